@@ -1,0 +1,100 @@
+"""The contestant's side of a benchmark: a process that trains or streams in blocks, and waits between them.
+
+Every contestant is a process of its own (its own torch settings, allocator and oneDNN caches) that talks over its
+pipes: a line on stdin asks for a block, a line of JSON on stdout answers it, the end of stdin ends it. While one
+contestant works the others sleep in `readline`, so blocks are interleaved on one machine without sharing its cores.
+Standard library only: JoeyNMT's interpreter imports it too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+def _claim_stdout() -> Callable[[Mapping[str, Any]], None]:
+    """Keeps the real stdout for answers; whatever a library prints goes to stderr from now on."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(values: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    return answer
+
+
+class Meter:
+    """Stands at the step boundary of a training loop: counts what a step held, and waits there between blocks.
+
+    The loop calls `start` before its first optimizer step and `step` after each one. A block is over with the first
+    step that brings it to the number of tokens asked for; loading batches falls inside the block, waiting does not.
+    """
+
+    def __init__(self) -> None:
+        self._answer = _claim_stdout()
+        self._goal = 0
+        self._began = self._cpu_began = 0.0
+        self._sums: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Says that everything is built, and waits for the first block.
+
+        Raises:
+            SystemExit: no more blocks are wanted.
+        """
+        self._answer({"ready": True})
+        self._wait()
+
+    def step(self, *, rows: int, tokens: int, positions: int, loss: float) -> None:
+        """One optimizer step is over.
+
+        Args:
+            rows: sentence pairs in the step.
+            tokens: non-padding source + target tokens, [EOS] included, [BOS] not: the same for all contestants.
+            positions: all positions computed in encoder and decoder, padding included.
+            loss: mean loss per target token; only to see that the contestant learns.
+        """
+        for name, value in (("steps", 1), ("rows", rows), ("tokens", tokens), ("positions", positions), ("loss", loss)):
+            self._sums[name] = self._sums.get(name, 0) + value
+        if self._sums["tokens"] >= self._goal:
+            sums = self._sums
+            sums["seconds"] = time.perf_counter() - self._began
+            sums["cpu_seconds"] = time.process_time() - self._cpu_began
+            sums["loss"] /= sums["steps"]
+            self._answer(sums)
+            self._wait()
+
+    def _wait(self) -> None:
+        line = sys.stdin.readline()
+        if not line:
+            raise SystemExit(0)
+        self._goal, self._sums = int(line), {}
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
+
+
+def serve_passes(one_pass: Callable[[int], Iterable[tuple[int, int, int]]]) -> None:
+    """Answers requests for passes over a corpus until stdin ends.
+
+    Args:
+        one_pass: given the number of the pass, from 0, yields for each micro-batch the rows, the tokens without
+            padding, and the positions with it. Building the loader and starting its workers belong to the pass.
+    """
+    answer = _claim_stdout()
+    answer({"ready": True})
+    done = 0
+    for line in sys.stdin:
+        sums, first = [0, 0, 0, 0], 0.0
+        began = time.perf_counter()
+        for number in range(done, done + int(line)):
+            for counts in one_pass(number):
+                first = first or time.perf_counter() - began
+                sums = [a + b for a, b in zip(sums, (1, *counts), strict=True)]
+        done += int(line)
+        seconds = time.perf_counter() - began
+        named = dict(zip(("batches", "rows", "tokens", "positions"), sums, strict=True))
+        answer({**named, "seconds": seconds, "first_batch_seconds": first})

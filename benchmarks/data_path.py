@@ -1,0 +1,96 @@
+"""The data path alone: rows and tokens per second streamed, tokenized and batched, without workers and with two.
+
+    python -m benchmarks.data_path --data FOLDER [--json benchmarks/results/FILE.json]
+
+Everybody reads the same files with the same tokenizer; a block is one pass over the corpus. Passes are interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpus import train_tokenizer
+from benchmarks.harness import Contestant, compare, interleave, machine, show, write
+
+OURS = "rankzero"
+VOCAB_SIZE, MAX_LENGTH = 6000, 100
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    data = os.environ.get("RANKZERO_DATA")
+    parser.add_argument("--data", type=Path, default=data, required=data is None, help="holds multi30k/train.jsonl")
+    parser.add_argument("--passes", type=int, default=1, help="size of a block, in passes over the corpus")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds")
+    parser.add_argument("--threads", type=int, default=1, help="of each process: torch, and the tokenizer's own")
+    parser.add_argument("--shards", type=int, default=1, help="files that the corpus is cut into")
+    parser.add_argument("--json", type=Path, help="writes all numbers to this file")
+    return parser.parse_args()
+
+
+def cut(file: Path, shards: int, folder: Path) -> list[str]:
+    """The corpus as `shards` files, rows dealt in turn; with one it is a copy."""
+    folder.mkdir()
+    files = [folder / f"train-{i:05d}-of-{shards:05d}.jsonl" for i in range(shards)]
+    if shards == 1:
+        shutil.copyfile(file, files[0])
+        return [str(files[0])]
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    for index, part in enumerate(files):
+        part.write_text("".join(line + "\n" for line in lines[index::shards]), encoding="utf-8")
+    return [str(part) for part in files]
+
+
+def contestants(options: argparse.Namespace, files: list[str], tokenizer: Path, work: Path, workers: int):
+    """Starts them all with `workers` loader processes; each has a folder of its own below `work`."""
+    common: dict[str, Any] = {
+        "files": files, "tokenizer": str(tokenizer), "max_length": MAX_LENGTH, "threads": options.threads,
+        "workers": workers, "rows_per_batch": 64,
+    }  # fmt: skip
+    wanted = [
+        ("datasets stream, map row by row", "stream", {"batched": False}),
+        ("datasets stream, map(batched=True)", "stream", {"batched": True}),
+    ]
+    started = []
+    for index, (name, module, own) in enumerate(wanted):
+        folder = work / f"workers{workers}-{index}-{module}"
+        folder.mkdir()
+        settings = {**common, **own, "folder": str(folder)}
+        started.append(Contestant(name, f"benchmarks.baselines.{module}", settings))
+    return started
+
+
+def main() -> None:
+    options = arguments()
+    report: dict[str, Any] = {"benchmark": "data path on Multi30k", "machine": machine(), "results": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        file = options.data / "multi30k" / "train.jsonl"
+        train_tokenizer(file, VOCAB_SIZE).save_pretrained(work / "tokenizer")
+        files = cut(file, options.shards, work / "corpus")
+        for workers in (0, 2):
+            running = contestants(options, files, work / "tokenizer", work, workers)
+            try:
+                blocks = interleave(running, options.passes, options.warmup, options.repeats)
+            finally:
+                for contestant in running:
+                    contestant.close()
+            results = compare(blocks, "tokens", OURS)
+            show(
+                f"data path on Multi30k, {workers or 'no'} workers, {options.shards} file(s)",
+                results,
+                ("rows", "tokens"),
+            )
+            report["results"][f"workers_{workers}"] = results
+    report |= {key: getattr(options, key) for key in ("passes", "warmup", "repeats", "threads", "shards")}
+    write(options.json, report)
+
+
+if __name__ == "__main__":
+    main()

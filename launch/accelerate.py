@@ -1,0 +1,187 @@
+"""Starting a run on this machine: choose a config, start `accelerate launch`, pass signals on, tell the exit code.
+
+    terminal --Ctrl-C, TERM, USR1--> rankzero train --once each--> launch.shim (accelerate launch) --once each--> ranks
+
+The launcher gets a session of its own, so that Ctrl-C, which the terminal sends to a whole process group, reaches the
+ranks once and by this way only. A configuration of one process needs none of it and runs right here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
+from launch.shim import ERROR_CODES, PARENT, PASSED_ON, PREEMPTED
+
+__all__ = ["LaunchPlan", "choose", "describe", "exit_code_of", "find", "gpus", "shipped", "start", "status_of"]
+
+_ROOT = Path(__file__).parent.parent  # where `launch` and `trainer` are, installed or not
+_AGAIN_SECONDS = 1.0  # a Ctrl-C this long after the first is a second one, not a duplicate
+
+
+def start(
+    config: str | None, nproc: int | None, argv: Sequence[str], run_dir: Path, in_process: Callable[[], int]
+) -> int:
+    """Runs `python -m trainer ARGV` as the config says and returns the exit code.
+
+    Args:
+        config: shipped name or path of an Accelerate config; None: `ddp` where there are two or more GPUs, else
+            `debug`.
+        nproc: ranks over all machines; None: what the config or the number of GPUs says.
+        argv: arguments for `python -m trainer`, "train" first.
+        run_dir: where rank zero writes status.json.
+        in_process: called instead of a launcher when one process is all that is asked for, or when a launcher has
+            started this process already (WORLD_SIZE is set); its result is returned.
+
+    Raises:
+        UsageError: the config is wrong or does not fit this machine.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return in_process()
+    plan = choose(config, nproc)
+    if plan.note:
+        print(f"rankzero: {plan.note}", file=sys.stderr)
+    if plan.engine == "single":
+        os.environ.update(environment(plan))
+        return in_process()
+    before = status_of(run_dir)
+    return exit_code_of(run_dir, before, _launch(command(plan, argv), environment(plan)))
+
+
+def command(plan: LaunchPlan, argv: Sequence[str]) -> list[str]:
+    """The command line of the launcher for `python -m trainer ARGV`."""
+    return [
+        *(sys.executable, "-m", "launch.shim"),
+        *("--config_file", str(plan.path), "--num_processes", str(plan.ranks)),
+        *("-m", "launch.rank", *argv),
+    ]
+
+
+def environment(plan: LaunchPlan) -> dict[str, str]:
+    """This process's environment with what the ranks need, and without what would silently change the engine."""
+    misleading = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+    env = {key: value for key, value in os.environ.items() if key not in misleading}
+    env |= {
+        "RANKZERO_ENGINE": plan.engine,
+        "RANKZERO_RANKS": str(plan.ranks),
+        "ACCELERATE_MIXED_PRECISION": plan.precision,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.ranks_here)))
+    if plan.cpu:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    if plan.cpu and plan.engine in ("single", "ddp"):  # with ZeRO or FSDP it would silently give DDP
+        env["ACCELERATE_USE_CPU"] = "true"
+    return env
+
+
+def cores() -> int:
+    """Cores this process may use: its affinity, or the CPU quota of its control group if less; at least 1."""
+    usable = float(len(os.sched_getaffinity(0)))
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        groups = []
+    for group in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):
+        folder = Path("/sys/fs/cgroup")
+        for part in ("", *Path(group).parts):
+            folder /= part
+            usable = min(usable, _quota(folder))
+    return max(1, int(usable))
+
+
+def _quota(group: Path) -> float:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # no such group seen from here, or "max"
+        return float("inf")
+
+
+def _launch(command: Sequence[str], env: dict[str, str]) -> int:
+    """Runs the launcher to its end, passing signals on; its exit code, or 75 when a signal ended the launcher itself."""
+    env = env | {PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1"}  # never another `trainer` from the current folder
+    if _ROOT.name not in ("site-packages", "dist-packages"):
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH"))))
+    courier = _Courier()
+    old = {number: signal.signal(number, courier.receive) for number in PASSED_ON}
+    try:
+        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+        courier.deliver_to(process)
+        code = process.wait()
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    return PREEMPTED if code < 0 and courier.sent else code
+
+
+class _Courier:
+    """Passes each kind of signal on to the launcher once; a second Ctrl-C kills the launcher and its ranks."""
+
+    def __init__(self) -> None:
+        self.sent: dict[int, float] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def deliver_to(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        for number in self.sent:  # came while the launcher was being started
+            process.send_signal(number)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number not in self.sent:
+            self.sent[number] = now
+            if self._process:
+                self._process.send_signal(number)
+            if number == signal.SIGINT:
+                print("\nrankzero: stopping: the ranks save and leave; Ctrl-C again kills them", file=sys.stderr)
+        elif number == signal.SIGINT and now - self.sent[number] > _AGAIN_SECONDS and self._process:
+            _kill(self._process.pid)
+
+
+def _kill(pid: int) -> None:
+    try:
+        launcher = psutil.Process(pid)
+        family = [*launcher.children(recursive=True), launcher]
+    except psutil.Error:
+        return
+    for process in family:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+
+
+def status_of(run_dir: Path) -> dict[str, Any] | None:
+    """What status.json of a run directory says; None when there is none that can be read."""
+    try:
+        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return status if isinstance(status, dict) else None
+
+
+def exit_code_of(run_dir: Path, before: dict[str, Any] | None, launcher_code: int) -> int:
+    """The exit code of a launched run: the launcher in between may lose it, so rank zero's last word decides.
+
+    `before` is `status_of(run_dir)` from before the start: what has not changed since is not this attempt's, which may
+    have been refused (wrong recipe, directory in use) without leaving a word there: then the ranks' own code counts, as
+    far as `launch.shim` could keep it. Whatever ended without any of these: 1, a rank died.
+    """
+    if launcher_code in ERROR_CODES:
+        return launcher_code
+    status = status_of(run_dir)
+    if status and status != before and status.get("state") in ("finished", "preempted", "failed"):
+        return int(status["exit_code"])
+    return launcher_code if launcher_code in (0, PREEMPTED) else 1

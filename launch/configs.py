@@ -1,0 +1,216 @@
+"""Accelerate configs: where they are, what they ask for, and whether this machine can give it.
+
+Accelerate itself reads these files again when it launches; here they are read to know what was asked for, because
+several wrong ones train silently alone: the ranks compare engine and number with `RANKZERO_ENGINE` and `RANKZERO_RANKS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+import yaml
+
+from trainer.errors import UsageError
+
+Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+Precision = Literal["no", "bf16", "fp16"]
+
+_HERE = Path(__file__).parent
+FOLDERS = (_HERE / "accelerate_configs", _HERE.parent / "accelerate_configs")  # in the wheel, in a source checkout
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What an Accelerate config asks for.
+
+    `ranks` counts the processes of all `machines` together; None: one for each GPU. `cpu`: the GPUs, if any, stay
+    unused. `note` says where the plan differs from the file.
+    """
+
+    config: str
+    path: Path
+    engine: Engine
+    ranks: int | None
+    precision: Precision
+    cpu: bool
+    machines: int = 1
+    note: str = ""
+
+    @property
+    def ranks_here(self) -> int:
+        """Ranks on one machine; asserts that their number is settled (see `choose`)."""
+        assert self.ranks is not None, self
+        return self.ranks // self.machines
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped configs by name, sorted."""
+    for folder in FOLDERS:
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise UsageError(f"no folder accelerate_configs at {' or '.join(map(str, FOLDERS))}: reinstall rankzero")
+
+
+def find(config: str) -> Path:
+    """The file for a shipped name or a path.
+
+    Raises:
+        UsageError: neither a shipped name nor an existing file.
+    """
+    known = shipped()
+    if config in known:
+        return known[config]
+    path = Path(config)
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(config, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"--config {config}: no shipped config and no file; {hint}shipped: {', '.join(known)}")
+
+
+def describe(config: str | Path) -> LaunchPlan:
+    """Reads what a config (shipped name or path) asks for; this machine is not looked at.
+
+    Raises:
+        UsageError: missing file, not YAML, or a value that would not run as written; names the key and the fix.
+    """
+    path = config if isinstance(config, Path) else find(config)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"config {path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"config {path}: an Accelerate config is a mapping, not {type(values).__name__}")
+    engine = _engine(values, path)
+    plan = LaunchPlan(
+        config=str(config),
+        path=path,
+        engine=engine,
+        ranks=_ranks(values, path, engine),
+        precision=_precision(values, path),
+        cpu=_flag(values, path, "use_cpu"),
+        machines=_integer(values, path, "num_machines", 1),
+    )
+    _check_machines(plan, values)
+    if plan.cpu and plan.precision == "fp16" and engine in ("single", "ddp"):
+        _refuse(path, "mixed_precision", "fp16", "no or bf16 on CPU, where fp16 silently trains in fp32")
+    return plan
+
+
+def choose(config: str | None, nproc: int | None) -> LaunchPlan:
+    """The plan for this machine, with a settled number of ranks.
+
+    Without a config: `ddp` where there are two or more GPUs, else `debug`. `nproc` counts the ranks of all machines and
+    overrides the file. DDP with one rank is one process: its engine becomes "single", and the note says so.
+
+    Raises:
+        UsageError: as `describe`; or more ranks than GPUs, or a number that does not fit the config.
+    """
+    plan = describe(config or ("ddp" if gpus() >= 2 else "debug"))
+    if nproc is not None and nproc < 1:
+        raise UsageError(f"--nproc {nproc}: at least 1 rank")
+    if nproc not in (None, 1) and plan.engine == "single":
+        raise UsageError(f"--nproc {nproc}: config {plan.config} is one process; for more take --config cpu or ddp")
+    ranks = nproc or plan.ranks
+    if not plan.cpu and plan.engine != "single":
+        ranks = _fit_gpus(plan, ranks)
+    assert ranks is not None, "only configs for GPUs may leave the number of ranks open"
+    if ranks % plan.machines:
+        raise UsageError(f"--nproc {ranks}: not divisible by the {plan.machines} machines of config {plan.config}")
+    if plan.engine == "ddp" and ranks == 1:
+        note = f"config {plan.config} with one rank is one process: engine single instead of ddp"
+        return replace(plan, engine="single", ranks=1, note=note)
+    return replace(plan, ranks=ranks)
+
+
+def gpus() -> int:
+    """The CUDA devices that this process may use. Imports torch only where there is a device file of a GPU."""
+    devices = Path("/dev")
+    if not (any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists() or (devices / "kfd").exists()):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _fit_gpus(plan: LaunchPlan, ranks: int | None) -> int:
+    here = gpus()
+    if here == 0:
+        raise UsageError(f"config {plan.config} needs GPUs and none is visible here; on CPU take cpu or debug")
+    ranks = ranks or here * plan.machines
+    if ranks > here * plan.machines:
+        raise UsageError(f"{ranks} ranks on {plan.machines} x {here} GPUs: --nproc {here * plan.machines} at most")
+    return ranks
+
+
+def _engine(values: dict[str, Any], path: Path) -> Engine:
+    kind = values.get("distributed_type")
+    if kind not in ("NO", "MULTI_GPU", "DEEPSPEED", "FSDP"):
+        allowed = "'NO' (quoted), MULTI_GPU (also for DDP on CPU, with use_cpu: true), DEEPSPEED or FSDP"
+        _refuse(path, "distributed_type", kind, allowed)
+    if kind == "NO":
+        return "single"
+    if kind == "MULTI_GPU":
+        return "ddp"
+    if kind == "DEEPSPEED":
+        stage = (values.get("deepspeed_config") or {}).get("zero_stage")
+        if stage not in (1, 2, 3):
+            _refuse(path, "deepspeed_config.zero_stage", stage, "1, 2 or 3")
+        return cast(Engine, f"zero{stage}")
+    version = (values.get("fsdp_config") or {}).get("fsdp_version")
+    if version != 2:
+        _refuse(path, "fsdp_config.fsdp_version", version, "2")
+    return "fsdp2"
+
+
+def _ranks(values: dict[str, Any], path: Path, engine: Engine) -> int | None:
+    if engine == "single":
+        if values.get("num_processes", 1) != 1:
+            _refuse(path, "num_processes", values["num_processes"], "1 with distributed_type 'NO'")
+        return 1
+    if values.get("num_processes", "gpu") == "gpu":
+        if values.get("use_cpu"):
+            _refuse(path, "num_processes", values.get("num_processes"), "a number, with use_cpu: true")
+        return None
+    return _integer(values, path, "num_processes", 1)
+
+
+def _precision(values: dict[str, Any], path: Path) -> Precision:
+    precision = values.get("mixed_precision", "no")
+    if precision not in ("no", "bf16", "fp16"):
+        _refuse(path, "mixed_precision", precision, "'no' (quoted: a bare no is false in YAML), bf16 or fp16")
+    return cast(Precision, precision)
+
+
+def _check_machines(plan: LaunchPlan, values: dict[str, Any]) -> None:
+    if plan.machines == 1:
+        return
+    if plan.ranks is None or plan.ranks % plan.machines:
+        _refuse(plan.path, "num_processes", values.get("num_processes"), f"a multiple of the {plan.machines} machines")
+    rank = values.get("machine_rank", 0)
+    if rank not in range(plan.machines):
+        _refuse(plan.path, "machine_rank", rank, f"0 to {plan.machines - 1}, another on each machine")
+    for key in ("main_process_ip", "main_process_port"):
+        if not values.get(key):
+            _refuse(plan.path, key, values.get(key), "the first machine's, the same on all machines")
+
+
+def _integer(values: dict[str, Any], path: Path, key: str, default: int) -> int:
+    value = values.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _refuse(path, key, value, "a whole number from 1")
+    return value
+
+
+def _flag(values: dict[str, Any], path: Path, key: str) -> bool:
+    value = values.get(key, False)
+    if not isinstance(value, bool):
+        _refuse(path, key, value, "true or false")
+    return value
+
+
+def _refuse(path: Path, key: str, value: Any, allowed: str) -> NoReturn:
+    raise UsageError(f"config {path}: {key} is {value!r}; allowed: {allowed}")

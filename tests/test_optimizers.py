@@ -1,0 +1,142 @@
+"""Groups, fused kernels, rates, and the note about keys that are not used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.errors import UsageError
+from trainer.optim.optimizers import build_optimizer, set_rates, unused_keys
+from trainer.sections import OptimConfig
+
+
+class Tiny(nn.Module):
+    """Every kind of parameter: embedding tied to the output, matrices, bias, norm, a frozen matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(4, 7, bias=True)
+        self.embedding = nn.Embedding(7, 4)
+        self.output.weight = self.embedding.weight
+        self.hidden = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.output(self.norm(self.frozen(self.hidden(self.embedding(ids)))))
+
+
+def names_by_group(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, list[str]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {g["name"]: [names[id(p)] for p in g["params"]] for g in optimizer.param_groups}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_groups(name: str) -> None:
+    model = Tiny()
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.25, weight_decay=0.1))
+    assert names_by_group(model, optimizer) == {
+        "decay": ["hidden.weight"],
+        "no_decay": ["output.weight", "output.bias", "hidden.bias", "norm.weight", "norm.bias"],
+    }
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    assert [g["base_lr"] for g in optimizer.param_groups] == [0.25, 0.25]
+    assert bool(optimizer.defaults["fused"]) == (name == "adamw")
+
+
+def test_a_parameter_cut_up_by_zero3_is_judged_by_its_whole_shape() -> None:
+    model = nn.Linear(4, 4)
+    model.weight.ds_shape = model.weight.shape  # what deepspeed.zero.Init leaves
+    model.weight.data = torch.empty(0)
+    model.bias.ds_shape = model.bias.shape
+    assert names_by_group(model, build_optimizer(model, OptimConfig())) == {"decay": ["weight"], "no_decay": ["bias"]}
+
+
+def test_an_empty_group_is_left_out() -> None:
+    assert [g["name"] for g in build_optimizer(nn.Linear(2, 2, bias=False), OptimConfig()).param_groups] == ["decay"]
+    assert [g["name"] for g in build_optimizer(nn.LayerNorm(2), OptimConfig()).param_groups] == ["no_decay"]
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(UsageError, match="frozen"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+def test_nesterov_without_momentum() -> None:
+    with pytest.raises(UsageError, match=r"optim\.nesterov.*optim\.momentum"):
+        build_optimizer(Tiny(), OptimConfig(name="sgd", nesterov=True))
+
+
+def test_no_fused_kernel_on_a_device_without_one() -> None:
+    with torch.device("meta"):
+        model = Tiny()
+    assert build_optimizer(model, OptimConfig()).defaults["fused"] is None
+
+
+@pytest.mark.parametrize(
+    ("optim", "plain"),
+    [
+        (
+            OptimConfig(name="adamw", lr=0.01, betas=(0.8, 0.9), eps=1e-5, weight_decay=0.1),
+            lambda groups: torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.9), eps=1e-5, fused=False, foreach=False),
+        ),
+        (
+            OptimConfig(name="sgd", lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),
+            lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, fused=False, foreach=False),
+        ),
+    ],
+    ids=["adamw", "sgd"],
+)
+def test_five_steps_are_those_of_the_plain_optimizer(optim: OptimConfig, plain) -> None:
+    torch.manual_seed(0)
+    mine, reference = Tiny(), Tiny()
+    reference.load_state_dict(mine.state_dict())
+    built = build_optimizer(mine, optim)
+    matrices = [p for n, p in reference.named_parameters() if n == "hidden.weight"]
+    rest = [p for n, p in reference.named_parameters() if n != "hidden.weight" and not n.startswith("frozen")]
+    expected = plain([{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}])
+    frozen = mine.frozen.weight.clone()
+    for _ in range(5):
+        for model, optimizer in ((mine, built), (reference, expected)):
+            optimizer.zero_grad()
+            model(torch.tensor([[1, 2, 6]])).square().sum().backward()
+            optimizer.step()
+    for (name, a), b in zip(mine.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    assert torch.equal(mine.frozen.weight, frozen)
+
+
+def test_set_rates_starts_from_the_base_rate_each_time() -> None:
+    model = Tiny()
+    optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=0.5))
+    for _ in range(2):
+        set_rates(optimizer, {"decay": 0.5, "no_decay": 0.0}.__getitem__)
+        assert [g["lr"] for g in optimizer.param_groups] == [0.25, 0.0]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.tensor([1, 2])).square().sum().backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"hidden.weight"}
+
+
+def test_unused_keys() -> None:
+    assert unused_keys(OptimConfig()) == []
+    assert unused_keys(OptimConfig(name="adamw", momentum=0.9, nesterov=True, ratio=10.0)) == [
+        "momentum",
+        "nesterov",
+        "ratio",
+    ]
+    assert unused_keys(OptimConfig(name="sgd", momentum=0.9, betas=(0.9, 0.98), eps=1e-9)) == ["betas", "eps"]
+    triangular = OptimConfig(schedule="slanted_triangular", warmup_steps=10, cut_fraction=0.2)
+    assert unused_keys(triangular) == ["warmup_steps"]
+    assert unused_keys(OptimConfig(plateau={"patience": 3})) == ["plateau"]
+    assert unused_keys(OptimConfig(schedule="plateau", plateau={"patience": 3})) == []
+    assert unused_keys(OptimConfig(averaging={"kind": "last", "last": 3, "decay": 0.9})) == ["averaging.decay"]
+    assert unused_keys(OptimConfig(averaging={"kind": "ema", "decay": 0.9})) == []
+
+
+def test_a_resolved_recipe_gives_no_notes() -> None:
+    """It writes all defaults out, which the user never set."""
+    resolved = OptimConfig.model_validate(OptimConfig().model_dump())
+    assert unused_keys(resolved) == []

@@ -1,0 +1,26 @@
+"""rankzero: trains Transformers on any number of ranks and ships them from rank zero.
+
+from trainer import train
+run = train("multi30k", overrides=["data.root=PATH/multi30k"])
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+# Results must not depend on the number of threads or on memory alignment (docs/design.md, "bit for bit"); MKL reads
+# this when it is loaded, so it is set before torch is imported.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+__all__ = ["Recipe", "evaluate", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """The Python API, imported when it is asked for: `rankzero --help` must not wait for pydantic models or torch."""
+    if name in __all__:
+        from trainer import compose
+
+        return getattr(compose, name)
+    raise AttributeError(f"module 'trainer' has no attribute {name!r}")

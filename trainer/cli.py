@@ -1,0 +1,194 @@
+"""The commands, without ever starting a launcher: for `accelerate launch … -m trainer`, `torchrun … -m trainer`, srun.
+
+Torch is imported inside commands only, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer.errors import DataError, RankzeroError, UsageError
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4 seed=2")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
+RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="run directory (default runs/NAME)")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start from step 0; an existing run is kept beside the new one")]
+AllowChange = Annotated[list[str] | None, typer.Option("--allow-change", metavar="KEY", help="may differ from before")]
+Debug = Annotated[bool, typer.Option("--debug", help="one process, a slice, deterministic, anomaly detection, eager")]
+Profile = Annotated[bool, typer.Option("--profile", help="write a torch profiler trace (profile.json) into the run")]
+Config = Annotated[str | None, typer.Option("--config", metavar="NAME", help="an Accelerate config: name or path")]
+
+app = typer.Typer(
+    name="trainer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="rankzero without a launcher: for accelerate launch, torchrun and srun.",
+)
+
+
+@app.command("train")
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: RunOption = None,
+    fresh: Fresh = False,
+    allow_change: AllowChange = None,
+    debug: Debug = False,
+    profile: Profile = False,
+) -> None:
+    """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
+    from trainer.compose import train as run_training
+
+    ended = run_training(
+        recipe, overrides or [], run=run, fresh=fresh, allow_change=allow_change or [], debug=debug, profile=profile
+    )
+    if is_main():
+        show_samples(ended.path)
+        print(f"done: {ended.path} (step {ended.step})")
+
+
+@app.command("prepare")
+def prepare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder (default prepared/NAME)")] = None,
+) -> None:
+    """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards."""
+    from trainer.compose import prepare as run_preparation
+
+    print(run_preparation(recipe, overrides or [], out=out))
+
+
+@app.command("evaluate")
+def evaluate(
+    run: RunArgument,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
+) -> None:
+    """Evaluate a finished run again; writes evaluation/SPLIT/ and prints metrics.json."""
+    from trainer.compose import evaluate as run_evaluation
+
+    if split not in ("validation", "test"):
+        raise UsageError(f"--split {split}: allowed are validation and test")
+    scores = run_evaluation(run, split=split, overrides=overrides or [])
+    if is_main():
+        print(json.dumps(scores, indent=2, ensure_ascii=False))
+
+
+@app.command("predict")
+def predict(
+    run: RunArgument,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="default: lines of stdin")] = None,
+    backend: Annotated[str, typer.Option("--backend", help="torch, onnx or int8")] = "torch",
+) -> None:
+    """Texts or stdin lines to JSON lines, one per line, in order."""
+    from trainer.compose import predict as run_prediction
+
+    for record in run_prediction(run, iter(texts) if texts else stdin_lines(), backend=backend):
+        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+@app.command("recipes")
+def recipes(
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
+) -> None:
+    """The shipped recipes, one line each; with --schema the JSON Schema."""
+    from trainer.compose import SHIPPED, Recipe
+
+    if schema:
+        print(json.dumps(Recipe.model_json_schema(), indent=2))
+        return
+    for path in sorted(SHIPPED.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        print(f"{path.stem:20s} {first.removeprefix('#').strip()}")
+
+
+def stdin_lines() -> Iterator[str]:
+    """A line ends at a line feed only: texts may contain U+0085 and other characters that Python takes for line ends.
+
+    Raises:
+        DataError: a line is not UTF-8.
+    """
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"stdin line {number} is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def show_samples(run: Path, most: int = 5) -> None:
+    """A few predictions of the last evaluated split, for people."""
+    from itertools import islice
+
+    from trainer.evaluation.predictions import read_predictions
+
+    for split in ("test", "validation"):
+        path = run / "evaluation" / split / "predictions.jsonl"
+        if path.exists():
+            for record in islice(read_predictions(path), most):
+                print(f"  {record['input']}\n    -> {record['prediction']}\n    == {record['target']}")
+            return
+
+
+def is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def set_up_logging() -> None:
+    """Warnings of ours to stderr, once: other ranks keep quiet."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("rankzero")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if is_main() else logging.ERROR)
+
+
+def run_app(application: typer.Typer | Callable[[], Any]) -> int:
+    """Runs a command line and turns errors into messages and exit codes; a traceback is for our own mistakes only."""
+    set_up_logging()
+    try:
+        application(standalone_mode=False) if isinstance(application, typer.Typer) else application()
+    except RankzeroError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        if is_main() or error.exit_code not in (75,):
+            print(f"rankzero: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    except typer.Exit as end:
+        return end.exit_code
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        code = _usage(error)
+        if code is None:
+            traceback.print_exc()
+            return 1
+        return code
+    return 0
+
+
+def _usage(error: Exception) -> int | None:
+    """Typer's own usage errors, shown its way; None for others."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or code is None:
+        return None
+    show()
+    return int(code)

@@ -1,0 +1,239 @@
+"""The run, told top to bottom: a recipe goes in, one run directory comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import Preempted, RankzeroError, UsageError
+from trainer.models.configs import MODEL_CONFIGS
+from trainer.recipe import Recipe as BaseRecipe
+from trainer.recipe import recipe_class
+from trainer.rundir import RunDir, Status, read_json
+from trainer.tasks.base import task_classes
+
+SHIPPED = Path(__file__).parent / "recipes"
+Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
+
+DEBUG_OVERRIDES = (
+    "loop.max_steps=20",
+    "loop.log_every=1",
+    "loop.eval_every=10",
+    "loop.save_every=10",
+    "loop.compile=false",
+    "data.workers=0",
+    "evaluation.max_rows=32",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: its directory, last step, and the scores of each evaluated split."""
+
+    path: Path
+    step: int
+    metrics: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to a recipe without changing a step."""
+
+    run: Path | None = None
+    fresh: bool = False
+    allow_change: Sequence[str] = ()
+    debug: bool = False
+    profile: bool = False
+
+
+def find_recipe(name: str) -> Path:
+    """A shipped recipe by name, others by path.
+
+    Raises:
+        UsageError: neither; names the nearest shipped one.
+    """
+    import difflib
+
+    shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if Path(name).suffix in (".yaml", ".yml") or "/" in name:
+        return Path(name)
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(sorted(shipped))}"
+    raise UsageError(f"recipe {name!r} is not shipped; {hint} Others are given by path, ending in .yaml")
+
+
+def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) -> BaseRecipe:
+    """A recipe by name, path or as an object, with overrides."""
+    if isinstance(recipe, BaseRecipe):
+        return Recipe.parse(recipe.model_dump(mode="json"), overrides) if overrides else recipe
+    return Recipe.load(find_recipe(str(recipe)), overrides)
+
+
+def run_path(recipe: BaseRecipe, options: Options) -> Path:
+    """`--run`, or runs/<name> below the working directory."""
+    return options.run or Path("runs") / (f"{recipe.name}-debug" if options.debug else recipe.name)
+
+
+def train(
+    recipe: str | Path | BaseRecipe,
+    overrides: Sequence[str] = (),
+    *,
+    run: str | Path | None = None,
+    fresh: bool = False,
+    allow_change: Sequence[str] = (),
+    debug: bool = False,
+    profile: bool = False,
+) -> Run:
+    """Trains, or goes on from the newest checkpoint; then chooses the weights and evaluates. Every rank calls this.
+
+    Args:
+        recipe: a shipped recipe's name, a path, or a `Recipe`.
+        overrides: `key=value` in dotted form.
+        run: the run directory; runs/<name> by default.
+        fresh: start from step 0; an existing run is kept beside the new one.
+        allow_change: keys in which the recipe may differ from the one that the run directory was made with.
+        debug: a slice of the data, deterministic, with anomaly detection.
+        profile: write a torch profiler trace into the run directory.
+
+    Raises:
+        RankzeroError: with the exit code of the design; `Preempted` when stopped by a signal, all being saved.
+    """
+    options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile)
+    resolved = load_recipe(recipe, [*overrides, *(DEBUG_OVERRIDES if debug else ())])
+    return _train(resolved, options)
+
+
+def _train(recipe: BaseRecipe, options: Options) -> Run:
+    from trainer.engine.runtime import start
+    from trainer.engine.signals import StopFlag
+
+    folder = RunDir(run_path(recipe, options))
+    with StopFlag().listening() as stop:
+        accumulation = _accumulation(recipe)
+        runtime = start(stop, deterministic=options.debug, accumulation=accumulation)
+        lock = contextlib.ExitStack()
+        with lock:
+            if runtime.main and options.fresh:
+                _set_aside(folder)
+            runtime.on_main(lambda: lock.enter_context(folder.locked()) and None)
+            attempt = runtime.share(len((read_json(folder.manifest) or {}).get("starts", [])) + 1)
+            status = Status(folder, attempt).start() if runtime.main else None
+            try:
+                ended = _stages(recipe, options, folder, runtime, status, accumulation)
+            except BaseException as error:
+                _tell(folder, runtime.rank, status, error)
+                raise
+            finally:
+                runtime.leave()
+            if status is not None:
+                status.finish("finished", 0)
+            return ended
+
+
+def _stages(
+    recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Any, status: Status | None, accumulation: int
+) -> Run:
+    from trainer.engine import setup
+    from trainer.engine.session import Session
+
+    def prepare() -> dict[str, Any]:
+        setup.agree_with_earlier(folder, recipe, options.allow_change)
+        data = setup.survey_data(folder, recipe)
+        setup.make_tokenizer(folder, recipe, data["train"]["rows"])
+        setup.write_manifest(folder, runtime, data)
+        return data
+
+    data = runtime.on_main(prepare)
+    session = Session(recipe, folder, runtime, status, data, accumulation, options.debug, options.profile)
+    session.train()
+    session.choose_weights()
+    scores = {split: session.evaluate(split) for split in recipe.evaluation.splits if getattr(recipe.data, split)}
+    runtime.close()
+    if runtime.main:
+        session.finish(scores)
+    return Run(folder.path, session.progress.step, scores)
+
+
+def _accumulation(recipe: BaseRecipe) -> int:
+    """Micro-batches of each rank in a step: computed from lanes and ranks, never configured."""
+    ranks, lanes, fuse = int(os.environ.get("WORLD_SIZE", "1")), recipe.data.lanes, recipe.loop.fuse_lanes
+    if ranks > lanes:
+        raise UsageError(
+            f"{ranks} ranks are more than data.lanes={lanes}: each rank needs a lane; use at most {lanes} ranks, or a "
+            "recipe with more lanes (which changes its steps)"
+        )
+    if fuse > 1 and (lanes % ranks or (lanes // ranks) % fuse):
+        raise UsageError(
+            f"loop.fuse_lanes={fuse} does not divide the {lanes / ranks:g} lanes of each of {ranks} ranks "
+            f"(data.lanes={lanes}); choose a divisor, or 1"
+        )
+    return math.ceil(math.ceil(lanes / ranks) / fuse)
+
+
+def _set_aside(folder: RunDir) -> None:
+    import logging
+
+    with folder.locked() if folder.path.exists() else contextlib.nullcontext():
+        pass  # refuses while another process writes there
+    moved = folder.set_aside()
+    if moved is not None:
+        logging.getLogger("rankzero").warning("--fresh: the earlier run is kept as %s", moved)
+
+
+def _tell(folder: RunDir, rank: int, status: Status | None, error: BaseException) -> None:
+    """Rank zero writes how the attempt ended into status.json; another rank leaves a note for it."""
+    from trainer.rundir import write_json
+
+    code = error.exit_code if isinstance(error, RankzeroError) else 1
+    text = str(error) or type(error).__name__
+    note = folder.path / "failed-rank.json"
+    with contextlib.suppress(RankzeroError, OSError):
+        if status is None:
+            if isinstance(error, RankzeroError) and not isinstance(error, Preempted):
+                write_json(note, {"rank": rank, "exit_code": code, "error": text})
+            return
+        left = None if isinstance(error, RankzeroError) else read_json(note)
+        if left is not None:  # rank zero met only a broken connection: the other rank's reason is the reason
+            code, text = left["exit_code"], f"rank {left['rank']}: {left['error']}"
+        status.finish("preempted" if code == Preempted.exit_code else "failed", code, text)
+
+
+def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluates a finished run again, from the run directory alone; writes evaluation/<split>/ and returns the scores.
+
+    Raises:
+        RankzeroError: no such run, no model in it yet, no such split.
+    """
+    from trainer.engine.runtime import start
+    from trainer.engine.session import Finished
+    from trainer.engine.signals import StopFlag
+
+    with StopFlag().listening() as stop:
+        runtime = start(stop)
+        try:
+            finished = Finished.open(RunDir(run), Recipe, overrides)
+            scores = finished.evaluate(runtime, split)
+            runtime.close()
+            return scores
+        finally:
+            runtime.leave()
+
+
+def predict(run: str | Path, texts: Iterable[str], *, backend: str = "torch") -> Iterator[dict[str, Any]]:
+    """One record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
+
+    Raises:
+        UsageError: a backend that this run has no artifact for.
+    """
+    from trainer.engine.session import Finished
+
+    if backend != "torch":
+        raise UsageError(f"--backend {backend}: this run has no {backend} artifact; allowed: torch")
+    yield from Finished.open(RunDir(run), Recipe).predict(texts)

@@ -1,0 +1,192 @@
+"""From a row as it stands in a file to the texts that a task sees: named cleaning steps, and the check of every row.
+
+The steps are pure functions `str -> str`; `data.cleaning` lists the ones that are applied, in order. The usual recipe
+for sentiment reviews is `[unescape_html, strip_tags, replace_urls, replace_emails, normalize_unicode, fold_whitespace,
+lowercase]`: entities first, so that an escaped `&lt;br /&gt;` becomes a tag before tags are stripped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer.data.formats import MAX_LINE_BYTES
+from trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from trainer.data.sources import Row
+
+Cleaner = Callable[[str], str]
+MAX_CHARACTERS = MAX_LINE_BYTES  # of one field: as long as a whole line may be
+
+# An HTML tag or comment: "<" right before a letter, "/" or "!--", so that "a < b > c" and "<3" stay.
+_TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]*>", re.DOTALL)
+_URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"]+|\bwww\.[^\s<>\"]+\.[^\s<>\"]+", re.IGNORECASE)
+_URL_END = ".,;:!?)]}'"  # closes the sentence or the bracket around an address more often than the address
+_EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+_ZERO_WIDTH = {0x200B: " ", 0xFEFF: " "}  # spaces that str.split does not know
+
+
+def unescape_html(text: str) -> str:
+    """Entities to the characters they stand for: "&amp;" to "&"."""
+    return html.unescape(text) if "&" in text else text
+
+
+def strip_tags(text: str) -> str:
+    """HTML tags and comments to a space: "good.<br /><br />But" keeps its sentences apart."""
+    return _TAG.sub(" ", text) if "<" in text else text
+
+
+def replace_urls(text: str) -> str:
+    """Web addresses to the word URL; the punctuation after one stays."""
+
+    def word(match: re.Match[str]) -> str:
+        address = match.group()
+        return "URL" + address[len(address.rstrip(_URL_END)) :]
+
+    return _URL.sub(word, text)
+
+
+def replace_emails(text: str) -> str:
+    """E-mail addresses to the word EMAIL."""
+    return _EMAIL.sub("EMAIL", text) if "@" in text else text
+
+
+def normalize_unicode(text: str) -> str:
+    """Composed form (NFC): what looks alike and means the same is written alike."""
+    return unicodedata.normalize("NFC", text)
+
+
+def normalize_compatibility(text: str) -> str:
+    """Compatibility form (NFKC). It also changes meaning ("x²" to "x2", "½" to "1⁄2"), so it is never a default."""
+    return unicodedata.normalize("NFKC", text)
+
+
+def fold_whitespace(text: str) -> str:
+    """Any run of white space (no-break and zero-width ones, U+0085 and line ends too) to one space; ends stripped."""
+    if "\u200b" in text or "\ufeff" in text:
+        text = text.translate(_ZERO_WIDTH)
+    return " ".join(text.split())
+
+
+def lowercase(text: str) -> str:
+    """Lower case; "ß" stays (`casefold` would make it "ss")."""
+    return text.lower()
+
+
+CLEANERS: dict[str, Cleaner] = {
+    step.__name__: step
+    for step in (
+        unescape_html,
+        strip_tags,
+        replace_urls,
+        replace_emails,
+        normalize_unicode,
+        normalize_compatibility,
+        fold_whitespace,
+        lowercase,
+    )
+}
+
+
+def cleaner(names: Sequence[str]) -> Cleaner:
+    """The steps named, applied in their order.
+
+    Raises:
+        UsageError: an unknown step; all unknown ones at once, each with the nearest known one.
+    """
+    unknown = [name for name in names if name not in CLEANERS]
+    if unknown:
+        near = {name: difflib.get_close_matches(name, CLEANERS, n=1, cutoff=0.5) for name in unknown}
+        hints = [f"{name!r}" + (f" (did you mean {near[name][0]!r}?)" if near[name] else "") for name in unknown]
+        raise UsageError(f"data.cleaning: unknown step {', '.join(hints)}; known: {', '.join(CLEANERS)}")
+    steps = [CLEANERS[name] for name in names]
+
+    def clean(text: str) -> str:
+        for step in steps:
+            text = step(text)
+        return text
+
+    return clean
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used.
+
+    Attributes:
+        id: (shard, row), both from 0.
+        reason: what is wrong, in the words that are counted ("is null").
+        column: the column at fault; None when the row as a whole cannot be read.
+        detail: what was found there, for the message only.
+    """
+
+    id: tuple[int, int]
+    reason: str
+    column: str | None = None
+    detail: str = ""
+
+    def describe(self, shard_name: str) -> str:
+        """'train.jsonl:17 (row 18), column "en": is null': the id counts from 0, as everywhere, the row from 1."""
+        column = f', column "{self.column}"' if self.column is not None else ""
+        return f"{shard_name}:{self.id[1]} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
+
+
+def clean_row(row: Row, roles: Sequence[str], columns: Mapping[str, str], clean: Cleaner) -> dict[str, str] | BadRow:
+    """The cleaned texts of a row by role, or what is wrong with it.
+
+    Args:
+        row: as read.
+        roles: those that the task needs; "label" may hold a whole number or a truth value too, and is not cleaned.
+        columns: role -> column, for the roles whose column has another name (`data.columns`).
+        clean: from `cleaner`.
+    """
+    if row.error is not None:
+        reason, _, detail = row.error.partition(":")
+        return BadRow(row.id, reason, None, f":{detail}" if detail else "")
+    if row.example is not None:  # prepared: cleaned and checked already
+        return {role: str(row.values[role]) for role in roles}
+    texts: dict[str, str] = {}
+    for role in roles:
+        column = columns.get(role, role)
+        value = row.values.get(column, _MISSING)
+        if role == "label" and isinstance(value, int):
+            value = str(int(value))
+        if not isinstance(value, str):
+            return _no_text(row, column, value)
+        if "\0" in value:
+            return BadRow(row.id, "holds a NUL character", column, f" at {value.index(chr(0))}")
+        if len(value) >= MAX_CHARACTERS:
+            return BadRow(row.id, "is too long", column, f": {len(value)} characters, {MAX_CHARACTERS} are no row")
+        if not value.isascii() and not _encodable(value):
+            return BadRow(row.id, "holds half a surrogate pair", column)
+        text = value.strip() if role == "label" else clean(value)
+        if not text or text.isspace():
+            return BadRow(row.id, "is empty" if not value else "is empty after cleaning", column)
+        texts[role] = text
+    return texts
+
+
+_MISSING = object()
+
+
+def _no_text(row: Row, column: str, value: object) -> BadRow:
+    if value is _MISSING:
+        there = ", ".join(map(str, row.values)) or "none"
+        return BadRow(row.id, "is missing", column, f"; columns here: {there}")
+    if value is None:
+        return BadRow(row.id, "is null", column)
+    return BadRow(row.id, f"is no text but {type(value).__name__}", column, f": {str(value)[:60]}")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""From lanes to the micro-batches that one rank trains on, by loader processes or without."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
+from trainer.errors import RankzeroError
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One forward's worth of rows: a micro-batch of one lane, or of several that are fused."""
+
+    lanes: dict[int, Bookmark]  # the lanes in it, each with the bookmark that follows
+    ids: dict[int, list[RowId]]
+    inputs: Batch
+    rows: int
+    tokens: int  # of source and target, without padding
+    padded: int  # with padding
+
+
+def owned_lanes(lanes: int, rank: int, world: int, fuse: int) -> list[list[int]]:
+    """The lanes of a rank (r, r + W, …) in groups that are fused into one forward."""
+    own = list(range(rank, lanes, world))
+    return [own[at : at + fuse] for at in range(0, len(own), fuse)]
+
+
+class _Steps(IterableDataset):  # type: ignore[type-arg]
+    """Yields (step of the epoch, what the groups of this loader process have for it)."""
+
+    def __init__(
+        self,
+        server: LaneServer,
+        collate: Callable[[list[Example]], Batch],
+        count: Callable[[Example], int],
+        groups: Sequence[Sequence[int]],
+        marks: dict[int, Bookmark],
+        inputs: Sequence[str],
+    ) -> None:
+        self._server, self._collate, self._count = server, collate, count
+        self._groups, self._marks, self._inputs = groups, marks, inputs
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        groups = {index: list(g) for index, g in enumerate(self._groups) if index % of == number}
+        lanes = [lane for group in groups.values() for lane in group]
+        if not lanes:
+            return
+        try:
+            yield from self._steps(groups, self._server.epoch(lanes, [self._marks[lane] for lane in lanes]))
+        except RankzeroError as error:  # a DataLoader would wrap it into a traceback
+            if worker is None:
+                raise
+            yield error
+
+    def _steps(self, groups: dict[int, list[int]], streams: dict[int, Iterator[MicroBatch]]) -> Iterator[Any]:
+        for step in itertools.count():
+            found = {}
+            for index, group in groups.items():
+                parts = [part for lane in group if (part := next(streams[lane], None)) is not None]
+                if parts:
+                    found[index] = self._load(parts)
+            if not found:
+                return
+            yield step, found
+
+    def _load(self, parts: list[MicroBatch]) -> Loaded:
+        examples = [example for part in parts for example in part.examples]
+        inputs = self._collate(examples)
+        return Loaded(
+            {part.lane: part.bookmark for part in parts},
+            {part.lane: part.ids for part in parts},
+            inputs,
+            rows=len(examples),
+            tokens=sum(map(self._count, examples)),
+            padded=sum(inputs[name].numel() for name in self._inputs),
+        )
+
+
+def load_epoch(
+    server: LaneServer,
+    collate: Callable[[list[Example]], Batch],
+    count: Callable[[Example], int],
+    groups: Sequence[Sequence[int]],
+    marks: dict[int, Bookmark],
+    *,
+    inputs: Sequence[str],
+    workers: int,
+    prefetch: int,
+    pin_memory: bool,
+) -> Iterator[list[Loaded | None]]:
+    """For each step of the rest of the epoch, what each group of lanes has; None where its lanes are done.
+
+    Ends when all groups are done; the caller goes on with fillers until all ranks are. `inputs` names the token tensors
+    of a batch, for counting padding.
+    """
+    workers = min(workers, len(groups))
+    loader = DataLoader(
+        _Steps(server, collate, count, groups, marks, inputs),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own: drawing a seed from the global one would shift dropout
+    )
+    # loader processes take turns, one item per step each: the items of a step stand side by side
+    turns = itertools.groupby(map(_checked, loader), key=lambda item: item[0]) if workers > 1 else None
+    steps = (
+        ((s, list(items)) for s, items in turns) if turns else ((s, [(s, found)]) for s, found in map(_checked, loader))
+    )
+    for _, items in steps:
+        merged = {index: loaded for _, found in items for index, loaded in found.items()}
+        yield [merged.get(index) for index in range(len(groups))]
+
+
+def _checked(item: Any) -> Any:
+    if isinstance(item, RankzeroError):
+        raise item
+    return item

@@ -1,0 +1,253 @@
+"""Tokenizers: trained on the run's own rows, or loaded; and the fast path from texts to token ids.
+
+BPE is the one for translation: words carry a leading "▁" as in SentencePiece, punctuation and every digit stand alone
+("man." never becomes a token, numbers can be copied digit by digit), and `decode(encode(x))` gives back any cleaned
+text whose characters occur in training. WordPiece is BERT's, its decoding is only nearly exact.
+Training is deterministic: the same rows give a byte-identical tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Before `tokenizers` is imported: its thread pool does not survive the fork of a loader process, and one thread per
+# rank and per loader process is what the cores are planned for.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from trainer.data.cleaning import BadRow, clean_row, cleaner
+from trainer.data.keyed import uniform
+from trainer.data.sources import Source, held_out
+from trainer.errors import DataError, UsageError
+from trainer.sections import DataConfig, TokenizerTraining
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+SPACE, UNKNOWN = "▁", "[UNK]"
+PACKAGE = "pkg://"
+# In this order from id 0 on. WordPiece has BERT's own; a decoder begins with [CLS] and ends with [SEP] there.
+SPECIAL_TOKENS = {
+    "bpe": {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"},
+    "wordpiece": {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainingTexts:
+    """The cleaned texts of a train split, streamed anew each time it is iterated.
+
+    Rows held out for validation and bad rows are left out; of more than `limit` rows, a sample spread evenly over the
+    corpus is taken, the same one each time.
+
+    Attributes:
+        source: the train split.
+        data: cleaning, columns and the share held out.
+        roles: those with text; a label has no text.
+        rows: rows of the split, as surveyed; None = unknown: the first `limit` rows are taken.
+        limit: rows taken, about this many.
+    """
+
+    source: Source
+    data: DataConfig
+    roles: Sequence[str]
+    limit: int
+    rows: int | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        clean = cleaner(self.data.cleaning)
+        roles = [role for role in self.roles if role != "label"]
+        share = self.data.validation if isinstance(self.data.validation, float) else 0.0
+        taken = 0
+        for row in self.source:
+            if self.rows is None and taken >= self.limit:
+                return
+            if self.rows is not None and uniform("tokenizer", *row.id) * self.rows >= self.limit:
+                continue
+            texts = clean_row(row, self.roles, self.data.columns, clean)
+            if isinstance(texts, BadRow) or (share and held_out(texts, share)):
+                continue
+            taken += 1
+            yield from (texts[role] for role in roles)
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer on `texts`, which are iterated twice: for the alphabet, then for the merges.
+
+    Args:
+        texts: cleaned; source and target texts together give a joint vocabulary.
+        config: kind, sizes, lower-casing.
+        max_length: tokens of a row, special ones included; stored as `model_max_length`.
+
+    Raises:
+        DataError: there is no text.
+    """
+    if iter(texts) is texts:
+        raise TypeError("texts must be iterable twice: a list or TrainingTexts, not an iterator")
+    tokenizer = _untrained(config)
+    alphabet = _alphabet(texts, tokenizer, config)
+    if not alphabet:
+        raise DataError("tokenizer.train: there is no text to train on")
+    if config.kind == "wordpiece":
+        _train_wordpiece(tokenizer, texts, config, alphabet)
+    else:
+        tokenizer.train_from_iterator(texts, _trainer(config, alphabet, _specials(config)))
+    return _wrapped(tokenizer, config, max_length)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer from a folder, from `pkg://package/folder` inside an installed package, or a Hub id (`id@revision`).
+
+    Truncation and padding that its file may carry are switched off: what a row is cut to is the recipe's decision.
+
+    Raises:
+        UsageError: there is no such folder or package, the Hub cannot be reached, or it has no fast version.
+    """
+    from transformers import AutoTokenizer
+
+    folder, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
+    if name.startswith(PACKAGE):
+        folder, revision = str(package_folder(name)), ""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}. Give a folder with tokenizer.json, "
+            f"{PACKAGE}package/folder, or a Hub id that this machine can reach"
+        ) from error
+    if not tokenizer.is_fast:
+        raise UsageError(f"tokenizer {name!r} has no tokenizer.json: only tokenizers of the `tokenizers` library serve")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def package_folder(name: str) -> Path:
+    """The folder behind `pkg://package/folder`.
+
+    Raises:
+        UsageError: the package is not installed or has no such folder.
+    """
+    package, _, folder = name.removeprefix(PACKAGE).partition("/")
+    try:
+        found = Path(str(importlib.resources.files(package))) / folder
+    except (ImportError, ValueError):
+        raise UsageError(f"{name!r}: the package {package!r} is not installed") from None
+    if not found.is_dir():
+        raise UsageError(f"{name!r}: the package {package!r} has no folder {folder!r}")
+    return found
+
+
+def encode_batch(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    special_tokens: bool = False,
+) -> list[list[int]]:
+    """Token ids of each text (or of each pair of texts), neither cut nor padded."""
+    inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+    backend = tokenizer.backend_tokenizer
+    return [found.ids for found in backend.encode_batch_fast(inputs, add_special_tokens=special_tokens)]
+
+
+def _specials(config: TokenizerTraining) -> list[str]:
+    return list(dict.fromkeys(SPECIAL_TOKENS[config.kind].values()))
+
+
+def _untrained(config: TokenizerTraining) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if config.kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+        bert = normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=False)
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    lower = [normalizers.Lowercase()] if config.lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *lower])
+    words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    punctuation, digits = pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, punctuation, digits])
+    tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    return tokenizer
+
+
+def _alphabet(texts: Iterable[str], tokenizer: Tokenizer, config: TokenizerTraining) -> list[str]:
+    """The most frequent characters, ties by code point; the trainers' own cut at a tie depends on hash order."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(tokenizer.normalizer.normalize_str(text))
+    spaces = [char for char in counts if char.isspace()]
+    total = sum(counts.pop(char) for char in spaces)
+    if config.kind == "bpe" and counts:
+        counts[SPACE] += total + 1
+    return sorted(sorted(counts, key=lambda char: (-counts[char], char))[: config.limit_alphabet])
+
+
+def _trainer(config: TokenizerTraining, alphabet: list[str], special_tokens: list[str]) -> Any:
+    from tokenizers import trainers
+
+    kind = trainers.BpeTrainer if config.kind == "bpe" else trainers.WordPieceTrainer
+    return kind(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=special_tokens,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+
+
+def _train_wordpiece(
+    tokenizer: Tokenizer, texts: Iterable[str], config: TokenizerTraining, alphabet: list[str]
+) -> None:
+    """WordPiece with a fixed order of its "##x" tokens.
+
+    The trainer numbers them as it meets them in a hash map, anew in each process, and breaks ties between merges by
+    those numbers. Given as special tokens they are numbered beforehand; the model is then built from the vocabulary.
+    """
+    from tokenizers import Tokenizer, models
+
+    scratch = Tokenizer.from_str(tokenizer.to_str())
+    continuations = ["##" + char for char in alphabet]
+    scratch.train_from_iterator(texts, _trainer(config, alphabet, _specials(config) + continuations))
+    vocab = json.loads(scratch.to_str())["model"]["vocab"]
+    tokenizer.model = models.WordPiece(vocab=vocab, unk_token=UNKNOWN)
+
+
+def _wrapped(tokenizer: Tokenizer, config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.add_special_tokens(_specials(config))
+    first, last = ("[CLS]", "[SEP]") if config.kind == "wordpiece" else ("[BOS]", "[EOS]")
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
+    )
+    types = ["token_type_ids"] if config.kind == "wordpiece" else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", *types, "attention_mask"],
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        **SPECIAL_TOKENS[config.kind],
+    )

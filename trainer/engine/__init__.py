@@ -1,0 +1,1 @@
+"""The training engine: runtime, step, loop, checkpoint, signals, evaluation."""

@@ -1,0 +1,155 @@
+"""The corpus of a recipe as the engine reads it: raw rows cleaned, held-out rows kept apart, encoded by the task."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.data.cleaning import BadRow, clean_row, cleaner
+from trainer.data.lanes import LanePlan, LaneServer
+from trainer.data.sources import Row, Source, held_out, open_split
+from trainer.errors import DataError
+from trainer.recipe import Recipe
+from trainer.tasks.base import Example, Task, Texts
+
+EVAL_WINDOW = 20_000  # rows of a split that are held and sorted together
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Rows of one evaluation batch; `ids` as they stand in predictions.jsonl."""
+
+    ids: list[str]
+    texts: list[Texts]
+    examples: list[Example]
+
+
+class Corpus:
+    """Cleaned and encoded rows of all splits."""
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        self.recipe, self.task = recipe, task
+        self._clean = cleaner(recipe.data.cleaning)
+        self._train = open_split(recipe.data, "train")
+
+    @property
+    def train(self) -> Source:
+        assert self._train is not None, "data.train is required"
+        return self._train
+
+    def lanes(self) -> LaneServer:
+        """The training rows as lanes."""
+        data = self.recipe.data
+        plan = LanePlan(
+            self.recipe.seed,
+            data.lanes,
+            data.block_rows,
+            data.tokens_per_batch,
+            data.rows_per_batch,
+            data.pad_multiple,
+            data.order == "shuffled",
+        )
+        return LaneServer(
+            self.train, plan, self._encode, self._label, whole_shards=deals_whole_shards(self.train, plan)
+        )
+
+    def batches(self, split: str) -> Iterator[list[EvalBatch]]:
+        """Evaluation batches, fixed before they are dealt to ranks, a window of rows at a time.
+
+        Rows are sorted by length within a window, so that memory is bounded and padding is small.
+
+        Raises:
+            DataError: the recipe has no such split, or a row is bad.
+        """
+        limit = self.recipe.evaluation.tokens_per_batch
+        for window in self._windows(split):
+            examples = self.task.encode([texts for _, texts in window])
+            order = sorted(range(len(window)), key=lambda i: (self.task.length(examples[i]), i))
+            batches: list[list[int]] = []
+            for i in order:
+                width = (
+                    -(-self.task.length(examples[i]) // self.recipe.data.pad_multiple) * self.recipe.data.pad_multiple
+                )
+                if not batches or width * (len(batches[-1]) + 1) > limit:
+                    batches.append([])
+                batches[-1].append(i)
+            yield [
+                EvalBatch([window[i][0] for i in b], [window[i][1] for i in b], [examples[i] for i in b])
+                for b in batches
+            ]
+
+    def texts(self, split: str) -> Iterator[tuple[str, Texts]]:
+        """Ids and cleaned texts of a split's rows, in order; bad rows as `data.on_bad_row` says."""
+        data = self.recipe.data
+        source = self.train if split == "train" else open_split(data, split)  # type: ignore[arg-type]
+        if source is None:
+            raise DataError(f"the recipe has no data.{split}; set it to a file pattern below data.root={data.root!r}")
+        for row in source:
+            texts = self.cleaned(row)
+            if isinstance(texts, BadRow):
+                if data.on_bad_row == "fail":
+                    raise DataError(texts.describe(source.shards[row.id[0]].name))
+                continue
+            if self._belongs(texts, split):
+                yield source.name_of(row.id), texts
+
+    def cleaned(self, row: Row) -> Texts | BadRow:
+        return clean_row(row, self.task.roles, self.recipe.data.columns, self._clean)
+
+    def _windows(self, split: str) -> Iterator[list[tuple[str, Texts]]]:
+        window: list[tuple[str, Texts]] = []
+        most = self.recipe.evaluation.max_rows
+        for number, found in enumerate(self.texts(split)):
+            if number == most:
+                break
+            window.append(found)
+            if len(window) == EVAL_WINDOW:
+                yield window
+                window = []
+        if window:
+            yield window
+
+    def _belongs(self, texts: Texts, split: str) -> bool:
+        share = self.recipe.data.validation
+        if not isinstance(share, float) or split == "test":
+            return True
+        return held_out(texts, share) == (split == "validation")
+
+    def _encode(self, rows: list[Row]) -> list[tuple[Example, int] | None]:
+        cleaned: list[Texts | None] = []
+        for row in rows:
+            texts = self.cleaned(row)
+            if isinstance(texts, BadRow):
+                if self.recipe.data.on_bad_row == "fail":
+                    raise DataError(texts.describe(self.train.shards[row.id[0]].name))
+                cleaned.append(None)
+            else:
+                cleaned.append(texts if self._belongs(texts, "train") else None)
+        examples = iter(self.task.encode([texts for texts in cleaned if texts is not None]))
+        made = [next(examples) if texts is not None else None for texts in cleaned]
+        return [(example, self.task.length(example)) if example is not None else None for example in made]
+
+    def _label(self, row: Row) -> str | None:
+        if "label" not in self.task.roles:
+            return None
+        value = row.values.get(self.recipe.data.columns.get("label", "label"))
+        return None if value is None else str(value)
+
+
+def deals_whole_shards(source: Source, plan: LanePlan) -> bool:
+    """Whether whole shards go to lanes: there are at least as many as lanes, and every lane gets as much, in bytes.
+
+    The sum for each lane matters, not one shard's size; shards of unknown size are taken for equal, so their number must
+    be a multiple of the lanes.
+    """
+    shards = source.shards
+    if len(shards) < plan.lanes:
+        return False
+    sizes = [shard.size for shard in shards]
+    if any(size is None for size in sizes):
+        return len(shards) % plan.lanes == 0
+    known = sorted(size for size in sizes if size is not None)
+    smallest = sum(known[: len(known) // plan.lanes])
+    largest = sum(heapq.nlargest(-(-len(known) // plan.lanes), known))
+    return smallest > 0 and largest <= 1.1 * smallest

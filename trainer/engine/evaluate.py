@@ -1,0 +1,89 @@
+"""Evaluation on all ranks, each row once. Scores do not depend on the number of ranks.
+
+Batches and their padding are fixed before they are dealt to ranks, and sums are taken in float64 in id order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.engine.corpus import Corpus, EvalBatch
+from trainer.engine.runtime import Runtime
+from trainer.errors import DataError
+from trainer.evaluation.predictions import in_corpus_order
+from trainer.tasks.base import Record, Task
+
+CHEAP_METRICS = ("loss", "perplexity")  # known without predicting
+
+
+def evaluate(
+    runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, *, predict: bool
+) -> tuple[dict[str, Any], list[Record]]:
+    """Scores of a split on all ranks, and the records behind them on rank zero (elsewhere none). All ranks enter.
+
+    With `predict=False` only what needs no prediction: loss, perplexity, rows.
+
+    Raises:
+        DataError: the split has no row.
+        Preempted: a rank was told to stop; nothing of the evaluation is kept.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        records = _records(runtime, task, model, corpus, split, predict)
+    finally:
+        model.train(was_training)
+
+    def score() -> dict[str, Any]:
+        if not records:
+            raise DataError(f"data.{split} has no row to evaluate")
+        return task.score(records) if predict else cheap_scores(records)
+
+    return runtime.on_main(score), records
+
+
+def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, predict: bool) -> list[Record]:
+    records: list[Record] = []
+    for window in corpus.batches(split):
+        mine: list[Record] = []
+        for first in range(0, len(window), runtime.world):
+            runtime.check_stop(f"during the evaluation of {split}")
+            if first + runtime.rank < len(window):
+                mine += evaluate_batch(runtime, task, model, window[first + runtime.rank], predict)
+        for part in runtime.gather(mine) or []:
+            records += part
+    return in_corpus_order(records)
+
+
+@torch.no_grad()
+def evaluate_batch(
+    runtime: Runtime, task: Task, model: nn.Module, batch: EvalBatch, predict: bool = True
+) -> list[Record]:
+    """Records of one batch."""
+    inputs = {name: tensor.to(runtime.device) for name, tensor in task.collate(batch.examples).items()}
+    with runtime.accelerator.autocast():
+        losses, counts = task.row_losses(model, inputs)
+        predictions = task.predict(model, inputs) if predict else [{} for _ in batch.ids]
+    return [
+        {
+            "id": row_id,
+            "input": task.input_text(texts),
+            "target": task.target_text(texts),
+            **prediction,
+            "loss": loss,
+            "tokens": count,
+        }
+        for row_id, texts, prediction, loss, count in zip(
+            batch.ids, batch.texts, predictions, losses.tolist(), counts.tolist(), strict=True
+        )
+    ]
+
+
+def cheap_scores(records: list[Record]) -> dict[str, Any]:
+    """Mean loss per label, its exponential, and the number of rows."""
+    loss = math.fsum(r["loss"] for r in records) / max(1, sum(r["tokens"] for r in records))
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "rows": len(records)}

@@ -1,0 +1,275 @@
+"""When to step, log, evaluate, save and stop. All ranks take every branch together."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from trainer.data.lanes import Bookmark, LaneServer
+from trainer.data.loader import Loaded, load_epoch, owned_lanes
+from trainer.engine import checkpoint
+from trainer.engine.corpus import Corpus
+from trainer.engine.evaluate import CHEAP_METRICS, evaluate
+from trainer.engine.progress import Best, Progress
+from trainer.engine.runtime import Runtime
+from trainer.engine.state import TrainingState
+from trainer.engine.step import Stepper, Totals, agree
+from trainer.errors import NumericsError, Preempted
+from trainer.optim.schedules import Plateau, lr_multiplier
+from trainer.rundir import RunDir
+from trainer.tasks.base import Task
+
+log = logging.getLogger("rankzero")
+
+
+class Reporter(Protocol):
+    """What rank zero shows and writes while training (`trainer.engine.reporter`)."""
+
+    def step(self, progress: Progress, share: float, totals: Totals, lr: float, grad_norm: float) -> None: ...
+    def logged(self, progress: Progress, loss: float) -> None: ...
+    def evaluated(self, progress: Progress, scores: dict[str, Any], best: bool) -> None: ...
+    def rows(self, step: int, ids: dict[str, list[str]]) -> None: ...
+
+
+@dataclass
+class Loop:
+    """One run's training, from where `progress` stands to the end of the recipe."""
+
+    runtime: Runtime
+    task: Task
+    model: nn.Module  # the bare one
+    corpus: Corpus
+    server: LaneServer
+    stepper: Stepper
+    state: TrainingState
+    progress: Progress
+    run: RunDir
+    reporter: Reporter
+    total_rows: int | None  # training rows of one epoch; None = unknown (max_steps ends)
+    profiler: AbstractContextManager[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._loop = self.task.recipe.loop
+        self._groups = owned_lanes(
+            self.task.recipe.data.lanes, self.runtime.rank, self.runtime.world, self._loop.fuse_lanes
+        )
+        self._saved = self.progress.step if self.progress.step else -1
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
+        self._targets = 0
+
+    def train(self) -> None:
+        """Trains to the end; the last step is always evaluated and saved.
+
+        Raises:
+            Preempted: a rank was told to stop; the last finished step is saved.
+            NumericsError: NaN or Inf; the last grid checkpoint stands.
+        """
+        try:
+            if self.progress.owed:  # a stop came in the middle of this step's evaluation
+                self._on_grid(evaluate_now=True)
+            with self.profiler or nullcontext() as profile:
+                while not self.finished():
+                    self._epoch(profile)
+            if self.progress.evaluated < self.progress.step or self._saved < self.progress.step:
+                self._on_grid(evaluate_now=self.progress.evaluated < self.progress.step)
+        except Preempted:
+            if self._saved < self.progress.step:
+                self._save()
+            raise
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def _epoch(self, profile: Any) -> None:
+        """The rest of the current epoch, or to the end of the run if that comes first."""
+        for batches in self._batches():
+            totals = agree(self.runtime, self.task, batches)  # waits for all ranks
+            if totals.stopping:
+                raise Preempted(f"stopped by {self.runtime.stop.received or 'a signal to another rank'}")
+            if totals.lanes == 0:
+                break
+            self._step(batches, totals)
+            if profile is not None:
+                profile.step()
+            due_eval, due_save = self._due(self._loop.eval_every), self._due(self._loop.save_every)
+            if due_eval or due_save:
+                self._on_grid(evaluate_now=due_eval)
+            if self.finished():
+                return
+        self.progress.next_epoch()
+        at_end = "epoch" in (self._loop.eval_every, self._loop.save_every) and self.progress.step > 0
+        if at_end and not self.finished():
+            self._on_grid(evaluate_now=self._loop.eval_every == "epoch")
+
+    def _batches(self) -> Iterator[list[Loaded | None]]:
+        """For each step what this rank's groups hold, then nothing for ever: other ranks may have more."""
+        data = self.task.recipe.data
+        loaded = load_epoch(
+            self.server,
+            self.task.collate,
+            self.task.tokens,
+            self._groups,
+            self.progress.marks,
+            inputs=self.task.inputs,
+            workers=data.workers,
+            prefetch=data.prefetch,
+            pin_memory=self.runtime.device.type == "cuda",
+        )
+        nothing: list[Loaded | None] = [None] * len(self._groups)
+        return itertools.chain(loaded, itertools.repeat(nothing))
+
+    def _step(self, batches: list[Loaded | None], totals: Totals) -> None:
+        progress, number = self.progress, self.progress.step + 1
+        share = self._share()
+        optim = self.task.recipe.optim
+        factor = progress.plateau["current"] if progress.plateau else 1.0
+
+        def multiplier(group: str) -> float:
+            return lr_multiplier(optim, number, share, group=group, plateau_factor=factor)
+
+        result = self.stepper(batches, number, totals, multiplier)
+        if result.finite:
+            progress.skipped = 0
+            self.state.after_step(number)
+        else:
+            self._not_finite(batches, number)
+        for loaded in batches:
+            progress.marks.update(loaded.lanes if loaded else {})
+        progress.step, progress.rows = number, progress.rows + totals.rows
+        self._loss_sum += result.loss_sum if result.finite else 0.0
+        self._targets += totals.targets if result.finite else 0
+        self._keep_ledger(number, batches)
+        self.reporter.step(progress, self._share(), totals, optim.lr * multiplier("decay"), result.grad_norm)
+        if number % self._loop.log_every == 0:
+            self._log()
+
+    def _log(self) -> None:
+        loss = self.runtime.sum_float([float(self._loss_sum)])[0] / max(1, self._targets)  # waits for all ranks
+        self._loss_sum.zero_()
+        self._targets = 0
+        self.reporter.logged(self.progress, loss)
+
+    def _not_finite(self, batches: list[Loaded | None], number: int) -> None:
+        """Ends the run, or counts the step as skipped. All ranks are here: the gradient is the same on all."""
+        names = [shard.name for shard in self.corpus.train.shards]
+        message = self.stepper.explain(batches, number, self.progress.epoch, names)
+        self.progress.skipped += 1
+        if self._loop.on_nonfinite == "stop":
+            raise NumericsError(message)
+        if self.progress.skipped >= self._loop.max_nonfinite:
+            raise NumericsError(f"{self.progress.skipped} steps in a row were skipped; the last: {message}")
+        if self.runtime.main:
+            log.warning("step %d is skipped: %s", number, message)
+
+    def _keep_ledger(self, number: int, batches: list[Loaded | None]) -> None:
+        """`track: [ledger]`: which rows each lane gave to each step, for proofs."""
+        if "ledger" not in self.task.recipe.track:
+            return
+        source = self.corpus.train
+        mine = {
+            str(lane): [source.name_of(i) for i in ids]
+            for loaded in batches
+            if loaded
+            for lane, ids in loaded.ids.items()
+        }
+        parts = self.runtime.gather(mine)
+        if parts is not None:
+            self.reporter.rows(number, {lane: ids for part in parts for lane, ids in part.items()})
+
+    # -- the grid --------------------------------------------------------------------------------------------------
+
+    def _due(self, every: int | str) -> bool:
+        return isinstance(every, int) and self.progress.step > 0 and self.progress.step % every == 0
+
+    def _on_grid(self, *, evaluate_now: bool) -> None:
+        """Evaluation (which selects) and a checkpoint. Only these steps count for best and for averaging."""
+        progress = self.progress
+        if evaluate_now and progress.evaluated < progress.step:
+            progress.owed = True
+            self._evaluate()
+            progress.owed, progress.evaluated = False, progress.step
+        if progress.step not in progress.grid:
+            progress.grid = [*progress.grid, progress.step][-self._averaged() :]
+        self._save()
+
+    def _evaluate(self) -> None:
+        """Selection reads `validation` only, never `test`; all ranks decide alike."""
+        progress, stopping = self.progress, self._loop.early_stopping
+        if self.task.recipe.data.validation is None:
+            return
+        with self.state.weights_to_judge():
+            scores, _ = evaluate(
+                self.runtime,
+                self.task,
+                self.model,
+                self.corpus,
+                "validation",
+                predict=stopping.metric not in CHEAP_METRICS,
+            )
+        value, lower = scores[stopping.metric], self.task.metrics[stopping.metric] == "min"
+        gain = 0.0 if progress.best is None else (progress.best.value - value) * (1 if lower else -1)
+        progress.waited = 0 if progress.best is None or gain > stopping.min_delta else progress.waited + 1
+        better = progress.best is None or gain >= 0
+        if better:
+            progress.best = Best(progress.step, value)
+        progress.ended = stopping.patience is not None and progress.waited >= stopping.patience
+        if self.task.recipe.optim.schedule == "plateau":
+            self._reduce(value, "min" if lower else "max")
+        self.reporter.evaluated(progress, scores, better)
+
+    def _reduce(self, value: float, mode: str) -> None:
+        settings = self.task.recipe.optim.plateau
+        state = self.progress.plateau
+        plateau = (
+            Plateau.from_state(state["state"])
+            if state
+            else Plateau(settings.factor, settings.patience, settings.min_delta, mode)  # type: ignore[arg-type]
+        )
+        plateau.update(value)
+        self.progress.plateau = {"current": plateau.current, "state": plateau.state()}
+
+    def _save(self) -> None:
+        """One checkpoint by rank zero; its error is that of all ranks. All ranks wait."""
+        progress = self.progress
+        own = {lane: progress.marks[lane] for group in self._groups for lane in group}
+        parts = self.runtime.gather(own)
+        marks: dict[int, Bookmark] = {lane: mark for part in parts or [] for lane, mark in part.items()}
+        tensors, extra = self.state.collect()
+
+        def write() -> None:
+            state = {"format": 1, **extra, **progress.to_json(marks)}
+            checkpoint.save(self.run.checkpoints, progress.step, tensors, state)
+            protected = [*([progress.best.step] if progress.best else []), *progress.grid]
+            checkpoint.clean(self.run.checkpoints, self._loop.keep, protected)
+
+        self.runtime.on_main(write)
+        self._saved = progress.step
+
+    def _averaged(self) -> int:
+        averaging = self.task.recipe.optim.averaging
+        return averaging.last if averaging.kind == "last" else 1
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _share(self) -> float:
+        """Share of the planned training that is done: by rows or by steps, whichever ends first."""
+        progress, shares = self.progress, [0.0]
+        if self._loop.max_steps is not None:
+            shares.append(progress.step / self._loop.max_steps)
+        if self._loop.epochs is not None and self.total_rows:
+            shares.append(progress.rows / (self._loop.epochs * self.total_rows))
+        return min(1.0, max(shares))
+
+    def finished(self) -> bool:
+        loop, progress = self._loop, self.progress
+        return (
+            progress.ended
+            or (loop.max_steps is not None and progress.step >= loop.max_steps)
+            or (loop.epochs is not None and progress.epoch >= loop.epochs)
+        )

@@ -1,0 +1,55 @@
+"""Where a run stands: what a checkpoint's state.json holds beside weights and moments."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trainer.data.lanes import Bookmark
+
+
+@dataclass
+class Best:
+    """The best evaluation so far on the grid of eval_every; ties go to the later step."""
+
+    step: int
+    value: float
+
+
+@dataclass
+class Progress:
+    """All counts are of finished steps; bookmarks are those of the last finished step."""
+
+    marks: dict[int, Bookmark]
+    step: int = 0
+    epoch: int = 0  # that the next step belongs to
+    rows: int = 0  # consumed since the run began
+    best: Best | None = None
+    waited: int = 0  # evaluations without improvement
+    plateau: dict[str, Any] | None = None
+    evaluated: int = -1  # last step that was evaluated
+    owed: bool = False  # a stop came in the middle of this step's evaluation
+    grid: list[int] = field(default_factory=list)  # steps of grid checkpoints, the last ones, for averaging
+    skipped: int = 0  # steps in a row that were skipped for NaN or Inf
+    ended: bool = False  # early stopping has decided
+
+    @classmethod
+    def start(cls, lanes: int) -> Progress:
+        return cls({lane: Bookmark() for lane in range(lanes)})
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self.marks = {lane: Bookmark(self.epoch) for lane in self.marks}
+
+    def to_json(self, marks: dict[int, Bookmark]) -> dict[str, Any]:
+        """`marks`: of all lanes; a rank alone keeps up only its own."""
+        values = {name: value for name, value in vars(self).items() if name not in ("marks", "best")}
+        best = asdict(self.best) if self.best else None
+        return {**values, "best": best, "bookmarks": [asdict(marks[lane]) for lane in sorted(marks)]}
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> Progress:
+        names = cls.__dataclass_fields__.keys() - {"marks", "best"}
+        best = Best(**state["best"]) if state["best"] else None
+        marks = {lane: Bookmark(**mark) for lane, mark in enumerate(state["bookmarks"])}
+        return cls(marks=marks, best=best, **{name: state[name] for name in names})

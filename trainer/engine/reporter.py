@@ -1,0 +1,147 @@
+"""What rank zero shows and writes while training: bar or plain lines, metrics.jsonl, status.json, TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from trainer.engine.progress import Progress as RunProgress
+from trainer.engine.step import Totals
+from trainer.rundir import RunDir, Status
+
+
+@dataclass
+class _Interval:
+    """Sums since the last logged step."""
+
+    began: float = field(default_factory=time.monotonic)
+    tokens: int = 0
+    padded: int = 0
+
+
+class Reporter:
+    """On rank zero; on the other ranks all methods do nothing."""
+
+    def __init__(self, run: RunDir, status: Status | None, main: bool, track: list[str]) -> None:
+        self._run, self._status, self._main = run, status, main
+        self._interval = _Interval()
+        self._last: dict[str, float] = {}
+        self._began: tuple[float, float] | None = None  # time and share of the first step of this attempt
+        self._bar: Progress | None = None
+        self._board: Any = None
+        if main and "tensorboard" in track:
+            self._board = _board(run)
+        if main and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("training", total=1.0, note="")
+            self._bar.start()
+
+    def step(self, progress: RunProgress, share: float, totals: Totals, lr: float, grad_norm: float) -> None:
+        if not self._main:
+            return
+        now = time.monotonic()
+        self._began = self._began or (now, share)
+        self._interval.tokens += totals.tokens
+        self._interval.padded += totals.padded
+        spent, done = now - self._began[0], share - self._began[1]
+        left = spent * (1 - share) / done if done > 0 else 0.0
+        self._last = {"lr": lr, "grad_norm": grad_norm, "share": share, "left": left}
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=share, description=f"step {progress.step} epoch {progress.epoch + 1}"
+            )
+
+    def logged(self, progress: RunProgress, loss: float) -> None:
+        if not self._main:
+            return
+        interval, self._interval = self._interval, _Interval()
+        seconds = max(1e-9, time.monotonic() - interval.began)
+        line = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "split": "train",
+            "loss": loss,
+            "lr": self._last["lr"],
+            "grad_norm": self._last["grad_norm"],
+            "tokens_per_second": interval.tokens / seconds,
+            "padding": 1 - interval.tokens / max(1, interval.padded),
+            "memory": memory_bytes(),
+        }
+        self._write(line)
+        left = _duration(self._last["left"])
+        note = (
+            f"loss {loss:.4f}  lr {line['lr']:.2e}  {line['tokens_per_second']:,.0f} tokens/s  "
+            f"padding {line['padding']:.1%}  {left} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, note=note)
+        else:
+            self.say(f"step {progress.step:6d}  epoch {progress.epoch + 1}  {self._last['share']:6.1%}  {note}")
+
+    def evaluated(self, progress: RunProgress, scores: dict[str, Any], best: bool) -> None:
+        if not self._main:
+            return
+        numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
+        self._write({"step": progress.step, "epoch": progress.epoch, "split": "validation", **numbers})
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in numbers.items() if k != "rows")
+        self.say(f"step {progress.step:6d}  validation  {shown}{'  *best' if best else ''}")
+        self._interval = _Interval()  # evaluation is not training speed
+
+    def rows(self, step: int, ids: dict[str, list[str]]) -> None:
+        if self._main:
+            self._run.append(self._run.ledger, {"step": step, "rows": ids})
+
+    def say(self, text: str) -> None:
+        """One plain line for people, above the bar if there is one."""
+        if self._main:
+            (self._bar.console if self._bar is not None else _LOG).print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._run.append(self._run.metrics, line)
+        if self._status is not None:
+            self._status.update(step=line["step"])
+        if self._board is not None:
+            for name, value in line.items():
+                if name not in ("step", "split"):
+                    self._board.add_scalar(f"{line['split']}/{name}", value, line["step"])
+
+
+_LOG = Console(stderr=True, soft_wrap=True)
+
+
+def _board(run: RunDir) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run.tensorboard))
+
+
+def memory_bytes() -> int:
+    """Most GPU memory allocated so far, or the resident set of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

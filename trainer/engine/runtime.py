@@ -1,0 +1,210 @@
+"""The process's place in the run: the Accelerator, the check that what runs is what was asked for, and agreement."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
+
+from trainer.data.keyed import key
+from trainer.engine.signals import StopFlag
+from trainer.errors import Preempted, RankError, UsageError
+
+
+@dataclass
+class Runtime:
+    """One rank. All methods that say "all ranks" must be entered by all ranks, in the same order."""
+
+    accelerator: Accelerator
+    engine: str
+    stop: StopFlag
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def sum(self, values: list[int]) -> list[int]:
+        """Integers summed over all ranks. Waits for all ranks."""
+        if self.world == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
+        dist.all_reduce(tensor)
+        return cast("list[int]", tensor.tolist())
+
+    def sum_float(self, values: list[float]) -> list[float]:
+        """Floats (float64) summed over all ranks. Waits for all ranks."""
+        if self.world == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return cast("list[float]", tensor.tolist())
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """What each rank holds, on rank zero; None elsewhere. Waits for all ranks."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.world if self.main else None
+        dist.gather_object(value, found)
+        return found
+
+    def share(self, value: Any) -> Any:
+        """Rank zero's value on all ranks. Waits for rank zero."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        """All ranks wait for each other."""
+        if self.world > 1:
+            dist.barrier()
+
+    def on_main(self, work: Any) -> Any:
+        """Runs `work()` on rank zero; its result, or its error, is that of all ranks. All ranks wait."""
+        result, error = None, None
+        if self.main:
+            try:
+                result = work()
+            except Exception as caught:
+                error = caught
+        result, error = self.share((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    def check_stop(self, where: str) -> None:
+        """All ranks agree on whether one of them has been told to stop.
+
+        Raises:
+            Preempted: on all ranks alike.
+        """
+        if self.sum([int(self.stop.received is not None)])[0]:
+            raise Preempted(f"stopped by {self.stop.received or 'a signal to another rank'} {where}")
+
+    def close(self) -> None:
+        """Ends the process group: rank zero may now work for hours without a collective that times out."""
+        if self.world > 1 and dist.is_initialized():
+            self.wait()
+            dist.destroy_process_group()
+
+    def leave(self) -> None:
+        """Drops the process group after an error, without waiting for ranks that may be dead."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1, activity: str = "run") -> Runtime:
+    """Makes the Accelerator for the environment that a launcher has set up, and checks it.
+
+    Raises:
+        RankError: another engine or number of ranks runs than was asked for.
+        UsageError: fp16 on a CPU, where it would silently be fp32.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+        raise UsageError("fp16 needs a GPU: on a CPU it would silently be fp32; choose --config cpu_bf16 or cpu")
+    _share_cores(ranks, on_cpu)
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if ranks > 1 else []
+    if ranks > 1 and on_cpu:
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=handlers or None,
+    )
+    runtime = Runtime(accelerator, _engine(accelerator), stop)
+    _check(runtime)
+    return runtime
+
+
+def _share_cores(ranks: int, on_cpu: bool) -> None:
+    """Threads x ranks ≤ cores: with more, small matrix products wait a scheduler slice each (10 times slower)."""
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+
+
+def _engine(accelerator: Accelerator) -> str:
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    if kind == DistributedType.FSDP:
+        return "fsdp2"
+    return "ddp" if accelerator.num_processes > 1 else "single"
+
+
+def _check(runtime: Runtime) -> None:
+    """Several wrong configurations train silently alone, or without the engine asked for (docs/launching.md)."""
+    asked_ranks = int(os.environ.get("RANKZERO_RANKS") or os.environ.get("WORLD_SIZE") or _parents_ranks() or 1)
+    asked_engine = os.environ.get("RANKZERO_ENGINE") or _asked_engine(asked_ranks)
+    if runtime.world != asked_ranks:
+        raise RankError(
+            f"{asked_ranks} ranks were asked for but {runtime.world} runs here: each would train alone. "
+            "On a CPU use distributed_type MULTI_GPU with ACCELERATE_USE_CPU=true (accelerate_configs/cpu.yaml), "
+            "not MULTI_CPU or --cpu"
+        )
+    if runtime.engine != asked_engine:
+        raise RankError(
+            f"engine {asked_engine} was asked for but {runtime.engine} runs: the Accelerate config is not in force; "
+            "unset ACCELERATE_USE_CPU for ZeRO and FSDP, and compare your file with accelerate_configs/"
+        )
+
+
+def _asked_engine(ranks: int) -> str:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "fsdp2"
+    return "ddp" if ranks > 1 else "single"
+
+
+def _parents_ranks() -> int | None:
+    """`--num_processes N` of an `accelerate launch` that started this process without telling it a world size."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    if not any("accelerate" in word for word in words):
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            value = value or following
+            return int(value) if value.isdigit() else None
+    return None
+
+
+def seed_for(seed: int, step: int, lane: int) -> None:
+    """Dropout and noise of a micro-batch belong to (seed, step, lane): the same on any rank and after any restart."""
+    torch.manual_seed(key(seed, "noise", step, lane) % 2**63)

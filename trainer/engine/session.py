@@ -1,0 +1,296 @@
+"""One start of a run: everything that is made for it, and the stages that it goes through."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.data.cleaning import cleaner
+from trainer.data.keyed import key
+from trainer.engine import checkpoint, setup
+from trainer.engine.corpus import Corpus
+from trainer.engine.evaluate import CHEAP_METRICS, evaluate
+from trainer.engine.loop import Loop
+from trainer.engine.progress import Progress
+from trainer.engine.reporter import Reporter
+from trainer.engine.runtime import Runtime
+from trainer.engine.state import TrainingState, copy_weights
+from trainer.engine.step import Objective, Stepper
+from trainer.errors import CheckpointError, UsageError
+from trainer.evaluation.predictions import write_predictions
+from trainer.optim.averaging import average_files
+from trainer.optim.optimizers import build_optimizer, unused_keys
+from trainer.recipe import Recipe
+from trainer.rundir import RunDir, Status, read_json, write_json
+from trainer.tasks.base import Record, Task, make_task
+
+log = logging.getLogger("rankzero")
+
+PREDICT_WINDOW = 512  # lines that are sorted by length together
+
+
+class Session:
+    """Model, optimizer, data and loop of one start. All ranks make one, and call its methods together."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunDir,
+        runtime: Runtime,
+        status: Status | None,
+        data: dict[str, Any],
+        accumulation: int,
+        debug: bool,
+        profile: bool,
+    ) -> None:
+        self.recipe, self.run, self.runtime, self.status = recipe, run, runtime, status
+        self._debug, self._profile = debug, profile
+        self.task = make_task(recipe, setup.read_tokenizer(run))
+        self.corpus = Corpus(recipe, self.task)
+        self.model = build_model(self.task, runtime.device)
+        if recipe.loop.activation_checkpointing:
+            self.model.enable_activation_checkpointing()  # type: ignore[operator]
+        if recipe.loop.compile:
+            self.model.compile(dynamic=True)
+        self.reporter = Reporter(run, status, runtime.main, recipe.track)
+        optimizer = build_optimizer(self.model, recipe.optim)
+        objective, prepared = runtime.accelerator.prepare(Objective(self.task, self.model), optimizer)
+        self.state = TrainingState(recipe, self.model, optimizer, runtime.accelerator.scaler)
+        self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation)
+        self.progress = self._resume()
+        self._rows: int | None = data["train"]["rows"]
+        self._say_notes(data)
+
+    def train(self) -> None:
+        """To the end of the recipe; at once where an earlier start has got there."""
+        loop = Loop(
+            self.runtime, self.task, self.model, self.corpus, self.corpus.lanes(), self.stepper, self.state,
+            self.progress, self.run, self.reporter, self._rows, self._profiler(),
+        )  # fmt: skip
+        self.stepper.objective.train()
+        try:
+            with torch.autograd.set_detect_anomaly(self._debug):
+                if not loop.finished():
+                    self.stepper.warm_up()
+                loop.train()
+        finally:
+            self.reporter.close()
+
+    def choose_weights(self) -> None:
+        """Puts the weights to use into model/: the best checkpoint, or the average of the last ones if that is better.
+
+        Decided on `validation`; the last step where there is none.
+        """
+        if setup.stage_done(self.run, "model", self.progress.step):
+            copy_weights(self.model, load_file(self.run.model / "model.safetensors"), "model/model.safetensors")
+            return
+        averaging, best = self.recipe.optim.averaging, self.progress.best
+        step = best.step if best else self.progress.step
+        name = "ema.safetensors" if averaging.kind == "ema" else "model.safetensors"
+        weights = checkpoint.read(self.run.checkpoints, step, name)
+        facts: dict[str, Any] = {
+            "weights": f"{name.split('.')[0]} of step {step}",
+            "value": best.value if best else None,
+        }
+        if averaging.kind == "last" and len(self.progress.grid) > 1:
+            weights, facts = self._averaged(weights, facts)
+        copy_weights(self.model, weights, "the chosen weights")
+        self.runtime.on_main(lambda: self._publish(weights, facts))
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Scores and predictions of a split, written by rank zero."""
+        stage = f"evaluation/{split}"
+        if setup.stage_done(self.run, stage, self.progress.step):
+            return dict(read_json(self.run.evaluation(split) / "metrics.json") or {})
+        self.reporter.say(f"evaluating {split} …")
+        scores, records = evaluate(self.runtime, self.task, self.model, self.corpus, split, predict=True)
+
+        def write() -> None:
+            write_evaluation(self.run, split, scores, records)
+            setup.mark_stage(self.run, stage, self.progress.step)
+
+        self.runtime.on_main(write)
+        return scores
+
+    def finish(self, scores: dict[str, dict[str, Any]]) -> None:
+        """Rank zero alone, after the process group has been closed."""
+        for stage in ("onnx", "int8"):
+            if getattr(self.recipe.export, stage):
+                self.reporter.say(f"export.{stage}: not built in this version, skipped")
+        for split, values in scores.items():
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
+            self.reporter.say(f"{split}: {shown}")
+        self.reporter.say(f"run directory: {self.run.path}")
+
+    # -- making ----------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> Progress:
+        """From the newest whole checkpoint, which rank zero finds; from step 0 where none was ever begun."""
+        step = self.runtime.on_main(lambda: checkpoint.newest(self.run.checkpoints))
+        if step is None:
+            progress = Progress.start(self.recipe.data.lanes)
+        else:
+            state = checkpoint.read_state(self.run.checkpoints, step)
+            names = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
+            self.state.restore({n: checkpoint.read(self.run.checkpoints, step, n) for n in names}, state)
+            progress = Progress.from_json(state)
+            if progress.ended and self._raised(progress):
+                progress.ended = False
+        if self.runtime.main:
+            self.run.cut_after(self.run.metrics, progress.step)
+            self.run.cut_after(self.run.ledger, progress.step)
+            if self.status is not None:
+                self.status.update(step=progress.step)
+            if step is not None:
+                self.reporter.say(f"resumed from step {step} (epoch {progress.epoch + 1})")
+        return progress
+
+    def _raised(self, progress: Progress) -> bool:
+        patience = self.recipe.loop.early_stopping.patience
+        return patience is None or progress.waited < patience
+
+    def _averaged(self, best: dict[str, Tensor], facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The average of the grid's last checkpoints, if validation does not prefer the best single one."""
+        grid = self.progress.grid
+        paths = [checkpoint.path_of(self.run.checkpoints, step) / "model.safetensors" for step in grid]
+        average = average_files(paths)
+        averaged = {"weights": f"average of steps {', '.join(map(str, grid))}", "value": None}
+        if self.progress.best is None:
+            return average, averaged
+        metric = self.recipe.loop.early_stopping.metric
+        copy_weights(self.model, average, "the average")
+        scores, _ = evaluate(
+            self.runtime, self.task, self.model, self.corpus, "validation", predict=metric not in CHEAP_METRICS
+        )
+        value = scores[metric]
+        self.reporter.say(f"average of the last {len(grid)} grid checkpoints: validation {metric} {value:.4f}")
+        gain = (self.progress.best.value - value) * (1 if self.task.metrics[metric] == "min" else -1)
+        return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)
+
+    def _publish(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        making = self.run.path / f".model-{os.getpid()}"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        save_file({name: t.contiguous() for name, t in weights.items()}, making / "model.safetensors")
+        write_json(making / "config.json", self.task.model_config())
+        self.task.tokenizer.save_pretrained(making)
+        shutil.rmtree(self.run.model, ignore_errors=True)
+        making.rename(self.run.model)
+        metric = self.recipe.loop.early_stopping.metric
+        setup.mark_stage(self.run, "model", self.progress.step, metric=metric, **facts)
+
+    def _profiler(self) -> Any:
+        if not self._profile or not self.runtime.main:
+            return None
+        from torch.profiler import ProfilerActivity, profile, schedule
+
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        trace = self.run.path / "profile.json"
+        return profile(
+            activities=activities,
+            schedule=schedule(wait=2, warmup=2, active=5, repeat=1),
+            on_trace_ready=lambda p: p.export_chrome_trace(str(trace)),
+        )
+
+    def _say_notes(self, data: dict[str, Any]) -> None:
+        if not self.runtime.main:
+            return
+        for name in unused_keys(self.recipe.optim):
+            log.warning("optim.%s is not used by the chosen optimizer or schedule", name)
+        lanes, world = self.recipe.data.lanes, self.runtime.world
+        if lanes % world:
+            better = [n for n in range(1, lanes + 1) if lanes % n == 0]
+            log.warning("%d ranks do not divide data.lanes=%d: some idle; better: %s", world, lanes, better)
+        bad = {split: facts["bad_rows"] for split, facts in data.items() if facts["bad_rows"]}
+        for split, reasons in bad.items():
+            log.warning("data.%s: rows left out: %s", split, reasons)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.reporter.say(
+            f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters, {data['train']['rows']:,} training rows, "
+            f"{self.runtime.engine} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
+            f"precision {self.runtime.accelerator.mixed_precision}"
+        )
+
+
+def build_model(task: Task, device: torch.device) -> nn.Module:
+    """The untrained model: the same weights on every rank and at every start."""
+    torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
+    return task.build_model().to(device)
+
+
+def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:
+    folder = run.evaluation(split)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / "predictions.jsonl", records)
+    write_json(folder / "metrics.json", scores)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose model/ has been written, opened from its directory alone."""
+
+    run: RunDir
+    recipe: Recipe
+    task: Task
+    model: nn.Module
+
+    @classmethod
+    def open(cls, run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = ()) -> Finished:
+        """Recipe, tokenizer and weights of a run.
+
+        Raises:
+            UsageError: this is no run directory.
+            CheckpointError: its model has not been written yet, or does not fit its recipe.
+        """
+        if not run.recipe.exists():
+            raise UsageError(f"{run.path} is no run directory (it has no recipe.yaml); give the path of a run")
+        recipe = recipe_type.parse(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), overrides, str(run.recipe))
+        weights = run.model / "model.safetensors"
+        if not weights.exists():
+            raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
+        task = make_task(recipe, setup.read_tokenizer(run))
+        model = build_model(task, torch.device("cpu"))
+        copy_weights(model, load_file(weights), str(weights))
+        return cls(run, recipe, task, model.eval())
+
+    def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
+        model = self.model.to(runtime.device)
+        corpus = Corpus(self.recipe, self.task)
+        scores, records = evaluate(runtime, self.task, model, corpus, split, predict=True)
+        runtime.on_main(lambda: write_evaluation(self.run, split, scores, records))
+        return scores
+
+    @torch.no_grad()
+    def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """One record per text, in order; a window of texts is sorted by length and cut into batches."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, clean = self.model.to(device), cleaner(self.recipe.data.cleaning)
+        source = iter(texts)
+        while window := list(islice(source, PREDICT_WINDOW)):
+            examples = self.task.encode([{self.task.roles[0]: clean(text)} for text in window])
+            found: dict[int, Record] = {}
+            for batch in self._batches([self.task.length(e) for e in examples]):
+                inputs = self.task.collate([examples[i] for i in batch])
+                made = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
+                found |= dict(zip(batch, made, strict=True))
+            yield from ({"text": text, **found[i]} for i, text in enumerate(window))
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+            if batch and lengths[i] * (len(batch) + 1) > self.recipe.evaluation.tokens_per_batch:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch

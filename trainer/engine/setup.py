@@ -1,0 +1,193 @@
+"""What stands between a recipe and its loop: agreement with an earlier start, data survey, tokenizer, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerFast
+
+from trainer.data.sources import fingerprint, open_split
+from trainer.data.survey import survey
+from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.engine.runtime import Runtime
+from trainer.errors import DataError, UsageError
+from trainer.recipe import Recipe, changed_keys
+from trainer.rundir import RunDir, read_json, write_atomically, write_json
+from trainer.tasks.base import task_classes
+
+log = logging.getLogger("rankzero")
+
+PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
+REMEDY = "use another --run, --fresh (keeps this run beside the new one), or --allow-change KEY"
+
+
+def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
+    """Compares the recipe with the one that the run directory was made with, and writes the new one.
+
+    Raises:
+        UsageError: a key that changes a step differs and is not allowed; names all of them with old and new value.
+    """
+    if run.recipe.exists():
+        old = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        changed = changed_keys(old, recipe.model_dump(mode="json"))
+        refused = {key: values for key, values in changed.items() if key not in allowed}
+        if refused:
+            lines = "".join(f"\n  {key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
+            raise UsageError(f"run directory {run.path} belongs to another recipe; these keys differ:{lines}\n{REMEDY}")
+        for key, (before, after) in changed.items():
+            log.warning("--allow-change %s: %r -> %r", key, before, after)
+    write_atomically(run.recipe, recipe.to_yaml())
+
+
+def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
+    """Checks every row of every split once; on a later start only that the files are still the same.
+
+    Returns the `data` part of the manifest: for each split its rows, bad rows and fingerprint.
+
+    Raises:
+        DataError: a missing, empty or bad split, more lanes than rows, or other content than at the first start.
+    """
+    earlier = (read_json(run.manifest) or {}).get("data", {})
+    roles = task_classes()[recipe.task.kind].roles  # type: ignore[attr-defined]
+    found: dict[str, Any] = {}
+    for split in ("train", "validation", "test"):
+        source = open_split(recipe.data, split)  # type: ignore[arg-type]
+        if source is None:
+            continue
+        if split in earlier:
+            now = fingerprint(source)
+            if now != earlier[split]["fingerprint"]:
+                raise DataError(
+                    f"data.{split} below data.root={recipe.data.root!r} has changed since this run began (fingerprint "
+                    f"{earlier[split]['fingerprint'][:12]} -> {now[:12]}): restore the files, or start with --fresh"
+                )
+            found[split] = earlier[split]
+            continue
+        found[split] = survey(source, recipe.data, roles, split).report()  # type: ignore[arg-type]
+    return found
+
+
+def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
+    """Trains the tokenizer on a streamed sample of the training rows, or fetches a pretrained one, into the run."""
+    if (run.tokenizer / "tokenizer.json").exists():
+        return
+    if recipe.tokenizer.train is None:
+        assert recipe.tokenizer.pretrained is not None
+        tokenizer = load_tokenizer(recipe.tokenizer.pretrained)
+    else:
+        source, settings = open_split(recipe.data, "train"), recipe.tokenizer.train
+        assert source is not None
+        roles = task_classes()[recipe.task.kind].roles  # type: ignore[attr-defined]
+        texts = TrainingTexts(source, recipe.data, roles, settings.sample_rows, rows)
+        tokenizer = train_tokenizer(texts, settings, recipe.data.max_length)
+    making = run.path / f".tokenizer-{os.getpid()}"
+    tokenizer.save_pretrained(making)
+    making.rename(run.tokenizer)
+
+
+def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:
+    return load_tokenizer(str(run.tokenizer))
+
+
+def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
+    """Versions, command, engine and ranks of this start; earlier starts go under "starts"."""
+    old = read_json(run.manifest) or {}
+    latest = (
+        "command",
+        "engine",
+        "ranks",
+        "precision",
+        "devices",
+        "git_commit",
+        "versions",
+        "started",
+        "slurm_restart",
+    )
+    starts = old.get("starts", [])
+    if old:
+        starts = [*starts, {key: old.get(key) for key in latest}]
+    manifest = {
+        **old,
+        "format": 1,
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+        "command": sys.argv,
+        "engine": runtime.engine,
+        "ranks": runtime.world,
+        "precision": runtime.accelerator.mixed_precision,
+        "devices": _devices(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
+        "data": data,
+        "tokenizer": _tokenizer_fingerprint(run),
+        "micro_batch_splits": old.get("micro_batch_splits", 1),
+        "stages": old.get("stages", {}),
+        "starts": starts,
+    }
+    write_json(run.manifest, manifest)
+
+
+def stage_done(run: RunDir, stage: str, step: int) -> bool:
+    """Whether a stage after training has been finished for this last step."""
+    manifest = read_json(run.manifest) or {}
+    return bool(manifest.get("stages", {}).get(stage, {}).get("step") == step)
+
+
+def mark_stage(run: RunDir, stage: str, step: int, **facts: Any) -> None:
+    manifest = read_json(run.manifest) or {}
+    manifest.setdefault("stages", {})[stage] = {"step": step, **facts}
+    write_json(run.manifest, manifest)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("rankzero", *PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the source checkout that runs, if it is one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _devices() -> dict[str, Any]:
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {"gpus": gpus, "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _tokenizer_fingerprint(run: RunDir) -> dict[str, Any]:
+    content = (run.tokenizer / "tokenizer.json").read_bytes()
+    return {"sha256": hashlib.sha256(content).hexdigest()}

@@ -1,0 +1,37 @@
+"""Signals set a flag, nothing else: saving inside a handler stalls (see docs/design.md). Ranks agree in the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopFlag:
+    """Which stop signal this process has received, if any."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopFlag]:
+        """Installs the handlers for SIGTERM, SIGINT and SIGUSR1 and puts the old ones back afterwards.
+
+        Outside the main thread (a notebook's worker, say) Python allows no handlers: the flag is then never set.
+        """
+        try:
+            old = {number: signal.signal(number, self._set) for number in STOPPING}
+        except ValueError:
+            yield self
+            return
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

@@ -1,0 +1,176 @@
+"""One optimizer step: the loss sum of a micro-batch from every lane, divided once by the global count.
+
+    n = labels that count, over all lanes               (known before the first forward)
+    for each of the rank's A micro-batches:
+        seed by (seed, step, lane)
+        backward(loss_sum * W * A / n)                  (undoes DDP's mean over ranks and Accelerate's division by A)
+    clip, step, zero
+
+So a step is the same sum on any number of ranks: no mean of means (docs/design.md, "the loss of a step").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data.loader import Loaded
+from trainer.engine.runtime import Runtime, seed_for
+from trainer.optim.optimizers import set_rates
+from trainer.tasks.base import Batch, Task
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a step holds over all ranks, agreed before its first forward."""
+
+    targets: int  # labels that count: the denominator
+    rows: int
+    tokens: int
+    padded: int
+    lanes: int  # lanes that still have rows; 0 = the epoch is over
+    stopping: int  # ranks that have been told to stop
+
+
+def agree(runtime: Runtime, task: Task, batches: Sequence[Loaded | None]) -> Totals:
+    """Sums what all ranks are about to do. Waits for all ranks: the one collective before the backward's own."""
+    have = [b for b in batches if b is not None]
+    return Totals(
+        *runtime.sum(
+            [
+                sum(task.targets(b.inputs) for b in have),
+                sum(b.rows for b in have),
+                sum(b.tokens for b in have),
+                sum(b.padded for b in have),
+                sum(len(b.lanes) for b in have),
+                int(runtime.stop.received is not None),
+            ]
+        )
+    )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss_sum: Tensor  # of this rank's rows, float64 scalar on the device; summed over ranks when it is logged
+    grad_norm: float  # before clipping
+    finite: bool
+
+
+class Objective(nn.Module):
+    """The loss sum of a micro-batch as a module: what Accelerate wraps, so that its forward is the whole of the step's.
+
+    Wrapping the bare model instead would make Accelerate copy all logits to fp32.
+    """
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._task = task
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self._task.loss(self.model, batch)
+
+
+class Stepper:
+    """Makes optimizer steps over the micro-batches of the lanes that this rank owns."""
+
+    def __init__(self, runtime: Runtime, task: Task, objective: nn.Module, optimizer: Any, accumulation: int) -> None:
+        self.runtime, self.task, self.objective, self.optimizer = runtime, task, objective, optimizer
+        self.accumulation = accumulation  # micro-batches per rank, the same on all; short ranks add fillers
+        self._filler = self._to_device(task.filler())
+        optim = task.recipe.optim
+        self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
+
+    def warm_up(self) -> None:
+        """One backward of a filler, thrown away.
+
+        DDP regroups its gradient buckets after the first backward, and with three or more ranks the order of a sum
+        depends on the grouping: without this, the first step of a resumed run would differ in its last bits.
+        """
+        self.runtime.accelerator.gradient_state._set_sync_gradients(True)
+        seed_for(0, 0, 0)
+        loss = self.objective(**self._filler)
+        self.runtime.accelerator.backward(loss * 0.0)
+        self.optimizer.zero_grad()
+
+    def gradients(self, batches: Sequence[Loaded | None], step: int, totals: Totals) -> Tensor:
+        """Accumulates the gradient of the whole step; returns this rank's loss sum (float64 scalar)."""
+        accelerator = self.runtime.accelerator
+        scale = self.runtime.world * self.accumulation / max(1, totals.targets)
+        padded = [*batches, *[None] * (self.accumulation - len(batches))]
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
+        for number, loaded in enumerate(padded):
+            last = number == self.accumulation - 1
+            accelerator.gradient_state._set_sync_gradients(last)
+            lane = min(loaded.lanes) if loaded else -1
+            seed_for(self.task.recipe.seed, step, lane)
+            batch = self._to_device(loaded.inputs) if loaded else self._filler
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.objective):
+                loss = self.objective(**batch)
+                accelerator.backward(loss * scale)
+            if loaded is not None:
+                loss_sum += loss.detach()
+        return loss_sum
+
+    def __call__(
+        self,
+        batches: Sequence[Loaded | None],
+        step: int,
+        totals: Totals,
+        multiplier: Callable[[str], float],
+    ) -> StepResult:
+        """Gradient, clipping and update. A non-finite gradient updates nothing: the caller decides what it means.
+
+        fp16: where the scaler found an overflow the same rows are run again with a smaller scale, so that neither rate
+        nor step nor bookmark advances for nothing.
+        """
+        accelerator = self.runtime.accelerator
+        set_rates(self.optimizer, multiplier)
+        while True:
+            loss_sum = self.gradients(batches, step, totals)
+            # DDP leaves the same gradient on all ranks, so all take the same branch below without asking each other
+            norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), self._clip))  # waits for the device
+            scaler = accelerator.scaler
+            if scaler is None and not math.isfinite(norm):
+                self.optimizer.zero_grad()
+                return StepResult(loss_sum, norm, finite=False)
+            scale_before = scaler.get_scale() if scaler is not None else 1.0
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if scaler is None or not accelerator.optimizer_step_was_skipped:
+                return StepResult(loss_sum, norm, finite=True)
+            if scale_before <= 1.0:
+                return StepResult(loss_sum, norm, finite=False)
+
+    def explain(self, batches: Sequence[Loaded | None], step: int, epoch: int, shard_names: Sequence[str]) -> str:
+        """Which step, lanes and rows hold NaN or Inf: each rank runs its micro-batches once more. All ranks enter."""
+        found = []
+        for loaded in [b for b in batches if b is not None]:
+            with torch.no_grad():
+                seed_for(self.task.recipe.seed, step, min(loaded.lanes))
+                finite = bool(torch.isfinite(_inner(self.objective)(**self._to_device(loaded.inputs))))
+            if not finite:
+                found += [
+                    f"lane {lane} rows {', '.join(f'{shard_names[s]}:{r}' for s, r in ids)}"
+                    for lane, ids in loaded.ids.items()
+                ]
+        gathered = self.runtime.gather(found)
+        every = self.runtime.share([text for part in gathered or [] for text in part])
+        where = "; ".join(every) or "the loss is finite in every lane, so a gradient overflowed"
+        return (
+            f"NaN or Inf at step {step} (epoch {epoch}): {where}. Lower optim.lr, set optim.clip_norm, look at these "
+            "rows, or set loop.on_nonfinite=skip"
+        )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[return-value]

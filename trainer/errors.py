@@ -1,0 +1,55 @@
+"""The errors a user can meet, each with the exit code that the command ends with.
+
+0 done · 1 a rank died · 2 usage or recipe · 3 data · 4 checkpoint · 5 numerics · 6 an artifact failed its gate ·
+75 stopped early and can go on. A message names the key, file, row or rank, the value, what is allowed, and the fix.
+"""
+
+from __future__ import annotations
+
+
+class RankzeroError(ValueError):
+    """A mistake or misfortune that the user can act on; anything else is our own bug and keeps its traceback."""
+
+    exit_code = 1
+
+
+class RankError(RankzeroError):
+    """A rank died, or the engine or number of ranks that runs is not the one that was asked for."""
+
+    exit_code = 1
+
+
+class UsageError(RankzeroError):
+    """Wrong command line or recipe."""
+
+    exit_code = 2
+
+
+class DataError(RankzeroError):
+    """Missing, empty or bad data."""
+
+    exit_code = 3
+
+
+class CheckpointError(RankzeroError):
+    """A checkpoint cannot be written, or none that is whole can be read."""
+
+    exit_code = 4
+
+
+class NumericsError(RankzeroError):
+    """NaN or Inf in loss, gradient or weights."""
+
+    exit_code = 5
+
+
+class GateError(RankzeroError):
+    """An artifact failed its gate and was not published."""
+
+    exit_code = 6
+
+
+class Preempted(RankzeroError):
+    """Asked to stop (signal): everything is saved and the same command goes on from here."""
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""Decoding, metrics, and the file of predictions that every later analysis reads."""

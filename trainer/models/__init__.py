@@ -1,0 +1,1 @@
+"""Architectures, one file each; their recipe sections in configs.py."""

@@ -1,0 +1,108 @@
+"""Averages of weights: exponential over the steps, or plain over the last checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trainer.errors import CheckpointError
+
+
+class ExponentialAverage:
+    """Exponential moving average of named parameters, kept in fp32: average += (1 - d) * (parameter - average).
+
+    It starts at the parameters of the first update. With warm-up, d = min(decay, (1 + step) / (10 + step)) as in
+    TensorFlow's ExponentialMovingAverage, so that the first random weights are soon forgotten. Everything is
+    elementwise: it averages whole parameters and the shards of one rank alike.
+    """
+
+    def __init__(self, decay: float, *, warmup: bool = True) -> None:
+        """`decay`: share of the average that a step keeps, in (0, 1)."""
+        assert 0.0 < decay < 1.0, decay
+        self.decay = decay
+        self.warmup = warmup
+        self._average: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, named_parameters: Iterable[tuple[str, Tensor]], step: int) -> None:
+        """Takes in the parameters as they are after optimizer step `step` (from 1).
+
+        Raises:
+            CheckpointError: names or shapes are not those of the average, which came from another model.
+        """
+        parameters = dict(named_parameters)
+        if not self._average:
+            self._average = {name: p.detach().to(torch.float32, copy=True) for name, p in parameters.items()}
+            return
+        _compare(_shapes(self._average), _shapes(parameters), "the moving average", "the model")
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        for name, average in self._average.items():
+            average.lerp_(parameters[name].detach().to(average.device, torch.float32), 1.0 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages by parameter name, fp32, not copies; empty before the first update."""
+        return dict(self._average)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over averages that `state` gave; they are copied."""
+        self._average = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in tensors.items()}
+
+
+def average_files(paths: Sequence[Path | str]) -> dict[str, Tensor]:
+    """Mean of the weights in several safetensors files, fp32, one tensor in memory at a time besides the result.
+
+    Sums are float64. Tensors that are not floating point (counters, indices) have no mean and must be equal.
+
+    Raises:
+        CheckpointError: no file, one that cannot be read, or names, shapes or integer tensors that differ; names both.
+    """
+    if not paths:
+        raise CheckpointError("there are no checkpoints to average")
+    with ExitStack() as stack:
+        files = [(Path(path), _open(stack, Path(path))) for path in paths]
+        first_path, first = files[0]
+        for path, file in files[1:]:
+            _compare(_file_shapes(first), _file_shapes(file), str(first_path), str(path))
+        return {name: _mean(name, files) for name in first.keys()}  # noqa: SIM118 - no mapping
+
+
+def _mean(name: str, files: Sequence[tuple[Path, Any]]) -> Tensor:
+    first: Tensor = files[0][1].get_tensor(name)
+    if not first.is_floating_point():
+        for path, file in files[1:]:
+            if not torch.equal(first, file.get_tensor(name)):
+                raise CheckpointError(f"{name} ({first.dtype}) has no mean and differs in {files[0][0]} and {path}")
+        return first
+    total = first.to(torch.float64, copy=True)
+    for _, file in files[1:]:
+        total += file.get_tensor(name)
+    return (total / len(files)).to(torch.float32)
+
+
+def _open(stack: ExitStack, path: Path) -> Any:
+    try:
+        return stack.enter_context(safe_open(path, framework="pt"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"weights {path} cannot be read: {error}") from None
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _file_shapes(file: Any) -> dict[str, list[int]]:
+    return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _compare(ours: Mapping[str, list[int]], theirs: Mapping[str, list[int]], our: str, their: str) -> None:
+    """Refuses two sets of tensors that differ in a name or a shape, naming the first that does."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            have = [shapes.get(name, "missing") for shapes in (ours, theirs)]
+            raise CheckpointError(f"{name} is {have[0]} in {our} but {have[1]} in {their}: these are different models")

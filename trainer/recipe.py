@@ -1,0 +1,226 @@
+"""A recipe: everything that a run depends on, checked whole before anything starts.
+
+YAML with a format version, `key=value` overrides in dotted form; precedence is defaults < recipe < overrides. No torch
+here: recipes are read on login nodes. The classes of the `task` and `model` sections stand beside their code and are
+given to `recipe_class`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from trainer.errors import UsageError
+from trainer.sections import (
+    DataConfig,
+    EvaluationConfig,
+    ExportConfig,
+    LaunchConfig,
+    LoopConfig,
+    OptimConfig,
+    Section,
+    TokenizerConfig,
+)
+
+
+class Recipe(Section):
+    """The whole recipe. `task` and `model` are narrowed to the classes found by `recipe_class`."""
+
+    version: Literal[1] = Field(1, description="format version of this file")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the run directory below runs/")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    task: Section
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: Section
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    loop: LoopConfig
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    track: list[Literal["tensorboard", "ledger"]] = Field(default_factory=list)
+    launch: LaunchConfig = Field(default_factory=LaunchConfig)
+
+    @classmethod
+    def load(cls: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
+        """Reads a YAML recipe and applies `key=value` overrides.
+
+        Raises:
+            UsageError: the file is missing or not YAML, or any key or value is wrong; all problems at once.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"recipe {path} cannot be read: {error}") from None
+        return cls.parse(_yaml(text, str(path)), overrides, str(path))
+
+    @classmethod
+    def parse(cls: type[R], values: Any, overrides: Sequence[str] = (), where: str = "recipe") -> R:
+        """Checks `values` (as read from YAML or JSON) with `overrides` applied; see `load`."""
+        if not isinstance(values, dict):
+            raise UsageError(f"{where}: a recipe is a mapping of sections, not {type(values).__name__}")
+        for override in overrides:
+            _apply(values, override)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems: dict[str, list[str]] = {}
+            for problem in error.errors():
+                key, text = _explain(cls, problem)
+                problems.setdefault(key, []).append(text)
+            lines = [f"  {key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in problems.items()]
+            count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+            raise UsageError(f"{where}: {count}\n" + "\n".join(lines)) from None
+
+    def to_yaml(self) -> str:
+        """The recipe as resolved, all defaults written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def recipe_class(tasks: Sequence[type[Section]], models: Sequence[type[Section]]) -> type[Recipe]:
+    """The recipe class whose `task` and `model` sections are chosen by their `kind` among the classes given."""
+
+    def narrowed(classes: Sequence[type[Section]]) -> Any:
+        union = reduce(or_, classes)
+        return (Annotated[union, Field(discriminator="kind")], ...) if len(classes) > 1 else (union, ...)
+
+    return create_model("Recipe", __base__=Recipe, task=narrowed(tasks), model=narrowed(models))
+
+
+# Keys whose change does not change a step; all others must agree between a checkpoint and the recipe that resumes it.
+# `data.root` is free when the fingerprint of its files is the same: the caller compares that.
+FREE_TO_CHANGE = (
+    "name",
+    "launch",
+    "track",
+    "evaluation",
+    "export",
+    "loop.keep",
+    "loop.save_every",
+    "loop.log_every",
+    "data.root",
+    "data.workers",
+    "data.prefetch",
+)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys that differ between two dumped recipes and would change a step, with old and new value."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE_TO_CHANGE)
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people read it: `1e-4` is a number, only true and false are booleans, a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"),
+    list("-+.0123456789"),
+)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: not valid YAML: {error}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"override {override!r}: write key=value with a dotted key, such as optim.lr=3e-4")
+    at: Any = values
+    for part in parts[:-1]:
+        at = at.setdefault(part, {}) if isinstance(at.get(part, {}), dict) else at.update({part: {}}) or at[part]
+    at[parts[-1]] = _yaml(text, f"override {override!r}")
+
+
+def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
+    """The dotted key of one of pydantic's problems, and what is wrong: the value, the nearest known key."""
+    keys, fields = _walk(cls, list(problem["loc"]))
+    key = ".".join(keys) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(fields))}"
+        return key, f"unknown key; {hint}"
+    if problem["type"] == "missing":
+        return key, "required and not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    return key, message + (f" (got {value!r})" if not isinstance(value, dict | BaseModel) else "")
+
+
+def _walk(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """The user's own keys in `loc` (pydantic adds tags of unions), and the keys known where the last one stands."""
+    keys: list[str] = []
+    at: list[type[BaseModel]] = [cls]
+    fields = list(cls.model_fields)
+    for part in loc:
+        if not at:
+            if isinstance(part, int):
+                keys.append(str(part))
+            continue
+        tagged = [c for c in at if _kind(c) == part]
+        if tagged and len(at) > 1:
+            at = tagged
+            continue
+        fields = [name for c in at for name in c.model_fields]
+        keys.append(str(part))
+        at = [m for c in at if part in c.model_fields for m in _models(c.model_fields[str(part)].annotation)]
+    return keys, fields
+
+
+def _kind(cls: type[BaseModel]) -> Any:
+    field = cls.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes inside an annotation such as `A | B | None`."""
+    if get_origin(annotation) in (Union, types.UnionType, typing.Annotated):
+        return [m for a in get_args(annotation) for m in _models(a)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -1,0 +1,218 @@
+"""The run directory: all that a run leaves, and the only thing that later commands read. No torch here.
+
+runs/<name>/
+  recipe.yaml  status.json  manifest.json  metrics.jsonl  lock
+  checkpoints/step-00000200/  tokenizer/  model/  evaluation/<split>/  export/  README.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import CheckpointError, UsageError
+
+HEARTBEAT_SECONDS = 2.0
+STALE_SECONDS = 60.0  # a lock of another machine whose heart has not beaten for so long is taken over
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes beside `path`, flushes to disk, renames: a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror or error}; free space or fix rights"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic, readable, the same text for the same value."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """None when the file is not there.
+
+    Raises:
+        CheckpointError: it is there and is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); restore it or start again with --fresh") from None
+
+
+class RunDir:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.status = self.path / "status.json"
+        self.manifest = self.path / "manifest.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.ledger = self.path / "ledger.jsonl"
+        self.lock_file = self.path / "lock"
+        self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
+        self.model = self.path / "model"
+        self.tensorboard = self.path / "tensorboard"
+        self.export = self.path / "export"
+
+    def evaluation(self, split: str) -> Path:
+        return self.path / "evaluation" / split
+
+    def create(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"run directory {self.path} cannot be made: {error.strerror}; choose --run") from None
+
+    def set_aside(self) -> Path | None:
+        """Moves an existing run out of the way (nothing saved is ever lost) and says where it went."""
+        if not self.path.exists():
+            return None
+        number = 1
+        while (to := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(to)
+        return to
+
+    # -- lines -----------------------------------------------------------------------------------------------------
+
+    def append(self, path: Path, line: Mapping[str, Any]) -> None:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def cut_after(self, path: Path, step: int) -> None:
+        """Drops lines of steps after `step` (they will be made again) and a last line that a kill left half written."""
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError):
+                if line and json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        write_atomically(path, "".join(kept))
+
+    # -- one writer ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run directory for this process; another living writer is refused, a dead one taken over.
+
+        Raises:
+            UsageError: another process writes here.
+        """
+        self.create()
+        me = {"pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname(), "job": _job()}
+        with self.lock_file.open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # held only while reading and writing: forked workers inherit it
+            file.seek(0)
+            holder = _parse(file.read())
+            if holder and _alive(holder, me, self.lock_file):
+                raise UsageError(
+                    f"run directory {self.path} is in use by process {holder.get('pid')} on {holder.get('host')}: "
+                    "wait for it, end it, or choose another --run"
+                )
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(me))
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if _parse(self.lock_file.read_text(encoding="utf-8")) == me:
+                    self.lock_file.unlink()
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _alive(holder: Mapping[str, Any], me: Mapping[str, Any], lock_file: Path) -> bool:
+    if holder.get("host") == me["host"]:
+        return bool(holder["born"]) and _born(int(holder["pid"])) == holder["born"]
+    if holder.get("job") and holder.get("job") == me["job"]:  # the same SLURM job, requeued on another node
+        return False
+    return time.time() - lock_file.stat().st_mtime < STALE_SECONDS
+
+
+def _born(pid: int) -> str | None:
+    """Start time of a living process (a process number alone may be reused); None for a dead one or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
+
+
+class Status:
+    """`status.json`, rewritten at each change and at least every two seconds while the run lives."""
+
+    def __init__(self, run: RunDir, attempt: int) -> None:
+        self._run = run
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self.values: dict[str, Any] = {
+            "state": "running",
+            "step": 0,
+            "exit_code": None,
+            "error": None,
+            "attempt": attempt,
+            "pid": os.getpid(),
+        }
+        self._thread = threading.Thread(target=self._beat, name="rankzero-status", daemon=True)
+
+    def start(self) -> Status:
+        self.update()
+        self._thread.start()
+        return self
+
+    def update(self, **values: Any) -> None:
+        """Changes fields and writes the file."""
+        with self._lock:
+            self.values.update(values)
+            write_json(self._run.status, {**self.values, "updated": time.time()})
+            with contextlib.suppress(OSError):
+                os.utime(self._run.lock_file)
+
+    def finish(self, state: str, exit_code: int, error: str | None = None) -> None:
+        """The last word of this attempt."""
+        self._stop.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+        self.update(state=state, exit_code=exit_code, error=error)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(CheckpointError):  # a full disk ends the run where something is saved, not here
+                self.update()

@@ -1,0 +1,195 @@
+"""The sections that every recipe has, whatever its task and model. No torch here: recipes are read on login nodes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Patterns = str | list[str] | dict[str, str]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the rows come from and how they become micro-batches (see docs/data.md)."""
+
+    root: str = Field(description="any fsspec URL: a folder, hf://datasets/…, s3://…, embedded://translation")
+    train: Patterns = Field(description="file pattern(s) below root; a mapping role: file for parallel text files")
+    validation: Patterns | Fraction | None = Field(None, description="pattern(s), or the share of train held out")
+    test: Patterns | None = None
+    columns: dict[str, str] = Field(default_factory=dict, description="role: column, e.g. src: de")
+    cleaning: list[str] = Field(default_factory=lambda: ["normalize_unicode", "fold_whitespace"])
+    lanes: Positive = 8
+    block_rows: Positive = 16_384
+    tokens_per_batch: Positive | None = Field(1024, description="padded tokens of a micro-batch, at most")
+    rows_per_batch: Positive | None = Field(None, description="rows of a micro-batch, at most")
+    max_length: Positive = Field(128, description="tokens of a row, special ones included; longer rows are cut")
+    pad_multiple: Positive = Field(8, description="lengths are padded to a multiple of this: few shapes occur")
+    order: Literal["shuffled", "sequential"] = "shuffled"
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    max_bad_fraction: Fraction = 0.01
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="loader processes per rank; 0 = none")
+    prefetch: Positive = Field(4, description="micro-batches that each loader process keeps ready")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> DataConfig:
+        if self.tokens_per_batch is None and self.rows_per_batch is None:
+            raise ValueError("tokens_per_batch and rows_per_batch are both null: a micro-batch needs a bound")
+        if self.tokens_per_batch is not None and self.tokens_per_batch < self.max_length:
+            raise ValueError(
+                f"tokens_per_batch={self.tokens_per_batch} is below max_length={self.max_length}: "
+                "a row of full length would not fit; raise the first or lower the second"
+            )
+        return self
+
+
+class TokenizerTraining(Section):
+    """A tokenizer trained on the run's own training rows."""
+
+    kind: Literal["bpe", "wordpiece"] = "bpe"
+    vocab_size: Annotated[int, Field(ge=16)] = 6000
+    min_frequency: Positive = 2
+    limit_alphabet: Positive = 1000
+    lowercase: bool = False
+    sample_rows: Positive = Field(1_000_000, description="rows streamed for training, at most")
+
+
+class TokenizerConfig(Section):
+    """Either `train:` or `pretrained:`."""
+
+    train: TokenizerTraining | None = None
+    pretrained: str | None = Field(None, description="folder, Hub id, or pkg://package/folder")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> TokenizerConfig:
+        if (self.train is None) == (self.pretrained is None):
+            raise ValueError("give exactly one of `train` and `pretrained`")
+        return self
+
+
+class PlateauConfig(Section):
+    """Reduce the rate when the validation metric stands still."""
+
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: Positive = Field(2, description="evaluations without improvement before the rate falls")
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class AveragingConfig(Section):
+    """Weight averaging: the last k grid checkpoints, or an exponential moving average."""
+
+    kind: Literal["none", "last", "ema"] = "none"
+    last: Annotated[int, Field(ge=2)] = Field(5, description="grid checkpoints averaged (kind: last)")
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="per step (kind: ema)")
+
+
+class OptimConfig(Section):
+    """Optimizer, learning rate and what belongs to a step."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "noam", "slanted_triangular", "plateau"] = (
+        "linear"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = no clipping")
+    label_smoothing: Fraction = 0.0
+    cut_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="rising share (slanted_triangular)")
+    ratio: Annotated[float, Field(gt=1)] = Field(32.0, description="peak over lowest rate (slanted_triangular)")
+    plateau: PlateauConfig = Field(default_factory=PlateauConfig)
+    averaging: AveragingConfig = Field(default_factory=AveragingConfig)
+
+
+class EarlyStopping(Section):
+    """Which validation metric selects the best checkpoint, and when to give up."""
+
+    metric: str = "loss"
+    patience: Positive | None = Field(None, description="evaluations without improvement; null = never stop early")
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class LoopConfig(Section):
+    """When to log, evaluate, save and stop; all counts are optimizer steps."""
+
+    epochs: Positive | None = None
+    max_steps: Positive | None = None
+    eval_every: Positive | Literal["epoch"] = "epoch"
+    save_every: Positive | Literal["epoch"] = 500
+    log_every: Positive = 50
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
+    early_stopping: EarlyStopping = Field(default_factory=EarlyStopping)
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="NaN or Inf: end with 5, or skip the step")
+    max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with 5")
+    fuse_lanes: Positive = 1
+    compile: bool = False
+    activation_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _ends(self) -> LoopConfig:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("give epochs, max_steps or both: the run would never end")
+        return self
+
+
+class EvaluationConfig(Section):
+    """Decoding and metrics."""
+
+    splits: list[Literal["validation", "test"]] = Field(default_factory=lambda: ["validation", "test"])
+    max_rows: Positive | None = Field(None, description="rows evaluated, at most; null = all")
+    tokens_per_batch: Positive = 4096
+    beam_size: Positive = 5
+    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    max_length_factor: Annotated[float, Field(gt=0)] = Field(1.5, description="longest output = factor x source + 10")
+    bootstrap: Positive = Field(1000, description="resamples behind the *_ci95 intervals")
+
+
+class GatesConfig(Section):
+    """What an artifact must reach to be published (docs/design.md)."""
+
+    logits: Annotated[float, Field(gt=0)] = 1e-4
+    margin: Annotated[float, Field(ge=0)] = 1e-3
+    identical: Annotated[float, Field(ge=0, le=1)] = 0.99
+    bleu: Annotated[float, Field(ge=0)] = 0.1
+    int8_bleu: Annotated[float, Field(ge=0)] = 0.5
+    int8_accuracy: Annotated[float, Field(ge=0)] = 0.005
+    rows: Annotated[int, Field(ge=1)] = 64
+
+
+class ExportConfig(Section):
+    """Which artifacts rank zero writes, and their gates."""
+
+    onnx: bool = True
+    int8: bool = True
+    gates: GatesConfig = Field(default_factory=GatesConfig)
+
+
+class LaunchConfig(Section):
+    """SLURM resources; null = the site's default."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    nodes: Positive = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    ranks_per_node: Positive | None = None
+    cpus_per_task: Positive | None = None
+    memory: str | None = None
+    time: str = "24:00:00"
+    constraint: str | None = None
+    mail: str | None = None
+    setup: list[str] = Field(default_factory=list, description="shell lines before the launch (modules, container)")
+    extra: list[str] = Field(default_factory=list, description="further #SBATCH options")
+    signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
+    requeue_limit: Annotated[int, Field(ge=0)] = 20

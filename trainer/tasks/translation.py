@@ -1,0 +1,120 @@
+"""Translation with an encoder-decoder model: `src` in, `trg` out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.sections import Section
+from trainer.tasks.base import IGNORED, Batch, Example, Record, Task, Texts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class TranslationConfig(Section):
+    """`task` section of a translation recipe."""
+
+    kind: Literal["translation"] = "translation"
+    src_language: str = Field("de", description="name of the source language, for reports")
+    trg_language: str = Field("en", description="name of the target language, for reports")
+
+
+class Translation(Task):
+    """Teacher forcing: the decoder reads [BOS] y₁ … yₙ and its logits are compared with y₁ … yₙ [EOS]."""
+
+    kind = "translation"
+    config = TranslationConfig
+    roles = ("src", "trg")
+    inputs = ("src", "trg_in")
+    metrics: ClassVar[dict[str, str]] = {
+        "loss": "min",
+        "perplexity": "min",
+        "bleu": "max",
+        "chrf": "max",
+        "ter": "min",
+    }
+    toy_rows = (
+        {"src": "Ein Hund läuft.", "trg": "A dog runs."},
+        {"src": "Zwei Männer sitzen auf einer Bank.", "trg": "Two men are sitting on a bench."},
+        {"src": "Das Kind spielt.", "trg": "The child plays."},
+        {"src": "Eine Frau liest ein Buch im Park.", "trg": "A woman reads a book in the park."},
+    )
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def bos_id(self) -> int:
+        return int(self.tokenizer.bos_token_id)
+
+    @property
+    def eos_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def encode(self, rows: Sequence[Texts]) -> list[Example]:
+        """`src` ends with [EOS]; `trg` is bare: `collate` adds what input and labels need."""
+        from trainer.data.tokenization import encode_batch
+
+        longest = self.recipe.data.max_length - 1
+        sources = encode_batch(self.tokenizer, [row["src"] for row in rows])
+        targets = encode_batch(self.tokenizer, [row["trg"] for row in rows]) if rows and "trg" in rows[0] else None
+        return [
+            {"src": [*src[:longest], self.eos_id], "trg": targets[i][:longest] if targets else []}
+            for i, src in enumerate(sources)
+        ]
+
+    def length(self, example: Example) -> int:
+        return max(len(example["src"]), len(example["trg"]) + 1)
+
+    def tokens(self, example: Example) -> int:
+        return len(example["src"]) + len(example["trg"]) + 1
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """src (B, S), trg_in (B, T) = [BOS] y, labels (B, T) = y [EOS]."""
+        return {
+            "src": self.pad([e["src"] for e in examples], self.pad_id),
+            "trg_in": self.pad([[self.bos_id, *e["trg"]] for e in examples], self.pad_id),
+            "labels": self.pad([[*e["trg"], self.eos_id] for e in examples], IGNORED),
+        }
+
+    def build_model(self) -> nn.Module:
+        from trainer.models.transformer import Transformer
+
+        # a position more than the longest row needs: lengths are padded to a multiple
+        multiple = self.recipe.data.pad_multiple
+        positions = -(-self.recipe.data.max_length // multiple) * multiple
+        return Transformer(self.recipe.model, len(self.tokenizer), self.pad_id, positions)  # type: ignore[arg-type]
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
+        from trainer.evaluation.decoding import beam_search
+
+        settings, src = self.recipe.evaluation, batch["src"]
+        lengths = (src != self.pad_id).sum(-1)
+        limits = (lengths * settings.max_length_factor + 10).long().clamp(max=self.recipe.data.max_length - 1)
+        found = beam_search(
+            model,  # type: ignore[arg-type]
+            src,
+            bos_id=self.bos_id,
+            eos_id=self.eos_id,
+            pad_id=self.pad_id,
+            beam_size=settings.beam_size,
+            length_penalty=settings.length_penalty,
+            max_length=limits.tolist(),
+        )
+        texts = self.tokenizer.batch_decode([h.ids for h in found], skip_special_tokens=True)
+        return [{"prediction": text, "score": h.score} for text, h in zip(texts, found, strict=True)]
+
+    def input_text(self, row: Texts) -> str:
+        return row["src"]
+
+    def target_text(self, row: Texts) -> str:
+        return row["trg"]
+
+    def score(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        from trainer.evaluation.metrics import score_translation
+
+        return score_translation(records, resamples=self.recipe.evaluation.bootstrap)
