@@ -1,51 +1,71 @@
-"""Multi30k for all contestants: one tokenizer, and the training rows as token ids."""
+"""Multi30k for all contestants: the recipe, its tokenizer, and the training rows as that tokenizer's ids."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from trainer.compose import load_recipe
+from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.engine.corpus import Corpus
+from trainer.errors import UsageError
+from trainer.recipe import Recipe
+from trainer.tasks.base import make_task
 
-SPECIALS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
+RECIPE = "multi30k"
 
 
-def pairs(file: Path) -> Iterator[tuple[str, str]]:
-    """German and English of each line of a JSON-lines file.
+@dataclass(frozen=True)
+class Prepared:
+    """The recipe, the overrides that give it in another process, and the folder of the tokenizer trained for it."""
+
+    recipe: Recipe
+    overrides: list[str]
+    tokenizer: Path
+
+    def shape(self) -> dict[str, Any]:
+        """What another code base needs to build a model of the same shape."""
+        names = ("d_model", "heads", "encoder_layers", "decoder_layers", "feed_forward", "dropout")
+        sizes = {name: getattr(self.recipe.model, name) for name in names}
+        return {
+            **sizes,
+            "vocab_size": len(load_tokenizer(str(self.tokenizer))),
+            "max_length": self.recipe.data.max_length,
+        }
+
+
+def training_file(data: Path) -> Path:
+    """`data`/multi30k/train.jsonl.
 
     Raises:
-        FileNotFoundError: the corpus is not there; the message names the option.
+        UsageError: it is not there.
     """
+    file = data / "multi30k" / "train.jsonl"
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: --data is the folder that holds multi30k/train.jsonl")
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            yield row["de"], row["en"]
+        raise UsageError(f"{file} is missing: --data is the folder that holds multi30k/train.jsonl")
+    return file
 
 
-def train_tokenizer(file: Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A joint BPE tokenizer of the corpus that ends every sequence with [EOS]."""
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False)
-    tokenizer.train_from_iterator((text for pair in pairs(file) for text in pair), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 3)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]"
-    )
+def prepare(root: Path, overrides: list[str], tokenizer: Path) -> Prepared:
+    """Trains the recipe's tokenizer on the corpus below `root` into the folder `tokenizer`."""
+    overrides = [f"data.root={json.dumps(str(root))}", *overrides]
+    recipe = load_recipe(RECIPE, overrides)
+    settings = recipe.tokenizer.train
+    assert settings is not None, "the recipe trains its tokenizer"
+    task = make_task(recipe, None)  # type: ignore[arg-type]
+    texts = TrainingTexts(Corpus(recipe, task).train, recipe.data, task.roles, settings.sample_rows)
+    train_tokenizer(texts, settings, recipe.data.max_length).save_pretrained(tokenizer)
+    overrides = [*overrides, f"tokenizer={{pretrained: {json.dumps(str(tokenizer))}}}"]
+    return Prepared(load_recipe(RECIPE, overrides), overrides, tokenizer)
 
 
-def write_encoded(file: Path, tokenizer: PreTrainedTokenizerFast, max_length: int, out: Path) -> None:
-    """Every row as {"src": ids, "trg": ids}, both ending with [EOS] and without [BOS], longer ones cut."""
-    src, trg = zip(*pairs(file), strict=True)
-    src_ids, trg_ids = (
-        tokenizer(list(side), truncation=True, max_length=max_length)["input_ids"] for side in (src, trg)
-    )
+def write_encoded(prepared: Prepared, out: Path) -> None:
+    """Every training row as {"src": ids, "trg": ids}, both ending with [EOS] and without [BOS]."""
+    task = make_task(prepared.recipe, load_tokenizer(str(prepared.tokenizer)))
+    rows = [texts for _, texts in Corpus(prepared.recipe, task).texts("train")]
+    eos = task.tokenizer.eos_token_id
     with out.open("w", encoding="utf-8") as lines:
-        for one, other in zip(src_ids, trg_ids, strict=True):
-            lines.write(json.dumps({"src": one, "trg": other}) + "\n")
+        for example in task.encode(rows):
+            lines.write(json.dumps({"src": example["src"], "trg": [*example["trg"], eos]}) + "\n")

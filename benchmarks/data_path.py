@@ -14,11 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpus import train_tokenizer
-from benchmarks.harness import Contestant, compare, interleave, machine, show, write
+from benchmarks.corpus import Prepared, prepare, training_file
+from benchmarks.harness import Contestant, compare, machine, run, show, write
 
 OURS = "rankzero"
-VOCAB_SIZE, MAX_LENGTH = 6000, 100
+ROWS_PER_BATCH = 64  # of the others: about as many as rankzero's micro-batches of 1,024 padded tokens hold
+TRAIN_ONLY = ["data.train=train-*.jsonl", "data.validation=null", "data.test=null"]
 
 
 def arguments() -> argparse.Namespace:
@@ -47,46 +48,39 @@ def cut(file: Path, shards: int, folder: Path) -> list[str]:
     return [str(part) for part in files]
 
 
-def contestants(options: argparse.Namespace, files: list[str], tokenizer: Path, work: Path, workers: int):
+def contestants(
+    options: argparse.Namespace, files: list[str], prepared: Prepared, work: Path, workers: int
+) -> list[Contestant]:
     """Starts them all with `workers` loader processes; each has a folder of its own below `work`."""
     common: dict[str, Any] = {
-        "files": files, "tokenizer": str(tokenizer), "max_length": MAX_LENGTH, "threads": options.threads,
-        "workers": workers, "rows_per_batch": 64,
+        "files": files, "tokenizer": str(prepared.tokenizer), "max_length": prepared.recipe.data.max_length,
+        "threads": options.threads, "workers": workers, "rows_per_batch": ROWS_PER_BATCH,
     }  # fmt: skip
-    wanted = [
-        ("datasets stream, map row by row", "stream", {"batched": False}),
-        ("datasets stream, map(batched=True)", "stream", {"batched": True}),
+    wanted: list[tuple[str, str, dict[str, Any]]] = [
+        (OURS, "rankzero_data", {"overrides": prepared.overrides}),
+        ("datasets stream, map row by row", "baselines.stream", {"batched": False}),
+        ("datasets stream, map(batched=True)", "baselines.stream", {"batched": True}),
     ]
-    started = []
+    started: list[Contestant] = []
     for index, (name, module, own) in enumerate(wanted):
-        folder = work / f"workers{workers}-{index}-{module}"
+        folder = work / f"{index}-workers-{workers}"
         folder.mkdir()
-        settings = {**common, **own, "folder": str(folder)}
-        started.append(Contestant(name, f"benchmarks.baselines.{module}", settings))
+        started.append(Contestant(name, f"benchmarks.{module}", {**common, **own, "folder": str(folder)}))
     return started
 
 
 def main() -> None:
     options = arguments()
     report: dict[str, Any] = {"benchmark": "data path on Multi30k", "machine": machine(), "results": {}}
+    file = training_file(options.data)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        file = options.data / "multi30k" / "train.jsonl"
-        train_tokenizer(file, VOCAB_SIZE).save_pretrained(work / "tokenizer")
         files = cut(file, options.shards, work / "corpus")
+        prepared = prepare(work / "corpus", TRAIN_ONLY, work / "tokenizer")
         for workers in (0, 2):
-            running = contestants(options, files, work / "tokenizer", work, workers)
-            try:
-                blocks = interleave(running, options.passes, options.warmup, options.repeats)
-            finally:
-                for contestant in running:
-                    contestant.close()
-            results = compare(blocks, "tokens", OURS)
-            show(
-                f"data path on Multi30k, {workers or 'no'} workers, {options.shards} file(s)",
-                results,
-                ("rows", "tokens"),
-            )
+            running = contestants(options, files, prepared, work, workers)
+            results = compare(run(running, options.passes, options.warmup, options.repeats), "tokens", OURS)
+            show(f"data path on Multi30k, {workers} workers, {options.shards} file(s)", results, ("rows", "tokens"))
             report["results"][f"workers_{workers}"] = results
     report |= {key: getattr(options, key) for key in ("passes", "warmup", "repeats", "threads", "shards")}
     write(options.json, report)

@@ -86,12 +86,20 @@ class Contestant:
 Blocks = dict[str, list[dict[str, float]]]
 
 
-def interleave(contestants: Sequence[Contestant], size: int, warmup: int, repeats: int) -> Blocks:
-    """Blocks of `size` in turn: `warmup` rounds that are thrown away, then `repeats` rounds.
+def run(contestants: Sequence[Contestant], size: int, warmup: int, repeats: int) -> Blocks:
+    """Blocks of `size` in turn, `warmup` rounds that are thrown away, then `repeats` rounds; ends the contestants.
 
     Returns:
         Per contestant's name the counts of its blocks, in the order of the rounds.
     """
+    try:
+        return _interleave(contestants, size, warmup, repeats)
+    finally:
+        for contestant in contestants:
+            contestant.close()
+
+
+def _interleave(contestants: Sequence[Contestant], size: int, warmup: int, repeats: int) -> Blocks:
     blocks: Blocks = {c.name: [] for c in contestants}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=(warmup + repeats) * len(contestants))

@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.corpus import train_tokenizer, write_encoded
-from benchmarks.harness import Contestant, compare, interleave, machine, show, write
+from benchmarks.corpus import Prepared, prepare, training_file, write_encoded
+from benchmarks.harness import Contestant, compare, machine, run, show, write
 
-OURS = "rankzero"
-SHAPE = {
-    "d_model": 256, "heads": 4, "encoder_layers": 3, "decoder_layers": 3, "feed_forward": 512, "dropout": 0.2,
-    "vocab_size": 6000, "max_length": 100,
-}  # fmt: skip
-STEP_TOKENS = 4096
+OURS = "rankzero, bf16"
+JOEY = "JoeyNMT 2.3.0, fp32"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     data = os.environ.get("RANKZERO_DATA")
     parser.add_argument("--data", type=Path, default=data, required=data is None, help="holds multi30k/train.jsonl")
-    parser.add_argument("--steps", type=int, default=20, help="size of a block, in steps of 4,096 tokens")
+    parser.add_argument("--steps", type=int, default=20, help="size of a block, in steps of the recipe (4,096 tokens)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds")
     parser.add_argument("--threads", type=int, default=1, help="of each contestant")
@@ -40,51 +37,50 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def contestants(options: argparse.Namespace, corpus: Path, work: Path) -> list[Contestant]:
+def contestants(options: argparse.Namespace, prepared: Prepared, work: Path) -> list[Contestant]:
     """Starts them all; each has a folder of its own below `work`."""
-    common: dict[str, Any] = {"shape": SHAPE, "corpus": str(corpus), "threads": options.threads, "seed": 1}
-    tutorial = {"learning_rate": 3e-4, "rows_per_batch": 32}
-    wanted = [
-        ("tutorial, nn.Transformer, fp32", "tutorial", tutorial | {"bucketed": True}),
-        ("the same, unsorted batches", "tutorial", tutorial | {"bucketed": False}),
-    ]
-    joey = {
-        "learning_rate": 1.5e-3, "betas": [0.9, 0.98], "warmup_steps": 800, "label_smoothing": 0.1,
-        "tokens_per_batch": 1024, "micro_batches": 2,
+    data, optim = prepared.recipe.data, prepared.recipe.optim
+    write_encoded(prepared, work / "corpus.jsonl")
+    common = {
+        "shape": prepared.shape(), "corpus": str(work / "corpus.jsonl"), "threads": options.threads, "seed": 1,
     }  # fmt: skip
-    if options.joey is not None:
-        wanted.append(("JoeyNMT 2.3.0, fp32", "joey", joey))
-    else:
+    tutorial = {"learning_rate": 3e-4, "rows_per_batch": 32}
+    joey = {
+        "learning_rate": optim.lr, "betas": optim.betas, "warmup_steps": optim.warmup_steps,
+        "label_smoothing": optim.label_smoothing, "tokens_per_batch": data.tokens_per_batch,
+        "micro_batches": data.lanes,
+    }  # fmt: skip
+    wanted: list[tuple[str, str, dict[str, Any]]] = [
+        (OURS, "rankzero_train", {"overrides": prepared.overrides, "precision": "bf16"}),
+        ("tutorial, nn.Transformer, fp32", "baselines.tutorial", tutorial | {"bucketed": True}),
+        ("the same, unsorted batches", "baselines.tutorial", tutorial | {"bucketed": False}),
+        (JOEY, "baselines.joey", joey),
+    ]
+    if options.joey is None:
         Console(stderr=True).print("JoeyNMT is left out: --joey gives the python of its environment")
-    started = []
+        wanted.pop()
+    started: list[Contestant] = []
     for index, (name, module, own) in enumerate(wanted):
-        folder = work / f"{index}-{module}"
+        folder = work / str(index)
         folder.mkdir()
-        python = {"python": str(options.joey)} if module == "joey" else {}
-        started.append(
-            Contestant(name, f"benchmarks.baselines.{module}", {**common, **own, "folder": str(folder)}, **python)
-        )
+        python = str(options.joey) if name == JOEY else sys.executable
+        started.append(Contestant(name, f"benchmarks.{module}", {**common, **own, "folder": str(folder)}, python))
     return started
 
 
 def main() -> None:
     options = arguments()
     report: dict[str, Any] = {"benchmark": "training step on Multi30k", "machine": machine()}
+    root = training_file(options.data).parent
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        file = options.data / "multi30k" / "train.jsonl"
-        tokenizer = train_tokenizer(file, SHAPE["vocab_size"])
-        write_encoded(file, tokenizer, SHAPE["max_length"], work / "corpus.jsonl")
-        running = contestants(options, work / "corpus.jsonl", work)
-        try:
-            blocks = interleave(running, options.steps * STEP_TOKENS, options.warmup, options.repeats)
-        finally:
-            for contestant in running:
-                contestant.close()
+        prepared = prepare(root, [], Path(folder) / "tokenizer")
+        size = options.steps * prepared.recipe.data.lanes * (prepared.recipe.data.tokens_per_batch or 0)
+        blocks = run(contestants(options, prepared, Path(folder)), size, options.warmup, options.repeats)
+        report["shape"] = prepared.shape()
     results = compare(blocks, "tokens", OURS)
     show("training step on Multi30k, median of interleaved blocks", results, ("tokens", "rows"))
     report |= {key: getattr(options, key) for key in ("steps", "warmup", "repeats", "threads")}
-    write(options.json, report | {"shape": SHAPE, "results": results})
+    write(options.json, {**report, "results": results})
 
 
 if __name__ == "__main__":

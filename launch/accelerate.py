@@ -110,7 +110,7 @@ def _quota(group: Path) -> float:
 
 
 def _launch(command: Sequence[str], env: dict[str, str]) -> int:
-    """Runs the launcher to its end, passing signals on; its exit code, or 75 when a signal ended the launcher itself."""
+    """Runs the launcher to its end, passing signals on; its exit code, or 75 if such a signal ended the launcher."""
     env = env | {PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1"}  # never another `trainer` from the current folder
     if _ROOT.name not in ("site-packages", "dist-packages"):
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH"))))

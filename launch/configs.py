@@ -1,7 +1,7 @@
 """Accelerate configs: where they are, what they ask for, and whether this machine can give it.
 
 Accelerate itself reads these files again when it launches; here they are read to know what was asked for, because
-several wrong ones train silently alone: the ranks compare engine and number with `RANKZERO_ENGINE` and `RANKZERO_RANKS`.
+several wrong ones train silently alone: the ranks compare what runs with RANKZERO_ENGINE and RANKZERO_RANKS.
 """
 
 from __future__ import annotations

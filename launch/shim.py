@@ -1,9 +1,9 @@
-"""`accelerate launch` that lets its ranks end by themselves: `python -m launch.shim <arguments of accelerate launch>`.
+"""`accelerate launch` that lets its ranks end by themselves: `python -m launch.shim ARGUMENTS-OF-ACCELERATE-LAUNCH`.
 
-Torch's elastic agent dies of SIGUSR1, kills its ranks 30 s after SIGTERM, and turns any exit code into 1. Here TERM, INT
-and USR1 are passed on to the ranks, each once, and the agent waits for them; the code that the ranks ended with is kept;
-and a rank that died is named in one line. Where RANKZERO_PARENT (a process id) is set, the launcher ends with that process:
-its ranks are told to save and leave.
+Torch's elastic agent dies of SIGUSR1, kills its ranks 30 s after SIGTERM, and turns any exit code into 1. Here TERM,
+INT and USR1 are passed on to the ranks, each once, and the agent waits for them; the code that the ranks ended with is
+kept; and a rank that died is named in one line. Where RANKZERO_PARENT (a process id) is set, the launcher ends with
+that process: its ranks are told to save and leave.
 """
 
 from __future__ import annotations
@@ -103,21 +103,24 @@ def _send(rank: psutil.Process, number: int) -> None:
 def _verdict(error: Any) -> int:
     """The exit code for `ChildFailedError`: the ranks' own, or 1 with a line for the rank that died."""
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-    killed = [(rank, failure) for rank, failure in failures if failure.exitcode < 0]
-    if killed and all(-failure.exitcode in _seen for _, failure in killed):
-        return PREEMPTED  # told to stop before it could listen: nothing was lost
-    for rank, failure in killed:
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (when memory runs out the kernel does that)" if name == "SIGKILL" else ""
-        print(f"rankzero: rank {rank} (process {failure.pid}) was killed by {name}{hint}", file=sys.stderr)
-    if killed:
-        return 1
-    for _, failure in failures:
-        if failure.exitcode in (*ERROR_CODES, PREEMPTED):
-            return int(failure.exitcode)
-    rank, failure = failures[0]
-    print(f"rankzero: rank {rank} (process {failure.pid}) died with exit code {failure.exitcode}", file=sys.stderr)
+    codes = [failure.exitcode for _, failure in failures]
+    if _seen and any(code == PREEMPTED or -code in _seen for code in codes):  # or killed before it could listen
+        return PREEMPTED
+    for code in codes:
+        if code in ERROR_CODES:
+            return int(code)
+    # the agent itself terminates the ranks that are left when one has died: those are not the cause
+    causes = [item for item in failures if item[1].exitcode not in (PREEMPTED, -signal.SIGTERM)] or failures
+    rank, failure = min(causes, key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
+    print(f"rankzero: rank {rank} (process {failure.pid}) {_how_it_died(failure.exitcode)}", file=sys.stderr)
     return 1
+
+
+def _how_it_died(code: int) -> str:
+    if code >= 0:
+        return f"died with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (the kernel does that when memory runs out)" if name == "SIGKILL" else "")
 
 
 if __name__ == "__main__":

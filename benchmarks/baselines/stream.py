@@ -47,8 +47,9 @@ def main() -> None:
 
     def one_pass(number: int) -> Iterator[tuple[int, int, int]]:
         for batch in loader(settings, tokenizer, number):
-            tokens = int(batch["attention_mask"].sum()) + int((batch["labels"] != -100).sum())
-            yield len(batch["labels"]), tokens, batch["input_ids"].numel() + batch["labels"].numel()
+            rows, labels = len(batch["labels"]), batch["labels"]
+            tokens = int(batch["attention_mask"].sum()) + int((labels != -100).sum()) - 2 * rows  # [BOS] is not counted
+            yield rows, tokens, batch["input_ids"].numel() + labels.numel()
 
     serve_passes(one_pass)
 

@@ -149,8 +149,8 @@ def clean_row(row: Row, roles: Sequence[str], columns: Mapping[str, str], clean:
     if row.error is not None:
         reason, _, detail = row.error.partition(":")
         return BadRow(row.id, reason, None, f":{detail}" if detail else "")
-    if row.example is not None:  # prepared: cleaned and checked already
-        return {role: str(row.values[role]) for role in roles}
+    if row.example is not None:  # prepared: cleaned already, and its columns are roles
+        columns, clean = {}, str
     texts: dict[str, str] = {}
     for role in roles:
         column = columns.get(role, role)

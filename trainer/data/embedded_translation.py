@@ -596,10 +596,14 @@ NOT_ANY_CHOICES: tuple[list[Choice], list[Choice]] = (
     [(NOT_ANY, 0), (NOT_ANY, 1)],
     [(NOT_ANY._replace(en=("any", "any")), 0)],
 )
+DEFINITE: list[Choice] = [(DEF, 0)] * 4 + [(DEF, 1)] * 2 + [(THIS, 0), (THIS, 1), (POSSESSIVES[0], 0), (POSSESSIVES[4], 0)]
+MARKED: list[Choice] = [(DEF, 0)] * 4 + [(INDEF, 0)] * 2 + [(THIS, 0), (POSSESSIVES[0], 0), (POSSESSIVES[4], 0)]
 OBJECT_AS_SUBJECT: list[Choice] = (
     [(DEF, 0)] * 4 + [(DEF, 1)] * 3 + [(THIS, 0), (POSSESSIVES[0], 0), (POSSESSIVES[4], 1)] + COUNTED[:2]
 )
 MASS_HEAD_CHOICES: list[Choice] = [(DEF, 0), (DEF, 0), (THIS, 0)]
+# Objects under a condition: kein negates the object itself, beside nicht only a definite one is German, and one in first place must show its case.
+LIMITS = {"kein": NOT_ANY_CHOICES, "nicht": (DEFINITE, MASS_HEAD_CHOICES), "first": (MARKED, MASS_HEAD_CHOICES)}
 SEVEN_IN_EIGHT = (True,) * 7 + (False,)
 DEGREES = (0,) * 9 + (1, 2)
 ONE_IN_FOUR, ONE_IN_TWO, ONE_IN_SIX = (True, False, False, False), (True, False), (True,) + (False,) * 5
@@ -691,11 +695,11 @@ def noun_subject(d: Draw, p: Pool, noun: Noun, choices: list[Choice] = SUBJECT_C
 WHO_SPEAKS = ("pronoun",) * 4 + ("name",) * 2 + ("noun",) * 6
 
 
-def subject(d: Draw, p: Pool) -> Subject:
+def subject(d: Draw, p: Pool, choices: list[Choice] = SUBJECT_CHOICES) -> Subject:
     kind = d.pick(WHO_SPEAKS)
     if kind == "pronoun":
         return d.pick(PRONOUNS)
-    return d.pick(NAMED) if kind == "name" else noun_subject(d, p, d.pick(PEOPLE))
+    return d.pick(NAMED) if kind == "name" else noun_subject(d, p, d.pick(PEOPLE), choices)
 
 
 # --------------------------------------------------------------------------------------------------------------------- clauses
@@ -787,7 +791,7 @@ TIMES = times()
 TENSES = {"present": "present", "gern": "present", "pluperfect": "always", "progressive": "always", "since": "since"}
 TENSES |= dict.fromkeys(MODALS, "future") | dict.fromkeys(PAST_MODES, "past")
 Parts = tuple[Subject, Verb, str, str, str, str]  # subject, verb, pronoun, objects, tail, English
-Frame = Callable[["Draw", Pool, Subject, bool], Parts]
+Frame = Callable[["Draw", Pool, Subject, str], Parts]
 Frames = tuple[str, ...]
 ADVERBS, OPENERS = pairs(FREQUENCY), pairs(FRONTED)
 
@@ -825,25 +829,25 @@ def owned(d: Draw, noun: Noun, de: str, en: str, choice: Choice) -> Pair:
     return f"{de} {de_owner}", f"{en_owner}{mark} {en[4:]}"  # without its "the "
 
 
-def noun_object(d: Draw, p: Pool, s: Subject, noun: Noun, case: int, no: bool = False) -> Pair:
+def noun_object(d: Draw, p: Pool, s: Subject, noun: Noun, case: int, limit: str = "") -> Pair:
     counted, mass = OBJECT_CHOICES[s.own]
-    if no:
-        counted, mass = NOT_ANY_CHOICES
+    if limit:
+        counted, mass = LIMITS[limit]
     de, en, choice = phrase(d, p, noun, case, mass if noun.mass else counted)
     return owned(d, noun, de, en, choice)
 
 
 def with_object(frame: str, case: int = ACC) -> Frame:
-    def build(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+    def build(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
         verb, noun = choose(d, p.verbs[frame])
-        de, en = noun_object(d, p, s, noun, case, no)
+        de, en = noun_object(d, p, s, noun, case, limit)
         return s, verb, "", de, "", en
 
     return build
 
 
 def with_prepositional_object(preposition: str, case: int) -> Frame:
-    def build(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+    def build(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
         verb, noun = choose(d, p.verbs[preposition])
         if noun.letters == "y":
             return s, verb, "", "", f"{preposition} {noun.lemma}", noun.en[0]
@@ -862,54 +866,54 @@ def receiver(d: Draw, p: Pool, s: Subject) -> tuple[str, str, str]:
     return "", *noun_object(d, p, s, d.pick(PEOPLE), DAT)
 
 
-def give(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def give(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     verb, noun = choose(d, p.verbs["give"])
     pronoun, dative, who = receiver(d, p, s)
-    de, en = noun_object(d, p, s, noun, ACC, no)
+    de, en = noun_object(d, p, s, noun, ACC, limit)
     return s, verb, pronoun, f"{dative} {de}".strip(), "", f"{who} {en}"
 
 
-def explain(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def explain(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     verb, noun = choose(d, p.verbs["explain"])
     pronoun, dative, who = receiver(d, p, s)
-    de, en = noun_object(d, p, s, noun, ACC, no)
+    de, en = noun_object(d, p, s, noun, ACC, limit)
     return s, verb, pronoun, f"{dative} {de}".strip(), "", f"{en} to {who}"
 
 
-def stay(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def stay(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     verb, noun = choose(d, p.verbs["place"])
     return s, verb, "", "", *location(d, p, noun)
 
 
-def go(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def go(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     verb, noun = choose(d, p.verbs["go"])
     return s, verb, "", "", *direction(d, p, verb, noun)
 
 
-def put(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def put(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     verb, noun = choose(d, p.verbs["put"])
-    de, en = noun_object(d, p, s, noun, ACC, no)
+    de, en = noun_object(d, p, s, noun, ACC, limit)
     preposition, where = d.pick(ON_FURNITURE)
     goal_de, goal_en, _ = phrase(d, p, d.pick(FURNITURE), ACC, PLACE_CHOICES, ONE_IN_SIX)
     return s, verb, "", de, f"{preposition} {goal_de}", f"{en} {where} {goal_en}"
 
 
-def weather(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def weather(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     return IT, d.pick(LEXICON_VERBS["weather"]), "", "", "", ""
 
 
-def state(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def state(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     degree = d.pick(PERSONAL).degrees[0]
     return s, SEIN, "", "", degree.predicate, degree.en
 
 
-def toward_pronoun(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def toward_pronoun(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     frame, lists = d.pick((("person", ACCUSATIVE_PRONOUNS), ("dative", DATIVE_PRONOUNS)))
     de, en = d.pick(lists[OTHER[s.person]])
     return s, d.pick(p.verbs[frame])[0], de, "", "", en
 
 
-def rise(d: Draw, p: Pool, s: Subject, no: bool) -> Parts:
+def rise(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
     return s, d.pick(LEXICON_VERBS["rise"]), "", "", "", ""
 
 
@@ -931,11 +935,13 @@ FRAMES |= {"weather": weather, "state": state, "pronoun": toward_pronoun, "rise"
 
 
 def clause(
-    d: Draw, p: Pool, frames: Frames, modes: Frames, s: Subject | None = None, short: bool = False, neg: str = ""
+    d: Draw, p: Pool, frames: Frames, modes: Frames, s: Subject | None = None, short: bool = False, neg: str = "", limit: str = ""
 ) -> Clause:
     """A clause of one of the frames; a short one has fewer time phrases and no extra place."""
-    s, verb, pronoun, objects, tail, en = FRAMES[d.pick(frames)](d, p, s or subject(d, p), neg == "kein")
+    s, verb, pronoun, objects, tail, en = FRAMES[d.pick(frames)](d, p, s or subject(d, p, DEFINITE if neg else SUBJECT_CHOICES), limit or neg)
     mode = d.pick(modes)
+    if "+" in verb.letters and mode in MODALS:
+        mode = "past" if mode in PAST_MODES else "present"
     time = adverb = ("", "")
     if mode in ("progressive", "gern"):
         adverb = ("gerade", "") if mode == "progressive" else ("gern", "")
@@ -972,7 +978,7 @@ def quality(d: Draw, p: Pool, modes: Frames, kind: str = "is", neg: str = "") ->
     degree = adjective.degrees[kind == "compared"]
     if kind == "is":
         return Clause(s, s, SEIN, d.pick(modes), tail=degree.predicate, en=degree.en, neg=neg)
-    other = d.pick(LIKE[noun.letters[0]])
+    other = d.pick([n for n in LIKE[noun.letters[0]] if n is not noun])
     de, en = decline(*d.pick(((DEF, other, NOM, 0), (DEF, other, NOM, 1), (POSSESSIVES[0], other, NOM, 0))))
     if kind == "compared":
         return Clause(
@@ -1036,7 +1042,7 @@ def opener_first(d: Draw, p: Pool, frames: Frames, modes: Frames) -> Sentence:
 
 def object_first(d: Draw, p: Pool, frames: Frames, modes: Frames) -> Sentence:
     """The German object takes the first place; its case tells, English keeps its order."""
-    c = clause(d, p, frames, modes)
+    c = clause(d, p, frames, modes, limit="first")
     return german(c._replace(objects=""), front=c.objects), english(c), "."
 
 
@@ -1122,7 +1128,7 @@ def companion(d: Draw, p: Pool, modes: Frames, first: Subject, frames: Frames = 
         s = d.pick(SIMPLE)
     if frame == "state":
         modes = tuple(mode for mode in modes if mode in ("present", "past")) or NOW
-    return clause(d, p, (frame,), modes, s, short=True)
+    return clause(d, p, (frame,), modes, s, short=True)._replace(time="", time_en="")
 
 
 def content(d: Draw, p: Pool, first: Subject) -> Clause:
@@ -1203,7 +1209,7 @@ def infinitive(d: Draw, p: Pool, kind: str) -> Sentence:
         main = Clause(s, s, d.pick(LEXICON_VERBS["zu"]), d.pick(("present", "past")))
     else:
         main = clause(d, p, ("go", "place", "rise", "object"), ("present", "past", "must", "wants"), s, short=True)
-    _, verb, pronoun, objects, tail, en = FRAMES[d.pick(ACTS)](d, p, s, False)
+    _, verb, pronoun, objects, tail, en = FRAMES[d.pick(ACTS)](d, p, s, "")
     opening, to = {
         "zu": ("", f"to {verb.base}"),
         "um": ("um", f"to {verb.base}"),
@@ -1353,7 +1359,7 @@ TWO_CLAUSES = (
     pattern("while last", 1, clause_last, ("während", "while"), NOW, NOW),
     pattern("so that", 1, clause_last, ("damit", "so that"), ("present", "must"), ("can",)),
     pattern("joined by but", 2, joined, (", aber", ", but"), EVERYDAY),
-    pattern("joined by and", 2, joined, (" und", " and"), EVERYDAY),
+    pattern("joined by and", 2, joined, (" und", ", and"), EVERYDAY),
     pattern("joined by for", 2, joined, (", denn", " because"), EVERYDAY),
     pattern("infinitive", 3, infinitive, "zu"),
     pattern("infinitive of purpose", 2, infinitive, "um"),

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,9 @@ def _rows(source: Source, recipe: Recipe, roles: Sequence[str], split: Split) ->
 def _deal(rows: Iterator[Texts], paths: Sequence[Sequence[Path]], seed: int) -> None:
     """Each group of rows gives one to each shard, there to a random bucket."""
     with ExitStack() as stack:
-        files = [[stack.enter_context(path.open("w", encoding="utf-8")) for path in shard] for shard in paths]
+        files = [
+            [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in shard] for shard in paths
+        ]
         for number, row in enumerate(rows):
             group, place = divmod(number, len(paths))
             if place == 0:
@@ -197,7 +200,7 @@ def _write_shard(path: Path, rows: Iterator[Texts], encode: Encode) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         writer: Any = None
-        while window := [row for row, _ in zip(rows, range(WRITE_ROWS), strict=False)]:
+        while window := list(islice(rows, WRITE_ROWS)):
             examples = encode([{name: text for name, text in row.items() if name != "id"} for row in window])
             columns: dict[str, Any] = {name: pa.array([row[name] for row in window], pa.string()) for name in window[0]}
             for name in examples[0]:

@@ -103,7 +103,7 @@ class ShardStream:
     def __next__(self) -> Row:
         try:
             (values, error), offsets = next(self._records)
-        except (StopIteration, *OUR_MISTAKES):
+        except (StopIteration, DataError, *OUR_MISTAKES):
             raise
         except Exception as error:  # whatever a store or a decompressor raises: it is about this file
             raise _damaged(self._shard, self._row, error) from error

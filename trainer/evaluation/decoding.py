@@ -1,7 +1,9 @@
-"""Beam search over any model with a cache. A score is a sum of log probabilities (nats) divided by length ** length_penalty.
+"""Beam search over any model with a cache.
 
-Lengths count the closing <eos>, as in fairseq's sequence_generator.py (https://github.com/facebookresearch/fairseq): 0 ranks by
-probability, 1 by the mean per token. Also from there: 2K candidates a step, of which an <eos> finishes a hypothesis only among the best K.
+A score is a sum of log probabilities (nats) divided by length ** length_penalty, where the length counts the closing
+<eos>, as in fairseq's sequence_generator.py (https://github.com/facebookresearch/fairseq): a penalty of 0 ranks by
+probability, 1 by the mean per token. Also from there: of a row's 2K candidates in a step, those that are <eos> finish
+a hypothesis only when they are among the best K, and the best K that go on are searched further.
 
 Shapes: R rows still searched, K hypotheses of each, V vocabulary, t positions decided so far.
 """
@@ -41,7 +43,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """`ids` without <bos> and <eos>; `score` is the sum of log probabilities, <eos> included, over length ** length_penalty."""
+    """`ids` stand without <bos> and <eos>; `score`: the sum of log probabilities over length ** length_penalty."""
 
     ids: list[int]
     score: float
@@ -61,9 +63,9 @@ def beam_search(
 ) -> list[Hypothesis]:
     """The best hypothesis of every row of src (B, S) int64, in order; a beam of 1 is greedy search.
 
-    `max_length` bounds the target positions of a row, <eos> included (one number, or one per row); at the bound <eos> is forced.
-    <bos> and <pad> are never chosen. Equal scores: the better-ranked hypothesis first, then the smaller token id. A row does not
-    depend on its neighbours, up to rounding.
+    `max_length` bounds the target positions of a row, <eos> included (one number, or one per row); at the bound <eos>
+    is forced. <bos> and <pad> are never chosen. Of equal scores the better-ranked parent goes first, then the smaller
+    token id. A row does not depend on its neighbours, up to rounding.
     """
     limits = torch.as_tensor(max_length, device=src.device).expand(src.shape[0])
     if beam_size < 1 or length_penalty < 0 or (limits < 1).any():
@@ -80,7 +82,7 @@ def beam_search(
 
 
 class _Search:
-    """The rows under way, one entry each in `rows`, `limits`, `scores`, `history`; and the results of those that have left."""
+    """The rows under way, one entry each in every tensor held here, and the results of those that have left."""
 
     def __init__(self, limits: Tensor, beam: int, alpha: float, eos: int, banned: list[int]) -> None:
         self.beam, self.alpha, self.eos, self.banned = beam, alpha, eos, banned
@@ -146,7 +148,7 @@ class _Beam(_Search):
         history = self.history.flatten(0, 1).index_select(0, (parent + offset).flatten()).unflatten(0, parent.shape)
         self.history = torch.cat([history, token[..., None]], 2)
         cache.reorder((parent + offset).flatten())
-        # The most that a live hypothesis can still reach: nothing more lost, at the greatest length. NaN ends the search, too.
+        # The most a live hypothesis can still reach: nothing more lost, at the greatest length. NaN ends it, too.
         reach = self.scores[:, 0] / self.limits**self.alpha
         done = ~(reach > self.kept[:, -1])
         if done.any():
@@ -154,7 +156,7 @@ class _Beam(_Search):
         return self.history[:, :, -1].flatten()[:, None]
 
     def candidates(self, logits: Tensor, normaliser: Tensor) -> tuple[Tensor, ...]:
-        """The 2K best continuations of each row, best first: their scores, parents (0 to K-1) and tokens, all (R, 2K)."""
+        """The 2K best continuations of each row, best first: scores, parents (0 to K-1), tokens, all (R, 2K)."""
         scores = (logits + (self.scores - normaliser)[..., None]).flatten(1)
         scores, index = scores.topk(min(2 * self.beam, scores.shape[1]), dim=1)
         index, order = index.sort(dim=1)

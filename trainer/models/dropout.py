@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per element
 LOW_BITS = 0x7F7F7F7F7F7F7F7F
@@ -16,16 +17,17 @@ EACH_BYTE = 0x0101010101010101
 def byte_mask(count: int, threshold: int) -> Tensor:
     """`count` int16 values: 0 with probability threshold / 256 (threshold 1 to 255), else -1 (all bits set).
 
-    Eight bytes of a word are compared at a time: adding to the low seven bits of a byte sets its highest bit where they are large enough,
-    and the byte's own highest bit decides the rest. Nothing carries into the next byte. Then each highest bit is spread over an int16.
+    The eight bytes of a word are compared at once: adding to the low seven bits of a byte sets its highest bit where
+    they are large enough, and the byte's own highest bit decides the rest; nothing carries into the next byte. Then
+    each byte's highest bit is spread over an int16.
     """
     # The bounds matter: a bare random_() never sets the sign bit, so that one byte in eight would be small too often.
     words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     large = (words & LOW_BITS).add_((128 - threshold % 128) * EACH_BYTE)
     large = large.bitwise_or_(words) if threshold < 128 else large.bitwise_and_(words)
     mask = torch.empty(2, len(words), dtype=torch.int64)
-    torch.bitwise_left_shift(large, 8, out=mask[0])  # even bytes; the odd ones stand in the upper half of an int16 already
-    mask[1] = large
+    torch.bitwise_left_shift(large, 8, out=mask[0])  # even bytes come to the upper half of an int16
+    mask[1] = large  # odd bytes stand there already
     return mask.view(torch.int16).bitwise_right_shift_(15).view(-1)[:count]
 
 
@@ -46,6 +48,7 @@ class _ByteDropout(torch.autograd.Function):
         return kept.mul_(ctx.scale) if residual is None else torch.add(residual, kept, alpha=ctx.scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (mask,) = ctx.saved_tensors
         grad = grads[0]
@@ -53,9 +56,10 @@ class _ByteDropout(torch.autograd.Function):
 
 
 class Dropout(nn.Module):
-    """Dropout with probability `p`; on a CPU `p` is rounded to 1/256 and the scale follows the rounded value, so E[y] = x.
+    """Dropout with probability `p`, and the residual connection after it: forward(x, residual) = residual + dropout(x).
 
-    The masks come from torch's default generator, so torch.manual_seed fixes them. `residual` is added to the result.
+    On a CPU `p` is rounded to 1/256, and the scale follows the rounded value, so that the expectation is x. The masks
+    come from torch's default generator: torch.manual_seed fixes them.
     """
 
     def __init__(self, p: float) -> None:

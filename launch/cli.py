@@ -1,0 +1,72 @@
+"""`rankzero`: the commands of `python -m trainer`, with a launcher where the config asks for several ranks."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from trainer import cli
+from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
+
+app = typer.Typer(
+    name="rankzero",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Trains Transformers on any number of ranks, same recipe, same steps; ships them proven from rank zero.",
+)
+
+
+@app.command("train")
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    config: Config = None,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", metavar="N", min=1, help="ranks (default: the config's)")
+    ] = None,
+    run: RunOption = None,
+    fresh: Fresh = False,
+    allow_change: AllowChange = None,
+    debug: Debug = False,
+    profile: Profile = False,
+) -> None:
+    """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
+    from launch.accelerate import start
+    from trainer.compose import Options, load_recipe, run_path
+
+    options = Options(run, fresh, tuple(allow_change or ()), debug, profile)
+    resolved = load_recipe(recipe, overrides or ())  # all mistakes of the recipe before anything is started
+
+    def in_process() -> int:
+        return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile))
+
+    if debug:  # one process, whatever the config says
+        config, nproc = "debug", None
+    code = start(config, nproc, _arguments(), run_path(resolved, options), in_process)
+    raise typer.Exit(code)
+
+
+def _arguments() -> list[str]:
+    """The command line as typed, without what only the launcher reads."""
+    words, kept, skip = sys.argv[1:], [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--config", "--nproc"):
+            skip = True
+        elif not word.startswith(("--config=", "--nproc=")):
+            kept.append(word)
+    return kept
+
+
+for command in cli.app.registered_commands:
+    if command.name != "train":
+        app.registered_commands.append(command)
+
+
+def main() -> None:
+    """Entry point of the `rankzero` command."""
+    sys.exit(cli.run_app(app))

@@ -1,0 +1,472 @@
+"""Starting runs: what a config asks for, which way signals go, and that no exit code and no process is lost.
+
+The processes are real (`accelerate launch`, two ranks); only `trainer` is a stub that needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import yaml
+
+from launch import accelerate, configs, shim
+from launch.configs import choose, describe, shipped
+from trainer.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+
+TABLE = {  # engine, ranks over all machines (None: one for each GPU), precision, on CPU, machines
+    "debug": ("single", 1, "no", False, 1),
+    "cpu": ("ddp", 2, "no", True, 1),
+    "cpu_bf16": ("ddp", 2, "bf16", True, 1),
+    "ddp": ("ddp", None, "no", False, 1),
+    "ddp_bf16": ("ddp", None, "bf16", False, 1),
+    "ddp_fp16": ("ddp", None, "fp16", False, 1),
+    "ddp_multinode": ("ddp", 16, "no", False, 2),
+}
+
+
+# -- configs ---------------------------------------------------------------------------------------------------------
+
+
+def test_shipped_configs_ask_for_what_the_table_says() -> None:
+    assert set(TABLE) <= set(shipped())
+    for name, expected in TABLE.items():
+        plan = describe(name)
+        assert (plan.engine, plan.ranks, plan.precision, plan.cpu, plan.machines) == expected, name
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_accelerate_itself_accepts_each_shipped_config(name: str) -> None:
+    """Read by accelerate's own code (no process is started): it refuses unknown keys and badly quoted values."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(shipped()[name]))
+    assert (config.mixed_precision, config.num_machines) == (TABLE[name][2], TABLE[name][4])
+
+
+def test_accelerate_starts_one_rank_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`num_processes: gpu` is torchrun's word; accelerate only hands it on, which this test watches."""
+    import torch
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+    from torch.distributed.run import determine_local_world_size
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    for extra, ranks in (([], 3), (["--num_processes", "2"], 2)):
+        words = ["--config_file", str(shipped()["ddp"]), *extra, "-m", "trainer", "train", "multi30k"]
+        args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+        prepare_multi_gpu_env(args)
+        assert determine_local_world_size(args.nproc_per_node) == ranks
+
+
+def _config(folder: Path, name: str = "cpu", **changes: object) -> Path:
+    values = yaml.safe_load(shipped()[name].read_text(encoding="utf-8")) | changes
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value != "absent"}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("cpu", {"distributed_type": "MULTI_CPU"}, ["distributed_type", "MULTI_CPU", "MULTI_GPU"]),
+        ("debug", {"distributed_type": False}, ["distributed_type", "False", "quoted"]),
+        ("debug", {"num_processes": 2}, ["num_processes", "2"]),
+        ("cpu", {"mixed_precision": False}, ["mixed_precision", "quoted"]),
+        ("cpu", {"mixed_precision": "fp8"}, ["mixed_precision", "fp8"]),
+        ("cpu", {"mixed_precision": "fp16"}, ["mixed_precision", "fp16", "silently"]),
+        ("cpu", {"num_processes": "absent"}, ["num_processes", "a number"]),
+        ("cpu", {"num_processes": 0}, ["num_processes", "0"]),
+        ("cpu", {"num_processes": True}, ["num_processes", "True"]),
+        ("cpu", {"use_cpu": "yes, please"}, ["use_cpu"]),
+        ("cpu", {"distributed_type": "DEEPSPEED"}, ["deepspeed_config.zero_stage", "None"]),
+        ("cpu", {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, ["fsdp_config.fsdp_version", "2"]),
+        ("ddp_multinode", {"num_processes": 3}, ["num_processes", "3", "multiple of the 2"]),
+        ("ddp_multinode", {"machine_rank": 2}, ["machine_rank", "2", "0 to 1"]),
+        ("ddp_multinode", {"main_process_ip": None}, ["main_process_ip"]),
+        ("ddp_multinode", {"main_process_port": 0}, ["main_process_port"]),
+    ],
+)
+def test_a_config_that_would_not_run_as_written_is_refused(
+    tmp_path: Path, name: str, changes: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        describe(_config(tmp_path, name, **changes))
+    assert all(word in str(caught.value) for word in ["changed.yaml", *words]), caught.value
+
+
+def test_engines_of_configs_for_later_engines(tmp_path: Path) -> None:
+    for stage in (1, 2, 3):
+        path = _config(tmp_path, distributed_type="DEEPSPEED", deepspeed_config={"zero_stage": stage})
+        assert describe(path).engine == f"zero{stage}"
+    assert describe(_config(tmp_path, distributed_type="FSDP", fsdp_config={"fsdp_version": 2})).engine == "fsdp2"
+
+
+def test_unknown_config_names_the_nearest_and_all() -> None:
+    with pytest.raises(UsageError, match=r"cpu_bf61.*did you mean cpu_bf16.*debug"):
+        describe("cpu_bf61")
+
+
+@pytest.mark.parametrize("text", ["- a list", "{not: [yaml", "\x00"])
+def test_a_file_that_is_no_config(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"x\.yaml"):
+        describe(path)
+
+
+@pytest.mark.parametrize(("found", "config", "ranks"), [(0, "debug", 1), (1, "debug", 1), (2, "ddp", 2), (8, "ddp", 8)])
+def test_without_a_config_the_gpus_decide(monkeypatch: pytest.MonkeyPatch, found: int, config: str, ranks: int) -> None:
+    monkeypatch.setattr(configs, "gpus", lambda: found)
+    plan = choose(None, None)
+    assert (plan.config, plan.ranks) == (config, ranks)
+
+
+def test_nproc_overrides_the_file_and_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "gpus", lambda: 4)
+    assert choose("cpu", 4).ranks == 4
+    assert choose("ddp", None).ranks == 4
+    assert choose("ddp", 3).ranks == 3
+    for config, nproc, words in (
+        ("debug", 2, "one process"),
+        ("cpu", 0, "at least 1"),
+        ("ddp", 5, "--nproc 4 at most"),
+        ("ddp_multinode", None, "--nproc 8 at most"),
+        ("ddp_multinode", 5, "2 machines"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            choose(config, nproc)
+    monkeypatch.setattr(configs, "gpus", lambda: 0)
+    with pytest.raises(UsageError, match="needs GPUs"):
+        choose("ddp", None)
+
+
+def test_ddp_with_one_rank_is_one_process_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = choose("cpu_bf16", 1)
+    assert (plan.engine, plan.ranks, plan.precision, plan.cpu) == ("single", 1, "bf16", True)
+    assert "engine single instead of ddp" in plan.note
+    monkeypatch.setattr(configs, "gpus", lambda: 1)
+    assert choose("ddp", None).engine == "single"
+
+
+# -- the environment of a run ----------------------------------------------------------------------------------------
+
+
+def test_environment_says_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(accelerate, "cores", lambda: 7)
+    env = accelerate.environment(choose("cpu_bf16", 3))
+    assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("ddp", "3")
+    assert (env["OMP_NUM_THREADS"], env["TOKENIZERS_PARALLELISM"]) == ("2", "false")
+    assert (env["ACCELERATE_USE_CPU"], env["CUDA_VISIBLE_DEVICES"]) == ("true", "")
+    assert env["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert accelerate.environment(choose("cpu", 16))["OMP_NUM_THREADS"] == "1"
+
+
+def test_environment_keeps_the_users_threads_and_drops_what_would_change_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = choose(str(_config(tmp_path, distributed_type="DEEPSPEED", deepspeed_config={"zero_stage": 2})), 2)
+    env = accelerate.environment(plan)
+    assert "ACCELERATE_USE_CPU" not in env, "with it ZeRO silently is DDP"
+    assert (env["RANKZERO_ENGINE"], env["OMP_NUM_THREADS"], env["HF_HUB_OFFLINE"]) == ("zero2", "5", "1")
+
+
+def test_cores_respect_the_affinity() -> None:
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from launch.accelerate import cores; print(cores())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+
+
+def test_a_quota_counts_in_whole_cores(tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    for text, expected in (("150000 100000\n", 1.5), ("max 100000\n", float("inf"))):
+        limit.write_text(text)
+        assert accelerate._quota(tmp_path) == expected
+    assert accelerate._quota(tmp_path / "missing") == float("inf")
+
+
+def test_one_process_runs_here_without_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    seen: list[str | None] = []
+
+    def here() -> int:
+        seen.append(os.environ.get("RANKZERO_ENGINE"))
+        return 3
+
+    assert accelerate.start("debug", None, ["train", "x"], tmp_path, here) == 3
+    os.environ["WORLD_SIZE"] = "2"
+    assert (
+        accelerate.start("no-such-config", None, ["train", "x"], tmp_path, here) == 3
+    )  # a launcher has chosen already
+    assert seen[0] == "single"
+
+
+# -- exit codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "launcher", "expected"),
+    [
+        ({"state": "finished", "exit_code": 0}, 0, 0),
+        ({"state": "finished", "exit_code": 0}, 1, 0),  # aborted after its last word
+        ({"state": "preempted", "exit_code": 75}, 0, 75),
+        ({"state": "failed", "exit_code": 5}, 1, 5),
+        ({"state": "failed", "exit_code": 3}, 0, 3),
+        ({"state": "running", "exit_code": None}, 1, 1),
+        ({"state": "running", "exit_code": None}, -9, 1),
+        ({"state": "running", "exit_code": None}, 75, 75),  # stopped before the ranks listened
+        ({"state": "running", "exit_code": None}, 2, 2),
+        (None, 1, 1),
+        (None, 3, 3),
+    ],
+)
+def test_exit_code_is_rank_zeros_last_word(
+    tmp_path: Path, state: dict[str, object] | None, launcher: int, expected: int
+) -> None:
+    if state:
+        (tmp_path / "status.json").write_text(json.dumps(state))
+    assert accelerate.exit_code_of(tmp_path, None, launcher) == expected
+
+
+@pytest.mark.parametrize(("launcher", "expected"), [(1, 1), (2, 2), (-9, 1)])
+def test_the_status_of_an_earlier_attempt_does_not_count(tmp_path: Path, launcher: int, expected: int) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0, "attempt": 1}))
+    before = accelerate.status_of(tmp_path)
+    assert accelerate.exit_code_of(tmp_path, before, launcher) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "codes", "expected", "words"),
+    [
+        ([], [3, -15], 3, ""),  # a rank's own code; the agent terminated the other
+        ([], [1, 4], 4, ""),
+        ([], [1], 1, "rank 0 (process 100) died with exit code 1"),
+        ([], [1, 75], 1, "rank 0 (process 100) died with exit code 1"),  # the other was terminated and left politely
+        ([], [-15, -9], 1, "rank 1 (process 101) was killed by SIGKILL"),
+        ([], [1, -11], 1, "rank 1 (process 101) was killed by SIGSEGV"),  # rank 0 lost its connection
+        ([], [-15, -15], 1, "rank 0 (process 100) was killed by SIGTERM"),
+        ([signal.SIGUSR1], [75, 75], 75, ""),
+        ([signal.SIGUSR1], [1, -10], 75, ""),  # before it could listen
+        ([signal.SIGTERM], [4, 4], 4, ""),
+        ([signal.SIGTERM], [1, 1], 1, "exit code 1"),
+    ],
+)
+def test_the_launcher_keeps_the_ranks_code_or_says_who_died(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    told: list[int],
+    codes: list[int],
+    expected: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr(shim, "_seen", set(told))
+    failures = {r: SimpleNamespace(exitcode=code, timestamp=7, pid=100 + r) for r, code in enumerate(codes)}
+    assert shim._verdict(SimpleNamespace(failures=failures)) == expected
+    errors = capfd.readouterr().err
+    assert words in errors
+    assert errors.count("\n") == (1 if words else 0)
+
+
+def test_a_torn_status_is_no_status(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"state": "fin')
+    assert accelerate.status_of(tmp_path) is None
+
+
+# -- real processes --------------------------------------------------------------------------------------------------
+
+STUB = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+what, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
+
+def last_word(state, code):
+    if rank == 0:
+        (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": code}))
+
+if what == "finish":
+    (folder / f"environment-{rank}").write_text(json.dumps(dict(os.environ)))
+    last_word("finished", 0)
+elif what == "killed":
+    os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)
+elif what == "work":
+    seen = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: seen.append(signal.Signals(number).name))
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    while not seen:
+        time.sleep(0.02)
+    time.sleep(1.0)  # saving; a signal passed on twice would be seen
+    (folder / f"signals-{rank}").write_text(" ".join(seen))
+    last_word("preempted", 75)
+elif what == "deaf":
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    time.sleep(120)
+"""
+
+DRIVER = """
+import sys
+from pathlib import Path
+from launch import accelerate
+
+accelerate._ROOT = Path(sys.argv[2])  # where the stub stands in for trainer
+sys.exit(accelerate.start("cpu", None, sys.argv[1:3], Path(sys.argv[2]), in_process=lambda: 99))
+"""
+
+Begin = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """Starts `rankzero train` with the stub doing what it is told; nothing is left running afterwards."""
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__main__.py").write_text(STUB)
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    started: list[subprocess.Popen[str]] = []
+
+    def go(what: str) -> subprocess.Popen[str]:
+        env = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "OMP_NUM_THREADS")}
+        words = [sys.executable, "-c", DRIVER, what, str(tmp_path)]
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    yield go
+    for process in [*started, *_of_this_run(tmp_path)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _of_this_run(folder: Path) -> list[psutil.Process]:
+    """Launchers and ranks of this test that are alive, wherever they are in the process tree."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _until(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def _working(folder: Path) -> None:
+    _until(lambda: all((folder / f"pid-{rank}").exists() and (folder / f"pid-{rank}").read_text() for rank in (0, 1)))
+
+
+def _signals(folder: Path) -> list[str]:
+    return [(folder / f"signals-{rank}").read_text() for rank in (0, 1)]
+
+
+@pytest.mark.ranks
+def test_ranks_get_what_was_asked_for(begin: Begin, tmp_path: Path) -> None:
+    _, errors = (process := begin("finish")).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    for rank in (0, 1):
+        env = json.loads((tmp_path / f"environment-{rank}").read_text())
+        assert (env["WORLD_SIZE"], env["RANK"]) == ("2", str(rank))
+        assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"], env["ACCELERATE_USE_CPU"]) == ("ddp", "2", "true")
+        assert env["OMP_NUM_THREADS"] == str(max(1, accelerate.cores() // 2))
+    assert "Traceback" not in errors
+
+
+@pytest.mark.ranks
+def test_a_rank_that_was_killed_is_named_and_ends_the_run(begin: Begin, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0}))  # of an earlier attempt
+    _, errors = (process := begin("killed")).communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert re.search(r"rank 1 \(process \d+\) was killed by SIGKILL .*memory", errors), errors
+    assert "Traceback" not in errors
+    assert _of_this_run(tmp_path) == []
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_each_rank_is_told_once_and_may_save(begin: Begin, tmp_path: Path, number: signal.Signals) -> None:
+    process = begin("work")
+    _working(tmp_path)
+    os.killpg(process.pid, number)  # as the terminal does; and once more
+    time.sleep(0.3)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert _signals(tmp_path) == [number.name] * 2
+    assert "Traceback" not in errors
+    assert _of_this_run(tmp_path) == []
+
+
+@pytest.mark.ranks
+def test_stopped_before_the_ranks_run(begin: Begin, tmp_path: Path) -> None:
+    process = begin("work")
+    _until(lambda: any("launch.shim" in found.cmdline() for found in _of_this_run(tmp_path)))
+    time.sleep(0.5)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert _of_this_run(tmp_path) == []
+
+
+@pytest.mark.ranks
+def test_nothing_is_left_when_the_command_is_killed(begin: Begin, tmp_path: Path) -> None:
+    process = begin("work")
+    _working(tmp_path)
+    process.kill()
+    process.wait()
+    _until(lambda: not _of_this_run(tmp_path), 30)
+    assert _signals(tmp_path) == ["SIGTERM"] * 2  # they could save
+
+
+@pytest.mark.ranks
+def test_nothing_is_left_when_the_launcher_is_killed(begin: Begin, tmp_path: Path) -> None:
+    process = begin("work")
+    _working(tmp_path)
+    psutil.Process(process.pid).children()[0].kill()
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    _until(lambda: not _of_this_run(tmp_path), 30)
+    assert _signals(tmp_path) == ["SIGTERM"] * 2
+
+
+@pytest.mark.ranks
+def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(begin: Begin, tmp_path: Path) -> None:
+    process = begin("deaf")
+    _working(tmp_path)
+    process.send_signal(signal.SIGINT)
+    time.sleep(accelerate._AGAIN_SECONDS + 0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75, errors
+    _until(lambda: not _of_this_run(tmp_path), 10)

@@ -1,0 +1,97 @@
+"""Multi-head attention (Vaswani et al. 2017), additive masks, sinusoidal positions.
+
+Shapes: B rows, T positions that ask, S positions that are asked, M = d_model, H heads of D = M / H features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.models.dropout import Dropout
+
+MASKED = -1e9  # finite: a row of nothing but padding gives uniform attention, not NaN
+
+
+def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
+    """ids (B, S) -> (B, 1, 1, S) fp32: 0 for a token, MASKED for padding."""
+    return (ids == pad_id)[:, None, None, :] * MASKED
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """(1, 1, T, T) fp32: 0 for a position and those before it, MASKED for those after it."""
+    return torch.full((length, length), MASKED, device=device).triu(1)[None, None]
+
+
+def sinusoids(length: int, d_model: int) -> Tensor:
+    """Position encodings (length, M) fp32: sine on even, cosine on odd features, wavelengths 2π to 10000·2π."""
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10000.0) / d_model))
+    return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], -1).flatten(1)
+
+
+class Attention(nn.Module):
+    """Attention of `heads` heads; projections without biases, as in the paper.
+
+    For self-attention one matrix makes queries, keys and values; for `cross` attention one makes keys and values.
+    `kind`: sdpa, eager, or auto, which is eager on a CPU: there the backward pass of SDPA in bf16 takes twice as long.
+    """
+
+    def __init__(self, d_model: int, heads: int, dropout: float, kind: Literal["auto", "sdpa", "eager"], cross: bool):
+        super().__init__()
+        self.heads, self.kind = heads, kind
+        if cross:
+            self.query = nn.Linear(d_model, d_model, bias=False)
+            self.key_value = nn.Linear(d_model, 2 * d_model, bias=False)
+        else:
+            self.query_key_value = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def initialise(self) -> None:
+        """Xavier; of queries, keys and values each matrix by itself and with gain 2**-0.5, as in fairseq."""
+        nn.init.xavier_uniform_(self.output.weight)
+        for packed in (self.query, self.key_value) if hasattr(self, "query") else (self.query_key_value,):
+            for weight in packed.weight.data.chunk(packed.out_features // packed.in_features):
+                nn.init.xavier_uniform_(weight, gain=0.5**0.5)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """x (B, T, M) -> (B, H, T, D), for cross-attention."""
+        return self._heads(self.query(x)).select(2, 0).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, S, M) -> two of (B, H, S, D), for cross-attention."""
+        k, v = self._heads(self.key_value(x)).unbind(2)
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, M) -> three of (B, H, T, D), for self-attention."""
+        q, k, v = self._heads(self.query_key_value(x)).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _heads(self, y: Tensor) -> Tensor:
+        """(B, T, n * M) -> (B, T, n, H, D), n matrices being packed in one."""
+        return y.view(*y.shape[:2], -1, self.heads, self.output.in_features // self.heads)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q (B, H, T, D), k and v (B, H, S, D), mask fp32, broadcast to (B, H, T, S) and added -> (B, T, M)."""
+        if self.kind == "eager" or (self.kind == "auto" and q.device.type == "cpu"):
+            y = self._eager(q, k, v, mask)
+        else:
+            p = self.dropout.p if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype), dropout_p=p)
+        return self.output(y.transpose(1, 2).flatten(2))
+
+    def _eager(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        b, h, t, d = q.shape
+        # each is copied here once; matmul would copy the transposed view of the keys, which takes longer
+        q, k, v = q.reshape(b * h, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
+        scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
+        # fp32 also in a bf16 model: for rows as short as sentences the bf16 softmax takes three times as long
+        scores = scores.float() * d**-0.5 if mask is None else torch.add(mask, scores, alpha=d**-0.5)
+        weights = self.dropout(scores.softmax(-1)).to(v.dtype)
+        return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d)
