@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -65,11 +66,11 @@ class Contestant:
         return self._answer()
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process: at once where it waits for a block, by force where it is in the middle of one."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -92,6 +93,7 @@ def run(contestants: Sequence[Contestant], size: int, warmup: int, repeats: int)
     Returns:
         Per contestant's name the counts of its blocks, in the order of the rounds.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` and Ctrl-C end the contestants, too
     try:
         return _interleave(contestants, size, warmup, repeats)
     finally:
@@ -127,12 +129,11 @@ def compare(blocks: Blocks, unit: str, ours: str) -> dict[str, dict[str, Any]]:
     """Per contestant the rate, its share of padding, and how many times faster `ours` was in the same round."""
     results = {}
     for name, own in blocks.items():
-        pairs = zip(rates(blocks[ours], unit), rates(own, unit), strict=True) if ours in blocks else ()
-        ratios = [a / b for a, b in pairs]
+        ratios = [a / b for a, b in zip(rates(blocks[ours], unit), rates(own, unit), strict=True)]
         results[name] = {
             f"{unit}_per_second": spread(rates(own, unit)),
             "padding": 1 - sum(b["tokens"] for b in own) / sum(b["positions"] for b in own),
-            "ours_is_times_faster": spread(ratios) if ratios else None,
+            "ours_is_times_faster": None if name == ours else spread(ratios),
             "blocks": own,
         }
     return results

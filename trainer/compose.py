@@ -237,3 +237,20 @@ def predict(run: str | Path, texts: Iterable[str], *, backend: str = "torch") ->
     if backend != "torch":
         raise UsageError(f"--backend {backend}: this run has no {backend} artifact; allowed: torch")
     yield from Finished.open(RunDir(run), Recipe).predict(texts)
+
+
+def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, out: str | Path | None = None) -> str:
+    """Trains the tokenizer, checks every row and writes the tokenized corpus; says what to do with it.
+
+    Raises:
+        RankzeroError: bad data, or a folder that holds something else.
+    """
+    from trainer.data.prepare import prepare as write_corpus
+    from trainer.tasks.base import make_task
+
+    resolved = load_recipe(recipe, overrides)
+    folder = Path(out) if out else Path("prepared") / resolved.name
+    roles = task_classes()[resolved.task.kind].roles  # type: ignore[attr-defined]
+    about = write_corpus(resolved, roles, lambda tokenizer: make_task(resolved, tokenizer).encode, folder)
+    counts = ", ".join(f"{split} {facts['rows']:,} rows" for split, facts in about["splits"].items())
+    return f"prepared {counts} in {folder}; use it with data.root={folder}"

@@ -43,7 +43,7 @@ class Draw:
 
 def translation_pair(split: str, row: int, seed: int = 0) -> dict[str, str]:
     """Row `row` (from 0) of a split of the German-English corpus: {"de": …, "en": …}."""
-    (de, en), _ = embedded_translation.generate(Draw("translation", seed, split, row), split)
+    de, en = embedded_translation.generate(Draw("translation", seed, split, row), split)
     return {"de": de, "en": en}
 
 

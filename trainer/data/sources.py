@@ -102,7 +102,7 @@ class ShardStream:
 
     def __next__(self) -> Row:
         try:
-            (values, error), offsets = next(self._records)
+            (values, problem), offsets = next(self._records)
         except (StopIteration, DataError, *OUR_MISTAKES):
             raise
         except Exception as error:  # whatever a store or a decompressor raises: it is about this file
@@ -110,7 +110,7 @@ class ShardStream:
         self._offsets = offsets
         row_id = (self._index, self._row)
         self._row += 1
-        return prepared_row(row_id, values) if self._shard.format == "prepared" else Row(row_id, values, error)
+        return prepared_row(row_id, values) if self._shard.format == "prepared" else Row(row_id, values, problem)
 
 
 TOKENS = "tokens."  # prefix of the columns of a prepared corpus that hold token ids

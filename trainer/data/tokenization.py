@@ -14,7 +14,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -26,6 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.keyed import uniform
 from trainer.data.sources import Source, held_out
+from trainer.data.words import SPACE, Words, splits_at_spaces
 from trainer.errors import DataError, UsageError
 from trainer.sections import DataConfig, TokenizerTraining
 
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-SPACE, UNKNOWN = "▁", "[UNK]"
-REMEMBERED_WORDS = 200_000  # about 40 MB; then forgotten and begun anew
+UNKNOWN = "[UNK]"
 PACKAGE = "pkg://"
 # In this order from id 0 on. WordPiece has BERT's own; a decoder begins with [CLS] and ends with [SEP] there.
 SPECIAL_TOKENS = {
@@ -156,6 +155,9 @@ def package_folder(name: str) -> Path:
     return found
 
 
+_WORDS: WeakKeyDictionary[Any, Words | None] = WeakKeyDictionary()
+
+
 def encode_batch(
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
@@ -170,68 +172,11 @@ def encode_batch(
     backend = tokenizer.backend_tokenizer
     if pairs is None and not special_tokens:
         if tokenizer not in _WORDS:
-            _WORDS[tokenizer] = _Words(backend) if _splits_at_spaces(backend) else None
+            _WORDS[tokenizer] = Words(backend) if splits_at_spaces(backend) else None
         if (words := _WORDS[tokenizer]) is not None:
             return list(map(words.encode, texts))
     inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
     return [found.ids for found in backend.encode_batch_fast(inputs, add_special_tokens=special_tokens)]
-
-
-class _Words(dict[str, "list[int] | None"]):
-    """Word -> its token ids, remembered: the ids of a text are those of its words, one after the other.
-
-    None for what is not the sum of its words: special tokens are cut out of a text before it is split at spaces, and
-    two spaces hold an empty word between them.
-    """
-
-    def __init__(self, backend: Tokenizer):
-        super().__init__()
-        self._backend = backend
-        self._whole = (SPACE, *(token.content for token in backend.get_added_tokens_decoder().values()))
-
-    def __missing__(self, word: str) -> list[int] | None:
-        alone = word and not any(mark in word for mark in self._whole)
-        self[word] = ids = self._encode(word) if alone else None
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def encode(self, text: str) -> list[int]:
-        """The same as `_encode`."""
-        if len(self) > REMEMBERED_WORDS:
-            self.clear()
-        try:
-            return list(chain.from_iterable(map(self.__getitem__, text.split(" "))))  # type: ignore[arg-type]
-        except TypeError:  # a None among them
-            return self._encode(text)
-
-
-_WORDS: WeakKeyDictionary[Any, _Words | None] = WeakKeyDictionary()
-
-
-def _splits_at_spaces(backend: Tokenizer) -> bool:
-    """Whether the ids of a text are those of its words at U+0020: our own tokenizers and BERT's."""
-    steps = json.loads(backend.to_str())
-    normalizers, splitters = _steps(steps["normalizer"], "normalizers"), _steps(steps["pre_tokenizer"], "pretokenizers")
-    plain = all(
-        token["special"] and not (token["lstrip"] or token["rstrip"] or token["single_word"] or token["normalized"])
-        for token in steps["added_tokens"]
-    )
-    first = splitters[0] if splitters else {"type": None}
-    metaspace = first["type"] == "Metaspace" and first["prepend_scheme"] == "always" and first["split"]
-    return (
-        plain
-        and all(step["type"] in ("NFC", "Lowercase", "BertNormalizer") for step in normalizers)
-        and all(step["type"] in ("Punctuation", "Digits") for step in splitters[1:])
-        and (metaspace or first["type"] == "BertPreTokenizer")
-    )
-
-
-def _steps(found: dict[str, Any] | None, several: str) -> list[dict[str, Any]]:
-    if found is None:
-        return []
-    return list(found[several]) if found["type"] == "Sequence" else [found]
 
 
 def _specials(config: TokenizerTraining) -> list[str]:

@@ -95,6 +95,9 @@ class Corpus:
                 yield source.name_of(row.id), texts
 
     def cleaned(self, row: Row) -> Texts | BadRow:
+        """The row's texts by role; those of a prepared corpus are clean already."""
+        if row.example is not None:
+            return {role: str(text) for role, text in row.values.items()}
         return clean_row(row, self.task.roles, self.recipe.data.columns, self._clean)
 
     def _windows(self, split: str) -> Iterator[list[tuple[str, Texts]]]:
@@ -126,8 +129,10 @@ class Corpus:
                 cleaned.append(None)
             else:
                 cleaned.append(texts if self._belongs(texts, "train") else None)
-        examples = iter(self.task.encode([texts for texts in cleaned if texts is not None]))
-        made = [next(examples) if texts is not None else None for texts in cleaned]
+        kept = [(row, texts) for row, texts in zip(rows, cleaned, strict=True) if texts is not None]
+        encoded = iter(self.task.encode([texts for row, texts in kept if row.example is None]))
+        ready = iter([row.example if row.example is not None else next(encoded) for row, _ in kept])
+        made = [next(ready) if texts is not None else None for texts in cleaned]
         return [(example, self.task.length(example)) if example is not None else None for example in made]
 
     def _label(self, row: Row) -> str | None:

@@ -18,6 +18,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
+from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import fingerprint, open_split
 from trainer.data.survey import survey
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
@@ -83,12 +84,13 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     """Trains the tokenizer on a streamed sample of the training rows, or fetches a pretrained one, into the run."""
     if (run.tokenizer / "tokenizer.json").exists():
         return
-    if recipe.tokenizer.train is None:
-        assert recipe.tokenizer.pretrained is not None
+    tokenizer = prepared_tokenizer(recipe)
+    if tokenizer is None and recipe.tokenizer.pretrained is not None:
         tokenizer = load_tokenizer(recipe.tokenizer.pretrained)
-    else:
+    if tokenizer is None:
         source, settings = open_split(recipe.data, "train"), recipe.tokenizer.train
         assert source is not None
+        assert settings is not None
         roles = task_classes()[recipe.task.kind].roles  # type: ignore[attr-defined]
         texts = TrainingTexts(source, recipe.data, roles, settings.sample_rows, rows)
         tokenizer = train_tokenizer(texts, settings, recipe.data.max_length)

@@ -95,7 +95,7 @@ class _Search:
 
     def allow(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits (R*K, V) -> (R, K, V) fp32 with what may not be chosen now at -inf, and their normalisers (R, K)."""
-        logits = logits.float().unflatten(0, self.scores.shape)
+        logits = logits.float().view(*self.scores.shape, -1)
         normaliser = logits.logsumexp(-1)
         logits[..., self.banned] = -torch.inf
         last = self.limits == self.step
@@ -145,7 +145,7 @@ class _Beam(_Search):
         self.scores, order = scores[:, : self.beam], order[:, : self.beam]
         parent, token = parent.gather(1, order), token.gather(1, order)
         offset = torch.arange(parent.shape[0], device=parent.device)[:, None] * self.history.shape[1]
-        history = self.history.flatten(0, 1).index_select(0, (parent + offset).flatten()).unflatten(0, parent.shape)
+        history = self.history.flatten(0, 1)[parent + offset]
         self.history = torch.cat([history, token[..., None]], 2)
         cache.reorder((parent + offset).flatten())
         # The most a live hypothesis can still reach: nothing more lost, at the greatest length. NaN ends it, too.

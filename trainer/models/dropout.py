@@ -70,7 +70,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         fast = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if self.training and self.threshold > 0 and fast:
-            return _ByteDropout.apply(x, residual, self.threshold)
+            return _ByteDropout.apply(x, residual, self.threshold)  # type: ignore[no-untyped-call]
         y = F.dropout(x, self.p, self.training)
         return y if residual is None else residual + y
 

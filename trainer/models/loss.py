@@ -68,7 +68,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0
     # fp16 is left out: small gradients would be lost before the loss scale reaches them
     wide = logits.dtype in (torch.float32, torch.bfloat16)
     if logits.device.type == "cpu" and wide and not torch.compiler.is_compiling():
-        return _ChunkedCrossEntropy.apply(logits, labels, label_smoothing)
+        return _ChunkedCrossEntropy.apply(logits, labels, label_smoothing)  # type: ignore[no-untyped-call]
     return F.cross_entropy(
         logits.float(), labels, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing
     )

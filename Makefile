@@ -1,0 +1,40 @@
+# Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
+# Another Python for the environment: make setup PYTHON=/path/to/python3.12
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+setup: $(READY) ## an environment in .venv with everything (minutes the first time, at once afterwards)
+
+# torch first and by the exact pin, so that pip takes the build (CPU or CUDA) of the index or folder that it is configured
+# for; DeepSpeed comes as source and would otherwise look for CUDA compilers.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'make setup: needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv), or PYTHON=…'; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,track,deepspeed]'
+	@touch $@
+
+demo: setup ## trains German to English on two CPU ranks in three minutes and shows translations
+	HF_HUB_OFFLINE=1 $(BIN)/rankzero train demo-translation --config cpu_bf16 --run runs/demo-translation
+
+test: setup ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing. ARGS='-k lanes' for a part
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## format, lint, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## data path and training step against others, half an hour on a quiet machine; needs RANKZERO_DATA
+	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json
+	$(BIN)/python -m benchmarks.training_step --json runs/bench/training_step.json

@@ -1,0 +1,111 @@
+"""A tiny corpus and recipe that train in a second, for every test that needs a real run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported anywhere: one thread, so that sums have one order and tests side by side do not wait for each
+# other; the module path reaches the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+_HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(_HERE.parent), str(_HERE), os.environ.get("PYTHONPATH", "")))
+)
+
+import pytest
+import yaml
+
+NOUNS = "Hund:dog Katze:cat Kind:child Mann:man Frau:woman Vogel:bird Baum:tree Haus:house Ball:ball Boot:boat".split()
+VERBS = "sieht:sees sucht:seeks malt:paints trägt:carries zeigt:shows wirft:throws".split()
+WORDS = "rot:red klein:small alt:old müde:tired jung:young froh:glad".split()
+ENDS = "im_Park:in_the_park am_Fluss:at_the_river heute:today vor_dem_Haus:in_front_of_the_house oft:often".split()
+
+
+def sentence_pair(draw: random.Random) -> dict[str, str]:
+    """A sentence of 5 to 25 words, translated word by word."""
+    parts: list[str] = []
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        parts += ["und:and"] if parts else []
+        parts += ["der:the", *draw.sample(WORDS, draw.randrange(3)), draw.choice(NOUNS), draw.choice(VERBS)]
+        parts += ["ein:a", draw.choice(NOUNS), draw.choice(ENDS)]
+    sides = zip(*(part.replace("_", " ").split(":") for part in parts), strict=True)
+    return dict(zip(("de", "en"), (f"{' '.join(side)}." for side in sides), strict=True))
+
+
+def write_rows(path: Path, rows: int, seed: int = 0) -> Path:
+    """`rows` German-English pairs as JSON lines."""
+    draw = random.Random(f"{path.stem} {seed}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(sentence_pair(draw), ensure_ascii=False) + "\n" for _ in range(rows))
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def write_corpus(folder: Path, train: int = 200, validation: int = 12, test: int = 12) -> Path:
+    """train.jsonl, validation.jsonl and test.jsonl below `folder`."""
+    for name, rows in (("train", train), ("validation", validation), ("test", test)):
+        write_rows(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+def tiny_recipe(root: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A recipe whose epoch is about 7 steps of 4 lanes, evaluated and saved every few steps; sections are merged in."""
+    recipe: dict[str, Any] = {
+        "version": 1,
+        "name": "tiny",
+        "task": {"kind": "translation"},
+        "data": {
+            "root": str(root),
+            "train": "train.jsonl",
+            "validation": "validation.jsonl",
+            "test": "test.jsonl",
+            "columns": {"src": "de", "trg": "en"},
+            "lanes": 4,
+            "tokens_per_batch": 160,
+            "max_length": 40,
+            "pad_multiple": 4,
+        },
+        "tokenizer": {"train": {"kind": "bpe", "vocab_size": 200}},
+        "model": {
+            "kind": "transformer",
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "heads": 2,
+            "feed_forward": 64,
+            "dropout": 0.1,
+        },
+        "optim": {"name": "adamw", "lr": 2e-3, "schedule": "constant", "label_smoothing": 0.1},
+        "loop": {"max_steps": 12, "eval_every": 4, "save_every": 3, "log_every": 1},
+        "evaluation": {"beam_size": 2, "bootstrap": 10, "max_length_factor": 0.5},
+        "export": {"onnx": False, "int8": False},
+        "track": ["ledger"],
+    }
+    for name, values in sections.items():
+        recipe[name] = {**recipe.get(name, {}), **values}
+    return recipe
+
+
+def write_recipe(path: Path, root: Path, **sections: dict[str, Any]) -> Path:
+    """`tiny_recipe` as a YAML file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tiny_recipe(root, **sections), sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 200 training rows; 12 and 100 rows to evaluate. Read only."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), test=100)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The tiny recipe on that corpus, evaluated on at most 8 rows. Read only: change it by overrides."""
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", corpus, evaluation={"max_rows": 8})
