@@ -39,7 +39,8 @@ class Meter:
         self._answer = _claim_stdout()
         self._goal = 0
         self._began = self._cpu_began = 0.0
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, int] = {}
+        self._losses: list[float] = []
 
     def start(self) -> None:
         """Says that everything is built, and waits for the first block.
@@ -50,30 +51,30 @@ class Meter:
         self._answer({"ready": True})
         self._wait()
 
-    def step(self, *, rows: int, tokens: int, positions: int, loss: float) -> None:
+    def step(self, *, rows: int, tokens: int, positions: int, loss: float | None) -> None:
         """One optimizer step is over.
 
         Args:
             rows: sentence pairs in the step.
             tokens: non-padding source + target tokens, [EOS] included, [BOS] not: the same for all contestants.
             positions: all positions computed in encoder and decoder, padding included.
-            loss: mean loss per target token; only to see that the contestant learns.
+            loss: mean loss per target token, None where it is not known at this step; only to see that it learns.
         """
-        for name, value in (("steps", 1), ("rows", rows), ("tokens", tokens), ("positions", positions), ("loss", loss)):
+        for name, value in (("steps", 1), ("rows", rows), ("tokens", tokens), ("positions", positions)):
             self._sums[name] = self._sums.get(name, 0) + value
+        self._losses += [] if loss is None else [loss]
         if self._sums["tokens"] >= self._goal:
-            sums = self._sums
-            sums["seconds"] = time.perf_counter() - self._began
-            sums["cpu_seconds"] = time.process_time() - self._cpu_began
-            sums["loss"] /= sums["steps"]
-            self._answer(sums)
+            seconds = time.perf_counter() - self._began
+            cpu_seconds = time.process_time() - self._cpu_began
+            loss = sum(self._losses) / len(self._losses) if self._losses else None
+            self._answer({**self._sums, "loss": loss, "seconds": seconds, "cpu_seconds": cpu_seconds})
             self._wait()
 
     def _wait(self) -> None:
         line = sys.stdin.readline()
         if not line:
             raise SystemExit(0)
-        self._goal, self._sums = int(line), {}
+        self._goal, self._sums, self._losses = int(line), {}, []
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
 

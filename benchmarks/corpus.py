@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 from trainer.compose import load_recipe
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
-from trainer.errors import UsageError
 from trainer.recipe import Recipe
 from trainer.tasks.base import make_task
 
@@ -36,16 +37,18 @@ class Prepared:
         }
 
 
-def training_file(data: Path) -> Path:
-    """`data`/multi30k/train.jsonl.
+def data_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --data, whose value becomes the path of the training file."""
 
-    Raises:
-        UsageError: it is not there.
-    """
-    file = data / "multi30k" / "train.jsonl"
-    if not file.exists():
-        raise UsageError(f"{file} is missing: --data is the folder that holds multi30k/train.jsonl")
-    return file
+    def training_file(folder: str) -> Path:
+        file = Path(folder) / "multi30k" / "train.jsonl"
+        if not file.exists():
+            raise argparse.ArgumentTypeError(f"{file} is missing: give the folder that holds multi30k/train.jsonl")
+        return file
+
+    given = os.environ.get("RANKZERO_DATA")
+    text = "folder that holds multi30k/train.jsonl; the environment's RANKZERO_DATA by default"
+    parser.add_argument("--data", type=training_file, default=given, required=given is None, help=text)
 
 
 def prepare(root: Path, overrides: list[str], tokenizer: Path) -> Prepared:

@@ -8,13 +8,12 @@ Everybody reads the same files with the same tokenizer; a block is one pass over
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.corpus import Prepared, prepare, training_file
+from benchmarks.corpus import Prepared, data_argument, prepare
 from benchmarks.harness import Contestant, compare, machine, run, show, write
 
 OURS = "rankzero"
@@ -24,8 +23,7 @@ TRAIN_ONLY = ["data.train=train-*.jsonl", "data.validation=null", "data.test=nul
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    data = os.environ.get("RANKZERO_DATA")
-    parser.add_argument("--data", type=Path, default=data, required=data is None, help="holds multi30k/train.jsonl")
+    data_argument(parser)
     parser.add_argument("--passes", type=int, default=1, help="size of a block, in passes over the corpus")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds")
@@ -72,10 +70,9 @@ def contestants(
 def main() -> None:
     options = arguments()
     report: dict[str, Any] = {"benchmark": "data path on Multi30k", "machine": machine(), "results": {}}
-    file = training_file(options.data)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        files = cut(file, options.shards, work / "corpus")
+        files = cut(options.data, options.shards, work / "corpus")
         prepared = prepare(work / "corpus", TRAIN_ONLY, work / "tokenizer")
         for workers in (0, 2):
             running = contestants(options, files, prepared, work, workers)

@@ -10,7 +10,6 @@ Run by benchmarks/training_step.py: python -m benchmarks.rankzero_train SETTINGS
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -35,16 +34,18 @@ class MeteredReporter(Reporter):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._meter, self._loss = Meter(), math.nan
+        self._meter = Meter()
+        self._loss: float | None = None
         self._meter.start()
 
     def step(self, progress: Progress, share: float, totals: Totals, lr: float, grad_norm: float) -> None:
         super().step(progress, share, totals, lr, grad_norm)
-        self._meter.step(rows=totals.rows, tokens=totals.tokens, positions=totals.padded, loss=self._loss)
+        loss, self._loss = self._loss, None
+        self._meter.step(rows=totals.rows, tokens=totals.tokens, positions=totals.padded, loss=loss)
 
     def logged(self, progress: Progress, loss: float) -> None:
         super().logged(progress, loss)
-        self._loss = loss
+        self._loss = loss  # comes after the step that it ends with: counted with the next one
 
 
 def main() -> None:

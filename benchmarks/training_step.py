@@ -9,7 +9,6 @@ each in its own usual way. Blocks of all contestants are interleaved and hold ab
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.corpus import Prepared, prepare, training_file, write_encoded
+from benchmarks.corpus import Prepared, data_argument, prepare, write_encoded
 from benchmarks.harness import Contestant, compare, machine, run, show, write
 
 OURS = "rankzero, bf16"
@@ -26,8 +25,7 @@ JOEY = "JoeyNMT 2.3.0, fp32"
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    data = os.environ.get("RANKZERO_DATA")
-    parser.add_argument("--data", type=Path, default=data, required=data is None, help="holds multi30k/train.jsonl")
+    data_argument(parser)
     parser.add_argument("--steps", type=int, default=20, help="size of a block, in steps of the recipe (4,096 tokens)")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
     parser.add_argument("--repeats", type=int, default=7, help="measured rounds")
@@ -71,10 +69,11 @@ def contestants(options: argparse.Namespace, prepared: Prepared, work: Path) -> 
 def main() -> None:
     options = arguments()
     report: dict[str, Any] = {"benchmark": "training step on Multi30k", "machine": machine()}
-    root = training_file(options.data).parent
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(root, [], Path(folder) / "tokenizer")
-        size = options.steps * prepared.recipe.data.lanes * (prepared.recipe.data.tokens_per_batch or 0)
+        prepared = prepare(options.data.parent, [], Path(folder) / "tokenizer")
+        data = prepared.recipe.data
+        assert data.tokens_per_batch is not None, "the recipe bounds micro-batches by tokens"
+        size = options.steps * data.lanes * data.tokens_per_batch
         blocks = run(contestants(options, prepared, Path(folder)), size, options.warmup, options.repeats)
         report["shape"] = prepared.shape()
     results = compare(blocks, "tokens", OURS)

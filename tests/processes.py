@@ -2,12 +2,13 @@
 
 They are forked from a server that has imported everything once (multiprocessing's forkserver), because importing torch
 and its friends takes longer than a tiny training. A rank then runs the command line of `python -m trainer` in the
-environment that a launcher would give it. A `hook` is called in the rank first: it can break things on purpose.
+environment that a launcher would give it. A `hook` (see hooks.py) is called in the rank first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -15,9 +16,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +30,14 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 Hook = Callable[[], None]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["trainer", "trainer.cli", "trainer.compose", "trainer.engine.session", "datasets"])
+# Everything that a run imports, late imports of the libraries included.
+_context.set_forkserver_preload(
+    [
+        *("trainer", "trainer.cli", "trainer.compose", "trainer.engine.session", "trainer.evaluation.metrics"),
+        *("torch._dynamo", "torch._inductor.config", "torch.onnx", "datasets.io.generator", "evaluate", "sacrebleu"),
+        *("transformers.pipelines", "transformers.models.auto.tokenization_auto", "huggingface_hub.dataclasses"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -75,22 +84,25 @@ class Ranks:
             _context.Process(target=_rank, args=(words, _environment(rank, world, port, env), logs, rank, hook))
             for rank in range(world)
         ]
-        for process in self.processes:
-            process.start()
+        with _without_main():
+            for process in self.processes:
+                process.start()
 
     def signal(self, number: int, rank: int = 0) -> None:
         """Sends a signal to one rank."""
         os.kill(self.processes[rank].pid or 0, number)
 
     def wait(self, timeout: float = TIMEOUT) -> Ended:
-        """Waits for all ranks; those that hang longer than they should are killed (their code is then -9)."""
+        """Waits for all ranks; those that hang are ended (-6) and say where."""
         deadline = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode not in (0, 75):
                 deadline = min(deadline, time.monotonic() + ALONE)
-        for process in self.processes:
+        for rank, process in enumerate(self.processes):
             if process.exitcode is None:
+                self.signal(signal.SIGABRT, rank)  # faulthandler writes where it hangs
+                process.join(5)
                 process.kill()
                 process.join()
         read = [
@@ -123,6 +135,17 @@ def _environment(rank: int, world: int, port: int, more: dict[str, str] | None) 
     return env | (more or {})
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A child would run this process's main module once more, and that is pytest."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -134,6 +157,7 @@ def _rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook: Hoo
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
+    faulthandler.enable()
     sys.stdin = (logs / "stdin").open(encoding="utf-8")
     for name in (*LAUNCHER, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(name, None)
@@ -173,56 +197,3 @@ def wait_until(condition: Callable[[], Any], timeout: float = TIMEOUT) -> None:
                 return
         time.sleep(0.005)
     raise AssertionError(f"not within {timeout} s: {condition}")
-
-
-# -- hooks: give them as functools.partial, they travel to the rank ----------------------------------------------------
-
-
-def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
-    """The rank that owns `lane` sends itself a signal in the middle of a step, before that lane's forward."""
-    from trainer.engine import step as module
-
-    seed_for = module.seed_for
-
-    def wrapped(seed: int, at: int, of: int) -> None:
-        if (at, of) == (step, lane):
-            os.kill(os.getpid(), number)
-        seed_for(seed, at, of)
-
-    module.seed_for = wrapped  # type: ignore[assignment]
-
-
-def at_evaluation(nth: int, rank: int, number: int = signal.SIGKILL) -> None:
-    """Rank `rank` sends itself a signal at the first batch of its `nth` evaluation (from 1) of this start."""
-    from trainer.engine import evaluate as module
-
-    if os.environ.get("RANK", "0") != str(rank):
-        return
-    records, seen = module._records, [0]
-
-    def wrapped(*arguments: Any) -> Any:
-        seen[0] += 1
-        if seen[0] == nth:
-            os.kill(os.getpid(), number)
-        return records(*arguments)
-
-    module._records = wrapped
-
-
-def at_save(step: int, function: str) -> None:
-    """Rank zero is killed in the save of a step when it is about to call a function of the checkpoint module."""
-    from trainer.engine import checkpoint as module
-
-    save, original, now = module.save, getattr(module, function), [0]
-
-    def saving(folder: Path, at: int, *more: Any) -> Any:
-        now[0] = at
-        return save(folder, at, *more)
-
-    def wrapped(*arguments: Any, **more: Any) -> Any:
-        if now[0] == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **more)
-
-    module.save = saving
-    setattr(module, function, wrapped)

@@ -102,7 +102,7 @@ def _plain_beam(model, row, beam, penalty, limit):
         finished += [(s / step**penalty, ids[:-1]) for s, ids in candidates[:beam] if ids[-1] == EOS]
         finished = sorted(finished, key=lambda c: -c[0])[:beam]
         live = [(s, ids) for s, ids in candidates if ids[-1] != EOS][:beam]
-        if not live or (len(finished) == beam and live[0][0] / limit**penalty <= finished[-1][0]):
+        if not live or (len(finished) == beam and live[0][0] / step**penalty <= finished[-1][0]):
             break
     return finished[0]
 

@@ -289,6 +289,19 @@ def test_the_launcher_keeps_the_ranks_code_or_says_who_died(
     assert errors.count("\n") == (1 if words else 0)
 
 
+@pytest.mark.parametrize("code", [0, 1, 75])
+def test_the_command_ends_with_the_code_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int) -> None:
+    from launch import cli
+
+    monkeypatch.setattr(accelerate, "start", lambda *_: code)
+    monkeypatch.setattr(
+        sys, "argv", ["rankzero", "train", "demo-translation", "--config", "cpu", "--run", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+
+
 def test_a_torn_status_is_no_status(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "fin')
     assert accelerate.status_of(tmp_path) is None
@@ -375,7 +388,7 @@ def _of_this_run(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def _until(condition: Callable[[], object], seconds: float = 60) -> None:
+def _until(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -392,7 +405,7 @@ def _signals(folder: Path) -> list[str]:
 
 @pytest.mark.ranks
 def test_ranks_get_what_was_asked_for(begin: Begin, tmp_path: Path) -> None:
-    _, errors = (process := begin("finish")).communicate(timeout=120)
+    _, errors = (process := begin("finish")).communicate(timeout=300)
     assert process.returncode == 0, errors
     for rank in (0, 1):
         env = json.loads((tmp_path / f"environment-{rank}").read_text())
@@ -405,7 +418,7 @@ def test_ranks_get_what_was_asked_for(begin: Begin, tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_a_rank_that_was_killed_is_named_and_ends_the_run(begin: Begin, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0}))  # of an earlier attempt
-    _, errors = (process := begin("killed")).communicate(timeout=120)
+    _, errors = (process := begin("killed")).communicate(timeout=300)
     assert process.returncode == 1, errors
     assert re.search(r"rank 1 \(process \d+\) was killed by SIGKILL .*memory", errors), errors
     assert "Traceback" not in errors
@@ -420,7 +433,7 @@ def test_each_rank_is_told_once_and_may_save(begin: Begin, tmp_path: Path, numbe
     os.killpg(process.pid, number)  # as the terminal does; and once more
     time.sleep(0.3)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     assert _signals(tmp_path) == [number.name] * 2
     assert "Traceback" not in errors
@@ -433,7 +446,7 @@ def test_stopped_before_the_ranks_run(begin: Begin, tmp_path: Path) -> None:
     _until(lambda: any("launch.shim" in found.cmdline() for found in _of_this_run(tmp_path)))
     time.sleep(0.5)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     assert _of_this_run(tmp_path) == []
 
@@ -444,7 +457,7 @@ def test_nothing_is_left_when_the_command_is_killed(begin: Begin, tmp_path: Path
     _working(tmp_path)
     process.kill()
     process.wait()
-    _until(lambda: not _of_this_run(tmp_path), 30)
+    _until(lambda: not _of_this_run(tmp_path))
     assert _signals(tmp_path) == ["SIGTERM"] * 2  # they could save
 
 
@@ -453,9 +466,9 @@ def test_nothing_is_left_when_the_launcher_is_killed(begin: Begin, tmp_path: Pat
     process = begin("work")
     _working(tmp_path)
     psutil.Process(process.pid).children()[0].kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 1
-    _until(lambda: not _of_this_run(tmp_path), 30)
+    _until(lambda: not _of_this_run(tmp_path))
     assert _signals(tmp_path) == ["SIGTERM"] * 2
 
 
@@ -467,6 +480,6 @@ def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(begin: Begin, tmp_path: 
     time.sleep(accelerate._AGAIN_SECONDS + 0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
-    _until(lambda: not _of_this_run(tmp_path), 10)
+    _until(lambda: not _of_this_run(tmp_path))

@@ -149,30 +149,29 @@ def is_main() -> bool:
 
 
 def set_up_logging() -> None:
-    """Warnings of ours to stderr, once: other ranks keep quiet."""
+    """What we have to say, to stderr and once: other ranks keep quiet."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("rankzero")
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.WARNING if is_main() else logging.ERROR)
+    logger.setLevel(logging.INFO if is_main() else logging.ERROR)
 
 
 def run_app(application: typer.Typer | Callable[[], Any]) -> int:
     """Runs a command line and turns errors into messages and exit codes; a traceback is for our own mistakes only."""
     set_up_logging()
     try:
-        application(standalone_mode=False) if isinstance(application, typer.Typer) else application()
+        # without standalone mode Typer returns the code of an Exit
+        code = application(standalone_mode=False) if isinstance(application, typer.Typer) else application()
     except RankzeroError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        if is_main() or error.exit_code not in (75,):
+        if is_main() or not error.everywhere:
             print(f"rankzero: {error}", file=sys.stderr)
         return error.exit_code
     except typer.Abort:
         return 130
-    except typer.Exit as end:
-        return end.exit_code
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -182,7 +181,7 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
             traceback.print_exc()
             return 1
         return code
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _usage(error: Exception) -> int | None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import logging
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.errors import Preempted, RankzeroError, UsageError
+from trainer.errors import Preempted, RankError, RankzeroError, UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import recipe_class
-from trainer.rundir import RunDir, Status, read_json
+from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import task_classes
+
+if TYPE_CHECKING:
+    from trainer.engine.runtime import Runtime
+
+log = logging.getLogger("rankzero")
 
 SHIPPED = Path(__file__).parent / "recipes"
 Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
@@ -57,8 +65,6 @@ def find_recipe(name: str) -> Path:
     Raises:
         UsageError: neither; names the nearest shipped one.
     """
-    import difflib
-
     shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
@@ -112,39 +118,45 @@ def train(
 
 def _train(recipe: BaseRecipe, options: Options) -> Run:
     from trainer.engine.runtime import start
+    from trainer.engine.setup import agree_with_earlier
     from trainer.engine.signals import StopFlag
 
     folder = RunDir(run_path(recipe, options))
-    with StopFlag().listening() as stop:
+    with StopFlag().listening() as stop, contextlib.ExitStack() as held:
         accumulation = _accumulation(recipe)
         runtime = start(stop, deterministic=options.debug, accumulation=accumulation)
-        lock = contextlib.ExitStack()
-        with lock:
-            if runtime.main and options.fresh:
-                _set_aside(folder)
-            runtime.on_main(lambda: lock.enter_context(folder.locked()) and None)
-            attempt = runtime.share(len((read_json(folder.manifest) or {}).get("starts", [])) + 1)
+        status = None
+        try:
+
+            def take() -> int:
+                if options.fresh or (options.debug and options.run is None):
+                    _make_room(folder, keep=options.fresh)
+                held.enter_context(folder.locked())
+                agree_with_earlier(folder, recipe, options.allow_change)
+                return len((read_json(folder.manifest) or {}).get("starts", [])) + 1
+
+            attempt = runtime.on_main(take)  # a refused start leaves the directory as it was
             status = Status(folder, attempt).start() if runtime.main else None
-            try:
-                ended = _stages(recipe, options, folder, runtime, status, accumulation)
-            except BaseException as error:
-                _tell(folder, runtime.rank, status, error)
+            ended = _stages(recipe, options, folder, runtime, status, accumulation)
+        except BaseException as error:
+            told = _tell(folder, runtime, status, error)
+            if told is error:
                 raise
-            finally:
-                runtime.leave()
-            if status is not None:
-                status.finish("finished", 0)
-            return ended
+            raise told from None
+        finally:
+            runtime.leave()
+        if status is not None:
+            status.finish("finished", 0)
+        return ended
 
 
 def _stages(
-    recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Any, status: Status | None, accumulation: int
+    recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Runtime, status: Status | None, accumulation: int
 ) -> Run:
     from trainer.engine import setup
     from trainer.engine.session import Session
 
     def prepare() -> dict[str, Any]:
-        setup.agree_with_earlier(folder, recipe, options.allow_change)
         data = setup.survey_data(folder, recipe)
         setup.make_tokenizer(folder, recipe, data["train"]["rows"])
         setup.write_manifest(folder, runtime, data)
@@ -177,32 +189,39 @@ def _accumulation(recipe: BaseRecipe) -> int:
     return math.ceil(math.ceil(lanes / ranks) / fuse)
 
 
-def _set_aside(folder: RunDir) -> None:
-    import logging
-
-    with folder.locked() if folder.path.exists() else contextlib.nullcontext():
+def _make_room(folder: RunDir, *, keep: bool) -> None:
+    """--fresh moves an earlier run aside; a debug run is scratch and is replaced."""
+    if not folder.path.exists():
+        return
+    with folder.locked():
         pass  # refuses while another process writes there
-    moved = folder.set_aside()
-    if moved is not None:
-        logging.getLogger("rankzero").warning("--fresh: the earlier run is kept as %s", moved)
+    if keep:
+        log.info("--fresh: the earlier run is kept as %s", folder.set_aside())
+    else:
+        shutil.rmtree(folder.path)
 
 
-def _tell(folder: RunDir, rank: int, status: Status | None, error: BaseException) -> None:
-    """Rank zero writes how the attempt ended into status.json; another rank leaves a note for it."""
-    from trainer.rundir import write_json
+def _tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
+    """Rank zero writes how the attempt ended into status.json; another rank leaves a note for it. Returns what to raise.
 
-    code = error.exit_code if isinstance(error, RankzeroError) else 1
-    text = str(error) or type(error).__name__
+    When a rank fails alone, the others meet only a broken connection: its reason is the reason.
+    """
     note = folder.path / "failed-rank.json"
     with contextlib.suppress(RankzeroError, OSError):
-        if status is None:
-            if isinstance(error, RankzeroError) and not isinstance(error, Preempted):
-                write_json(note, {"rank": rank, "exit_code": code, "error": text})
-            return
-        left = None if isinstance(error, RankzeroError) else read_json(note)
-        if left is not None:  # rank zero met only a broken connection: the other rank's reason is the reason
-            code, text = left["exit_code"], f"rank {left['rank']}: {left['error']}"
-        status.finish("preempted" if code == Preempted.exit_code else "failed", code, text)
+        if not runtime.main and isinstance(error, RankzeroError) and not error.everywhere:
+            write_json(note, {"rank": runtime.rank, "exit_code": error.exit_code, "error": str(error)})
+        if not runtime.main or status is None:
+            return error
+        if runtime.lost_connection(error):
+            left = read_json(note) or {"exit_code": 1, "rank": None}
+            text = f"rank {left['rank']}: {left['error']}" if left["rank"] is not None else f"a rank died ({error})"
+            error = RankError(text.splitlines()[0])
+            error.exit_code = left["exit_code"]
+        code = error.exit_code if isinstance(error, RankzeroError) else 1
+        text = str(error) or type(error).__name__
+        status.finish("preempted" if isinstance(error, Preempted) else "failed", code, text)
+        note.unlink(missing_ok=True)
+    return error
 
 
 def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -216,6 +235,8 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     from trainer.engine.signals import StopFlag
 
     with StopFlag().listening() as stop:
+        manifest = read_json(RunDir(run).manifest) or {}
+        os.environ.setdefault("ACCELERATE_MIXED_PRECISION", manifest.get("precision") or "no")  # as it was trained
         runtime = start(stop)
         try:
             finished = Finished.open(RunDir(run), Recipe, overrides)

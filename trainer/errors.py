@@ -11,6 +11,7 @@ class RankzeroError(ValueError):
     """A mistake or misfortune that the user can act on; anything else is our own bug and keeps its traceback."""
 
     exit_code = 1
+    everywhere = False  # raised on all ranks alike: one of them speaks
 
 
 class RankError(RankzeroError):
@@ -23,6 +24,7 @@ class UsageError(RankzeroError):
     """Wrong command line or recipe."""
 
     exit_code = 2
+    everywhere = True
 
 
 class DataError(RankzeroError):
@@ -41,6 +43,7 @@ class NumericsError(RankzeroError):
     """NaN or Inf in loss, gradient or weights."""
 
     exit_code = 5
+    everywhere = True
 
 
 class GateError(RankzeroError):
@@ -53,3 +56,4 @@ class Preempted(RankzeroError):
     """Asked to stop (signal): everything is saved and the same command goes on from here."""
 
     exit_code = 75
+    everywhere = True

@@ -1,7 +1,7 @@
 """Corpora generated from grammars that this project wrote: nothing to download, any number of rows.
 
-A row is a function of (corpus, seed, split, row) alone, so rows are made lazily, in any order, on any shard. The data layer names a corpus by
-the root `embedded://translation` and patterns such as `train?rows=24000&shards=8&seed=1`.
+A row is a function of (corpus, seed, split, row) alone, so rows are made lazily, in any order, on any shard. The data
+layer names a corpus by a root such as `embedded://translation` and patterns such as `train?rows=24000&shards=8`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SPLITS = ("train", "validation", "test")
 
 
 class Draw:
-    """Random choices from 512 bits that are a hash of the key: no state to save, and faster than seeding a generator for each row.
+    """Random choices from 512 bits that are a hash of the key: no state to save, faster than seeding a generator.
 
-    A choice among n takes log2(n) of the bits; a row takes fewer than 250. `combinations` collects what the row is made of.
+    A choice among n takes log2(n) of the bits. `combinations` collects the combinations that the row is made of.
     """
 
     __slots__ = ("bits", "combinations")
@@ -51,7 +51,7 @@ CORPORA: dict[str, Callable[[str, int, int], dict[str, str]]] = {"translation": 
 
 
 def embedded_rows(corpus: str, split: str, rows: int, seed: int, shard: int, shards: int) -> Iterator[dict[str, str]]:
-    """The rows shard, shard + shards, … below `rows`. Raises DataError for a corpus, split or shard that does not exist."""
+    """The rows shard, shard + shards, … below `rows`. DataError: a corpus, split or shard that is not there."""
     if corpus not in CORPORA:
         raise DataError(f"data.root: no embedded corpus {corpus!r}; there are: {', '.join(CORPORA)}")
     if split not in SPLITS:

@@ -1,16 +1,18 @@
 """The German-English corpus: a lexicon, its inflection, and sentence patterns, all written for this project.
 
-Every row is German with one English reference that follows from the German alone. What could be read in two ways is left
-out, or fixed once for the whole corpus: there is no polite "Sie" and no "sie" as an object; a possessive of the third person
-belongs to the subject of its clause; the perfect is the simple past, the present the simple present. Many to one is
-wanted ("du", "ihr" → "you"; "aufmachen", "öffnen" → "open").
+Every row is German with one English reference that follows from the German alone. What could be read in two ways is
+left out, or fixed once for the whole corpus: there is no polite "Sie" and no "sie" as an object; a possessive of the
+third person belongs to the subject of its clause; the perfect is the simple past, the present the simple present.
+Many to one is wanted ("du", "ihr" → "you"; "aufmachen", "öffnen" → "open").
 
-A combination is a pair of content lemmas that stand in one construction: verb and complement, adjective and noun, place
-and what is found there. `split_of` deals the combinations to the splits once for all seeds, and a row is made of
-combinations of its own split only. So no combination of the test split ever occurs in training, however many rows are drawn.
+A combination is a pair of content lemmas that stand in one construction: verb and complement, adjective and noun,
+place and what is found there. `split_of` deals the combinations to the splits once for all seeds, and a row is made of
+combinations of its own split only. So no combination of the test split ever occurs in training, however many rows are
+drawn.
 
 Conventions: case 0-3 = nominative, accusative, dative, genitive; gender 0-3 = masculine, feminine, neuter, plural;
-person 0-5 = ich, du, er/sie/es, wir, ihr, sie. Nouns carry letters for what they are, verbs those of the nouns they go with.
+person 0-5 = ich, du, er/sie/es, wir, ihr, sie. Nouns carry letters for what they are, verbs those of the nouns they go
+with.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ HELD_OUT = {0: "test", 1: "test", 2: "validation", 3: "validation"}  # twentieth
 NOM, ACC, DAT, GEN = range(4)
 PLURAL = 3  # as a gender
 
-# --------------------------------------------------------------------------------------------------------------- lexicon
-# lemma, gender (w = masculine, -n in all cases but one), plural (- as the singular, 0 none), English singular/plural, letters.
-# The first letter decides the adjectives: p person, a animal, t text, n printed matter, f food, d drink, c clothes, o can be
-# opened, m machine, v vehicle, s small object, g furniture, b place, e event, w weather, y town. Then k can be cooked,
-# r can be tidied.
+# ------------------------------------------------------------------------------------------------------------- lexicon
+# lemma, gender (w = masculine, -n in all cases but one), plural (- as the singular, 0 none), English singular/plural,
+# letters. The first letter decides the adjectives: p person, a animal, t text, n printed matter, f food, d drink,
+# c clothes, o can be opened, m machine, v vehicle, s small object, g furniture, b place, e event, w weather, y town.
+# Further letters: k can be cooked, r can be tidied.
 NOUNS = """
 Mann m Männer man/men p; Frau f Frauen woman/women p; Kind n Kinder child/children p; Junge w Jungen boy p
 Mädchen n - girl p; Lehrerin f Lehrerinnen teacher p; Arzt m Ärzte doctor p; Nachbar w Nachbarn neighbor p
@@ -88,14 +90,14 @@ nervös = nervous : pa; neugierig = curious : pa; neu = new : xtbn; rot = red : 
 schwarz = black : xa!; gelb = yellow : x!; braun = brown : xa!; groß/größ = big : xabf; klein = small : xabf
 teuer = expensive : xfdbe; billig = cheap : xfdnt; schön = beautiful : xbea; hässlich = ugly : xba; schwer = heavy : x
 leicht = light : xf; sauber = clean : xb; schmutzig = dirty : xba; kaputt = broken : x!
-interessant = interesting : tebn; langweilig = boring : tebn; lang/läng = long : ten; kurz/kürz = short : ten
+interessant = interesting : tebn; langweilig = boring : tebn; lang/läng = long : tenc; kurz/kürz = short : tenc
 wichtig = important : ten; lustig = funny : tep; seltsam = strange : ten; kalt/kält = cold : fdb
-warm/wärm = warm : fdb; süß = sweet : fd; frisch = fresh : fd; gut/bess = good : tefd; schlecht = bad : tefd
-dunkel = dark : b; modern = modern : bm; gefährlich = dangerous : a
+warm/wärm = warm : fdb; süß = sweet : fda; frisch = fresh : fd; gut/bess = good : tefd; schlecht = bad : tefd
+dunkel = dark : bc; modern = modern : bmvgt; gefährlich = dangerous : amv
 """
 
-# infinitive/er-form/participle (* = perfect with sein) = base/past/participle : letters. | separable, _ space in English;
-# + = a state or a mishap: no progressive, passive, command, modal or "gern"; - = no passive.
+# infinitive/er-form/participle (* = perfect with sein) = base/past/participle : letters of nouns. | ends a prefix that
+# separates, _ is a space in English; + = a state or a mishap: no progressive, passive, command, modal; - = no passive.
 VERBS = {
     "object": """
 lesen/liest/gelesen = read/read/read : tn; schreiben//geschrieben = write/wrote/written : t; übersetzen = translate : t
@@ -115,8 +117,8 @@ an|ziehen//gezogen = put_on/put_on/put_on : c; aus|ziehen//gezogen = take_off/to
 weg|werfen/wirft/geworfen = throw_away/threw_away/thrown_away : fsn
 mit|bringen//gebracht = bring_along/brought_along/brought_along : fds; ein|packen = pack : cst
 zurück|geben/gibt/gegeben = return : stv; aus|leihen//geliehen = borrow : tvs; auf|räumen = tidy_up : r
-vor|bereiten = prepare : e; ab|sagen = cancel : e; besuchen = visit : bep; genießen//genossen = enjoy : ed
-beobachten = watch : aep; treffen/trifft/getroffen = meet/met/met : p; kennen//gekannt = know/knew/known : pb+
+vor|bereiten = prepare : e; ab|sagen = cancel : e; besuchen = visit : bp; genießen//genossen = enjoy : ed
+beobachten = watch : ap; treffen/trifft/getroffen = meet/met/met : p; kennen//gekannt = know/knew/known : pb+
 lieben = love : pa+; fragen = ask : p; begrüßen = greet : p; vermissen = miss : p+; an|rufen//gerufen = call : p
 ein|laden/lädt/geladen = invite : p; ab|holen = pick_up : p""",
     "dative": """
@@ -131,7 +133,8 @@ verzeihen//verziehen = forgive/forgave/forgiven : p""",
 geben/gibt/gegeben = give/gave/given : sfdtn; schicken = send/sent/sent : stc; zeigen = show/showed/shown : stvcm
 leihen//geliehen = lend/lent/lent : vmt; bringen//gebracht = bring/brought/brought : fdso""",
     "explain": """
-erklären = explain : tnme; beschreiben//beschrieben = describe : absvr; vor|lesen/liest/gelesen = read/read/read : tn""",
+erklären = explain : tnme; beschreiben//beschrieben = describe : absvr
+vor|lesen/liest/gelesen = read/read/read : tn""",
     "place": """
 arbeiten = work : by; schlafen/schläft/geschlafen = sleep/slept/slept : bg; wohnen = live : by; tanzen = dance : b
 singen//gesungen = sing/sang/sung : b; lachen = laugh : b; sitzen//gesessen = sit/sat/sat : bg
@@ -156,15 +159,16 @@ versuchen = try; planen = plan; hoffen = hope; vergessen/vergisst/vergessen = fo
 versprechen/verspricht/versprochen = promise; beginnen//begonnen = begin/began/begun""",
 }
 
-NUMBERS = (
-    "zwei two; drei three; vier four; fünf five; sechs six; sieben seven; acht eight; neun nine; zehn ten; zwölf twelve"
-)
+NUMBERS = """
+zwei two; drei three; vier four; fünf five; sechs six; sieben seven; acht eight; neun nine; zehn ten; zwölf twelve"""
 FREQUENCY = "oft often; immer always; nie never; manchmal sometimes; selten rarely; meistens usually"
 OPENING = "vielleicht maybe; leider unfortunately; dann then; deshalb therefore; natürlich of_course; zum_Glück luckily"
-DAYS = "Montag Monday; Dienstag Tuesday; Mittwoch Wednesday; Donnerstag Thursday; Freitag Friday; Samstag Saturday; Sonntag Sunday"
+DAYS = """
+Montag Monday; Dienstag Tuesday; Mittwoch Wednesday; Donnerstag Thursday; Freitag Friday; Samstag Saturday
+Sonntag Sunday"""
 JUDGED = "gut good; wichtig important; schade a_pity; klar clear; möglich possible; seltsam strange"
 
-# ------------------------------------------------------------------------------------------------------------ inflection
+# ---------------------------------------------------------------------------------------------------------- inflection
 Grid = tuple[tuple[str, ...], ...]  # [case][gender], or [number][case] in a noun
 Pair = tuple[str, str]  # German, English
 VOWELS = "aeiouyäöü"
@@ -330,7 +334,7 @@ def decline(det: Determiner, noun: Noun, case: int, plural: int, adjective: Degr
     return f"{article} {de}" if article else de, f"{english} {en}" if english else en
 
 
-# ----------------------------------------------------------------------------------------------------------------- verbs
+# --------------------------------------------------------------------------------------------------------------- verbs
 Six = tuple[str, ...]  # one form for each person
 GermanMode = tuple[Six, str, Six]  # finite verb, what closes a main clause, what closes a subordinate clause
 EnglishMode = list[tuple[str, str, bool, str, str, str]]  # for each person, see `english_mode`
@@ -348,8 +352,8 @@ def past_of(stem: str) -> Six:
 HABEN, HATTE = six("habe hast hat haben habt haben"), past_of("hat")
 BIN, WAR = six("bin bist ist sind seid sind"), six("war warst war waren wart waren")
 WERDEN, WURDE = six("werde wirst wird werden werdet werden"), six("wurde wurdest wurde wurden wurdet wurden")
-AM, WAS, DO, HAVE = (six(f"{i} {you} {he} {you} {you} {you}") for i, you, he in map(str.split, (
-    "am are is", "was were was", "do do does", "have have has")))  # fmt: skip
+AM, WAS = six("am are is are are are"), six("was were was were were were")
+DO, HAVE = six("do do does do do do"), six("have have has have have have")
 # mode: German finite verb, English finite verb, its base form if it takes "do", what follows with the verb's base in {}
 MODALS = {
     "future": (WERDEN, six("will"), "", "{}"),
@@ -387,7 +391,7 @@ def german_mode(finite: Six, right: str, join: str = " ") -> GermanMode:
 
 
 def english_mode(finite: Six, rest: str = "", do: str = "", past: bool = False) -> EnglishMode:
-    """(finite, rest, takes do, auxiliary, rest after it, auxiliary negated); `do` is the base of a finite verb that takes do."""
+    """(finite, rest, takes do, auxiliary, rest after it, auxiliary negated); `do`: the base of a verb that takes do."""
     helpers = (six("did") if past else DO) if do else finite
     after = f"{do} {rest}".strip()
     return [
@@ -444,11 +448,11 @@ def participle_of(infinitive: str) -> str:
 def parse_verb(entry: str) -> Verb:
     description, _, letters = entry.partition(" : ")
     german, english = (side.strip().rstrip("+") for side in description.split(" = "))
-    lemma, third, participle = (german.split("/") + ["", ""])[:3]
+    lemma, third, participle = [*german.split("/"), "", ""][:3]
     prefix, _, stem = lemma.rpartition("|")
     perfect, pluperfect = (BIN, WAR) if participle.endswith("*") else (HABEN, HATTE)
     participle = prefix + (participle.rstrip("*") or participle_of(stem))
-    base, past, done = ([form.replace("_", " ") for form in english.split("/")] + ["", ""])[:3]
+    base, past, done = [*english.replace("_", " ").split("/"), "", ""][:3]
     past, done, ing = past or inflect(base, "ed"), done or past or inflect(base, "ed"), inflect(base, "ing")
     de, en = modal_modes(prefix + stem, base)
     for mode in ("present", "progressive", "since", "gern"):
@@ -477,8 +481,8 @@ def passive_of(participle: str, done: str) -> Verb:
 
 def copula() -> Verb:
     de, en = modal_modes("sein", "be")
-    de |= {"present": german_mode(BIN, ""), "past": german_mode(WAR, "")}
-    en |= {"present": english_mode(AM), "past": english_mode(WAS)}
+    de |= {"present": german_mode(BIN, ""), "past": german_mode(WAR, ""), "pluperfect": german_mode(WAR, "gewesen")}
+    en |= {"present": english_mode(AM), "past": english_mode(WAS), "pluperfect": english_mode(six("had"), "been")}
     return Verb("sein", "", "", de, en, "zu sein", "be", "being")
 
 
@@ -487,7 +491,7 @@ GEFALLEN = parse_verb("gefallen/gefällt/gefallen = like : tcvsegb")
 GEHÖREN = parse_verb("gehören = belong_to : acmvsg")
 
 
-# --------------------------------------------------------------------------------------------------------------- phrases
+# ------------------------------------------------------------------------------------------------------------- phrases
 LEXICON_NOUNS = [parse_noun(entry) for entry in entries(NOUNS)]
 LEXICON_ADJECTIVES = [parse_adjective(entry) for entry in entries(ADJECTIVES)]
 LEXICON_VERBS = {frame: [parse_verb(entry) for entry in entries(table)] for frame, table in VERBS.items()}
@@ -560,27 +564,22 @@ class Subject(NamedTuple):
     gender: int = -1
 
 
-IT, ER, SIE, SIE_PLURAL = (
-    Subject("es", "it", 2),
-    Subject("er", "he", 2, 2, 0),
-    Subject("sie", "she", 2, 3, 1),
-    Subject("sie", "they", 5, 6, 3),
-)
-ICH, DU, WIR, IHR = (
-    Subject("ich", "I", 0, 0),
-    Subject("du", "you", 1, 1),
-    Subject("wir", "we", 3, 4),
-    Subject("ihr", "you", 4, 5),
-)
+IT, ICH, DU = Subject("es", "it", 2), Subject("ich", "I", 0, 0), Subject("du", "you", 1, 1)
+ER, SIE, SIE_PLURAL = Subject("er", "he", 2, 2, 0), Subject("sie", "she", 2, 3, 1), Subject("sie", "they", 5, 6, 3)
+WIR, IHR = Subject("wir", "we", 3, 4), Subject("ihr", "you", 4, 5)
 PRONOUNS = [ICH, DU, ER, SIE, WIR, IHR, SIE_PLURAL]
 TAKEN_UP = {0: ER, 1: SIE, 3: SIE_PLURAL}
 NAMED = [Subject(name, name, 2, 2 + "mf".index(sex), "mf".index(sex)) for name, sex in pairs(NAMES)]
 SIMPLE = [*PRONOUNS, *NAMED]
-# By the subject's person: object pronouns that are not the subject itself.
-DATIVES = [pairs(f"ihm him; ihr her; ihnen them; {more}") for more in (
-    "dir you; euch you", "mir me; uns us", "mir me; dir you; uns us; euch you") * 2]  # fmt: skip
-ACCUSATIVES = [pairs(f"ihn him; {more}") for more in (
-    "dich you; euch you", "mich me; uns us", "mich me; dich you; uns us; euch you") * 2]  # fmt: skip
+# By the subject's person: the object pronouns that are not the subject itself.
+FIRST, SECOND = {DAT: "mir me; uns us", ACC: "mich me; uns us"}, {DAT: "dir you; euch you", ACC: "dich you; euch you"}
+THIRD = {DAT: "ihm him; ihr her; ihnen them", ACC: "ihn him"}
+OBJECT_PRONOUNS = {
+    case: [
+        pairs(f"{THIRD[case]}; {SECOND[case] if i % 3 != 1 else ''}; {FIRST[case] if i % 3 else ''}") for i in range(6)
+    ]
+    for case in (ACC, DAT)
+}
 Choice = tuple[Determiner, int]  # and whether plural
 
 
@@ -599,9 +598,7 @@ def choices(text: str, own: int = -1) -> list[Choice]:
     return chosen
 
 
-AS_SUBJECT = choices(
-    "40 the, 20 the+, 10 a, 5 this, 5 this+, 5 every, 5 my, 5 your, 5 our, 5 my+, 5 some+, 5 many+, number"
-)
+AS_SUBJECT = choices("40 the, 20 the+, 10 a, 5 this, 5 this+, 5 every, 5 my, 5 your, 5 our, 5 my+, 5 many+, number")
 AS_HEAD = choices("6 the, 3 the+, this")
 AS_PATIENT = choices("40 the, 30 the+, 10 this, 10 my, 10 our+, number")
 AS_PLACE = choices("14 the, 2 this, 2 a, my, our")
@@ -609,21 +606,19 @@ MASS_HEAD = choices("2 the, this")
 DEFINITE = choices("8 the, 4 the+, 2 this, this+, 2 my, our")
 AS_FOUND = choices("20 a, number, 5 many+")
 BY_OWNER = (*range(7), -1)  # so that -1 finds the last
-THINGS = [
-    choices("60 the, 30 the+, 40 a, 15 bare+, 10 this, 5 this+, 10 my, 5 some+, 5 many+, 2 number, 20 own, 10 own+", i)
-    for i in BY_OWNER
-]
-PERSONS = [
-    choices("60 the, 30 the+, 30 a, 10 this, 5 this+, 10 my, 5 many+, number, 20 own, 5 own+", i) for i in BY_OWNER
-]
+THING = "60 the, 30 the+, 40 a, 15 bare+, 10 this, 5 this+, 10 my, 5 some+, 5 many+, 2 number, 20 own, 10 own+"
+PERSON = "60 the, 30 the+, 30 a, 10 this, 5 this+, 10 my, 5 many+, number, 20 own, 5 own+"
+THINGS, PERSONS = [choices(THING, i) for i in BY_OWNER], [choices(PERSON, i) for i in BY_OWNER]
 MASSES = [choices("3 the, 3 bare, this, own", i) for i in BY_OWNER]
-# Under a condition: kein is itself the determiner, beside nicht only a definite object is German, one in first place must show its case.
+# Under a condition: kein is itself the determiner, beside nicht only a definite object is German, and one in first
+# place must show its case.
 LIMITS = {
     "kein": (choices("not a, not a+"), choices("not any")),
     "nicht": (DEFINITE, MASS_HEAD),
     "first": (choices("4 the, 2 a, this, my, our"), MASS_HEAD),
 }
 ONE_IN_TWO, ONE_IN_FOUR, ONE_IN_SIX, ONE_IN_EIGHT = ((True,) + (False,) * n for n in (1, 3, 5, 7))
+NEVER: Odds = (False,)
 
 
 def phrase(
@@ -636,7 +631,7 @@ def phrase(
         adjective = d.pick(adjectives)
         d.combine(adjective.lemma, noun.lemma)
         degree = adjective.degrees[0]
-        if len(adjective.degrees) > 1 and det in (INDEF, DEF) and d.pick(ONE_IN_SIX):
+        if len(adjective.degrees) > 1 and (det is DEF or det is INDEF) and d.pick(ONE_IN_EIGHT):
             degree = adjective.degrees[1 if det is INDEF else 2]
     return *decline(det, noun, case, plural, degree), choice
 
@@ -683,8 +678,8 @@ def direction(d: Draw, p: Pool, verb: Verb, noun: Noun) -> Pair:
     return with_preposition(preposition, de, choice), f"{english} {en}"
 
 
-def noun_subject(d: Draw, p: Pool, noun: Noun, of: list[Choice]) -> Subject:
-    de, en, (_, plural) = phrase(d, p, noun, NOM, of)
+def noun_subject(d: Draw, p: Pool, noun: Noun, of: list[Choice], odds: Odds = ONE_IN_FOUR) -> Subject:
+    de, en, (_, plural) = phrase(d, p, noun, NOM, of, odds)
     if noun.letters != "p":
         return Subject(de, en, 5 if plural else 2)
     if plural:
@@ -745,11 +740,11 @@ def time_phrase(d: Draw, mode: str) -> Pair:
     return d.pick(d.pick(TIMES[TENSES[mode]]))
 
 
-# --------------------------------------------------------------------------------------------------------------- clauses
+# ------------------------------------------------------------------------------------------------------------- clauses
 class Clause(NamedTuple):
-    """One clause before its word order is chosen. The German middle: pronoun, time, adverb, objects, nicht, tail.
+    """One clause before its word order is chosen; German goes on with pronoun, time, adverb, objects, nicht, tail.
 
-    `agent` is the English subject, another one than the German with gefallen. `tail` is a place, direction or predicate.
+    `agent` is the English subject, another one than the German with gefallen. `tail` is a place, direction, predicate.
     `neg` is "", "nicht" or "kein" (which negates the English verb only).
     """
 
@@ -768,16 +763,22 @@ class Clause(NamedTuple):
     neg: str = ""
 
 
+LIGHT = frozenset(s.de for s in (*PRONOUNS, IT))  # subjects that stay before an object pronoun
+
+
 def german(c: Clause, order: str = "statement", front: str = "") -> str:
-    """order: statement (the verb second, after subject or `front`), question (verb first), final (after conjunction `front`)."""
+    """order: statement (verb after the subject or `front`), question (verb first), final (verb last, `front` first)."""
     finite, right, final = c.verb.de[c.mode]
-    middle = (c.pronoun, c.time, c.adverb, c.objects, c.neg if c.neg == "nicht" else "", c.tail)
+    s, verb, pronoun = c.subject.de, finite[c.subject.person], c.pronoun
+    middle = (c.time, c.adverb, c.objects, c.neg if c.neg == "nicht" else "", c.tail)
     if order == "final":
-        words: tuple[str, ...] = (front, c.subject.de, *middle, final[c.subject.person])
-    elif order == "question" or front:
-        words = (front, finite[c.subject.person], c.subject.de, *middle, right)
+        words: tuple[str, ...] = (front, s, pronoun, *middle, final[c.subject.person])
+    elif order == "statement" and not front:
+        words = (s, verb, pronoun, *middle, right)
+    elif s in LIGHT or pronoun == "ihr":  # "zeigt ihr der Mann …" could first be read as "you show"
+        words = (front, verb, s, pronoun, *middle, right)
     else:
-        words = (c.subject.de, finite[c.subject.person], *middle, right)
+        words = (front, verb, pronoun, s, *middle, right)
     return " ".join([word for word in words if word])
 
 
@@ -808,7 +809,7 @@ def choose(d: Draw, options: Options) -> tuple[Verb, Noun]:
 
 
 def noun_object(d: Draw, p: Pool, s: Subject, noun: Noun, case: int, limit: str = "") -> Pair:
-    """An object beside the subject `s`; one in eight definite things gets an owner: das Buch des Mannes, the man's book."""
+    """An object beside the subject `s`; one in eight definite things has an owner: das Buch des Mannes."""
     if limit:
         of = LIMITS[limit][noun.mass]
     else:
@@ -845,7 +846,7 @@ def with_prepositional_object(preposition: str, case: int) -> Frame:
 def receiver(d: Draw, p: Pool, s: Subject) -> tuple[str, str, str]:
     """A person in the dative: (pronoun, noun phrase, English), one of the German ones empty."""
     if d.pick(ONE_IN_TWO):
-        de, en = d.pick(DATIVES[s.person])
+        de, en = d.pick(OBJECT_PRONOUNS[DAT][s.person])
         return de, "", en
     return "", *noun_object(d, p, s, d.pick(PEOPLE), DAT)
 
@@ -890,8 +891,8 @@ def state(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
 
 
 def toward_pronoun(d: Draw, p: Pool, s: Subject, limit: str) -> Parts:
-    frame, lists = d.pick((("person", ACCUSATIVES), ("dative", DATIVES)))
-    de, en = d.pick(lists[s.person])
+    frame, case = d.pick((("person", ACC), ("dative", DAT)))
+    de, en = d.pick(OBJECT_PRONOUNS[case][s.person])
     return s, d.pick(p.verbs[frame])[0], de, "", "", en
 
 
@@ -926,7 +927,9 @@ SPARE = (
     "rise",
     "rise",
 )  # no combination: beside another clause only
-ACTS = ("object",) * 8 + ("person",) * 3 + ("dative", "dative", "auf", "an", "mit", "von", "give", "give", "give")
+ACTS: tuple[str, ...] = (
+    ("object",) * 8 + ("person",) * 3 + ("dative", "dative", "auf", "an", "mit", "von", "give", "give", "give")
+)
 ACTS += ("explain", "place", "place", "place", "go", "go", "put")
 
 
@@ -981,7 +984,7 @@ def quality(d: Draw, p: Pool, modes: Modes, kind: str = "is", neg: str = "") -> 
     noun = d.pick(p.described[kind])
     adjective = d.pick([a for a in p.adjectives[noun] if kind == "is" or len(a.degrees) > 1])
     d.combine(adjective.lemma, noun.lemma)
-    s = noun_subject(d, p, noun, MASS_HEAD if noun.mass else AS_HEAD)
+    s = noun_subject(d, p, noun, MASS_HEAD if noun.mass else AS_HEAD, NEVER)
     degree = adjective.degrees[kind == "more"]
     tail, en = degree.predicate, degree.en
     if kind != "is":
@@ -1015,7 +1018,7 @@ def belonging(d: Draw, p: Pool, modes: Modes, neg: str = "") -> Clause:
     return Clause(s, s, verb, d.pick(modes), pronoun=pronoun, objects=de, en=en, neg=neg)
 
 
-# -------------------------------------------------------------------------------------------------------------- patterns
+# ------------------------------------------------------------------------------------------------------------ patterns
 Sentence = tuple[str, str, str]  # German, English, closing mark
 Build = Callable[["Draw", Pool], Sentence]
 Make = Callable[["Draw", Pool], Clause]
@@ -1035,7 +1038,7 @@ def time_first(d: Draw, p: Pool, make: Make) -> Sentence:
     """A time phrase in the first place, so that the German subject follows the verb."""
     c = make(d, p)
     time, time_en = (c.time, c.time_en) if c.time else time_phrase(d, c.mode)
-    c = c._replace(time="", time_en="")
+    c = c._replace(time="", time_en="", adverb="", adverb_en="")
     return german(c, front=time), f"{time_en} {english(c)}", "."
 
 
@@ -1093,8 +1096,7 @@ def exists(d: Draw, p: Pool, of: list[Choice], ask: bool = False) -> Sentence:
 def command(d: Draw, p: Pool, frames: tuple[str, ...], neg: str = "") -> Sentence:
     """Macht bitte die Tür zu!"""
     c = clause(d, p, frames, NOW, IHR, short=True, neg=neg)
-    spoken = c.subject._replace(de="" if neg else "bitte")
-    c = c._replace(subject=spoken, time="", adverb="")
+    c = c._replace(subject=c.subject._replace(de=""), time="", adverb="" if neg else "bitte")
     return german(c, "question"), f"{'do not' if neg else 'please'} {c.verb.base} {c.en}", "!"
 
 
@@ -1111,19 +1113,20 @@ def companion(d: Draw, p: Pool, modes: Modes, first: Subject) -> Clause:
     s = second_subject(d, p, first)
     if frame in SPARE and s not in SIMPLE:
         s = d.pick(SIMPLE)
-    if frame == "state":
-        modes = tuple(mode for mode in modes if mode in BOTH) or NOW
+    if frame in ("state", "weather"):
+        modes = tuple(mode for mode in modes if mode not in MODALS) or NOW
     return clause(d, p, (frame,), modes, s, short=True)._replace(time="", time_en="")
 
 
-def content(d: Draw, p: Pool, first: Subject) -> Clause:
-    """What is believed or asked: an action, or rarer a passive, a quality, a pleasure, a possession."""
-    kind = d.pick(CONTENTS)
+def content(d: Draw, p: Pool, main: Clause, kinds: tuple[str, ...]) -> Clause:
+    """What is believed or asked: an action, a passive, a quality, a pleasure, a possession; past under a past verb."""
+    kind, told_before = d.pick(kinds), main.mode == "past"
     if kind == "act":
-        return clause(d, p, ACTS, ANY, second_subject(d, p, first), short=True)
+        return clause(d, p, ACTS, PAST if told_before else ANY, second_subject(d, p, main.subject), short=True)
+    modes = PAST if told_before else BOTH
     if kind in ("is", "more"):
-        return quality(d, p, BOTH, kind)
-    return {"passive": passive, "pleasing": pleasing, "belonging": belonging}[kind](d, p, BOTH)
+        return quality(d, p, modes, kind)
+    return {"passive": passive, "pleasing": pleasing, "belonging": belonging}[kind](d, p, modes)
 
 
 ACTS_AND_SPARE = ACTS + SPARE + SPARE + SPARE
@@ -1136,7 +1139,7 @@ def that(d: Draw, p: Pool, ask: bool = False) -> Sentence:
     """Ich glaube, dass …"""
     s = subject(d, p)
     main = Clause(s, s, d.pick(LEXICON_VERBS["dass"]), d.pick(("present", "present", "past")))
-    c, order = content(d, p, s), "question" if ask else "statement"
+    c, order = content(d, p, main, CONTENTS), "question" if ask else "statement"
     return (
         f"{german(main, order)}, {german(c, 'final', 'dass')}",
         f"{english(main, order)} that {english(c)}",
@@ -1146,7 +1149,7 @@ def that(d: Draw, p: Pool, ask: bool = False) -> Sentence:
 
 def impersonal(d: Draw, p: Pool) -> Sentence:
     """Es ist gut, dass …"""
-    (de, en), c = d.pick(JUDGEMENTS), content(d, p, IT)
+    (de, en), c = d.pick(JUDGEMENTS), content(d, p, Clause(IT, IT, SEIN, "present"), CONTENTS)
     return f"es ist {de}, {german(c, 'final', 'dass')}", f"it is {en} that {english(c)}", "."
 
 
@@ -1154,7 +1157,7 @@ def whether(d: Draw, p: Pool, asks: tuple[Pair, ...]) -> Sentence:
     """Ich weiß nicht, ob (wo, wann) …"""
     s, (de, en), knows = subject(d, p), d.pick(asks), d.pick(ONE_IN_TWO)
     main = Clause(s, s, KNOW if knows else ASK, d.pick(BOTH), neg="nicht" if knows else "")
-    c = content(d, p, s) if de == "ob" else clause(d, p, ACTS, ANY, second_subject(d, p, s), short=True)
+    c = content(d, p, main, CONTENTS if de == "ob" else ("act",))
     return f"{german(main)}, {german(c, 'final', de)}", f"{english(main)} {en} {english(c)}", "."
 
 
@@ -1195,9 +1198,9 @@ def infinitive(d: Draw, p: Pool, kind: str) -> Sentence:
 DOING = tuple("active" if frame == "object" else frame for frame in ACTS)
 
 
-def head_of(d: Draw, p: Pool, noun: Noun) -> tuple[Subject, int]:
+def head_of(d: Draw, p: Pool, noun: Noun, odds: Odds = ONE_IN_FOUR) -> tuple[Subject, int]:
     """A subject for a relative clause to describe, and the gender of the relative pronoun."""
-    head = noun_subject(d, p, noun, AS_HEAD)
+    head = noun_subject(d, p, noun, AS_HEAD, odds)
     return head, PLURAL if head.person == 5 else noun.gender
 
 
@@ -1230,7 +1233,7 @@ def relative_object(d: Draw, p: Pool) -> Sentence:
         verb, noun = choose(d, p.verbs["object"])
     adjective = d.pick(p.adjectives[noun])
     d.combine(adjective.lemma, noun.lemma)
-    (head, gender), s = head_of(d, p, noun), subject(d, p)
+    (head, gender), s = head_of(d, p, noun, NEVER), subject(d, p)
     inner = Clause(s, s, verb, d.pick(BOTH if "+" in verb.letters else ANY))
     head = described(head, german(inner, "final", RELATIVE[ACC][gender]), f"that {english(inner)}")
     main = Clause(head, head, SEIN, d.pick(BOTH), tail=adjective.lemma, en=adjective.degrees[0].en)

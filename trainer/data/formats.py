@@ -32,7 +32,8 @@ EXTENSIONS = {
     ".txt": "text",
 }
 COMPRESSIONS = (".gz", ".zst")
-Parsed = tuple[dict[str, object], str | None]  # values, and what is wrong with the record (then without values)
+# Values, and what is wrong with the record (then without values), as "kind: detail": kinds are counted.
+Parsed = tuple[dict[str, object], str | None]
 
 
 class BadFile(Exception):
@@ -72,7 +73,7 @@ def chunks(url: str, offset: int = 0) -> Iterator[bytes]:
 def _zst_chunks(file: BinaryIO) -> Iterator[bytes]:
     """All frames of a Zstandard file. (`stream_reader` of zstandard ends silently in a file that was cut short.)"""
     frame = None
-    while data := file.read(CHUNK_BYTES // 16):
+    while data := file.read(1 + CHUNK_BYTES // 16):
         while data:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             yield frame.decompress(data)
@@ -120,11 +121,11 @@ def parse_json(raw: bytes | int) -> Parsed:
     try:
         values = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return {}, f"invalid UTF-8 at byte {error.start} of the line"
+        return {}, f"invalid UTF-8: at byte {error.start} of the line"
     except (ValueError, RecursionError) as error:
         return {}, f"not JSON: {error}"
     if not isinstance(values, dict):
-        return {}, f"not a JSON object but {type(values).__name__}: one object per line is read"
+        return {}, f"not a JSON object: {type(values).__name__}, where one object per line is read"
     return values, None
 
 
@@ -145,11 +146,11 @@ def parse_text(raw: Sequence[bytes | int | None], roles: Sequence[str]) -> Parse
         if line is None:
             return {}, f"one-sided pair: the file of {role!r} has ended"
         if isinstance(line, int):
-            return {}, f"{_too_long(line)} ({role!r})"
+            return {}, f"{_too_long(line)}, {role!r}"
         try:
             values[role] = line.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
-            return {}, f"invalid UTF-8 at byte {error.start} of the line ({role!r})"
+            return {}, f"invalid UTF-8: at byte {error.start} of the line, {role!r}"
     return values, None
 
 
@@ -227,7 +228,7 @@ def _record(header: list[str], fields: list[str], feed: _Feed) -> Parsed:
         bad = [name for name, field in zip(header, fields, strict=False) if not _encodable(field)]
         return {}, f"invalid UTF-8 in column {bad[0]!r}" if bad else "invalid UTF-8"
     if len(fields) != len(header):
-        return {}, f"{len(fields)} fields, where the header has {len(header)}"
+        return {}, f"wrong number of fields: {len(fields)}, where the header has {len(header)}"
     return dict(zip(header, fields, strict=True)), None
 
 
@@ -240,7 +241,7 @@ def _encodable(text: str) -> bool:
 
 
 def _too_long(size: int) -> str:
-    return f"line of {size} bytes: {MAX_LINE_BYTES} or more is no row"
+    return f"too long: {size} bytes, where {MAX_LINE_BYTES} or more are no row"
 
 
 def parquet_batches(url: str, row: int) -> Iterator[list[Parsed]]:

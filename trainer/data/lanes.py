@@ -8,6 +8,7 @@ from `key(seed, epoch, …)`: nothing has a state that would have to be saved. S
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from trainer.data.keyed import key, mix, permutation, uniform
 log = logging.getLogger("rankzero")
 
 POOL = 50  # micro-batches' worth of rows sorted by length together: company changes from epoch to epoch
-LABEL_DRIFT = 0.10  # a block whose label shares differ by more than this from those before it is badly mixed
+LABEL_DRIFT = 0.10  # a block whose label shares differ by more than this (and chance) from those before is badly mixed
 Example = dict[str, list[int]]
 RowId = tuple[int, int]
 
@@ -220,6 +221,8 @@ class LaneServer:
         start, step, skip = mark.start, mark.first_step, mark.served
         while not dealer.ended(start):
             end = plan.edge_after(start, epoch)
+            if start == 0 and dealer.ended(plan.block_rows):
+                end = plan.block_rows  # a corpus that fits into one block is one: an edge would leave it half mixed
             remaining = self._block(dealer.take(lane, start, end), lane, epoch, start)
             position, next_position = dealer.position(start), dealer.position(end)
             first, served = step, 0
@@ -274,15 +277,16 @@ class LaneServer:
         return [*batches, batch] if batch else batches
 
     def _watch_labels(self, rows: list[Any]) -> None:
-        """Warns once when a block's label shares differ by more than 10 points from those seen so far."""
+        """Warns once when a block's label shares differ by more than 10 points and chance from those before."""
         if self._label is None or self._warned:
             return
         here = Counter(label for label in map(self._label, rows) if label is not None)
         seen, total, n = self._label_counts, sum(self._label_counts.values()), sum(here.values())
         if total and n:
+            allowed = LABEL_DRIFT + 2 * math.sqrt(1 / n + 1 / total)  # 4 standard errors: the ends are short blocks
             for label in here.keys() | seen.keys():
                 was, now = seen[label] / total, here[label] / n
-                if abs(was - now) > LABEL_DRIFT:
+                if abs(was - now) > allowed:
                     log.warning(
                         "label %r is %.0f%% of a block after %.0f%% before it: the corpus seems sorted by label and "
                         "does not fit into one block; run `rankzero prepare` on the recipe, or raise data.block_rows",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +29,10 @@ class Loaded:
     rows: int
     tokens: int  # of source and target, without padding
     padded: int  # with padding
+
+    def pin_memory(self) -> Loaded:
+        """For a DataLoader, which pins what it does not know only if it can do so itself."""
+        return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
 
 
 def owned_lanes(lanes: int, rank: int, world: int, fuse: int) -> list[list[int]]:
@@ -111,6 +118,7 @@ def load_epoch(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_stop_signals,
         generator=torch.Generator(),  # its own: drawing a seed from the global one would shift dropout
     )
     # loader processes take turns, one item per step each: the items of a step stand side by side
@@ -121,6 +129,25 @@ def load_epoch(
     for _, items in steps:
         merged = {index: loaded for _, found in items for index, loaded in found.items()}
         yield [merged.get(index) for index in range(len(groups))]
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """In a loader process: a stop signal to the whole group is for the rank, which still finishes its step and saves.
+
+    A torch elastic agent and SLURM signal the children of a rank too; a loader process that dies of it would fail the
+    rank in the middle of the step. Only the rank itself may end it.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signals, rank = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}, os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo(signals).si_pid != rank:
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # threads that start later inherit it
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _checked(item: Any) -> Any:

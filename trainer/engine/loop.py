@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class Loop:
         for batches in self._batches():
             totals = agree(self.runtime, self.task, batches)  # waits for all ranks
             if totals.stopping:
-                raise Preempted(f"stopped by {self.runtime.stop.received or 'a signal to another rank'}")
+                raise self.runtime.stopped(f"after step {self.progress.step}")
             if totals.lanes == 0:
                 break
             self._step(batches, totals)
@@ -213,9 +214,10 @@ class Loop:
                 predict=stopping.metric not in CHEAP_METRICS,
             )
         value, lower = scores[stopping.metric], self.task.metrics[stopping.metric] == "min"
-        gain = 0.0 if progress.best is None else (progress.best.value - value) * (1 if lower else -1)
-        progress.waited = 0 if progress.best is None or gain > stopping.min_delta else progress.waited + 1
-        better = progress.best is None or gain >= 0
+        worst = math.inf if lower else -math.inf
+        gain = ((progress.best.value if progress.best else worst) - value) * (1 if lower else -1)  # NaN is no gain
+        progress.waited = 0 if gain > stopping.min_delta else progress.waited + 1
+        better = gain >= 0
         if better:
             progress.best = Best(progress.step, value)
         progress.ended = stopping.patience is not None and progress.waited >= stopping.patience

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,6 +94,7 @@ class Runtime:
                 error = caught
         result, error = self.share((result, error))
         if error is not None:
+            error.everywhere = True
             raise error
         return result
 
@@ -103,13 +105,23 @@ class Runtime:
             Preempted: on all ranks alike.
         """
         if self.sum([int(self.stop.received is not None)])[0]:
-            raise Preempted(f"stopped by {self.stop.received or 'a signal to another rank'} {where}")
+            raise self.stopped(where)
+
+    def stopped(self, where: str) -> Preempted:
+        """What all ranks raise when they have agreed to stop."""
+        by = self.stop.received or "a signal to another rank"
+        return Preempted(f"stopped by {by} {where}: all is saved, the same command goes on")
 
     def close(self) -> None:
         """Ends the process group: rank zero may now work for hours without a collective that times out."""
         if self.world > 1 and dist.is_initialized():
             self.wait()
             dist.destroy_process_group()
+
+    def lost_connection(self, error: BaseException) -> bool:
+        """Whether this is what a rank meets when another one has gone."""
+        known = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+        return self.world > 1 and known
 
     def leave(self) -> None:
         """Drops the process group after an error, without waiting for ranks that may be dead."""
@@ -130,11 +142,11 @@ def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1,
         raise UsageError("fp16 needs a GPU: on a CPU it would silently be fp32; choose --config cpu_bf16 or cpu")
     _share_cores(ranks, on_cpu)
     if deterministic:
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if ranks > 1 else []
-    if ranks > 1 and on_cpu:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if ranks > 1:  # rank zero reads the corpus and trains the tokenizer while the others wait
+        handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=1)))
     accelerator = Accelerator(
         cpu=on_cpu,
         gradient_accumulation_plugin=GradientAccumulationPlugin(

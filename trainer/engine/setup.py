@@ -76,6 +76,7 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
                 )
             found[split] = earlier[split]
             continue
+        log.info("reading every row of data.%s …", split)
         found[split] = survey(source, recipe.data, roles, split).report()  # type: ignore[arg-type]
     return found
 
@@ -92,6 +93,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
         assert source is not None
         assert settings is not None
         roles = task_classes()[recipe.task.kind].roles  # type: ignore[attr-defined]
+        log.info("training the tokenizer …")
         texts = TrainingTexts(source, recipe.data, roles, settings.sample_rows, rows)
         tokenizer = train_tokenizer(texts, settings, recipe.data.max_length)
     making = run.path / f".tokenizer-{os.getpid()}"

@@ -231,7 +231,8 @@ class Transformer(nn.Module):
                 f"{end} positions, special tokens included, are more than the {self.max_length} of this model: "
                 "raise data.max_length and train again, or shorten the text"
             )
-        return self.dropout(table(ids) * math.sqrt(table.embedding_dim) + self.positions[start:end])
+        scaled = torch.add(self.positions[start:end], table(ids), alpha=math.sqrt(table.embedding_dim))
+        return self.dropout(scaled)
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(self.decoder_norm(x), (self.output or self.embedding).weight)

@@ -1,0 +1,299 @@
+"""From lanes to micro-batches by real loader processes: the same steps, errors that say what happened, no hang."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lane_world import (
+    PROPERTY,
+    Item,
+    Memory,
+    Place,
+    Step,
+    World,
+    caption_lengths,
+    collate,
+    count,
+    encode,
+    epoch_of,
+    one_shard,
+    run,
+    simulated_processes,
+    start,
+)
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from trainer.data.lanes import Bookmark, LanePlan, LaneServer
+from trainer.data.loader import Loaded, load_epoch, owned_lanes
+from trainer.engine.loop import Loop
+from trainer.engine.progress import Progress
+from trainer.errors import DataError
+
+UNEVEN = World(  # 5 lanes that end at different steps
+    Memory([[Item((s, r), 1 + (s * r) % 20) for r in range(30 + 25 * s)] for s in range(5)]),
+    LanePlan(1, 5, 50, 40, 6, 4),
+    whole_shards=True,
+)
+
+
+def loaded_epoch(world: World, workers: int, prefetch: int = 2, encoder: Any = encode) -> Iterator[Any]:
+    server = LaneServer(world.source, world.plan, encoder, None, world.whole_shards)
+    groups = [[lane] for lane in range(world.plan.lanes)]
+    marks = {lane: Bookmark() for lane in range(world.plan.lanes)}
+    return load_epoch(
+        server, collate, count, groups, marks, inputs=["x"], workers=workers, prefetch=prefetch, pin_memory=False
+    )
+
+
+def children() -> list[Any]:
+    return multiprocessing.active_children()
+
+
+# -- lanes to ranks ------------------------------------------------------------------------------------------------
+
+
+@settings(PROPERTY, max_examples=100)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5))
+def test_every_lane_has_one_owner(lanes: int, world: int, fuse: int) -> None:
+    owned = [owned_lanes(lanes, rank, world, fuse) for rank in range(world)]
+    flat = [[lane for group in groups for lane in group] for groups in owned]
+    assert sorted(sum(flat, [])) == list(range(lanes))
+    assert max(map(len, flat)) - min(map(len, flat)) <= 1
+    assert all(lane % world == rank for rank, own in enumerate(flat) for lane in own)
+    assert all(1 <= len(group) <= fuse for groups in owned for group in groups)
+
+
+def test_fused_lanes_are_one_forward_of_the_same_rows() -> None:
+    world = World(one_shard(caption_lengths(200)), LanePlan(1, 4, 1000, 128, None), epochs=1)
+    marks = {lane: Bookmark() for lane in range(4)}
+    apart = list(epoch_of(world, [[0], [2]], marks, 0))
+    fused = list(epoch_of(world, [[0, 2]], marks, 0))
+    assert len(apart) == len(fused)
+    for (first, second), (both,) in zip(apart, fused, strict=True):
+        parts = [part for part in (first, second) if part]
+        assert both.ids == {lane: ids for part in parts for lane, ids in part.ids.items()}
+        assert both.lanes == {lane: mark for part in parts for lane, mark in part.lanes.items()}
+        assert both.rows == sum(part.rows for part in parts) == len(both.inputs["x"])
+        assert both.tokens == sum(part.tokens for part in parts)
+        assert both.padded == both.inputs["x"].numel() >= sum(part.padded for part in parts)
+
+
+class Threads:
+    """A runtime whose ranks are threads: `sum` waits for all of them."""
+
+    def __init__(self, ranks: int) -> None:
+        self.world, self.device = ranks, torch.device("cpu")
+        self.stop = SimpleNamespace(received=None)
+        self._barrier = threading.Barrier(ranks, timeout=60)
+        self._values: dict[int, list[int]] = {}
+        self._local = threading.local()
+
+    @property
+    def rank(self) -> int:
+        return int(self._local.rank)
+
+    def sum(self, values: list[int]) -> list[int]:
+        self._values[self.rank] = values
+        self._barrier.wait()
+        total = [sum(column) for column in zip(*self._values.values(), strict=True)]
+        self._barrier.wait()
+        return total
+
+    def run(self, work: Callable[[], Any]) -> list[Any]:
+        results: dict[int, Any] = {}
+
+        def enter(rank: int) -> None:
+            self._local.rank = rank
+            try:
+                results[rank] = work()
+            except BaseException:
+                self._barrier.abort()
+                raise
+
+        threads = [threading.Thread(target=enter, args=(rank,)) for rank in range(self.world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [results[rank] for rank in range(self.world)]
+
+
+def test_all_ranks_of_the_loop_step_equally_often() -> None:
+    """The real loop, its model left out: ranks whose lanes are done go on with nothing until the last lane is done."""
+    runtime, world = Threads(3), UNEVEN
+    data = SimpleNamespace(lanes=5, workers=0, prefetch=2)
+    settings_ = SimpleNamespace(
+        fuse_lanes=1, epochs=2, max_steps=None, eval_every=10**9, save_every=10**9, log_every=10**9
+    )
+    optim = SimpleNamespace(schedule="constant", warmup_steps=0, lr=1.0)
+    recipe = SimpleNamespace(data=data, loop=settings_, optim=optim, track=[], seed=1)
+    task = SimpleNamespace(
+        recipe=recipe, collate=collate, tokens=count, inputs=("x",), targets=lambda batch: len(batch["x"])
+    )
+
+    def rank() -> list[Any]:
+        seen: list[Any] = []
+
+        def stepper(batches: list[Loaded | None], number: int, totals: Any, multiplier: Any) -> Any:
+            seen.append([loaded.ids if loaded else {} for loaded in batches])
+            return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
+
+        loop: Any = Loop(
+            runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
+            Progress.start(5), None, SimpleNamespace(step=lambda *_: None), 400,
+        )  # fmt: skip
+        while not loop.finished():
+            loop._epoch(None)
+        return seen
+
+    ranks = runtime.run(rank)
+    assert len({len(seen) for seen in ranks}) == 1
+    together = [{k: v for part in step for group in part for k, v in group.items()} for step in zip(*ranks, strict=True)]
+    assert together == [step.ids for step in run(world, start(world), Place())[0]]
+    assert any({} in part for seen in ranks for part in seen), "some lanes end early"
+
+
+# -- loader processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_loader_processes_do_not_change_the_steps(workers: int) -> None:
+    """Two resumes, in the first and in the second epoch; the processes run ahead of what is served."""
+    expected = run(UNEVEN, start(UNEVEN), Place())[0]
+    epoch_ends = sum(step.epoch == 0 for step in expected)
+    found: list[Step] = []
+    state = start(UNEVEN)
+    for steps in (7, epoch_ends - 3, None):
+        part, state = run(UNEVEN, state, Place(ranks=1, workers=workers), steps)
+        found += part
+    assert found == expected
+
+
+def test_simulated_processes_are_like_real_ones() -> None:
+    """What the property tests rely on: the same steps, groups and None where a group is done."""
+
+    def shape(batches: Iterator[list[Loaded | None]]) -> list[Any]:
+        return [[loaded and loaded.ids for loaded in step] for step in batches]
+
+    real = shape(loaded_epoch(UNEVEN, 3))
+    with simulated_processes():
+        assert shape(loaded_epoch(UNEVEN, 3)) == real
+    assert shape(loaded_epoch(UNEVEN, 0)) == real
+    assert None in real[-1]
+
+
+def test_tensors_of_loader_processes_are_the_same() -> None:
+    for ours, theirs in zip(loaded_epoch(UNEVEN, 0), loaded_epoch(UNEVEN, 2), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or (torch.equal(a.inputs["x"], b.inputs["x"]) and a.tokens == b.tokens)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_generator_is_left_alone(workers: int) -> None:
+    """A draw from it would shift dropout."""
+    before = torch.get_rng_state()
+    for _ in zip(range(3), loaded_epoch(UNEVEN, workers), strict=False):
+        pass
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def failing(rows: list[Item]) -> Any:
+    if any(row.id == (3, 70) for row in rows):
+        raise DataError('train.jsonl:70 (row 71), column "en": is null')
+    return encode(rows)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_error_of_a_loader_process_is_the_users_error(workers: int) -> None:
+    """The message unchanged, without a traceback of DataLoader in it; after the steps before it."""
+    good = list(loaded_epoch(UNEVEN, 0))
+    seen = []
+    with pytest.raises(DataError) as caught:
+        for step in loaded_epoch(UNEVEN, workers, encoder=failing):
+            seen.append([loaded and loaded.ids for loaded in step])
+    assert str(caught.value) == 'train.jsonl:70 (row 71), column "en": is null'
+    assert caught.value.exit_code == 3
+    assert seen == [[loaded and loaded.ids for loaded in step] for step in good[: len(seen)]]
+
+
+def test_our_own_mistake_in_a_loader_process_keeps_its_traceback() -> None:
+    def broken(rows: list[Item]) -> Any:
+        raise KeyError("src")
+
+    with pytest.raises(KeyError, match=r"(?s)Traceback.*in broken"):
+        next(loaded_epoch(UNEVEN, 2, encoder=broken))
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_loader_process_is_an_error_and_no_hang() -> None:
+    world = World(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None))
+    batches = loaded_epoch(world, 2)
+    next(batches)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):  # noqa: PT012 - torch raises in its SIGCHLD handler
+        os.kill(children()[0].pid, signal.SIGKILL)
+        for _ in batches:
+            pass
+    assert time.monotonic() - began < 30
+
+
+def test_a_stop_signal_to_all_processes_is_left_to_the_rank() -> None:
+    """An elastic agent signals the whole group: the rank must still get its rows, finish its step and save."""
+    world = World(one_shard([5] * 1000), LanePlan(1, 2, 50, 20, None))
+    expected = [[loaded and loaded.ids for loaded in step] for step in loaded_epoch(world, 0)]
+    batches = loaded_epoch(world, 2)
+    found = [[loaded and loaded.ids for loaded in next(batches)]]
+    for name in ("TERM", "INT", "USR1"):  # from another process than the rank
+        subprocess.run(["kill", f"-{name}", *[str(child.pid) for child in children()]], check=True)
+    time.sleep(0.2)
+    assert len(children()) == 2
+    found += [[loaded and loaded.ids for loaded in step] for step in batches]
+    assert found == expected
+
+
+def test_the_rank_itself_can_end_its_loader_processes() -> None:
+    world = World(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None))
+    batches = loaded_epoch(world, 2)
+    next(batches)
+    process = children()[0]
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 0
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_loader_processes_end_with_a_step_in_the_middle_of_an_epoch() -> None:
+    batches = loaded_epoch(World(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None)), 2)
+    next(batches)
+    assert len(children()) == 2
+    batches.close()  # type: ignore[attr-defined]
+    assert not children()
+
+
+def test_batches_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DataLoader asks what it does not know itself to pin: without this, `pin_memory` would silently do nothing."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    (loaded, *_) = next(loaded_epoch(UNEVEN, 0))
+    _, found = pin_memory((0, {0: loaded}))
+    assert pinned[0] is loaded.inputs["x"]
+    assert found[0].inputs["x"] is not loaded.inputs["x"]
+    assert found[0].ids == loaded.ids
