@@ -1,4 +1,4 @@
-"""The generated German-English corpus: its size, its grammar, its splits, and that it cannot be solved by looking up."""
+"""The generated German-English corpus: its size, grammar and splits, and that it cannot be solved by looking up."""
 
 from __future__ import annotations
 
@@ -126,16 +126,20 @@ def test_combinations_of_a_split_never_occur_in_another(corpus: dict[str, list[d
     assert not texts["train"] & texts["validation"]
 
 
-def test_held_out_verb_and_object_never_meet_in_a_training_text(corpus: dict[str, list[dict[str, str]]]) -> None:
-    """Read from the text, not from the generator's own record: "trinkt" beside an object, in one-clause sentences."""
+def test_verb_and_object_of_a_test_text_never_meet_in_training(corpus: dict[str, list[dict[str, str]]]) -> None:
+    """Read from the texts, not from the generator's record: one clause that ends with a participle, and its things."""
+    participles = {v.de["past"][1] for table in grammar.LEXICON_VERBS.values() for v in table} - {""}
+    things = {form: n.lemma for n in grammar.of_kind("atnfdcomvs") for form in (*n.de[0], *n.de[1])}
+    del things["Uhr"]  # um acht Uhr
 
-    def drunk(split: str) -> set[str]:
-        drinks = {noun.de[0][0] for noun in grammar.of_kind("d")}
-        lines = [row["de"] for row in corpus[split] if re.search(r"\btrink|getrunken", row["de"])]
-        return {word for line in lines for word in words(line) if word in drinks}
+    def met(split: str) -> set[tuple[str, str]]:
+        texts = [words(row["de"]) for row in corpus[split] if not re.search(", | und ", row["de"])]
+        done = [text for text in texts if len(text) > 2 and text[-2] in participles]
+        return {(text[-2], things[word]) for text in done for word in text if word in things}
 
-    assert drunk("train")
-    assert drunk("train") & drunk("test") == set()
+    assert len(met("test")) > 50
+    assert not met("train") & met("test")
+    assert not met("train") & met("validation")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_errors_name_what_there_is(arguments: tuple[str, str, int, int, int, int
 
 # ------------------------------------------------------------------------------------------------------------- lookup
 def best_dictionary(pairs: list[tuple[list[str], list[str]]], rounds: int = 8) -> dict[str, str]:
-    """For each German word the most probable English one by IBM model 1 (Brown et al. 1993) with an empty German word."""
+    """The most probable English word of each German one by IBM model 1 (Brown et al. 1993), with an empty word."""
     de = {word: i for i, word in enumerate(sorted({"", *(w for source, _ in pairs for w in source)}))}
     en = sorted({w for _, target in pairs for w in target})
     place = {word: i for i, word in enumerate(en)}
@@ -219,89 +223,248 @@ def verb(lemma: str) -> grammar.Verb:
     return next(v for table in grammar.LEXICON_VERBS.values() for v in table if v.lemma == lemma)
 
 
-@pytest.mark.parametrize(
-    ("determiner", "adjective", "lemma", "plural", "expected"),
-    [
-        ("the", "alt", "Mann", 0, "der alte Mann|den alten Mann|dem alten Mann|des alten Mannes"),
-        ("the", "jung", "Frau", 0, "die junge Frau|die junge Frau|der jungen Frau|der jungen Frau"),
-        ("the", "klein", "Haus", 0, "das kleine Haus|das kleine Haus|dem kleinen Haus|des kleinen Hauses"),
-        ("the", "müde", "Kind", 1, "die müden Kinder|die müden Kinder|den müden Kindern|der müden Kinder"),
-        ("a", "neu", "Tisch", 0, "ein neuer Tisch|einen neuen Tisch|einem neuen Tisch|eines neuen Tisches"),
-        ("a", "teuer", "Kleid", 0, "ein teures Kleid|ein teures Kleid|einem teuren Kleid|eines teuren Kleides"),
-        ("a", "dunkel", "Kirche", 0, "eine dunkle Kirche|eine dunkle Kirche|einer dunklen Kirche|einer dunklen Kirche"),
-        ("this", "arm", "Student", 0, "dieser arme Student|diesen armen Studenten|diesem armen Studenten|dieses armen Studenten"),
-        ("my", "nett", "Nachbar", 1, "meine netten Nachbarn|meine netten Nachbarn|meinen netten Nachbarn|meiner netten Nachbarn"),
-        ("our", "gut", "Freund", 0, "unser guter Freund|unseren guten Freund|unserem guten Freund|unseres guten Freundes"),
-        ("bare", "frisch", "Apfel", 1, "frische Äpfel|frische Äpfel|frischen Äpfeln|frischer Äpfel"),
-        ("bare", "kalt", "Wasser", 0, "kaltes Wasser|kaltes Wasser|kaltem Wasser|kalten Wassers"),
-        ("bare", "stark", "Kaffee", 0, "starker Kaffee|starken Kaffee|starkem Kaffee|starken Kaffees"),
-        ("many", "billig", "Auto", 1, "viele billige Autos|viele billige Autos|vielen billigen Autos|vieler billiger Autos"),
-        ("no", "rot", "Tür", 0, "keine rote Tür|keine rote Tür|keiner roten Tür|keiner roten Tür"),
-    ],
-)
-def test_declension(determiner: str, adjective: str, lemma: str, plural: int, expected: str) -> None:
+DECLENSIONS = """
+the alt Mann 0: der alte Mann | den alten Mann | dem alten Mann | des alten Mannes
+the jung Frau 0: die junge Frau | die junge Frau | der jungen Frau | der jungen Frau
+the klein Haus 0: das kleine Haus | das kleine Haus | dem kleinen Haus | des kleinen Hauses
+the müde Kind 1: die müden Kinder | die müden Kinder | den müden Kindern | der müden Kinder
+a neu Tisch 0: ein neuer Tisch | einen neuen Tisch | einem neuen Tisch | eines neuen Tisches
+a teuer Kleid 0: ein teures Kleid | ein teures Kleid | einem teuren Kleid | eines teuren Kleides
+a dunkel Kirche 0: eine dunkle Kirche | eine dunkle Kirche | einer dunklen Kirche | einer dunklen Kirche
+this arm Student 0: dieser arme Student | diesen armen Studenten | diesem armen Studenten | dieses armen Studenten
+my nett Nachbar 1: meine netten Nachbarn | meine netten Nachbarn | meinen netten Nachbarn | meiner netten Nachbarn
+our gut Freund 0: unser guter Freund | unseren guten Freund | unserem guten Freund | unseres guten Freundes
+bare frisch Apfel 1: frische Äpfel | frische Äpfel | frischen Äpfeln | frischer Äpfel
+bare kalt Wasser 0: kaltes Wasser | kaltes Wasser | kaltem Wasser | kalten Wassers
+bare stark Kaffee 0: starker Kaffee | starken Kaffee | starkem Kaffee | starken Kaffees
+many billig Auto 1: viele billige Autos | viele billige Autos | vielen billigen Autos | vieler billiger Autos
+no rot Tür 0: keine rote Tür | keine rote Tür | keiner roten Tür | keiner roten Tür
+every faul Chef 0: jeder faule Chef | jeden faulen Chef | jedem faulen Chef | jedes faulen Chefs
+"""
+CONJUGATIONS = """
+lesen: lese liest liest lest | gelesen hat | zu lesen | reads read reading
+essen: esse isst isst esst | gegessen hat | zu essen | eats ate eating
+fahren: fahre fährst fährt fahrt | gefahren ist | zu fahren | drives drove driving
+arbeiten: arbeite arbeitest arbeitet arbeitet | gearbeitet hat | zu arbeiten | works worked working
+öffnen: öffne öffnest öffnet öffnet | geöffnet hat | zu öffnen | opens opened opening
+nehmen: nehme nimmst nimmt nehmt | genommen hat | zu nehmen | takes took taking
+waschen: wasche wäschst wäscht wascht | gewaschen hat | zu waschen | washes washed washing
+genießen: genieße genießt genießt genießt | genossen hat | zu genießen | enjoys enjoyed enjoying
+füttern: füttere fütterst füttert füttert | gefüttert hat | zu füttern | feeds fed feeding
+reparieren: repariere reparierst repariert repariert | repariert hat | zu reparieren | repairs repaired repairing
+besuchen: besuche besuchst besucht besucht | besucht hat | zu besuchen | visits visited visiting
+wissen: weiß weißt weiß wisst | gewusst hat | zu wissen | knows knew knowing
+haben: habe hast hat habt | hatte | zu haben | has had having
+planen: plane planst plant plant | geplant hat | zu planen | plans planned planning
+versuchen: versuche versuchst versucht versucht | versucht hat | zu versuchen | tries tried trying
+aufmachen: aufmache aufmachst aufmacht aufmacht | aufgemacht hat | aufzumachen | opens opened opening
+einladen: einlade einlädst einlädt einladet | eingeladen hat | einzuladen | invites invited inviting
+this arm Student 0: dieser arme Student | diesen armen Studenten | diesem armen Studenten | dieses armen Studenten
+anziehen: anziehe anziehst anzieht anzieht | angezogen hat | anzuziehen | puts on put on putting on
+aufstehen: aufstehe aufstehst aufsteht aufsteht | aufgestanden ist | aufzustehen | gets up got up getting up
+"""
+DEGREES = """
+alt: alt old | älter older | ältest oldest
+groß: groß big | größer bigger | größt biggest
+gut: gut good | besser better | best best
+teuer: teuer expensive | teurer more expensive | teuerst most expensive
+dunkel: dunkel dark | dunkler darker | dunkelst darkest
+müde: müde tired | müder more tired | müdest most tired
+kurz: kurz short | kürzer shorter | kürzest shortest
+hungrig: hungrig hungry | hungriger hungrier | hungrigst hungriest
+rot: rot red
+"""
+
+
+def table(text: str) -> list[tuple[str, str]]:
+    return [(head, forms) for head, _, forms in (line.partition(": ") for line in text.strip().splitlines())]
+
+
+@pytest.mark.parametrize(("phrase", "forms"), table(DECLENSIONS))
+def test_declension(phrase: str, forms: str) -> None:
+    det, adjective, lemma, plural = phrase.split()
     degree = next(a for a in grammar.LEXICON_ADJECTIVES if a.lemma == adjective).degrees[0]
-    det = grammar.DETERMINERS[determiner]
-    forms = [grammar.decline(det, noun(lemma), case, plural, degree)[0] for case in range(4)]
-    assert "|".join(forms) == expected
+    noun = next(n for n in grammar.LEXICON_NOUNS if n.lemma == lemma)
+    cases = [grammar.decline(grammar.DETERMINERS[det], noun, case, int(plural), degree)[0] for case in range(4)]
+    assert " | ".join(cases) == forms
+
+
+@pytest.mark.parametrize(("lemma", "forms"), table(CONJUGATIONS))
+def test_conjugation(lemma: str, forms: str) -> None:
+    """The verb-final forms of ich, du, er, ihr, where a prefix rejoins its verb; perfect; with zu; English."""
+    verb = next(v for verbs in grammar.LEXICON_VERBS.values() for v in verbs if v.lemma == lemma)
+    present = [verb.de["present"][2][person] for person in (0, 1, 2, 4)]
+    english = f"{verb.en['present'][2][0]} {verb.en['past'][2][0]} {verb.ing}"
+    assert " | ".join((" ".join(present), verb.de["past"][2][2], verb.zu, english)) == forms
+
+
+@pytest.mark.parametrize(("lemma", "forms"), table(DEGREES))
+def test_degrees(lemma: str, forms: str) -> None:
+    adjective = next(a for a in grammar.LEXICON_ADJECTIVES if a.lemma == lemma)
+    assert " | ".join(f"{degree.predicate} {degree.en}" for degree in adjective.degrees) == forms
 
 
 def test_euer_loses_a_vowel_before_an_ending() -> None:
-    euer = grammar.POSSESSIVES[5]
-    assert [grammar.decline(euer, noun(lemma), case, 0)[0] for lemma, case in (("Hund", 0), ("Hund", 1), ("Katze", 2))] == [
-        "euer Hund",
-        "euren Hund",
-        "eurer Katze",
-    ]
+    hund, katze = (next(n for n in grammar.LEXICON_NOUNS if n.lemma == lemma) for lemma in ("Hund", "Katze"))
+    asked = ((hund, grammar.NOM), (hund, grammar.ACC), (katze, grammar.DAT))
+    forms = [grammar.decline(grammar.POSSESSIVES[5], noun, case, 0)[0] for noun, case in asked]
+    assert forms == ["euer Hund", "euren Hund", "eurer Katze"]
 
 
-@pytest.mark.parametrize(
-    ("lemma", "degrees"),
-    [
-        ("alt", "alt old|älter older|ältest oldest"),
-        ("groß", "groß big|größer bigger|größt biggest"),
-        ("gut", "gut good|besser better|best best"),
-        ("teuer", "teuer expensive|teurer more expensive|teuerst most expensive"),
-        ("dunkel", "dunkel dark|dunkler darker|dunkelst darkest"),
-        ("müde", "müde tired|müder more tired|müdest most tired"),
-        ("kurz", "kurz short|kürzer shorter|kürzest shortest"),
-        ("hungrig", "hungrig hungry|hungriger hungrier|hungrigst hungriest"),
-        ("rot", "rot red"),
-    ],
-)
-def test_degrees(lemma: str, degrees: str) -> None:
-    adjective = next(a for a in grammar.LEXICON_ADJECTIVES if a.lemma == lemma)
-    assert "|".join(f"{degree.predicate} {degree.en}" for degree in adjective.degrees) == degrees
+# Read by a person, one for each pattern: the pattern, the draw's number, German; English.
+VERIFIED = """
+present 2: Unser Sohn bringt mir wegen des Nebels ein kaltes Ei.
+Our son brings me a cold egg because of the fog.
+perfect 0: Der schwache Polizist ist in die alte Küche zurückgekommen.
+The weak policeman came back into the old kitchen.
+future 0: Viele Richterinnen werden mir den schwarzen Teller schicken.
+Many judges will send me the black plate.
+modal 0: Der berühmte Polizist möchte in neun Wochen seinen Wald bewundern.
+The famous policeman would like to admire his forest in nine weeks.
+modal past 0: Diese Töchter durften dem gesunden Chef zwölf Computer zeigen.
+These daughters were allowed to show the healthy boss twelve computers.
+happening now 1: Anna räumt gerade mein Zimmer auf.
+Anna is tidying up my room.
+since when 0: Karl tanzt seit drei Jahren hinter dem warmen Theater.
+Karl has been dancing behind the warm theater for three years.
+liking to 0: Unser lustiger Fahrer steht gern im Hotel.
+Our funny driver likes to stand in the hotel.
+not, present 0: Maria schläft wegen der Hitze nicht in einem Garten.
+Maria does not sleep in a garden because of the heat.
+not, perfect 0: Karl hat trotz der Hitze den Vogel nicht beobachtet.
+Karl did not watch the bird despite the heat.
+not, modal 0: Der Junge muss meine Orange nicht nehmen.
+The boy does not have to take my orange.
+no object 0: Sie muss einer Richterin keine sauberen Autos leihen.
+She does not have to lend a judge any clean cars.
+time first, present 0: Jede Woche leihen wir einer Mutter Gedichte.
+Every week we lend a mother poems.
+time first, perfect 0: Vor zwei Jahren hat dir jeder Schüler ein Kleid geschickt.
+Two years ago every pupil sent you a dress.
+time first, modal 1: Trotz des Lärmes darf Maria in einer Küche stehen.
+Despite the noise Maria is allowed to stand in a kitchen.
+opening adverb 0: Vielleicht kauft der mutige Student am Sonntag in Rom ein.
+Maybe the brave student shops in Rome on Sunday.
+object first, present 0: Den kalten Fisch bezahlt der Koch jeden Tag.
+The cook pays for the cold fish every day.
+object first, perfect 0: Den Vogel hat er nach dem Film beobachtet.
+He watched the bird after the movie.
+object first, modal 0: Den Koffer muss ich nächste Woche öffnen.
+I have to open the suitcase next week.
+dative first 0: Dem Bruder dankt mein Mädchen am Sonntag in unserem Dorf.
+My girl thanks the brother in our village on Sunday.
+place first 0: In der Kirche hat die Königin am Freitag gesessen.
+The queen sat in the church on Friday.
+question, present 0: Fängt der Koch wegen der Hitze diese Maus?
+Does the cook catch this mouse because of the heat?
+question, perfect 0: Hat unser Fahrer acht Schränke neben einen Tisch gestellt?
+Did our driver put eight closets next to a table?
+question, modal 0: Werden viele Gäste den Polizisten begrüßen?
+Will many guests greet the policeman?
+question, where 0: Warum bereiten wir langweilige Sitzungen vor?
+Why do we prepare boring meetings?
+question, who 0: Wer denkt vor der Reise an die Frau?
+Who thinks of the woman before the trip?
+question, which 2: Welche Tür macht eine Lehrerin auf?
+Which door does a teacher open?
+question, how many 1: Wie viele Motorräder muss unser Kollege ausleihen?
+How many motorcycles does our colleague have to borrow?
+question, quality 3: War die Kamera groß?
+Was the camera big?
+passive, present 1: Der Salat wird von der Schwester gekauft.
+The salad is bought by the sister.
+passive, past 0: Mein Artikel wurde vom Fahrer zurückgegeben.
+My article was returned by the driver.
+passive, modal 0: Die Mäuse müssen am Freitag gefangen werden.
+The mice have to be caught on Friday.
+quality 3: Das Hemd ist sauber.
+The shirt is clean.
+not, quality 3: Der Laden ist nicht groß.
+The store is not big.
+comparison, more 0: Die Lehrerin ist hungriger als der Schüler.
+The teacher is hungrier than the pupil.
+comparison, equal 0: Die Kurse sind so interessant wie diese Konzerte.
+The courses are as interesting as these concerts.
+pleasing 3: Die wichtige Hochzeit gefällt den lustigen Sängerinnen.
+The funny singers like the important wedding.
+not, pleasing 1: Die Nachricht hat dem Chef nicht gefallen.
+The boss did not like the message.
+pleasing, dative first 0: Den Brüdern gefällt das warme Hotel.
+The brothers like the warm hotel.
+belonging 1: Die blauen Bilder gehören meinem Mädchen.
+The blue pictures belong to my girl.
+there is 0: Im Park gibt es einen Bauern.
+There is a farmer in the park.
+there is no 0: Hinter unserem Zimmer gibt es keine Tochter.
+There is no daughter behind our room.
+is there 0: Gibt es vor dem Museum acht Tanten?
+Are there eight aunts in front of the museum?
+command 1: Legt bitte neue Kerzen auf das Bett!
+Please put new candles on the bed!
+not, command 6: Macht meine saubere Tür nicht auf!
+Do not open my clean door!
+that 1: Die müden Söhne sagen, dass jeder Onkel von den Bauern träumt.
+The tired sons say that every uncle dreams of the farmers.
+that, asked 0: Haben wir gehofft, dass jede Richterin den Freunden Puppen gebracht hat?
+Did we hope that every judge brought the friends dolls?
+that, impersonal 0: Es ist wichtig, dass dein starkes Mädchen den Lehrerinnen mein Glas gegeben hat.
+It is important that your strong girl gave the teachers my glass.
+whether 0: Diese Fahrer fragen, ob sie oft den Studenten die Boote der Künstler zeigen.
+These drivers ask whether they often show the students the artists' boats.
+indirect question 0: Anna hat gefragt, wann sie viele Fahrer gesucht hat.
+Anna asked when she looked for many drivers.
+because last 0: Er muss vor dem Park lachen, weil er warme Milch genossen hat.
+He has to laugh in front of the park because he enjoyed warm milk.
+because first 0: Weil sie dem Fahrer Nachrichten vorlesen will, besucht sie selten den dunklen Park.
+Because she wants to read messages to the driver, she rarely visits the dark park.
+although last 0: Diese neugierige Sängerin träumt von ihrem starken Arzt, obwohl Karl die Tochter beobachtet hat.
+This curious singer dreams of her strong doctor although Karl watched the daughter.
+although first 0: Obwohl sie die Geschenke braucht, hat diese Mutter oft einer Königin geholfen.
+Although she needs the gifts, this mother often helped a queen.
+if last 0: Die hungrigen Polizisten brauchen meine Karte, wenn die Sängerin ihrer Kundin antwortet.
+The hungry policemen need my card if the singer answers her customer.
+if first 0: Wenn die höflichen Köche ihren Arzt einladen, bezahlt sie jede Woche dieses Fleisch.
+If the polite cooks invite their doctor, she pays for this meat every week.
+before 2: Julia hat die Tanten verstanden, bevor der Vater acht Zeitschriften versteckt hat.
+Julia understood the aunts before the father hid eight magazines.
+after 0: Nachdem sie reich gewesen waren, haben zehn Nachbarn nach der Hochzeit den Chef verstanden.
+After they had been rich, ten neighbors understood the boss after the wedding.
+while 0: Sie lacht neben diesem Bahnhof, während sie auf dem großen Sofa schläft.
+She laughs next to this station while she sleeps on the big sofa.
+so that 0: Sie kennen am Abend viele kalte Parks, damit ich ihr gratulieren kann.
+They know many cold parks in the evening so that I can congratulate her.
+but 0: Du liebst die Enten, aber der höfliche Koch will mit seinem kranken Polizisten sprechen.
+You love the ducks, but the polite cook wants to talk to his sick policeman.
+and 0: Die lustigen Kundinnen wollen in Köln wohnen und sie danken dir.
+The funny customers want to live in Cologne, and they thank you.
+for 1: Ich muss in den Laden laufen, denn ihr habt ihnen gedroht.
+I have to run into the store because you threatened them.
+infinitive 3: Mein kranker Kollege hat versucht, der Richterin die Computer zu erklären.
+My sick colleague tried to explain the computers to the judge.
+infinitive of purpose 1: Zwei Mütter haben in diesem Zimmer gesessen, um ein Fenster zu holen.
+Two mothers sat in this room to fetch a window.
+infinitive without 0: Maria fährt manchmal zur Bibliothek, ohne neben der Küche zu spielen.
+Maria sometimes drives to the library without playing next to the kitchen.
+relative, subject 0: Das kranke Kind, das im Laden gelernt hat, ist aufgestanden.
+The sick child who studied in the store got up.
+relative, dative 0: Die Kundin, der Clara gratuliert, zieht den Mantel der Frauen aus.
+The customer whom Clara congratulates takes off the women's coat.
+relative, object 0: Der Mantel, den meine glücklichen Tanten ausziehen, ist lang.
+The coat that my happy aunts take off is long.
+relative, last 0: Sie beobachtet die Polizisten, die ihr ihren Computer erklären können.
+She watches the policemen who can explain their computer to her.
+"""
 
 
-@pytest.mark.parametrize(
-    ("lemma", "present", "perfect", "zu", "english"),
-    [
-        ("lesen", "lese liest liest lesen lest lesen", "gelesen hat", "zu lesen", "reads read reading"),
-        ("essen", "esse isst isst essen esst essen", "gegessen hat", "zu essen", "eats ate eating"),
-        ("fahren", "fahre fährst fährt fahren fahrt fahren", "gefahren ist", "zu fahren", "drives drove driving"),
-        ("arbeiten", "arbeite arbeitest arbeitet arbeiten arbeitet arbeiten", "gearbeitet hat", "zu arbeiten", "works worked working"),
-        ("öffnen", "öffne öffnest öffnet öffnen öffnet öffnen", "geöffnet hat", "zu öffnen", "opens opened opening"),
-        ("nehmen", "nehme nimmst nimmt nehmen nehmt nehmen", "genommen hat", "zu nehmen", "takes took taking"),
-        ("waschen", "wasche wäschst wäscht waschen wascht waschen", "gewaschen hat", "zu waschen", "washes washed washing"),
-        ("genießen", "genieße genießt genießt genießen genießt genießen", "genossen hat", "zu genießen", "enjoys enjoyed enjoying"),
-        ("füttern", "füttere fütterst füttert füttern füttert füttern", "gefüttert hat", "zu füttern", "feeds fed feeding"),
-        ("reparieren", "repariere reparierst repariert reparieren repariert reparieren", "repariert hat", "zu reparieren", "repairs repaired repairing"),
-        ("besuchen", "besuche besuchst besucht besuchen besucht besuchen", "besucht hat", "zu besuchen", "visits visited visiting"),
-        ("wissen", "weiß weißt weiß wissen wisst wissen", "gewusst hat", "zu wissen", "knows knew knowing"),
-        ("haben", "habe hast hat haben habt haben", "hatte", "zu haben", "has had having"),
-        ("planen", "plane planst plant planen plant planen", "geplant hat", "zu planen", "plans planned planning"),
-        ("versuchen", "versuche versuchst versucht versuchen versucht versuchen", "versucht hat", "zu versuchen", "tries tried trying"),
-        ("aufmachen", "aufmache aufmachst aufmacht aufmachen aufmacht aufmachen", "aufgemacht hat", "aufzumachen", "opens opened opening"),
-        ("einladen", "einlade einlädst einlädt einladen einladet einladen", "eingeladen hat", "einzuladen", "invites invited inviting"),
-        ("vorbereiten", "vorbereite vorbereitest vorbereitet vorbereiten vorbereitet vorbereiten", "vorbereitet hat", "vorzubereiten", "prepares prepared preparing"),
-        ("anziehen", "anziehe anziehst anzieht anziehen anzieht anziehen", "angezogen hat", "anzuziehen", "puts on put on putting on"),
-        ("aufstehen", "aufstehe aufstehst aufsteht aufstehen aufsteht aufstehen", "aufgestanden ist", "aufzustehen", "gets up got up getting up"),
-    ],
-)  # fmt: skip
-def test_conjugation(lemma: str, present: str, perfect: str, zu: str, english: str) -> None:
-    """The verb-final forms, where a prefix rejoins its verb."""
-    v = verb(lemma)
-    assert " ".join(v.de["present"][2]) == present
-    assert (v.de["past"][2][2], v.zu) == (perfect, zu)
-    assert f"{v.en['present'][2][0]} {v.en['past'][2][0]} {v.ing}" == english
+def test_every_pattern_has_a_verified_pair() -> None:
+    lines = VERIFIED.strip().splitlines()
+    verified = {}
+    for head, english in zip(lines[::2], lines[1::2], strict=True):
+        place, _, german = head.partition(": ")
+        name, _, number = place.rpartition(" ")
+        verified[name, int(number)] = (german, english)
+    patterns = {pattern.name: pattern for pattern in grammar.PATTERNS}
+    assert {name for name, _ in verified} == set(patterns)
+    assert len(verified) >= 40
+    for (name, number), pair in verified.items():
+        assert grammar.spell(Draw("spot", name, number), grammar.pool("train"), patterns[name]) == pair

@@ -117,7 +117,7 @@ def test_steps_are_the_same_after_every_stop_of_an_epoch(
 ) -> None:
     """Every stop point of the epoch, the second resume right behind the first and far behind it."""
     draw = random.Random(0)
-    source = Memory([[Item((s, r), draw.randint(1, 30)) for r in range(160 // shards)] for s in range(shards)])
+    source = Memory([[Item((s, r), draw.randint(1, 30)) for r in range(96 // shards)] for s in range(shards)])
     world = World(source, LanePlan(3, 4, block_rows, 64, None, 4), whole_shards=shards == 8)
     expected = whole(world)
     first = next(i for i, step in enumerate(expected) if step.epoch == epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -160,7 +161,9 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
 
     ranks = runtime.run(rank)
     assert len({len(seen) for seen in ranks}) == 1
-    together = [{k: v for part in step for group in part for k, v in group.items()} for step in zip(*ranks, strict=True)]
+    together = [
+        {k: v for part in step for group in part for k, v in group.items()} for step in zip(*ranks, strict=True)
+    ]
     assert together == [step.ids for step in run(world, start(world), Place())[0]]
     assert any({} in part for seen in ranks for part in seen), "some lanes end early"
 
@@ -198,7 +201,10 @@ def test_tensors_of_loader_processes_are_the_same() -> None:
     for ours, theirs in zip(loaded_epoch(UNEVEN, 0), loaded_epoch(UNEVEN, 2), strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert (a is None) == (b is None)
-            assert a is None or (torch.equal(a.inputs["x"], b.inputs["x"]) and a.tokens == b.tokens)
+            if a is not None and b is not None:
+                assert torch.equal(a.inputs["x"], b.inputs["x"])
+                assert a.inputs["x"].dtype == b.inputs["x"].dtype
+                assert (a.lanes, a.ids, a.rows, a.tokens, a.padded) == (b.lanes, b.ids, b.rows, b.tokens, b.padded)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -229,12 +235,22 @@ def test_an_error_of_a_loader_process_is_the_users_error(workers: int) -> None:
     assert seen == [[loaded and loaded.ids for loaded in step] for step in good[: len(seen)]]
 
 
+def test_an_error_leaves_no_loader_processes_behind() -> None:
+    try:
+        list(loaded_epoch(UNEVEN, 2, encoder=failing))
+    except DataError:
+        assert len(children()) == 2
+    assert not children(), "freed with the error, not at some later garbage collection"
+
+
 def test_our_own_mistake_in_a_loader_process_keeps_its_traceback() -> None:
     def broken(rows: list[Item]) -> Any:
         raise KeyError("src")
 
     with pytest.raises(KeyError, match=r"(?s)Traceback.*in broken"):
         next(loaded_epoch(UNEVEN, 2, encoder=broken))
+    gc.collect()  # torch lets error and frame hold each other
+    assert not children()
 
 
 @pytest.mark.timeout(60)

@@ -34,6 +34,15 @@ class Loaded:
         """For a DataLoader, which pins what it does not know only if it can do so itself."""
         return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
 
+    def __reduce__(self) -> Any:
+        """From a loader process as plain arrays: a fifth of the time of shared memory, and /dev/shm may be small."""
+        return _received, ({**vars(self), "inputs": {name: tensor.numpy() for name, tensor in self.inputs.items()}},)
+
+
+def _received(fields: dict[str, Any]) -> Loaded:
+    inputs = {name: torch.from_numpy(array) for name, array in fields["inputs"].items()}
+    return Loaded(**{**fields, "inputs": inputs})
+
 
 def owned_lanes(lanes: int, rank: int, world: int, fuse: int) -> list[list[int]]:
     """The lanes of a rank (r, r + W, …) in groups that are fused into one forward."""
@@ -152,5 +161,8 @@ def _ignore_stop_signals(worker: int) -> None:
 
 def _checked(item: Any) -> Any:
     if isinstance(item, RankzeroError):
-        raise item
+        try:
+            raise item
+        finally:
+            del item  # or error and frame hold each other, and the loader processes stay
     return item

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -64,8 +64,8 @@ class Row:
 class Source:
     """One split of a corpus: its shards in sorted order."""
 
-    def __init__(self, shards: list[Shard]):
-        self.shards = shards
+    def __init__(self, shards: Sequence[Shard]):
+        self.shards: Sequence[Shard] = shards
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
         """The rows of one shard, from its first one or from where `state` was taken."""

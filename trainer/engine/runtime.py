@@ -23,6 +23,11 @@ from trainer.engine.signals import StopFlag
 from trainer.errors import Preempted, RankError, UsageError
 
 
+# Process groups, held to the end of the process. If DDP's reducer were the last to hold one, it would join gloo's
+# threads without giving up Python's lock, for which one of them may wait to free a tensor: the rank would hang.
+_KEPT: list[Any] = []
+
+
 @dataclass
 class Runtime:
     """One rank. All methods that say "all ranks" must be entered by all ranks, in the same order."""
@@ -156,6 +161,8 @@ def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1,
         kwargs_handlers=handlers or None,
     )
     runtime = Runtime(accelerator, _engine(accelerator), stop)
+    if dist.is_initialized():
+        _KEPT.append(dist.group.WORLD)
     _check(runtime)
     return runtime
 
