@@ -259,7 +259,8 @@ planen: plane planst plant plant | geplant hat | zu planen | plans planned plann
 versuchen: versuche versuchst versucht versucht | versucht hat | zu versuchen | tries tried trying
 aufmachen: aufmache aufmachst aufmacht aufmacht | aufgemacht hat | aufzumachen | opens opened opening
 einladen: einlade einlädst einlädt einladet | eingeladen hat | einzuladen | invites invited inviting
-this arm Student 0: dieser arme Student | diesen armen Studenten | diesem armen Studenten | dieses armen Studenten
+abholen: abhole abholst abholt abholt | abgeholt hat | abzuholen | picks up picked up picking up
+übersetzen: übersetze übersetzt übersetzt übersetzt | übersetzt hat | zu übersetzen | translates translated translating
 anziehen: anziehe anziehst anzieht anzieht | angezogen hat | anzuziehen | puts on put on putting on
 aufstehen: aufstehe aufstehst aufsteht aufsteht | aufgestanden ist | aufzustehen | gets up got up getting up
 """

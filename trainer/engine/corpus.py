@@ -62,15 +62,13 @@ class Corpus:
         Raises:
             DataError: the recipe has no such split, or a row is bad.
         """
-        limit = self.recipe.evaluation.tokens_per_batch
+        limit, multiple = self.recipe.evaluation.tokens_per_batch, self.recipe.data.pad_multiple
         for window in self._windows(split):
             examples = self.task.encode([texts for _, texts in window])
             order = sorted(range(len(window)), key=lambda i: (self.task.length(examples[i]), i))
             batches: list[list[int]] = []
             for i in order:
-                width = (
-                    -(-self.task.length(examples[i]) // self.recipe.data.pad_multiple) * self.recipe.data.pad_multiple
-                )
+                width = -(-self.task.length(examples[i]) // multiple) * multiple
                 if not batches or width * (len(batches[-1]) + 1) > limit:
                     batches.append([])
                 batches[-1].append(i)
@@ -95,9 +93,6 @@ class Corpus:
                 yield source.name_of(row.id), texts
 
     def cleaned(self, row: Row) -> Texts | BadRow:
-        """The row's texts by role; those of a prepared corpus are clean already."""
-        if row.example is not None:
-            return {role: str(text) for role, text in row.values.items()}
         return clean_row(row, self.task.roles, self.recipe.data.columns, self._clean)
 
     def _windows(self, split: str) -> Iterator[list[tuple[str, Texts]]]:
@@ -138,7 +133,8 @@ class Corpus:
     def _label(self, row: Row) -> str | None:
         if "label" not in self.task.roles:
             return None
-        value = row.values.get(self.recipe.data.columns.get("label", "label"))
+        column = "label" if row.example is not None else self.recipe.data.columns.get("label", "label")
+        value = row.values.get(column)
         return None if value is None else str(value)
 
 
