@@ -8,6 +8,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
 # Before torch is imported anywhere: one thread, so that sums have one order and tests side by side do not wait for each
 # other; the module path reaches the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -18,13 +21,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(_HERE.parent), str(_HERE), os.environ.get("PYTHONPATH", "")))
 )
 
-import pytest
-import yaml
-
-NOUNS = "Hund:dog Katze:cat Kind:child Mann:man Frau:woman Vogel:bird Baum:tree Haus:house Ball:ball Boot:boat".split()
-VERBS = "sieht:sees sucht:seeks malt:paints trägt:carries zeigt:shows wirft:throws".split()
-WORDS = "rot:red klein:small alt:old müde:tired jung:young froh:glad".split()
-ENDS = "im_Park:in_the_park am_Fluss:at_the_river heute:today vor_dem_Haus:in_front_of_the_house oft:often".split()
+NOUNS = ["Hund:dog", "Katze:cat", "Kind:child", "Mann:man", "Frau:woman", "Vogel:bird", "Baum:tree", "Boot:boat"]
+VERBS = ["sieht:sees", "sucht:seeks", "malt:paints", "trägt:carries", "zeigt:shows", "wirft:throws"]
+WORDS = ["rot:red", "klein:small", "alt:old", "müde:tired", "jung:young", "froh:glad"]
+ENDS = ["im_Park:in_the_park", "am_Fluss:at_the_river", "heute:today", "vor_dem_Haus:before_the_house", "oft:often"]
 
 
 def sentence_pair(draw: random.Random) -> dict[str, str]:

@@ -5,11 +5,15 @@ A hook runs in the rank before its command line. Give it as functools.partial: i
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def rank() -> int:
@@ -30,21 +34,51 @@ def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
     module.seed_for = wrapped  # type: ignore[assignment]
 
 
-def at_evaluation(nth: int, of_rank: int, number: int = signal.SIGKILL) -> None:
-    """Rank `of_rank` sends itself a signal at the first batch of its `nth` evaluation (from 1) of this start."""
-    from trainer.engine import evaluate as module
+def at_call(function: str, nth: int = 1, of_rank: int = 0, number: int = signal.SIGKILL) -> None:
+    """Rank `of_rank` sends itself a signal when it enters a function ("trainer.engine.evaluate.evaluate") the nth time.
 
+    The function must be called by its module's name, as an attribute or a global of that module.
+    """
     if of_rank != rank():
         return
-    records, seen = module._records, [0]
+    module, _, name = function.rpartition(".")
+    owner: Any = importlib.import_module(module) if module.islower() else _class(module)
+    original, calls = getattr(owner, name), [0]
 
-    def wrapped(*arguments: Any) -> Any:
-        seen[0] += 1
-        if seen[0] == nth:
+    def wrapped(*arguments: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == nth:
             os.kill(os.getpid(), number)
-        return records(*arguments)
+        return original(*arguments, **more)
 
-    module._records = wrapped
+    setattr(owner, name, wrapped)
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def slow_step(seconds: float) -> None:
+    """Every optimizer step takes so much longer."""
+    from trainer.engine.step import Stepper
+
+    gradients = Stepper.gradients
+
+    def wrapped(self: Stepper, *arguments: Any) -> Any:
+        time.sleep(seconds)
+        return gradients(self, *arguments)
+
+    Stepper.gradients = wrapped  # type: ignore[method-assign]
+
+
+def kill_rank(main: int) -> None:
+    """Kills the second of two ranks, given the process number of the first."""
+    launcher = psutil.Process(main).parent()
+    assert launcher is not None
+    ranks = [child for child in launcher.children() if child.environ().get("RANK") == "1"]
+    assert len(ranks) == 1, ranks
+    ranks[0].kill()
 
 
 def at_save(step: int, function: str) -> None:

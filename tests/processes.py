@@ -158,6 +158,7 @@ def _rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook: Hoo
         file = os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
     faulthandler.enable()
+    multiprocessing.set_start_method("fork", force=True)  # back to the default, for loader processes
     sys.stdin = (logs / "stdin").open(encoding="utf-8")
     for name in (*LAUNCHER, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(name, None)

@@ -7,13 +7,14 @@ import difflib
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import Preempted, RankError, RankzeroError, UsageError
+from trainer.errors import CheckpointError, Preempted, RankError, RankzeroError, UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import recipe_class
@@ -27,6 +28,10 @@ log = logging.getLogger("rankzero")
 
 SHIPPED = Path(__file__).parent / "recipes"
 Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
+
+NOTE = "failed-rank.json"  # what a rank that fails alone leaves for rank zero
+# Libraries written in Rust give no errno, but "os error 28" in an error of their own
+DISK_FULL = re.compile(r"(?:\[Errno|os error) (?:28|30|122)\b")  # ENOSPC, EROFS, EDQUOT
 
 DEBUG_OVERRIDES = (
     "loop.max_steps=20",
@@ -132,6 +137,7 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
                 if options.fresh or (options.debug and options.run is None):
                     _make_room(folder, keep=options.fresh)
                 held.enter_context(folder.locked())
+                (folder.path / NOTE).unlink(missing_ok=True)
                 agree_with_earlier(folder, recipe, options.allow_change)
                 return len((read_json(folder.manifest) or {}).get("starts", [])) + 1
 
@@ -206,10 +212,18 @@ def _tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseEx
 
     When a rank fails alone, the others meet only a broken connection: its reason is the reason.
     """
-    note = folder.path / "failed-rank.json"
+    note = folder.path / NOTE
+    if DISK_FULL.search(str(error)):
+        error = CheckpointError(
+            f"{folder.path}: {error}. All checkpoints are intact: free space and run the same command again"
+        )
+        error.everywhere = True
     with contextlib.suppress(RankzeroError, OSError):
         if not runtime.main and isinstance(error, RankzeroError) and not error.everywhere:
             write_json(note, {"rank": runtime.rank, "exit_code": error.exit_code, "error": str(error)})
+        if runtime.lost_connection(error) and not runtime.main:
+            error = RankError(f"a rank died ({error})")
+            error.everywhere = True  # rank zero or the launcher says which
         if not runtime.main or status is None:
             return error
         if runtime.lost_connection(error):

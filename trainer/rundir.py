@@ -107,10 +107,10 @@ class RunDir:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in path.read_bytes().split(b"\n"):  # bytes: half a line may end within a character
             with contextlib.suppress(ValueError):
                 if line and json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                    kept.append(line.decode() + "\n")
         write_atomically(path, "".join(kept))
 
     # -- one writer ------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from trainer.data.keyed import key
 if TYPE_CHECKING:
     from trainer.data.embedded import Draw
 
-TWO_CLAUSE_SHARE = 40  # percent of rows with two clauses: the one constant that makes the corpus harder or easier
+TWO_CLAUSE_SHARE = 30  # percent of rows with two clauses: the one constant that makes the corpus harder or easier
 HELD_OUT = {0: "test", 1: "test", 2: "validation", 3: "validation"}  # twentieths of the combinations; the others train
 NOM, ACC, DAT, GEN = range(4)
 PLURAL = 3  # as a gender
@@ -617,8 +617,9 @@ LIMITS = {
     "nicht": (DEFINITE, MASS_HEAD),
     "first": (choices("4 the, 2 a, this, my, our"), MASS_HEAD),
 }
-ONE_IN_TWO, ONE_IN_FOUR, ONE_IN_SIX, ONE_IN_EIGHT = ((True,) + (False,) * n for n in (1, 3, 5, 7))
+ONE_IN_TWO, ONE_IN_THREE, ONE_IN_FOUR, ONE_IN_SIX, ONE_IN_EIGHT = ((True,) + (False,) * n for n in (1, 2, 3, 5, 7))
 NEVER: Odds = (False,)
+RARELY: Odds = (True,) + (False,) * 11
 
 
 def phrase(
@@ -631,7 +632,7 @@ def phrase(
         adjective = d.pick(adjectives)
         d.combine(adjective.lemma, noun.lemma)
         degree = adjective.degrees[0]
-        if len(adjective.degrees) > 1 and (det is DEF or det is INDEF) and d.pick(ONE_IN_EIGHT):
+        if len(adjective.degrees) > 1 and (det is DEF or det is INDEF) and d.pick(RARELY):
             degree = adjective.degrees[1 if det is INDEF else 2]
     return *decline(det, noun, case, plural, degree), choice
 
@@ -952,7 +953,7 @@ def clause(
     time = adverb = ("", "")
     if mode in ("progressive", "gern"):  # German says with an adverb what English says with the verb
         adverb = ("gerade" if mode == "progressive" else "gern", "")
-    elif mode == "since" or d.pick(ONE_IN_SIX if short else ONE_IN_TWO):
+    elif mode == "since" or d.pick(ONE_IN_SIX if short else ONE_IN_THREE):
         time = time_phrase(d, mode)
     elif mode in ("present", "past") and not neg and verb is not SEIN and d.pick(ONE_IN_SIX):
         adverb = d.pick(ADVERBS)

@@ -22,7 +22,6 @@ from trainer.data.keyed import key
 from trainer.engine.signals import StopFlag
 from trainer.errors import Preempted, RankError, UsageError
 
-
 # Process groups, held to the end of the process. If DDP's reducer were the last to hold one, it would join gloo's
 # threads without giving up Python's lock, for which one of them may wait to free a tensor: the rank would hang.
 _KEPT: list[Any] = []

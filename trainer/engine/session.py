@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Session:
 
         Decided on `validation`; the last step where there is none.
         """
-        if setup.stage_done(self.run, "model", self.progress.step):
+        if self._done("model", self.run.model / "model.safetensors"):
             copy_weights(self.model, load_file(self.run.model / "model.safetensors"), "model/model.safetensors")
             return
         averaging, best = self.recipe.optim.averaging, self.progress.best
@@ -109,15 +110,16 @@ class Session:
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Scores and predictions of a split, written by rank zero."""
-        stage = f"evaluation/{split}"
-        if setup.stage_done(self.run, stage, self.progress.step):
-            return dict(read_json(self.run.evaluation(split) / "metrics.json") or {})
+        stage, file = f"evaluation/{split}", self.run.evaluation(split) / "metrics.json"
+        settings = self.recipe.evaluation.model_dump(mode="json", exclude={"splits"})
+        if self._done(stage, file, settings=settings):
+            return dict(read_json(file) or {})
         self.reporter.say(f"evaluating {split} …")
         scores, records = evaluate(self.runtime, self.task, self.model, self.corpus, split, predict=True)
 
         def write() -> None:
             write_evaluation(self.run, split, scores, records)
-            setup.mark_stage(self.run, stage, self.progress.step)
+            setup.mark_stage(self.run, stage, self.progress.step, settings=settings)
 
         self.runtime.on_main(write)
         return scores
@@ -176,6 +178,14 @@ class Session:
         self.reporter.say(f"average of the last {len(grid)} grid checkpoints: validation {metric} {value:.4f}")
         gain = (self.progress.best.value - value) * (1 if self.task.metrics[metric] == "min" else -1)
         return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)
+
+    def _done(self, stage: str, file: Path, **facts: Any) -> bool:
+        """Whether an earlier start has got through a stage. Rank zero looks, so that all ranks take the same way."""
+        return bool(
+            self.runtime.on_main(
+                lambda: setup.stage_done(self.run, stage, self.progress.step, **facts) and file.exists()
+            )
+        )
 
     def _publish(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
         making = self.run.path / f".model-{os.getpid()}"

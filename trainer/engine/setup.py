@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -37,10 +38,15 @@ REMEDY = "use another --run, --fresh (keeps this run beside the new one), or --a
 def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
     """Compares the recipe with the one that the run directory was made with, and writes the new one.
 
+    A start that failed before the manifest was written (a wrong file pattern, say) has trained nothing, and its recipe
+    binds nobody.
+
     Raises:
         UsageError: a key that changes a step differs and is not allowed; names all of them with old and new value.
     """
-    if run.recipe.exists():
+    if not run.manifest.exists() and not any(run.checkpoints.iterdir()):
+        shutil.rmtree(run.tokenizer, ignore_errors=True)
+    elif run.recipe.exists():
         old = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
         changed = changed_keys(old, recipe.model_dump(mode="json"))
         refused = {key: values for key, values in changed.items() if key not in allowed}
@@ -143,10 +149,10 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
     write_json(run.manifest, manifest)
 
 
-def stage_done(run: RunDir, stage: str, step: int) -> bool:
-    """Whether a stage after training has been finished for this last step."""
-    manifest = read_json(run.manifest) or {}
-    return bool(manifest.get("stages", {}).get(stage, {}).get("step") == step)
+def stage_done(run: RunDir, stage: str, step: int, **facts: Any) -> bool:
+    """Whether a stage after training has been finished for this last step, with these facts."""
+    found = (read_json(run.manifest) or {}).get("stages", {}).get(stage, {})
+    return all(found.get(name) == value for name, value in {"step": step, **facts}.items())
 
 
 def mark_stage(run: RunDir, stage: str, step: int, **facts: Any) -> None:

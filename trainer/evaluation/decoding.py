@@ -148,7 +148,7 @@ class _Beam(_Search):
         history = self.history.flatten(0, 1)[parent + offset]
         self.history = torch.cat([history, token[..., None]], 2)
         cache.reorder((parent + offset).flatten())
-        # The best live score, as if it closed here at no cost. With a penalty it might still rise by getting longer, but
+        # The best live score, as if it closed here at no cost. With a penalty it could still rise with the length, but
         # waiting for that found nothing better on Multi30k and took 1.6 times as long. NaN ends the search, too.
         reach = self.scores[:, 0] / self.step**self.alpha
         done = ~(reach > self.kept[:, -1])

@@ -1,0 +1,459 @@
+"""Nothing lost, nothing repeated: a run that was killed or stopped, however often, ends as one that was not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hooks
+import numpy as np
+import pytest
+import yaml
+from conftest import write_recipe, write_rows
+from processes import TIMEOUT, Ended, next_logs, read_lines, run_ranks, status, train, wait_until
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.ranks
+
+STEPS = 14  # saved at 3, 4, 6, 8, 9, 12 and 14; evaluated at 4, 8, 12 and 14
+WORDS = (f"loop.max_steps={STEPS}", "optim.schedule=cosine", "optim.warmup_steps=3")
+EVALUATE = "trainer.engine.evaluate._records"
+
+
+def checkpoint_of(run: Path, step: int = STEPS) -> Path:
+    return run / f"checkpoints/step-{step:08d}"
+
+
+def outcome(run: Path, step: int = STEPS) -> dict[str, Any]:
+    """All that a run has come to: last checkpoint, chosen weights, scores and predictions as hashes; rows and scores."""
+    files = [
+        *checkpoint_of(run, step).glob("*.safetensors"),
+        *(run / "model").glob("*"),
+        *(run / "evaluation").glob("*/*"),
+    ]
+    hashes = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert len(hashes) >= 9, hashes
+    return {
+        **hashes,
+        "state": json.loads((checkpoint_of(run, step) / "state.json").read_text()),
+        "rows": read_lines(run / "ledger.jsonl"),
+        "scores": [line for line in read_lines(run / "metrics.jsonl") if line["split"] == "validation"],
+        "steps": [line["step"] for line in read_lines(run / "metrics.jsonl") if line["split"] == "train"],
+    }
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Bitwise equal, naming what is not."""
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if found[name] != expected[name]]
+    assert not different, {name: (found[name], expected[name]) for name in different if name in ("state", "steps")}
+
+
+def hashes_of(run: Path) -> dict[str, str]:
+    """Every file of a run but the two that say when it was started."""
+    paths = [path for path in sorted(run.rglob("*")) if path.is_file()]
+    wanted = [path for path in paths if path.name != "status.json" and path != run / "manifest.json"]
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in wanted}
+
+
+def resumed_from(ended: Ended) -> int | None:
+    lines = [line for line in ended.err[0].splitlines() if line.startswith("resumed from step")]
+    return int(lines[0].split()[3]) if lines else None
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run on 2 ranks. Read only."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(recipe, run, *WORDS, world=2).check()
+    return run
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """In steps, in an evaluation, before a checkpoint is committed and right after, and in the last evaluation."""
+    run = tmp_path / "run"
+    kills = [  # where, and from which step the start before it had gone on
+        (partial(hooks.at_micro_batch, 2, 1), None),
+        (partial(hooks.at_micro_batch, 5, 2), None),
+        (partial(hooks.at_call, EVALUATE, 1, 1), 4),  # at step 8
+        (partial(hooks.at_save, 8, "_flush"), 6),
+        (partial(hooks.at_save, 9, "clean"), 6),
+        (partial(hooks.at_micro_batch, 11, 3), 9),
+        (partial(hooks.at_call, "trainer.engine.checkpoint.read", 4, 1), 9),  # when the weights to use are chosen
+        (partial(hooks.at_call, "trainer.engine.session.write_evaluation", 1, 0), 14),
+        (partial(hooks.at_call, EVALUATE, 1, 1), 14),  # the last one
+    ]
+    for number, (kill, step) in enumerate(kills):
+        ended = train(recipe, run, *WORDS, world=2, hook=kill)
+        assert -signal.SIGKILL in ended.codes, f"{number}: nobody was killed\n{ended.text}"
+        assert 0 not in ended.codes, f"{number}\n{ended.text}"
+        assert -signal.SIGABRT not in ended.codes, f"{number}: a rank hung\n{ended.text}"
+        assert "Traceback" not in ended.text, f"{number}\n{ended.text}"
+        assert resumed_from(ended) == step, f"{number}\n{ended.text}"
+        assert status(run)["state"] != "finished"
+    assert resumed_from(train(recipe, run, *WORDS, world=2).check()) == STEPS
+    same(outcome(run), outcome(whole))
+    assert len(json.loads((run / "manifest.json").read_text())["starts"]) == len(kills)
+    assert status(run)["attempt"] == len(kills) + 1
+    left = [path.name for path in [*run.iterdir(), *(run / "checkpoints").iterdir()] if path.name.startswith(".")]
+    assert not [name for name in left if "saving" in name or "deleting" in name], left
+
+
+def test_killed_in_random_steps(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    run, draw, words = tmp_path / "run", random.Random(20261122), (*WORDS, "loop.save_every=2")
+    step = 0
+    for _ in range(5):
+        step = draw.randrange(step + 1, STEPS + 1)
+        kill = partial(hooks.at_micro_batch, step, draw.randrange(4))
+        ended = train(recipe, run, *words, world=2, hook=kill)
+        assert -signal.SIGKILL in ended.codes
+        step -= 2  # at least this far it is saved
+        step = max(0, step)
+    train(recipe, run, *words, world=2).check()
+    same(outcome(run), outcome(whole))
+
+
+# -- asked to stop -----------------------------------------------------------------------------------------------------
+
+
+def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """To one rank only; before the first step, in steps, in evaluations; each with 75 and everything saved."""
+    run = tmp_path / "run"
+    stops = [  # where, the step that is saved, and the signal
+        (partial(hooks.at_call, "trainer.engine.setup.survey_data", 1, 0, signal.SIGTERM), 0, "SIGTERM"),
+        (partial(hooks.at_micro_batch, 5, 1, signal.SIGTERM), 5, "SIGTERM"),
+        (partial(hooks.at_call, EVALUATE, 1, 1, signal.SIGUSR1), 8, "SIGUSR1"),
+        (partial(hooks.at_micro_batch, 12, 0, signal.SIGINT), 12, "SIGINT"),
+        (partial(hooks.at_call, EVALUATE, 3, 0, signal.SIGTERM), 14, "SIGTERM"),  # the first after training
+    ]
+    before = None
+    for number, (stop, step, name) in enumerate(stops):
+        ended = train(recipe, run, *WORDS, world=2, hook=stop).check(75)
+        assert resumed_from(ended) == before, number
+        told = status(run)
+        assert (told["state"], told["exit_code"]) == ("preempted", 75)
+        assert "stopped by" in told["error"]
+        assert name in ended.text or "another rank" in ended.text
+        assert checkpoint_of(run, step).is_dir(), f"{number}: {sorted((run / 'checkpoints').iterdir())}"
+        before = step
+    train(recipe, run, *WORDS, world=2).check()
+    same(outcome(run), outcome(whole))
+    assert status(run)["state"] == "finished"
+
+
+def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path: Path) -> None:
+    """`rankzero train` with a launcher and two ranks: a rank killed from outside, then Ctrl-C, then to the end."""
+    words = ("loop.max_steps=120", "loop.eval_every=40", "loop.save_every=10", "evaluation.beam_size=1")
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    train(recipe, expected, *words, world=2).check()
+    start = "import sys; from launch.cli import main; main()"
+    argv = [sys.executable, "-c", start, "train", recipe, *words, "--config", "cpu", "--run", run]
+
+    def begin() -> subprocess.Popen[str]:
+        return subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def wait_for(step: int, process: subprocess.Popen[str]) -> None:
+        wait_until(lambda: process.poll() is not None or read_lines(run / "metrics.jsonl")[-1]["step"] >= step)
+
+    process = begin()
+    wait_for(25, process)
+    victim = status(run)["pid"]
+    hooks.kill_rank(victim)
+    text = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, text
+    assert "was killed by SIGKILL" in text[1]
+
+    process = begin()
+    wait_for(60, process)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 75, text
+    assert status(run)["state"] == "preempted"
+
+    process = begin()
+    text = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, text
+    assert "resumed from step" in text[1]
+    same(outcome(run, 120), outcome(expected, 120))
+
+
+# -- other ranks, other averaging --------------------------------------------------------------------------------------
+
+
+def test_gone_on_with_another_number_of_ranks(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    stop = partial(hooks.at_micro_batch, 5, 1, signal.SIGTERM)
+    train(recipe, tmp_path / "2", *WORDS, world=2, hook=stop).check(75)
+    for world in (1, 4):
+        run = Path(shutil.copytree(tmp_path / "2", tmp_path / str(world)))
+        train(recipe, run, *WORDS, world=world).check()
+        assert read_lines(run / "ledger.jsonl") == read_lines(whole / "ledger.jsonl")
+        found, expected = (load_file(checkpoint_of(r) / "model.safetensors") for r in (run, whole))
+        assert max(float(np.abs(found[name] - expected[name]).max()) for name in expected) <= 5e-4
+        manifest = json.loads((run / "manifest.json").read_text())
+        assert (manifest["ranks"], manifest["starts"][0]["ranks"]) == (world, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "kill"),
+    [
+        (
+            (
+                *("optim.averaging.kind=ema", "optim.averaging.decay=0.9", "optim.schedule=plateau"),
+                *("optim.plateau.patience=1", "optim.plateau.min_delta=10", f"loop.max_steps={STEPS}"),
+            ),
+            STEPS,
+            10,
+        ),
+        (
+            (
+                *("optim.averaging.kind=last", "optim.averaging.last=3", "loop.early_stopping.patience=2"),
+                *("loop.early_stopping.min_delta=10", "loop.max_steps=30", "loop.epochs=20"),
+            ),
+            12,
+            11,
+        ),
+        (
+            (
+                *("optim.name=sgd", "optim.momentum=0.9", "optim.nesterov=true", "optim.lr=0.1"),
+                *("loop.early_stopping.metric=bleu", "data.workers=1", f"loop.max_steps={STEPS}"),
+                *("loop.save_every=epoch", "loop.eval_every=epoch"),
+            ),
+            STEPS,
+            13,
+        ),
+    ],
+    ids=["ema-and-plateau", "last-and-early-stopping", "momentum-and-epochs"],
+)
+def test_what_a_checkpoint_remembers(
+    recipe: Path, tmp_path: Path, words: tuple[str, ...], steps: int, kill: int
+) -> None:
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    train(recipe, expected, *words).check()
+    assert -signal.SIGKILL in train(recipe, run, *words, hook=partial(hooks.at_micro_batch, kill, 0)).codes
+    assert resumed_from(train(recipe, run, *words).check()) is not None
+    same(outcome(run, steps), outcome(expected, steps))
+    rates = {line["lr"] for line in read_lines(run / "metrics.jsonl") if line["split"] == "train"}
+    assert len(rates) == (3 if "optim.schedule=plateau" in words else 1)
+    average = (checkpoint_of(run, steps) / "ema.safetensors").exists()
+    assert average == ("optim.averaging.kind=ema" in words)
+    if "optim.averaging.kind=last" in words:
+        kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+        grid = json.loads((checkpoint_of(run, steps) / "state.json").read_text())["grid"]
+        assert grid == [8, 9, 12]
+        assert {checkpoint_of(run, step).name for step in grid} <= set(kept)
+
+
+# -- started again on the same directory -------------------------------------------------------------------------------
+
+
+def test_a_finished_run_started_again_changes_nothing(recipe: Path, finished: Path) -> None:
+    before, times = hashes_of(finished), {path: path.stat().st_mtime_ns for path in finished.rglob("step-*/*")}
+    ended = train(recipe, finished, *WORDS, world=2).check()
+    assert hashes_of(finished) == before
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("step-*/*")} == times
+    assert "evaluating" not in ended.text
+    assert status(finished)["state"] == "finished"
+
+
+def test_missing_stages_are_completed(recipe: Path, whole: Path, finished: Path) -> None:
+    shutil.rmtree(finished / "model")
+    shutil.rmtree(finished / "evaluation" / "test")
+    train(recipe, finished, *WORDS, world=2).check()
+    same(outcome(finished), outcome(whole))
+
+
+def test_a_raised_end_trains_on(recipe: Path, tmp_path: Path) -> None:
+    """With a constant rate it comes to what a run comes to that had it from the start."""
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    train(recipe, expected, "loop.max_steps=16").check()
+    train(recipe, run, "loop.max_steps=8").check()
+    first = json.loads((run / "evaluation/test/metrics.json").read_text())
+    refused = train(recipe, run, "loop.max_steps=16").check(2)
+    assert "loop.max_steps: 8 -> 16" in refused.text
+    ended = train(recipe, run, "loop.max_steps=16", "--allow-change", "loop.max_steps").check()
+    assert resumed_from(ended) == 8
+    same(outcome(run, 16), outcome(expected, 16))
+    assert json.loads((run / "evaluation/test/metrics.json").read_text()) != first
+
+
+def test_another_recipe_is_refused_with_all_keys_and_both_values(recipe: Path, finished: Path) -> None:
+    before = hashes_of(finished)
+    other = ("seed=2", "optim.lr=1e-4", "model.dropout=0.3", "data.lanes=2")
+    ended = train(recipe, finished, *WORDS, *other).check(2)
+    for line in ("seed: 1 -> 2", "optim.lr: 0.002 -> 0.0001", "model.dropout: 0.1 -> 0.3", "data.lanes: 4 -> 2"):
+        assert line in ended.text
+    assert "--fresh" in ended.text
+    assert "--allow-change" in ended.text
+    partly = train(recipe, finished, *WORDS, *other, "--allow-change", "seed", "--allow-change", "optim.lr").check(2)
+    assert "seed: 1 -> 2" not in partly.text
+    assert "data.lanes: 4 -> 2" in partly.text
+    assert hashes_of(finished) == before
+    assert status(finished)["state"] == "finished", "a refused start leaves the run as it was"
+
+
+def test_keys_that_change_no_step_are_free(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    free = ("name=other", "loop.keep=3", "loop.log_every=7", "data.workers=1", "track=[]", "launch.nodes=2")
+    train(recipe, finished, *WORDS, *free).check()
+    assert yaml.safe_load((finished / "recipe.yaml").read_text())["loop"]["keep"] == 3
+
+
+def test_fresh_keeps_the_old_run_beside_the_new_one(recipe: Path, finished: Path) -> None:
+    before = hashes_of(finished)
+    words = ("loop.max_steps=4", "seed=2", "--fresh")
+    ended = train(recipe, finished, *words, world=2).check()
+    aside = finished.with_name("run.old-1")
+    assert hashes_of(aside) == before
+    assert str(aside) in ended.text
+    assert resumed_from(ended) is None
+    assert status(finished)["step"] == 4
+    train(recipe, finished, *words).check()
+    assert finished.with_name("run.old-2").is_dir()
+
+
+def test_changed_data_is_refused_and_moved_data_is_not(tmp_path: Path, corpus: Path) -> None:
+    moved = Path(shutil.copytree(corpus, tmp_path / "moved"))
+    here = Path(shutil.copytree(corpus, tmp_path / "here"))
+    settings = write_recipe(tmp_path / "r.yaml", here, evaluation={"max_rows": 4})
+    run = tmp_path / "run"
+    train(settings, run, "loop.max_steps=2").check()
+    train(settings, run, "loop.max_steps=2", f"data.root={moved}").check()
+    write_rows(here / "train.jsonl", 200, seed=1)
+    refused = train(settings, run, "loop.max_steps=2").check(3)
+    assert "data.train" in refused.text
+    assert "changed" in refused.text
+    assert status(run)["exit_code"] == 3
+    train(settings, run, "loop.max_steps=2", f"data.root={moved}").check()
+
+
+def test_a_first_start_that_failed_may_be_mended(recipe: Path, tmp_path: Path) -> None:
+    """Nothing has been trained yet, so a corrected recipe is not another one."""
+    run = tmp_path / "run"
+    words = ("loop.max_steps=2", "evaluation.splits=[]")
+    train(recipe, run, *words, "data.train=trian.jsonl").check(3)
+    train(recipe, run, *words, "data.lanes=300").check(3)
+    train(recipe, run, *words).check()
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe: Path, whole: Path, finished: Path) -> None:
+    weights = checkpoint_of(finished) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    ended = train(recipe, finished, *WORDS, world=2).check()
+    assert resumed_from(ended) == 12
+    assert str(weights) in ended.err[0]
+    same(outcome(finished), outcome(whole))
+
+
+def test_without_a_whole_checkpoint_nothing_starts_from_scratch(recipe: Path, finished: Path) -> None:
+    for manifest in finished.glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    before = hashes_of(finished)
+    ended = train(recipe, finished, *WORDS, world=2).check(4)
+    assert "--fresh" in ended.text
+    assert "manifest.json" in ended.text
+    assert hashes_of(finished) == before
+    assert status(finished)["exit_code"] == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of its own; call it with a size to have it made, or made larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = [False]
+
+    def resize(kilobytes: int) -> Path:
+        options = f"{'remount,' if mounted[0] else ''}size={kilobytes}k"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
+        mounted[0] = True
+        return folder
+
+    yield resize
+    if mounted[0]:
+        subprocess.run(["umount", "-l", folder], check=False)
+
+
+@pytest.mark.root
+def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Any) -> None:
+    """At whatever point it is full: exit 4, no traceback, no checkpoint lost; with more room the same command goes on."""
+    expected = tmp_path / "expected"
+    train(recipe, expected, *WORDS).check()
+    reached, sizes = set(), (8, 20, 60, 100, 450, 700, 1000, 1400)
+    run = small_disk(sizes[0]) / "run"
+    logs = tmp_path / "logs"
+    for size in sizes:
+        small_disk(size)
+        ended = run_ranks(["train", recipe, *WORDS, "--run", run], logs / str(size))
+        assert ended.code in (0, 4), f"{size} kB: {ended.codes}\n{ended.text}"
+        assert "Traceback" not in ended.text, f"{size} kB\n{ended.text}"
+        whole = [p for p in run.glob("checkpoints/step-*") if (p / "manifest.json").exists()]
+        assert len(whole) >= len(reached) > 0 or not reached, f"{size} kB: a checkpoint was lost"
+        reached |= {path.name for path in whole}
+    assert reached, "no checkpoint was reached: the sizes do not fit the run any more"
+    small_disk(20_000)
+    run_ranks(["train", recipe, *WORDS, "--run", run], logs / "all").check()
+    same(outcome(run), outcome(expected))
+
+
+# -- two at once -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_on_the_same_directory_is_refused(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    hold = partial(hooks.at_call, "trainer.engine.session.Session.train", 1, 0, signal.SIGSTOP)
+    from processes import Ranks
+
+    first = Ranks(["train", recipe, "loop.max_steps=2", "--run", run], next_logs(run), hook=hold)
+    try:
+        pid = first.processes[0].pid
+        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        for words in ((), ("--fresh",)):
+            refused = train(recipe, run, "loop.max_steps=2", *words).check(2)
+            assert str(pid) in refused.text
+            assert "in use" in refused.text
+        assert not run.with_name("run.old-1").exists()
+    finally:
+        first.signal(signal.SIGCONT)
+    first.wait().check()
+
+
+def test_status_beats_while_nothing_is_logged(recipe: Path, tmp_path: Path) -> None:
+    """At least every two seconds, however long a step takes."""
+    run = tmp_path / "run"
+    from processes import Ranks
+
+    slow = partial(hooks.slow_step, 6.0)
+    started = Ranks(["train", recipe, "loop.max_steps=1", "--run", run], next_logs(run), hook=slow)
+    wait_until(lambda: status(run)["state"] == "running")
+    beats, until = set(), time.monotonic() + 6
+    while time.monotonic() < until:
+        beats.add(status(run)["updated"])
+        time.sleep(0.05)
+    started.wait().check()
+    gaps = np.diff(sorted(beats))
+    assert len(beats) >= 3
+    assert max(gaps) < 4, "2 seconds, and some for a busy machine"
