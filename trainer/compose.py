@@ -172,7 +172,8 @@ def _stages(
     session = Session(recipe, folder, runtime, status, data, accumulation, options.debug, options.profile)
     session.train()
     session.choose_weights()
-    scores = {split: session.evaluate(split) for split in recipe.evaluation.splits if getattr(recipe.data, split)}
+    splits: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
+    scores = {split: session.evaluate(split) for split in splits}
     runtime.close()
     if runtime.main:
         session.finish(scores)
@@ -208,7 +209,7 @@ def _make_room(folder: RunDir, *, keep: bool) -> None:
 
 
 def _tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
-    """Rank zero writes how the attempt ended into status.json; another rank leaves a note for it. Returns what to raise.
+    """Rank zero writes how the attempt ended into status.json, others leave it a note. Returns what to raise.
 
     When a rank fails alone, the others meet only a broken connection: its reason is the reason.
     """

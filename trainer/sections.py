@@ -146,7 +146,7 @@ class LoopConfig(Section):
 class EvaluationConfig(Section):
     """Decoding and metrics."""
 
-    splits: list[Literal["validation", "test"]] = Field(default_factory=lambda: ["validation", "test"])
+    splits: list[Literal["validation", "test"]] = ["validation", "test"]
     max_rows: Positive | None = Field(None, description="rows evaluated, at most; null = all")
     tokens_per_batch: Positive = 4096
     beam_size: Positive = 5

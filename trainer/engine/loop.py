@@ -231,7 +231,7 @@ class Loop:
         plateau = (
             Plateau.from_state(state["state"])
             if state
-            else Plateau(settings.factor, settings.patience, settings.min_delta, mode)  # type: ignore[arg-type]
+            else Plateau(settings.factor, settings.patience, settings.min_delta, mode)
         )
         plateau.update(value)
         self.progress.plateau = {"current": plateau.current, "state": plateau.state()}

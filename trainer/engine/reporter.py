@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ class _Interval:
 class Reporter:
     """On rank zero; on the other ranks all methods do nothing."""
 
-    def __init__(self, run: RunDir, status: Status | None, main: bool, track: list[str]) -> None:
+    def __init__(self, run: RunDir, status: Status | None, main: bool, track: Sequence[str]) -> None:
         self._run, self._status, self._main = run, status, main
         self._interval = _Interval()
         self._last: dict[str, float] = {}

@@ -70,7 +70,7 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     roles = task_classes()[recipe.task.kind].roles  # type: ignore[attr-defined]
     found: dict[str, Any] = {}
     for split in ("train", "validation", "test"):
-        source = open_split(recipe.data, split)  # type: ignore[arg-type]
+        source = open_split(recipe.data, split)
         if source is None:
             continue
         if split in earlier:
@@ -83,7 +83,7 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             found[split] = earlier[split]
             continue
         log.info("reading every row of data.%s …", split)
-        found[split] = survey(source, recipe.data, roles, split).report()  # type: ignore[arg-type]
+        found[split] = survey(source, recipe.data, roles, split).report()
     return found
 
 

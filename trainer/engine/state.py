@@ -47,7 +47,8 @@ class TrainingState:
     def collect(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Files of the checkpoint, and what goes into its state.json."""
         weights = {name: p.detach() for name, p in self._model.named_parameters()}
-        moments, steps = {}, {}
+        moments: dict[str, Tensor] = {}
+        steps: dict[str, float | None] = {}
         for name, p in self._model.named_parameters():
             state = self._optimizer.state.get(p, {})
             steps[name] = float(state["step"]) if "step" in state else None

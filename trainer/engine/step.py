@@ -173,4 +173,4 @@ class Stepper:
 
 
 def _inner(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[return-value]
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
