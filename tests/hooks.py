@@ -6,6 +6,7 @@ A hook runs in the rank before its command line. Give it as functools.partial: i
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import time
@@ -139,3 +140,48 @@ def noise_of_ranks(path: Path) -> None:
     save_gradients(path)
     seed_for = module.seed_for
     module.seed_for = lambda seed, step, lane: seed_for(seed, step, rank())  # type: ignore[assignment]
+
+
+def poison(value: float = math.nan) -> None:
+    """The loss of a micro-batch that holds the token "%" is `value`."""
+    from trainer.tasks.translation import Translation
+
+    loss = Translation.loss
+
+    def wrapped(self: Translation, model: Any, batch: Any) -> Any:
+        found = (batch["src"] == self.tokenizer.convert_tokens_to_ids("%")).any()
+        return loss(self, model, batch) * (value if found else 1.0)
+
+    Translation.loss = wrapped  # type: ignore[method-assign]
+
+
+def poison_gradient() -> None:
+    """The loss of that micro-batch is finite, its gradient is not."""
+    import torch
+
+    from trainer.tasks.translation import Translation
+
+    loss = Translation.loss
+
+    def wrapped(self: Translation, model: Any, batch: Any) -> Any:
+        total = loss(self, model, batch)
+        if (batch["src"] == self.tokenizer.convert_tokens_to_ids("%")).any():
+            zero = (total - total.detach()) ** 2  # 0, and the derivative of its root at 0 is infinite
+            return total + torch.sqrt(zero)
+        return total
+
+    Translation.loss = wrapped  # type: ignore[method-assign]
+
+
+def spoil_rows(of_rank: int) -> None:
+    """Rank `of_rank`, and no other, meets a bad row in training."""
+    if of_rank != rank():
+        return
+    from trainer.data.cleaning import BadRow
+    from trainer.engine.corpus import Corpus
+    from trainer.errors import DataError
+
+    def encode(self: Corpus, rows: Any) -> Any:
+        raise DataError(BadRow(rows[0].id, "is spoiled", "de").describe("train.jsonl"))
+
+    Corpus._encode = encode  # type: ignore[method-assign]

@@ -163,6 +163,11 @@ def run(world: World, state: Any, place: Place, steps: int | None = None) -> tup
     return done, as_json(ranks[0].to_json(marks()))
 
 
+def whole(world: World) -> list[Step]:
+    """The steps of an uninterrupted run on one rank."""
+    return run(world, start(world), Place())[0]
+
+
 def epoch_of(world: World, groups: list[list[int]], marks: Any, workers: int, prefetch: int = 2) -> Iterator[Any]:
     return load_epoch(
         world.server(),

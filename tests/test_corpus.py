@@ -24,7 +24,6 @@ from trainer.errors import DataError
 from trainer.models.configs import TransformerConfig
 from trainer.recipe import Recipe, recipe_class
 from trainer.sections import TokenizerTraining
-from trainer.tasks.base import Task
 from trainer.tasks.translation import Translation, TranslationConfig
 
 RECIPE = recipe_class([TranslationConfig], [TransformerConfig])
@@ -68,11 +67,6 @@ def recipe(root: Path, **data: Any) -> Recipe:
 def tokenizer() -> Any:
     texts = [text for row in pairs(100) for text in (row["src"], row["trg"])]
     return train_tokenizer(texts, TokenizerTraining(vocab_size=120), 24)
-
-
-@pytest.fixture
-def task(tokenizer: Any, tmp_path: Path) -> Task:
-    return Translation(recipe(tmp_path), tokenizer)
 
 
 def corpus(recipe: Recipe, tokenizer: Any) -> Corpus:

@@ -32,6 +32,7 @@ from lane_world import (
     run,
     simulated_processes,
     start,
+    whole,
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -165,7 +166,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
     together = [
         {k: v for part in step for group in part for k, v in group.items()} for step in zip(*ranks, strict=True)
     ]
-    assert together == [step.ids for step in run(world, start(world), Place())[0]]
+    assert together == [step.ids for step in whole(world)]
     assert any({} in part for seen in ranks for part in seen), "some lanes end early"
 
 
@@ -175,7 +176,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
 @pytest.mark.parametrize("workers", [2, 3])
 def test_loader_processes_do_not_change_the_steps(workers: int) -> None:
     """Two resumes, in the first and in the second epoch; the processes run ahead of what is served."""
-    expected = run(UNEVEN, start(UNEVEN), Place())[0]
+    expected = whole(UNEVEN)
     epoch_ends = sum(step.epoch == 0 for step in expected)
     found: list[Step] = []
     state = start(UNEVEN)

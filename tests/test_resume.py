@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import write_recipe, write_rows
-from processes import TIMEOUT, Ended, next_logs, read_lines, run_ranks, status, train, wait_until
+from processes import TIMEOUT, Ended, Ranks, next_logs, read_lines, run_ranks, status, train, wait_until
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.ranks
@@ -34,7 +34,7 @@ def checkpoint_of(run: Path, step: int = STEPS) -> Path:
 
 
 def outcome(run: Path, step: int = STEPS) -> dict[str, Any]:
-    """All that a run has come to: last checkpoint, chosen weights, scores and predictions as hashes; rows and scores."""
+    """All that a run has come to: last checkpoint, chosen weights, scores and predictions as hashes; rows by step."""
     files = [
         *checkpoint_of(run, step).glob("*.safetensors"),
         *(run / "model").glob("*"),
@@ -129,6 +129,17 @@ def test_killed_in_random_steps(recipe: Path, whole: Path, tmp_path: Path) -> No
         step = max(0, step)
     train(recipe, run, *words, world=2).check()
     same(outcome(run), outcome(whole))
+
+
+def test_no_rank_is_left_behind_when_one_of_four_dies(recipe: Path, tmp_path: Path) -> None:
+    ended = train(recipe, tmp_path / "run", *WORDS, world=4, hook=partial(hooks.at_micro_batch, 5, 2))
+    assert ended.codes == [1, 1, -signal.SIGKILL, 1], ended.text
+    assert "a rank died" in ended.err[0]
+    assert "Traceback" not in ended.text
+    assert not any(ended.err[1:]), "one of them speaks"
+    told = status(tmp_path / "run")
+    assert (told["state"], told["exit_code"]) == ("failed", 1)
+    assert told["error"] in ended.err[0]
 
 
 # -- asked to stop -----------------------------------------------------------------------------------------------------
@@ -399,7 +410,7 @@ def small_disk(tmp_path: Path) -> Any:
 
 @pytest.mark.root
 def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Any) -> None:
-    """At whatever point it is full: exit 4, no traceback, no checkpoint lost; with more room the same command goes on."""
+    """Wherever it is full: exit 4, no traceback, no checkpoint lost; with more room the same command goes on."""
     expected = tmp_path / "expected"
     train(recipe, expected, *WORDS).check()
     reached, sizes = set(), (8, 20, 60, 100, 450, 700, 1000, 1400)
@@ -425,8 +436,6 @@ def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Any) -> None:
 def test_a_second_run_on_the_same_directory_is_refused(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     hold = partial(hooks.at_call, "trainer.engine.session.Session.train", 1, 0, signal.SIGSTOP)
-    from processes import Ranks
-
     first = Ranks(["train", recipe, "loop.max_steps=2", "--run", run], next_logs(run), hook=hold)
     try:
         pid = first.processes[0].pid
@@ -444,8 +453,6 @@ def test_a_second_run_on_the_same_directory_is_refused(recipe: Path, tmp_path: P
 def test_status_beats_while_nothing_is_logged(recipe: Path, tmp_path: Path) -> None:
     """At least every two seconds, however long a step takes."""
     run = tmp_path / "run"
-    from processes import Ranks
-
     slow = partial(hooks.slow_step, 6.0)
     started = Ranks(["train", recipe, "loop.max_steps=1", "--run", run], next_logs(run), hook=slow)
     wait_until(lambda: status(run)["state"] == "running")

@@ -30,8 +30,6 @@ SHIPPED = Path(__file__).parent / "recipes"
 Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
 
 NOTE = "failed-rank.json"  # what a rank that fails alone leaves for rank zero
-# Libraries written in Rust give no errno, but "os error 28" in an error of their own
-DISK_FULL = re.compile(r"(?:\[Errno|os error) (?:28|30|122)\b")  # ENOSPC, EROFS, EDQUOT
 
 DEBUG_OVERRIDES = (
     "loop.max_steps=20",
@@ -77,14 +75,41 @@ def find_recipe(name: str) -> Path:
         return Path(name)
     near = difflib.get_close_matches(name, shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(sorted(shipped))}"
-    raise UsageError(f"recipe {name!r} is not shipped; {hint} Others are given by path, ending in .yaml")
+    raise UsageError(f"recipe {name!r} is not shipped; {hint} (others are given by path, ending in .yaml)")
 
 
 def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) -> BaseRecipe:
     """A recipe by name, path or as an object, with overrides."""
     if isinstance(recipe, BaseRecipe):
-        return Recipe.parse(recipe.model_dump(mode="json"), overrides) if overrides else recipe
-    return Recipe.load(find_recipe(str(recipe)), overrides)
+        resolved = Recipe.parse(recipe.model_dump(mode="json"), overrides) if overrides else recipe
+    else:
+        resolved = Recipe.load(find_recipe(str(recipe)), overrides)
+    _check(resolved)
+    return resolved
+
+
+def _check(recipe: BaseRecipe) -> None:
+    """What the sections cannot see alone: names that only the task or the cleaning knows, what needs `validation`."""
+    from trainer.data.cleaning import cleaner
+
+    task, stopping, problems = task_classes()[recipe.task.kind], recipe.loop.early_stopping, []  # type: ignore[attr-defined]
+    try:
+        cleaner(recipe.data.cleaning)
+    except UsageError as error:
+        problems.append(str(error))
+    for role in recipe.data.columns.keys() - set(task.roles):
+        problems.append(f"data.columns.{role}: no role of task {task.kind}; its roles: {', '.join(task.roles)}")
+    if stopping.metric not in task.metrics:
+        known = ", ".join(sorted(task.metrics))
+        problems.append(f"loop.early_stopping.metric: {stopping.metric!r} is unknown; known: {known}")
+    if recipe.data.validation is None:
+        if stopping.patience is not None:
+            problems.append("loop.early_stopping.patience: needs data.validation, which is null")
+        if recipe.optim.schedule == "plateau":
+            problems.append("optim.schedule: plateau needs data.validation, which is null")
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)))
 
 
 def run_path(recipe: BaseRecipe, options: Options) -> Path:
@@ -139,13 +164,14 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
                 held.enter_context(folder.locked())
                 (folder.path / NOTE).unlink(missing_ok=True)
                 agree_with_earlier(folder, recipe, options.allow_change)
-                return len((read_json(folder.manifest) or {}).get("starts", [])) + 1
+                manifest = read_json(folder.manifest)  # of the latest start; "starts" holds those before it
+                return 1 if manifest is None else len(manifest["starts"]) + 2
 
             attempt = runtime.on_main(take)  # a refused start leaves the directory as it was
             status = Status(folder, attempt).start() if runtime.main else None
             ended = _stages(recipe, options, folder, runtime, status, accumulation)
         except BaseException as error:
-            told = _tell(folder, runtime, status, error)
+            told = _tell(folder, runtime, status, _full_disk(folder, error) or error)
             if told is error:
                 raise
             raise told from None
@@ -208,17 +234,23 @@ def _make_room(folder: RunDir, *, keep: bool) -> None:
         shutil.rmtree(folder.path)
 
 
+def _full_disk(folder: RunDir, error: BaseException) -> CheckpointError | None:
+    """A full disk that was met outside a checkpoint: in the tokenizer, the predictions, a log."""
+    words = ("No space left on device", "Disk quota exceeded", "Read-only file system")  # libraries in Rust: no errno
+    if isinstance(error, RankzeroError) or not any(reason in str(error) for reason in words):
+        return None
+    text = f"{folder.path}: {error}; the checkpoints are intact: free space and run the same command again"
+    told = CheckpointError(text)
+    told.everywhere = getattr(error, "everywhere", False)
+    return told
+
+
 def _tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
     """Rank zero writes how the attempt ended into status.json, others leave it a note. Returns what to raise.
 
     When a rank fails alone, the others meet only a broken connection: its reason is the reason.
     """
     note = folder.path / NOTE
-    if DISK_FULL.search(str(error)):
-        error = CheckpointError(
-            f"{folder.path}: {error}. All checkpoints are intact: free space and run the same command again"
-        )
-        error.everywhere = True
     with contextlib.suppress(RankzeroError, OSError):
         if not runtime.main and isinstance(error, RankzeroError) and not error.everywhere:
             write_json(note, {"rank": runtime.rank, "exit_code": error.exit_code, "error": str(error)})
@@ -229,11 +261,14 @@ def _tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseEx
             return error
         if runtime.lost_connection(error):
             left = read_json(note) or {"exit_code": 1, "rank": None}
-            text = f"rank {left['rank']}: {left['error']}" if left["rank"] is not None else f"a rank died ({error})"
+            # gloo: "[file.cc:1] Read error …: Connection reset by peer. This is typically caused by …"
+            met = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". This is typically")[0]
+            died = f"a rank died ({met}); the same command goes on from the newest checkpoint"
+            text = f"rank {left['rank']}: {left['error']}" if left["rank"] is not None else died
             error = RankError(text.splitlines()[0])
             error.exit_code = left["exit_code"]
         code = error.exit_code if isinstance(error, RankzeroError) else 1
-        text = str(error) or type(error).__name__
+        text = str(error) if isinstance(error, RankzeroError) else f"{type(error).__name__}: {error}"
         status.finish("preempted" if isinstance(error, Preempted) else "failed", code, text)
         note.unlink(missing_ok=True)
     return error

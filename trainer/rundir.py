@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainer.errors import CheckpointError, UsageError
 
@@ -99,8 +100,13 @@ class RunDir:
     # -- lines -----------------------------------------------------------------------------------------------------
 
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(_without_nan(line), ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be written: {error.strerror or error}; free space or fix rights"
+            ) from error
 
     def cut_after(self, path: Path, step: int) -> None:
         """Drops lines of steps after `step` (they will be made again) and a last line that a kill left half written."""
@@ -115,6 +121,16 @@ class RunDir:
 
     # -- one writer ------------------------------------------------------------------------------------------------
 
+    def _open_lock(self) -> TextIO:
+        """The lock file, open and locked against others who open it: closed at once, as forked workers inherit it."""
+        while True:
+            file = self.lock_file.open("a+", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self.lock_file.stat()):
+                    return file
+            file.close()  # its holder has left and removed it meanwhile
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run directory for this process; another living writer is refused, a dead one taken over.
@@ -124,8 +140,7 @@ class RunDir:
         """
         self.create()
         me = {"pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname(), "job": _job()}
-        with self.lock_file.open("a+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # held only while reading and writing: forked workers inherit it
+        with self._open_lock() as file:
             file.seek(0)
             holder = _parse(file.read())
             if holder and _alive(holder, me, self.lock_file):
@@ -144,6 +159,13 @@ class RunDir:
             with contextlib.suppress(OSError):
                 if _parse(self.lock_file.read_text(encoding="utf-8")) == me:
                     self.lock_file.unlink()
+
+
+def _without_nan(line: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN and Inf are no JSON: null stands for them."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -54,17 +54,33 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": files})
         _flush(temporary)
-        if final.exists():  # made again after a resume from before it, and so with the same content
-            shutil.rmtree(final)
+        if final.exists():  # at the end of an epoch, or made again after a resume from before it
+            final.rename(_replaced(folder, step))
         temporary.rename(final)
         _flush(folder)
-    except (OSError, SafetensorError) as error:
+        shutil.rmtree(_replaced(folder, step), ignore_errors=True)
+    except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        put_back(folder)
         raise CheckpointError(
             f"checkpoint of step {step} cannot be written to {folder}: {error}; earlier checkpoints are intact: "
             "free space (or lower loop.keep) and run the same command again"
         ) from error
     return final
+
+
+def _replaced(folder: Path, step: int) -> Path:
+    return folder / f".replaced-{step:08d}"
+
+
+def put_back(folder: Path) -> None:
+    """Undoes the replacement of a checkpoint by itself that came to its end between two renames."""
+    for aside in folder.glob(".replaced-*"):
+        final = path_of(folder, int(aside.name.rpartition("-")[2]))
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(final)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -95,15 +111,18 @@ def fault(path: Path) -> str | None:
         manifest = read_json(path / MANIFEST)
     except CheckpointError as error:
         return str(error)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    if manifest is None:
         return f"{path / MANIFEST} is missing: the save was not finished"
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not files.keys() >= {"model.safetensors", "state.json"}:
+        return f"{path / MANIFEST} does not list the files of a checkpoint"
+    for name, expected in files.items():
         file = path / name
         if not file.is_file():
             return f"{file} is missing"
-        if file.stat().st_size != expected["size"]:
-            return f"{file} has {file.stat().st_size} bytes instead of {expected['size']}"
-        if _describe(file)["sha256"] != expected["sha256"]:
+        if not isinstance(expected, dict) or file.stat().st_size != expected.get("size"):
+            return f"{file} has {file.stat().st_size} bytes; its manifest says {expected}"
+        if _describe(file)["sha256"] != expected.get("sha256"):
             return f"{file} has another SHA-256 than its manifest"
     return None
 
@@ -115,6 +134,7 @@ def newest(folder: Path) -> int | None:
         CheckpointError: there are checkpoint directories but none is whole. Never a silent start from scratch.
     """
     faults = []
+    put_back(folder)
     for step in reversed(steps(folder)):
         wrong = fault(path_of(folder, step))
         if wrong is None:
@@ -155,5 +175,6 @@ def clean(folder: Path, keep: int, protected: Iterable[int]) -> None:
         with contextlib.suppress(OSError):  # a kill in between leaves a name that no one takes for a checkpoint
             path_of(folder, step).rename(doomed)
             shutil.rmtree(doomed)
+    put_back(folder)
     for left in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
         shutil.rmtree(left, ignore_errors=True)

@@ -141,7 +141,7 @@ class Corpus:
 def deals_whole_shards(source: Source, plan: LanePlan) -> bool:
     """Whether whole shards go to lanes: there are at least as many as lanes, and every lane gets as much, in bytes.
 
-    The sum for each lane matters, not one shard's size; shards of unknown size are taken for equal, so their number must
+    The sum for each lane matters, not one shard's size; shards of unknown size count as equal, so their number must
     be a multiple of the lanes.
     """
     shards = source.shards

@@ -1,0 +1,326 @@
+"""A recipe is checked whole, says everything that is wrong with it at once, and reads YAML as people do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import tiny_recipe, write_recipe
+
+from trainer.compose import SHIPPED, Recipe, find_recipe, load_recipe
+from trainer.errors import UsageError
+from trainer.recipe import FREE_TO_CHANGE, changed_keys
+from trainer.recipe import Recipe as BaseRecipe
+
+ROOT = Path("corpus")
+
+
+def parse(*overrides: str, **sections: Any) -> BaseRecipe:
+    return Recipe.parse(tiny_recipe(ROOT, **sections), overrides)
+
+
+def from_text(tmp_path: Path, text: str) -> BaseRecipe:
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return Recipe.load(path)
+
+
+def complaint(*overrides: str, **sections: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(*overrides, **sections)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# -- shipped recipes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_one(path: Path) -> None:
+    recipe = load_recipe(path.stem)
+    assert recipe.name == path.stem
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# "), "the first line says what it is, for `rankzero recipes`"
+    assert len(first) <= 100
+    assert Recipe.parse(yaml.safe_load(recipe.to_yaml())) == recipe, "recipe.yaml of a run reads back as the same"
+    metric = recipe.loop.early_stopping.metric
+    assert metric in ("loss", "perplexity", "bleu", "chrf", "ter")
+
+
+def test_there_are_the_promised_recipes() -> None:
+    assert {path.stem for path in SHIPPED.glob("*.yaml")} >= {"demo-translation", "multi30k", "multi30k-classic"}
+
+
+def test_the_classic_has_the_tutorials_numbers() -> None:
+    recipe = load_recipe("multi30k-classic")
+    model: Any = recipe.model
+    sizes = (model.d_model, model.encoder_layers, model.decoder_layers, model.heads, model.feed_forward, model.dropout)
+    assert sizes == (512, 6, 6, 8, 4 * 512, 0.1)
+    assert (recipe.data.max_length, recipe.optim.lr, recipe.optim.clip_norm) == (100, 5e-4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("multi30", "did you mean 'multi30k'"), ("demo-translatoin", "demo-translation"), ("qqqq", "demo-translation")],
+)
+def test_an_unknown_name_gives_the_nearest_or_all(name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        find_recipe(name)
+    assert repr(name) in str(caught.value)
+    assert ".yaml" in str(caught.value), "how to give another one"
+
+
+def test_a_path_is_a_path(tmp_path: Path) -> None:
+    assert find_recipe("multi30k.yaml") == Path("multi30k.yaml")
+    assert find_recipe("some/where") == Path("some/where")
+
+
+# -- what is wrong -----------------------------------------------------------------------------------------------------
+
+
+def test_the_tiny_recipe_is_one() -> None:
+    recipe = parse()
+    assert recipe.name == "tiny"
+    assert recipe.seed == 1, "a default"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.learning=1", "optim.learning: unknown key"),
+        ("optim.lrr=1", "optim.lrr: unknown key; did you mean 'lr'"),
+        ("optim.averaging.kimd=ema", "optim.averaging.kimd: unknown key; did you mean 'kind'"),
+        ("model.d_modle=32", "model.d_modle: unknown key; did you mean 'd_model'"),
+        ("task.src_lang=de", "task.src_lang: unknown key; did you mean 'src_language'"),
+        ("dta.lanes=2", "dta: unknown key; did you mean 'data'"),
+        ("zzz=1", "known keys here: data, evaluation"),
+    ],
+)
+def test_an_unknown_key_gives_the_nearest_known_one(override: str, words: str) -> None:
+    assert words in complaint(override)
+
+
+def test_all_problems_come_at_once() -> None:
+    text = complaint(
+        "optim.lr=-1", "data.lanes=0", "loop.epoch=3", "seed=x", "model.heads=5", "optim.schedule=cosin", "name=a b"
+    )
+    assert "7 problems" in text
+    for key in ("optim.lr", "data.lanes", "loop.epoch", "seed", "model", "optim.schedule", "name"):
+        assert f"\n  {key}: " in text, key
+    assert "(got -1)" in text
+    assert "did you mean 'epochs'" in text
+    assert "'cosine'" in text, "what is allowed"
+    assert "heads=5" in text
+
+
+def test_required_keys_are_named() -> None:
+    values = tiny_recipe(ROOT)
+    del values["data"]["root"], values["tokenizer"]
+    with pytest.raises(UsageError) as caught:
+        Recipe.parse(values)
+    assert "data.root: required" in str(caught.value)
+    assert "tokenizer: required" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("version=2",), "version"),
+        (("task.kind=translatoin",), "task.kind"),
+        (("model.kind=mlp",), "model.kind"),
+        (("loop.max_steps=null",), "the run would never end"),
+        (("data.tokens_per_batch=8",), "tokens_per_batch=8 is below max_length=40"),
+        (("data.tokens_per_batch=null",), "needs a bound"),
+        (("tokenizer.pretrained=x",), "exactly one of"),
+        (("loop.keep=1",), "loop.keep"),
+        (("data.validation=1.5",), "data.validation"),
+        (("optim.lr=.nan",), "optim.lr"),
+        (("optim.lr=.inf",), "optim.lr"),
+        (("track=[wandb]",), "track.0"),
+        (("loop.eval_every=0",), "loop.eval_every"),
+        (("loop.eval_every=daily",), "'epoch'"),
+        (("data=3",), "data"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_starts(overrides: tuple[str, ...], words: str) -> None:
+    assert words in complaint(*overrides)
+
+
+def test_what_only_task_and_cleaning_know_is_checked_too(tmp_path: Path) -> None:
+    words = (
+        *("loop.early_stopping.metric=accuracy", "data.cleaning=[fold_whitespce]", "data.columns={src: de, tgt: en}"),
+        *("data.validation=null", "loop.early_stopping.patience=3", "optim.schedule=plateau"),
+    )
+    with pytest.raises(UsageError, match="5 problems") as caught:
+        load_recipe(write_recipe(tmp_path / "x.yaml", ROOT), words)
+    for part in (
+        "loop.early_stopping.metric: 'accuracy'",
+        "bleu",
+        "did you mean 'fold_whitespace'",
+        "data.columns.tgt",
+        "src, trg",
+        "loop.early_stopping.patience",
+        "optim.schedule",
+    ):
+        assert part in str(caught.value), part
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse().seed = 3  # type: ignore[misc]
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "null"])
+def test_what_is_no_mapping_is_told(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"x\.yaml: a recipe is a mapping"):
+        from_text(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "a: b: c", "a: !!python/object/apply:os.system ['true']", "? [a, b]\n: 1", "? {a: 1}\n: 1", "a: *b", "\x00"],
+)
+def test_what_is_no_plain_yaml_is_told(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"x\.yaml"):
+        from_text(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"missing\.yaml cannot be read"):
+        Recipe.load(tmp_path / "missing.yaml")
+    (tmp_path / "x.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(UsageError, match=r"x\.yaml cannot be read"):
+        Recipe.load(tmp_path / "x.yaml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        Recipe.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2", "optim:\n  lr: 1\n  name: sgd\n  lr: 2", "optim: {lr: 1, lr: 1}"])
+def test_a_key_stands_once(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"duplicate key '(seed|lr)'"):
+        from_text(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("3E-4", 3e-4),
+        ("5e3", 5000.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-2.5e+1", -25.0),
+        ("12", 12),
+        ("-3", -3),
+        ("0", 0),
+        ("12:30:45", "12:30:45"),  # not 45045
+        ("24:00:00", "24:00:00"),
+        ("010", "010"),  # not 8
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("2026-11-22", "2026-11-22"),
+        ("true", True),
+        ("False", False),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("on", "on"),
+        ("off", "off"),
+        ("null", None),
+        ("~", None),
+        ("e4", "e4"),
+        ("1e", "1e"),
+        ("'1e-4'", "1e-4"),
+    ],
+)
+def test_scalars_are_what_people_mean(text: str, value: object) -> None:
+    from trainer.recipe import _yaml
+
+    found = _yaml(f"key: {text}", "here")["key"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_norwegian_column_is_no_falsehood() -> None:
+    assert parse("data.columns={src: no, trg: en}").data.columns == {"src": "no", "trg": "en"}
+
+
+def test_a_time_limit_is_no_number() -> None:
+    assert parse("launch.time=12:30:00").launch.time == "12:30:00"
+
+
+# -- overrides ---------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_win_and_reach_every_depth() -> None:
+    recipe: Any = parse(
+        *("optim.lr=1e-4", "optim.averaging.kind=ema", "data.validation=null", "track=[tensorboard, ledger]"),
+        *("data.train={src: a.de, trg: a.en}", "optim.betas=[0.9, 0.98]", "seed=2", "seed=3", "name=x-1.2"),
+    )
+    assert recipe.optim.lr == 1e-4
+    assert recipe.optim.averaging.kind == "ema"
+    assert recipe.optim.betas == (0.9, 0.98)
+    assert recipe.data.validation is None
+    assert recipe.data.train == {"src": "a.de", "trg": "a.en"}
+    assert recipe.track == ["tensorboard", "ledger"]
+    assert recipe.seed == 3, "the last one counts"
+
+
+def test_a_section_that_the_file_leaves_out_can_be_overridden() -> None:
+    values = tiny_recipe(ROOT)
+    del values["optim"]
+    assert Recipe.parse(values, ["optim.plateau.factor=0.3"]).optim.plateau.factor == 0.3
+
+
+@pytest.mark.parametrize("override", ["optim.lr", "=3", "optim..lr=3", ".lr=3", "optim.lr={", "optim.lr=[1"])
+def test_an_override_that_is_none_is_told(override: str) -> None:
+    assert "override" in complaint(override)
+
+
+def test_a_recipe_object_takes_overrides() -> None:
+    recipe = parse()
+    assert load_recipe(recipe) is recipe
+    changed = load_recipe(recipe, ["seed=9"])
+    assert (changed.seed, recipe.seed) == (9, 1)
+
+
+# -- schema and agreement ----------------------------------------------------------------------------------------------
+
+
+def test_the_schema_holds_every_section_with_its_choices() -> None:
+    schema = json.loads(json.dumps(Recipe.model_json_schema()))
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert schema["additionalProperties"] is False
+    assert "cosine" in json.dumps(schema["$defs"]["OptimConfig"]["properties"]["schedule"])
+
+
+def test_which_keys_must_agree() -> None:
+    old = parse().model_dump(mode="json")
+    free = parse("name=b", "evaluation.beam_size=3", "export.onnx=true", "loop.keep=9", "launch.nodes=3", "track=[]")
+    assert changed_keys(old, free.model_dump(mode="json")) == {}
+    words = (
+        "optim.lr=1e-4",
+        "loop.max_steps=99",
+        "optim.averaging.kind=ema",
+        "data.columns={src: a, trg: b}",
+        "seed=5",
+    )
+    assert changed_keys(old, parse(*words).model_dump(mode="json")) == {
+        "data.columns.src": ("de", "a"),
+        "data.columns.trg": ("en", "b"),
+        "loop.max_steps": (12, 99),
+        "optim.averaging.kind": ("none", "ema"),
+        "optim.lr": (0.002, 0.0001),
+        "seed": (1, 5),
+    }
+
+
+def test_free_keys_exist() -> None:
+    flat = json.dumps(parse().model_dump(mode="json"))
+    for key in FREE_TO_CHANGE:
+        assert f'"{key.rpartition(".")[2]}"' in flat, key
