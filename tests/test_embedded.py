@@ -314,48 +314,48 @@ def test_euer_loses_a_vowel_before_an_ending() -> None:
 
 # Read by a person, one for each pattern: the pattern, the draw's number, German; English.
 VERIFIED = """
-present 2: Unser Sohn bringt mir wegen des Nebels ein kaltes Ei.
-Our son brings me a cold egg because of the fog.
-perfect 0: Der schwache Polizist ist in die alte Küche zurückgekommen.
-The weak policeman came back into the old kitchen.
-future 0: Viele Richterinnen werden mir den schwarzen Teller schicken.
-Many judges will send me the black plate.
-modal 0: Der berühmte Polizist möchte in neun Wochen seinen Wald bewundern.
-The famous policeman would like to admire his forest in nine weeks.
-modal past 0: Diese Töchter durften dem gesunden Chef zwölf Computer zeigen.
-These daughters were allowed to show the healthy boss twelve computers.
+present 0: Wir lieben um zehn Uhr unsere Königin.
+We love our queen at ten o'clock.
+perfect 0: Der schwache Polizist hat diese Königin gesehen.
+The weak policeman saw this queen.
+future 1: Ich werde ihm Orangen in meinem Restaurant bringen.
+I will bring him oranges in my restaurant.
+modal 0: Der berühmte Polizist darf in einem Laden spielen.
+The famous policeman is allowed to play in a store.
+modal past 0: Diese Töchter wollten dem gesunden Chef Computer zeigen.
+These daughters wanted to show the healthy boss computers.
 happening now 1: Anna räumt gerade mein Zimmer auf.
 Anna is tidying up my room.
-since when 0: Karl tanzt seit drei Jahren hinter dem warmen Theater.
-Karl has been dancing behind the warm theater for three years.
+since when 0: Karl tanzt seit neun Jahren hinter dem warmen Theater.
+Karl has been dancing behind the warm theater for nine years.
 liking to 0: Unser lustiger Fahrer steht gern im Hotel.
 Our funny driver likes to stand in the hotel.
-not, present 0: Maria schläft wegen der Hitze nicht in einem Garten.
-Maria does not sleep in a garden because of the heat.
-not, perfect 0: Karl hat trotz der Hitze den Vogel nicht beobachtet.
-Karl did not watch the bird despite the heat.
-not, modal 0: Der Junge muss meine Orange nicht nehmen.
-The boy does not have to take my orange.
+not, present 0: Maria schläft nicht in einem Garten.
+Maria does not sleep in a garden.
+not, perfect 0: Karl hat den Vogel nicht beobachtet.
+Karl did not watch the bird.
+not, modal 0: Der Junge muss am Nachmittag meine Orange nicht nehmen.
+The boy does not have to take my orange in the afternoon.
 no object 0: Sie muss einer Richterin keine sauberen Autos leihen.
 She does not have to lend a judge any clean cars.
 time first, present 0: Jede Woche leihen wir einer Mutter Gedichte.
 Every week we lend a mother poems.
-time first, perfect 0: Vor zwei Jahren hat dir jeder Schüler ein Kleid geschickt.
-Two years ago every pupil sent you a dress.
-time first, modal 1: Trotz des Lärmes darf Maria in einer Küche stehen.
-Despite the noise Maria is allowed to stand in a kitchen.
-opening adverb 0: Vielleicht kauft der mutige Student am Sonntag in Rom ein.
-Maybe the brave student shops in Rome on Sunday.
-object first, present 0: Den kalten Fisch bezahlt der Koch jeden Tag.
-The cook pays for the cold fish every day.
-object first, perfect 0: Den Vogel hat er nach dem Film beobachtet.
-He watched the bird after the movie.
-object first, modal 0: Den Koffer muss ich nächste Woche öffnen.
-I have to open the suitcase next week.
-dative first 0: Dem Bruder dankt mein Mädchen am Sonntag in unserem Dorf.
-My girl thanks the brother in our village on Sunday.
-place first 0: In der Kirche hat die Königin am Freitag gesessen.
-The queen sat in the church on Friday.
+time first, perfect 0: Vor zwei Wochen hat dir jeder Schüler ein Kleid geschickt.
+Two weeks ago every pupil sent you a dress.
+time first, modal 1: Am Abend darf Maria in einer Küche stehen.
+In the evening Maria is allowed to stand in a kitchen.
+opening adverb 0: Leider versteht der mutige Student den berühmten Brief.
+Unfortunately the brave student understands the famous letter.
+object first, present 0: Den kalten Fisch der Nachbarn bezahlt der Koch.
+The cook pays for the neighbors' cold fish.
+object first, perfect 0: Den Vogel hat er selten beobachtet.
+He rarely watched the bird.
+object first, modal 3: Diesen Stuhl kann dieser Vater verkaufen.
+This father can sell this chair.
+dative first 0: Dem Bruder dankt mein Mädchen am Freitag vor unserem Büro.
+My girl thanks the brother in front of our office on Friday.
+place first 0: In der Kirche hat die Königin am Samstag gesessen.
+The queen sat in the church on Saturday.
 question, present 0: Fängt der Koch wegen der Hitze diese Maus?
 Does the cook catch this mouse because of the heat?
 question, perfect 0: Hat unser Fahrer acht Schränke neben einen Tisch gestellt?
@@ -364,8 +364,8 @@ question, modal 0: Werden viele Gäste den Polizisten begrüßen?
 Will many guests greet the policeman?
 question, where 0: Warum bereiten wir langweilige Sitzungen vor?
 Why do we prepare boring meetings?
-question, who 0: Wer denkt vor der Reise an die Frau?
-Who thinks of the woman before the trip?
+question, who 0: Wer denkt am Montag an die Frau?
+Who thinks of the woman on Monday?
 question, which 2: Welche Tür macht eine Lehrerin auf?
 Which door does a teacher open?
 question, how many 1: Wie viele Motorräder muss unser Kollege ausleihen?
@@ -386,12 +386,12 @@ comparison, more 0: Die Lehrerin ist hungriger als der Schüler.
 The teacher is hungrier than the pupil.
 comparison, equal 0: Die Kurse sind so interessant wie diese Konzerte.
 The courses are as interesting as these concerts.
-pleasing 3: Die wichtige Hochzeit gefällt den lustigen Sängerinnen.
-The funny singers like the important wedding.
+pleasing 3: Die wichtige Hochzeit hat der freundlichen Königin gefallen.
+The friendly queen liked the important wedding.
 not, pleasing 1: Die Nachricht hat dem Chef nicht gefallen.
 The boss did not like the message.
-pleasing, dative first 0: Den Brüdern gefällt das warme Hotel.
-The brothers like the warm hotel.
+pleasing, dative first 0: Den Studenten gefällt das warme Hotel.
+The students like the warm hotel.
 belonging 1: Die blauen Bilder gehören meinem Mädchen.
 The blue pictures belong to my girl.
 there is 0: Im Park gibt es einen Bauern.
@@ -404,8 +404,8 @@ command 1: Legt bitte neue Kerzen auf das Bett!
 Please put new candles on the bed!
 not, command 6: Macht meine saubere Tür nicht auf!
 Do not open my clean door!
-that 1: Die müden Söhne sagen, dass jeder Onkel von den Bauern träumt.
-The tired sons say that every uncle dreams of the farmers.
+that 1: Die müden Söhne glauben, dass sie nächste Woche einem Koch Fleisch bringen müssen.
+The tired sons believe that they have to bring a cook meat next week.
 that, asked 0: Haben wir gehofft, dass jede Richterin den Freunden Puppen gebracht hat?
 Did we hope that every judge brought the friends dolls?
 that, impersonal 0: Es ist wichtig, dass dein starkes Mädchen den Lehrerinnen mein Glas gegeben hat.
@@ -416,28 +416,28 @@ indirect question 0: Anna hat gefragt, wann sie viele Fahrer gesucht hat.
 Anna asked when she looked for many drivers.
 because last 0: Er muss vor dem Park lachen, weil er warme Milch genossen hat.
 He has to laugh in front of the park because he enjoyed warm milk.
-because first 0: Weil sie dem Fahrer Nachrichten vorlesen will, besucht sie selten den dunklen Park.
-Because she wants to read messages to the driver, she rarely visits the dark park.
+because first 0: Weil sie von meinem nervösen Bauern träumen muss, kann sie den dunklen Park besuchen.
+Because she has to dream of my nervous farmer, she can visit the dark park.
 although last 0: Diese neugierige Sängerin träumt von ihrem starken Arzt, obwohl Karl die Tochter beobachtet hat.
 This curious singer dreams of her strong doctor although Karl watched the daughter.
 although first 0: Obwohl sie die Geschenke braucht, hat diese Mutter oft einer Königin geholfen.
 Although she needs the gifts, this mother often helped a queen.
-if last 0: Die hungrigen Polizisten brauchen meine Karte, wenn die Sängerin ihrer Kundin antwortet.
-The hungry policemen need my card if the singer answers her customer.
-if first 0: Wenn die höflichen Köche ihren Arzt einladen, bezahlt sie jede Woche dieses Fleisch.
-If the polite cooks invite their doctor, she pays for this meat every week.
+if last 0: Die hungrigen Polizisten sollen an den starken Schüler denken, wenn Martin die Puppen ausleiht.
+The hungry policemen should think of the strong pupil if Martin borrows the dolls.
+if first 0: Wenn die höflichen Köche den Schüler fragen, bezahlt sie jede Woche dieses Fleisch.
+If the polite cooks ask the pupil, she pays for this meat every week.
 before 2: Julia hat die Tanten verstanden, bevor der Vater acht Zeitschriften versteckt hat.
 Julia understood the aunts before the father hid eight magazines.
 after 0: Nachdem sie reich gewesen waren, haben zehn Nachbarn nach der Hochzeit den Chef verstanden.
 After they had been rich, ten neighbors understood the boss after the wedding.
-while 0: Sie lacht neben diesem Bahnhof, während sie auf dem großen Sofa schläft.
-She laughs next to this station while she sleeps on the big sofa.
+while 0: Sie lacht neben diesem Bahnhof, während sie manchmal auf dem großen Sofa schläft.
+She laughs next to this station while she sometimes sleeps on the big sofa.
 so that 0: Sie kennen am Abend viele kalte Parks, damit ich ihr gratulieren kann.
 They know many cold parks in the evening so that I can congratulate her.
-but 0: Du liebst die Enten, aber der höfliche Koch will mit seinem kranken Polizisten sprechen.
-You love the ducks, but the polite cook wants to talk to his sick policeman.
-and 0: Die lustigen Kundinnen wollen in Köln wohnen und sie danken dir.
-The funny customers want to live in Cologne, and they thank you.
+but 0: Du liebst die Enten, aber der höfliche Koch will mit seinem Jungen sprechen.
+You love the ducks, but the polite cook wants to talk to his boy.
+and 0: Die lustigen Kundinnen wollen einige Tomaten bezahlen und sie können mit einer Mutter sprechen.
+The funny customers want to pay for some tomatoes, and they can talk to a mother.
 for 1: Ich muss in den Laden laufen, denn ihr habt ihnen gedroht.
 I have to run into the store because you threatened them.
 infinitive 3: Mein kranker Kollege hat versucht, der Richterin die Computer zu erklären.
@@ -446,8 +446,8 @@ infinitive of purpose 1: Zwei Mütter haben in diesem Zimmer gesessen, um ein Fe
 Two mothers sat in this room to fetch a window.
 infinitive without 0: Maria fährt manchmal zur Bibliothek, ohne neben der Küche zu spielen.
 Maria sometimes drives to the library without playing next to the kitchen.
-relative, subject 0: Das kranke Kind, das im Laden gelernt hat, ist aufgestanden.
-The sick child who studied in the store got up.
+relative, subject 0: Das kranke Kind, das einen Schlüssel wegwerfen muss, hat neben der Fabrik geschlafen.
+The sick child who has to throw away a key slept next to the factory.
 relative, dative 0: Die Kundin, der Clara gratuliert, zieht den Mantel der Frauen aus.
 The customer whom Clara congratulates takes off the women's coat.
 relative, object 0: Der Mantel, den meine glücklichen Tanten ausziehen, ist lang.

@@ -78,7 +78,7 @@ def survey(source: Source, data: DataConfig, roles: Sequence[str], split: Split 
                 if "label" in texts:
                     found.labels[texts["label"]] += 1
         found.shard_rows.append(found.read - before)
-    _judge(found, data)
+    _judge(found, data, [shard.name for shard in source.shards])
     found.fingerprint = fingerprint(source)
     return found
 
@@ -95,7 +95,7 @@ def _note(found: Survey, row: BadRow, shard_name: str, data: DataConfig) -> None
         found.examples.append(sentence)
 
 
-def _judge(found: Survey, data: DataConfig) -> None:
+def _judge(found: Survey, data: DataConfig, names: Sequence[str]) -> None:
     bad = found.bad.total()
     if bad > data.max_bad_fraction * found.read:
         kinds = "".join(f"\n  {count} x {reason}" for reason, count in found.bad.most_common())
@@ -106,7 +106,11 @@ def _judge(found: Survey, data: DataConfig) -> None:
         )
     if not found.rows:
         side = f" on its side of data.validation={data.validation}" if isinstance(data.validation, float) else ""
-        raise DataError(f"data.{found.split} holds no usable row{side} (of {found.read} read)")
+        files = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+        raise DataError(
+            f"data.{found.split} holds no usable row{side}: {found.read} rows were read from {files} below "
+            f"data.root={data.root!r}; point it at files with rows"
+        )
     if found.split == "train" and data.lanes > found.rows:
         raise DataError(
             f"data.lanes={data.lanes} is more than the {found.rows} rows of data.train: each lane needs a row; "

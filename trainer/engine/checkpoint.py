@@ -49,7 +49,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, content in tensors.items():
-            save_file({k: t.detach().cpu().contiguous() for k, t in content.items()}, temporary / name)
+            write_tensors(temporary / name, content)
         write_json(temporary / "state.json", dict(state))
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": files})
@@ -67,6 +67,12 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
             "free space (or lower loop.keep) and run the same command again"
         ) from error
     return final
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file that others may read as they may the folder it is in (the library makes it private)."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _replaced(folder: Path, step: int) -> Path:

@@ -78,6 +78,8 @@ class Loop:
             with self.profiler or nullcontext() as profile:
                 while not self.finished():
                     self._epoch(profile)
+            if self._targets:  # the same on all ranks
+                self._log()
             if self.progress.evaluated < self.progress.step or self._saved < self.progress.step:
                 self._on_grid(evaluate_now=self.progress.evaluated < self.progress.step)
         except Preempted:

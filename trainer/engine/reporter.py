@@ -53,6 +53,8 @@ class Reporter:
     def step(self, progress: RunProgress, share: float, totals: Totals, lr: float, grad_norm: float) -> None:
         if not self._main:
             return
+        if self._status is not None:
+            self._status.values["step"] = progress.step  # written by the heartbeat
         now = time.monotonic()
         self._began = self._began or (now, share)
         self._interval.tokens += totals.tokens

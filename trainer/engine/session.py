@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainer.data.cleaning import cleaner
@@ -191,7 +191,7 @@ class Session:
         making = self.run.path / f".model-{os.getpid()}"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        save_file({name: t.contiguous() for name, t in weights.items()}, making / "model.safetensors")
+        checkpoint.write_tensors(making / "model.safetensors", weights)
         write_json(making / "config.json", self.task.model_config())
         self.task.tokenizer.save_pretrained(making)
         shutil.rmtree(self.run.model, ignore_errors=True)
