@@ -112,7 +112,7 @@ def recipes(
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
         return
-    for path in sorted(SHIPPED.glob("*.yaml")):
+    for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
         first = path.read_text(encoding="utf-8").splitlines()[0]
         print(f"{path.stem:20s} {first.removeprefix('#').strip()}")
 
