@@ -197,6 +197,8 @@ class Turns:
             info = SimpleNamespace(id=number, num_workers=self._workers)
             with patch.object(loader, "get_worker_info", lambda info=info: info):
                 made.append(list(self._dataset))
+        groups = [{index for _, found in items for index in found} for items in made]
+        assert sum(map(len, groups)) == len(set().union(*groups)), "two processes make the same micro-batches"
         for turn in zip_longest(*made):
             yield from (item for item in turn if item is not None)
 

@@ -20,7 +20,7 @@ class TransformerConfig(Section):
     feed_forward: Positive = Field(512, description="width of the feed-forward layers")
     dropout: Fraction = Field(0.1, description="on embeddings and on the output of every sublayer, as in the paper")
     attention_dropout: Fraction = Field(0.0, description="on attention weights")
-    activation: Literal["relu", "gelu"] = "relu"
+    activation: Literal["relu", "gelu"] = Field("gelu", description="smooth; relu, as in the paper, has a kink at 0")
     norm: Literal["pre", "post"] = "pre"
     tied_embeddings: bool = Field(True, description="source and target embedding and output projection are one matrix")
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
