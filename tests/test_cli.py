@@ -217,18 +217,11 @@ def test_profile_writes_a_trace(recipe: Path, tmp_path: Path) -> None:
 WAYS: dict[str, tuple[list[str], int]] = {
     "python -m trainer": ([sys.executable, "-m", "trainer"], 1),
     "rankzero": ([sys.executable, "-c", MAIN], 1),
+    # "--", because torchrun takes "--run" for one of its own options, wherever it stands
     "torchrun": (
         [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            "2",
-            "--master_port",
-            "0",
-            "-m",
-            "--",
-            "trainer",
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("-m", "--", "trainer"),
         ],
         2,
     ),
