@@ -77,8 +77,8 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
         return
     _seen.add(number)
     ranks = _ranks()
-    if not ranks:  # not started yet: nothing to save
-        raise SystemExit(PREEMPTED)
+    if not ranks:  # not started yet: nothing to save. An exception here could be caught by what is being imported
+        os._exit(PREEMPTED)
     for rank in ranks:
         _send(rank, number)
 
