@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import hooks
 import numpy as np
@@ -106,3 +107,74 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(poisoned: Path, tmp_path: P
 def test_without_clipping_a_gradient_is_still_looked_at(poisoned: Path, tmp_path: Path) -> None:
     ended = train(poisoned, tmp_path / "run", *SGD, "optim.clip_norm=0", hook=hooks.poison_gradient).check(5)
     assert "so a gradient overflowed" in ended.err[0]
+
+
+# -- fp16: the scaler, without a GPU -----------------------------------------------------------------------------------
+
+
+def steps_with(
+    scale: float | None, monkeypatch: pytest.MonkeyPatch, spoiled: int | None = None
+) -> tuple[list[np.ndarray], float, list[bool]]:
+    """Three AdamW steps of one linear layer with a loss scaler (or none): weights after each, AdamW's count, finite."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from trainer.data.loader import Loaded
+    from trainer.engine.runtime import Runtime
+    from trainer.engine.signals import StopFlag
+    from trainer.engine.step import Stepper, Totals
+
+    class Objective(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.layer(x) ** 2).sum()
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    if scale is not None:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        accelerator.native_amp = True
+        monkeypatch.setattr(AcceleratorState, "mixed_precision", property(lambda state: "fp16"))
+    objective = Objective()
+    inner = torch.optim.AdamW([{"params": objective.parameters(), "name": "decay", "base_lr": 0.1}])
+    optimizer = accelerator.prepare_optimizer(inner)
+    optim = SimpleNamespace(clip_norm=1.0)
+    task = SimpleNamespace(recipe=SimpleNamespace(seed=1, optim=optim), filler=lambda: {"x": torch.zeros(1, 4)})
+    stepper = Stepper(Runtime(accelerator, "single", StopFlag()), task, objective, optimizer, 1)  # type: ignore[arg-type]
+    weights, finite = [], []
+    for step in (1, 2, 3):
+        x = 30 * torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        if step == spoiled:
+            x[3, 2] = math.nan
+        totals = Totals(targets=8, rows=8, tokens=8, padded=8, lanes=1, stopping=0)
+        result = stepper([Loaded({0: None}, {0: []}, {"x": x}, 8, 8, 8)], step, totals, lambda group: 1.0)  # type: ignore[dict-item]
+        finite.append(result.finite)
+        weights.append(objective.layer.weight.detach().numpy().copy())
+    assert (scale or 0) < 2.0**100 or accelerator.scaler.get_scale() < scale, "nothing has overflowed"
+    return weights, float(inner.state[objective.layer.weight]["step"]), finite
+
+
+def test_an_overflow_of_the_scaler_costs_neither_rows_nor_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows are run again with a smaller scale, and the step comes out as without one."""
+    plain, count, finite = steps_with(None, monkeypatch)
+    assert (count, finite) == (3, [True] * 3)
+    for scale in (2.0**10, 2.0**127):
+        with monkeypatch.context() as patch:
+            scaled, count, finite = steps_with(scale, patch)
+        assert (count, finite) == (3, [True] * 3)
+        for expected, found in zip(plain, scaled, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_what_no_scale_makes_finite_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scale in (None, 2.0**10):
+        with monkeypatch.context() as patch:
+            weights, count, finite = steps_with(scale, patch, spoiled=2)
+        assert (count, finite) == (2, [True, False, True])
+        assert (weights[1] == weights[0]).all()
+        assert (weights[2] != weights[1]).any()
