@@ -239,11 +239,11 @@ def until_error(batches: Iterator[Any]) -> tuple[list[Any], type, str]:
 def test_an_error_of_a_loader_process_is_the_users_error(workers: int) -> None:
     """The message unchanged, without a traceback of DataLoader in it; after the steps before it."""
     seen, kind, message = until_error(loaded_epoch(UNEVEN, workers, encoder=failing))
+    assert not children(), "freed with the error, not at some later garbage collection"
     assert kind is DataError
     assert message == 'train.jsonl:70 (row 71), column "en": is null'
     assert seen
     assert seen == [[loaded and loaded.ids for loaded in step] for step in loaded_epoch(UNEVEN, 0)][: len(seen)]
-    assert not children(), "freed with the error, not at some later garbage collection"
 
 
 def test_our_own_mistake_in_a_loader_process_keeps_its_traceback() -> None:
