@@ -35,7 +35,8 @@ def train(
 ) -> None:
     """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
     from launch.accelerate import start
-    from trainer.compose import Options, load_recipe, run_path
+    from trainer.compose import Options, run_path
+    from trainer.loading import load_recipe
 
     options = Options(run, fresh, tuple(allow_change or ()), debug, profile)
     resolved = load_recipe(recipe, overrides or ())  # all mistakes of the recipe before anything is started

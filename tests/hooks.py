@@ -185,3 +185,27 @@ def spoil_rows(of_rank: int) -> None:
         raise DataError(BadRow(rows[0].id, "is spoiled", "de").describe("train.jsonl"))
 
     Corpus._encode = encode  # type: ignore[method-assign]
+
+
+def save_deltas(path: Path) -> None:
+    """Each rank writes the δ of every micro-batch of adversarial training, {"step.lane": tensor}, at each step."""
+    from safetensors.torch import save_file
+
+    from trainer.engine.step import Stepper
+    from trainer.optim.adversarial import Perturbation
+
+    micro_batch, direction, found = Stepper._micro_batch, Perturbation.direction, {}
+    name = [""]
+
+    def wrapped(self: Stepper, batch: Any, noise: Any, scale: float, last: bool) -> Any:
+        name[0] = f"{noise[1]}.{noise[2]}"
+        loss = micro_batch(self, batch, noise, scale, last)
+        save_file(found, f"{path}.{rank()}.safetensors")
+        return loss
+
+    def noted(self: Perturbation) -> Any:
+        delta = direction(self)
+        found[name[0]] = delta.clone()
+        return delta
+
+    Stepper._micro_batch, Perturbation.direction = wrapped, noted  # type: ignore[method-assign]

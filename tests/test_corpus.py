@@ -267,7 +267,7 @@ def test_a_prepared_corpus_gives_its_rows_without_encoding_them_again(tmp_path: 
     (tmp_path / "raw").mkdir()
     write(tmp_path / "raw", pairs(200), 3)
     plain = recipe(tmp_path / "raw", validation=0.2)
-    prepare(plain, Translation.roles, lambda made: Translation(plain, made).encode, tmp_path / "ready")
+    prepare(plain, Translation.roles(plain.task), lambda made: Translation(plain, made).encode, tmp_path / "ready")
     ready = recipe(tmp_path / "ready", validation=0.2)
     made = prepared_tokenizer(ready)
     found = corpus(ready, made)

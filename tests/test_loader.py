@@ -37,10 +37,11 @@ from lane_world import (
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from trainer.data.lanes import Bookmark, LanePlan, LaneServer
-from trainer.data.loader import Loaded, load_epoch, owned_lanes
+from trainer.data.loader import Loaded, _unchanged, load_epoch, owned_lanes
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.errors import DataError
+from trainer.sections import OptimConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
 
@@ -140,10 +141,15 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
     settings_ = SimpleNamespace(
         fuse_lanes=1, epochs=2, max_steps=None, eval_every=10**9, save_every=10**9, log_every=10**9
     )
-    optim = SimpleNamespace(schedule="constant", warmup_steps=0, lr=1.0)
+    optim = OptimConfig(schedule="constant", lr=1.0)
     recipe = SimpleNamespace(data=data, loop=settings_, optim=optim, track=[], seed=1)
     task = SimpleNamespace(
-        recipe=recipe, collate=collate, tokens=count, inputs=("x",), targets=lambda batch: len(batch["x"])
+        recipe=recipe,
+        collate=collate,
+        tokens=count,
+        inputs=("x",),
+        noised=_unchanged,
+        targets=lambda batch: len(batch["x"]),
     )
 
     def rank() -> list[Any]:

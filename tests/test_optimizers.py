@@ -109,15 +109,29 @@ def test_five_steps_are_those_of_the_plain_optimizer(optim: OptimConfig, plain) 
 
 def test_set_rates_starts_from_the_base_rate_each_time() -> None:
     model = Tiny()
-    optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=0.5))
+    depths = {name: int(name.startswith("hidden")) for name, _ in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=0.5, layer_decay=0.9), depths)
+    assert [g["name"] for g in optimizer.param_groups] == ["no_decay.0", "decay.1", "no_decay.1"]
     for _ in range(2):
-        set_rates(optimizer, {"decay": 0.5, "no_decay": 0.0}.__getitem__)
-        assert [g["lr"] for g in optimizer.param_groups] == [0.25, 0.0]
+        set_rates(optimizer, {0: 0.0, 1: 0.5}.__getitem__)
+        assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.25, 0.25]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model(torch.tensor([1, 2])).square().sum().backward()
     optimizer.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"hidden.weight"}
+    assert moved == {"hidden.weight", "hidden.bias"}
+
+
+def test_a_head_has_a_rate_of_its_own() -> None:
+    model = Tiny()
+    depths = {name: 0 if name.startswith("norm") else 1 for name, _ in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=0.5, head_lr=2.0), depths)
+    assert {g["name"]: g["base_lr"] for g in optimizer.param_groups} == {
+        "no_decay.0": 2.0, "decay.1": 0.5, "no_decay.1": 0.5,
+    }  # fmt: skip
+    for wanted in ({"head_lr": 2.0}, {"layer_decay": 0.9}, {"unfreeze": 0.1}):
+        with pytest.raises(UsageError, match=f"optim.{next(iter(wanted))}: Tiny is not divided into trunk and head"):
+            build_optimizer(model, OptimConfig(**wanted))
 
 
 def test_unused_keys() -> None:

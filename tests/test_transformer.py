@@ -242,7 +242,7 @@ def test_activation_checkpointing_keeps_the_gradients_with_dropout(autocast):
     model = _model(dropout=0.3, attention_dropout=0.2).train()
     plain = _gradients(model, autocast)
     again = copy.deepcopy(model)
-    again.enable_activation_checkpointing()
+    again.checkpointing = True
     runs = []
     again.encoder[0].register_forward_pre_hook(lambda *_: runs.append(1))
     repeated = _gradients(again, autocast)

@@ -107,7 +107,7 @@ def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
 ) -> None:
     """The shipped recipes, one line each; with --schema the JSON Schema."""
-    from trainer.compose import SHIPPED, Recipe
+    from trainer.loading import SHIPPED, Recipe
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))

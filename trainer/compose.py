@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import math
 import os
@@ -15,19 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import CheckpointError, Preempted, RankError, RankzeroError, UsageError
-from trainer.models.configs import MODEL_CONFIGS
+from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.recipe import recipe_class
 from trainer.rundir import RunDir, Status, read_json, write_json
-from trainer.tasks.base import task_classes
+from trainer.tasks.base import roles_of
 
 if TYPE_CHECKING:
     from trainer.engine.runtime import Runtime
 
 log = logging.getLogger("rankzero")
-
-SHIPPED = Path(__file__).parent / "recipes"
-Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
 
 NOTE = "failed-rank.json"  # what a rank that fails alone leaves for rank zero
 
@@ -60,56 +55,6 @@ class Options:
     allow_change: Sequence[str] = ()
     debug: bool = False
     profile: bool = False
-
-
-def find_recipe(name: str) -> Path:
-    """A shipped recipe by name, others by path.
-
-    Raises:
-        UsageError: neither; names the nearest shipped one.
-    """
-    shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
-    if name in shipped:
-        return shipped[name]
-    if Path(name).suffix in (".yaml", ".yml") or "/" in name:
-        return Path(name)
-    near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(sorted(shipped))}"
-    raise UsageError(f"recipe {name!r} is not shipped; {hint} (others are given by path, ending in .yaml)")
-
-
-def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) -> BaseRecipe:
-    """A recipe by name, path or as an object, with overrides."""
-    if isinstance(recipe, BaseRecipe):
-        resolved = Recipe.parse(recipe.model_dump(mode="json"), overrides) if overrides else recipe
-    else:
-        resolved = Recipe.load(find_recipe(str(recipe)), overrides)
-    _check(resolved)
-    return resolved
-
-
-def _check(recipe: BaseRecipe) -> None:
-    """What the sections cannot see alone: names that only the task or the cleaning knows, what needs `validation`."""
-    from trainer.data.cleaning import cleaner
-
-    task, stopping, problems = task_classes()[recipe.task.kind], recipe.loop.early_stopping, []  # type: ignore[attr-defined]
-    try:
-        cleaner(recipe.data.cleaning)
-    except UsageError as error:
-        problems.append(str(error))
-    for role in recipe.data.columns.keys() - set(task.roles):
-        problems.append(f"data.columns.{role}: no role of task {task.kind}; its roles: {', '.join(task.roles)}")
-    if stopping.metric not in task.metrics:
-        known = ", ".join(sorted(task.metrics))
-        problems.append(f"loop.early_stopping.metric: {stopping.metric!r} is unknown; known: {known}")
-    if recipe.data.validation is None:
-        if stopping.patience is not None:
-            problems.append("loop.early_stopping.patience: needs data.validation, which is null")
-        if recipe.optim.schedule == "plateau":
-            problems.append("optim.schedule: plateau needs data.validation, which is null")
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)))
 
 
 def run_path(recipe: BaseRecipe, options: Options) -> Path:
@@ -321,7 +266,6 @@ def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, o
 
     resolved = load_recipe(recipe, overrides)
     folder = Path(out) if out else Path("prepared") / resolved.name
-    roles = task_classes()[resolved.task.kind].roles  # type: ignore[attr-defined]
-    about = write_corpus(resolved, roles, lambda tokenizer: make_task(resolved, tokenizer).encode, folder)
+    about = write_corpus(resolved, roles_of(resolved), lambda tokenizer: make_task(resolved, tokenizer).encode, folder)
     counts = ", ".join(f"{split} {facts['rows']:,} rows" for split, facts in about["splits"].items())
     return f"prepared {counts} in {folder}; use it with data.root={folder}"

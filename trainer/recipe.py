@@ -41,7 +41,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     task: Section
     data: DataConfig
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     model: Section
     optim: OptimConfig = Field(default_factory=OptimConfig)
     loop: LoopConfig
@@ -49,6 +49,14 @@ class Recipe(Section):
     export: ExportConfig = Field(default_factory=ExportConfig)
     track: list[Literal["tensorboard", "ledger"]] = Field(default_factory=list)
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Where the tokenizer comes from, if it is not trained: as the recipe says, else that of the model's weights."""
+        if self.tokenizer.train is not None or self.tokenizer.pretrained is not None:
+            return self.tokenizer.pretrained
+        begun = getattr(self.model, "init_from", None)
+        return f"{begun}/tokenizer" if begun else getattr(self.model, "name", None)
 
     @classmethod
     def load(cls: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
@@ -197,6 +205,13 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
         return key, f"unknown key; {hint}"
     if problem["type"] == "missing":
         return key, "required and not given"
+    if problem["type"].startswith("union_tag"):
+        kinds = [str(_kind(found)) for found in _models(cls.model_fields[keys[0]].annotation)]
+        given = problem["ctx"].get("tag")
+        near = difflib.get_close_matches(str(given), kinds, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        wrong = "required and not given" if given is None else f"{given!r} is unknown{hint}"
+        return f"{key}.kind", f"{wrong}; allowed: {', '.join(kinds)}"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
     return key, message + (f" (got {value!r})" if not isinstance(value, dict | BaseModel) else "")

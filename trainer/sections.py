@@ -62,15 +62,15 @@ class TokenizerTraining(Section):
 
 
 class TokenizerConfig(Section):
-    """Either `train:` or `pretrained:`."""
+    """Either `train:` or `pretrained:`; neither for the tokenizer of the model that the run begins with."""
 
     train: TokenizerTraining | None = None
     pretrained: str | None = Field(None, description="folder, Hub id, or pkg://package/folder")
 
     @model_validator(mode="after")
     def _one_of(self) -> TokenizerConfig:
-        if (self.train is None) == (self.pretrained is None):
-            raise ValueError("give exactly one of `train` and `pretrained`")
+        if self.train is not None and self.pretrained is not None:
+            raise ValueError("give one of `train` and `pretrained`, not both")
         return self
 
 
@@ -88,6 +88,14 @@ class AveragingConfig(Section):
     kind: Literal["none", "last", "ema"] = "none"
     last: Annotated[int, Field(ge=2)] = Field(5, description="grid checkpoints averaged (kind: last)")
     decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="per step (kind: ema)")
+
+
+class AdversarialConfig(Section):
+    """A second, perturbed forward of each micro-batch (`trainer.optim.adversarial`)."""
+
+    kind: Literal["none", "fgm", "noise"] = Field("none", description="fgm: along the gradient; noise: random")
+    epsilon: Annotated[float, Field(gt=0)] = Field(1.0, description="norm of a row's perturbation of its embeddings")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of the perturbed loss beside the clean one")
 
 
 class OptimConfig(Section):
@@ -108,6 +116,13 @@ class OptimConfig(Section):
     label_smoothing: Fraction = 0.0
     cut_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="rising share (slanted_triangular)")
     ratio: Annotated[float, Field(gt=1)] = Field(32.0, description="peak over lowest rate (slanted_triangular)")
+    head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="rate of a new head; null = lr")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the rate, layer by layer down")
+    unfreeze: Fraction = Field(
+        0.0, description="share of the training after which the next layer down begins to move; 0 = all from the start"
+    )
+    freeze_trunk: bool = Field(False, description="only the head is trained, the trunk stays in eval mode")
+    adversarial: AdversarialConfig = Field(default_factory=AdversarialConfig)
     plateau: PlateauConfig = Field(default_factory=PlateauConfig)
     averaging: AveragingConfig = Field(default_factory=AveragingConfig)
 

@@ -11,7 +11,7 @@ import difflib
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -137,12 +137,13 @@ class BadRow:
         return f"{shard_name}:{self.id[1]} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
 
 
-def clean_row(row: Row, roles: Sequence[str], columns: Mapping[str, str], clean: Cleaner) -> dict[str, str] | BadRow:
+def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean: Cleaner) -> dict[str, str] | BadRow:
     """The cleaned texts of a row by role, or what is wrong with it.
 
     Args:
         row: as read.
-        roles: those that the task needs; "label" may hold a whole number or a truth value too, and is not cleaned.
+        roles: those that the task needs, as a mapping with the values that each may have; "label" may hold a whole
+            number or a truth value too, and is not cleaned.
         columns: role -> column, for the roles whose column has another name (`data.columns`).
         clean: from `cleaner`.
     """
@@ -168,6 +169,10 @@ def clean_row(row: Row, roles: Sequence[str], columns: Mapping[str, str], clean:
         text = value.strip() if role == "label" else clean(value)
         if not text or text.isspace():
             return BadRow(row.id, "is empty" if not value else "is empty after cleaning", column)
+        allowed = roles.get(role) if isinstance(roles, Mapping) else None
+        if allowed is not None and text not in allowed:
+            known = ", ".join(map(repr, sorted(allowed)))
+            return BadRow(row.id, f"holds {text[:60]!r}, which is not in task.labels", column, f"; known: {known}")
         texts[role] = text
     return texts
 

@@ -56,13 +56,14 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
     def __init__(
         self,
         server: LaneServer,
-        collate: Callable[[list[Example]], Batch],
+        collate: Callable[[Sequence[Example]], Batch],
+        noised: Callable[..., Sequence[Example]],
         count: Callable[[Example], int],
         groups: Sequence[Sequence[int]],
         marks: dict[int, Bookmark],
         inputs: Sequence[str],
     ) -> None:
-        self._server, self._collate, self._count = server, collate, count
+        self._server, self._collate, self._noised, self._count = server, collate, noised, count
         self._groups, self._marks, self._inputs = groups, marks, inputs
 
     def __iter__(self) -> Iterator[Any]:
@@ -91,7 +92,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             yield step, found
 
     def _load(self, parts: list[MicroBatch]) -> Loaded:
-        examples = [example for part in parts for example in part.examples]
+        examples = [example for part in parts for example in self._noised(part.examples, *_key_of(part))]
         inputs = self._collate(examples)
         return Loaded(
             {part.lane: part.bookmark for part in parts},
@@ -103,26 +104,38 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
         )
 
 
+def _unchanged(examples: Sequence[Example], *key: object) -> Sequence[Example]:
+    return examples
+
+
+def _key_of(part: MicroBatch) -> tuple[int, ...]:
+    """What a micro-batch has for itself: epoch, lane, and the bookmark that follows it."""
+    mark = part.bookmark
+    return mark.epoch, part.lane, mark.start, mark.first_step, mark.served
+
+
 def load_epoch(
     server: LaneServer,
-    collate: Callable[[list[Example]], Batch],
+    collate: Callable[[Sequence[Example]], Batch],
     count: Callable[[Example], int],
     groups: Sequence[Sequence[int]],
     marks: dict[int, Bookmark],
     *,
     inputs: Sequence[str],
+    noised: Callable[..., Sequence[Example]] = _unchanged,
     workers: int,
     prefetch: int,
     pin_memory: bool,
 ) -> Iterator[list[Loaded | None]]:
     """For each step of the rest of the epoch, what each group of lanes has; None where its lanes are done.
 
-    Ends when all groups are done; the caller goes on with fillers until all ranks are. `inputs` names the token tensors
-    of a batch, for counting padding.
+    Ends when all groups are done; the caller goes on with fillers until all ranks are. `noised(examples, *key)` makes
+    what is drawn at random for a micro-batch, by its key. `inputs` names the token tensors of a batch, for counting
+    padding.
     """
     workers = min(workers, len(groups))
     loader = DataLoader(
-        _Steps(server, collate, count, groups, marks, inputs),
+        _Steps(server, collate, noised, count, groups, marks, inputs),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -38,7 +38,7 @@ Encode = Callable[[list[Texts]], list[dict[str, list[int]]]]
 
 
 def prepare(
-    recipe: Recipe, roles: Sequence[str], encoder: Callable[[PreTrainedTokenizerFast], Encode], out: Path
+    recipe: Recipe, roles: Iterable[str], encoder: Callable[[PreTrainedTokenizerFast], Encode], out: Path
 ) -> dict[str, Any]:
     """Writes the prepared corpus of a recipe into the folder `out`.
 
@@ -110,7 +110,8 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
     """What the rows and their token ids depend on."""
     values = recipe.model_dump(mode="json")
     data = {name: values["data"][name] for name in PREPARED_KEYS}
-    return {"task": values["task"], "tokenizer": values["tokenizer"], "data": data}
+    tokenizer = values["tokenizer"] | {"pretrained": recipe.tokenizer_name}
+    return {"task": values["task"], "tokenizer": tokenizer, "data": data}
 
 
 def _finished(out: Path, about: dict[str, Any]) -> bool:
@@ -122,10 +123,10 @@ def _finished(out: Path, about: dict[str, Any]) -> bool:
     raise UsageError(f"{out} holds something else already: remove it or name another folder")
 
 
-def _tokenizer(recipe: Recipe, roles: Sequence[str], train: Source, rows: int) -> PreTrainedTokenizerFast:
+def _tokenizer(recipe: Recipe, roles: Iterable[str], train: Source, rows: int) -> PreTrainedTokenizerFast:
     settings = recipe.tokenizer.train
     if settings is None:
-        return load_tokenizer(str(recipe.tokenizer.pretrained))
+        return load_tokenizer(str(recipe.tokenizer_name))
     texts = TrainingTexts(train, recipe.data, roles, settings.sample_rows, rows)
     return train_tokenizer(texts, settings, recipe.data.max_length)
 
@@ -134,7 +135,7 @@ def _write_split(
     folder: Path,
     temporary: Path,
     recipe: Recipe,
-    roles: Sequence[str],
+    roles: Iterable[str],
     source: Source,
     split: Split,
     found: Survey,
@@ -156,7 +157,7 @@ def _write_split(
     return names
 
 
-def _rows(source: Source, recipe: Recipe, roles: Sequence[str], split: Split) -> Iterator[Texts]:
+def _rows(source: Source, recipe: Recipe, roles: Iterable[str], split: Split) -> Iterator[Texts]:
     """The usable rows of a split in order, with their id. (The survey has counted and judged the bad ones.)"""
     data, clean = recipe.data, cleaner(recipe.data.cleaning)
     share = data.validation if isinstance(data.validation, float) and split != "test" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class Survey:
         }
 
 
-def survey(source: Source, data: DataConfig, roles: Sequence[str], split: Split = "train") -> Survey:
+def survey(source: Source, data: DataConfig, roles: Iterable[str], split: Split = "train") -> Survey:
     """Reads a whole split once, as a stream.
 
     Args:

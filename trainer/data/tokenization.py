@@ -8,13 +8,11 @@ Training is deterministic: the same rows give a byte-identical tokenizer.json.
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +25,7 @@ from trainer.data.keyed import uniform
 from trainer.data.sources import Source, held_out
 from trainer.data.words import SPACE, Words, splits_at_spaces
 from trainer.errors import DataError, UsageError
+from trainer.locations import FORMS, locate
 from trainer.sections import DataConfig, TokenizerTraining
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 UNKNOWN = "[UNK]"
-PACKAGE = "pkg://"
 # In this order from id 0 on. WordPiece has BERT's own; a decoder begins with [CLS] and ends with [SEP] there.
 SPECIAL_TOKENS = {
     "bpe": {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"},
@@ -67,7 +65,7 @@ class TrainingTexts:
 
     source: Source
     data: DataConfig
-    roles: Sequence[str]
+    roles: Iterable[str]
     limit: int
     rows: int | None = None
 
@@ -122,16 +120,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    folder, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
-    if name.startswith(PACKAGE):
-        folder, revision = str(package_folder(name)), ""
+    folder, revision = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision or "main", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}. Give a folder with tokenizer.json, "
-            f"{PACKAGE}package/folder, or a Hub id that this machine can reach"
-        ) from error
+        raise UsageError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}. Give {FORMS}") from error
     if not tokenizer.is_fast:
         raise UsageError(f"tokenizer {name!r} has no tokenizer.json: only tokenizers of the `tokenizers` library serve")
     tokenizer.backend_tokenizer.no_truncation()
@@ -139,20 +132,41 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def package_folder(name: str) -> Path:
-    """The folder behind `pkg://package/folder`.
+@dataclass(frozen=True)
+class Layout:
+    """Where a tokenizer puts its special tokens, learnt from a probe: the ids can then be cut before they are joined.
 
-    Raises:
-        UsageError: the package is not installed or has no such folder.
+    Attributes:
+        parts: in their order (token id, -1, type id) for a special token, (-1, side, type id) for the first (0) or
+            second (1) text.
     """
-    package, _, folder = name.removeprefix(PACKAGE).partition("/")
-    try:
-        found = Path(str(importlib.resources.files(package))) / folder
-    except (ImportError, ValueError):
-        raise UsageError(f"{name!r}: the package {package!r} is not installed") from None
-    if not found.is_dir():
-        raise UsageError(f"{name!r}: the package {package!r} has no folder {folder!r}")
-    return found
+
+    parts: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, pair: bool) -> Layout:
+        found = tokenizer.backend_tokenizer.encode("a", "a" if pair else None, add_special_tokens=True)
+        parts: list[tuple[int, int, int]] = []
+        for token, side, kind in zip(found.ids, found.sequence_ids, found.type_ids, strict=True):
+            part = (token, -1, kind) if side is None else (-1, side, kind)
+            if part not in parts or side is None:
+                parts.append(part)
+        return cls(tuple(parts))
+
+    @property
+    def special(self) -> int:
+        """Special tokens of a row."""
+        return sum(side < 0 for _, side, _ in self.parts)
+
+    def join(self, sides: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+        """Token ids of one text or two -> ids with special tokens, and type ids."""
+        ids: list[int] = []
+        types: list[int] = []
+        for token, side, kind in self.parts:
+            piece = [token] if side < 0 else sides[side]
+            ids += piece
+            types += [kind] * len(piece)
+        return ids, types
 
 
 _WORDS: WeakKeyDictionary[Any, Words | None] = WeakKeyDictionary()

@@ -29,7 +29,7 @@ class Corpus:
     """Cleaned and encoded rows of all splits."""
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
-        self.recipe, self.task = recipe, task
+        self.recipe, self.task, self.roles = recipe, task, task.roles(recipe.task)
         self._clean = cleaner(recipe.data.cleaning)
         self._train = open_split(recipe.data, "train")
 
@@ -93,7 +93,7 @@ class Corpus:
                 yield source.name_of(row.id), texts
 
     def cleaned(self, row: Row) -> Texts | BadRow:
-        return clean_row(row, self.task.roles, self.recipe.data.columns, self._clean)
+        return clean_row(row, self.roles, self.recipe.data.columns, self._clean)
 
     def _windows(self, split: str) -> Iterator[list[tuple[str, Texts]]]:
         window: list[tuple[str, Texts]] = []
@@ -131,7 +131,7 @@ class Corpus:
         return [(example, self.task.length(example)) if example is not None else None for example in made]
 
     def _label(self, row: Row) -> str | None:
-        if "label" not in self.task.roles:
+        if "label" not in self.roles:
             return None
         column = "label" if row.example is not None else self.recipe.data.columns.get("label", "label")
         value = row.values.get(column)

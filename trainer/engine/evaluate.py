@@ -17,31 +17,31 @@ from trainer.errors import DataError
 from trainer.evaluation.predictions import in_corpus_order
 from trainer.tasks.base import Record, Task
 
-CHEAP_METRICS = ("loss", "perplexity")  # known without predicting
-
 
 def evaluate(
-    runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, *, predict: bool
+    runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, *, predict: bool, resamples: int = 0
 ) -> tuple[dict[str, Any], list[Record]]:
     """Scores of a split on all ranks, and the records behind them on rank zero (elsewhere none). All ranks enter.
 
-    With `predict=False` only what needs no prediction: loss, perplexity, rows.
+    With `predict=False` only what needs no prediction: loss, perplexity, rows. `resamples` of the rows are drawn for
+    the intervals; 0 = none.
 
     Raises:
         DataError: the split has no row.
         Preempted: a rank was told to stop; nothing of the evaluation is kept.
     """
-    was_training = model.training
+    was_training = [module for module in model.modules() if module.training]  # a frozen trunk is not
     model.eval()
     try:
         records = _records(runtime, task, model, corpus, split, predict)
     finally:
-        model.train(was_training)
+        for module in was_training:
+            module.training = True
 
     def score() -> dict[str, Any]:
         if not records:
             raise DataError(f"data.{split} has no row to evaluate")
-        return task.score(records) if predict else cheap_scores(records)
+        return task.score(records, resamples) if predict else cheap_scores(records)
 
     return runtime.on_main(score), records
 
@@ -64,10 +64,9 @@ def evaluate_batch(
     runtime: Runtime, task: Task, model: nn.Module, batch: EvalBatch, predict: bool = True
 ) -> list[Record]:
     """Records of one batch."""
-    inputs = {name: tensor.to(runtime.device) for name, tensor in task.collate(batch.examples).items()}
+    inputs = {name: tensor.to(runtime.device) for name, tensor in task.collate(task.noised(batch.examples)).items()}
     with runtime.accelerator.autocast():
-        losses, counts = task.row_losses(model, inputs)
-        predictions = task.predict(model, inputs) if predict else [{} for _ in batch.ids]
+        losses, counts, predictions = task.assess(model, inputs, predict=predict)
     return [
         {
             "id": row_id,

@@ -17,7 +17,7 @@ from trainer.data.lanes import Bookmark, LaneServer
 from trainer.data.loader import Loaded, load_epoch, owned_lanes
 from trainer.engine import checkpoint
 from trainer.engine.corpus import Corpus
-from trainer.engine.evaluate import CHEAP_METRICS, evaluate
+from trainer.engine.evaluate import evaluate
 from trainer.engine.progress import Best, Progress
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
@@ -120,6 +120,7 @@ class Loop:
             self._groups,
             self.progress.marks,
             inputs=self.task.inputs,
+            noised=self.task.noised,
             workers=data.workers,
             prefetch=data.prefetch,
             pin_memory=self.runtime.device.type == "cuda",
@@ -133,8 +134,8 @@ class Loop:
         optim = self.task.recipe.optim
         factor = progress.plateau["current"] if progress.plateau else 1.0
 
-        def multiplier(group: str) -> float:
-            return lr_multiplier(optim, number, share, group=group, plateau_factor=factor)
+        def multiplier(depth: int) -> float:
+            return lr_multiplier(optim, number, share, depth=depth, plateau_factor=factor)
 
         result = self.stepper(batches, number, totals, multiplier)
         if result.finite:
@@ -148,7 +149,9 @@ class Loop:
         self._loss_sum += result.loss_sum if result.finite else 0.0
         self._targets += totals.targets if result.finite else 0
         self._keep_ledger(number, batches)
-        self.reporter.step(progress, self._share(), totals, optim.lr * multiplier("decay"), result.grad_norm)
+        self.reporter.step(
+            progress, self._share(), totals, (optim.head_lr or optim.lr) * multiplier(0), result.grad_norm
+        )
         if number % self._loop.log_every == 0:
             self._log()
 
@@ -213,7 +216,7 @@ class Loop:
                 self.model,
                 self.corpus,
                 "validation",
-                predict=stopping.metric not in CHEAP_METRICS,
+                predict=stopping.metric not in self.task.cheap_metrics,
             )
         value, lower = scores[stopping.metric], self.task.metrics[stopping.metric] == "min"
         worst = math.inf if lower else -math.inf

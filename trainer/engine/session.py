@@ -20,15 +20,16 @@ from trainer.data.cleaning import cleaner
 from trainer.data.keyed import key
 from trainer.engine import checkpoint, setup
 from trainer.engine.corpus import Corpus
-from trainer.engine.evaluate import CHEAP_METRICS, evaluate
+from trainer.engine.evaluate import evaluate
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState, copy_weights
-from trainer.engine.step import Objective, Stepper
+from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.errors import CheckpointError, UsageError
 from trainer.evaluation.predictions import write_predictions
+from trainer.models.classifiers import checkpoint_activations, depths, freeze_trunk
 from trainer.optim.averaging import average_files
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
@@ -56,16 +57,20 @@ class Session:
     ) -> None:
         self.recipe, self.run, self.runtime, self.status = recipe, run, runtime, status
         self._debug, self._profile = debug, profile
-        self.task = make_task(recipe, setup.read_tokenizer(run))
+        self.task = make_task(recipe, setup.read_tokenizer(run), data)
         self.corpus = Corpus(recipe, self.task)
         self.model = build_model(self.task, runtime.device)
         if recipe.loop.activation_checkpointing:
-            self.model.enable_activation_checkpointing()  # type: ignore[operator]
+            checkpoint_activations(self.model)
+        frozen = freeze_trunk(self.model) if recipe.optim.freeze_trunk else None
         if recipe.loop.compile:
             self.model.compile(dynamic=True)
         self.reporter = Reporter(run, status, runtime.main, recipe.track)
-        optimizer = build_optimizer(self.model, recipe.optim)
-        objective, prepared = runtime.accelerator.prepare(Objective(self.task, self.model), optimizer)
+        freeze_unused(Objective(self.task, self.model, frozen))
+        bare = Objective(self.task, self.model, frozen)
+        self._unused = freeze_unused(bare)
+        optimizer = build_optimizer(self.model, recipe.optim, depths(self.model))
+        objective, prepared = runtime.accelerator.prepare(bare, optimizer)
         self.state = TrainingState(recipe, self.model, optimizer, runtime.accelerator.scaler)
         self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation)
         self.progress = self._resume()
@@ -115,7 +120,10 @@ class Session:
         if self._done(stage, file, settings=settings):
             return dict(read_json(file) or {})
         self.reporter.say(f"evaluating {split} …")
-        scores, records = evaluate(self.runtime, self.task, self.model, self.corpus, split, predict=True)
+        resamples = self.recipe.evaluation.bootstrap
+        scores, records = evaluate(
+            self.runtime, self.task, self.model, self.corpus, split, predict=True, resamples=resamples
+        )
 
         def write() -> None:
             write_evaluation(self.run, split, scores, records)
@@ -171,9 +179,8 @@ class Session:
             return average, averaged
         metric = self.recipe.loop.early_stopping.metric
         copy_weights(self.model, average, "the average")
-        scores, _ = evaluate(
-            self.runtime, self.task, self.model, self.corpus, "validation", predict=metric not in CHEAP_METRICS
-        )
+        predict = metric not in self.task.cheap_metrics
+        scores, _ = evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)
         value = scores[metric]
         self.reporter.say(f"average of the last {len(grid)} grid checkpoints: validation {metric} {value:.4f}")
         gain = (self.progress.best.value - value) * (1 if self.task.metrics[metric] == "min" else -1)
@@ -192,7 +199,7 @@ class Session:
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
         checkpoint.write_tensors(making / "model.safetensors", weights)
-        write_json(making / "config.json", self.task.model_config())
+        write_json(making / "config.json", self.task.model_config(self.model))
         self.task.tokenizer.save_pretrained(making)
         shutil.rmtree(self.run.model, ignore_errors=True)
         making.rename(self.run.model)
@@ -217,6 +224,8 @@ class Session:
             return
         for name in unused_keys(self.recipe.optim):
             log.warning("optim.%s is not used by the chosen optimizer or schedule", name)
+        if self._unused:
+            log.warning("the loss does not depend on %s: left as they are", ", ".join(self._unused))
         lanes, world = self.recipe.data.lanes, self.runtime.world
         if lanes % world:
             better = [n for n in range(1, lanes + 1) if lanes % n == 0]
@@ -232,10 +241,10 @@ class Session:
         )
 
 
-def build_model(task: Task, device: torch.device) -> nn.Module:
-    """The untrained model: the same weights on every rank and at every start."""
+def build_model(task: Task, device: torch.device, trained: Path | None = None) -> nn.Module:
+    """The untrained model: the same weights on every rank and at every start; or a trained one's, from its folder."""
     torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
-    return task.build_model().to(device)
+    return task.build_model(trained).to(device)
 
 
 def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:
@@ -269,14 +278,15 @@ class Finished:
         if not weights.exists():
             raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
         task = make_task(recipe, setup.read_tokenizer(run))
-        model = build_model(task, torch.device("cpu"))
+        model = build_model(task, torch.device("cpu"), run.model)
         copy_weights(model, load_file(weights), str(weights))
         return cls(run, recipe, task, model.eval())
 
     def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
         model = self.model.to(runtime.device)
         corpus = Corpus(self.recipe, self.task)
-        scores, records = evaluate(runtime, self.task, model, corpus, split, predict=True)
+        resamples = self.recipe.evaluation.bootstrap
+        scores, records = evaluate(runtime, self.task, model, corpus, split, predict=True, resamples=resamples)
         runtime.on_main(lambda: write_evaluation(self.run, split, scores, records))
         return scores
 
@@ -287,13 +297,13 @@ class Finished:
         model, clean = self.model.to(device), cleaner(self.recipe.data.cleaning)
         source = iter(texts)
         while window := list(islice(source, PREDICT_WINDOW)):
-            examples = self.task.encode([{self.task.roles[0]: clean(text)} for text in window])
+            examples = self.task.encode([{k: clean(t) for k, t in self.task.row_of(text).items()} for text in window])
             found: dict[int, Record] = {}
             for batch in self._batches([self.task.length(e) for e in examples]):
                 inputs = self.task.collate([examples[i] for i in batch])
                 made = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
                 found |= dict(zip(batch, made, strict=True))
-            yield from ({"text": text, **found[i]} for i, text in enumerate(window))
+            yield from ({"text": text, **self.task.answer(found[i])} for i, text in enumerate(window))
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         batch: list[int] = []

@@ -27,7 +27,7 @@ from trainer.engine.runtime import Runtime
 from trainer.errors import DataError, UsageError
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir, read_json, write_atomically, write_json
-from trainer.tasks.base import task_classes
+from trainer.tasks.base import roles_of
 
 log = logging.getLogger("rankzero")
 
@@ -67,7 +67,7 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         DataError: a missing, empty or bad split, more lanes than rows, or other content than at the first start.
     """
     earlier = (read_json(run.manifest) or {}).get("data", {})
-    roles = task_classes()[recipe.task.kind].roles  # type: ignore[attr-defined]
+    roles = roles_of(recipe)
     found: dict[str, Any] = {}
     for split in ("train", "validation", "test"):
         source = open_split(recipe.data, split)
@@ -92,15 +92,14 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     if (run.tokenizer / "tokenizer.json").exists():
         return
     tokenizer = prepared_tokenizer(recipe)
-    if tokenizer is None and recipe.tokenizer.pretrained is not None:
-        tokenizer = load_tokenizer(recipe.tokenizer.pretrained)
+    if tokenizer is None and recipe.tokenizer_name is not None:
+        tokenizer = load_tokenizer(recipe.tokenizer_name)
     if tokenizer is None:
         source, settings = open_split(recipe.data, "train"), recipe.tokenizer.train
         assert source is not None
         assert settings is not None
-        roles = task_classes()[recipe.task.kind].roles  # type: ignore[attr-defined]
         log.info("training the tokenizer …")
-        texts = TrainingTexts(source, recipe.data, roles, settings.sample_rows, rows)
+        texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows)
         tokenizer = train_tokenizer(texts, settings, recipe.data.max_length)
     making = run.path / f".tokenizer-{os.getpid()}"
     tokenizer.save_pretrained(making)

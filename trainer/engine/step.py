@@ -15,13 +15,14 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
 from trainer.engine.runtime import Runtime, seed_for
+from trainer.optim.adversarial import Perturbation
 from trainer.optim.optimizers import set_rates
 from trainer.tasks.base import Batch, Task
 
@@ -68,13 +69,36 @@ class Objective(nn.Module):
     Wrapping the bare model instead would make Accelerate copy all logits to fp32.
     """
 
-    def __init__(self, task: Task, model: nn.Module) -> None:
+    def __init__(self, task: Task, model: nn.Module, frozen: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model
-        self._task = task
+        self.task = task
+        self._frozen = [frozen] if frozen is not None else []  # in a list: it is a part of the model already
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen trunk stays in eval mode: dropout in it would be noise that nothing learns from."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, **batch: Tensor) -> Tensor:
-        return self._task.loss(self.model, batch)
+        return self.task.loss(self.model, batch)
+
+
+def freeze_unused(objective: Objective) -> list[str]:
+    """Takes parameters out of training that the loss does not depend on (heads that a pretrained model does not need).
+
+    DDP would wait for their gradients, and weight decay would wear them down. Returns their names.
+    """
+    task, device = objective.task, next(objective.parameters()).device
+    objective.train()
+    objective(**{name: tensor.to(device) for name, tensor in task.filler().items()}).backward()
+    unused = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad and p.grad is None]
+    objective.zero_grad()
+    for _, p in unused:
+        p.requires_grad_(False)
+    return [name for name, _ in unused]
 
 
 class Stepper:
@@ -85,6 +109,10 @@ class Stepper:
         self.accumulation = accumulation  # micro-batches per rank, the same on all; short ranks add fillers
         self._filler = self._to_device(task.filler())
         optim = task.recipe.optim
+        self._perturbation = None
+        if optim.adversarial.kind != "none":
+            model: Any = _inner(objective).model
+            self._perturbation = Perturbation(model.get_input_embeddings(), optim.adversarial)
         self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
 
     def warm_up(self) -> None:
@@ -108,22 +136,37 @@ class Stepper:
         for number, loaded in enumerate(padded):
             last = number == self.accumulation - 1
             accelerator.gradient_state._set_sync_gradients(last)
-            lane = min(loaded.lanes) if loaded else -1
-            seed_for(self.task.recipe.seed, step, lane)
+            noise = (self.task.recipe.seed, step, min(loaded.lanes) if loaded else -1)
             batch = self._to_device(loaded.inputs) if loaded else self._filler
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.objective):
-                loss = self.objective(**batch)
-                accelerator.backward(loss * scale)
+            loss = self._micro_batch(batch, noise, scale, last)
             if loaded is not None:
-                loss_sum += loss.detach()
+                loss_sum += loss
         return loss_sum
+
+    def _micro_batch(self, batch: Batch, noise: tuple[int, int, int], scale: float, last: bool) -> Tensor:
+        """Forward and backward of one micro-batch, and of its perturbed twin; gradients are reduced after the last."""
+        twin = self._perturbation
+        with twin.clean() if twin else contextlib.nullcontext():
+            loss = self._backward(batch, noise, scale, reduce=last and twin is None)
+        if twin is not None:
+            with twin.moved_by(twin.direction()):
+                self._backward(batch, noise, scale * twin.settings.weight, reduce=last)
+        return loss
+
+    def _backward(self, batch: Batch, noise: tuple[int, int, int], scale: float, *, reduce: bool) -> Tensor:
+        accelerator = self.runtime.accelerator
+        seed_for(*noise)
+        with contextlib.nullcontext() if reduce else accelerator.no_sync(self.objective):
+            loss = self.objective(**batch)
+            accelerator.backward(loss * scale)
+        return loss.detach()
 
     def __call__(
         self,
         batches: Sequence[Loaded | None],
         step: int,
         totals: Totals,
-        multiplier: Callable[[str], float],
+        multiplier: Callable[[int], float],
     ) -> StepResult:
         """Gradient, clipping and update. A non-finite gradient updates nothing: the caller decides what it means.
 

@@ -90,10 +90,12 @@ class CorpusMetric(LocalMetric):
         # mean of the resamples, not its ends. The tests hold them against corpus_score.
         rows = scorer._extract_corpus_statistics(predictions, [references])
         total = scorer._aggregate_and_compute(rows)
-        interval = bootstrap_interval(
-            rows, lambda sums: float(scorer._compute_score_from_stats(sums).score), resamples, seed
-        )
-        return {self.key: float(total.score), f"{self.key}_ci95": interval, **self._details(scorer, total)}
+        scores: dict[str, Score] = {self.key: float(total.score), **self._details(scorer, total)}
+        if resamples:
+            scores[f"{self.key}_ci95"] = bootstrap_interval(
+                rows, lambda sums: float(scorer._compute_score_from_stats(sums).score), resamples, seed
+            )
+        return scores
 
     def _details(self, scorer: Any, total: Any) -> dict[str, Score]:
         """What the metric says besides its score."""
@@ -140,9 +142,13 @@ class Perplexity(LocalMetric):
         self, *, losses: list[float], tokens: list[int], resamples: int = RESAMPLES, seed: int = SEED
     ) -> dict[str, Score]:
         loss = math.fsum(losses) / sum(tokens)
-        table = np.array([losses, tokens], dtype=np.float64).T  # [rows, 2]
-        interval = bootstrap_interval(table, lambda sums: _perplexity(sums[0] / sums[1]), resamples, seed)
-        return {"loss": loss, "perplexity": _perplexity(loss), "perplexity_ci95": interval}
+        scores: dict[str, Score] = {"loss": loss, "perplexity": _perplexity(loss)}
+        if resamples:
+            table = np.array([losses, tokens], dtype=np.float64).T  # [rows, 2]
+            scores["perplexity_ci95"] = bootstrap_interval(
+                table, lambda sums: _perplexity(sums[0] / sums[1]), resamples, seed
+            )
+        return scores
 
 
 def _perplexity(loss: float) -> float:
@@ -155,7 +161,7 @@ def score_translation(records: Iterable[Mapping[str, Any]], *, resamples: int = 
 
     Args:
         records: with `id`, `target`, `prediction`, `loss` (summed over the row's target tokens) and `tokens`.
-        resamples: behind each interval.
+        resamples: behind each interval; 0 = no intervals.
 
     Returns:
         bleu, chrf, ter (percent), loss (mean token cross-entropy, nats), perplexity; an interval [low, high] as

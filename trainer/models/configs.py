@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from trainer.sections import Fraction, Positive, Section
 
+Pooling = Literal["cls", "mean", "max"]
 
-class TransformerConfig(Section):
-    """Encoder-decoder Transformer trained from scratch (Vaswani et al. 2017), in transformer.py."""
 
-    kind: Literal["transformer"] = "transformer"
+class LayersConfig(Section):
+    """What the architectures of this project share."""
+
     d_model: Positive = 256
-    encoder_layers: Positive = 3
-    decoder_layers: Positive = 3
     heads: Positive = 4
     feed_forward: Positive = Field(512, description="width of the feed-forward layers")
     dropout: Fraction = Field(0.1, description="on embeddings and on the output of every sublayer, as in the paper")
     attention_dropout: Fraction = Field(0.0, description="on attention weights")
     activation: Literal["relu", "gelu"] = Field("gelu", description="smooth; relu, as in the paper, has a kink at 0")
     norm: Literal["pre", "post"] = "pre"
-    tied_embeddings: bool = Field(True, description="source and target embedding and output projection are one matrix")
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> TransformerConfig:
+    def _heads_divide(self) -> Self:
         if self.d_model % self.heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
         if self.d_model % 2:
@@ -34,4 +32,36 @@ class TransformerConfig(Section):
         return self
 
 
-MODEL_CONFIGS: list[type[Section]] = [TransformerConfig]
+class TransformerConfig(LayersConfig):
+    """Encoder-decoder Transformer trained from scratch (Vaswani et al. 2017), in transformer.py."""
+
+    kind: Literal["transformer"] = "transformer"
+    encoder_layers: Positive = 3
+    decoder_layers: Positive = 3
+    tied_embeddings: bool = Field(True, description="source and target embedding and output projection are one matrix")
+
+
+class EncoderConfig(LayersConfig):
+    """BERT-style encoder trained from scratch (Devlin et al. 2019), in encoder.py."""
+
+    kind: Literal["encoder"] = "encoder"
+    layers: Positive = 4
+    feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
+    pooling: Pooling = Field(
+        "mean", description="what the classifier sees: the first token, or the mean or maximum of all"
+    )
+    init_from: str | None = Field(None, description="run directory whose encoder (and tokenizer) this one begins with")
+
+
+class PretrainedConfig(Section):
+    """Any model of the transformers library, in pretrained.py."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str = Field(description="Hub id (id@revision), folder, or pkg://package/folder")
+    pooling: Pooling | Literal["auto"] = Field("auto", description="auto: the architecture's own head")
+    dropout: Fraction | None = Field(None, description="of every dropout in the model; null = as it was pretrained")
+    attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
+    init_from: str | None = Field(None, description="run directory whose trunk (and tokenizer) this one begins with")
+
+
+MODEL_CONFIGS: list[type[Section]] = [TransformerConfig, EncoderConfig, PretrainedConfig]

@@ -55,6 +55,19 @@ class _ByteDropout(torch.autograd.Function):
         return _zero(grad.to(ctx.dtype), mask).mul_(ctx.scale), grad if ctx.needs_input_grad[1] else None, None
 
 
+def threshold_of(p: float) -> int:
+    """In 256ths, below which a byte zeroes its element."""
+    return min(255, round(p * 256))
+
+
+def dropout(x: Tensor, p: float, training: bool, residual: Tensor | None = None) -> Tensor:
+    """dropout(x), or residual + dropout(x); see `Dropout`."""
+    if training and threshold_of(p) > 0 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _ByteDropout.apply(x, residual, threshold_of(p))  # type: ignore[no-untyped-call]
+    y = F.dropout(x, p, training)
+    return y if residual is None else residual + y
+
+
 class Dropout(nn.Module):
     """Dropout with probability `p`, and the residual connection after it: forward(x, residual) = residual + dropout(x).
 
@@ -65,14 +78,9 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.threshold = min(255, round(p * 256))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        fast = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if self.training and self.threshold > 0 and fast:
-            return _ByteDropout.apply(x, residual, self.threshold)  # type: ignore[no-untyped-call]
-        y = F.dropout(x, self.p, self.training)
-        return y if residual is None else residual + y
+        return dropout(x, self.p, self.training, residual)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

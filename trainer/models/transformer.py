@@ -21,17 +21,17 @@ from trainer.models.attention import Attention, causal_mask, padding_mask, sinus
 from trainer.models.dropout import Dropout
 
 if TYPE_CHECKING:
-    from trainer.models.configs import TransformerConfig
+    from trainer.models.configs import LayersConfig, TransformerConfig
 
 
-def _attention(config: TransformerConfig, cross: bool = False) -> Attention:
+def _attention(config: LayersConfig, cross: bool = False) -> Attention:
     return Attention(config.d_model, config.heads, config.attention_dropout, config.attention, cross)
 
 
 class FeedForward(nn.Module):
     """Two linear layers with biases, ReLU or GELU (the exact one) between them."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: LayersConfig) -> None:
         super().__init__()
         self.inner = nn.Linear(config.d_model, config.feed_forward)
         self.outer = nn.Linear(config.feed_forward, config.d_model)
@@ -45,7 +45,7 @@ class FeedForward(nn.Module):
 class _Layer(nn.Module):
     """What both kinds of layer share: a residual connection around each sublayer, normalised before or after it."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: LayersConfig) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
         self.dropout = Dropout(config.dropout)
@@ -89,7 +89,7 @@ class LayerCache:
 class DecoderLayer(_Layer):
     """Self-attention, attention to the encoder's output (`memory`) and feed-forward."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: LayersConfig) -> None:
         super().__init__(config)
         self.cross_attention, self.cross_attention_norm = _attention(config, cross=True), nn.LayerNorm(config.d_model)
 
@@ -182,9 +182,8 @@ class Transformer(nn.Module):
             if isinstance(module, Attention):
                 module.initialise()
 
-    def enable_activation_checkpointing(self) -> None:
-        """From now on layers in training keep only their inputs, and are run again in the backward pass."""
-        self.checkpointing = True
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
 
     def forward(self, src: Tensor, trg_in: Tensor) -> Tensor:
         """src (B, S) and trg_in (B, T) int64 -> logits (B, T, V). UsageError for more than `max_length` positions."""

@@ -7,7 +7,7 @@ embedding is that embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "cut_fraction": ("schedule", ("slanted_triangular",)),
     "ratio": ("schedule", ("slanted_triangular",)),
     "plateau": ("schedule", ("plateau",)),
+    "adversarial.epsilon": ("adversarial.kind", ("fgm", "noise")),
+    "adversarial.weight": ("adversarial.kind", ("fgm", "noise")),
     "averaging.last": ("averaging.kind", ("last",)),
     "averaging.decay": ("averaging.kind", ("ema",)),
 }
@@ -34,37 +36,56 @@ USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, optim: OptimConfig, depths: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) or SGD over the model's trainable parameters, each once.
 
     The groups are "decay" and "no_decay" (an empty one is left out), parameters in the order of `named_parameters`;
-    each carries "name" and "base_lr". Frozen parameters are in none. AdamW runs fused where the device has the kernel;
-    SGD never does, because its fused kernel knows no DTensor (torch 2.13): FSDP2 would fail, or step with other
-    arithmetic than the other engines.
+    each carries "name", "base_lr" and "depth". Where layers have rates of their own there are two for each of the
+    `depths` (name of a parameter -> 0 head, 1 top layer of the trunk, …; None = the model has no such parts).
+    Frozen parameters are in none. AdamW runs fused where the device has the kernel; SGD never does, because its fused
+    kernel knows no DTensor (torch 2.13): FSDP2 would fail, or step with other arithmetic than the other engines.
 
     Raises:
-        UsageError: nothing is trainable, or nesterov without momentum.
+        UsageError: nothing is trainable, nesterov without momentum, or rates by layer for a model without layers.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]  # tied ones come once
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}  # tied ones come once
     if not trainable:
         raise UsageError("the model has no trainable parameter: everything is frozen; unfreeze a part of it")
-    plain = _without_decay(model)
-    halves = {
-        "decay": ([p for p in trainable if id(p) not in plain], optim.weight_decay),
-        "no_decay": ([p for p in trainable if id(p) in plain], 0.0),
-    }
-    groups = [
-        {"params": parameters, "name": name, "base_lr": optim.lr, "weight_decay": decay}
-        for name, (parameters, decay) in halves.items()
-        if parameters
-    ]
+    groups = _groups(model, trainable, optim, depths)
     if optim.name == "adamw":
-        fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trainable)
+        fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trainable.values())
         # None, not False: False would also rule out torch's own choice of the foreach loop
         return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused or None)
     if optim.nesterov and optim.momentum == 0:
         raise UsageError("optim.nesterov=true needs a momentum: set optim.momentum above 0, such as 0.9")
     return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+
+
+def _groups(
+    model: nn.Module, trainable: Mapping[str, nn.Parameter], optim: OptimConfig, depths: Mapping[str, int] | None
+) -> list[dict[str, Any]]:
+    by_layer = [key for key in ("layer_decay", "unfreeze", "head_lr") if _changed(optim, [key])]
+    if by_layer and depths is None:
+        raise UsageError(
+            f"optim.{by_layer[0]}: {type(model).__name__} is not divided into trunk and head; leave it out"
+        )
+    plain = _without_decay(model)
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, p in trainable.items():
+        depth = depths[name] if by_layer and depths is not None else 0
+        found.setdefault((depth, id(p) in plain), []).append(p)
+    return [
+        {
+            "params": parameters,
+            "name": ("no_decay" if without else "decay") + (f".{depth}" if by_layer else ""),
+            "depth": depth,
+            "base_lr": optim.head_lr if optim.head_lr and depth == 0 else optim.lr,
+            "weight_decay": 0.0 if without else optim.weight_decay,
+        }
+        for (depth, without), parameters in sorted(found.items(), key=lambda item: item[0])
+    ]
 
 
 def _without_decay(model: nn.Module) -> set[int]:
@@ -83,10 +104,10 @@ def _dimensions(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, multiplier_of_group: Callable[[str], float]) -> None:
-    """Sets the learning rate of every group to its `base_lr` times the multiplier of its name."""
+def set_rates(optimizer: torch.optim.Optimizer, multiplier_of_depth: Callable[[int], float]) -> None:
+    """Sets the learning rate of every group to its `base_lr` times the multiplier of its depth."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * multiplier_of_group(group["name"])
+        group["lr"] = group["base_lr"] * multiplier_of_depth(group["depth"])
 
 
 def unused_keys(optim: OptimConfig) -> list[str]:

@@ -16,9 +16,13 @@ INVERSE_SQRT_TIMESCALE = 10_000  # steps; used without warm-up, as in transforme
 
 
 def lr_multiplier(
-    optim: OptimConfig, step: int, progress: float, *, group: str | None = None, plateau_factor: float = 1.0
+    optim: OptimConfig, step: int, progress: float, *, depth: int = 0, plateau_factor: float = 1.0
 ) -> float:
-    """The factor on `optim.lr` for the step that is about to be made.
+    """The factor on a group's base rate for the step that is about to be made: schedule, layer and unfreezing in one.
+
+    A layer's rate is the schedule's times `layer_decay` ** depth (discriminative fine-tuning), and 0 as long as gradual
+    unfreezing has not come down to it: depth d begins to move when the share `unfreeze` * d of the training is done
+    (both Howard & Ruder 2018; with unfreeze = 1 / epochs one more layer moves in each epoch).
 
     Rates that count steps (warm-up, inverse_sqrt, noam) use `step`, so the first step already moves. Rates that run to
     the end of the training use what is done *before* the step, so the last step still moves:
@@ -37,11 +41,17 @@ def lr_multiplier(
         step: number of the step about to be made, from 1.
         progress: share of the planned training done before this step, in [0, 1]: rows consumed / (epochs * rows), or
             (step - 1) / max_steps; the larger one where both end the run.
-        group: name of the parameter group (`build_optimizer`). All groups follow one curve.
+        depth: of the group (`build_optimizer`): 0 the head, 1 the top layer of the trunk, and so on down.
         plateau_factor: product of the reductions so far.
     """
     assert step >= 1, step
     assert 0.0 <= progress <= 1.0, progress
+    if progress + 1e-9 < optim.unfreeze * depth:  # three fifths are a little more than 3 times a fifth
+        return 0.0
+    return optim.layer_decay**depth * _scheduled(optim, step, progress, plateau_factor)
+
+
+def _scheduled(optim: OptimConfig, step: int, progress: float, plateau_factor: float) -> float:
     warmup = optim.warmup_steps
     if optim.schedule == "slanted_triangular":
         return _slanted_triangular(progress, optim.cut_fraction, optim.ratio)

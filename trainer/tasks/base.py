@@ -11,14 +11,18 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
+    from trainer.data.tokenization import Layout
     from trainer.recipe import Recipe
     from trainer.sections import Section
 
@@ -26,8 +30,17 @@ Example = dict[str, list[int]]
 Texts = dict[str, str]
 Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
+Roles = Mapping[str, frozenset[str] | None]  # role -> the values that it may have; None = any text
 
 IGNORED = -100
+
+
+class Assessed(NamedTuple):
+    """What an evaluation needs of the B rows of a batch."""
+
+    losses: Tensor  # (B,) fp32, each summed over the row's labels, without smoothing
+    counts: Tensor  # (B,) int64, labels that count
+    records: list[Record]  # what `predict` gives; empty dicts where nothing was to be predicted
 
 
 class Task(ABC):
@@ -35,14 +48,24 @@ class Task(ABC):
 
     kind: ClassVar[str]
     config: ClassVar[type[Section]]
-    roles: ClassVar[tuple[str, ...]]  # what a row holds: the keys of data.columns
+    models: ClassVar[tuple[str, ...]]  # the kinds of model that can do it
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint
+    cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # those that need no prediction
     toy_rows: ClassVar[tuple[Texts, ...]]  # a few rows on which the contract test runs every task
 
-    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """`data`: what the survey found, by split (the manifest's "data"); only training may need it."""
         self.recipe = recipe
         self.tokenizer = tokenizer
+        self.data = data or {}
+
+    @classmethod
+    @abstractmethod
+    def roles(cls, config: Any) -> Roles:
+        """What a row holds (the keys of data.columns), from the `task` section of a recipe."""
 
     # -- rows to micro-batches -------------------------------------------------------------------------------------
 
@@ -58,6 +81,13 @@ class Task(ABC):
     def collate(self, examples: Sequence[Example]) -> Batch:
         """int64 tensors, the widths padded to a multiple of `data.pad_multiple`; `labels` aligned with logits."""
 
+    def noised(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
+        """The examples of a lane's micro-batch with what is drawn for them (masks), before labels are counted.
+
+        `draw` is the key; there is none in an evaluation, which must be the same each time.
+        """
+        return examples
+
     def tokens(self, example: Example) -> int:
         """All tokens of the example, without padding."""
         return sum(map(len, example.values()))
@@ -71,6 +101,13 @@ class Task(ABC):
         batch = self.collate(self.encode([self.toy_rows[0]]))
         return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the tokenizer's special tokens go."""
+        from trainer.data.tokenization import Layout
+
+        return Layout.of(self.tokenizer, pair="text_pair" in self.roles(self.recipe.task))
+
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
         """(B, W) int64, W the longest length rounded up to a multiple of `data.pad_multiple`."""
         import torch
@@ -82,18 +119,27 @@ class Task(ABC):
     # -- model -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def build_model(self) -> nn.Module:
-        """The untrained model; the caller has seeded the generator."""
+    def build_model(self, trained: Path | None = None) -> nn.Module:
+        """The model before its first step; the caller has seeded the generator.
 
-    def model_config(self) -> dict[str, Any]:
-        """config.json beside the weights: the model section and what it takes from the tokenizer."""
+        With `trained`, the folder model/ of a finished run, the same architecture without the weights that it begins
+        with, which need not be at hand any more: the caller loads the trained ones.
+        """
+
+    def model_config(self, model: nn.Module) -> dict[str, Any]:
+        """config.json beside the weights: the model's own, or the model section and what the tokenizer adds to it."""
+        from trainer.models.classifiers import config_json
+
+        if (own := config_json(model)) is not None:
+            return own
         settings = self.recipe.model.model_dump(mode="json")
         sizes = {"vocab_size": len(self.tokenizer), "max_length": self.recipe.data.max_length}
         return {"model_type": f"rankzero-{settings['kind']}", **sizes, **settings}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits aligned with `batch["labels"]`."""
-        return model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        found = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        return getattr(found, "logits", found)  # models of the transformers library give more than logits
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the losses of all labels that count; the caller divides once, by the count of the whole step."""
@@ -102,19 +148,29 @@ class Task(ABC):
         logits, labels = self.logits(model, batch), batch["labels"]
         return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.recipe.optim.label_smoothing)
 
-    def row_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For each row the sum of its label losses (without smoothing, fp32) and their number, both (B,)."""
+    def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
+        """Losses of the rows of an evaluation batch, and their predictions if they are wanted."""
         import torch.nn.functional as F
 
         logits, labels = self.logits(model, batch), batch["labels"]
         each = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return each.view(len(labels), -1).sum(-1), (labels.view(len(labels), -1) != IGNORED).sum(-1)
+        counts = (labels.view(len(labels), -1) != IGNORED).sum(-1)
+        records = self.predict(model, batch) if predict else [{} for _ in labels]
+        return Assessed(each.view(len(labels), -1).sum(-1), counts, records)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
-        """The fields that `rankzero predict` adds to each row of the batch, such as prediction and score."""
+        """What `predictions.jsonl` holds of each row of the batch besides its texts and loss."""
+
+    def answer(self, record: Record) -> Record:
+        """What `rankzero predict` prints beside the text, from what `predict` gives."""
+        return record
+
+    def row_of(self, line: str) -> Texts:
+        """The row behind a line of text that `rankzero predict` is given."""
+        return {next(iter(self.roles(self.recipe.task))): line}
 
     @abstractmethod
     def input_text(self, row: Texts) -> str:
@@ -125,8 +181,11 @@ class Task(ABC):
         """What `predictions.jsonl` shows as the row's target."""
 
     @abstractmethod
-    def score(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """The flat numbers of `metrics.json` from prediction records."""
+    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+        """The flat numbers of `metrics.json` from prediction records.
+
+        `resamples`: behind the intervals; 0 = no intervals, for evaluations in the middle of the training.
+        """
 
 
 def task_classes() -> dict[str, type[Task]]:
@@ -138,7 +197,13 @@ def task_classes() -> dict[str, type[Task]]:
     return {task.kind: task for task in Task.__subclasses__()}
 
 
-def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Task:
+def roles_of(recipe: Recipe) -> Roles:
+    """What a row of this recipe's corpus holds."""
+    config: Any = recipe.task
+    return task_classes()[config.kind].roles(config)
+
+
+def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None) -> Task:
     """The task of a recipe.
 
     Raises:
@@ -148,4 +213,4 @@ def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Task:
     classes = task_classes()
     if kind not in classes:
         raise UsageError(f"task.kind={kind!r} is not known; allowed: {', '.join(sorted(classes))}")
-    return classes[kind](recipe, tokenizer)
+    return classes[kind](recipe, tokenizer, data)

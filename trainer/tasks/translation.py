@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.sections import Section
-from trainer.tasks.base import IGNORED, Batch, Example, Record, Task, Texts
+from trainer.tasks.base import IGNORED, Batch, Example, Record, Roles, Task, Texts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 
@@ -27,7 +29,7 @@ class Translation(Task):
 
     kind = "translation"
     config = TranslationConfig
-    roles = ("src", "trg")
+    models = ("transformer",)
     inputs = ("src", "trg_in")
     metrics: ClassVar[dict[str, str]] = {
         "loss": "min",
@@ -42,6 +44,10 @@ class Translation(Task):
         {"src": "Das Kind spielt.", "trg": "The child plays."},
         {"src": "Eine Frau liest ein Buch im Park.", "trg": "A woman reads a book in the park."},
     )
+
+    @classmethod
+    def roles(cls, config: TranslationConfig) -> Roles:
+        return {"src": None, "trg": None}
 
     @property
     def pad_id(self) -> int:
@@ -81,7 +87,7 @@ class Translation(Task):
             "labels": self.pad([[*e["trg"], self.eos_id] for e in examples], IGNORED),
         }
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.transformer import Transformer
 
         # a position more than the longest row needs: lengths are padded to a multiple
@@ -114,7 +120,7 @@ class Translation(Task):
     def target_text(self, row: Texts) -> str:
         return row["trg"]
 
-    def score(self, records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.evaluation.metrics import score_translation
 
-        return score_translation(records, resamples=self.recipe.evaluation.bootstrap)
+        return score_translation(records, resamples=resamples)

@@ -1,0 +1,524 @@
+"""Classification and masked language modelling: encoding, models, techniques; and the contract of all tasks."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hooks
+import numpy as np
+import processes
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from trainer.data.tokenization import load_tokenizer, train_tokenizer
+from trainer.engine.step import Objective, freeze_unused
+from trainer.errors import DataError, UsageError
+from trainer.evaluation.classification import calibration_error, from_confusion, score_classification
+from trainer.loading import Recipe, load_recipe
+from trainer.models.classifiers import depths, pool
+from trainer.optim.schedules import lr_multiplier
+from trainer.sections import OptimConfig, TokenizerTraining
+from trainer.tasks.base import make_task, task_classes
+
+NAMES = ["negative", "positive"]
+GOOD, BAD = ["good", "great", "fine", "superb"], ["bad", "awful", "dull", "poor"]
+OTHER = ["the", "a", "film", "plot", "story", "was", "with", "and", "very", "some", "scenes", "acting", "it", "this"]
+
+
+def review(draw: random.Random) -> dict[str, Any]:
+    label = draw.randrange(2)
+    words = draw.choices(OTHER, k=draw.randint(3, 20)) + draw.choices((BAD, GOOD)[label], k=2)
+    draw.shuffle(words)
+    return {"text": " ".join(words), "label": label}
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 160 training rows, sorted by label, and 40 test rows."""
+    root, draw = tmp_path_factory.mktemp("reviews"), random.Random(3)
+    for name, rows in (("train", 160), ("test", 40)):
+        made = sorted((review(draw) for _ in range(rows)), key=lambda row: row["label"])
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pretrained BERT: a folder as the Hub has them."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = train_tokenizer([" ".join(GOOD + BAD + OTHER)], TokenizerTraining(kind="wordpiece", vocab_size=90), 40)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=40, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    BertForSequenceClassification(config).base_model.save_pretrained(folder)
+    return folder
+
+
+def recipe(root: Path, model: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Any:
+    values: dict[str, Any] = {
+        "name": "reviews",
+        "task": {"kind": "classification", "labels": dict(enumerate(NAMES))},
+        "data": {
+            "root": str(root), "train": "train.jsonl", "validation": 0.15, "test": "test.jsonl", "lanes": 4,
+            "tokens_per_batch": 96, "max_length": 32, "pad_multiple": 4,
+        },
+        "model": model or {"kind": "encoder", "d_model": 32, "layers": 2, "heads": 2, "feed_forward": 64},
+        "optim": {"lr": 2e-3, "schedule": "constant"},
+        "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1},
+        "evaluation": {"bootstrap": 20, "splits": ["test"]},
+    }  # fmt: skip
+    if model is None:
+        values["tokenizer"] = {"train": {"kind": "wordpiece", "vocab_size": 90}}
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    return Recipe.parse(values)
+
+
+def task_of(made: Any) -> Any:
+    config = made.tokenizer.train
+    words = [" ".join(GOOD + BAD + OTHER)]
+    tokenizer = train_tokenizer(words, config, 32) if config else load_tokenizer(made.tokenizer_name)
+    return make_task(made, tokenizer, {"train": {"labels": {"0": 60, "1": 20}}})
+
+
+def written(tmp_path: Path, made: Any) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json")), encoding="utf-8")
+    return path
+
+
+def train(tmp_path: Path, made: Any, name: str, ranks: int = 1, hook: Any = None) -> Path:
+    run = tmp_path / name
+    processes.train(written(tmp_path, made), run, world=ranks, hook=hook).check()
+    return run
+
+
+def metrics(run: Path, split: str = "test") -> dict[str, Any]:
+    return json.loads((run / "evaluation" / split / "metrics.json").read_text(encoding="utf-8"))
+
+
+# -- rows to micro-batches ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("truncation", "kept"), [("head", "abcdef"), ("tail", "opqrst"), ("head_tail", "abqrst")])
+def test_truncation_keeps_the_part_asked_for(bert: Path, tmp_path: Path, truncation: str, kept: str) -> None:
+    task = {"truncation": truncation, "head_share": 0.33}
+    made = recipe(tmp_path, {"kind": "pretrained", "name": str(bert)}, task=task, data={"max_length": 8})
+    found = task_of(made)
+    ids = list(range(100, 120))  # "abc…t"
+    cut = found._cut([ids])[0]
+    assert cut == [100 + "abcdefghijklmnopqrst".index(c) for c in kept]
+    assert len(found.encode([{"text": "a film " * 50, "label": "0"}])[0]["input_ids"]) == 8
+
+
+def test_ids_are_those_of_the_tokenizers_own_call(bert: Path, tmp_path: Path) -> None:
+    model = {"kind": "pretrained", "name": str(bert)}
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    single = task_of(recipe(tmp_path, model))
+    assert single.encode([{"text": "a good film"}])[0]["input_ids"] == tokenizer("a good film")["input_ids"]
+    pair = task_of(recipe(tmp_path, model, task={"pair": True}))
+    made = pair.encode([{"text": "a good film", "text_pair": "some story", "label": "1"}])[0]
+    expected = tokenizer("a good film", "some story")
+    assert (made["input_ids"], made["token_type_ids"]) == (expected["input_ids"], expected["token_type_ids"])
+    assert set(pair.collate([made])) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
+    long = pair.encode([{"text": "a " * 40, "text_pair": "film", "label": "1"}])[0]
+    assert len(long["input_ids"]) == 32
+    short = len(tokenizer("film", add_special_tokens=False)["input_ids"])
+    assert sum(long["token_type_ids"]) == short + 1, "the short text and its [SEP] stay"
+
+
+@pytest.mark.parametrize("labels", [["negative", "positive"], {0: "negative", 1: "positive", "neg": "negative"}])
+def test_labels_map_both_ways(bert: Path, tmp_path: Path, labels: Any) -> None:
+    values = recipe(tmp_path, {"kind": "pretrained", "name": str(bert)}).model_dump(mode="json")
+    values["task"]["labels"] = labels
+    task = task_of(Recipe.parse(values))
+    first, *_, last = task.settings.labels
+    found = task.encode([{"text": "a", "label": first}, {"text": "a", "label": last}])
+    assert [e["label"] for e in found] == [[0], [0 if last == "neg" else 1]]
+    config = task.model_config(task.build_model())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    assert config["label2id"] == {"negative": 0, "positive": 1}
+
+
+def test_a_label_that_is_not_in_the_map_names_file_row_and_column(reviews: Path, tmp_path: Path) -> None:
+    from trainer import train as run
+
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n' * 9, "utf-8")
+    made = recipe(tmp_path, data={"test": None, "validation": None})
+    with pytest.raises(DataError, match=r"""train.jsonl:1 \(row 2\), column "label": holds '2', .*known: '0', '1'"""):
+        run(made, run=tmp_path / "run")
+
+
+def test_class_weights_change_the_loss_as_torchs_do(tmp_path: Path) -> None:
+    plain, weighted = task_of(recipe(tmp_path)), task_of(recipe(tmp_path, task={"class_weights": "balanced"}))
+    torch.manual_seed(0)
+    model = plain.build_model().eval()
+    batch = plain.collate(plain.encode([{"text": "a film", "label": "0"}, {"text": "bad", "label": "1"}]))
+    each = plain.assess(model, batch, predict=True).losses
+    assert plain.loss(model, batch).item() == pytest.approx(each.sum().item(), abs=1e-5)
+    # 80 rows, 60 and 20 of the two classes: weights 80/120 and 80/40
+    assert weighted.loss(model, batch).item() == pytest.approx((each[0] * 2 / 3 + each[1] * 2).item(), abs=1e-5)
+    given = task_of(recipe(tmp_path, task={"class_weights": [0.0, 3.0]}))
+    assert given.loss(model, batch).item() == pytest.approx(3 * each[1].item(), abs=1e-5)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+def test_pooling_sees_no_padding(pooling: str) -> None:
+    hidden = torch.randn(2, 5, 3)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = pool(hidden, mask, pooling)
+    expected = {"cls": hidden[0, 0], "mean": hidden[0, :3].mean(0), "max": hidden[0, :3].amax(0)}[pooling]
+    torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize("pooling", ["auto", "cls", "mean", "max"])
+def test_a_row_does_not_depend_on_its_neighbours(bert: Path, tmp_path: Path, pooling: str) -> None:
+    task = task_of(recipe(tmp_path, {"kind": "pretrained", "name": str(bert), "pooling": pooling}))
+    model = task.build_model().eval()
+    short, long = task.encode([{"text": "a good film"}, {"text": " ".join(OTHER)}])
+    with torch.no_grad():
+        alone, together = task.logits(model, task.collate([short])), task.logits(model, task.collate([short, long]))
+    torch.testing.assert_close(alone[0], together[0], atol=1e-6, rtol=1e-5)
+
+
+def test_our_attention_gives_what_the_librarys_gives(bert: Path, tmp_path: Path) -> None:
+    task = task_of(recipe(tmp_path, {"kind": "pretrained", "name": str(bert)}))
+    model: Any = task.build_model().eval()
+    assert model.config._attn_implementation == "rankzero_eager"
+    batch = task.collate(task.encode([{"text": "a good film"}, {"text": " ".join(OTHER)}]))
+    ours = task.logits(model, batch)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(ours, task.logits(model, batch), atol=1e-6, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers(bert: Path, tmp_path: Path) -> None:
+    model = {"kind": "pretrained", "name": str(bert)}
+    with pytest.raises(UsageError, match=r"data\.max_length=64 is more than the 40 positions"):
+        task_of(recipe(tmp_path, model, data={"max_length": 64})).build_model()
+    made = recipe(tmp_path, model)
+    settings = TokenizerTraining(kind="wordpiece", vocab_size=500)
+    big = train_tokenizer(["".join(map(chr, range(33, 300)))] * 2, settings, 32)
+    with pytest.raises(UsageError, match=rf"tokenizer has {len(big)} tokens but the embedding of .* has \d+ rows"):
+        make_task(made, big).build_model()
+    for wrong, words in (
+        ({"kind": "pretrained", "name": "/no/such/folder"}, "model.name='/no/such/folder' cannot be loaded"),
+        ({"kind": "pretrained", "name": "pkg://no_such_package/model"}, "'no_such_package' is not installed"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            make_task(recipe(tmp_path, wrong), big).build_model()
+
+
+def test_parameters_that_the_loss_does_not_use_are_left_out(tmp_path: Path) -> None:
+    task = task_of(recipe(tmp_path))
+    model = task.build_model()
+    model.extra = torch.nn.Linear(2, 2)
+    assert freeze_unused(Objective(task, model)) == ["extra.weight", "extra.bias"]
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["extra.weight", "extra.bias"]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_task_model_and_tokenizer_must_go_together(tmp_path: Path) -> None:
+    values = recipe(tmp_path).model_dump(mode="json")
+    path = tmp_path / "x.yaml"
+    for change, words in (
+        ({"model": {"kind": "transformer"}}, "model.kind: transformer cannot do task classification"),
+        ({"tokenizer": {}}, "give exactly one of `train` and `pretrained`"),
+        ({"model": {"kind": "pretrained", "name": "x"}}, "tokenizer.train: a new tokenizer's ids mean nothing"),
+    ):
+        path.write_text(yaml.safe_dump(values | change), encoding="utf-8")
+        with pytest.raises(UsageError, match=words):
+            load_recipe(path)
+
+
+def test_depths_count_from_the_head_down(bert: Path, tmp_path: Path) -> None:
+    own = depths(task_of(recipe(tmp_path)).build_model())
+    assert own is not None
+    assert own["head.weight"] == 0
+    assert own["trunk.layers.1.feed_forward.inner.weight"] == own["trunk.norm.weight"] == 1
+    assert own["trunk.layers.0.attention.output.weight"] == 2
+    assert own["trunk.embedding.weight"] == 3
+    model = task_of(recipe(tmp_path, {"kind": "pretrained", "name": str(bert)})).build_model()
+    theirs = depths(model)
+    assert theirs is not None
+    assert theirs["classifier.weight"] == 0
+    assert theirs["bert.encoder.layer.1.output.dense.weight"] == theirs["bert.pooler.dense.weight"] == 1
+    assert theirs["bert.encoder.layer.0.output.dense.weight"] == 2
+    assert theirs["bert.embeddings.LayerNorm.weight"] == theirs["bert.embeddings.word_embeddings.weight"] == 3
+
+
+# -- rates -------------------------------------------------------------------------------------------------------------
+
+
+def test_rates_follow_the_written_table() -> None:
+    """Ten steps, linear after two of warm-up, layers at 0.5, one more layer from each fifth of the training on."""
+    optim = OptimConfig(schedule="linear", warmup_steps=2, layer_decay=0.5, unfreeze=0.2)
+    table = [[round(lr_multiplier(optim, s, (s - 1) / 10, depth=d), 4) for d in range(4)] for s in range(1, 11)]
+    assert table == [
+        [0.5, 0, 0, 0],
+        [1.0, 0, 0, 0],
+        [1.0, 0.5, 0, 0],
+        [0.875, 0.4375, 0, 0],
+        [0.75, 0.375, 0.1875, 0],
+        [0.625, 0.3125, 0.1562, 0],
+        [0.5, 0.25, 0.125, 0.0625],
+        [0.375, 0.1875, 0.0938, 0.0469],
+        [0.25, 0.125, 0.0625, 0.0312],
+        [0.125, 0.0625, 0.0312, 0.0156],
+    ]
+    triangular = OptimConfig(schedule="slanted_triangular", cut_fraction=0.2, ratio=11, layer_decay=0.5)
+    rates = [round(lr_multiplier(triangular, s, (s - 1) / 10, depth=1), 4) for s in range(1, 11)]
+    assert rates == [0.0455, 0.2727, 0.5, 0.4432, 0.3864, 0.3295, 0.2727, 0.2159, 0.1591, 0.1023]
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_scores_are_scikit_learns(classes: int) -> None:
+    from sklearn import metrics as sk
+
+    draw = np.random.default_rng(0)
+    names = [f"class {i}" for i in range(classes)]
+    p = draw.dirichlet(np.ones(classes), 300)
+    true = np.array([draw.choice(classes, p=0.5 * row + 0.5 / classes) for row in p])
+    records = [
+        {"id": f"t:{i}", "target": names[t], "prediction": names[row.argmax()], "loss": -np.log(row[t]),
+         "probabilities": dict(zip(names, row.tolist(), strict=True))}
+        for i, (t, row) in enumerate(zip(true, p, strict=True))
+    ]  # fmt: skip
+    found: Any = score_classification(records, names, resamples=50)
+    predicted = p.argmax(1)
+    average: dict[str, Any] = {"average": "macro", "zero_division": 0}
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, predicted))
+    assert found["f1"] == pytest.approx(sk.f1_score(true, predicted, **average))
+    assert found["precision"] == pytest.approx(sk.precision_score(true, predicted, **average))
+    assert found["recall"] == pytest.approx(sk.recall_score(true, predicted, **average))
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(true, predicted))
+    area = sk.roc_auc_score(true, p[:, 1]) if classes == 2 else sk.roc_auc_score(true, p, multi_class="ovr")
+    assert found["roc_auc"] == pytest.approx(area)
+    assert found["loss"] == pytest.approx(sk.log_loss(true, p))
+    for name in ("accuracy", "f1", "precision", "recall", "mcc", "roc_auc", "average_precision", "ece", "loss"):
+        low, high = found[f"{name}_ci95"]
+        assert low < high, name
+        assert low - 0.05 <= found[name] <= high + 0.05, name
+    assert score_classification(records[::-1], names, resamples=50) == found, "whatever the order they come in"
+    assert not [key for key in score_classification(records, names, resamples=0) if key.endswith("_ci95")]
+
+
+def test_calibration_error_by_hand() -> None:
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+    true = np.array([0, 1, 1])
+    assert calibration_error(p, true) == pytest.approx((abs(1.8 - 1) + abs(0.6 - 1)) / 3)
+
+
+def test_a_class_that_never_occurs_scores_zero_and_no_area() -> None:
+    scores = from_confusion(np.array([[3.0, 0.0], [0.0, 0.0]]))
+    assert scores == {"accuracy": 1.0, "precision": 0.5, "recall": 0.5, "f1": 0.5, "mcc": 0.0}
+    record = {"id": "a:0", "target": "x", "prediction": "x", "loss": 0.1, "probabilities": {"x": 0.9, "y": 0.1}}
+    assert "roc_auc" not in score_classification([record], ["x", "y"], resamples=3)
+    with pytest.raises(DataError, match="target is 'z'; known: x, y"):
+        score_classification([{**record, "target": "z"}], ["x", "y"])
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_belong_to_the_micro_batch(reviews: Path) -> None:
+    made = recipe(reviews, task={"kind": "classification"})
+    values = made.model_dump(mode="json") | {"task": {"kind": "language_modeling"}}
+    task = task_of(Recipe.parse(values))
+    examples = task.encode([{"text": " ".join(OTHER * 2)}] * 40)
+    first = task.noised(examples, 0, 1, 2)
+    assert task.noised(examples, 0, 1, 2) == first
+    assert task.noised(examples, 1, 1, 2) != first
+    assert task.noised(examples[:1]) == task.noised(examples)[:1], "in an evaluation: by the text alone"
+    special = set(task.tokenizer.all_special_ids)
+    fates = {"mask": 0, "same": 0, "other": 0}
+    for before, after in zip(examples, first, strict=True):
+        places = after["places"]
+        assert len(places) == len(set(places)) == round(0.15 * (len(before["input_ids"]) - 2))
+        assert after["answers"] == [before["input_ids"][i] for i in places]
+        for i, token in enumerate(after["input_ids"]):
+            if i not in places:
+                assert token == before["input_ids"][i]
+            elif token == task.tokenizer.mask_token_id:
+                fates["mask"] += 1
+            else:
+                fates["same" if token == before["input_ids"][i] else "other"] += 1
+            assert not (i in places and before["input_ids"][i] in special)
+    total = sum(fates.values())
+    assert 0.7 < fates["mask"] / total < 0.9
+    assert 0.03 < fates["other"] / total < 0.2
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+def test_every_task_keeps_the_contract() -> None:
+    """Toy rows through encode, collate, model, loss, assess, filler: shapes agree, a filler counts nothing."""
+    kinds = {
+        "translation": {"model": {"kind": "transformer", "d_model": 16, "heads": 2, "feed_forward": 32}},
+        "classification": {"task": {"labels": NAMES}},
+        "language_modeling": {},
+    }
+    assert kinds.keys() == task_classes().keys(), "a new task belongs in here"
+    for kind, sections in kinds.items():
+        made = recipe(Path("x")).model_dump(mode="json") | {"data": {"root": "x", "train": "x", "max_length": 32}}
+        made["task"] = {"kind": kind} | sections.get("task", {})
+        made["model"] = sections.get("model", made["model"])
+        parsed: Any = Recipe.parse(made)
+        texts = [text for row in task_classes()[kind].toy_rows for text in row.values()]
+        tokenizer = train_tokenizer(texts, TokenizerTraining(kind="wordpiece", vocab_size=120), 32)
+        task = make_task(parsed, tokenizer)
+        roles = task.roles(parsed.task)
+        rows = [{role: row[role] for role in roles} for row in task.toy_rows]
+        examples = task.noised(task.encode(rows), 1)
+        batch = task.collate(examples)
+        assert all(len(task.collate([e])[task.inputs[0]][0]) >= 1 for e in examples)
+        model = task.build_model()
+        loss, found = task.loss(model, batch), task.assess(model.eval(), batch, predict=True)
+        assert loss.ndim == 0
+        assert torch.isfinite(loss)
+        loss.backward()
+        assert len(found.losses) == len(found.counts) == len(found.records) == len(rows)
+        assert int(found.counts.sum()) == task.targets(batch)
+        assert task.targets(task.filler()) == 0
+        assert task.loss(model, task.filler()).item() == 0.0
+        records: Sequence[Any] = [
+            {"id": f"toy:{i}", "input": task.input_text(row), "target": task.target_text(row), "tokens": n, **r}
+            | {"loss": x}
+            for i, (row, r, x, n) in enumerate(
+                zip(rows, found.records, found.losses.tolist(), found.counts.tolist(), strict=True)
+            )
+        ]
+        scores = task.score(records, 5)
+        assert scores["rows"] == len(rows)
+        assert task.metrics.keys() & scores.keys()
+        assert next(iter(roles)) in task.row_of("a film")
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("technique", ["plain", "fgm", "noise", "layers", "frozen", "mlm"])
+def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, technique: str) -> None:
+    """Weights after 8 SGD steps, with dropout; and the same scores to the last digit."""
+    optim = {
+        "plain": {},
+        "fgm": {"adversarial": {"kind": "fgm"}},
+        "noise": {"adversarial": {"kind": "noise"}},
+        "layers": {"layer_decay": 0.8, "unfreeze": 0.1, "head_lr": 0.2, "schedule": "slanted_triangular"},
+        "frozen": {"freeze_trunk": True},
+        "mlm": {},
+    }[technique]
+    made = recipe(reviews, optim={"name": "sgd", "lr": 0.05, **optim})
+    if technique == "mlm":
+        made = Recipe.parse(made.model_dump(mode="json") | {"task": {"kind": "language_modeling"}})
+    one, two = train(tmp_path, made, "one"), train(tmp_path, made, "two", ranks=2)
+    a, b = (load_file(run / "checkpoints/step-00000008/model.safetensors") for run in (one, two))
+    assert max(float(np.abs(a[name] - b[name]).max()) for name in a) <= 1e-6
+    start = load_file(one / "checkpoints/step-00000004/model.safetensors")
+    moved = {name.partition(".")[0] for name in a if not np.array_equal(a[name], start[name])}
+    parts = {"frozen": {"head"}, "mlm": {"trunk", "transform", "norm", "bias"}}
+    assert moved == parts.get(technique, {"trunk", "head"})
+    assert metrics(one)["rows"] == 40
+
+
+@pytest.mark.ranks
+def test_deltas_are_the_same_on_one_and_two_ranks(reviews: Path, tmp_path: Path) -> None:
+    fgm = {"name": "sgd", "lr": 0.05, "adversarial": {"kind": "fgm", "epsilon": 0.5}}
+    made = recipe(reviews, optim=fgm, loop={"max_steps": 2})
+    found = []
+    for ranks in (1, 2):
+        train(tmp_path, made, f"run-{ranks}", ranks, partial(hooks.save_deltas, tmp_path / f"deltas-{ranks}"))
+        parts = [load_file(path) for path in sorted(tmp_path.glob(f"deltas-{ranks}.*.safetensors"))]
+        found.append({name: value for part in parts for name, value in part.items()})
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == 8, "two steps of four lanes"
+    for name, delta in found[0].items():
+        np.testing.assert_allclose(delta, found[1][name], atol=1e-6)
+        np.testing.assert_allclose(np.sqrt((delta**2).sum((1, 2))), 0.5, rtol=1e-4)
+
+
+@pytest.mark.ranks
+def test_frozen_layers_do_not_move_by_a_bit(reviews: Path, bert: Path, tmp_path: Path) -> None:
+    """Gradual unfreezing: with AdamW and weight decay a layer whose turn has not come keeps every bit."""
+    model = {"kind": "pretrained", "name": str(bert), "pooling": "mean"}
+    made = recipe(reviews, model, optim={"lr": 1e-2, "weight_decay": 0.1, "unfreeze": 0.45, "layer_decay": 0.9})
+    run = train(tmp_path, made, "run")
+    task = task_of(made)
+    begun = dict(task.build_model().named_parameters())
+    by_depth = depths(task.build_model())
+    assert by_depth is not None
+    for step, moving in ((4, {0}), (8, {0, 1})):
+        now = load_file(run / f"checkpoints/step-{step:08d}/model.safetensors")
+        moved = {
+            by_depth[name] for name, value in now.items()
+            if by_depth[name] > 0 and not np.array_equal(value, begun[name].detach().numpy())
+        }  # fmt: skip
+        assert moved == moving - {0}
+
+
+@pytest.mark.ranks
+def test_a_run_of_a_pretrained_model_stands_alone(reviews: Path, bert: Path, tmp_path: Path) -> None:
+    """model/ is what transformers loads; predict and evaluate need the run directory only."""
+    import shutil
+
+    from trainer import evaluate, predict
+
+    own = tmp_path / "bert"
+    shutil.copytree(bert, own)
+    for pooling in ("auto", "mean"):
+        made = recipe(reviews, {"kind": "pretrained", "name": str(own), "pooling": pooling})
+        run = train(tmp_path, made, f"run-{pooling}")
+        scores = metrics(run)
+        own.rename(tmp_path / "gone")
+        records = list(predict(run, ["a good film", "bad bad bad"]))
+        assert [set(record) for record in records] == [{"text", "label", "confidence", "probabilities"}] * 2
+        assert records[0]["label"] in NAMES
+        assert sum(records[0]["probabilities"].values()) == pytest.approx(1.0)
+        assert evaluate(run) == scores
+        if pooling == "auto":
+            theirs: Any = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+            inputs = AutoTokenizer.from_pretrained(run / "model")("a good film", return_tensors="pt")
+            p = theirs(**inputs).logits.double().softmax(-1)[0].tolist()
+            assert [records[0]["probabilities"][name] for name in NAMES] == pytest.approx(p, abs=1e-6)
+            assert theirs.config.id2label == dict(enumerate(NAMES))
+        (tmp_path / "gone").rename(own)
+
+
+@pytest.mark.ranks
+def test_pretraining_by_masks_then_fine_tuning(reviews: Path, tmp_path: Path) -> None:
+    made = recipe(reviews)
+    masked = Recipe.parse(made.model_dump(mode="json") | {"task": {"kind": "language_modeling"}})
+    first = train(tmp_path, masked, "mlm")
+    assert {"loss", "perplexity", "accuracy"} <= metrics(first).keys()
+    model = made.model.model_dump() | {"init_from": str(first)}
+    second = recipe(reviews, model, optim={"lr": 1e-12}, loop={"max_steps": 1})
+    run = train(tmp_path, second, "fine")
+    pretrained, tuned = (load_file(r / "model/model.safetensors") for r in (first, run))
+    assert np.abs(tuned["trunk.embedding.weight"] - pretrained["trunk.embedding.weight"]).max() < 1e-9
+    assert (run / "tokenizer/tokenizer.json").read_bytes() == (first / "tokenizer/tokenizer.json").read_bytes()
+    wrong = recipe(reviews, {**model, "d_model": 16})
+    ended = processes.train(written(tmp_path, wrong), tmp_path / "wrong").check(2)
+    assert "give both recipes the same model sizes" in ended.err[0]
+
+
+@pytest.mark.ranks
+def test_a_corpus_sorted_by_label_is_learnt(reviews: Path, tmp_path: Path) -> None:
+    """train.jsonl is sorted by label; the shares of each step are not."""
+    made = recipe(reviews, loop={"max_steps": 60, "eval_every": 20, "save_every": 60}, optim={"lr": 3e-3})
+    run = train(tmp_path, made, "run")
+    assert metrics(run)["accuracy"] >= 0.9

@@ -1,0 +1,194 @@
+"""Scores of classifications, each with a bootstrap interval. The arithmetic is scikit-learn's.
+
+As in `metrics.py` the classes are `evaluate.Metric`s of our own, and all sums are taken in corpus order, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn import metrics as sk
+
+from trainer.errors import DataError, NumericsError
+from trainer.evaluation.metrics import RESAMPLES, SEED, LocalMetric, Score, bootstrap_interval
+from trainer.evaluation.predictions import Record, in_corpus_order
+
+BINS = 15  # of equal width, for the calibration error
+Array = np.ndarray[Any, Any]
+
+
+def interval_of(score: Callable[[Array], float], rows: int, resamples: int, seed: int) -> list[float]:
+    """95% percentile interval of a score that is a function of how often each row is drawn, weights (rows,)."""
+    draw = np.random.default_rng(seed)
+    scores = sorted(
+        score(np.bincount(draw.integers(0, rows, rows), minlength=rows).astype(np.float64)) for _ in range(resamples)
+    )
+    return [scores[resamples // 40], scores[resamples - 1 - resamples // 40]]
+
+
+class ClassScores(LocalMetric):
+    """From class ids: accuracy; precision, recall and F1 (macro: the mean over all classes); Matthews' correlation.
+
+    `compute(predictions=[…], references=[…], classes=K)`; a class that is never predicted has precision 0.
+    """
+
+    columns: ClassVar[dict[str, str]] = {"predictions": "int64", "references": "int64"}
+
+    def _compute(
+        self,
+        *,
+        predictions: list[int],
+        references: list[int],
+        classes: int,
+        resamples: int = RESAMPLES,
+        seed: int = SEED,
+    ) -> dict[str, Score]:
+        pairs = np.array(references) * classes + np.array(predictions)
+        scores: dict[str, Score] = dict(from_confusion(_confusion(pairs, None, classes)))
+        if resamples:
+            draw = np.random.default_rng(seed)
+            rows = len(pairs)
+            made = [
+                from_confusion(_confusion(pairs[draw.integers(0, rows, rows)], None, classes)) for _ in range(resamples)
+            ]
+            for name in list(scores):
+                found = sorted(one[name] for one in made)
+                scores[f"{name}_ci95"] = [found[resamples // 40], found[resamples - 1 - resamples // 40]]
+        return scores
+
+
+def _confusion(pairs: Array, weights: Array | None, classes: int) -> Array:
+    """Counts [true class, predicted class] from true * classes + predicted."""
+    counts = np.bincount(pairs, weights, minlength=classes * classes)
+    return counts.astype(np.float64).reshape(classes, classes)
+
+
+def from_confusion(counts: Array) -> dict[str, float]:
+    """The scores of a table [true class, predicted class]; equal to scikit-learn's with zero_division=0."""
+    hit, true, predicted, rows = np.diag(counts), counts.sum(1), counts.sum(0), counts.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.where(predicted > 0, hit / predicted, 0.0)
+        recall = np.where(true > 0, hit / true, 0.0)
+        f1 = np.where(true + predicted > 0, 2 * hit / (true + predicted), 0.0)
+    spread = (rows**2 - (predicted**2).sum()) * (rows**2 - (true**2).sum())  # Gorodkin's R_K, for any number of classes
+    mcc = (hit.sum() * rows - (true * predicted).sum()) / math.sqrt(spread) if spread > 0 else 0.0
+    return {
+        "accuracy": float(hit.sum() / rows),
+        "precision": float(precision.mean()),
+        "recall": float(recall.mean()),
+        "f1": float(f1.mean()),
+        "mcc": float(mcc),
+    }
+
+
+class ProbabilityScores(LocalMetric):
+    """From probabilities: area under the ROC curve, average precision (both: mean over the classes, one against the
+    rest, for more than two), and the expected calibration error (Guo et al. 2017) over 15 bins of equal width.
+
+    `compute(predictions=[[p, …], …], references=[…])`; areas are left out where a class does not occur.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        kinds = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(description=str(type(self).__doc__), citation="", features=datasets.Features(kinds))
+
+    def _compute(
+        self,
+        *,
+        predictions: list[list[float]],
+        references: list[int],
+        resamples: int = RESAMPLES,
+        seed: int = SEED,
+    ) -> dict[str, Score]:
+        p, true = np.array(predictions), np.array(references)
+        measures: dict[str, Callable[[Array | None], float]] = {"ece": lambda w: calibration_error(p, true, w)}
+        if len(np.unique(true)) == p.shape[1]:
+            measures |= {"roc_auc": lambda w: _area(p, true, w), "average_precision": lambda w: _precision(p, true, w)}
+        scores: dict[str, Score] = {name: measure(None) for name, measure in measures.items()}
+        if resamples:
+            for name, measure in measures.items():
+                scores[f"{name}_ci95"] = interval_of(measure, len(true), resamples, seed)
+        return scores
+
+
+def _area(p: Array, true: Array, weights: Array | None) -> float:
+    if weights is not None and len(np.unique(true[weights > 0])) < p.shape[1]:
+        return math.nan  # a resample without one of the classes, of a tiny split
+    if p.shape[1] == 2:
+        return float(sk.roc_auc_score(true == 1, p[:, 1], sample_weight=weights))
+    return float(np.mean([sk.roc_auc_score(true == c, p[:, c], sample_weight=weights) for c in range(p.shape[1])]))
+
+
+def _precision(p: Array, true: Array, weights: Array | None) -> float:
+    if weights is not None and len(np.unique(true[weights > 0])) < p.shape[1]:
+        return math.nan
+    classes = [1] if p.shape[1] == 2 else range(p.shape[1])
+    return float(np.mean([sk.average_precision_score(true == c, p[:, c], sample_weight=weights) for c in classes]))
+
+
+def calibration_error(p: Array, true: Array, weights: Array | None = None) -> float:
+    """Mean distance between confidence and accuracy over the bins of confidence, weighted by their rows."""
+    w = np.ones(len(true)) if weights is None else weights
+    confidence, right = p.max(1), (p.argmax(1) == true).astype(np.float64)
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    gap = np.bincount(bins, w * (confidence - right), minlength=BINS)
+    return float(np.abs(gap).sum() / w.sum())
+
+
+def score_classification(
+    records: Iterable[Mapping[str, Any]], names: Sequence[str], *, resamples: int = RESAMPLES
+) -> dict[str, Score]:
+    """All scores of a split from its prediction records (`predictions.py`), in whatever order they come.
+
+    Args:
+        records: with `id`, `target` and `prediction` (names of classes), `probabilities` by name, and `loss`.
+        names: of the classes.
+        resamples: behind each interval; 0 = no intervals.
+
+    Returns:
+        accuracy, f1, precision, recall, mcc, roc_auc, average_precision, ece (as shares of 1), loss (mean
+        cross-entropy of a row, nats), an interval [low, high] as `*_ci95` beside each, rows.
+
+    Raises:
+        DataError: no records, an id missing or twice, or a class that is not among `names`; names id and key.
+        NumericsError: a loss or probability is NaN or Inf; names the id.
+    """
+    ordered = in_corpus_order(records)
+    if not ordered:
+        raise DataError("there are no predictions to score: the split is empty")
+    ids = {name: i for i, name in enumerate(names)}
+    for record in ordered:
+        _check(record, ids)
+    true = [ids[record["target"]] for record in ordered]
+    probabilities = [[record["probabilities"][name] for name in names] for record in ordered]
+    scores: dict[str, Score] = dict(
+        ClassScores().compute(
+            predictions=[ids[record["prediction"]] for record in ordered],
+            references=true,
+            classes=len(names),
+            resamples=resamples,
+        )
+    )
+    scores |= ProbabilityScores().compute(predictions=probabilities, references=true, resamples=resamples)
+    losses = [float(record["loss"]) for record in ordered]
+    scores["loss"] = math.fsum(losses) / len(losses)
+    if resamples:
+        table = [[loss, 1.0] for loss in losses]
+        scores["loss_ci95"] = bootstrap_interval(table, lambda sums: sums[0] / sums[1], resamples)
+    return scores | {"rows": len(ordered)}
+
+
+def _check(record: Record, ids: Mapping[str, int]) -> None:
+    for key in ("target", "prediction"):
+        if record.get(key) not in ids:
+            raise DataError(f"prediction {record['id']!r}: {key} is {record.get(key)!r}; known: {', '.join(ids)}")
+    probabilities = record.get("probabilities")
+    if not isinstance(probabilities, dict) or probabilities.keys() != ids.keys():
+        raise DataError(f"prediction {record['id']!r}: probabilities need exactly the classes {', '.join(ids)}")
+    if not all(map(math.isfinite, [record.get("loss", math.nan), *probabilities.values()])):
+        raise NumericsError(f"prediction {record['id']!r}: loss or probabilities are not finite; the weights diverged")

@@ -1,0 +1,83 @@
+"""Which recipe is meant, and whether its sections fit each other."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UsageError
+from trainer.models.configs import MODEL_CONFIGS
+from trainer.recipe import Recipe as BaseRecipe
+from trainer.recipe import recipe_class
+from trainer.tasks.base import Task, roles_of, task_classes
+
+SHIPPED = Path(__file__).parent / "recipes"
+Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
+
+
+def find_recipe(name: str) -> Path:
+    """A shipped recipe by name, others by path.
+
+    Raises:
+        UsageError: neither; names the nearest shipped one.
+    """
+    shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if Path(name).suffix in (".yaml", ".yml") or "/" in name:
+        return Path(name)
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(sorted(shipped))}"
+    raise UsageError(f"recipe {name!r} is not shipped; {hint} (others are given by path, ending in .yaml)")
+
+
+def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) -> BaseRecipe:
+    """A recipe by name, path or as an object, with overrides."""
+    if isinstance(recipe, BaseRecipe):
+        resolved = Recipe.parse(recipe.model_dump(mode="json"), overrides) if overrides else recipe
+    else:
+        resolved = Recipe.load(find_recipe(str(recipe)), overrides)
+    check_recipe(resolved)
+    return resolved
+
+
+def check_recipe(recipe: BaseRecipe) -> None:
+    """What the sections cannot see alone: names that only the task or the cleaning knows, what needs `validation`."""
+    from trainer.data.cleaning import cleaner
+
+    task, stopping, problems = task_classes()[recipe.task.kind], recipe.loop.early_stopping, []  # type: ignore[attr-defined]
+    roles = roles_of(recipe)
+    try:
+        cleaner(recipe.data.cleaning)
+    except UsageError as error:
+        problems.append(str(error))
+    for role in recipe.data.columns.keys() - roles.keys():
+        problems.append(f"data.columns.{role}: no role of task {task.kind}; its roles: {', '.join(roles)}")
+    problems += _model_problems(recipe, task)
+    if stopping.metric not in task.metrics:
+        known = ", ".join(sorted(task.metrics))
+        problems.append(f"loop.early_stopping.metric: {stopping.metric!r} is unknown; known: {known}")
+    if recipe.data.validation is None:
+        if stopping.patience is not None:
+            problems.append("loop.early_stopping.patience: needs data.validation, which is null")
+        if recipe.optim.schedule == "plateau":
+            problems.append("optim.schedule: plateau needs data.validation, which is null")
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)))
+
+
+def _model_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
+    """Whether task, model and tokenizer go together."""
+    model: Any = recipe.model
+    if model.kind not in task.models:
+        return [f"model.kind: {model.kind} cannot do task {task.kind}; allowed: {', '.join(task.models)}"]
+    begins_with = getattr(model, "init_from", None) or getattr(model, "name", None)
+    if begins_with is None and recipe.tokenizer_name is None and recipe.tokenizer.train is None:
+        return ["tokenizer: give exactly one of `train` and `pretrained`"]
+    if begins_with is not None and recipe.tokenizer.train is not None:
+        why = f"tokenizer.train: a new tokenizer's ids mean nothing to the weights of {begins_with!r}"
+        return [f"{why}; leave `tokenizer` out, so that their own is used, or train a model of kind encoder"]
+    return []

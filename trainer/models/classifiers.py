@@ -1,0 +1,204 @@
+"""Trunk and head: classifiers over an own encoder or a pretrained model, and what tells the two parts apart.
+
+The trunk reads the text and the head decides. Freezing, unfreezing and rates by layer speak of a parameter's depth:
+0 is the head, 1 the top layer of the trunk, the embeddings are deepest.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from trainer.errors import UsageError
+from trainer.models.attention import MASKED
+from trainer.models.configs import EncoderConfig, PretrainedConfig
+from trainer.models.dropout import Dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from trainer.recipe import Recipe
+
+HEAD_STD = 0.02  # of a new head's weights, as BERT's
+
+
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """hidden (B, T, M), attention_mask (B, T) -> (B, M): the first token, or mean or maximum of the tokens."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    mask = attention_mask[..., None]
+    if pooling == "max":
+        return torch.where(mask > 0, hidden, MASKED).amax(1)
+    hidden = hidden.float()
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class PooledClassifier(nn.Module):
+    """A trunk that gives hidden states, pooled and classified by one linear layer."""
+
+    def __init__(self, trunk: nn.Module, width: int, names: list[str], pooling: str, p: float) -> None:
+        super().__init__()
+        self.trunk, self.pooling, self.names = trunk, pooling, names
+        self.dropout = Dropout(p)
+        self.head = nn.Linear(width, len(names))
+        nn.init.normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.trunk.get_input_embeddings()  # type: ignore[operator]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """(B, T) int64 -> logits (B, classes)."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        found = self.trunk(input_ids=input_ids, attention_mask=attention_mask, **types)
+        hidden = found if isinstance(found, Tensor) else found.last_hidden_state
+        return self.head(self.dropout(pool(hidden, attention_mask, self.pooling)))
+
+
+def positions_of(recipe: Recipe) -> int:
+    """Positions of an own encoder: lengths are padded to a multiple."""
+    multiple = recipe.data.pad_multiple
+    return -(-recipe.data.max_length // multiple) * multiple
+
+
+def build_classifier(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, names: list[str], trained: Path | None = None
+) -> nn.Module:
+    """The classifier of a recipe, with the weights that it begins with unless `trained` ones are to be loaded.
+
+    Raises:
+        UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
+    """
+    settings: Any = recipe.model
+    if isinstance(settings, EncoderConfig):
+        from trainer.models.encoder import Encoder
+
+        trunk = Encoder(settings, len(tokenizer), positions_of(recipe))
+        model: nn.Module = PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
+    elif isinstance(settings, PretrainedConfig):
+        from trainer.models.pretrained import check_fits
+
+        model = _pretrained(settings, names, trained)
+        check_fits(getattr(model, "trunk", model), settings.name, len(tokenizer), recipe.data.max_length)
+    else:
+        raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
+    if settings.init_from is not None and trained is None:
+        load_trunk(model, Path(settings.init_from))
+    return model
+
+
+def _pretrained(settings: PretrainedConfig, names: list[str], trained: Path | None) -> nn.Module:
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from trainer.models.pretrained import load_model
+
+    config = json.loads((trained / "config.json").read_text(encoding="utf-8")) if trained else None
+    ids = {name: i for i, name in enumerate(names)}
+    labels = {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": ids}
+    if settings.pooling == "auto":
+        return load_model(AutoModelForSequenceClassification, settings, config, **labels)
+    trunk = load_model(AutoModel, settings, config and config["trunk"])
+    if getattr(trunk, "pooler", None) is not None:
+        trunk.pooler = None  # type: ignore[assignment]  # BERT's would be parameters without a gradient
+    facts: Any = trunk.config
+    p = getattr(facts, "hidden_dropout_prob", None) if settings.dropout is None else settings.dropout
+    return PooledClassifier(trunk, facts.hidden_size, names, settings.pooling, 0.1 if p is None else p)
+
+
+# -- trunk and head ----------------------------------------------------------------------------------------------------
+
+
+def trunk_prefix(model: nn.Module) -> str | None:
+    """What the names of the trunk's parameters begin with ("trunk.", "bert."); None where there is no such division."""
+    for name in ("trunk", getattr(model, "base_model_prefix", "")):
+        if name and isinstance(getattr(model, name, None), nn.Module):
+            return f"{name}."
+    return None
+
+
+def depths(model: nn.Module) -> dict[str, int] | None:
+    """Depth of every parameter: 0 head, 1 top layer … n bottom layer, n + 1 embeddings; None without trunk and head.
+
+    The layers are the longest ModuleList in the trunk. What is neither in a layer nor an embedding (a last norm, a
+    pooler) belongs to the top layer.
+    """
+    prefix = trunk_prefix(model)
+    if prefix is None:
+        return None
+    trunk = model.get_submodule(prefix[:-1])
+    lists = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
+    where, layers = max(lists, key=lambda item: len(item[1]), default=("", nn.ModuleList()))
+    count, found = len(layers), {}
+    for name, _ in model.named_parameters():
+        inner = name.removeprefix(prefix)
+        if not name.startswith(prefix):
+            found[name] = 0
+        elif where and inner.startswith(f"{where}."):
+            found[name] = count - int(inner.removeprefix(f"{where}.").partition(".")[0])
+        else:
+            found[name] = count + 1 if "embed" in inner else 1
+    return found
+
+
+def freeze_trunk(model: nn.Module) -> nn.Module:
+    """Takes the trunk's parameters out of training, for the whole run, and returns the trunk.
+
+    Raises:
+        UsageError: the model is not divided into trunk and head.
+    """
+    prefix = trunk_prefix(model)
+    if prefix is None:
+        raise UsageError(f"optim.freeze_trunk: {type(model).__name__} is not divided into trunk and head")
+    return model.get_submodule(prefix[:-1]).requires_grad_(False)
+
+
+def load_trunk(model: nn.Module, run: Path) -> None:
+    """Copies the trunk of a finished run's model into this one's.
+
+    Raises:
+        UsageError: there is none, or its parameters are not the same; names one of them.
+    """
+    file, prefix = run / "model" / "model.safetensors", trunk_prefix(model)
+    if not file.exists():
+        raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
+    own = {name: p for name, p in model.named_parameters() if prefix and name.startswith(prefix)}
+    with safe_open(file, framework="pt") as weights, torch.no_grad():
+        there = set(weights.keys())
+        for name, p in own.items():
+            if ".pooler." in name and name not in there:
+                continue  # a head of its own kind: a masked language model has none
+            shape = list(weights.get_slice(name).get_shape()) if name in there else "missing"
+            if shape != list(p.shape):
+                raise UsageError(
+                    f"model.init_from={str(run)!r}: {name} is {shape} there and {list(p.shape)} in this recipe's "
+                    "model: give both recipes the same model sizes and tokenizer"
+                )
+            p.copy_(weights.get_tensor(name))
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """From now on layers in training keep only their inputs, and are run again in the backward pass.
+
+    Raises:
+        UsageError: this model cannot.
+    """
+    trunk = getattr(model, "trunk", model)
+    if hasattr(trunk, "checkpointing"):
+        trunk.checkpointing = True
+    elif getattr(trunk, "supports_gradient_checkpointing", False):
+        trunk.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    else:
+        raise UsageError(f"loop.activation_checkpointing: {type(trunk).__name__} cannot do it; set it to false")
+
+
+def config_json(model: nn.Module) -> dict[str, Any] | None:
+    """config.json of a model of the transformers library, as `save_pretrained` writes it; None for our own."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    return {**json.loads(config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}

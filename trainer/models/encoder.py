@@ -1,0 +1,96 @@
+"""A BERT-style encoder from scratch (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
+
+The Transformer's encoder layers with sinusoidal positions. Shapes: B rows, T positions, M = d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.errors import UsageError
+from trainer.models.attention import MASKED, Attention, sinusoids
+from trainer.models.dropout import Dropout
+from trainer.models.transformer import EncoderLayer
+
+if TYPE_CHECKING:
+    from trainer.models.configs import EncoderConfig
+
+
+class Encoder(nn.Module):
+    """Token ids to hidden states, for `vocab_size` tokens and at most `max_length` positions."""
+
+    positions: Tensor
+
+    def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int) -> None:
+        super().__init__()
+        d = config.d_model
+        self.max_length, self.checkpointing = max_length, False
+        self.embedding = nn.Embedding(vocab_size, d)
+        self.type_embedding = nn.Embedding(2, d)
+        self.dropout = Dropout(config.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
+        self.register_buffer("positions", sinusoids(max_length, d), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.initialise()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """input_ids, attention_mask (1 = token) and types (B, T) int64 -> (B, T, M).
+
+        Raises:
+            UsageError: more than `max_length` positions.
+        """
+        length = input_ids.shape[1]
+        if length > self.max_length:
+            raise UsageError(f"{length} positions are more than the {self.max_length} of this model: shorten the text")
+        # without types all are of the first, as in BERT
+        types = self.type_embedding.weight[0] if token_type_ids is None else self.type_embedding(token_type_ids)
+        embedded = self.embedding(input_ids) + types
+        x = self.dropout(torch.add(self.positions[:length], embedded, alpha=math.sqrt(embedded.shape[-1])))
+        mask = (attention_mask[:, None, None, :] == 0) * MASKED
+        for layer in self.layers:
+            x = self._run(layer, x, mask)
+        return self.norm(x)
+
+    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, x, mask, use_reentrant=False)
+        return layer(x, mask)
+
+
+class MaskedLanguageModel(nn.Module):
+    """Encoder, and a head that says which token stood where one was masked; its output matrix is the embedding."""
+
+    def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int) -> None:
+        super().__init__()
+        self.trunk = Encoder(config, vocab_size, max_length)
+        self.transform, self.norm = nn.Linear(config.d_model, config.d_model), nn.LayerNorm(config.d_model)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.trunk.embedding
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, places: Tensor) -> Tensor:
+        """`places` (N) int64: positions in the flattened batch whose tokens are asked for -> logits (N, V)."""
+        hidden = self.trunk(input_ids, attention_mask).flatten(0, 1).index_select(0, places)
+        return F.linear(self.norm(F.gelu(self.transform(hidden))), self.trunk.embedding.weight, self.bias)

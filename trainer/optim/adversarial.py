@@ -1,0 +1,63 @@
+"""Adversarial training: a second forward of each micro-batch whose embeddings are moved the way that hurts most.
+
+The fast gradient method (Miyato, Dai & Goodfellow 2017, https://arxiv.org/abs/1605.07725): a leaf δ, zero in the
+clean forward, is added to the output of the embedding, so that the clean backward, which counts anyway, yields δ's
+gradient; the second forward runs with δ = ε g / ‖g‖. Weights are never perturbed, so nothing has to be put back, under
+any engine. A row is normalised by itself: its δ does not depend on what it is batched with, nor on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.sections import AdversarialConfig
+
+
+class Perturbation:
+    """Adds δ to what an embedding gives when it is first called in a forward (the source, if shared)."""
+
+    def __init__(self, embedding: nn.Module, settings: AdversarialConfig) -> None:
+        self.settings = settings
+        self._delta: Tensor | None = None
+        self._wanted = False
+        embedding.register_forward_hook(self._add)
+
+    @contextlib.contextmanager
+    def clean(self) -> Iterator[None]:
+        """Around the clean forward and its backward."""
+        self._delta, self._wanted = None, True
+        try:
+            yield
+        finally:
+            self._wanted = False
+
+    def direction(self) -> Tensor:
+        """δ (B, T, M) of the second forward, after the clean backward; noise is drawn from the default generator."""
+        assert self._delta is not None, "the clean forward has not been run"
+        raw = self._delta.grad if self.settings.kind == "fgm" else torch.randn_like(self._delta)
+        assert raw is not None, "the clean backward has not been run"
+        raw = raw.detach().float()
+        norm = raw.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        return self.settings.epsilon * raw / norm[:, None, None]
+
+    @contextlib.contextmanager
+    def moved_by(self, delta: Tensor) -> Iterator[None]:
+        """Around the second forward."""
+        self._delta, self._wanted = delta, True
+        try:
+            yield
+        finally:
+            self._delta, self._wanted = None, False
+
+    def _add(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if not self._wanted or not torch.is_grad_enabled():
+            return output
+        self._wanted = False  # further calls in this forward are for other inputs
+        if self._delta is None:
+            self._delta = torch.zeros_like(output, requires_grad=True)
+        return output + self._delta

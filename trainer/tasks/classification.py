@@ -1,0 +1,229 @@
+"""Classification of texts, or of pairs of texts, into two or more classes: `text` (and `text_pair`) in, `label` out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.sections import Fraction, Section
+from trainer.tasks.base import IGNORED, Assessed, Batch, Example, Record, Roles, Task, Texts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+
+class ClassificationConfig(Section):
+    """`task` section of a classification recipe."""
+
+    kind: Literal["classification"] = "classification"
+    labels: dict[str, str] = Field(
+        description="value in the files: name of the class, in the order of the class ids; a list where both are one",
+        min_length=2,
+    )
+    pair: bool = Field(False, description="two texts per row: the roles are text, text_pair and label")
+    class_weights: Literal["balanced"] | list[float] | None = Field(
+        None, description="of the classes in their order; balanced: rows / (classes x rows of the class)"
+    )
+    truncation: Literal["head", "tail", "head_tail"] = Field(
+        "head", description="which part of a text stays that is longer than data.max_length"
+    )
+    head_share: Fraction = Field(0.25, description="share of the beginning (truncation: head_tail; Sun et al. 2019)")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_mapping(cls, value: Any) -> Any:
+        """A list names classes as the files do; keys that YAML reads as numbers are the texts that stand there."""
+        if isinstance(value, list):
+            return {str(name): str(name) for name in value}
+        return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClassificationConfig:
+        if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.names):
+            raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.names)} classes")
+        if len(self.names) < 2:
+            raise ValueError(f"labels maps everything to {self.names[0]!r}; two or more classes are needed")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes in the order of their ids; several values may have one name."""
+        return list(dict.fromkeys(self.labels.values()))
+
+
+class Classification(Task):
+    """One label per row. The loss of a step is divided by its rows."""
+
+    kind = "classification"
+    config = ClassificationConfig
+    models = ("encoder", "pretrained")
+    inputs = ("input_ids",)
+    metrics: ClassVar[dict[str, str]] = {
+        "loss": "min",
+        "accuracy": "max",
+        "f1": "max",
+        "precision": "max",
+        "recall": "max",
+        "mcc": "max",
+        "roc_auc": "max",
+        "average_precision": "max",
+        "ece": "min",
+    }
+    cheap_metrics = ()
+    toy_rows = (
+        {"text": "A wonderful film.", "text_pair": "I liked it.", "label": "positive"},
+        {"text": "Two hours of boredom, and no end.", "text_pair": "Too long.", "label": "negative"},
+        {"text": "Great!", "text_pair": "Fun.", "label": "positive"},
+        {"text": "The worst thing that I have seen this year.", "text_pair": "Bad.", "label": "negative"},
+    )
+
+    @classmethod
+    def roles(cls, config: ClassificationConfig) -> Roles:
+        texts = ("text", "text_pair") if config.pair else ("text",)
+        return {**dict.fromkeys(texts), "label": frozenset(config.labels)}
+
+    @property
+    def settings(self) -> ClassificationConfig:
+        config: Any = self.recipe.task
+        return config
+
+    def encode(self, rows: Sequence[Texts]) -> list[Example]:
+        """`input_ids` with special tokens, cut to `data.max_length`; `label` is one class id, or none."""
+        from trainer.data.tokenization import encode_batch
+
+        sides = ("text", "text_pair") if self.settings.pair else ("text",)
+        texts = [encode_batch(self.tokenizer, [row[side] for row in rows]) for side in sides] if rows else []
+        names, labels = self.settings.names, self.settings.labels
+        examples: list[Example] = []
+        for row, *ids in zip(rows, *texts, strict=True):
+            label = labels.get(row["label"]) if "label" in row else None
+            input_ids, types = self.layout.join(self._cut(ids))
+            example = {"input_ids": input_ids, "label": [] if label is None else [names.index(label)]}
+            examples.append({**example, "token_type_ids": types} if self.settings.pair else example)
+        return examples
+
+    def _cut(self, sides: Sequence[list[int]]) -> list[list[int]]:
+        """Of a pair the longer text loses more: each has a right to half of the room, and to what the other leaves."""
+        room = self.recipe.data.max_length - self.layout.special
+        if len(sides) == 1:
+            return [self._cut_one(sides[0], room)]
+        first, second = map(len, sides)
+        if first + second <= room:
+            return list(sides)
+        keep = max(room // 2, room - second)
+        return [self._cut_one(sides[0], min(first, keep)), self._cut_one(sides[1], room - min(first, keep))]
+
+    def _cut_one(self, ids: list[int], room: int) -> list[int]:
+        if len(ids) <= room:
+            return ids
+        share = {"head": 1.0, "tail": 0.0, "head_tail": self.settings.head_share}[self.settings.truncation]
+        head = round(room * share)
+        return ids[:head] + ids[len(ids) - (room - head) :]
+
+    def length(self, example: Example) -> int:
+        return len(example["input_ids"])
+
+    def tokens(self, example: Example) -> int:
+        return len(example["input_ids"])
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """input_ids, attention_mask (1 = token) and, for pairs, token_type_ids, all (B, W); labels (B,)."""
+        import torch
+
+        batch = {
+            "input_ids": self.pad([e["input_ids"] for e in examples], int(self.tokenizer.pad_token_id)),
+            "attention_mask": self.pad([[1] * len(e["input_ids"]) for e in examples], 0),
+        }
+        if self.settings.pair and "token_type_ids" in self.tokenizer.model_input_names:
+            batch["token_type_ids"] = self.pad([e["token_type_ids"] for e in examples], 0)
+        labels = torch.tensor([e["label"][0] if e["label"] else IGNORED for e in examples], dtype=torch.int64)
+        return {**batch, "labels": labels}
+
+    def build_model(self, trained: Path | None = None) -> nn.Module:
+        from trainer.models.classifiers import build_classifier
+
+        return build_classifier(self.recipe, self.tokenizer, self.settings.names, trained)
+
+    def model_config(self, model: nn.Module) -> dict[str, Any]:
+        """With the names of the classes both ways, and the trunk's own configuration if it has one."""
+        from trainer.models.classifiers import config_json
+
+        config, names = super().model_config(model), self.settings.names
+        if "id2label" not in config:
+            config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        trunk: Any = getattr(model, "trunk", None)
+        inner = config_json(trunk) if trunk is not None else None
+        return config | ({"trunk": inner} if inner else {})
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        import torch.nn.functional as F
+
+        weights = self._weights()
+        if weights is None:
+            return super().loss(model, batch)
+        logits = self.logits(model, batch).float()
+        return F.cross_entropy(
+            logits,
+            batch["labels"],
+            logits.new_tensor(weights),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.recipe.optim.label_smoothing,
+        )
+
+    def _weights(self) -> list[float] | None:
+        weights = self.settings.class_weights
+        if weights != "balanced":
+            return weights
+        counts = dict.fromkeys(self.settings.names, 0)
+        for value, count in self.data["train"]["labels"].items():
+            counts[self.settings.labels[value]] += count
+        return [sum(counts.values()) / (len(counts) * max(1, count)) for count in counts.values()]
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
+        """One forward serves losses and predictions."""
+        import torch.nn.functional as F
+
+        logits, labels = self.logits(model, batch).float(), batch["labels"]
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        return Assessed(losses, (labels != IGNORED).long(), self._records(logits))
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
+        return self._records(self.logits(model, batch).float())
+
+    def _records(self, logits: Tensor) -> list[Record]:
+        """float64: the probabilities of a row sum to one, and are the same whatever it is batched with in fp32."""
+        names, records = self.settings.names, []
+        for row in logits.double().softmax(-1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            records.append({"prediction": names[best], "probabilities": dict(zip(names, row, strict=True))})
+        return records
+
+    def answer(self, record: Record) -> Record:
+        probabilities = record["probabilities"]
+        label = record["prediction"]
+        return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}
+
+    def row_of(self, line: str) -> Texts:
+        """A pair stands in one line with a tab between its texts."""
+        if not self.settings.pair:
+            return {"text": line}
+        first, _, second = line.partition("\t")
+        return {"text": first, "text_pair": second}
+
+    def input_text(self, row: Texts) -> str:
+        return f"{row['text']}\t{row['text_pair']}" if self.settings.pair else row["text"]
+
+    def target_text(self, row: Texts) -> str:
+        return self.settings.labels[row["label"]]
+
+    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+        from trainer.evaluation.classification import score_classification
+
+        return score_classification(records, self.settings.names, resamples=resamples)
