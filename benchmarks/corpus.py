@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.compose import load_recipe
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
+from trainer.loading import load_recipe
 from trainer.recipe import Recipe
 from trainer.tasks.base import make_task
 
@@ -58,7 +58,7 @@ def prepare(root: Path, overrides: list[str], tokenizer: Path) -> Prepared:
     settings = recipe.tokenizer.train
     assert settings is not None, "the recipe trains its tokenizer"
     task = make_task(recipe, None)  # type: ignore[arg-type]
-    texts = TrainingTexts(Corpus(recipe, task).train, recipe.data, task.roles, settings.sample_rows)
+    texts = TrainingTexts(Corpus(recipe, task).train, recipe.data, task.roles(recipe.task), settings.sample_rows)
     train_tokenizer(texts, settings, recipe.data.max_length).save_pretrained(tokenizer)
     overrides = [*overrides, f"tokenizer={{pretrained: {json.dumps(str(tokenizer))}}}"]
     return Prepared(load_recipe(RECIPE, overrides), overrides, tokenizer)

@@ -14,11 +14,11 @@ import torch
 
 from benchmarks.contestant import serve_passes
 from benchmarks.corpus import RECIPE
-from trainer.compose import load_recipe
 from trainer.data.lanes import Bookmark
 from trainer.data.loader import load_epoch, owned_lanes
 from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import Corpus
+from trainer.loading import load_recipe
 from trainer.tasks.base import make_task
 
 

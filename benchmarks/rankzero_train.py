@@ -53,7 +53,9 @@ def main() -> None:
     os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": settings["precision"]}
     torch.set_num_threads(settings["threads"])
     session.Reporter = MeteredReporter  # type: ignore[misc]
-    train(RECIPE, [*settings["overrides"], *WITHOUT_PAUSES], run=Path(settings["folder"]) / "run")
+    train(
+        settings.get("recipe", RECIPE), [*settings["overrides"], *WITHOUT_PAUSES], run=Path(settings["folder"]) / "run"
+    )
 
 
 if __name__ == "__main__":
