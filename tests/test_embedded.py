@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import sacrebleu
 
+from trainer.data import embedded_clauses as clauses
+from trainer.data import embedded_lexicon as lexicon
+from trainer.data import embedded_phrases as phrases
 from trainer.data import embedded_translation as grammar
+from trainer.data import embedded_verbs as verbs
 from trainer.data.embedded import SPLITS, Draw, embedded_rows, translation_pair
 from trainer.errors import DataError
 
@@ -35,10 +39,10 @@ def sentence(tokens: list[str]) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ contents
 def test_at_least_300_lemmas_and_40_patterns() -> None:
-    verbs = {verb.lemma for verbs in grammar.LEXICON_VERBS.values() for verb in verbs}
-    nouns = {noun.lemma for noun in grammar.LEXICON_NOUNS}
-    adjectives = {adjective.lemma for adjective in grammar.LEXICON_ADJECTIVES}
-    others = {de for table in (grammar.NAMES, grammar.NUMBERS, grammar.FREQUENCY) for de, _ in grammar.pairs(table)}
+    verbs = {verb.lemma for verbs in phrases.LEXICON_VERBS.values() for verb in verbs}
+    nouns = {noun.lemma for noun in phrases.LEXICON_NOUNS}
+    adjectives = {adjective.lemma for adjective in phrases.LEXICON_ADJECTIVES}
+    others = {de for table in (lexicon.NAMES, lexicon.NUMBERS, lexicon.FREQUENCY) for de, _ in lexicon.pairs(table)}
     assert len(verbs | nouns | adjectives | others) >= 300
     assert min(len(verbs), len(nouns), len(adjectives)) >= 50
     assert len({pattern.name for pattern in grammar.PATTERNS}) == len(grammar.PATTERNS) >= 40
@@ -50,11 +54,11 @@ def test_every_content_lemma_is_trained_and_every_pattern_can_be_spelled_in_ever
         draw = Draw("translation", 0, "train", row)
         grammar.generate(draw, "train")
         seen.update(itertools.chain.from_iterable(draw.combinations))
-    framed = [verb for frame in grammar.FRAMES for verb in grammar.LEXICON_VERBS.get(frame, []) if verb.letters]
-    for word in [*framed, *grammar.LEXICON_ADJECTIVES]:
+    framed = [verb for frame in clauses.FRAMES for verb in phrases.LEXICON_VERBS.get(frame, []) if verb.letters]
+    for word in [*framed, *phrases.LEXICON_ADJECTIVES]:
         assert seen[word.lemma] >= 3, f"{word.lemma} is in {seen[word.lemma]} of {ROWS} training rows"
     for pattern, split in itertools.product(grammar.PATTERNS, SPLITS):
-        de, en = grammar.spell(Draw(pattern.name, split), grammar.pool(split), pattern)
+        de, en = grammar.spell(Draw(pattern.name, split), phrases.pool(split), pattern)
         assert de[-1] == en[-1]
         assert de[-1] in ".?!", pattern.name
 
@@ -120,7 +124,7 @@ def test_combinations_of_a_split_never_occur_in_another(corpus: dict[str, list[d
     assert not used["train"] & used["test"]
     assert not used["validation"] & used["test"]
     assert len(used["test"]) > 300
-    assert all(grammar.split_of(*combination) == split for split in SPLITS for combination in used[split])
+    assert all(phrases.split_of(*combination) == split for split in SPLITS for combination in used[split])
     texts = {split: {row["de"] for row in rows} for split, rows in corpus.items()}
     assert not texts["train"] & texts["test"]
     assert not texts["train"] & texts["validation"]
@@ -128,8 +132,8 @@ def test_combinations_of_a_split_never_occur_in_another(corpus: dict[str, list[d
 
 def test_verb_and_object_of_a_test_text_never_meet_in_training(corpus: dict[str, list[dict[str, str]]]) -> None:
     """Read from the texts, not from the generator's record: one clause that ends with a participle, and its things."""
-    participles = {v.de["past"][1] for table in grammar.LEXICON_VERBS.values() for v in table} - {""}
-    things = {form: n.lemma for n in grammar.of_kind("atnfdcomvs") for form in (*n.de[0], *n.de[1])}
+    participles = {v.de["past"][1] for table in phrases.LEXICON_VERBS.values() for v in table} - {""}
+    things = {form: n.lemma for n in phrases.of_kind("atnfdcomvs") for form in (*n.de[0], *n.de[1])}
     del things["Uhr"]  # um acht Uhr
 
     def met(split: str) -> set[tuple[str, str]]:
@@ -215,12 +219,12 @@ def test_the_nearest_training_sentence_stays_far_below_a_model(corpus: dict[str,
 
 
 # ------------------------------------------------------------------------------------------------------------ grammar
-def noun(lemma: str) -> grammar.Noun:
-    return next(noun for noun in grammar.LEXICON_NOUNS if noun.lemma == lemma)
+def noun(lemma: str) -> lexicon.Noun:
+    return next(noun for noun in phrases.LEXICON_NOUNS if noun.lemma == lemma)
 
 
-def verb(lemma: str) -> grammar.Verb:
-    return next(v for table in grammar.LEXICON_VERBS.values() for v in table if v.lemma == lemma)
+def verb(lemma: str) -> verbs.Verb:
+    return next(v for table in phrases.LEXICON_VERBS.values() for v in table if v.lemma == lemma)
 
 
 DECLENSIONS = """
@@ -284,16 +288,16 @@ def table(text: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("phrase", "forms"), table(DECLENSIONS))
 def test_declension(phrase: str, forms: str) -> None:
     det, adjective, lemma, plural = phrase.split()
-    degree = next(a for a in grammar.LEXICON_ADJECTIVES if a.lemma == adjective).degrees[0]
-    noun = next(n for n in grammar.LEXICON_NOUNS if n.lemma == lemma)
-    cases = [grammar.decline(grammar.DETERMINERS[det], noun, case, int(plural), degree)[0] for case in range(4)]
+    degree = next(a for a in phrases.LEXICON_ADJECTIVES if a.lemma == adjective).degrees[0]
+    noun = next(n for n in phrases.LEXICON_NOUNS if n.lemma == lemma)
+    cases = [lexicon.decline(lexicon.DETERMINERS[det], noun, case, int(plural), degree)[0] for case in range(4)]
     assert " | ".join(cases) == forms
 
 
 @pytest.mark.parametrize(("lemma", "forms"), table(CONJUGATIONS))
 def test_conjugation(lemma: str, forms: str) -> None:
     """The verb-final forms of ich, du, er, ihr, where a prefix rejoins its verb; perfect; with zu; English."""
-    verb = next(v for verbs in grammar.LEXICON_VERBS.values() for v in verbs if v.lemma == lemma)
+    verb = next(v for verbs in phrases.LEXICON_VERBS.values() for v in verbs if v.lemma == lemma)
     present = [verb.de["present"][2][person] for person in (0, 1, 2, 4)]
     english = f"{verb.en['present'][2][0]} {verb.en['past'][2][0]} {verb.ing}"
     assert " | ".join((" ".join(present), verb.de["past"][2][2], verb.zu, english)) == forms
@@ -301,14 +305,14 @@ def test_conjugation(lemma: str, forms: str) -> None:
 
 @pytest.mark.parametrize(("lemma", "forms"), table(DEGREES))
 def test_degrees(lemma: str, forms: str) -> None:
-    adjective = next(a for a in grammar.LEXICON_ADJECTIVES if a.lemma == lemma)
+    adjective = next(a for a in phrases.LEXICON_ADJECTIVES if a.lemma == lemma)
     assert " | ".join(f"{degree.predicate} {degree.en}" for degree in adjective.degrees) == forms
 
 
 def test_euer_loses_a_vowel_before_an_ending() -> None:
-    hund, katze = (next(n for n in grammar.LEXICON_NOUNS if n.lemma == lemma) for lemma in ("Hund", "Katze"))
-    asked = ((hund, grammar.NOM), (hund, grammar.ACC), (katze, grammar.DAT))
-    forms = [grammar.decline(grammar.POSSESSIVES[5], noun, case, 0)[0] for noun, case in asked]
+    hund, katze = (next(n for n in phrases.LEXICON_NOUNS if n.lemma == lemma) for lemma in ("Hund", "Katze"))
+    asked = ((hund, lexicon.NOM), (hund, lexicon.ACC), (katze, lexicon.DAT))
+    forms = [lexicon.decline(lexicon.POSSESSIVES[5], noun, case, 0)[0] for noun, case in asked]
     assert forms == ["euer Hund", "euren Hund", "eurer Katze"]
 
 
@@ -468,4 +472,4 @@ def test_every_pattern_has_a_verified_pair() -> None:
     assert {name for name, _ in verified} == set(patterns)
     assert len(verified) >= 40
     for (name, number), pair in verified.items():
-        assert grammar.spell(Draw("spot", name, number), grammar.pool("train"), patterns[name]) == pair
+        assert grammar.spell(Draw("spot", name, number), phrases.pool("train"), patterns[name]) == pair
