@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from trainer.data import embedded_translation
+from trainer.data import embedded_reviews, embedded_translation
 from trainer.errors import DataError
 
 Item = TypeVar("Item")
@@ -47,7 +47,17 @@ def translation_pair(split: str, row: int, seed: int = 0) -> dict[str, str]:
     return {"de": de, "en": en}
 
 
-CORPORA: dict[str, Callable[[str, int, int], dict[str, str]]] = {"translation": translation_pair}
+def review(split: str, row: int, seed: int = 0) -> dict[str, str]:
+    """Row `row` (from 0) of a split of the review corpus: {"text": …, "label": "negative" or "positive"}.
+
+    Of the rows 2k and 2k + 1 one is positive and one negative.
+    """
+    label = "+-"[(Draw("reviews", seed, split, "pair", row // 2).below(2) + row) % 2]
+    text = embedded_reviews.generate(Draw("reviews", seed, split, row), split, label)
+    return {"text": text, "label": embedded_reviews.LABELS[label]}
+
+
+CORPORA: dict[str, Callable[[str, int, int], dict[str, str]]] = {"translation": translation_pair, "reviews": review}
 
 
 def embedded_rows(corpus: str, split: str, rows: int, seed: int, shard: int, shards: int) -> Iterator[dict[str, str]]:
