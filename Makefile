@@ -23,8 +23,11 @@ $(READY): pyproject.toml constraints.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,track,deepspeed]'
 	@touch $@
 
-demo: setup ## trains German to English on two CPU ranks in three minutes and shows translations
+demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, seven minutes; links both reports
 	HF_HUB_OFFLINE=1 $(BIN)/rankzero train demo-translation --config cpu_bf16 --run runs/demo-translation
+	HF_HUB_OFFLINE=1 $(BIN)/rankzero train demo-sentiment --config cpu_bf16 --run runs/demo-sentiment
+	@echo 'Both reports are linked by:'
+	@$(BIN)/rankzero report runs/demo-translation runs/demo-sentiment --index runs/index.html
 
 test: setup ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing. ARGS='-k lanes' for a part
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
@@ -35,6 +38,7 @@ lint: setup ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## data path and training step against others, half an hour on a quiet machine; needs RANKZERO_DATA
+bench: setup ## data path, training step and fine-tuning against others, half an hour on a quiet machine; needs RANKZERO_DATA
 	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json
 	$(BIN)/python -m benchmarks.training_step --json runs/bench/training_step.json
+	$(BIN)/python -m benchmarks.fine_tuning --json runs/bench/fine_tuning.json

@@ -109,3 +109,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The tiny recipe on that corpus, evaluated on at most 8 rows. Read only: change it by overrides."""
     return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", corpus, evaluation={"max_rows": 8})
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 160 training reviews, sorted by label, and 40 to test on. Read only."""
+    from review_world import write_reviews
+
+    return write_reviews(tmp_path_factory.mktemp("reviews"))
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pretrained BERT: a folder as the Hub has them. Read only."""
+    from review_world import write_bert
+
+    return write_bert(tmp_path_factory.mktemp("bert"))

@@ -33,7 +33,14 @@ _context = multiprocessing.get_context("forkserver")
 # Everything that a run imports, late imports of the libraries included.
 _context.set_forkserver_preload(
     [
-        *("trainer", "trainer.cli", "trainer.compose", "trainer.engine.session", "trainer.evaluation.metrics"),
+        *(
+            "trainer",
+            "trainer.cli",
+            "trainer.compose",
+            "trainer.engine.session",
+            "trainer.engine.finished",
+            "trainer.evaluation.metrics",
+        ),
         *("torch._dynamo", "torch._inductor.config", "torch.onnx", "datasets.io.generator", "evaluate", "sacrebleu"),
         *("transformers.pipelines", "transformers.models.auto.tokenization_auto", "huggingface_hub.dataclasses"),
     ]

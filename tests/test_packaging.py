@@ -33,6 +33,7 @@ def test_wheel_holds_configs_templates_and_recipes(wheel: Path) -> None:
     expected |= {f"launch/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
     expected |= {f"trainer/recipes/{path.name}" for path in (ROOT / "trainer" / "recipes").glob("*.yaml")}
     expected |= {str(path.relative_to(ROOT)) for top in ("trainer", "launch") for path in (ROOT / top).rglob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "trainer/analysis/templates").iterdir()}
     assert {"launch/accelerate_configs/debug.yaml", "trainer/recipes/multi30k.yaml"} <= expected
     assert expected <= names
     assert {name.split("/")[0] for name in names} == {"launch", "trainer", f"rankzero-{PROJECT['version']}.dist-info"}

@@ -81,11 +81,47 @@ def evaluate(
     """Evaluate a finished run again; writes evaluation/SPLIT/ and prints metrics.json."""
     from trainer.compose import evaluate as run_evaluation
 
-    if split not in ("validation", "test"):
-        raise UsageError(f"--split {split}: allowed are validation and test")
-    scores = run_evaluation(run, split=split, overrides=overrides or [])
+    scores = run_evaluation(run, split=checked_split(split), overrides=overrides or [])
     if is_main():
         print(json.dumps(scores, indent=2, ensure_ascii=False))
+
+
+@app.command("report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories")],
+    split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
+    index: Annotated[
+        Path | None, typer.Option("--index", metavar="FILE", help="only write a page that links the runs' reports")
+    ] = None,
+) -> None:
+    """Write the report of an evaluated split again: report.html, confusion matrix, errors, attention."""
+    checked_split(split)
+    if index is not None:
+        from trainer.analysis.index import write_index
+
+        print(write_index([(run.name, run / "evaluation" / split / "report.html") for run in runs], index))
+        return
+    from trainer.compose import report as write_report
+
+    for run in runs:
+        for path in write_report(run, split=split):
+            print(path)
+
+
+@app.command("ensemble")
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="run directories of classifiers")],
+    split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="writes the averaged predictions")] = None,
+) -> None:
+    """Average several runs' probabilities: each member, the ensemble, and how much they agree."""
+    from trainer.compose import ensemble as average
+    from trainer.evaluation.predictions import write_predictions
+
+    records, summary = average(runs, split=checked_split(split))
+    if out is not None:
+        write_predictions(out, records)
+    print(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
 @app.command("predict")
@@ -115,6 +151,12 @@ def recipes(
     for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
         first = path.read_text(encoding="utf-8").splitlines()[0]
         print(f"{path.stem:20s} {first.removeprefix('#').strip()}")
+
+
+def checked_split(split: str) -> str:
+    if split not in ("validation", "test"):
+        raise UsageError(f"--split {split}: allowed are validation and test")
+    return split
 
 
 def stdin_lines() -> Iterator[str]:
@@ -148,9 +190,16 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class _Stderr(logging.Handler):
+    """Writes to what sys.stderr is at that moment: a progress bar puts itself in its place while it lives."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def set_up_logging() -> None:
     """What we have to say, to stderr and once: other ranks keep quiet."""
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("rankzero")
     logger.handlers = [handler]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.errors import CheckpointError, Preempted, RankError, RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
+from trainer.reporting import report_stage, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -145,8 +146,10 @@ def _stages(
     session.choose_weights()
     splits: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
     scores = {split: session.evaluate(split) for split in splits}
-    runtime.close()
+    runtime.close()  # from here on rank zero works alone: no collective can time out under it
     if runtime.main:
+        for split in splits:
+            report_stage(folder, session.task, session.model, session.corpus, split, session.progress.step)
         session.finish(scores)
     return Run(folder.path, session.progress.step, scores)
 
@@ -225,8 +228,8 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     Raises:
         RankzeroError: no such run, no model in it yet, no such split.
     """
+    from trainer.engine.finished import Finished
     from trainer.engine.runtime import start
-    from trainer.engine.session import Finished
     from trainer.engine.signals import StopFlag
 
     with StopFlag().listening() as stop:
@@ -248,11 +251,45 @@ def predict(run: str | Path, texts: Iterable[str], *, backend: str = "torch") ->
     Raises:
         UsageError: a backend that this run has no artifact for.
     """
-    from trainer.engine.session import Finished
+    from trainer.engine.finished import Finished
 
     if backend != "torch":
         raise UsageError(f"--backend {backend}: this run has no {backend} artifact; allowed: torch")
     yield from Finished.open(RunDir(run), Recipe).predict(texts)
+
+
+def report(run: str | Path, *, split: str = "test") -> list[Path]:
+    """Writes confusion matrix, calibration, errors, attention and report.html of a finished run's split again.
+
+    Raises:
+        RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them.
+    """
+    from trainer.analysis.inputs import KINDS
+    from trainer.engine.corpus import Corpus
+    from trainer.engine.finished import Finished
+
+    finished = Finished.open(RunDir(run), Recipe)
+    if finished.task.kind not in KINDS:
+        raise UsageError(f"report: task {finished.task.kind} has none; allowed: {', '.join(KINDS)}")
+    try:
+        corpus = Corpus(finished.recipe, finished.task)
+    except RankzeroError as error:
+        log.warning("%s; rows that stand in training too are left as they were found before", error)
+        corpus = None
+    return write_report(finished.run, finished.task, finished.model, corpus, split)
+
+
+def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Averages several classifiers' probabilities: records as in predictions.jsonl, and a summary; see `analysis`.
+
+    Raises:
+        RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
+    """
+    from trainer.analysis.ensemble import ensemble as average
+    from trainer.engine.finished import Finished
+
+    task = Finished.task_of(RunDir(runs[0]), Recipe)
+    return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))
 
 
 def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, out: str | Path | None = None) -> str:

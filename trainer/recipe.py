@@ -52,7 +52,7 @@ class Recipe(Section):
 
     @property
     def tokenizer_name(self) -> str | None:
-        """Where the tokenizer comes from, if it is not trained: as the recipe says, else that of the model's weights."""
+        """Where the tokenizer comes from if it is not trained: as the recipe says, else with the model's weights."""
         if self.tokenizer.train is not None or self.tokenizer.pretrained is not None:
             return self.tokenizer.pretrained
         begun = getattr(self.model, "init_from", None)
@@ -68,7 +68,9 @@ class Recipe(Section):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"recipe {path} cannot be read: {error}") from None
+            reason = getattr(error, "strerror", None) or error
+            hint = "give the path of a YAML file, or a name that `rankzero recipes` lists"
+            raise UsageError(f"recipe {path} cannot be read: {reason}; {hint}") from None
         return cls.parse(_yaml(text, str(path)), overrides, str(path))
 
     @classmethod
@@ -82,10 +84,13 @@ class Recipe(Section):
             return cls.model_validate(values)
         except ValidationError as error:
             problems: dict[str, list[str]] = {}
+            ranges: dict[str, list[str]] = {}
             for problem in error.errors():
                 key, text = _explain(cls, problem)
                 problems.setdefault(key, []).append(text)
-            lines = [f"  {key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in problems.items()]
+                if problem["type"].startswith(("less_than", "greater_than")):
+                    ranges[key] = [text]  # the right type: what the other types of a union want is beside the point
+            lines = [f"  {key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in (problems | ranges).items()]
             count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
             raise UsageError(f"{where}: {count}\n" + "\n".join(lines)) from None
 

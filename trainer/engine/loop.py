@@ -105,6 +105,8 @@ class Loop:
                 self._on_grid(evaluate_now=due_eval)
             if self.finished():
                 return
+        if self._loop.epochs == self.progress.epoch + 1 and self._targets:  # the rest belongs to this epoch
+            self._log()
         self.progress.next_epoch()
         at_end = "epoch" in (self._loop.eval_every, self._loop.save_every) and self.progress.step > 0
         if at_end and not self.finished():

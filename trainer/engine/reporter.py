@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -56,7 +56,9 @@ class Reporter:
         if self._status is not None:
             self._status.values["step"] = progress.step  # written by the heartbeat
         now = time.monotonic()
-        self._began = self._began or (now, share)
+        if self._began is None:  # the first step pays for what libraries do only once
+            self._began, self._interval = (now, share), _Interval()
+            totals = replace(totals, tokens=0, padded=0)
         self._interval.tokens += totals.tokens
         self._interval.padded += totals.padded
         spent, done = now - self._began[0], share - self._began[1]

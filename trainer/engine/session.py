@@ -5,40 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.data.cleaning import cleaner
-from trainer.data.keyed import key
 from trainer.engine import checkpoint, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate
+from trainer.engine.finished import build_model, write_evaluation
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState, copy_weights
 from trainer.engine.step import Objective, Stepper, freeze_unused
-from trainer.errors import CheckpointError, UsageError
-from trainer.evaluation.predictions import write_predictions
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_trunk
 from trainer.optim.averaging import average_files
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, Status, read_json, write_json
-from trainer.tasks.base import Record, Task, make_task
+from trainer.tasks.base import make_task
 
 log = logging.getLogger("rankzero")
-
-PREDICT_WINDOW = 512  # lines that are sorted by length together
 
 
 class Session:
@@ -239,78 +230,3 @@ class Session:
             f"{self.runtime.engine} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
             f"precision {self.runtime.accelerator.mixed_precision}"
         )
-
-
-def build_model(task: Task, device: torch.device, trained: Path | None = None) -> nn.Module:
-    """The untrained model: the same weights on every rank and at every start; or a trained one's, from its folder."""
-    torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
-    return task.build_model(trained).to(device)
-
-
-def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:
-    folder = run.evaluation(split)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / "predictions.jsonl", records)
-    write_json(folder / "metrics.json", scores)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run whose model/ has been written, opened from its directory alone."""
-
-    run: RunDir
-    recipe: Recipe
-    task: Task
-    model: nn.Module
-
-    @classmethod
-    def open(cls, run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = ()) -> Finished:
-        """Recipe, tokenizer and weights of a run.
-
-        Raises:
-            UsageError: this is no run directory.
-            CheckpointError: its model has not been written yet, or does not fit its recipe.
-        """
-        if not run.recipe.exists():
-            raise UsageError(f"{run.path} is no run directory (it has no recipe.yaml); give the path of a run")
-        recipe = recipe_type.parse(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), overrides, str(run.recipe))
-        weights = run.model / "model.safetensors"
-        if not weights.exists():
-            raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
-        task = make_task(recipe, setup.read_tokenizer(run))
-        model = build_model(task, torch.device("cpu"), run.model)
-        copy_weights(model, load_file(weights), str(weights))
-        return cls(run, recipe, task, model.eval())
-
-    def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
-        model = self.model.to(runtime.device)
-        corpus = Corpus(self.recipe, self.task)
-        resamples = self.recipe.evaluation.bootstrap
-        scores, records = evaluate(runtime, self.task, model, corpus, split, predict=True, resamples=resamples)
-        runtime.on_main(lambda: write_evaluation(self.run, split, scores, records))
-        return scores
-
-    @torch.no_grad()
-    def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """One record per text, in order; a window of texts is sorted by length and cut into batches."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, clean = self.model.to(device), cleaner(self.recipe.data.cleaning)
-        source = iter(texts)
-        while window := list(islice(source, PREDICT_WINDOW)):
-            examples = self.task.encode([{k: clean(t) for k, t in self.task.row_of(text).items()} for text in window])
-            found: dict[int, Record] = {}
-            for batch in self._batches([self.task.length(e) for e in examples]):
-                inputs = self.task.collate([examples[i] for i in batch])
-                made = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
-                found |= dict(zip(batch, made, strict=True))
-            yield from ({"text": text, **self.task.answer(found[i])} for i, text in enumerate(window))
-
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-            if batch and lengths[i] * (len(batch) + 1) > self.recipe.evaluation.tokens_per_batch:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch

@@ -38,17 +38,20 @@ REMEDY = "use another --run, --fresh (keeps this run beside the new one), or --a
 def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
     """Compares the recipe with the one that the run directory was made with, and writes the new one.
 
-    A start that failed before the manifest was written (a wrong file pattern, say) has trained nothing, and its recipe
-    binds nobody.
+    A start that failed before its first checkpoint (a wrong file pattern, say) has trained nothing: its recipe binds
+    nobody.
 
     Raises:
         UsageError: a key that changes a step differs and is not allowed; names all of them with old and new value.
     """
-    if not run.manifest.exists() and not any(run.checkpoints.iterdir()):
-        shutil.rmtree(run.tokenizer, ignore_errors=True)
-    elif run.recipe.exists():
+    if run.recipe.exists():
         old = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
         changed = changed_keys(old, recipe.model_dump(mode="json"))
+        if changed and not any(run.checkpoints.iterdir()):
+            shutil.rmtree(run.tokenizer, ignore_errors=True)
+            for file in (run.manifest, run.metrics, run.ledger):
+                file.unlink(missing_ok=True)
+            changed = {}
         refused = {key: values for key, values in changed.items() if key not in allowed}
         if refused:
             lines = "".join(f"\n  {key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())

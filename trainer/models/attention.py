@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.models.dropout import Dropout
+from trainer.models.explain import record
 
 MASKED = -1e9  # finite: a row of nothing but padding gives uniform attention, not NaN
 
@@ -93,5 +94,7 @@ class Attention(nn.Module):
         scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
         # fp32 also in a bf16 model: for rows as short as sentences the bf16 softmax takes three times as long
         scores = scores.float() * d**-0.5 if mask is None else torch.add(mask, scores, alpha=d**-0.5)
-        weights = self.dropout(scores.softmax(-1)).to(v.dtype)
+        weights = scores.softmax(-1)
+        record(weights, cross=hasattr(self, "query"))
+        weights = self.dropout(weights).to(v.dtype)
         return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d)

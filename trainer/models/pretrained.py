@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trainer.errors import UsageError
 from trainer.locations import FORMS, locate
 from trainer.models.dropout import Dropout, dropout
+from trainer.models.explain import record
 
 if TYPE_CHECKING:
     from trainer.models.configs import PretrainedConfig
@@ -63,12 +64,14 @@ def load_model(
 
 def use_attention(model: nn.Module, kind: str) -> None:
     """Chooses how attention is computed: auto is ours on a CPU (where the model has a choice), else the library's."""
-    implementation = kind
-    if kind == "auto":
-        if torch.cuda.is_available() or not getattr(model, "_supports_attention_backend", False):
-            return
+    ours = kind == "rankzero" or (kind == "auto" and not torch.cuda.is_available())
+    if ours and not getattr(model, "_supports_attention_backend", False):
+        return
+    if kind == "auto" and not ours:
+        return
+    if ours:
         _register()
-        implementation = FAST
+    implementation = FAST if ours else kind
     with contextlib.suppress(ValueError):  # an architecture with one way only keeps it
         model.set_attn_implementation(implementation)  # type: ignore[operator]
 
@@ -102,7 +105,9 @@ def attention(
     scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
     scale = d**-0.5 if scaling is None else scaling
     scores = scores.float() * scale if attention_mask is None else torch.add(attention_mask, scores, alpha=scale)
-    weights = _dropout(scores.float().softmax(-1), dropout, module.training).to(v.dtype)
+    weights = scores.float().softmax(-1)
+    record(weights)
+    weights = _dropout(weights, dropout, module.training).to(v.dtype)
     return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d).transpose(1, 2).contiguous(), None
 
 

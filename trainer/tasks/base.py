@@ -33,6 +33,7 @@ Record = dict[str, Any]
 Roles = Mapping[str, frozenset[str] | None]  # role -> the values that it may have; None = any text
 
 IGNORED = -100
+SHOWN = 48  # tokens of a row whose attention is kept
 
 
 class Assessed(NamedTuple):
@@ -172,6 +173,13 @@ class Task(ABC):
         """The row behind a line of text that `rankzero predict` is given."""
         return {next(iter(self.roles(self.recipe.task))): line}
 
+    def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Attention and relevance of a few predicted rows, as `attention.json` holds them; none by default.
+
+        The model is on the CPU, in fp32 and in eval mode.
+        """
+        return []
+
     @abstractmethod
     def input_text(self, row: Texts) -> str:
         """What `predictions.jsonl` shows as the row's input."""
@@ -186,6 +194,11 @@ class Task(ABC):
 
         `resamples`: behind the intervals; 0 = no intervals, for evaluations in the middle of the training.
         """
+
+
+def rounded(values: Tensor) -> Any:
+    """Nested lists of numbers with four digits: for pictures."""
+    return values.double().mul(1e4).round().div(1e4).tolist()
 
 
 def task_classes() -> dict[str, type[Task]]:

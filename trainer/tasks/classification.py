@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from trainer.sections import Fraction, Section
-from trainer.tasks.base import IGNORED, Assessed, Batch, Example, Record, Roles, Task, Texts
+from trainer.tasks.base import IGNORED, SHOWN, Assessed, Batch, Example, Record, Roles, Task, Texts, rounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -216,6 +217,42 @@ class Classification(Task):
             return {"text": line}
         first, _, second = line.partition("\t")
         return {"text": first, "text_pair": second}
+
+    def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Attention of every layer and head, and gradient × input of the predicted class."""
+        import torch
+
+        from trainer.models.explain import gradient_x_input, recording
+        from trainer.models.pretrained import use_attention
+
+        use_attention(getattr(model, "trunk", model), "rankzero")
+        special, names, rows = set(self.tokenizer.all_special_ids), self.settings.names, []
+        for record in records:
+            example = self.encode([self.row_of(record["input"])])[0]
+            batch = self.collate([example])
+            with recording() as seen, torch.no_grad():
+                self.logits(model, batch)
+            if not seen:
+                return []
+            embedding: Any = model
+            score = partial(self._logit, model, batch, names.index(record["prediction"]))
+            relevance = gradient_x_input(embedding.get_input_embeddings(), score)[0]
+            ids = example["input_ids"]
+            kept = [i for i, token in enumerate(ids) if token not in special][:SHOWN]
+            weights = torch.stack([w[0] for _, w in seen])  # (L, H, T, T), T with padding
+            words = self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
+            rows.append(
+                {
+                    "id": record["id"], "title": record["input"], "prediction": record["prediction"],
+                    "target": record["target"], "tokens": words, "keys": words, "layers": weights.shape[0],
+                    "heads": weights.shape[1], "weights": rounded(weights[:, :, kept][..., kept]),
+                    "cls": rounded(weights[:, :, 0][..., kept]), "relevance": rounded(relevance[kept]),
+                }
+            )  # fmt: skip
+        return rows
+
+    def _logit(self, model: nn.Module, batch: Batch, label: int) -> Tensor:
+        return self.logits(model, batch)[0, label]
 
     def input_text(self, row: Texts) -> str:
         return f"{row['text']}\t{row['text_pair']}" if self.settings.pair else row["text"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.sections import Section
-from trainer.tasks.base import IGNORED, Batch, Example, Record, Roles, Task, Texts
+from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Roles, Task, Texts, rounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,6 +113,42 @@ class Translation(Task):
         )
         texts = self.tokenizer.batch_decode([h.ids for h in found], skip_special_tokens=True)
         return [{"prediction": text, "score": h.score} for text, h in zip(texts, found, strict=True)]
+
+    def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Where the decoder looked in the source as it said each word, and gradient × input of the whole sentence."""
+        import torch
+        import torch.nn.functional as F
+
+        from trainer.models.explain import gradient_x_input, recording
+
+        rows = []
+        for record in records:
+            example = self.encode([{"src": record["input"], "trg": record["prediction"]}])[0]
+            batch = self.collate([example])
+            labels = batch["labels"]
+
+            def likelihood(batch: Batch = batch, labels: Any = labels) -> Any:
+                logits = self.logits(model, batch).flatten(0, 1)
+                return -F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+            with recording() as seen, torch.no_grad():
+                self.logits(model, batch)
+            crossing = [w[0] for cross, w in seen if cross]
+            if not crossing:
+                return []
+            source, target = example["src"][:-1][:SHOWN], example["trg"][:SHOWN]
+            weights = torch.stack(crossing)[:, :, : len(target), : len(source)]  # the query of y₁ is [BOS]
+            embedding: Any = model
+            relevance = gradient_x_input(embedding.get_input_embeddings(), likelihood)[0, : len(source)]
+            rows.append(
+                {
+                    "id": record["id"], "title": record["input"], "prediction": record["prediction"],
+                    "target": record["target"], "tokens": self.tokenizer.convert_ids_to_tokens(target),
+                    "keys": self.tokenizer.convert_ids_to_tokens(source), "layers": weights.shape[0],
+                    "heads": weights.shape[1], "weights": rounded(weights), "relevance": rounded(relevance),
+                }
+            )  # fmt: skip
+        return rows
 
     def input_text(self, row: Texts) -> str:
         return row["src"]

@@ -1,0 +1,177 @@
+"""What the analysis of one split reads from a run directory, checked once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import DataError, UsageError
+from trainer.evaluation.predictions import Record, read_predictions
+from trainer.rundir import RunDir, read_json, write_atomically
+
+KINDS = ("classification", "translation")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Recipe, manifest, status, scores, history and records of one split of one run."""
+
+    run: RunDir
+    split: str
+    recipe: dict[str, Any]
+    manifest: dict[str, Any]
+    status: dict[str, Any]
+    scores: dict[str, Any]
+    history: list[dict[str, Any]]
+    records: list[Record]
+
+    @property
+    def folder(self) -> Path:
+        return self.run.evaluation(self.split)
+
+    @property
+    def kind(self) -> str:
+        return str(self.recipe["task"]["kind"])
+
+
+def read_inputs(run: RunDir, split: str) -> Inputs:
+    """Reads all that the analysis of a split needs.
+
+    Raises:
+        DataError: no run directory, a split that was not evaluated, or a record without what its task's carry.
+        UsageError: a task that this analysis does not know.
+        CheckpointError: a JSON file of the run is damaged.
+    """
+    recipe = _recipe(run)
+    kind = recipe["task"]["kind"]
+    if kind not in KINDS:
+        raise UsageError(f"{run.recipe}: task.kind={kind!r} cannot be analysed; known: {', '.join(KINDS)}")
+    records = read_records(run, split)
+    for record in records:
+        check_record(record, kind)
+    return Inputs(
+        run=run,
+        split=split,
+        recipe=recipe,
+        manifest=read_json(run.manifest) or {},
+        status=read_json(run.status) or {},
+        scores=read_json(run.evaluation(split) / "metrics.json") or {},
+        history=_history(run.metrics),
+        records=records,
+    )
+
+
+def read_records(run: RunDir, split: str) -> list[Record]:
+    """All records of a split.
+
+    Raises:
+        DataError: the split was not evaluated, or has no row.
+    """
+    path = run.evaluation(split) / "predictions.jsonl"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: evaluate the split first (rankzero evaluate {run.path} --split {split})")
+    records = list(read_predictions(path))
+    if not records:
+        raise DataError(f"{path} is empty: there is no row to analyse")
+    return records
+
+
+def check_record(record: Record, kind: str) -> None:
+    """Raises DataError if a record lacks what the analysis of its task reads."""
+    where = f"prediction {record['id']!r}"
+    for key in ("input", "target", "prediction"):
+        if not isinstance(record[key], str):
+            raise DataError(f"{where}: {key} is {record[key]!r}; a text is expected")
+    if kind != "classification":
+        return
+    shares = record.get("probabilities")
+    if not isinstance(shares, dict) or not all(_is_share(share) for share in shares.values()):
+        raise DataError(f"{where}: probabilities is {shares!r}; a number from 0 to 1 for each label is expected")
+    for key in ("prediction", "target"):
+        if record[key] not in shares:
+            raise DataError(f"{where}: {key} {record[key]!r} has no probability; labels: {', '.join(shares)}")
+
+
+def _is_share(value: Any) -> bool:
+    # sums of rounded numbers may pass 1 by a little
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e-6 <= value <= 1 + 1e-6
+
+
+def label_names(records: Sequence[Record], labels: Sequence[str] | None = None) -> list[str]:
+    """Names of the classes in the model's order: those given, else those of the first record's probabilities.
+
+    Raises:
+        DataError: a record has other labels.
+    """
+    names = list(labels) if labels is not None else list(records[0]["probabilities"])
+    for record in records:
+        if record["probabilities"].keys() != set(names):
+            found = ", ".join(record["probabilities"])
+            raise DataError(f"prediction {record['id']!r} has labels {found}; {', '.join(names)} are expected")
+    return names
+
+
+def confidence(record: Record) -> float:
+    """Probability that the model gave to its own answer."""
+    return float(record["probabilities"][record["prediction"]])
+
+
+def is_wrong(record: Record) -> bool:
+    return bool(record["prediction"] != record["target"])
+
+
+def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
+    """JSON lines, atomically. Half a surrogate pair, which UTF-8 cannot hold, is written as JSON's escape."""
+    texts = [json.dumps(line, ensure_ascii=False, allow_nan=False) for line in lines]
+    safe = [text if _is_utf8(text) else json.dumps(line) for text, line in zip(texts, lines, strict=True)]
+    write_atomically(path, "".join(f"{text}\n" for text in safe))
+    return path
+
+
+def without_surrogates(text: str) -> str:
+    """Half surrogate pairs become U+FFFD, so that the text can be written as UTF-8."""
+    return text if _is_utf8(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _recipe(run: RunDir) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{run.path} is no run directory: recipe.yaml cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{run.recipe} is not YAML ({error}); restore it") from None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("task"), dict) or "kind" not in recipe["task"]:
+        raise DataError(f"{run.recipe} has no task.kind; restore it")
+    return recipe
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; a last one that a kill left half written is not yet a line."""
+    lines: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
+    return lines
+
+
+def finite(value: Any) -> bool:
+    """A number that can be drawn or printed: metrics.jsonl holds null for NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,105 @@
+"""`report.html`: the story of a run on one self-contained page, from the files of its run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.analysis import attention, glossary, sections, story
+from trainer.analysis.inputs import Inputs, label_names, read_inputs
+from trainer.analysis.page import script_data, write_page
+from trainer.rundir import RunDir
+
+TITLES = {
+    "scores": "Headline numbers",
+    "curves": "Learning curves",
+    "confusion": "Confusion matrix",
+    "calibration": "Calibration",
+    "errors": "Errors worth reading",
+    "samples": "Translations worth reading",
+    "attention": "Attention",
+    "configuration": "Configuration and versions",
+}
+
+
+def write_report(run: RunDir, split: str, labels: Sequence[str] | None = None) -> Path:
+    """Writes `evaluation/<split>/report.html`; what the run did not leave is left out.
+
+    Args:
+        run: a run whose split has predictions.jsonl.
+        split: validation or test.
+        labels: names of the classes in the order in which to show them; None = the model's.
+
+    Raises:
+        DataError: no predictions, or records or an attention.json that do not fit the task.
+        UsageError: a task that this analysis does not know.
+    """
+    return render_report(read_inputs(run, split), labels)
+
+
+def render_report(inputs: Inputs, labels: Sequence[str] | None = None) -> Path:
+    """`write_report` for inputs that have been read."""
+    names = label_names(inputs.records, labels) if inputs.kind == "classification" else None
+    found = _sections(inputs, names)
+    rows = found.get("attention") or []
+    return write_page(
+        inputs.folder / "report.html",
+        "report.html.jinja",
+        script="attention.js" if rows else None,
+        title=str(inputs.recipe.get("name") or inputs.run.path.name),
+        kind=inputs.kind,
+        split=inputs.split,
+        lede=story.lede(inputs, names),
+        outcome=story.outcome(inputs),
+        facts=story.facts(inputs),
+        contents=[(key, TITLES[key]) for key in TITLES if found.get(key)],
+        sections=found,
+        attention_data=script_data(attention.page_data(rows)),
+    )
+
+
+def _sections(inputs: Inputs, names: Sequence[str] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "scores": _scores(inputs),
+        "curves": sections.curve_section(inputs),
+        "attention": attention.read_attention(inputs.folder / "attention.json"),
+        "configuration": _configuration(inputs),
+    }
+    if names is None:
+        return {**found, "samples": sections.sample_section(inputs)}
+    return {
+        **found,
+        "confusion": sections.confusion_section(inputs, names),
+        "calibration": sections.calibration_section(inputs),
+        "errors": sections.error_section(inputs, names),
+    }
+
+
+def _scores(inputs: Inputs) -> dict[str, Any] | None:
+    cards = glossary.cards(inputs.scores, inputs.kind)
+    if not cards:
+        return None
+    resamples = inputs.recipe.get("evaluation", {}).get("bootstrap")
+    return {
+        "cards": cards,
+        "reading": glossary.interval_reading(inputs.scores, resamples),
+        "signature": inputs.scores.get("signature"),
+        "table": glossary.all_scores(inputs.scores),
+    }
+
+
+def _configuration(inputs: Inputs) -> dict[str, Any]:
+    manifest = inputs.manifest
+    command = manifest.get("command")
+    return {
+        "recipe": inputs.run.recipe.read_text(encoding="utf-8"),
+        "versions": {str(k): str(v) for k, v in (manifest.get("versions") or {}).items()},
+        "command": " ".join(map(str, command)) if isinstance(command, list) else "",
+        "commit": str(manifest.get("git_commit") or ""),
+        "fingerprints": {
+            name: str(part["fingerprint"])
+            for name, part in (manifest.get("data") or {}).items()
+            if isinstance(part, dict) and part.get("fingerprint")
+        },
+    }

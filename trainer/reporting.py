@@ -1,0 +1,65 @@
+"""The stage that turns predictions into what a person reads: rank zero, alone, after the process group has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.rundir import RunDir, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.engine.corpus import Corpus
+    from trainer.tasks.base import Task
+
+EXPLAINED = 4  # rows whose attention is shown
+LONGEST = 40  # words of such a row, where there are shorter ones
+SEARCHED = 2_000_000  # training rows, at most, that are looked through for texts of the split
+
+
+def report_stage(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, split: str, step: int) -> None:
+    """Writes the report of a split, unless it has been written since the split was evaluated."""
+    from trainer.analysis.inputs import KINDS
+    from trainer.engine.setup import mark_stage, stage_done
+
+    evaluated = (read_json(run.manifest) or {}).get("stages", {}).get(f"evaluation/{split}")
+    done = stage_done(run, f"report/{split}", step, of=evaluated) and (run.evaluation(split) / "report.html").exists()
+    if task.kind not in KINDS or done:
+        return
+    write_report(run, task, model, corpus, split)
+    mark_stage(run, f"report/{split}", step, of=evaluated)
+
+
+def write_report(run: RunDir, task: Task, model: nn.Module, corpus: Corpus | None, split: str) -> list[Path]:
+    """attention.json, and everything that `analyse` makes of the split's files; returns the files.
+
+    Raises:
+        DataError: there are no predictions of the split.
+    """
+    from trainer.analysis.inputs import read_records
+    from trainer.analysis.stage import analyse
+
+    records = read_records(run, split)
+    rows = task.explain(model.cpu().float().eval(), chosen(records))
+    note = "Special tokens and padding are left out; what a row gave to them is missing from its sum."
+    write_json(run.evaluation(split) / "attention.json", {"note": note, "rows": rows})
+    names: Any = getattr(task.recipe.task, "names", None)
+    return analyse(run, split, None if corpus is None else _train_texts(run, task, corpus), names)
+
+
+def chosen(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few rows worth a look: the worst mistakes and some that are right, short ones first."""
+    short = [r for r in records if 4 <= len(r["input"].split()) <= LONGEST]
+    found = short if len(short) >= EXPLAINED else sorted(records, key=lambda r: len(r["input"]))[: 10 * EXPLAINED]
+    wrong = sorted((r for r in found if r["prediction"] != r["target"]), key=lambda r: -r["loss"])[: EXPLAINED // 2]
+    right = [r for r in found if r["prediction"] == r["target"]][: EXPLAINED - len(wrong)]
+    return [*wrong, *right]
+
+
+def _train_texts(run: RunDir, task: Task, corpus: Corpus) -> Iterator[str] | None:
+    rows = (read_json(run.manifest) or {}).get("data", {}).get("train", {}).get("rows") or 0
+    if rows > SEARCHED:
+        return None
+    return (task.input_text(texts) for _, texts in corpus.texts("train"))
