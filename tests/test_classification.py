@@ -331,7 +331,7 @@ def test_every_task_keeps_the_contract() -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("technique", ["plain", "fgm", "noise", "layers", "frozen", "mlm"])
+@pytest.mark.parametrize("technique", ["plain", "fgm", "noise", "layers", "frozen", "embeddings", "mlm"])
 def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, technique: str) -> None:
     """Weights after 8 SGD steps, with dropout; and the same scores to the last digit."""
     optim = {
@@ -340,6 +340,7 @@ def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, te
         "noise": {"adversarial": {"kind": "noise"}},
         "layers": {"layer_decay": 0.8, "unfreeze": 0.1, "head_lr": 0.2, "schedule": "slanted_triangular"},
         "frozen": {"freeze_trunk": True},
+        "embeddings": {"freeze_embeddings": True},
         "mlm": {},
     }[technique]
     made = recipe(reviews, optim={"name": "sgd", "lr": 0.05, **optim})
@@ -351,6 +352,10 @@ def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, te
     start = load_file(one / "checkpoints/step-00000004/model.safetensors")
     moved = {name.partition(".")[0] for name in a if not np.array_equal(a[name], start[name])}
     parts = {"frozen": {"head"}, "mlm": {"trunk", "transform", "norm", "bias"}}
+    still = {name for name in a if np.array_equal(a[name], start[name])}
+    assert not still or technique in ("frozen", "embeddings")
+    if technique == "embeddings":
+        assert still == {"trunk.embedding.weight", "trunk.type_embedding.weight"}
     assert moved == parts.get(technique, {"trunk", "head"})
     assert metrics(one)["rows"] == 40
 

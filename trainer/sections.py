@@ -122,6 +122,9 @@ class OptimConfig(Section):
         0.0, description="share of the training after which the next layer down begins to move; 0 = all from the start"
     )
     freeze_trunk: bool = Field(False, description="only the head is trained, the trunk stays in eval mode")
+    freeze_embeddings: bool = Field(
+        False, description="the trunk's embeddings are not trained: faster on small batches"
+    )
     adversarial: AdversarialConfig = Field(default_factory=AdversarialConfig)
     plateau: PlateauConfig = Field(default_factory=PlateauConfig)
     averaging: AveragingConfig = Field(default_factory=AveragingConfig)

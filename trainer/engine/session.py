@@ -22,7 +22,7 @@ from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState, copy_weights
 from trainer.engine.step import Objective, Stepper, freeze_unused
-from trainer.models.classifiers import checkpoint_activations, depths, freeze_trunk
+from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
 from trainer.optim.averaging import average_files
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
@@ -58,6 +58,8 @@ class Session:
             self.model.compile(dynamic=True)
         self.reporter = Reporter(run, status, runtime.main, recipe.track)
         freeze_unused(Objective(self.task, self.model, frozen))
+        if recipe.optim.freeze_embeddings:
+            freeze_embeddings(self.model)
         bare = Objective(self.task, self.model, frozen)
         self._unused = freeze_unused(bare)
         optimizer = build_optimizer(self.model, recipe.optim, depths(self.model))

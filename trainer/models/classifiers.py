@@ -157,6 +157,23 @@ def freeze_trunk(model: nn.Module) -> nn.Module:
     return model.get_submodule(prefix[:-1]).requires_grad_(False)
 
 
+def freeze_embeddings(model: nn.Module) -> None:
+    """Takes the trunk's embeddings out of training, for the whole run.
+
+    A step then neither zeroes, sums, reduces nor updates a gradient of vocabulary x width numbers, most of which are 0.
+
+    Raises:
+        UsageError: the model is not divided into trunk and head.
+    """
+    found = depths(model)
+    if found is None:
+        raise UsageError(f"optim.freeze_embeddings: {type(model).__name__} is not divided into trunk and head")
+    deepest = max(found.values())
+    for name, p in model.named_parameters():
+        if found[name] == deepest:
+            p.requires_grad_(False)
+
+
 def load_trunk(model: nn.Module, run: Path) -> None:
     """Copies the trunk of a finished run's model into this one's.
 
