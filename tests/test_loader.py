@@ -115,6 +115,9 @@ class Threads:
         self._barrier.wait()
         return total
 
+    def sum_float(self, values: list[float]) -> list[float]:
+        return values  # only for the log
+
     def run(self, work: Callable[[], Any]) -> list[Any]:
         results: dict[int, Any] = {}
 
@@ -161,7 +164,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
 
         loop: Any = Loop(
             runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
-            Progress.start(5), None, SimpleNamespace(step=lambda *_: None), 400,
+            Progress.start(5), None, SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,
         )  # fmt: skip
         while not loop.finished():
             loop._epoch(None)

@@ -124,6 +124,7 @@ def steps_with(
     from trainer.engine.runtime import Runtime
     from trainer.engine.signals import StopFlag
     from trainer.engine.step import Stepper, Totals
+    from trainer.sections import OptimConfig
 
     class Objective(torch.nn.Module):
         def __init__(self) -> None:
@@ -141,9 +142,9 @@ def steps_with(
         accelerator.native_amp = True
         monkeypatch.setattr(AcceleratorState, "mixed_precision", property(lambda state: "fp16"))
     objective = Objective()
-    inner = torch.optim.AdamW([{"params": objective.parameters(), "name": "decay", "base_lr": 0.1}])
+    inner = torch.optim.AdamW([{"params": objective.parameters(), "name": "decay", "base_lr": 0.1, "depth": 0}])
     optimizer = accelerator.prepare_optimizer(inner)
-    optim = SimpleNamespace(clip_norm=1.0)
+    optim = OptimConfig(clip_norm=1.0)
     task = SimpleNamespace(recipe=SimpleNamespace(seed=1, optim=optim), filler=lambda: {"x": torch.zeros(1, 4)})
     stepper = Stepper(Runtime(accelerator, "single", StopFlag()), task, objective, optimizer, 1)  # type: ignore[arg-type]
     weights, finite = [], []
