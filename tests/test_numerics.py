@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -179,3 +180,17 @@ def test_what_no_scale_makes_finite_is_no_step(monkeypatch: pytest.MonkeyPatch) 
         assert (count, finite) == (2, [True, False, True])
         assert (weights[1] == weights[0]).all()
         assert (weights[2] != weights[1]).any()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.ranks
+def test_a_compiled_run_takes_the_same_steps(recipe: Path, tmp_path: Path) -> None:
+    """Without dropout, whose masks are drawn in another way; and its checkpoint is one like any other."""
+    words = ("loop.max_steps=2", "model.dropout=0", "optim.name=sgd", "optim.lr=0.1", "evaluation.splits=[]")
+    found = {}
+    for compiled in ("false", "true"):
+        run = tmp_path / compiled
+        train(recipe, run, *words, f"loop.compile={compiled}").check()
+        found[compiled] = load_file(run / "checkpoints/step-00000002/model.safetensors")
+    assert found["true"].keys() == found["false"].keys()
+    assert max(float(np.abs(found["true"][n] - found["false"][n]).max()) for n in found["true"]) < 1e-5

@@ -98,3 +98,19 @@ class Attention(nn.Module):
         record(weights, cross=hasattr(self, "query"))
         weights = self.dropout(weights).to(v.dtype)
         return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d)
+
+
+def initialise(model: nn.Module) -> None:
+    """The first weights of a model of these layers: Xavier for matrices, zero for biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            # times sqrt(M) the inputs have unit variance, of the order of the positions; as output projection the
+            # same matrix gives logits of order 1
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.initialise()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
-from trainer.models.attention import MASKED, Attention, sinusoids
+from trainer.models.attention import MASKED, initialise, sinusoids
 from trainer.models.dropout import Dropout
 from trainer.models.transformer import EncoderLayer
 
@@ -37,19 +37,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
         self.register_buffer("positions", sinusoids(max_length, d), persistent=False)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.initialise()
+        initialise(self)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
-from trainer.models.attention import Attention, causal_mask, padding_mask, sinusoids
+from trainer.models.attention import Attention, causal_mask, initialise, padding_mask, sinusoids
 from trainer.models.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -166,21 +166,7 @@ class Transformer(nn.Module):
         self.encoder_norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
         self.register_buffer("positions", sinusoids(max_length, d), persistent=False)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                # times sqrt(M) the inputs have unit variance, of the order of the positions; as output projection the
-                # same matrix gives logits of order 1
-                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.initialise()
+        initialise(self)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
