@@ -306,6 +306,18 @@ def test_a_raised_end_trains_on(recipe: Path, tmp_path: Path) -> None:
     assert json.loads((run / "evaluation/test/metrics.json").read_text()) != first
 
 
+def test_a_start_without_a_checkpoint_binds_nobody(recipe: Path, tmp_path: Path) -> None:
+    """Survey, tokenizer and manifest of the start that died are made again where the recipe asks for others."""
+    run = tmp_path / "run"
+    ended = train(recipe, run, *WORDS, hook=partial(hooks.at_micro_batch, 1, 0))
+    assert ended.codes == [-signal.SIGKILL], ended.text
+    before = (run / "tokenizer/tokenizer.json").read_bytes()
+    assert (run / "manifest.json").exists()
+    train(recipe, run, *WORDS, "tokenizer.train.vocab_size=120").check()
+    assert (run / "tokenizer/tokenizer.json").read_bytes() != before
+    assert status(run)["state"] == "finished"
+
+
 def test_another_recipe_is_refused_with_all_keys_and_both_values(recipe: Path, finished: Path) -> None:
     before = hashes_of(finished)
     other = ("seed=2", "optim.lr=1e-4", "model.dropout=0.3", "data.lanes=2")
