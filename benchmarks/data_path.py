@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import Prepared, data_argument, prepare
-from benchmarks.harness import Contestant, compare, machine, run, show, write
+from benchmarks.harness import Contestant, compare, machine, protocol, run, show, write
 
 OURS = "rankzero"
 ROWS_PER_BATCH = 64  # of the others: about as many as rankzero's micro-batches of 1,024 padded tokens hold
@@ -25,11 +25,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     data_argument(parser)
     parser.add_argument("--passes", type=int, default=1, help="size of a block, in passes over the corpus")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
-    parser.add_argument("--repeats", type=int, default=5, help="measured rounds")
-    parser.add_argument("--threads", type=int, default=1, help="of each process: torch, and the tokenizer's own")
+    protocol(parser, repeats=5)
     parser.add_argument("--shards", type=int, default=1, help="files that the corpus is cut into")
-    parser.add_argument("--json", type=Path, help="writes all numbers to this file")
     return parser.parse_args()
 
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Contestant, compare, machine, run, show, write
+from benchmarks.harness import Contestant, compare, machine, protocol, run, show, write
 from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.loading import load_recipe
@@ -33,10 +33,7 @@ def arguments() -> argparse.Namespace:
     given = os.environ.get("RANKZERO_DATA")
     parser.add_argument("--data", type=Path, default=given, required=given is None, help="folder that holds imdb/")
     parser.add_argument("--tokens", type=int, default=40_000, help="tokens of a block, without padding")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
-    parser.add_argument("--repeats", type=int, default=5, help="measured rounds")
-    parser.add_argument("--threads", type=int, default=1, help="of each contestant")
-    parser.add_argument("--json", type=Path, help="writes all numbers to this file")
+    protocol(parser, repeats=5)
     return parser.parse_args()
 
 

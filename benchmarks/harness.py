@@ -6,6 +6,7 @@ within a round, between neighbours in time; what is reported is the median over 
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -156,6 +157,14 @@ def show(title: str, results: dict[str, dict[str, Any]], units: Sequence[str]) -
             f"{ratio['median']:.2f} ({ratio['low']:.2f} - {ratio['high']:.2f})" if ratio else "-",
         )
     Console(width=110).print(table)
+
+
+def protocol(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """Adds the options that all comparisons have."""
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
+    parser.add_argument("--repeats", type=int, default=repeats, help="measured rounds")
+    parser.add_argument("--threads", type=int, default=1, help="of each contestant: torch, and the tokenizer's own")
+    parser.add_argument("--json", type=Path, help="writes all numbers to this file")
 
 
 def machine() -> dict[str, Any]:

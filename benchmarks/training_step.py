@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.corpus import Prepared, data_argument, prepare, write_encoded
-from benchmarks.harness import Contestant, compare, machine, run, show, write
+from benchmarks.harness import Contestant, compare, machine, protocol, run, show, write
 
 OURS = "rankzero, bf16"
 JOEY = "JoeyNMT 2.3.0, fp32"
@@ -27,11 +27,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     data_argument(parser)
     parser.add_argument("--steps", type=int, default=20, help="size of a block, in steps of the recipe (4,096 tokens)")
-    parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
-    parser.add_argument("--repeats", type=int, default=7, help="measured rounds")
-    parser.add_argument("--threads", type=int, default=1, help="of each contestant")
+    protocol(parser, repeats=7)
     parser.add_argument("--joey", type=Path, help="python of an environment with JoeyNMT 2.3.0; left out without it")
-    parser.add_argument("--json", type=Path, help="writes all numbers to this file")
     return parser.parse_args()
 
 

@@ -38,6 +38,10 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = Field(0, description="loader processes per rank; 0 = none")
     prefetch: Positive = Field(4, description="micro-batches that each loader process keeps ready")
 
+    def padded(self, length: int) -> int:
+        """The next multiple of `pad_multiple`."""
+        return -(-length // self.pad_multiple) * self.pad_multiple
+
     @model_validator(mode="after")
     def _bounded(self) -> DataConfig:
         if self.tokens_per_batch is None and self.rows_per_batch is None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from trainer.errors import DataError, UsageError
-from trainer.evaluation.predictions import Record, read_predictions
+from trainer.evaluation.predictions import Record, is_utf8, json_line, read_predictions
 from trainer.rundir import RunDir, read_json, write_atomically
 
 KINDS = ("classification", "translation")
@@ -128,24 +128,14 @@ def is_wrong(record: Record) -> bool:
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
-    """JSON lines, atomically. Half a surrogate pair, which UTF-8 cannot hold, is written as JSON's escape."""
-    texts = [json.dumps(line, ensure_ascii=False, allow_nan=False) for line in lines]
-    safe = [text if _is_utf8(text) else json.dumps(line) for text, line in zip(texts, lines, strict=True)]
-    write_atomically(path, "".join(f"{text}\n" for text in safe))
+    """JSON lines, atomically."""
+    write_atomically(path, "".join(map(json_line, lines)))
     return path
 
 
 def without_surrogates(text: str) -> str:
     """Half surrogate pairs become U+FFFD, so that the text can be written as UTF-8."""
-    return text if _is_utf8(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text if is_utf8(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _recipe(run: RunDir) -> dict[str, Any]:

@@ -62,14 +62,13 @@ class Corpus:
         Raises:
             DataError: the recipe has no such split, or a row is bad.
         """
-        limit, multiple = self.recipe.evaluation.tokens_per_batch, self.recipe.data.pad_multiple
+        limit, padded = self.recipe.evaluation.tokens_per_batch, self.recipe.data.padded
         for window in self._windows(split):
             examples = self.task.encode([texts for _, texts in window])
             order = sorted(range(len(window)), key=lambda i: (self.task.length(examples[i]), i))
             batches: list[list[int]] = []
             for i in order:
-                width = -(-self.task.length(examples[i]) // multiple) * multiple
-                if not batches or width * (len(batches[-1]) + 1) > limit:
+                if not batches or padded(self.task.length(examples[i])) * (len(batches[-1]) + 1) > limit:
                     batches.append([])
                 batches[-1].append(i)
             yield [

@@ -57,7 +57,6 @@ class Session:
         if recipe.loop.compile:
             self.model.compile(dynamic=True)
         self.reporter = Reporter(run, status, runtime.main, recipe.track)
-        freeze_unused(Objective(self.task, self.model, frozen))
         if recipe.optim.freeze_embeddings:
             freeze_embeddings(self.model)
         bare = Objective(self.task, self.model, frozen)

@@ -15,7 +15,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import RESAMPLES, SEED, LocalMetric, Score, bootstrap_interval
+from trainer.evaluation.metrics import RESAMPLES, SEED, LocalMetric, Score, bootstrap_interval, percentiles
 from trainer.evaluation.predictions import Record, in_corpus_order
 
 BINS = 15  # of equal width, for the calibration error
@@ -25,10 +25,9 @@ Array = np.ndarray[Any, Any]
 def interval_of(score: Callable[[Array], float], rows: int, resamples: int, seed: int) -> list[float]:
     """95% percentile interval of a score that is a function of how often each row is drawn, weights (rows,)."""
     draw = np.random.default_rng(seed)
-    scores = sorted(
+    return percentiles(
         score(np.bincount(draw.integers(0, rows, rows), minlength=rows).astype(np.float64)) for _ in range(resamples)
     )
-    return [scores[resamples // 40], scores[resamples - 1 - resamples // 40]]
 
 
 class ClassScores(LocalMetric):
@@ -49,23 +48,18 @@ class ClassScores(LocalMetric):
         seed: int = SEED,
     ) -> dict[str, Score]:
         pairs = np.array(references) * classes + np.array(predictions)
-        scores: dict[str, Score] = dict(from_confusion(_confusion(pairs, None, classes)))
+        scores: dict[str, Score] = dict(from_confusion(_confusion(pairs, classes)))
         if resamples:
-            draw = np.random.default_rng(seed)
-            rows = len(pairs)
-            made = [
-                from_confusion(_confusion(pairs[draw.integers(0, rows, rows)], None, classes)) for _ in range(resamples)
-            ]
-            for name in list(scores):
-                found = sorted(one[name] for one in made)
-                scores[f"{name}_ci95"] = [found[resamples // 40], found[resamples - 1 - resamples // 40]]
+            draw, rows = np.random.default_rng(seed), len(pairs)
+            drawn = (pairs[draw.integers(0, rows, rows)] for _ in range(resamples))
+            made = [from_confusion(_confusion(sample, classes)) for sample in drawn]
+            scores |= {f"{name}_ci95": percentiles(one[name] for one in made) for name in made[0]}
         return scores
 
 
-def _confusion(pairs: Array, weights: Array | None, classes: int) -> Array:
+def _confusion(pairs: Array, classes: int) -> Array:
     """Counts [true class, predicted class] from true * classes + predicted."""
-    counts = np.bincount(pairs, weights, minlength=classes * classes)
-    return counts.astype(np.float64).reshape(classes, classes)
+    return np.bincount(pairs, minlength=classes * classes).astype(np.float64).reshape(classes, classes)
 
 
 def from_confusion(counts: Array) -> dict[str, float]:

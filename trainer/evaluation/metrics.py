@@ -46,13 +46,19 @@ def bootstrap_interval(
         score: from k sums to the score.
 
     Returns:
-        [low, high]: of the sorted scores of the resamples, those with a 40th of all below and above.
+        [low, high]
     """
     table = np.asarray(statistics, dtype=np.float64)  # [rows, k]
     rows = len(table)
     draw = np.random.default_rng(seed)
-    scores = sorted(score(table[draw.integers(0, rows, rows)].sum(axis=0).tolist()) for _ in range(resamples))
-    return [scores[resamples // 40], scores[resamples - 1 - resamples // 40]]
+    return percentiles(score(table[draw.integers(0, rows, rows)].sum(axis=0).tolist()) for _ in range(resamples))
+
+
+def percentiles(scores: Iterable[float]) -> list[float]:
+    """[low, high] of the scores of resamples: those with a 40th of all below and above."""
+    found = sorted(scores)
+    cut = len(found) // 40
+    return [found[cut], found[-1 - cut]]
 
 
 class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types

@@ -65,15 +65,29 @@ def write_predictions(path: Path | str, records: Iterable[Mapping[str, Any]]) ->
 
 def _line(record: Record) -> str:
     try:
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        return json_line(record)
     except ValueError:
         broken = {key: value for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
         raise NumericsError(f"prediction {record['id']!r} holds NaN or Inf ({broken or 'in a list'})") from None
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """One line of JSON. Half a surrogate pair, which UTF-8 cannot hold, is written as JSON's escape.
+
+    Raises:
+        ValueError: it holds NaN or Inf.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return (text if is_utf8(text) else json.dumps(value)) + "\n"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold it: half a surrogate pair it cannot."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair is no UTF-8: JSON's escapes can carry it
-        text = json.dumps(record)
-    return text + "\n"
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_predictions(path: Path | str) -> Iterator[Record]:

@@ -6,6 +6,7 @@ Shapes: B rows, T positions that ask, S positions that are asked, M = d_model, H
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -81,23 +82,36 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q (B, H, T, D), k and v (B, H, S, D), mask fp32, broadcast to (B, H, T, S) and added -> (B, T, M)."""
         if self.kind == "eager" or (self.kind == "auto" and q.device.type == "cpu"):
-            y = self._eager(q, k, v, mask)
+            y = eager_attention(q, k, v, mask, q.shape[-1] ** -0.5, self.dropout, cross=hasattr(self, "query"))
         else:
             p = self.dropout.p if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype), dropout_p=p)
         return self.output(y.transpose(1, 2).flatten(2))
 
-    def _eager(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        b, h, t, d = q.shape
-        # each is copied here once; matmul would copy the transposed view of the keys, which takes longer
-        q, k, v = q.reshape(b * h, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
-        scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
-        # fp32 also in a bf16 model: for rows as short as sentences the bf16 softmax takes three times as long
-        scores = scores.float() * d**-0.5 if mask is None else torch.add(mask, scores, alpha=d**-0.5)
-        weights = scores.softmax(-1)
-        record(weights, cross=hasattr(self, "query"))
-        weights = self.dropout(weights).to(v.dtype)
-        return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d)
+
+def eager_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: Callable[[Tensor], Tensor],
+    cross: bool = False,
+) -> Tensor:
+    """q (B, H, T, D), k and v (B, H, S, D), mask added to (B, H, T, S) -> (B, H, T, D); records its weights.
+
+    On a CPU the backward pass of SDPA in bf16 takes two to three times as long (docs/results.md).
+    """
+    b, h, t, d = q.shape
+    # each is copied here once; matmul would copy the transposed view of the keys, which takes longer
+    q, k, v = q.reshape(b * h, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
+    scores = scores.float() * scale if mask is None else torch.add(mask, scores, alpha=scale)
+    # fp32 also in a bf16 model: for rows as short as sentences the bf16 softmax takes three times as long
+    weights = scores.float().softmax(-1)
+    record(weights, cross=cross)
+    weights = dropout(weights).to(v.dtype)
+    return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d)
 
 
 def initialise(model: nn.Module) -> None:

@@ -60,12 +60,6 @@ class PooledClassifier(nn.Module):
         return self.head(self.dropout(pool(hidden, attention_mask, self.pooling)))
 
 
-def positions_of(recipe: Recipe) -> int:
-    """Positions of an own encoder: lengths are padded to a multiple."""
-    multiple = recipe.data.pad_multiple
-    return -(-recipe.data.max_length // multiple) * multiple
-
-
 def build_classifier(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, names: list[str], trained: Path | None = None
 ) -> nn.Module:
@@ -78,7 +72,7 @@ def build_classifier(
     if isinstance(settings, EncoderConfig):
         from trainer.models.encoder import Encoder
 
-        trunk = Encoder(settings, len(tokenizer), positions_of(recipe))
+        trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
         model: nn.Module = PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
     elif isinstance(settings, PretrainedConfig):
         from trainer.models.pretrained import check_fits
@@ -87,9 +81,19 @@ def build_classifier(
         check_fits(getattr(model, "trunk", model), settings.name, len(tokenizer), recipe.data.max_length)
     else:
         raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
-    if settings.init_from is not None and trained is None:
-        load_trunk(model, Path(settings.init_from))
+    return begin_from(model, settings.init_from, trained)
+
+
+def begin_from(model: nn.Module, run: str | None, trained: Path | None) -> nn.Module:
+    """The model with the trunk of the finished run that it begins from, unless `trained` weights will be loaded."""
+    if run is not None and trained is None:
+        load_trunk(model, Path(run))
     return model
+
+
+def label_maps(names: list[str]) -> dict[str, Any]:
+    """Names of the classes both ways, as the configuration of a model of the transformers library holds them."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def _pretrained(settings: PretrainedConfig, names: list[str], trained: Path | None) -> nn.Module:
@@ -97,12 +101,11 @@ def _pretrained(settings: PretrainedConfig, names: list[str], trained: Path | No
 
     from trainer.models.pretrained import load_model
 
-    config = json.loads((trained / "config.json").read_text(encoding="utf-8")) if trained else None
-    ids = {name: i for i, name in enumerate(names)}
-    labels = {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": ids}
     if settings.pooling == "auto":
-        return load_model(AutoModelForSequenceClassification, settings, config, **labels)
-    trunk = load_model(AutoModel, settings, config and config["trunk"])
+        return load_model(
+            AutoModelForSequenceClassification, settings, trained, num_labels=len(names), **label_maps(names)
+        )
+    trunk = load_model(AutoModel, settings, trained, "trunk")
     if getattr(trunk, "pooler", None) is not None:
         trunk.pooler = None  # type: ignore[assignment]  # BERT's would be parameters without a gradient
     facts: Any = trunk.config

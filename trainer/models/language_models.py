@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from trainer.models.classifiers import begin_from
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
@@ -24,21 +25,15 @@ def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     """
     settings: Any = recipe.model
     if isinstance(settings, EncoderConfig):
-        from trainer.models.classifiers import positions_of
         from trainer.models.encoder import MaskedLanguageModel
 
-        model: nn.Module = MaskedLanguageModel(settings, len(tokenizer), positions_of(recipe))
+        model: nn.Module = MaskedLanguageModel(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
     else:
         from transformers import AutoModelForMaskedLM
 
         from trainer.models.pretrained import check_fits, load_model
 
         assert isinstance(settings, PretrainedConfig)
-        config = json.loads((trained / "config.json").read_text(encoding="utf-8")) if trained else None
-        model = load_model(AutoModelForMaskedLM, settings, config)
+        model = load_model(AutoModelForMaskedLM, settings, trained)
         check_fits(model, settings.name, len(tokenizer), recipe.data.max_length)
-    if settings.init_from is not None and trained is None:
-        from trainer.models.classifiers import load_trunk
-
-        load_trunk(model, Path(settings.init_from))
-    return model
+    return begin_from(model, settings.init_from, trained)

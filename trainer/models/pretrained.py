@@ -8,6 +8,9 @@ Neither changes a weight's name, so that what is trained here is loaded anywhere
 from __future__ import annotations
 
 import contextlib
+import json
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.locations import FORMS, locate
-from trainer.models.dropout import Dropout, dropout
-from trainer.models.explain import record
+from trainer.models.attention import eager_attention
+from trainer.models.dropout import Dropout
+from trainer.models.dropout import dropout as byte_dropout
 
 if TYPE_CHECKING:
     from trainer.models.configs import PretrainedConfig
@@ -26,14 +30,15 @@ OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longfo
 
 
 def load_model(
-    auto: type, settings: PretrainedConfig, trained: dict[str, Any] | None = None, **config: Any
+    auto: type, settings: PretrainedConfig, trained: Path | None = None, part: str | None = None, **config: Any
 ) -> nn.Module:
     """A model of the transformers library, fp32, in training mode.
 
     Args:
         auto: AutoModel, AutoModelForSequenceClassification, …
         settings: name, dropout and attention.
-        trained: config.json of a finished run's model: its architecture without weights, which the caller loads.
+        trained: folder model/ of a finished run: its architecture without weights, which the caller loads.
+        part: of the run's config.json, where the model is one module of the run's.
         config: changes to the model's configuration, such as `num_labels`.
 
     Raises:
@@ -46,13 +51,14 @@ def load_model(
     logging.disable_progress_bar()
     try:
         if trained is not None:
-            model = auto.from_config(AutoConfig.for_model(**trained))  # type: ignore[attr-defined]
+            found = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+            model = auto.from_config(AutoConfig.for_model(**(found[part] if part else found)))  # type: ignore[attr-defined]
         else:
             place, revision = locate(settings.name)
-            found = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-            found.update(config)
+            facts = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+            facts.update(config)
             model = auto.from_pretrained(  # type: ignore[attr-defined]
-                place, revision=revision, config=found, trust_remote_code=False, dtype=torch.float32
+                place, revision=revision, config=facts, trust_remote_code=False, dtype=torch.float32
             )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -64,16 +70,17 @@ def load_model(
 
 def use_attention(model: nn.Module, kind: str) -> None:
     """Chooses how attention is computed: auto is ours on a CPU (where the model has a choice), else the library's."""
-    ours = kind == "rankzero" or (kind == "auto" and not torch.cuda.is_available())
-    if ours and not getattr(model, "_supports_attention_backend", False):
-        return
-    if kind == "auto" and not ours:
-        return
-    if ours:
+    if kind == "auto":
+        if torch.cuda.is_available():
+            return
+        kind = "rankzero"
+    if kind == "rankzero":
+        if not getattr(model, "_supports_attention_backend", False):
+            return
         _register()
-    implementation = FAST if ours else kind
+        kind = FAST
     with contextlib.suppress(ValueError):  # an architecture with one way only keeps it
-        model.set_attn_implementation(implementation)  # type: ignore[operator]
+        model.set_attn_implementation(kind)  # type: ignore[operator]
 
 
 def _register() -> None:
@@ -94,24 +101,14 @@ def attention(
     dropout: float = 0.0,  # transformers' name
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query (B, H, T, D), key and value (B, G, S, D), mask added to (B, 1, T, S) -> (B, T, H, D), no weights.
-
-    Eager: on a CPU the backward pass of SDPA in bf16 takes three times as long (docs/results.md).
-    """
-    b, h, t, d = query.shape
-    if key.shape[1] != h:  # grouped queries: a key for every few heads
-        key, value = (x.repeat_interleave(h // x.shape[1], 1) for x in (key, value))
-    q, k, v = query.reshape(b * h, t, d), key.reshape(b * h, -1, d), value.reshape(b * h, -1, d)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
-    scale = d**-0.5 if scaling is None else scaling
-    scores = scores.float() * scale if attention_mask is None else torch.add(attention_mask, scores, alpha=scale)
-    weights = scores.float().softmax(-1)
-    record(weights)
-    weights = _dropout(weights, dropout, module.training).to(v.dtype)
-    return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d).transpose(1, 2).contiguous(), None
-
-
-_dropout = dropout
+    """query (B, H, T, D), key and value (B, G, S, D), mask added to (B, 1, T, S) -> (B, T, H, D), no weights."""
+    heads = query.shape[1]
+    if key.shape[1] != heads:  # grouped queries: a key for every few heads
+        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    drop = partial(byte_dropout, p=dropout, training=module.training)
+    y = eager_attention(query, key, value, attention_mask, scale, drop)
+    return y.transpose(1, 2).contiguous(), None
 
 
 def replace_dropout(model: nn.Module, p: float | None = None) -> None:

@@ -74,9 +74,9 @@ class Task(ABC):
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Token ids of cleaned rows, cut to `data.max_length` (special tokens included)."""
 
-    @abstractmethod
     def length(self, example: Example) -> int:
         """Width of the example in a micro-batch: its longest side, in tokens."""
+        return len(example["input_ids"])
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -91,7 +91,7 @@ class Task(ABC):
 
     def tokens(self, example: Example) -> int:
         """All tokens of the example, without padding."""
-        return sum(map(len, example.values()))
+        return len(example["input_ids"])
 
     def targets(self, batch: Batch) -> int:
         """Labels that count: the denominator's share of this micro-batch."""
@@ -113,9 +113,15 @@ class Task(ABC):
         """(B, W) int64, W the longest length rounded up to a multiple of `data.pad_multiple`."""
         import torch
 
-        multiple = self.recipe.data.pad_multiple
-        width = -(-max(map(len, sequences)) // multiple) * multiple
+        width = self.recipe.data.padded(max(map(len, sequences)))
         return torch.tensor([[*s, *([value] * (width - len(s)))] for s in sequences], dtype=torch.int64)
+
+    def pad_inputs(self, examples: Sequence[Example]) -> Batch:
+        """input_ids and attention_mask (1 = token), both (B, W), of examples of one sequence."""
+        return {
+            "input_ids": self.pad([e["input_ids"] for e in examples], int(self.tokenizer.pad_token_id)),
+            "attention_mask": self.pad([[1] * len(e["input_ids"]) for e in examples], 0),
+        }
 
     # -- model -----------------------------------------------------------------------------------------------------
 

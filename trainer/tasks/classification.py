@@ -125,20 +125,11 @@ class Classification(Task):
         head = round(room * share)
         return ids[:head] + ids[len(ids) - (room - head) :]
 
-    def length(self, example: Example) -> int:
-        return len(example["input_ids"])
-
-    def tokens(self, example: Example) -> int:
-        return len(example["input_ids"])
-
     def collate(self, examples: Sequence[Example]) -> Batch:
         """input_ids, attention_mask (1 = token) and, for pairs, token_type_ids, all (B, W); labels (B,)."""
         import torch
 
-        batch = {
-            "input_ids": self.pad([e["input_ids"] for e in examples], int(self.tokenizer.pad_token_id)),
-            "attention_mask": self.pad([[1] * len(e["input_ids"]) for e in examples], 0),
-        }
+        batch = self.pad_inputs(examples)
         if self.settings.pair and "token_type_ids" in self.tokenizer.model_input_names:
             batch["token_type_ids"] = self.pad([e["token_type_ids"] for e in examples], 0)
         labels = torch.tensor([e["label"][0] if e["label"] else IGNORED for e in examples], dtype=torch.int64)
@@ -151,11 +142,9 @@ class Classification(Task):
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """With the names of the classes both ways, and the trunk's own configuration if it has one."""
-        from trainer.models.classifiers import config_json
+        from trainer.models.classifiers import config_json, label_maps
 
-        config, names = super().model_config(model), self.settings.names
-        if "id2label" not in config:
-            config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        config = label_maps(self.settings.names) | super().model_config(model)
         trunk: Any = getattr(model, "trunk", None)
         inner = config_json(trunk) if trunk is not None else None
         return config | ({"trunk": inner} if inner else {})

@@ -59,12 +59,6 @@ class LanguageModeling(Task):
         texts = encode_batch(self.tokenizer, [row["text"] for row in rows])
         return [{"input_ids": self.layout.join([ids[:room]])[0]} for ids in texts]
 
-    def length(self, example: Example) -> int:
-        return len(example["input_ids"])
-
-    def tokens(self, example: Example) -> int:
-        return len(example["input_ids"])
-
     def noised(self, examples: Sequence[Example], *draw: object) -> list[Example]:
         """Each example with `places`, the positions asked for, and `answers`, what stood there; `draw` says which."""
         import numpy as np
@@ -94,10 +88,7 @@ class LanguageModeling(Task):
         """
         import torch
 
-        batch = {
-            "input_ids": self.pad([e["input_ids"] for e in examples], int(self.tokenizer.pad_token_id)),
-            "attention_mask": self.pad([[1] * len(e["input_ids"]) for e in examples], 0),
-        }
+        batch = self.pad_inputs(examples)
         width = batch["input_ids"].shape[1]
         mask = self.tokenizer.mask_token_id
         places: list[int] = []

@@ -91,8 +91,7 @@ class Translation(Task):
         from trainer.models.transformer import Transformer
 
         # a position more than the longest row needs: lengths are padded to a multiple
-        multiple = self.recipe.data.pad_multiple
-        positions = -(-self.recipe.data.max_length // multiple) * multiple
+        positions = self.recipe.data.padded(self.recipe.data.max_length)
         return Transformer(self.recipe.model, len(self.tokenizer), self.pad_id, positions)  # type: ignore[arg-type]
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
