@@ -22,6 +22,7 @@ from trainer.engine.progress import Best, Progress
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals, agree
+from trainer.engine.writer import Files, Writer
 from trainer.errors import NumericsError, Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
 from trainer.rundir import RunDir
@@ -64,6 +65,7 @@ class Loop:
         self._saved = self.progress.step if self.progress.step else -1
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self._targets = 0
+        self._writer = Writer()
 
     def train(self) -> None:
         """Trains to the end; the last step is always evaluated and saved.
@@ -82,10 +84,14 @@ class Loop:
                 self._log()
             if self.progress.evaluated < self.progress.step or self._saved < self.progress.step:
                 self._on_grid(evaluate_now=self.progress.evaluated < self.progress.step)
+            self.runtime.on_main(self._writer.wait)
         except Preempted:
             if self._saved < self.progress.step:
                 self._save()
+            self.runtime.on_main(self._writer.wait)
             raise
+        finally:
+            self._writer.wait()  # whatever happened, what has been begun is finished
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -244,21 +250,22 @@ class Loop:
         self.progress.plateau = {"current": plateau.current, "state": plateau.state()}
 
     def _save(self) -> None:
-        """One checkpoint by rank zero; its error is that of all ranks. All ranks wait."""
+        """One checkpoint by rank zero, written beside the next steps; its error is that of all ranks. All ranks wait
+        until rank zero has its snapshot."""
         progress = self.progress
         own = {lane: progress.marks[lane] for group in self._groups for lane in group}
         parts = self.runtime.gather(own)
         marks: dict[int, Bookmark] = {lane: mark for part in parts or [] for lane, mark in part.items()}
         tensors, extra = self.state.collect()
+        step, state = progress.step, {"format": 1, **extra, **progress.to_json(marks)}
+        protected = [*([progress.best.step] if progress.best else []), *progress.grid]
 
-        def write() -> None:
-            state = {"format": 1, **extra, **progress.to_json(marks)}
-            checkpoint.save(self.run.checkpoints, progress.step, tensors, state)
-            protected = [*([progress.best.step] if progress.best else []), *progress.grid]
+        def write(files: Files) -> None:
+            checkpoint.save(self.run.checkpoints, step, files, state)
             checkpoint.clean(self.run.checkpoints, self._loop.keep, protected)
 
-        self.runtime.on_main(write)
-        self._saved = progress.step
+        self.runtime.on_main(lambda: self._writer.submit(tensors, write))
+        self._saved = step
 
     def _averaged(self) -> int:
         averaging = self.task.recipe.optim.averaging
