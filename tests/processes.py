@@ -124,9 +124,23 @@ def run_ranks(argv: Sequence[object], logs: Path, world: int = 1, **more: Any) -
     return Ranks(argv, logs, world, **more).wait()
 
 
-def train(recipe: Path, run: Path, *words: object, world: int = 1, hook: Hook | None = None) -> Ended:
+def train(
+    recipe: Path, run: Path, *words: object, world: int = 1, hook: Hook | None = None, engine: str | None = None
+) -> Ended:
     """`train RECIPE WORDS… --run RUN` on `world` ranks; the logs stand beside the run."""
-    return run_ranks(["train", recipe, *words, "--run", run], next_logs(run), world, hook=hook)
+    env = None if engine is None else engine_environment(engine)
+    return run_ranks(["train", recipe, *words, "--run", run], next_logs(run), world, hook=hook, env=env)
+
+
+def engine_environment(engine: str) -> dict[str, str]:
+    """What `rankzero train --config cpu_…` and accelerate's launcher tell the ranks of an engine."""
+    env = {"RANKZERO_ENGINE": engine}
+    if engine == "fsdp2":
+        env |= {"ACCELERATE_USE_CPU": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    if engine.startswith("zero"):
+        env |= {"ACCELERATE_USE_CPU": "false", "ACCELERATE_USE_DEEPSPEED": "true"}
+        env |= {"ACCELERATE_DEEPSPEED_ZERO_STAGE": engine[-1]}
+    return env
 
 
 def next_logs(run: Path) -> Path:

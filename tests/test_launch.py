@@ -35,6 +35,18 @@ TABLE = {  # engine, ranks over all machines (None: one for each GPU), precision
     "ddp_bf16": ("ddp", None, "bf16", False, 1),
     "ddp_fp16": ("ddp", None, "fp16", False, 1),
     "ddp_multinode": ("ddp", 16, "no", False, 2),
+    "cpu_zero1": ("zero1", 2, "no", True, 1),
+    "cpu_zero2": ("zero2", 2, "no", True, 1),
+    "cpu_zero3": ("zero3", 2, "no", True, 1),
+    "cpu_fsdp2": ("fsdp2", 2, "no", True, 1),
+    "zero1": ("zero1", None, "bf16", False, 1),
+    "zero2": ("zero2", None, "bf16", False, 1),
+    "zero3": ("zero3", None, "bf16", False, 1),
+    "zero3_offload": ("zero3", None, "bf16", False, 1),
+    "zero2_multinode": ("zero2", 16, "bf16", False, 2),
+    "zero3_multinode": ("zero3", 16, "bf16", False, 2),
+    "fsdp2": ("fsdp2", None, "bf16", False, 1),
+    "fsdp2_multinode": ("fsdp2", 16, "bf16", False, 2),
 }
 
 

@@ -100,7 +100,7 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
     folder = RunDir(run_path(recipe, options))
     with StopFlag().listening() as stop, contextlib.ExitStack() as held:
         accumulation = _accumulation(recipe)
-        runtime = start(stop, deterministic=options.debug, accumulation=accumulation)
+        runtime = start(stop, deterministic=options.debug, accumulation=accumulation, clip_norm=recipe.optim.clip_norm)
         status = None
         try:
 

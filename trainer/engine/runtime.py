@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DistributedType
 
 from trainer.data.keyed import key
+from trainer.engine.engines import make_accelerator
 from trainer.engine.signals import StopFlag
 from trainer.errors import Preempted, RankError, UsageError
 
@@ -133,7 +128,7 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1, activity: str = "run") -> Runtime:
+def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1, clip_norm: float = 0.0) -> Runtime:
     """Makes the Accelerator for the environment that a launcher has set up, and checks it.
 
     Raises:
@@ -142,27 +137,18 @@ def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1,
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+    asked = os.environ.get("RANKZERO_ENGINE") or _asked_engine(ranks)
+    if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not asked.startswith("zero"):
         raise UsageError("fp16 needs a GPU: on a CPU it would silently be fp32; choose --config cpu_bf16 or cpu")
     _share_cores(ranks, on_cpu)
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)] if ranks > 1 else []
-    if ranks > 1:  # rank zero reads the corpus and trains the tokenizer while the others wait
-        handlers.append(InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timedelta(hours=1)))
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=handlers or None,
-    )
+    accelerator = make_accelerator(asked, on_cpu=on_cpu, ranks=ranks, accumulation=accumulation, clip_norm=clip_norm)
     runtime = Runtime(accelerator, _engine(accelerator), stop)
     if dist.is_initialized():
         _KEPT.append(dist.group.WORLD)
-    _check(runtime)
+    _check(runtime, asked)
     return runtime
 
 
@@ -182,10 +168,9 @@ def _engine(accelerator: Accelerator) -> str:
     return "ddp" if accelerator.num_processes > 1 else "single"
 
 
-def _check(runtime: Runtime) -> None:
+def _check(runtime: Runtime, asked_engine: str) -> None:
     """Several wrong configurations train silently alone, or without the engine asked for (docs/launching.md)."""
     asked_ranks = int(os.environ.get("RANKZERO_RANKS") or os.environ.get("WORLD_SIZE") or _parents_ranks() or 1)
-    asked_engine = os.environ.get("RANKZERO_ENGINE") or _asked_engine(asked_ranks)
     if runtime.world != asked_ranks:
         raise RankError(
             f"{asked_ranks} ranks were asked for but {runtime.world} runs here: each would train alone. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from trainer.engine import checkpoint, setup
 from trainer.engine.corpus import Corpus
+from trainer.engine.engines import SHARDED, wrap_layers
 from trainer.engine.evaluate import evaluate
 from trainer.engine.finished import build_model, write_evaluation
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
-from trainer.engine.state import TrainingState, copy_weights
+from trainer.engine.state import TrainingState, copy_weights, storage_of
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
 from trainer.optim.averaging import average_files
@@ -51,19 +53,24 @@ class Session:
         self.task = make_task(recipe, setup.read_tokenizer(run), data)
         self.corpus = Corpus(recipe, self.task)
         self.model = build_model(self.task, runtime.device)
+        # engines that cut the model up train a copy; the whole one is for evaluation
+        model = copy.deepcopy(self.model) if runtime.engine in SHARDED else self.model
+        if model is not self.model:
+            self.model.cpu()
         if recipe.loop.activation_checkpointing:
-            checkpoint_activations(self.model)
-        frozen = freeze_trunk(self.model) if recipe.optim.freeze_trunk else None
+            checkpoint_activations(model)
+        frozen = freeze_trunk(model) if recipe.optim.freeze_trunk else None
         if recipe.loop.compile:
-            self.model.compile(dynamic=True)
+            model.compile(dynamic=True)
         self.reporter = Reporter(run, status, runtime.main, recipe.track)
         if recipe.optim.freeze_embeddings:
-            freeze_embeddings(self.model)
-        bare = Objective(self.task, self.model, frozen)
+            freeze_embeddings(model)
+        bare = Objective(self.task, model, frozen)
         self._unused = freeze_unused(bare)
-        optimizer = build_optimizer(self.model, recipe.optim, depths(self.model))
+        optimizer = build_optimizer(model, recipe.optim, depths(model))
+        wrap_layers(runtime.accelerator, model)
         objective, prepared = runtime.accelerator.prepare(bare, optimizer)
-        self.state = TrainingState(recipe, self.model, optimizer, runtime.accelerator.scaler)
+        self.state = TrainingState(recipe, runtime, self.model, storage_of(runtime, model, optimizer))
         self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation)
         self.progress = self._resume()
         self._rows: int | None = data["train"]["rows"]
@@ -89,6 +96,7 @@ class Session:
 
         Decided on `validation`; the last step where there is none.
         """
+        self.model.to(self.runtime.device)
         if self._done("model", self.run.model / "model.safetensors"):
             copy_weights(self.model, load_file(self.run.model / "model.safetensors"), "model/model.safetensors")
             return

@@ -1,95 +1,111 @@
-"""Weights and moments of a single process or DDP, to and from the checkpoint's files by parameter name."""
+"""The tensors of a run in training, to and from the checkpoint's files by parameter name, under any engine."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.engine.engines import SHARDED
+from trainer.engine.runtime import Runtime
+from trainer.engine.storage import MOMENTS, Storage
 from trainer.errors import CheckpointError
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
 
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+def storage_of(runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer) -> Storage:
+    """Where this engine keeps the weights of the prepared `model` and the moments of its optimizer."""
+    if runtime.engine.startswith("zero"):
+        from trainer.engine.zero import ZeroStorage
+
+        return ZeroStorage(model, runtime.accelerator.deepspeed_engine_wrapped.engine)
+    if runtime.engine == "fsdp2":
+        from trainer.engine.fsdp import ShardedStorage
+
+        return ShardedStorage(model, optimizer, runtime.accelerator.scaler)
+    return Storage(model, optimizer, runtime.accelerator.scaler)
 
 
 class TrainingState:
-    """The tensors of a run in training: weights, moments, and the moving average if there is one.
+    """Weights, moments, and the moving average if there is one.
 
-    Every rank holds all of it (single process and DDP), so that rank zero writes alone.
+    `model` is the one that is evaluated: the trained one itself where every rank holds it whole, else a whole copy that
+    gets the weights when they are to be judged. All methods are entered by all ranks.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
-        self._recipe, self._model, self._optimizer, self._scaler = recipe, model, optimizer, scaler
+    def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module, storage: Storage) -> None:
+        self._runtime, self._model, self._storage = runtime, model, storage
+        self._sharded = runtime.engine in SHARDED
         averaging = recipe.optim.averaging
         self.average = ExponentialAverage(averaging.decay) if averaging.kind == "ema" else None
 
     def after_step(self, step: int) -> None:
         if self.average is not None:
-            self.average.update(self._model.named_parameters(), step)
+            self.average.update(self._weights(), step)
 
     @contextlib.contextmanager
     def weights_to_judge(self) -> Iterator[None]:
-        """The moving average's weights in place of the raw ones, where there is one."""
-        if self.average is None or not self.average.state():
+        """The evaluated model holds the moving average where there is one, else the weights in training."""
+        average = self.average.state() if self.average is not None else {}
+        if not self._sharded and not average:
             yield
             return
-        raw = {name: p.detach().clone() for name, p in self._model.named_parameters()}
-        copy_weights(self._model, self.average.state(), "the moving average")
+        device = next(self._model.parameters()).device
+        raw = {} if self._sharded else {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        self._model.to(self._runtime.device)
+        copy_weights(self._model, average or dict(self._weights()), "the moving average")
         try:
             yield
         finally:
-            copy_weights(self._model, raw, "the raw weights")
+            if raw:
+                copy_weights(self._model, raw, "the raw weights")
+            self._model.to(device)
 
     def collect(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Files of the checkpoint, and what goes into its state.json."""
-        weights = {name: p.detach() for name, p in self._model.named_parameters()}
+        """Files of the checkpoint (on rank zero), and what goes into its state.json."""
+        weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
-        steps: dict[str, float | None] = {}
-        for name, p in self._model.named_parameters():
-            state = self._optimizer.state.get(p, {})
-            steps[name] = float(state["step"]) if "step" in state else None
-            moments |= {f"{name}.{m}": state[m] for m in self._moments if state.get(m) is not None}
+        for name, p in self._storage.parameters():
+            weight, found = self._weight(name, p), self._storage.moments(p)
+            if self._runtime.main:
+                weights[name] = self._kept(weight)
+                moments |= {f"{name}.{m}": self._kept(tensor) for m, tensor in found.items()}
         files = {"model.safetensors": weights, "optimizer.safetensors": moments}
         if self.average is not None:
             files["ema.safetensors"] = self.average.state()
-        counted = {step for step in steps.values() if step is not None}
-        assert len(counted) <= 1, "all parameters are stepped together"
-        scaler = self._scaler.state_dict() if self._scaler is not None else None
-        return files, {"optimizer_step": counted.pop() if counted else None, "scaler": scaler}
+        return files, {"optimizer_step": self._storage.step(), "scaler": self._storage.scaler()}
 
-    def restore(self, files: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Puts a checkpoint's tensors back, bit for bit."""
-        copy_weights(self._model, files["model.safetensors"], "model.safetensors")
-        moments = files["optimizer.safetensors"]
-        for name, p in self._model.named_parameters():
-            found = {m: moments[f"{name}.{m}"].to(p.device) for m in self._moments if f"{name}.{m}" in moments}
-            if found:
-                step = (
-                    {} if state["optimizer_step"] is None else {"step": self._step_tensor(p, state["optimizer_step"])}
-                )
-                self._optimizer.state[p] = {**step, **found}
+    def restore(self, files: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
+        """Puts a checkpoint's tensors back, bit for bit, whatever engine has saved them."""
+        weights, found = files["model.safetensors"], files["optimizer.safetensors"]
+        copy_weights(self._model, weights, "model.safetensors")
+        moments = {name: {m: found[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in found} for name in weights}
+        self._storage.restore(weights, moments, state["optimizer_step"])
         if self.average is not None:
-            self.average.load(
-                {k: t.to(next(self._model.parameters()).device) for k, t in files["ema.safetensors"].items()}
-            )
-        if self._scaler is not None and state["scaler"]:
-            self._scaler.load_state_dict(state["scaler"])
+            device = self._runtime.device
+            self.average.load({name: tensor.to(device) for name, tensor in files["ema.safetensors"].items()})
+        self._storage.restore_scaler(state["scaler"])
 
-    @property
-    def _moments(self) -> tuple[str, ...]:
-        return MOMENTS[self._recipe.optim.name]
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self._weight(name, p)) for name, p in self._storage.parameters())
 
-    def _step_tensor(self, p: Tensor, step: float) -> Tensor:
-        fused = any(group.get("fused") for group in self._optimizer.param_groups)
-        return torch.tensor(step, dtype=torch.float32, device=p.device if fused else "cpu")
+    def _weight(self, name: str, p: nn.Parameter) -> Tensor:
+        """The whole weight; of what is frozen under a sharded engine the copy's, which nothing has rounded to bf16."""
+        if self._sharded and not p.requires_grad:
+            return self._model.get_parameter(name)
+        return self._storage.weight(p)
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """A gathered tensor lives in a buffer that the next one may overwrite."""
+        return tensor.detach().to("cpu", torch.float32, copy=True) if self._sharded else tensor
 
 
 @torch.no_grad()
-def copy_weights(model: nn.Module, weights: dict[str, Tensor], what: str) -> None:
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Copies weights into the model's parameters.
 
     Raises:

@@ -118,9 +118,12 @@ class Stepper:
     def warm_up(self) -> None:
         """One backward of a filler, thrown away.
 
-        DDP regroups its gradient buckets after the first backward, and with three or more ranks the order of a sum
-        depends on the grouping: without this, the first step of a resumed run would differ in its last bits.
+        Only under DDP, which regroups its gradient buckets after the first backward, and with three or more ranks the
+        order of a sum depends on the grouping: without this, the first step of a resumed run would differ in its last
+        bits.
         """
+        if self.runtime.engine != "ddp":  # DeepSpeed would make a step of it
+            return
         self.runtime.accelerator.gradient_state._set_sync_gradients(True)
         seed_for(0, 0, 0)
         loss = self.objective(**self._filler)
@@ -129,13 +132,11 @@ class Stepper:
 
     def gradients(self, batches: Sequence[Loaded | None], step: int, totals: Totals) -> Tensor:
         """Accumulates the gradient of the whole step; returns this rank's loss sum (float64 scalar)."""
-        accelerator = self.runtime.accelerator
         scale = self.runtime.world * self.accumulation / max(1, totals.targets)
         padded = [*batches, *[None] * (self.accumulation - len(batches))]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         for number, loaded in enumerate(padded):
             last = number == self.accumulation - 1
-            accelerator.gradient_state._set_sync_gradients(last)
             noise = (self.task.recipe.seed, step, min(loaded.lanes) if loaded else -1)
             batch = self._to_device(loaded.inputs) if loaded else self._filler
             loss = self._micro_batch(batch, noise, scale, last)
@@ -156,7 +157,10 @@ class Stepper:
     def _backward(self, batch: Batch, noise: tuple[int, int, int], scale: float, *, reduce: bool) -> Tensor:
         accelerator = self.runtime.accelerator
         seed_for(*noise)
-        with contextlib.nullcontext() if reduce else accelerator.no_sync(self.objective):
+        accelerator.gradient_state._set_sync_gradients(reduce)
+        # DeepSpeed is told of the boundary by the line above, and refuses to be told by no_sync
+        wait = reduce or self.runtime.engine.startswith("zero")
+        with contextlib.nullcontext() if wait else accelerator.no_sync(self.objective):
             loss = self.objective(**batch)
             accelerator.backward(loss * scale)
         return loss.detach()
@@ -177,7 +181,12 @@ class Stepper:
         set_rates(self.optimizer, multiplier)
         while True:
             loss_sum = self.gradients(batches, step, totals)
-            # DDP leaves the same gradient on all ranks, so all take the same branch below without asking each other
+            if self.runtime.engine.startswith("zero"):
+                norm, again = self._deepspeed_has_stepped()
+                if again:
+                    continue
+                return StepResult(loss_sum, norm, finite=math.isfinite(norm))
+            # the norm is the same on all ranks, so all take the same branch below without asking each other
             norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), self._clip))  # waits for the device
             scaler = accelerator.scaler
             if scaler is None and not math.isfinite(norm):
@@ -191,14 +200,23 @@ class Stepper:
             if scale_before <= 1.0:
                 return StepResult(loss_sum, norm, finite=False)
 
+    def _deepspeed_has_stepped(self) -> tuple[float, bool]:
+        """Gradient norm of the step that the last backward has made, infinity if it was skipped; and whether to run the
+        rows again, with the smaller scale that fp16 has now."""
+        engine = self.runtime.accelerator.deepspeed_engine_wrapped.engine
+        if not engine.optimizer.overflow:
+            return float(engine.get_global_grad_norm()), False
+        scaler = engine.optimizer.loss_scaler
+        return math.inf, engine.fp16_enabled() and scaler.cur_scale > 1.0
+
     def explain(self, batches: Sequence[Loaded | None], step: int, epoch: int, shard_names: Sequence[str]) -> str:
         """Which step, lanes and rows hold NaN or Inf: each rank runs its micro-batches once more. All ranks enter."""
         found = []
-        for loaded in [b for b in batches if b is not None]:
+        for loaded in [*batches, *[None] * (self.accumulation - len(batches))]:  # as often on all ranks
             with torch.no_grad():
-                seed_for(self.task.recipe.seed, step, min(loaded.lanes))
-                finite = bool(torch.isfinite(_inner(self.objective)(**self._to_device(loaded.inputs))))
-            if not finite:
+                seed_for(self.task.recipe.seed, step, min(loaded.lanes) if loaded else -1)
+                loss = self.objective(**(self._to_device(loaded.inputs) if loaded else self._filler))
+            if loaded is not None and not math.isfinite(float(loss)):
                 found += [
                     f"lane {lane} rows {', '.join(f'{shard_names[s]}:{r}' for s, r in ids)}"
                     for lane, ids in loaded.ids.items()
@@ -216,4 +234,5 @@ class Stepper:
 
 
 def _inner(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """The objective within what DDP or DeepSpeed wraps around it."""
+    return model if isinstance(model, Objective) else model.module  # type: ignore[return-value]

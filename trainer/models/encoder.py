@@ -54,7 +54,9 @@ class Encoder(nn.Module):
         # without types all are of the first, as in BERT
         types = self.type_embedding.weight[0] if token_type_ids is None else self.type_embedding(token_type_ids)
         embedded = self.embedding(input_ids) + types
-        x = self.dropout(torch.add(self.positions[:length], embedded, alpha=math.sqrt(embedded.shape[-1])))
+        x = self.dropout(
+            torch.add(self.positions[:length].to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1]))
+        )
         mask = (attention_mask[:, None, None, :] == 0) * MASKED
         for layer in self.layers:
             x = self._run(layer, x, mask)

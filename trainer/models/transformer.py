@@ -216,7 +216,8 @@ class Transformer(nn.Module):
                 f"{end} positions, special tokens included, are more than the {self.max_length} of this model: "
                 "raise data.max_length and train again, or shorten the text"
             )
-        scaled = torch.add(self.positions[start:end], table(ids), alpha=math.sqrt(table.embedding_dim))
+        embedded = table(ids)  # half where an engine keeps half weights; the positions stay fp32 then
+        scaled = torch.add(self.positions[start:end].to(embedded.dtype), embedded, alpha=math.sqrt(table.embedding_dim))
         return self.dropout(scaled)
 
     def _logits(self, x: Tensor) -> Tensor:
