@@ -139,7 +139,7 @@ def engine_environment(engine: str) -> dict[str, str]:
         env |= {"ACCELERATE_USE_CPU": "false", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     if engine.startswith("zero"):
         env |= {"ACCELERATE_USE_CPU": "false", "ACCELERATE_USE_DEEPSPEED": "true"}
-        env |= {"ACCELERATE_DEEPSPEED_ZERO_STAGE": engine[-1]}
+        env |= {"ACCELERATE_DEEPSPEED_ZERO_STAGE": engine[-1], "ACCELERATE_CONFIG_DS_FIELDS": "zero_stage"}
     return env
 
 

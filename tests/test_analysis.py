@@ -18,7 +18,7 @@ import yaml
 from sacrebleu.metrics import CHRF
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score
 
-from trainer.analysis import curves, errors, samples
+from trainer.analysis import curves, errors, samples, story
 from trainer.analysis.calibration import calibration
 from trainer.analysis.confusion import classification_report, confusion, draw_confusion, write_confusion
 from trainer.analysis.ensemble import ensemble
@@ -472,3 +472,11 @@ def test_members_must_fit(tmp_path: Path, second: Rows, words: str) -> None:
         ensemble(runs, "test")
     with pytest.raises(UsageError, match="two runs or more, not 1"):
         ensemble(runs[:1], "test")
+
+
+def test_training_rows_are_told_by_the_names_of_the_classes() -> None:
+    """The manifest counts what stands in the files; several values may be one class."""
+    labels = {"0": "negative", "neg": "negative", "1": "positive"}
+    train = {"rows": 30, "labels": {"0": 10, "neg": 5, "1": 15}}
+    assert story._rows(train, labels) == "30 (15 negative, 15 positive)"
+    assert story._rows({"rows": 30, "labels": {"0": 30}}, None) == "30 (30 0)"

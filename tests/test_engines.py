@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +143,13 @@ def test_scores_and_averages_are_those_of_a_single_process(recipe: Path, tmp_pat
 
 
 @pytest.mark.parametrize("engine", SHARDED)
-def test_frozen_parts_layers_and_perturbations_go_with_every_engine(reviews: Path, tmp_path: Path, engine: str) -> None:
-    """Rates by layer (several groups of parameters), frozen embeddings, and a second backward of each micro-batch."""
+def test_frozen_parts_layers_and_perturbations_go_with_every_engine(
+    reviews: Path, bert: Path, tmp_path: Path, engine: str
+) -> None:
+    """A pretrained model; rates by layer (several groups), frozen embeddings, a second backward of each micro-batch."""
     made = review_recipe(
         reviews,
+        {"kind": "pretrained", "name": str(bert), "pooling": "mean"},
         optim={
             "name": "sgd", "lr": 0.1, "layer_decay": 0.8, "freeze_embeddings": True,
             "adversarial": {"kind": "fgm", "epsilon": 0.5},
@@ -186,3 +191,15 @@ def test_fp16_scales_its_losses_and_an_overflow_costs_no_row(recipe: Path, tmp_p
     train(recipe, tmp_path / "single", *QUIET, *ADAMW, "loop.max_steps=6").check()
     a, b = (checkpoint(tmp_path / name, 6)[0] for name in ("run", "single"))
     assert 0 < apart(a, b) < 0.02
+
+
+@pytest.mark.parametrize("engine", SHARDED)
+def test_the_launcher_starts_what_the_config_says(recipe: Path, tmp_path: Path, engine: str) -> None:
+    """`rankzero train --config cpu_…`, through accelerate's own launcher."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", "from launch.cli import main; main()", "train", str(recipe), *QUIET, *SGD]
+    words = ["loop.max_steps=2", "--config", f"cpu_{engine}", "--run", str(run)]
+    ended = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["engine"], manifest["ranks"], manifest["precision"]) == (engine, 2, "no")

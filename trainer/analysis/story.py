@@ -90,7 +90,7 @@ def facts(inputs: Inputs) -> list[tuple[str, str]]:
     lines = [
         ("Model", ", ".join(filter(None, (model_name(recipe), _sizes(model))))),
         ("Parameters", count(weights) if weights else ""),
-        ("Training rows", _rows(data.get("train", {}))),
+        ("Training rows", _rows(data.get("train", {}), recipe["task"].get("labels"))),
         ("Rows of this split", f"{count(len(inputs.records))} ({inputs.split})"),
         ("Trained by", _machine(manifest)),
         ("Steps", _steps(inputs)),
@@ -110,12 +110,18 @@ def _sizes(model: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _rows(train: Mapping[str, Any]) -> str:
+def _rows(train: Mapping[str, Any], names: Any) -> str:
+    """Rows, by class where there are few of them; `names`: of the classes, by what stands in the files."""
     if not train.get("rows"):
         return ""
     bad = train.get("bad_rows") or {}
     skipped = sum(bad.values()) if isinstance(bad, dict) else 0
     shares = train.get("labels") or {}
+    if isinstance(names, dict) and isinstance(shares, dict):
+        named: Counter[str] = Counter()
+        for value, rows in shares.items():
+            named[str(names.get(value, value))] += rows if finite(rows) else 0
+        shares = dict(named)
     text = count(train["rows"]) + (f", {count(skipped)} skipped as bad" if skipped else "")
     if isinstance(shares, dict) and 0 < len(shares) <= FEW_CLASSES and all(map(finite, shares.values())):
         text += f" ({', '.join(f'{count(n)} {label}' for label, n in shares.items())})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def make_accelerator(engine: str, *, on_cpu: bool, ranks: int, accumulation: int
     Raises:
         UsageError: DeepSpeed is asked for and not installed, or its config file cannot be read.
     """
+    if on_cpu:  # transformers and accelerate look at DeepSpeed where it is installed, and it would look for a GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     shared: dict[str, Any] = {
         "gradient_accumulation_plugin": GradientAccumulationPlugin(
             num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
@@ -53,7 +56,11 @@ def make_accelerator(engine: str, *, on_cpu: bool, ranks: int, accumulation: int
     backend = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=PATIENCE)
     if engine.startswith("zero"):
         plugin = _deepspeed(int(engine[-1]), on_cpu, accumulation, clip_norm)
-        return Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend], **shared)
+        accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend], **shared)
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # under stage 3 transformers would load empty weights, for DeepSpeed's own init
+        return accelerator
     if engine == "fsdp2":
         return _fsdp2(on_cpu, backend, shared)
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True), backend] if ranks > 1 else None
@@ -65,14 +72,16 @@ def make_accelerator(engine: str, *, on_cpu: bool, ranks: int, accumulation: int
 
 def _deepspeed(stage: int, on_cpu: bool, accumulation: int, clip_norm: float) -> DeepSpeedPlugin:
     if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         import deepspeed.ops
     except ImportError:
         raise UsageError("this config needs DeepSpeed: pip install 'rankzero[deepspeed]'") from None
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # DeepSpeed's calls; nobody can help it
     if on_cpu:  # its shared-memory operator would be compiled for a minute, and leave 69 MB per rank in /dev/shm
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # accelerate's launcher leaves word of what its file says; with a config of ours the plugin would call it a conflict
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     config = deepspeed_config(stage, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), accumulation, clip_norm)
     return DeepSpeedPlugin(hf_ds_config=_merged(_config_file(), config), zero3_init_flag=False)
 

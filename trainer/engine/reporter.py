@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -25,6 +25,7 @@ class _Interval:
     began: float = field(default_factory=time.monotonic)
     tokens: int = 0
     padded: int = 0
+    untimed: int = 0  # tokens of the first step
 
 
 class Reporter:
@@ -57,8 +58,7 @@ class Reporter:
             self._status.values["step"] = progress.step  # written by the heartbeat
         now = time.monotonic()
         if self._began is None:  # the first step pays for what libraries do only once
-            self._began, self._interval = (now, share), _Interval()
-            totals = replace(totals, tokens=0, padded=0)
+            self._began, self._interval = (now, share), _Interval(untimed=totals.tokens)
         self._interval.tokens += totals.tokens
         self._interval.padded += totals.padded
         spent, done = now - self._began[0], share - self._began[1]
@@ -81,15 +81,16 @@ class Reporter:
             "loss": loss,
             "lr": self._last["lr"],
             "grad_norm": self._last["grad_norm"],
-            "tokens_per_second": interval.tokens / seconds,
+            "tokens_per_second": (interval.tokens - interval.untimed) / seconds,
             "padding": 1 - interval.tokens / max(1, interval.padded),
             "memory": memory_bytes(),
         }
         self._write(line)
         left = _duration(self._last["left"])
         note = (
-            f"loss {loss:.4f}  lr {line['lr']:.2e}  {line['tokens_per_second']:,.0f} tokens/s  "
-            f"padding {line['padding']:.1%}  {left} left"
+            f"loss {loss:.4f}  lr {line['lr']:.2e}  "
+            + (f"{line['tokens_per_second']:,.0f} tokens/s  " if interval.tokens > interval.untimed else "")
+            + f"padding {line['padding']:.1%}  {left} left"
         )
         if self._bar is not None:
             self._bar.update(self._task, note=note)
