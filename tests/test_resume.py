@@ -94,7 +94,8 @@ def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> Non
     kills = [  # where, and from which step the start before it had gone on
         (partial(hooks.at_micro_batch, 2, 1), None),
         (partial(hooks.at_micro_batch, 5, 2), None),
-        (partial(hooks.at_call, EVALUATE, 1, 1), 4),  # at step 8
+        # at step 8; the start before it was killed in step 5, when step 4 was perhaps still being written
+        (partial(hooks.at_call, EVALUATE, 1, 1), (3, 4)),
         (partial(hooks.at_save, 8, "_flush"), 6),
         (partial(hooks.at_save, 9, "clean"), 6),
         (partial(hooks.at_micro_batch, 11, 3), 9),
@@ -108,7 +109,7 @@ def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> Non
         assert 0 not in ended.codes, f"{number}\n{ended.text}"
         assert -signal.SIGABRT not in ended.codes, f"{number}: a rank hung\n{ended.text}"
         assert "Traceback" not in ended.text, f"{number}\n{ended.text}"
-        assert resumed_from(ended) == step, f"{number}\n{ended.text}"
+        assert resumed_from(ended) in (step if isinstance(step, tuple) else (step,)), f"{number}\n{ended.text}"
         assert status(run)["state"] != "finished"
     assert resumed_from(train(recipe, run, *WORDS, world=2).check()) == STEPS
     same(outcome(run), outcome(whole))

@@ -264,7 +264,7 @@ class Loop:
             checkpoint.save(self.run.checkpoints, step, files, state)
             checkpoint.clean(self.run.checkpoints, self._loop.keep, protected)
 
-        self.runtime.on_main(lambda: self._writer.submit(tensors, write))
+        self.runtime.on_main(lambda: self._writer.submit(tensors, write, owned=self.state.sharded))
         self._saved = step
 
     def _averaged(self) -> int:

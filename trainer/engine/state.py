@@ -39,7 +39,7 @@ class TrainingState:
 
     def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module, storage: Storage) -> None:
         self._runtime, self._model, self._storage = runtime, model, storage
-        self._sharded = runtime.engine in SHARDED
+        self.sharded = runtime.engine in SHARDED
         averaging = recipe.optim.averaging
         self.average = ExponentialAverage(averaging.decay) if averaging.kind == "ema" else None
 
@@ -51,11 +51,11 @@ class TrainingState:
     def weights_to_judge(self) -> Iterator[None]:
         """The evaluated model holds the moving average where there is one, else the weights in training."""
         average = self.average.state() if self.average is not None else {}
-        if not self._sharded and not average:
+        if not self.sharded and not average:
             yield
             return
         device = next(self._model.parameters()).device
-        raw = {} if self._sharded else {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        raw = {} if self.sharded else {name: p.detach().clone() for name, p in self._model.named_parameters()}
         self._model.to(self._runtime.device)
         copy_weights(self._model, average or dict(self._weights()), "the moving average")
         try:
@@ -66,7 +66,8 @@ class TrainingState:
             self._model.to(device)
 
     def collect(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Files of the checkpoint (on rank zero), and what goes into its state.json."""
+        """Files of the checkpoint (on rank zero), and what goes into its state.json. The tensors are copies where the
+        engine is a sharded one, else those in training."""
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         for name, p in self._storage.parameters():
@@ -76,7 +77,7 @@ class TrainingState:
                 moments |= {f"{name}.{m}": self._kept(tensor) for m, tensor in found.items()}
         files = {"model.safetensors": weights, "optimizer.safetensors": moments}
         if self.average is not None:
-            files["ema.safetensors"] = self.average.state()
+            files["ema.safetensors"] = {name: self._kept(t) for name, t in self.average.state().items()}
         return files, {"optimizer_step": self._storage.step(), "scaler": self._storage.scaler()}
 
     def restore(self, files: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
@@ -95,13 +96,13 @@ class TrainingState:
 
     def _weight(self, name: str, p: nn.Parameter) -> Tensor:
         """The whole weight; of what is frozen under a sharded engine the copy's, which nothing has rounded to bf16."""
-        if self._sharded and not p.requires_grad:
+        if self.sharded and not p.requires_grad:
             return self._model.get_parameter(name)
         return self._storage.weight(p)
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """A gathered tensor lives in a buffer that the next one may overwrite."""
-        return tensor.detach().to("cpu", torch.float32, copy=True) if self._sharded else tensor
+        return tensor.detach().to("cpu", torch.float32, copy=True) if self.sharded else tensor
 
 
 @torch.no_grad()

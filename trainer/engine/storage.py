@@ -57,8 +57,12 @@ class Storage:
                 self.optimizer.state[p] = {**count, **{m: t.to(p.device) for m, t in moments[name].items()}}
 
     def restore_scaler(self, state: dict[str, Any] | None) -> None:
-        if self._scaler is not None and state:
-            self._scaler.load_state_dict(state)
+        """Of this engine's scaler, or of DeepSpeed's, whose scale is taken over."""
+        if self._scaler is None or not state:
+            return
+        if "cur_scale" in state:
+            state = {**self._scaler.state_dict(), "scale": state["cur_scale"]}
+        self._scaler.load_state_dict(state)
 
     def _count(self, p: Tensor, step: float) -> Tensor:
         fused = any(group.get("fused") for group in self.optimizer.param_groups)

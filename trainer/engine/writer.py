@@ -19,18 +19,23 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def submit(self, files: Files, write: Callable[[Files], None]) -> None:
+    def submit(self, files: Files, write: Callable[[Files], None], *, owned: bool = False) -> None:
         """`write(files)`: in the background with a copy where memory is free for one, else at once.
+
+        `owned`: nobody else changes the tensors, so that no copy is needed.
 
         Raises:
             CheckpointError: of the save before, or of this one if it was not put off.
         """
         self.wait()
-        if not fits(files):
-            write(files)
-            return
-        copy = {name: {key: t.detach().to("cpu", copy=True) for key, t in part.items()} for name, part in files.items()}
-        self._pending = self._pool.submit(write, copy)
+        if not owned:
+            if not fits(files):
+                write(files)
+                return
+            files = {
+                name: {k: t.detach().to("cpu", copy=True) for k, t in part.items()} for name, part in files.items()
+            }
+        self._pending = self._pool.submit(write, files)
 
     def wait(self) -> None:
         """Until nothing is being written.

@@ -77,9 +77,12 @@ class ZeroStorage(Storage):
             self._refresh()
 
     def restore_scaler(self, state: dict[str, Any] | None) -> None:
-        if self.engine.fp16_enabled() and state and "cur_scale" in state:
-            for name in SCALER:
-                setattr(self.zero.loss_scaler, name, state[name])
+        if not self.engine.fp16_enabled() or not state:
+            return
+        if "scale" in state:  # torch's
+            state = {"cur_scale": state["scale"]}
+        for name, value in state.items():
+            setattr(self.zero.loss_scaler, name, value)
 
     def _make_states(self, names: set[str], step: float | None) -> None:
         """The states that torch would make at its first step."""
