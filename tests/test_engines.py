@@ -162,6 +162,21 @@ def test_frozen_parts_layers_and_perturbations_go_with_every_engine(
     assert apart(a, b) <= 1e-6
 
 
+@pytest.mark.parametrize("engine", SHARDED)
+def test_validation_within_the_training_judges_the_weights_in_training(
+    recipe: Path, tmp_path: Path, engine: str
+) -> None:
+    words = (*SGD, "loop.max_steps=8", "evaluation.splits=[]")
+    for name in ("single", engine):
+        train(recipe, tmp_path / name, *words, world=WORLDS[name], engine=name).check()
+    losses = [
+        [line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl") if line["split"] == "validation"]
+        for name in ("single", engine)
+    ]
+    assert len(losses[0]) == 2
+    assert np.allclose(*losses, atol=1e-5)
+
+
 @pytest.mark.parametrize("engine", ["ddp", *SHARDED])
 def test_bf16_keeps_weights_and_moments_in_fp32(recipe: Path, tmp_path: Path, engine: str) -> None:
     """Near the fp32 run, resumed bit for bit on the same engine, and not rounded to bf16 in the checkpoint."""

@@ -57,7 +57,10 @@ class TrainingState:
         device = next(self._model.parameters()).device
         raw = {} if self.sharded else {name: p.detach().clone() for name, p in self._model.named_parameters()}
         self._model.to(self._runtime.device)
-        copy_weights(self._model, average or dict(self._weights()), "the moving average")
+        if average:
+            copy_weights(self._model, average, "the moving average")
+        else:
+            self._gather()
         try:
             yield
         finally:
@@ -90,6 +93,12 @@ class TrainingState:
             device = self._runtime.device
             self.average.load({name: tensor.to(device) for name, tensor in files["ema.safetensors"].items()})
         self._storage.restore_scaler(state["scaler"])
+
+    @torch.no_grad()
+    def _gather(self) -> None:
+        """One parameter after another: all of them beside the whole copy would take its memory twice."""
+        for name, weight in self._weights():
+            self._model.get_parameter(name).copy_(weight)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, self._weight(name, p)) for name, p in self._storage.parameters())
