@@ -1,0 +1,186 @@
+"""Ranks forked from a warm process: many short runs on one machine, each without seconds of imports.
+
+A server process (multiprocessing's forkserver) imports everything once; each rank is forked from it and runs the
+command line of `python -m trainer` in an environment of its own. So `rankzero verify` makes dozens of starts in
+minutes, and so do the tests. A `hook` is called in the rank first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from launch.shim import PREEMPTED
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = 300.0  # seconds for one start of a short run; generous, because the machine may be busy
+ALONE = 20.0  # seconds that the other ranks get to leave by themselves once one has died
+
+Hook = Callable[[], None]
+
+_context = multiprocessing.get_context("forkserver")
+# Everything that a run imports, late imports of the libraries included.
+_context.set_forkserver_preload(
+    [
+        *(
+            "trainer",
+            "trainer.cli",
+            "trainer.compose",
+            "trainer.engine.session",
+            "trainer.engine.finished",
+            "trainer.evaluation.metrics",
+        ),
+        *("torch._dynamo", "torch._inductor.config", "torch.onnx", "datasets.io.generator", "evaluate", "sacrebleu"),
+        *("transformers.pipelines", "transformers.models.auto.tokenization_auto", "huggingface_hub.dataclasses"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the ranks of one start ended: exit codes (negative: killed by that signal), stdout and stderr of each."""
+
+    codes: list[int]
+    out: list[str]
+    err: list[str]
+
+    @property
+    def code(self) -> int:
+        """Rank zero's."""
+        return self.codes[0]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"-- rank {i} --\n{o}{e}" for i, (o, e) in enumerate(zip(self.out, self.err, strict=True)))
+
+    def check(self, code: int = 0) -> Ended:
+        """Asserts that every rank ended with `code`."""
+        assert set(self.codes) == {code}, f"{self.codes}\n{self.text}"
+        return self
+
+
+class Ranks:
+    """The ranks of one start, running.
+
+    Args:
+        argv: arguments of `python -m trainer`.
+        logs: a new folder for what the ranks print.
+        world: number of ranks.
+        env: the whole environment of each rank but for its place among the others, OMP_NUM_THREADS included.
+        hook: called in each rank before the command.
+        stdin: what the ranks may read.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[object],
+        logs: Path,
+        world: int,
+        env: Mapping[str, str],
+        *,
+        hook: Hook | None = None,
+        stdin: bytes = b"",
+    ) -> None:
+        self._logs = logs
+        logs.mkdir(parents=True)
+        (logs / "stdin").write_bytes(stdin)
+        words, port = [str(word) for word in argv], _free_port()
+        self.processes = [
+            _context.Process(target=_rank, args=(words, {**env, **_place(rank, world, port)}, logs, rank, hook))
+            for rank in range(world)
+        ]
+        with _without_main():
+            for process in self.processes:
+                process.start()
+
+    @property
+    def running(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def signal(self, number: int, rank: int = 0) -> None:
+        """Sends a signal to one rank."""
+        os.kill(self.processes[rank].pid or 0, number)
+
+    def wait(self, timeout: float = TIMEOUT) -> Ended:
+        """Waits for all ranks; those that hang are ended (-6) and say where."""
+        deadline = time.monotonic() + timeout
+        while running := [process for process in self.processes if process.exitcode is None]:
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            multiprocessing.connection.wait([process.sentinel for process in running], left)
+            if any(process.exitcode not in (None, 0, PREEMPTED) for process in running):
+                deadline = min(deadline, time.monotonic() + ALONE)
+        for rank, process in enumerate(self.processes):
+            if process.exitcode is None:
+                self.signal(signal.SIGABRT, rank)  # faulthandler writes where it hangs
+                process.join(5)
+                process.kill()
+                process.join()
+        read = [
+            [(self._logs / f"{kind}-{rank}").read_text(errors="replace") for rank in range(len(self.processes))]
+            for kind in ("out", "err")
+        ]
+        return Ended([process.exitcode or 0 for process in self.processes], *read)
+
+    def end(self) -> None:
+        """Kills what still runs."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def _place(rank: int, world: int, port: int) -> dict[str, str]:
+    if world == 1:
+        return {}
+    return dict(zip(LAUNCHER, map(str, (rank, world, rank, world, "127.0.0.1", port)), strict=True))
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A child would run this process's main module once more."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook: Hook | None) -> None:
+    """Runs in the forked process."""
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+    faulthandler.enable()
+    multiprocessing.set_start_method("fork", force=True)  # back to the default, for loader processes
+    sys.stdin = (logs / "stdin").open(encoding="utf-8")
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["rankzero", *argv]
+    import torch
+
+    torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # the server has read its own environment, not this one
+    if hook is not None:
+        hook()
+    from trainer.cli import app, run_app
+
+    code = run_app(app)
+    sys.stdout.flush()
+    sys.exit(code)
