@@ -54,9 +54,17 @@ def start(
         print(f"rankzero: {plan.note}", file=sys.stderr)
     if plan.engine == "single":
         os.environ.update(environment(plan))
-        return in_process()
-    before = status_of(run_dir)
-    return exit_code_of(run_dir, before, _launch(command(plan, argv), environment(plan)))
+        code = in_process()
+        if short_of_memory(run_dir, code):  # a new process: this one's memory is in pieces
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
+        return code
+    while True:
+        before = status_of(run_dir)
+        code = exit_code_of(run_dir, before, _launch(command(plan, argv), environment(plan)))
+        if not short_of_memory(run_dir, code):
+            return code
+        argv = [word for word in argv if word != "--fresh"]  # it has been begun afresh
 
 
 def command(plan: LaunchPlan, argv: Sequence[str]) -> list[str]:
@@ -161,6 +169,15 @@ def _kill(pid: int) -> None:
             process.kill()
         except psutil.Error:
             continue
+
+
+def short_of_memory(run_dir: Path, code: int) -> bool:
+    """Whether a rank ran out of memory and left word of how to go on: in smaller parts, from the newest checkpoint."""
+    try:
+        note = json.loads((run_dir / "failed-rank.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return code in (1, PREEMPTED) and "splits" in note
 
 
 def status_of(run_dir: Path) -> dict[str, Any] | None:

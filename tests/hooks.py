@@ -139,7 +139,7 @@ def noise_of_ranks(path: Path) -> None:
 
     save_gradients(path)
     seed_for = module.seed_for
-    module.seed_for = lambda seed, step, lane: seed_for(seed, step, rank())  # type: ignore[assignment]
+    module.seed_for = lambda seed, step, lane, part=0: seed_for(seed, step, rank())  # type: ignore[assignment]
 
 
 def poison(value: float = math.nan) -> None:
@@ -209,3 +209,87 @@ def save_deltas(path: Path) -> None:
         return delta
 
     Stepper._micro_batch, Perturbation.direction = wrapped, noted  # type: ignore[method-assign]
+
+
+def hang(where: str, guilty: int, step: int) -> None:
+    """Rank `guilty` sleeps for ever when it is about to make a step: in its loss, or where rows are collated."""
+    if rank() != guilty:
+        return
+    from trainer.engine.step import Stepper
+    from trainer.tasks.translation import Translation
+
+    def sleeping() -> None:
+        time.sleep(10_000)
+
+    gradients, original = Stepper.gradients, getattr(Translation, where)
+    made = [0]
+
+    def wrapped(self: Stepper, batches: Any, number: int, totals: Any) -> Any:
+        loss = gradients(self, batches, number, totals)
+        made[0] = number
+        return loss
+
+    def hanging(self: Translation, *arguments: Any) -> Any:
+        if made[0] == step - 1:
+            sleeping()
+        return original(self, *arguments)
+
+    Stepper.gradients = wrapped  # type: ignore[method-assign]
+    setattr(Translation, where, hanging)
+
+
+def long_tokenizer_training(seconds: float) -> None:
+    """Rank zero takes its time while the others wait."""
+    from trainer.engine import setup
+
+    make_tokenizer = setup.make_tokenizer
+
+    def wrapped(*arguments: Any) -> None:
+        time.sleep(seconds)
+        make_tokenizer(*arguments)
+
+    setup.make_tokenizer = wrapped
+
+
+def short_of_memory(of_rank: int, step: int, rows: int) -> None:
+    """From step `step` on, rank `of_rank` has memory for micro-batches of fewer than `rows` rows only."""
+    if of_rank != rank():
+        return
+    import torch
+
+    from trainer.engine.step import Objective, Stepper
+
+    gradients, forward, now = Stepper.gradients, Objective.forward, [0]
+
+    def wrapped(self: Stepper, batches: Any, number: int, totals: Any) -> Any:
+        now[0] = number
+        return gradients(self, batches, number, totals)
+
+    def hungry(self: Objective, **batch: Any) -> Any:
+        if now[0] >= step and len(batch["labels"]) >= rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, **batch)
+
+    Stepper.gradients, Objective.forward = wrapped, hungry  # type: ignore[method-assign]
+
+
+def small_parts(size: int) -> None:
+    """Files of tensors are split where they hold more than `size` bytes."""
+    from trainer import tensors
+
+    tensors.SHARD_BYTES = size
+
+
+def say_matmul_precision() -> None:
+    """At its end the rank prints in what precision torch multiplies fp32 matrices on a GPU."""
+    import torch
+
+    from trainer.engine.loop import Loop
+
+    original = Loop.train
+
+    def wrapped(self: Loop) -> None:
+        original(self)
+        print("matmul precision", torch.backends.cuda.matmul.fp32_precision)
+
+    Loop.train = wrapped  # type: ignore[method-assign]

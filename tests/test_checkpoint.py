@@ -69,7 +69,7 @@ def test_nothing_yet_is_no_error(tmp_path: Path) -> None:
 # -- a save that does not come to its end ------------------------------------------------------------------------------
 
 POINTS = (
-    "checkpoint.save_file",
+    "tensors.save_file",
     "checkpoint.write_json",
     "checkpoint._describe",
     "checkpoint._flush",
@@ -82,7 +82,13 @@ POINTS = (
 
 def arm(point: str, nth: int, then: Callable[[], Any]) -> Callable[[], None]:
     """From now on the nth call of a function does `then` first. Returns what undoes it."""
-    owners: dict[str, Any] = {"checkpoint": checkpoint, "os": os, "Path": Path, "shutil": checkpoint.shutil}
+    owners: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "tensors": checkpoint.tensors,
+        "os": os,
+        "Path": Path,
+        "shutil": checkpoint.shutil,
+    }
     owner, name = owners[point.partition(".")[0]], point.partition(".")[2]
     original, calls = getattr(owner, name), [0]
 

@@ -195,3 +195,11 @@ def test_a_compiled_run_takes_the_same_steps(recipe: Path, tmp_path: Path) -> No
         found[compiled] = load_file(run / "checkpoints/step-00000002/model.safetensors")
     assert found["true"].keys() == found["false"].keys()
     assert max(float(np.abs(found["true"][n] - found["false"][n]).max()) for n in found["true"]) < 1e-5
+
+
+@pytest.mark.parametrize(("word", "expected"), [("loop.tf32=true", "tf32"), ("loop.tf32=false", "ieee")])
+def test_tf32_is_the_recipes_choice(recipe: Path, tmp_path: Path, word: str, expected: str) -> None:
+    """On a CPU it changes nothing; what torch would use on a GPU is printed by the rank."""
+    words = (word, "loop.max_steps=1", "evaluation.splits=[]", "data.validation=null")
+    ended = train(recipe, tmp_path / "run", *words, hook=hooks.say_matmul_precision).check()
+    assert f"matmul precision {expected}" in ended.out[0]

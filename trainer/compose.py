@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import CheckpointError, Preempted, RankError, RankzeroError, UsageError
+from trainer.errors import CheckpointError, OutOfMemory, Preempted, RankError, RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.reporting import report_stage, write_report
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from trainer.engine.runtime import Runtime
 
 log = logging.getLogger("rankzero")
-
-NOTE = "failed-rank.json"  # what a rank that fails alone leaves for rank zero
 
 DEBUG_OVERRIDES = (
     "loop.max_steps=20",
@@ -99,8 +99,15 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
 
     folder = RunDir(run_path(recipe, options))
     with StopFlag().listening() as stop, contextlib.ExitStack() as held:
-        accumulation = _accumulation(recipe)
-        runtime = start(stop, deterministic=options.debug, accumulation=accumulation, clip_norm=recipe.optim.clip_norm)
+        parts = 1 if options.fresh or (options.debug and options.run is None) else folder.splits()
+        accumulation = _accumulation(recipe) * parts
+        runtime = start(
+            stop,
+            deterministic=options.debug,
+            accumulation=accumulation,
+            clip_norm=recipe.optim.clip_norm,
+            tf32=recipe.loop.tf32,
+        )
         status = None
         try:
 
@@ -108,16 +115,21 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
                 if options.fresh or (options.debug and options.run is None):
                     _make_room(folder, keep=options.fresh)
                 held.enter_context(folder.locked())
-                (folder.path / NOTE).unlink(missing_ok=True)
                 agree_with_earlier(folder, recipe, options.allow_change)
                 manifest = read_json(folder.manifest)  # of the latest start; "starts" holds those before it
+                if manifest is not None:
+                    write_json(folder.manifest, {**manifest, "micro_batch_splits": parts})
+                folder.note.unlink(missing_ok=True)
                 return 1 if manifest is None else len(manifest["starts"]) + 2
 
             attempt = runtime.on_main(take)  # a refused start leaves the directory as it was
             status = Status(folder, attempt).start() if runtime.main else None
-            ended = _stages(recipe, options, folder, runtime, status, accumulation)
+            runtime.watch(
+                recipe.launch.hang_seconds, folder.path, functools.partial(_ended_by_watchdog, folder, runtime, status)
+            )
+            ended = _stages(recipe, options, folder, runtime, status, parts)
         except BaseException as error:
-            told = _tell(folder, runtime, status, _full_disk(folder, error) or error)
+            told = _tell(folder, runtime, status, _full_disk(folder, error) or _no_memory(error) or error)
             if told is error:
                 raise
             raise told from None
@@ -129,7 +141,7 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
 
 
 def _stages(
-    recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Runtime, status: Status | None, accumulation: int
+    recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Runtime, status: Status | None, parts: int
 ) -> Run:
     from trainer.engine import setup
     from trainer.engine.session import Session
@@ -141,7 +153,8 @@ def _stages(
         return data
 
     data = runtime.on_main(prepare)
-    session = Session(recipe, folder, runtime, status, data, accumulation, options.debug, options.profile)
+    accumulation = _accumulation(recipe) * parts
+    session = Session(recipe, folder, runtime, status, data, accumulation, parts, options.debug, options.profile)
     session.train()
     session.choose_weights()
     splits: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
@@ -193,33 +206,71 @@ def _full_disk(folder: RunDir, error: BaseException) -> CheckpointError | None:
     return told
 
 
+def _no_memory(error: BaseException) -> RankError | None:
+    """Memory that ran out elsewhere than in a micro-batch, where nothing can be split."""
+    from trainer.engine.memory import ran_out
+
+    if isinstance(error, RankzeroError) or not ran_out(error):
+        return None
+    advice = "`rankzero plan RECIPE` tells which engine and how many ranks fit; an evaluation needs less with a smaller"
+    return RankError(f"out of memory: {str(error).splitlines()[0]}; {advice} evaluation.tokens_per_batch")
+
+
 def _tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
     """Rank zero writes how the attempt ended into status.json, others leave it a note. Returns what to raise.
 
-    When a rank fails alone, the others meet only a broken connection: its reason is the reason.
+    When a rank fails alone, the others meet only a broken connection: its reason is the reason. A note about memory
+    stays, for the next start.
     """
-    note = folder.path / NOTE
+    runtime.let_watchdog_end()
     with contextlib.suppress(RankzeroError, OSError):
-        if not runtime.main and isinstance(error, RankzeroError) and not error.everywhere:
-            write_json(note, {"rank": runtime.rank, "exit_code": error.exit_code, "error": str(error)})
+        alone = isinstance(error, RankzeroError) and not error.everywhere
+        if isinstance(error, OutOfMemory) or (alone and not runtime.main):
+            memory = {"splits": error.splits} if isinstance(error, OutOfMemory) else {}
+            code = error.exit_code if isinstance(error, RankzeroError) else 1
+            write_json(folder.note, {"rank": runtime.rank, "exit_code": code, "error": str(error), **memory})
+            runtime.say_goodbye()
         if runtime.lost_connection(error) and not runtime.main:
             error = RankError(f"a rank died ({error})")
             error.everywhere = True  # rank zero or the launcher says which
         if not runtime.main or status is None:
             return error
         if runtime.lost_connection(error):
-            left = read_json(note) or {"exit_code": 1, "rank": None}
             # gloo: "[file.cc:1] Read error …: Connection reset by peer. This is typically caused by …"
             met = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". This is typically")[0]
-            died = f"a rank died ({met}); the same command goes on from the newest checkpoint"
-            text = f"rank {left['rank']}: {left['error']}" if left["rank"] is not None else died
-            error = RankError(text.splitlines()[0])
-            error.exit_code = left["exit_code"]
+            error = _of_note(folder) or RankError(
+                f"a rank died ({met}); the same command goes on from the newest checkpoint"
+            )
         code = error.exit_code if isinstance(error, RankzeroError) else 1
         text = str(error) if isinstance(error, RankzeroError) else f"{type(error).__name__}: {error}"
-        status.finish("preempted" if isinstance(error, Preempted) else "failed", code, text)
-        note.unlink(missing_ok=True)
+        status.finish("preempted" if code == Preempted.exit_code else "failed", code, text)
+        if not isinstance(error, OutOfMemory):
+            folder.note.unlink(missing_ok=True)
     return error
+
+
+def _of_note(folder: RunDir) -> RankzeroError | None:
+    """The error that another rank has left a note of."""
+    left = read_json(folder.note)
+    if left is None:
+        return None
+    text = f"rank {left['rank']}: {left['error']}".splitlines()[0]
+    if "splits" in left:
+        return OutOfMemory(text, left["splits"])
+    error = RankError(text)
+    error.exit_code = left["exit_code"]
+    return error
+
+
+def _ended_by_watchdog(folder: RunDir, runtime: Runtime, status: Status | None, verdict: str) -> None:
+    """The last words of a rank that its watchdog ends: who hangs, the same on all ranks, so that one speaks if it can;
+    or, with an empty verdict, that a rank has left with an error and this one waits for it in vain."""
+    error = RankError(verdict) if verdict else (_of_note(folder) or RankError("a rank has left with an error"))
+    if status is not None:
+        state = "preempted" if error.exit_code == Preempted.exit_code else "failed"
+        status.finish(state, error.exit_code, str(error))
+    if runtime.main or verdict.startswith("rank 0"):
+        print(f"rankzero: {error}", file=sys.stderr, flush=True)
 
 
 def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, Any]:

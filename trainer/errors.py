@@ -52,6 +52,16 @@ class GateError(RankzeroError):
     exit_code = 6
 
 
+class OutOfMemory(RankzeroError):
+    """A rank ran out of memory in a micro-batch; the same command goes on with every micro-batch in `splits` parts."""
+
+    exit_code = 75
+
+    def __init__(self, message: str, splits: int) -> None:
+        super().__init__(message)
+        self.splits = splits
+
+
 class Preempted(RankzeroError):
     """Asked to stop (signal): everything is saved and the same command goes on from here."""
 

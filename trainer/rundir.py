@@ -77,6 +77,18 @@ class RunDir:
         self.model = self.path / "model"
         self.tensorboard = self.path / "tensorboard"
         self.export = self.path / "export"
+        self.note = self.path / "failed-rank.json"  # what a rank that fails alone leaves for rank zero
+
+    def splits(self) -> int:
+        """Parts of each micro-batch, so that it fits the memory of every rank: 1 unless a rank ran out of it.
+
+        A rank that has just run out of it left a note, which counts before rank zero has put it into the manifest.
+        """
+        for path, key in ((self.note, "splits"), (self.manifest, "micro_batch_splits")):
+            found = read_json(path)
+            if isinstance(found, dict) and key in found:
+                return int(found[key])
+        return 1
 
     def evaluation(self, split: str) -> Path:
         return self.path / "evaluation" / split

@@ -156,6 +156,9 @@ class LoopConfig(Section):
     max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with 5")
     fuse_lanes: Positive = 1
     compile: bool = False
+    tf32: bool = Field(
+        False, description="fp32 products of matrices in TF32 on GPUs that have it; of no effect elsewhere"
+    )
     activation_checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -215,3 +218,6 @@ class LaunchConfig(Section):
     extra: list[str] = Field(default_factory=list, description="further #SBATCH options")
     signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
     requeue_limit: Annotated[int, Field(ge=0)] = 20
+    hang_seconds: Annotated[float, Field(ge=0)] = Field(
+        600.0, description="a rank without progress for so long is named and ends the run; 0 = wait for it"
+    )

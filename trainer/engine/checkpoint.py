@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there.
 
     checkpoints/step-00000200/
-      model.safetensors  optimizer.safetensors  [ema.safetensors]  state.json
+      model.safetensors  optimizer.safetensors  [ema.safetensors]  state.json  (above 1 GB in parts: trainer/tensors.py)
       manifest.json      sizes and SHA-256 of the others, written last
 
 Files are written into a temporary directory, flushed to disk, and the directory is renamed. A directory without its
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer import tensors
 from trainer.errors import CheckpointError
 from trainer.rundir import read_json, write_json
 
@@ -38,8 +38,8 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Commits one checkpoint: `tensors` maps file name to {parameter name: tensor}. Rank zero alone calls this.
+def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Commits one checkpoint: `content` maps file name to {parameter name: tensor}. Rank zero alone calls this.
 
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints are as they were.
@@ -48,8 +48,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for name, content in tensors.items():
-            write_tensors(temporary / name, content)
+        for name, part in content.items():
+            tensors.write(temporary / name, part)
         write_json(temporary / "state.json", dict(state))
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": files})
@@ -67,12 +67,6 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
             "free space (or lower loop.keep) and run the same command again"
         ) from error
     return final
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file that others may read as they may the folder it is in (the library makes it private)."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _replaced(folder: Path, step: int) -> Path:
@@ -120,7 +114,8 @@ def fault(path: Path) -> str | None:
     if manifest is None:
         return f"{path / MANIFEST} is missing: the save was not finished"
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not files.keys() >= {"model.safetensors", "state.json"}:
+    weights = {"model.safetensors", tensors.index_of(Path("model.safetensors")).name}
+    if not isinstance(files, dict) or "state.json" not in files or not files.keys() & weights:
         return f"{path / MANIFEST} does not list the files of a checkpoint"
     for name, expected in files.items():
         file = path / name
@@ -156,14 +151,9 @@ def newest(folder: Path) -> int | None:
 
 
 def read(folder: Path, step: int, name: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint; empty when the checkpoint has no such file."""
+    """The tensors of one file of a checkpoint (or of its parts); empty when the checkpoint has no such file."""
     path = path_of(folder, step) / name
-    if not path.exists():
-        return {}
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return tensors.read(path) if tensors.exists(path) else {}
 
 
 def read_state(folder: Path, step: int) -> dict[str, Any]:

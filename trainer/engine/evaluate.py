@@ -53,6 +53,7 @@ def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, spl
         for first in range(0, len(window), runtime.world):
             runtime.check_stop(f"during the evaluation of {split}")
             if first + runtime.rank < len(window):
+                runtime.beat(f"the evaluation of {split}")
                 mine += evaluate_batch(runtime, task, model, window[first + runtime.rank], predict)
         for part in runtime.gather(mine) or []:
             records += part

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
 from torch import nn
 
+from trainer import tensors
 from trainer.data.cleaning import cleaner
 from trainer.data.keyed import key
 from trainer.engine import setup
@@ -61,10 +61,10 @@ class Finished:
         """
         task = cls.task_of(run, recipe_type, overrides)
         weights = run.model / "model.safetensors"
-        if not weights.exists():
+        if not tensors.exists(weights):
             raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
         model = build_model(task, torch.device("cpu"), run.model)
-        copy_weights(model, load_file(weights), str(weights))
+        copy_weights(model, tensors.read(weights), str(weights))
         return cls(run, task.recipe, task, model.eval())
 
     @staticmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trainer.engine.storage import Storage
+from trainer.engine.storage import Storage, of_parameter
 
 
 class ShardedStorage(Storage):
@@ -22,14 +22,12 @@ class ShardedStorage(Storage):
         return {name: whole(moment) for name, moment in super().moments(p).items()}
 
     @torch.no_grad()
-    def restore(
-        self, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]], step: float | None
-    ) -> None:
+    def restore(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
         for name, p in self.parameters():
             _local(p).copy_(_local(_like(p, weights[name])))
-            if moments.get(name):
+            if own := of_parameter(moments, name):
                 count = {} if step is None else {"step": self._count(_local(p), step)}
-                self.optimizer.state[p] = {**count, **{m: _like(p, t) for m, t in moments[name].items()}}
+                self.optimizer.state[p] = {**count, **{m: _like(p, t) for m, t in own.items()}}
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -134,7 +134,10 @@ class Loop:
             pin_memory=self.runtime.device.type == "cuda",
         )
         nothing: list[Loaded | None] = [None] * len(self._groups)
-        return itertools.chain(loaded, itertools.repeat(nothing))
+        steps = itertools.chain(loaded, itertools.repeat(nothing))
+        while True:
+            self.runtime.beat("the loading of rows")
+            yield next(steps)
 
     def _step(self, batches: list[Loaded | None], totals: Totals) -> None:
         progress, number = self.progress, self.progress.step + 1
@@ -154,6 +157,7 @@ class Loop:
         for loaded in batches:
             progress.marks.update(loaded.lanes if loaded else {})
         progress.step, progress.rows = number, progress.rows + totals.rows
+        self.runtime.beat("the end of a step", number)
         self._loss_sum += result.loss_sum if result.finite else 0.0
         self._targets += totals.targets if result.finite else 0
         self._keep_ledger(number, batches)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +18,7 @@ from accelerate.utils import DistributedType
 from trainer.data.keyed import key
 from trainer.engine.engines import make_accelerator
 from trainer.engine.signals import StopFlag
+from trainer.engine.watchdog import Watchdog
 from trainer.errors import Preempted, RankError, UsageError
 
 # Process groups, held to the end of the process. If DDP's reducer were the last to hold one, it would join gloo's
@@ -29,6 +33,17 @@ class Runtime:
     accelerator: Accelerator
     engine: str
     stop: StopFlag
+    watchdog: Watchdog | None = None
+
+    def watch(self, limit: float, folder: Path, told: Callable[[str], None]) -> None:
+        """From here on a rank that makes no progress for `limit` seconds ends the run; see `watchdog`."""
+        if self.world > 1 and limit:
+            self.watchdog = Watchdog(self.rank, self.world, limit, folder, told)
+
+    def beat(self, where: str, step: int | None = None) -> None:
+        """This rank has got here: it does not hang."""
+        if self.watchdog is not None:
+            self.watchdog.beat(where, step)
 
     @property
     def rank(self) -> int:
@@ -50,6 +65,7 @@ class Runtime:
         """Integers summed over all ranks. Waits for all ranks."""
         if self.world == 1:
             return values
+        self.beat("a sum over ranks")
         tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
         dist.all_reduce(tensor)
         return cast("list[int]", tensor.tolist())
@@ -58,6 +74,7 @@ class Runtime:
         """Floats (float64) summed over all ranks. Waits for all ranks."""
         if self.world == 1:
             return values
+        self.beat("a sum over ranks")
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return cast("list[float]", tensor.tolist())
@@ -66,6 +83,7 @@ class Runtime:
         """What each rank holds, on rank zero; None elsewhere. Waits for all ranks."""
         if self.world == 1:
             return [value]
+        self.beat("a gathering on rank zero")
         found: list[Any] | None = [None] * self.world if self.main else None
         dist.gather_object(value, found)
         return found
@@ -74,6 +92,7 @@ class Runtime:
         """Rank zero's value on all ranks. Waits for rank zero."""
         if self.world == 1:
             return value
+        self.beat("a broadcast of rank zero")
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
@@ -81,6 +100,7 @@ class Runtime:
     def wait(self) -> None:
         """All ranks wait for each other."""
         if self.world > 1:
+            self.beat("a barrier")
             dist.barrier()
 
     def on_main(self, work: Any) -> Any:
@@ -88,7 +108,8 @@ class Runtime:
         result, error = None, None
         if self.main:
             try:
-                result = work()
+                with self.watchdog.working_alone() if self.watchdog else nullcontext():
+                    result = work()
             except Exception as caught:
                 error = caught
         result, error = self.share((result, error))
@@ -115,20 +136,40 @@ class Runtime:
         """Ends the process group: rank zero may now work for hours without a collective that times out."""
         if self.world > 1 and dist.is_initialized():
             self.wait()
-            dist.destroy_process_group()
+            self.leave()
 
     def lost_connection(self, error: BaseException) -> bool:
         """Whether this is what a rank meets when another one has gone."""
         known = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
         return self.world > 1 and known
 
+    def let_watchdog_end(self) -> None:
+        """When the watchdog has found who hangs, an error of this rank is no more than a consequence: it ends us."""
+        if self.watchdog is not None and self.watchdog.spoken.is_set():
+            threading.Event().wait()
+
+    def say_goodbye(self) -> None:
+        """This rank ends alone, with an error: the watchdogs of the others do not let them wait for it."""
+        if self.watchdog is not None:
+            self.watchdog.leave()
+
     def leave(self) -> None:
         """Drops the process group after an error, without waiting for ranks that may be dead."""
+        if self.watchdog is not None:
+            self.watchdog.close()
+            self.watchdog = None
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1, clip_norm: float = 0.0) -> Runtime:
+def start(
+    stop: StopFlag,
+    *,
+    deterministic: bool = False,
+    accumulation: int = 1,
+    clip_norm: float = 0.0,
+    tf32: bool = False,
+) -> Runtime:
     """Makes the Accelerator for the environment that a launcher has set up, and checks it.
 
     Raises:
@@ -141,6 +182,7 @@ def start(stop: StopFlag, *, deterministic: bool = False, accumulation: int = 1,
     if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not asked.startswith("zero"):
         raise UsageError("fp16 needs a GPU: on a CPU it would silently be fp32; choose --config cpu_bf16 or cpu")
     _share_cores(ranks, on_cpu)
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -208,6 +250,9 @@ def _parents_ranks() -> int | None:
     return None
 
 
-def seed_for(seed: int, step: int, lane: int) -> None:
-    """Dropout and noise of a micro-batch belong to (seed, step, lane): the same on any rank and after any restart."""
-    torch.manual_seed(key(seed, "noise", step, lane) % 2**63)
+def seed_for(seed: int, step: int, lane: int, part: int = 0) -> None:
+    """Dropout and noise of a micro-batch belong to (seed, step, lane): the same on any rank and after any restart.
+
+    `part`: of a micro-batch that is split because a rank ran out of memory.
+    """
+    torch.manual_seed(key(seed, "noise", step, lane, *([part] if part else [])) % 2**63)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from trainer import tensors
 from trainer.engine import checkpoint, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.engines import SHARDED, wrap_layers
@@ -45,6 +45,7 @@ class Session:
         status: Status | None,
         data: dict[str, Any],
         accumulation: int,
+        parts: int,
         debug: bool,
         profile: bool,
     ) -> None:
@@ -71,7 +72,7 @@ class Session:
         wrap_layers(runtime.accelerator, model)
         objective, prepared = runtime.accelerator.prepare(bare, optimizer)
         self.state = TrainingState(recipe, runtime, self.model, storage_of(runtime, model, optimizer))
-        self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation)
+        self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation, parts)
         self.progress = self._resume()
         self._rows: int | None = data["train"]["rows"]
         self._say_notes(data)
@@ -98,7 +99,7 @@ class Session:
         """
         self.model.to(self.runtime.device)
         if self._done("model", self.run.model / "model.safetensors"):
-            copy_weights(self.model, load_file(self.run.model / "model.safetensors"), "model/model.safetensors")
+            copy_weights(self.model, tensors.read(self.run.model / "model.safetensors"), "model/model.safetensors")
             return
         averaging, best = self.recipe.optim.averaging, self.progress.best
         step = best.step if best else self.progress.step
@@ -151,8 +152,7 @@ class Session:
             progress = Progress.start(self.recipe.data.lanes)
         else:
             state = checkpoint.read_state(self.run.checkpoints, step)
-            names = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
-            self.state.restore({n: checkpoint.read(self.run.checkpoints, step, n) for n in names}, state)
+            self.state.restore(checkpoint.path_of(self.run.checkpoints, step), state)
             progress = Progress.from_json(state)
             if progress.ended and self._raised(progress):
                 progress.ended = False
@@ -190,7 +190,7 @@ class Session:
         """Whether an earlier start has got through a stage. Rank zero looks, so that all ranks take the same way."""
         return bool(
             self.runtime.on_main(
-                lambda: setup.stage_done(self.run, stage, self.progress.step, **facts) and file.exists()
+                lambda: setup.stage_done(self.run, stage, self.progress.step, **facts) and tensors.exists(file)
             )
         )
 
@@ -198,7 +198,7 @@ class Session:
         making = self.run.path / f".model-{os.getpid()}"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        checkpoint.write_tensors(making / "model.safetensors", weights)
+        tensors.write(making / "model.safetensors", weights)
         write_json(making / "config.json", self.task.model_config(self.model))
         self.task.tokenizer.save_pretrained(making)
         shutil.rmtree(self.run.model, ignore_errors=True)
@@ -222,6 +222,8 @@ class Session:
     def _say_notes(self, data: dict[str, Any]) -> None:
         if not self.runtime.main:
             return
+        if self.stepper.parts > 1:
+            log.warning("a rank ran out of memory before: micro-batches go in %d parts", self.stepper.parts)
         for name in unused_keys(self.recipe.optim):
             log.warning("optim.%s is not used by the chosen optimizer or schedule", name)
         if self._unused:

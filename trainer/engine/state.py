@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from trainer.engine.engines import SHARDED
 from trainer.engine.runtime import Runtime
-from trainer.engine.storage import MOMENTS, Storage
+from trainer.engine.storage import Storage
 from trainer.errors import CheckpointError
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
+from trainer.tensors import TensorFile
 
 
 def storage_of(runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer) -> Storage:
@@ -83,15 +85,15 @@ class TrainingState:
             files["ema.safetensors"] = {name: self._kept(t) for name, t in self.average.state().items()}
         return files, {"optimizer_step": self._storage.step(), "scaler": self._storage.scaler()}
 
-    def restore(self, files: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> None:
-        """Puts a checkpoint's tensors back, bit for bit, whatever engine has saved them."""
-        weights, found = files["model.safetensors"], files["optimizer.safetensors"]
-        copy_weights(self._model, weights, "model.safetensors")
-        moments = {name: {m: found[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in found} for name in weights}
-        self._storage.restore(weights, moments, state["optimizer_step"])
+    def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        """Puts a checkpoint's tensors back, bit for bit, whatever engine has saved them; one after another."""
+        weights_file, moments_file = checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
+        with TensorFile(weights_file) as weights, TensorFile(moments_file) as moments:
+            copy_weights(self._model, weights, str(weights_file))
+            self._storage.restore(weights, moments, state["optimizer_step"])
         if self.average is not None:
-            device = self._runtime.device
-            self.average.load({name: tensor.to(device) for name, tensor in files["ema.safetensors"].items()})
+            with TensorFile(checkpoint / "ema.safetensors") as average:
+                self.average.load({name: tensor.to(self._runtime.device) for name, tensor in average.items()})
         self._storage.restore_scaler(state["scaler"])
 
     @torch.no_grad()
@@ -122,11 +124,15 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
         CheckpointError: names or shapes differ.
     """
     own = dict(model.named_parameters())
-    wrong = sorted(own.keys() ^ weights.keys()) or [n for n, p in own.items() if p.shape != weights[n].shape]
+    wrong = sorted(own.keys() ^ weights.keys())
+    for name, p in own.items() if not wrong else ():
+        weight = weights[name]  # read from a file here and now: once
+        if weight.shape == p.shape:
+            p.copy_(weight)
+        else:
+            wrong.append(name)
     if wrong:
         raise CheckpointError(
             f"{what} does not fit the model of this recipe: {', '.join(wrong[:5])}"
             f"{' …' if len(wrong) > 5 else ''} differ in name or shape"
         )
-    for name, p in own.items():
-        p.copy_(weights[name])

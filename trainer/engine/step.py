@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
+from trainer.engine.memory import ran_out, split
 from trainer.engine.runtime import Runtime, seed_for
+from trainer.errors import OutOfMemory, RankError, RankzeroError
 from trainer.optim.adversarial import Perturbation
+from trainer.optim.clipping import clip, square_sum
 from trainer.optim.optimizers import set_rates
 from trainer.tasks.base import Batch, Task
 
@@ -104,9 +107,12 @@ def freeze_unused(objective: Objective) -> list[str]:
 class Stepper:
     """Makes optimizer steps over the micro-batches of the lanes that this rank owns."""
 
-    def __init__(self, runtime: Runtime, task: Task, objective: nn.Module, optimizer: Any, accumulation: int) -> None:
+    def __init__(
+        self, runtime: Runtime, task: Task, objective: nn.Module, optimizer: Any, accumulation: int, parts: int = 1
+    ) -> None:
         self.runtime, self.task, self.objective, self.optimizer = runtime, task, objective, optimizer
-        self.accumulation = accumulation  # micro-batches per rank, the same on all; short ranks add fillers
+        self.accumulation = accumulation  # forwards per rank, the same on all; short ranks add fillers
+        self.parts = parts  # of each micro-batch, so that one fits the memory of every rank
         self._filler = self._to_device(task.filler())
         optim = task.recipe.optim
         self._perturbation = None
@@ -133,18 +139,48 @@ class Stepper:
     def gradients(self, batches: Sequence[Loaded | None], step: int, totals: Totals) -> Tensor:
         """Accumulates the gradient of the whole step; returns this rank's loss sum (float64 scalar)."""
         scale = self.runtime.world * self.accumulation / max(1, totals.targets)
-        padded = [*batches, *[None] * (self.accumulation - len(batches))]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        for number, loaded in enumerate(padded):
-            last = number == self.accumulation - 1
-            noise = (self.task.recipe.seed, step, min(loaded.lanes) if loaded else -1)
-            batch = self._to_device(loaded.inputs) if loaded else self._filler
-            loss = self._micro_batch(batch, noise, scale, last)
-            if loaded is not None:
+        for number, (_, part, noise) in enumerate(self._forwards(batches, step)):
+            batch = self._filler if part is None else self._to_device(part)
+            try:
+                loss = self._micro_batch(batch, noise, scale, number == self.accumulation - 1)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                raise self._too_large(batch, step) from error
+            if part is not None:
                 loss_sum += loss
         return loss_sum
 
-    def _micro_batch(self, batch: Batch, noise: tuple[int, int, int], scale: float, last: bool) -> Tensor:
+    def _forwards(
+        self, batches: Sequence[Loaded | None], step: int
+    ) -> Iterator[tuple[Loaded | None, Batch | None, tuple[int, int, int, int]]]:
+        """The rank's forwards of a step: the micro-batch, what they hold of it, and what their noise belongs to.
+
+        As many on every rank: micro-batches that it has not and parts that are empty are fillers (None).
+        """
+        seed = self.task.recipe.seed
+        padded = [*batches, *[None] * (self.accumulation // self.parts - len(batches))]
+        for loaded in padded:
+            parts = split(loaded.inputs, self.parts) if loaded else [None] * self.parts
+            for number, part in enumerate(parts):
+                yield loaded, part, (seed, step, min(loaded.lanes) if loaded else -1, number)
+
+    def _too_large(self, batch: Batch, step: int) -> RankzeroError:
+        """What a rank raises that has run out of memory in a forward or backward."""
+        labels = batch["labels"]
+        shape = " x ".join(map(str, next(iter(batch.values())).shape))
+        where = f"rank {self.runtime.rank} ran out of memory at step {step} in a micro-batch of {shape} tokens"
+        if len(labels) == 1:
+            return RankError(
+                f"{where}, which cannot be split: lower data.max_length, set loop.activation_checkpointing, or choose "
+                "zero3 or fsdp2 and more ranks (`rankzero plan` tells what fits)"
+            )
+        splits = 2 * self.parts
+        text = f"{where}; the same command goes on from the newest checkpoint with each one in {splits} parts"
+        return OutOfMemory(text, splits)
+
+    def _micro_batch(self, batch: Batch, noise: tuple[int, int, int, int], scale: float, last: bool) -> Tensor:
         """Forward and backward of one micro-batch, and of its perturbed twin; gradients are reduced after the last."""
         twin = self._perturbation
         with twin.clean() if twin else contextlib.nullcontext():
@@ -154,15 +190,18 @@ class Stepper:
                 self._backward(batch, noise, scale * twin.settings.weight, reduce=last)
         return loss
 
-    def _backward(self, batch: Batch, noise: tuple[int, int, int], scale: float, *, reduce: bool) -> Tensor:
+    def _backward(self, batch: Batch, noise: tuple[int, int, int, int], scale: float, *, reduce: bool) -> Tensor:
         accelerator = self.runtime.accelerator
         seed_for(*noise)
         accelerator.gradient_state._set_sync_gradients(reduce)
         # DeepSpeed is told of the boundary by the line above, and refuses to be told by no_sync
         wait = reduce or self.runtime.engine.startswith("zero")
         with contextlib.nullcontext() if wait else accelerator.no_sync(self.objective):
+            self.runtime.beat("a forward")
             loss = self.objective(**batch)
+            self.runtime.beat("a backward")
             accelerator.backward(loss * scale)
+        self.runtime.beat("a step")
         return loss.detach()
 
     def __call__(
@@ -187,7 +226,7 @@ class Stepper:
                     continue
                 return StepResult(loss_sum, norm, finite=math.isfinite(norm))
             # the norm is the same on all ranks, so all take the same branch below without asking each other
-            norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), self._clip))  # waits for the device
+            norm = self._clipped()
             scaler = accelerator.scaler
             if scaler is None and not math.isfinite(norm):
                 self.optimizer.zero_grad()
@@ -199,6 +238,18 @@ class Stepper:
                 return StepResult(loss_sum, norm, finite=True)
             if scale_before <= 1.0:
                 return StepResult(loss_sum, norm, finite=False)
+
+    def _clipped(self) -> float:
+        """Clips the gradient and returns its norm before that. Waits for the device; under FSDP2 for all ranks."""
+        self.runtime.accelerator.unscale_gradients()
+        sharded = self.runtime.engine == "fsdp2"
+        gradients: list[Tensor] = [p.grad for p in self.objective.parameters() if p.grad is not None]
+        local = [g.to_local() for g in gradients] if sharded else gradients  # type: ignore[attr-defined]
+        total = float(square_sum(local))
+        norm = math.sqrt(self.runtime.sum_float([total])[0] if sharded else total)
+        if math.isfinite(norm):  # else the step is not made, or the scaler skips it
+            clip(local, norm, self._clip)
+        return norm
 
     def _deepspeed_has_stepped(self) -> tuple[float, bool]:
         """Gradient norm of the step that the last backward has made, infinity if it was skipped; and whether to run the
@@ -212,17 +263,17 @@ class Stepper:
     def explain(self, batches: Sequence[Loaded | None], step: int, epoch: int, shard_names: Sequence[str]) -> str:
         """Which step, lanes and rows hold NaN or Inf: each rank runs its micro-batches once more. All ranks enter."""
         found = []
-        for loaded in [*batches, *[None] * (self.accumulation - len(batches))]:  # as often on all ranks
+        for loaded, part, noise in self._forwards(batches, step):
             with torch.no_grad():
-                seed_for(self.task.recipe.seed, step, min(loaded.lanes) if loaded else -1)
-                loss = self.objective(**(self._to_device(loaded.inputs) if loaded else self._filler))
-            if loaded is not None and not math.isfinite(float(loss)):
+                seed_for(*noise)
+                loss = self.objective(**(self._filler if part is None else self._to_device(part)))
+            if loaded is not None and part is not None and not math.isfinite(float(loss)):
                 found += [
                     f"lane {lane} rows {', '.join(f'{shard_names[s]}:{r}' for s, r in ids)}"
                     for lane, ids in loaded.ids.items()
                 ]
         gathered = self.runtime.gather(found)
-        every = self.runtime.share([text for part in gathered or [] for text in part])
+        every = self.runtime.share([text for part in gathered or [] for text in dict.fromkeys(part)])
         where = "; ".join(every) or "the loss is finite in every lane, so a gradient overflowed"
         return (
             f"NaN or Inf at step {step} (epoch {epoch}): {where}. Lower optim.lr, set optim.clip_norm, look at these "

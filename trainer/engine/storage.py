@@ -46,15 +46,15 @@ class Storage:
     # -- back ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def restore(
-        self, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]], step: float | None
-    ) -> None:
-        """Puts weights and moments (by parameter name) back, bit for bit; names and shapes have been checked."""
+    def restore(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
+        """Puts weights and moments ("NAME.exp_avg") back, bit for bit.
+
+        Names and shapes have been checked, and the whole model has its weights already: here that is the trained one.
+        """
         for name, p in self.parameters():
-            p.copy_(weights[name])
-            if moments.get(name):
+            if own := of_parameter(moments, name):
                 count = {} if step is None else {"step": self._count(p, step)}
-                self.optimizer.state[p] = {**count, **{m: t.to(p.device) for m, t in moments[name].items()}}
+                self.optimizer.state[p] = {**count, **{m: t.to(p.device) for m, t in own.items()}}
 
     def restore_scaler(self, state: dict[str, Any] | None) -> None:
         """Of this engine's scaler, or of DeepSpeed's, whose scale is taken over."""
@@ -67,6 +67,11 @@ class Storage:
     def _count(self, p: Tensor, step: float) -> Tensor:
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
         return torch.tensor(step, dtype=torch.float32, device=p.device if fused else "cpu")
+
+
+def of_parameter(moments: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The moments of one parameter."""
+    return {m: moments[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in moments}
 
 
 def one_step(states: Any) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.storage import MOMENTS, Storage, one_step
+from trainer.engine.storage import MOMENTS, Storage, of_parameter, one_step
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -65,12 +65,10 @@ class ZeroStorage(Storage):
     # -- back ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def restore(
-        self, weights: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]], step: float | None
-    ) -> None:
-        self._make_states({m for found in moments.values() for m in found}, step)
+    def restore(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
+        self._make_states({name.rpartition(".")[2] for name in moments}, step)
         for name, p in self.parameters():
-            self._put(name, p, weights[name], moments.get(name, {}))
+            self._put(p, weights[name], of_parameter(moments, name))
         if self.stage < 3:
             self.zero.update_lp_params()
         else:
@@ -91,7 +89,7 @@ class ZeroStorage(Storage):
             self.optimizer.state[flat] = {**count, **{m: torch.zeros_like(flat) for m in names}}
         self._linked = False
 
-    def _put(self, name: str, p: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
+    def _put(self, p: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
         import deepspeed.utils as calls
         from deepspeed import zero
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.models.attention import MASKED
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
+from trainer.tensors import TensorFile, exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -184,21 +184,20 @@ def load_trunk(model: nn.Module, run: Path) -> None:
         UsageError: there is none, or its parameters are not the same; names one of them.
     """
     file, prefix = run / "model" / "model.safetensors", trunk_prefix(model)
-    if not file.exists():
+    if not exists(file):
         raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
     own = {name: p for name, p in model.named_parameters() if prefix and name.startswith(prefix)}
-    with safe_open(file, framework="pt") as weights, torch.no_grad():
-        there = set(weights.keys())
+    with TensorFile(file) as weights, torch.no_grad():
         for name, p in own.items():
-            if ".pooler." in name and name not in there:
+            if ".pooler." in name and name not in weights:
                 continue  # a head of its own kind: a masked language model has none
-            shape = list(weights.get_slice(name).get_shape()) if name in there else "missing"
+            shape = weights.shape(name) if name in weights else "missing"
             if shape != list(p.shape):
                 raise UsageError(
                     f"model.init_from={str(run)!r}: {name} is {shape} there and {list(p.shape)} in this recipe's "
                     "model: give both recipes the same model sizes and tokenizer"
                 )
-            p.copy_(weights.get_tensor(name))
+            p.copy_(weights[name])
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainer.errors import CheckpointError
+from trainer.tensors import TensorFile
 
 
 class ExponentialAverage:
@@ -65,39 +64,32 @@ def average_files(paths: Sequence[Path | str]) -> dict[str, Tensor]:
     if not paths:
         raise CheckpointError("there are no checkpoints to average")
     with ExitStack() as stack:
-        files = [(Path(path), _open(stack, Path(path))) for path in paths]
+        files = [(Path(path), stack.enter_context(TensorFile(Path(path)))) for path in paths]
         first_path, first = files[0]
         for path, file in files[1:]:
             _compare(_file_shapes(first), _file_shapes(file), str(first_path), str(path))
-        return {name: _mean(name, files) for name in first.keys()}  # noqa: SIM118 - no mapping
+        return {name: _mean(name, files) for name in first}
 
 
-def _mean(name: str, files: Sequence[tuple[Path, Any]]) -> Tensor:
-    first: Tensor = files[0][1].get_tensor(name)
+def _mean(name: str, files: Sequence[tuple[Path, TensorFile]]) -> Tensor:
+    first = files[0][1][name]
     if not first.is_floating_point():
         for path, file in files[1:]:
-            if not torch.equal(first, file.get_tensor(name)):
+            if not torch.equal(first, file[name]):
                 raise CheckpointError(f"{name} ({first.dtype}) has no mean and differs in {files[0][0]} and {path}")
         return first
     total = first.to(torch.float64, copy=True)
     for _, file in files[1:]:
-        total += file.get_tensor(name)
+        total += file[name]
     return (total / len(files)).to(torch.float32)
-
-
-def _open(stack: ExitStack, path: Path) -> Any:
-    try:
-        return stack.enter_context(safe_open(path, framework="pt"))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"weights {path} cannot be read: {error}") from None
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _file_shapes(file: Any) -> dict[str, list[int]]:
-    return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+def _file_shapes(file: TensorFile) -> dict[str, list[int]]:
+    return {name: file.shape(name) for name in file}
 
 
 def _compare(ours: Mapping[str, list[int]], theirs: Mapping[str, list[int]], our: str, their: str) -> None:
