@@ -1,0 +1,190 @@
+"""`rankzero verify` passes what is right, and finds every planted fault (see mutants.py)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mutants
+import numpy as np
+import pytest
+import yaml
+from conftest import tiny_recipe, write_corpus
+from review_world import recipe as review_recipe
+
+from launch import proving
+from launch import verify as module
+from launch.verify import Check, Proof, difference, misplaced, verify
+from trainer.errors import DataError, NumericsError, UsageError
+from trainer.loading import load_recipe
+
+
+def proof(recipe: Path, folder: Path, hook: Callable[[], None] | None, ranks: int = 2) -> dict[str, Check]:
+    """The checks of DDP on two ranks by name."""
+    ground = proving.make_ground(load_recipe(recipe), folder, hook)
+    checks = Proof(ground, [("ddp", ranks)], on_gpus=False, say=print).run()
+    return {check.name: check for check in checks}
+
+
+def failed(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if check.status == "failed"}
+
+
+ALL = {"one step", "20 steps of SGD", "killed and resumed", "resumed from single", "20 steps of AdamW", "rows"}
+
+
+@pytest.mark.ranks
+def test_what_is_right_passes(recipe: Path, tmp_path: Path) -> None:
+    checks = proof(recipe, tmp_path, None, ranks=3)  # three ranks do not divide four lanes: fillers
+    assert checks.keys() == ALL
+    assert failed(checks) == set()
+    assert checks["killed and resumed"].difference == 0
+    assert 0 < (checks["20 steps of AdamW"].difference or 0) <= 5e-4
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("mutant", "found_by", "not_by"),
+    [
+        (mutants.mean_of_means, {"20 steps of SGD", "resumed from single"}, {"killed and resumed", "rows"}),
+        (mutants.lane_read_twice, {"rows"}, {"killed and resumed"}),
+        (mutants.moments_not_restored, {"killed and resumed", "resumed from single"}, {"one step", "rows"}),
+        (mutants.batch_repeated_after_resume, {"killed and resumed", "rows"}, {"one step", "20 steps of AdamW"}),
+        (mutants.noise_of_the_rank, {"one step", "20 steps of SGD"}, {"killed and resumed", "rows"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_planted_fault_is_found(
+    recipe: Path, tmp_path: Path, mutant: Callable[[], None], found_by: set[str], not_by: set[str]
+) -> None:
+    checks = proof(recipe, tmp_path, mutant)
+    assert found_by <= failed(checks), checks
+    assert not not_by & failed(checks), checks
+    for name in found_by:
+        assert checks[name].explanation
+        assert checks[name].difference is None or checks[name].difference > checks[name].tolerance
+
+
+@pytest.mark.ranks
+def test_a_rank_that_dies_is_a_failure_that_says_why(recipe: Path, tmp_path: Path) -> None:
+    checks = proof(recipe, tmp_path, mutants.dies_with_company)
+    assert failed(checks) == ALL
+    assert "ValueError: no company" in checks["one step"].explanation
+    assert checks["one step"].difference is None
+
+
+@pytest.mark.ranks
+def test_the_command_prints_the_designs_json(recipe: Path) -> None:
+    command = [sys.executable, "-c", "from launch.cli import main; main()", "verify", str(recipe)]
+    ended = subprocess.run([*command, "--engines", "single", "--json"], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["passed"] is True
+    assert {"name", "engine", "ranks", "difference", "tolerance", "status"} <= found["checks"][0].keys()
+    assert {check["status"] for check in found["checks"]} == {"passed"}
+    assert {check["engine"] for check in found["checks"]} == {"single"}
+
+
+# -- the pieces --------------------------------------------------------------------------------------------------------
+
+
+def test_the_ground_is_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corpus: Path, tmp_path: Path) -> None:
+    ground = proving.make_ground(load_recipe(recipe, ["data.lanes=64", "loop.fuse_lanes=2"]), tmp_path)
+    made = load_recipe(ground.recipe)
+    rows = [json.loads(line) for file in (tmp_path / "corpus").iterdir() for line in file.read_text().splitlines()]
+    assert len(rows) == ground.rows == 1 * 8 * 13 + 3, "200 rows are enough for one in a micro-batch of 8 lanes"
+    own = {json.loads(line)["de"] for line in (corpus / "train.jsonl").read_text().splitlines()}
+    assert {row["src"] for row in rows} <= own
+    assert (made.data.lanes, made.data.rows_per_batch, made.data.max_length) == (8, 1, 32)
+    assert (made.loop.fuse_lanes, made.loop.save_every, made.evaluation.splits) == (1, 10, [])
+
+
+def test_a_corpus_sorted_by_label_gives_rows_of_all_labels(reviews: Path) -> None:
+    rows, size = proving._drawn(load_recipe(review_recipe(reviews)), 4)
+    assert {row["label"] for row in rows} == {"0", "1"}
+    assert (len(rows), size) == (3 * 4 * 13 + 3, 3)
+
+
+def test_too_few_rows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe(write_corpus(tmp_path / "data", train=50))))
+    with pytest.raises(DataError, match=r"55 usable rows of data\.train; 50 were found"):
+        verify(load_recipe(path))
+
+
+def test_unknown_engines_and_too_many_ranks_are_refused(recipe: Path) -> None:
+    with pytest.raises(UsageError, match="--engines zero4: unknown; allowed: single, ddp"):
+        verify(load_recipe(recipe), ["zero4"])
+    with pytest.raises(UsageError, match="4 lanes"):
+        verify(load_recipe(recipe), ["ddp"], ranks=5)
+
+
+def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    ground = proving.Ground(tmp_path, tmp_path / "recipe.yaml", 211, [], 1e-3)
+    monkeypatch.setattr(proving.Ground, "train", lambda self, run, *more, **words: run)
+    monkeypatch.setattr(Proof, "_ask_for_movement", lambda self: None)
+    (check,) = Proof(ground, [("zero2", 2)], on_gpus=False, say=print).run()
+    assert (check.status, check.difference) == ("skipped", None)
+    assert "pip install 'rankzero[deepspeed]'" in check.explanation
+
+
+@pytest.mark.ranks
+def test_weights_that_stand_still_prove_nothing(recipe: Path, tmp_path: Path) -> None:
+    ground = proving.make_ground(load_recipe(recipe), tmp_path, mutants.no_updates)
+    with pytest.raises(NumericsError, match="move no weight"):
+        Proof(ground, [("ddp", 2)], on_gpus=False, say=print).run()
+
+
+def test_differences_are_explained() -> None:
+    one, two = {"w": np.ones((2, 2), np.float32)}, {"w": np.full((2, 2), 2, np.float32)}
+    found, text = difference(two, one, "gradient")
+    assert found == 1
+    assert "2 times that expected" in text
+    assert "the cosine 1" in text
+    assert difference(one, one, "weight")[0] == 0
+    assert difference(one, {"v": one["w"]}, "weight")[0] == float("inf")
+    assert difference({}, {}, "moment")[0] == float("inf"), "nothing to compare is no proof"
+    nan = {"w": np.full((2, 2), np.nan, np.float32)}
+    assert not difference(nan, one, "weight")[0] <= 1.0
+
+
+def line(step: int, *ids: str) -> dict[str, object]:
+    return {"step": step, "rows": {"0": list(ids)}}
+
+
+@pytest.mark.parametrize(
+    ("ledger", "wrong", "words"),
+    [
+        ([line(1, "a", "b"), line(2, "c"), line(3, "b")], 0, ""),
+        ([line(1, "a", "b"), line(2, "b"), line(3, "c")], 4, "1 are missing from the first epoch and 1 come again"),
+        ([line(1, "a", "b"), line(2, "c")], 1, r"the ledger holds the steps \[1, 2\]"),
+        ([line(1, "a", "b"), line(2, "c"), line(2, "c"), line(3, "b")], 1, "the ledger holds the steps"),
+        ([line(1, "a", "c"), line(2, "b"), line(3, "b")], 2, r"steps \[1, 2\] hold other rows"),
+        ([], 4, "3 are missing"),
+    ],
+)
+def test_misplaced_rows_are_counted(ledger: list[dict[str, object]], wrong: int, words: str) -> None:
+    import re
+
+    expected = [line(1, "a", "b"), line(2, "c"), line(3, "b")]
+    found, text = misplaced(ledger, expected, 3)
+    assert found == wrong, text
+    assert re.search(words, text)
+
+
+def test_the_environment_of_the_ranks_is_the_launchers(tmp_path: Path) -> None:
+    env = proving.launcher_environment(proving.fp32("cpu_zero3", 2, tmp_path))
+    assert env["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    assert env["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("zero3", "2")
+    assert "ACCELERATE_USE_CPU" not in env
+    sharded = proving.launcher_environment(proving.fp32("cpu_fsdp2", 2, tmp_path))
+    assert (sharded["ACCELERATE_USE_FSDP"], sharded["FSDP_VERSION"]) == ("true", "2")
+    assert proving.launcher_environment(proving.fp32("cpu", 2, tmp_path))["ACCELERATE_USE_CPU"] == "true"
