@@ -37,6 +37,7 @@ RAGGED = 3  # rows more, so that the last micro-batches are not full
 LOOKED_AT = 50_000  # rows of the corpus from which ours are drawn
 HALF, WHOLE = 10, 20  # steps
 KILLED_AFTER = 12
+PATIENCE = 1800.0  # seconds for one start, which takes a few on a quiet machine
 TRIES = 3  # to kill a run before it has come to its end
 
 Tensors = dict[str, np.ndarray]
@@ -77,10 +78,10 @@ class Ground:
         Raises:
             RunFailed: with the last lines that a rank has said.
         """
-        ended = self.start(run, env, ranks, *words, steps=steps).wait()
+        ended = self.start(run, env, ranks, *words, steps=steps).wait(PATIENCE)
         if set(ended.codes) != {0}:
             rank = next(i for i, code in enumerate(ended.codes) if code)
-            said = [line for line in ended.err[rank].splitlines() if line.strip()][-5:]
+            said = [line[:200] for line in ended.err[rank].splitlines() if line.strip()][-5:]
             raise RunFailed(f"rank {rank} of {run.name} ended with {ended.codes[rank]}: {' | '.join(said)}")
         return run
 
@@ -98,7 +99,7 @@ class Ground:
                 time.sleep(0.002)
             for process in started.processes[-1:]:
                 process.kill()
-            if started.wait().codes[-1] == -9:
+            if started.wait(PATIENCE).codes[-1] == -9:
                 shutil.rmtree(before)
                 return self.train(run, env, ranks, *words)
             shutil.rmtree(run)

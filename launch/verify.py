@@ -37,7 +37,7 @@ from launch.proving import (
     temporary_folder,
 )
 from launch.ranks import Hook
-from trainer.errors import NumericsError, UsageError
+from trainer.errors import NumericsError, RankError, UsageError
 from trainer.loading import Recipe
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.rundir import RunDir
@@ -76,12 +76,7 @@ class Proof:
         env = launcher_environment(plan)
         if not self.on_gpus:
             env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-        self._reference = {
-            name: self.ground.train(self.ground.folder / f"reference-{name}", env, 1, *self.ground.optimizer(name))
-            for name in ("sgd", "adamw")
-        }
-        self.ground.train(self._first, env, 1, *self.ground.optimizer("sgd"), steps=1)
-        self._ask_for_movement()
+        self._make_reference(env)
         before = ("single", self._reference["sgd"])
         for engine, ranks in self.engines:
             why = _missing(engine)
@@ -91,6 +86,23 @@ class Proof:
             folder = self.ground.folder / f"{engine}-{ranks}"
             before = _OneEngine(self, engine, ranks, folder).run(before)
         return self.checks
+
+    def _make_reference(self, env: dict[str, str]) -> None:
+        """The runs of one process with which all others are compared.
+
+        Raises:
+            RankError: one of them fails, so that there is nothing to prove anything with.
+        """
+        ground = self.ground
+        try:
+            self._reference = {
+                name: ground.train(ground.folder / f"reference-{name}", env, 1, *ground.optimizer(name))
+                for name in ("sgd", "adamw")
+            }
+            ground.train(self._first, env, 1, *ground.optimizer("sgd"), steps=1)
+        except RunFailed as error:
+            raise RankError(f"verify: the recipe does not train in one process: {error}") from None
+        self._ask_for_movement()
 
     def _ask_for_movement(self) -> None:
         """Weights that stand still are the same everywhere: they would prove nothing."""

@@ -18,7 +18,7 @@ from review_world import recipe as review_recipe
 from launch import proving
 from launch import verify as module
 from launch.verify import Check, Proof, difference, misplaced, verify
-from trainer.errors import DataError, NumericsError, UsageError
+from trainer.errors import DataError, NumericsError, RankError, UsageError
 from trainer.loading import load_recipe
 
 
@@ -132,6 +132,13 @@ def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
     (check,) = Proof(ground, [("zero2", 2)], on_gpus=False, say=print).run()
     assert (check.status, check.difference) == ("skipped", None)
     assert "pip install 'rankzero[deepspeed]'" in check.explanation
+
+
+@pytest.mark.ranks
+def test_a_recipe_that_does_not_train_is_an_error_that_says_why(recipe: Path, tmp_path: Path) -> None:
+    ground = proving.make_ground(load_recipe(recipe), tmp_path, mutants.dies)
+    with pytest.raises(RankError, match=r"does not train in one process: rank 0 .* ValueError: no company"):
+        Proof(ground, [("ddp", 2)], on_gpus=False, say=print).run()
 
 
 @pytest.mark.ranks
