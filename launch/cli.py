@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from launch.doctor import doctor_command
+from launch.plan import plan_command
 from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
 
@@ -93,6 +94,7 @@ def _arguments() -> list[str]:
     return kept
 
 
+app.command("plan")(plan_command)
 app.command("doctor")(doctor_command)
 
 for command in cli.app.registered_commands:

@@ -1,0 +1,148 @@
+"""What `rankzero plan --cpu` says of a rank's memory beside what real runs take: every engine, two ranks, here.
+
+    python benchmarks/plan_memory.py [--bf16] [--engines single,ddp,…] [--out benchmarks/results/plan_memory.json]
+
+Each run is one epoch of a small corpus (all micro-batches that the plan has seen) started by the real launcher. A rank
+notes the largest resident set (VmHWM, set back before the model is made) up to the last step, less what was resident
+before the model: the tokenizer and libraries, also those that are imported late (LATE), are not counted; what libraries
+take for themselves afterwards is.
+malloc gives freed blocks of 64 KiB and more back at once (MALLOC_MMAP_THRESHOLD_), as a GPU's allocator reuses them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+LATE = ("torch._dynamo", "torch._inductor.config", "torch.distributed.fsdp", "deepspeed", "transformers.models.auto")
+CONFIGS = {"single": "debug", "ddp": "cpu"}  # others: cpu_ENGINE
+RECIPE = "demo-translation"
+OVERRIDES = (
+    *("data.train=train?rows=700&shards=2", "data.validation=null", "data.test=null", "evaluation.splits=[]"),
+    *("data.lanes=4", "data.tokens_per_batch=1024", "data.pad_multiple=8", "loop.epochs=1", "loop.save_every=1000"),
+    *("loop.eval_every=1000", "loop.log_every=1", "tokenizer.train.vocab_size=2000"),
+    *("model.d_model=512", "model.encoder_layers=4", "model.decoder_layers=4", "model.heads=8"),
+    "model.feed_forward=2048",
+)
+
+
+def resident() -> tuple[int, int]:
+    """Bytes of this process's memory: now, and at most since `forget`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Vm")}
+    return found["VmRSS"], found["VmHWM"]
+
+
+def forget() -> None:
+    """The most so far becomes what is resident now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def as_rank(out: Path, run: Path) -> None:
+    """In a rank: trains, and writes what it has seen."""
+    for name in LATE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    from trainer.compose import train
+    from trainer.engine import session
+    from trainer.engine.step import Stepper
+
+    seen: dict[str, Any] = {"steps": []}
+    build, call = session.build_model, Stepper.__call__
+
+    def built(*arguments: Any, **more: Any) -> Any:
+        forget()
+        seen["before"] = resident()[0]
+        return build(*arguments, **more)
+
+    def stepped(self: Stepper, *arguments: Any) -> Any:
+        result = call(self, *arguments)
+        now, most = resident()
+        seen["steps"].append({"now": now - seen["before"], "most": most - seen["before"]})
+        return result
+
+    session.build_model, Stepper.__call__ = built, stepped  # type: ignore[method-assign]
+    train(RECIPE, OVERRIDES, run=run)
+    rank = int(os.environ.get("RANK", "0"))
+    (out / f"rank-{rank}.json").write_text(json.dumps(seen))
+
+
+def measure(engine: str, precision: str, folder: Path) -> dict[str, Any]:
+    """The most that any rank of a real run took."""
+    from launch.accelerate import environment
+    from launch.configs import choose
+
+    config = choose(CONFIGS.get(engine, f"cpu_{engine}"), None)
+    env = environment(config) | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if precision == "bf16":
+        env["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    script = [__file__, "--as-rank", str(folder), "--run", str(folder / "run")]
+    launcher = [sys.executable, "-m", "launch.shim", "--config_file", str(config.path)]
+    start = [*launcher, "--num_processes", "2", *script] if engine != "single" else [sys.executable, *script]
+    if precision == "bf16" and engine != "single":
+        start[5:5] = ["--mixed_precision", "bf16"]
+    found = subprocess.run(start, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    if found.returncode or not ranks:
+        raise SystemExit(f"{engine} {precision} ended with {found.returncode}:\n{found.stderr[-3000:]}")
+    return {
+        "measured": max(rank["steps"][-1]["most"] for rank in ranks),
+        "idle": max(rank["steps"][-1]["now"] for rank in ranks),
+        "steps": len(ranks[0]["steps"]),
+        "ranks": len(ranks),
+    }
+
+
+def planned() -> dict[tuple[str, str], Any]:
+    """The plan's configurations of the same recipe, by engine and precision."""
+    from launch.plan import Wishes, make_plan
+
+    plan = make_plan(RECIPE, OVERRIDES, Wishes(cpu=True, ranks=(1, 2)))
+    return {(c.setup.engine, c.setup.precision): c for c in plan.configurations if not c.setup.checkpointing}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--bf16", action="store_true", help="bf16 instead of fp32")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plan_memory.json")
+    parser.add_argument("--as-rank", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.as_rank:
+        as_rank(arguments.as_rank, arguments.run)
+        return
+    sys.path.insert(0, str(ROOT))
+    precision, plans = "bf16" if arguments.bf16 else "fp32", planned()
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"recipe": RECIPE, "rows": []}
+    found["overrides"] = list(OVERRIDES)
+    for engine in arguments.engines.split(","):
+        with tempfile.TemporaryDirectory() as name:
+            seen = measure(engine, precision, Path(name))
+        plan = plans[engine, precision]
+        row = {"engine": engine, "precision": precision, "planned": plan.step.total, **seen, "parts": plan.step.parts}
+        row["difference"] = row["planned"] / row["measured"] - 1
+        found["rows"] = [r for r in found["rows"] if (r["engine"], r["precision"]) != (engine, precision)] + [row]
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+        print(
+            f"{engine:8s} {precision}  planned {row['planned'] / 1e6:8.1f} MB  "
+            f"measured {row['measured'] / 1e6:8.1f} MB  {row['difference']:+.1%}  ({row['steps']} steps)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

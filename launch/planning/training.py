@@ -1,0 +1,122 @@
+"""How long the run is, how long it takes, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+
+import psutil
+
+from launch.planning.corpus import Data
+from launch.planning.model import Sketch
+from launch.planning.states import FULL
+from trainer.engine.writer import ROOM
+from trainer.recipe import Recipe
+from trainer.rundir import RunDir, read_json
+
+
+@dataclass(frozen=True)
+class Training:
+    """Of the whole run; `steps_per_epoch` differs a little from epoch to epoch, as the lanes deal anew."""
+
+    steps: int
+    steps_per_epoch: int
+    epochs: float
+    rows: int
+    tokens: int
+    padded: int
+    ends: str  # which key of the recipe ends it
+
+
+def training(recipe: Recipe, data: Data) -> Training:
+    """What the recipe's `loop` makes of the rows."""
+    loop = recipe.loop
+    by_epochs = data.steps * loop.epochs if loop.epochs is not None else None
+    steps = min(n for n in (by_epochs, loop.max_steps) if n is not None)
+    epochs = steps / data.steps
+    ends = "loop.epochs" if steps == by_epochs else "loop.max_steps"
+    return Training(
+        steps,
+        data.steps,
+        epochs,
+        round(data.rows * epochs),
+        round(data.tokens * epochs),
+        round(data.padded * epochs),
+        ends,
+    )
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of one rank, source and target, without padding; where that is known from."""
+
+    tokens: float
+    origin: str
+
+
+def measured(recipe: Recipe, run: RunDir) -> Speed | None:
+    """The median of what an earlier run of this name has logged, divided by its ranks; None where there is none."""
+    manifest = read_json(run.manifest)
+    if not manifest or not run.metrics.exists():
+        return None
+    found = []
+    for line in run.metrics.read_bytes().splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:  # half a line, of a run that is going on
+            continue
+        if values.get("split") == "train" and values.get("tokens_per_second", 0) > 0:
+            found.append(values["tokens_per_second"])
+    if not found:
+        return None
+    ranks = int(manifest["ranks"])
+    what = f"{manifest['engine']} x {ranks}, {manifest.get('precision') or 'no'}"
+    return Speed(statistics.median(found) / ranks, f"the median of {run.metrics} ({what})")
+
+
+def hours(recipe: Recipe, whole: Training, speed: Speed, ranks: int) -> float:
+    """Of training alone, ranks that must wait for another's last lane included; evaluation and checkpoints are not."""
+    lanes = recipe.data.lanes
+    return whole.tokens / lanes * math.ceil(lanes / ranks) / speed.tokens / 3600
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Bytes of one checkpoint, of those kept at once (one more while it is written), and how it is written.
+
+    `free`: of this machine's memory now. A snapshot is written beside the training where `ROOM` times its size is free.
+    """
+
+    size: int
+    kept: int
+    on_disk: int
+    saves: int
+    free: int
+
+    @property
+    def background(self) -> bool:
+        return self.free > ROOM * self.size
+
+
+def checkpoint(recipe: Recipe, sketch: Sketch, whole: Training) -> Checkpoint:
+    """Weights and moments in fp32, whatever the engine, and the moving average if there is one."""
+    averaging, loop = recipe.optim.averaging, recipe.loop
+    size = FULL * (sketch.all_elements + sketch.moments * sketch.trained_elements)
+    size += FULL * sketch.all_elements if averaging.kind == "ema" else 0
+    every = loop.save_every if isinstance(loop.save_every, int) else whole.steps_per_epoch
+    evaluated = loop.eval_every if isinstance(loop.eval_every, int) else whole.steps_per_epoch
+    saves = math.ceil(whole.steps / every)  # the last step is always saved
+    if evaluated != every:
+        saves = math.ceil(whole.steps / every) + math.ceil(whole.steps / evaluated)
+    protected = averaging.last if averaging.kind == "last" else 1
+    best = int(recipe.data.validation is not None)
+    kept = min(saves, max(loop.keep, protected) + best)
+    return Checkpoint(size, kept, size * (kept + 1), saves, psutil.virtual_memory().available)
