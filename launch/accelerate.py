@@ -67,12 +67,12 @@ def start(
         argv = [word for word in argv if word != "--fresh"]  # it has been begun afresh
 
 
-def command(plan: LaunchPlan, argv: Sequence[str]) -> list[str]:
-    """The command line of the launcher for `python -m trainer ARGV`."""
+def command(plan: LaunchPlan, argv: Sequence[str], module: str = "launch.rank") -> list[str]:
+    """The command line of the launcher for `python -m trainer ARGV`, or for another module."""
     return [
         *(sys.executable, "-m", "launch.shim"),
         *("--config_file", str(plan.path), "--num_processes", str(plan.ranks)),
-        *("-m", "launch.rank", *argv),
+        *("-m", module, *argv),
     ]
 
 
@@ -117,11 +117,17 @@ def _quota(group: Path) -> float:
         return float("inf")
 
 
-def _launch(command: Sequence[str], env: dict[str, str]) -> int:
-    """Runs the launcher to its end, passing signals on; its exit code, or 75 if such a signal ended the launcher."""
+def for_launcher(env: dict[str, str]) -> dict[str, str]:
+    """An environment in which the launcher ends with this process, and finds these modules and no others."""
     env = env | {PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1"}  # never another `trainer` from the current folder
     if _ROOT.name not in ("site-packages", "dist-packages"):
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH"))))
+    return env
+
+
+def _launch(command: Sequence[str], env: dict[str, str]) -> int:
+    """Runs the launcher to its end, passing signals on; its exit code, or 75 if such a signal ended the launcher."""
+    env = for_launcher(env)
     courier = _Courier()
     old = {number: signal.signal(number, courier.receive) for number in PASSED_ON}
     try:

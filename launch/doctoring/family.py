@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -15,12 +14,10 @@ from typing import Any
 
 import psutil
 
-from launch.accelerate import command, environment
+from launch.accelerate import command, environment, for_launcher
 from launch.configs import LaunchPlan
 from launch.doctoring.settings import LAUNCHED
-from launch.shim import PARENT
 
-ROOT = Path(__file__).parents[2]
 SHUTDOWN = 5  # seconds that torch's agent gives ranks to end after SIGTERM
 LAST_WORDS = 10.0  # seconds for the launcher to say which rank died, once another has lost its connection
 DEAD = "dead"
@@ -128,8 +125,7 @@ def _watch(
 
 @contextlib.contextmanager
 def _started(plan: LaunchPlan, folder: Path, patience: float, log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    words = command(plan, [str(folder), str(patience)])
-    words[words.index("launch.rank")] = "launch.doctoring.rank"
+    words = command(plan, [str(folder), str(patience)], module="launch.doctoring.rank")
     process = subprocess.Popen(
         words, env=_environment(plan), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
@@ -141,10 +137,7 @@ def _started(plan: LaunchPlan, folder: Path, patience: float, log: Any) -> Itera
 
 def _environment(plan: LaunchPlan) -> dict[str, str]:
     env = {key: value for key, value in environment(plan).items() if key not in LAUNCHED}
-    env |= {PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1", "PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN)}
-    if ROOT.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
-    return env
+    return for_launcher(env) | {"PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN)}
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
