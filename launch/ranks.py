@@ -25,7 +25,7 @@ from launch.shim import PREEMPTED
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 300.0  # seconds for one start of a short run; generous, because the machine may be busy
-ALONE = 20.0  # seconds that the other ranks get to leave by themselves once one has died
+ALONE = 40.0  # seconds that the other ranks get to leave by themselves once one has died
 
 Hook = Callable[[], None]
 

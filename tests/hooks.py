@@ -27,10 +27,10 @@ def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
 
     seed_for = module.seed_for
 
-    def wrapped(seed: int, at: int, of: int) -> None:
+    def wrapped(seed: int, at: int, of: int, part: int = 0) -> None:
         if (at, of) == (step, lane):
             os.kill(os.getpid(), number)
-        seed_for(seed, at, of)
+        seed_for(seed, at, of, part)
 
     module.seed_for = wrapped  # type: ignore[assignment]
 

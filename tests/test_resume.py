@@ -99,7 +99,7 @@ def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> Non
         (partial(hooks.at_save, 8, "_flush"), 6),
         (partial(hooks.at_save, 9, "clean"), 6),
         (partial(hooks.at_micro_batch, 11, 3), 9),
-        (partial(hooks.at_call, "trainer.engine.checkpoint.read", 4, 1), 9),  # when the weights to use are chosen
+        (partial(hooks.at_call, "trainer.engine.checkpoint.read", 1, 1), 9),  # when the weights to use are chosen
         (partial(hooks.at_call, "trainer.engine.session.write_evaluation", 1, 0), 14),
         (partial(hooks.at_call, EVALUATE, 1, 1), 14),  # the last one
     ]
