@@ -21,6 +21,7 @@ from trainer.data.keyed import key, mix, permutation, uniform
 log = logging.getLogger("rankzero")
 
 POOL = 50  # micro-batches' worth of rows sorted by length together: company changes from epoch to epoch
+DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB however many lanes there are
 LABEL_DRIFT = 0.10  # a block whose label shares differ by more than this (and chance) from those before is badly mixed
 Example = dict[str, list[int]]
 RowId = tuple[int, int]
@@ -164,16 +165,17 @@ class Dealer:
         return True
 
     def _lane(self, place: int) -> int:
-        """The lane that gets the row at `place` of the current group; orders are drawn for 512 groups at once."""
-        chunk, within = divmod(self._group, 512)
+        """The lane that gets the row at `place` of the current group; orders are drawn for many groups at once."""
+        size = self._plan.lanes
+        groups = max(1, min(512, DRAWN // size))
+        chunk, within = divmod(self._group, groups)
         if self._orders[0] != chunk:
-            size = self._plan.lanes
-            counter = np.arange(chunk * 512 * size, (chunk + 1) * 512 * size, dtype=np.uint64)
+            counter = np.arange(chunk * groups * size, (chunk + 1) * groups * size, dtype=np.uint64)
             with np.errstate(over="ignore"):
                 drawn = mix(counter + np.uint64(key(self._plan.seed, self._epoch, "deal")))
-            order = np.argsort(drawn.reshape(512, size), axis=1, kind="stable")
+            order = np.argsort(drawn.reshape(groups, size), axis=1, kind="stable")
             if not self._plan.shuffled:
-                order = np.broadcast_to(np.arange(size), (512, size))
+                order = np.broadcast_to(np.arange(size), (groups, size))
             self._orders = (chunk, order)
         return int(self._orders[1][within, place])
 
