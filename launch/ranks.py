@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import trainer
 from launch.shim import PREEMPTED
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -172,7 +173,7 @@ def _rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook: Hoo
     multiprocessing.set_start_method("fork", force=True)  # back to the default, for loader processes
     sys.stdin = (logs / "stdin").open(encoding="utf-8")
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update({**trainer.ENVIRONMENT, **env})
     sys.argv = ["rankzero", *argv]
     import torch
 

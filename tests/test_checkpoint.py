@@ -173,7 +173,7 @@ def test_a_full_disk_at_each_point_is_told_and_harmless(tmp_path: Path, point: s
 def test_a_writer_killed_at_random_instants(tmp_path: Path) -> None:
     """SIGKILL 20 times while it saves in a loop: there always is a whole checkpoint, and it never gets older."""
     program = """
-import sys
+import os, sys
 from pathlib import Path
 import torch
 from trainer.engine import checkpoint
@@ -183,7 +183,7 @@ for line in sys.stdin:
     for step in range(start + 1, 10**8):
         checkpoint.save(folder, step, {"model.safetensors": {"a": torch.full((500,), float(step))}}, {"step": step})
         checkpoint.clean(folder, 2, [])
-        print(step, flush=True)
+        os.write(1, b"%d\\n" % step)  # whole lines, also where Python's own output has no buffer
 """
     # forked from one parent that has imported torch, because a start takes seconds
     parent = f"""
@@ -194,9 +194,9 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         exec({program!r}.replace("for line in sys.stdin:", "if True:"))
-    print("child", child, flush=True)
+    os.write(1, b"child %d\\n" % child)
     os.waitpid(child, 0)
-    print("gone", flush=True)
+    os.write(1, b"gone\\n")
 """
     process = subprocess.Popen(
         [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1

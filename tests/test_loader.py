@@ -108,6 +108,9 @@ class Threads:
     def rank(self) -> int:
         return int(self._local.rank)
 
+    def beat(self, where: str, step: int | None = None) -> None:
+        pass  # no watchdog
+
     def sum(self, values: list[int]) -> list[int]:
         self._values[self.rank] = values
         self._barrier.wait()

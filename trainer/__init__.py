@@ -10,9 +10,10 @@ import os
 from typing import Any
 
 # Results must not depend on the number of threads or on memory alignment (docs/design.md, "bit for bit"); MKL reads
-# this when it is loaded, so it is set before torch is imported.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# its line at its first call, so it is set before torch is imported.
+ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false"}
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
 
 __all__ = ["Recipe", "evaluate", "predict", "train"]
 
