@@ -39,6 +39,7 @@ VARIANTS: dict[str, list[str]] = {
     "gradual unfreezing, every 5%": ["optim.unfreeze=0.05"],
     "slanted triangular": ["optim.schedule=slanted_triangular", "optim.warmup_steps=0"],
     "FGM, norm 1": ["optim.adversarial={kind: fgm, epsilon: 1.0}"],
+    "FGM, norm 0.1": ["optim.adversarial={kind: fgm, epsilon: 0.1}"],
     "EMA, 0.98": ["optim.averaging={kind: ema, decay: 0.98}"],
     "rows sorted by label": ["data.train=sorted.tsv"],
     "rows sorted by label in blocks of a quarter": ["data.train=sorted.tsv", "data.block_rows=250"],

@@ -23,10 +23,12 @@ import psutil
 
 from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
 from launch.shim import ERROR_CODES, PARENT, PASSED_ON, PREEMPTED
+from trainer.cores import cores
 
 __all__ = ["LaunchPlan", "choose", "describe", "exit_code_of", "find", "gpus", "shipped", "start", "status_of"]
 
 _ROOT = Path(__file__).parent.parent  # where `launch` and `trainer` are, installed or not
+MISLEADING = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 _AGAIN_SECONDS = 1.0  # a Ctrl-C this long after the first is a second one, not a duplicate
 
 
@@ -78,15 +80,19 @@ def command(plan: LaunchPlan, argv: Sequence[str], module: str = "launch.rank") 
 
 def environment(plan: LaunchPlan) -> dict[str, str]:
     """This process's environment with what the ranks need, and without what would silently change the engine."""
-    misleading = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
-    env = {key: value for key, value in os.environ.items() if key not in misleading}
-    env |= {
+    env = {key: value for key, value in os.environ.items() if key not in MISLEADING} | settings(plan)
+    env["RANKZERO_RANKS"] = str(plan.ranks)
+    env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.ranks_here)))
+    return env
+
+
+def settings(plan: LaunchPlan) -> dict[str, str]:
+    """What the ranks must find in their environment, besides their number and their threads."""
+    env = {
         "RANKZERO_ENGINE": plan.engine,
-        "RANKZERO_RANKS": str(plan.ranks),
         "ACCELERATE_MIXED_PRECISION": plan.precision,
         "TOKENIZERS_PARALLELISM": "false",
     }
-    env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.ranks_here)))
     if plan.cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
     if plan.cpu and plan.engine in ("single", "ddp"):  # with ZeRO or FSDP it would silently give DDP
@@ -94,35 +100,16 @@ def environment(plan: LaunchPlan) -> dict[str, str]:
     return env
 
 
-def cores() -> int:
-    """Cores this process may use: its affinity, or the CPU quota of its control group if less; at least 1."""
-    usable = float(len(os.sched_getaffinity(0)))
-    try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        groups = []
-    for group in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):
-        folder = Path("/sys/fs/cgroup")
-        for part in ("", *Path(group).parts):
-            folder /= part
-            usable = min(usable, _quota(folder))
-    return max(1, int(usable))
-
-
-def _quota(group: Path) -> float:
-    try:
-        quota, period = (group / "cpu.max").read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # no such group seen from here, or "max"
-        return float("inf")
-
-
 def for_launcher(env: dict[str, str]) -> dict[str, str]:
     """An environment in which the launcher ends with this process, and finds these modules and no others."""
-    env = env | {PARENT: str(os.getpid()), "PYTHONSAFEPATH": "1"}  # never another `trainer` from the current folder
-    if _ROOT.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH"))))
-    return env
+    return env | modules(env.get("PYTHONPATH")) | {PARENT: str(os.getpid())}
+
+
+def modules(path: str | None = None) -> dict[str, str]:
+    """What lets another Python find these modules and no others: never a `trainer` in its current folder."""
+    if _ROOT.name in ("site-packages", "dist-packages"):
+        return {"PYTHONSAFEPATH": "1"}
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), path)))}
 
 
 def _launch(command: Sequence[str], env: dict[str, str]) -> int:

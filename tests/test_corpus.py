@@ -167,8 +167,8 @@ def test_compressed_and_parallel_text_files_resume_too(tmp_path: Path, tokenizer
     assert first + rest == expected
 
 
-def shards_of(*sizes: int | None) -> Source:
-    return Source([Shard(f"{i}.jsonl", ("",), (), "jsonl", size) for i, size in enumerate(sizes)])
+def shards_of(*sizes: int | None, format: str = "jsonl") -> Source:
+    return Source([Shard(f"{i}.jsonl", ("",), (), format, size) for i, size in enumerate(sizes)])
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,12 @@ def shards_of(*sizes: int | None) -> Source:
 def test_whole_shards_are_dealt_where_every_lane_gets_as_much(sizes: list[int | None], lanes: int, whole: bool) -> None:
     plan = LanePlan(1, lanes, 100, 100, None)
     assert deals_whole_shards(shards_of(*sizes), plan) == whole
+
+
+def test_prepared_shards_are_dealt_whole_whatever_their_bytes() -> None:
+    prepared = shards_of(100, 180, 40, 90, format="prepared")
+    assert deals_whole_shards(prepared, LanePlan(1, 2, 100, 100, None))
+    assert not deals_whole_shards(prepared, LanePlan(1, 3, 100, 100, None))
 
 
 # -- rows that are left out ------------------------------------------------------------------------------------------

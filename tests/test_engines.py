@@ -20,6 +20,8 @@ from review_world import recipe as review_recipe
 from review_world import written
 from safetensors.numpy import load_file
 
+from trainer.engine.engines import BUCKET, deepspeed_config
+
 pytestmark = pytest.mark.ranks
 
 WORLDS = {"single": 1, "ddp": 2, "zero1": 2, "zero2": 2, "zero3": 2, "fsdp2": 2}
@@ -218,3 +220,18 @@ def test_the_launcher_starts_what_the_config_says(recipe: Path, tmp_path: Path, 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["engine"], manifest["ranks"], manifest["precision"]) == (engine, 2, "no")
+
+
+def test_a_deepspeed_file_may_add_but_not_change_the_step() -> None:
+    file = {
+        "gradient_clipping": 9.0,
+        "wall_clock_breakdown": True,
+        "train_batch_size": "auto",
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 1000, "overlap_comm": "auto"},
+    }
+    config = deepspeed_config(2, "bf16", 4, 0.5, file)
+    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+    assert (config["gradient_clipping"], config["gradient_accumulation_steps"]) == (0.5, 4)
+    assert config["wall_clock_breakdown"]
+    assert "train_batch_size" not in config
+    assert deepspeed_config(2, "bf16", 4, 0.5)["zero_optimization"]["reduce_bucket_size"] == BUCKET

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_buckets_lose_nothing(tmp_path, monkeypatch, bucket_rows):
     found = [row.values["src"] for shard in rows_of(recipe(tmp_path / "out")) for row in shard]
     assert sorted(found) == sorted(src for src, _ in original_texts(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "test.jsonl", "train-a.jsonl", "train-b.jsonl"]
+
+
+def test_more_lanes_than_open_files_are_allowed(tmp_path):
+    """The soft limit is raised; a hard one below it is told, with what would be needed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        corpus(tmp_path, 200)
+        written = prepare(recipe(tmp_path, **{"data.lanes": 100}), ROLES, encoder, tmp_path / "out")
+        assert len(written["shards"]["train"]) == 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_few_open_files_are_told(monkeypatch):
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (64, 1024))
+    with pytest.raises(UsageError, match=r"1024 files of shards .* may open 1024: .*ulimit -n 1280.*data\.lanes"):
+        module._allow_files(1024)
 
 
 def test_the_same_recipe_writes_the_same_bytes(tmp_path, out):

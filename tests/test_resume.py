@@ -174,7 +174,7 @@ def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
 
 def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path: Path) -> None:
     """`rankzero train` with a launcher and two ranks: a rank killed from outside, then Ctrl-C, then to the end."""
-    words = ("loop.max_steps=120", "loop.eval_every=40", "loop.save_every=10", "evaluation.beam_size=1")
+    words = ("loop.max_steps=60", "loop.eval_every=20", "loop.save_every=10", "evaluation.beam_size=1")
     expected, run = tmp_path / "expected", tmp_path / "run"
     train(recipe, expected, *words, world=2).check()
     start = "import sys; from launch.cli import main; main()"
@@ -187,7 +187,7 @@ def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path:
         wait_until(lambda: process.poll() is not None or read_lines(run / "metrics.jsonl")[-1]["step"] >= step)
 
     process = begin()
-    wait_for(25, process)
+    wait_for(15, process)
     victim = status(run)["pid"]
     hooks.kill_rank(victim)
     text = process.communicate(timeout=TIMEOUT)
@@ -195,7 +195,7 @@ def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path:
     assert "was killed by SIGKILL" in text[1]
 
     process = begin()
-    wait_for(60, process)
+    wait_for(30, process)
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 75, text
@@ -205,7 +205,7 @@ def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path:
     text = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, text
     assert "resumed from step" in text[1]
-    same(outcome(run, 120), outcome(expected, 120))
+    same(outcome(run, 60), outcome(expected, 60))
 
 
 # -- other ranks, other averaging --------------------------------------------------------------------------------------
@@ -332,6 +332,20 @@ def test_another_recipe_is_refused_with_all_keys_and_both_values(recipe: Path, f
     assert "data.lanes: 4 -> 2" in partly.text
     assert hashes_of(finished) == before
     assert status(finished)["state"] == "finished", "a refused start leaves the run as it was"
+
+
+def test_a_run_from_before_a_key_was_added_goes_on(recipe: Path, finished: Path) -> None:
+    """An older version has written a recipe without it: it trained with what is the default now."""
+    file = finished / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    assert values["loop"].pop("tf32") is False
+    file.write_text(yaml.safe_dump(values))
+    before = hashes_of(finished)
+    train(recipe, finished, *WORDS, world=2).check()
+    after = hashes_of(finished)
+    assert before.pop("recipe.yaml") != after.pop("recipe.yaml")
+    assert before == after
+    train(recipe, finished, *WORDS, "loop.tf32=true", world=2).check(2)
 
 
 def test_keys_that_change_no_step_are_free(recipe: Path, finished: Path, tmp_path: Path) -> None:

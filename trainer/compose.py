@@ -57,6 +57,11 @@ class Options:
     debug: bool = False
     profile: bool = False
 
+    @property
+    def anew(self) -> bool:
+        """Whether the run begins at step 0 whatever its directory holds."""
+        return self.fresh or (self.debug and self.run is None)
+
 
 def run_path(recipe: BaseRecipe, options: Options) -> Path:
     """`--run`, or runs/<name> below the working directory."""
@@ -99,7 +104,7 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
 
     folder = RunDir(run_path(recipe, options))
     with StopFlag().listening() as stop, contextlib.ExitStack() as held:
-        parts = 1 if options.fresh or (options.debug and options.run is None) else folder.splits()
+        parts = 1 if options.anew else folder.splits()
         accumulation = _accumulation(recipe) * parts
         runtime = start(
             stop,
@@ -112,7 +117,7 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
         try:
 
             def take() -> int:
-                if options.fresh or (options.debug and options.run is None):
+                if options.anew:
                     _make_room(folder, keep=options.fresh)
                 held.enter_context(folder.locked())
                 agree_with_earlier(folder, recipe, options.allow_change)

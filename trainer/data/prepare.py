@@ -9,6 +9,7 @@ keep their order. Nothing is held but one bucket of a shard.
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
-MAX_BUCKETS = 256  # files open at once
+MAX_BUCKETS = 256  # files open at once, if there are no more lanes
+OTHER_FILES = 256  # what a process may have open beside them
 WRITE_ROWS = 1000  # rows of a parquet row group: a resumed reader reads this many too many, at most
 Texts = dict[str, str]
 Encode = Callable[[list[Texts]], list[dict[str, list[int]]]]
@@ -170,6 +172,7 @@ def _rows(source: Source, recipe: Recipe, roles: Iterable[str], split: Split) ->
 
 def _deal(rows: Iterator[Texts], paths: Sequence[Sequence[Path]], seed: int) -> None:
     """Each group of rows gives one to each shard, there to a random bucket."""
+    _allow_files(sum(map(len, paths)))
     with ExitStack() as stack:
         files = [
             [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in shard] for shard in paths
@@ -181,6 +184,24 @@ def _deal(rows: Iterator[Texts], paths: Sequence[Sequence[Path]], seed: int) -> 
             shard = files[int(order[place])]
             bucket = key(seed, "bucket", number) % len(shard)
             shard[bucket].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _allow_files(count: int) -> None:
+    """So many files may be open at once, beside those that are open already.
+
+    Raises:
+        UsageError: the machine does not allow it.
+    """
+    wanted = count + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise UsageError(
+            f"{count} files of shards have to be open at once, but this process may open {hard}: "
+            f"`ulimit -n {wanted}` as root (or LimitNOFILE of the service), or fewer data.lanes"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _shuffled(paths: Sequence[Path], seed: int, shard: int) -> Iterator[Texts]:

@@ -140,14 +140,14 @@ class Corpus:
 def deals_whole_shards(source: Source, plan: LanePlan) -> bool:
     """Whether whole shards go to lanes: there are at least as many as lanes, and every lane gets as much, in bytes.
 
-    The sum for each lane matters, not one shard's size; shards of unknown size count as equal, so their number must
-    be a multiple of the lanes.
+    The sum for each lane matters, not one shard's size. Shards of unknown size count as equal, so their number must
+    be a multiple of the lanes; so do prepared ones, to which rows were dealt in turn.
     """
     shards = source.shards
     if len(shards) < plan.lanes:
         return False
     sizes = [shard.size for shard in shards]
-    if any(size is None for size in sizes):
+    if any(size is None for size in sizes) or shards[0].format == "prepared":
         return len(shards) % plan.lanes == 0
     known = sorted(size for size in sizes if size is not None)
     smallest = sum(known[: len(known) // plan.lanes])

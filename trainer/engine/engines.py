@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from trainer.errors import UsageError
 SHARDED = ("zero1", "zero2", "zero3", "fsdp2")  # engines that train something else than the whole model on each rank
 PATIENCE = timedelta(hours=1)  # rank zero reads the corpus and trains the tokenizer while the others wait
 FIRST_SCALE = 16  # fp16 losses begin at 2**16, as torch's scaler does
+BUCKET = 50_000_000  # gradients that are reduced at once, 200 MB; DeepSpeed's own default takes 2 GB for any model
 
 
 def make_accelerator(engine: str, *, on_cpu: bool, ranks: int, accumulation: int, clip_norm: float) -> Accelerator:
@@ -82,18 +85,25 @@ def _deepspeed(stage: int, on_cpu: bool, accumulation: int, clip_norm: float) ->
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # accelerate's launcher leaves word of what its file says; with a config of ours the plugin would call it a conflict
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-    config = deepspeed_config(stage, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), accumulation, clip_norm)
-    return DeepSpeedPlugin(hf_ds_config=_merged(_config_file(), config), zero3_init_flag=False)
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    config = deepspeed_config(stage, precision, accumulation, clip_norm, _config_file())
+    return DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
 
 
-def deepspeed_config(stage: int, precision: str, accumulation: int, clip_norm: float) -> dict[str, Any]:
-    """What rankzero says to DeepSpeed, whatever the user's file says: the recipe's numbers, fp32 sums."""
-    zero: dict[str, Any] = {"stage": stage}
+def deepspeed_config(
+    stage: int, precision: str, accumulation: int, clip_norm: float, file: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What rankzero says to DeepSpeed, whatever the user's `file` says: the recipe's numbers, fp32 sums.
+
+    The rest is the file's: bucket sizes, overlap and the like.
+    """
+    zero = {"reduce_bucket_size": BUCKET, **_said(file.get("zero_optimization", {})), "stage": stage}
     for part in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
         if device != "none" and (part == "optimizer" or stage == 3):
             zero[f"offload_{part}"] = {"device": device, "pin_memory": torch.cuda.is_available()}
     config: dict[str, Any] = {
+        **_said(file),
         "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": 1,  # of no effect: lanes make the micro-batches
         "gradient_accumulation_steps": accumulation,
@@ -113,8 +123,12 @@ def deepspeed_config(stage: int, precision: str, accumulation: int, clip_norm: f
     return config
 
 
+def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value != "auto"}
+
+
 def _config_file() -> dict[str, Any]:
-    """The DeepSpeed file that an Accelerate config may name, for bucket sizes, overlap and the like."""
+    """The DeepSpeed file that an Accelerate config may name."""
     name = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if name.lower() == "none":
         return {}
@@ -122,12 +136,6 @@ def _config_file() -> dict[str, Any]:
         return dict(json.loads(Path(name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"deepspeed_config_file {name} cannot be read: {error}; give a JSON object") from None
-
-
-def _merged(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    merged = {key: value for key, value in theirs.items() if value != "auto"} | ours
-    merged["zero_optimization"] = {**theirs.get("zero_optimization", {}), **ours["zero_optimization"]}
-    return merged
 
 
 # -- FSDP2 -------------------------------------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ from trainer.tasks.base import Record, Task, make_task
 PREDICT_WINDOW = 512  # lines that are sorted by length together
 
 
-def build_model(task: Task, device: torch.device, trained: Path | None = None) -> nn.Module:
+def build_model(task: Task, trained: Path | None = None) -> nn.Module:
     """The untrained model: the same weights on every rank and at every start; or a trained one's, from its folder."""
     torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
-    return task.build_model(trained).to(device)
+    return task.build_model(trained)
 
 
 def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:
@@ -63,7 +63,7 @@ class Finished:
         weights = run.model / "model.safetensors"
         if not tensors.exists(weights):
             raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
-        model = build_model(task, torch.device("cpu"), run.model)
+        model = build_model(task, run.model)
         copy_weights(model, tensors.read(weights), str(weights))
         return cls(run, task.recipe, task, model.eval())
 

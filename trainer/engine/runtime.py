@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from trainer.cores import cores
 from trainer.data.keyed import key
 from trainer.engine.engines import make_accelerator
 from trainer.engine.signals import StopFlag
@@ -198,7 +199,7 @@ def _share_cores(ranks: int, on_cpu: bool) -> None:
     """Threads x ranks ≤ cores: with more, small matrix products wait a scheduler slice each (10 times slower)."""
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        torch.set_num_threads(max(1, cores() // local))
 
 
 def _engine(accelerator: Accelerator) -> str:

@@ -53,11 +53,10 @@ class Session:
         self._debug, self._profile = debug, profile
         self.task = make_task(recipe, setup.read_tokenizer(run), data)
         self.corpus = Corpus(recipe, self.task)
-        self.model = build_model(self.task, runtime.device)
-        # engines that cut the model up train a copy; the whole one is for evaluation
-        model = copy.deepcopy(self.model) if runtime.engine in SHARDED else self.model
-        if model is not self.model:
-            self.model.cpu()
+        self.model = model = build_model(self.task)
+        if runtime.engine in SHARDED:  # they train a copy, cut up; the whole one is for evaluation
+            model = copy.deepcopy(model)
+        model.to(runtime.device)
         if recipe.loop.activation_checkpointing:
             checkpoint_activations(model)
         frozen = freeze_trunk(model) if recipe.optim.freeze_trunk else None

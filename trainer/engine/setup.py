@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
     """
     if run.recipe.exists():
         old = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        with suppress(UsageError):  # keys that a newer version has added: what they are by default
+            old = type(recipe).parse(old, (), str(run.recipe)).model_dump(mode="json")
         changed = changed_keys(old, recipe.model_dump(mode="json"))
         if changed and not any(run.checkpoints.iterdir()):
             shutil.rmtree(run.tokenizer, ignore_errors=True)

@@ -29,7 +29,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 START_SECONDS = 600.0
 GRACE_SECONDS = 8.0  # for a hanging rank whose watchdog works to tell and end by itself
 ARM_SECONDS = 1.0  # the timer that writes the stack is set anew at most this often
-LEFT = "left"  # key of the store
+LEFT, TOLD = "left", "told"  # keys of the store
 STACK_AT = 0.7  # of the limit: so that at its end all stacks are written and all counts told
 WAITS = ("torch/distributed/", "_engine_run_backward")  # in the stack of a rank that waits for others
 ASK_SECONDS = 10.0  # for the store to answer: its own limit does not hold for a server that is stopped
@@ -130,13 +130,18 @@ class Watchdog:
         self._end("\n".join(self._describe(rank, guilty[rank], stacks[rank]) for rank in sorted(guilty)), guilty)
 
     def _all(self) -> dict[int, dict[str, Any]]:
-        """What every rank has published; one that never did has got nowhere."""
-        found = {}
-        for rank in range(self._world):
-            known = self._store.check([str(rank)])
-            nothing = {"count": -1, "where": "the start", "step": 0, "alone": False, "pid": None, "host": None}
-            found[rank] = json.loads(self._store.get(str(rank))) if known else nothing
-        return found
+        """What every rank has published; one that never did has got nowhere.
+
+        In one request where all have: every rank asks, and rank zero answers them all.
+        """
+        ranks = list(range(self._world))
+        if not self._store.check([str(rank) for rank in ranks]):
+            ranks = [rank for rank in ranks if self._store.check([str(rank)])]
+        told = self._store.multi_get([str(rank) for rank in ranks])
+        nothing = {"count": -1, "where": "the start", "step": 0, "alone": False, "pid": None, "host": None}
+        return dict.fromkeys(range(self._world), nothing) | {
+            rank: json.loads(text) for rank, text in zip(ranks, told, strict=True)
+        }
 
     def _stack(self, rank: int) -> str:
         try:
@@ -158,6 +163,10 @@ class Watchdog:
         self.spoken.set()
         self._told(verdict)
         others = [seen for rank, seen in guilty.items() if rank != self._rank]
+        if self._rank == 0:
+            _within(ASK_SECONDS, partial(self._store.set, TOLD, ""))
+        elif self._rank in guilty:  # rank zero speaks first: our end would break its connection
+            _within(GRACE_SECONDS / 2, partial(self._store.wait, [TOLD]))
         time.sleep(GRACE_SECONDS if others else 0)
         for seen in others:
             if seen["host"] == socket.gethostname() and seen["pid"]:
