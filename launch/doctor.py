@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.doctoring.check import Check, without_secrets
 from trainer.cli import Config
+
+if TYPE_CHECKING:
+    from launch.doctoring.check import Check
 
 TIMEOUT = 120.0
 WAITS = 4  # a rank that keeps the others waiting for this part of the time limit is given up
@@ -101,11 +103,11 @@ def diagnose(
 
     def ranks() -> list[Check]:
         if quick:
-            return between.skipped("left out by --quick")[0]
+            return between.skipped("left out by --quick")
         if plan is None:
-            return between.skipped("the config does not run here")[0]
+            return between.skipped("the config does not run here")
         if "WORLD_SIZE" in os.environ:
-            return between.skipped("a launcher has started this process: WORLD_SIZE is set")[0]
+            return between.skipped("a launcher has started this process: WORLD_SIZE is set")
         print(f"rankzero: measuring between {plan.ranks} ranks, {timeout:g} s at most", file=sys.stderr, flush=True)
         found, rows = between.checks(plan, timeout, timeout / WAITS)
         bandwidth.extend(rows)
@@ -116,6 +118,8 @@ def diagnose(
 
 def _made(name: str, checks: Callable[[], Sequence[Check]]) -> list[Check]:
     """A mistake of ours in one check must not cost the others."""
+    from launch.doctoring.check import Check, without_secrets
+
     try:
         return list(checks())
     except Exception as error:

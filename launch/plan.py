@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from launch.planning.corpus import Data
     from launch.planning.model import Sketch
     from launch.planning.rehearsal import Shapes
+    from launch.planning.states import Precision
     from launch.planning.training import Checkpoint, Speed, Training
     from trainer.recipe import Recipe
 
@@ -92,17 +93,19 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """What a run will need: memory per rank under every engine, steps, time, disk. Loads no weights."""
-    from rich.console import Console
-
-    from launch.planning.show import WIDTH, show
-
     wishes = Wishes(gpu, memory, _integers(ranks), _words(precision), throughput, price, cpu, run)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where it is installed, would look for a GPU and say so
     with contextlib.redirect_stdout(sys.stderr):  # what libraries have to say is no part of the answer
         plan = make_plan(recipe, overrides or (), wishes)
     if as_json:
+        from launch.planning.document import as_dict
+
         print(json.dumps(as_dict(plan), indent=2, ensure_ascii=False))
         return
+    from rich.console import Console
+
+    from launch.planning.show import WIDTH, show
+
     console = Console()
     show(plan, console if console.is_terminal and console.width >= WIDTH else Console(width=WIDTH))
 
@@ -117,16 +120,13 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), wishes
     wishes = wishes or Wishes()
     _check(wishes)
     from launch.planning import advice, training
-    from launch.planning.configurations import PRECISIONS, Planner
+    from launch.planning.configurations import Planner
     from launch.planning.corpus import look
     from trainer.loading import load_recipe
     from trainer.rundir import RunDir
 
     resolved = load_recipe(recipe, overrides)
-    limit, worlds = _limit(wishes), _ranks(resolved, wishes)
-    precisions = [p for p in PRECISIONS if p in (_checked_precisions(wishes) or PRECISIONS)]
-    if wishes.cpu and not wishes.precisions:
-        precisions.remove("fp16")
+    limit, worlds, precisions = _limit(wishes), _ranks(resolved, wishes), _precisions(wishes)
     run = RunDir(wishes.run or Path("runs") / resolved.name)
     quiet = logging.getLogger("rankzero")
     level = quiet.level
@@ -162,24 +162,6 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), wishes
     )
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as one JSON object; all sizes in bytes."""
-    from launch.planning.advice import config_of
-    from launch.planning.document import configuration_dict, document
-
-    found = document(plan)
-    found["configurations"] = [
-        {
-            **configuration_dict(c),
-            "config": config_of(c),
-            "fits": plan.limit.holds(c) if plan.limit else None,
-            "hours": plan.hours.get(c.setup.ranks),
-        }
-        for c in plan.configurations
-    ]
-    return found
-
-
 # -- wishes ------------------------------------------------------------------------------------------------------------
 
 
@@ -203,14 +185,17 @@ def _check(wishes: Wishes) -> None:
         raise UsageError("--gpu and --cpu: give one of them")
 
 
-def _checked_precisions(wishes: Wishes) -> list[str]:
-    known = {"fp32": "fp32", "tf32": "fp32", "no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+def _precisions(wishes: Wishes) -> list[Precision]:
+    from launch.planning.states import PRECISIONS
+
+    same: dict[str, Precision] = {"tf32": "fp32", "no": "fp32", **{p: p for p in PRECISIONS}}
     for word in wishes.precisions:
-        if word not in known:
+        if word not in same:
             raise UsageError(f"--precision {word}: not known; allowed: fp32, tf32, bf16, fp16")
     if wishes.cpu and "fp16" in wishes.precisions:
         raise UsageError("--precision fp16: needs a GPU; on a CPU fp32 and bf16 train")
-    return [known[word] for word in wishes.precisions]
+    asked = [same[word] for word in wishes.precisions]
+    return [p for p in PRECISIONS if p in asked or not (asked or (wishes.cpu and p == "fp16"))]
 
 
 def _limit(wishes: Wishes) -> Limit | None:

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,19 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import yaml
-from safetensors.numpy import load_file
 
 from launch.accelerate import environment
+from launch.comparing import Tensors
 from launch.configs import LaunchPlan, choose, find
 from launch.ranks import Hook, Ranks
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.sources import open_split
+from trainer.engine import checkpoint
 from trainer.errors import DataError, RankError
 from trainer.loading import Recipe, check_recipe
 from trainer.recipe import Recipe as BaseRecipe
+from trainer.rundir import RunDir
 from trainer.tasks.base import roles_of
 
 LANES = (4, 8)  # at least and at most: so that 1, 2 and 4 ranks are tried, and a step stays small
@@ -39,8 +39,6 @@ HALF, WHOLE = 10, 20  # steps
 KILLED_AFTER = 12
 PATIENCE = 1800.0  # seconds for one start, which takes a few on a quiet machine
 TRIES = 3  # to kill a run before it has come to its end
-
-Tensors = dict[str, np.ndarray]
 
 
 class RunFailed(Exception):
@@ -97,8 +95,7 @@ class Ground:
             started = self.start(run, env, ranks, *words)
             while started.running and steps_in(run) < KILLED_AFTER:
                 time.sleep(0.002)
-            for process in started.processes[-1:]:
-                process.kill()
+            started.processes[-1].kill()
             if started.wait(PATIENCE).codes[-1] == -9:
                 shutil.rmtree(before)
                 return self.train(run, env, ranks, *words)
@@ -110,7 +107,7 @@ class Ground:
 def steps_in(run: Path) -> int:
     """The last step that the ledger of a run holds."""
     try:
-        lines = (run / "ledger.jsonl").read_bytes().split(b"\n")
+        lines = RunDir(run).ledger.read_bytes().split(b"\n")
         return int(json.loads(lines[-2])["step"])
     except (OSError, IndexError, ValueError, KeyError):
         return 0
@@ -211,11 +208,14 @@ def launcher_environment(plan: LaunchPlan) -> dict[str, str]:
     return found | {"OMP_NUM_THREADS": env["OMP_NUM_THREADS"]}
 
 
+def place_of(run: Path, step: int) -> Path:
+    """The folder of a checkpoint, there or not."""
+    return checkpoint.path_of(RunDir(run).checkpoints, step)
+
+
 def checkpoint_of(run: Path, step: int) -> tuple[Tensors, Tensors]:
     """Weights and moments."""
-    folder = run / f"checkpoints/step-{step:08d}"
-    return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors")
-
-
-def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="rankzero-verify-", ignore_cleanup_errors=True)
+    weights, moments = (
+        checkpoint.read(RunDir(run).checkpoints, step, f"{n}.safetensors") for n in ("model", "optimizer")
+    )
+    return {name: t.numpy() for name, t in weights.items()}, {name: t.numpy() for name, t in moments.items()}

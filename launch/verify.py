@@ -10,31 +10,31 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from launch.configs import gpus
+from launch.comparing import Tensors, difference, misplaced, read_ledger, worst
+from launch.configs import Engine, gpus
 from launch.proving import (
     HALF,
     WHOLE,
     Ground,
     RunFailed,
-    Tensors,
     checkpoint_of,
     fp32,
     launcher_environment,
     make_ground,
-    temporary_folder,
+    place_of,
 )
 from launch.ranks import Hook
 from trainer.errors import NumericsError, RankError, UsageError
@@ -44,7 +44,7 @@ from trainer.rundir import RunDir
 
 ONE_STEP, SGD, ADAMW, BITWISE = 1e-6, 1e-6, 5e-4, 0.0  # tolerances; Adam divides by the root of gradients near zero
 MOVED = 1e-4  # at least, by some weight, in the second half of a run
-ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+ENGINES: tuple[str, ...] = get_args(Engine)
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,7 @@ class Proof:
 
     def run(self) -> list[Check]:
         self.say("one process, uninterrupted")
-        plan = fp32("debug", 1, self.ground.folder)
-        env = launcher_environment(plan)
-        if not self.on_gpus:
-            env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-        self._make_reference(env)
+        self._make_reference(self.environment("single", 1))
         before = ("single", self._reference["sgd"])
         for engine, ranks in self.engines:
             why = _missing(engine)
@@ -86,6 +82,14 @@ class Proof:
             folder = self.ground.folder / f"{engine}-{ranks}"
             before = _OneEngine(self, engine, ranks, folder).run(before)
         return self.checks
+
+    def environment(self, engine: str, ranks: int) -> dict[str, str]:
+        """Of the ranks, as the shipped config for this machine gives it, in fp32."""
+        if engine == "single":
+            alone = {} if self.on_gpus else {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+            return launcher_environment(fp32("debug", 1, self.ground.folder)) | alone
+        config = engine if self.on_gpus else "cpu" if engine == "ddp" else f"cpu_{engine}"
+        return launcher_environment(fp32(config, ranks, self.ground.folder))
 
     def _make_reference(self, env: dict[str, str]) -> None:
         """The runs of one process with which all others are compared.
@@ -130,11 +134,7 @@ class _OneEngine:
 
     def __init__(self, proof: Proof, engine: str, ranks: int, folder: Path) -> None:
         self.proof, self.engine, self.ranks, self.folder = proof, engine, ranks, folder
-        config = {"single": "debug", "ddp": "ddp" if proof.on_gpus else "cpu"}.get(engine, engine)
-        config = config if proof.on_gpus or engine in ("single", "ddp") else f"cpu_{engine}"
-        self.env = launcher_environment(fp32(config, ranks, proof.ground.folder))
-        if engine == "single" and not proof.on_gpus:
-            self.env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+        self.env = proof.environment(engine, ranks)
         self.runs: list[Path] = []
 
     def run(self, before: tuple[str, Path]) -> tuple[str, Path]:
@@ -179,29 +179,23 @@ class _OneEngine:
         found, expected = checkpoint_of(run, step), self.proof.expected(optimizer, step)
         if step == 1:  # the momentum after the first step is the gradient
             return difference(found[1], expected[1], "gradient")
-        return max(
-            difference(found[0], expected[0], "weight"), difference(found[1], expected[1], "moment"), key=_badness
-        )
+        return worst(found, expected)
 
     def _killed(self, uninterrupted: Path) -> tuple[float, str]:
         """Bit for bit what the same engine makes without the kill."""
-        if not (uninterrupted / f"checkpoints/step-{WHOLE:08d}").exists():
+        if not place_of(uninterrupted, WHOLE).exists():
             raise RunFailed("there is no uninterrupted run to compare with: see the line above")
         run, ground = self._half(uninterrupted, "killed"), self.proof.ground
         ground.train_killed(run, self.env, self.ranks, *ground.optimizer("sgd"))
         self.runs.append(run)
-        found, expected = checkpoint_of(run, WHOLE), checkpoint_of(uninterrupted, WHOLE)
-        return max(
-            difference(found[0], expected[0], "weight"), difference(found[1], expected[1], "moment"), key=_badness
-        )
+        return worst(checkpoint_of(run, WHOLE), checkpoint_of(uninterrupted, WHOLE))
 
     def _half(self, run: Path, name: str) -> Path:
         """A copy of a run as it stood after step 10."""
-        if not (run / f"checkpoints/step-{HALF:08d}").exists():
+        if not place_of(run, HALF).exists():
             raise RunFailed(f"{run.name} has no checkpoint of step {HALF} to go on from: see the lines above")
         copy = self.folder.with_name(f"{self.folder.name}-{name}")
-        last = f"step-{WHOLE:08d}"
-        shutil.copytree(run, copy, ignore=lambda _, names: {last} & set(names))
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns(place_of(run, WHOLE).name))
         RunDir(copy).cut_after(RunDir(copy).ledger, HALF)
         return copy
 
@@ -214,74 +208,6 @@ class _OneEngine:
             wrong += count
             explanations += [f"{run.name}: {why}"] if count else []
         return wrong, "; ".join(explanations)
-
-
-def _badness(found: tuple[float, str]) -> float:
-    return float("inf") if np.isnan(found[0]) else found[0]
-
-
-def difference(found: Tensors, expected: Tensors, what: str) -> tuple[float, str]:
-    """The largest difference of any number, and where and how they differ.
-
-    A gradient that has another length but the same direction was divided by something else.
-    """
-    if found.keys() != expected.keys():
-        names = sorted(found.keys() ^ expected.keys())
-        return float("inf"), f"not the same tensors: {', '.join(names[:5])}"
-    if not found:
-        return float("inf"), f"there is no {what} to compare"
-    apart = {name: float(np.abs(found[name] - expected[name]).max(initial=0.0)) for name in found}
-    worst = max(apart, key=lambda name: _badness((apart[name], "")))
-    norms = [
-        np.sqrt(sum(float(np.square(t, dtype=np.float64).sum()) for t in part.values())) for part in (found, expected)
-    ]
-    dot = sum(float((found[name].astype(np.float64) * expected[name]).sum()) for name in found)
-    direction = dot / max(norms[0] * norms[1], 1e-300)
-    same = sum(value == 0 for value in apart.values())
-    text = (
-        f"largest in the {what} {worst}; {same} of {len(apart)} tensors are equal; the norm is "
-        f"{norms[0] / max(norms[1], 1e-300):.6g} times that expected, the cosine {direction:.6g}"
-    )
-    return apart[worst], text
-
-
-def read_ledger(run: Path) -> list[dict[str, Any]]:
-    """The lines of ledger.jsonl: {"step", "rows": {lane: [row ids]}}."""
-    path = run / "ledger.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def misplaced(ledger: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]], rows: int) -> tuple[int, str]:
-    """Rows that are missing from an epoch, there more than once, or in another step or lane than expected.
-
-    Returns their number and a sentence. The first epoch ends with the step that brings the count to `rows`.
-    """
-    words = []
-    seen: Counter[str] = Counter()
-    total = wrong = 0
-    for line in ledger:
-        seen.update(id_ for ids in line["rows"].values() for id_ in ids)
-        total += sum(map(len, line["rows"].values()))
-        if total >= rows:
-            break
-    repeated = [id_ for id_, count in seen.items() if count > 1]
-    missing = rows - len(seen)
-    if repeated or missing:
-        wrong += len(repeated) + missing
-        words.append(
-            f"of {rows} rows {missing} are missing from the first epoch and {len(repeated)} come again {repeated[:3]}"
-        )
-    steps = {line["step"]: line["rows"] for line in ledger}
-    if len(steps) != len(ledger) or sorted(steps) != [line["step"] for line in expected]:
-        wrong += 1
-        words.append(f"the ledger holds the steps {[line['step'] for line in ledger]}")
-    elsewhere = [line["step"] for line in expected if steps.get(line["step"], line["rows"]) != line["rows"]]
-    if elsewhere:
-        wrong += len(elsewhere)
-        words.append(f"steps {elsewhere[:5]} hold other rows than in one process")
-    return wrong, "; ".join(words)
 
 
 def _missing(engine: str) -> str | None:
@@ -315,7 +241,7 @@ def verify(
     if unknown:
         raise UsageError(f"--engines {','.join(unknown)}: unknown; allowed: {', '.join(ENGINES)}")
     on_gpus = gpus() >= 2
-    with temporary_folder() as name:
+    with tempfile.TemporaryDirectory(prefix="rankzero-verify-", ignore_cleanup_errors=True) as name:
         ground = make_ground(recipe, Path(name), hook)
         say(f"proving with {'; '.join(ground.cuts)}")
         lanes = Recipe.load(ground.recipe).data.lanes
@@ -336,7 +262,7 @@ def shown(console: Console) -> Iterator[Callable[[str], None]]:
         yield lambda text: console.print(text, highlight=False, markup=False)
         return
     with console.status("") as status:
-        yield lambda text: status.update(text.replace("[", r"\["))
+        yield lambda text: status.update(escape(text))
 
 
 def show(checks: Sequence[Check], console: Console) -> None:

@@ -16,17 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+from doctor_world import only
 
 from launch.configs import choose
 from launch.doctoring import between, family, rank
 from launch.doctoring.check import Check
-
-
-def only(checks: list[Check], name: str) -> Check:
-    found = [one for one in checks if one.name == name]
-    assert len(found) == 1, (name, checks)
-    return found[0]
-
 
 # -- between the ranks -----------------------------------------------------------------------------------------------
 

@@ -17,8 +17,10 @@ from processes import engine_environment, next_logs, run_ranks
 from review_world import recipe as review_recipe
 from typer.testing import CliRunner
 
-from launch.plan import Plan, Wishes, as_dict, make_plan, plan_command
-from launch.planning.advice import GIB, Limit, cheapest
+from launch.configs import describe
+from launch.plan import Plan, Wishes, make_plan, plan_command
+from launch.planning.advice import CONFIGS, CPU_CONFIGS, GIB, Limit, cheapest
+from launch.planning.document import as_dict
 from launch.planning.gathering import REPLAYS
 from launch.planning.gpus import GPUS, find_gpu
 from launch.planning.model import Parameter, Sketch
@@ -242,6 +244,17 @@ def test_the_cheapest_that_fits_has_fewest_ranks_then_the_simplest_engine(plan: 
     assert turing is not None
     assert (turing.setup.name, turing.setup.precision) == ("single", "fp16")
     assert cheapest(plan.configurations, Limit(GIB)) is None  # CUDA alone takes as much
+
+
+def test_configs_that_are_proposed_are_what_they_are_said_to_be() -> None:
+    for table, cpu in ((CONFIGS, False), (CPU_CONFIGS, True)):
+        for (way, precision), words in table.items():
+            name, *alone = words.split()
+            found = describe(name)
+            engine = "single" if alone else found.engine
+            assert (engine, found.precision.replace("no", "fp32")) == (way.removesuffix(" offload"), precision), words
+            assert found.cpu == cpu or name == "debug"
+            assert name.endswith("_offload") == way.endswith(" offload")
 
 
 def test_a_gpu_by_any_spelling_and_unknown_ones_refused() -> None:

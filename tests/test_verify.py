@@ -11,13 +11,16 @@ from pathlib import Path
 import mutants
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import tiny_recipe, write_corpus
 from review_world import recipe as review_recipe
 
 from launch import proving
 from launch import verify as module
-from launch.verify import Check, Proof, difference, misplaced, verify
+from launch.comparing import difference, misplaced
+from launch.verify import Check, Proof, verify
+from trainer import tensors
 from trainer.errors import DataError, NumericsError, RankError, UsageError
 from trainer.loading import load_recipe
 
@@ -159,6 +162,18 @@ def test_differences_are_explained() -> None:
     assert difference({}, {}, "moment")[0] == float("inf"), "nothing to compare is no proof"
     nan = {"w": np.full((2, 2), np.nan, np.float32)}
     assert not difference(nan, one, "weight")[0] <= 1.0
+
+
+def test_checkpoints_in_parts_are_read_as_a_whole(tmp_path: Path) -> None:
+    folder = proving.place_of(tmp_path, 20)
+    folder.mkdir(parents=True)
+    for name, value in (("model", 1.0), ("optimizer", 2.0)):
+        made = {f"{name}.{i}": torch.full((4,), value + i) for i in range(3)}
+        tensors.write(folder / f"{name}.safetensors", made, shard_bytes=20)
+    assert not (folder / "model.safetensors").exists()
+    weights, moments = proving.checkpoint_of(tmp_path, 20)
+    assert difference(weights, {f"model.{i}": np.full(4, 1.0 + i) for i in range(3)}, "weight")[0] == 0
+    assert difference(moments, {f"optimizer.{i}": np.full(4, 2.0 + i) for i in range(3)}, "moment")[0] == 0
 
 
 def line(step: int, *ids: str) -> dict[str, object]:

@@ -17,14 +17,14 @@ NAMES = ("ranks", "all-reduce", "barrier")
 Rows = list[dict[str, Any]]
 
 
-def skipped(why: str) -> tuple[list[Check], Rows]:
-    return [Check(name, "skipped", why) for name in NAMES], []
+def skipped(why: str) -> list[Check]:
+    return [Check(name, "skipped", why) for name in NAMES]
 
 
 def checks(plan: LaunchPlan, timeout: float, patience: float) -> tuple[list[Check], Rows]:
     """Starts the ranks and judges what came of it; and the table of bandwidths by size, empty where it did not end."""
     if plan.engine == "single":
-        return skipped(f"config {plan.config} is one process here; for several, --config cpu or ddp")
+        return skipped(f"config {plan.config} is one process here; for several, --config cpu or ddp"), []
     return judge(plan, run(plan, timeout, patience), patience)
 
 
@@ -34,7 +34,7 @@ def judge(plan: LaunchPlan, outcome: Outcome, patience: float) -> tuple[list[Che
     if outcome.code != 0 or not results:
         return _broken(plan, outcome, patience), []
     result = results[min(results)]
-    places = Counter(f"{host}" for host, _ in result["places"])
+    places = Counter(host for host, _ in result["places"])
     where = ", ".join(f"{count} on {host}" for host, count in places.items()) or f"{plan.ranks_here} on this machine"
     text = f"{result['ranks']} ranks ({where}), engine {result['engine']}, {result['backend']}"
     ranks = Check("ranks", "ok", f"{text}, connected within {result['connect_seconds']:.2f} s")
@@ -67,7 +67,7 @@ def _all_reduce(plan: LaunchPlan, result: dict[str, Any]) -> Check:
 
 def _broken(plan: LaunchPlan, outcome: Outcome, patience: float) -> list[Check]:
     """Names the ranks that did not come, or died."""
-    diaries, by_name = outcome.diaries, dict.fromkeys(NAMES, "the ranks did not get so far")
+    diaries = outcome.diaries
     dead = [rank for rank, state in outcome.states.items() if state == DEAD and outcome.code is None]
     name = "barrier" if diaries.connected(plan.ranks_here) and not dead else "ranks"
     if _known_dead(outcome) or (outcome.code is not None and not diaries.missing):
@@ -78,7 +78,8 @@ def _broken(plan: LaunchPlan, outcome: Outcome, patience: float) -> list[Check]:
     else:
         found = _hangs(plan, outcome)
     fix = _fix(plan, outcome, found)
-    return [Check(n, "failed", found, fix) if n == name else Check(n, "skipped", why) for n, why in by_name.items()]
+    broken = Check(name, "failed", found, fix)
+    return [broken if check.name == name else check for check in skipped("the ranks did not get so far")]
 
 
 def _who(outcome: Outcome, ranks: Sequence[int]) -> str:

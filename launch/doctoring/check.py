@@ -8,10 +8,13 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 State = Literal["ok", "warning", "failed", "skipped"]
+LAST_WORDS = 5.0  # seconds for a program that was killed to end: a driver may hold it back even from SIGKILL
+GIB = 2**30
 SECRETS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "CREDENTIAL")
 
 
@@ -50,13 +53,13 @@ class Findings:
     def fail(self, text: str, fix: str) -> None:
         self._problems.append(("failed", text, fix))
 
-    def check(self) -> Check:
-        """Facts first, then problems, failures before warnings."""
+    def check(self, otherwise: str = "") -> Check:
+        """Facts first, then problems, failures before warnings; `otherwise` is said where there are neither."""
         problems = sorted(self._problems, key=lambda problem: problem[0] != "failed")
         status: State = problems[0][0] if problems else "ok"
         texts = [text for _, text, _ in problems]
         fix = "; ".join(dict.fromkeys(fix for _, _, fix in problems))
-        return Check(self.name, status, "; ".join([*self._facts, *texts]), fix, "; ".join(texts))
+        return Check(self.name, status, "; ".join([*self._facts, *texts]) or otherwise, fix, "; ".join(texts))
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Answer:
 
     code: int | None
     text: str
+
+    @property
+    def last(self) -> str:
+        """The last line, or the exit code of a program that said nothing."""
+        return self.text.splitlines()[-1] if self.text else f"exit code {self.code}"
 
 
 def ask(words: Sequence[str], seconds: float, env: dict[str, str] | None = None) -> Answer:
@@ -89,31 +97,25 @@ def ask(words: Sequence[str], seconds: float, env: dict[str, str] | None = None)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdout, process.stderr):
-            if pipe:
-                pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=LAST_WORDS)
     return Answer(process.returncode, out.strip() if process.returncode == 0 else (err.strip() or out.strip()))
 
 
 def within(name: str, seconds: float, look: Callable[[], list[Check]], fix: str) -> list[Check]:
     """`look()` in a thread of its own: a file system that hangs makes a failed check, and never holds up the doctor."""
-    found: list[Any] = []
+    found: Future[list[Check]] = Future()
 
     def run() -> None:
         try:
-            found.append(look())
+            found.set_result(look())
         except BaseException as error:
-            found.append(error)
+            found.set_exception(error)
 
-    thread = threading.Thread(target=run, name=f"doctor-{name}", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not found:
+    threading.Thread(target=run, name=f"doctor-{name}", daemon=True).start()  # a pool waits for its own at exit
+    if not wait([found], seconds).done:
         return [Check(name, "failed", f"no answer within {seconds:g} s", fix)]
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return list(found[0])
+    return found.result()
 
 
 def without_secrets(text: str) -> str:

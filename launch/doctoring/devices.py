@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launch.accelerate import for_launcher
 from launch.doctoring.check import Check, Findings, ask, size
 
 PATIENCE = 60.0  # seconds for torch to be read from a slow disk and to look for GPUs
-ROOT = Path(__file__).parents[2]
 NO_GPU = "no GPU: configs debug, cpu and cpu_… run here"
 
 
@@ -22,11 +22,11 @@ def checks() -> list[Check]:
     """One check, "devices". On a machine without a GPU's device file nothing is started."""
     if not device_files():
         return [Check("devices", "ok", NO_GPU)]
-    answer = ask([sys.executable, "-P", "-m", "launch.doctoring.devices"], PATIENCE, _environment())
+    answer = ask([sys.executable, "-m", "launch.doctoring.devices"], PATIENCE, for_launcher(dict(os.environ)))
     if answer.code != 0:
-        last = answer.text.splitlines()[-1] if answer.text else f"exit code {answer.code}"
-        return [Check("devices", "failed", f"torch cannot look at the GPUs: {last}", "nvidia-smi; dmesg | grep -i xid")]
-    return [judge(json.loads(answer.text.splitlines()[-1]))]
+        found = f"torch cannot look at the GPUs: {answer.last}"
+        return [Check("devices", "failed", found, "nvidia-smi; dmesg | grep -i xid")]
+    return [judge(json.loads(answer.last))]
 
 
 def device_files(folder: Path = Path("/dev")) -> bool:
@@ -89,13 +89,6 @@ def _has_code(architectures: list[str], major: int, minor: int) -> bool:
         if kind == "compute" and built <= (major, minor):
             return True
     return not architectures
-
-
-def _environment() -> dict[str, str]:
-    env = dict(os.environ)
-    if ROOT.name not in ("site-packages", "dist-packages"):
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
-    return env
 
 
 def look() -> dict[str, Any]:

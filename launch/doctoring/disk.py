@@ -12,9 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from launch.doctoring.check import Check, Findings, size, within
+from launch.doctoring.check import GIB, Check, Findings, size, within
 
-GIB = 2**30
 TOO_LITTLE, LITTLE = GIB // 4, 4 * GIB
 FEW_FILES = 10_000
 SLOW = 50e6  # bytes/s written: below it, saving 1 GB takes more than 20 s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -11,10 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from launch.accelerate import cores
-from launch.doctoring.check import Check, Findings, size
+from launch.doctoring.check import GIB, Check, Findings, size
+from trainer.cores import cores
 
-GIB = 2**30
 LITTLE_MEMORY = 2 * GIB
 LITTLE_SHARED = GIB  # Docker gives 64 MiB unless told otherwise; loader workers and NCCL need more
 FEW_FILES = 1024
@@ -127,17 +127,11 @@ def leftovers(folder: Path) -> list[Path]:
     """This user's files that DeepSpeed and torch left in shared memory, and that no living process has mapped."""
     patterns = ("deepspeed_allreduce_buffer_*", "torch_*")
     found = [path for pattern in patterns for path in folder.glob(pattern) if path.stat().st_uid == os.getuid()]
-    return sorted(path for path in found if not _in_use(path)) if found else []
-
-
-def _in_use(path: Path) -> bool:
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            if str(path) in maps.read_text(errors="replace"):
-                return True
-        except OSError:  # gone, or not ours to look at
-            continue
-    return False
+    for maps in Path("/proc").glob("[0-9]*/maps") if found else ():
+        with contextlib.suppress(OSError):  # gone, or not ours to look at
+            mapped = maps.read_text(errors="replace")
+            found = [path for path in found if str(path) not in mapped]
+    return sorted(found)
 
 
 def _patterns(paths: list[Path]) -> str:

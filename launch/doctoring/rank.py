@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -185,13 +184,8 @@ def roll_call(store: Any, stage: str, rank: int, world: int, patience: float) ->
     return []
 
 
-def launched(run: Callable[[], int]) -> None:
-    """Ends without Python's own tidying up, which waits for threads of a process group that may hang."""
-    code = run()
+if __name__ == "__main__":
+    code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
-
-
-if __name__ == "__main__":
-    launched(main)
+    os._exit(code)  # Python's own tidying up waits for threads of a process group that may hang

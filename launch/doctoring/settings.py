@@ -8,9 +8,9 @@ import socket
 
 import psutil
 
-from launch.accelerate import cores
 from launch.configs import LaunchPlan
 from launch.doctoring.check import Check, Findings
+from trainer.cores import cores
 
 TRUE = ("1", "true", "yes", "on", "y", "t")
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
@@ -30,27 +30,24 @@ def _environment(plan: LaunchPlan | None) -> Check:
     told = [f"{name}={os.environ[name]}" for name in TOLD if name in os.environ]
     if told:
         findings.fact(", ".join(told))
-    for name in LAUNCHED:
-        if name in os.environ:
-            text = f"{name}={os.environ[name]} is set: rankzero believes that a launcher started it, and starts none"
-            findings.warn(text, f"unset {' '.join(LAUNCHED)} (outside of torchrun, accelerate launch and srun)")
-            break
+    if (name := next((name for name in LAUNCHED if name in os.environ), None)) is not None:
+        text = f"{name}={os.environ[name]} is set: rankzero believes that a launcher started it, and starts none"
+        findings.warn(text, f"unset {' '.join(LAUNCHED)} (outside of torchrun, accelerate launch and srun)")
     _misleading(findings, plan)
-    check = findings.check()
-    return check if check.found else Check(check.name, "ok", "no variable that changes a training")
+    return findings.check("no variable that changes a training")
 
 
 def _misleading(findings: Findings, plan: LaunchPlan | None) -> None:
     """`rankzero train` removes these; `accelerate launch`, `torchrun` and `srun` by hand obey them."""
     by_hand = "rankzero train ignores it, accelerate launch and torchrun do not"
     engine = plan.engine if plan else "ddp"
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE:
+    if _on("ACCELERATE_USE_CPU"):
         if engine not in ("single", "ddp"):
             findings.warn(f"ACCELERATE_USE_CPU is set: {engine} would silently be DDP; {by_hand}", _unset("USE_CPU"))
         elif plan and not plan.cpu:
             findings.warn(f"ACCELERATE_USE_CPU is set: the GPUs would stay unused; {by_hand}", _unset("USE_CPU"))
     for kind, engines in (("DEEPSPEED", ("zero1", "zero2", "zero3")), ("FSDP", ("fsdp2",))):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in TRUE and engine not in engines:
+        if _on(f"ACCELERATE_USE_{kind}") and engine not in engines:
             text = f"ACCELERATE_USE_{kind} is set and {engine} is wanted; {by_hand}"
             findings.warn(text, _unset(f"USE_{kind}"))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION")

@@ -24,7 +24,7 @@ def show(checks: Sequence[Check], bandwidth: Sequence[dict[str, Any]], *, termin
         for check in checks:
             print(f"{check.status:8s} {check.name:20s} {check.found}")
         _lines(bandwidth)
-    _problems([check for check in checks if check.fix and check.status in ("warning", "failed")])
+    _problems([check for check in checks if check.status in ("warning", "failed")])
     print(verdict(checks))
 
 

@@ -37,9 +37,8 @@ def _ask_controller(findings: Findings) -> None:
     findings.fact(version.text if version.code == 0 else "version unknown")
     answer = ask(["sinfo", "--noheader", "--format=%P|%a|%l|%D|%t"], PATIENCE)
     if answer.code != 0:
-        last = answer.text.splitlines()[-1] if answer.text else f"exit code {answer.code}"
         fix = "scontrol ping; is slurmctld running, is munge, and is slurm.conf the controller's?"
-        findings.warn(f"the controller does not answer: {last}", fix)
+        findings.warn(f"the controller does not answer: {answer.last}", fix)
         return
     lines = [line.split("|") for line in answer.text.splitlines() if line.count("|") == 4]
     if not lines:
@@ -47,10 +46,10 @@ def _ask_controller(findings: Findings) -> None:
         return
     told = [f"{name} {up}, {nodes} {state}, {limit}" for name, up, limit, nodes, state in lines]
     findings.fact(f"partitions: {' / '.join(told)}")
-    if not any(up == "up" and usable(state) for _, up, _, _, state in lines):
+    if not any(up == "up" and _usable(state) for _, up, _, _, state in lines):
         findings.warn("no node can take a job", "sinfo -R tells why the nodes are down or drained")
 
 
-def usable(state: str) -> bool:
+def _usable(state: str) -> bool:
     """Whether nodes in this state take jobs, now or later (sinfo marks those that do not answer with a star)."""
     return state.rstrip("~#$@+^-") in ("idle", "mix", "alloc", "comp", "resv")

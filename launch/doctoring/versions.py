@@ -29,7 +29,7 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class KnownBad:
-    """A range of versions that must not be used (`severity` failed) or that does not serve here (warning)."""
+    """A range of versions that must not be used (`severe`) or that does not serve here."""
 
     package: str
     versions: str
@@ -75,8 +75,7 @@ def requirements() -> list[tuple[Requirement, bool]]:
         lines += [(line, True) for extra in extras if extra != "test" for line in extras[extra]]
         return [(Requirement(line), optional) for line, optional in lines]
     found = [Requirement(line) for line in metadata.requires("rankzero") or []]
-    tests = [requirement for requirement in found if not _always(requirement) and _for_extra(requirement, "test")]
-    return [(requirement, not _always(requirement)) for requirement in found if requirement not in tests]
+    return [(r, not _always(r)) for r in found if _always(r) or not _for_extra(r, "test")]
 
 
 def _always(requirement: Requirement) -> bool:
@@ -126,8 +125,7 @@ def _vulnerable() -> Check:
         if version is not None and version in _allowing_all(SpecifierSet(bad.versions)):
             say = findings.fail if bad.severe else findings.warn
             say(f"{bad.package} {version} ({bad.versions}): {bad.why}", bad.fix)
-    check = findings.check()
-    return check if check.found else Check(check.name, "ok", f"none of {', '.join(b.package for b in KNOWN_BAD)}")
+    return findings.check(f"none of {', '.join(bad.package for bad in KNOWN_BAD)}")
 
 
 def _combination() -> Check:
@@ -146,12 +144,9 @@ def _combination() -> Check:
                 continue
             seen += 1
             if version not in _allowing_all(theirs.specifier):
-                text = (
-                    f"{ours.name} {installed(ours.name)} wants {theirs.name}{theirs.specifier}, {version} is installed"
-                )
+                text = f"{ours.name} {installed(ours.name)} wants {_plain(theirs)}, {version} is installed"
                 findings.fail(text, f"pip install '{_plain(theirs)}' (or another {ours.name})")
-    check = findings.check()
-    return check if check.found else Check(check.name, "ok", f"{seen} requirements of these packages hold")
+    return findings.check(f"{seen} requirements of these packages hold")
 
 
 def _allowing_all(specifier: SpecifierSet) -> SpecifierSet:

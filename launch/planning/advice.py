@@ -74,7 +74,7 @@ def order(configuration: Configuration, bf16: bool) -> tuple[object, ...]:
 
 def cheapest(configurations: Sequence[Configuration], limit: Limit) -> Configuration | None:
     """The first in `order` of those that fit; on a CPU without fp16, which it only emulates."""
-    bf16 = limit.gpu is None or limit.gpu.bf16 > 0
+    bf16 = limit.gpu is None or limit.gpu.bf16
     fit = [c for c in configurations if limit.holds(c) and config_of(c) is not None]
     return min(fit, key=lambda c: order(c, bf16), default=None)
 
@@ -86,12 +86,10 @@ def config_of(configuration: Configuration) -> str | None:
     return table.get((setup.name, setup.precision))
 
 
-def command(recipe: str | Path, overrides: Sequence[str], configuration: Configuration) -> str | None:
-    """The line that starts it, or None where no shipped config does."""
-    config = config_of(configuration)
-    if config is None:
-        return None
-    setup = configuration.setup
+def command(recipe: str | Path, overrides: Sequence[str], configuration: Configuration) -> str:
+    """The line that starts a configuration with a shipped config."""
+    setup, config = configuration.setup, config_of(configuration)
+    assert config is not None, configuration
     words = [word for word in overrides if not word.startswith("loop.activation_checkpointing=")]
     words += ["loop.activation_checkpointing=true"] if setup.checkpointing else []
     words += ["--config", *config.split()]

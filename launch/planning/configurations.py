@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from launch.planning.corpus import Data
 from launch.planning.gathering import REPLAYS
@@ -14,13 +14,12 @@ from launch.planning.model import Made, Sketch, make
 from launch.planning.rehearsal import Arithmetic, Device, Shapes, Timeline, most, most_in_evaluation, rehearse
 from launch.planning.replay import Peak
 from launch.planning.states import ENGINES, FULL, Precision, Setup, States, ZeroSettings, part_of, rows_of, states
+from trainer.data.loader import owned_lanes
 from trainer.errors import UsageError
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     from trainer.tasks.base import Task
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -69,32 +68,28 @@ class Planner:
             model = recipe.model.model_copy(update={"attention": "sdpa"})
             task.recipe = recipe.model_copy(update={"model": model})
         self.zero = ZeroSettings.of_rankzero()
-        self._timelines: dict[tuple[Arithmetic, bool], Timeline] = {}
+        self.made = make(task, device, "fp32", checkpointing=False)
+        self.sketch = self.made.sketch
+        self._rehearsals: dict[tuple[Arithmetic, bool], tuple[Timeline, int, int]] = {}
         self._peaks: dict[tuple[Any, ...], tuple[Peak, int]] = {}
 
     @cached_property
-    def made(self) -> Made:
-        return make(self.task, self.device, "fp32", checkpointing=False)
+    def _checkpointing(self) -> Made | None:
+        try:
+            return make(self.task, self.device, "fp32", checkpointing=True)
+        except UsageError:
+            return None
 
     @property
-    def sketch(self) -> Sketch:
-        return self.made.sketch
-
-    @cached_property
     def can_checkpoint(self) -> bool:
-        try:
-            make(self.task, "gpu", "fp32", checkpointing=True)
-        except UsageError:
-            return False
-        return True
+        return self._checkpointing is not None
 
     @cached_property
     def shapes(self) -> Shapes:
         """Of the candidates the micro-batch that needs most memory."""
-        found = self.data.largest
-        if len(found) == 1:
-            return found[0]
-        return max(found, key=lambda shapes: most(self._rehearsed(self.made, shapes, "fp32")))
+        found = [(shapes, self._rehearsed(self.made, shapes, "fp32")) for shapes in self.data.largest]
+        shapes, self._rehearsals["fp32", False] = max(found, key=lambda pair: pair[1][1:])
+        return shapes
 
     @cached_property
     def evaluation(self) -> int:
@@ -102,29 +97,29 @@ class Planner:
         return most_in_evaluation(self.made.objective, self._evaluation_shapes(), self.device)
 
     def configurations(self, ranks: Sequence[int], precisions: Sequence[Precision]) -> Iterator[Configuration]:
+        checkpointings = (False, True) if self.can_checkpoint else (False,)
         for world in ranks:
-            for engine in ENGINES if world > 1 else ("single", "zero3"):
-                for offload in {"zero3": (False, True)}.get(engine, (False,)):
-                    if world == 1 and engine == "zero3" and not offload:
-                        continue  # cut into one part: only worth it with the rest on the host
-                    if engine == "single" and world > 1:
-                        continue
-                    for precision in precisions:
-                        for checkpointing in (False, True) if self.can_checkpoint else (False,):
-                            setup = Setup(engine, world, precision, self.device, offload, checkpointing, self.zero)
-                            if not (setup.offload and self.device == "cpu"):
-                                yield self._configuration(setup)
+            for (engine, offload), precision, checkpointing in product(self._ways(world), precisions, checkpointings):
+                yield self._configuration(
+                    Setup(engine, world, precision, self.device, offload, checkpointing, self.zero)
+                )
+
+    def _ways(self, ranks: int) -> Iterator[tuple[str, bool]]:
+        """Engines, and whether they offload. On one rank ZeRO is only worth it with the rest on the host."""
+        for engine in ENGINES:
+            if (engine == "single") == (ranks == 1):
+                yield engine, False
+            if engine == "zero3" and self.device == "gpu":
+                yield engine, True
 
     def _configuration(self, setup: Setup) -> Configuration:
+        accumulation = micro_batches(self.recipe, setup.ranks)
+        timeline, live, logits = self._rehearsal(setup.arithmetic, setup.checkpointing)
         key = (setup.engine, setup.ranks, setup.arithmetic, setup.offload, setup.checkpointing)
-        if key not in self._peaks:
-            accumulation = micro_batches(self.recipe, setup.ranks)
-            average = self.recipe.optim.averaging.kind == "ema"
-            replay = REPLAYS[setup.engine](self.sketch, setup, accumulation, average)
-            peak = replay.play(self._timeline(setup.arithmetic, setup.checkpointing))
-            self._peaks[key] = peak, replay.resident()
+        if key not in self._peaks:  # bf16 and fp16 need the same
+            replay = REPLAYS[setup.engine](self.sketch, setup, accumulation, self._averaged)
+            self._peaks[key] = replay.play(timeline), replay.resident()
         peak, resident = self._peaks[key]
-        live, logits = most(self._timeline(setup.arithmetic, setup.checkpointing))
         whole = FULL * self.sketch.all_elements
         # a sharded engine's whole copy comes to the device; a moving average's place is taken from the raw weights
         visiting = whole if self._copies(setup) else 0
@@ -136,36 +131,43 @@ class Planner:
             peak,
             self._start(setup),
             resident + visiting + self.evaluation,
-            sent(self.sketch, setup, micro_batches(self.recipe, setup.ranks), peak, self.recipe),
+            sent(self.sketch, setup, accumulation, peak, self._averaged),
         )
 
+    @property
+    def _averaged(self) -> bool:
+        return self.recipe.optim.averaging.kind == "ema"
+
     def _copies(self, setup: Setup) -> bool:
-        averaged = self.recipe.optim.averaging.kind == "ema"
-        return self.device == "gpu" if setup.sharded else averaged
+        return self.device == "gpu" if setup.sharded else self._averaged
 
     def _start(self, setup: Setup) -> int:
-        """Sharded engines are given a copy of the whole model, made on the device."""
+        """The whole model with the gradient that tells what the loss does not depend on, before it is cut up; on a CPU
+        with the copy that is evaluated."""
         whole = FULL * self.sketch.all_elements
+        begun = whole + FULL * self.sketch.trained_elements
         if not setup.sharded:
-            return whole + FULL * self.sketch.trained_elements
-        kept = states(self.sketch, setup)
+            return begun
+        kept, laid_out = states(self.sketch, setup), 0
         if setup.engine in ("zero1", "zero2"):  # the weights stand beside the flat copy that is made of them
             laid_out = (
                 setup.width * self.sketch.all_elements + kept.parameters + kept.optimizer // (1 + self.sketch.moments)
             )
-            return max(2 * whole, laid_out) if self.device == "gpu" else whole + max(whole, laid_out)
-        return 2 * whole
+        return max(begun, laid_out) + (whole if self.device == "cpu" else 0)
 
-    def _timeline(self, arithmetic: Arithmetic, checkpointing: bool) -> Timeline:
-        key = (arithmetic, checkpointing)
-        if key not in self._timelines:
-            plain = arithmetic == "fp32" and not checkpointing
-            made = self.made if plain else make(self.task, self.device, arithmetic, checkpointing=checkpointing)
-            self._timelines[key] = self._rehearsed(made, self.shapes, arithmetic)
-        return self._timelines[key]
+    def _rehearsal(self, arithmetic: Arithmetic, checkpointing: bool) -> tuple[Timeline, int, int]:
+        """The timeline of a micro-batch, and the most that lives in it: all, and what of it are logits."""
+        shapes, key = self.shapes, (arithmetic, checkpointing)
+        if key not in self._rehearsals:
+            made = self._checkpointing if checkpointing else self.made
+            if arithmetic == "half" or made is None:
+                made = make(self.task, self.device, arithmetic, checkpointing=checkpointing)
+            self._rehearsals[key] = self._rehearsed(made, shapes, arithmetic)
+        return self._rehearsals[key]
 
-    def _rehearsed(self, made: Made, shapes: Shapes, arithmetic: Arithmetic) -> Timeline:
-        return rehearse(made.objective, made.trained, made.units, shapes, self.device, arithmetic)
+    def _rehearsed(self, made: Made, shapes: Shapes, arithmetic: Arithmetic) -> tuple[Timeline, int, int]:
+        timeline = rehearse(made.objective, made.trained, made.units, shapes, self.device, arithmetic)
+        return timeline, *most(timeline)
 
     def _evaluation_shapes(self) -> Shapes:
         """The training's largest micro-batch with as many rows as an evaluation batch may have."""
@@ -176,11 +178,11 @@ class Planner:
 
 
 def micro_batches(recipe: Recipe, ranks: int) -> int:
-    """Forwards of each rank in a step, as `trainer.compose` computes them."""
-    return math.ceil(math.ceil(recipe.data.lanes / ranks) / recipe.loop.fuse_lanes)
+    """Forwards of rank zero in a step, which has no fewer than others."""
+    return len(owned_lanes(recipe.data.lanes, 0, ranks, recipe.loop.fuse_lanes))
 
 
-def sent(sketch: Sketch, setup: Setup, accumulation: int, peak: Peak, recipe: Recipe) -> int:
+def sent(sketch: Sketch, setup: Setup, accumulation: int, peak: Peak, averaged: bool) -> int:
     """Bytes that one rank sends in an optimizer step, by rings: an all-gather or reduce-scatter of B bytes sends
     (W-1)/W B, an all-reduce twice that. Gradients go in fp32 under every engine.
     """
@@ -200,15 +202,9 @@ def sent(sketch: Sketch, setup: Setup, accumulation: int, peak: Peak, recipe: Re
         small = setup.width * sum(p.size for p in sketch.parameters if p.size <= setup.zero.persistent)
         total = accumulation * ring * (peak.gathered + scattered) + ring * small
     else:
-        rows = {
-            block: w * sum(rows_of(p, w) for p in sketch.parameters if p.block == block) for block in _blocks(sketch)
-        }
+        rows = {block: w * sum(rows_of(p, w) for p in inside) for block, inside in sketch.gathered.items()}
         each = setup.width * (rows[None] + 2 * sum(n for block, n in rows.items() if block is not None))
         total = ring * (accumulation * each + FULL * w * sum(rows_of(p, w) for p in sketch.trained))
-    if recipe.optim.averaging.kind == "ema":  # whole weights at each step
+    if averaged:  # whole weights at each step
         total += (2 if setup.engine in ("zero1", "zero2") else 1) * ring * FULL * sketch.all_elements
     return round(total)
-
-
-def _blocks(sketch: Sketch) -> list[int | None]:
-    return [None, *range(sketch.blocks)]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import yaml
+
 from launch.planning.rehearsal import Shapes
 from launch.planning.sample import Sample
 from trainer.data.keyed import uniform
@@ -14,10 +16,10 @@ from trainer.data.lanes import Bookmark
 from trainer.data.loader import Loaded, load_epoch, owned_lanes
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Row, Source, open_split
-from trainer.data.tokenization import load_tokenizer, train_tokenizer
+from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir, read_json
 from trainer.tasks.base import Task, make_task, roles_of
 
@@ -63,10 +65,11 @@ def look(recipe: Recipe, run: RunDir) -> tuple[Task, Data]:
     source = open_split(recipe.data, "train")
     assert source is not None, "data.train is required"
     sample = Sample(source).fill()
-    tokenizer, origin, trained_here = _tokenizer(recipe, sample, run)
+    before = run if _agrees(recipe, run) else None
+    tokenizer, origin, trained_here = _tokenizer(recipe, sample, before)
     task = make_task(recipe, tokenizer, {"train": {"labels": _labels(recipe, sample)}})
     found = _Epoch(recipe, task, sample).walk()
-    rows, rows_from = _rows(recipe, sample, found, run)
+    rows, rows_from = _rows(recipe, sample, found, before)
     if rows < recipe.data.lanes:
         raise DataError(
             f"data.lanes={recipe.data.lanes} is more than the {rows} rows of data.train: each lane needs a row; "
@@ -84,12 +87,8 @@ def look(recipe: Recipe, run: RunDir) -> tuple[Task, Data]:
     return task, data
 
 
-def agrees(recipe: Recipe, run: RunDir) -> bool:
+def _agrees(recipe: Recipe, run: RunDir) -> bool:
     """Whether a run directory has been made from the same data, tokenizer and task."""
-    import yaml
-
-    from trainer.recipe import changed_keys
-
     if not run.recipe.exists():
         return False
     changed = changed_keys(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), recipe.model_dump(mode="json"))
@@ -107,10 +106,9 @@ def _labels(recipe: Recipe, sample: Sample) -> dict[str, int]:
     return {label: count for label, count in counts.items() if label in known}
 
 
-def _rows(recipe: Recipe, sample: Sample, found: _Epoch, run: RunDir) -> tuple[int, str]:
-    manifest = read_json(run.manifest) if agrees(recipe, run) else None
-    if manifest:
-        return int(manifest["data"]["train"]["rows"]), f"as {run.manifest} says"
+def _rows(recipe: Recipe, sample: Sample, found: _Epoch, before: RunDir | None) -> tuple[int, str]:
+    if before is not None and (manifest := read_json(before.manifest)):
+        return int(manifest["data"]["train"]["rows"]), f"as {before.manifest} says"
     if sample.whole:
         return found.rows, "counted"
     held = recipe.data.validation if isinstance(recipe.data.validation, float) else 0.0
@@ -121,32 +119,19 @@ def _rows(recipe: Recipe, sample: Sample, found: _Epoch, run: RunDir) -> tuple[i
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def _tokenizer(recipe: Recipe, sample: Sample, run: RunDir) -> tuple[PreTrainedTokenizerFast, str, bool]:
+def _tokenizer(recipe: Recipe, sample: Sample, before: RunDir | None) -> tuple[PreTrainedTokenizerFast, str, bool]:
     """The tokenizer, where it comes from, and whether it was trained here."""
-    if (run.tokenizer / "tokenizer.json").exists() and agrees(recipe, run):
-        return load_tokenizer(str(run.tokenizer)), f"tokenizer of {run.path}", False
+    if before is not None and (before.tokenizer / "tokenizer.json").exists():
+        return load_tokenizer(str(before.tokenizer)), f"tokenizer of {before.path}", False
     if (prepared := prepared_tokenizer(recipe)) is not None:
         return prepared, f"tokenizer of {recipe.data.root}", False
     if recipe.tokenizer_name is not None:
         return load_tokenizer(recipe.tokenizer_name), f"tokenizer of {recipe.tokenizer_name}", False
     settings = recipe.tokenizer.train
     assert settings is not None
-    texts = _Texts(recipe, sample)
+    texts = TrainingTexts(_Kept(sample), recipe.data, roles_of(recipe), LEARNT)
     made = train_tokenizer(texts, settings, recipe.data.max_length)
     return made, "of a tokenizer trained on all rows here and not kept", True
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """Cleaned texts of the sample, to train a tokenizer on; iterated more than once."""
-
-    recipe: Recipe
-    sample: Sample
-
-    def __iter__(self) -> Iterator[str]:
-        from trainer.data.tokenization import TrainingTexts
-
-        return iter(TrainingTexts(_Kept(self.sample), self.recipe.data, roles_of(self.recipe), LEARNT))
 
 
 class _Kept(Source):
@@ -213,11 +198,9 @@ class _Epoch:
         return self
 
     def _take(self, loaded: Loaded) -> None:
-        self.rows, self.tokens, self.padded = (
-            self.rows + loaded.rows,
-            self.tokens + loaded.tokens,
-            self.padded + loaded.padded,
-        )
+        self.rows += loaded.rows
+        self.tokens += loaded.tokens
+        self.padded += loaded.padded
         shapes = {name: tuple(tensor.shape) for name, tensor in loaded.inputs.items()}
         inputs = [shapes[name] for name in self.task.inputs]
         scores = {
@@ -235,6 +218,3 @@ class _Epoch:
             if shapes not in found:
                 found.append(shapes)
         return found
-
-
-__all__ = ["Data", "agrees", "look"]

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from launch.plan import Plan
 
 
-def document(plan: Plan) -> dict[str, Any]:
-    """Everything but the list of configurations."""
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as one JSON object; all sizes in bytes."""
     sketch, best = plan.sketch, plan.best
     return {
         "recipe": plan.recipe.name,
@@ -42,13 +42,21 @@ def document(plan: Plan) -> dict[str, Any]:
         "throughput": None if plan.speed is None else asdict(plan.speed),
         "answer": None
         if best is None
-        else {**configuration_dict(best), "config": config_of(best), "command": plan.command, **_cost(plan, best)},
+        else {**_configuration(best), "config": config_of(best), "command": plan.command, **_cost(plan, best)},
         "notes": plan.notes,
+        "configurations": [
+            {
+                **_configuration(c),
+                "config": config_of(c),
+                "fits": plan.limit.holds(c) if plan.limit else None,
+                "hours": plan.hours.get(c.setup.ranks),
+            }
+            for c in plan.configurations
+        ],
     }
 
 
-def configuration_dict(c: Configuration) -> dict[str, Any]:
-    """One configuration."""
+def _configuration(c: Configuration) -> dict[str, Any]:
     setup = c.setup
     return {
         "engine": setup.engine,

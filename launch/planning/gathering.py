@@ -9,17 +9,16 @@ from launch.planning.rehearsal import Timeline
 from launch.planning.replay import BucketReplay, DdpReplay, Peak, Replay, Zero1Replay, Zero2Replay
 from launch.planning.states import FULL, part_of, rows_of, states
 
-__all__ = ["REPLAYS"]
-
 
 class Zero3Replay(BucketReplay):
     """Weights are gathered ahead in the order of the last micro-batch, and stay while they are soon needed again."""
 
+    in_fp32 = True
+
     def begin(self) -> None:
         super().begin()
         self.open_bucket()
-        kept = states(self.sketch, self.setup)
-        self.hold("gradients", kept.gradients)
+        self.hold("gradients", states(self.sketch, self.setup).gradients)
         small = self.setup.zero.persistent
         self.cut = {n for n, p in enumerate(self.sketch.parameters) if p.size > small}
         self.whole: set[int] = set()
@@ -139,9 +138,7 @@ class Fsdp2Replay(Replay):
     """
 
     def begin(self) -> None:
-        blocks: list[int | None] = [None, *range(self.sketch.blocks)]
-        inside = {b: [p for p in self.sketch.parameters if p.block == b] for b in blocks}
-        ranks = self.setup.ranks
+        inside, ranks = self.sketch.gathered, self.setup.ranks
         self.elements = {b: ranks * sum(rows_of(p, ranks) for p in found) for b, found in inside.items()}
         self.trained_in = {b: sum(p.group is not None for p in found) for b, found in inside.items()}
         self.trained_rows = {

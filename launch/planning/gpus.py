@@ -1,8 +1,14 @@
-"""GPUs by name: memory, and bf16 throughput of dense matrix products as their makers give it.
+"""GPUs by name: memory as their drivers tell it, in GiB, and whether they multiply matrices in bf16.
 
-Sources, read from the makers' data sheets: NVIDIA T4, V100, A10, A30, A40, A100, L4, L40S, H100, H200, B200, RTX 3090,
-RTX 4090, RTX 5090, RTX A6000, RTX 6000 Ada; AMD MI250X (one of its two dies is a device), MI300X. `GiB` is the nominal
-size: a part of it is never to be had (see `USABLE` in launch.planning.advice). 0 TFLOP/s: no bf16 in hardware.
+With ECC in GDDR6 the driver tells a sixteenth less than the maker does (T4, A10, A40, L4, L40S). Sources:
+
+- nvidia-smi's totals in MiB: H100 81,559, A100 81,920 and 40,960, A10 23,028, L40S 46,068, L4 23,034, T4 15,360
+  (github.com/modal-labs/modal-client, pull request 2797); as found in its output quoted in several public repositories:
+  A40 46,068, A30 24,576, V100 32,768 and 16,384, RTX 3090 24,576, RTX 4090 24,564, RTX 5090 32,607, RTX A6000 and
+  RTX 6000 Ada 49,140, H200 143,771, B200 183,359.
+- MI300X: rocm-smi tells 206,141,652,992 bytes (github.com/ROCm/legacy-rocm-build, issue 4750). MI250X: half of its
+  128 GB, as each of its two dies is a device; no output of its own was found.
+- bf16: of NVIDIA's from Ampere on, compute capability 8.0 (github.com/pytorch/pytorch, pull request 50442).
 """
 
 from __future__ import annotations
@@ -19,17 +25,16 @@ class Gpu:
 
     name: str
     memory: float  # GiB
-    bf16: float  # TFLOP/s, dense
+    bf16: bool = True
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("T4", 16, 0), Gpu("V100-16", 16, 0), Gpu("V100", 32, 0), Gpu("A10", 24, 125), Gpu("L4", 24, 121),
-        Gpu("A30", 24, 165), Gpu("RTX3090", 24, 71), Gpu("RTX4090", 24, 165), Gpu("RTX5090", 32, 210),
-        Gpu("A100-40", 40, 312), Gpu("A40", 48, 150), Gpu("RTXA6000", 48, 155), Gpu("L40S", 48, 362),
-        Gpu("RTX6000Ada", 48, 364), Gpu("MI250X", 64, 192), Gpu("A100", 80, 312), Gpu("H100", 80, 989),
-        Gpu("H200", 140, 989), Gpu("B200", 180, 2250), Gpu("MI300X", 192, 1307),
+        Gpu("T4", 15, bf16=False), Gpu("V100-16", 16, bf16=False), Gpu("V100", 32, bf16=False), Gpu("A10", 22.5),
+        Gpu("L4", 22.5), Gpu("A30", 24), Gpu("RTX3090", 24), Gpu("RTX4090", 24), Gpu("RTX5090", 32), Gpu("A100-40", 40),
+        Gpu("A40", 45), Gpu("RTXA6000", 48), Gpu("L40S", 45), Gpu("RTX6000Ada", 48), Gpu("MI250X", 64), Gpu("A100", 80),
+        Gpu("H100", 80), Gpu("H200", 140), Gpu("B200", 179), Gpu("MI300X", 192),
     )
 }  # fmt: skip
 

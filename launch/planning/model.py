@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +48,7 @@ class Parameter:
     @property
     def size(self) -> int:
         """Number of elements."""
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -72,23 +71,30 @@ class Sketch:
     modules: tuple[tuple[int, ...], ...]
     blocks: int
 
-    @property
+    @cached_property
     def trained(self) -> tuple[Parameter, ...]:
         """In the order of `parameters`."""
         return tuple(p for p in self.parameters if p.group is not None)
 
-    @property
+    @cached_property
     def all_elements(self) -> int:
         return sum(p.size for p in self.parameters)
 
-    @property
+    @cached_property
     def trained_elements(self) -> int:
         return sum(p.size for p in self.trained)
 
+    @cached_property
     def groups(self) -> list[list[Parameter]]:
         """The optimizer's groups, in its order."""
         count = 1 + max(p.group for p in self.parameters if p.group is not None)
         return [[p for p in self.parameters if p.group == g] for g in range(count)]
+
+    @cached_property
+    def gathered(self) -> dict[int | None, list[Parameter]]:
+        """What FSDP2 gathers as one: the layers, and what is outside of them (None)."""
+        places: list[int | None] = [None, *range(self.blocks)]
+        return {place: [p for p in self.parameters if p.block == place] for place in places}
 
 
 @dataclass

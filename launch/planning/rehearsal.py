@@ -245,6 +245,3 @@ def _hooks(timeline: Timeline, parameters: Sequence[nn.Parameter], units: Sequen
 def fake_mode() -> FakeTensorMode:
     """For models of fake CPU tensors."""
     return FakeTensorMode(allow_non_fake_inputs=True)
-
-
-__all__ = ["Arithmetic", "Device", "Shapes", "Timeline", "fake_mode", "most", "most_in_evaluation", "rehearse"]

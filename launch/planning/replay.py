@@ -166,9 +166,10 @@ class BucketReplay(Replay):
     A GPU pays for the whole bucket, a CPU only for the part that has been written.
     """
 
-    bucket_width = FULL
+    in_fp32 = False  # the bucket, whatever the weights are
 
     def begin(self) -> None:
+        self.bucket_width = FULL if self.in_fp32 else self.setup.width
         self.bucket = self.bucket_width * self.setup.zero.reduce_bucket
         self.filled = 0
         self.written = 0
@@ -206,13 +207,8 @@ class BucketReplay(Replay):
 class Zero1Replay(BucketReplay):
     """Whole gradients are summed up; after the last micro-batch they are reduced, and each rank keeps its part."""
 
-    def begin(self) -> None:
-        self.bucket_width = self.setup.width
-        super().begin()
-
     def gradient(self, number: int) -> None:
-        if number == 0 or not self.open:
-            self.open_bucket()
+        self.open_bucket()
         if self.first:
             self.keep(self.setup.width * self.sketch.trained[number].size)
 
@@ -235,10 +231,6 @@ class Zero1Replay(BucketReplay):
 
 class Zero2Replay(BucketReplay):
     """Each micro-batch's gradients are reduced; each rank adds up its part of them."""
-
-    def begin(self) -> None:
-        self.bucket_width = self.setup.width
-        super().begin()
 
     def gradient(self, number: int) -> None:
         self.open_bucket()

@@ -14,8 +14,8 @@ COUNTED = 100_000  # rows read one by one; beyond, their number is estimated by 
 class _Stream:
     """Rows of a shard that were kept, as the lanes read them."""
 
-    def __init__(self, rows: list[Row]) -> None:
-        self._rows, self._at = rows, 0
+    def __init__(self, rows: list[Row], at: int) -> None:
+        self._rows, self._at = rows, at
 
     def state(self) -> int:
         return self._at
@@ -50,9 +50,7 @@ class Sample(Source):
         return sum(map(len, self.rows_of))
 
     def stream(self, shard: int, state: Any = None) -> Any:
-        stream = _Stream(self.rows_of[shard])
-        stream._at = state or 0
-        return stream
+        return _Stream(self.rows_of[shard], state or 0)
 
     def fill(self) -> Sample:
         """Keeps a row by a hash of its place; halves the share whenever there are too many."""

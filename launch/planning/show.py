@@ -109,14 +109,8 @@ def table(plan: Plan) -> Table:
 
 def merged(configurations: Sequence[Configuration]) -> list[Configuration]:
     """Without those in fp16 whose bf16 twin is there."""
-    there = {
-        (c.setup.name, c.setup.ranks, c.setup.checkpointing) for c in configurations if c.setup.precision == "bf16"
-    }
-    return [
-        c
-        for c in configurations
-        if c.setup.precision != "fp16" or (c.setup.name, c.setup.ranks, c.setup.checkpointing) not in there
-    ]
+    there = {_way(c) for c in configurations if c.setup.precision == "bf16"}
+    return [c for c in configurations if c.setup.precision != "fp16" or _way(c) not in there]
 
 
 def _row(plan: Plan, c: Configuration) -> list[str]:
@@ -143,14 +137,11 @@ def _row(plan: Plan, c: Configuration) -> list[str]:
 def _same(best: Configuration | None, c: Configuration) -> bool:
     if best is None:
         return False
-    half = {"bf16": "half", "fp16": "half", "fp32": "fp32"}
-    a, b = best.setup, c.setup
-    return (a.name, a.ranks, a.checkpointing, half[a.precision]) == (
-        b.name,
-        b.ranks,
-        b.checkpointing,
-        half[b.precision],
-    )
+    return _way(best) == _way(c) and (best.setup.precision == "fp32") == (c.setup.precision == "fp32")
+
+
+def _way(c: Configuration) -> tuple[str, int, bool]:
+    return c.setup.name, c.setup.ranks, c.setup.checkpointing
 
 
 def notes(plan: Plan) -> list[str]:

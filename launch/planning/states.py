@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from launch.planning.model import Parameter, Sketch
 from launch.planning.rehearsal import Arithmetic, Device
+from trainer.engine.engines import SHARDED, deepspeed_config
 
 Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")  # by what they ask of the network, least first
 FULL, HALF = 4, 2  # bytes of a number
@@ -32,8 +34,6 @@ class ZeroSettings:
     @classmethod
     def of_rankzero(cls) -> ZeroSettings:
         """With what `trainer.engine.engines` writes into DeepSpeed's config, its defaults for the rest."""
-        from trainer.engine.engines import deepspeed_config
-
         zero = deepspeed_config(3, "no", 1, 1.0)["zero_optimization"]
         names = {
             "reduce_bucket": "reduce_bucket_size",
@@ -58,7 +58,7 @@ class Setup:
 
     @property
     def sharded(self) -> bool:
-        return self.engine not in ("single", "ddp")
+        return self.engine in SHARDED
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -121,7 +121,7 @@ def _zero3(sketch: Sketch, setup: Setup, copy: int) -> States:
     part = sum(part_of(p, setup.ranks) for p in sketch.trained)
     whole = sum(p.size for p in sketch.parameters if p.size <= setup.zero.persistent)
     frozen = sum(part_of(p, setup.ranks) for p in sketch.parameters if p.group is None)
-    counts = FULL * sum(_sub_groups(group, setup.ranks) for group in sketch.groups()) if sketch.counts else 0
+    counts = FULL * sum(_sub_groups(group, setup.ranks) for group in sketch.groups) if sketch.counts else 0
     optimizer = FULL * part * (1 + sketch.moments) + counts  # also in fp32 the optimizer has weights of its own
     cut = setup.width * (part + frozen)
     if setup.offload:
@@ -143,7 +143,7 @@ def _fsdp2(sketch: Sketch, setup: Setup, copy: int) -> States:
 def padded_groups(sketch: Sketch, ranks: int) -> list[int]:
     """Elements of each optimizer group as ZeRO-1 and 2 lay it out flat: a multiple of twice the ranks."""
     unit = 2 * ranks
-    return [math.ceil(sum(p.size for p in group) / unit) * unit for group in sketch.groups()]
+    return [math.ceil(sum(p.size for p in group) / unit) * unit for group in sketch.groups]
 
 
 def part_of(p: Parameter, ranks: int) -> int:
@@ -162,7 +162,7 @@ def touched(sketch: Sketch, ranks: int) -> int:
     most = 0
     for rank in range(ranks):
         found = 0
-        for group, padded in zip(sketch.groups(), padded_groups(sketch, ranks), strict=True):
+        for group, padded in zip(sketch.groups, padded_groups(sketch, ranks), strict=True):
             begin, end, at = rank * padded // ranks, (rank + 1) * padded // ranks, 0
             for p in group:
                 found += p.size if at < end and at + p.size > begin else 0

@@ -113,9 +113,7 @@ def checkpoint(recipe: Recipe, sketch: Sketch, whole: Training) -> Checkpoint:
     size += FULL * sketch.all_elements if averaging.kind == "ema" else 0
     every = loop.save_every if isinstance(loop.save_every, int) else whole.steps_per_epoch
     evaluated = loop.eval_every if isinstance(loop.eval_every, int) else whole.steps_per_epoch
-    saves = math.ceil(whole.steps / every)  # the last step is always saved
-    if evaluated != every:
-        saves = math.ceil(whole.steps / every) + math.ceil(whole.steps / evaluated)
+    saves = sum(math.ceil(whole.steps / n) for n in {every, evaluated})  # the last step is always saved
     protected = averaging.last if averaging.kind == "last" else 1
     best = int(recipe.data.validation is not None)
     kept = min(saves, max(loop.keep, protected) + best)
