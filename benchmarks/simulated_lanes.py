@@ -42,6 +42,8 @@ class Row:
 
 
 class Shard:
+    format = "prepared"  # a single one is never dealt whole, whatever it is
+
     def __init__(self, lengths: array[int]) -> None:
         self.lengths, self.size = lengths, sum(lengths)
 

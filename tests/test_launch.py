@@ -23,6 +23,7 @@ import yaml
 
 from launch import accelerate, configs, shim
 from launch.configs import choose, describe, shipped
+from trainer import cores
 from trainer.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +205,7 @@ def test_environment_keeps_the_users_threads_and_drops_what_would_change_the_eng
 def test_cores_respect_the_affinity() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from launch.accelerate import cores; print(cores())"
+        "from trainer.cores import cores; print(cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
@@ -214,8 +215,8 @@ def test_a_quota_counts_in_whole_cores(tmp_path: Path) -> None:
     limit = tmp_path / "cpu.max"
     for text, expected in (("150000 100000\n", 1.5), ("max 100000\n", float("inf"))):
         limit.write_text(text)
-        assert accelerate._quota(tmp_path) == expected
-    assert accelerate._quota(tmp_path / "missing") == float("inf")
+        assert cores._quota(tmp_path) == expected
+    assert cores._quota(tmp_path / "missing") == float("inf")
 
 
 def test_one_process_runs_here_without_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -424,7 +425,7 @@ def test_ranks_get_what_was_asked_for(begin: Begin, tmp_path: Path) -> None:
         env = json.loads((tmp_path / f"environment-{rank}").read_text())
         assert (env["WORLD_SIZE"], env["RANK"]) == ("2", str(rank))
         assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"], env["ACCELERATE_USE_CPU"]) == ("ddp", "2", "true")
-        assert env["OMP_NUM_THREADS"] == str(max(1, accelerate.cores() // 2))
+        assert env["OMP_NUM_THREADS"] == str(max(1, cores.cores() // 2))
     assert "Traceback" not in errors
 
 
