@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,41 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from review_world import write_bert
 
     return write_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Any:
+    """An own encoder's finished run, exported. Read only, as those that follow."""
+    from export_world import encoder_run, exported
+
+    return exported(encoder_run(tmp_path_factory.mktemp("encoder"), reviews))
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Any:
+    """A pretrained BERT's on pairs of texts."""
+    from export_world import exported, pair_run
+
+    return exported(pair_run(tmp_path_factory.mktemp("pairs"), bert))
+
+
+@pytest.fixture(scope="session")
+def translator(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Any:
+    """An encoder-decoder's."""
+    from export_world import exported, translation_run
+
+    return exported(translation_run(tmp_path_factory.mktemp("translator"), corpus))
+
+
+@pytest.fixture
+def tiny_job(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes a job of the tiny recipe, submitted from the folder `here`; nothing is submitted."""
+    from launch.slurm.job import Job, make_job
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def job(*overrides: str, config: str | None = "debug", run: Path | None = None, **resources: Any) -> Job:
+        return make_job(str(recipe), overrides, resources, config, run or tmp_path / "run")
+
+    return job

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.errors import DataError, RankzeroError, UsageError
+from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -84,6 +84,23 @@ def evaluate(
     scores = run_evaluation(run, split=checked_split(split), overrides=overrides or [])
     if is_main():
         print(json.dumps(scores, indent=2, ensure_ascii=False))
+
+
+@app.command("export")
+def export(
+    run: RunArgument,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    check: Annotated[bool, typer.Option("--check", help="only compare the artifacts with their hashes")] = False,
+) -> None:
+    """Write the ONNX and int8 artifacts of a finished run, each only after it has passed its gate."""
+    from trainer import compose
+
+    if check:
+        for problem in (found := compose.check_export(run)):
+            print(problem, file=sys.stderr)
+        raise typer.Exit(CheckpointError.exit_code if found else 0)
+    for path in compose.export(run, overrides=overrides or []):
+        print(path)
 
 
 @app.command("report")

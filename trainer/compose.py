@@ -304,14 +304,56 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
 def predict(run: str | Path, texts: Iterable[str], *, backend: str = "torch") -> Iterator[dict[str, Any]]:
     """One record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
 
+    Args:
+        backend: torch, or a published artifact: onnx, or int8, which answers text by text.
+
     Raises:
         UsageError: a backend that this run has no artifact for.
     """
     from trainer.engine.finished import Finished
 
     if backend != "torch":
-        raise UsageError(f"--backend {backend}: this run has no {backend} artifact; allowed: torch")
-    yield from Finished.open(RunDir(run), Recipe).predict(texts)
+        from trainer.export.backend import open_artifact
+
+        yield from open_artifact(RunDir(run), backend)(texts)
+    else:
+        yield from Finished.open(RunDir(run), Recipe).predict(texts)
+
+
+def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
+    """Writes the ONNX and int8 artifacts of a finished run, each only after it has passed its gate.
+
+    What has been published of the same weights is left as it is; what was killed half-way is gone on with.
+
+    Returns:
+        The folders of the published artifacts.
+
+    Raises:
+        GateError: an artifact failed its gate and was kept out.
+        RankzeroError: no such run, no model in it yet.
+    """
+    from trainer.engine.finished import Finished
+    from trainer.export.stage import export_run
+
+    folder = RunDir(run)
+    Finished.task_of(folder, Recipe, overrides)  # refuses what is no run directory before anything is made in it
+    with folder.locked():
+        return export_run(folder, Recipe, overrides)
+
+
+def check_export(run: str | Path) -> list[str]:
+    """What differs between a run's artifacts and the hashes that were written when they passed; empty if nothing.
+
+    Raises:
+        UsageError: there are no artifacts.
+    """
+    from trainer.export.backend import BACKENDS
+    from trainer.export.stage import problems
+
+    folders = [folder for name in BACKENDS if (folder := RunDir(run).export / name).is_dir()]
+    if not folders:
+        raise UsageError(f"{run} has no artifacts; make them with `rankzero export {run}`")
+    return [problem for folder in folders for problem in problems(folder)]
 
 
 def report(run: str | Path, *, split: str = "test") -> list[Path]:

@@ -183,13 +183,15 @@ class EvaluationConfig(Section):
 class GatesConfig(Section):
     """What an artifact must reach to be published (docs/design.md)."""
 
-    logits: Annotated[float, Field(gt=0)] = 1e-4
-    margin: Annotated[float, Field(ge=0)] = 1e-3
-    identical: Annotated[float, Field(ge=0, le=1)] = 0.99
-    bleu: Annotated[float, Field(ge=0)] = 0.1
-    int8_bleu: Annotated[float, Field(ge=0)] = 0.5
-    int8_accuracy: Annotated[float, Field(ge=0)] = 0.005
-    rows: Annotated[int, Field(ge=1)] = 64
+    logits: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest difference of a logit (onnx)")
+    rows: Annotated[int, Field(ge=1)] = Field(64, description="rows whose logits are compared, of all lengths")
+    margin: Annotated[float, Field(ge=0)] = Field(
+        1e-3, description="a row whose two likeliest classes are further apart must keep its class (onnx)"
+    )
+    identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="share of the same translations (onnx)")
+    bleu: Annotated[float, Field(ge=0)] = Field(0.1, description="largest difference in BLEU (onnx)")
+    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="points of BLEU that int8 may cost")
+    int8_accuracy: Annotated[float, Field(ge=0)] = Field(0.005, description="share of rows that int8 may cost")
 
 
 class ExportConfig(Section):
@@ -208,16 +210,17 @@ class LaunchConfig(Section):
     qos: str | None = None
     nodes: Positive = 1
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    ranks_per_node: Positive | None = None
-    cpus_per_task: Positive | None = None
-    memory: str | None = None
-    time: str = "24:00:00"
+    ranks_per_node: Positive | None = Field(None, description="null = one per GPU, or what a config for CPUs says")
+    launcher: Literal["node", "task"] = Field("node", description="one launcher per node, or one SLURM task per rank")
+    cpus_per_task: Positive | None = Field(None, description="of a task: a node's launcher with its ranks, or a rank")
+    memory: str | None = Field(None, description="of a node, as 64G")
+    time: str = Field("24:00:00", description="of one go; a run that takes longer is requeued and goes on")
     constraint: str | None = None
-    mail: str | None = None
+    mail: str | None = Field(None, description="address for mails at the end, on failures and requeues")
     setup: list[str] = Field(default_factory=list, description="shell lines before the launch (modules, container)")
     extra: list[str] = Field(default_factory=list, description="further #SBATCH options")
     signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
-    requeue_limit: Annotated[int, Field(ge=0)] = 20
+    requeue_limit: Annotated[int, Field(ge=0)] = Field(20, description="requeues and restarts of a job, at most")
     hang_seconds: Annotated[float, Field(ge=0)] = Field(
         600.0, description="a rank without progress for so long is named and ends the run; 0 = wait for it"
     )

@@ -134,9 +134,8 @@ class Session:
 
     def finish(self, scores: dict[str, dict[str, Any]]) -> None:
         """Rank zero alone, after the process group has been closed."""
-        for stage in ("onnx", "int8"):
-            if getattr(self.recipe.export, stage):
-                self.reporter.say(f"export.{stage}: not built in this version, skipped")
+        if self.recipe.export.onnx or self.recipe.export.int8:
+            self.reporter.say(f"artifacts: rankzero export {self.run.path}")
         for split, values in scores.items():
             shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
             self.reporter.say(f"{split}: {shown}")

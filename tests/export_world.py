@@ -1,0 +1,131 @@
+"""Finished runs of tiny untrained models, and their ONNX artifacts: what the export is tested on."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import review_world
+import torch
+from conftest import ENDS, NOUNS, VERBS, WORDS, tiny_recipe
+
+from trainer import tensors
+from trainer.data.tokenization import load_tokenizer, train_tokenizer
+from trainer.engine.corpus import Corpus
+from trainer.engine.finished import Finished, build_model
+from trainer.export.onnx import write_artifact
+from trainer.export.rows import Row, Rows
+from trainer.export.run import Classifier, Translator, load
+from trainer.loading import Recipe
+from trainer.rundir import RunDir, write_json
+from trainer.tasks.base import make_task
+
+STEPS = 60
+EXPORT = {"onnx": True, "int8": True}
+# As people write: the gate's own odd lines, and some that only a test needs.
+LINES = [
+    "",
+    "x",
+    " ",
+    "word " * 600,
+    "😀 nice",
+    "<b>good</b><br />&amp; bad",
+    f"was{chr(0x85)}good",
+    "\u2028",
+    "good film",
+]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished run and its fp32 artifact, without a gate.json. Read only."""
+
+    run: RunDir
+    finished: Finished
+    folder: Path
+
+    @property
+    def artifact(self) -> Classifier | Translator:
+        return load(self.folder)
+
+    def rows(self) -> tuple[Rows, list[Row]]:
+        """The rows that decide, with what the weights say."""
+        rows = Rows(self.finished.task, self.finished.model)
+        return rows, rows.all(rows.answers(lambda text: None))
+
+
+def finished_run(path: Path, recipe: Any, tokenizer: Any, change: Any) -> RunDir:
+    """A run directory as a training leaves it, of the weights that `change(task, model)` makes of the first ones."""
+    run = RunDir(path)
+    run.create()
+    run.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
+    tokenizer.save_pretrained(run.tokenizer)
+    task = make_task(recipe, tokenizer)
+    model = build_model(task)
+    change(task, model)
+    run.model.mkdir()
+    tensors.write(run.model / "model.safetensors", model.state_dict())
+    write_json(run.model / "config.json", task.model_config(model))
+    return run
+
+
+def decided(task: Any, model: Any) -> None:
+    """Logits far enough apart for a class to be one."""
+    (model.head if hasattr(model, "head") else model.classifier).weight.data.mul_(40)
+
+
+def trained(task: Any, model: Any) -> None:
+    """A few dozen steps, so that sentences differ and end."""
+    examples = [
+        example for window in Corpus(task.recipe, task).batches("train") for b in window for example in b.examples
+    ]
+    optimizer, draw = torch.optim.AdamW(model.parameters(), lr=5e-3), random.Random(2)
+    for _ in range(STEPS):
+        batch = task.collate(draw.sample(examples, 16))
+        (task.loss(model, batch) / task.targets(batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def exported(run: RunDir, *overrides: str) -> Exported:
+    finished = Finished.open(run, Recipe, overrides)
+    folder = run.path / "artifact"
+    folder.mkdir()
+    write_artifact(finished.task, finished.model, folder)
+    return Exported(run, finished, folder)
+
+
+def encoder_run(root: Path, reviews: Path, model: dict[str, Any] | None = None, **task: Any) -> RunDir:
+    """An own encoder that pools by the mean, on reviews."""
+    recipe = review_world.recipe(
+        reviews, model, export=EXPORT, task={"truncation": "head_tail", **task}, evaluation={"bootstrap": 50},
+        data={"cleaning": ["unescape_html", "strip_tags", "replace_urls", "normalize_unicode", "fold_whitespace"]},
+    )  # fmt: skip
+    if model is None:  # half as long to export
+        recipe = Recipe.parse(recipe.model_dump(mode="json"), ["model.layers=1"])
+    config = recipe.tokenizer.train
+    words = [" ".join(review_world.GOOD + review_world.BAD + review_world.OTHER)]
+    tokenizer = train_tokenizer(words, config, 32) if config else load_tokenizer(recipe.tokenizer_name)
+    return finished_run(root / "run", recipe, tokenizer, decided)
+
+
+def pair_run(root: Path, bert: Path) -> RunDir:
+    """A pretrained BERT with its own head, on pairs of texts."""
+    draw = random.Random(5)
+    root.mkdir(exist_ok=True)
+    for name, count in (("train", 20), ("test", 30)):
+        seconds = ("good\tfilm", "a dull <i>plot</i>\n")
+        rows = [{**review_world.review(draw), "text_pair": draw.choice(seconds)} for _ in range(count)]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return encoder_run(root, root, {"kind": "pretrained", "name": str(bert)}, pair=True)
+
+
+def translation_run(root: Path, corpus: Path) -> RunDir:
+    """An encoder-decoder on German sentences."""
+    values = tiny_recipe(corpus, export=EXPORT, evaluation={"beam_size": 3, "max_rows": 30, "tokens_per_batch": 200})
+    recipe = Recipe.parse(values)
+    words = [" ".join(part.replace(":", " ") for part in NOUNS + VERBS + WORDS + ENDS)]
+    return finished_run(root / "run", recipe, train_tokenizer(words * 2, recipe.tokenizer.train, 40), trained)

@@ -1,0 +1,201 @@
+"""Artifacts answer as the weights do, alone, for any line; int8 of them is smaller and says what it left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from export_world import LINES, Exported
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from review_world import task_of
+
+from trainer.data.cleaning import CLEANERS
+from trainer.engine.finished import Finished
+from trainer.export import onnx as exporting
+from trainer.export.fresh import in_fresh_process
+from trainer.export.quantize import matrices, quantized, sensitivity, write_quantized
+from trainer.export.rows import ODD, artifact_logits, as_artifact, torch_logits
+from trainer.export.run import CLEANING, Classifier, load
+from trainer.loading import Recipe
+
+Record = dict[str, Any]
+
+
+def agree(found: list[Record], wanted: list[Record], tolerance: float = 1e-4) -> None:
+    assert len(found) == len(wanted)
+    for made, ours in zip(found, wanted, strict=True):
+        assert list(made) == list(ours)
+        for key, value in ours.items():
+            assert made[key] == (value if isinstance(value, str) else pytest.approx(value, abs=tolerance)), (made, ours)
+
+
+# -- the same answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
+def test_an_artifact_answers_as_the_weights_do(kind: str, request: pytest.FixtureRequest) -> None:
+    made: Exported = request.getfixturevalue(kind)
+    lines = [*LINES, *ODD, *(row.line for row in made.rows()[1][:20])]
+    if kind == "pairs":
+        lines = [f"{a}\t{b}" for a, b in zip(lines, reversed(lines), strict=True)] + ["no tab", "\t", "a\tb\tc"]
+    agree(list(made.artifact(lines)), list(made.finished.predict(lines)))
+
+
+@pytest.mark.parametrize(("beam", "penalty", "factor"), [(1, 1.0, 0.5), (2, 0.0, 1.0), (5, 2.0, 0.7), (70, 0.6, 0.1)])
+def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, factor: float) -> None:
+    """A beam of 70 asks for more candidates of a hypothesis than the rest of the vocabulary can give at first."""
+    overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
+    finished = Finished.open(translator.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
+    artifact = translator.artifact
+    artifact.settings = exporting.settings(finished.task)
+    lines = [row.line for row in translator.rows()[1][: 6 if beam > 50 else 25]]
+    wanted = list(finished.predict(lines))
+    assert len({record["prediction"] for record in wanted}) > len(lines) // 2
+    agree(list(artifact(lines)), wanted)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
+def test_logits_of_batches_of_any_shape(kind: str, request: pytest.FixtureRequest) -> None:
+    made: Exported = request.getfixturevalue(kind)
+    examples = [row.example for row in made.rows()[1]]
+    for start, end in ((0, 1), (1, 3), (3, 20), (0, 30)):
+        ours = torch_logits(made.finished.task, made.finished.model, examples[start:end])
+        for a, b in zip(artifact_logits(made.artifact, examples[start:end]), ours, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_texts_are_cut_alike(truncation: str, pair: bool, encoder: Exported, tmp_path: Path) -> None:
+    data = encoder.finished.recipe.model_dump(mode="json")
+    data["task"] |= {"truncation": truncation, "pair": pair, "head_share": 0.3}
+    task = task_of(Recipe.parse(data))
+    task.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    artifact = Classifier(tmp_path, exporting.settings(task))
+    words = ["the", "film", "was", "very", "good", "and", "some", "scenes", "bad", "it", "this", "dull", "plot"]
+    for first in (0, 1, 13, 14, 29, 30, 31, 60):
+        for second in (0, 1, 14, 15, 29, 60) if pair else (0,):
+            sides = [" ".join((words * 6)[:first]), " ".join((words[::-1] * 6)[:second])][: 1 + pair]
+            row = dict(zip(("text", "text_pair"), sides, strict=False))
+            assert tuple(artifact.encode(sides)) == as_artifact(task.encode([row])[0]), (first, second)
+
+
+@given(
+    st.text(
+        st.one_of(st.characters(codec="utf-8"), st.sampled_from("<>&;/!-@.:w \u0085\u200b\ufeffhttps")), max_size=40
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_run_py_cleans_as_the_package_does(text: str) -> None:
+    assert CLEANING.keys() == CLEANERS.keys()
+    assert {name: step(text) for name, step in CLEANING.items()} == {n: step(text) for n, step in CLEANERS.items()}
+
+
+# -- alone -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["encoder", "translator"])
+def test_run_py_needs_nothing_of_this_package(kind: str, request: pytest.FixtureRequest) -> None:
+    made: Exported = request.getfixturevalue(kind)
+    found, seconds = in_fresh_process(made.folder, LINES)
+    agree(found, list(made.artifact(LINES)), tolerance=1e-6)
+    assert [record["text"] for record in found] == LINES
+    assert seconds > 0
+
+
+def test_the_fresh_process_has_three_packages(encoder: Exported, tmp_path: Path) -> None:
+    for package in ("torch", "trainer", "transformers", "onnx", "yaml"):
+        (tmp_path / "run.py").write_text(f"import numpy, onnxruntime, tokenizers, {package}", encoding="utf-8")
+        with pytest.raises(RuntimeError, match=f"{package} is none of"):
+            in_fresh_process(tmp_path, [])
+
+
+@pytest.mark.skipif(
+    "RANKZERO_BARE_PYTHON" not in os.environ, reason="RANKZERO_BARE_PYTHON: a Python with three packages"
+)
+def test_run_py_in_a_bare_environment(translator: Exported) -> None:
+    command = [os.environ["RANKZERO_BARE_PYTHON"], "-I", str(translator.folder / "run.py")]
+    done = subprocess.run(
+        command, input="".join(f"{line}\n" for line in LINES).encode(), capture_output=True, check=True
+    )
+    agree([json.loads(line) for line in done.stdout.splitlines()], list(translator.artifact(LINES)))
+
+
+def test_nothing_of_the_machine_is_in_a_graph(translator: Exported) -> None:
+    for path in translator.folder.glob("*.onnx"):
+        content = path.read_bytes()
+        assert b"site-packages" not in content
+        assert b".py" not in content
+
+
+# -- int8 --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
+def test_int8_multiplies_in_integers(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """All matrices, the output projection too, although it is the embedding in the weights; and rows go one by one."""
+    made: Exported = request.getfixturevalue(kind)
+    before = {path: path.stat().st_mtime_ns for path in (made.folder, *made.folder.iterdir())}
+    write_quantized(made.folder, tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in (made.folder, *made.folder.iterdir())}
+    assert not matrices(tmp_path)
+    assert len(matrices(made.folder)) >= 6
+    for path in tmp_path.glob("*.onnx"):
+        assert path.stat().st_size < (made.folder / path.name).stat().st_size * 0.7  # a tiny graph is mostly its nodes
+    artifact = load(tmp_path)
+    rows = made.rows()[1][:20]
+    lines = [row.line for row in rows]
+    alone = [next(artifact([line])) for line in lines]
+    agree(list(artifact(lines)), alone, tolerance=1e-6)
+    examples = [row.example for row in rows]
+    gap = [
+        np.abs(a - b).max()
+        for a, b in zip(artifact_logits(artifact, examples), artifact_logits(made.artifact, examples), strict=True)
+    ]
+    assert 0 < max(gap) < 1.5
+
+
+def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path) -> None:
+    """One row of a matrix is made so large that int8 has no steps left for the others: that matrix is found first."""
+    source, folder = tmp_path / "fp32", tmp_path / "int8"
+    source.mkdir()
+    folder.mkdir()
+    for path in encoder.folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    model = onnx.load(source / "model.onnx")
+    broken = matrices(source)[3]
+    node = next(node for node in model.graph.node if f"model:{node.name}" == broken)
+    weight = next(w for w in model.graph.initializer if w.name == node.input[1])
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0] *= 1000
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, source / "model.onnx")
+    examples = [row.example for row in encoder.rows()[1][:8]]
+    order = sensitivity(source, examples, lambda text: None)
+    assert order[0] == broken
+    assert sorted(order) == sorted(matrices(source))
+
+    def gate() -> Record:
+        left = matrices(folder)
+        passed = len(left) >= 2
+        checks = {"accuracy": {"passed": passed, "difference": -0.1 + 0.05 * len(left)}}
+        return {"passed": passed, "failed": [] if passed else ["accuracy"], "checks": checks}
+
+    verdict = quantized(source, folder, lambda: examples, gate, lambda text: None)
+    assert verdict["kept_fp32"] == order[:2]
+    assert {name.removesuffix("_MatMul") for name in matrices(folder)} == set(order[:2])
+    assert [attempt["kept_fp32"] for attempt in verdict["attempts"]] == [0, 1, 2]
+
+
+def test_other_failures_are_not_mended_with_fp32(encoder: Exported, tmp_path: Path) -> None:
+    refused = {"passed": False, "failed": ["inputs"], "checks": {}}
+    verdict = quantized(encoder.folder, tmp_path, list, lambda: dict(refused), lambda text: None)
+    assert verdict["kept_fp32"] == []
+    assert len(verdict["attempts"]) == 1

@@ -1,0 +1,147 @@
+"""The export stage publishes whole, proven artifacts or none, once, and is completed after it was killed anywhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from export_world import Exported
+
+from trainer.errors import CheckpointError, GateError, UsageError
+from trainer.export import gates, stage
+from trainer.export.backend import open_artifact
+from trainer.export.run import load
+from trainer.export.stage import export_run, problems
+from trainer.loading import Recipe
+from trainer.rundir import RunDir
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+class Killed(BaseException):
+    """What no handler of ours catches."""
+
+
+@pytest.fixture
+def run(encoder: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A finished run, whose export takes no time."""
+    shutil.copytree(encoder.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact"))
+    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
+    monkeypatch.setattr(stage, "write_artifact", lambda task, model, folder: _copy(encoder.folder, folder))
+    return RunDir(tmp_path / "run")
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for path in source.iterdir():
+        shutil.copyfile(path, folder / path.name)
+
+
+def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = export_run(run, Recipe, say=quiet)
+    assert [folder.name for folder in folders] == ["onnx", "int8"]
+    assert sorted(path.name for path in run.export.iterdir()) == ["int8", "onnx"]
+    for folder in folders:
+        assert problems(folder) == []
+        found = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
+        assert found["passed"]
+        assert set(found["files"]) == {"model.onnx", "run.py", "settings.json", "tokenizer.json"}
+    assert found["size_ratio"] > 1.2
+    before = {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
+    monkeypatch.setattr(stage.Finished, "open", None)  # nothing has changed: the model is not even read
+    assert export_run(run, Recipe, say=quiet) == folders
+    assert before == {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
+
+
+def test_what_has_changed_is_made_again(run: RunDir) -> None:
+    (onnx_folder,) = export_run(run, Recipe, ["export.int8=false"], quiet)
+    inputs = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))["inputs"]
+    with (onnx_folder / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    assert "model.onnx" in problems(onnx_folder)[0]
+    export_run(run, Recipe, ["export.int8=false"], quiet)
+    assert problems(onnx_folder) == []
+    export_run(run, Recipe, ["export.int8=false", "export.gates.rows=3"], quiet)
+    found = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))
+    assert found["checks"]["logits"]["rows"] == 3
+    assert found["inputs"] != inputs
+
+
+def test_a_failed_gate_keeps_the_file_out(run: RunDir, encoder: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_run(run, Recipe, say=quiet)
+    with pytest.raises(
+        GateError, match=r"(?s)onnx failed its gate.*logits.*limit 1e-09.*differs most: id 'test.jsonl:"
+    ):
+        export_run(run, Recipe, ["export.gates.logits=1e-9"], quiet)
+    assert [path.name for path in (run.export / "onnx").iterdir()] == ["gate.json"]
+    with pytest.raises(UsageError, match="failed its gate"):
+        open_artifact(run, "onnx")
+    export_run(run, Recipe, say=quiet)
+    texts = ["a good film", ""]
+    assert list(open_artifact(run, "onnx")(texts)) == list(encoder.artifact(texts))
+    assert [record["text"] for record in open_artifact(run, "int8")(texts)] == texts
+
+
+def test_what_a_backend_needs(run: RunDir) -> None:
+    with pytest.raises(UsageError, match="no int8 artifact yet"):
+        open_artifact(run, "int8")
+    with pytest.raises(UsageError, match="tensorrt is unknown"):
+        open_artifact(run, "tensorrt")
+    export_run(run, Recipe, ["export.onnx=false"], quiet)
+    assert sorted(path.name for path in run.export.iterdir()) == ["int8"]
+    (run.export / "int8" / "model.onnx").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_artifact(run, "int8")
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "write_artifact",
+        "_facts",
+        "write_json",
+        "Rows.answers",
+        "Gate.verdict",
+        "quantized",
+        "_move",
+        "os.fsync",
+        "rename",
+    ],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_killed_stage_is_completed(point: str, after: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before and after each step, at its first, second, … time, until one run gets through."""
+    place: Any = stage
+    if point == "rename":
+        place, name = Path, "rename"
+    else:
+        for part in point.split(".")[:-1]:
+            place = getattr(place, part)
+        name = point.rpartition(".")[2]
+    original, calls = getattr(place, name), 0
+
+    def killed(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fatal and not after:
+            raise Killed
+        found = original(*args, **more)
+        if calls == fatal and after:
+            raise Killed
+        return found
+
+    monkeypatch.setattr(place, name, killed)
+    for fatal in (1, 3, 4, 9, 99):  # noqa: B007 - read by `killed`
+        calls = 0
+        try:
+            folders = export_run(run, Recipe, say=quiet)
+            break
+        except Killed:
+            visible = run.export.glob("[!.]*")
+            assert all(problems(folder) == [] for folder in visible)
+    assert [problems(folder) for folder in folders] == [[], []]
+    assert sorted(path.name for path in run.export.iterdir()) == ["int8", "onnx"]

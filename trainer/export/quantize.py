@@ -1,0 +1,134 @@
+"""Dynamic int8: weights per channel, activations measured on the fly; the matrices that suffer most may stay fp32.
+
+Dynamic quantization takes one scale for a whole tensor of activations, so a row's result depends on what it is batched
+with: the artifact's settings say `one_by_one`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from trainer.export.rows import Say, artifact_logits
+from trainer.export.run import load
+from trainer.rundir import write_json
+from trainer.tasks.base import Example, Record
+
+KINDS = ("MatMul", "Gemm", "Gather")  # with the default kinds a graph of opset 23 does not load
+TUNING_ROWS = 32
+JUDGED = {"accuracy", "bleu"}  # checks that fp32 matrices can mend
+
+
+def write_quantized(source: Path, folder: Path, kept: Collection[str] = ()) -> None:
+    """The artifact in `source` as int8 in `folder`, which exists and is empty; `kept`: matrices that stay fp32."""
+    for path in sorted(source.glob("*.onnx")):
+        stay = [name.partition(":")[2] for name in kept if name.partition(":")[0] == path.stem]
+        _quantize(path, folder / path.name, stay)
+    for name in ("tokenizer.json", "run.py"):
+        shutil.copyfile(source / name, folder / name)
+    settings = json.loads((source / "settings.json").read_text(encoding="utf-8"))
+    write_json(folder / "settings.json", settings | {"one_by_one": True})
+
+
+def quantized(
+    source: Path, folder: Path, examples: Callable[[], Sequence[Example]], gate: Callable[[], Record], say: Say
+) -> Record:
+    """Writes the artifact with as few fp32 matrices as its gate allows, and returns the verdict on it.
+
+    Args:
+        source: the fp32 artifact.
+        folder: where it is written; exists and is empty.
+        examples: rows on which matrices are compared; asked for only if the first attempt fails.
+        gate: the verdict on what stands in `folder`.
+        say: told how far it is.
+    """
+    kept: list[str] = []
+    attempts: list[Record] = []
+    order: list[str] | None = None
+    while True:
+        write_quantized(source, folder, kept)
+        verdict = gate() | {"kept_fp32": kept}
+        judged = {name: verdict["checks"][name]["difference"] for name in JUDGED & verdict["checks"].keys()}
+        attempts.append({"kept_fp32": len(kept), "passed": verdict["passed"], **judged})
+        if verdict["passed"] or not set(verdict["failed"]) <= JUDGED:
+            break
+        if order is None:
+            order = sensitivity(source, examples(), say)
+        if 2 * len(kept) >= len(order):
+            break
+        kept = order[: max(1, 2 * len(kept))]
+        say(f"int8 failed its gate; again with {len(kept)} of {len(order)} matrices in fp32: {', '.join(kept[:4])} …")
+    return verdict | {"attempts": attempts}
+
+
+def sensitivity(source: Path, examples: Sequence[Example], say: Say) -> list[str]:
+    """All matrices, "graph:node", the one first whose quantization alone changes the logits most (mean absolute)."""
+    fp32 = load(source)
+    before = artifact_logits(fp32, examples)
+    damage: dict[str, float] = {}
+    names = matrices(source)
+    with tempfile.TemporaryDirectory(prefix="rankzero-int8-") as scratch:
+        for number, name in enumerate(names):
+            graph, _, node = name.partition(":")
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            for path in source.iterdir():
+                (folder / path.name).symlink_to(path.resolve())
+            target = folder / f"{graph}.onnx"
+            target.unlink()
+            _quantize(source / target.name, target, only=node)
+            after = artifact_logits(load(folder), examples)
+            damage[name] = float(np.mean([np.abs(a - b).mean() for a, b in zip(after, before, strict=True)]))
+            shutil.rmtree(folder)
+            say(f"int8: measured {number + 1} of {len(names)} matrices")
+    return sorted(names, key=lambda name: -damage[name])
+
+
+def matrices(source: Path) -> list[str]:
+    """What can be quantized: the nodes of the right kind that multiply by, or look up in, a matrix of weights."""
+    found = []
+    for path in sorted(source.glob("*.onnx")):
+        graph = onnx.load(path).graph
+        weights = {w.name for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT and len(w.dims) == 2}
+        for node in graph.node:
+            if node.op_type in KINDS and node.input[0 if node.op_type == "Gather" else 1] in weights:
+                found.append(f"{path.stem}:{node.name}")
+    return found
+
+
+def _quantize(source: Path, target: Path, stay: Sequence[str] = (), only: str | None = None) -> None:
+    # onnxruntime makes a MatMul of every Gemm before it looks at names
+    chosen: dict[str, Any] = {} if only is None else {"nodes_to_quantize": [only, f"{only}_MatMul"]}
+    with _quiet():
+        quantize_dynamic(
+            onnx.load(source),  # of a path it would write a file beside it
+            target,
+            op_types_to_quantize=list(KINDS),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[name for node in stay for name in (node, f"{node}_MatMul")],
+            **chosen,
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime advises through the root logger, which it would set up by that."""
+    root, silent, before = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
+    root.addHandler(silent)
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        root.removeHandler(silent)

@@ -1,0 +1,169 @@
+"""The rows that an artifact is proven on: as the files hold them, as the task encodes them, as the weights answer."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.data.sources import open_split
+from trainer.engine.corpus import Corpus, EvalBatch
+from trainer.errors import DataError
+from trainer.evaluation.predictions import corpus_order
+from trainer.export.run import Artifact, Classifier
+from trainer.tasks.base import Example, Record, Task
+
+FEW = 1000  # rows: with fewer a verdict says so; as many of the training rows are taken where there are no others
+Array = np.ndarray[Any, Any]
+Say = Callable[[str], None]
+
+# What people paste into a box: nothing, a letter, far too much, pictures, markup, another line end, another script.
+ODD = (
+    "",
+    "a",
+    " ".join(["word"] * 600),
+    "😀😀 👩‍👩‍👧 ok",
+    "<p>Good.<br /><br />Bad &amp; <b>ugly</b> &lt;3</p>",
+    "before\u0085after",
+    "Ünïcödé ﬁ ² \u00a0 日本語 \u200b.",
+    "see https://example.org/a?b=c, or mail a.b@example.org!",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the split.
+
+    Attributes:
+        sides: the texts as they stand in the file, one or a pair; cleaned already in a prepared corpus.
+        input: as predictions.jsonl shows it.
+        answer: what the trained weights say in fp32, with the keys of `rankzero predict`.
+    """
+
+    id: str
+    sides: list[str]
+    input: str
+    target: str
+    example: Example
+    answer: Record
+
+    @property
+    def line(self) -> str:
+        """As a line of stdin."""
+        return "\t".join(re.sub(r"[\t\r\n]+", " ", side) for side in self.sides)
+
+
+class Rows:
+    """The rows of the split that decides: test; validation, or some of the training rows, where there is no other."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        """`model` is on the CPU, in fp32 and in eval mode."""
+        self.task, self.model = task, model
+        data = task.recipe.data
+        self.split = next(split for split in ("test", "validation", "train") if getattr(data, split) is not None)
+        self.prepared = False
+        self._batches = list(self._read(self.split, FEW if self.split == "train" else None))
+        if not self._batches:
+            raise DataError(f"data.{self.split} has no row to prove an artifact on")
+
+    def _read(self, split: str, most: int | None) -> Iterator[EvalBatch]:
+        recipe = self.task.recipe
+        limits = [number for number in (recipe.evaluation.max_rows, most) if number is not None]
+        evaluation = recipe.evaluation.model_copy(update={"max_rows": min(limits, default=None)})
+        corpus = Corpus(recipe.model_copy(update={"evaluation": evaluation}), self.task)
+        for window in corpus.batches(split):
+            yield from window
+
+    @property
+    def ids(self) -> list[str]:
+        return [row_id for batch in self._batches for row_id in batch.ids]
+
+    def tuning_examples(self, most: int) -> list[Example]:
+        """Rows that decide nothing: of validation, or of training where there is none or it decides."""
+        other = "validation" if self.split == "test" and self.task.recipe.data.validation is not None else "train"
+        examples = [example for batch in self._read(other, FEW) for example in batch.examples]
+        return spread(examples, self.task.length, most)
+
+    @torch.no_grad()
+    def answers(self, say: Say) -> dict[str, Record]:
+        """What the weights answer, by id."""
+        found: dict[str, Record] = {}
+        for batch in self._batches:
+            made = self.task.predict(self.model, self.task.collate(batch.examples))
+            found |= zip(batch.ids, map(self.task.answer, made), strict=True)
+            say(f"the trained weights on {self.split}: {len(found):,} of {len(self.ids):,} rows")
+        return found
+
+    def all(self, answers: dict[str, Record]) -> list[Row]:
+        """In the order of the corpus."""
+        raw, rows = self._raw(), []
+        for batch in self._batches:
+            for row_id, texts, example in zip(batch.ids, batch.texts, batch.examples, strict=True):
+                shown, target = self.task.input_text(texts), self.task.target_text(texts)
+                rows.append(Row(row_id, raw[row_id], shown, target, example, answers[row_id]))
+        return sorted(rows, key=lambda row: corpus_order(row.id))
+
+    def _raw(self) -> dict[str, list[str]]:
+        """The texts of the rows as they stand in the files, by id."""
+        data, wanted = self.task.recipe.data, set(self.ids)
+        roles = [role for role in self.task.roles(self.task.recipe.task) if role not in ("label", "trg")]
+        source, found = open_split(data, self.split), {}  # type: ignore[arg-type]
+        assert source is not None
+        for row in source:
+            if (row_id := source.name_of(row.id)) in wanted:
+                self.prepared = row.example is not None
+                columns = {} if self.prepared else data.columns
+                found[row_id] = [str(row.values[columns.get(role, role)]) for role in roles]
+        return found
+
+
+def spread(values: Sequence[Any], length: Callable[[Any], int], most: int) -> list[Any]:
+    """At most so many of them, of all lengths alike, in an order in which short and long ones are neighbours."""
+    ordered = sorted(values, key=length)
+    count = min(most, len(ordered))
+    chosen = [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]
+    random.Random(0).shuffle(chosen)
+    return chosen
+
+
+# -- logits on both sides ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def torch_logits(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
+    """Of each example in this batch (classes,), or (T, V) along its target."""
+    found = task.logits(model, task.collate(examples)).numpy()
+    return [logits[: _targets(e)] if logits.ndim == 2 else logits for logits, e in zip(found, examples, strict=True)]
+
+
+def artifact_logits(artifact: Artifact, examples: Sequence[Example]) -> list[Array]:
+    """The same of the artifact; a translation is decoded step by step along its target."""
+    if isinstance(artifact, Classifier):
+        return list(artifact.logits([as_artifact(example) for example in examples]))
+    made: Any = artifact
+    fixed, cache = made.start([example["src"] for example in examples])
+    steps = max(map(_targets, examples))
+    inputs = made.pad([[made.settings["bos_id"], *example["trg"]] for example in examples], 0)
+    parents, found = np.arange(len(examples))[:, None], []
+    for step in range(steps):
+        feeds = {**fixed, "count": np.array([1])}
+        (logits,), cache = made.step(["logits"], inputs[:, step : step + 1], parents, feeds, cache)
+        found.append(logits[:, 0])
+    return [row[: _targets(example)] for row, example in zip(np.stack(found, 1), examples, strict=True)]
+
+
+def as_artifact(example: Example) -> tuple[list[int], ...]:
+    """An example of the task as run.py encodes it."""
+    if "src" in example:
+        return (example["src"],)
+    return example["input_ids"], example.get("token_type_ids", [0] * len(example["input_ids"]))
+
+
+def _targets(example: Example) -> int:
+    return len(example.get("trg", ())) + 1

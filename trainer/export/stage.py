@@ -1,0 +1,232 @@
+"""The export stage of a finished run: each artifact is built beside its place, proven, and then put there at once.
+
+    export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, gate.json; of one that failed its gate
+                                  only gate.json
+    export/.onnx.making           under way; when gate.json is in it, it is complete and only has to be renamed
+    export/.answers.json          what the trained weights say on the split, until all artifacts are done
+
+A stage killed at any point is completed by running it again. Rank zero alone runs it, and holds the run's lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trainer.engine.finished import Finished
+from trainer.errors import CheckpointError, GateError
+from trainer.export.gates import Gate
+from trainer.export.onnx import PROGRAM, TASKS, write_artifact
+from trainer.export.quantize import TUNING_ROWS, quantized
+from trainer.export.rows import Row, Rows, Say
+from trainer.recipe import Recipe
+from trainer.rundir import RunDir, read_json, write_json
+from trainer.tasks.base import Record, Task
+
+log = logging.getLogger("rankzero")
+
+FORMAT = 1
+SAY_EVERY = 10.0  # seconds
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+
+
+def export_run(
+    run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = (), say: Say | None = None
+) -> list[Path]:
+    """Builds, proves and publishes the artifacts that the recipe asks for, unless that has been done already.
+
+    Args:
+        run: a run whose model has been written; the caller holds its lock.
+        recipe_type: as `Finished.open` takes it.
+        overrides: `key=value`, such as export.gates.int8_accuracy=0.01.
+        say: told how far it is; by default the log, every ten seconds.
+
+    Returns:
+        The folders published; none where the task has nothing to export.
+
+    Raises:
+        GateError: an artifact failed its gate and was kept out; the later ones have not been tried.
+        UsageError, CheckpointError: no run directory, or no model in it.
+    """
+    task = Finished.task_of(run, recipe_type, overrides)
+    wanted = [name for name in ("onnx", "int8") if getattr(task.recipe.export, name)]
+    if task.kind not in TASKS or not wanted:
+        return []
+    stage = _Stage(run, task, lambda: Finished.open(run, recipe_type, overrides), say or _slowly(log.info))
+    run.export.mkdir(parents=True, exist_ok=True)
+    folders = [stage.publish(name) for name in wanted]
+    stage.answers_file.unlink(missing_ok=True)
+    return folders
+
+
+def problems(folder: Path) -> list[str]:
+    """What differs between an artifact and the hashes in its gate.json; empty for a published one that is whole."""
+    verdict = read_json(folder / "gate.json")
+    if verdict is None:
+        return [f"{folder / 'gate.json'} is missing"]
+    if not verdict["passed"]:
+        return [f"{folder}: failed its gate: {', '.join(verdict['failed'])}"]
+    wrong = [name for name, facts in verdict["files"].items() if _facts(folder / name) != facts]
+    return [f"{folder / name} is missing or not what was proven" for name in wrong]
+
+
+class _Stage:
+    """The artifacts of one run; what they share is made once, when it is first needed."""
+
+    def __init__(self, run: RunDir, task: Task, opened: Callable[[], Finished], say: Say) -> None:
+        self.run, self.task, self._opened, self.say = run, task, opened, say
+        self.answers_file = run.export / ".answers.json"
+        self.inputs = _inputs(run, task)
+
+    @cached_property
+    def rows(self) -> Rows:
+        finished = self._opened()
+        return Rows(finished.task, finished.model.cpu().float().eval())
+
+    @cached_property
+    def answered(self) -> list[Row]:
+        """Every row with what the weights say of it, from an earlier start where there was one."""
+        kept = read_json(self.answers_file)
+        if kept is None or kept["inputs"] != self.inputs:
+            kept = {"inputs": self.inputs, "answers": self.rows.answers(self.say)}
+            write_json(self.answers_file, kept)
+        return self.rows.all(kept["answers"])
+
+    def publish(self, name: str) -> Path:
+        """Makes the artifact, unless there is one of the same inputs that passed and is whole."""
+        place, making, old = (self.run.export / part for part in (name, f".{name}.making", f".{name}.old"))
+        shutil.rmtree(old, ignore_errors=True)
+        if not (self._same(place) and not problems(place)):
+            if not self._same(making) or problems(making):
+                shutil.rmtree(making, ignore_errors=True)
+                making.mkdir()
+                self._make(name, making)
+            _move(making, place, old)
+        verdict = read_json(place / "gate.json")
+        if not verdict["passed"]:
+            raise GateError(_explain(place, verdict))
+        return place
+
+    def _same(self, folder: Path) -> bool:
+        return bool((read_json(folder / "gate.json") or {}).get("inputs") == self.inputs)
+
+    def _make(self, name: str, folder: Path) -> None:
+        """The artifact and, last, its verdict."""
+        started = time.time()
+        verdict = self._onnx(folder) if name == "onnx" else self._int8(folder)
+        files = {path.name: _facts(path) for path in sorted(folder.iterdir())}
+        if not verdict["passed"]:
+            for file in files:
+                (folder / file).unlink()
+        about = {"inputs": self.inputs, "versions": {p: importlib.metadata.version(p) for p in PACKAGES}}
+        seconds = round(time.time() - started, 1)
+        write_json(folder / "gate.json", {"format": FORMAT, **verdict, "seconds": seconds, "files": files, **about})
+
+    def _gate(self, name: str, folder: Path) -> Record:
+        return Gate(name, folder, self.rows, self.answered, self.say).verdict()
+
+    def _onnx(self, folder: Path) -> Record:
+        self.say("onnx: exporting")
+        try:
+            write_artifact(self.task, self.rows.model, folder)
+        except GateError as error:
+            return {"artifact": "onnx", "passed": False, "failed": ["export"], "error": str(error), "checks": {}}
+        return self._gate("onnx", folder)
+
+    def _int8(self, folder: Path) -> Record:
+        source, scratch = self.run.export / "onnx", self.run.export / ".fp32"
+        if not self.task.recipe.export.onnx:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            write_artifact(self.task, self.rows.model, scratch)
+            source = scratch
+        self.say("int8: quantizing")
+        verdict = quantized(
+            source,
+            folder,
+            lambda: self.rows.tuning_examples(TUNING_ROWS),
+            lambda: self._gate("int8", folder),
+            self.say,
+        )
+        before, after = (sum(path.stat().st_size for path in f.glob("*.onnx")) for f in (source, folder))
+        shutil.rmtree(scratch, ignore_errors=True)
+        return verdict | {"size_ratio": before / after}
+
+
+def _inputs(run: RunDir, task: Task) -> dict[str, Any]:
+    """Everything that an artifact and its verdict follow from."""
+    recipe = task.recipe.model_dump(mode="json")
+    data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
+    rows = {split: facts["fingerprint"] for split, facts in (read_json(run.manifest) or {}).get("data", {}).items()}
+    relevant = [recipe["task"], recipe["model"], data, rows, recipe["evaluation"], recipe["export"]["gates"]]
+    weights = sorted(run.model.glob("model*.safetensors*"))
+    if not weights:
+        raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
+    return {
+        "format": FORMAT,
+        "model": {path.name: _facts(path)["sha256"] for path in weights},
+        "tokenizer": _facts(run.tokenizer / "tokenizer.json")["sha256"],
+        "recipe": hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest(),
+        "program": _facts(PROGRAM)["sha256"],
+    }
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Size and hash of a file; of one that is not there neither."""
+    if not path.is_file():
+        return {"bytes": None, "sha256": None}
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _move(making: Path, place: Path, old: Path) -> None:
+    """Puts a complete artifact into its place: a reader sees the old one, none, or the new one, never a part."""
+    try:
+        for path in (*making.iterdir(), making):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        if place.exists():
+            place.rename(old)
+        making.rename(place)
+    except OSError as error:
+        raise CheckpointError(f"{place} cannot be written: {error.strerror}; free space or fix rights") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _explain(place: Path, verdict: Record) -> str:
+    """Which checks failed, with their numbers, and the rows that differ most."""
+    lines = [
+        f"{place.name} failed its gate and is kept out of {place.parent}; all numbers are in {place / 'gate.json'}"
+    ]
+    if "error" in verdict:
+        lines.append(f"  {verdict['error']}")
+    for name in verdict["failed"]:
+        facts = verdict["checks"].get(name, {})
+        numbers = (f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items() if k != "passed")
+        lines.append(f"  {name}: {', '.join(n for n in numbers if len(n) < 300)}")
+    for row in verdict.get("worst_rows", [])[:3]:
+        lines.append("  differs most: " + ", ".join(f"{key} {value!r}" for key, value in row.items()))
+    lines.append("export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out")
+    return "\n".join(lines)
+
+
+def _slowly(tell: Callable[[str], None]) -> Say:
+    last = 0.0
+
+    def say(text: str) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= SAY_EVERY:
+            last = now
+            tell(text)
+
+    return say
