@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test test-slurm lint bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 setup: $(READY) ## an environment in .venv with everything (minutes the first time, at once afterwards)
 
@@ -31,6 +31,9 @@ demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, seven m
 
 test: setup ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing. ARGS='-k lanes' for a part
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-slurm: setup ## jobs on a real SLURM cluster of two nodes on this machine; as root, with slurmctld slurmd slurm-client munge
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm*.py $(ARGS)
 
 lint: setup ## format, lint, types, layers
 	$(BIN)/ruff check

@@ -10,6 +10,8 @@ import typer
 
 from launch.doctor import doctor_command
 from launch.plan import plan_command
+from launch.slurm.follow import cancel_command, logs_command, status_command
+from launch.slurm.submit import submit_command
 from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
 
@@ -96,6 +98,10 @@ def _arguments() -> list[str]:
 
 app.command("plan")(plan_command)
 app.command("doctor")(doctor_command)
+app.command("submit")(submit_command)
+app.command("status")(status_command)
+app.command("logs")(logs_command)
+app.command("cancel")(cancel_command)
 
 for command in cli.app.registered_commands:
     if command.name != "train":

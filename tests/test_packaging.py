@@ -49,6 +49,10 @@ def test_configs_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) ->
     path, names = done.stdout.splitlines()
     assert Path(path) == tmp_path / "launch" / "accelerate_configs" / "cpu.yaml"
     assert set(names.split()) == {path.stem for path in (ROOT / "accelerate_configs").glob("*.yaml")}
+    code = "from launch.slurm import render; print(render.templates())"
+    words[-1] = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}"
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == tmp_path / "launch" / "slurm"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["recipes"], ["train", "no-such-recipe"]])

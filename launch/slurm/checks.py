@@ -1,0 +1,155 @@
+"""What is looked at before a job is submitted. A failure refuses it, a warning is said."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from launch.doctoring.check import Check, Findings, size
+from launch.doctoring.disk import existing
+from launch.slurm import queue
+from launch.slurm.job import Job, seconds
+from launch.slurm.lint import lint
+from trainer.errors import RankzeroError
+from trainer.rundir import RunDir
+
+SLURM_LATE = 60  # seconds by which SLURM may send the signal early
+
+
+def checks(job: Job, scripts: Sequence[str], throughput: float | None) -> Iterator[Check]:
+    """Those of a job and its scripts, one after the other, as the last ones may take a while."""
+    yield _lanes(job)
+    yield _gpus(job)
+    hours, checkpoint = _planned(job, throughput)
+    yield _time(job, hours)
+    yield _grace(job)
+    yield _disk(job, checkpoint)
+    yield _lint(scripts)
+    yield _test_only(scripts)
+
+
+def _lanes(job: Job) -> Check:
+    findings = Findings("lanes")
+    lanes, ranks, fuse = job.recipe.data.lanes, job.plan.ranks or 1, job.recipe.loop.fuse_lanes
+    findings.fact(f"{lanes} lanes for {ranks} ranks ({job.recipe.launch.nodes} nodes x {job.ranks_per_node})")
+    fewer = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0 and lanes // n % fuse == 0)
+    if ranks > lanes:
+        findings.fail(
+            "each rank needs a lane", f"fewer ranks ({fewer}), or data.lanes={ranks}, which changes the steps"
+        )
+    elif fuse > 1 and (lanes % ranks or lanes // ranks % fuse):
+        findings.fail(f"loop.fuse_lanes={fuse} does not divide a rank's lanes", f"ranks that go with it: {fewer}")
+    elif lanes % ranks:
+        findings.warn("ranks do not divide the lanes: some idle", f"better: {fewer} ranks")
+    return findings.check()
+
+
+def _gpus(job: Job) -> Check:
+    findings = Findings("GPUs")
+    gpus, plan = job.recipe.launch.gpus_per_node, job.plan
+    findings.fact(
+        f"config {plan.config}: {plan.engine} on {'CPUs' if plan.cpu else 'GPUs'}; {gpus or 'no'} GPUs per node"
+    )
+    if plan.note:
+        findings.fact(plan.note)
+    if plan.cpu and gpus:
+        findings.warn("the GPUs would idle", "take a config for GPUs, such as ddp, or leave out --gpus-per-node")
+    elif gpus and job.ranks_per_node < gpus:
+        findings.warn(f"{gpus - job.ranks_per_node} GPUs of each node would idle", f"launch.ranks_per_node={gpus}")
+    return findings.check()
+
+
+def _planned(job: Job, throughput: float | None) -> tuple[float | None, int | None]:
+    """Hours of training and bytes of checkpoints, where `rankzero plan` can know them: from a measured speed."""
+    run = RunDir(job.run)
+    if throughput is None and not run.metrics.exists():
+        return None, None
+    from launch.plan import Wishes, make_plan
+
+    try:
+        ranks = job.plan.ranks or 1
+        plan = make_plan(job.recipe, (), Wishes(ranks=[ranks], throughput=throughput, cpu=job.plan.cpu, run=job.run))
+    except (RankzeroError, OSError, ImportError):  # it advises; the run itself will say what is wrong
+        return None, None
+    return plan.hours.get(ranks), plan.checkpoint.on_disk
+
+
+def _time(job: Job, hours: float | None) -> Check:
+    findings, launch = Findings("time"), job.recipe.launch
+    limit = seconds(launch.time)
+    findings.fact(f"{launch.time} for each go, {launch.requeue_limit} requeues at most")
+    if limit is not None and limit <= launch.signal_lead + SLURM_LATE:
+        fix = f"a longer --time, or launch.signal_lead below {max(1, limit - SLURM_LATE)}"
+        findings.fail(f"the signal to save comes {launch.signal_lead} s before the end: no time to train", fix)
+    elif hours is None:
+        findings.fact("no speed is known yet: `rankzero plan` tells the hours once the run has begun, or --throughput")
+    elif limit is None:
+        findings.fact(f"training takes about {hours:.1f} h")
+    else:
+        goes = math.ceil(hours * 3600 / (limit - launch.signal_lead))
+        findings.fact(
+            f"training takes about {hours:.1f} h: {goes} {'go' if goes == 1 else 'goes, requeued in between'}"
+        )
+        if goes > launch.requeue_limit + 1:
+            findings.warn("more goes than requeues are allowed", f"launch.requeue_limit={goes}, or a longer --time")
+    return findings.check()
+
+
+def _grace(job: Job) -> Check:
+    """The time between signal and end against that of a save: from when the files of checkpoints were written."""
+    findings, lead = Findings("grace"), job.recipe.launch.signal_lead
+    saves = [taken for folder in job.run.glob("checkpoints/step-*") if (taken := _save_time(folder)) is not None]
+    if not saves:
+        findings.fact(f"{lead} s to save; not measured yet (`rankzero doctor` measures the disk)")
+        return findings.check()
+    save = statistics.median(saves)
+    findings.fact(f"{lead} s to save, which took about {save:.1f} s")
+    if save * 2 > lead:  # a step has to end first, and an earlier save may still be going on
+        findings.warn("little time to save", f"launch.signal_lead={math.ceil(save * 3)}")
+    return findings.check()
+
+
+def _save_time(folder: Path) -> float | None:
+    """Seconds from the first file of a checkpoint to its manifest, and so much for the first file by its size."""
+    try:
+        files = sorted((path.stat() for path in folder.iterdir()), key=lambda stat: stat.st_mtime)
+        rest = sum(stat.st_size for stat in files[1:])
+        return (files[-1].st_mtime - files[0].st_mtime) * (1 + files[0].st_size / rest)
+    except (OSError, IndexError, ZeroDivisionError):
+        return None
+
+
+def _disk(job: Job, expected: int | None) -> Check:
+    findings = Findings("disk")
+    folder = existing(job.run)
+    space = os.statvfs(folder)
+    free = space.f_bavail * space.f_frsize
+    if expected is None:
+        one = max((sum(f.stat().st_size for f in c.iterdir()) for c in job.run.glob("checkpoints/step-*")), default=0)
+        expected = one * (job.recipe.loop.keep + 2)
+    findings.fact(f"{size(free)} free at {folder}" + (f", checkpoints take {size(expected)}" if expected else ""))
+    if not os.access(folder, os.W_OK):
+        findings.fail("not writable", "choose another --run")
+    if free < expected:
+        findings.warn("too little for the checkpoints", "free space, lower loop.keep, or choose another --run")
+    return findings.check()
+
+
+def _lint(scripts: Sequence[str]) -> Check:
+    findings = Findings("script")
+    for problem in dict.fromkeys(problem for script in scripts for problem in lint(script)):
+        findings.warn(problem, "correct launch.extra, launch.setup or the template")
+    return findings.check("every #SBATCH line means what it says")
+
+
+def _test_only(scripts: Sequence[str]) -> Check:
+    """What the controller says to the first script, without submitting it."""
+    if not queue.here():
+        return Check("sbatch", "skipped", "not found here: nothing can be submitted")
+    refusal = queue.refusal(scripts[0])
+    if refusal is None:
+        return Check("sbatch", "ok", "sbatch --test-only takes it")
+    return Check("sbatch", "failed", refusal, "choose other resources: `sinfo` lists partitions, nodes and limits")

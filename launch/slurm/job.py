@@ -1,0 +1,198 @@
+"""A job, settled: which recipe, on how many nodes, ranks and GPUs, with what in its environment."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.accelerate import MISLEADING, modules, settings
+from launch.configs import LaunchPlan, describe
+from launch.ranks import LAUNCHER
+from launch.shim import PARENT
+from launch.slurm.engine import of_launcher
+from trainer.compose import Options, run_path
+from trainer.errors import UsageError
+from trainer.loading import load_recipe
+from trainer.recipe import Recipe
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"
+UNSET = (*MISLEADING, *LAUNCHER, PARENT, "RANKZERO_RANKS", "OMP_NUM_THREADS")  # of whoever submits
+DEFERRED = ("evaluation.splits=[]", "export.onnx=false", "export.int8=false")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training is submitted with. `run` and `folder` (where relative paths begin) are absolute."""
+
+    recipe: Recipe
+    words: tuple[str, ...]  # RECIPE KEY=VALUE …
+    plan: LaunchPlan  # ranks of all nodes
+    run: Path
+    folder: Path
+    name: str
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.plan.ranks_here
+
+    @property
+    def mode(self) -> Literal["single", "node", "task"]:
+        if self.plan.engine == "single":
+            return "single"
+        return "task" if self.recipe.launch.launcher == "task" else "node"
+
+    def values(self) -> dict[str, Any]:
+        """The variables of the templates (docs/slurm.md says what each is)."""
+        launch, tasks = self.recipe.launch, self.ranks_per_node if self.mode == "task" else 1
+        return {
+            "title": f"rankzero submit {shlex.join(self.words)} --config {self.plan.config} --nodes {launch.nodes}",
+            "kind": "train",
+            "job_name": self.name,
+            "log": (f"{self.run}/slurm/", "train-%j.out"),
+            "nodes": launch.nodes,
+            "tasks_per_node": tasks,
+            "gpus_per_node": launch.gpus_per_node,
+            "cpus_per_task": launch.cpus_per_task,
+            "ranks_per_node": self.ranks_per_node,
+            "ranks_per_task": self.ranks_per_node // tasks,
+            "time": launch.time,
+            "signal_lead": launch.signal_lead,
+            "requeue_limit": launch.requeue_limit,
+            "asked": list(_asked(self.recipe).items()),
+            "extra": launch.extra,
+            "setup": launch.setup,
+            "run": self.run,
+            "folder": self.folder,
+            "words": self.words,
+            "python": [sys.executable],
+            "module": "launch.rank",
+            "mode": self.mode,
+            "config": self.plan.path.absolute(),
+            "deepspeed": self.plan.engine.startswith("zero"),
+            "unset": UNSET,
+            "environment": sorted(self._environment().items()),
+        }
+
+    def _environment(self) -> dict[str, str]:
+        own = settings(self.plan) | modules()
+        return own | (of_launcher(self.plan) if self.mode == "task" else {})
+
+    def finalizing(self) -> dict[str, Any]:
+        """The variables of the dependent job on one node: the same command without a launcher does what is missing."""
+        plan = replace(self.plan, engine="single", ranks=1, machines=1)
+        launch = self.recipe.launch.model_copy(
+            update={"nodes": 1, "gpus_per_node": min(1, self.recipe.launch.gpus_per_node or 0) or None}
+        )
+        values = replace(self, plan=plan, recipe=self.recipe.model_copy(update={"launch": launch})).values()
+        return values | {
+            "kind": "finalize",
+            "job_name": _name(f"{self.name[:55]}-finalize"),
+            "log": (f"{self.run}/slurm/", "finalize-%j.out"),
+            "words": ["train", *self.words, "--run", self.run],
+        }
+
+    def deferring(self) -> Job:
+        """The training without what the dependent job does."""
+        return replace(self, words=(*self.words, *DEFERRED))
+
+
+def make_job(
+    recipe: str,
+    overrides: Sequence[str],
+    resources: Mapping[str, Any],
+    config: str | None = None,
+    run: Path | None = None,
+    name: str | None = None,
+) -> Job:
+    """Settles a job; `resources` (keys of `launch`, None = not given) go before the recipe's.
+
+    Raises:
+        UsageError: the recipe, the config or a resource is wrong, or they do not go together.
+    """
+    given = [f"launch.{key}={json.dumps(value)}" for key, value in resources.items() if value not in (None, [])]
+    resolved = load_recipe(recipe, [*overrides, *given])
+    return Job(
+        recipe=resolved,
+        words=(recipe, *overrides),
+        plan=settle(config, resolved),
+        run=run_path(resolved, Options(run)).absolute(),
+        folder=Path.cwd(),
+        name=_name(name or f"rankzero-{resolved.name}"[:64]),
+    )
+
+
+def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
+    """The config with the ranks of all nodes; without one `ddp` on GPUs, `cpu_multinode` without, `debug` for one rank.
+
+    Raises:
+        UsageError: nodes, GPUs and ranks do not fit the config or each other.
+    """
+    launch = recipe.launch
+    gpus = launch.gpus_per_node or 0
+    several = launch.nodes * (launch.ranks_per_node or max(1, gpus)) > 1
+    plan = describe(config or (("ddp" if gpus else "cpu_multinode") if several else "debug"))
+    per_node = launch.ranks_per_node
+    if plan.engine == "single":
+        if launch.nodes * (per_node or 1) > 1:
+            raise UsageError(
+                f"config {plan.config} is one process, and {launch.nodes} nodes x {per_node or 1} ranks are asked for: "
+                "take --config ddp on GPUs, cpu_multinode without"
+            )
+        return plan
+    if not plan.cpu:
+        if per_node is None and not gpus:
+            raise UsageError(f"config {plan.config} needs GPUs: --gpus-per-node G, or a config for CPUs: cpu_multinode")
+        if gpus and (per_node or 0) > gpus:
+            raise UsageError(f"launch.ranks_per_node={per_node} is more than {gpus} GPUs per node: at most one each")
+    per_node = per_node or (plan.ranks_here if plan.cpu else gpus)
+    plan = replace(plan, ranks=per_node * launch.nodes, machines=launch.nodes)
+    if plan.engine == "ddp" and plan.ranks == 1:
+        return replace(plan, engine="single", note=f"config {plan.config} with one rank is one process")
+    return plan
+
+
+def seconds(time: str) -> int | None:
+    """A time limit as sbatch reads it: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s; None for UNLIMITED.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if time.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    if not re.fullmatch(r"(\d+-\d+(:\d+){0,2})|(\d+(:\d+){0,2})", time):
+        raise UsageError(f"launch.time: {time!r}; write minutes, hours:minutes:seconds or days-hours, such as 24:00:00")
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash or len(parts) == 3:
+        hours, minutes, rest_seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, minutes, rest_seconds = (0, *parts, 0)[:3]
+    return int(days or 0) * 86_400 + hours * 3_600 + minutes * 60 + rest_seconds
+
+
+def _name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r}: a job's name is letters, digits, `.`, `_` and `-`, at most 64")
+    return name
+
+
+def _asked(recipe: Recipe) -> dict[str, str]:
+    """Options of sbatch that only some ask for."""
+    launch = recipe.launch
+    asked = {
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "mem": launch.memory,
+        "constraint": launch.constraint,
+        "mail-user": launch.mail,
+        "mail-type": MAIL_ON if launch.mail else None,
+    }
+    return {option: value for option, value in asked.items() if value is not None}

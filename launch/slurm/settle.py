@@ -1,0 +1,24 @@
+"""The last word on a run that its job gives up: `python -m launch.slurm.settle RUN CODE WHY`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer.rundir import RunDir, read_json, write_json
+
+
+def settle(run: Path, code: int, why: str) -> None:
+    """Writes state, exit code and reason into status.json; what rank zero last said stays part of the reason."""
+    status = read_json(RunDir(run).status)
+    if not isinstance(status, dict):
+        return
+    told = status.get("error")
+    write_json(
+        RunDir(run).status,
+        {**status, "state": "failed", "exit_code": code, "error": f"{why}; {told}" if told else why},
+    )
+
+
+if __name__ == "__main__":
+    settle(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,165 @@
+"""`rankzero submit`: renders the scripts of a run, looks at them, and hands them to sbatch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.cli import Config, Overrides, RecipeArgument, RunOption
+from trainer.errors import UsageError
+from trainer.rundir import write_atomically
+
+if TYPE_CHECKING:
+    from launch.slurm.job import Job
+
+
+@dataclass(frozen=True)
+class Script:
+    """A rendered script: where it is kept, what it is called in the list of jobs, folders that its logs need."""
+
+    path: Path
+    kind: str
+    text: str
+    logs: Sequence[Path]
+
+
+def submit_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    config: Config = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1)] = None,
+    gpus_per_node: Annotated[int | None, typer.Option("--gpus-per-node", metavar="G", min=0)] = None,
+    ranks_per_node: Annotated[int | None, typer.Option("--ranks-per-node", metavar="R", min=1)] = None,
+    launcher: Annotated[
+        str | None, typer.Option("--launcher", help="node: one per node starts its ranks; task: one task per rank")
+    ] = None,
+    cpus_per_task: Annotated[int | None, typer.Option("--cpus-per-task", metavar="C", min=1)] = None,
+    memory: Annotated[str | None, typer.Option("--memory", metavar="M", help="of a node, as 64G")] = None,
+    time: Annotated[str | None, typer.Option("--time", metavar="T", help="of one go, as 12:00:00 or 2-00")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", metavar="P")] = None,
+    account: Annotated[str | None, typer.Option("--account", metavar="A")] = None,
+    qos: Annotated[str | None, typer.Option("--qos", metavar="Q")] = None,
+    constraint: Annotated[str | None, typer.Option("--constraint", metavar="C", help="features of nodes")] = None,
+    mail: Annotated[
+        str | None, typer.Option("--mail", metavar="ADDRESS", help="at the end, failures, requeues")
+    ] = None,
+    setup: Annotated[list[str] | None, typer.Option("--setup", metavar="LINE", help="shell line before it")] = None,
+    extra: Annotated[list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="one more #SBATCH line")] = None,
+    run: RunOption = None,
+    array: Annotated[
+        str | None, typer.Option("--array", metavar="SEEDS", help="a run for each, as 1-5 or 1-9%3")
+    ] = None,
+    finalize: Annotated[bool, typer.Option("--finalize", help="evaluate and export in a job on one node")] = False,
+    after: Annotated[int | None, typer.Option("--after", metavar="JOB", help="begin when that job is done")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="of the job")] = None,
+    templates: Annotated[Path | None, typer.Option("--templates", metavar="DIR", help="your own *.sbatch")] = None,
+    throughput: Annotated[
+        float | None, typer.Option("--throughput", metavar="TOKENS", help="per second and rank, for the hours")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print script and checks, submit nothing")] = False,
+) -> None:
+    """Train as a job of a SLURM cluster: pre-empted, requeued, done. First line printed: Submitted batch job N."""
+    from launch.slurm.job import make_job
+
+    resources = {
+        "nodes": nodes,
+        "gpus_per_node": gpus_per_node,
+        "ranks_per_node": ranks_per_node,
+        "launcher": launcher,
+        "cpus_per_task": cpus_per_task,
+        "memory": memory,
+        "time": time,
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "constraint": constraint,
+        "mail": mail,
+        "setup": setup,
+        "extra": extra,
+    }
+    job = make_job(recipe, overrides or (), resources, config, run, name)
+    scripts = render_all(job, array, finalize, templates)
+    if dry_run:
+        for script in scripts:
+            print(f"{'' if script is scripts[0] else chr(10)}{script.text}", end="")
+    look(job, scripts, throughput)
+    if not dry_run:
+        hand_over(job, scripts, after)
+
+
+def render_all(job: Job, array: str | None, finalize: bool, templates: Path | None) -> list[Script]:
+    """The scripts of a run: its training, or that of each seed; then the job that depends on it."""
+    from launch.slurm.arrays import comparing, seeds_of, training
+    from launch.slurm.render import render
+
+    home = job.run / "slurm"
+    if array is not None:
+        seeds = seeds_of(array)
+        runs = [job.run.with_name(f"{job.run.name}-seed-{seed}") for seed in seeds]
+        text = render("array.sbatch", training(job, array), templates)
+        last = render("finalize.sbatch", comparing(job, runs), templates)
+        logs = [run / "slurm" for run in runs]
+        return [
+            Script(home / "array.sbatch", "array", text, logs),
+            Script(home / "finalize.sbatch", "compare", last, ()),
+        ]
+    text = render("train.sbatch", (job.deferring() if finalize else job).values(), templates)
+    scripts = [Script(home / "train.sbatch", "train", text, ())]
+    if finalize:
+        last = render("finalize.sbatch", job.finalizing(), templates)
+        scripts.append(Script(home / "finalize.sbatch", "finalize", last, ()))
+    return scripts
+
+
+def look(job: Job, scripts: Sequence[Script], throughput: float | None) -> None:
+    """Says on stderr what the checks find.
+
+    Raises:
+        UsageError: one has failed.
+    """
+    from launch.slurm.checks import checks
+
+    refused = []
+    for check in checks(job, [script.text for script in scripts], throughput):
+        told = f" -> {check.fix}" if check.fix else ""
+        print(f"{check.status:8s} {check.name:8s} {check.found}{told}", file=sys.stderr)
+        if check.status == "failed":
+            refused.append(f"{check.name}: {check.problem or check.found}{told}")
+    if refused:
+        raise UsageError("not submitted: " + "; ".join(refused))
+
+
+def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
+    """Writes the scripts into the run directory and submits them, each after the one before it has succeeded."""
+    from launch.slurm import queue
+    from launch.slurm.follow import active, note
+
+    if after is None and (busy := active(job.run)):
+        raise UsageError(
+            f"{job.run} has job {busy[0].job} ({busy[0].state}) already: rankzero cancel, or another --run"
+        )
+    for script in scripts:
+        for folder in (script.path.parent, *script.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(script.path, script.text)
+    for script in scripts:
+        number = queue.submit(script.path, dependency(after))
+        note(job.run, number, script.kind)
+        for folder in script.logs:
+            note(folder.parent, number, script.kind)
+        if script is scripts[0]:
+            print(f"Submitted batch job {number}")
+        else:
+            print(f"{script.kind}: job {number}, after job {after}")
+        after = number
+    print(f"run directory: {job.run}\nscripts: {', '.join(str(script.path) for script in scripts)}")
+
+
+def dependency(after: int | None) -> list[str]:
+    """Options for sbatch: begin when that job has succeeded, and never if it has not."""
+    return [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after is not None else []

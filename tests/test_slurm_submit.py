@@ -1,0 +1,197 @@
+"""What is submitted with which resources, what is looked at before, and the commands where there is no cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_world import ROOT, rankzero
+
+from launch.slurm import arrays, checks, compare
+from launch.slurm.job import Job, seconds
+from trainer.errors import UsageError
+from trainer.srun import adopt_ranks
+
+WITHOUT_SLURM = {"PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
+
+
+# -- resources ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "resources", "expected"),
+    [
+        (None, {}, ("debug", "single", 1)),
+        (None, {"nodes": 2}, ("cpu_multinode", "ddp", 2)),
+        (None, {"nodes": 2, "gpus_per_node": 4}, ("ddp", "ddp", 8)),
+        (None, {"gpus_per_node": 1}, ("debug", "single", 1)),
+        ("cpu", {}, ("cpu", "ddp", 2)),
+        ("cpu_multinode", {"nodes": 4, "ranks_per_node": 2}, ("cpu_multinode", "ddp", 8)),
+        ("cpu_multinode", {}, ("cpu_multinode", "single", 1)),
+        ("zero2", {"nodes": 2, "gpus_per_node": 8}, ("zero2", "zero2", 16)),
+        ("zero3", {"gpus_per_node": 8, "ranks_per_node": 4}, ("zero3", "zero3", 4)),
+    ],
+)
+def test_ranks(tiny_job: Callable[..., Job], config: str | None, resources: dict[str, Any], expected: Any) -> None:
+    plan = tiny_job(config=config, **resources).plan
+    assert (plan.config, plan.engine, plan.ranks) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "resources", "words"),
+    [
+        ("debug", {"nodes": 2}, "one process"),
+        ("ddp", {"nodes": 2}, "--gpus-per-node"),
+        ("ddp", {"gpus_per_node": 2, "ranks_per_node": 3}, "more than 2 GPUs"),
+        ("debug", {"nodes": 0}, "launch.nodes"),
+        ("debug", {"launcher": "tusk"}, "launch.launcher"),
+        ("zero9", {}, "did you mean zero"),
+    ],
+)
+def test_what_does_not_go_together(
+    tiny_job: Callable[..., Job], config: str, resources: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        tiny_job(config=config, **resources)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 5400), ("1:30", 90), ("12:00:00", 43200), ("2-00", 172800), ("1-2:3", 93780), ("1-2:3:4", 93784),
+     ("UNLIMITED", None)],
+)  # fmt: skip
+def test_times(text: str, expected: int | None) -> None:
+    assert seconds(text) == expected
+
+
+def test_wrong_time() -> None:
+    with pytest.raises(UsageError, match=r"launch\.time"):
+        seconds("1h")
+
+
+def found(job: Job, name: str, *, throughput: float | None = None, script: str = "#!/bin/bash\n") -> Any:
+    return next(check for check in checks.checks(job, [script], throughput) if check.name == name)
+
+
+def test_lanes_against_ranks(tiny_job: Callable[..., Job]) -> None:
+    of = {n: found(tiny_job(config="cpu_multinode", nodes=n), "lanes") for n in (2, 3, 5)}
+    assert [of[n].status for n in of] == ["ok", "warning", "failed"]  # 4 lanes
+    assert "1, 2, 4" in of[3].fix
+
+
+def test_gpus_against_the_config(tiny_job: Callable[..., Job]) -> None:
+    assert found(tiny_job(config="cpu_multinode", nodes=2, gpus_per_node=2), "GPUs").status == "warning"
+    assert found(tiny_job(config="ddp", gpus_per_node=4, ranks_per_node=2), "GPUs").status == "warning"
+    assert found(tiny_job(config="ddp", gpus_per_node=2), "GPUs").status == "ok"
+
+
+def test_time_and_grace(tiny_job: Callable[..., Job]) -> None:
+    assert found(tiny_job(time="2:00"), "time").status == "failed"  # the signal comes at once
+    job = tiny_job(time="10:00")
+    assert "not measured" in found(job, "grace").found
+    folder = job.run / "checkpoints" / "step-00000003"
+    folder.mkdir(parents=True)
+    for name, size, at in (("model.safetensors", 1000, 100.0), ("optimizer.safetensors", 2000, 160.0), ("m", 0, 160.0)):
+        (folder / name).write_bytes(b"x" * size)
+        os.utime(folder / name, (at, at))
+    check = found(job, "grace")
+    assert check.status == "warning"
+    assert "about 90.0 s" in check.found  # 60 s for two thirds of it
+
+
+def test_the_plan_is_asked_where_a_speed_is_known(tiny_job: Callable[..., Job]) -> None:
+    check = found(tiny_job("loop.max_steps=null", "loop.epochs=1000", time="10:00"), "time", throughput=10.0)
+    assert check.status == "warning"
+    assert "requeued in between" in check.found
+    assert "launch.requeue_limit=" in check.fix
+
+
+def test_seeds() -> None:
+    assert arrays.seeds_of("1-3,7,10-20:5%2") == [1, 2, 3, 7, 10, 15, 20]
+    for wrong in ("", "a", "1-", "5-1", "1 2", "1-5;id", "1-2000"):
+        if wrong == "5-1":
+            assert arrays.seeds_of(wrong) == [5]
+            continue
+        with pytest.raises(UsageError, match="--array"):
+            arrays.seeds_of(wrong)
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prints_script_and_checks_and_leaves_nothing(recipe: Path, tmp_path: Path) -> None:
+    done = rankzero(
+        *("submit", recipe, "--config", "cpu_multinode", "--nodes", 2, "--dry-run", "--finalize"),
+        cwd=tmp_path,
+        env=WITHOUT_SLURM,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("#!/bin/bash") == 2
+    assert "lanes    4 lanes for 2 ranks" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_slurm(recipe: Path, tmp_path: Path) -> None:
+    env = WITHOUT_SLURM
+    done = rankzero("submit", recipe, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "sbatch is not in PATH" in done.stderr
+    assert rankzero("status", tmp_path, cwd=tmp_path, env=env).stdout == f"{tmp_path}: not begun\n"
+    assert rankzero("logs", tmp_path, cwd=tmp_path, env=env).returncode == 2
+
+
+def test_a_refused_job_says_all_its_reasons(recipe: Path, tmp_path: Path) -> None:
+    words = ("--nodes", 5, "--time", "1:00", "--sbatch=--gres=x:$N", "--sbatch=--nods=2")
+    done = rankzero("submit", recipe, *words, "--dry-run", cwd=tmp_path, env=WITHOUT_SLURM)
+    assert done.returncode == 2
+    assert "lanes: each rank needs a lane" in done.stderr
+    assert "no time to train" in done.stderr
+    assert "does not expand `$`" in done.stderr
+    assert "did you mean --nodes?" in done.stderr
+
+
+# -- the runs of an array ----------------------------------------------------------------------------------------------
+
+
+def test_compare(recipe: Path, tmp_path: Path) -> None:
+    from trainer.loading import load_recipe
+
+    runs = [tmp_path / f"run-seed-{seed}" for seed in (1, 2, 3)]
+    for run, bleu, loss in zip(runs, (30.0, 32.0, 34.0), (2.0, 1.0, 3.0), strict=True):
+        (run / "evaluation" / "test").mkdir(parents=True)
+        (run / "recipe.yaml").write_text(load_recipe(recipe).to_yaml())
+        (run / "manifest.json").write_text(json.dumps({"stages": {"model": {"metric": "loss", "value": loss}}}))
+        scores = {"bleu": bleu, "bleu_ci95": [1, 2], "signature": "x", "rows": 8}
+        (run / "evaluation" / "test" / "metrics.json").write_text(json.dumps(scores))
+    told = compare.compare(runs, tmp_path / "run")
+    assert told["splits"] == {"test": {"bleu": {"mean": 32.0, "deviation": 2.0, "values": [30.0, 32.0, 34.0]}}}
+    assert told["best"]["run"] == str(runs[1])  # by validation loss, whatever the test says
+    assert "| bleu | 32 | 2 | 30 | 32 | 34 |" in (tmp_path / "run" / "comparison.md").read_text()
+
+
+# -- srun python -m trainer --------------------------------------------------------------------------------------------
+
+
+def test_ranks_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    adopt_ranks()
+    assert "WORLD_SIZE" not in os.environ
+    step = {
+        "SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_JOB_ID": "123456", "MASTER_ADDR": "n1",
+    }  # fmt: skip
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    adopt_ranks()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [os.environ[name] for name in names] == ["5", "7", "1", "3", "n1", "13456"]
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    adopt_ranks()  # below a launcher, or twice: what is set stays
+    assert os.environ["RANK"] == "5"
+    for name in names:
+        monkeypatch.delenv(name)

@@ -1,0 +1,53 @@
+"""Ranks that `srun python -m trainer` has started: SLURM's variables say what a launcher would say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from trainer.errors import UsageError
+
+
+def adopt_ranks() -> None:
+    """Sets RANK, WORLD_SIZE and where the ranks meet; nothing outside of srun, for one task, or below a launcher.
+
+    Raises:
+        UsageError: the first node's name cannot be found out and MASTER_ADDR does not say it.
+    """
+    env = os.environ
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun; a batch script's own shell has none
+    if "WORLD_SIZE" in env or tasks == 1:
+        return
+    env |= {
+        "RANK": env["SLURM_PROCID"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_WORLD_SIZE": str(_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[int(env["SLURM_NODEID"])]),
+    }
+    if len(env.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and env.get("CUDA_VISIBLE_DEVICES"):
+        env["LOCAL_RANK"] = "0"  # the site gives each task a GPU of its own
+    env.setdefault("MASTER_PORT", str(10_000 + int(env["SLURM_JOB_ID"]) % 20_000))  # below the ephemeral range
+    if "MASTER_ADDR" not in env:
+        env["MASTER_ADDR"] = _first(env["SLURM_STEP_NODELIST"])
+
+
+def _per_node(tasks: str) -> list[int]:
+    """`4(x2),3` is 4, 4, 3."""
+    found: list[int] = []
+    for part in tasks.split(","):
+        number, _, times = part.rstrip(")").partition("(x")
+        found += [int(number)] * int(times or 1)
+    return found
+
+
+def _first(nodes: str) -> str:
+    try:
+        asked = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes],  # noqa: S607 - wherever the site has it
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UsageError(f"the first of the nodes {nodes} is unknown ({error}): set MASTER_ADDR to its name") from None
+    return asked.stdout.split()[0]
