@@ -298,6 +298,9 @@ def test_json_is_one_object_with_every_configuration(recipe: Path) -> None:
 
 def test_cpu_plans_name_cpu_configs_and_share_the_memory(recipe: Path) -> None:
     found = make_plan(recipe, (), Wishes(cpu=True, ranks=(2,), memory=1.0))
+    libraries = {(c.setup.engine, c.setup.precision): c.step.parts["libraries"] for c in found.configurations}
+    assert libraries["ddp", "fp32"] < libraries["zero2", "fp32"] < libraries["zero2", "bf16"]
+    assert all(c.step.total == sum(c.step.parts.values()) for c in found.configurations)
     assert {c.setup.precision for c in found.configurations} == {"fp32", "bf16"}
     assert not any(c.setup.offload for c in found.configurations)
     assert found.best is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,10 @@ class Planner:
             replay = REPLAYS[setup.engine](self.sketch, setup, accumulation, self._averaged)
             self._peaks[key] = replay.play(timeline), replay.resident()
         peak, resident = self._peaks[key]
+        libraries = held_by_libraries(setup)
+        if libraries:
+            parts = {**peak.parts, "libraries": libraries}
+            peak = replace(peak, total=peak.total + libraries, parts=parts)
         whole = FULL * self.sketch.all_elements
         # a sharded engine's whole copy comes to the device; a moving average's place is taken from the raw weights
         visiting = whole if self._copies(setup) else 0
@@ -129,8 +133,8 @@ class Planner:
             live - logits,
             logits,
             peak,
-            self._start(setup),
-            resident + visiting + self.evaluation,
+            self._start(setup) + libraries,
+            resident + visiting + self.evaluation + libraries,
             sent(self.sketch, setup, accumulation, peak, self._averaged),
         )
 
@@ -175,6 +179,15 @@ class Planner:
         before = self.shapes[self.task.inputs[0]][0]
         rows = max(1, self.recipe.evaluation.tokens_per_batch // widest)
         return {name: (max(1, shape[0] * rows // before), *shape[1:]) for name, shape in self.shapes.items()}
+
+
+def held_by_libraries(setup: Setup) -> int:
+    """Bytes that a rank on a CPU takes besides tensors, measured (docs/plan.md): buffers of gloo and DeepSpeed; in bf16
+    oneDNN's kernels and the weights that it lays out anew. A GPU's are left out of its usable memory.
+    """
+    if setup.device == "gpu":
+        return 0
+    return 1_000_000 * (50 + 40 * setup.sharded + 130 * (setup.precision == "bf16"))
 
 
 def micro_batches(recipe: Recipe, ranks: int) -> int:
