@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import yaml
 
-from launch.accelerate import environment
 from launch.comparing import Tensors
 from launch.configs import LaunchPlan, choose, find
 from launch.ranks import Hook, Ranks
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.sources import open_split
 from trainer.engine import checkpoint
-from trainer.errors import DataError, RankError
+from trainer.errors import DataError
 from trainer.loading import Recipe, check_recipe
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.rundir import RunDir
@@ -185,27 +180,6 @@ def fp32(config: str, ranks: int, folder: Path) -> LaunchPlan:
     path = folder / f"{config}-{ranks}.yaml"
     path.write_text(yaml.safe_dump({**values, "mixed_precision": "no"}), encoding="utf-8")
     return choose(str(path), ranks)
-
-
-def launcher_environment(plan: LaunchPlan) -> dict[str, str]:
-    """The environment that `accelerate launch` would give the ranks: its own code makes it, and nothing is started."""
-    env = environment(plan)
-    if plan.engine == "single":
-        return env
-    import torch.distributed.run
-    from accelerate.commands.launch import launch_command, launch_command_parser
-
-    found: dict[str, str] = {}
-    words = ["--config_file", str(plan.path), "--num_processes", str(plan.ranks), "-m", "launch.rank"]
-    with (
-        patch.dict(os.environ, env, clear=True),
-        patch.object(torch.distributed.run, "run", lambda args: found.update(os.environ)),
-        contextlib.redirect_stdout(sys.stderr),  # DeepSpeed has things to say when it is imported
-    ):
-        launch_command(launch_command_parser().parse_args(words))
-    if not found:
-        raise RankError(f"config {plan.config}: accelerate launch would start no ranks; see docs/launching.md")
-    return found | {"OMP_NUM_THREADS": env["OMP_NUM_THREADS"]}
 
 
 def place_of(run: Path, step: int) -> Path:

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from launch.comparing import Tensors, difference, misplaced, read_ledger, worst
 from launch.configs import Engine, gpus
+from launch.launched import launcher_environment
 from launch.proving import (
     HALF,
     WHOLE,
@@ -32,7 +33,6 @@ from launch.proving import (
     RunFailed,
     checkpoint_of,
     fp32,
-    launcher_environment,
     make_ground,
     place_of,
 )

@@ -85,9 +85,10 @@ def test_shipped_configs_and_why_others_do_not_run(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(plans, "gpus", lambda: 2)
     found = plans.checks(None)[0]
     assert set(re.findall(r"\w+_multinode", found.found)) == {
-        f"{name}_multinode" for name in ("ddp", "fsdp2", "zero2", "zero3")
+        f"{name}_multinode" for name in ("cpu", "ddp", "fsdp2", "zero2", "zero3")
     }
-    assert "needs GPUs and the address" in found.found
+    assert "needs GPUs and the address" in plans.why_not("zero2_multinode")
+    assert "2 machines, needs the address" in plans.why_not("cpu_multinode")
 
 
 def test_the_config_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

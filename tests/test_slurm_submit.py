@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from batch_world import ROOT, rankzero
 
+from launch.ranks import LAUNCHER
 from launch.slurm import arrays, checks, compare
 from launch.slurm.job import Job, seconds
 from trainer.errors import UsageError
@@ -176,22 +178,17 @@ def test_compare(recipe: Path, tmp_path: Path) -> None:
 # -- srun python -m trainer --------------------------------------------------------------------------------------------
 
 
-def test_ranks_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
-    adopt_ranks()
-    assert "WORLD_SIZE" not in os.environ
+def test_ranks_of_srun() -> None:
     step = {
         "SLURM_STEP_NUM_TASKS": "7", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
         "SLURM_STEP_TASKS_PER_NODE": "4,3", "SLURM_JOB_ID": "123456", "MASTER_ADDR": "n1",
     }  # fmt: skip
-    for name, value in step.items():
-        monkeypatch.setenv(name, value)
-    adopt_ranks()
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    assert [os.environ[name] for name in names] == ["5", "7", "1", "3", "n1", "13456"]
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    adopt_ranks()  # below a launcher, or twice: what is set stays
-    assert os.environ["RANK"] == "5"
-    for name in names:
-        monkeypatch.delenv(name)
+    with patch.dict(os.environ, {}, clear=True):
+        adopt_ranks()
+        assert os.environ == {}
+    with patch.dict(os.environ, step, clear=True):
+        adopt_ranks()
+        assert [os.environ[name] for name in LAUNCHER] == ["5", "7", "1", "3", "n1", "13456"]
+        os.environ["SLURM_PROCID"] = "0"
+        adopt_ranks()  # below a launcher, or twice: what is set stays
+        assert os.environ["RANK"] == "5"

@@ -19,6 +19,7 @@ from review_world import recipe as review_recipe
 from launch import proving
 from launch import verify as module
 from launch.comparing import difference, misplaced
+from launch.launched import launcher_environment
 from launch.verify import Check, Proof, verify
 from trainer import tensors
 from trainer.errors import DataError, NumericsError, RankError, UsageError
@@ -201,12 +202,12 @@ def test_misplaced_rows_are_counted(ledger: list[dict[str, object]], wrong: int,
 
 
 def test_the_environment_of_the_ranks_is_the_launchers(tmp_path: Path) -> None:
-    env = proving.launcher_environment(proving.fp32("cpu_zero3", 2, tmp_path))
+    env = launcher_environment(proving.fp32("cpu_zero3", 2, tmp_path))
     assert env["ACCELERATE_USE_DEEPSPEED"] == "true"
     assert env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
     assert env["ACCELERATE_MIXED_PRECISION"] == "no"
     assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("zero3", "2")
     assert "ACCELERATE_USE_CPU" not in env
-    sharded = proving.launcher_environment(proving.fp32("cpu_fsdp2", 2, tmp_path))
+    sharded = launcher_environment(proving.fp32("cpu_fsdp2", 2, tmp_path))
     assert (sharded["ACCELERATE_USE_FSDP"], sharded["FSDP_VERSION"]) == ("true", "2")
-    assert proving.launcher_environment(proving.fp32("cpu", 2, tmp_path))["ACCELERATE_USE_CPU"] == "true"
+    assert launcher_environment(proving.fp32("cpu", 2, tmp_path))["ACCELERATE_USE_CPU"] == "true"

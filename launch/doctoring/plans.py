@@ -71,7 +71,8 @@ def why_not(name: str) -> str:
     plan = describe(name)
     missing = _missing_for(plan)
     if plan.machines > 1:
-        return f"for {plan.machines} machines, needs GPUs and the address of the first in a copy of the file"
+        needs = "" if plan.cpu else "GPUs and "
+        return f"for {plan.machines} machines, needs {needs}the address of the first in a copy of the file"
     if not plan.cpu and plan.engine != "single":
         if gpus() == 0:
             return "no GPU"

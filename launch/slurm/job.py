@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -11,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.accelerate import MISLEADING, modules, settings
+from launch.accelerate import MISLEADING, environment, modules, settings
 from launch.configs import LaunchPlan, describe
 from launch.ranks import LAUNCHER
 from launch.shim import PARENT
-from launch.slurm.engine import of_launcher
 from trainer.compose import Options, run_path
 from trainer.errors import UsageError
 from trainer.loading import load_recipe
@@ -24,6 +25,7 @@ from trainer.recipe import Recipe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"
 UNSET = (*MISLEADING, *LAUNCHER, PARENT, "RANKZERO_RANKS", "OMP_NUM_THREADS")  # of whoever submits
+ACCELERATES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # beginnings of what its launcher tells the ranks
 DEFERRED = ("evaluation.splits=[]", "export.onnx=false", "export.int8=false")
 
 
@@ -126,6 +128,16 @@ def make_job(
         folder=Path.cwd(),
         name=_name(name or f"rankzero-{resolved.name}"[:64]),
     )
+
+
+def of_launcher(plan: LaunchPlan) -> dict[str, str]:
+    """What `accelerate launch` would tell the ranks of this config, whatever the submitter's own environment says."""
+    from launch.launched import launcher_environment
+
+    env = {key: value for key, value in environment(plan).items() if not key.startswith(ACCELERATES)}
+    with contextlib.redirect_stderr(io.StringIO()):  # it advises on options that are set here
+        found = launcher_environment(replace(plan, ranks=max(2, plan.ranks or 0), machines=1), env)
+    return {key: value for key, value in found.items() if key.startswith(ACCELERATES)}
 
 
 def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
