@@ -26,7 +26,7 @@ from trainer.rundir import RunDir
 from trainer.tasks.base import roles_of
 
 LANES = (4, 8)  # at least and at most: so that 1, 2 and 4 ranks are tried, and a step stays small
-ROWS, WIDTH = 4, 32  # of a micro-batch, at most
+ROWS, WIDTH = 2, 16  # of a micro-batch, at most: steps of a BERT must not take seconds
 EPOCH = 13  # steps, so that 20 of them go over the end of one
 RAGGED = 3  # rows more, so that the last micro-batches are not full
 LOOKED_AT = 50_000  # rows of the corpus from which ours are drawn

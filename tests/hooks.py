@@ -293,3 +293,30 @@ def say_matmul_precision() -> None:
         print("matmul precision", torch.backends.cuda.matmul.fp32_precision)
 
     Loop.train = wrapped  # type: ignore[method-assign]
+
+
+def slow_export(seconds: float, timeout: float) -> None:
+    """Collectives time out sooner than rank zero has exported."""
+    from datetime import timedelta
+
+    from trainer.engine import engines
+
+    engines.PATIENCE = timedelta(seconds=timeout)
+    _before_export(lambda: time.sleep(seconds))
+
+
+def told_to_stop_in_export() -> None:
+    """Rank zero gets a SIGTERM when it begins to export."""
+    _before_export(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _before_export(work: Any) -> None:
+    from trainer.export import stage
+
+    original = stage.write_artifact
+
+    def wrapped(*arguments: Any) -> None:
+        work()
+        original(*arguments)
+
+    stage.write_artifact = wrapped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trainer.export import onnx as exporting
 from trainer.export.fresh import in_fresh_process
 from trainer.export.quantize import matrices, quantized, sensitivity, write_quantized
 from trainer.export.rows import ODD, artifact_logits, as_artifact, torch_logits
-from trainer.export.run import CLEANING, Classifier, load
+from trainer.export.run import CLEANING, WINDOW, Classifier, load
 from trainer.loading import Recipe
 
 Record = dict[str, Any]
@@ -37,6 +38,23 @@ def agree(found: list[Record], wanted: list[Record], tolerance: float = 1e-4) ->
 
 
 # -- the same answers --------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_lines_come_in_order_and_in_constant_memory(encoder: Exported) -> None:
+    """However many lines there are, no more than a window of them is read ahead."""
+    read = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for read in range(1, 10_001):
+            yield f"film {read}"
+
+    for answer in (encoder.finished.predict, encoder.artifact):
+        read = 0
+        for number, record in enumerate(answer(lines()), 1):
+            assert record["text"] == f"film {number}"
+            assert read - number < WINDOW
+        assert number == read == 10_000
 
 
 @pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
@@ -120,12 +138,14 @@ def test_the_fresh_process_has_three_packages(encoder: Exported, tmp_path: Path)
 @pytest.mark.skipif(
     "RANKZERO_BARE_PYTHON" not in os.environ, reason="RANKZERO_BARE_PYTHON: a Python with three packages"
 )
-def test_run_py_in_a_bare_environment(translator: Exported) -> None:
-    command = [os.environ["RANKZERO_BARE_PYTHON"], "-I", str(translator.folder / "run.py")]
+@pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
+def test_run_py_in_a_bare_environment(kind: str, request: pytest.FixtureRequest) -> None:
+    made: Exported = request.getfixturevalue(kind)
+    command = [os.environ["RANKZERO_BARE_PYTHON"], "-I", str(made.folder / "run.py")]
     done = subprocess.run(
         command, input="".join(f"{line}\n" for line in LINES).encode(), capture_output=True, check=True
     )
-    agree([json.loads(line) for line in done.stdout.splitlines()], list(translator.artifact(LINES)))
+    agree([json.loads(line) for line in done.stdout.splitlines()], list(made.artifact(LINES)))
 
 
 def test_nothing_of_the_machine_is_in_a_graph(translator: Exported) -> None:

@@ -43,13 +43,15 @@ def _copy(source: Path, folder: Path) -> None:
 
 def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = export_run(run, Recipe, say=quiet)
-    assert [folder.name for folder in folders] == ["onnx", "int8"]
-    assert sorted(path.name for path in run.export.iterdir()) == ["int8", "onnx"]
+    assert [folder.name for folder in folders] == ["bf16", "onnx", "int8"]
+    assert sorted(path.name for path in run.export.iterdir()) == ["bf16", "int8", "onnx"]
     for folder in folders:
         assert problems(folder) == []
         found = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
         assert found["passed"]
-        assert set(found["files"]) == {"model.onnx", "run.py", "settings.json", "tokenizer.json"}
+        own = {"config.json", "model.safetensors", "tokenizer_config.json"}
+        files = own if folder.name == "bf16" else {"model.onnx", "run.py", "settings.json"}
+        assert set(found["files"]) == files | {"tokenizer.json"}
     assert found["size_ratio"] > 1.2
     before = {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
     monkeypatch.setattr(stage.Finished, "open", None)  # nothing has changed: the model is not even read
@@ -58,14 +60,15 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
 
 
 def test_what_has_changed_is_made_again(run: RunDir) -> None:
-    (onnx_folder,) = export_run(run, Recipe, ["export.int8=false"], quiet)
+    only = ["export.int8=false", "export.bf16=false"]
+    (onnx_folder,) = export_run(run, Recipe, only, quiet)
     inputs = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))["inputs"]
     with (onnx_folder / "model.onnx").open("ab") as file:
         file.write(b"\0")
     assert "model.onnx" in problems(onnx_folder)[0]
-    export_run(run, Recipe, ["export.int8=false"], quiet)
+    export_run(run, Recipe, only, quiet)
     assert problems(onnx_folder) == []
-    export_run(run, Recipe, ["export.int8=false", "export.gates.rows=3"], quiet)
+    export_run(run, Recipe, [*only, "export.gates.rows=3"], quiet)
     found = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))
     assert found["checks"]["logits"]["rows"] == 3
     assert found["inputs"] != inputs
@@ -91,7 +94,7 @@ def test_what_a_backend_needs(run: RunDir) -> None:
         open_artifact(run, "int8")
     with pytest.raises(UsageError, match="tensorrt is unknown"):
         open_artifact(run, "tensorrt")
-    export_run(run, Recipe, ["export.onnx=false"], quiet)
+    export_run(run, Recipe, ["export.onnx=false", "export.bf16=false"], quiet)
     assert sorted(path.name for path in run.export.iterdir()) == ["int8"]
     (run.export / "int8" / "model.onnx").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -143,5 +146,5 @@ def test_a_killed_stage_is_completed(point: str, after: bool, run: RunDir, monke
         except Killed:
             visible = run.export.glob("[!.]*")
             assert all(problems(folder) == [] for folder in visible)
-    assert [problems(folder) for folder in folders] == [[], []]
-    assert sorted(path.name for path in run.export.iterdir()) == ["int8", "onnx"]
+    assert [problems(folder) for folder in folders] == [[], [], []]
+    assert sorted(path.name for path in run.export.iterdir()) == ["bf16", "int8", "onnx"]

@@ -90,9 +90,11 @@ def evaluate(
 def export(
     run: RunArgument,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    check: Annotated[bool, typer.Option("--check", help="only compare the artifacts with their hashes")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="only compare artifacts, weights and checkpoints with their hashes")
+    ] = False,
 ) -> None:
-    """Write the ONNX and int8 artifacts of a finished run, each only after it has passed its gate."""
+    """Write the ONNX, int8 and bf16 artifacts of a finished run, each only after it has passed its gate."""
     from trainer import compose
 
     if check:
@@ -145,7 +147,7 @@ def ensemble(
 def predict(
     run: RunArgument,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="default: lines of stdin")] = None,
-    backend: Annotated[str, typer.Option("--backend", help="torch, onnx or int8")] = "torch",
+    backend: Annotated[str, typer.Option("--backend", help="torch, onnx, int8 or bf16")] = "torch",
 ) -> None:
     """Texts or stdin lines to JSON lines, one per line, in order."""
     from trainer.compose import predict as run_prediction

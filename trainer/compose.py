@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.errors import CheckpointError, OutOfMemory, Preempted, RankError, RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.reporting import report_stage, write_report
+from trainer.reporting import write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -35,6 +35,8 @@ DEBUG_OVERRIDES = (
     "loop.compile=false",
     "data.workers=0",
     "evaluation.max_rows=32",
+    "export.onnx=false",
+    "export.int8=false",
 )
 
 
@@ -166,9 +168,14 @@ def _stages(
     scores = {split: session.evaluate(split) for split in splits}
     runtime.close()  # from here on rank zero works alone: no collective can time out under it
     if runtime.main:
-        for split in splits:
-            report_stage(folder, session.task, session.model, session.corpus, split, session.progress.step)
-        session.finish(scores)
+        from trainer.shipping import ship
+
+        def alive() -> None:
+            if runtime.stop.received:
+                raise runtime.stopped("while the artifacts were made")
+
+        session.tell(scores)
+        ship(folder, session.task, session.model, session.corpus, splits, session.progress.step, alive)
     return Run(folder.path, session.progress.step, scores)
 
 
@@ -305,7 +312,7 @@ def predict(run: str | Path, texts: Iterable[str], *, backend: str = "torch") ->
     """One record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
 
     Args:
-        backend: torch, or a published artifact: onnx, or int8, which answers text by text.
+        backend: torch, or a published artifact: onnx, int8, which answers text by text, or bf16.
 
     Raises:
         UsageError: a backend that this run has no artifact for.
@@ -321,7 +328,7 @@ def predict(run: str | Path, texts: Iterable[str], *, backend: str = "torch") ->
 
 
 def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
-    """Writes the ONNX and int8 artifacts of a finished run, each only after it has passed its gate.
+    """Writes the bf16, ONNX and int8 artifacts of a finished run, each only after it has passed its gate.
 
     What has been published of the same weights is left as it is; what was killed half-way is gone on with.
 
@@ -332,28 +339,28 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
         GateError: an artifact failed its gate and was kept out.
         RankzeroError: no such run, no model in it yet.
     """
+    from trainer.analysis.card import write_card
     from trainer.engine.finished import Finished
     from trainer.export.stage import export_run
 
     folder = RunDir(run)
     Finished.task_of(folder, Recipe, overrides)  # refuses what is no run directory before anything is made in it
     with folder.locked():
-        return export_run(folder, Recipe, overrides)
+        try:
+            return export_run(folder, Recipe, overrides)
+        finally:
+            write_card(folder)
 
 
 def check_export(run: str | Path) -> list[str]:
-    """What differs between a run's artifacts and the hashes that were written when they passed; empty if nothing.
+    """What of a run is not what its hashes say: artifacts, the weights that they were proven against, checkpoints.
 
     Raises:
         UsageError: there are no artifacts.
     """
-    from trainer.export.backend import BACKENDS
-    from trainer.export.stage import problems
+    from trainer.export.stage import problems_of
 
-    folders = [folder for name in BACKENDS if (folder := RunDir(run).export / name).is_dir()]
-    if not folders:
-        raise UsageError(f"{run} has no artifacts; make them with `rankzero export {run}`")
-    return [problem for folder in folders for problem in problems(folder)]
+    return problems_of(RunDir(run))
 
 
 def report(run: str | Path, *, split: str = "test") -> list[Path]:

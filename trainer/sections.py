@@ -190,8 +190,8 @@ class GatesConfig(Section):
     )
     identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="share of the same translations (onnx)")
     bleu: Annotated[float, Field(ge=0)] = Field(0.1, description="largest difference in BLEU (onnx)")
-    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="points of BLEU that int8 may cost")
-    int8_accuracy: Annotated[float, Field(ge=0)] = Field(0.005, description="share of rows that int8 may cost")
+    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="points of BLEU that int8 or bf16 may cost")
+    int8_accuracy: Annotated[float, Field(ge=0)] = Field(0.005, description="share of rows that int8 or bf16 may cost")
 
 
 class ExportConfig(Section):
@@ -199,7 +199,14 @@ class ExportConfig(Section):
 
     onnx: bool = True
     int8: bool = True
+    bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = where onnx or int8 is wanted")
     gates: GatesConfig = Field(default_factory=GatesConfig)
+
+    @property
+    def wanted(self) -> list[str]:
+        """The artifacts in the order in which they are made."""
+        bf16 = self.onnx or self.int8 if self.bf16 is None else self.bf16
+        return [name for name, made in (("bf16", bf16), ("onnx", self.onnx), ("int8", self.int8)) if made]
 
 
 class LaunchConfig(Section):

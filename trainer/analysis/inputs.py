@@ -49,22 +49,31 @@ def read_inputs(run: RunDir, split: str) -> Inputs:
         UsageError: a task that this analysis does not know.
         CheckpointError: a JSON file of the run is damaged.
     """
-    recipe = _recipe(run)
-    kind = recipe["task"]["kind"]
-    if kind not in KINDS:
-        raise UsageError(f"{run.recipe}: task.kind={kind!r} cannot be analysed; known: {', '.join(KINDS)}")
-    records = read_records(run, split)
-    for record in records:
-        check_record(record, kind)
+    inputs = read_run(run, split)
+    if inputs.kind not in KINDS:
+        raise UsageError(f"{run.recipe}: task.kind={inputs.kind!r} cannot be analysed; known: {', '.join(KINDS)}")
+    inputs.records.extend(read_records(run, split))
+    for record in inputs.records:
+        check_record(record, inputs.kind)
+    return inputs
+
+
+def read_run(run: RunDir, split: str) -> Inputs:
+    """The same without the records, of any task and of a split that may not have been evaluated.
+
+    Raises:
+        DataError: no run directory.
+        CheckpointError: a JSON file of the run is damaged.
+    """
     return Inputs(
         run=run,
         split=split,
-        recipe=recipe,
+        recipe=_recipe(run),
         manifest=read_json(run.manifest) or {},
         status=read_json(run.status) or {},
         scores=read_json(run.evaluation(split) / "metrics.json") or {},
         history=_history(run.metrics),
-        records=records,
+        records=[],
     )
 
 

@@ -55,13 +55,15 @@ def lede(inputs: Inputs, labels: Sequence[str] | None) -> str:
         model = f"The pretrained model {name}{size} was fine-tuned"
     else:
         model = f"{'An' if name[0] in 'aeiou' else 'A'} {name}{size} was trained from scratch"
-    goal, unit = _goal(inputs.recipe["task"], labels)
+    goal, unit = _goal(inputs.recipe["task"], inputs.kind, labels or ())
     return f"{model} to {goal}" + (f" on {count(rows)} {unit}." if rows else ".")
 
 
-def _goal(task: Mapping[str, Any], labels: Sequence[str] | None) -> tuple[str, str]:
+def _goal(task: Mapping[str, Any], kind: str, labels: Sequence[str]) -> tuple[str, str]:
     """What is learned, and what a row is."""
-    if labels is None:
+    if kind == "language_modeling":
+        return "tell which tokens were masked", "texts"
+    if kind == "translation":
         languages = task.get("src_language", "one language"), task.get("trg_language", "another")
         return f"translate {languages[0]} to {languages[1]}", "sentence pairs"
     unit = "labelled pairs of texts" if task.get("pair") else "labelled texts"
@@ -91,7 +93,7 @@ def facts(inputs: Inputs) -> list[tuple[str, str]]:
         ("Model", ", ".join(filter(None, (model_name(recipe), _sizes(model))))),
         ("Parameters", count(weights) if weights else ""),
         ("Training rows", _rows(data.get("train", {}), recipe["task"].get("labels"))),
-        ("Rows of this split", f"{count(len(inputs.records))} ({inputs.split})"),
+        ("Rows of this split", f"{count(len(inputs.records))} ({inputs.split})" if inputs.records else ""),
         ("Trained by", _machine(manifest)),
         ("Steps", _steps(inputs)),
         ("Weights in use", _chosen(manifest)),

@@ -132,10 +132,8 @@ class Session:
         self.runtime.on_main(write)
         return scores
 
-    def finish(self, scores: dict[str, dict[str, Any]]) -> None:
-        """Rank zero alone, after the process group has been closed."""
-        if self.recipe.export.onnx or self.recipe.export.int8:
-            self.reporter.say(f"artifacts: rankzero export {self.run.path}")
+    def tell(self, scores: dict[str, dict[str, Any]]) -> None:
+        """The scores in a line each."""
         for split, values in scores.items():
             shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
             self.reporter.say(f"{split}: {shown}")

@@ -1,17 +1,22 @@
-"""A published artifact as `rankzero predict --backend onnx` uses it: through the same run.py that ships with it."""
+"""A published artifact as `rankzero predict --backend` uses it: ONNX through the same run.py that ships with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from trainer.engine.finished import Finished
 from trainer.errors import CheckpointError, UsageError
-from trainer.export.run import Classifier, Translator, load
+from trainer.export.bf16 import read_weights
+from trainer.export.run import load
+from trainer.loading import Recipe
 from trainer.rundir import RunDir, read_json
+from trainer.tasks.base import Record
 
-BACKENDS = ("onnx", "int8")
+BACKENDS = ("onnx", "int8", "bf16")
 
 
-def open_artifact(run: RunDir, name: str) -> Classifier | Translator:
+def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[Record]]:
     """The artifact of a run; call it with texts for one record each, with the keys of `Finished.predict`, in order.
 
     Raises:
@@ -30,8 +35,11 @@ def open_artifact(run: RunDir, name: str) -> Classifier | Translator:
         why = ", ".join(verdict["failed"])
         raise UsageError(f"--backend {name}: the artifact failed its gate ({why}; see {folder / 'gate.json'})")
     try:
-        return load(folder)
-    except Exception as error:  # onnxruntime and tokenizers have types of their own
+        if name != "bf16":
+            return load(folder)
+        task = Finished.task_of(run, Recipe)
+        return Finished(run, task.recipe, task, read_weights(task, folder)).predict
+    except Exception as error:  # onnxruntime, safetensors and tokenizers have types of their own
         raise CheckpointError(
             f"{folder} cannot be read ({error}); make it again with `rankzero export {run.path}`"
         ) from error

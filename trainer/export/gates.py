@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from trainer.data.cleaning import cleaner
+from trainer.errors import Preempted
 from trainer.export.fresh import in_fresh_process
 from trainer.export.rows import FEW, ODD, Row, Rows, Say, artifact_logits, as_artifact, spread, torch_logits
-from trainer.export.run import Artifact, Classifier, load
+from trainer.export.run import Artifact, load
 from trainer.sections import GatesConfig
 from trainer.tasks.base import Record
 
@@ -35,7 +36,7 @@ class Gate:
     def __init__(self, name: str, folder: Path, rows: Rows, answered: Sequence[Row], say: Say) -> None:
         """
         Args:
-            name: onnx or int8: which limits hold.
+            name: onnx, int8 or bf16: which limits hold.
             folder: the artifact, complete.
             rows: with the task and the trained model.
             answered: every row of the split, with what the weights answer.
@@ -48,10 +49,9 @@ class Gate:
         self.worst: list[Record] = []
 
     def verdict(self) -> Record:
-        """Runs the checks; never raises because of the artifact."""
+        """Runs the checks; never raises because of the artifact, but where the run is told to stop."""
         checks: dict[str, Check] = {}
-        for name, check in {"loads": self.loads, "dynamic": self.dynamic, "inputs": self.inputs,
-                            "logits": self.logits, "fresh_process": self.fresh_process}.items():  # fmt: skip
+        for name, check in self.steps().items():
             checks[name] = _guarded(check)
             if not checks[name]["passed"]:
                 break
@@ -69,6 +69,10 @@ class Gate:
         }
 
     # -- what is cheap -------------------------------------------------------------------------------------------------
+
+    def steps(self) -> dict[str, Callable[[], Check]]:
+        return {"loads": self.loads, "dynamic": self.dynamic, "inputs": self.inputs, "logits": self.logits,
+                "fresh_process": self.fresh_process}  # fmt: skip
 
     def loads(self) -> Check:
         self.artifact: Artifact = load(self.folder)
@@ -149,9 +153,11 @@ class Gate:
     def whole_split(self) -> dict[str, Check]:
         try:
             found = self._answers()
+        except Preempted:
+            raise
         except Exception as error:  # whatever onnxruntime meets in a graph
             return {"whole_split": {"passed": False, "error": _reason(error)}}
-        if isinstance(self.artifact, Classifier):
+        if self.task.kind == "classification":
             return self._classes(found)
         return self._translations(found)
 
@@ -268,6 +274,8 @@ def _same(a: Record, b: Record) -> bool:
 def _guarded(check: Callable[[], Check]) -> Check:
     try:
         return check()
+    except Preempted:  # is no verdict
+        raise
     except Exception as error:  # whatever onnxruntime meets in a graph
         return {"passed": False, "error": _reason(error)}
 

@@ -91,13 +91,14 @@ class Rows:
         return spread(examples, self.task.length, most)
 
     @torch.no_grad()
-    def answers(self, say: Say) -> dict[str, Record]:
-        """What the weights answer, by id."""
+    def answers(self, say: Say, model: nn.Module | None = None) -> dict[str, Record]:
+        """What the weights answer, by id; or those of another model of the task."""
         found: dict[str, Record] = {}
         for batch in self._batches:
-            made = self.task.predict(self.model, self.task.collate(batch.examples))
+            made = self.task.predict(model or self.model, self.task.collate(batch.examples))
             found |= zip(batch.ids, map(self.task.answer, made), strict=True)
-            say(f"the trained weights on {self.split}: {len(found):,} of {len(self.ids):,} rows")
+            what = "bf16" if model else "the trained weights"
+            say(f"{what} on {self.split}: {len(found):,} of {len(self.ids):,} rows")
         return found
 
     def all(self, answers: dict[str, Record]) -> list[Row]:

@@ -1,7 +1,7 @@
 """The export stage of a finished run: each artifact is built beside its place, proven, and then put there at once.
 
     export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, gate.json; of one that failed its gate
-                                  only gate.json
+                                  only gate.json; export/bf16/ likewise (see bf16.py)
     export/.onnx.making           under way; when gate.json is in it, it is complete and only has to be renamed
     export/.answers.json          what the trained weights say on the split, until all artifacts are done
 
@@ -22,8 +22,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trainer.engine import checkpoint
 from trainer.engine.finished import Finished
-from trainer.errors import CheckpointError, GateError
+from trainer.errors import CheckpointError, GateError, UsageError
+from trainer.export.bf16 import WeightsGate, write_weights
 from trainer.export.gates import Gate
 from trainer.export.onnx import PROGRAM, TASKS, write_artifact
 from trainer.export.quantize import TUNING_ROWS, quantized
@@ -36,6 +38,7 @@ log = logging.getLogger("rankzero")
 
 FORMAT = 1
 SAY_EVERY = 10.0  # seconds
+REMEDY = "export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 
@@ -54,17 +57,27 @@ def export_run(
         The folders published; none where the task has nothing to export.
 
     Raises:
-        GateError: an artifact failed its gate and was kept out; the later ones have not been tried.
+        GateError: artifacts failed their gates and were kept out; there is no int8 of what failed as ONNX.
         UsageError, CheckpointError: no run directory, or no model in it.
     """
     task = Finished.task_of(run, recipe_type, overrides)
-    wanted = [name for name in ("onnx", "int8") if getattr(task.recipe.export, name)]
+    wanted = task.recipe.export.wanted
     if task.kind not in TASKS or not wanted:
         return []
-    stage = _Stage(run, task, lambda: Finished.open(run, recipe_type, overrides), say or _slowly(log.info))
+    stage = _Stage(run, task, lambda: Finished.open(run, recipe_type, overrides), say or slowly(log.info))
     run.export.mkdir(parents=True, exist_ok=True)
-    folders = [stage.publish(name) for name in wanted]
+    folders: list[Path] = []
+    failed: dict[str, str] = {}
+    for name in wanted:
+        if name == "int8" and "onnx" in failed:  # of which it would be made
+            continue
+        try:
+            folders.append(stage.publish(name))
+        except GateError as error:
+            failed[name] = str(error)
     stage.answers_file.unlink(missing_ok=True)
+    if failed:
+        raise GateError("\n".join([*failed.values(), REMEDY]))
     return folders
 
 
@@ -77,6 +90,26 @@ def problems(folder: Path) -> list[str]:
         return [f"{folder}: failed its gate: {', '.join(verdict['failed'])}"]
     wrong = [name for name, facts in verdict["files"].items() if _facts(folder / name) != facts]
     return [f"{folder / name} is missing or not what was proven" for name in wrong]
+
+
+def problems_of(run: RunDir) -> list[str]:
+    """The same of all artifacts, of the weights that they were proven against, and of the checkpoints.
+
+    Raises:
+        UsageError: there are no artifacts.
+    """
+    folders = [path for path in sorted(run.export.glob("[!.]*")) if path.is_dir()]
+    if not folders:
+        raise UsageError(f"{run.path} has no artifacts; make them with `rankzero export {run.path}`")
+    found = [problem for folder in folders for problem in problems(folder)]
+    weights = _weights(run)
+    for folder in folders:
+        if (read_json(folder / "gate.json") or {}).get("inputs", {}).get("model") != weights:
+            found.append(f"{run.model} does not hold the weights that {folder} was made of: `rankzero export` again")
+    for step in checkpoint.steps(run.checkpoints):
+        if why := checkpoint.fault(checkpoint.path_of(run.checkpoints, step)):
+            found.append(why)
+    return found
 
 
 class _Stage:
@@ -122,7 +155,7 @@ class _Stage:
     def _make(self, name: str, folder: Path) -> None:
         """The artifact and, last, its verdict."""
         started = time.time()
-        verdict = self._onnx(folder) if name == "onnx" else self._int8(folder)
+        verdict = {"bf16": self._bf16, "onnx": self._onnx, "int8": self._int8}[name](folder)
         files = {path.name: _facts(path) for path in sorted(folder.iterdir())}
         if not verdict["passed"]:
             for file in files:
@@ -133,6 +166,10 @@ class _Stage:
 
     def _gate(self, name: str, folder: Path) -> Record:
         return Gate(name, folder, self.rows, self.answered, self.say).verdict()
+
+    def _bf16(self, folder: Path) -> Record:
+        write_weights(self.task, self.rows.model, folder)
+        return WeightsGate("bf16", folder, self.rows, self.answered, self.say).verdict()
 
     def _onnx(self, folder: Path) -> Record:
         self.say("onnx: exporting")
@@ -168,16 +205,20 @@ def _inputs(run: RunDir, task: Task) -> dict[str, Any]:
     data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
     rows = {split: facts["fingerprint"] for split, facts in (read_json(run.manifest) or {}).get("data", {}).items()}
     relevant = [recipe["task"], recipe["model"], data, rows, recipe["evaluation"], recipe["export"]["gates"]]
-    weights = sorted(run.model.glob("model*.safetensors*"))
+    weights = _weights(run)
     if not weights:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     return {
         "format": FORMAT,
-        "model": {path.name: _facts(path)["sha256"] for path in weights},
+        "model": weights,
         "tokenizer": _facts(run.tokenizer / "tokenizer.json")["sha256"],
         "recipe": hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest(),
         "program": _facts(PROGRAM)["sha256"],
     }
+
+
+def _weights(run: RunDir) -> dict[str, Any]:
+    return {path.name: _facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -216,11 +257,11 @@ def _explain(place: Path, verdict: Record) -> str:
         lines.append(f"  {name}: {', '.join(n for n in numbers if len(n) < 300)}")
     for row in verdict.get("worst_rows", [])[:3]:
         lines.append("  differs most: " + ", ".join(f"{key} {value!r}" for key, value in row.items()))
-    lines.append("export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out")
     return "\n".join(lines)
 
 
-def _slowly(tell: Callable[[str], None]) -> Say:
+def slowly(tell: Callable[[str], None]) -> Say:
+    """Passes on what is said, at most every ten seconds."""
     last = 0.0
 
     def say(text: str) -> None:

@@ -34,8 +34,8 @@ def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     mask = attention_mask[..., None]
     if pooling == "max":
         return torch.where(mask > 0, hidden, MASKED).amax(1)
-    hidden = hidden.float()
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+    mean = (hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return mean.to(hidden.dtype)
 
 
 class PooledClassifier(nn.Module):

@@ -1,0 +1,170 @@
+"""The model card: README.md of the run directory, in the layout of the Hugging Face Hub, from the run's files alone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from trainer.analysis import glossary, story
+from trainer.analysis.inputs import Inputs, finite, read_run
+from trainer.analysis.page import TEMPLATES, count
+from trainer.rundir import RunDir, read_json, write_atomically
+
+SPLITS = ("test", "validation")
+ARTIFACTS = ("onnx", "int8", "bf16")
+PIPELINES = {"classification": "text-classification", "translation": "translation", "language_modeling": "fill-mask"}
+GOALS = {"accuracy": "accuracy", "bleu": "BLEU"}  # checks of a gate that compare scores
+MEGA = 1e6
+FEW = 1000
+
+
+def write_card(run: RunDir) -> Path:
+    """Writes README.md; what the run did not leave is left out.
+
+    Raises:
+        DataError: no run directory.
+        CheckpointError: a JSON file of the run is damaged.
+    """
+    evaluated = [inputs for split in SPLITS if (inputs := read_run(run, split)).scores]
+    inputs = evaluated[0] if evaluated else read_run(run, SPLITS[0])
+    gates = {name: gate for name in ARTIFACTS if (gate := read_json(run.export / name / "gate.json"))}
+    text = _environment().get_template("card.md.jinja").render(
+        front_matter=yaml.safe_dump(front_matter(inputs), sort_keys=False, allow_unicode=True),
+        name=inputs.recipe.get("name") or run.path.name,
+        lede=story.lede(inputs, _labels(inputs)),
+        splits=[(one.split, _rows(one), glossary.all_scores(one.scores)) for one in evaluated],
+        facts=story.facts(inputs),
+        data=[(split, facts) for split, facts in inputs.manifest.get("data", {}).items()],
+        root=inputs.recipe["data"].get("root"),
+        tokenizer=inputs.manifest.get("tokenizer", {}).get("sha256"),
+        manifest=inputs.manifest,
+        artifacts=[_artifact(name, gate) for name, gate in gates.items()],
+        published=[name for name, gate in gates.items() if gate["passed"]],
+        speed=_speed(read_json(run.export / "benchmark.json")),
+        limits=_limits(inputs, gates),
+        pretrained=inputs.recipe["model"].get("kind") == "pretrained",
+        kind=inputs.kind,
+        recipe=run.recipe.read_text(encoding="utf-8").rstrip(),
+        command=shlex.join(["rankzero", *inputs.manifest.get("command", [])[1:]]),
+    )  # fmt: skip
+    path = run.path / "README.md"
+    write_atomically(path, text)
+    return path
+
+
+def front_matter(inputs: Inputs) -> dict[str, Any]:
+    """The YAML that the Hub reads: task, base model, data set, results."""
+    recipe, kind = inputs.recipe, inputs.kind
+    name, root = str(recipe["model"].get("name") or ""), str(recipe["data"].get("root") or "")
+    dataset = root.removeprefix("hf://datasets/") if root.startswith("hf://datasets/") else None
+    metrics = [m.key for m in glossary.METRICS.get(kind, ()) if finite(inputs.scores.get(m.key))]
+    pipeline = PIPELINES.get(kind, kind)
+    result = {
+        "task": {"type": pipeline},
+        "dataset": {
+            "name": dataset or recipe.get("name"),
+            "type": dataset or recipe.get("name"),
+            "split": inputs.split,
+        },
+        "metrics": [{"type": key, "value": round(inputs.scores[key], 6)} for key in metrics],
+    }
+    found = {
+        "library_name": "rankzero",
+        "pipeline_tag": pipeline,
+        "tags": ["rankzero", str(recipe["model"].get("kind"))],
+        "base_model": name.partition("@")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", name) else None,
+        "datasets": [dataset] if dataset else None,
+        "metrics": metrics or None,
+        "model-index": [{"name": recipe.get("name"), "results": [result]}] if metrics else None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _labels(inputs: Inputs) -> list[str] | None:
+    names = inputs.recipe["task"].get("labels")
+    if inputs.kind != "classification":
+        return None
+    return list(dict.fromkeys(map(str, names.values() if isinstance(names, dict) else names or [])))
+
+
+def _rows(inputs: Inputs) -> str:
+    return count(inputs.scores["rows"]) if finite(inputs.scores.get("rows")) else "?"
+
+
+def _artifact(name: str, gate: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table of artifacts."""
+    checks = gate.get("checks", {})
+    size = sum(
+        facts["bytes"] for file, facts in gate.get("files", {}).items() if file.endswith((".onnx", ".safetensors"))
+    )
+    shown = []
+    if finite(checks.get("logits", {}).get("largest_difference")):
+        shown.append(f"logits within {checks['logits']['largest_difference']:.2g} of the weights'")
+    for key, title in GOALS.items():
+        if finite(checks.get(key, {}).get("difference")):
+            shown.append(_fall(title, checks[key], 100 if key == "accuracy" else 1))
+    if "identical" in checks:
+        shown.append(f"{checks['identical']['share']:.1%} of the translations identical")
+    if gate.get("kept_fp32"):
+        shown.append(f"{len(gate['kept_fp32'])} matrices left in fp32")
+    verdict = "passed" if gate["passed"] else f"**failed** ({', '.join(gate['failed'])}), not published"
+    return {
+        "name": name,
+        "size": f"{size / MEGA:.1f} MB" if gate["passed"] else "-",
+        "verdict": verdict,
+        "rows": f"{count(gate['rows'])} ({gate['split']})" if "rows" in gate else "",
+        "numbers": "; ".join(shown),
+    }
+
+
+def _fall(title: str, check: Mapping[str, Any], scale: int) -> str:
+    text = f"{title} {scale * check['reference']:.2f} → {scale * check['artifact']:.2f}"
+    ends = check.get("difference_ci95")
+    return text + (f" (95%: {scale * ends[0]:+.2f} to {scale * ends[1]:+.2f})" if ends else "")
+
+
+def _speed(benchmark: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Which artifact is the fastest for which batch size, by `rankzero bench`."""
+    return None if benchmark is None else benchmark.get("recommended")
+
+
+def _limits(inputs: Inputs, gates: Mapping[str, Any]) -> list[str]:
+    """What a user of the model must know, as far as the run's files tell."""
+    data, limits = inputs.recipe["data"], []
+    length = data.get("max_length")
+    if length:
+        cut = "cut" if inputs.kind == "translation" else "cut as in training"
+        limits.append(f"Texts of more than {count(length)} tokens are {cut}.")
+    limits.append(
+        "It knows what its training rows show. Scores on other kinds of text were not measured, nor were fairness, "
+        "safety or private content of the data."
+    )
+    if inputs.recipe["model"].get("name"):
+        limits.append(f"What the pretrained model {inputs.recipe['model']['name']} learned before is in it, too.")
+    rows = inputs.scores.get("rows")
+    if isinstance(rows, int) and rows < FEW:
+        limits.append(f"Only {count(rows)} rows were scored: mind the intervals.")
+    if gates.get("int8", {}).get("passed"):
+        limits.append("In int8 a row's result depends on the rows in its batch; row by row it does not.")
+    return limits
+
+
+def _environment() -> Environment:
+    made = Environment(  # noqa: S701 - Markdown, in which `cell` keeps what a run holds from breaking out
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    made.filters["cell"] = cell
+    made.filters["count"] = count
+    return made
+
+
+def cell(value: object) -> str:
+    """Text within a line or table of Markdown, with no markup of its own."""
+    return re.sub(r"([|<>`*_\[\]\\])", r"\\\1", " ".join(str(value).split()))

@@ -1,0 +1,60 @@
+"""What rank zero makes of a trained run, alone: artifacts, reports, model card. No other rank waits for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from trainer.analysis.card import write_card
+from trainer.errors import GateError
+from trainer.export.stage import export_run, slowly
+from trainer.loading import Recipe
+from trainer.reporting import report_stage
+from trainer.rundir import RunDir
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.engine.corpus import Corpus
+    from trainer.tasks.base import Task
+
+log = logging.getLogger("rankzero")
+
+
+def ship(
+    run: RunDir,
+    task: Task,
+    model: nn.Module,
+    corpus: Corpus,
+    splits: Sequence[str],
+    step: int,
+    alive: Callable[[], None],
+) -> None:
+    """Everything that follows the evaluation; what has been made of the same inputs is left as it is.
+
+    Args:
+        run: evaluated, its lock held.
+        model: the trained one, for the pictures of the report.
+        splits: those that have been evaluated.
+        step: the last one of the training.
+        alive: called again and again while artifacts are made; what it raises ends that, and the next start goes on.
+
+    Raises:
+        GateError: artifacts were kept out; reports and card, which tell of it, have been written.
+    """
+    refused, tell = None, slowly(log.info)
+
+    def say(text: str) -> None:
+        alive()
+        tell(text)
+
+    try:
+        export_run(run, Recipe, say=say)
+    except GateError as error:
+        refused = error
+    for split in splits:
+        report_stage(run, task, model, corpus, split, step)
+    write_card(run)
+    if refused is not None:
+        raise refused
