@@ -13,8 +13,9 @@ from export_world import Exported
 from trainer.errors import CheckpointError, GateError, UsageError
 from trainer.export import gates, stage
 from trainer.export.backend import open_artifact
+from trainer.export.published import problems
 from trainer.export.run import load
-from trainer.export.stage import export_run, problems
+from trainer.export.stage import export_run
 from trainer.loading import Recipe
 from trainer.rundir import RunDir
 
@@ -105,7 +106,7 @@ def test_what_a_backend_needs(run: RunDir) -> None:
     "point",
     [
         "write_artifact",
-        "_facts",
+        "facts",
         "write_json",
         "Rows.answers",
         "Gate.verdict",

@@ -105,6 +105,27 @@ def export(
         print(path)
 
 
+@app.command("bench")
+def bench(
+    run: RunArgument,
+    seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="for the whole benchmark")] = 30.0,
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="default: one per usable core")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile too: it needs a minute or more")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print export/benchmark.json")] = False,
+) -> None:
+    """Measure how fast each artifact of a finished run answers on this machine, and say which to deploy."""
+    from rich.console import Console
+
+    from trainer.compose import bench as run_benchmark
+    from trainer.export.benchmark_table import show
+
+    found = run_benchmark(run, seconds=seconds, threads=threads, compiled=compiled)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        show(found, Console())
+
+
 @app.command("report")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories")],

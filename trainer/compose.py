@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.errors import CheckpointError, OutOfMemory, Preempted, RankError, RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.reporting import write_report
+from trainer.reporting import render_reports, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -361,6 +361,27 @@ def check_export(run: str | Path) -> list[str]:
     from trainer.export.stage import problems_of
 
     return problems_of(RunDir(run))
+
+
+def bench(
+    run: str | Path, *, seconds: float = 30.0, threads: int | None = None, compiled: bool = False
+) -> dict[str, Any]:
+    """Measures how fast a finished run's artifacts answer here; writes and returns export/benchmark.json.
+
+    Reports that have been written before are rendered again, so that they show it.
+
+    Raises:
+        RankzeroError: no such run, no model in it yet, no evaluated split, or too little time.
+    """
+    from trainer.export.benchmark import bench_run
+
+    folder = RunDir(run)
+    if not folder.recipe.exists():
+        raise UsageError(f"{folder.path} is no run directory (it has no recipe.yaml); give the path of a run")
+    with folder.locked():
+        found = bench_run(folder, Recipe, seconds=seconds, threads=threads, compiled=compiled)
+        render_reports(folder)
+    return found
 
 
 def report(run: str | Path, *, split: str = "test") -> list[Path]:

@@ -49,6 +49,14 @@ def write_report(run: RunDir, task: Task, model: nn.Module, corpus: Corpus | Non
     return analyse(run, split, None if corpus is None else _train_texts(run, task, corpus), names)
 
 
+def render_reports(run: RunDir) -> None:
+    """Writes the pages again that are there, from the files of the run: what they show may have changed."""
+    from trainer.analysis.report import write_report as render
+
+    for page in sorted(run.path.glob("evaluation/*/report.html")):
+        render(run, page.parent.name)
+
+
 def chosen(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A few rows worth a look: the worst mistakes and some that are right, short ones first."""
     short = [r for r in records if 4 <= len(r["input"].split()) <= LONGEST]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from trainer.analysis.card import write_card
 from trainer.errors import GateError
+from trainer.export.benchmark import bench_stage
 from trainer.export.stage import export_run, slowly
 from trainer.loading import Recipe
-from trainer.reporting import report_stage
-from trainer.rundir import RunDir
+from trainer.reporting import render_reports, report_stage
+from trainer.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,9 @@ def ship(
         export_run(run, Recipe, say=say)
     except GateError as error:
         refused = error
+    before = read_json(run.export / "benchmark.json")
+    if task.recipe.export.wanted and bench_stage(run, Recipe, seconds=task.recipe.export.bench) != before:
+        render_reports(run)
     for split in splits:
         report_stage(run, task, model, corpus, split, step)
     write_card(run)

@@ -9,6 +9,7 @@ from typing import Any
 from trainer.analysis import attention, glossary, sections, story
 from trainer.analysis.inputs import Inputs, label_names, read_inputs
 from trainer.analysis.page import script_data, write_page
+from trainer.analysis.speed import speed_section
 from trainer.rundir import RunDir
 
 TITLES = {
@@ -19,6 +20,7 @@ TITLES = {
     "errors": "Errors worth reading",
     "samples": "Translations worth reading",
     "attention": "Attention",
+    "speed": "Speed of the artifacts",
     "configuration": "Configuration and versions",
 }
 
@@ -64,6 +66,7 @@ def _sections(inputs: Inputs, names: Sequence[str] | None) -> dict[str, Any]:
         "scores": _scores(inputs),
         "curves": sections.curve_section(inputs),
         "attention": attention.read_attention(inputs.folder / "attention.json"),
+        "speed": speed_section(inputs),
         "configuration": _configuration(inputs),
     }
     if names is None:

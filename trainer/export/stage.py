@@ -28,6 +28,7 @@ from trainer.errors import CheckpointError, GateError, UsageError
 from trainer.export.bf16 import WeightsGate, write_weights
 from trainer.export.gates import Gate
 from trainer.export.onnx import PROGRAM, TASKS, write_artifact
+from trainer.export.published import facts, problems
 from trainer.export.quantize import TUNING_ROWS, quantized
 from trainer.export.rows import Row, Rows, Say
 from trainer.recipe import Recipe
@@ -79,17 +80,6 @@ def export_run(
     if failed:
         raise GateError("\n".join([*failed.values(), REMEDY]))
     return folders
-
-
-def problems(folder: Path) -> list[str]:
-    """What differs between an artifact and the hashes in its gate.json; empty for a published one that is whole."""
-    verdict = read_json(folder / "gate.json")
-    if verdict is None:
-        return [f"{folder / 'gate.json'} is missing"]
-    if not verdict["passed"]:
-        return [f"{folder}: failed its gate: {', '.join(verdict['failed'])}"]
-    wrong = [name for name, facts in verdict["files"].items() if _facts(folder / name) != facts]
-    return [f"{folder / name} is missing or not what was proven" for name in wrong]
 
 
 def problems_of(run: RunDir) -> list[str]:
@@ -156,7 +146,7 @@ class _Stage:
         """The artifact and, last, its verdict."""
         started = time.time()
         verdict = {"bf16": self._bf16, "onnx": self._onnx, "int8": self._int8}[name](folder)
-        files = {path.name: _facts(path) for path in sorted(folder.iterdir())}
+        files = {path.name: facts(path) for path in sorted(folder.iterdir())}
         if not verdict["passed"]:
             for file in files:
                 (folder / file).unlink()
@@ -203,7 +193,7 @@ def _inputs(run: RunDir, task: Task) -> dict[str, Any]:
     """Everything that an artifact and its verdict follow from."""
     recipe = task.recipe.model_dump(mode="json")
     data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
-    rows = {split: facts["fingerprint"] for split, facts in (read_json(run.manifest) or {}).get("data", {}).items()}
+    rows = {split: about["fingerprint"] for split, about in (read_json(run.manifest) or {}).get("data", {}).items()}
     relevant = [recipe["task"], recipe["model"], data, rows, recipe["evaluation"], recipe["export"]["gates"]]
     weights = _weights(run)
     if not weights:
@@ -211,22 +201,14 @@ def _inputs(run: RunDir, task: Task) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model": weights,
-        "tokenizer": _facts(run.tokenizer / "tokenizer.json")["sha256"],
+        "tokenizer": facts(run.tokenizer / "tokenizer.json")["sha256"],
         "recipe": hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest(),
-        "program": _facts(PROGRAM)["sha256"],
+        "program": facts(PROGRAM)["sha256"],
     }
 
 
 def _weights(run: RunDir) -> dict[str, Any]:
-    return {path.name: _facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    """Size and hash of a file; of one that is not there neither."""
-    if not path.is_file():
-        return {"bytes": None, "sha256": None}
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {path.name: facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}
 
 
 def _move(making: Path, place: Path, old: Path) -> None:

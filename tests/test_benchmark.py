@@ -1,0 +1,333 @@
+"""`rankzero bench`: what it measures, within which time, what it recommends, and when it is done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sklearn  # noqa: F401 - at its first import it writes into os.environ
+from export_world import Exported
+from rich.console import Console
+
+from trainer import compose
+from trainer.analysis.report import write_report
+from trainer.cli import app, run_app
+from trainer.engine.finished import write_evaluation
+from trainer.errors import DataError, UsageError
+from trainer.export import benchmark, contest, gates, stage
+from trainer.export.benchmark import bench_run, bench_stage
+from trainer.export.benchmark_table import show
+from trainer.export.contest import Contest, Course, Entry, TimeUp
+from trainer.export.run import load
+from trainer.export.stage import export_run
+from trainer.loading import Recipe
+from trainer.rundir import RunDir, read_json, write_json
+
+SECONDS = 180.0  # the processes of a busy machine may take a minute to start; a tiny run is measured in one
+Report = dict[str, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contest, "ROUNDS", 3)
+        patch.setattr(contest, "REQUESTS", 3)
+        yield
+
+
+def evaluated(made: Exported, to: Path) -> RunDir:
+    """A copy of the run, as it is after its evaluation."""
+    shutil.copytree(made.run.path, to, ignore=shutil.ignore_patterns("artifact"))
+    rows, task = made.rows()[1], made.finished.task
+    classes = task.kind == "classification"
+    records = [
+        {"id": row.id, "input": row.input, "target": row.target, "loss": 1.0, "tokens": 1, **row.answer,
+         "prediction": row.answer["label" if classes else "prediction"]}
+        for row in rows
+    ]  # fmt: skip
+    run = RunDir(to)
+    write_evaluation(run, "test", {"rows": len(rows)}, records)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(encoder: Exported, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """An evaluated classifier with both artifacts. Read only, but for its benchmark."""
+    made = evaluated(encoder, tmp_path_factory.mktemp("bench") / "run")
+
+    def copied(task: Any, model: Any, folder: Path) -> None:
+        for path in encoder.folder.iterdir():
+            shutil.copyfile(path, folder / path.name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
+        patch.setattr(stage, "write_artifact", copied)
+        export_run(made, Recipe, say=lambda text: None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(run: RunDir) -> Report:
+    return bench_run(run, Recipe, seconds=SECONDS, threads=1)
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def check_figures(report: Report) -> None:
+    assert report["seconds"] <= report["budget_seconds"]
+    for course in report["courses"]:
+        cells = course["contestants"]
+        assert {"tutorial", "torch"} <= cells.keys()
+        for name, cell in cells.items():
+            assert 0 < cell["p50_ms"] <= cell["p95_ms"] <= cell["p99_ms"]
+            assert cell["requests"] >= course["rounds"] >= 1
+            assert cell["tokens_per_second"] >= cell["rows_per_second"] > 0
+            assert cell["peak_bytes"] > 1e7
+            for key, itself in (("times_tutorial", "tutorial"), ("times_torch", "torch")):
+                ratio = cell[key]
+                assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+                overall = cell["tokens_per_second"] / cells[itself]["tokens_per_second"]
+                assert ratio["low"] * 0.999 <= overall * 1.001
+                if name == itself:
+                    assert ratio == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert all(about["cold_start_seconds"] > 0 for about in report["contestants"].values())
+
+
+def test_a_classifier_with_its_artifacts(report: Report, run: RunDir) -> None:
+    check_figures(report)
+    assert read_json(run.export / "benchmark.json") == report
+    assert [course["batch"] for course in report["courses"]] == [1, 8, 32]
+    assert {course["beam"] for course in report["courses"]} == {1}
+    first, *others = ({*course["contestants"]} for course in report["courses"])
+    assert first >= {"tutorial", "torch", "bf16", "onnx", "int8"}
+    assert "int8-batch" not in first
+    assert all("int8-batch" in names for names in others)
+    costs = report["contestants"]
+    assert costs["int8"]["bytes"] < costs["onnx"]["bytes"]
+    assert costs["onnx"]["cold_start_seconds"] < costs["torch"]["cold_start_seconds"]
+    assert costs["onnx"]["peak_bytes"] < costs["torch"]["peak_bytes"]  # there is no torch in its process
+    assert costs["int8-batch"]["neighbours"] > 0
+    assert set(report["recommended"]) == {"1", "8", "32"}
+    assert set(report["recommended"].values()) <= {"torch", "bf16", "onnx", "int8"}
+    assert costs["bf16"]["bytes"] < 0.6 * costs["torch"]["bytes"]
+    assert report["threads"] == 1
+    assert report["machine"]["versions"]["onnxruntime"]
+    assert not [what for what in report["left_out"] if "cuda" in what]
+
+
+def test_a_table_and_the_report_show_it(report: Report, run: RunDir) -> None:
+    console = Console(width=80, record=True, force_terminal=False)
+    show(report, console)
+    text = console.export_text()
+    assert "…" not in text  # nothing is cut in 80 columns
+    assert f"batch 8: deploy {report['recommended']['8']} (" in text
+    page = write_report(run, "test").read_text(encoding="utf-8")
+    assert 'href="#speed"' in page
+    section = page[page.index('<section id="speed"') :].partition("</section>")[0]
+    assert section.count("<svg") == 1
+    for name, about in report["contestants"].items():
+        assert f'<th scope="row">{name}</th><td>{about["cold_start_seconds"]:.1f} s</td>' in section
+    median = report["courses"][0]["contestants"]["onnx"]["times_tutorial"]["median"]
+    assert f"<td>{median:.2f}</td>" in section
+    assert f"onnx {median:.2f}" in section  # for those who do not see the figure
+    (run.export / "benchmark.json").rename(run.export / "aside.json")
+    try:
+        assert 'id="speed"' not in write_report(run, "test").read_text(encoding="utf-8")
+    finally:
+        (run.export / "aside.json").rename(run.export / "benchmark.json")
+
+
+def test_a_translator_without_artifacts_from_the_command_line(
+    translator: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = evaluated(translator, tmp_path / "run")
+    write_report(run, "test")
+    monkeypatch.setattr("sys.argv", ["trainer", "bench", str(run.path), "--seconds", str(SECONDS), "--threads", "1"])
+    assert run_app(app) == 0
+    said = capsys.readouterr().out
+    assert f"left out: onnx: not published: rankzero export {run.path}" in said
+    found = read_json(run.export / "benchmark.json")
+    check_figures(found)
+    assert [(course["batch"], course["beam"]) for course in found["courses"]] == [
+        (batch, beam) for batch in (1, 8, 32) for beam in (1, 5)
+    ]
+    assert found["recommended"] == {"1": "torch", "8": "torch", "32": "torch"}
+    assert "Speed of the artifacts" in (run.evaluation("test") / "report.html").read_text(encoding="utf-8")
+
+
+# -- when it is done again ---------------------------------------------------------------------------------------------
+
+
+def test_the_stage_is_skipped_until_an_input_changes(
+    report: Report, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, measured = RunDir(tmp_path / "run"), []
+    shutil.copytree(run.path, copy.path)
+    monkeypatch.setattr(benchmark, "bench_run", lambda *args, **options: measured.append(options))
+    same = {"seconds": SECONDS, "threads": 1}
+    assert bench_stage(copy, Recipe, **same) == report
+    assert measured == []
+    assert bench_stage(copy, Recipe, seconds=SECONDS + 1) == report, "however long somebody has measured"
+    assert bench_stage(copy, Recipe, seconds=0) is None
+    assert measured == []
+    for path in (copy.export / "int8" / "model.onnx", copy.evaluation("test") / "predictions.jsonl"):
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        measured.clear()
+        bench_stage(copy, Recipe, **same)
+        assert len(measured) == 1
+        path.write_bytes(before)
+        assert bench_stage(copy, Recipe, **same) == report
+    shutil.rmtree(copy.evaluation("test"))
+    assert bench_stage(copy, Recipe, **same) is None
+
+
+def test_too_little_time_ends_no_training(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "LEAST_SECONDS", 0.0)
+    with pytest.raises(UsageError, match=r"--seconds 0.1: too little to measure anything here; give 0.3"):
+        bench_run(run, Recipe, seconds=0.1, threads=1)
+    assert bench_stage(run, Recipe, seconds=0.1, threads=1) is None
+
+
+# -- what is recommended -----------------------------------------------------------------------------------------------
+
+
+def test_only_what_has_passed_is_recommended(report: Report, run: RunDir, tmp_path: Path) -> None:
+    """The fastest is int8 in batches, then int8, then bf16: none of which may be deployed once int8 is damaged."""
+    copy = RunDir(tmp_path / "run")
+    shutil.copytree(run.path, copy.path)
+    order = ("int8-batch", "int8", "bf16", "compiled", "onnx", "torch", "tutorial")
+    cells = {name: {"rows_per_second": 100.0 - i} for i, name in enumerate(order)}
+    courses = [{"batch": 8, "beam": 1, "contestants": cells}]
+    assert benchmark._recommended(copy, courses, 1) == {"8": "int8"}
+    verdict = read_json(copy.export / "int8" / "gate.json")
+    write_json(copy.export / "int8" / "gate.json", {**verdict, "passed": False, "failed": ["accuracy"]})
+    assert benchmark._recommended(copy, courses, 1) == {"8": "onnx"}
+    entries, left_out = benchmark._entries(copy, False)
+    assert not {"int8", "int8-batch"} & {entry.name for entry in entries}
+    assert "failed its gate: accuracy" in left_out["int8"]
+    shutil.copytree(copy.export / "onnx", copy.export / "bf16")
+    assert benchmark._recommended(copy, courses, 1) == {"8": "bf16"}
+    (copy.export / "bf16" / "model.onnx").write_bytes(b"other")
+    assert benchmark._recommended(copy, courses, 1) == {"8": "onnx"}
+    assert benchmark._recommended(copy, courses, 5) == {}
+
+
+# -- the contest, with contestants whose speeds are known --------------------------------------------------------------
+
+FAKE = """
+import json, os, sys, time
+speeds = {"tutorial": 4.0, "torch": 2.0, "bf16": 16.0, "onnx": 1.0}
+asked = json.loads(sys.argv[1])
+texts = json.loads(open(os.path.join(asked["run"], "log.json")).read() or "[]")
+for name, (reading, writing) in asked["channels"].items():
+    if os.fork():
+        continue
+    for other in asked["channels"]:
+        if other != name:
+            [os.close(d) for d in asked["channels"][other]]
+    for line in os.fdopen(reading):
+        job = json.loads(line)
+        with open(os.path.join(asked["run"], name + ".jsonl"), "a") as log:
+            log.write(json.dumps([job["padded"], job["requests"]]) + "\\n")
+        if name == "hangs":
+            time.sleep(600)
+        if name == "dies":
+            print("out of luck", file=sys.stderr, flush=True)
+            sys.exit(3)
+        speed = speeds["tutorial" if job["padded"] else name]
+        n = sum(map(len, job["requests"]))
+        reply = {"seconds": [speed / 1000 * len(r) for r in job["requests"]], "tokens": 7 * n, "imported": 0.0}
+        os.write(writing, (json.dumps(reply | {"peak_bytes": 1000 * n}) + "\\n").encode())
+    os._exit(0)
+os.wait()
+"""
+TORCH = [Entry("tutorial", "torch", padded=True), Entry("torch", "torch")]
+Make = Callable[..., Contest]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
+    (tmp_path / "log.json").write_text("[]", encoding="utf-8")
+    monkeypatch.setattr(contest.contestant, "__file__", str(tmp_path / "fake.py"))
+    made: list[Contest] = []
+
+    def make(*more: Entry, seconds: float = 60.0) -> Contest:
+        made.append(Contest([*TORCH, *more], [f"text {i}" for i in range(11)], 1, time.monotonic() + seconds))
+        made[0].start(list(dict.fromkeys(entry.channel for entry in made[0].entries)), tmp_path, None)
+        return made[0]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
+    found = list(fake(Entry("onnx", "onnx"), Entry("bf16", "bf16")).run([Course(1, 1), Course(8, 1)]))
+    ratios = {name: cell["times_tutorial"]["median"] for name, cell in found[0]["contestants"].items()}
+    assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
+    assert found[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
+    assert found[0]["contestants"]["torch"]["tokens_per_second"] == pytest.approx(7 / 0.002)
+    assert found[1]["contestants"]["torch"]["p95_ms"] == pytest.approx(16.0)
+    assert "bf16" not in found[1]["contestants"]  # too slow to be asked again
+    logs = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("torch", "onnx")}
+    asked = [requests for padded, requests in logs["torch"] if not padded]
+    assert asked[1:] == [requests for _, requests in logs["onnx"][1:]]  # the same texts, in the same order
+    assert {len(request) for requests in asked for request in requests} == {1, 8}
+    assert found[0]["warm_up"]
+
+
+def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
+    made = fake(Entry("dies", "dies"), Entry("onnx", "onnx"))
+    (course,) = made.run([Course(1, 1)])
+    assert set(course["contestants"]) == {"tutorial", "torch", "onnx"}
+    assert "out of luck" in made.left_out["dies"]
+
+
+def test_the_budget_ends_a_contestant_that_hangs(fake: Make) -> None:
+    begun = time.monotonic()
+    with pytest.raises(TimeUp):
+        fake(Entry("hangs", "hangs"), seconds=3.0)
+    assert time.monotonic() - begun < 60
+
+
+def test_a_course_that_does_not_fit_is_told(fake: Make) -> None:
+    made = fake(seconds=20.0)
+    found = list(made.run([Course(1, 1), Course(10**6, 1), Course(8, 1)]))
+    assert [course["batch"] for course in found] == [1, 8]
+    assert "one round takes about 6000 s" in made.left_out["batch 1000000, beam 1"]
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_told_before_anything_starts(
+    run: RunDir, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def code(*words: object) -> int:
+        monkeypatch.setattr("sys.argv", ["trainer", "bench", *map(str, words)])
+        return run_app(app)
+
+    monkeypatch.setattr(contest.Contest, "start", None)
+    assert code(run.path, "--seconds", 1) == 2
+    assert "--seconds 1: allowed are 5 or more" in capsys.readouterr().err
+    assert code(run.path, "--threads", 0) == 2
+    assert "--threads 0: allowed are 1 or more" in capsys.readouterr().err
+    assert code(tmp_path / "none") == 2
+    assert "no run directory" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    bare = RunDir(tmp_path / "bare")
+    shutil.copytree(run.path, bare.path)
+    shutil.rmtree(bare.evaluation("test"))
+    with pytest.raises(DataError, match="no evaluated split"):
+        compose.bench(bare.path)
+    text = bare.recipe.read_text(encoding="utf-8")
+    bare.recipe.write_text(text.replace("kind: classification", "kind: poetry"), encoding="utf-8")
+    assert code(bare.path) == 2

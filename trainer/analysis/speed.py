@@ -1,0 +1,95 @@
+"""How fast the artifacts are: a figure and a table from export/benchmark.json, which `rankzero bench` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
+from trainer.analysis.inputs import Inputs
+from trainer.rundir import read_json
+
+FORMAT = 1
+Report = dict[str, Any]
+
+
+def speed_section(inputs: Inputs) -> dict[str, Any] | None:
+    """Figure, table and recommendation; None for a run that nobody has measured, or by another version."""
+    report: Report | None = read_json(inputs.run.export / "benchmark.json")
+    if report is None or report.get("format") != FORMAT:
+        return None
+    courses = _decisive(report)
+    return {
+        "svg": Markup(inline(speed_figure(report), "speed", _label(courses))),  # noqa: S704  (our own)
+        "recommended": [(n, name, report["contestants"][name]["what"]) for n, name in report["recommended"].items()],
+        "decoding": _decoding(courses[0]) if report["task"] == "translation" else None,
+        "courses": [(_title(report, course), _lines(report, course)) for course in report["courses"]],
+        "contestants": report["contestants"],
+        "left_out": report["left_out"],
+        "notes": report["notes"],
+        "machine": report["machine"],
+        "threads": report["threads"],
+        "texts": report["texts"],
+        "max_length": report["max_length"],
+    }
+
+
+def speed_figure(report: Report) -> str:
+    """Times the tutorial's way, a panel for each batch size, as SVG."""
+    courses = _decisive(report)
+
+    def paint(figure: Any) -> None:
+        panels = figure.subplots(1, len(courses), sharey=True, squeeze=False)[0]
+        names = list(dict.fromkeys(name for course in courses for name in _compared(course)))
+        for ax, course in zip(panels, courses, strict=True):
+            _paint(ax, course, names, report["recommended"].get(str(course["batch"])))
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+
+    return draw(paint, 3.4 + 2.4 * len(courses), 1.5 + 0.28 * len(report["contestants"]))
+
+
+def _paint(ax: Any, course: Report, names: Sequence[str], best: str | None) -> None:
+    for name, spread in _compared(course).items():
+        color, place = (SECOND if name == best else FIRST), names.index(name)
+        ax.hlines(place, spread["low"], spread["high"], color=color, linewidth=1.4)
+        ax.plot([spread["median"]], [place], color=color, marker="o", markersize=5.5)
+    ax.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+    ax.set(title=f"batch {course['batch']}", xlabel="× tutorial")
+    ax.set_xlim(left=0)
+    ax.tick_params(length=0)
+
+
+def _decisive(report: Report) -> list[Report]:
+    """The courses decoded as the recommendation looks at them: all of a classifier's, the widest beam measured."""
+    beam = max(course["beam"] for course in report["courses"])
+    return [course for course in report["courses"] if course["beam"] == beam]
+
+
+def _compared(course: Report) -> dict[str, Any]:
+    cells = course["contestants"].items()
+    return {name: cell["times_tutorial"] for name, cell in cells if "times_tutorial" in cell and "tutorial" not in name}
+
+
+def _label(courses: Sequence[Report]) -> str:
+    parts = [
+        f"batch {course['batch']}: " + ", ".join(f"{name} {s['median']:.2f}" for name, s in _compared(course).items())
+        for course in courses
+    ]
+    return "Times as fast as the tutorial's way; " + "; ".join(parts)
+
+
+def _title(report: Report, course: Report) -> str:
+    batch = f"Batch {course['batch']}"
+    return f"{batch}, {_decoding(course)}" if report["task"] == "translation" else batch
+
+
+def _decoding(course: Report) -> str:
+    return "greedy" if course["beam"] == 1 else f"beam {course['beam']}"
+
+
+def _lines(report: Report, course: Report) -> list[dict[str, Any]]:
+    best = report["recommended"].get(str(course["batch"]))
+    return [{"name": name, "best": name == best, **cell} for name, cell in course["contestants"].items()]

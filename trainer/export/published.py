@@ -1,0 +1,28 @@
+"""Whether an artifact is what was proven: sizes and hashes of its files. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from trainer.rundir import read_json
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Size and hash of a file; of one that is not there neither."""
+    if not path.is_file():
+        return {"bytes": None, "sha256": None}
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def problems(folder: Path) -> list[str]:
+    """What differs between an artifact and the hashes in its gate.json; empty for a published one that is whole."""
+    verdict = read_json(folder / "gate.json")
+    if verdict is None:
+        return [f"{folder / 'gate.json'} is missing"]
+    if not verdict["passed"]:
+        return [f"{folder}: failed its gate: {', '.join(verdict['failed'])}"]
+    wrong = [name for name, known in verdict["files"].items() if facts(folder / name) != known]
+    return [f"{folder / name} is missing or not what was proven" for name in wrong]
