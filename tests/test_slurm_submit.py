@@ -10,6 +10,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import sklearn  # noqa: F401 - sets variables of the environment, for which the first test would be blamed
+import torch._dynamo  # noqa: F401 - as well
 from batch_world import ROOT, rankzero
 
 from launch.ranks import LAUNCHER
@@ -169,6 +171,7 @@ def test_compare(recipe: Path, tmp_path: Path) -> None:
         (run / "manifest.json").write_text(json.dumps({"stages": {"model": {"metric": "loss", "value": loss}}}))
         scores = {"bleu": bleu, "bleu_ci95": [1, 2], "signature": "x", "rows": 8}
         (run / "evaluation" / "test" / "metrics.json").write_text(json.dumps(scores))
+    (tmp_path / "run").mkdir()
     told = compare.compare(runs, tmp_path / "run")
     assert told["splits"] == {"test": {"bleu": {"mean": 32.0, "deviation": 2.0, "values": [30.0, 32.0, 34.0]}}}
     assert told["best"]["run"] == str(runs[1])  # by validation loss, whatever the test says
