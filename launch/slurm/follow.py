@@ -116,6 +116,7 @@ def look(run: Path) -> dict[str, Any]:
     gone = [entry for job in known if queue.here() for entry in queue.ended(job)]
     current = {entry.job for entry in waiting}
     entries = [*(entry for entry in gone if entry.job not in current), *waiting]
+    entries.sort(key=lambda entry: [int(number) for number in entry.job.split("_")])
     return {
         "run": str(run),
         **{key: said.get(key) for key in ("state", "step", "attempt", "exit_code", "error", "waits_for")},
@@ -144,7 +145,9 @@ def _line(found: dict[str, Any]) -> str:
         lines.append(f"no job of it is left, no word for {found['silent']} s: the same command goes on")
     if found["error"]:
         lines.append(found["error"])
-    lines += [f"job {job['job']} ({job['kind']}): {job['state']} ({job['reason']})" for job in found["jobs"]]
+    for job in found["jobs"]:
+        reason = f" ({job['reason']})" if job["reason"] != "None" else ""
+        lines.append(f"job {job['job']} ({job['kind']}): {job['state']}{reason}")
     return "\n  ".join(lines)
 
 

@@ -65,7 +65,7 @@ def free_port(first: int = 26000) -> int:
 @dataclass(frozen=True)
 class Cluster:
     """What it is made of; `folder` holds all of it. `gpus` per node are faked: device files that are /dev/null. With a
-    `network` each node has an address of its own, and its name is not in the DNS."""
+    `network` each node has an address of its own, and knows no name but its own, as 127.0.1.1 (so Debian writes it)."""
 
     folder: Path
     nodes: int = 2
@@ -155,7 +155,10 @@ class Cluster:
         spaces = ["--uts", "--mount"]
         if self.network and node:
             script, spaces = self.network.join(node) + script, [*spaces, "--net"]
-        return ["unshare", *spaces, "bash", "-c", script, "_", str(self.folder / "hosts"), hostname]
+        hosts = self.folder / f"hosts.{hostname}"
+        names = f"127.0.1.1 {hostname}\n" if self.network else "".join(f"127.0.0.1 {name}\n" for name in self._names())
+        hosts.write_text(Path("/etc/hosts").read_text() + names)
+        return ["unshare", *spaces, "bash", "-c", script, "_", str(hosts), hostname]
 
     def _address(self, node: int = 0) -> str:
         return self.network.address(node) if self.network else "127.0.0.1"
@@ -190,8 +193,6 @@ class Cluster:
         key = self.folder / "run" / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        hosts = "" if self.network else "".join(f"127.0.0.1 {node}\n" for node in self._names())
-        (self.folder / "hosts").write_text(Path("/etc/hosts").read_text() + hosts)
         if self.gpus:
             for number in range(self.gpus):
                 device = self.folder / "dev" / f"nvidia{number}"
