@@ -56,7 +56,7 @@ def chained(site: Submitter) -> int:
     """A job that has met its time limit, has gone on for a while and was then cancelled: the step at its limit."""
     (number,) = site.submit("chained", *NODES, *ENDLESS, "launch.signal_lead=60", "--time", 3)
     at = gone_on(site, "chained", number)
-    site.until_step("chained", max(400, at + 2 * GRID))
+    site.until_step("chained", max(600, at + 2 * GRID))
     cancel(site, "chained", number)
     return at
 
@@ -195,10 +195,11 @@ def test_twenty_random_signals_and_kills(site: Submitter, whole: Path) -> None:
 
 
 def strike(site: Submitter, number: int, blow: str, draw: random.Random) -> None:
-    """Within some seconds of the ranks' being there, whatever they do then: start, train, save, leave."""
+    """A third within some seconds of the ranks' start; the others when they train, which is also when they save."""
+    early, step = draw.random() < 1 / 3, step_of(site)
     while True:
-        wait_until(lambda: site.hurry() or ranks(number), PATIENCE)
-        time.sleep(draw.uniform(0, 6))
+        wait_until(lambda: site.hurry() or (ranks(number) and (early or step_of(site) > step)), PATIENCE)
+        time.sleep(draw.uniform(0, 6 if early else 3))
         assert site.job(number)["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED"), site.log(number)[-3000:]
         if blow.startswith("KILL"):
             may_fail_once_more(site, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,15 @@ def test_without_slurm(recipe: Path, tmp_path: Path) -> None:
     assert "sbatch is not in PATH" in done.stderr
     assert rankzero("status", tmp_path, cwd=tmp_path, env=env).stdout == f"{tmp_path}: not begun\n"
     assert rankzero("logs", tmp_path, cwd=tmp_path, env=env).returncode == 2
+
+
+def test_a_run_that_has_died_without_a_word_is_not_taken_for_running(tmp_path: Path) -> None:
+    said = {"state": "running", "step": 3, "attempt": 1, "exit_code": None, "error": None, "waits_for": None}
+    for updated, silent in ((time.time(), False), (time.time() - 500, True)):
+        (tmp_path / "status.json").write_text(json.dumps(said | {"updated": updated}))
+        lines = rankzero("status", tmp_path, cwd=tmp_path, env=WITHOUT_SLURM).stdout.splitlines()
+        assert lines[0] == f"{tmp_path}: running  step 3, start 1"
+        assert any("no word for 50" in line for line in lines[1:]) == silent
 
 
 def test_a_refused_job_says_all_its_reasons(recipe: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def _line(found: dict[str, Any]) -> str:
     if found["waits_for"] and found["state"] == "running":
         lines.append(f"trained, waits for {found['waits_for']}")
     if found["silent"] is not None:
-        lines.append(f"no job of it is left, no word for {found['silent']} s: the same command goes on")
+        lines.append(f"no word for {found['silent']} s, no job of it is left: the same command goes on")
     if found["error"]:
         lines.append(found["error"])
     for job in found["jobs"]:
