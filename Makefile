@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm lint bench
+.PHONY: help setup demo test test-slurm test-slurm-full lint bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,9 @@ test: setup ## all tests; some skip where a GPU, root or the real corpora (RANKZ
 
 test-slurm: setup ## jobs on a real SLURM cluster of two nodes on this machine; as root, with slurmctld slurmd slurm-client munge
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm*.py $(ARGS)
+
+test-slurm-full: setup ## what may befall a job of days: pre-emptions, time limits, lost nodes, twenty kills; as root, twenty minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm_full.py -m slurm_full -s $(ARGS)
 
 lint: setup ## format, lint, types, layers
 	$(BIN)/ruff check

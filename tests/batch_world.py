@@ -77,7 +77,7 @@ class World:
         env = {
             **os.environ, "WORLD": str(self.folder), "RUN_HERE": str(self.run), "SLURM_JOB_ID": str(job),
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1",
-            "SLURM_CPUS_ON_NODE": "6", "SLURM_ARRAY_TASK_ID": "4",
+            "SLURM_CPUS_ON_NODE": "6", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "4",
         }  # fmt: skip
         if restarts is not None:
             env["SLURM_RESTART_COUNT"] = str(restarts)

@@ -286,6 +286,21 @@ def test_a_finished_run_started_again_changes_nothing(recipe: Path, finished: Pa
     assert status(finished)["state"] == "finished"
 
 
+def test_stages_that_were_deferred_are_done_by_a_later_start(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """On one rank here, as the dependent job of `rankzero submit --finalize` does."""
+    run = tmp_path / "run"
+    train(recipe, run, *WORDS, "--defer", world=2).check()
+    said = status(run)
+    assert (said["state"], said["exit_code"], said["step"]) == ("running", 0, status(whole)["step"])
+    assert "evaluation" in said["waits_for"]
+    assert (run / "model" / "model.safetensors").exists()
+    assert not (run / "evaluation").exists()
+    train(recipe, run, *WORDS).check()
+    assert (status(run)["state"], status(run)["waits_for"]) == ("finished", None)
+    for file in ("recipe.yaml", "evaluation/test/metrics.json", "model/model.safetensors"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+
+
 def test_missing_stages_are_completed(recipe: Path, whole: Path, finished: Path) -> None:
     shutil.rmtree(finished / "model")
     shutil.rmtree(finished / "evaluation" / "test")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_world import World, script, shellchecked
+from batch_world import ROOT, World, script, shellchecked
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +58,12 @@ def test_resources_become_directives(tiny_job: Callable[..., Job]) -> None:
     assert {"--partition=p1,p2", "--mem=64G", "--constraint=[a|b]&c", "--exclusive", "--time=24:00:00"} <= {*options}
     assert "--signal=B:USR1@120" in options
     assert text.index("module load cuda") < text.index("launch() {")
+
+
+def test_every_variable_is_documented(tiny_job: Callable[..., Job]) -> None:
+    page = (ROOT / "docs" / "slurm.md").read_text()
+    table = page[page.index("## Variables of the templates") : page.index("## What to ask")]
+    assert [name for name in {**tiny_job().values(), "seeds": ""} if f"`{name}`" not in table] == []
 
 
 # -- quoting -----------------------------------------------------------------------------------------------------------

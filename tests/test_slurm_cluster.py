@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,90 +10,20 @@ import numpy as np
 import pytest
 import yaml
 from batch_world import rankzero
-from conftest import write_corpus, write_recipe
+from conftest import write_corpus
 from processes import status, wait_until
-from safetensors.numpy import load_file
-
-sys.path.insert(0, str(Path(__file__).parent / "slurm"))
-import cluster as slurm
+from review_world import recipe as review_recipe
+from slurm_world import PATIENCE, SMALL, Submitter, same, site_of, slurm
 
 pytestmark = pytest.mark.slurm
-PATIENCE = 400.0  # seconds for a job; imports alone take half a minute on a busy machine
-SMALL = ("evaluation.max_rows=4", "evaluation.splits=[test]", "loop.eval_every=60", "loop.save_every=30")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[slurm.Cluster]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
     """With proctrack/cgroup where it can run, as it is stricter: a signal reaches the direct process of a task only."""
-    why = slurm.missing()
-    if why:
-        pytest.skip(f"no SLURM cluster can be started: {why}")
     proctrack = "cgroup" if slurm.can_track_by_cgroup() else "linuxproc"
-    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:  # sockets: a short name
-        made = slurm.Cluster(Path(folder), proctrack=proctrack, kill_wait=60, port=26700)
-        made.start()
-        try:
-            yield made
-        finally:
-            made.stop()
-
-
-class Submitter:
-    """Submits from a directory with a space in its name, and looks at what comes of it."""
-
-    def __init__(self, cluster: slurm.Cluster, folder: Path, recipe: Path) -> None:
-        self.cluster, self.folder, self.recipe = cluster, folder, recipe
-        self.env = {**cluster.environment, "OMP_NUM_THREADS": "1"}
-
-    def run(self, name: str) -> Path:
-        return self.folder / "runs of mine" / name
-
-    def submit(self, name: str, *words: object) -> list[int]:
-        """The numbers of its jobs, the training first."""
-        words = ("submit", self.recipe, *SMALL, "--cpus-per-task", 1, "--time", 30, "--run", self.run(name), *words)
-        done = rankzero(*words, cwd=self.folder, env=self.env)
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.splitlines()
-        assert lines[0].startswith("Submitted batch job ")
-        return [int(lines[0].split()[-1]), *(int(line.split()[2].strip(",")) for line in lines if ": job " in line)]
-
-    def job(self, number: int) -> dict[str, str]:
-        told = self.cluster.ask("scontrol", "-o", "show", "job", str(number))
-        return dict(part.split("=", 1) for part in told.split() if "=" in part)
-
-    def wait_for(self, number: int, *states: str) -> dict[str, str]:
-        """Until the job is in one of these states; a requeued one need not wait two minutes, as SLURM would have it."""
-        requeued = 0.0
-        deadline = time.monotonic() + PATIENCE
-        while (job := self.job(number)).get("JobState") not in states:
-            assert time.monotonic() < deadline, f"{job}\n{self.log(number)}"
-            if job.get("JobState") == "PENDING" and job.get("Reason") == "BeginTime":
-                requeued = requeued or time.monotonic()
-                if time.monotonic() - requeued > 2:  # at once would be within the second of its revoked credential
-                    self.cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
-            time.sleep(0.2)
-        return job
-
-    def until_step(self, name: str, step: int) -> None:
-        wait_until(lambda: status(self.run(name))["step"] >= step, PATIENCE)
-
-    def log(self, number: int) -> str:
-        return "\n".join(path.read_text(errors="replace") for path in self.folder.rglob(f"*-{number}.out"))
-
-    def weights(self, name: str) -> dict[str, np.ndarray]:
-        return load_file(self.run(name) / "model" / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def site(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Submitter:
-    folder = tmp_path_factory.mktemp("a site")
-    corpus = write_corpus(folder / "corpus", test=40)
-    recipe = write_recipe(folder / "my recipe.yaml", corpus, loop={"max_steps": 120, "log_every": 1})
-    return Submitter(cluster, folder, recipe)
-
-
-def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    with site_of(tmp_path_factory.mktemp("a site"), proctrack=proctrack, gpus=2) as made:
+        yield made
 
 
 def test_preempted_and_requeued_it_ends_with_the_weights_of_an_uninterrupted_job(site: Submitter) -> None:
@@ -125,11 +52,76 @@ def test_preempted_and_requeued_it_ends_with_the_weights_of_an_uninterrupted_job
     assert "resumed from" in rankzero("logs", site.run("stopped"), cwd=site.folder, env=site.env).stdout
 
 
+def test_the_shipped_demo_from_submit_to_finished(site: Submitter) -> None:
+    short = ("data.train=train?rows=2000&shards=2", "loop.max_steps=8", "evaluation.max_rows=8", "export.onnx=false")
+    words = (*short, "export.int8=false", "--config", "cpu_multinode", "--nodes", 2, "--finalize")
+    training, finalizing = site.submit("demo", *words, recipe="demo-translation")
+    site.cluster.ask("scontrol", "hold", str(finalizing))
+    assert site.wait_for(training, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(training)
+    run = site.run("demo")
+    assert (status(run)["state"], status(run)["step"]) == ("running", 8)
+    assert not (run / "evaluation").exists()
+    told = rankzero("status", run, cwd=site.folder, env=site.env).stdout
+    assert "trained, waits for" in told
+    assert f"job {finalizing} (finalize): PENDING" in told
+    site.cluster.ask("scontrol", "release", str(finalizing))
+    assert site.wait_for(finalizing, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(finalizing)
+    assert (status(run)["state"], status(run)["exit_code"], status(run)["waits_for"]) == ("finished", 0, None)
+    assert json.loads((run / "evaluation" / "test" / "metrics.json").read_text())["rows"] == 8
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert ([start["ranks"] for start in manifest["starts"]], manifest["ranks"]) == ([2], 1)
+
+
+def test_an_array_trains_its_seeds_and_compares_them(site: Submitter, reviews: Path) -> None:
+    """One task is pre-empted: the one that has the number of the whole array. It goes on, the others do not notice."""
+    recipe = site.folder / "reviews.yaml"
+    recipe.write_text(review_recipe(reviews, export={"onnx": False, "int8": False}).to_yaml())
+    number, comparing = site.submit("seeds", "--array", "1-3", recipe=recipe)
+    runs = [site.run(f"seeds-seed-{seed}") for seed in (1, 2, 3)]
+    last = next(line.split() for line in jobs_of(site, number) if line.split()[1] == str(number))[0]
+    wait_until(lambda: "start 1" in site.log(last), PATIENCE)  # its script listens
+    site.cluster.ask("scancel", "--batch", "--signal=USR1", last)
+    assert site.wait_for(comparing, "COMPLETED", "CANCELLED", "FAILED")["JobState"] == "COMPLETED", site.log(comparing)
+    starts = {run.name[-1]: len(json.loads((run / "manifest.json").read_text())["starts"]) for run in runs}
+    assert all(status(run)["state"] == "finished" for run in runs)
+    restarts = {line.split()[0]: line.split()[2] for line in jobs_of(site, number)}
+    assert restarts == {f"{number}_{seed}": "1" if last.endswith(f"_{seed}") else "0" for seed in (1, 2, 3)}
+    assert all(count == 0 for seed, count in starts.items() if not last.endswith(seed))
+    told = json.loads((site.run("seeds") / "comparison.json").read_text())
+    scores = [json.loads((run / "evaluation" / "test" / "metrics.json").read_text())["accuracy"] for run in runs]
+    accuracy = told["splits"]["test"]["accuracy"]
+    assert accuracy["values"] == scores
+    assert accuracy["mean"] == pytest.approx(np.mean(scores))
+    assert accuracy["deviation"] == pytest.approx(np.std(scores, ddof=1))
+    assert told["best"]["run"] in map(str, runs)
+    assert 0 <= told["ensemble"]["test"]["accuracy"] <= 1
+    assert len((site.run("seeds") / "ensemble" / "test" / "predictions.jsonl").read_text().splitlines()) == 40
+    assert status(site.run("seeds"))["state"] == "finished"
+    assert f"job {number}_1 (array): COMPLETED" in rankzero("status", runs[0], cwd=site.folder, env=site.env).stdout
+
+
+def jobs_of(site: Submitter, array: int) -> list[str]:
+    """Name, number and restarts of each task, once all have begun."""
+
+    def begun() -> list[str]:
+        told = site.cluster.ask("scontrol", "-o", "show", "job", str(array))
+        jobs = [dict(part.split("=", 1) for part in line.split() if "=" in part) for line in told.splitlines()]
+        waiting = any(job["JobState"] == "PENDING" for job in jobs)
+        found = [f"{job['ArrayJobId']}_{job['ArrayTaskId']} {job['JobId']} {job['Restarts']}" for job in jobs]
+        return [] if waiting else found
+
+    wait_until(begun, PATIENCE)
+    return begun()
+
+
 def test_scancel_ends_it_for_good_with_a_checkpoint(site: Submitter) -> None:
-    """One task per rank here, so that this way of starting is seen on the daemons, too."""
-    nodes = ("--config", "cpu_multinode", "--nodes", 2, "--launcher", "task")
-    (number,) = site.submit("cancelled", "loop.max_steps=100000", *nodes)
+    """One task per GPU here (faked ones), so that this way of starting is seen on the daemons, too."""
+    nodes = ("--config", "cpu_multinode", "--nodes", 2, "--launcher", "task", "--gpus-per-node", 1)
+    seen = ("--setup", "srun --ntasks-per-node=1 bash -c 'echo sees GPU $CUDA_VISIBLE_DEVICES'")
+    (number,) = site.submit("cancelled", "loop.max_steps=100000", *nodes, *seen)
     site.until_step("cancelled", 5)
+    assert site.log(number).count("sees GPU 0\n") == 2
+    assert site.job(number)["TresPerNode"] == "gres:gpu:1"
     site.cluster.ask("scancel", str(number))
     job = site.wait_for(number, "CANCELLED", "COMPLETED", "FAILED", "PENDING")
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), site.log(number)
@@ -189,9 +181,14 @@ def test_a_waiting_job_is_seen_and_cancelled(site: Submitter) -> None:
     by_hand = site.cluster.ask("sbatch", "--parsable", "--hold", str(site.run("held") / "slurm" / "train.sbatch"))
     assert int(by_hand) > number  # plain sbatch takes the same file
     site.cluster.ask("scancel", by_hand.strip())
-    assert f"job {number}: PENDING" in rankzero("status", site.run("held"), cwd=site.folder, env=site.env).stdout
+    assert (
+        f"job {number} (train): PENDING" in rankzero("status", site.run("held"), cwd=site.folder, env=site.env).stdout
+    )
+    trained = {"state": "running", "step": 4, "exit_code": 0, "waits_for": "a job for evaluation"}
+    (site.run("held") / "status.json").write_text(json.dumps(trained))
     done = rankzero("cancel", site.run("held"), cwd=site.folder, env=site.env)
     assert done.stdout == f"job {number} (PENDING): cancelled\n"
+    assert (status(site.run("held"))["state"], status(site.run("held"))["exit_code"]) == ("preempted", 75)
     assert site.wait_for(number, "CANCELLED")
 
 
@@ -199,8 +196,19 @@ def test_wrong_resources_are_refused_before_anything_is_submitted(site: Submitte
     for words, reason in (
         (("--nodes", 3, "--config", "cpu_multinode"), "sbatch"),
         (("--partition", "no"), "partition"),
+        (("--gpus-per-node", 3, "--config", "ddp"), "sbatch"),
     ):
         done = rankzero("submit", site.recipe, *words, "--run", site.run("no"), cwd=site.folder, env=site.env)
         assert (done.returncode, done.stdout) == (2, "")
         assert reason in done.stderr
         assert not site.run("no").exists()
+
+
+def test_gpus_are_asked_for(site: Submitter) -> None:
+    words = ("submit", "demo-translation", "--config", "zero2", "--nodes", 2, "--gpus-per-node", 2, "--dry-run")
+    done = rankzero(*words, "data.lanes=4", cwd=site.folder, env=site.env)
+    assert done.returncode == 0, done.stderr
+    assert "sbatch --test-only takes it" in done.stderr
+    assert "#SBATCH --gpus-per-node=2\n" in done.stdout
+    assert "RANKS_PER_NODE=2\n" in done.stdout
+    assert "export ACCELERATE_USE_CPU" not in done.stdout

@@ -13,6 +13,7 @@ from batch_world import World, script
 
 from launch.slurm import arrays, render, settle
 from launch.slurm.job import Job
+from launch.slurm.submit import render_all
 
 
 @pytest.fixture
@@ -34,6 +35,20 @@ def test_a_finished_run_ends_the_job(go: Callable[..., Any]) -> None:
     assert went.environment["RANKZERO_RANKS"] == "1"
     assert went.environment["SRUN_CPUS_PER_TASK"] == "6"
     assert went.environment["OMP_NUM_THREADS"] == "6"
+
+
+def test_a_run_that_leaves_its_last_stages_to_another_job_ends_the_job(go: Callable[..., Any]) -> None:
+    went = go((0, "running", 9, 0))
+    assert (went.code, went.requeued, len(went.words)) == (0, False, 1)
+
+
+def test_the_last_stages_are_left_to_the_dependent_job(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = tiny_job("seed=9")
+    world = World(tmp_path / "world", job.run)
+    words = [world.go(rendered.text, (0,)).words[0] for rendered in render_all(job, None, True, None)]
+    shared = [job.words[0], "seed=9"]
+    assert words[0][-6:] == ["train", *shared, "--defer", "--run", str(job.run)]
+    assert words[1][-5:] == ["train", *shared, "--run", str(job.run)]
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6])
@@ -108,7 +123,14 @@ def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Jo
     assert f'--output="{job.run}-seed-%a/slurm/train-%A_%a.out"' in text
     went = World(tmp_path / "world", job.run).go(text, (0,))
     assert went.words[0][-3:] == ["seed=4", "--run", f"{job.run}-seed-4"]
-    assert (tmp_path / "run-seed-4" / "slurm" / "jobs").read_text() == "7 array\n"
+    assert (tmp_path / "run-seed-4" / "slurm" / "jobs").read_text() == "6_4 array\n"
+
+
+def test_a_task_of_an_array_is_requeued_by_its_own_number(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
+    """One of the tasks has the number of the whole array, which `scontrol requeue` would take for all of them."""
+    job = tiny_job()
+    World(tmp_path / "world", job.run).go(render.render("array.sbatch", arrays.training(job, "4")), (75,), job=6)
+    assert (tmp_path / "world" / "requeued").read_text() == "6_4\n"
 
 
 def test_settle_leaves_a_run_without_status_alone(tmp_path: Path) -> None:

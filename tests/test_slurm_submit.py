@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import sklearn  # noqa: F401 - sets variables of the environment, for which the first test would be blamed
+import torch._dynamo  # noqa: F401 - as well
 from batch_world import ROOT, rankzero
 
 from launch.ranks import LAUNCHER
@@ -146,6 +149,15 @@ def test_without_slurm(recipe: Path, tmp_path: Path) -> None:
     assert rankzero("logs", tmp_path, cwd=tmp_path, env=env).returncode == 2
 
 
+def test_a_run_that_has_died_without_a_word_is_not_taken_for_running(tmp_path: Path) -> None:
+    said = {"state": "running", "step": 3, "attempt": 1, "exit_code": None, "error": None, "waits_for": None}
+    for updated, silent in ((time.time(), False), (time.time() - 500, True)):
+        (tmp_path / "status.json").write_text(json.dumps(said | {"updated": updated}))
+        lines = rankzero("status", tmp_path, cwd=tmp_path, env=WITHOUT_SLURM).stdout.splitlines()
+        assert lines[0] == f"{tmp_path}: running  step 3, start 1"
+        assert any("no word for 50" in line for line in lines[1:]) == silent
+
+
 def test_a_refused_job_says_all_its_reasons(recipe: Path, tmp_path: Path) -> None:
     words = ("--nodes", 5, "--time", "1:00", "--sbatch=--gres=x:$N", "--sbatch=--nods=2")
     done = rankzero("submit", recipe, *words, "--dry-run", cwd=tmp_path, env=WITHOUT_SLURM)
@@ -169,6 +181,7 @@ def test_compare(recipe: Path, tmp_path: Path) -> None:
         (run / "manifest.json").write_text(json.dumps({"stages": {"model": {"metric": "loss", "value": loss}}}))
         scores = {"bleu": bleu, "bleu_ci95": [1, 2], "signature": "x", "rows": 8}
         (run / "evaluation" / "test" / "metrics.json").write_text(json.dumps(scores))
+    (tmp_path / "run").mkdir()
     told = compare.compare(runs, tmp_path / "run")
     assert told["splits"] == {"test": {"bleu": {"mean": 32.0, "deviation": 2.0, "values": [30.0, 32.0, 34.0]}}}
     assert told["best"]["run"] == str(runs[1])  # by validation loss, whatever the test says

@@ -27,6 +27,7 @@ RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="ru
 Fresh = Annotated[bool, typer.Option("--fresh", help="start from step 0; an existing run is kept beside the new one")]
 AllowChange = Annotated[list[str] | None, typer.Option("--allow-change", metavar="KEY", help="may differ from before")]
 Debug = Annotated[bool, typer.Option("--debug", help="one process, a slice, deterministic, anomaly detection, eager")]
+Defer = Annotated[bool, typer.Option("--defer", help="leave evaluation, export and report to a later start")]
 Profile = Annotated[bool, typer.Option("--profile", help="write a torch profiler trace (profile.json) into the run")]
 Config = Annotated[str | None, typer.Option("--config", metavar="NAME", help="an Accelerate config: name or path")]
 
@@ -48,14 +49,18 @@ def train(
     allow_change: AllowChange = None,
     debug: Debug = False,
     profile: Profile = False,
+    defer: Defer = False,
 ) -> None:
     """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
     from trainer.compose import train as run_training
 
     ended = run_training(
-        recipe, overrides or [], run=run, fresh=fresh, allow_change=allow_change or [], debug=debug, profile=profile
-    )
-    if is_main():
+        recipe, overrides or [], run=run, fresh=fresh, allow_change=allow_change or [], debug=debug, profile=profile,
+        defer=defer,
+    )  # fmt: skip
+    if is_main() and defer:
+        print(f"trained: {ended.path} (step {ended.step})")
+    elif is_main():
         show_samples(ended.path)
         print(f"done: {ended.path} (step {ended.step})")
 

@@ -39,6 +39,8 @@ DEBUG_OVERRIDES = (
     "export.int8=false",
 )
 
+DEFERRED = "a job for evaluation, export and report"  # what status.json says of a run that was trained with `defer`
+
 
 @dataclass(frozen=True)
 class Run:
@@ -58,6 +60,7 @@ class Options:
     allow_change: Sequence[str] = ()
     debug: bool = False
     profile: bool = False
+    defer: bool = False
 
     @property
     def anew(self) -> bool:
@@ -79,6 +82,7 @@ def train(
     allow_change: Sequence[str] = (),
     debug: bool = False,
     profile: bool = False,
+    defer: bool = False,
 ) -> Run:
     """Trains, or goes on from the newest checkpoint; then chooses the weights and evaluates. Every rank calls this.
 
@@ -90,11 +94,12 @@ def train(
         allow_change: keys in which the recipe may differ from the one that the run directory was made with.
         debug: a slice of the data, deterministic, with anomaly detection.
         profile: write a torch profiler trace into the run directory.
+        defer: leave what follows the choice of weights to another start of the same run, which is not finished before.
 
     Raises:
         RankzeroError: with the exit code of the design; `Preempted` when stopped by a signal, all being saved.
     """
-    options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile)
+    options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile, defer)
     resolved = load_recipe(recipe, [*overrides, *(DEBUG_OVERRIDES if debug else ())])
     return _train(resolved, options)
 
@@ -142,7 +147,9 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
             raise told from None
         finally:
             runtime.leave()
-        if status is not None:
+        if status is not None and options.defer:
+            status.finish("running", 0, waits_for=DEFERRED)
+        elif status is not None:
             status.finish("finished", 0)
         return ended
 
@@ -164,6 +171,9 @@ def _stages(
     session = Session(recipe, folder, runtime, status, data, accumulation, parts, options.debug, options.profile)
     session.train()
     session.choose_weights()
+    if options.defer:
+        runtime.close()
+        return Run(folder.path, session.progress.step, {})
     splits: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
     scores = {split: session.evaluate(split) for split in splits}
     runtime.close()  # from here on rank zero works alone: no collective can time out under it

@@ -221,6 +221,7 @@ class Status:
             "step": 0,
             "exit_code": None,
             "error": None,
+            "waits_for": None,  # of a run that is trained and whose other stages another job will do
             "attempt": attempt,
             "pid": os.getpid(),
         }
@@ -239,12 +240,12 @@ class Status:
             with contextlib.suppress(OSError):
                 os.utime(self._run.lock_file)
 
-    def finish(self, state: str, exit_code: int, error: str | None = None) -> None:
+    def finish(self, state: str, exit_code: int, error: str | None = None, **more: Any) -> None:
         """The last word of this attempt."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
-        self.update(state=state, exit_code=exit_code, error=error)
+        self.update(state=state, exit_code=exit_code, error=error, **more)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from launch.doctoring.check import Check, Findings, size
@@ -80,7 +81,8 @@ def _planned(job: Job, throughput: float | None) -> tuple[float | None, int | No
 def _time(job: Job, hours: float | None) -> Check:
     findings, launch = Findings("time"), job.recipe.launch
     limit = seconds(launch.time)
-    findings.fact(f"{launch.time} for each go, {launch.requeue_limit} requeues at most")
+    each = "no limit" if limit is None else f"{timedelta(seconds=limit)}"
+    findings.fact(f"{each} for each go, {launch.requeue_limit} requeues at most")
     if limit is not None and limit <= launch.signal_lead + SLURM_LATE:
         fix = f"a longer --time, or launch.signal_lead below {max(1, limit - SLURM_LATE)}"
         findings.fail(f"the signal to save comes {launch.signal_lead} s before the end: no time to train", fix)
@@ -146,10 +148,10 @@ def _lint(scripts: Sequence[str]) -> Check:
 
 
 def _test_only(scripts: Sequence[str]) -> Check:
-    """What the controller says to the first script, without submitting it."""
+    """What the controller says to the scripts, without submitting them."""
     if not queue.here():
         return Check("sbatch", "skipped", "not found here: nothing can be submitted")
-    refusal = queue.refusal(scripts[0])
+    refusal = next(filter(None, map(queue.refusal, scripts)), None)
     if refusal is None:
         return Check("sbatch", "ok", "sbatch --test-only takes it")
     return Check("sbatch", "failed", refusal, "choose other resources: `sinfo` lists partitions, nodes and limits")

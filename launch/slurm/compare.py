@@ -17,7 +17,7 @@ import typer
 
 from trainer.cli import run_app
 from trainer.errors import DataError
-from trainer.rundir import RunDir, read_json, write_atomically, write_json
+from trainer.rundir import RunDir, Status, read_json, write_atomically, write_json
 
 SPLITS = ("validation", "test")
 
@@ -28,7 +28,6 @@ def compare(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         DataError: a run has not been evaluated.
     """
-    out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"runs": [str(run) for run in runs], "best": None, "splits": {}}
     for split in SPLITS:
         scores = [read_json(RunDir(run).evaluation(split) / "metrics.json") for run in runs]
@@ -118,7 +117,14 @@ def main(
     out: Annotated[Path, typer.Option("--out", metavar="DIR")],
 ) -> None:
     """Compare runs that differ in their seed."""
-    compare(runs, out)
+    out.mkdir(parents=True, exist_ok=True)
+    status = Status(RunDir(out), 1).start()
+    try:
+        compare(runs, out)
+    except Exception as error:
+        status.finish("failed", getattr(error, "exit_code", 1), str(error))
+        raise
+    status.finish("finished", 0)
     print((out / "comparison.md").read_text(encoding="utf-8"))
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.cli import RunArgument
-from trainer.errors import UsageError
-from trainer.rundir import RunDir, read_json
+from trainer.errors import Preempted, UsageError
+from trainer.rundir import STALE_SECONDS, RunDir, read_json
 
 if TYPE_CHECKING:
     from launch.slurm.queue import Entry
@@ -62,39 +62,49 @@ def cancel_command(
     others = [entry.job for entry in found if entry.job not in running]
     if others:
         queue.cancel(others)
+    _cancelled_before_the_last_stage(run, left=bool(running))
     if running:  # a TERM to the batch shell alone: it lets the ranks save, however long that takes, and is not requeued
         queue.cancel(running, "--batch", "--signal=TERM")
     for entry in found:
         print(f"job {entry.job} ({entry.state}): {'told to save and leave' if entry.job in running else 'cancelled'}")
 
 
+def _cancelled_before_the_last_stage(run: Path, *, left: bool) -> None:
+    """Nobody else would say so in status.json: the job that would have done the rest has never begun."""
+    from launch.slurm.settle import settle
+
+    status = read_json(RunDir(run).status) or {}
+    if not left and status.get("state") == "running" and status.get("waits_for"):
+        settle(run, Preempted.exit_code, f"cancelled before {status['waits_for']} had begun; the same command does it")
+
+
 # -- the jobs of a run -------------------------------------------------------------------------------------------------
 
 
-def note(run: Path, job: int, kind: str) -> None:
+def note(run: Path, job: str, kind: str) -> None:
     """Remembers a job of a run, as the scripts do themselves when they begin."""
     (run / "slurm").mkdir(parents=True, exist_ok=True)
     with (run / "slurm" / "jobs").open("a", encoding="utf-8") as file:
         file.write(f"{job} {kind}\n")
 
 
-def jobs(run: Path) -> dict[int, str]:
-    """The jobs of a run and what they do, oldest first."""
+def jobs(run: Path) -> dict[str, str]:
+    """The jobs of a run and what they do, oldest first; of one that an array has trained, its own task."""
     try:
         lines = (run / "slurm" / "jobs").read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    return {int(job): kind for job, _, kind in (line.partition(" ") for line in lines) if job.isdigit()}
+    return {job: kind for job, _, kind in (line.partition(" ") for line in lines) if job[:1].isdigit()}
 
 
 def active(run: Path) -> list[Entry]:
-    """Those of its jobs that wait or run. Only a run's own task of an array counts as its own."""
+    """Those of its jobs that wait or run."""
     from launch.slurm import queue
 
     known = jobs(run)
     if not known or not queue.here():
         return []
-    return [entry for entry in queue.entries() if entry.job in known or entry.array in known]
+    return [entry for entry in queue.entries() if entry.among(known)]
 
 
 def look(run: Path) -> dict[str, Any]:
@@ -102,22 +112,43 @@ def look(run: Path) -> dict[str, Any]:
     from launch.slurm import queue
 
     said = read_json(RunDir(run).status) or {}
-    waiting = active(run)
-    seen = {entry.job for entry in waiting} | {entry.array for entry in waiting}
-    gone = [queue.ended(job) for job in jobs(run) if job not in seen] if queue.here() else []
-    entries = [*(entry for entry in gone if entry), *waiting]
+    waiting, known = active(run), jobs(run)
+    gone = [entry for job in known if queue.here() for entry in queue.ended(job)]
+    current = {entry.job for entry in waiting}
+    entries = [*(entry for entry in gone if entry.job not in current), *waiting]
+    entries.sort(key=lambda entry: [int(number) for number in entry.job.split("_")])
     return {
         "run": str(run),
-        **{key: said.get(key) for key in ("state", "step", "attempt", "exit_code", "error")},
-        "jobs": [{"job": e.job, "state": e.state, "reason": e.reason} for e in entries],
+        **{key: said.get(key) for key in ("state", "step", "attempt", "exit_code", "error", "waits_for")},
+        "silent": _silence(said) if not waiting else None,
+        "jobs": [{"job": e.job, "kind": _kind(e, known), "state": e.state, "reason": e.reason} for e in entries],
     }
 
 
+def _silence(said: dict[str, Any]) -> int | None:
+    """Seconds for which a run that says it is running has said nothing more, though it does every two seconds."""
+    silent = int(time.time() - said.get("updated", 0))
+    return silent if said.get("state") == "running" and silent > STALE_SECONDS else None
+
+
+def _kind(entry: Entry, known: dict[str, str]) -> str:
+    return known.get(entry.job) or known[entry.job.partition("_")[0]]
+
+
 def _line(found: dict[str, Any]) -> str:
-    step = "" if found["step"] is None else f"  step {found['step']}, start {found['attempt']}"
-    error = f"\n  {found['error']}" if found["error"] else ""
-    told = "".join(f"\n  job {job['job']}: {job['state']} ({job['reason']})" for job in found["jobs"])
-    return f"{found['run']}: {found['state'] or 'not begun'}{step}{error}{told}"
+    lines = [f"{found['run']}: {found['state'] or 'not begun'}"]
+    if found["step"] is not None:
+        lines[0] += f"  step {found['step']}, start {found['attempt']}"
+    if found["waits_for"] and found["state"] == "running":
+        lines.append(f"trained, waits for {found['waits_for']}")
+    if found["silent"] is not None:
+        lines.append(f"no word for {found['silent']} s, no job of it is left: the same command goes on")
+    if found["error"]:
+        lines.append(found["error"])
+    for job in found["jobs"]:
+        reason = f" ({job['reason']})" if job["reason"] != "None" else ""
+        lines.append(f"job {job['job']} ({job['kind']}): {job['state']}{reason}")
+    return "\n  ".join(lines)
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"
 UNSET = (*MISLEADING, *LAUNCHER, PARENT, "RANKZERO_RANKS", "OMP_NUM_THREADS")  # of whoever submits
 ACCELERATES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # beginnings of what its launcher tells the ranks
-DEFERRED = ("evaluation.splits=[]", "export.onnx=false", "export.int8=false")
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Job:
             "run": self.run,
             "folder": self.folder,
             "words": self.words,
+            "options": (),
             "python": [sys.executable],
             "module": "launch.rank",
             "mode": self.mode,
@@ -99,10 +99,6 @@ class Job:
             "log": (f"{self.run}/slurm/", "finalize-%j.out"),
             "words": ["train", *self.words, "--run", self.run],
         }
-
-    def deferring(self) -> Job:
-        """The training without what the dependent job does."""
-        return replace(self, words=(*self.words, *DEFERRED))
 
 
 def make_job(

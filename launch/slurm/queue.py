@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +18,15 @@ OF_A_JOB = ("SLURM_RESTART_COUNT", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_JOB_ID") 
 
 @dataclass(frozen=True)
 class Entry:
-    """A job that SLURM knows; `array` is the number of the array it is a task of, else its own."""
+    """A job that SLURM knows, by SLURM's own name for it: 12, or 12_3 for task 3 of the array 12."""
 
-    job: int
-    array: int
+    job: str
     state: str
     reason: str
-    name: str = ""
 
-    @property
-    def active(self) -> bool:
-        """Still to come, or going on."""
-        return self.state in ("PENDING", "RUNNING", "SUSPENDED", "CONFIGURING", "COMPLETING", "REQUEUED", "STOPPED")
+    def among(self, jobs: Container[str]) -> bool:
+        """Whether these name it, or the array that it is a task of."""
+        return self.job in jobs or self.job.partition("_")[0] in jobs
 
 
 def here() -> bool:
@@ -56,27 +53,25 @@ def refusal(script: str) -> str | None:
 
 def entries() -> list[Entry]:
     """All jobs of this user that are waiting or running."""
-    done = call(["squeue", "--noheader", "--me", "--format=%A|%F|%T|%r|%j"])
+    done = call(["squeue", "--noheader", "--me", "--array", "--format=%i|%T|%r"])
     if done.returncode != 0:
         raise UsageError(f"squeue does not answer: {_told(done)}")
-    found = []
-    for line in done.stdout.splitlines():
-        job, array, state, reason, name = line.split("|", 4)
-        found.append(Entry(int(job), int(array), state, reason, name))
-    return found
+    return [Entry(*line.split("|", 2)) for line in done.stdout.splitlines()]
 
 
-def ended(job: int) -> Entry | None:
-    """A job that has left the queue, as long as the controller remembers it."""
-    done = call(["scontrol", "--oneliner", "show", "job", str(job)])
-    found = dict(re.findall(r"(\w+)=(\S*)", done.stdout))
-    if "JobState" not in found:
-        return None
-    return Entry(job, int(found.get("ArrayJobId", job)), found["JobState"], f"exit code {found.get('ExitCode', '?')}")
+def ended(job: str) -> list[Entry]:
+    """A job that has left the queue, or the tasks of an array, as long as the controller remembers them."""
+    entries = []
+    for line in call(["scontrol", "--oneliner", "show", "job", job]).stdout.splitlines():
+        found = dict(re.findall(r"(\w+)=(\S*)", line))
+        if "JobState" in found:
+            task = f"{found['ArrayJobId']}_{found['ArrayTaskId']}" if "ArrayTaskId" in found else found["JobId"]
+            entries.append(Entry(task, found["JobState"], f"exit code {found.get('ExitCode', '?')}"))
+    return entries
 
 
-def cancel(jobs: Iterable[int], *options: str) -> None:
-    done = call(["scancel", *options, *map(str, jobs)])
+def cancel(jobs: Iterable[str], *options: str) -> None:
+    done = call(["scancel", *options, *jobs])
     if done.returncode != 0:
         raise UsageError(f"scancel: {_told(done)}")
 

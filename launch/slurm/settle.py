@@ -1,10 +1,11 @@
-"""The last word on a run that its job gives up: `python -m launch.slurm.settle RUN CODE WHY`."""
+"""The last word on a run when nobody else can say it: `python -m launch.slurm.settle RUN CODE WHY`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from trainer.errors import Preempted
 from trainer.rundir import RunDir, read_json, write_json
 
 
@@ -13,11 +14,10 @@ def settle(run: Path, code: int, why: str) -> None:
     status = read_json(RunDir(run).status)
     if not isinstance(status, dict):
         return
+    state = "preempted" if code == Preempted.exit_code else "failed"
     told = status.get("error")
-    write_json(
-        RunDir(run).status,
-        {**status, "state": "failed", "exit_code": code, "error": f"{why}; {told}" if told else why},
-    )
+    word = {"state": state, "exit_code": code, "error": f"{why}; {told}" if told else why}
+    write_json(RunDir(run).status, {**status, **word})
 
 
 if __name__ == "__main__":

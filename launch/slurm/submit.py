@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Script:
-    """A rendered script: where it is kept, what it is called in the list of jobs, folders that its logs need."""
+    """A rendered script: where it is kept, its kind of job, and of an array the run of each seed."""
 
     path: Path
     kind: str
     text: str
-    logs: Sequence[Path]
+    runs: Mapping[int, Path] = field(default_factory=dict)
 
 
 def submit_command(
@@ -100,19 +100,18 @@ def render_all(job: Job, array: str | None, finalize: bool, templates: Path | No
     home = job.run / "slurm"
     if array is not None:
         seeds = seeds_of(array)
-        runs = [job.run.with_name(f"{job.run.name}-seed-{seed}") for seed in seeds]
+        runs = {seed: job.run.with_name(f"{job.run.name}-seed-{seed}") for seed in seeds}
         text = render("array.sbatch", training(job, array), templates)
-        last = render("finalize.sbatch", comparing(job, runs), templates)
-        logs = [run / "slurm" for run in runs]
+        last = render("finalize.sbatch", comparing(job, list(runs.values())), templates)
         return [
-            Script(home / "array.sbatch", "array", text, logs),
-            Script(home / "finalize.sbatch", "compare", last, ()),
+            Script(home / "array.sbatch", "array", text, runs),
+            Script(home / "finalize.sbatch", "compare", last),
         ]
-    text = render("train.sbatch", (job.deferring() if finalize else job).values(), templates)
-    scripts = [Script(home / "train.sbatch", "train", text, ())]
+    text = render("train.sbatch", job.values() | {"options": ("--defer",) if finalize else ()}, templates)
+    scripts = [Script(home / "train.sbatch", "train", text)]
     if finalize:
         last = render("finalize.sbatch", job.finalizing(), templates)
-        scripts.append(Script(home / "finalize.sbatch", "finalize", last, ()))
+        scripts.append(Script(home / "finalize.sbatch", "finalize", last))
     return scripts
 
 
@@ -144,14 +143,14 @@ def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
             f"{job.run} has job {busy[0].job} ({busy[0].state}) already: rankzero cancel, or another --run"
         )
     for script in scripts:
-        for folder in (script.path.parent, *script.logs):
+        for folder in (script.path.parent, *(run / "slurm" for run in script.runs.values())):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(script.path, script.text)
     for script in scripts:
         number = queue.submit(script.path, dependency(after))
-        note(job.run, number, script.kind)
-        for folder in script.logs:
-            note(folder.parent, number, script.kind)
+        note(job.run, str(number), script.kind)
+        for seed, run in script.runs.items():
+            note(run, f"{number}_{seed}", script.kind)
         if script is scripts[0]:
             print(f"Submitted batch job {number}")
         else:

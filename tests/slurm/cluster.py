@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from network import Network
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 FREEZER = Path("/sys/fs/cgroup/freezer")  # what proctrack/cgroup of Slurm 22.05 needs without systemd
@@ -51,9 +52,20 @@ def has_namespaces() -> bool:
     return subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode == 0
 
 
+def free_port(first: int = 26000) -> int:
+    """A port from which on the daemons' own are free: clusters may stand side by side."""
+    for port in range(first, 30000, 100):
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for number in (port, port + 1, *range(port + 20, port + 30)):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            return port
+    raise OSError(f"no hundred free ports from {first} to 30000")
+
+
 @dataclass(frozen=True)
 class Cluster:
-    """What it is made of; `folder` holds all of it. `gpus` per node are faked: device files that are /dev/null."""
+    """What it is made of; `folder` holds all of it. `gpus` per node are faked: device files that are /dev/null. With a
+    `network` each node has an address of its own, and knows no name but its own, as 127.0.1.1 (so Debian writes it)."""
 
     folder: Path
     nodes: int = 2
@@ -62,6 +74,7 @@ class Cluster:
     port: int = 26800
     proctrack: str = "linuxproc"
     kill_wait: int = 15
+    network: Network | None = None
 
     @property
     def conf(self) -> Path:
@@ -75,6 +88,8 @@ class Cluster:
     def start(self) -> None:
         """Up and idle, or an error with the daemons' last words."""
         self._write()
+        if self.network:
+            self.network.make()
         try:
             self._start()
         except TimeoutError:
@@ -92,8 +107,8 @@ class Cluster:
         )  # force: also where others may not look into the folder
         _until((run / "munge.socket").exists, 10, "munged has made no socket")
         self._spawn("slurmctld", *self._as("localhost"), "slurmctld", "-D", "-i", "-f", str(self.conf))
-        for node in self._names():
-            self._spawn(f"slurmd.{node}", *self._as(node), "slurmd", "-D", "-N", node, "-f", str(self.conf))
+        for number, node in enumerate(self._names(), start=1):
+            self._spawn(f"slurmd.{node}", *self._as(node, number), "slurmd", "-D", "-N", node, "-f", str(self.conf))
         _until(self._idle, 30, "the nodes are not idle")
 
     def stop(self) -> None:
@@ -113,6 +128,8 @@ class Cluster:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         (self.folder / "run" / "processes").unlink(missing_ok=True)
+        if self.network:
+            self.network.remove()
         for folder in FREEZER.glob("slurm_node*"):
             for below in [*sorted(folder.rglob("*/"), reverse=True), folder]:
                 with contextlib.suppress(OSError):
@@ -130,12 +147,21 @@ class Cluster:
     def _names(self) -> list[str]:
         return [f"node{number}" for number in range(1, self.nodes + 1)]
 
-    def _as(self, hostname: str) -> list[str]:
-        """A prefix that runs a command with that hostname, and names that are all 127.0.0.1."""
+    def _as(self, hostname: str, node: int = 0) -> list[str]:
+        """A prefix that runs a command with that hostname, and names that are all 127.0.0.1, or in a network."""
         if not has_namespaces():
             return []
         script = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
-        return ["unshare", "--uts", "--mount", "bash", "-c", script, "_", str(self.folder / "hosts"), hostname]
+        spaces = ["--uts", "--mount"]
+        if self.network and node:
+            script, spaces = self.network.join(node) + script, [*spaces, "--net"]
+        hosts = self.folder / f"hosts.{hostname}"
+        names = f"127.0.1.1 {hostname}\n" if self.network else "".join(f"127.0.0.1 {name}\n" for name in self._names())
+        hosts.write_text(Path("/etc/hosts").read_text() + names)
+        return ["unshare", *spaces, "bash", "-c", script, "_", str(hosts), hostname]
+
+    def _address(self, node: int = 0) -> str:
+        return self.network.address(node) if self.network else "127.0.0.1"
 
     def _spawn(self, name: str, *command: str) -> None:
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
@@ -167,8 +193,6 @@ class Cluster:
         key = self.folder / "run" / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        hosts = "".join(f"127.0.0.1 {node}\n" for node in self._names())
-        (self.folder / "hosts").write_text(Path("/etc/hosts").read_text() + hosts)
         if self.gpus:
             for number in range(self.gpus):
                 device = self.folder / "dev" / f"nvidia{number}"
@@ -184,15 +208,15 @@ class Cluster:
         d, gres = self.folder, f" Gres=gpu:{self.gpus}" if self.gpus else ""
         own_names = has_namespaces()
         nodes = "".join(
-            f"NodeName={node} NodeHostname={node if own_names else socket.gethostname()} NodeAddr=127.0.0.1 "
-            f"Port={self.port + 20 + number} CPUs={self.cpus} RealMemory=16000{gres}\n"
-            for number, node in enumerate(self._names())
+            f"NodeName={node} NodeHostname={node if own_names else socket.gethostname()} "
+            f"NodeAddr={self._address(number)} Port={self.port + 20 + number} CPUs={self.cpus} RealMemory=16000{gres}\n"
+            for number, node in enumerate(self._names(), start=1)
         )
         # every name is 127.0.0.1, so that daemons may listen on what their name means and on nothing else
-        listen = "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny\n" if own_names else ""
+        listen = "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny\n" if own_names and not self.network else ""
         return f"""\
 ClusterName=rankzerotests
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost({self._address()})
 {listen}SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -224,6 +248,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait={self.kill_wait}
 MinJobAge=3600
+FirstJobId={self.port}
 JobRequeue=1
 {"GresTypes=gpu" if self.gpus else ""}
 {nodes}\

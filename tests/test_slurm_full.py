@@ -1,0 +1,245 @@
+"""The long proof on a real SLURM cluster: `make test-slurm-full`, about twenty minutes. What each job met is printed.
+
+All jobs train the same recipe on two ranks, most of them far longer than they need to; they are compared with one that
+nothing has interrupted: in what each step contained, and in every weight of the newest checkpoint that both have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from batch_world import rankzero
+from processes import status, wait_until
+from safetensors.numpy import load_file
+from slurm_world import PATIENCE, Submitter, same, site_of, slurm
+
+pytestmark = [pytest.mark.slurm_full, pytest.mark.timeout(2400)]
+
+GRID = 50  # steps between two checkpoints
+NODES = ("--config", "cpu_multinode", "--nodes", 2)
+SAVES = (f"loop.save_every={GRID}", f"loop.eval_every={GRID}", "loop.keep=100000")
+ENDLESS = (*SAVES, "loop.max_steps=1000000")
+SEED = 6  # of the twenty signals and kills
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
+    """Where SLURM signals only the direct process of a task."""
+    if not slurm.can_track_by_cgroup():
+        pytest.skip(f"proctrack/cgroup of Slurm 22.05 needs {slurm.FREEZER} (cgroup v1), writable")
+    with site_of(tmp_path_factory.mktemp("a site"), proctrack="cgroup", gpus=2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def islands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
+    """Where SLURM signals all processes of a task, and each node has an address of its own and no name in the DNS."""
+    network = slurm.Network(66)
+    if why := network.missing():
+        pytest.skip(f"no network of namespaces: {why}")
+    with site_of(tmp_path_factory.mktemp("islands"), proctrack="linuxproc", network=network) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def chained(site: Submitter) -> int:
+    """A job that has met its time limit, has gone on for a while and was then cancelled: the step at its limit."""
+    (number,) = site.submit("chained", *NODES, *ENDLESS, "launch.signal_lead=60", "--time", 3)
+    at = gone_on(site, "chained", number)
+    site.until_step("chained", max(600, at + 2 * GRID))
+    cancel(site, "chained", number)
+    return at
+
+
+@pytest.fixture(scope="module")
+def whole(site: Submitter, chained: int) -> Path:
+    """The run that nothing interrupts, of as many steps as the longest of the others. Read only."""
+    (number,) = site.submit("whole", *NODES, *SAVES, f"loop.max_steps={status(site.run('chained'))['step']}")
+    assert site.wait_for(number, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(number)
+    assert site.job(number)["Restarts"] == "0"
+    seen = Counter(row for line in ledger(site.run("whole")) for rows in line["rows"].values() for row in rows)
+    assert len(seen) == 200
+    assert max(seen.values()) - min(seen.values()) <= 1  # each row once in each epoch; the last may not be over
+    return site.run("whole")
+
+
+# -- what they come to -------------------------------------------------------------------------------------------------
+
+
+def ledger(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+
+
+def agrees(run: Path, whole: Path, after: int) -> int:
+    """The newest checkpoint that both have, which is the same in all weights and moments, as are all steps up to it."""
+    saved = [{path.parent.name for path in one.glob("checkpoints/*/manifest.json")} for one in (run, whole)]
+    name = max(saved[0] & saved[1])
+    step = int(name.removeprefix("step-"))
+    assert step > after
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert same(*(load_file(one / "checkpoints" / name / file) for one in (run, whole))), f"{name}/{file}"
+    assert ledger(run)[:step] == ledger(whole)[:step]
+    return step
+
+
+def gone_on(site: Submitter, name: str, number: int) -> int:
+    """Waits until the job has been requeued and has gone on to a checkpoint: the step from which it did."""
+    wait_until(lambda: site.hurry() or "resumed from step" in site.log(number), PATIENCE)
+    at = int(re.findall(r"resumed from step (\d+)", site.log(number))[-1])
+    assert at >= 5
+    site.until_step(name, (at // GRID + 1) * GRID + 1)
+    return at
+
+
+def cancel(site: Submitter, name: str, number: int) -> None:
+    assert "told to save" in rankzero("cancel", site.run(name), cwd=site.folder, env=site.env).stdout
+    assert site.wait_for(number, "FAILED", "CANCELLED", "COMPLETED", "PENDING")["ExitCode"] == "75:0"
+    assert status(site.run(name))["state"] == "preempted"
+
+
+def say(text: str) -> None:
+    print(f"[{time.strftime('%X')}] {text}", flush=True)
+
+
+# -- what they meet ----------------------------------------------------------------------------------------------------
+
+
+def test_a_time_limit_of_minutes_with_work_of_hours(site: Submitter, chained: int, whole: Path) -> None:
+    run = site.run("chained")
+    step = agrees(run, whole, after=chained)
+    starts = json.loads((run / "manifest.json").read_text())["slurm_restart"]
+    say(f"time limit of 3 minutes: requeued {starts} times, first at step {chained}; the same at step {step}")
+
+
+@pytest.mark.parametrize("where", ["site", "islands"])
+def test_preempted_by_a_partition_of_higher_priority(where: str, whole: Path, request: pytest.FixtureRequest) -> None:
+    site = request.getfixturevalue(where)
+    setup = ("--setup", "export GLOO_SOCKET_IFNAME=eth0") if where == "islands" else ()
+    (number,) = site.submit("preempted", *NODES, *ENDLESS, *setup)
+    site.until_step("preempted", 5)
+    words = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
+    urgent = int(site.cluster.ask(*words, "--wrap=sleep 3"))
+    began = time.monotonic()
+    wait_until(lambda: site.job(urgent)["JobState"] in ("RUNNING", "COMPLETED"), PATIENCE)
+    waited = time.monotonic() - began
+    at = gone_on(site, "preempted", number)
+    cancel(site, "preempted", number)
+    assert site.job(number)["Restarts"] == "1"
+    step = agrees(site.run("preempted"), whole, after=at)
+    head = re.findall(r"ranks meet at (\S+):", site.log(number))[0]
+    assert head == (site.cluster.network.address(1) if where == "islands" else "node1")
+    say(
+        f"pre-emption, proctrack/{site.cluster.proctrack}, ranks meet at {head}: the urgent job began after "
+        f"{waited:.0f} s, ours went on from step {at}; the same at step {step}"
+    )
+
+
+def test_one_task_per_gpu_and_a_node_that_fails(site: Submitter, whole: Path) -> None:
+    task = ("--config", "cpu_zero2", "--nodes", 2, "--launcher", "task", "--gpus-per-node", 1, "--ranks-per-node", 1)
+    (number,) = site.submit("tasks", *ENDLESS, *task)
+    site.until_step("tasks", GRID + 5)
+    site.cluster.ask("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    wait_until(lambda: site.job(number)["JobState"] == "PENDING", PATIENCE)
+    site.cluster.ask("scontrol", "update", "NodeName=node2", "State=RESUME")
+    at = gone_on(site, "tasks", number)
+    cancel(site, "tasks", number)
+    run = site.run("tasks")
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["engine"], manifest["ranks"], manifest["slurm_restart"]) == ("zero2", 2, "1")
+    assert site.job(number)["TresPerNode"] == "gres:gpu:1"
+    both = min(len(ledger(run)), len(ledger(whole)))
+    assert both > at
+    assert ledger(run)[:both] == ledger(whole)[:both]  # another engine: the same steps, other roundings
+    weights = [load_file(one / "checkpoints" / f"step-{GRID:08d}" / "model.safetensors") for one in (run, whole)]
+    largest = max(float(np.abs(weights[0][name] - weights[1][name]).max()) for name in weights[0])
+    assert largest < 1e-3
+    say(
+        f"ZeRO-2, one task per GPU, node2 down: went on from step {at}; the same rows in {both} steps, "
+        f"weights at step {GRID} within {largest:.0e}"
+    )
+
+
+def test_twenty_random_signals_and_kills(site: Submitter, whole: Path) -> None:
+    draw = random.Random(SEED)
+    blows = ["USR1 to the batch shell", "TERM to the ranks", "KILL of a rank", "KILL of a launcher"] * 5
+    draw.shuffle(blows)
+    steps = status(whole)["step"]
+    (number,) = site.submit("struck", *NODES, *SAVES, f"loop.max_steps={steps}", "launch.requeue_limit=60")
+    began = time.monotonic()
+    for count, blow in enumerate(blows, start=1):
+        strike(site, number, blow, draw)
+        say(f"{count:2d} {blow}, step {step_of(site)}, restart {site.job(number).get('Restarts')}")
+    job = site.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
+    assert job["JobState"] == "COMPLETED", site.log(number)[-3000:]
+    run = site.run("struck")
+    assert (status(run)["state"], status(run)["step"]) == ("finished", steps)
+    assert agrees(run, whole, after=0) == steps
+    assert same(site.weights("struck"), site.weights("whole"))
+    assert (run / "ledger.jsonl").read_bytes() == (whole / "ledger.jsonl").read_bytes()
+    scores = [(one / "evaluation" / "test" / "metrics.json").read_text() for one in (run, whole)]
+    assert scores[0] == scores[1]
+    say(
+        f"20 signals and kills in {time.monotonic() - began:.0f} s: {job['Restarts']} requeues, "
+        f"{site.log(number).count('ranks meet at')} starts; finished at step {steps}, bitwise the same"
+    )
+
+
+def strike(site: Submitter, number: int, blow: str, draw: random.Random) -> None:
+    """A third within some seconds of the ranks' start; the others when they train, which is also when they save."""
+    early, step = draw.random() < 1 / 3, step_of(site)
+    while True:
+        wait_until(lambda: site.hurry() or (ranks(number) and (early or step_of(site) > step)), PATIENCE)
+        time.sleep(draw.uniform(0, 6 if early else 3))
+        assert site.job(number)["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED"), site.log(number)[-3000:]
+        if blow.startswith("KILL"):
+            may_fail_once_more(site, number)
+            try:
+                draw.choice(ranks(number) if blow.endswith("rank") else launchers(number)).kill()
+                return
+            except (IndexError, psutil.Error):
+                continue  # it has just left by itself
+        if ranks(number):
+            site.cluster.ask("scancel", *(["--batch"] if "USR1" in blow else []), f"--signal={blow[:4]}", str(number))
+            return
+
+
+def may_fail_once_more(site: Submitter, number: int) -> None:
+    """Three failures in a row at one step end a run, as they should: after two, waits for a step."""
+    path = site.run("struck") / "slurm" / f"failed-{number}"
+    failed = path.read_text().split() if path.exists() else []
+    if len(failed) > 1 and failed[-1] == failed[-2]:
+        wait_until(lambda: site.hurry() or step_of(site) > int(failed[-1]), PATIENCE)
+
+
+def step_of(site: Submitter) -> int:
+    path = site.run("struck") / "status.json"
+    return status(site.run("struck"))["step"] if path.exists() else 0
+
+
+def launchers(number: int) -> list[psutil.Process]:
+    """Of a job, one on each node."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has gone
+            words = process.cmdline()
+            if "launch.slurm.node" in words and process.name() != "srun":
+                found += [process] if process.environ().get("SLURM_JOB_ID") == str(number) else []
+    return found
+
+
+def ranks(number: int) -> list[psutil.Process]:
+    found = []
+    for launcher in launchers(number):
+        with contextlib.suppress(psutil.Error):
+            found += [child for child in launcher.children() if "launch.rank" in child.cmdline()]
+    return found
