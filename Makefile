@@ -35,8 +35,8 @@ test: setup ## all tests; some skip where a GPU, root or the real corpora (RANKZ
 test-slurm: setup ## jobs on a real SLURM cluster of two nodes on this machine; as root, with slurmctld slurmd slurm-client munge
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm*.py $(ARGS)
 
-test-slurm-full: setup ## what may befall a job of days: pre-emptions, time limits, lost nodes, twenty kills; as root, twenty minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm_full.py -m slurm_full -s $(ARGS)
+test-slurm-full: setup ## and what may befall a job of days: pre-emption, time limits, a lost node, twenty kills; half an hour
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm_cluster.py tests/test_slurm_full.py -m 'slurm or slurm_full' -s $(ARGS)
 
 lint: setup ## format, lint, types, layers
 	$(BIN)/ruff check

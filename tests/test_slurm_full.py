@@ -1,4 +1,4 @@
-"""The long proof on a real SLURM cluster: `make test-slurm-full`, about twenty minutes. What each job met is printed.
+"""The long proof on a real SLURM cluster: `make test-slurm-full`, twenty minutes of it. What each job met is printed.
 
 All jobs train the same recipe on two ranks, most of them far longer than they need to; they are compared with one that
 nothing has interrupted: in what each step contained, and in every weight of the newest checkpoint that both have.
