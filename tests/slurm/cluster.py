@@ -124,7 +124,7 @@ class Cluster:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
         _, stubborn = psutil.wait_procs(ours, timeout=10)
-        for process in stubborn:
+        for process in [*stubborn, *self._orphans()]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         (self.folder / "run" / "processes").unlink(missing_ok=True)
@@ -180,6 +180,15 @@ class Cluster:
                     process = psutil.Process(int(line.split()[0]))
                     if process.create_time() == float(line.split()[1]):
                         found.append(process)
+        return found
+
+    def _orphans(self) -> list[psutil.Process]:
+        """slurmstepd of ours, which live in our folder and wait for a controller that has gone, with their jobs."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ValueError):
+                if process.name() == "slurmstepd" and Path(process.cwd()).is_relative_to(self.folder):
+                    found += [process, *process.children(recursive=True)]
         return found
 
     def _idle(self) -> bool:
