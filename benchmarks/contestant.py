@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -99,3 +100,29 @@ def serve_passes(one_pass: Callable[[int], Iterable[tuple[int, int, int]]]) -> N
         seconds = time.perf_counter() - began
         named = dict(zip(("batches", "rows", "tokens", "positions"), sums, strict=True))
         answer({**named, "seconds": seconds, "first_batch_seconds": first})
+
+
+def serve_decoding(settings: Mapping[str, Any], decode: Callable[[Sequence[Any], int], Sequence[int]]) -> None:
+    """Answers requests for a kind of decoding (its number in settings["kinds"]) until stdin ends.
+
+    Args:
+        settings: with "rows", a file of {"src": ids, "new": tokens to write}, and "kinds": batch, beam and rows.
+        decode: translates a batch of such rows with a beam and gives the tokens that it has written for each.
+    """
+    answer = _claim_stdout()
+    with Path(settings["rows"]).open(encoding="utf-8") as file:
+        corpus = [json.loads(line) for line in file]
+    answer({"ready": True})
+    for line in sys.stdin:
+        kind = settings["kinds"][int(line)]
+        rows = sorted(corpus[: kind["rows"]], key=lambda row: len(row["src"]))
+        began = time.perf_counter()
+        written = [
+            count
+            for start in range(0, len(rows), kind["batch"])
+            for count in decode(rows[start : start + kind["batch"]], kind["beam"])
+        ]
+        seconds = time.perf_counter() - began
+        if written != [row["new"] for row in rows]:
+            raise SystemExit(f"wrong lengths: {written} for {[row['new'] for row in rows]}")
+        answer({"rows": len(rows), "tokens": sum(written), "seconds": seconds})

@@ -96,13 +96,14 @@ def run(contestants: Sequence[Contestant], size: int, warmup: int, repeats: int)
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` and Ctrl-C end the contestants, too
     try:
-        return _interleave(contestants, size, warmup, repeats)
+        return interleave(contestants, size, warmup, repeats)
     finally:
         for contestant in contestants:
             contestant.close()
 
 
-def _interleave(contestants: Sequence[Contestant], size: int, warmup: int, repeats: int) -> Blocks:
+def interleave(contestants: Sequence[Contestant], size: int, warmup: int, repeats: int) -> Blocks:
+    """`run` for contestants that are asked for something else afterwards."""
     blocks: Blocks = {c.name: [] for c in contestants}
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=(warmup + repeats) * len(contestants))

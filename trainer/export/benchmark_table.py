@@ -34,7 +34,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def _speeds(report: Report) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for name in ("batch", ""):
         table.add_column(name, no_wrap=True)
     for name in ("p50 ms", "p95", "p99", "texts/s", "tokens/s", "× tutorial"):

@@ -185,13 +185,14 @@ class Contest:
     def run(self, courses: Sequence[Course]) -> Iterator[dict[str, Any]]:
         """Runs the courses in turn, each with its share of the time; one that does not fit is told, not begun."""
         for number, course in enumerate(courses):
-            now, later = time.monotonic(), courses[number + 1 :]
-            left = self.until - now
-            needed = self._estimate(course)
+            now = time.monotonic()
+            left, needed = self.until - now, self._estimate(course)
             if needed > left:
                 self.left_out[_title(course)] = f"one round takes about {needed:.0f} s, of which {left:.0f} s were left"
                 continue
-            share = max(left - sum(map(self._estimate, later)), left / 2) / (len(later) + 1)
+            # later ones get what a round of theirs takes, but not those that would leave less than half for this one
+            later = [need for need in map(self._estimate, courses[number + 1 :]) if needed + need < left]
+            share = max(left - sum(later), left / 2) / (len(later) + 1)
             try:
                 found = self._course(course, now + share)
             except TimeUp:
