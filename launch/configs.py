@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, cast
 
 import yaml
 
+from trainer.cores import bf16_arithmetic
 from trainer.errors import UsageError
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -104,7 +105,8 @@ def choose(config: str | None, nproc: int | None) -> LaunchPlan:
     """The plan for this machine, with a settled number of ranks.
 
     Without a config: `ddp` where there are two or more GPUs, else `debug`. `nproc` counts the ranks of all machines and
-    overrides the file. DDP with one rank is one process: its engine becomes "single", and the note says so.
+    overrides the file. DDP with one rank is one process: its engine becomes "single", and the note says so. It also
+    says where bf16 is asked of a processor that has no arithmetic for it.
 
     Raises:
         UsageError: as `describe`; or more ranks than GPUs, or a number that does not fit the config.
@@ -123,6 +125,9 @@ def choose(config: str | None, nproc: int | None) -> LaunchPlan:
     if plan.engine == "ddp" and ranks == 1:
         note = f"config {plan.config} with one rank is one process: engine single instead of ddp"
         return replace(plan, engine="single", ranks=1, note=note)
+    if plan.cpu and plan.precision == "bf16" and not bf16_arithmetic():
+        note = f"config {plan.config}: this processor only imitates bf16, which is slower than fp32: --config cpu"
+        return replace(plan, ranks=ranks, note=note)
     return replace(plan, ranks=ranks)
 
 

@@ -24,7 +24,7 @@ from trainer.rundir import RunDir, write_json
 from trainer.tasks.base import make_task
 
 STEPS = 60
-EXPORT = {"onnx": True, "int8": True}
+EXPORT = {"onnx": True, "int8": True, "bf16": True}  # bf16 whatever the processor
 # As people write: the gate's own odd lines, and some that only a test needs.
 LINES = [
     "",

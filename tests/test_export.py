@@ -179,7 +179,7 @@ def test_int8_multiplies_in_integers(kind: str, request: pytest.FixtureRequest, 
         np.abs(a - b).max()
         for a, b in zip(artifact_logits(artifact, examples), artifact_logits(made.artifact, examples), strict=True)
     ]
-    assert 0 < max(gap) < 1.5
+    assert 0 < max(gap) < 0.5, "on any processor: with 8-bit weights those without VNNI are off by 3"
 
 
 def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path) -> None:

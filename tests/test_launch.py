@@ -176,6 +176,14 @@ def test_ddp_with_one_rank_is_one_process_and_says_so(monkeypatch: pytest.Monkey
     assert choose("ddp", None).engine == "single"
 
 
+def test_bf16_where_it_is_imitated_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "bf16_arithmetic", lambda: False)
+    assert "--config cpu" in choose("cpu_bf16", None).note
+    assert not choose("cpu", None).note
+    monkeypatch.setattr(configs, "bf16_arithmetic", lambda: True)
+    assert not choose("cpu_bf16", None).note
+
+
 # -- the environment of a run ----------------------------------------------------------------------------------------
 
 

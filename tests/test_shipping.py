@@ -11,6 +11,7 @@ import hooks
 import pytest
 import review_world
 import yaml
+from export_world import EXPORT
 from processes import next_logs, run_ranks, status, train
 
 from trainer.analysis.card import cell, write_card
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture
 def recipe(reviews: Path, tmp_path: Path) -> Path:
     model = {"kind": "encoder", "d_model": 32, "layers": 1, "heads": 2, "feed_forward": 64}
-    made = review_world.recipe(reviews, model, export={"onnx": True, "int8": True, "bench": 0}, loop={"max_steps": 40},
+    made = review_world.recipe(reviews, model, export={**EXPORT, "bench": 0}, loop={"max_steps": 40},
                                tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}})  # fmt: skip
     return review_world.written(tmp_path, made)
 

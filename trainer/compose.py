@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from trainer.errors import CheckpointError, OutOfMemory, Preempted, RankError, RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
@@ -305,9 +306,9 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     from trainer.engine.runtime import start
     from trainer.engine.signals import StopFlag
 
-    with StopFlag().listening() as stop:
-        manifest = read_json(RunDir(run).manifest) or {}
-        os.environ.setdefault("ACCELERATE_MIXED_PRECISION", manifest.get("precision") or "no")  # as it was trained
+    trained = (read_json(RunDir(run).manifest) or {}).get("precision") or "no"
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", trained)
+    with StopFlag().listening() as stop, patch.dict(os.environ, ACCELERATE_MIXED_PRECISION=precision):
         runtime = start(stop)
         try:
             finished = Finished.open(RunDir(run), Recipe, overrides)

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, and what they can do."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def _quota(group: Path) -> float:
         return int(quota) / int(period)
     except (OSError, ValueError):  # no such group seen from here, or "max"
         return float("inf")
+
+
+def bf16_arithmetic() -> bool:
+    """Whether the processor multiplies in bf16 (AVX-512 BF16, AMX, Arm's BF16). Others imitate it, slower than fp32."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)

@@ -199,7 +199,9 @@ class ExportConfig(Section):
 
     onnx: bool = True
     int8: bool = True
-    bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = where onnx or int8 is wanted")
+    bf16: bool | None = Field(
+        None, description="weights in bf16 for PyTorch; null = with the others, where the device computes in bf16"
+    )
     bench: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds to measure how fast they are; 0 = do not")
     gates: GatesConfig = Field(default_factory=GatesConfig)
 

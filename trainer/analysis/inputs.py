@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,13 @@ def read_inputs(run: RunDir, split: str) -> Inputs:
         UsageError: a task that this analysis does not know.
         CheckpointError: a JSON file of the run is damaged.
     """
-    inputs = read_run(run, split)
-    if inputs.kind not in KINDS:
-        raise UsageError(f"{run.recipe}: task.kind={inputs.kind!r} cannot be analysed; known: {', '.join(KINDS)}")
-    inputs.records.extend(read_records(run, split))
-    for record in inputs.records:
-        check_record(record, inputs.kind)
-    return inputs
+    kind = _recipe(run)["task"]["kind"]
+    if kind not in KINDS:
+        raise UsageError(f"{run.recipe}: task.kind={kind!r} cannot be analysed; known: {', '.join(KINDS)}")
+    records = read_records(run, split)
+    for record in records:
+        check_record(record, kind)
+    return replace(read_run(run, split), records=records)
 
 
 def read_run(run: RunDir, split: str) -> Inputs:

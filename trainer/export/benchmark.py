@@ -140,7 +140,7 @@ def bench_run(
         "texts": len(texts),
         "words": lengths,
         "max_length": recipe.data.max_length,
-        "contestants": {entry.name: _about(run, entry, contest) for entry in contest.entries},
+        "contestants": {e.name: _about(run, e, contest) for e in contest.entries if e.name in contest.peaks},
         "courses": courses,
         "recommended": _recommended(run, courses, 1 if recipe.evaluation.beam_size == 1 else BEAMS[kind][-1]),
         "left_out": left_out | contest.left_out,

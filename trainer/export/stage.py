@@ -22,6 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from trainer.cores import bf16_arithmetic
 from trainer.engine import checkpoint
 from trainer.engine.finished import Finished
 from trainer.errors import CheckpointError, GateError, UsageError
@@ -62,8 +65,11 @@ def export_run(
         UsageError, CheckpointError: no run directory, or no model in it.
     """
     task = Finished.task_of(run, recipe_type, overrides)
-    wanted = task.recipe.export.wanted
-    if task.kind not in TASKS or not wanted:
+    wanted = task.recipe.export.wanted if task.kind in TASKS else []
+    if "bf16" in wanted and task.recipe.export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
+        wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
+        log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
+    if not wanted:
         return []
     stage = _Stage(run, task, lambda: Finished.open(run, recipe_type, overrides), say or slowly(log.info))
     run.export.mkdir(parents=True, exist_ok=True)
