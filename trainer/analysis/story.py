@@ -139,7 +139,9 @@ def _machine(manifest: Mapping[str, Any]) -> str:
         "cpu", ""
     )
     ranks = manifest.get("ranks", 1)
-    parts = [f"{manifest['engine']} on {ranks} {'rank' if ranks == 1 else 'ranks'}", manifest.get("precision", ""), on]
+    precision = manifest.get("precision", "")
+    precision = "fp32" if precision == "no" else precision  # accelerate's word for it
+    parts = [f"{manifest['engine']} on {ranks} {'rank' if ranks == 1 else 'ranks'}", precision, on]
     return ", ".join(filter(None, parts))
 
 
