@@ -66,6 +66,16 @@ def test_an_artifact_answers_as_the_weights_do(kind: str, request: pytest.Fixtur
     agree(list(made.artifact(lines)), list(made.finished.predict(lines)))
 
 
+@pytest.mark.parametrize(("attention", "used"), [("auto", "sdpa"), ("eager", "eager")])
+def test_a_pretrained_model_answers_with_the_fastest_attention(attention: str, used: str, pairs: Exported) -> None:
+    """Ours, which auto takes on a CPU, is made for training; the answers stay the same."""
+    finished = Finished.open(pairs.run, Recipe, [f"model.attention={attention}"])
+    lines = ["a good film\ta dull plot", "x\ty", "bad " * 40 + "\tgood"]
+    found = list(finished.predict(lines))
+    assert finished.model.config._attn_implementation == used
+    agree(found, list(pairs.artifact(lines)))
+
+
 @pytest.mark.parametrize(("beam", "penalty", "factor"), [(1, 1.0, 0.5), (2, 0.0, 1.0), (5, 2.0, 0.7), (70, 0.6, 0.1)])
 def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, factor: float) -> None:
     """A beam of 70 asks for more candidates of a hypothesis than the rest of the vocabulary can give at first."""

@@ -22,6 +22,7 @@ from trainer.engine.runtime import Runtime
 from trainer.engine.state import copy_weights
 from trainer.errors import CheckpointError, UsageError
 from trainer.evaluation.predictions import write_predictions
+from trainer.models.pretrained import use_attention
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, write_json
 from trainer.tasks.base import Record, Task, make_task
@@ -40,6 +41,13 @@ def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: S
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.jsonl", records)
     write_json(folder / "metrics.json", scores)
+
+
+def choose_attention(model: nn.Module, attention: str | None) -> None:
+    """How a pretrained model answers, from model.attention: auto is SDPA here; ours is made for training in bf16."""
+    trunk = getattr(model, "trunk", model)
+    if attention is not None and hasattr(trunk, "set_attn_implementation"):
+        use_attention(trunk, "sdpa" if attention == "auto" else attention)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class Finished:
         """One record per text, in order; a window of texts is sorted by length and cut into batches."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, clean = self.model.to(device), cleaner(self.recipe.data.cleaning)
+        choose_attention(model, getattr(self.recipe.model, "attention", None))
         source = iter(texts)
         while window := list(islice(source, PREDICT_WINDOW)):
             examples = self.task.encode([{k: clean(t) for k, t in self.task.row_of(text).items()} for text in window])

@@ -54,9 +54,8 @@ def weights(run: Path, name: str) -> Answer:
     import torch
 
     from trainer.data.cleaning import cleaner
-    from trainer.engine.finished import Finished
+    from trainer.engine.finished import Finished, choose_attention
     from trainer.loading import Recipe
-    from trainer.models.pretrained import use_attention
     from trainer.rundir import RunDir
     from trainer.tasks.base import make_task
 
@@ -66,7 +65,7 @@ def weights(run: Path, name: str) -> Answer:
     finished = Finished.open(RunDir(run), Recipe)
     recipe, clean = finished.recipe, cleaner(finished.recipe.data.cleaning)
     model: Any = finished.model.to(device or "cpu")
-    trunk, attention = getattr(model, "trunk", model), getattr(recipe.model, "attention", None)
+    attention = getattr(recipe.model, "attention", None)
     if kind == "bf16":
         model.to(torch.bfloat16)
     if kind == "compiled":
@@ -81,8 +80,7 @@ def weights(run: Path, name: str) -> Answer:
 
     @torch.no_grad()
     def answer(texts: Sequence[str], job: dict[str, Any]) -> Any:
-        if hasattr(trunk, "set_attn_implementation"):  # the tutorial's is the library's own
-            use_attention(trunk, "sdpa" if job["padded"] else str(attention))
+        choose_attention(model, "auto" if job["padded"] else attention)  # the tutorial's is the library's own
         task = task_of(job["padded"], job["beam"])
         examples = task.encode([{k: clean(t) for k, t in task.row_of(text).items()} for text in texts])
         batch = {key: tensor.to(device or "cpu") for key, tensor in task.collate(examples).items()}
