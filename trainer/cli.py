@@ -105,6 +105,8 @@ def export(
     if check:
         for problem in (found := compose.check_export(run)):
             print(problem, file=sys.stderr)
+        if not found:
+            print(f"{run}: artifacts, weights and checkpoints are what their hashes say")
         raise typer.Exit(CheckpointError.exit_code if found else 0)
     for path in compose.export(run, overrides=overrides or []):
         print(path)

@@ -28,9 +28,8 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[
         raise UsageError(f"--backend {name} is unknown; allowed: torch, {', '.join(BACKENDS)}")
     verdict = read_json(folder / "gate.json")
     if verdict is None:
-        raise UsageError(
-            f"--backend {name}: {run.path} has no {name} artifact yet; make it with `rankzero export {run.path}`"
-        )
+        command = f"rankzero export {run.path}" + (" export.bf16=true" if name == "bf16" else "")
+        raise UsageError(f"--backend {name}: {run.path} has no {name} artifact yet; make it with `{command}`")
     if not verdict["passed"]:
         why = ", ".join(verdict["failed"])
         raise UsageError(f"--backend {name}: the artifact failed its gate ({why}; see {folder / 'gate.json'})")
