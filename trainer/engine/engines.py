@@ -46,7 +46,7 @@ def make_accelerator(engine: str, *, on_cpu: bool, ranks: int, accumulation: int
         clip_norm: largest gradient norm, 0 = no clipping. DeepSpeed clips by itself, by 1.0 if it is told nothing.
 
     Raises:
-        UsageError: DeepSpeed is asked for and not installed, or its config file cannot be read.
+        UsageError: DeepSpeed is asked for and not installed, its config file cannot be read, or it has no fp16 here.
     """
     if on_cpu:  # transformers and accelerate look at DeepSpeed where it is installed, and it would look for a GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -59,6 +59,7 @@ def make_accelerator(engine: str, *, on_cpu: bool, ranks: int, accumulation: int
     backend = InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=PATIENCE)
     if engine.startswith("zero"):
         plugin = _deepspeed(int(engine[-1]), on_cpu, accumulation, clip_norm)
+        _check_fp16()
         accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[backend], **shared)
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -71,6 +72,16 @@ def make_accelerator(engine: str, *, on_cpu: bool, ranks: int, accumulation: int
 
 
 # -- DeepSpeed ---------------------------------------------------------------------------------------------------------
+
+
+def _check_fp16() -> None:
+    """DeepSpeed asks the device, too, but only once the model has been made."""
+    from deepspeed.accelerator import get_accelerator
+
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not get_accelerator().is_fp16_supported():
+        raise UsageError(
+            "fp16: DeepSpeed has none on this processor, which lacks AVX-512 FP16 and AMX; mixed_precision: no or bf16"
+        )
 
 
 def _deepspeed(stage: int, on_cpu: bool, accumulation: int, clip_norm: float) -> DeepSpeedPlugin:
