@@ -387,8 +387,7 @@ def bench(
     from trainer.export.benchmark import bench_run
 
     folder = RunDir(run)
-    if not folder.recipe.exists():
-        raise UsageError(f"{folder.path} is no run directory (it has no recipe.yaml); give the path of a run")
+    folder.check()  # before anything is made in it
     with folder.locked():
         found = bench_run(folder, Recipe, seconds=seconds, threads=threads, compiled=compiled)
         render_reports(folder)

@@ -31,9 +31,13 @@ def _quota(group: Path) -> float:
 
 def bf16_arithmetic() -> bool:
     """Whether the processor multiplies in bf16 (AVX-512 BF16, AMX, Arm's BF16). Others imitate it, slower than fp32."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo("flags", "Features").split())
+
+
+def cpuinfo(*keys: str) -> str:
+    """What /proc/cpuinfo says of the first processor under one of these keys; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return False
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(keys)), "")

@@ -99,6 +99,11 @@ class RunDir:
         except OSError as error:
             raise CheckpointError(f"run directory {self.path} cannot be made: {error.strerror}; choose --run") from None
 
+    def check(self) -> None:
+        """Raises UsageError if this is no run directory."""
+        if not self.recipe.exists():
+            raise UsageError(f"{self.path} is no run directory (it has no recipe.yaml); give the path of a run")
+
     def set_aside(self) -> Path | None:
         """Moves an existing run out of the way (nothing saved is ever lost) and says where it went."""
         if not self.path.exists():

@@ -20,7 +20,7 @@ from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import copy_weights
-from trainer.errors import CheckpointError, UsageError
+from trainer.errors import CheckpointError
 from trainer.evaluation.predictions import write_predictions
 from trainer.models.pretrained import use_attention
 from trainer.recipe import Recipe
@@ -82,8 +82,7 @@ class Finished:
         Raises:
             UsageError: this is no run directory.
         """
-        if not run.recipe.exists():
-            raise UsageError(f"{run.path} is no run directory (it has no recipe.yaml); give the path of a run")
+        run.check()
         recipe = recipe_type.parse(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), overrides, str(run.recipe))
         return make_task(recipe, setup.read_tokenizer(run))
 

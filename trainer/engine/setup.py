@@ -20,6 +20,7 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerFast
 
+from trainer.cores import cpuinfo
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import fingerprint, open_split
 from trainer.data.survey import survey
@@ -192,15 +193,12 @@ def _devices() -> dict[str, Any]:
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    return {"gpus": gpus, "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    return {
+        "gpus": gpus,
+        "cpu": cpuinfo("model name") or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _tokenizer_fingerprint(run: RunDir) -> dict[str, Any]:

@@ -15,12 +15,11 @@ import platform
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainer.cores import cores
+from trainer.cores import cores, cpuinfo
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import is_utf8, read_predictions
 from trainer.export.contest import Contest, Course, Entry, TimeUp
@@ -237,8 +236,7 @@ def _recommended(run: RunDir, courses: Sequence[Report], beam: int) -> dict[str,
 
 
 def _recipe(run: RunDir, recipe_type: type[Recipe]) -> Recipe:
-    if not run.recipe.exists():
-        raise UsageError(f"{run.path} is no run directory (it has no recipe.yaml); give the path of a run")
+    run.check()
     return recipe_type.parse(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), (), str(run.recipe))
 
 
@@ -275,12 +273,9 @@ def _inputs(run: RunDir, seconds: float, threads: int, compiled: bool) -> Report
 
 def _machine() -> Report:
     """Processor, what it can do, cores, versions; no names of hosts or folders."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    flags = cpuinfo("flags").split()
     return {
-        "cpu": model or platform.processor() or platform.machine(),
+        "cpu": cpuinfo("model name") or platform.processor() or platform.machine(),
         "features": [feature for feature in FEATURES if feature in flags],
         "cores": cores(),
         "python": platform.python_version(),

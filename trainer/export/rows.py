@@ -95,9 +95,9 @@ class Rows:
         """What the weights answer, by id; or those of another model of the task."""
         found: dict[str, Record] = {}
         for batch in self._batches:
-            made = self.task.predict(model or self.model, self.task.collate(batch.examples))
+            made = self.task.predict(self.model if model is None else model, self.task.collate(batch.examples))
             found |= zip(batch.ids, map(self.task.answer, made), strict=True)
-            what = "bf16" if model else "the trained weights"
+            what = "the trained weights" if model is None else "bf16"
             say(f"{what} on {self.split}: {len(found):,} of {len(self.ids):,} rows")
         return found
 
