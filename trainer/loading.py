@@ -11,7 +11,7 @@ from trainer.errors import UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import recipe_class
-from trainer.tasks.base import Task, roles_of, task_classes
+from trainer.tasks.base import Task, roles_of, task_class, task_classes
 
 SHIPPED = Path(__file__).parent / "recipes"
 Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
@@ -47,7 +47,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
     """What the sections cannot see alone: names that only the task or the cleaning knows, what needs `validation`."""
     from trainer.data.cleaning import cleaner
 
-    task, stopping, problems = task_classes()[recipe.task.kind], recipe.loop.early_stopping, []  # type: ignore[attr-defined]
+    task, stopping, problems = task_class(recipe.task), recipe.loop.early_stopping, []
     roles = roles_of(recipe)
     try:
         cleaner(recipe.data.cleaning)
@@ -74,10 +74,10 @@ def _model_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
     model: Any = recipe.model
     if model.kind not in task.models:
         return [f"model.kind: {model.kind} cannot do task {task.kind}; allowed: {', '.join(task.models)}"]
-    begins_with = getattr(model, "init_from", None) or getattr(model, "name", None)
-    if begins_with is None and recipe.tokenizer_name is None and recipe.tokenizer.train is None:
+    begins_with = getattr(model, "init_from", None) or getattr(model, "weights", None)
+    if recipe.tokenizer_name is None and recipe.tokenizer_training is None:
         return ["tokenizer: give exactly one of `train` and `pretrained`"]
     if begins_with is not None and recipe.tokenizer.train is not None:
         why = f"tokenizer.train: a new tokenizer's ids mean nothing to the weights of {begins_with!r}"
-        return [f"{why}; leave `tokenizer` out, so that their own is used, or train a model of kind encoder"]
+        return [f"{why}; leave `tokenizer` out, so that their own is used, or begin with random weights"]
     return []

@@ -30,6 +30,7 @@ from trainer.sections import (
     OptimConfig,
     Section,
     TokenizerConfig,
+    TokenizerTraining,
 )
 
 
@@ -56,7 +57,18 @@ class Recipe(Section):
         if self.tokenizer.train is not None or self.tokenizer.pretrained is not None:
             return self.tokenizer.pretrained
         begun = getattr(self.model, "init_from", None)
-        return f"{begun}/tokenizer" if begun else getattr(self.model, "name", None)
+        return f"{begun}/tokenizer" if begun else getattr(self.model, "weights", None)
+
+    @property
+    def tokenizer_training(self) -> TokenizerTraining | None:
+        """How the tokenizer is trained: as the recipe says, or, for random weights, of the architecture's own kind.
+
+        None where there is one already.
+        """
+        if self.tokenizer.train is not None or self.tokenizer_name is not None:
+            return self.tokenizer.train
+        kind = getattr(self.model, "tokenizer_kind", None)
+        return None if kind is None else TokenizerTraining(kind=kind)
 
     @classmethod
     def load(cls: type[R], path: Path, overrides: Sequence[str] = ()) -> R:

@@ -57,7 +57,9 @@ class DataConfig(Section):
 class TokenizerTraining(Section):
     """A tokenizer trained on the run's own training rows."""
 
-    kind: Literal["bpe", "wordpiece"] = "bpe"
+    kind: Literal["bpe", "byte_bpe", "unigram", "wordpiece"] = Field(
+        "bpe", description="bpe: translation; byte_bpe: GPT-2, RoBERTa; unigram: T5, ALBERT, XLNet; wordpiece: BERT"
+    )
     vocab_size: Annotated[int, Field(ge=16)] = 6000
     min_frequency: Positive = 2
     limit_alphabet: Positive = 1000
@@ -168,6 +170,25 @@ class LoopConfig(Section):
         return self
 
 
+class GenerationConfig(Section):
+    """How a language model goes on with a text."""
+
+    new_tokens: Positive = Field(64, description="at most; it may end the text before")
+    beam_size: Positive = Field(1, description="1 = greedy; no beams with a temperature")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="of the sampling; 0 = the likeliest token")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="sample among the k likeliest tokens; 0 = all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="among the likeliest with this probability")
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="of the sampling, anew for each text")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GenerationConfig:
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise ValueError("top_k and top_p need a temperature above 0: without one nothing is sampled")
+        if self.temperature and self.beam_size > 1:
+            raise ValueError(f"beam_size={self.beam_size} with temperature={self.temperature:g}: choose one of the two")
+        return self
+
+
 class EvaluationConfig(Section):
     """Decoding and metrics."""
 
@@ -177,6 +198,7 @@ class EvaluationConfig(Section):
     beam_size: Positive = 5
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
     max_length_factor: Annotated[float, Field(gt=0)] = Field(1.5, description="longest output = factor x source + 10")
+    generation: GenerationConfig = Field(default_factory=GenerationConfig)
     bootstrap: Positive = Field(1000, description="resamples behind the *_ci95 intervals")
 
 

@@ -75,8 +75,8 @@ def look(recipe: Recipe, run: RunDir) -> tuple[Task, Data]:
             f"data.lanes={recipe.data.lanes} is more than the {rows} rows of data.train: each lane needs a row; "
             f"set data.lanes to {rows} or less"
         )
-    if trained_here and recipe.tokenizer.train and not (sample.whole and sample.kept <= LEARNT):
-        missing = recipe.tokenizer.train.vocab_size - len(tokenizer)
+    if trained_here and recipe.tokenizer_training and not (sample.whole and sample.kept <= LEARNT):
+        missing = recipe.tokenizer_training.vocab_size - len(tokenizer)
         tokenizer.add_tokens([f"[plan {i}]" for i in range(missing)])
         origin = f"tokenizer.train.vocab_size; lengths by a tokenizer trained on {LEARNT:,} rows"
     share = rows / max(1, found.rows)
@@ -127,7 +127,7 @@ def _tokenizer(recipe: Recipe, sample: Sample, before: RunDir | None) -> tuple[P
         return prepared, f"tokenizer of {recipe.data.root}", False
     if recipe.tokenizer_name is not None:
         return load_tokenizer(recipe.tokenizer_name), f"tokenizer of {recipe.tokenizer_name}", False
-    settings = recipe.tokenizer.train
+    settings = recipe.tokenizer_training
     assert settings is not None
     texts = TrainingTexts(_Kept(sample), recipe.data, roles_of(recipe), LEARNT)
     made = train_tokenizer(texts, settings, recipe.data.max_length)

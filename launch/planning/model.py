@@ -168,7 +168,7 @@ def config_folder(recipe: Recipe, task: Task) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rankzero-plan-") as name:
         folder = Path(name)
         if settings.kind == "pretrained":
-            facts = pretrained_config(settings.name)
+            facts = pretrained_config(recipe, task)
             names = getattr(getattr(task, "settings", None), "names", None)
             if names and settings.pooling == "auto":
                 facts |= label_maps(names)
@@ -176,20 +176,28 @@ def config_folder(recipe: Recipe, task: Task) -> Iterator[Path]:
         yield folder
 
 
-def pretrained_config(name: str) -> dict[str, Any]:
-    """config.json of a pretrained model, all defaults written out.
+def pretrained_config(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """config.json of the recipe's model of the transformers library, all defaults written out.
 
     Raises:
         UsageError: there is none.
     """
     from transformers import AutoConfig
 
-    try:
-        place, revision = locate(name)
-        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"model.name={name!r}: its config.json cannot be had: {reason}. Give {FORMS}") from error
+    from trainer.models.sizes import random_config
+
+    settings: Any = recipe.model
+    if settings.random:
+        config = random_config(settings, task.tokenizer, recipe.data.padded(recipe.data.max_length))
+    else:
+        try:
+            place, revision = locate(settings.name)
+            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+            config.update(settings.config)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            text = f"model.name={settings.name!r}: its config.json cannot be had: {reason}. Give {FORMS}"
+            raise UsageError(text) from error
     return dict(json.loads(config.to_json_string(use_diff=False)))
 
 

@@ -67,11 +67,11 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
     if not all(stage.get("metric") and stage.get("value") is not None for stage in chosen):
         return None
     from trainer.loading import Recipe
-    from trainer.tasks.base import task_classes
+    from trainer.tasks.base import task_class
 
     recipe = Recipe.load(RunDir(runs[0]).recipe)
     metric = chosen[0]["metric"]
-    sign = 1 if task_classes()[recipe.task.kind].metrics[metric] == "min" else -1  # type: ignore[attr-defined]
+    sign = 1 if task_class(recipe.task).metrics[metric] == "min" else -1
     run, stage = min(zip(runs, chosen, strict=True), key=lambda pair: sign * pair[1]["value"])
     return {"run": str(run), "metric": metric, "value": stage["value"], "split": "validation"}
 

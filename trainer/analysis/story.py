@@ -19,8 +19,10 @@ FEW_CLASSES = 4  # are named in a sentence
 def model_name(recipe: Mapping[str, Any]) -> str:
     """The model in a few words, from the recipe."""
     model = recipe.get("model", {})
-    if model.get("name"):
+    if model.get("name") and not model.get("size"):
         return str(model["name"])
+    if model.get("architecture"):
+        return f"{model['size']} {model['architecture']}" if model.get("size") else str(model["architecture"])
     kinds = {"transformer": "encoder-decoder Transformer", "encoder": "Transformer encoder"}
     return kinds.get(model.get("kind"), str(model.get("kind", "model")))
 
@@ -51,7 +53,7 @@ def lede(inputs: Inputs, labels: Sequence[str] | None) -> str:
     """The run in a sentence."""
     weights, rows = parameters(inputs.run.model), inputs.manifest.get("data", {}).get("train", {}).get("rows")
     name, size = model_name(inputs.recipe), f" ({round_words(weights)} parameters)" if weights else ""
-    if inputs.recipe.get("model", {}).get("name"):
+    if (asked := inputs.recipe.get("model", {})).get("name") and not asked.get("size"):
         model = f"The pretrained model {name}{size} was fine-tuned"
     else:
         model = f"{'An' if name[0] in 'aeiou' else 'A'} {name}{size} was trained from scratch"

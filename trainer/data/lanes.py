@@ -25,6 +25,7 @@ DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB however man
 LABEL_DRIFT = 0.10  # a block whose label shares differ by more than this (and chance) from those before is badly mixed
 Example = dict[str, list[int]]
 RowId = tuple[int, int]
+Item = tuple[list[RowId], Example, int]  # a sequence: the rows that begin in it, and its padded-token length
 
 
 class RowStream(Protocol):
@@ -83,7 +84,7 @@ class MicroBatch:
     """Rows of one lane (of several, if fused) at one step, with the bookmark that follows."""
 
     lane: int
-    ids: list[RowId]
+    ids: list[RowId]  # rows that begin in it: each row once an epoch, however many sequences it fills
     examples: list[Example]
     bookmark: Bookmark
 
@@ -188,6 +189,8 @@ class LaneServer:
 
     `encode(rows)` cleans and tokenizes raw rows: for each one an example with its padded-token length, or None for a
     row that is left out (bad rows under on_bad_row: skip, rows held out for validation). `label(row)` may be None.
+    `pack(examples)` makes sequences of a block's examples: for each one its padded-token length, too, and the numbers
+    of the examples that begin in it; None: every example is one.
     """
 
     def __init__(
@@ -197,8 +200,9 @@ class LaneServer:
         encode: Callable[[list[Any]], list[tuple[Example, int] | None]],
         label: Callable[[Any], str | None] | None = None,
         whole_shards: bool = False,
+        pack: Callable[[list[Example]], list[tuple[Example, int, list[int]]]] | None = None,
     ) -> None:
-        self._source, self._plan, self._encode, self._label = source, plan, encode, label
+        self._source, self._plan, self._encode, self._label, self._pack = source, plan, encode, label, pack
         self._whole_shards = whole_shards
         self._label_counts: Counter[str] = Counter()
         self._warned = False
@@ -236,21 +240,25 @@ class LaneServer:
                 after = Bookmark(epoch, start, first, served, position)
                 if not remaining:
                     after = Bookmark(epoch, end, step, 0, next_position)
-                yield MicroBatch(lane, [i for i, _, _ in batch], [e for _, e, _ in batch], after)
+                yield MicroBatch(lane, [i for ids, _, _ in batch for i in ids], [e for _, e, _ in batch], after)
             start, skip = end, 0
 
     def _choose(self, remaining: int, epoch: int, step: int) -> int:
         """Of the remaining micro-batches by length, the one at the quantile that all lanes serve at this step."""
         return int(uniform(self._plan.seed, epoch, step, "serve") * remaining) if self._plan.shuffled else 0
 
-    def _block(self, rows: list[Any], lane: int, epoch: int, start: int) -> list[list[tuple[RowId, Example, int]]]:
-        """A block's rows permuted, encoded, sorted by length within pools, and cut; the micro-batches by length."""
+    def _block(self, rows: list[Any], lane: int, epoch: int, start: int) -> list[list[Item]]:
+        """A block's rows permuted, encoded, packed, sorted by length in pools, and cut; the micro-batches by length."""
         plan = self._plan
         if plan.shuffled:
             rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, start)]
         self._watch_labels(rows)
         encoded = self._encode(rows)
-        items = [(row.id, *made) for row, made in zip(rows, encoded, strict=True) if made is not None]
+        items = [([row.id], *made) for row, made in zip(rows, encoded, strict=True) if made is not None]
+        if self._pack is not None:
+            ids = [row_ids[0] for row_ids, _, _ in items]
+            packed = self._pack([example for _, example, _ in items])
+            items = [([ids[i] for i in begun], example, length) for example, length, begun in packed]
         if not items:
             return []
         if not plan.shuffled:
@@ -263,10 +271,10 @@ class LaneServer:
             batches += self._cut(sorted(items[at : at + pool], key=lambda item: item[2]))
         return sorted(batches, key=lambda batch: max(length for _, _, length in batch))
 
-    def _cut(self, items: list[tuple[RowId, Example, int]]) -> list[list[tuple[RowId, Example, int]]]:
+    def _cut(self, items: list[Item]) -> list[list[Item]]:
         plan = self._plan
-        batches: list[list[tuple[RowId, Example, int]]] = []
-        batch: list[tuple[RowId, Example, int]] = []
+        batches: list[list[Item]] = []
+        batch: list[Item] = []
         width = 0
         for item in items:
             wider = max(width, plan.width(item[2]))

@@ -98,7 +98,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             {part.lane: part.bookmark for part in parts},
             {part.lane: part.ids for part in parts},
             inputs,
-            rows=len(examples),
+            rows=sum(len(part.ids) for part in parts),
             tokens=sum(map(self._count, examples)),
             padded=sum(inputs[name].numel() for name in self._inputs),
         )

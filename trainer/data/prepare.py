@@ -126,7 +126,7 @@ def _finished(out: Path, about: dict[str, Any]) -> bool:
 
 
 def _tokenizer(recipe: Recipe, roles: Iterable[str], train: Source, rows: int) -> PreTrainedTokenizerFast:
-    settings = recipe.tokenizer.train
+    settings = recipe.tokenizer_training
     if settings is None:
         return load_tokenizer(str(recipe.tokenizer_name))
     texts = TrainingTexts(train, recipe.data, roles, settings.sample_rows, rows)

@@ -2,7 +2,8 @@
 
 BPE is the one for translation: words carry a leading "▁" as in SentencePiece, punctuation and every digit stand alone
 ("man." never becomes a token, numbers can be copied digit by digit), and `decode(encode(x))` gives back any cleaned
-text whose characters occur in training. WordPiece is BERT's, its decoding is only nearly exact.
+text whose characters occur in training. WordPiece is BERT's, its decoding is only nearly exact. Byte-level BPE is
+GPT-2's and RoBERTa's and holds any text exactly; Unigram is T5's, ALBERT's and XLNet's (Kudo 2018).
 Training is deterministic: the same rows give a byte-identical tokenizer.json.
 """
 
@@ -32,9 +33,20 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-UNKNOWN = "[UNK]"
+# RoBERTa's and T5's. A document of a language model begins with the end of the one before it, as GPT-2's.
+_ANGULAR = {
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "bos_token": "</s>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
+}
 # In this order from id 0 on. WordPiece has BERT's own; a decoder begins with [CLS] and ends with [SEP] there.
 SPECIAL_TOKENS = {
+    "byte_bpe": _ANGULAR,
+    "unigram": _ANGULAR,
     "bpe": {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"},
     "wordpiece": {
         "pad_token": "[PAD]",
@@ -200,17 +212,28 @@ def _specials(config: TokenizerTraining) -> list[str]:
 def _untrained(config: TokenizerTraining) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+    unknown = SPECIAL_TOKENS[config.kind]["unk_token"]
+    lower = [normalizers.Lowercase()] if config.lowercase else []
     if config.kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+        tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
         bert = normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=False)
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         return tokenizer
-    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-    lower = [normalizers.Lowercase()] if config.lowercase else []
+    if config.kind == "byte_bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence(lower)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+    tokenizer = Tokenizer(models.Unigram() if config.kind == "unigram" else models.BPE(unk_token=unknown))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *lower])
     words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    if config.kind == "unigram":
+        tokenizer.pre_tokenizer = words
+        tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+        return tokenizer
     punctuation, digits = pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, punctuation, digits])
     tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
@@ -219,12 +242,16 @@ def _untrained(config: TokenizerTraining) -> Tokenizer:
 
 def _alphabet(texts: Iterable[str], tokenizer: Tokenizer, config: TokenizerTraining) -> list[str]:
     """The most frequent characters, ties by code point; the trainers' own cut at a tie depends on hash order."""
+    if config.kind == "byte_bpe":
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        return sorted(ByteLevel.alphabet()) if any(texts) else []
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text))
     spaces = [char for char in counts if char.isspace()]
     total = sum(counts.pop(char) for char in spaces)
-    if config.kind == "bpe" and counts:
+    if config.kind in ("bpe", "unigram") and counts:
         counts[SPACE] += total + 1
     return sorted(sorted(counts, key=lambda char: (-counts[char], char))[: config.limit_alphabet])
 
@@ -232,7 +259,16 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer, config: TokenizerTrain
 def _trainer(config: TokenizerTraining, alphabet: list[str], special_tokens: list[str]) -> Any:
     from tokenizers import trainers
 
-    kind = trainers.BpeTrainer if config.kind == "bpe" else trainers.WordPieceTrainer
+    if config.kind == "unigram":
+        unknown = SPECIAL_TOKENS["unigram"]["unk_token"]
+        return trainers.UnigramTrainer(
+            vocab_size=config.vocab_size,
+            special_tokens=special_tokens,
+            initial_alphabet=alphabet,
+            unk_token=unknown,
+            show_progress=False,
+        )
+    kind = trainers.WordPieceTrainer if config.kind == "wordpiece" else trainers.BpeTrainer
     return kind(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
@@ -257,7 +293,7 @@ def _train_wordpiece(
     continuations = ["##" + char for char in alphabet]
     scratch.train_from_iterator(texts, _trainer(config, alphabet, _specials(config) + continuations))
     vocab = json.loads(scratch.to_str())["model"]["vocab"]
-    tokenizer.model = models.WordPiece(vocab=vocab, unk_token=UNKNOWN)
+    tokenizer.model = models.WordPiece(vocab=vocab, unk_token=SPECIAL_TOKENS["wordpiece"]["unk_token"])
 
 
 def _wrapped(tokenizer: Tokenizer, config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
@@ -265,7 +301,8 @@ def _wrapped(tokenizer: Tokenizer, config: TokenizerTraining, max_length: int) -
     from transformers import PreTrainedTokenizerFast
 
     tokenizer.add_special_tokens(_specials(config))
-    first, last = ("[CLS]", "[SEP]") if config.kind == "wordpiece" else ("[BOS]", "[EOS]")
+    names = SPECIAL_TOKENS[config.kind]
+    first, last = names.get("cls_token", names["bos_token"]), names.get("sep_token", names["eos_token"])
     tokenizer.post_processor = TemplateProcessing(
         single=f"{first} $A {last}",
         pair=f"{first} $A {last} $B:1 {last}:1",

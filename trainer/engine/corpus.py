@@ -50,9 +50,8 @@ class Corpus:
             data.pad_multiple,
             data.order == "shuffled",
         )
-        return LaneServer(
-            self.train, plan, self._encode, self._label, whole_shards=deals_whole_shards(self.train, plan)
-        )
+        whole_shards = deals_whole_shards(self.train, plan)
+        return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack)
 
     def batches(self, split: str) -> Iterator[list[EvalBatch]]:
         """Evaluation batches, fixed before they are dealt to ranks, a window of rows at a time.
@@ -128,6 +127,9 @@ class Corpus:
         ready = iter([row.example if row.example is not None else next(encoded) for row, _ in kept])
         made = [next(ready) if texts is not None else None for texts in cleaned]
         return [(example, self.task.length(example)) if example is not None else None for example in made]
+
+    def _pack(self, examples: list[Example]) -> list[tuple[Example, int, list[int]]]:
+        return [(example, self.task.length(example), begun) for example, begun in self.task.pack(examples)]
 
     def _label(self, row: Row) -> str | None:
         if "label" not in self.roles:

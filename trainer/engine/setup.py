@@ -102,7 +102,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     if tokenizer is None and recipe.tokenizer_name is not None:
         tokenizer = load_tokenizer(recipe.tokenizer_name)
     if tokenizer is None:
-        source, settings = open_split(recipe.data, "train"), recipe.tokenizer.train
+        source, settings = open_split(recipe.data, "train"), recipe.tokenizer_training
         assert source is not None
         assert settings is not None
         log.info("training the tokenizer …")

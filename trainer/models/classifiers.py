@@ -75,10 +75,7 @@ def build_classifier(
         trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
         model: nn.Module = PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
     elif isinstance(settings, PretrainedConfig):
-        from trainer.models.pretrained import check_fits
-
-        model = _pretrained(settings, names, trained)
-        check_fits(getattr(model, "trunk", model), settings.name, len(tokenizer), recipe.data.max_length)
+        model = _pretrained(recipe, tokenizer, names, trained)
     else:
         raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
     return begin_from(model, settings.init_from, trained)
@@ -96,16 +93,18 @@ def label_maps(names: list[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def _pretrained(settings: PretrainedConfig, names: list[str], trained: Path | None) -> nn.Module:
+def _pretrained(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, names: list[str], trained: Path | None
+) -> nn.Module:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     from trainer.models.pretrained import load_model
 
+    settings: Any = recipe.model
     if settings.pooling == "auto":
-        return load_model(
-            AutoModelForSequenceClassification, settings, trained, num_labels=len(names), **label_maps(names)
-        )
-    trunk = load_model(AutoModel, settings, trained, "trunk")
+        auto, labels = AutoModelForSequenceClassification, label_maps(names)
+        return load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
+    trunk = load_model(AutoModel, recipe, tokenizer, trained, "trunk")
     if getattr(trunk, "pooler", None) is not None:
         trunk.pooler = None  # type: ignore[assignment]  # BERT's would be parameters without a gradient
     facts: Any = trunk.config

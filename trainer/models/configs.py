@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from trainer.sections import Fraction, Positive, Section
 
 Pooling = Literal["cls", "mean", "max"]
+TOKENIZERS = {  # of architectures of the transformers library; the others read WordPiece, as BERT does
+    **dict.fromkeys(("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen2", "opt", "roberta", "longformer"), "byte_bpe"),
+    **dict.fromkeys(("bart", "modernbert"), "byte_bpe"),
+    **dict.fromkeys(("t5", "mt5", "marian", "pegasus", "albert", "xlnet", "deberta-v2"), "unigram"),
+    **dict.fromkeys(("big_bird", "bigbird_pegasus", "reformer"), "unigram"),
+}
 
 
 class LayersConfig(Section):
@@ -54,14 +60,48 @@ class EncoderConfig(LayersConfig):
 
 
 class PretrainedConfig(Section):
-    """Any model of the transformers library, in pretrained.py."""
+    """Any model of the transformers library, in pretrained.py: with weights by `name`, or an `architecture` without."""
 
     kind: Literal["pretrained"] = "pretrained"
-    name: str = Field(description="Hub id (id@revision), folder, or pkg://package/folder")
+    name: str | None = Field(None, description="Hub id (id@revision), folder, or pkg://package/folder")
+    architecture: str | None = Field(
+        None, description="model_type of the library (gpt2, t5, longformer, ...), for random weights"
+    )
+    size: Literal["tiny", "small"] | None = Field(None, description="random weights of this size, whatever `name` says")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="keys of the architecture's configuration, such as num_hidden_layers: 4"
+    )
     pooling: Pooling | Literal["auto"] = Field("auto", description="auto: the architecture's own head")
     dropout: Fraction | None = Field(None, description="of every dropout in the model; null = as it was pretrained")
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
     init_from: str | None = Field(None, description="run directory whose trunk (and tokenizer) this one begins with")
+
+    @model_validator(mode="after")
+    def _found(self) -> Self:
+        if self.random and self.architecture is None:
+            asked = "size asks for random weights" if self.size else "no name"
+            raise ValueError(f"{asked}: architecture must say of what kind, e.g. architecture: gpt2")
+        return self
+
+    @property
+    def random(self) -> bool:
+        """Whether the model begins with random weights."""
+        return self.name is None or self.size is not None
+
+    @property
+    def weights(self) -> str | None:
+        """Where its weights, and its tokenizer unless the recipe says otherwise, come from."""
+        return None if self.random else self.name
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return str(self.architecture if self.random else self.name)
+
+    @property
+    def tokenizer_kind(self) -> str:
+        """The kind of tokenizer that the architecture was made for: trained where there is none."""
+        return TOKENIZERS.get(str(self.architecture), "wordpiece")
 
 
 MODEL_CONFIGS: list[type[Section]] = [TransformerConfig, EncoderConfig, PretrainedConfig]

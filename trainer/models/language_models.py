@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trainer.models.classifiers import begin_from
-from trainer.models.configs import EncoderConfig, PretrainedConfig
+from trainer.models.configs import EncoderConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +31,21 @@ def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     else:
         from transformers import AutoModelForMaskedLM
 
-        from trainer.models.pretrained import check_fits, load_model
+        from trainer.models.pretrained import load_model
 
-        assert isinstance(settings, PretrainedConfig)
-        model = load_model(AutoModelForMaskedLM, settings, trained)
-        check_fits(model, settings.name, len(tokenizer), recipe.data.max_length)
+        model = load_model(AutoModelForMaskedLM, recipe, tokenizer, trained)
     return begin_from(model, settings.init_from, trained)
+
+
+def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
+    """A causal language model: any AutoModelForCausalLM.
+
+    Raises:
+        UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from trainer.models.pretrained import load_model
+
+    settings: Any = recipe.model
+    return begin_from(load_model(AutoModelForCausalLM, recipe, tokenizer, trained), settings.init_from, trained)

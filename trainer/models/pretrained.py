@@ -21,48 +21,64 @@ from trainer.locations import FORMS, locate
 from trainer.models.attention import eager_attention
 from trainer.models.dropout import Dropout
 from trainer.models.dropout import dropout as byte_dropout
+from trainer.models.sizes import random_config
 
 if TYPE_CHECKING:
-    from trainer.models.configs import PretrainedConfig
+    from transformers import PreTrainedTokenizerFast
+
+    from trainer.recipe import Recipe
 
 FAST = "rankzero_eager"  # its name in transformers' registry of attention functions
 OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "data2vec-text")
 
 
 def load_model(
-    auto: type, settings: PretrainedConfig, trained: Path | None = None, part: str | None = None, **config: Any
+    auto: type,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    trained: Path | None = None,
+    part: str | None = None,
+    **config: Any,
 ) -> nn.Module:
-    """A model of the transformers library, fp32, in training mode.
+    """A model of the transformers library, fp32, in training mode, that fits the recipe's tokenizer and lengths.
 
     Args:
         auto: AutoModel, AutoModelForSequenceClassification, …
-        settings: name, dropout and attention.
+        recipe: with a PretrainedConfig as its model.
+        tokenizer: that of the run.
         trained: folder model/ of a finished run: its architecture without weights, which the caller loads.
         part: of the run's config.json, where the model is one module of the run's.
         config: changes to the model's configuration, such as `num_labels`.
 
     Raises:
-        UsageError: no such model, it cannot be reached, or this class does not know its architecture.
+        UsageError: no such model, it cannot be reached, this class does not know its architecture, or tokenizer or
+            lengths do not fit it.
     """
     from transformers import AutoConfig
     from transformers.utils import logging
 
+    settings: Any = recipe.model
+    longest = recipe.data.padded(recipe.data.max_length)
     logging.set_verbosity_error()  # "newly initialized: classifier" is what is wanted here
     logging.disable_progress_bar()
     try:
         if trained is not None:
             found = json.loads((trained / "config.json").read_text(encoding="utf-8"))
             model = auto.from_config(AutoConfig.for_model(**(found[part] if part else found)))  # type: ignore[attr-defined]
+        elif settings.random:
+            model = auto.from_config(random_config(settings, tokenizer, longest, **config))  # type: ignore[attr-defined]
         else:
             place, revision = locate(settings.name)
             facts = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-            facts.update(config)
+            facts.update({**config, **settings.config})
             model = auto.from_pretrained(  # type: ignore[attr-defined]
                 place, revision=revision, config=facts, trust_remote_code=False, dtype=torch.float32
             )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"model.name={settings.name!r} cannot be loaded: {reason}. Give {FORMS}") from error
+        key, hint = ("name", f". Give {FORMS}") if settings.weights else ("architecture", "")
+        raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
+    check_fits(model, settings.title, len(tokenizer), recipe.data.max_length)
     use_attention(model, settings.attention)
     replace_dropout(model, settings.dropout)
     return model.train()

@@ -64,6 +64,11 @@ class Task(ABC):
         self.data = data or {}
 
     @classmethod
+    def of(cls, config: Any) -> type[Task]:
+        """The class that does what a `task` section asks for: a kind may have several ways."""
+        return cls
+
+    @classmethod
     @abstractmethod
     def roles(cls, config: Any) -> Roles:
         """What a row holds (the keys of data.columns), from the `task` section of a recipe."""
@@ -93,6 +98,14 @@ class Task(ABC):
         """All tokens of the example, without padding."""
         return len(example["input_ids"])
 
+    def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
+        """What a lane's micro-batches are cut from: sequences made of a block's examples, in training only.
+
+        Each with the numbers of the examples that begin in it, so that every row is counted once; by default a row is
+        a sequence.
+        """
+        return [(example, [number]) for number, example in enumerate(examples)]
+
     def targets(self, batch: Batch) -> int:
         """Labels that count: the denominator's share of this micro-batch."""
         return int((batch["labels"] != IGNORED).sum())
@@ -109,6 +122,12 @@ class Task(ABC):
 
         return Layout.of(self.tokenizer, pair="text_pair" in self.roles(self.recipe.task))
 
+    @property
+    def pad_id(self) -> int:
+        """What rows are padded with; GPT-2's tokenizer has no token for it, then the end of text is."""
+        own = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if own is None else own)
+
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
         """(B, W) int64, W the longest length rounded up to a multiple of `data.pad_multiple`."""
         import torch
@@ -119,7 +138,7 @@ class Task(ABC):
     def pad_inputs(self, examples: Sequence[Example]) -> Batch:
         """input_ids and attention_mask (1 = token), both (B, W), of examples of one sequence."""
         return {
-            "input_ids": self.pad([e["input_ids"] for e in examples], int(self.tokenizer.pad_token_id)),
+            "input_ids": self.pad([e["input_ids"] for e in examples], self.pad_id),
             "attention_mask": self.pad([[1] * len(e["input_ids"]) for e in examples], 0),
         }
 
@@ -216,10 +235,21 @@ def task_classes() -> dict[str, type[Task]]:
     return {task.kind: task for task in Task.__subclasses__()}
 
 
+def task_class(config: Any) -> type[Task]:
+    """The class for a `task` section.
+
+    Raises:
+        UsageError: no task has that kind.
+    """
+    kind, classes = getattr(config, "kind", None), task_classes()
+    if kind not in classes:
+        raise UsageError(f"task.kind={kind!r} is not known; allowed: {', '.join(sorted(classes))}")
+    return classes[kind].of(config)
+
+
 def roles_of(recipe: Recipe) -> Roles:
     """What a row of this recipe's corpus holds."""
-    config: Any = recipe.task
-    return task_classes()[config.kind].roles(config)
+    return task_class(recipe.task).roles(recipe.task)
 
 
 def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None) -> Task:
@@ -228,8 +258,4 @@ def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[
     Raises:
         UsageError: no task has that kind.
     """
-    kind = getattr(recipe.task, "kind", None)
-    classes = task_classes()
-    if kind not in classes:
-        raise UsageError(f"task.kind={kind!r} is not known; allowed: {', '.join(sorted(classes))}")
-    return classes[kind](recipe, tokenizer, data)
+    return task_class(recipe.task)(recipe, tokenizer, data)

@@ -50,10 +50,6 @@ class Translation(Task):
         return {"src": None, "trg": None}
 
     @property
-    def pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)
-
-    @property
     def bos_id(self) -> int:
         return int(self.tokenizer.bos_token_id)
 

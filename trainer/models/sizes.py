@@ -1,0 +1,91 @@
+"""Configurations of the transformers library's architectures for random weights: `model.size` and `model.config`.
+
+The architectures call the same thing by different names (`num_hidden_layers`, `n_layer`, `encoder_layers`): a size is
+written under every name that the architecture has.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    from trainer.models.configs import PretrainedConfig
+
+WIDTHS = {"tiny": (64, 2, 2), "small": (256, 4, 4)}  # hidden size, layers, heads; the feed-forward is 4 times as wide
+NAMES = {
+    "width": ("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "pooler_hidden_size"),
+    "layers": (
+        "num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers", "encoder_layers",
+        "decoder_layers",
+    ),
+    "heads": (
+        "num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
+    ),
+    "feed_forward": (
+        "intermediate_size", "d_ff", "n_inner", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_inner",
+        "feed_forward_size",
+    ),
+    "head_width": ("d_kv", "d_head", "attention_head_size"),
+    "positions": ("max_position_embeddings", "n_positions"),
+}  # fmt: skip
+TOKENS = ("pad", "bos", "eos", "cls", "sep")
+
+
+def random_config(
+    settings: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, max_length: int, **changes: Any
+) -> PreTrainedConfig:
+    """The configuration of an architecture, with the tokenizer's ids and room for `max_length` positions.
+
+    Args:
+        settings: architecture, size, and keys that stand above both.
+        tokenizer: gives the vocabulary's size and the ids of its special tokens.
+        max_length: tokens of the longest row, padding included.
+        changes: what the task adds, such as `num_labels`.
+
+    Raises:
+        UsageError: an unknown architecture or key, with the nearest known one, or values that do not go together.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = str(settings.architecture)
+    if kind not in CONFIG_MAPPING:
+        raise UsageError(
+            f"model.architecture={kind!r} is unknown to transformers{_nearest(kind, list(CONFIG_MAPPING))}"
+        )
+    known = AutoConfig.for_model(kind)
+    keys = {*known.to_dict(), *known.attribute_map}
+    for key in settings.config.keys() - keys:
+        raise UsageError(f"model.config.{key}: {kind} has no such key{_nearest(key, sorted(keys))}")
+    # two positions more: some count from the padding id on, which is 0 or 1
+    wanted = {"vocab_size": len(tokenizer), **_named(keys, positions=max_length + 2)}
+    if settings.size is not None:
+        width, layers, heads = WIDTHS[settings.size]
+        wanted |= _named(
+            keys, width=width, layers=layers, heads=heads, feed_forward=4 * width, head_width=width // heads
+        )
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in TOKENS}
+    wanted |= {name: token for name, token in ids.items() if name in keys and token is not None}
+    if "decoder_start_token_id" in keys:
+        wanted["decoder_start_token_id"] = ids["pad_token_id"]
+    own = {known.attribute_map.get(key, key): value for key, value in wanted.items()}
+    own |= {known.attribute_map.get(key, key): value for key, value in settings.config.items()}
+    try:
+        return AutoConfig.for_model(kind, **own, **changes)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"model.config: {kind} cannot be of these sizes: {str(error).splitlines()[0]}") from error
+
+
+def _named(keys: set[str], **sizes: int) -> dict[str, int]:
+    """The sizes under the names that an architecture has for them."""
+    return {name: size for concept, size in sizes.items() for name in NAMES[concept] if name in keys}
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,206 @@
+"""Causal language modelling: say every next token of a text, and go on with one."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainer.errors import UsageError
+from trainer.tasks.base import IGNORED, Assessed, Batch, Example, Record, Texts
+from trainer.tasks.language_modeling import LanguageModeling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+ISOLATED = 1e-3  # difference of a logit that says that a document saw the one before it
+
+
+class CausalLanguageModeling(LanguageModeling):
+    """Causal language modelling (Radford et al. 2019). A document is [EOT] t₁ … tₙ in and t₁ … tₙ [EOT] out, so that
+    its every token counts once. In training documents are packed one after another into sequences of data.max_length,
+    the last of a block is shorter; nothing is cut off, and a document that goes on in the next sequence starts there
+    without what was before.
+    """
+
+    models = ("pretrained",)
+    metrics: ClassVar[dict[str, str]] = {
+        "loss": "min",
+        "perplexity": "min",
+        "word_perplexity": "min",
+        "bits_per_byte": "min",
+        "accuracy": "max",
+    }
+
+    def encode(self, rows: Sequence[Texts]) -> list[Example]:
+        """Whole documents: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT], however long."""
+        from trainer.data.tokenization import encode_batch
+
+        texts = encode_batch(self.tokenizer, [row["text"] for row in rows])
+        return [{"input_ids": [self.start_id, *ids], "labels": [*ids, self.end_id]} for ids in texts]
+
+    def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
+        """Documents one after another, cut every data.max_length tokens; `position_ids` begin at 0 with each document
+        and each sequence (with cross_documents: with each sequence only).
+        """
+        if not self.settings.packing:
+            return [
+                (piece, [number] if first else [])
+                for number, example in enumerate(examples)
+                for first, piece in self._pieces(example)
+            ]
+        ids = [token for e in examples for token in e["input_ids"]]
+        labels = [token for e in examples for token in e["labels"]]
+        begins = [0]
+        for e in examples:
+            begins.append(begins[-1] + len(e["input_ids"]))
+        size, made = self.recipe.data.max_length, []
+        for at in range(0, len(ids), size):
+            end = min(at + size, len(ids))
+            begun = range(bisect_left(begins, at), bisect_left(begins, end))
+            edges = [at, *(begins[n] for n in begun if begins[n] != at), end]
+            if self.settings.cross_documents:
+                edges = [at, end]
+            positions = [p for a, b in pairwise(edges) for p in range(b - a)]
+            made.append(({"input_ids": ids[at:end], "labels": labels[at:end], "position_ids": positions}, list(begun)))
+        return made
+
+    def _pieces(self, example: Example) -> Iterator[tuple[bool, Example]]:
+        """A document on its own, cut every data.max_length tokens."""
+        size = self.recipe.data.max_length
+        for at in range(0, len(example["input_ids"]), size):
+            yield at == 0, {name: ids[at : at + size] for name, ids in example.items()}
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """input_ids, position_ids and labels, all (B, W). No mask: padding stands behind all tokens, where no token
+        looks, and positions say where documents begin.
+        """
+        positions = [e.get("position_ids") or list(range(len(e["input_ids"]))) for e in examples]
+        return {
+            "input_ids": self.pad([e["input_ids"] for e in examples], self.pad_id),
+            "position_ids": self.pad(positions, 0),
+            "labels": self.pad([e["labels"] for e in examples], IGNORED),
+        }
+
+    @property
+    def start_id(self) -> int:
+        """The token that a document begins with: the beginning of text, where the tokenizer has none of its own its
+        end."""
+        own = self.tokenizer.bos_token_id
+        return self.end_id if own is None else int(own)
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a document.
+
+        Raises:
+            UsageError: the tokenizer has none.
+        """
+        if self.tokenizer.eos_token_id is None:
+            raise UsageError("objective causal: the tokenizer has no eos_token, so that no text would ever end")
+        return int(self.tokenizer.eos_token_id)
+
+    def build_model(self, trained: Path | None = None) -> nn.Module:
+        from trainer.models.language_models import build_causal
+
+        model = build_causal(self.recipe, self.tokenizer, trained)
+        if trained is None and self.settings.packing and not self.settings.cross_documents:
+            self._check_isolation(model)
+        return model
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, W, V)"""
+        return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+
+    def _check_isolation(self, model: nn.Module) -> None:
+        """Whether a document in a sequence is blind to the one before it: some architectures take no notice.
+
+        Raises:
+            UsageError: it sees it.
+        """
+        import torch
+
+        first, second = self.encode(self.toy_rows[1::-1])
+        packed = {name: first[name] + second[name] for name in first}
+        positions = [*range(len(first["labels"])), *range(len(second["labels"]))]
+        was_training = model.training
+        with torch.no_grad():
+            model.eval()
+            alone = self.logits(model, self.collate([second]))[0, : len(second["labels"])]
+            both = self.logits(model, self.collate([{**packed, "position_ids": positions}]))
+            beside = both[0, len(first["labels"]) : len(packed["labels"])]
+        model.train(was_training)
+        if (difference := float((alone - beside).abs().max())) > ISOLATED:
+            raise UsageError(
+                f"{type(model).__name__} does not keep documents in one sequence apart (a logit differs by "
+                f"{difference:.2g}): set task.packing=false, or task.cross_documents=true to let them see each other"
+            )
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
+        """Of whole documents, in pieces of data.max_length tokens as in training."""
+        import torch
+        import torch.nn.functional as F
+
+        labels = batch["labels"]
+        losses = torch.zeros(len(labels), device=labels.device)
+        hits = torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+        for logits, wanted in self._in_pieces(model, batch):
+            each = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+            losses += each.view_as(wanted).sum(-1)
+            hits += (logits.argmax(-1) == wanted).sum(-1)
+        records: list[Record] = [{"prediction": "", "correct": correct} for correct in hits.tolist()]
+        return Assessed(losses, (labels != IGNORED).sum(-1), records)
+
+    def _in_pieces(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """fp32 logits and labels of the pieces of documents that may be longer than data.max_length."""
+        size = self.recipe.data.padded(self.recipe.data.max_length)
+        for at in range(0, batch["labels"].shape[1], size):
+            piece = {name: tensor[:, at : at + size] for name, tensor in batch.items()}
+            piece["position_ids"] = (piece["position_ids"] - at).clamp(min=0)
+            yield self.logits(model, piece).float(), piece["labels"]
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
+        """The texts that go on from the batch's (`evaluation.generation`); `score` is the mean log-probability of the
+        new tokens under greedy decoding and sampling, that of the beam under beam search."""
+        from trainer.evaluation.generation import continue_texts
+
+        lengths = (batch["labels"] != IGNORED).sum(-1).tolist()
+        prompts = [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
+        settings = self.recipe.evaluation.generation
+        room = self.recipe.data.max_length - settings.new_tokens
+        if room < 1:
+            raise UsageError(
+                f"evaluation.generation.new_tokens={settings.new_tokens} leaves no room for a prompt in "
+                f"data.max_length={self.recipe.data.max_length}: lower it"
+            )
+        found = continue_texts(model, [ids[-room:] for ids in prompts], settings, self.end_id, self.pad_id)
+        texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
+        return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
+
+    def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
+        """Per word and per byte of the cleaned text: what does not depend on the tokenizer (the end of a text is part
+        of its loss, and neither word nor byte)."""
+        from trainer.evaluation.metrics import bootstrap_interval
+
+        table = [
+            (float(r["loss"]), len(r["target"].split()), len(r["target"].encode("utf-8", "surrogatepass")))
+            for r in records
+        ]
+        loss, words, size = (math.fsum(column) for column in zip(*table, strict=True))
+
+        def bits(sums: Sequence[float]) -> float:
+            return sums[0] / math.log(2) / max(1.0, sums[2])
+
+        scores: dict[str, Any] = {
+            "word_perplexity": math.exp(min(loss / max(1.0, words), 700.0)),
+            "bits_per_byte": bits((loss, words, size)),
+        }
+        if resamples:
+            scores["bits_per_byte_ci95"] = bootstrap_interval(table, bits, resamples)
+        return scores

@@ -1,0 +1,118 @@
+"""Masked language modelling: say which tokens stood where some were masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trainer.tasks.base import Assessed, Batch, Example, Record, Texts
+from trainer.tasks.language_modeling import LanguageModeling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+
+class MaskedLanguageModeling(LanguageModeling):
+    """Masked language modelling (Devlin et al. 2019): of the tokens asked for 80% are masked, 10% are replaced by
+    random ones and 10% stay. The loss is the mean over the tokens asked for.
+    """
+
+    def encode(self, rows: Sequence[Texts]) -> list[Example]:
+        """`input_ids` with special tokens, the text cut to `data.max_length`."""
+        from trainer.data.tokenization import encode_batch
+
+        room = self.recipe.data.max_length - self.layout.special
+        texts = encode_batch(self.tokenizer, [row["text"] for row in rows])
+        return [{"input_ids": self.layout.join([ids[:room]])[0]} for ids in texts]
+
+    def noised(self, examples: Sequence[Example], *draw: object) -> list[Example]:
+        """Each example with `places`, the positions asked for, and `answers`, what stood there; `draw` says which."""
+        import numpy as np
+
+        from trainer.data.keyed import key
+
+        special, size = set(self.tokenizer.all_special_ids), len(self.tokenizer)
+        mask = int(self.tokenizer.mask_token_id)
+        made = []
+        for number, example in enumerate(examples):
+            # by its place in the micro-batch; in an evaluation, which has no draw, by the text itself
+            by = (self.recipe.seed, "mask", *draw, number) if draw else ("mask", *example["input_ids"])
+            rng = np.random.Generator(np.random.Philox(key=key(*by)))
+            ids = list(example["input_ids"])
+            open_places = [i for i, token in enumerate(ids) if token not in special] or [0]
+            asked = max(1, round(len(open_places) * self.settings.mask_share))
+            places = sorted(rng.choice(open_places, asked, replace=False).tolist())
+            answers = [ids[i] for i in places]
+            for i, fate in zip(places, rng.random(asked), strict=True):
+                ids[i] = mask if fate < 0.8 else int(rng.integers(size)) if fate < 0.9 else ids[i]
+            made.append({"input_ids": ids, "places": places, "answers": answers})
+        return made
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """input_ids and attention_mask (B, W); of the N tokens asked for `places` (N,) in the flattened input_ids, and
+        `labels` (N,). Examples that were not noised ask for the mask tokens that they hold.
+        """
+        import torch
+
+        batch = self.pad_inputs(examples)
+        width = batch["input_ids"].shape[1]
+        mask = self.tokenizer.mask_token_id
+        places: list[int] = []
+        labels: list[int] = []
+        for row, e in enumerate(examples):
+            asked = e["places"] if "places" in e else [i for i, token in enumerate(e["input_ids"]) if token == mask]
+            places += [row * width + i for i in asked]
+            labels += e.get("answers", [int(mask)] * len(asked))
+        return {
+            **batch,
+            "places": torch.tensor(places, dtype=torch.int64),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+        }
+
+    def filler(self) -> Batch:
+        import torch
+
+        batch = self.collate(self.noised(self.encode([self.toy_rows[0]])))
+        return {**batch, "labels": torch.full_like(batch["labels"], -100)}
+
+    def build_model(self, trained: Path | None = None) -> nn.Module:
+        from trainer.models.language_models import build_masked
+
+        return build_masked(self.recipe, self.tokenizer, trained)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(N, V): of the tokens asked for only."""
+        if hasattr(model, "trunk"):
+            return model(batch["input_ids"], batch["attention_mask"], batch["places"])
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return found.logits.flatten(0, 1).index_select(0, batch["places"])
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
+        import torch
+        import torch.nn.functional as F
+
+        logits, labels = self.logits(model, batch).float(), batch["labels"]
+        rows, width = batch["input_ids"].shape
+        row = batch["places"] // width
+        each = F.cross_entropy(logits, labels, reduction="none")
+        losses = torch.zeros(rows, device=each.device).index_add_(0, row, each)
+        counts = torch.zeros(rows, dtype=torch.int64, device=row.device).index_add_(0, row, torch.ones_like(row))
+        hits = torch.zeros_like(counts).index_add_(0, row, (logits.argmax(-1) == labels).long())
+        records = [
+            {**record, "correct": correct}
+            for record, correct in zip(self._filled(logits, batch), hits.tolist(), strict=True)
+        ]
+        return Assessed(losses, counts, records)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
+        return self._filled(self.logits(model, batch), batch)
+
+    def _filled(self, logits: Tensor, batch: Batch) -> list[Record]:
+        """The texts with the likeliest token where one is asked for."""
+        ids = batch["input_ids"].flatten().index_copy(0, batch["places"], logits.argmax(-1))
+        texts = self.tokenizer.batch_decode(ids.view_as(batch["input_ids"]), skip_special_tokens=True)
+        return [{"prediction": text} for text in texts]
