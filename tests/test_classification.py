@@ -293,9 +293,14 @@ def test_every_task_keeps_the_contract() -> None:
         "translation": {"model": {"kind": "transformer", "d_model": 16, "heads": 2, "feed_forward": 32}},
         "classification": {"task": {"labels": NAMES}},
         "language_modeling": {},
+        "language_modeling causal": {
+            "task": {"objective": "causal"},
+            "model": {"kind": "pretrained", "architecture": "gpt2", "size": "tiny"},
+        },
     }
-    assert kinds.keys() == task_classes().keys(), "a new task belongs in here"
-    for kind, sections in kinds.items():
+    assert {name.split()[0] for name in kinds} == task_classes().keys(), "a new task belongs in here"
+    for name, sections in kinds.items():
+        kind = name.split()[0]
         made = recipe(Path("x")).model_dump(mode="json") | {"data": {"root": "x", "train": "x", "max_length": 32}}
         made["task"] = {"kind": kind} | sections.get("task", {})
         made["model"] = sections.get("model", made["model"])
@@ -317,6 +322,12 @@ def test_every_task_keeps_the_contract() -> None:
         assert int(found.counts.sum()) == task.targets(batch)
         assert task.targets(task.filler()) == 0
         assert task.loss(model, task.filler()).item() == 0.0
+        assert [part is None for part in task.split(batch, 8)] == [False] * 4 + [True] * 4
+        parts = [part for part in task.split(batch, 3) if part is not None]
+        assert len(parts) == 3
+        assert sum(map(task.targets, parts)) == task.targets(batch)
+        whole = task.loss(model, batch).item()
+        assert sum(task.loss(model, part).item() for part in parts) == pytest.approx(whole, rel=1e-5), name
         records: Sequence[Any] = [
             {"id": f"toy:{i}", "input": task.input_text(row), "target": task.target_text(row), "tokens": n, **r}
             | {"loss": x}

@@ -16,7 +16,7 @@ import torch
 from processes import Ended, read_lines, status, train
 from safetensors.numpy import load_file
 
-from trainer.engine.memory import ran_out, split
+from trainer.engine.memory import ran_out
 
 SGD = ("optim.name=sgd", "optim.lr=0.3", "optim.momentum=0.9", "model.dropout=0.0")
 QUIET = ("loop.eval_every=100", "loop.save_every=3", "evaluation.splits=[]", "data.validation=null", "loop.max_steps=8")
@@ -28,14 +28,6 @@ def weights(run: Path) -> dict[str, np.ndarray]:
 
 def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
-
-
-def test_a_micro_batch_is_split_by_rows() -> None:
-    batch = {"src": torch.arange(10).view(5, 2), "labels": torch.arange(5)}
-    parts = split(batch, 2)
-    assert [part["labels"].tolist() for part in parts if part] == [[0, 1, 2], [3, 4]]
-    assert torch.equal(torch.cat([part["src"] for part in parts if part]), batch["src"])
-    assert [part is None for part in split(batch, 8)] == [False] * 5 + [True] * 3
 
 
 @pytest.mark.parametrize(

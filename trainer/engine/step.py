@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
-from trainer.engine.memory import ran_out, split
+from trainer.engine.memory import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
 from trainer.optim.adversarial import Perturbation
@@ -162,7 +162,7 @@ class Stepper:
         seed = self.task.recipe.seed
         padded = [*batches, *[None] * (self.accumulation // self.parts - len(batches))]
         for loaded in padded:
-            parts = split(loaded.inputs, self.parts) if loaded else [None] * self.parts
+            parts = self.task.split(loaded.inputs, self.parts) if loaded else [None] * self.parts
             for number, part in enumerate(parts):
                 yield loaded, part, (seed, step, min(loaded.lanes) if loaded else -1, number)
 

@@ -106,6 +106,12 @@ class Task(ABC):
         """
         return [(example, [number]) for number, example in enumerate(examples)]
 
+    def split(self, batch: Batch, parts: int) -> list[Batch | None]:
+        """A micro-batch that does not fit the memory as `parts` of like size; None where there are too few rows."""
+        pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
+        found = [{name: tensors[i] for name, tensors in pieces.items()} for i in range(parts)]
+        return [part if len(next(iter(part.values()))) else None for part in found]
+
     def targets(self, batch: Batch) -> int:
         """Labels that count: the denominator's share of this micro-batch."""
         return int((batch["labels"] != IGNORED).sum())

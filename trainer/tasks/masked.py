@@ -71,6 +71,20 @@ class MaskedLanguageModeling(LanguageModeling):
             "labels": torch.tensor(labels, dtype=torch.int64),
         }
 
+    def split(self, batch: Batch, parts: int) -> list[Batch | None]:
+        """Rows, each with the tokens that are asked for in it."""
+        width = batch["input_ids"].shape[1]
+        rows = super().split({name: batch[name] for name in ("input_ids", "attention_mask")}, parts)
+        found: list[Batch | None] = []
+        begin = 0
+        for part in rows:
+            end = begin + (0 if part is None else len(part["input_ids"]) * width)
+            here = (batch["places"] >= begin) & (batch["places"] < end)
+            asked = {"places": batch["places"][here] - begin, "labels": batch["labels"][here]}
+            found.append(None if part is None else {**part, **asked})
+            begin = end
+        return found
+
     def filler(self) -> Batch:
         import torch
 
