@@ -176,11 +176,24 @@ def predict(
     run: RunArgument,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="default: lines of stdin")] = None,
     backend: Annotated[str, typer.Option("--backend", help="torch, onnx, int8 or bf16")] = "torch",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="of the recipe's evaluation, e.g. beam_size=1"),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="language models: print the text as it is found")] = False,
 ) -> None:
     """Texts or stdin lines to JSON lines, one per line, in order."""
     from trainer.compose import predict as run_prediction
+    from trainer.compose import stream as run_stream
 
-    for record in run_prediction(run, iter(texts) if texts else stdin_lines(), backend=backend):
+    lines = iter(texts) if texts else stdin_lines()
+    overrides = [f"evaluation.{setting}" for setting in settings or []]
+    if stream:
+        for piece in run_stream(run, lines, backend=backend, overrides=overrides):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        return
+    for record in run_prediction(run, lines, backend=backend, overrides=overrides):
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
         sys.stdout.flush()
 

@@ -319,23 +319,47 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             runtime.leave()
 
 
-def predict(run: str | Path, texts: Iterable[str], *, backend: str = "torch") -> Iterator[dict[str, Any]]:
+def predict(
+    run: str | Path, texts: Iterable[str], *, backend: str = "torch", overrides: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """One record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
 
     Args:
         backend: torch, or a published artifact: onnx, int8, which answers text by text, or bf16.
+        overrides: of the recipe's evaluation, such as `evaluation.generation.temperature=0.8`.
 
     Raises:
-        UsageError: a backend that this run has no artifact for.
+        UsageError: a backend that this run has no artifact for, or settings that the artifact was not made with.
     """
     from trainer.engine.finished import Finished
 
     if backend != "torch":
         from trainer.export.backend import open_artifact
 
+        if overrides:
+            raise UsageError(f"predict: settings are for backend torch; {backend} has its own in settings.json")
         yield from open_artifact(RunDir(run), backend)(texts)
     else:
-        yield from Finished.open(RunDir(run), Recipe).predict(texts)
+        yield from Finished.open(RunDir(run), Recipe, overrides).predict(texts)
+
+
+def stream(
+    run: str | Path, texts: Iterable[str], *, backend: str = "torch", overrides: Sequence[str] = ()
+) -> Iterator[str]:
+    """Each text and how a language model goes on with it, in pieces as they are found, a line after each.
+
+    Raises:
+        UsageError: another backend than torch, or a task that does not go on with texts.
+    """
+    from trainer.engine.finished import Finished
+
+    if backend != "torch":
+        raise UsageError(f"--stream: backend {backend} answers whole texts; leave --backend out")
+    finished = Finished.open(RunDir(run), Recipe, overrides)
+    for text in texts:
+        yield text
+        yield from finished.stream(text)
+        yield "\n"
 
 
 def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:

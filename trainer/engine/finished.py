@@ -110,6 +110,19 @@ class Finished:
                 found |= dict(zip(batch, made, strict=True))
             yield from ({"text": text, **self.task.answer(found[i])} for i, text in enumerate(window))
 
+    @torch.no_grad()
+    def stream(self, text: str) -> Iterator[str]:
+        """How a language model goes on with a text, in pieces as they are found.
+
+        Raises:
+            UsageError: the task does not go on with texts.
+        """
+        clean = cleaner(self.recipe.data.cleaning)
+        example = self.task.encode([{k: clean(t) for k, t in self.task.row_of(text).items()}])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        inputs = {name: tensor.to(device) for name, tensor in self.task.collate(example).items()}
+        yield from self.task.stream(self.model.to(device), inputs)
+
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         batch: list[int] = []
         for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -195,6 +195,14 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """What `predictions.jsonl` holds of each row of the batch besides its texts and loss."""
+
+    def stream(self, model: nn.Module, batch: Batch) -> Iterator[str]:
+        """The prediction of a batch of one row, in pieces as they are found.
+
+        Raises:
+            UsageError: the task has nothing to stream.
+        """
+        raise UsageError(f"--stream: task {self.kind} does not go on with texts; leave it out")
 
     def answer(self, record: Record) -> Record:
         """What `rankzero predict` prints beside the text, from what `predict` gives."""

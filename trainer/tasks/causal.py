@@ -86,6 +86,10 @@ class CausalLanguageModeling(LanguageModeling):
             "labels": self.pad([e["labels"] for e in examples], IGNORED),
         }
 
+    def filler(self) -> Batch:
+        _, piece = next(self._pieces(self.encode([self.toy_rows[0]])[0]))
+        return self.collate([{**piece, "labels": [IGNORED] * len(piece["labels"])}])
+
     @property
     def start_id(self) -> int:
         """The token that a document begins with: the beginning of text, where the tokenizer has none of its own its
@@ -124,7 +128,9 @@ class CausalLanguageModeling(LanguageModeling):
         """
         import torch
 
-        first, second = self.encode(self.toy_rows[1::-1])
+        half = max(1, min(8, self.recipe.data.max_length // 2))
+        documents = self.encode(self.toy_rows[1::-1])
+        first, second = ({name: ids[:half] for name, ids in document.items()} for document in documents)
         packed = {name: first[name] + second[name] for name in first}
         positions = [*range(len(first["labels"])), *range(len(second["labels"]))]
         was_training = model.training
@@ -170,18 +176,27 @@ class CausalLanguageModeling(LanguageModeling):
         new tokens under greedy decoding and sampling, that of the beam under beam search."""
         from trainer.evaluation.generation import continue_texts
 
-        lengths = (batch["labels"] != IGNORED).sum(-1).tolist()
-        prompts = [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
         settings = self.recipe.evaluation.generation
-        room = self.recipe.data.max_length - settings.new_tokens
-        if room < 1:
-            raise UsageError(
-                f"evaluation.generation.new_tokens={settings.new_tokens} leaves no room for a prompt in "
-                f"data.max_length={self.recipe.data.max_length}: lower it"
-            )
-        found = continue_texts(model, [ids[-room:] for ids in prompts], settings, self.end_id, self.pad_id)
+        found = continue_texts(model, self._prompts(batch), settings, self.end_id, self.pad_id)
         texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
         return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
+
+    def stream(self, model: nn.Module, batch: Batch) -> Iterator[str]:
+        from trainer.evaluation.generation import stream_text
+
+        settings = self.recipe.evaluation.generation
+        return stream_text(model, self._prompts(batch)[0], settings, self.tokenizer, self.end_id)
+
+    def _prompts(self, batch: Batch) -> list[list[int]]:
+        """Token ids of the texts, of long ones the end, so that the new tokens have positions, too."""
+        room = self.recipe.data.max_length - self.recipe.evaluation.generation.new_tokens
+        if room < 1:
+            raise UsageError(
+                f"evaluation.generation.new_tokens={self.recipe.evaluation.generation.new_tokens} leaves no room for a "
+                f"text in data.max_length={self.recipe.data.max_length}: lower it"
+            )
+        lengths = (batch["labels"] != IGNORED).sum(-1).tolist()
+        return [ids[:length][-room:] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
 
     def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
         """Per word and per byte of the cleaned text: what does not depend on the tokenizer (the end of a text is part
