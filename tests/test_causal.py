@@ -247,6 +247,33 @@ def test_one_and_two_ranks_take_the_same_steps(documents: Path, tmp_path: Path) 
     assert metrics(one)["loss"] == pytest.approx(metrics(two)["loss"], rel=1e-6)
 
 
+@pytest.mark.ranks
+def test_the_report_of_a_language_model(run: Path) -> None:
+    """Continuations of real beginnings, the hardest texts first, perplexity by length, attention that looks back."""
+    folder = run / "evaluation" / "test"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for words in ("How it goes on", "The hardest texts", "By length", "Bits per byte", "Validation perplexity"):
+        assert words in page, words
+    texts = {record["id"]: record["input"] for record in processes.read_lines(folder / "predictions.jsonl")}
+    continued = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["rows"]
+    assert len(continued) >= 3
+    for row in continued:
+        assert texts[row["id"]].startswith(row["prompt"] + row["reference"])
+    hardest = [row["loss_per_token"] for row in processes.read_lines(folder / "errors.jsonl")]
+    assert len(hardest) == 20
+    assert hardest == sorted(hardest, reverse=True)
+    summary = json.loads((folder / "errors.json").read_text(encoding="utf-8"))
+    assert sum(line["rows"] for line in summary["by_length"]) == 20
+    assert summary["perplexity"] == pytest.approx(metrics(run)["perplexity"])
+    rows = json.loads((folder / "attention.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 4
+    for row in rows:
+        weights = np.array(row["weights"])
+        assert weights.shape == (2, 2, len(row["tokens"]), len(row["tokens"]))
+        assert np.triu(weights, 1).max() == 0
+        assert np.array(row["relevance"]).any()
+
+
 # -- going on with a text ----------------------------------------------------------------------------------------------
 
 

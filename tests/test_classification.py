@@ -440,6 +440,7 @@ def test_pretraining_by_masks_then_fine_tuning(reviews: Path, tmp_path: Path) ->
     masked = Recipe.parse(made.model_dump(mode="json") | {"task": {"kind": "language_modeling"}})
     first = train(tmp_path, masked, "mlm")
     assert {"loss", "perplexity", "accuracy"} <= metrics(first).keys()
+    assert "The hardest texts" in (first / "evaluation/test/report.html").read_text(encoding="utf-8")
     model = made.model.model_dump() | {"init_from": str(first)}
     second = recipe(reviews, model, optim={"lr": 1e-12}, loop={"max_steps": 1})
     run = train(tmp_path, second, "fine")

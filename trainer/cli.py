@@ -237,9 +237,15 @@ def show_samples(run: Path, most: int = 5) -> None:
     from itertools import islice
 
     from trainer.evaluation.predictions import read_predictions
+    from trainer.rundir import read_json
 
     for split in ("test", "validation"):
         path = run / "evaluation" / split / "predictions.jsonl"
+        continued = read_json(path.with_name("samples.json"))  # of a language model
+        if continued is not None:
+            for row in continued["rows"][:most]:
+                print(f"  {row['prompt']}\n    -> {row['continuation']}\n    == {row['reference']}")
+            return
         if path.exists():
             for record in islice(read_predictions(path), most):
                 print(f"  {record['input']}\n    -> {record['prediction']}\n    == {record['target']}")

@@ -45,6 +45,8 @@ def write_report(run: RunDir, task: Task, model: nn.Module, corpus: Corpus | Non
     rows = task.explain(model.cpu().float().eval(), chosen(records))
     note = "Special tokens and padding are left out; what a row gave to them is missing from its sum."
     write_json(run.evaluation(split) / "attention.json", {"note": note, "rows": rows})
+    if continued := task.continued(model, records):
+        write_json(run.evaluation(split) / "samples.json", {"rows": continued})
     names: Any = getattr(task.recipe.task, "names", None)
     return analyse(run, split, None if corpus is None else _train_texts(run, task, corpus), names)
 
@@ -61,9 +63,10 @@ def chosen(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A few rows worth a look: the worst mistakes and some that are right, short ones first."""
     short = [r for r in records if 4 <= len(r["input"].split()) <= LONGEST]
     found = short if len(short) >= EXPLAINED else sorted(records, key=lambda r: len(r["input"]))[: 10 * EXPLAINED]
-    wrong = sorted((r for r in found if r["prediction"] != r["target"]), key=lambda r: -r["loss"])[: EXPLAINED // 2]
-    right = [r for r in found if r["prediction"] == r["target"]][: EXPLAINED - len(wrong)]
-    return [*wrong, *right]
+    right = [r for r in found if r["prediction"] == r["target"]]
+    wrong = sorted((r for r in found if r["prediction"] != r["target"]), key=lambda r: -r["loss"])
+    wrong = wrong[: max(EXPLAINED // 2, EXPLAINED - len(right))]
+    return [*wrong, *right[: EXPLAINED - len(wrong)]]
 
 
 def _train_texts(run: RunDir, task: Task, corpus: Corpus) -> Iterator[str] | None:

@@ -121,7 +121,7 @@ def _metric(inputs: Inputs) -> str | None:
     )
     selecting = inputs.recipe.get("loop", {}).get("early_stopping", {}).get("metric")
     order: Callable[[str], tuple[bool, bool]] = lambda key: (key != selecting, key not in ("accuracy", "bleu"))  # noqa: E731
-    return min(logged, key=order, default=None)
+    return min(logged, key=order, default="perplexity" if inputs.kind == "language_modeling" else None)
 
 
 def _loss_reading(inputs: Inputs, validated: bool) -> str:

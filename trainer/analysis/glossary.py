@@ -46,6 +46,31 @@ METRICS = {
         ),
         Metric("loss", "Loss", "Mean negative log probability of the true class, in nats.", better=LOWER),
     ),
+    "language_modeling": (
+        Metric(
+            "perplexity",
+            "Perplexity",
+            "Between how many equally likely tokens the model hesitates at each step; depends on the tokenizer.",
+            form="{:.2f}",
+            better=LOWER,
+        ),
+        Metric(
+            "bits_per_byte",
+            "Bits per byte",
+            "What a byte of the text costs if the model packs it: comparable between tokenizers.",
+            form="{:.3f}",
+            better=LOWER,
+        ),
+        Metric(
+            "word_perplexity",
+            "Perplexity per word",
+            "The same hesitation counted per word at white space: comparable between tokenizers.",
+            form="{:.1f}",
+            better=LOWER,
+        ),
+        Metric("accuracy", "Accuracy", "Share of tokens for which the likeliest one was right.", (0, 1), ""),
+        Metric("loss", "Loss", "Mean negative log probability of a token, in nats.", better=LOWER),
+    ),
     "translation": (
         Metric(
             "bleu",

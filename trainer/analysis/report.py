@@ -19,6 +19,7 @@ TITLES = {
     "calibration": "Calibration",
     "errors": "Errors worth reading",
     "samples": "Translations worth reading",
+    "texts": "Texts worth reading",
     "attention": "Attention",
     "speed": "Speed of the artifacts",
     "configuration": "Configuration and versions",
@@ -69,6 +70,8 @@ def _sections(inputs: Inputs, names: Sequence[str] | None) -> dict[str, Any]:
         "speed": speed_section(inputs),
         "configuration": _configuration(inputs),
     }
+    if inputs.kind == "language_modeling":
+        return {**found, "texts": sections.text_section(inputs)}
     if names is None:
         return {**found, "samples": sections.sample_section(inputs)}
     return {

@@ -16,11 +16,21 @@ from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
 from trainer.analysis.inputs import Inputs, finite
 from trainer.analysis.page import fixed, percent
 from trainer.analysis.samples import best_rows, judged_rows, length_outliers, mean_chrf, summarise
+from trainer.analysis.texts import extremes, judged_texts, loss_by_length, perplexity_of
 from trainer.rundir import read_json
 
 MOST_ERRORS, WORST, BEST, OUTLIERS = 20, 8, 6, 5
 FEW_ROWS = 20  # an error rate of fewer says little
 PREVIEW = 150  # characters of a text before it is opened
+HARDEST = 8  # texts of a language model that are shown, and as many of the easiest
+HARDEST_READING = (
+    "The hardest texts",
+    "Their tokens surprised the model most: other languages, lists, names, broken text.",
+)
+EASIEST_READING = (
+    "The easiest",
+    "Their tokens surprised it least: often phrases that the training knows by heart.",
+)
 SHARED_TEXTS = "shared_texts.json"
 WORST_READING = (
     "Worst by chrF",
@@ -166,6 +176,26 @@ def sample_section(inputs: Inputs) -> dict[str, Any]:
             if group
         ],
         "shared": _shared(inputs, mean_chrf(rows), "Mean chrF of the sentences", lambda chrf: fixed(chrf, 1)),
+    }
+
+
+def text_section(inputs: Inputs) -> dict[str, Any]:
+    """Continuations, the hardest and the easiest texts, and perplexity by length."""
+    rows, causal = judged_texts(inputs.records), inputs.recipe["task"].get("objective") == "causal"
+    hardest, easiest = extremes(rows, HARDEST)
+    groups = [(*HARDEST_READING, hardest), (*EASIEST_READING, easiest)]
+    by_length = loss_by_length(inputs.records)
+    return {
+        "continued": (read_json(inputs.folder / "samples.json") or {}).get("rows", []),
+        "groups": [
+            (title, text, [{**row, "preview": preview(row["text"])} for row in group])
+            for title, text, group in groups
+            if group
+        ],
+        "by_length": by_length,
+        "largest": max(line["perplexity"] for line in by_length),
+        "reading": "Long texts give a model more to go by, up to the length that it looks back." if causal else "",
+        "shared": _shared(inputs, perplexity_of(), "Perplexity", lambda value: fixed(value, 1)),
     }
 
 

@@ -13,6 +13,7 @@ from trainer.analysis.inputs import Inputs, label_names, read_inputs
 from trainer.analysis.report import render_report
 from trainer.analysis.samples import judged_rows, mean_chrf, write_samples
 from trainer.analysis.sections import SHARED_TEXTS
+from trainer.analysis.texts import perplexity_of, write_texts
 from trainer.rundir import RunDir, write_json
 
 
@@ -42,6 +43,8 @@ def analyse(
         files += write_confusion(inputs.records, names, inputs.folder)
         files += write_calibration(inputs.records, inputs.folder)
         files += write_errors(inputs.records, names, inputs.folder)
+    elif inputs.kind == "language_modeling":
+        files += write_texts(inputs.records, inputs.folder)
     else:
         files += write_samples(inputs.records, inputs.folder)
     if train_texts is not None:
@@ -54,6 +57,8 @@ def _write_shared(inputs: Inputs, train_texts: Iterable[str]) -> Path:
     path = inputs.folder / SHARED_TEXTS
     if inputs.kind == "classification":
         found = find_shared_texts(train_texts, inputs.records)
+    elif inputs.kind == "language_modeling":
+        found = find_shared_texts(train_texts, inputs.records, perplexity_of())
     else:
         found = find_shared_texts(train_texts, inputs.records, mean_chrf(judged_rows(inputs.records)))
     write_json(path, found)

@@ -64,7 +64,8 @@ def lede(inputs: Inputs, labels: Sequence[str] | None) -> str:
 def _goal(task: Mapping[str, Any], kind: str, labels: Sequence[str]) -> tuple[str, str]:
     """What is learned, and what a row is."""
     if kind == "language_modeling":
-        return "tell which tokens were masked", "texts"
+        causal = task.get("objective") == "causal"
+        return ("tell every next token of a text" if causal else "tell which tokens were masked"), "texts"
     if kind == "translation":
         languages = task.get("src_language", "one language"), task.get("trg_language", "another")
         return f"translate {languages[0]} to {languages[1]}", "sentence pairs"

@@ -219,6 +219,13 @@ class Task(ABC):
         """
         return []
 
+    def continued(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """How a language model goes on with a few of the predicted rows, beside how they do; none by default.
+
+        The model is on the CPU, in fp32 and in eval mode.
+        """
+        return []
+
     @abstractmethod
     def input_text(self, row: Texts) -> str:
         """What `predictions.jsonl` shows as the row's input."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.errors import UsageError
-from trainer.tasks.base import IGNORED, Assessed, Batch, Example, Record, Texts
+from trainer.tasks.base import IGNORED, SHOWN, Assessed, Batch, Example, Record, Texts, rounded
 from trainer.tasks.language_modeling import LanguageModeling
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+PROMPT, SAMPLES = 32, 6  # tokens of a beginning that is gone on with, and how many there are in a report
 ISOLATED = 1e-3  # difference of a logit that says that a document saw the one before it
 
 
@@ -197,6 +199,60 @@ class CausalLanguageModeling(LanguageModeling):
             )
         lengths = (batch["labels"] != IGNORED).sum(-1).tolist()
         return [ids[:length][-room:] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
+
+    def continued(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """The first half of a few texts (PROMPT tokens at most), how the model goes on greedily, and how the text
+        does."""
+        from trainer.evaluation.generation import continue_texts
+
+        settings = self.recipe.evaluation.generation
+        greedy = settings.model_copy(update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1})
+        most = min(PROMPT, self.recipe.data.max_length - settings.new_tokens)
+        chosen = records[:: max(1, len(records) // SAMPLES)] if most > 0 else []
+        texts = [(r, self.encode([{"text": r["input"]}])[0]["input_ids"]) for r in chosen]
+        cut = [(r, ids, min(most, len(ids) // 2)) for r, ids in texts if len(ids) >= 4][:SAMPLES]
+        found = continue_texts(model, [ids[:at] for _, ids, at in cut], greedy, self.end_id, self.pad_id)
+        return [
+            {
+                "id": r["id"], "prompt": self._text(ids[:at]), "continuation": self._text(new),
+                "reference": self._text(ids[at : at + settings.new_tokens]),
+            }
+            for (r, ids, at), (new, _) in zip(cut, found, strict=True)
+        ]  # fmt: skip
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Where each token looked back, and gradient × input of the likelihood of the whole text."""
+        import torch
+
+        from trainer.models.explain import gradient_x_input, recording
+        from trainer.models.pretrained import use_attention
+
+        use_attention(model, "rankzero")
+        rows = []
+        for record in records:
+            _, example = next(self._pieces(self.encode([{"text": record["input"]}])[0]))
+            batch = self.collate([example])
+            with recording() as seen, torch.no_grad():
+                self.logits(model, batch)
+            if not seen:
+                return []
+            embedding: Any = model
+            score = partial(lambda batch: -self.loss(model, batch), batch)
+            ids = example["input_ids"][1 : SHOWN + 1]  # the first one begins every text
+            relevance = gradient_x_input(embedding.get_input_embeddings(), score)[0, 1 : len(ids) + 1]
+            weights = torch.stack([w[0] for _, w in seen])[:, :, 1 : len(ids) + 1, 1 : len(ids) + 1]
+            words = [self._text([token]) or str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids]
+            rows.append(
+                {
+                    "id": record["id"], "title": record["input"], "prediction": "", "target": "", "tokens": words,
+                    "keys": words, "layers": weights.shape[0], "heads": weights.shape[1],
+                    "weights": rounded(weights), "relevance": rounded(relevance),
+                }
+            )  # fmt: skip
+        return rows
 
     def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
         """Per word and per byte of the cleaned text: what does not depend on the tokenizer (the end of a text is part
