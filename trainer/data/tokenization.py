@@ -4,7 +4,8 @@ BPE is the one for translation: words carry a leading "▁" as in SentencePiece,
 ("man." never becomes a token, numbers can be copied digit by digit), and `decode(encode(x))` gives back any cleaned
 text whose characters occur in training. WordPiece is BERT's, its decoding is only nearly exact. Byte-level BPE is
 GPT-2's and RoBERTa's and holds any text exactly; Unigram is T5's, ALBERT's and XLNet's (Kudo 2018).
-Training is deterministic: the same rows give a byte-identical tokenizer.json.
+Training is deterministic: the same rows give a byte-identical tokenizer.json (of Unigram the same pieces, whose
+probabilities differ in the fourth digit: the library sums in the order of a hash map).
 """
 
 from __future__ import annotations
