@@ -329,3 +329,13 @@ def test_predict_goes_on_with_texts(run: Path) -> None:
     )
     with pytest.raises(UsageError, match="backend onnx answers whole texts"):
         list(stream(run, texts, backend="onnx"))
+
+
+def test_plan_knows_causal_models(documents: Path, tmp_path: Path) -> None:
+    """On a device without numbers, where the library asks tensors for some; packed micro-batches are its largest."""
+    from launch.plan import Wishes, make_plan
+
+    plan = make_plan(written(tmp_path, recipe(documents)), (), Wishes(ranks=(1,), precisions=("fp32",)))
+    assert plan.configurations
+    assert plan.sketch.all_elements == sum(p.numel() for p in model_of(task_of(recipe())).parameters())
+    assert {name: shape[1] for shapes in plan.data.largest for name, shape in shapes.items()}["input_ids"] == LENGTH

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+_ASKED = ("__bool__", "__contains__")  # what tensors without numbers are asked
 _TO_HALF = frozenset({"linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "__matmul__", "conv1d", "einsum"})
 _TO_FULL = frozenset(
     {
@@ -35,7 +36,7 @@ class Answers(TorchFunctionMode):
     """Tensors without numbers: whether all tokens of a batch count, and the like, is answered with no."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "__bool__":
+        if getattr(func, "__name__", "") in _ASKED:
             return False
         return func(*args, **(kwargs or {}))
 
@@ -63,7 +64,7 @@ class GpuWays(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if name == "__bool__":
+        if name in _ASKED:
             return False
         if name == "scaled_dot_product_attention":
             return _efficient_attention(*self._cast(args, torch.bfloat16), **kwargs)
