@@ -147,7 +147,12 @@ def steps_with(
     inner = torch.optim.AdamW([{"params": objective.parameters(), "name": "decay", "base_lr": 0.1, "depth": 0}])
     optimizer = accelerator.prepare_optimizer(inner)
     optim = OptimConfig(clip_norm=1.0)
-    task = SimpleNamespace(recipe=SimpleNamespace(seed=1, optim=optim), filler=lambda: {"x": torch.zeros(1, 4)})
+
+    def whole(batch: Any, parts: int) -> list[Any]:
+        return [batch]
+
+    filler = {"x": torch.zeros(1, 4)}
+    task = SimpleNamespace(recipe=SimpleNamespace(seed=1, optim=optim), filler=lambda: filler, split=whole)
     stepper = Stepper(Runtime(accelerator, "single", StopFlag()), task, objective, optimizer, 1)  # type: ignore[arg-type]
     weights, finite = [], []
     for step in (1, 2, 3):
