@@ -293,6 +293,7 @@ def test_every_task_keeps_the_contract() -> None:
         "translation": {"model": {"kind": "transformer", "d_model": 16, "heads": 2, "feed_forward": 32}},
         "classification": {"task": {"labels": NAMES}},
         "language_modeling": {},
+        "text_to_text": {"model": {"kind": "pretrained", "architecture": "t5", "size": "tiny"}},
         "language_modeling causal": {
             "task": {"objective": "causal"},
             "model": {"kind": "pretrained", "architecture": "gpt2", "size": "tiny"},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -76,21 +78,55 @@ def test_bpe_gives_any_text_of_known_characters_back(bpe, text):
     assert bpe.decode(encode_batch(bpe, [text])[0], skip_special_tokens=True) == text
 
 
+@pytest.mark.parametrize(("kind", "size"), [("byte_bpe", 300), ("unigram", 60)])
+def test_special_tokens_of_the_others(kind, size):
+    """A row has one end, for T5; the first token stands for the text, for RoBERTa; a document begins with an end."""
+    tokenizer = trained(kind, vocab_size=size)
+    assert tokenizer.convert_ids_to_tokens(range(5)) == ["<pad>", "</s>", "<unk>", "<s>", "<mask>"]
+    bare = encode_batch(tokenizer, ["man."])[0]
+    assert tokenizer("man.").input_ids == [3, *bare, 1]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id) == (
+        1,
+        1,
+        3,
+        0,
+    )
+    assert 40 < len(tokenizer) <= size
+
+
+def test_bytes_hold_any_text():
+    tokenizer = trained("byte_bpe", vocab_size=300)
+    for text in ("naïve 😀 \u2028\x85\t<br />", " leading", "漢字", ""):
+        assert tokenizer.decode(encode_batch(tokenizer, [text])[0]) == text
+    with pytest.raises(ValueError, match="vocab_size=200 holds no more than 261: bytes and special tokens"):
+        TokenizerTraining(kind="byte_bpe", vocab_size=200)
+
+
+def test_unigram_takes_the_likeliest_pieces():
+    """Scores are log-frequencies of the pieces in the texts' own segmentation."""
+    tokenizer = trained("unigram", vocab_size=60)
+    scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
+    counts = Counter(token for text in TEXTS for token in tokenizer.tokenize(text))
+    common, rare = counts.most_common(1)[0][0], counts.most_common()[-1][0]
+    assert scores[common] > scores[rare]
+    assert sum(math.exp(score) for piece, score in scores.items() if piece in counts) == pytest.approx(1, abs=0.05)
+
+
 def test_the_same_rows_give_the_same_file_in_every_process(tmp_path):
     """WordPiece training as it comes (next test) gives other tokens in each process."""
     code = """
 import json, sys
 from trainer.data.tokenization import train_tokenizer
 from trainer.sections import TokenizerTraining
-for kind in ("bpe", "wordpiece"):
-    config = TokenizerTraining(kind=kind, vocab_size=150, limit_alphabet=25)
+for kind, size in (("bpe", 150), ("wordpiece", 150), ("unigram", 60), ("byte_bpe", 300)):
+    config = TokenizerTraining(kind=kind, vocab_size=size, limit_alphabet=25)
     train_tokenizer(json.load(open("texts.json")), config, 32).save_pretrained(kind)
 """
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
-    for kind in ("bpe", "wordpiece"):
-        trained(kind, vocab_size=150, limit_alphabet=25).save_pretrained(tmp_path / "here" / kind)
+    for kind, size in (("bpe", 150), ("wordpiece", 150), ("unigram", 60), ("byte_bpe", 300)):
+        trained(kind, vocab_size=size, limit_alphabet=25).save_pretrained(tmp_path / "here" / kind)
         names = sorted(path.name for path in (tmp_path / kind).iterdir())
         assert names == sorted(path.name for path in (tmp_path / "here" / kind).iterdir())
         for name in names:
@@ -198,7 +234,7 @@ PIECES = st.sampled_from(
 )
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "lower bpe", "lower wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "lower bpe", "lower wordpiece", "lower unigram"])
 def test_the_fast_path_gives_the_tokenizer_s_own_ids(kind):
     tokenizer = trained(kind.split()[-1], lowercase="lower" in kind)
     assert splits_at_spaces(tokenizer.backend_tokenizer)

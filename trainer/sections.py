@@ -66,6 +66,12 @@ class TokenizerTraining(Section):
     lowercase: bool = False
     sample_rows: Positive = Field(1_000_000, description="rows streamed for training, at most")
 
+    @model_validator(mode="after")
+    def _holds_bytes(self) -> TokenizerTraining:
+        if self.kind == "byte_bpe" and self.vocab_size <= 261:
+            raise ValueError(f"vocab_size={self.vocab_size} holds no more than 261: bytes and special tokens; raise it")
+        return self
+
 
 class TokenizerConfig(Section):
     """Either `train:` or `pretrained:`; neither for the tokenizer of the model that the run begins with."""

@@ -18,7 +18,12 @@ from trainer.rundir import RunDir, read_json, write_atomically
 
 SPLITS = ("test", "validation")
 ARTIFACTS = ("onnx", "int8", "bf16")
-PIPELINES = {"classification": "text-classification", "translation": "translation", "language_modeling": "fill-mask"}
+PIPELINES = {
+    "classification": "text-classification",
+    "translation": "translation",
+    "text_to_text": "text2text-generation",
+    "language_modeling": "fill-mask",
+}
 GOALS = {"accuracy": "accuracy", "bleu": "BLEU"}  # checks of a gate that compare scores
 MEGA = 1e6
 FEW = 1000

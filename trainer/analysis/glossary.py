@@ -109,6 +109,13 @@ METRICS = {
         ),
     ),
 }
+_ROUGE = "Mean F1 of the rows, without stemming."
+METRICS["text_to_text"] = (
+    *METRICS["translation"],
+    Metric("rouge1", "ROUGE-1", f"Words shared with the reference. {_ROUGE}", (0, 1)),
+    Metric("rouge2", "ROUGE-2", f"Pairs of words shared with the reference. {_ROUGE}", (0, 1)),
+    Metric("rougeL", "ROUGE-L", f"Longest common subsequence of words. {_ROUGE}", (0, 1)),
+)
 
 
 def cards(scores: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:

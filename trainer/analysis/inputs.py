@@ -16,7 +16,7 @@ from trainer.errors import DataError, UsageError
 from trainer.evaluation.predictions import Record, is_utf8, json_line, read_predictions
 from trainer.rundir import RunDir, read_json, write_atomically
 
-KINDS = ("classification", "translation", "language_modeling")
+KINDS = ("classification", "translation", "text_to_text", "language_modeling")
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,10 @@ def _goal(task: Mapping[str, Any], kind: str, labels: Sequence[str]) -> tuple[st
     if kind == "language_modeling":
         causal = task.get("objective") == "causal"
         return ("tell every next token of a text" if causal else "tell which tokens were masked"), "texts"
+    if kind == "text_to_text":
+        return "write one text after another" + (
+            f" (“{task['prefix'].strip()}”)" if task.get("prefix") else ""
+        ), "pairs"
     if kind == "translation":
         languages = task.get("src_language", "one language"), task.get("trg_language", "another")
         return f"translate {languages[0]} to {languages[1]}", "sentence pairs"

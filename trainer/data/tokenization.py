@@ -4,13 +4,13 @@ BPE is the one for translation: words carry a leading "▁" as in SentencePiece,
 ("man." never becomes a token, numbers can be copied digit by digit), and `decode(encode(x))` gives back any cleaned
 text whose characters occur in training. WordPiece is BERT's, its decoding is only nearly exact. Byte-level BPE is
 GPT-2's and RoBERTa's and holds any text exactly; Unigram is T5's, ALBERT's and XLNet's (Kudo 2018).
-Training is deterministic: the same rows give a byte-identical tokenizer.json (of Unigram the same pieces, whose
-probabilities differ in the fourth digit: the library sums in the order of a hash map).
+Training is deterministic: the same rows give a byte-identical tokenizer.json.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+UNIGRAM_ROUNDS = 4
 # RoBERTa's and T5's. A document of a language model begins with the end of the one before it, as GPT-2's.
 _ANGULAR = {
     "pad_token": "<pad>",
@@ -118,6 +119,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length:
         raise DataError("tokenizer.train: there is no text to train on")
     if config.kind == "wordpiece":
         _train_wordpiece(tokenizer, texts, config, alphabet)
+    elif config.kind == "unigram":
+        _train_unigram(tokenizer, texts, config, alphabet)
     else:
         tokenizer.train_from_iterator(texts, _trainer(config, alphabet, _specials(config)))
     return _wrapped(tokenizer, config, max_length)
@@ -295,6 +298,34 @@ def _train_wordpiece(
     scratch.train_from_iterator(texts, _trainer(config, alphabet, _specials(config) + continuations))
     vocab = json.loads(scratch.to_str())["model"]["vocab"]
     tokenizer.model = models.WordPiece(vocab=vocab, unk_token=SPECIAL_TOKENS["wordpiece"]["unk_token"])
+
+
+def _train_unigram(tokenizer: Tokenizer, texts: Iterable[str], config: TokenizerTraining, alphabet: list[str]) -> None:
+    """Unigram with the library's pieces, in a fixed order and with probabilities of our own.
+
+    The trainer sums in the order of a hash map, anew in each process: the pieces that it keeps are the same, their
+    order and the fourth digit of their scores are not. Here a piece's score is its log-frequency in the likeliest
+    segmentation of the texts, found in a few rounds that begin with all pieces alike (Kudo 2018, hard assignments).
+    """
+    from tokenizers import Tokenizer, models
+
+    scratch = Tokenizer.from_str(tokenizer.to_str())
+    scratch.train_from_iterator(texts, _trainer(config, alphabet, _specials(config)))
+    specials = _specials(config)
+    pieces = sorted({piece for piece, _ in json.loads(scratch.to_str())["model"]["vocab"]} - set(specials))
+    unknown = specials.index(SPECIAL_TOKENS["unigram"]["unk_token"])
+    scores = [-10.0] * len(pieces)
+    for _ in range(UNIGRAM_ROUNDS):
+        vocab = [*((special, 0.0) for special in specials), *zip(pieces, scores, strict=True)]
+        tokenizer.model = models.Unigram(vocab, unk_id=unknown)
+        counts: Counter[int] = Counter()
+        for text in texts:
+            counts.update(tokenizer.encode(text, add_special_tokens=False).ids)
+        total = sum(counts.values())
+        # a piece that is not taken stays possible: as likely as one seen in every second corpus
+        scores = [math.log(max(counts[len(specials) + i], 0.5) / total) for i in range(len(pieces))]
+    vocab = [*((special, 0.0) for special in specials), *zip(pieces, scores, strict=True)]
+    tokenizer.model = models.Unigram(vocab, unk_id=unknown)
 
 
 def _wrapped(tokenizer: Tokenizer, config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:

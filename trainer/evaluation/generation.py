@@ -1,4 +1,5 @@
-"""How a causal language model goes on with a text: greedy, by beams or by sampling, whole or streamed.
+"""How a causal language model goes on with a text: greedy, by beams or by sampling, whole or streamed; and how a
+sequence-to-sequence model answers one.
 
 The search is that of the transformers library (`generate`). Sampled texts are drawn one by one, each from its own
 generator: a text does not depend on its neighbours in a batch.
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,6 +61,52 @@ def stream_text(
     thread.join()
     if failed:
         raise failed[0]
+
+
+@torch.no_grad()
+def write_targets(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    limit: int,
+    beam_size: int,
+    length_penalty: float,
+    end_id: int,
+    pad_id: int,
+) -> list[Continued]:
+    """What a sequence-to-sequence model answers to each source, and its score: a sum of log-probabilities over the
+    length to the power of `length_penalty`.
+
+    Args:
+        model: of the transformers library, in eval mode.
+        input_ids, attention_mask: (B, S) int64, 1 = token.
+        limit: tokens of an answer at most, its end included.
+        beam_size, length_penalty: of the search; one beam is greedy search.
+        end_id, pad_id: of the tokenizer.
+    """
+    from transformers import GenerationConfig as Search
+
+    made: Any = model
+    start = made.config.decoder_start_token_id
+    search = Search(
+        max_new_tokens=limit,
+        num_beams=beam_size,
+        **({"length_penalty": length_penalty} if beam_size > 1 else {}),
+        decoder_start_token_id=pad_id if start is None else start,
+        eos_token_id=end_id,
+        pad_token_id=pad_id,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    found = made.generate(input_ids, attention_mask=attention_mask, generation_config=search)
+    texts = [_until(row, end_id) for row in found.sequences[:, 1:].tolist()]
+    if beam_size > 1:
+        return list(zip(texts, found.sequences_scores.tolist(), strict=True))
+    taken = made.compute_transition_scores(found.sequences, found.scores, normalize_logits=True).tolist()
+    counts = [min(len(text) + 1, limit) for text in texts]
+    scores = [sum(row[:n]) / n**length_penalty for row, n in zip(taken, counts, strict=True)]
+    return list(zip(texts, scores, strict=True))
 
 
 @torch.no_grad()

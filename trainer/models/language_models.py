@@ -49,3 +49,17 @@ def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
 
     settings: Any = recipe.model
     return begin_from(load_model(AutoModelForCausalLM, recipe, tokenizer, trained), settings.init_from, trained)
+
+
+def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
+    """A sequence-to-sequence model: any AutoModelForSeq2SeqLM.
+
+    Raises:
+        UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    from trainer.models.pretrained import load_model
+
+    settings: Any = recipe.model
+    return begin_from(load_model(AutoModelForSeq2SeqLM, recipe, tokenizer, trained), settings.init_from, trained)

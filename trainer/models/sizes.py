@@ -71,7 +71,13 @@ def random_config(
         )
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in TOKENS}
     wanted |= {name: token for name, token in ids.items() if name in keys and token is not None}
-    if "decoder_start_token_id" in keys:
+    of_decoders = {
+        "decoder_start_token_id": ids["pad_token_id"],
+        "forced_eos_token_id": ids["eos_token_id"],
+        "decoder_vocab_size": len(tokenizer),
+    }
+    wanted |= {name: value for name, value in of_decoders.items() if name in keys}
+    if known.is_encoder_decoder:  # T5 takes it without having it among its keys
         wanted["decoder_start_token_id"] = ids["pad_token_id"]
     own = {known.attribute_map.get(key, key): value for key, value in wanted.items()}
     own |= {known.attribute_map.get(key, key): value for key, value in settings.config.items()}

@@ -1,0 +1,35 @@
+"""ROUGE (Lin 2004): n-grams and longest common subsequences shared with the reference, by the `rouge_score` package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from trainer.evaluation.metrics import bootstrap_interval
+from trainer.evaluation.predictions import in_corpus_order
+
+KINDS = ("rouge1", "rouge2", "rougeL")
+
+
+def score_rouge(records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+    """rouge1, rouge2 and rougeL: mean F1 of the rows, 0 to 1, without stemming, each with its interval.
+
+    Args:
+        records: with `id`, `target` and `prediction`.
+        resamples: behind each interval; 0 = none.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, ordered = RougeScorer(list(KINDS)), in_corpus_order(records)
+    rows = [scorer.score(record["target"], record["prediction"]) for record in ordered]
+
+    def mean(sums: Sequence[float]) -> float:
+        return sums[0] / sums[1]
+
+    scores: dict[str, Any] = {}
+    for kind in KINDS:
+        table = [(row[kind].fmeasure, 1.0) for row in rows]
+        scores[kind] = sum(value for value, _ in table) / len(table)
+        if resamples:
+            scores[f"{kind}_ci95"] = bootstrap_interval(table, mean, resamples)
+    return scores
