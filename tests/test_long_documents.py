@@ -17,7 +17,7 @@ from trainer.engine.corpus import Corpus
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
-from trainer.loading import Recipe
+from trainer.loading import Recipe, load_recipe
 from trainer.models.classifiers import freeze_embeddings
 from trainer.models.families import Padding
 from trainer.tasks.base import make_task
@@ -270,6 +270,25 @@ def test_a_bert_becomes_causal_by_itself(tmp_path: Path) -> None:
     """Without `is_decoder` every token would see the one that it is asked for, and the loss would fall to nothing."""
     task = task_of(recipe_of(tmp_path, "bert", {**CAUSAL, "packing": False}))
     assert task.build_model().config.is_decoder
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("imdb-longformer", (32, 1024)), ("imdb-bigbird", (160, 1024)), ("imdb-reformer", (1024, 1024))],
+)
+def test_the_recipes_have_a_tiny_variant(name: str, widths: tuple[int, int]) -> None:
+    """As `rankzero train imdb-longformer model.size=tiny`: random weights, the architecture's tokenizer, both ends."""
+    made: Any = load_recipe(name, ["model.size=tiny", "data.root=x"])
+    assert made.tokenizer_name is None
+    assert made.tokenizer_training is not None
+    settings = made.tokenizer_training.model_copy(update={"vocab_size": 300})
+    task: Any = make_task(made, train_tokenizer([" ".join(GOOD + BAD + OTHER)], settings, 1024))
+    model = task.build_model()
+    for text, width in zip(("a", "a film " * 900), widths, strict=True):
+        batch = task.collate(task.encode([{"text": text, "label": "1"}]))
+        assert batch["input_ids"].shape == (1, width)
+        Objective(task, model).train()(**batch).backward()
+        assert torch.isfinite(task.assess(model.eval(), batch, predict=True).losses).all()
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
