@@ -8,6 +8,7 @@ what a step computes would depend on the lengths that came before it. Here the w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,13 +46,19 @@ class Padding:
         """Of a micro-batch whose longest row has `length` tokens."""
         return math.ceil(max(length, self.narrowest) / self.multiple) * self.multiple
 
+    def rows(self, sequences: Sequence[Sequence[int]], value: int) -> list[list[int]]:
+        """The sequences of a micro-batch, all of its width."""
+        width = self.width(max(map(len, sequences)))
+        fill = [[value] * (width - len(s)) for s in sequences]
+        return [[*f, *s] if self.left else [*s, *f] for s, f in zip(sequences, fill, strict=True)]
+
     def also(self, multiple: int) -> Padding:
         """The same with widths that are multiples of `multiple`, too."""
         both = math.lcm(self.multiple, multiple)
         return replace(self, multiple=both, narrowest=math.ceil(self.narrowest / both) * both)
 
 
-def padding_of(config: Any) -> Padding:
+def padding_of(config: Any, *, training: bool = True) -> Padding:
     """What the family of a configuration wants; `config` is None for our own models."""
     kind = getattr(config, "model_type", None)
     if kind == "xlnet":
@@ -64,7 +71,7 @@ def padding_of(config: Any) -> Padding:
         return Padding(config.block_size, (6 + 2 * config.num_random_blocks) * config.block_size)
     if kind == "reformer":
         # axial positions are trained at one width only: rows and columns of all of them
-        return Padding(math.prod(config.axial_pos_shape) if config.axial_pos_embds else _chunks(config))
+        return Padding(math.prod(config.axial_pos_shape) if config.axial_pos_embds and training else _chunks(config))
     return Padding()
 
 

@@ -180,16 +180,42 @@ def check_fits(model: nn.Module, name: str, tokens: int, recipe: Recipe) -> None
             f"the tokenizer has {tokens:,} tokens but the embedding of {name!r} has {rows:,} rows: ids would lie "
             "outside it; leave `tokenizer` out of the recipe, so that the model's own is used"
         )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions > 0:
-        # these count positions from the padding id on
-        limit = positions - (config.pad_token_id + 1 if config.model_type in OFFSET_TYPES else 0)
-        if max_length > limit:
-            raise UsageError(
-                f"data.max_length={max_length} is more than the {limit} positions of {name!r}: "
-                f"set data.max_length to {limit} or less, or choose a model for longer texts"
-            )
+    if (limit := position_limit(config)) is not None and max_length > limit:
+        raise UsageError(
+            f"data.max_length={max_length} is more than the {limit} positions of {name!r}: "
+            f"set data.max_length to {limit} or less, or choose a model for longer texts"
+        )
     _check_width(config, name, recipe)
+
+
+def position_limit(config: Any) -> int | None:
+    """Tokens that a model has positions for; None where there is no end to them."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
+        return None
+    # these count positions from the padding id on
+    return int(positions) - (config.pad_token_id + 1 if config.model_type in OFFSET_TYPES else 0)
+
+
+def load_bare(name: str) -> nn.Module:
+    """A model of the transformers library without a head, fp32, in eval mode; of an encoder-decoder the encoder.
+
+    Raises:
+        UsageError: there is none of that name, or it cannot be reached.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    place, revision = locate(name)
+    try:
+        model = AutoModel.from_pretrained(place, revision=revision, trust_remote_code=False, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"model {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
+    mend(model)
+    return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 
 
 def _check_width(config: Any, name: str, recipe: Recipe) -> None:

@@ -135,10 +135,7 @@ class Task(ABC):
         """(B, W) int64, W the width for the longest of them, a multiple of `data.pad_multiple`."""
         import torch
 
-        width = self.padding.width(max(map(len, sequences)))
-        fill = [[value] * (width - len(s)) for s in sequences]
-        rows = [[*f, *s] if self.padding.left else [*s, *f] for s, f in zip(sequences, fill, strict=True)]
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(self.padding.rows(sequences, value), dtype=torch.int64)
 
     def pad_inputs(self, examples: Sequence[Example]) -> Batch:
         """input_ids and attention_mask (1 = token), both (B, W), of examples of one sequence."""
