@@ -86,6 +86,8 @@ def load_model(
             )
     except (OSError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "Unrecognized configuration class" in reason:
+            reason = f"the library has no {auto.__name__} of this architecture; choose another one, or another task"
         key, hint = ("name", f". Give {FORMS}") if settings.weights else ("architecture", "")
         raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
     check_fits(model, settings.title, len(tokenizer), recipe)
