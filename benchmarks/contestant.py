@@ -79,6 +79,14 @@ class Meter:
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
 
+def serve_blocks(block: Callable[[int], Mapping[str, Any]]) -> None:
+    """Answers each request, a number, with what `block` measures for it, until stdin ends."""
+    answer = _claim_stdout()
+    answer({"ready": True})
+    for line in sys.stdin:
+        answer(block(int(line)))
+
+
 def serve_passes(one_pass: Callable[[int], Iterable[tuple[int, int, int]]]) -> None:
     """Answers requests for passes over a corpus until stdin ends.
 

@@ -123,7 +123,7 @@ def make_ground(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> G
     values["data"] |= {
         "root": str(folder / "corpus"), "train": "part-*.jsonl", "validation": None, "test": None,
         "columns": {}, "cleaning": [], "lanes": lanes, "rows_per_batch": size, "max_length": width,
-        "tokens_per_batch": size * data.padded(width), "workers": 0,
+        "tokens_per_batch": None, "workers": 0,
     }  # fmt: skip
     values["loop"] |= {
         "epochs": None, "max_steps": WHOLE, "eval_every": 10**6, "save_every": HALF, "log_every": 1, "keep": 10,

@@ -15,13 +15,13 @@ ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false"}
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-__all__ = ["Recipe", "evaluate", "predict", "train"]
+__all__ = ["Recipe", "embed", "evaluate", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is asked for: `rankzero --help` must not wait for pydantic models or torch."""
     if name in __all__:
-        from trainer import compose
+        from trainer import compose, embedding
 
-        return getattr(compose, name)
+        return getattr(embedding if name == "embed" else compose, name)
     raise AttributeError(f"module 'trainer' has no attribute {name!r}")

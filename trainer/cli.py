@@ -10,13 +10,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
+from trainer.embedding import embed_command
+from trainer.errors import CheckpointError, RankzeroError, UsageError
+from trainer.lines import stdin_lines
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -198,6 +200,9 @@ def predict(
         sys.stdout.flush()
 
 
+app.command("embed")(embed_command)
+
+
 @app.command("recipes")
 def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
@@ -217,19 +222,6 @@ def checked_split(split: str) -> str:
     if split not in ("validation", "test"):
         raise UsageError(f"--split {split}: allowed are validation and test")
     return split
-
-
-def stdin_lines() -> Iterator[str]:
-    """A line ends at a line feed only: texts may contain U+0085 and other characters that Python takes for line ends.
-
-    Raises:
-        DataError: a line is not UTF-8.
-    """
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"stdin line {number} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def show_samples(run: Path, most: int = 5) -> None:

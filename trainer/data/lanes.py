@@ -58,6 +58,7 @@ class LanePlan:
     rows: int | None  # rows of a micro-batch, at most
     multiple: int = 1  # lengths are padded to a multiple of this
     shuffled: bool = True
+    narrowest: int = 1  # the least width, a multiple of `multiple`
 
     def edge_after(self, start: int, epoch: int) -> int:
         """End of the block that begins at row `start` of a lane; boundaries move every epoch."""
@@ -65,7 +66,7 @@ class LanePlan:
         return (start + shift) // self.block_rows * self.block_rows + self.block_rows - shift
 
     def width(self, length: int) -> int:
-        return -(-length // self.multiple) * self.multiple
+        return max(self.narrowest, -(-length // self.multiple) * self.multiple)
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,16 @@ class Corpus:
 
     def lanes(self) -> LaneServer:
         """The training rows as lanes."""
-        data = self.recipe.data
+        data, padding = self.recipe.data, self.task.padding
         plan = LanePlan(
             self.recipe.seed,
             data.lanes,
             data.block_rows,
             data.tokens_per_batch,
             data.rows_per_batch,
-            data.pad_multiple,
+            padding.multiple,
             data.order == "shuffled",
+            padding.narrowest,
         )
         whole_shards = deals_whole_shards(self.train, plan)
         return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack)
@@ -61,7 +62,7 @@ class Corpus:
         Raises:
             DataError: the recipe has no such split, or a row is bad.
         """
-        limit, padded = self.recipe.evaluation.tokens_per_batch, self.recipe.data.padded
+        limit, padded = self.recipe.evaluation.tokens_per_batch, self.task.padding.width
         for window in self._windows(split):
             examples = self.task.encode([texts for _, texts in window])
             order = sorted(range(len(window)), key=lambda i: (self.task.length(examples[i]), i))

@@ -125,8 +125,9 @@ class Finished:
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         batch: list[int] = []
+        limit, width = self.recipe.evaluation.tokens_per_batch, self.task.padding.width
         for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-            if batch and lengths[i] * (len(batch) + 1) > self.recipe.evaluation.tokens_per_batch:
+            if batch and width(lengths[i]) * (len(batch) + 1) > limit:
                 yield batch
                 batch = []
             batch.append(i)

@@ -107,14 +107,20 @@ def write_targets(
     )
     written = found.sequences[:, 1:]
     texts = [_until(row, end_id) for row in written.tolist()]
-    if beam_size > 1:
-        return list(zip(texts, found.sequences_scores.tolist(), strict=True))
+    scores = found.sequences_scores if beam_size > 1 else _greedy_scores(written, found.logits, texts, length_penalty)
+    return list(zip(texts, scores.tolist(), strict=True))
+
+
+def _greedy_scores(
+    written: Tensor, logits: Sequence[Tensor], texts: Sequence[Sequence[int]], length_penalty: float
+) -> Tensor:
+    """(B,) of written (B, T), from logits (B, V) of each step; a text counts with its end, what follows does not."""
     totals = torch.zeros(len(texts), device=written.device)
     lengths = torch.tensor([len(text) + 1 for text in texts], device=written.device)
-    for step, logits in enumerate(found.logits):
-        log_p = logits.float().log_softmax(-1).gather(1, written[:, step, None])[:, 0]
+    for step, said in enumerate(logits):
+        log_p = said.float().log_softmax(-1).gather(1, written[:, step, None])[:, 0]
         totals += torch.where(step < lengths, log_p, 0.0)
-    return list(zip(texts, (totals / lengths**length_penalty).tolist(), strict=True))
+    return totals / lengths**length_penalty
 
 
 class _Bound:

@@ -76,7 +76,9 @@ def weights(run: Path, name: str) -> Answer:
         data = recipe.data.model_copy(update={"pad_multiple": recipe.data.max_length} if padded else {})
         evaluation = recipe.evaluation.model_copy(update={"beam_size": beam})
         changed = recipe.model_copy(update={"data": data, "evaluation": evaluation})
-        return make_task(changed, finished.task.tokenizer)
+        made = make_task(changed, finished.task.tokenizer)
+        made.padding = finished.task.padding.also(data.pad_multiple)
+        return made
 
     @torch.no_grad()
     def answer(texts: Sequence[str], job: dict[str, Any]) -> Any:

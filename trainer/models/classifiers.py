@@ -17,6 +17,7 @@ from trainer.errors import UsageError
 from trainer.models.attention import MASKED
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
+from trainer.models.families import hidden_width, padding_of
 from trainer.tensors import TensorFile, exists
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 HEAD_STD = 0.02  # of a new head's weights, as BERT's
 
 
-def pool(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """hidden (B, T, M), attention_mask (B, T) -> (B, M): the first token, or mean or maximum of the tokens."""
+def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, cls: int = 0) -> Tensor:
+    """hidden (B, T, M), attention_mask (B, T) -> (B, M): the token at `cls`, or mean or maximum of the tokens."""
     if pooling == "cls":
-        return hidden[:, 0]
+        return hidden[:, cls]
     mask = attention_mask[..., None]
     if pooling == "max":
         return torch.where(mask > 0, hidden, MASKED).amax(1)
@@ -44,6 +45,7 @@ class PooledClassifier(nn.Module):
     def __init__(self, trunk: nn.Module, width: int, names: list[str], pooling: str, p: float) -> None:
         super().__init__()
         self.trunk, self.pooling, self.names = trunk, pooling, names
+        self.cls = -1 if padding_of(getattr(trunk, "config", None)).left else 0  # where the one stands for the text
         self.dropout = Dropout(p)
         self.head = nn.Linear(width, len(names))
         nn.init.normal_(self.head.weight, std=HEAD_STD)
@@ -57,7 +59,7 @@ class PooledClassifier(nn.Module):
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         found = self.trunk(input_ids=input_ids, attention_mask=attention_mask, **types)
         hidden = found if isinstance(found, Tensor) else found.last_hidden_state
-        return self.head(self.dropout(pool(hidden, attention_mask, self.pooling)))
+        return self.head(self.dropout(pool(hidden, attention_mask, self.pooling, self.cls)))
 
 
 def build_classifier(
@@ -109,7 +111,7 @@ def _pretrained(
         trunk.pooler = None  # type: ignore[assignment]  # BERT's would be parameters without a gradient
     facts: Any = trunk.config
     p = getattr(facts, "hidden_dropout_prob", None) if settings.dropout is None else settings.dropout
-    return PooledClassifier(trunk, facts.hidden_size, names, settings.pooling, 0.1 if p is None else p)
+    return PooledClassifier(trunk, hidden_width(facts), names, settings.pooling, 0.1 if p is None else p)
 
 
 # -- trunk and head ----------------------------------------------------------------------------------------------------

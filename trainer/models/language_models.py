@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
+
+SEEN = 1e-3  # difference of a logit that says that a token saw one behind it
 
 
 def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
@@ -42,14 +46,39 @@ def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     """A causal language model: any AutoModelForCausalLM.
 
     Raises:
-        UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
+        UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it is not causal.
     """
     from transformers import AutoModelForCausalLM
 
     from trainer.models.pretrained import load_model
 
     settings: Any = recipe.model
-    return begin_from(load_model(AutoModelForCausalLM, recipe, tokenizer, trained), settings.init_from, trained)
+    model = load_model(AutoModelForCausalLM, recipe, tokenizer, trained, causal=True)
+    if trained is None:
+        _check_causal(model)
+    return begin_from(model, settings.init_from, trained)
+
+
+@torch.no_grad()
+def _check_causal(model: nn.Module) -> None:
+    """Whether a token is blind to those behind it: a model that sees them learns to copy, and its loss looks perfect.
+
+    Raises:
+        UsageError: it sees them, or takes no positions.
+    """
+    name, was_training, logits = type(model).__name__, model.training, []
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise UsageError(f"objective causal: {name} takes no position_ids; choose another architecture, such as gpt2")
+    model.eval()
+    for last in (2, 3):  # ids that every vocabulary has
+        ids = torch.tensor([[1, 2, 3, 4, last]])
+        logits.append(model(input_ids=ids, position_ids=torch.arange(5)[None], use_cache=False).logits[0, :4])
+    model.train(was_training)
+    if (difference := float((logits[0] - logits[1]).abs().max())) > SEEN:
+        raise UsageError(
+            f"objective causal: {name} sees the tokens that it is asked for (a logit differs by {difference:.2g} with "
+            "the one behind it); choose an architecture that can be a decoder, such as gpt2, or objective mlm"
+        )
 
 
 def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:

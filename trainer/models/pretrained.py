@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from trainer.locations import FORMS, locate
 from trainer.models.attention import eager_attention
 from trainer.models.dropout import Dropout
 from trainer.models.dropout import dropout as byte_dropout
+from trainer.models.families import dropout_keys, padding_of, settle
+from trainer.models.mending import mend
 from trainer.models.sizes import random_config
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 FAST = "rankzero_eager"  # its name in transformers' registry of attention functions
+log = logging.getLogger("rankzero")
 OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "data2vec-text")
 
 
@@ -38,6 +42,8 @@ def load_model(
     tokenizer: PreTrainedTokenizerFast,
     trained: Path | None = None,
     part: str | None = None,
+    *,
+    causal: bool = False,
     **config: Any,
 ) -> nn.Module:
     """A model of the transformers library, fp32, in training mode, that fits the recipe's tokenizer and lengths.
@@ -48,6 +54,7 @@ def load_model(
         tokenizer: that of the run.
         trained: folder model/ of a finished run: its architecture without weights, which the caller loads.
         part: of the run's config.json, where the model is one module of the run's.
+        causal: no token looks at those behind it; of architectures that can do both.
         config: changes to the model's configuration, such as `num_labels`.
 
     Raises:
@@ -55,33 +62,59 @@ def load_model(
             lengths do not fit it.
     """
     from transformers import AutoConfig
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
     settings: Any = recipe.model
     longest = recipe.data.padded(recipe.data.max_length)
-    logging.set_verbosity_error()  # "newly initialized: classifier" is what is wanted here
-    logging.disable_progress_bar()
+    theirs.set_verbosity_error()  # "newly initialized: classifier" is what is wanted here
+    theirs.disable_progress_bar()
     try:
         if trained is not None:
             found = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-            model = auto.from_config(AutoConfig.for_model(**(found[part] if part else found)))  # type: ignore[attr-defined]
+            facts = AutoConfig.for_model(**(found[part] if part else found))
+            model = auto.from_config(_as_asked(facts, settings, causal))  # type: ignore[attr-defined]
         elif settings.random:
-            model = auto.from_config(random_config(settings, tokenizer, longest, **config))  # type: ignore[attr-defined]
+            facts = random_config(settings, tokenizer, longest, **config)
+            model = auto.from_config(_as_asked(facts, settings, causal))  # type: ignore[attr-defined]
         else:
             place, revision = locate(settings.name)
             facts = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
             facts.update({**config, **settings.config})
+            settle(_as_asked(facts, settings, causal), longest, settings.config, own_positions=False)
             model = auto.from_pretrained(  # type: ignore[attr-defined]
                 place, revision=revision, config=facts, trust_remote_code=False, dtype=torch.float32
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
+        if "Unrecognized configuration class" in reason:
+            reason = f"the library has no {auto.__name__} of this architecture; choose another one, or another task"
         key, hint = ("name", f". Give {FORMS}") if settings.weights else ("architecture", "")
         raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
-    check_fits(model, settings.title, len(tokenizer), recipe.data.max_length)
+    check_fits(model, settings.title, len(tokenizer), recipe)
     use_attention(model, settings.attention)
     replace_dropout(model, settings.dropout)
+    mend(model)
     return model.train()
+
+
+def _as_asked(config: Any, settings: Any, causal: bool) -> Any:
+    """The configuration with the recipe's dropout everywhere, also where it is no module, and causal if it is to be.
+
+    Raises:
+        UsageError: its attention cannot be causal.
+    """
+    if settings.dropout is not None:
+        config.update(dict.fromkeys(dropout_keys(config), settings.dropout))
+    if causal and hasattr(config, "is_decoder"):
+        config.is_decoder = True
+        if settings.config.get("attention_type") == "block_sparse":
+            raise UsageError(
+                "model.config.attention_type=block_sparse: BigBird looks both ways in it, so that it cannot be "
+                "trained with objective causal; set it to original_full, or take objective mlm"
+            )
+        if config.model_type == "big_bird":
+            config.attention_type = "original_full"
+    return config
 
 
 def use_attention(model: nn.Module, kind: str) -> None:
@@ -135,25 +168,76 @@ def replace_dropout(model: nn.Module, p: float | None = None) -> None:
                 setattr(parent, name, Dropout(child.p if p is None else p))
 
 
-def check_fits(model: nn.Module, name: str, tokens: int, max_length: int) -> None:
-    """Whether ids and positions of the recipe fit the model's embeddings.
+def check_fits(model: nn.Module, name: str, tokens: int, recipe: Recipe) -> None:
+    """Whether ids and positions of the recipe fit the model's embeddings, and its micro-batches the model's widths.
 
     Raises:
         UsageError: with both numbers.
     """
     config: Any = model.config
+    max_length = recipe.data.max_length
     rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if tokens > rows:
         raise UsageError(
             f"the tokenizer has {tokens:,} tokens but the embedding of {name!r} has {rows:,} rows: ids would lie "
             "outside it; leave `tokenizer` out of the recipe, so that the model's own is used"
         )
+    if (limit := position_limit(config)) is not None and max_length > limit:
+        raise UsageError(
+            f"data.max_length={max_length} is more than the {limit} positions of {name!r}: "
+            f"set data.max_length to {limit} or less, or choose a model for longer texts"
+        )
+    _check_width(config, name, recipe)
+
+
+def position_limit(config: Any) -> int | None:
+    """Tokens that a model has positions for; None where there is no end to them."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions > 0:
-        # these count positions from the padding id on
-        limit = positions - (config.pad_token_id + 1 if config.model_type in OFFSET_TYPES else 0)
-        if max_length > limit:
-            raise UsageError(
-                f"data.max_length={max_length} is more than the {limit} positions of {name!r}: "
-                f"set data.max_length to {limit} or less, or choose a model for longer texts"
-            )
+    if positions is None or positions <= 0:
+        return None
+    # these count positions from the padding id on
+    return int(positions) - (config.pad_token_id + 1 if config.model_type in OFFSET_TYPES else 0)
+
+
+def load_bare(name: str) -> nn.Module:
+    """A model of the transformers library without a head, fp32, in eval mode; of an encoder-decoder the encoder.
+
+    Raises:
+        UsageError: there is none of that name, or it cannot be reached.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    place, revision = locate(name)
+    try:
+        model = AutoModel.from_pretrained(place, revision=revision, trust_remote_code=False, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"model {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
+    mend(model)
+    return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+
+
+def _check_width(config: Any, name: str, recipe: Recipe) -> None:
+    data, padding = recipe.data, padding_of(config)
+    if config.model_type == "reformer" and config.axial_pos_embds and data.padded(data.max_length) > padding.multiple:
+        raise UsageError(
+            f"data.max_length={data.max_length} is more than the {padding.multiple} positions of {name!r} "
+            f"(axial_pos_shape {' x '.join(map(str, config.axial_pos_shape))}): set data.max_length to "
+            f"{padding.multiple} or less, or leave axial_pos_shape out for random weights"
+        )
+    width = padding.also(data.pad_multiple).width(data.max_length)
+    if padding.multiple > 1 and data.tokens_per_batch is not None and width > data.tokens_per_batch:
+        raise UsageError(
+            f"data.tokens_per_batch={data.tokens_per_batch} is less than the {width} tokens that every row of "
+            f"data.max_length={data.max_length} takes in {name!r} (widths are multiples of {padding.multiple}): raise "
+            "the first, or choose a model with smaller windows or blocks"
+        )
+    if data.max_length < padding.narrowest:
+        log.warning(
+            "every micro-batch of %r is padded to %d tokens or more, data.max_length is %d: model.config: "
+            "{attention_type: original_full} is cheaper at such lengths",
+            name, padding.narrowest, data.max_length,
+        )  # fmt: skip

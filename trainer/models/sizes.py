@@ -10,6 +10,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
+from trainer.models.families import SIZES, padding_of, settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -50,6 +51,7 @@ def random_config(
     Raises:
         UsageError: an unknown architecture or key, with the nearest known one, or values that do not go together.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -62,13 +64,13 @@ def random_config(
     keys = {*known.to_dict(), *known.attribute_map}
     for key in settings.config.keys() - keys:
         raise UsageError(f"model.config.{key}: {kind} has no such key{_nearest(key, sorted(keys))}")
-    # two positions more: some count from the padding id on, which is 0 or 1
-    wanted = {"vocab_size": len(tokenizer), **_named(keys, positions=max_length + 2)}
+    wanted: dict[str, Any] = {"vocab_size": len(tokenizer)}
     if settings.size is not None:
         width, layers, heads = WIDTHS[settings.size]
         wanted |= _named(
             keys, width=width, layers=layers, heads=heads, feed_forward=4 * width, head_width=width // heads
         )
+        wanted |= SIZES.get(kind, {}).get(settings.size, {})
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in TOKENS}
     wanted |= {name: token for name, token in ids.items() if name in keys and token is not None}
     of_decoders = {
@@ -82,9 +84,16 @@ def random_config(
     own = {known.attribute_map.get(key, key): value for key, value in wanted.items()}
     own |= {known.attribute_map.get(key, key): value for key, value in settings.config.items()}
     try:
-        return AutoConfig.for_model(kind, **own, **changes)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"model.config: {kind} cannot be of these sizes: {str(error).splitlines()[0]}") from error
+        config = AutoConfig.for_model(kind, **own, **changes)
+    except (TypeError, ValueError, AssertionError, StrictDataclassError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(f"model.config: {kind} cannot be of these sizes: {reason}") from error
+    settle(config, max_length, settings.config, own_positions=True)
+    # two positions more: some count from the padding id on, which is 0 or 1
+    for key, size in _named(keys, positions=padding_of(config).width(max_length) + 2).items():
+        if key not in settings.config:
+            setattr(config, key, size)
+    return config
 
 
 def _named(keys: set[str], **sizes: int) -> dict[str, int]:

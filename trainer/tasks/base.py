@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.errors import UsageError
+from trainer.models.families import Padding, padding_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +63,7 @@ class Task(ABC):
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.data = data or {}
+        self.padding = Padding().also(recipe.data.pad_multiple)  # until the model says otherwise, see `padded_for`
 
     @classmethod
     def of(cls, config: Any) -> type[Task]:
@@ -85,7 +87,7 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """int64 tensors, the widths padded to a multiple of `data.pad_multiple`; `labels` aligned with logits."""
+        """int64 tensors, padded to the widths that `padding` allows; `labels` aligned with logits."""
 
     def noised(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
         """The examples of a lane's micro-batch with what is drawn for them (masks), before labels are counted.
@@ -118,7 +120,8 @@ class Task(ABC):
 
     def filler(self) -> Batch:
         """A real dummy row whose labels are all ignored: what a rank runs that has no micro-batch left."""
-        batch = self.collate(self.encode([self.toy_rows[0]]))
+        example, _ = self.pack(self.encode([self.toy_rows[0]]))[0]
+        batch = self.collate([example])
         return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}
 
     @cached_property
@@ -135,11 +138,10 @@ class Task(ABC):
         return int(self.tokenizer.eos_token_id if own is None else own)
 
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-        """(B, W) int64, W the longest length rounded up to a multiple of `data.pad_multiple`."""
+        """(B, W) int64, W the width for the longest of them, a multiple of `data.pad_multiple`."""
         import torch
 
-        width = self.recipe.data.padded(max(map(len, sequences)))
-        return torch.tensor([[*s, *([value] * (width - len(s)))] for s in sequences], dtype=torch.int64)
+        return torch.tensor(self.padding.rows(sequences, value), dtype=torch.int64)
 
     def pad_inputs(self, examples: Sequence[Example]) -> Batch:
         """input_ids and attention_mask (1 = token), both (B, W), of examples of one sequence."""
@@ -157,6 +159,14 @@ class Task(ABC):
         With `trained`, the folder model/ of a finished run, the same architecture without the weights that it begins
         with, which need not be at hand any more: the caller loads the trained ones.
         """
+
+    def padded_for(self, model: nn.Module) -> nn.Module:
+        """The model that was built: from now on micro-batches have the widths that its family wants."""
+        config = getattr(getattr(model, "trunk", model), "config", None)
+        self.padding = padding_of(config).also(self.recipe.data.pad_multiple)
+        if self.padding.left:  # for whoever loads model/ elsewhere
+            self.tokenizer.padding_side = self.tokenizer.init_kwargs["padding_side"] = "left"
+        return model
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """config.json beside the weights: the model's own, or the model section and what the tokenizer adds to it."""

@@ -113,7 +113,7 @@ class CausalLanguageModeling(LanguageModeling):
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.language_models import build_causal
 
-        model = build_causal(self.recipe, self.tokenizer, trained)
+        model = self.padded_for(build_causal(self.recipe, self.tokenizer, trained))
         if trained is None and self.settings.packing and not self.settings.cross_documents:
             self._check_isolation(model)
         return model
@@ -167,7 +167,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     def _in_pieces(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """fp32 logits and labels of the pieces of documents that may be longer than data.max_length."""
-        size = self.recipe.data.padded(self.recipe.data.max_length)
+        size = self.padding.width(self.recipe.data.max_length)
         for at in range(0, batch["labels"].shape[1], size):
             piece = {name: tensor[:, at : at + size] for name, tensor in batch.items()}
             piece["position_ids"] = (piece["position_ids"] - at).clamp(min=0)

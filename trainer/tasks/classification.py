@@ -138,7 +138,7 @@ class Classification(Task):
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.classifiers import build_classifier
 
-        return build_classifier(self.recipe, self.tokenizer, self.settings.names, trained)
+        return self.padded_for(build_classifier(self.recipe, self.tokenizer, self.settings.names, trained))
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """With the names of the classes both ways, and the trunk's own configuration if it has one."""

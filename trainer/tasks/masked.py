@@ -94,7 +94,7 @@ class MaskedLanguageModeling(LanguageModeling):
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.language_models import build_masked
 
-        return build_masked(self.recipe, self.tokenizer, trained)
+        return self.padded_for(build_masked(self.recipe, self.tokenizer, trained))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(N, V): of the tokens asked for only."""

@@ -160,7 +160,7 @@ class TextToText(Task):
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.language_models import build_seq2seq
 
-        return build_seq2seq(self.recipe, self.tokenizer, trained)
+        return self.padded_for(build_seq2seq(self.recipe, self.tokenizer, trained))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, T, V)"""

@@ -1,0 +1,180 @@
+"""Texts to vectors: the last hidden states of a run's trunk, or of any model of the transformers library.
+
+Shapes: B texts, T tokens, M features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.data.cleaning import cleaner
+from trainer.data.tokenization import Layout, encode_batch, load_tokenizer
+from trainer.engine.finished import Finished, choose_attention
+from trainer.errors import UsageError
+from trainer.models.classifiers import pool, trunk_prefix
+from trainer.models.families import Padding, hidden_width, padding_of
+from trainer.models.pretrained import load_bare, position_limit, use_attention
+from trainer.recipe import Recipe
+from trainer.rundir import RunDir
+from trainer.tasks.base import Example
+
+Pooling = Literal["cls", "mean", "tokens"]
+POOLINGS = ("cls", "mean", "tokens")
+KINDS = ("classification", "language_modeling")  # tasks whose trunk reads one text
+TOKENS_PER_BATCH = 4096
+WINDOW = {"cls": 512, "mean": 512, "tokens": 64}  # texts that are held and sorted by length together
+FEW = 8  # widths are multiples of this where they can be: few shapes occur
+ENDLESS = 10**9  # a tokenizer that knows no limit says a greater number
+
+
+class Embedded(NamedTuple):
+    """What is known of one text."""
+
+    text: str
+    tokens: list[str]  # special ones included
+    vector: np.ndarray  # fp32: (M,), or (T, M) of its tokens
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A trunk and how texts get to it.
+
+    Attributes:
+        trunk: gives hidden states; in eval mode.
+        encode: texts to `input_ids` (and `token_type_ids`), cut to what the trunk reads.
+        tokenizer: names the tokens.
+        pad_id: what rows are padded with.
+        padding: how wide batches are.
+        width: M.
+        causal: no token looks at those behind it.
+        limit: padded tokens of a batch, at most.
+    """
+
+    trunk: nn.Module
+    encode: Callable[[Sequence[str]], list[Example]]
+    tokenizer: Any
+    pad_id: int
+    padding: Padding
+    width: int
+    causal: bool = False
+    limit: int = TOKENS_PER_BATCH
+
+    @classmethod
+    def of_run(cls, run: RunDir, recipe_type: type[Recipe], max_length: int | None = None) -> Embedder:
+        """With the run's cleaning, tokenizer and max_length.
+
+        Raises:
+            UsageError: this is no run directory, its task reads no single text, or max_length is more than the run's.
+            CheckpointError: its model has not been written yet.
+        """
+        task = Finished.task_of(run, recipe_type)
+        if task.kind not in KINDS:
+            raise UsageError(f"embed: {run.path} is a run of task {task.kind}; allowed: {', '.join(KINDS)}")
+        room = max_length or task.recipe.data.max_length
+        if room > task.recipe.data.max_length:
+            raise UsageError(
+                f"--max-length {room}: the run was trained with data.max_length={task.recipe.data.max_length}; lower it"
+            )
+        finished = Finished.open(run, recipe_type, [f"data.max_length={room}"])
+        task, recipe, model = finished.task, finished.recipe, finished.model
+        clean = cleaner(recipe.data.cleaning)
+        if (prefix := trunk_prefix(model)) is None:
+            raise UsageError(f"embed: {type(model).__name__} of {run.path} is not divided into trunk and head")
+        choose_attention(model, getattr(recipe.model, "attention", None))
+        trunk = model.get_submodule(prefix[:-1])
+
+        def encode(texts: Sequence[str]) -> list[Example]:
+            rows = [{role: clean(text) for role, text in task.row_of(line).items()} for line in texts]
+            # a causal language model's documents are whole
+            return [{name: ids[:room] for name, ids in example.items()} for example in task.encode(rows)]
+
+        settings: Any = recipe.model
+        config = getattr(trunk, "config", None)
+        width = int(settings.d_model) if config is None else hidden_width(config)
+        return cls(
+            trunk, encode, task.tokenizer, task.pad_id, task.padding, width,
+            causal=getattr(recipe.task, "objective", None) == "causal", limit=recipe.evaluation.tokens_per_batch,
+        )  # fmt: skip
+
+    @classmethod
+    def of_model(cls, name: str, max_length: int | None = None) -> Embedder:
+        """A model of the transformers library by Hub id, folder, or pkg://package/folder, with its own tokenizer.
+
+        Raises:
+            UsageError: it cannot be loaded, or has fewer positions than max_length.
+        """
+        tokenizer, trunk = load_tokenizer(name), load_bare(name)
+        config: Any = trunk.config
+        limit = position_limit(config)
+        if max_length is not None and limit is not None and max_length > limit:
+            raise UsageError(f"--max-length {max_length}: {name!r} has {limit} positions; lower it")
+        own = tokenizer.model_max_length if tokenizer.model_max_length < ENDLESS else None
+        room = max_length or min((n for n in (own, limit) if n is not None), default=None)
+        layout = Layout.of(tokenizer, pair=False)
+
+        def encode(texts: Sequence[str]) -> list[Example]:
+            kept = None if room is None else room - layout.special
+            return [{"input_ids": layout.join([ids[:kept]])[0]} for ids in encode_batch(tokenizer, texts)]
+
+        use_attention(trunk, "sdpa")
+        pad, narrow = tokenizer.pad_token_id, padding_of(config, training=False)
+        wide = narrow.also(FEW)
+        padding = wide if limit is None or (room is not None and wide.width(room) <= limit) else narrow
+        return cls(trunk, encode, tokenizer, 0 if pad is None else pad, padding, hidden_width(config))
+
+    @torch.no_grad()
+    def __call__(self, texts: Iterable[str], pooling: Pooling = "mean") -> Iterator[Embedded]:
+        """One record per text, in order and in constant memory.
+
+        Raises:
+            UsageError: the first token of a causal model is asked to stand for the text.
+        """
+        if self.causal and pooling == "cls":
+            raise UsageError("--pooling cls: the first token of a causal model sees nothing; allowed: mean, tokens")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.trunk.to(device)
+        source = iter(texts)
+        while window := list(islice(source, WINDOW[pooling])):
+            examples = self.encode(window)
+            found: dict[int, np.ndarray] = {}
+            for batch in self._batches([len(e["input_ids"]) for e in examples]):
+                found |= dict(zip(batch, self._embed([examples[i] for i in batch], pooling, device), strict=True))
+            nothing = np.zeros((0, self.width) if pooling == "tokens" else self.width, np.float32)
+            for i, text in enumerate(window):
+                ids = examples[i]["input_ids"] if pooling == "tokens" else []
+                yield Embedded(text, self.tokenizer.convert_ids_to_tokens(ids), found.get(i, nothing))
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Of texts of like lengths; those of no token, where there are no special ones, are in none."""
+        batch: list[int] = []
+        for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (lengths[i], i)):
+            if batch and self.padding.width(lengths[i]) * (len(batch) + 1) > self.limit:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _embed(self, examples: Sequence[Example], pooling: Pooling, device: torch.device) -> list[np.ndarray]:
+        """Of each example (M,), or (T, M) with as many rows as it has tokens."""
+        lengths = [len(e["input_ids"]) for e in examples]
+        inputs = {"input_ids": self._padded([e["input_ids"] for e in examples], self.pad_id, device)}
+        inputs["attention_mask"] = mask = self._padded([[1] * n for n in lengths], 0, device)
+        if "token_type_ids" in examples[0]:
+            inputs["token_type_ids"] = self._padded([e["token_type_ids"] for e in examples], 0, device)
+        found = self.trunk(**inputs)
+        hidden = (found if isinstance(found, Tensor) else found.last_hidden_state).float()
+        if pooling == "tokens":
+            return [row[m > 0].cpu().numpy() for row, m in zip(hidden, mask, strict=True)]
+        return list(pool(hidden, mask, pooling, -1 if self.padding.left else 0).cpu().numpy())
+
+    def _padded(self, sequences: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+        """(B, W) int64."""
+        return torch.tensor(self.padding.rows(sequences, value), dtype=torch.int64, device=device)
