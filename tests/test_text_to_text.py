@@ -16,11 +16,14 @@ from conftest import write_corpus
 from review_world import metrics, train, written
 from safetensors.numpy import load_file
 
-from trainer import predict
-from trainer.data.tokenization import train_tokenizer
+from trainer import predict, tensors
+from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.errors import UsageError
 from trainer.evaluation.rouge import score_rouge
 from trainer.loading import Recipe
+from trainer.models.classifiers import reading_embedding
+from trainer.optim.adversarial import Perturbation
+from trainer.sections import AdversarialConfig
 from trainer.tasks.base import make_task
 
 ARCHITECTURES = ("t5", "bart", "marian")
@@ -84,8 +87,8 @@ def test_every_row_has_one_end_and_keeps_it() -> None:
     for example in task.encode([*ROWS, long]):
         for ids in example.values():
             assert len(ids) <= 24
-            assert ids.count(task.end_id) == 1
-            assert ids[-1] == task.end_id
+            assert ids.count(task.eos_id) == 1
+            assert ids[-1] == task.eos_id
     [with_prefix], [without] = (task_of(recipe(task={"prefix": p})).encode(ROWS[:1]) for p in ("translate: ", ""))
     assert len(with_prefix["input_ids"]) > len(without["input_ids"])
     assert with_prefix["labels"] == without["labels"]
@@ -93,28 +96,146 @@ def test_every_row_has_one_end_and_keeps_it() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ids_are_those_of_the_tokenizers_own_call(architecture: str) -> None:
+    """What transformers makes of a text with the tokenizer of model/ is what the model was trained on."""
+    task = task_of(recipe(architecture=architecture, task={"prefix": "translate: "}))
+    example = task.encode(ROWS[:1])[0]
+    assert example["input_ids"] == task.tokenizer("translate: ein hund läuft").input_ids
+    assert example["labels"] == task.tokenizer("a dog runs").input_ids
+    begins = example["input_ids"][0] == task.tokenizer.cls_token_id
+    assert begins == (architecture == "bart"), "T5 and Marian know only the end"
+
+
+def test_a_tokenizer_that_ends_no_text_is_helped() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    task = task_of(recipe())
+    task.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    task = make_task(task.recipe, task.tokenizer)
+    long = {"src": "bank " * 60, "trg": "bench " * 60}
+    for example in task.encode([*ROWS, long]):
+        assert all(ids.count(task.eos_id) == 1 and ids[-1] == task.eos_id for ids in example.values())
+        assert max(map(len, example.values())) <= 24
+
+
+def test_targets_have_a_length_of_their_own() -> None:
+    long = {"src": "bank " * 60, "trg": "bench " * 60}
+    example = task_of(recipe(task={"max_target_length": 9})).encode([long])[0]
+    assert (len(example["input_ids"]), len(example["labels"])) == (24, 9)
+
+
+def log_likelihood(task: Any, model: Any, batch: Any, ids: list[int]) -> float:
+    """Of the ids after the decoder's start token."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    start = int(model.config.decoder_start_token_id)
+    with torch.no_grad():
+        log_p = model(**inputs, decoder_input_ids=torch.tensor([[start, *ids[:-1]]])).logits[0].log_softmax(-1)
+    return float(log_p.gather(1, torch.tensor(ids)[:, None]).sum())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_search_is_the_likeliest_token_again_and_again(architecture: str) -> None:
-    task = task_of(recipe(architecture=architecture, evaluation={"beam_size": 1, "length_penalty": 0.0}))
+    """Up to the row's limit, where the end is forced; padding is never written."""
+    task = task_of(recipe(architecture=architecture, evaluation={"beam_size": 1, "length_penalty": 0.5}))
     model = model_of(task)
     batch = task.collate(task.encode(ROWS[1:]))
     limit = min(int(batch["attention_mask"].sum() * 1.5) + 10, 24)
-    ids, score = [int(model.config.decoder_start_token_id)], 0.0
-    with torch.no_grad():
-        for number in range(limit):
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            log_p = model(**inputs, decoder_input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-            if architecture != "t5":  # neither may write padding; these two must end where the limit is
-                log_p[task.pad_id] = -torch.inf if architecture == "marian" else log_p[task.pad_id]
-            if number == limit - 1 and getattr(model.config, "forced_eos_token_id", None) is not None:
-                break
-            best = int(log_p.argmax())
-            score += float(log_p[best])
-            if best == task.end_id:
-                break
-            ids.append(best)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    ids: list[int] = []
+    while not ids or ids[-1] != task.eos_id:
+        decoded = torch.tensor([[int(model.config.decoder_start_token_id), *ids]])
+        with torch.no_grad():
+            logits = model(**inputs, decoder_input_ids=decoded).logits[0, -1]
+        logits[task.pad_id] = -torch.inf
+        ids.append(task.eos_id if len(ids) == limit - 1 else int(logits.argmax()))
     [record] = task.predict(model, batch)
-    assert record["prediction"] == task.tokenizer.decode(ids[1:], skip_special_tokens=True)
-    assert record["score"] <= 0
+    assert record["prediction"] == task.tokenizer.decode(ids, skip_special_tokens=True)
+    assert record["score"] == pytest.approx(log_likelihood(task, model, batch, ids) / len(ids) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_an_answer_does_not_depend_on_its_neighbours(beam_size: int) -> None:
+    """Neither on their padding nor on their longer limits; its score is that of its own tokens."""
+    task = task_of(recipe("x", "bart", evaluation={"beam_size": beam_size, "max_length_factor": 0.5}))
+    model = model_of(task)
+    with torch.no_grad():
+        model.model.shared.weight.mul_(30)  # far from uniform, so that rounding decides nothing
+    model.eval()
+    examples = task.encode([{"src": "ja", "trg": "a"}, *ROWS])
+    together = task.predict(model, task.collate(examples))
+    for example, record in zip(examples, together, strict=True):
+        [alone] = task.predict(model, task.collate([example]))
+        assert alone["prediction"] == record["prediction"]
+        assert alone["score"] == pytest.approx(record["score"], rel=1e-3)
+
+
+def test_only_the_recipe_says_how_is_searched(tmp_path: Path) -> None:
+    """A pretrained BART brings least lengths and forbidden repetitions, which its run's directory does not hold."""
+    made = recipe(architecture="bart")
+    task = task_of(made)
+    model = model_of(task)
+    model.generation_config.update(min_length=15, no_repeat_ngram_size=2)
+    model.save_pretrained(tmp_path / "bart")
+    task.tokenizer.save_pretrained(tmp_path / "bart")
+    values = made.model_dump(mode="json") | {"model": {"kind": "pretrained", "name": str(tmp_path / "bart")}}
+    found = make_task(Recipe.parse(values | {"tokenizer": {}}), task.tokenizer)
+    loaded = found.build_model().eval()
+    batch = task.collate(task.encode(ROWS))
+    model.generation_config = type(model.generation_config)()
+    assert found.predict(loaded, batch) == task.predict(model, batch)
+    assert loaded.generation_config.min_length is None
+
+
+def test_begun_from_a_run_with_all_of_its_weights(tmp_path: Path) -> None:
+    """T5 has no head apart; and the rows keep their layout."""
+    task = task_of(recipe())
+    first = model_of(task)
+    (tmp_path / "model").mkdir()
+    tensors.write(tmp_path / "model/model.safetensors", dict(first.named_parameters()))
+    task.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    values = recipe().model_dump(mode="json") | {"tokenizer": {}}
+    values["model"]["init_from"] = str(tmp_path)
+    second = make_task(Recipe.parse(values), load_tokenizer(str(tmp_path / "tokenizer")))
+    torch.manual_seed(1)
+    for name, p in second.build_model().named_parameters():
+        assert torch.equal(p, first.get_parameter(name)), name
+    assert second.encode(ROWS) == task.encode(ROWS)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_from_answers_to_sources(architecture: str) -> None:
+    task = task_of(recipe(architecture=architecture))
+    record = {"id": "a:0", "input": "ein hund läuft", "prediction": "a dog runs", "target": "a dog runs"}
+    [row] = task.explain(model_of(task), [record])
+    shape = (row["layers"], row["heads"], len(row["tokens"]), len(row["keys"]))
+    assert np.array(row["weights"]).shape == shape
+    assert shape[:2] == (2, 2)
+    assert len(row["relevance"]) == len(row["keys"])
+    assert not {"</s>", "<s>", "<pad>"} & {*row["tokens"], *row["keys"]}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_read_can_be_moved(architecture: str) -> None:
+    """Adversarial training adds its δ where the source is embedded: T5's and BART's encoder has a module for it."""
+    task = task_of(recipe(architecture=architecture))
+    model, batch = model_of(task), task.collate(task.encode(ROWS))
+    twin = Perturbation(reading_embedding(model), AdversarialConfig(kind="fgm"))
+    with twin.clean():
+        clean = task.loss(model, batch)
+        clean.backward()
+    delta = twin.direction()
+    assert delta.shape[:2] == batch["input_ids"].shape
+    with twin.moved_by(delta):
+        assert task.loss(model, batch) > clean
+
+
+def test_rouge_knows_letters_of_any_script() -> None:
+    def one(target: str, prediction: str) -> float:
+        return float(score_rouge([{"id": "a:0", "target": target, "prediction": prediction}], 0)["rouge1"])
+
+    assert one("Männer und Frauen", "Mönner und Frauen") == pytest.approx(2 / 3)
+    assert one("日本 語", "日本 語") == 1.0
+    assert one("It's 3 o'clock, snake_case!", "it s 3 O clock snake case") == 1.0
 
 
 def test_rouge_by_hand() -> None:
@@ -172,6 +293,36 @@ def test_the_run_answers_and_reports(run: Path) -> None:
     assert json.loads((run / "status.json").read_text(encoding="utf-8"))["state"] == "finished"
 
 
-def test_a_model_that_cannot_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"model.architecture='gpt2' cannot be loaded"):
-        task_of(recipe(architecture="gpt2")).build_model()
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"architecture": "gpt2"}, r"model.architecture='gpt2' cannot be loaded"),
+        ({"task": {"max_target_length": 25}}, r"task.max_target_length=25 is more than data.max_length=24"),
+        (
+            {"task": {"prefix": "zwei männer sitzen " * 9}},
+            r"data.max_length=24 leaves no room for a text: task.prefix=",
+        ),
+        ({"task": {"max_target_length": 1}}, r"leaves no room for a text"),
+        ({"model": {"config": {"d_modle": 8}}}, r"model.config.d_modle: t5 has no such key; did you mean 'd_model'"),
+    ],
+)
+def test_what_cannot_be_is_refused(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        task_of(recipe(**sections)).build_model()
+
+
+def test_tokenizers_without_an_end_or_with_languages_are_refused() -> None:
+    task = task_of(recipe())
+    task.tokenizer.src_lang = "de_DE"
+    with pytest.raises(UsageError, match="codes of their languages"):
+        make_task(task.recipe, task.tokenizer)
+    task.tokenizer.eos_token = None
+    with pytest.raises(UsageError, match="the tokenizer has no eos_token"):
+        make_task(task.recipe, task.tokenizer)
+
+
+@pytest.mark.ranks
+def test_a_wrong_setting_ends_with_2(pairs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    processes.train(written(tmp_path, recipe(pairs)), run, "task.max_target_length=99").check(2)
+    assert "task.max_target_length=99 is more than data.max_length=24" in processes.status(run)["error"]

@@ -65,10 +65,12 @@ class Recipe(Section):
 
         None where there is one already.
         """
-        if self.tokenizer.train is not None or self.tokenizer_name is not None:
-            return self.tokenizer.train
-        kind = getattr(self.model, "tokenizer_kind", None)
-        return None if kind is None else TokenizerTraining(kind=kind)
+        found = self.tokenizer.train
+        if found is None and self.tokenizer_name is None and (kind := getattr(self.model, "tokenizer_kind", None)):
+            found = TokenizerTraining(kind=kind)
+        if found is None or found.begin is not None:
+            return found
+        return found.model_copy(update={"begin": getattr(self.model, "begins_texts", True)})
 
     @classmethod
     def load(cls: type[R], path: Path, overrides: Sequence[str] = ()) -> R:

@@ -64,6 +64,9 @@ class TokenizerTraining(Section):
     min_frequency: Positive = 2
     limit_alphabet: Positive = 1000
     lowercase: bool = False
+    begin: bool | None = Field(
+        None, description="a text begins with a special token (<s>, [CLS]), too; null = as the architecture has it"
+    )
     sample_rows: Positive = Field(1_000_000, description="rows streamed for training, at most")
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from launch.planning.gpu_ways import Answers, GpuWays
 from trainer.engine.step import Objective
+from trainer.models.classifiers import reading_embedding
 from trainer.optim.adversarial import Perturbation
 
 Device = Literal["gpu", "cpu"]
@@ -162,8 +163,7 @@ def _micro_batch(
     settings = objective.task.recipe.optim.adversarial
     twin = None
     if settings.kind != "none":
-        embedding: Any = objective.model
-        twin = Perturbation(embedding.get_input_embeddings(), settings)
+        twin = Perturbation(reading_embedding(objective.model), settings)
 
     def once() -> None:
         with forward():

@@ -335,9 +335,10 @@ def _wrapped(tokenizer: Tokenizer, config: TokenizerTraining, max_length: int) -
     tokenizer.add_special_tokens(_specials(config))
     names = SPECIAL_TOKENS[config.kind]
     first, last = names.get("cls_token", names["bos_token"]), names.get("sep_token", names["eos_token"])
+    begin = "" if config.begin is False else f"{first} "
     tokenizer.post_processor = TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} $B:1 {last}:1",
+        single=f"{begin}$A {last}",
+        pair=f"{begin}$A {last} $B:1 {last}:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
     )
     types = ["token_type_ids"] if config.kind == "wordpiece" else []

@@ -24,6 +24,7 @@ from trainer.data.loader import Loaded
 from trainer.engine.memory import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
+from trainer.models.classifiers import reading_embedding
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.clipping import clip, square_sum
 from trainer.optim.optimizers import set_rates
@@ -118,7 +119,7 @@ class Stepper:
         self._perturbation = None
         if optim.adversarial.kind != "none":
             model: Any = _inner(objective).model
-            self._perturbation = Perturbation(model.get_input_embeddings(), optim.adversarial)
+            self._perturbation = Perturbation(reading_embedding(model), optim.adversarial)
         self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
 
     def warm_up(self) -> None:

@@ -1,8 +1,8 @@
 """How a causal language model goes on with a text: greedy, by beams or by sampling, whole or streamed; and how a
 sequence-to-sequence model answers one.
 
-The search is that of the transformers library (`generate`). Sampled texts are drawn one by one, each from its own
-generator: a text does not depend on its neighbours in a batch.
+The search is that of the transformers library (`generate`). A text does not depend on its neighbours in a batch, up to
+rounding: sampled ones are drawn one by one, each from its own generator, and answers have a limit each.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write_targets(
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
-    limit: int,
+    limits: Tensor,
     beam_size: int,
     length_penalty: float,
     end_id: int,
@@ -78,35 +78,61 @@ def write_targets(
     """What a sequence-to-sequence model answers to each source, and its score: a sum of log-probabilities over the
     length to the power of `length_penalty`.
 
+    No rank waits for another in here: the model is whole, and ranks may have different numbers of batches.
+
     Args:
         model: of the transformers library, in eval mode.
         input_ids, attention_mask: (B, S) int64, 1 = token.
-        limit: tokens of an answer at most, its end included.
+        limits: (B,) int64, tokens of each answer at most, its end included, which is forced there.
         beam_size, length_penalty: of the search; one beam is greedy search.
-        end_id, pad_id: of the tokenizer.
+        end_id, pad_id: of the tokenizer; padding is never written.
     """
     from transformers import GenerationConfig as Search
 
     made: Any = model
-    start = made.config.decoder_start_token_id
     search = Search(
-        max_new_tokens=limit,
+        max_new_tokens=int(limits.max()),
         num_beams=beam_size,
         **({"length_penalty": length_penalty} if beam_size > 1 else {}),
-        decoder_start_token_id=pad_id if start is None else start,
+        decoder_start_token_id=made.config.decoder_start_token_id,
         eos_token_id=end_id,
         pad_token_id=pad_id,
         return_dict_in_generate=True,
-        output_scores=True,
+        output_scores=beam_size > 1,
+        output_logits=beam_size == 1,
     )
-    found = made.generate(input_ids, attention_mask=attention_mask, generation_config=search)
-    texts = [_until(row, end_id) for row in found.sequences[:, 1:].tolist()]
+    bound = _Bound(limits.repeat_interleave(beam_size), end_id, pad_id)
+    found = made.generate(
+        input_ids, attention_mask=attention_mask, generation_config=search, logits_processor=[bound], synced_gpus=False
+    )
+    written = found.sequences[:, 1:]
+    texts = [_until(row, end_id) for row in written.tolist()]
     if beam_size > 1:
         return list(zip(texts, found.sequences_scores.tolist(), strict=True))
-    taken = made.compute_transition_scores(found.sequences, found.scores, normalize_logits=True).tolist()
-    counts = [min(len(text) + 1, limit) for text in texts]
-    scores = [sum(row[:n]) / n**length_penalty for row, n in zip(taken, counts, strict=True)]
-    return list(zip(texts, scores, strict=True))
+    totals = torch.zeros(len(texts), device=written.device)
+    lengths = torch.tensor([len(text) + 1 for text in texts], device=written.device)
+    for step, logits in enumerate(found.logits):
+        log_p = logits.float().log_softmax(-1).gather(1, written[:, step, None])[:, 0]
+        totals += torch.where(step < lengths, log_p, 0.0)
+    return list(zip(texts, (totals / lengths**length_penalty).tolist(), strict=True))
+
+
+class _Bound:
+    """A logits processor: a row ends at its own limit, whatever its neighbours' are, and holds no padding."""
+
+    def __init__(self, limits: Tensor, end_id: int, pad_id: int) -> None:
+        self.limits, self.end_id, self.pad_id = limits, end_id, pad_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (R, t), the decoder's start included, scores (R, V) -> scores (R, V)."""
+        scores = scores.clone()  # the caller keeps what the model said
+        if self.pad_id != self.end_id:
+            scores[:, self.pad_id] = -torch.inf
+        last = (input_ids.shape[1] >= self.limits).nonzero()[:, 0]
+        ending = scores[last, self.end_id]
+        scores[last] = -torch.inf
+        scores[last, self.end_id] = ending
+        return scores
 
 
 @torch.no_grad()

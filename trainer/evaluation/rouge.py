@@ -1,7 +1,12 @@
-"""ROUGE (Lin 2004): n-grams and longest common subsequences shared with the reference, by the `rouge_score` package."""
+"""ROUGE (Lin 2004): n-grams and longest common subsequences shared with the reference, by the `rouge_score` package.
+
+Words are runs of letters and digits of any script. The package's own are those of ASCII, so that "Männer" would be two
+and "日本" none; on English both are the same.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +14,14 @@ from trainer.evaluation.metrics import bootstrap_interval
 from trainer.evaluation.predictions import in_corpus_order
 
 KINDS = ("rouge1", "rouge2", "rougeL")
+_WORD = re.compile(r"[^\W_]+")
+
+
+class Words:
+    """The tokenizer that RougeScorer is given."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())
 
 
 def score_rouge(records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
@@ -20,7 +33,7 @@ def score_rouge(records: Iterable[Mapping[str, Any]], resamples: int) -> dict[st
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer, ordered = RougeScorer(list(KINDS)), in_corpus_order(records)
+    scorer, ordered = RougeScorer(list(KINDS), tokenizer=Words()), in_corpus_order(records)
     rows = [scorer.score(record["target"], record["prediction"]) for record in ordered]
 
     def mean(sums: Sequence[float]) -> float:

@@ -125,6 +125,14 @@ def trunk_prefix(model: nn.Module) -> str | None:
     return None
 
 
+def reading_embedding(model: nn.Module) -> nn.Module:
+    """The module that embeds what a model reads: the two halves of T5 and BART have one each, with shared weights."""
+    trunk: Any = getattr(model, "trunk", model)
+    if getattr(getattr(trunk, "config", None), "is_encoder_decoder", False):
+        trunk = trunk.get_encoder()
+    return trunk.get_input_embeddings()
+
+
 def depths(model: nn.Module) -> dict[str, int] | None:
     """Depth of every parameter: 0 head, 1 top layer … n bottom layer, n + 1 embeddings; None without trunk and head.
 
@@ -179,7 +187,7 @@ def freeze_embeddings(model: nn.Module) -> None:
 
 
 def load_trunk(model: nn.Module, run: Path) -> None:
-    """Copies the trunk of a finished run's model into this one's.
+    """Copies the trunk of a finished run's model into this one's; all of it where no head is set apart (T5).
 
     Raises:
         UsageError: there is none, or its parameters are not the same; names one of them.
@@ -187,7 +195,7 @@ def load_trunk(model: nn.Module, run: Path) -> None:
     file, prefix = run / "model" / "model.safetensors", trunk_prefix(model)
     if not exists(file):
         raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
-    own = {name: p for name, p in model.named_parameters() if prefix and name.startswith(prefix)}
+    own = {name: p for name, p in model.named_parameters() if name.startswith(prefix or "")}
     with TensorFile(file) as weights, torch.no_grad():
         for name, p in own.items():
             if ".pooler." in name and name not in weights:

@@ -15,6 +15,7 @@ TOKENIZERS = {  # of architectures of the transformers library; the others read 
     **dict.fromkeys(("t5", "mt5", "marian", "pegasus", "albert", "xlnet", "deberta-v2"), "unigram"),
     **dict.fromkeys(("big_bird", "bigbird_pegasus", "reformer"), "unigram"),
 }
+ENDS_ONLY = ("t5", "mt5", "umt5", "marian", "pegasus")  # a text ends with a special token there and begins with none
 
 
 class LayersConfig(Section):
@@ -102,6 +103,11 @@ class PretrainedConfig(Section):
     def tokenizer_kind(self) -> str:
         """The kind of tokenizer that the architecture was made for: trained where there is none."""
         return TOKENIZERS.get(str(self.architecture), "wordpiece")
+
+    @property
+    def begins_texts(self) -> bool:
+        """Whether a text begins with a special token, as a tokenizer trained for the architecture lays it out."""
+        return self.architecture not in ENDS_ONLY
 
 
 MODEL_CONFIGS: list[type[Section]] = [TransformerConfig, EncoderConfig, PretrainedConfig]

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.models.classifiers import begin_from
@@ -85,11 +85,27 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
     """A sequence-to-sequence model: any AutoModelForSeq2SeqLM.
 
     Raises:
-        UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
+        UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it has no token for targets to follow.
     """
-    from transformers import AutoModelForSeq2SeqLM
+    from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
     from trainer.models.pretrained import load_model
 
     settings: Any = recipe.model
-    return begin_from(load_model(AutoModelForSeq2SeqLM, recipe, tokenizer, trained), settings.init_from, trained)
+    model: Any = load_model(AutoModelForSeq2SeqLM, recipe, tokenizer, trained)
+    if getattr(model.config, "decoder_start_token_id", None) is None:
+        raise UsageError(
+            f"model {settings.title!r} has no decoder_start_token_id, the token that a target follows: set it, e.g. "
+            "model.config={decoder_start_token_id: 0}"
+        )
+    # What a model brings of its own (BART: least lengths, forced tokens, forbidden repetitions) would be obeyed in the
+    # training, and unknown to those who open the run's directory: the recipe alone says how is searched.
+    model.generation_config = GenerationConfig()
+    return begin_from(model, settings.init_from, trained)
+
+
+def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
+    """What the decoder reads: labels (B, T) one place later, after `start`; `pad` where a label does not count."""
+    inputs = labels.roll(1, -1)
+    inputs[:, 0] = start
+    return inputs.masked_fill(inputs < 0, pad)

@@ -257,6 +257,17 @@ def rounded(values: Tensor) -> Any:
     return values.double().mul(1e4).round().div(1e4).tolist()
 
 
+def attention_row(
+    record: Mapping[str, Any], tokens: Sequence[str], keys: Sequence[str], weights: Tensor, relevance: Tensor
+) -> dict[str, Any]:
+    """A row of `attention.json`: weights (L, H, T, S) of T tokens that look at S keys, relevance (S) of the keys."""
+    return {
+        "id": record["id"], "title": record["input"], "prediction": record["prediction"], "target": record["target"],
+        "tokens": list(tokens), "keys": list(keys), "layers": weights.shape[0], "heads": weights.shape[1],
+        "weights": rounded(weights), "relevance": rounded(relevance),
+    }  # fmt: skip
+
+
 def task_classes() -> dict[str, type[Task]]:
     """Every task found beside this file, by kind."""
     import trainer.tasks as package

@@ -1,37 +1,47 @@
-"""Text to text with a model of the transformers library: `src` in, `trg` out, with a prefix that names the task."""
+"""Text to text (Raffel et al. 2020): `src` in, `trg` out, with any encoder-decoder of the transformers library."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.sections import Section
-from trainer.tasks.base import IGNORED, Batch, Example, Record, Roles, Task, Texts
+from trainer.errors import UsageError
+from trainer.sections import Positive, Section
+from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Roles, Task, Texts, attention_row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerFast
+
+    from trainer.recipe import Recipe
 
 
 class TextToTextConfig(Section):
     """`task` section of a text-to-text recipe."""
 
     kind: Literal["text_to_text"] = "text_to_text"
-    prefix: str = Field("", description="stands before every source, such as 'translate German to English: '")
+    prefix: str = Field("", description='stands before every source: "summarize: "; it counts in data.max_length')
+    max_target_length: Positive | None = Field(
+        None, description="tokens of a target, special ones included; longer ones are cut; null = data.max_length"
+    )
 
 
 class TextToText(Task):
-    """Sequence to sequence as T5 (Raffel et al. 2020), BART and Marian do it: the decoder reads the target shifted by
-    one, and the loss is the mean over the target's tokens, its end included.
+    """Teacher forcing: the decoder reads its start token and y₁ … yₙ, its logits are compared with y₁ … yₙ [EOS].
+
+    Both sides have the special tokens that the tokenizer itself gives a text ("A </s>" with T5's and Marian's,
+    "<s> A </s>" with BART's), and end with exactly one [EOS] in any case, also when they are cut.
     """
 
     kind = "text_to_text"
     config = TextToTextConfig
     models = ("pretrained",)
-    inputs = ("input_ids", "labels")
+    inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
     metrics: ClassVar[dict[str, str]] = {
         "loss": "min",
         "perplexity": "min",
@@ -49,6 +59,37 @@ class TextToText(Task):
         {"src": "Eine Frau liest ein Buch im Park.", "trg": "A woman reads a book in the park."},
     )
 
+    def __init__(
+        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """
+        Raises:
+            UsageError: lengths that leave no room for a text, or a tokenizer that cannot end one.
+        """
+        super().__init__(recipe, tokenizer, data)
+        self._check()
+
+    def _check(self) -> None:
+        longest, own = self.recipe.data.max_length, self.settings.max_target_length
+        if self.tokenizer.eos_token_id is None:
+            raise UsageError("task text_to_text: the tokenizer has no eos_token, so that no text would ever end")
+        if hasattr(self.tokenizer, "src_lang"):
+            raise UsageError(
+                f"task text_to_text: {type(self.tokenizer).__name__} marks texts with codes of their languages, which "
+                "this task does not set: choose a model without them (T5, BART)"
+            )
+        if own is not None and own > longest:
+            raise UsageError(
+                f"task.max_target_length={own} is more than data.max_length={longest}, which bounds a row: raise "
+                "data.max_length or lower task.max_target_length"
+            )
+        if min(longest - len(self._prefix_ids), self.target_length) <= self._specials:
+            raise UsageError(
+                f"data.max_length={longest} leaves no room for a text: task.prefix={self.settings.prefix!r} has "
+                f"{len(self._prefix_ids)} tokens and special ones take {self._specials}; raise data.max_length (and "
+                f"task.max_target_length, which is {self.target_length})"
+            )
+
     @classmethod
     def roles(cls, config: TextToTextConfig) -> Roles:
         return {"src": None, "trg": None}
@@ -58,29 +99,51 @@ class TextToText(Task):
         config: Any = self.recipe.task
         return config
 
+    @property
+    def eos_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def target_length(self) -> int:
+        """Tokens of the longest target."""
+        return self.settings.max_target_length or self.recipe.data.max_length
+
+    # -- rows to micro-batches -------------------------------------------------------------------------------------
+
+    @cached_property
+    def _prefix_ids(self) -> list[int]:
+        from trainer.data.tokenization import encode_batch
+
+        return encode_batch(self.tokenizer, [self.settings.prefix])[0]
+
+    @cached_property
+    def _closed(self) -> bool:
+        """Whether the tokenizer ends a text by itself; GPT-2's does not."""
+        return self.layout.join([[]])[0][-1:] == [self.eos_id]
+
+    @property
+    def _specials(self) -> int:
+        return self.layout.special + (not self._closed)
+
+    def _whole(self, ids: Sequence[int], longest: int) -> list[int]:
+        """The ids with special tokens, cut to `longest` with them."""
+        whole, _ = self.layout.join([ids[: longest - self._specials]])
+        return whole if self._closed else [*whole, self.eos_id]
+
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """`input_ids` of prefix and source, `labels` of the target (none without one), both with special tokens and cut
-        to `data.max_length`, their end kept."""
+        """`input_ids` and `labels`, both with special tokens; no `labels` of a text without `trg`, to be predicted."""
         from trainer.data.tokenization import encode_batch
 
         sources = encode_batch(self.tokenizer, [self.settings.prefix + row["src"] for row in rows])
         targets = encode_batch(self.tokenizer, [row["trg"] for row in rows]) if rows and "trg" in rows[0] else None
-        return [
-            {"input_ids": self._whole(ids), "labels": self._whole(targets[i]) if targets else []}
-            for i, ids in enumerate(sources)
-        ]
-
-    def _whole(self, ids: list[int]) -> list[int]:
-        """As the model was pretrained: with the special tokens of its tokenizer. Ours, which also serve encoders, begin
-        with one that a sequence-to-sequence model has no use for: then only the end is added."""
         longest = self.recipe.data.max_length
-        if self.recipe.tokenizer_training is not None:
-            return [*ids[: longest - 1], self.end_id]
-        return self.layout.join([ids[: longest - self.layout.special]])[0]
-
-    @property
-    def end_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+        return [
+            {
+                "input_ids": self._whole(src, longest),
+                "labels": self._whole(targets[i], self.target_length) if targets else [],
+            }
+            for i, src in enumerate(sources)
+        ]
 
     def length(self, example: Example) -> int:
         return max(len(example["input_ids"]), len(example["labels"]))
@@ -92,6 +155,8 @@ class TextToText(Task):
         """input_ids and attention_mask (B, S), labels (B, T)."""
         return {**self.pad_inputs(examples), "labels": self.pad([e["labels"] for e in examples], IGNORED)}
 
+    # -- model -----------------------------------------------------------------------------------------------------
+
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.language_models import build_seq2seq
 
@@ -99,24 +164,75 @@ class TextToText(Task):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, T, V)"""
-        made: Any = model
-        shifted = made.prepare_decoder_input_ids_from_labels(batch["labels"])
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return made(**inputs, decoder_input_ids=shifted, use_cache=False).logits
+        return self._forward(model, batch).logits
+
+    def _forward(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
+        from trainer.models.language_models import shifted_right
+
+        facts: Any = model.config
+        return model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=shifted_right(batch["labels"], facts.decoder_start_token_id, self.pad_id),
+            use_cache=False,
+            **more,
+        )
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
-        """By beam search. The limit of the length is that of the longest source of the batch."""
+        """The best beam; `score` is its log-probability over length ** evaluation.length_penalty."""
         from trainer.evaluation.generation import write_targets
 
         settings = self.recipe.evaluation
-        longest = int(batch["attention_mask"].sum(-1).max())
-        limit = min(int(longest * settings.max_length_factor) + 10, self.recipe.data.max_length)
+        lengths = batch["attention_mask"].sum(-1) - len(self._prefix_ids)
+        limits = (lengths * settings.max_length_factor + 10).long().clamp(max=self.target_length)
         found = write_targets(
-            model, batch["input_ids"], batch["attention_mask"], limit=limit, beam_size=settings.beam_size,
-            length_penalty=settings.length_penalty, end_id=self.end_id, pad_id=self.pad_id,
-        )  # fmt: skip
+            model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            limits=limits,
+            beam_size=settings.beam_size,
+            length_penalty=settings.length_penalty,
+            end_id=self.eos_id,
+            pad_id=self.pad_id,
+        )
         texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
         return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
+
+    def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Where the decoder looked in the source as it said each word, and gradient × input of the whole text."""
+        import torch
+        import torch.nn.functional as F
+
+        from trainer.models.classifiers import reading_embedding
+        from trainer.models.explain import gradient_x_input
+        from trainer.models.pretrained import use_attention
+
+        use_attention(model, "eager")  # the only one that tells its weights
+        special, rows = set(self.tokenizer.all_special_ids), []
+        for record in records:
+            example = self.encode([{"src": record["input"], "trg": record["prediction"]}])[0]
+            batch = self.collate([example])
+
+            def likelihood(batch: Batch = batch) -> Tensor:
+                logits = self.logits(model, batch).flatten(0, 1)
+                return -F.cross_entropy(logits, batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
+
+            with torch.no_grad():
+                crossing = self._forward(model, batch, output_attentions=True).cross_attentions
+            if not crossing:
+                return []
+            sides = example["labels"], example["input_ids"]
+            said, read = ([i for i, token in enumerate(ids) if token not in special][:SHOWN] for ids in sides)
+            tokens, keys = (
+                self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
+                for ids, kept in zip(sides, (said, read), strict=True)
+            )
+            weights = torch.cat(crossing)[:, :, said][..., read]  # (L, H, said, read)
+            relevance = gradient_x_input(reading_embedding(model), likelihood)[0, read]
+            rows.append(attention_row(record, tokens, keys, weights, relevance))
+        return rows
 
     def input_text(self, row: Texts) -> str:
         return row["src"]

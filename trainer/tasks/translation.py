@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.sections import Section
-from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Roles, Task, Texts, rounded
+from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Roles, Task, Texts, attention_row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,14 +135,8 @@ class Translation(Task):
             weights = torch.stack(crossing)[:, :, : len(target), : len(source)]  # the query of y₁ is [BOS]
             embedding: Any = model
             relevance = gradient_x_input(embedding.get_input_embeddings(), likelihood)[0, : len(source)]
-            rows.append(
-                {
-                    "id": record["id"], "title": record["input"], "prediction": record["prediction"],
-                    "target": record["target"], "tokens": self.tokenizer.convert_ids_to_tokens(target),
-                    "keys": self.tokenizer.convert_ids_to_tokens(source), "layers": weights.shape[0],
-                    "heads": weights.shape[1], "weights": rounded(weights), "relevance": rounded(relevance),
-                }
-            )  # fmt: skip
+            tokens, keys = (self.tokenizer.convert_ids_to_tokens(ids) for ids in (target, source))
+            rows.append(attention_row(record, tokens, keys, weights, relevance))
         return rows
 
     def input_text(self, row: Texts) -> str:
