@@ -265,6 +265,7 @@ def test_the_report_of_a_language_model(run: Path) -> None:
     summary = json.loads((folder / "errors.json").read_text(encoding="utf-8"))
     assert sum(line["rows"] for line in summary["by_length"]) == 20
     assert summary["perplexity"] == pytest.approx(metrics(run)["perplexity"])
+    assert "type: text-generation" in (run / "README.md").read_text(encoding="utf-8")
     rows = json.loads((folder / "attention.json").read_text(encoding="utf-8"))["rows"]
     assert len(rows) == 4
     for row in rows:

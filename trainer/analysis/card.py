@@ -22,7 +22,8 @@ PIPELINES = {
     "classification": "text-classification",
     "translation": "translation",
     "text_to_text": "text2text-generation",
-    "language_modeling": "fill-mask",
+    "language_modeling mlm": "fill-mask",
+    "language_modeling causal": "text-generation",
 }
 GOALS = {"accuracy": "accuracy", "bleu": "BLEU"}  # checks of a gate that compare scores
 MEGA = 1e6
@@ -69,7 +70,7 @@ def front_matter(inputs: Inputs) -> dict[str, Any]:
     name, root = str(recipe["model"].get("name") or ""), str(recipe["data"].get("root") or "")
     dataset = root.removeprefix("hf://datasets/") if root.startswith("hf://datasets/") else None
     metrics = [m.key for m in glossary.METRICS.get(kind, ()) if finite(inputs.scores.get(m.key))]
-    pipeline = PIPELINES.get(kind, kind)
+    pipeline = PIPELINES.get(" ".join(filter(None, (kind, recipe["task"].get("objective")))), kind)
     result = {
         "task": {"type": pipeline},
         "dataset": {

@@ -65,7 +65,10 @@ def export_run(
         UsageError, CheckpointError: no run directory, or no model in it.
     """
     task = Finished.task_of(run, recipe_type, overrides)
-    wanted = task.recipe.export.wanted if task.kind in TASKS else []
+    wanted = task.recipe.export.wanted
+    if wanted and task.kind not in TASKS:
+        log.info("%s: no artifacts are made of this task; %s holds the weights as safetensors", task.kind, run.model)
+        wanted = []
     if "bf16" in wanted and task.recipe.export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
         wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
         log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
