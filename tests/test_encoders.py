@@ -94,6 +94,15 @@ def test_every_encoder_trains_goes_on_and_predicts(reviews: Path, tmp_path: Path
     _compare_with_the_library(run, list(predict(run, TEXTS)))
 
 
+@pytest.mark.ranks
+def test_reversible_layers_are_refused_under_fsdp2(reviews: Path, tmp_path: Path) -> None:
+    path, run = written(tmp_path, recipe_of(reviews, "reformer")), tmp_path / "run"
+    ended = processes.train(path, run, world=2, engine="fsdp2").check(2)
+    assert "Traceback" not in ended.text
+    assert "runs its reversible layers again" in ended.err[0]
+    assert "ddp, zero1, zero2 or zero3" in ended.err[0]
+
+
 def _compare_with_the_library(run: Path, records: list[dict[str, Any]]) -> None:
     """transformers loads model/ and answers as `predict` does, padded as its tokenizer says."""
     theirs: Any = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()

@@ -127,6 +127,29 @@ def test_a_row_does_not_depend_on_its_neighbours(tmp_path: Path, family: str, po
     assert not torch.allclose(both[0], both[1], atol=1e-5), "the rows themselves are told apart"
 
 
+def test_big_birds_attention_is_the_librarys_without_the_square(tmp_path: Path) -> None:
+    """The same states and gradients; under autocast, where the library fails; memory that grows with the length."""
+    from trainer.models import pretrained
+
+    task = task_of(recipe_of(tmp_path, "big_bird", model={"dropout": 0.0}))
+    batch = task.collate(task.encode([LONG, SHORT]))
+    ours, found = task.build_model(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "mend", lambda model: None)
+        theirs = task.build_model()
+    theirs.load_state_dict(ours.state_dict())
+    for model in (ours, theirs):
+        found.append([task.logits(model.train(), batch), *gradients(task, model, batch)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = task.loss(ours, batch)
+        with pytest.raises(RuntimeError, match="scatter"):  # if this fails, the library has mended it
+            task.loss(theirs, batch)
+    half.backward()
+    assert half.item() == pytest.approx(task.loss(ours, batch).item(), abs=0.05)
+
+
 # -- attention ---------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +344,16 @@ def test_the_recipes_have_a_tiny_variant(name: str, widths: tuple[int, int]) -> 
 def test_what_does_not_fit_is_refused_with_both_numbers(tmp_path: Path, family: str, changes: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         task_of(recipe_of(tmp_path, family, **changes)).build_model()
+
+
+def test_a_plan_says_what_it_cannot_rehearse(tmp_path: Path) -> None:
+    """Reformer asks its mask for a sum, and a plan has shapes only; BigBird's blocks are drawn without looking."""
+    from launch.planning.model import make
+
+    with pytest.raises(UsageError, match=r"ReformerFor.* looks at numbers in its forward.*--debug` tells"):
+        make(task_of(recipe_of(tmp_path, "reformer")), "cpu", "fp32", checkpointing=False)
+    made = make(task_of(recipe_of(tmp_path, "big_bird")), "cpu", "fp32", checkpointing=False)
+    assert made.sketch.blocks == 2
 
 
 def test_sizes_at_which_full_attention_is_cheaper_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -121,8 +121,15 @@ def make(task: Task, device: Device, arithmetic: Arithmetic, *, checkpointing: b
     if recipe.optim.freeze_embeddings:
         freeze_embeddings(model)
     objective = Objective(task, model, frozen)
-    with Answers():
-        unused = freeze_unused(objective)
+    try:
+        with Answers():
+            unused = freeze_unused(objective)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{type(model).__name__} looks at numbers in its forward, and a plan has only shapes ({reason}): its "
+            "memory cannot be planned; `rankzero train RECIPE --debug` tells what a step takes (metrics.jsonl, memory)"
+        ) from error
     if checkpointing:
         checkpoint_activations(model)
     optimizer = build_optimizer(model, recipe.optim, depths(model))

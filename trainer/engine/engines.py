@@ -177,8 +177,17 @@ def _fsdp2(on_cpu: bool, backend: InitProcessGroupKwargs, shared: dict[str, Any]
 
 
 def wrap_layers(accelerator: Accelerator, model: nn.Module) -> None:
-    """Tells FSDP2 which modules are gathered and freed as one: the layers, in whatever lists the model keeps them."""
+    """Tells FSDP2 which modules are gathered and freed as one: the layers, in whatever lists the model keeps them.
+
+    Raises:
+        UsageError: they run in a backward pass of their own, where FSDP2 has not gathered them.
+    """
     if accelerator.distributed_type == DistributedType.FSDP:
+        if any(hasattr(module, "backward_pass") for module in model.modules()):
+            raise UsageError(
+                f"engine fsdp2: {type(model).__name__} runs its reversible layers again in a backward pass of its own, "
+                "where their weights are in pieces; use a config with ddp, zero1, zero2 or zero3"
+            )
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(model)
 
 

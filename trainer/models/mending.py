@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 EVALUATION_SEED = 0  # of Reformer's hashing outside of training: an answer does not depend on what was asked before
 
 
 def mend(model: nn.Module) -> None:
-    """Changes the modules of Longformer and Reformer in a model; others stay as they are."""
+    """Changes the modules of Longformer, BigBird and Reformer in a model; others stay as they are."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind == "longformer":
         from transformers import LongformerModel
@@ -23,6 +24,13 @@ def mend(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, LongformerModel):
                 module.register_forward_pre_hook(_look_from_first_token, with_kwargs=True)
+    if kind == "big_bird":
+        from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+
+        for module in model.modules():
+            if isinstance(module, BigBirdBlockSparseAttention):
+                changed: Any = module
+                changed.bigbird_block_sparse_attention = MethodType(_attend_sparsely, module)
     if kind == "reformer":
         _mend_reformer(model)
 
@@ -35,6 +43,36 @@ def _look_from_first_token(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         mask[:, 0] = 1
         kwargs = {**kwargs, "global_attention_mask": mask}
     return args, kwargs
+
+
+def _autocast_device(tensor: Tensor) -> str:
+    return "cpu" if tensor.is_meta else tensor.device.type  # a plan has tensors without a device
+
+
+# -- BigBird -----------------------------------------------------------------------------------------------------------
+
+
+class _NoProbabilities(TorchFunctionMode):
+    """The one tensor of zeros (B, H, T, T) is made without memory, and what is written into it goes nowhere."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.zeros:
+            return func(*args, **{**kwargs, "device": "meta"})
+        if func in (Tensor.__setitem__, Tensor.scatter_) and args[0].is_meta:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def _attend_sparsely(attention: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """Context (B, T, H, D) without probabilities.
+
+    The library spreads them over (B, H, T, T) for nobody, so that memory grows with the square of the length after all,
+    and fails under autocast, where they are fp32 and the context is not.
+    """
+    with torch.autocast(_autocast_device(query), enabled=False), _NoProbabilities():
+        context, _ = type(attention).bigbird_block_sparse_attention(attention, query, *args, **kwargs)
+    return context, None
 
 
 # -- Reformer ----------------------------------------------------------------------------------------------------------
@@ -70,7 +108,7 @@ def _drawn_seed() -> int:
 
 def _seed_attention(layer: Any) -> None:
     layer.attention_seed = _drawn_seed()
-    device = next(layer.parameters()).device.type
+    device = _autocast_device(next(layer.parameters()))
     layer.precision = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
 
