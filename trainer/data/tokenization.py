@@ -314,18 +314,18 @@ def _train_unigram(tokenizer: Tokenizer, texts: Iterable[str], config: Tokenizer
     specials = _specials(config)
     pieces = sorted({piece for piece, _ in json.loads(scratch.to_str())["model"]["vocab"]} - set(specials))
     unknown = specials.index(SPECIAL_TOKENS["unigram"]["unk_token"])
-    scores = [-10.0] * len(pieces)
-    for _ in range(UNIGRAM_ROUNDS):
+
+    def score_pieces(scores: Sequence[float]) -> None:
         vocab = [*((special, 0.0) for special in specials), *zip(pieces, scores, strict=True)]
         tokenizer.model = models.Unigram(vocab, unk_id=unknown)
-        counts: Counter[int] = Counter()
-        for text in texts:
-            counts.update(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    score_pieces([-10.0] * len(pieces))
+    for _ in range(UNIGRAM_ROUNDS):
+        words = Words(tokenizer)  # each word is cut once a round
+        counts = Counter(token for text in texts for token in words.encode(text))
         total = sum(counts.values())
         # a piece that is not taken stays possible: as likely as one seen in every second corpus
-        scores = [math.log(max(counts[len(specials) + i], 0.5) / total) for i in range(len(pieces))]
-    vocab = [*((special, 0.0) for special in specials), *zip(pieces, scores, strict=True)]
-    tokenizer.model = models.Unigram(vocab, unk_id=unknown)
+        score_pieces([math.log(max(counts[len(specials) + i], 0.5) / total) for i in range(len(pieces))])
 
 
 def _wrapped(tokenizer: Tokenizer, config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
