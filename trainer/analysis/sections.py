@@ -16,7 +16,7 @@ from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
 from trainer.analysis.inputs import Inputs, finite
 from trainer.analysis.page import fixed, percent
 from trainer.analysis.samples import best_rows, judged_rows, length_outliers, mean_chrf, summarise
-from trainer.analysis.texts import extremes, judged_texts, loss_by_length, perplexity_of
+from trainer.analysis.texts import PERPLEXITY, extremes, judged_texts, loss_by_length
 from trainer.rundir import read_json
 
 MOST_ERRORS, WORST, BEST, OUTLIERS = 20, 8, 6, 5
@@ -195,7 +195,7 @@ def text_section(inputs: Inputs) -> dict[str, Any]:
         "by_length": by_length,
         "largest": max(line["perplexity"] for line in by_length),
         "reading": "Long texts give a model more to go by, up to the length that it looks back." if causal else "",
-        "shared": _shared(inputs, perplexity_of(), "Perplexity", lambda value: fixed(value, 1)),
+        "shared": _shared(inputs, PERPLEXITY, "Perplexity", lambda value: fixed(value, 1)),
     }
 
 

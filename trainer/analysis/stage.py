@@ -13,7 +13,7 @@ from trainer.analysis.inputs import Inputs, label_names, read_inputs
 from trainer.analysis.report import render_report
 from trainer.analysis.samples import judged_rows, mean_chrf, write_samples
 from trainer.analysis.sections import SHARED_TEXTS
-from trainer.analysis.texts import perplexity_of, write_texts
+from trainer.analysis.texts import PERPLEXITY, write_texts
 from trainer.rundir import RunDir, write_json
 
 
@@ -58,7 +58,7 @@ def _write_shared(inputs: Inputs, train_texts: Iterable[str]) -> Path:
     if inputs.kind == "classification":
         found = find_shared_texts(train_texts, inputs.records)
     elif inputs.kind == "language_modeling":
-        found = find_shared_texts(train_texts, inputs.records, perplexity_of())
+        found = find_shared_texts(train_texts, inputs.records, PERPLEXITY)
     else:
         found = find_shared_texts(train_texts, inputs.records, mean_chrf(judged_rows(inputs.records)))
     write_json(path, found)

@@ -39,11 +39,6 @@ def loss_by_length(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def perplexity_of() -> Measure:
-    """Perplexity of some rows, as a measure for `find_shared_texts`."""
-    return "perplexity", _perplexity
-
-
 def extremes(rows: Sequence[dict[str, Any]], count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The hardest and the easiest texts of a few tokens or more; all where there are no such."""
     known = [row for row in rows if row["tokens"] >= FEW_TOKENS] or list(rows)
@@ -69,3 +64,6 @@ def write_texts(records: Sequence[Record], folder: Path) -> list[Path]:
 def _perplexity(records: Sequence[Record]) -> float:
     loss = math.fsum(record["loss"] for record in records) / max(1, sum(record["tokens"] for record in records))
     return math.exp(min(loss, 700.0))
+
+
+PERPLEXITY: Measure = ("perplexity", _perplexity)  # of some rows, for `find_shared_texts`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
@@ -65,15 +65,9 @@ class Corpus:
         limit, padded = self.recipe.evaluation.tokens_per_batch, self.task.padding.width
         for window in self._windows(split):
             examples = self.task.encode([texts for _, texts in window])
-            order = sorted(range(len(window)), key=lambda i: (self.task.length(examples[i]), i))
-            batches: list[list[int]] = []
-            for i in order:
-                if not batches or padded(self.task.length(examples[i])) * (len(batches[-1]) + 1) > limit:
-                    batches.append([])
-                batches[-1].append(i)
             yield [
                 EvalBatch([window[i][0] for i in b], [window[i][1] for i in b], [examples[i] for i in b])
-                for b in batches
+                for b in batches_by_length(list(map(self.task.length, examples)), padded, limit)
             ]
 
     def texts(self, split: str) -> Iterator[tuple[str, Texts]]:
@@ -138,6 +132,16 @@ class Corpus:
         column = "label" if row.example is not None else self.recipe.data.columns.get("label", "label")
         value = row.values.get(column)
         return None if value is None else str(value)
+
+
+def batches_by_length(lengths: Sequence[int], padded: Callable[[int], int], limit: int) -> list[list[int]]:
+    """Numbers of texts in batches of like lengths, each of at most `limit` padded tokens unless one alone has more."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if not batches or padded(lengths[i]) * (len(batches[-1]) + 1) > limit:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def deals_whole_shards(source: Source, plan: LanePlan) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.data.cleaning import cleaner
 from trainer.data.tokenization import Layout, encode_batch, load_tokenizer
-from trainer.engine.finished import Finished, choose_attention
+from trainer.engine.corpus import batches_by_length
+from trainer.engine.finished import Finished, best_device, choose_attention
 from trainer.errors import UsageError
 from trainer.models.classifiers import pool, trunk_prefix
 from trainer.models.families import Padding, hidden_width, padding_of
@@ -84,16 +84,14 @@ class Embedder:
             )
         finished = Finished.open(run, recipe_type, [f"data.max_length={room}"])
         task, recipe, model = finished.task, finished.recipe, finished.model
-        clean = cleaner(recipe.data.cleaning)
         if (prefix := trunk_prefix(model)) is None:
             raise UsageError(f"embed: {type(model).__name__} of {run.path} is not divided into trunk and head")
         choose_attention(model, getattr(recipe.model, "attention", None))
         trunk = model.get_submodule(prefix[:-1])
 
         def encode(texts: Sequence[str]) -> list[Example]:
-            rows = [{role: clean(text) for role, text in task.row_of(line).items()} for line in texts]
             # a causal language model's documents are whole
-            return [{name: ids[:room] for name, ids in example.items()} for example in task.encode(rows)]
+            return [{name: ids[:room] for name, ids in example.items()} for example in task.encode_lines(texts)]
 
         settings: Any = recipe.model
         config = getattr(trunk, "config", None)
@@ -138,29 +136,21 @@ class Embedder:
         """
         if self.causal and pooling == "cls":
             raise UsageError("--pooling cls: the first token of a causal model sees nothing; allowed: mean, tokens")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = best_device()
         self.trunk.to(device)
         source = iter(texts)
         while window := list(islice(source, WINDOW[pooling])):
             examples = self.encode(window)
             found: dict[int, np.ndarray] = {}
-            for batch in self._batches([len(e["input_ids"]) for e in examples]):
+            some = [i for i, e in enumerate(examples) if e["input_ids"]]  # without special ones a text may have none
+            lengths = [len(examples[i]["input_ids"]) for i in some]
+            for numbers in batches_by_length(lengths, self.padding.width, self.limit):
+                batch = [some[number] for number in numbers]
                 found |= dict(zip(batch, self._embed([examples[i] for i in batch], pooling, device), strict=True))
             nothing = np.zeros((0, self.width) if pooling == "tokens" else self.width, np.float32)
             for i, text in enumerate(window):
                 ids = examples[i]["input_ids"] if pooling == "tokens" else []
                 yield Embedded(text, self.tokenizer.convert_ids_to_tokens(ids), found.get(i, nothing))
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Of texts of like lengths; those of no token, where there are no special ones, are in none."""
-        batch: list[int] = []
-        for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (lengths[i], i)):
-            if batch and self.padding.width(lengths[i]) * (len(batch) + 1) > self.limit:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
 
     def _embed(self, examples: Sequence[Example], pooling: Pooling, device: torch.device) -> list[np.ndarray]:
         """Of each example (M,), or (T, M) with as many rows as it has tokens."""

@@ -13,10 +13,9 @@ import yaml
 from torch import nn
 
 from trainer import tensors
-from trainer.data.cleaning import cleaner
 from trainer.data.keyed import key
 from trainer.engine import setup
-from trainer.engine.corpus import Corpus
+from trainer.engine.corpus import Corpus, batches_by_length
 from trainer.engine.evaluate import evaluate
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import copy_weights
@@ -41,6 +40,11 @@ def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: S
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.jsonl", records)
     write_json(folder / "metrics.json", scores)
+
+
+def best_device() -> torch.device:
+    """Where a finished model answers."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def choose_attention(model: nn.Module, attention: str | None) -> None:
@@ -97,39 +101,30 @@ class Finished:
     @torch.no_grad()
     def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         """One record per text, in order; a window of texts is sorted by length and cut into batches."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, clean = self.model.to(device), cleaner(self.recipe.data.cleaning)
-        choose_attention(model, getattr(self.recipe.model, "attention", None))
+        model, device = self._ready()
+        width, limit = self.task.padding.width, self.recipe.evaluation.tokens_per_batch
         source = iter(texts)
         while window := list(islice(source, PREDICT_WINDOW)):
-            examples = self.task.encode([{k: clean(t) for k, t in self.task.row_of(text).items()} for text in window])
+            examples = self.task.encode_lines(window)
             found: dict[int, Record] = {}
-            for batch in self._batches([self.task.length(e) for e in examples]):
+            for batch in batches_by_length(list(map(self.task.length, examples)), width, limit):
                 inputs = self.task.collate([examples[i] for i in batch])
                 made = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
                 found |= dict(zip(batch, made, strict=True))
             yield from ({"text": text, **self.task.answer(found[i])} for i, text in enumerate(window))
 
-    @torch.no_grad()
     def stream(self, text: str) -> Iterator[str]:
         """How a language model goes on with a text, in pieces as they are found.
 
         Raises:
             UsageError: the task does not go on with texts.
         """
-        clean = cleaner(self.recipe.data.cleaning)
-        example = self.task.encode([{k: clean(t) for k, t in self.task.row_of(text).items()}])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        inputs = {name: tensor.to(device) for name, tensor in self.task.collate(example).items()}
-        yield from self.task.stream(self.model.to(device), inputs)
+        model, device = self._ready()
+        inputs = {name: tensor.to(device) for name, tensor in self.task.collate(self.task.encode_lines([text])).items()}
+        yield from self.task.stream(model, inputs)
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        limit, width = self.recipe.evaluation.tokens_per_batch, self.task.padding.width
-        for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-            if batch and width(lengths[i]) * (len(batch) + 1) > limit:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
+    def _ready(self) -> tuple[nn.Module, torch.device]:
+        """The model where it answers, with the attention that it answers by."""
+        device = best_device()
+        choose_attention(self.model, getattr(self.recipe.model, "attention", None))
+        return self.model.to(device), device

@@ -105,7 +105,11 @@ def write_targets(
     found = made.generate(
         input_ids, attention_mask=attention_mask, generation_config=search, logits_processor=[bound], synced_gpus=False
     )
-    written = found.sequences[:, 1:]
+    return _scored(found, found.sequences[:, 1:], end_id, beam_size, length_penalty)
+
+
+def _scored(found: Any, written: Tensor, end_id: int, beam_size: int, length_penalty: float) -> list[Continued]:
+    """The texts of a search, written (B, T), with the score of their beam; without beams with one of the same kind."""
     texts = [_until(row, end_id) for row in written.tolist()]
     scores = found.sequences_scores if beam_size > 1 else _greedy_scores(written, found.logits, texts, length_penalty)
     return list(zip(texts, scores.tolist(), strict=True))
@@ -114,9 +118,10 @@ def write_targets(
 def _greedy_scores(
     written: Tensor, logits: Sequence[Tensor], texts: Sequence[Sequence[int]], length_penalty: float
 ) -> Tensor:
-    """(B,) of written (B, T), from logits (B, V) of each step; a text counts with its end, what follows does not."""
+    """(B,) of written (B, T), from logits (B, V) of each step; a text counts with its end if it has one, what follows
+    does not."""
     totals = torch.zeros(len(texts), device=written.device)
-    lengths = torch.tensor([len(text) + 1 for text in texts], device=written.device)
+    lengths = torch.tensor([len(text) + 1 for text in texts], device=written.device).clamp(max=written.shape[1])
     for step, said in enumerate(logits):
         log_p = said.float().log_softmax(-1).gather(1, written[:, step, None])[:, 0]
         totals += torch.where(step < lengths, log_p, 0.0)
@@ -166,13 +171,7 @@ def _generate(
     with torch.random.fork_rng(devices):
         torch.manual_seed(settings.seed)
         found = model.generate(ids, attention_mask=mask, generation_config=search, **more)
-    texts = [_until(row, end_id) for row in found.sequences[:, width:].tolist()]
-    if settings.beam_size > 1:
-        scores = found.sequences_scores.tolist()
-    else:
-        taken = model.compute_transition_scores(found.sequences, found.logits, normalize_logits=True).tolist()
-        scores = [sum(row[: len(text) + 1]) / len(row[: len(text) + 1]) for row, text in zip(taken, texts, strict=True)]
-    return list(zip(texts, scores, strict=True))
+    return _scored(found, found.sequences[:, width:], end_id, settings.beam_size, 1.0)
 
 
 def _until(ids: list[int], end_id: int) -> list[int]:

@@ -53,7 +53,6 @@ def weights(run: Path, name: str) -> Answer:
     """The trained weights in torch: fp32, bf16 or compiled; -cuda on a GPU. A job "padded" is the tutorial's way."""
     import torch
 
-    from trainer.data.cleaning import cleaner
     from trainer.engine.finished import Finished, choose_attention
     from trainer.loading import Recipe
     from trainer.rundir import RunDir
@@ -63,7 +62,7 @@ def weights(run: Path, name: str) -> Answer:
     if device and not torch.cuda.is_available():
         raise NoGPU
     finished = Finished.open(RunDir(run), Recipe)
-    recipe, clean = finished.recipe, cleaner(finished.recipe.data.cleaning)
+    recipe = finished.recipe
     model: Any = finished.model.to(device or "cpu")
     attention = getattr(recipe.model, "attention", None)
     if kind == "bf16":
@@ -84,7 +83,7 @@ def weights(run: Path, name: str) -> Answer:
     def answer(texts: Sequence[str], job: dict[str, Any]) -> Any:
         choose_attention(model, "auto" if job["padded"] else attention)  # the tutorial's is the library's own
         task = task_of(job["padded"], job["beam"])
-        examples = task.encode([{k: clean(t) for k, t in task.row_of(text).items()} for text in texts])
+        examples = task.encode_lines(texts)
         batch = {key: tensor.to(device or "cpu") for key, tensor in task.collate(examples).items()}
         records = [task.answer(record) for record in task.predict(model, batch)]  # waits for the GPU
         read = [len(example.get("input_ids", ())) for example in examples]

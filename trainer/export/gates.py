@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.cleaning import cleaner
 from trainer.errors import Preempted
 from trainer.export.fresh import in_fresh_process
 from trainer.export.rows import FEW, ODD, Row, Rows, Say, artifact_logits, as_artifact, spread, torch_logits
@@ -109,9 +108,7 @@ class Gate:
         return [line for line in lines if self.artifact.encode(self.artifact.sides(line))[0]]
 
     def _reads_alike(self, line: str) -> bool:
-        clean = cleaner(self.task.recipe.data.cleaning)
-        row = {role: clean(text) for role, text in self.task.row_of(line).items()}
-        return tuple(self.artifact.encode(self.artifact.sides(line))) == as_artifact(self.task.encode([row])[0])
+        return tuple(self.artifact.encode(self.artifact.sides(line))) == as_artifact(self.task.encode_lines([line])[0])
 
     def logits(self) -> Check:
         """Rows of all lengths in batches of several sizes; and each of them alone."""

@@ -222,6 +222,13 @@ class Task(ABC):
         """The row behind a line of text that `rankzero predict` is given."""
         return {next(iter(self.roles(self.recipe.task))): line}
 
+    def encode_lines(self, lines: Sequence[str]) -> list[Example]:
+        """Examples of lines as `rankzero predict` is given them, cleaned as in the training."""
+        from trainer.data.cleaning import cleaner
+
+        clean = cleaner(self.recipe.data.cleaning)
+        return self.encode([{role: clean(text) for role, text in self.row_of(line).items()} for line in lines])
+
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Attention and relevance of a few predicted rows, as `attention.json` holds them; none by default.
 

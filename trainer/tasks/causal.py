@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.errors import UsageError
-from trainer.tasks.base import IGNORED, SHOWN, Assessed, Batch, Example, Record, Texts, rounded
+from trainer.tasks.base import IGNORED, SHOWN, Assessed, Batch, Example, Record, Texts, attention_row
 from trainer.tasks.language_modeling import LanguageModeling
 
 if TYPE_CHECKING:
@@ -87,10 +87,6 @@ class CausalLanguageModeling(LanguageModeling):
             "position_ids": self.pad(positions, 0),
             "labels": self.pad([e["labels"] for e in examples], IGNORED),
         }
-
-    def filler(self) -> Batch:
-        _, piece = next(self._pieces(self.encode([self.toy_rows[0]])[0]))
-        return self.collate([{**piece, "labels": [IGNORED] * len(piece["labels"])}])
 
     @property
     def start_id(self) -> int:
@@ -245,13 +241,7 @@ class CausalLanguageModeling(LanguageModeling):
             relevance = gradient_x_input(embedding.get_input_embeddings(), score)[0, 1 : len(ids) + 1]
             weights = torch.stack([w[0] for _, w in seen])[:, :, 1 : len(ids) + 1, 1 : len(ids) + 1]
             words = [self._text([token]) or str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids]
-            rows.append(
-                {
-                    "id": record["id"], "title": record["input"], "prediction": "", "target": "", "tokens": words,
-                    "keys": words, "layers": weights.shape[0], "heads": weights.shape[1],
-                    "weights": rounded(weights), "relevance": rounded(relevance),
-                }
-            )  # fmt: skip
+            rows.append(attention_row({**record, "target": ""}, words, words, weights, relevance))
         return rows
 
     def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.sections import Fraction, Section
-from trainer.tasks.base import IGNORED, SHOWN, Assessed, Batch, Example, Record, Roles, Task, Texts, rounded
+from trainer.tasks.base import (
+    IGNORED,
+    SHOWN,
+    Assessed,
+    Batch,
+    Example,
+    Record,
+    Roles,
+    Task,
+    Texts,
+    attention_row,
+    rounded,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -230,14 +242,9 @@ class Classification(Task):
             kept = [i for i, token in enumerate(ids) if token not in special][:SHOWN]
             weights = torch.stack([w[0] for _, w in seen])  # (L, H, T, T), T with padding
             words = self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
-            rows.append(
-                {
-                    "id": record["id"], "title": record["input"], "prediction": record["prediction"],
-                    "target": record["target"], "tokens": words, "keys": words, "layers": weights.shape[0],
-                    "heads": weights.shape[1], "weights": rounded(weights[:, :, kept][..., kept]),
-                    "cls": rounded(weights[:, :, 0][..., kept]), "relevance": rounded(relevance[kept]),
-                }
-            )  # fmt: skip
+            seen_by_cls = rounded(weights[:, :, 0][..., kept])
+            among_kept = weights[:, :, kept][..., kept]
+            rows.append({**attention_row(record, words, words, among_kept, relevance[kept]), "cls": seen_by_cls})
         return rows
 
     def _logit(self, model: nn.Module, batch: Batch, label: int) -> Tensor:
