@@ -10,7 +10,8 @@ from pydantic import Field
 
 from trainer.errors import UsageError
 from trainer.sections import Positive, Section
-from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Roles, Task, Texts, attention_row
+from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.tasks.pairs import Pairs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ class TextToTextConfig(Section):
     )
 
 
-class TextToText(Task):
+class TextToText(Pairs, Task):
     """Teacher forcing: the decoder reads its start token and y₁ … yₙ, its logits are compared with y₁ … yₙ [EOS].
 
     Both sides have the special tokens that the tokenizer itself gives a text ("A </s>" with T5's and Marian's,
@@ -42,22 +43,7 @@ class TextToText(Task):
     config = TextToTextConfig
     models = ("pretrained",)
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
-    metrics: ClassVar[dict[str, str]] = {
-        "loss": "min",
-        "perplexity": "min",
-        "bleu": "max",
-        "chrf": "max",
-        "ter": "min",
-        "rouge1": "max",
-        "rouge2": "max",
-        "rougeL": "max",
-    }
-    toy_rows = (
-        {"src": "Ein Hund läuft.", "trg": "A dog runs."},
-        {"src": "Zwei Männer sitzen auf einer Bank.", "trg": "Two men are sitting on a bench."},
-        {"src": "Das Kind spielt.", "trg": "The child plays."},
-        {"src": "Eine Frau liest ein Buch im Park.", "trg": "A woman reads a book in the park."},
-    )
+    metrics: ClassVar[dict[str, str]] = {**Pairs.metrics, "rouge1": "max", "rouge2": "max", "rougeL": "max"}
 
     def __init__(
         self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
@@ -89,10 +75,6 @@ class TextToText(Task):
                 f"{len(self._prefix_ids)} tokens and special ones take {self._specials}; raise data.max_length (and "
                 f"task.max_target_length, which is {self.target_length})"
             )
-
-    @classmethod
-    def roles(cls, config: TextToTextConfig) -> Roles:
-        return {"src": None, "trg": None}
 
     @property
     def settings(self) -> TextToTextConfig:
@@ -233,12 +215,6 @@ class TextToText(Task):
             relevance = gradient_x_input(reading_embedding(model), likelihood)[0, read]
             rows.append(attention_row(record, tokens, keys, weights, relevance))
         return rows
-
-    def input_text(self, row: Texts) -> str:
-        return row["src"]
-
-    def target_text(self, row: Texts) -> str:
-        return row["trg"]
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.evaluation.metrics import score_translation

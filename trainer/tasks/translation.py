@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from trainer.sections import Section
-from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Roles, Task, Texts, attention_row
+from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.tasks.pairs import Pairs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,30 +25,13 @@ class TranslationConfig(Section):
     trg_language: str = Field("en", description="name of the target language, for reports")
 
 
-class Translation(Task):
+class Translation(Pairs, Task):
     """Teacher forcing: the decoder reads [BOS] y₁ … yₙ and its logits are compared with y₁ … yₙ [EOS]."""
 
     kind = "translation"
     config = TranslationConfig
     models = ("transformer",)
     inputs = ("src", "trg_in")
-    metrics: ClassVar[dict[str, str]] = {
-        "loss": "min",
-        "perplexity": "min",
-        "bleu": "max",
-        "chrf": "max",
-        "ter": "min",
-    }
-    toy_rows = (
-        {"src": "Ein Hund läuft.", "trg": "A dog runs."},
-        {"src": "Zwei Männer sitzen auf einer Bank.", "trg": "Two men are sitting on a bench."},
-        {"src": "Das Kind spielt.", "trg": "The child plays."},
-        {"src": "Eine Frau liest ein Buch im Park.", "trg": "A woman reads a book in the park."},
-    )
-
-    @classmethod
-    def roles(cls, config: TranslationConfig) -> Roles:
-        return {"src": None, "trg": None}
 
     @property
     def bos_id(self) -> int:
@@ -138,12 +122,6 @@ class Translation(Task):
             tokens, keys = (self.tokenizer.convert_ids_to_tokens(ids) for ids in (target, source))
             rows.append(attention_row(record, tokens, keys, weights, relevance))
         return rows
-
-    def input_text(self, row: Texts) -> str:
-        return row["src"]
-
-    def target_text(self, row: Texts) -> str:
-        return row["trg"]
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.evaluation.metrics import score_translation
