@@ -308,6 +308,22 @@ def test_greedy_is_the_likeliest_token_again_and_again() -> None:
         assert record["score"] == pytest.approx(sum(taken) / len(taken), abs=1e-4)
 
 
+def test_what_a_model_brings_for_its_searches_is_not_obeyed(tmp_path: Path) -> None:
+    """It is not in the run's directory: a run that is opened again would answer otherwise."""
+    first = task_of(recipe(data={"max_length": 64, "tokens_per_batch": 64}))
+    model = model_of(first)
+    model.generation_config.repetition_penalty = 9.0
+    model.generation_config.bad_words_ids = [[token] for token in greedy(first, model, "the film", 1)]
+    model.save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    named = {"kind": "pretrained", "name": str(tmp_path), "architecture": None, "size": None}
+    made = recipe(model=named, tokenizer={"train": None}, data={"max_length": 64, "tokens_per_batch": 64})
+    task = make_task(made, first.tokenizer)
+    again = task.build_model().eval()
+    [record] = task.predict(again, task.collate(task.encode([{"text": "the film"}])))
+    assert record["prediction"] == task.tokenizer.decode(greedy(task, again, "the film", 6))
+
+
 @pytest.mark.ranks
 def test_predict_goes_on_with_texts(run: Path) -> None:
     texts = ["the film", "a story was very", ""]

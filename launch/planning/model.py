@@ -20,8 +20,9 @@ from launch.planning.rehearsal import Arithmetic, Device, fake_mode
 from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
-from trainer.locations import FORMS, locate
+from trainer.locations import FORMS
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk, label_maps
+from trainer.models.pretrained import configuration
 from trainer.optim.optimizers import build_optimizer
 
 if TYPE_CHECKING:
@@ -189,22 +190,13 @@ def pretrained_config(recipe: Recipe, task: Task) -> dict[str, Any]:
     Raises:
         UsageError: there is none.
     """
-    from transformers import AutoConfig
-
-    from trainer.models.sizes import random_config
-
     settings: Any = recipe.model
-    if settings.random:
-        config = random_config(settings, task.tokenizer, recipe.data.padded(recipe.data.max_length))
-    else:
-        try:
-            place, revision = locate(settings.name)
-            config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-            config.update(settings.config)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            text = f"model.name={settings.name!r}: its config.json cannot be had: {reason}. Give {FORMS}"
-            raise UsageError(text) from error
+    try:
+        config = configuration(recipe, task.tokenizer)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        text = f"model.name={settings.name!r}: its config.json cannot be had: {reason}. Give {FORMS}"
+        raise UsageError(text) from error
     return dict(json.loads(config.to_json_string(use_diff=False)))
 
 

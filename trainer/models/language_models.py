@@ -87,7 +87,7 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
     Raises:
         UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it has no token for targets to follow.
     """
-    from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+    from transformers import AutoModelForSeq2SeqLM
 
     from trainer.models.pretrained import load_model
 
@@ -98,9 +98,6 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
             f"model {settings.title!r} has no decoder_start_token_id, the token that a target follows: set it, e.g. "
             "model.config={decoder_start_token_id: 0}"
         )
-    # What a model brings of its own (BART: least lengths, forced tokens, forbidden repetitions) would be obeyed in the
-    # training, and unknown to those who open the run's directory: the recipe alone says how is searched.
-    model.generation_config = GenerationConfig()
     return begin_from(model, settings.init_from, trained)
 
 

@@ -61,29 +61,19 @@ def load_model(
         UsageError: no such model, it cannot be reached, this class does not know its architecture, or tokenizer or
             lengths do not fit it.
     """
-    from transformers import AutoConfig
-    from transformers.utils import logging as theirs
+    from transformers import AutoConfig, GenerationConfig
 
     settings: Any = recipe.model
-    longest = recipe.data.padded(recipe.data.max_length)
-    theirs.set_verbosity_error()  # "newly initialized: classifier" is what is wanted here
-    theirs.disable_progress_bar()
+    library: Any = auto
+    _silence()
     try:
         if trained is not None:
             found = json.loads((trained / "config.json").read_text(encoding="utf-8"))
             facts = AutoConfig.for_model(**(found[part] if part else found))
-            model = auto.from_config(_as_asked(facts, settings, causal))  # type: ignore[attr-defined]
-        elif settings.random:
-            facts = random_config(settings, tokenizer, longest, **config)
-            model = auto.from_config(_as_asked(facts, settings, causal))  # type: ignore[attr-defined]
+            model = library.from_config(_as_asked(facts, settings, causal))
         else:
-            place, revision = locate(settings.name)
-            facts = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-            facts.update({**config, **settings.config})
-            settle(_as_asked(facts, settings, causal), longest, settings.config, own_positions=False)
-            model = auto.from_pretrained(  # type: ignore[attr-defined]
-                place, revision=revision, config=facts, trust_remote_code=False, dtype=torch.float32
-            )
+            facts = _as_asked(configuration(recipe, tokenizer, **config), settings, causal)
+            model = library.from_config(facts) if settings.random else _with_weights(auto, settings.name, config=facts)
     except (OSError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         if "Unrecognized configuration class" in reason:
@@ -91,10 +81,47 @@ def load_model(
         key, hint = ("name", f". Give {FORMS}") if settings.weights else ("architecture", "")
         raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
     check_fits(model, settings.title, len(tokenizer), recipe)
+    if getattr(model, "generation_config", None) is not None:
+        # What a model brings of its own (least lengths, forced tokens, forbidden repetitions) would be obeyed in the
+        # training, and unknown to those who open the run's directory: the recipe alone says how is searched.
+        model.generation_config = GenerationConfig()
     use_attention(model, settings.attention)
     replace_dropout(model, settings.dropout)
     mend(model)
     return model.train()
+
+
+def configuration(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Any:
+    """The configuration that the recipe's model begins with: of an architecture, or that of its weights.
+
+    Raises:
+        UsageError: keys, sizes or lengths that the architecture cannot have.
+        OSError, ValueError: the weights' configuration cannot be had.
+    """
+    from transformers import AutoConfig
+
+    settings: Any = recipe.model
+    longest = recipe.data.padded(recipe.data.max_length)
+    if settings.random:
+        return random_config(settings, tokenizer, longest, **changes)
+    place, revision = locate(settings.name)
+    facts = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    facts.update({**changes, **settings.config})
+    settle(facts, longest, settings.config, own_positions=False)
+    return facts
+
+
+def _with_weights(auto: Any, name: str, **more: Any) -> nn.Module:
+    place, revision = locate(name)
+    return auto.from_pretrained(place, revision=revision, trust_remote_code=False, dtype=torch.float32, **more)
+
+
+def _silence() -> None:
+    """ "newly initialized: classifier" is what is wanted here."""
+    from transformers.utils import logging as theirs
+
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
 
 
 def _as_asked(config: Any, settings: Any, causal: bool) -> Any:
@@ -206,13 +233,10 @@ def load_bare(name: str) -> nn.Module:
         UsageError: there is none of that name, or it cannot be reached.
     """
     from transformers import AutoModel
-    from transformers.utils import logging as theirs
 
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    place, revision = locate(name)
+    _silence()
     try:
-        model = AutoModel.from_pretrained(place, revision=revision, trust_remote_code=False, dtype=torch.float32)
+        model: Any = _with_weights(AutoModel, name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"model {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
