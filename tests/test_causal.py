@@ -146,8 +146,9 @@ def test_the_loss_is_that_of_the_library() -> None:
     assert int(assessed.counts[0]) == ids.shape[1] - 1
 
 
-def test_a_long_document_is_evaluated_in_the_pieces_of_the_training() -> None:
-    task = task_of(recipe(task={"packing": False}))
+@pytest.mark.parametrize("multiple", [8, 7])  # 7 pads a sequence of 24 tokens to 28
+def test_a_long_document_is_evaluated_in_the_pieces_of_the_training(multiple: int) -> None:
+    task = task_of(recipe(task={"packing": False}, data={"pad_multiple": multiple}))
     model = model_of(task)
     examples = task.encode([{"text": " ".join(OTHER * 4)}, {"text": "the film"}])
     assert len(examples[0]["labels"]) > 2 * LENGTH
@@ -199,7 +200,7 @@ def test_what_cannot_work_is_said_at_once() -> None:
         task.build_model()
     assert task_of(recipe(model=bert, task={"packing": False})).build_model() is not None
     long = task_of(recipe(evaluation={"generation": {"new_tokens": LENGTH}}))
-    with pytest.raises(UsageError, match=r"new_tokens=24 leaves no room for a text in data.max_length=24"):
+    with pytest.raises(UsageError, match=r"new_tokens=24 leaves no room for a text in 24 positions"):
         long.predict(model_of(long), long.collate(long.encode([{"text": "the"}])))
 
 

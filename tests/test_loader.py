@@ -165,6 +165,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
             seen.append([loaded.ids if loaded else {} for loaded in batches])
             return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
 
+        stepper.carried = SimpleNamespace(keep=lambda: None)  # type: ignore[attr-defined]
         loop: Any = Loop(
             runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
             Progress.start(5), None, SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,

@@ -153,7 +153,9 @@ def steps_with(
         return [batch]
 
     filler = {"x": torch.zeros(1, 4)}
-    task = SimpleNamespace(recipe=SimpleNamespace(seed=1, optim=optim), filler=lambda: filler, split=whole)
+    task = SimpleNamespace(
+        recipe=SimpleNamespace(seed=1, optim=optim), filler=lambda: filler, split=whole, memory=lambda rows: None
+    )
     stepper = Stepper(Runtime(accelerator, "single", StopFlag()), task, objective, optimizer, 1)  # type: ignore[arg-type]
     weights, finite = [], []
     for step in (1, 2, 3):
@@ -161,7 +163,7 @@ def steps_with(
         if step == spoiled:
             x[3, 2] = math.nan
         totals = Totals(targets=8, rows=8, tokens=8, padded=8, lanes=1, stopping=0)
-        result = stepper([Loaded({0: None}, {0: []}, {"x": x}, 8, 8, 8)], step, totals, lambda group: 1.0)  # type: ignore[dict-item]
+        result = stepper([Loaded({0: None}, {0: []}, {0: 8}, {"x": x}, 8, 8, 8)], step, totals, lambda group: 1.0)  # type: ignore[dict-item]
         finite.append(result.finite)
         weights.append(objective.layer.weight.detach().numpy().copy())
     assert (scale or 0) < 2.0**100 or accelerator.scaler.get_scale() < scale, "nothing has overflowed"

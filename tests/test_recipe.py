@@ -132,7 +132,10 @@ def test_required_keys_are_named() -> None:
     [
         (("version=2",), "version"),
         (("task.kind=translatoin",), "task.kind: 'translatoin' is unknown; did you mean 'translation'?"),
-        (("model.kind=mlp",), "model.kind: 'mlp' is unknown; allowed: transformer, encoder, pretrained"),
+        (
+            ("model.kind=mlp",),
+            "model.kind: 'mlp' is unknown; allowed: transformer, encoder, transformer_xl, pre",
+        ),
         (("loop.max_steps=null",), "the run would never end"),
         (("data.tokens_per_batch=8",), "tokens_per_batch=8 is below max_length=40"),
         (("data.tokens_per_batch=null",), "needs a bound"),

@@ -47,7 +47,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
     """What the sections cannot see alone: names that only the task or the cleaning knows, what needs `validation`."""
     from trainer.data.cleaning import cleaner
 
-    task, stopping, problems = task_class(recipe.task), recipe.loop.early_stopping, []
+    task, stopping, problems = task_class(recipe), recipe.loop.early_stopping, []
     roles = roles_of(recipe)
     try:
         cleaner(recipe.data.cleaning)
@@ -55,7 +55,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
         problems.append(str(error))
     for role in recipe.data.columns.keys() - roles.keys():
         problems.append(f"data.columns.{role}: no role of task {task.kind}; its roles: {', '.join(roles)}")
-    problems += _model_problems(recipe, task)
+    problems += _model_problems(recipe, task) or task.problems(recipe)
     if stopping.metric not in task.metrics:
         known = ", ".join(sorted(task.metrics))
         problems.append(f"loop.early_stopping.metric: {stopping.metric!r} is unknown; known: {known}")

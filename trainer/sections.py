@@ -208,6 +208,9 @@ class EvaluationConfig(Section):
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
     max_length_factor: Annotated[float, Field(gt=0)] = Field(1.5, description="longest output = factor x source + 10")
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
+    memory: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="positions before a segment that a Transformer-XL sees; null = model.memory"
+    )
     bootstrap: Positive = Field(1000, description="resamples behind the *_ci95 intervals")
 
 

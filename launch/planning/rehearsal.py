@@ -167,7 +167,7 @@ def _micro_batch(
 
     def once() -> None:
         with forward():
-            loss = objective(**batch)
+            loss, _ = Objective.parts(objective(**batch))
         events.append(("turn",))
         # not loss.backward(): function modes are off within it, and a checkpointed layer is run again there
         _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)

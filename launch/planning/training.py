@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -15,6 +16,7 @@ from launch.planning.states import FULL
 from trainer.engine.writer import ROOM
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, read_json
+from trainer.tasks.recurrent import rows_of
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,13 @@ class Checkpoint:
 
 
 def checkpoint(recipe: Recipe, sketch: Sketch, whole: Training) -> Checkpoint:
-    """Weights and moments in fp32, whatever the engine, and the moving average if there is one."""
+    """Weights and moments in fp32, whatever the engine, moving average and lanes' memories if there are any."""
     averaging, loop = recipe.optim.averaging, recipe.loop
     size = FULL * (sketch.all_elements + sketch.moments * sketch.trained_elements)
     size += FULL * sketch.all_elements if averaging.kind == "ema" else 0
+    model: Any = recipe.model
+    if getattr(model, "memory", 0):
+        size += FULL * recipe.data.lanes * rows_of(recipe.data) * model.layers * model.memory * model.d_model
     every = loop.save_every if isinstance(loop.save_every, int) else whole.steps_per_epoch
     evaluated = loop.eval_every if isinstance(loop.eval_every, int) else whole.steps_per_epoch
     saves = sum(math.ceil(whole.steps / n) for n in {every, evaluated})  # the last step is always saved

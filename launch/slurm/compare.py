@@ -71,7 +71,7 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
 
     recipe = Recipe.load(RunDir(runs[0]).recipe)
     metric = chosen[0]["metric"]
-    sign = 1 if task_class(recipe.task).metrics[metric] == "min" else -1
+    sign = 1 if task_class(recipe).metrics[metric] == "min" else -1
     run, stage = min(zip(runs, chosen, strict=True), key=lambda pair: sign * pair[1]["value"])
     return {"run": str(run), "metric": metric, "value": stage["value"], "split": "validation"}
 

@@ -25,6 +25,7 @@ class Loaded:
 
     lanes: dict[int, Bookmark]  # the lanes in it, each with the bookmark that follows
     ids: dict[int, list[RowId]]
+    sequences: dict[int, int]  # of each lane, in the order of the inputs' rows
     inputs: Batch
     rows: int
     tokens: int  # of source and target, without padding
@@ -97,6 +98,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
         return Loaded(
             {part.lane: part.bookmark for part in parts},
             {part.lane: part.ids for part in parts},
+            {part.lane: len(part.examples) for part in parts},
             inputs,
             rows=sum(len(part.ids) for part in parts),
             tokens=sum(map(self._count, examples)),

@@ -16,6 +16,7 @@ from torch import nn
 from trainer.data.lanes import Bookmark, LaneServer
 from trainer.data.loader import Loaded, load_epoch, owned_lanes
 from trainer.engine import checkpoint
+from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate
 from trainer.engine.progress import Best, Progress
@@ -152,6 +153,7 @@ class Loop:
         if result.finite:
             progress.skipped = 0
             self.state.after_step(number)
+            self.stepper.carried.keep()
         else:
             self._not_finite(batches, number)
         for loaded in batches:
@@ -177,6 +179,7 @@ class Loop:
         """Ends the run, or counts the step as skipped. All ranks are here: the gradient is the same on all."""
         names = [shard.name for shard in self.corpus.train.shards]
         message = self.stepper.explain(batches, number, self.progress.epoch, names)
+        self.stepper.carried.forget()
         self.progress.skipped += 1
         if self._loop.on_nonfinite == "stop":
             raise NumericsError(message)
@@ -261,6 +264,8 @@ class Loop:
         parts = self.runtime.gather(own)
         marks: dict[int, Bookmark] = {lane: mark for part in parts or [] for lane, mark in part.items()}
         tensors, extra = self.state.collect()
+        if carried := self.stepper.carried.collect():
+            tensors[CARRIED] = carried
         step, state = progress.step, {"format": 1, **extra, **progress.to_json(marks)}
         protected = [*([progress.best.step] if progress.best else []), *progress.grid]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainer import tensors
 from trainer.engine import checkpoint, setup
+from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
 from trainer.engine.engines import SHARDED, wrap_layers
 from trainer.engine.evaluate import evaluate
@@ -149,6 +150,8 @@ class Session:
         else:
             state = checkpoint.read_state(self.run.checkpoints, step)
             self.state.restore(checkpoint.path_of(self.run.checkpoints, step), state)
+            own = range(self.runtime.rank, self.recipe.data.lanes, self.runtime.world)
+            self.stepper.carried.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
             progress = Progress.from_json(state)
             if progress.ended and self._raised(progress):
                 progress.ended = False

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
+from trainer.engine.carried import Carried
 from trainer.engine.memory import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
@@ -86,8 +87,14 @@ class Objective(nn.Module):
             module.eval()
         return self
 
-    def forward(self, **batch: Tensor) -> Tensor:
-        return self.task.loss(self.model, batch)
+    def forward(self, **batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        loss, memory = self.task.loss_and_memory(self.model, batch)
+        return loss if memory is None else (loss, memory)
+
+    @staticmethod
+    def parts(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Loss and memory, from what the wrapped module's forward gives."""
+        return found if isinstance(found, tuple) else (found, None)
 
 
 def freeze_unused(objective: Objective) -> list[str]:
@@ -97,7 +104,8 @@ def freeze_unused(objective: Objective) -> list[str]:
     """
     task, device = objective.task, next(objective.parameters()).device
     objective.train()
-    objective(**{name: tensor.to(device) for name, tensor in task.filler().items()}).backward()
+    loss, _ = Objective.parts(objective(**{name: tensor.to(device) for name, tensor in task.filler().items()}))
+    loss.backward()
     unused = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad and p.grad is None]
     objective.zero_grad()
     for _, p in unused:
@@ -114,6 +122,7 @@ class Stepper:
         self.runtime, self.task, self.objective, self.optimizer = runtime, task, objective, optimizer
         self.accumulation = accumulation  # forwards per rank, the same on all; short ranks add fillers
         self.parts = parts  # of each micro-batch, so that one fits the memory of every rank
+        self.carried = Carried(runtime, task)
         self._filler = self._to_device(task.filler())
         optim = task.recipe.optim
         self._perturbation = None
@@ -133,7 +142,7 @@ class Stepper:
             return
         self.runtime.accelerator.gradient_state._set_sync_gradients(True)
         seed_for(0, 0, 0)
-        loss = self.objective(**self._filler)
+        loss, _ = Objective.parts(self.objective(**self._filler))
         self.runtime.accelerator.backward(loss * 0.0)
         self.optimizer.zero_grad()
 
@@ -141,16 +150,18 @@ class Stepper:
         """Accumulates the gradient of the whole step; returns this rank's loss sum (float64 scalar)."""
         scale = self.runtime.world * self.accumulation / max(1, totals.targets)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        for number, (_, part, noise) in enumerate(self._forwards(batches, step)):
+        self.carried.begin()
+        for number, (loaded, part, noise) in enumerate(self._forwards(batches, step)):
             batch = self._filler if part is None else self._to_device(part)
             try:
-                loss = self._micro_batch(batch, noise, scale, number == self.accumulation - 1)
+                loss, memory = self._micro_batch(batch, noise, scale, number == self.accumulation - 1)
             except Exception as error:
                 if not ran_out(error):
                     raise
                 raise self._too_large(batch, step) from error
-            if part is not None:
+            if loaded is not None and part is not None:
                 loss_sum += loss
+                self.carried.leave(loaded, memory)
         return loss_sum
 
     def _forwards(
@@ -163,7 +174,7 @@ class Stepper:
         seed = self.task.recipe.seed
         padded = [*batches, *[None] * (self.accumulation // self.parts - len(batches))]
         for loaded in padded:
-            parts = self.task.split(loaded.inputs, self.parts) if loaded else [None] * self.parts
+            parts = self.task.split(self.carried.given(loaded), self.parts) if loaded else [None] * self.parts
             for number, part in enumerate(parts):
                 yield loaded, part, (seed, step, min(loaded.lanes) if loaded else -1, number)
 
@@ -181,17 +192,21 @@ class Stepper:
         text = f"{where}; the same command goes on from the newest checkpoint with each one in {splits} parts"
         return OutOfMemory(text, splits)
 
-    def _micro_batch(self, batch: Batch, noise: tuple[int, int, int, int], scale: float, last: bool) -> Tensor:
+    def _micro_batch(
+        self, batch: Batch, noise: tuple[int, int, int, int], scale: float, last: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Forward and backward of one micro-batch, and of its perturbed twin; gradients are reduced after the last."""
         twin = self._perturbation
         with twin.clean() if twin else contextlib.nullcontext():
-            loss = self._backward(batch, noise, scale, reduce=last and twin is None)
+            found = self._backward(batch, noise, scale, reduce=last and twin is None)
         if twin is not None:
             with twin.moved_by(twin.direction()):
                 self._backward(batch, noise, scale * twin.settings.weight, reduce=last)
-        return loss
+        return found
 
-    def _backward(self, batch: Batch, noise: tuple[int, int, int, int], scale: float, *, reduce: bool) -> Tensor:
+    def _backward(
+        self, batch: Batch, noise: tuple[int, int, int, int], scale: float, *, reduce: bool
+    ) -> tuple[Tensor, Tensor | None]:
         accelerator = self.runtime.accelerator
         seed_for(*noise)
         accelerator.gradient_state._set_sync_gradients(reduce)
@@ -199,11 +214,11 @@ class Stepper:
         wait = reduce or self.runtime.engine.startswith("zero")
         with contextlib.nullcontext() if wait else accelerator.no_sync(self.objective):
             self.runtime.beat("a forward")
-            loss = self.objective(**batch)
+            loss, memory = Objective.parts(self.objective(**batch))
             self.runtime.beat("a backward")
             accelerator.backward(loss * scale)
         self.runtime.beat("a step")
-        return loss.detach()
+        return loss.detach(), memory
 
     def __call__(
         self,
@@ -267,7 +282,7 @@ class Stepper:
         for loaded, part, noise in self._forwards(batches, step):
             with torch.no_grad():
                 seed_for(*noise)
-                loss = self.objective(**(self._filler if part is None else self._to_device(part)))
+                loss, _ = Objective.parts(self.objective(**(self._filler if part is None else self._to_device(part))))
             if loaded is not None and part is not None and not math.isfinite(float(loss)):
                 found += [
                     f"lane {lane} rows {', '.join(f'{shard_names[s]}:{r}' for s, r in ids)}"

@@ -60,6 +60,15 @@ class EncoderConfig(LayersConfig):
     init_from: str | None = Field(None, description="run directory whose encoder (and tokenizer) this one begins with")
 
 
+class TransformerXLConfig(LayersConfig):
+    """Transformer-XL trained from scratch (Dai et al. 2019), in transformer_xl.py."""
+
+    kind: Literal["transformer_xl"] = "transformer_xl"
+    layers: Positive = 6
+    feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
+    memory: int = Field(128, ge=0, description="positions before a segment whose hidden states it sees, in training")
+
+
 class PretrainedConfig(Section):
     """Any model of the transformers library, in pretrained.py: with weights by `name`, or an `architecture` without."""
 
@@ -110,4 +119,4 @@ class PretrainedConfig(Section):
         return self.architecture not in ENDS_ONLY
 
 
-MODEL_CONFIGS: list[type[Section]] = [TransformerConfig, EncoderConfig, PretrainedConfig]
+MODEL_CONFIGS: list[type[Section]] = [TransformerConfig, EncoderConfig, TransformerXLConfig, PretrainedConfig]

@@ -42,14 +42,14 @@ class FeedForward(nn.Module):
         return self.outer(self.activation(self.inner(x)))
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """What both kinds of layer share: a residual connection around each sublayer, normalised before or after it."""
 
-    def __init__(self, config: LayersConfig) -> None:
+    def __init__(self, config: LayersConfig, attention: Attention | None = None) -> None:
         super().__init__()
         self.pre_norm = config.norm == "pre"
         self.dropout = Dropout(config.dropout)
-        self.attention, self.attention_norm = _attention(config), nn.LayerNorm(config.d_model)
+        self.attention, self.attention_norm = attention or _attention(config), nn.LayerNorm(config.d_model)
         self.feed_forward, self.feed_forward_norm = FeedForward(config), nn.LayerNorm(config.d_model)
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -58,7 +58,7 @@ class _Layer(nn.Module):
         return norm(self.dropout(sublayer(x), residual=x))
 
 
-class EncoderLayer(_Layer):
+class EncoderLayer(Layer):
     """Self-attention and feed-forward."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class LayerCache:
         return self.target
 
 
-class DecoderLayer(_Layer):
+class DecoderLayer(Layer):
     """Self-attention, attention to the encoder's output (`memory`) and feed-forward."""
 
     def __init__(self, config: LayersConfig) -> None:

@@ -66,9 +66,14 @@ class Task(ABC):
         self.padding = Padding().also(recipe.data.pad_multiple)  # until the model says otherwise, see `padded_for`
 
     @classmethod
-    def of(cls, config: Any) -> type[Task]:
-        """The class that does what a `task` section asks for: a kind may have several ways."""
+    def of(cls, recipe: Recipe) -> type[Task]:
+        """The class that does what a recipe asks for: a kind may have several ways."""
         return cls
+
+    @classmethod
+    def problems(cls, recipe: Recipe) -> list[str]:
+        """What in the recipe does not go together for this task, before anything is read."""
+        return []
 
     @classmethod
     @abstractmethod
@@ -122,7 +127,14 @@ class Task(ABC):
         """A real dummy row whose labels are all ignored: what a rank runs that has no micro-batch left."""
         example, _ = self.pack(self.encode([self.toy_rows[0]]))[0]
         batch = self.collate([example])
+        if (memory := self.memory(1)) is not None:
+            batch["memory"] = memory
         return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}
+
+    def memory(self, rows: int) -> Tensor | None:
+        """What the first micro-batch of a lane is given as `memory`, (rows, …), where later ones are given what the one
+        before has left (`loss_and_memory`); None: micro-batches know nothing of each other."""
+        return None
 
     @cached_property
     def layout(self) -> Layout:
@@ -189,6 +201,10 @@ class Task(ABC):
 
         logits, labels = self.logits(model, batch), batch["labels"]
         return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.recipe.optim.label_smoothing)
+
+    def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The loss, and what the lane's next micro-batch will be given as `memory`, (B, …), detached."""
+        return self.loss(model, batch), None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
         """Losses of the rows of an evaluation batch, and their predictions if they are wanted."""
@@ -284,21 +300,21 @@ def task_classes() -> dict[str, type[Task]]:
     return {task.kind: task for task in Task.__subclasses__()}
 
 
-def task_class(config: Any) -> type[Task]:
-    """The class for a `task` section.
+def task_class(recipe: Recipe) -> type[Task]:
+    """The class of a recipe's task.
 
     Raises:
         UsageError: no task has that kind.
     """
-    kind, classes = getattr(config, "kind", None), task_classes()
+    kind, classes = getattr(recipe.task, "kind", None), task_classes()
     if kind not in classes:
         raise UsageError(f"task.kind={kind!r} is not known; allowed: {', '.join(sorted(classes))}")
-    return classes[kind].of(config)
+    return classes[kind].of(recipe)
 
 
 def roles_of(recipe: Recipe) -> Roles:
     """What a row of this recipe's corpus holds."""
-    return task_class(recipe.task).roles(recipe.task)
+    return task_class(recipe).roles(recipe.task)
 
 
 def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None) -> Task:
@@ -307,4 +323,4 @@ def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[
     Raises:
         UsageError: no task has that kind.
     """
-    return task_class(recipe.task)(recipe, tokenizer, data)
+    return task_class(recipe)(recipe, tokenizer, data)

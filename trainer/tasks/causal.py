@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -29,7 +29,7 @@ class CausalLanguageModeling(LanguageModeling):
     without what was before.
     """
 
-    models = ("pretrained",)
+    models = ("pretrained", "transformer_xl")
     metrics: ClassVar[dict[str, str]] = {
         "loss": "min",
         "perplexity": "min",
@@ -64,12 +64,19 @@ class CausalLanguageModeling(LanguageModeling):
         for at in range(0, len(ids), size):
             end = min(at + size, len(ids))
             begun = range(bisect_left(begins, at), bisect_left(begins, end))
-            edges = [at, *(begins[n] for n in begun if begins[n] != at), end]
+            edges, before = [at, *(begins[n] for n in begun if begins[n] != at), end], self.stream_begin(at, len(ids))
             if self.settings.cross_documents:
                 edges = [at, end]
-            positions = [p for a, b in pairwise(edges) for p in range(b - a)]
+            else:
+                before = max(before, begins[bisect_right(begins, at) - 1])
+            first = range(at - before, edges[1] - before)
+            positions = [*first, *(p for a, b in pairwise(edges[1:]) for p in range(b - a))]
             made.append(({"input_ids": ids[at:end], "labels": labels[at:end], "position_ids": positions}, list(begun)))
         return made
+
+    def stream_begin(self, at: int, total: int) -> int:
+        """Where the text begins that the sequence at token `at` of a block's `total` can see."""
+        return at
 
     def _pieces(self, example: Example) -> Iterator[tuple[bool, Example]]:
         """A document on its own, cut every data.max_length tokens."""
@@ -163,11 +170,20 @@ class CausalLanguageModeling(LanguageModeling):
 
     def _in_pieces(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """fp32 logits and labels of the pieces of documents that may be longer than data.max_length."""
-        size = self.padding.width(self.recipe.data.max_length)
-        for at in range(0, batch["labels"].shape[1], size):
-            piece = {name: tensor[:, at : at + size] for name, tensor in batch.items()}
+        for at, piece in self._cut_batch(batch):
             piece["position_ids"] = (piece["position_ids"] - at).clamp(min=0)
             yield self.logits(model, piece).float(), piece["labels"]
+
+    def _cut_batch(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
+        """Where pieces of data.max_length tokens begin, and they, padded as in training."""
+        from torch.nn.functional import pad
+
+        size = self.recipe.data.max_length
+        filled = {"input_ids": self.pad_id, "position_ids": 0, "labels": IGNORED}
+        for at in range(0, int((batch["labels"] != IGNORED).sum(-1).max()), size):
+            piece = {name: tensor[:, at : at + size] for name, tensor in batch.items()}
+            lacking = self.padding.width(piece["labels"].shape[1]) - piece["labels"].shape[1]
+            yield at, {name: pad(tensor, (0, lacking), value=filled[name]) for name, tensor in piece.items()}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The texts that go on from the batch's (`evaluation.generation`); `score` is the mean log-probability of the
@@ -175,7 +191,7 @@ class CausalLanguageModeling(LanguageModeling):
         from trainer.evaluation.generation import continue_texts
 
         settings = self.recipe.evaluation.generation
-        found = continue_texts(model, self._prompts(batch), settings, self.end_id, self.pad_id)
+        found = continue_texts(self.writer(model), self._prompts(batch), settings, self.end_id, self.pad_id)
         texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
         return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
 
@@ -183,18 +199,27 @@ class CausalLanguageModeling(LanguageModeling):
         from trainer.evaluation.generation import stream_text
 
         settings = self.recipe.evaluation.generation
-        return stream_text(model, self._prompts(batch)[0], settings, self.tokenizer, self.end_id)
+        return stream_text(self.writer(model), self._prompts(batch)[0], settings, self.tokenizer, self.end_id)
 
     def _prompts(self, batch: Batch) -> list[list[int]]:
         """Token ids of the texts, of long ones the end, so that the new tokens have positions, too."""
-        room = self.recipe.data.max_length - self.recipe.evaluation.generation.new_tokens
+        room = self.room - self.recipe.evaluation.generation.new_tokens
         if room < 1:
             raise UsageError(
                 f"evaluation.generation.new_tokens={self.recipe.evaluation.generation.new_tokens} leaves no room for a "
-                f"text in data.max_length={self.recipe.data.max_length}: lower it"
+                f"text in {self.room} positions (data.max_length={self.recipe.data.max_length}): lower it"
             )
         lengths = (batch["labels"] != IGNORED).sum(-1).tolist()
         return [ids[:length][-room:] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
+
+    @property
+    def room(self) -> int:
+        """Positions of a text and what goes on from it."""
+        return self.recipe.data.max_length
+
+    def writer(self, model: nn.Module) -> nn.Module:
+        """The model as the searches of the transformers library want it."""
+        return model
 
     def continued(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         """The first half of a few texts (PROMPT tokens at most), how the model goes on greedily, and how the text
@@ -203,11 +228,11 @@ class CausalLanguageModeling(LanguageModeling):
 
         settings = self.recipe.evaluation.generation
         greedy = settings.model_copy(update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1})
-        most = min(PROMPT, self.recipe.data.max_length - settings.new_tokens)
+        most = min(PROMPT, self.room - settings.new_tokens)
         chosen = records[:: max(1, len(records) // SAMPLES)] if most > 0 else []
         texts = [(r, self.encode([{"text": r["input"]}])[0]["input_ids"]) for r in chosen]
         cut = [(r, ids, min(most, len(ids) // 2)) for r, ids in texts if len(ids) >= 4][:SAMPLES]
-        found = continue_texts(model, [ids[:at] for _, ids, at in cut], greedy, self.end_id, self.pad_id)
+        found = continue_texts(self.writer(model), [ids[:at] for _, ids, at in cut], greedy, self.end_id, self.pad_id)
         return [
             {
                 "id": r["id"], "prompt": self._text(ids[:at]), "continuation": self._text(new),
@@ -226,7 +251,8 @@ class CausalLanguageModeling(LanguageModeling):
         from trainer.models.explain import gradient_x_input, recording
         from trainer.models.pretrained import use_attention
 
-        use_attention(model, "rankzero")
+        if hasattr(model, "set_attn_implementation"):  # ours tells its weights anyway
+            use_attention(model, "rankzero")
         rows = []
         for record in records:
             _, example = next(self._pieces(self.encode([{"text": record["input"]}])[0]))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.models.configs import TransformerXLConfig
 from trainer.sections import Section
 from trainer.tasks.base import Record, Roles, Task, Texts
+
+if TYPE_CHECKING:
+    from trainer.recipe import Recipe
 
 
 class LanguageModelingConfig(Section):
@@ -44,11 +48,16 @@ class LanguageModeling(Task):
     )
 
     @classmethod
-    def of(cls, config: Any) -> type[Task]:
+    def of(cls, recipe: Recipe) -> type[Task]:
         from trainer.tasks.causal import CausalLanguageModeling
         from trainer.tasks.masked import MaskedLanguageModeling
+        from trainer.tasks.recurrent import RecurrentLanguageModeling
 
-        return CausalLanguageModeling if config.objective == "causal" else MaskedLanguageModeling
+        task: Any = recipe.task
+        if task.objective == "mlm":
+            return MaskedLanguageModeling
+        recurrent = isinstance(recipe.model, TransformerXLConfig)
+        return RecurrentLanguageModeling if recurrent else CausalLanguageModeling
 
     @classmethod
     def roles(cls, config: LanguageModelingConfig) -> Roles:

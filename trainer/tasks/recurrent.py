@@ -1,0 +1,144 @@
+"""Causal language modelling with a memory: a lane serves consecutive segments of its text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainer.tasks.base import Batch, Example
+from trainer.tasks.causal import CausalLanguageModeling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from trainer.recipe import Recipe
+    from trainer.sections import DataConfig
+
+
+def rows_of(data: DataConfig) -> int:
+    """Whole segments of a micro-batch: as many strips has a block."""
+    most = [data.rows_per_batch, data.tokens_per_batch and data.tokens_per_batch // data.max_length]
+    return max(1, min(rows for rows in most if rows is not None))
+
+
+class RecurrentLanguageModeling(CausalLanguageModeling):
+    """Transformer-XL (Dai et al. 2019): each segment sees what came before it in its document by the memory, too.
+
+    A block of a lane is one text, cut into as many strips as a micro-batch has rows; micro-batch t holds segment t of
+    every strip, so that each of its rows goes on from the same row of the one before. Where a strip begins the text
+    before it is not in the memory: it begins there at position 0, as a document does.
+    """
+
+    @classmethod
+    def problems(cls, recipe: Recipe) -> list[str]:
+        model, task, data = recipe.model, recipe.task, recipe.data
+        found = []
+        if not task.packing:  # type: ignore[attr-defined]
+            found.append("task.packing: false leaves a lane no text that goes on; model.kind transformer_xl needs true")
+        if model.memory and data.order != "sequential":  # type: ignore[attr-defined]
+            found.append(
+                f"data.order: {data.order} serves segments in any order, but model.memory={model.memory} holds what "  # type: ignore[attr-defined]
+                "came before; set data.order=sequential, or model.memory=0"
+            )
+        if data.max_length % data.pad_multiple:
+            found.append(
+                f"data.max_length: {data.max_length} is no multiple of data.pad_multiple={data.pad_multiple}: padding "
+                "would stand between the segments; choose a multiple"
+            )
+        return found
+
+    # -- rows to micro-batches -------------------------------------------------------------------------------------
+
+    def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
+        """Segments of data.max_length tokens, in the order in which micro-batches take them from the strips."""
+        segments = super().pack(examples)
+        if self.recipe.data.order == "shuffled":
+            return segments
+        strips = range(min(rows_of(self.recipe.data), len(segments)))
+        edges = [self._strip_begin(strip, len(segments)) for strip in (*strips, len(strips))]
+        longest = max((edges[s + 1] - edges[s] for s in strips), default=0)
+        return [
+            segments[edges[s] + number] for number in range(longest) for s in strips if edges[s] + number < edges[s + 1]
+        ]
+
+    def _strip_begin(self, strip: int, segments: int) -> int:
+        """The strip's first of a block's segments; the first strips are longer by one where they do not divide them."""
+        short, longer = divmod(segments, rows_of(self.recipe.data))
+        return strip * short + min(strip, longer)
+
+    def stream_begin(self, at: int, total: int) -> int:
+        size = self.recipe.data.max_length
+        if self.recipe.data.order == "shuffled":
+            return at
+        segments, number = -(-total // size), at // size
+        short, longer = divmod(segments, rows_of(self.recipe.data))
+        strip = number // (short + 1)
+        if strip >= longer:
+            strip = longer + (number - longer * (short + 1)) // short
+        return self._strip_begin(strip, segments) * size
+
+    # -- model -----------------------------------------------------------------------------------------------------
+
+    def build_model(self, trained: Path | None = None) -> nn.Module:
+        from trainer.models.transformer_xl import TransformerXL
+
+        settings: Any = self.recipe.model
+        return self.padded_for(TransformerXL(settings, len(self.tokenizer)))
+
+    def memory(self, rows: int) -> Tensor | None:
+        """(rows, L, P, M) fp32, P = model.memory; none where that is 0."""
+        return self._blank(rows, self._length) if self._length else None
+
+    @property
+    def _length(self) -> int:
+        settings: Any = self.recipe.model
+        return int(settings.memory)
+
+    def _blank(self, rows: int, length: int) -> Tensor:
+        import torch
+
+        settings: Any = self.recipe.model
+        return torch.zeros(rows, settings.layers, length, settings.d_model)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, W, V); without `memory` in the batch as if nothing came before."""
+        return self._logits_and_memory(model, batch, 0)[0]
+
+    def _logits_and_memory(self, model: nn.Module, batch: Batch, keep: int) -> tuple[Tensor, Tensor]:
+        ids = batch["input_ids"]
+        memory = batch["memory"] if "memory" in batch else self._blank(len(ids), 0).to(ids.device)
+        return model(ids, batch["position_ids"], memory, keep)
+
+    def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        from trainer.models.loss import cross_entropy_sum
+
+        logits, memory = self._logits_and_memory(model, batch, self._length)
+        loss = cross_entropy_sum(logits.flatten(0, 1), batch["labels"].flatten(), self.recipe.optim.label_smoothing)
+        return loss, memory if self._length else None
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def _in_pieces(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each piece with the memory of those before it: as much of it as there is, evaluation.memory at most."""
+        carried: Batch = {}
+        for _, piece in self._cut_batch(batch):
+            logits, memory = self._logits_and_memory(model, {**piece, **carried}, self._evaluated)
+            yield logits.float(), piece["labels"]
+            carried = {"memory": memory}
+
+    @property
+    def _evaluated(self) -> int:
+        chosen = self.recipe.evaluation.memory
+        return self._length if chosen is None else chosen
+
+    @property
+    def room(self) -> int:
+        return self.recipe.data.max_length + self._evaluated
+
+    def writer(self, model: nn.Module) -> nn.Module:
+        from trainer.models.writer import Writer
+
+        inner: Any = model
+        return Writer(inner, self._blank(1, 0))
