@@ -23,7 +23,11 @@ def model_name(recipe: Mapping[str, Any]) -> str:
         return str(model["name"])
     if model.get("architecture"):
         return f"{model['size']} {model['architecture']}" if model.get("size") else str(model["architecture"])
-    kinds = {"transformer": "encoder-decoder Transformer", "encoder": "Transformer encoder"}
+    kinds = {
+        "transformer": "encoder-decoder Transformer",
+        "encoder": "Transformer encoder",
+        "transformer_xl": "Transformer-XL",
+    }
     return kinds.get(model.get("kind"), str(model.get("kind", "model")))
 
 
