@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from trainer.tasks.base import Batch, Example
@@ -33,13 +35,14 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
-        model, task, data = recipe.model, recipe.task, recipe.data
-        found = []
-        if not task.packing:  # type: ignore[attr-defined]
+        model: Any = recipe.model
+        task: Any = recipe.task
+        data, found = recipe.data, []
+        if not task.packing:
             found.append("task.packing: false leaves a lane no text that goes on; model.kind transformer_xl needs true")
-        if model.memory and data.order != "sequential":  # type: ignore[attr-defined]
+        if model.memory and data.order != "sequential":
             found.append(
-                f"data.order: {data.order} serves segments in any order, but model.memory={model.memory} holds what "  # type: ignore[attr-defined]
+                f"data.order: {data.order} serves segments in any order, but model.memory={model.memory} holds what "
                 "came before; set data.order=sequential, or model.memory=0"
             )
         if data.max_length % data.pad_multiple:
@@ -56,28 +59,21 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         segments = super().pack(examples)
         if self.recipe.data.order == "shuffled":
             return segments
-        strips = range(min(rows_of(self.recipe.data), len(segments)))
-        edges = [self._strip_begin(strip, len(segments)) for strip in (*strips, len(strips))]
-        longest = max((edges[s + 1] - edges[s] for s in strips), default=0)
-        return [
-            segments[edges[s] + number] for number in range(longest) for s in strips if edges[s] + number < edges[s + 1]
-        ]
+        strips = [range(*edges) for edges in pairwise(self._edges(len(segments)))]
+        return [segments[strip[t]] for t in range(max(map(len, strips))) for strip in strips if t < len(strip)]
 
-    def _strip_begin(self, strip: int, segments: int) -> int:
-        """The strip's first of a block's segments; the first strips are longer by one where they do not divide them."""
-        short, longer = divmod(segments, rows_of(self.recipe.data))
-        return strip * short + min(strip, longer)
+    def _edges(self, segments: int) -> list[int]:
+        """Where each strip of a block begins, and the block ends; the first ones are longer by one if need be."""
+        rows = rows_of(self.recipe.data)
+        short, longer = divmod(segments, rows)
+        return [strip * short + min(strip, longer) for strip in range(rows + 1)]
 
     def stream_begin(self, at: int, total: int) -> int:
         size = self.recipe.data.max_length
         if self.recipe.data.order == "shuffled":
             return at
-        segments, number = -(-total // size), at // size
-        short, longer = divmod(segments, rows_of(self.recipe.data))
-        strip = number // (short + 1)
-        if strip >= longer:
-            strip = longer + (number - longer * (short + 1)) // short
-        return self._strip_begin(strip, segments) * size
+        edges = self._edges(-(-total // size))
+        return edges[bisect_right(edges, at // size) - 1] * size
 
     # -- model -----------------------------------------------------------------------------------------------------
 
