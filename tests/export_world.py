@@ -17,8 +17,9 @@ from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.engine.finished import Finished, build_model
 from trainer.export.onnx import write_artifact
+from trainer.export.program import load
+from trainer.export.programs.common import Artifact
 from trainer.export.rows import Row, Rows
-from trainer.export.run import Classifier, Translator, load
 from trainer.loading import Recipe
 from trainer.rundir import RunDir, write_json
 from trainer.tasks.base import make_task
@@ -48,7 +49,7 @@ class Exported:
     folder: Path
 
     @property
-    def artifact(self) -> Classifier | Translator:
+    def artifact(self) -> Artifact:
         return load(self.folder)
 
     def rows(self) -> tuple[Rows, list[Row]]:

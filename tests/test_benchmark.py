@@ -23,7 +23,7 @@ from trainer.export import benchmark, contest, gates, stage
 from trainer.export.benchmark import bench_run, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.contest import Contest, Course, Entry, TimeUp
-from trainer.export.run import load
+from trainer.export.program import load
 from trainer.export.stage import export_run
 from trainer.loading import Recipe
 from trainer.rundir import RunDir, read_json, write_json

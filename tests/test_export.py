@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
 import subprocess
@@ -20,10 +22,13 @@ from review_world import task_of
 from trainer.data.cleaning import CLEANERS
 from trainer.engine.finished import Finished
 from trainer.export import onnx as exporting
+from trainer.export.answers import artifact_logits, as_artifact, torch_logits
 from trainer.export.fresh import in_fresh_process
+from trainer.export.program import PROGRAMS, load, source
+from trainer.export.programs.classifier import Classifier
+from trainer.export.programs.common import WINDOW
 from trainer.export.quantize import matrices, quantized, sensitivity, write_quantized
-from trainer.export.rows import ODD, artifact_logits, as_artifact, torch_logits
-from trainer.export.run import CLEANING, WINDOW, Classifier, load
+from trainer.export.rows import ODD
 from trainer.loading import Recipe
 
 Record = dict[str, Any]
@@ -92,10 +97,10 @@ def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, fa
 @pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
 def test_logits_of_batches_of_any_shape(kind: str, request: pytest.FixtureRequest) -> None:
     made: Exported = request.getfixturevalue(kind)
-    examples = [row.example for row in made.rows()[1]]
+    task, examples = made.finished.task, [row.example for row in made.rows()[1]]
     for start, end in ((0, 1), (1, 3), (3, 20), (0, 30)):
-        ours = torch_logits(made.finished.task, made.finished.model, examples[start:end])
-        for a, b in zip(artifact_logits(made.artifact, examples[start:end]), ours, strict=True):
+        ours = torch_logits(task, made.finished.model, examples[start:end])
+        for a, b in zip(artifact_logits(task, made.artifact, examples[start:end]), ours, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -112,7 +117,15 @@ def test_texts_are_cut_alike(truncation: str, pair: bool, encoder: Exported, tmp
         for second in (0, 1, 14, 15, 29, 60) if pair else (0,):
             sides = [" ".join((words * 6)[:first]), " ".join((words[::-1] * 6)[:second])][: 1 + pair]
             row = dict(zip(("text", "text_pair"), sides, strict=False))
-            assert tuple(artifact.encode(sides)) == as_artifact(task.encode([row])[0]), (first, second)
+            assert tuple(artifact.encode(sides)) == as_artifact(task, task.encode([row])[0]), (first, second)
+
+
+@functools.cache
+def shipped() -> dict[str, Any]:
+    """The cleaning steps of a run.py that needs all of them."""
+    program: dict[str, Any] = {"__name__": "shipped"}
+    exec(source("classification", list(CLEANERS)), program)
+    return program["CLEANERS"]
 
 
 @given(
@@ -122,8 +135,8 @@ def test_texts_are_cut_alike(truncation: str, pair: bool, encoder: Exported, tmp
 )
 @settings(max_examples=200, deadline=None)
 def test_run_py_cleans_as_the_package_does(text: str) -> None:
-    assert CLEANING.keys() == CLEANERS.keys()
-    assert {name: step(text) for name, step in CLEANING.items()} == {n: step(text) for n, step in CLEANERS.items()}
+    assert shipped().keys() == CLEANERS.keys()
+    assert {name: step(text) for name, step in shipped().items()} == {n: step(text) for n, step in CLEANERS.items()}
 
 
 # -- alone -------------------------------------------------------------------------------------------------------------
@@ -136,6 +149,23 @@ def test_run_py_needs_nothing_of_this_package(kind: str, request: pytest.Fixture
     agree(found, list(made.artifact(LINES)), tolerance=1e-6)
     assert [record["text"] for record in found] == LINES
     assert seconds > 0
+
+
+@pytest.mark.parametrize("kind", list(PROGRAMS))
+def test_run_py_holds_what_its_kind_needs(kind: str) -> None:
+    """One class beside the common one, the recipe's cleaning steps alone, nothing of this package, no dead name."""
+    assert len(source(kind, []).splitlines()) < 200
+    for steps in ([], ["strip_tags"], list(CLEANERS)):
+        text = source(kind, steps)
+        tree = ast.parse(text)
+        assert "trainer" not in text
+        assert [n.name for n in tree.body if isinstance(n, ast.ClassDef)] == ["Artifact", PROGRAMS[kind].__name__]
+        functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+        assert functions == [*steps, "main", *(["take"] if kind == "translation" else [])]
+        loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)][1:]
+        assert {a.asname or a.name for n in imports for a in n.names} <= loaded
+        assert {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets} <= loaded
 
 
 def test_the_fresh_process_has_three_packages(encoder: Exported, tmp_path: Path) -> None:
@@ -185,10 +215,8 @@ def test_int8_multiplies_in_integers(kind: str, request: pytest.FixtureRequest, 
     alone = [next(artifact([line])) for line in lines]
     agree(list(artifact(lines)), alone, tolerance=1e-6)
     examples = [row.example for row in rows]
-    gap = [
-        np.abs(a - b).max()
-        for a, b in zip(artifact_logits(artifact, examples), artifact_logits(made.artifact, examples), strict=True)
-    ]
+    both = (artifact_logits(made.finished.task, one, examples) for one in (artifact, made.artifact))
+    gap = [np.abs(a - b).max() for a, b in zip(*both, strict=True)]
     assert 0 < max(gap) < 0.5, "on any processor: with 8-bit weights those without VNNI are off by 3"
 
 
@@ -208,7 +236,7 @@ def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, source / "model.onnx")
     examples = [row.example for row in encoder.rows()[1][:8]]
-    order = sensitivity(source, examples, lambda text: None)
+    order = sensitivity(encoder.finished.task, source, examples, lambda text: None)
     assert order[0] == broken
     assert sorted(order) == sorted(matrices(source))
 
@@ -218,7 +246,7 @@ def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path
         checks = {"accuracy": {"passed": passed, "difference": -0.1 + 0.05 * len(left)}}
         return {"passed": passed, "failed": [] if passed else ["accuracy"], "checks": checks}
 
-    verdict = quantized(source, folder, lambda: examples, gate, lambda text: None)
+    verdict = quantized(encoder.finished.task, source, folder, lambda: examples, gate, lambda text: None)
     assert verdict["kept_fp32"] == order[:2]
     assert {name.removesuffix("_MatMul") for name in matrices(folder)} == set(order[:2])
     assert [attempt["kept_fp32"] for attempt in verdict["attempts"]] == [0, 1, 2]
@@ -226,6 +254,6 @@ def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path
 
 def test_other_failures_are_not_mended_with_fp32(encoder: Exported, tmp_path: Path) -> None:
     refused = {"passed": False, "failed": ["inputs"], "checks": {}}
-    verdict = quantized(encoder.folder, tmp_path, list, lambda: dict(refused), lambda text: None)
+    verdict = quantized(encoder.finished.task, encoder.folder, tmp_path, list, lambda: dict(refused), lambda text: None)
     assert verdict["kept_fp32"] == []
     assert len(verdict["attempts"]) == 1

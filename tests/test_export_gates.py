@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trainer.export import gates
 from trainer.export.gates import Gate
 from trainer.export.onnx import write_artifact
-from trainer.export.run import load
+from trainer.export.program import load
 
 Change = Callable[[onnx.ModelProto], None]
 

@@ -13,8 +13,8 @@ from export_world import Exported
 from trainer.errors import CheckpointError, GateError, UsageError
 from trainer.export import gates, stage
 from trainer.export.backend import open_artifact
+from trainer.export.program import load
 from trainer.export.published import problems
-from trainer.export.run import load
 from trainer.export.stage import export_run
 from trainer.loading import Recipe
 from trainer.rundir import RunDir

@@ -222,9 +222,16 @@ class GatesConfig(Section):
     margin: Annotated[float, Field(ge=0)] = Field(
         1e-3, description="a row whose two likeliest classes are further apart must keep its class (onnx)"
     )
-    identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="share of the same translations (onnx)")
+    identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="share of the same texts (onnx)")
     bleu: Annotated[float, Field(ge=0)] = Field(0.1, description="largest difference in BLEU (onnx)")
     int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="points of BLEU that int8 or bf16 may cost")
+    prompts: Positive = Field(128, description="texts that a language model's artifact goes on with as the weights do")
+    perplexity: Annotated[float, Field(ge=0)] = Field(
+        0.001, description="relative difference in perplexity, at most (onnx)"
+    )
+    int8_perplexity: Annotated[float, Field(ge=0)] = Field(
+        0.02, description="relative rise in perplexity that int8 or bf16 may cost"
+    )
     int8_accuracy: Annotated[float, Field(ge=0)] = Field(0.005, description="share of rows that int8 or bf16 may cost")
 
 
@@ -236,14 +243,23 @@ class ExportConfig(Section):
     bf16: bool | None = Field(
         None, description="weights in bf16 for PyTorch; null = with the others, where the device computes in bf16"
     )
+    safetensors: bool | None = Field(
+        None, description="weights in fp32 for PyTorch; null = in place of onnx and int8 where there can be none"
+    )
     bench: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds to measure how fast they are; 0 = do not")
     gates: GatesConfig = Field(default_factory=GatesConfig)
 
     @property
-    def wanted(self) -> list[str]:
-        """The artifacts in the order in which they are made."""
-        bf16 = self.onnx or self.int8 if self.bf16 is None else self.bf16
-        return [name for name, made in (("bf16", bf16), ("onnx", self.onnx), ("int8", self.int8)) if made]
+    def graphs(self) -> list[str]:
+        """The artifacts that need an exporter, in the order in which they are made."""
+        return [name for name, made in (("onnx", self.onnx), ("int8", self.int8)) if made]
+
+    def wanted(self, graphs: bool = True) -> list[str]:
+        """All artifacts in the order in which they are made; `graphs`: whether the model can be exported."""
+        bf16 = bool(self.graphs) if self.bf16 is None else self.bf16
+        weights = bool(self.graphs) and not graphs if self.safetensors is None else self.safetensors
+        made = [name for name, asked in (("bf16", bf16), ("safetensors", weights)) if asked]
+        return made + (self.graphs if graphs else [])
 
 
 class LaunchConfig(Section):

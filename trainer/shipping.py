@@ -57,7 +57,7 @@ def ship(
     except GateError as error:
         refused = error
     before = read_json(run.export / "benchmark.json")
-    seconds = task.recipe.export.bench if task.recipe.export.wanted else 0.0
+    seconds = task.recipe.export.bench if task.recipe.export.wanted() else 0.0
     if bench_stage(run, Recipe, seconds=seconds) not in (None, before):  # what the pages show has changed
         render_reports(run)
     for split in splits:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from trainer.engine.finished import Finished
 from trainer.errors import CheckpointError, UsageError
-from trainer.export.bf16 import read_weights
-from trainer.export.run import load
+from trainer.export.program import load
+from trainer.export.weights import TYPES, read_weights
 from trainer.loading import Recipe
 from trainer.rundir import RunDir, read_json
 from trainer.tasks.base import Record
 
-BACKENDS = ("onnx", "int8", "bf16")
+BACKENDS = ("onnx", "int8", *TYPES)
 
 
 def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[Record]]:
@@ -28,16 +28,16 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[
         raise UsageError(f"--backend {name} is unknown; allowed: torch, {', '.join(BACKENDS)}")
     verdict = read_json(folder / "gate.json")
     if verdict is None:
-        command = f"rankzero export {run.path}" + (" export.bf16=true" if name == "bf16" else "")
+        command = f"rankzero export {run.path}" + (f" export.{name}=true" if name in TYPES else "")
         raise UsageError(f"--backend {name}: {run.path} has no {name} artifact yet; make it with `{command}`")
     if not verdict["passed"]:
         why = ", ".join(verdict["failed"])
         raise UsageError(f"--backend {name}: the artifact failed its gate ({why}; see {folder / 'gate.json'})")
     try:
-        if name != "bf16":
+        if name not in TYPES:
             return load(folder)
         task = Finished.task_of(run, Recipe)
-        return Finished(run, task.recipe, task, read_weights(task, folder)).predict
+        return Finished(run, task.recipe, task, read_weights(task, folder, TYPES[name])).predict
     except Exception as error:  # onnxruntime, safetensors and tokenizers have types of their own
         raise CheckpointError(
             f"{folder} cannot be read ({error}); make it again with `rankzero export {run.path}`"

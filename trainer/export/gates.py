@@ -7,7 +7,6 @@ that has passed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,26 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import Preempted
+from trainer.export.answers import (
+    artifact_continued,
+    artifact_logits,
+    artifact_losses,
+    as_artifact,
+    first_piece,
+    torch_logits,
+)
 from trainer.export.fresh import in_fresh_process
-from trainer.export.rows import FEW, ODD, Row, Rows, Say, artifact_logits, as_artifact, spread, torch_logits
-from trainer.export.run import Artifact, load
+from trainer.export.judges import CUT, JUDGES, SHOWN, Case, Check, gap
+from trainer.export.program import load
+from trainer.export.programs.common import Artifact
+from trainer.export.programs.generator import Generator
+from trainer.export.rows import ODD, Row, Rows, Say, spread
 from trainer.sections import GatesConfig
 from trainer.tasks.base import Record
 
-Check = dict[str, Any]
 BATCHES = (1, 2, 5, 8, 16)  # rows that are run together, in turn
 CONFIDENCE = 1e-3  # a probability from another process, or from the weights where they are not asked for logits
-HUGE = 1e30
-SHOWN = 10  # rows that differ most
-CUT = 100  # characters of a row that are shown
+NUMBERS = 2**27  # logits of a batch that are held at once
 
 
 class Gate:
@@ -35,7 +42,7 @@ class Gate:
     def __init__(self, name: str, folder: Path, rows: Rows, answered: Sequence[Row], say: Say) -> None:
         """
         Args:
-            name: onnx, int8 or bf16: which limits hold.
+            name: onnx, int8, bf16 or safetensors: which limits hold.
             folder: the artifact, complete.
             rows: with the task and the trained model.
             answered: every row of the split, with what the weights answer.
@@ -44,7 +51,7 @@ class Gate:
         self.name, self.folder, self.rows, self.answered, self.say = name, folder, rows, answered, say
         self.task = rows.task
         self.limits: GatesConfig = rows.task.recipe.export.gates
-        self.exact = name == "onnx"
+        self.exact = name in ("onnx", "safetensors")
         self.worst: list[Record] = []
 
     def verdict(self) -> Record:
@@ -95,7 +102,7 @@ class Gate:
         reader = load(self.folder)
         if self.rows.prepared:  # cleaned already
             reader.settings["cleaning"] = []
-        wrong = [row for row in self.answered if tuple(reader.encode(row.sides)) != as_artifact(row.example)]
+        wrong = [row for row in self.answered if tuple(reader.encode(row.sides)) != as_artifact(self.task, row.example)]
         odd = [line for line in self._odd() if not self._reads_alike(line)]
         self.worst = [*({"input": line[:CUT]} for line in odd), *({"id": r.id, "input": r.input[:CUT]} for r in wrong)]
         return {"passed": not self.worst, "differ": len(wrong), "limit": 0, "rows": len(self.answered),
@@ -108,23 +115,25 @@ class Gate:
         return [line for line in lines if self.artifact.encode(self.artifact.sides(line))[0]]
 
     def _reads_alike(self, line: str) -> bool:
-        return tuple(self.artifact.encode(self.artifact.sides(line))) == as_artifact(self.task.encode_lines([line])[0])
+        return tuple(self.artifact.encode(self.artifact.sides(line))) == as_artifact(
+            self.task, self.task.encode_lines([line])[0]
+        )
 
     def logits(self) -> Check:
         """Rows of all lengths in batches of several sizes; and each of them alone."""
         chosen: list[Row] = spread(self.answered, lambda row: self.task.length(row.example), self.limits.rows)
         differences, neighbours = [], []
-        for batch in _batches(chosen):
+        batches = list(_batches(chosen, self._numbers))
+        for batch in batches:
             examples = [row.example for row in batch]
-            found = artifact_logits(self.artifact, examples)
-            ours = torch_logits(self.task, self.rows.model, examples)
-            differences += [_gap(a, b) for a, b in zip(found, ours, strict=True)]
-            alone = [artifact_logits(self.artifact, [example])[0] for example in examples]
-            neighbours += [_gap(a, b) for a, b in zip(found, alone, strict=True)]
+            found, ours = self._logits(examples), torch_logits(self.task, self.rows.model, examples)
+            differences += [gap(a, b) for a, b in zip(found, ours, strict=True)]
+            alone = [self._logits([example])[0] for example in examples]
+            neighbours += [gap(a, b) for a, b in zip(found, alone, strict=True)]
         order = np.argsort([-d for d in differences], kind="stable")
         self.worst = [{"id": chosen[i].id, "input": chosen[i].input[:CUT], "difference": differences[i]} for i in order]
         limit = self.limits.logits if self.exact else None
-        lengths = [self.task.length(row.example) for row in chosen]
+        lengths = [self.task.length(first_piece(self.task, row.example)) for row in chosen]
         return {
             "passed": limit is None or max(differences) <= limit,
             "largest_difference": max(differences),
@@ -132,9 +141,18 @@ class Gate:
             "limit": limit,
             "batch_neighbours": max(neighbours),  # the same row alone and in a batch
             "rows": len(chosen),
-            "batch_sizes": sorted({len(batch) for batch in _batches(chosen)}),
+            "batch_sizes": sorted(set(map(len, batches))),
             "lengths": [min(lengths), max(lengths)],
         }
+
+    def _logits(self, examples: Sequence[Any]) -> list[Any]:
+        return artifact_logits(self.task, self.artifact, examples)
+
+    def _numbers(self, row: Row) -> int:
+        """Logits of a row: of a language model there are many."""
+        if self.task.artifact != "generation":
+            return 0
+        return len(self.task.tokenizer) * self.task.length(first_piece(self.task, row.example))
 
     def fresh_process(self) -> Check:
         """run.py where nothing but onnxruntime, tokenizers and numpy can be imported, on odd lines and real ones."""
@@ -154,13 +172,16 @@ class Gate:
             raise
         except Exception as error:  # whatever onnxruntime meets in a graph
             return {"whole_split": {"passed": False, "error": _reason(error)}}
-        if self.task.kind == "classification":
-            return self._classes(found)
-        return self._translations(found)
+        case = Case(self.answered, found, self.exact, self.limits, self.task.recipe.evaluation.bootstrap)
+        checks = JUDGES[self.task.artifact](case)
+        self.worst = case.worst
+        return checks
 
     def _answers(self) -> list[Record]:
         """In the order of `answered`."""
-        examples: list[Any] = [as_artifact(row.example) for row in self.answered]
+        if isinstance(self.artifact, Generator):
+            return self._continued(self.artifact)
+        examples: list[Any] = [as_artifact(self.task, row.example) for row in self.answered]
         found: dict[int, Record] = {}
         alone = self.artifact.settings["one_by_one"]
         for batch in self.artifact.batches([len(example[0]) for example in examples], alone):
@@ -168,97 +189,32 @@ class Gate:
             self.say(f"{self.name} on {self.rows.split}: {len(found):,} of {len(examples):,} rows")
         return [found[i] for i in range(len(examples))]
 
-    def _classes(self, found: Sequence[Record]) -> dict[str, Check]:
-        gaps, sure, other = [], 0, 0
-        for row, made in zip(self.answered, found, strict=True):
-            first, second = sorted(row.answer["probabilities"].values(), reverse=True)[:2]
-            certain, differs = first - second > self.limits.margin, made["label"] != row.answer["label"]
-            sure, other = sure + certain, other + (certain and differs)
-            gaps.append(_gap(made["probabilities"][row.answer["label"]], row.answer["confidence"]))
-        self._show(found, gaps, "label")
-        differ = [made["label"] != row.answer["label"] for row, made in zip(self.answered, found, strict=True)]
-        classes = {"passed": not (self.exact and other), "differ": sum(differ), "differ_beyond_margin": other,
-                   "rows_beyond_margin": sure, "margin": self.limits.margin, "limit": 0 if self.exact else None,
-                   "largest_probability_difference": max(gaps)}  # fmt: skip
-        hits = [
-            [float(made["label"] == row.target), float(row.answer["label"] == row.target)]
-            for row, made in zip(self.answered, found, strict=True)
-        ]
-        score = lambda sums: (sums[0] - sums[1]) / sums[2]  # noqa: E731
-        totals = np.sum(hits, axis=0) / len(hits)
-        limit = None if self.exact else self.limits.int8_accuracy
-        return {
-            "classes": classes,
-            "accuracy": self._paired(totals, [[*pair, 1.0] for pair in hits], score, limit),
-        }
-
-    def _translations(self, found: Sequence[Record]) -> dict[str, Check]:
-        from sacrebleu.metrics import BLEU
-
-        made = [record["prediction"] for record in found]
-        ours = [row.answer["prediction"] for row in self.answered]
-        gaps = [
-            1 - difflib.SequenceMatcher(None, a.split(), b.split()).ratio() if a != b else 0.0
-            for a, b in zip(made, ours, strict=True)
-        ]
-        self._show(found, gaps, "prediction")
-        same = sum(a == b for a, b in zip(made, ours, strict=True)) / len(made)
-        scorer, targets = BLEU(), [row.target for row in self.answered]
-        # sacreBLEU's inner methods, as in trainer.evaluation.metrics: both systems' statistics of the same rows
-        tables = [np.array(scorer._extract_corpus_statistics(texts, [targets]), float) for texts in (made, ours)]
-        half = tables[0].shape[1]
-
-        def bleu(sums: Sequence[float]) -> float:
-            return float(scorer._compute_score_from_stats(list(sums)).score)
-
-        totals = [bleu(table.sum(0).tolist()) for table in tables]
-        limit = self.limits.bleu if self.exact else self.limits.int8_bleu
-        paired = self._paired(totals, np.concatenate(tables, 1), lambda s: bleu(s[:half]) - bleu(s[half:]), limit)
-        least = self.limits.identical if self.exact else None
-        scores = [_gap(a["score"], row.answer["score"]) for a, row in zip(found, self.answered, strict=True)]
-        return {
-            "identical": {"passed": least is None or same >= least, "share": same, "limit": least,
-                          "largest_score_difference": max(scores)},
-            "bleu": paired,
-        }  # fmt: skip
-
-    def _paired(self, totals: Any, table: Any, score: Callable[[Sequence[float]], float], limit: float | None) -> Check:
-        """Artifact against weights on the same rows; the point estimate decides."""
-        from trainer.evaluation.metrics import bootstrap_interval
-
-        artifact, reference = map(float, totals)
-        fallen = abs(artifact - reference) if self.exact else reference - artifact
-        check = {
-            "passed": limit is None or fallen <= limit + 1e-9,  # 0.905 - 0.9 is a little more than 0.005
-            "artifact": artifact,
-            "reference": reference,
-            "difference": artifact - reference,
-            "difference_ci95": bootstrap_interval(table, score, self.task.recipe.evaluation.bootstrap),
-            "limit": limit,
-        }
-        few = len(self.answered)
-        return check | ({"note": f"only {few:,} rows (under {FEW:,}): the interval is wide"} if few < FEW else {})
-
-    def _show(self, found: Sequence[Record], gaps: Sequence[float], key: str) -> None:
-        order = [i for i in np.argsort([-gap for gap in gaps], kind="stable")[:SHOWN].tolist() if gaps[i] > 0]
-        self.worst = [
-            {"id": self.answered[i].id, "input": self.answered[i].input[:CUT], "difference": gaps[i],
-             "reference": self.answered[i].answer[key], "artifact": found[i][key]}
-            for i in order
-        ]  # fmt: skip
+    def _continued(self, artifact: Generator) -> list[Record]:
+        """Losses of all documents, and how those go on that the weights have gone on with."""
+        losses = artifact_losses(
+            self.task,
+            artifact,
+            [row.example for row in self.answered],
+            lambda done: self.say(f"{self.name} on {self.rows.split}: {done:,} pieces of {len(self.answered):,} texts"),
+        )
+        found: list[Record] = [{"loss": float(loss)} for loss in losses]
+        asked = [i for i, row in enumerate(self.answered) if row.id in self.rows.prompts]
+        self.say(f"{self.name}: going on with {len(asked):,} texts")
+        made = artifact_continued(artifact, [self.rows.prompts[self.answered[i].id] for i in asked])
+        for i, record in zip(asked, made, strict=True):
+            found[i] |= record
+        return found
 
 
-def _gap(a: Any, b: Any) -> float:
-    """The largest difference; a number that JSON can hold even if there are NaN and Inf."""
-    return float(np.nan_to_num(np.abs(np.asarray(a) - b), nan=HUGE, posinf=HUGE).max())
-
-
-def _batches(rows: Sequence[Any]) -> Iterator[list[Any]]:
+def _batches(rows: Sequence[Row], numbers: Callable[[Row], int]) -> Iterator[list[Row]]:
+    """Of the sizes in BATCHES in turn; smaller ones where they would hold too many logits."""
     start = turn = 0
     while start < len(rows):
-        size = BATCHES[turn % len(BATCHES)]
-        yield list(rows[start : start + size])
-        start, turn = start + size, turn + 1
+        batch = list(rows[start : start + BATCHES[turn % len(BATCHES)]])
+        while len(batch) > 1 and len(batch) * max(map(numbers, batch)) > NUMBERS:
+            batch.pop()
+        yield batch
+        start, turn = start + len(batch), turn + 1
 
 
 def _same(a: Record, b: Record) -> bool:

@@ -22,14 +22,15 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from trainer.export.rows import Say, artifact_logits
-from trainer.export.run import load
+from trainer.export.answers import artifact_logits
+from trainer.export.program import NAME, load
+from trainer.export.rows import Say
 from trainer.rundir import write_json
-from trainer.tasks.base import Example, Record
+from trainer.tasks.base import Example, Record, Task
 
 KINDS = ("MatMul", "Gemm", "Gather")  # with the default kinds a graph of opset 23 does not load
 TUNING_ROWS = 32
-JUDGED = {"accuracy", "bleu"}  # checks that fp32 matrices can mend
+JUDGED = {"accuracy", "bleu", "perplexity"}  # checks that fp32 matrices can mend
 
 
 def write_quantized(source: Path, folder: Path, kept: Collection[str] = ()) -> None:
@@ -37,18 +38,24 @@ def write_quantized(source: Path, folder: Path, kept: Collection[str] = ()) -> N
     for path in sorted(source.glob("*.onnx")):
         stay = [name.partition(":")[2] for name in kept if name.partition(":")[0] == path.stem]
         _quantize(path, folder / path.name, stay)
-    for name in ("tokenizer.json", "run.py"):
+    for name in ("tokenizer.json", NAME):
         shutil.copyfile(source / name, folder / name)
     settings = json.loads((source / "settings.json").read_text(encoding="utf-8"))
     write_json(folder / "settings.json", settings | {"one_by_one": True})
 
 
 def quantized(
-    source: Path, folder: Path, examples: Callable[[], Sequence[Example]], gate: Callable[[], Record], say: Say
+    task: Task,
+    source: Path,
+    folder: Path,
+    examples: Callable[[], Sequence[Example]],
+    gate: Callable[[], Record],
+    say: Say,
 ) -> Record:
     """Writes the artifact with as few fp32 matrices as its gate allows, and returns the verdict on it.
 
     Args:
+        task: as the artifact was made for.
         source: the fp32 artifact.
         folder: where it is written; exists and is empty.
         examples: rows on which matrices are compared; asked for only if the first attempt fails.
@@ -66,7 +73,7 @@ def quantized(
         if verdict["passed"] or not set(verdict["failed"]) <= JUDGED:
             break
         if order is None:
-            order = sensitivity(source, examples(), say)
+            order = sensitivity(task, source, examples(), say)
         if 2 * len(kept) >= len(order):
             break
         kept = order[: max(1, 2 * len(kept))]
@@ -74,10 +81,10 @@ def quantized(
     return verdict | {"attempts": attempts}
 
 
-def sensitivity(source: Path, examples: Sequence[Example], say: Say) -> list[str]:
+def sensitivity(task: Task, source: Path, examples: Sequence[Example], say: Say) -> list[str]:
     """All matrices, "graph:node", the one first whose quantization alone changes the logits most (mean absolute)."""
     fp32 = load(source)
-    before = artifact_logits(fp32, examples)
+    before = artifact_logits(task, fp32, examples)
     damage: dict[str, float] = {}
     names = matrices(source)
     with tempfile.TemporaryDirectory(prefix="rankzero-int8-") as scratch:
@@ -90,7 +97,7 @@ def sensitivity(source: Path, examples: Sequence[Example], say: Say) -> list[str
             target = folder / f"{graph}.onnx"
             target.unlink()
             _quantize(source / target.name, target, only=node)
-            after = artifact_logits(load(folder), examples)
+            after = artifact_logits(task, load(folder), examples)
             damage[name] = float(np.mean([np.abs(a - b).mean() for a, b in zip(after, before, strict=True)]))
             shutil.rmtree(folder)
             say(f"int8: measured {number + 1} of {len(names)} matrices")

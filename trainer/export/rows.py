@@ -6,21 +6,19 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from trainer.data.sources import open_split
 from trainer.engine.corpus import Corpus, EvalBatch
 from trainer.errors import DataError
 from trainer.evaluation.predictions import corpus_order
-from trainer.export.run import Artifact, Classifier
+from trainer.export.answers import prompt, torch_answers, torch_continued
 from trainer.tasks.base import Example, Record, Task
 
 FEW = 1000  # rows: with fewer a verdict says so; as many of the training rows are taken where there are no others
-Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
 
 # What people paste into a box: nothing, a letter, far too much, pictures, markup, another line end, another script.
@@ -43,7 +41,8 @@ class Row:
     Attributes:
         sides: the texts as they stand in the file, one or a pair; cleaned already in a prepared corpus.
         input: as predictions.jsonl shows it.
-        answer: what the trained weights say in fp32, with the keys of `rankzero predict`.
+        answer: what the trained weights say in fp32, with the keys of `rankzero predict`; of a language model's row
+            its loss and tokens, and how its beginning is gone on with if it is one of `Rows.prompts`.
     """
 
     id: str
@@ -90,15 +89,27 @@ class Rows:
         examples = [example for batch in self._read(other, FEW) for example in batch.examples]
         return spread(examples, self.task.length, most)
 
-    @torch.no_grad()
+    @cached_property
+    def prompts(self) -> dict[str, list[int]]:
+        """Beginnings of documents of all lengths that a causal language model goes on with, by id."""
+        if self.task.artifact != "generation":
+            return {}
+        rows = [pair for batch in self._batches for pair in zip(batch.ids, batch.examples, strict=True)]
+        chosen = spread(rows, lambda row: self.task.length(row[1]), self.task.recipe.export.gates.prompts)
+        return {row_id: prompt(self.task, example) for row_id, example in chosen}
+
     def answers(self, say: Say, model: nn.Module | None = None) -> dict[str, Record]:
         """What the weights answer, by id; or those of another model of the task."""
         found: dict[str, Record] = {}
+        model, what = (self.model, "the trained weights") if model is None else (model, "the artifact's weights")
         for batch in self._batches:
-            made = self.task.predict(self.model if model is None else model, self.task.collate(batch.examples))
-            found |= zip(batch.ids, map(self.task.answer, made), strict=True)
-            what = "the trained weights" if model is None else "bf16"
+            found |= zip(batch.ids, torch_answers(self.task, model, batch.examples), strict=True)
             say(f"{what} on {self.split}: {len(found):,} of {len(self.ids):,} rows")
+        if self.prompts:
+            say(f"{what}: going on with {len(self.prompts):,} texts")
+            made = torch_continued(self.task, model, list(self.prompts.values()))
+            for row_id, record in zip(self.prompts, made, strict=True):
+                found[row_id] |= record
         return found
 
     def all(self, answers: dict[str, Record]) -> list[Row]:
@@ -131,40 +142,3 @@ def spread(values: Sequence[Any], length: Callable[[Any], int], most: int) -> li
     chosen = [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]
     random.Random(0).shuffle(chosen)
     return chosen
-
-
-# -- logits on both sides ----------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def torch_logits(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
-    """Of each example in this batch (classes,), or (T, V) along its target."""
-    found = task.logits(model, task.collate(examples)).numpy()
-    return [logits[: _targets(e)] if logits.ndim == 2 else logits for logits, e in zip(found, examples, strict=True)]
-
-
-def artifact_logits(artifact: Artifact, examples: Sequence[Example]) -> list[Array]:
-    """The same of the artifact; a translation is decoded step by step along its target."""
-    if isinstance(artifact, Classifier):
-        return list(artifact.logits([as_artifact(example) for example in examples]))
-    made: Any = artifact
-    fixed, cache = made.start([example["src"] for example in examples])
-    steps = max(map(_targets, examples))
-    inputs = made.pad([[made.settings["bos_id"], *example["trg"]] for example in examples], 0)
-    parents, found = np.arange(len(examples))[:, None], []
-    for step in range(steps):
-        feeds = {**fixed, "count": np.array([1])}
-        (logits,), cache = made.step(["logits"], inputs[:, step : step + 1], parents, feeds, cache)
-        found.append(logits[:, 0])
-    return [row[: _targets(example)] for row, example in zip(np.stack(found, 1), examples, strict=True)]
-
-
-def as_artifact(example: Example) -> tuple[list[int], ...]:
-    """An example of the task as run.py encodes it."""
-    if "src" in example:
-        return (example["src"],)
-    return example["input_ids"], example.get("token_type_ids", [0] * len(example["input_ids"]))
-
-
-def _targets(example: Example) -> int:
-    return len(example.get("trg", ())) + 1

@@ -1,7 +1,8 @@
 """The export stage of a finished run: each artifact is built beside its place, proven, and then put there at once.
 
     export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, gate.json; of one that failed its gate
-                                  only gate.json; export/bf16/ likewise (see bf16.py)
+                                  only gate.json; export/bf16/, export/safetensors/ likewise (see weights.py)
+    export/left_out.json          what there can be none of, and why
     export/.onnx.making           under way; when gate.json is in it, it is complete and only has to be renamed
     export/.answers.json          what the trained weights say on the split, until all artifacts are done
 
@@ -18,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ from trainer.cores import bf16_arithmetic
 from trainer.engine import checkpoint
 from trainer.engine.finished import Finished
 from trainer.errors import CheckpointError, GateError, UsageError
-from trainer.export.bf16 import WeightsGate, write_weights
+from trainer.export.families import why_not
 from trainer.export.gates import Gate
-from trainer.export.onnx import PROGRAM, TASKS, write_artifact
+from trainer.export.judges import JUDGES
+from trainer.export.onnx import write_artifact
+from trainer.export.program import PROGRAMS, digest
 from trainer.export.published import facts, problems
 from trainer.export.quantize import TUNING_ROWS, quantized
 from trainer.export.rows import Row, Rows, Say
+from trainer.export.weights import TYPES, WeightsGate, write_weights
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, read_json, write_json
 from trainer.tasks.base import Record, Task
@@ -65,13 +69,7 @@ def export_run(
         UsageError, CheckpointError: no run directory, or no model in it.
     """
     task = Finished.task_of(run, recipe_type, overrides)
-    wanted = task.recipe.export.wanted
-    if wanted and task.kind not in TASKS:
-        log.info("%s: no artifacts are made of this task; %s holds the weights as safetensors", task.kind, run.model)
-        wanted = []
-    if "bf16" in wanted and task.recipe.export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
-        wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
-        log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
+    wanted = _wanted(run, task)
     if not wanted:
         return []
     stage = _Stage(run, task, lambda: Finished.open(run, recipe_type, overrides), say or slowly(log.info))
@@ -89,6 +87,24 @@ def export_run(
     if failed:
         raise GateError("\n".join([*failed.values(), REMEDY]))
     return folders
+
+
+def _wanted(run: RunDir, task: Task) -> list[str]:
+    """The artifacts to make; says what the recipe asks for and cannot be had, and writes it down for the pages."""
+    export = task.recipe.export
+    reason = why_not(task, run) if export.graphs and _weights(run) else None
+    wanted = export.wanted(graphs=reason is None) if task.artifact in JUDGES else []
+    if "bf16" in wanted and export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
+        wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
+        log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
+    file = run.export / "left_out.json"
+    if reason is None:
+        file.unlink(missing_ok=True)
+        return wanted
+    log.info("%s left out: %s", " and ".join(export.graphs), reason)
+    run.export.mkdir(parents=True, exist_ok=True)
+    write_json(file, dict.fromkeys(export.graphs, reason))
+    return wanted
 
 
 def problems_of(run: RunDir) -> list[str]:
@@ -154,7 +170,8 @@ class _Stage:
     def _make(self, name: str, folder: Path) -> None:
         """The artifact and, last, its verdict."""
         started = time.time()
-        verdict = {"bf16": self._bf16, "onnx": self._onnx, "int8": self._int8}[name](folder)
+        make = {"onnx": self._onnx, "int8": self._int8}.get(name) or partial(self._of_weights, name)
+        verdict = make(folder)
         files = {path.name: facts(path) for path in sorted(folder.iterdir())}
         if not verdict["passed"]:
             for file in files:
@@ -166,9 +183,9 @@ class _Stage:
     def _gate(self, name: str, folder: Path) -> Record:
         return Gate(name, folder, self.rows, self.answered, self.say).verdict()
 
-    def _bf16(self, folder: Path) -> Record:
-        write_weights(self.task, self.rows.model, folder)
-        return WeightsGate("bf16", folder, self.rows, self.answered, self.say).verdict()
+    def _of_weights(self, name: str, folder: Path) -> Record:
+        write_weights(self.task, self.rows.model, folder, TYPES[name])
+        return WeightsGate(name, folder, self.rows, self.answered, self.say).verdict()
 
     def _onnx(self, folder: Path) -> Record:
         self.say("onnx: exporting")
@@ -187,6 +204,7 @@ class _Stage:
             source = scratch
         self.say("int8: quantizing")
         verdict = quantized(
+            self.task,
             source,
             folder,
             lambda: self.rows.tuning_examples(TUNING_ROWS),
@@ -212,7 +230,7 @@ def _inputs(run: RunDir, task: Task) -> dict[str, Any]:
         "model": weights,
         "tokenizer": facts(run.tokenizer / "tokenizer.json")["sha256"],
         "recipe": hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest(),
-        "program": facts(PROGRAM)["sha256"],
+        "program": digest(task.artifact, task.recipe.data.cleaning) if task.artifact in PROGRAMS else None,
     }
 
 

@@ -51,6 +51,7 @@ class Task(ABC):
     kind: ClassVar[str]
     config: ClassVar[type[Section]]
     models: ClassVar[tuple[str, ...]]  # the kinds of model that can do it
+    artifact: ClassVar[str] = ""  # which graphs, program and gate it has in trainer.export; "" = none
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint
     cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # those that need no prediction

@@ -30,6 +30,7 @@ class CausalLanguageModeling(LanguageModeling):
     """
 
     models = ("pretrained", "transformer_xl")
+    artifact = "generation"
     metrics: ClassVar[dict[str, str]] = {
         "loss": "min",
         "perplexity": "min",

@@ -74,6 +74,7 @@ class Classification(Task):
     kind = "classification"
     config = ClassificationConfig
     models = ("encoder", "pretrained")
+    artifact = "classification"
     inputs = ("input_ids",)
     metrics: ClassVar[dict[str, str]] = {
         "loss": "min",

@@ -19,6 +19,8 @@ class MaskedLanguageModeling(LanguageModeling):
     random ones and 10% stay. The loss is the mean over the tokens asked for.
     """
 
+    artifact = "masked"
+
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """`input_ids` with special tokens, the text cut to `data.max_length`."""
         from trainer.data.tokenization import encode_batch

@@ -31,6 +31,7 @@ class Translation(Pairs, Task):
     kind = "translation"
     config = TranslationConfig
     models = ("transformer",)
+    artifact = "translation"
     inputs = ("src", "trg_in")
 
     @property

@@ -1,0 +1,156 @@
+"""What trained weights and an artifact say of the same rows: logits, losses, continuations.
+
+Logits are those along a row's own text (teacher forcing), so that both sides are asked for the same. A document of a
+language model is cut into pieces as its evaluation does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.export.programs.classifier import Classifier
+from trainer.export.programs.common import Artifact
+from trainer.export.programs.generator import Generator
+from trainer.tasks.base import Example, Record, Task
+
+if TYPE_CHECKING:
+    from trainer.sections import GenerationConfig
+
+Array = np.ndarray[Any, Any]
+SINGLE = 4  # tokens of a text that are given to a generator one by one, as a search does
+PROMPT = 32  # tokens of a text that is gone on with, at most
+TOGETHER = 16  # texts that are gone on with at once
+
+
+# -- logits ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def torch_logits(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
+    """Of each example in this batch (classes,), or (T, V) along its target; of masked ones (N, V) of all together."""
+    examples = [first_piece(task, example) for example in examples]
+    found = task.logits(model, task.collate(task.noised(examples))).float().numpy()
+    if task.artifact == "masked":
+        return [found]
+    return [logits[: _targets(e)] if logits.ndim == 2 else logits for logits, e in zip(found, examples, strict=True)]
+
+
+def artifact_logits(task: Task, artifact: Artifact, examples: Sequence[Example]) -> list[Array]:
+    """The same of the artifact; what it writes token by token it is given token by token."""
+    if isinstance(artifact, Classifier):
+        return list(artifact.logits([as_artifact(task, example) for example in examples]))
+    if isinstance(artifact, Generator):
+        return _forced(artifact, [first_piece(task, example)["input_ids"] for example in examples], SINGLE)
+    made: Any = artifact
+    fixed, cache = made.start([example["src"] for example in examples])
+    steps = max(map(_targets, examples))
+    inputs = made.pad([[made.settings["bos_id"], *example["trg"]] for example in examples], 0)
+    parents, found = np.arange(len(examples))[:, None], []
+    for step in range(steps):
+        feeds = {**fixed, "count": np.array([1])}
+        (logits,), cache = made.step(["logits"], inputs[:, step : step + 1], parents, feeds, cache)
+        found.append(logits[:, 0])
+    return [row[: _targets(example)] for row, example in zip(np.stack(found, 1), examples, strict=True)]
+
+
+def _forced(artifact: Generator, texts: Sequence[Sequence[int]], single: int = 0) -> list[Array]:
+    """Logits (T, V) along each text: its first half at once, then so many tokens one by one, then the rest at once."""
+    tokens, mask, cache = artifact.start(texts)
+    width = tokens.shape[1]
+    half = max(1, width // 2) if single else width
+    found, begin = [], 0
+    for end in dict.fromkeys([*range(half, min(half + single + 1, width)), width]):
+        (logits,), cache = artifact.step(["logits"], tokens[:, begin:end], mask[:, :end], cache, last=False)
+        found.append(logits)
+        begin = end
+    return [row[width - len(text) :] for row, text in zip(np.concatenate(found, 1), texts, strict=True)]
+
+
+def as_artifact(task: Task, example: Example) -> tuple[list[int], ...]:
+    """An example of the task as run.py encodes it."""
+    if task.artifact == "translation":
+        return (example["src"],)
+    if task.artifact == "generation":
+        return (example["input_ids"],)
+    return example["input_ids"], example.get("token_type_ids", [0] * len(example["input_ids"]))
+
+
+def first_piece(task: Task, example: Example) -> Example:
+    """What of a document of a language model is compared logit by logit; other rows are whole."""
+    return next(pieces(task, example)) if task.artifact == "generation" else example
+
+
+def pieces(task: Task, example: Example) -> Iterator[Example]:
+    """A document as its evaluation cuts it."""
+    size = task.padding.width(task.recipe.data.max_length)
+    for at in range(0, len(example["input_ids"]), size):
+        yield {name: ids[at : at + size] for name, ids in example.items()}
+
+
+def _targets(example: Example) -> int:
+    return len(example["labels"]) if "labels" in example else len(example.get("trg", ())) + 1
+
+
+# -- language models: losses and continuations -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def torch_answers(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Record]:
+    """Of each row what `rankzero predict` says of it; of a language model's the loss (nats, summed) and its tokens."""
+    batch = task.collate(task.noised(examples))
+    if task.artifact not in ("generation", "masked"):
+        return [task.answer(record) for record in task.predict(model, batch)]
+    losses, counts, _ = task.assess(model, batch, predict=False)
+    return [{"loss": loss, "tokens": n} for loss, n in zip(losses.tolist(), counts.tolist(), strict=True)]
+
+
+def artifact_losses(task: Task, artifact: Generator, examples: Sequence[Example], tell: Callable[[int], None]) -> Array:
+    """The loss of each document, as its evaluation sums it; `tell` is given how many pieces are done."""
+    cut = [(number, piece) for number, example in enumerate(examples) for piece in pieces(task, example)]
+    losses, done = np.zeros(len(examples)), 0
+    for batch in artifact.batches([len(piece["labels"]) for _, piece in cut], artifact.settings["one_by_one"]):
+        found = _forced(artifact, [cut[i][1]["input_ids"] for i in batch])
+        for i, logits in zip(batch, found, strict=True):
+            number, piece = cut[i]
+            largest = logits.max(-1, keepdims=True)
+            sums = np.log(np.exp(logits - largest).sum(-1)) + largest[:, 0]
+            losses[number] += float((sums - logits[np.arange(len(logits)), piece["labels"]]).astype(np.float64).sum())
+        tell(done := done + len(batch))
+    return losses
+
+
+def greedy(task: Task) -> GenerationConfig:
+    """How an artifact goes on with a text: as the recipe says, but greedily, and after one token at least."""
+    settings, longest = task.recipe.evaluation.generation, task.recipe.data.max_length
+    new_tokens = max(1, min(settings.new_tokens, longest - 1))
+    return settings.model_copy(
+        update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1, "new_tokens": new_tokens}
+    )
+
+
+def prompt(task: Task, example: Example) -> list[int]:
+    """The beginning of a document: half of it, and no more than an artifact goes on with."""
+    most = min(PROMPT, task.recipe.data.max_length - greedy(task).new_tokens)
+    return example["input_ids"][: max(1, min(most, len(example["input_ids"]) // 2))]
+
+
+def torch_continued(task: Any, model: nn.Module, prompts: Sequence[list[int]]) -> list[Record]:
+    from trainer.evaluation.generation import continue_texts
+
+    found: list[Record] = []
+    for at in range(0, len(prompts), TOGETHER):
+        made = continue_texts(model, prompts[at : at + TOGETHER], greedy(task), task.end_id, task.pad_id)
+        texts = task.tokenizer.batch_decode([ids for ids, _ in made], skip_special_tokens=True)
+        found += [{"prediction": text, "score": score} for text, (_, score) in zip(texts, made, strict=True)]
+    return found
+
+
+def artifact_continued(artifact: Generator, prompts: Sequence[list[int]]) -> list[Record]:
+    size = 1 if artifact.settings["one_by_one"] else TOGETHER
+    parts = (prompts[at : at + size] for at in range(0, len(prompts), size))
+    return [record for part in parts for record in artifact.predict([(ids,) for ids in part])]

@@ -1,0 +1,51 @@
+"""Lines of stdin to JSON lines: the class of each text, by the ONNX graph in this folder.
+
+    python run.py < texts.txt            (a pair of texts: one line, a tab between them)
+    python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its neighbours
+
+Needs onnxruntime, tokenizers and numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.export.programs.common import Array, Artifact
+
+
+class Classifier(Artifact):
+    def sides(self, line: str) -> list[str]:
+        return list(line.partition("\t")[::2]) if self.settings["pair"] else [line]
+
+    def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
+        """Ids and type ids; of a pair the longer text loses more."""
+        s, texts = self.settings, [self.ids(side) for side in sides]
+        room = s["max_length"] - sum(side < 0 for _, side, _ in s["layout"])
+        if len(texts) == 2 and len(texts[0]) + len(texts[1]) > room:
+            first = min(len(texts[0]), max(room // 2, room - len(texts[1])))
+            texts = [self.cut(texts[0], first), self.cut(texts[1], room - first)]
+        texts = [self.cut(ids, room) for ids in texts]
+        parts = [([token] if side < 0 else texts[side], kind) for token, side, kind in s["layout"]]
+        return [i for ids, _ in parts for i in ids], [kind for ids, kind in parts for _ in ids]
+
+    def cut(self, ids: list[int], room: int) -> list[int]:
+        head = round(room * self.settings["head_share"])
+        return ids if len(ids) <= room else ids[:head] + ids[len(ids) - (room - head) :]
+
+    def logits(self, examples: Sequence[Any]) -> Array:
+        feeds = {
+            "input_ids": self.pad([ids for ids, _ in examples], self.settings["pad_id"]),
+            "attention_mask": self.pad([[1] * len(ids) for ids, _ in examples], 0),
+            "token_type_ids": self.pad([types for _, types in examples], 0),
+        }
+        return self.sessions["model"].run(["logits"], {name: feeds[name] for name in self.settings["inputs"]})[0]
+
+    def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        names, logits = self.settings["labels"], self.logits(examples).astype(np.float64)
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        for row in (shares / shares.sum(1, keepdims=True)).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            yield {"label": names[best], "confidence": row[best], "probabilities": dict(zip(names, row, strict=True))}

@@ -1,0 +1,86 @@
+"""What every run.py has in common: lines in, batches of like length, JSON lines out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+import tokenizers
+
+from trainer.data.cleaning import CLEANERS
+
+WINDOW = 512  # lines that are sorted by length together
+Array = np.ndarray[Any, Any]
+
+
+class Artifact:
+    """Settings, tokenizer and graphs of a folder. `__call__` makes one record per line, in order."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # 0: one per core
+        self.sessions = {
+            path.stem: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            for path in sorted(folder.glob("*.onnx"))
+        }
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        return cls(Path(folder), json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8")))
+
+    def __call__(self, lines: Iterable[str], batch: bool = False) -> Iterator[dict[str, Any]]:
+        source, one_by_one = iter(lines), self.settings["one_by_one"] and not batch
+        while window := list(islice(source, WINDOW)):
+            examples = [self.encode(self.sides(line)) for line in window]
+            found: dict[int, dict[str, Any]] = {}
+            for rows in self.batches([len(example[0]) for example in examples], one_by_one):
+                found |= zip(rows, self.predict([examples[i] for i in rows]), strict=True)
+            yield from ({"text": line, **found[i]} for i, line in enumerate(window))
+
+    def batches(self, lengths: Sequence[int], one_by_one: bool) -> Iterator[list[int]]:
+        rows: list[int] = []
+        for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+            if rows and (one_by_one or lengths[i] * (len(rows) + 1) > self.settings["tokens_per_batch"]):
+                yield rows
+                rows = []
+            rows.append(i)
+        if rows:
+            yield rows
+
+    def sides(self, line: str) -> list[str]:
+        return [line]
+
+    def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
+        """The token ids that a model is given, first; cleaned, and with special tokens."""
+        raise NotImplementedError
+
+    def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """Of a batch of encoded lines, in its order, what is printed beside the text."""
+        raise NotImplementedError
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text as it was written, without special tokens."""
+        for step in self.settings["cleaning"]:
+            text = CLEANERS[step](text)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Array:
+        width = max(map(len, sequences))
+        return np.array([[*ids, *[value] * (width - len(ids))] for ids in sequences], dtype=np.int64)
+
+
+def main(artifact: Artifact) -> None:
+    """A line ends at a line feed only: texts may contain U+0085 and others that Python takes for line ends."""
+    lines = (line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8") for line in sys.stdin.buffer)
+    for record in artifact(lines, batch="--batch" in sys.argv):
+        sys.stdout.buffer.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
+        sys.stdout.buffer.flush()

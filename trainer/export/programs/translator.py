@@ -1,0 +1,99 @@
+"""Lines of stdin to JSON lines: the translation of each, by the ONNX graphs in this folder.
+
+    python run.py < texts.txt
+    python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its neighbours
+
+Needs onnxruntime, tokenizers and numpy alone. Shapes: R rows still searched, K hypotheses of each, C candidates of a
+hypothesis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.export.programs.common import Array, Artifact
+
+
+class Translator(Artifact):
+    def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
+        return ([*self.ids(sides[0])[: self.settings["max_length"] - 1], self.settings["eos_id"]],)
+
+    def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        for ids, score in self.search([src for (src,) in examples]):
+            yield {"prediction": self.tokenizer.decode(ids, skip_special_tokens=True), "score": score}
+
+    def start(self, sources: Sequence[Sequence[int]]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """What the decoder is fed besides tokens: of the sources, and the cache of R hypotheses without a token."""
+        src = self.pad(sources, self.settings["pad_id"])
+        names = [output.name for output in self.sessions["encoder"].get_outputs()]
+        source = dict(zip(names, self.sessions["encoder"].run(names, {"src": src}), strict=True))
+        shapes = {i.name: i.shape for i in self.sessions["decoder"].get_inputs() if i.name.startswith("target_")}
+        cache = {name: np.zeros((len(src), s[1], 0, s[3]), np.float32) for name, s in shapes.items()}
+        return {"source_mask": (src != self.settings["pad_id"]).astype(np.int64), **source}, cache
+
+    def step(
+        self, outputs: Sequence[str], tokens: Array, parents: Array, fixed: dict[str, Array], cache: dict[str, Array]
+    ) -> tuple[list[Array], dict[str, Array]]:
+        """tokens and parents (R, K): hypothesis k of row r continues what was number parents[r, k] of all."""
+        names = [*outputs, *(f"new_{name}" for name in cache)]
+        found = self.sessions["decoder"].run(names, {"tokens": tokens, "parents": parents, **fixed, **cache})
+        return found[: len(outputs)], dict(zip(cache, found[len(outputs) :], strict=True))
+
+    def search(self, sources: Sequence[Sequence[int]]) -> list[tuple[list[int], float]]:
+        """Ids and score of the best hypothesis of each row; a beam of 1 is greedy search.
+
+        A score is a sum of log probabilities over length ** length_penalty, <eos> counted. Of a row's 2K candidates
+        those that are <eos> finish a hypothesis when they are among the best K; the best K others are searched further.
+        """
+        s, beam, eos, length = self.settings, self.settings["beam_size"], self.settings["eos_id"], 0
+        fixed, cache = self.start(sources)
+        rows: Array = np.arange(len(sources))
+        limits: Array = fixed["source_mask"].sum(1).astype(np.float32) * np.float32(s["max_length_factor"]) + 10
+        limits = np.minimum(limits.astype(np.int64), s["max_length"] - 1)
+        best: list[tuple[list[int], float]] = [([], -np.inf)] * len(rows)
+        kept: Array = np.full((len(rows), beam), -np.inf, np.float32)  # the K best finished scores, best first
+        scores: Array = np.zeros((len(rows), 1), np.float32)
+        history: Array = np.zeros((len(rows), 1, 0), np.int64)
+        tokens, parents = np.full((len(rows), 1), s["bos_id"]), rows[:, None]
+        while len(rows):
+            length += 1
+            found, cache = self.candidates(tokens, parents, fixed, cache, limits == length)
+            gains, ids = (x.reshape(len(rows), -1) for x in (found[0] + scores[..., None], found[1]))
+            order = np.argsort(-gains, 1, kind="stable")[:, : 2 * beam]  # of equals the first parent, the smaller id
+            gains, ids, parent = take(gains, order), take(ids, order), order // found[0].shape[2]
+            penalty = np.float32(length ** s["length_penalty"])
+
+            closed = np.where(ids == eos, gains / penalty, -np.inf)[:, :beam]
+            for r in np.flatnonzero(closed.max(1) > kept[:, 0]):
+                best[rows[r]] = (history[r, parent[r, closed[r].argmax()]].tolist(), float(closed[r].max()))
+            kept = -np.sort(-np.concatenate([kept, closed], 1), 1)[:, :beam]
+
+            gains = np.where(ids == eos, -np.inf, gains)
+            order = np.argsort(-gains, 1, kind="stable")[:, :beam]
+            scores, ids, parent = take(gains, order), take(ids, order), take(parent, order)
+            width, every = history.shape[1], np.arange(len(rows))[:, None]
+            history = np.concatenate([history[every, parent], ids[..., None]], 2)
+            stay = scores[:, 0] / penalty > kept[:, -1]
+            tokens, parents = ids[stay], (parent + every * width)[stay]
+            rows, limits, kept, scores, history = (x[stay] for x in (rows, limits, kept, scores, history))
+            fixed = fixed if stay.all() else {name: x[stay] for name, x in fixed.items()}
+        return best
+
+    def candidates(
+        self, tokens: Array, parents: Array, fixed: dict[str, Array], cache: dict[str, Array], last: Array
+    ) -> tuple[tuple[Array, Array], dict[str, Array]]:
+        """Log probabilities and ids (R, K, C) of what may follow each hypothesis; <eos> alone in rows with last (R)."""
+        banned = [self.settings["bos_id"], self.settings["pad_id"]]
+        count = np.array([min(2 * self.settings["beam_size"] + len(banned), self.settings["vocab_size"])])
+        outputs, feeds = ("log_probs", "ids", "closing"), {**fixed, "count": count}
+        (gains, ids, closing), cache = self.step(outputs, tokens, parents, feeds, cache)
+        gains[np.isin(ids, banned)] = -np.inf
+        gains[last], ids[last, :, 0], gains[last, :, 0] = -np.inf, self.settings["eos_id"], closing[last]
+        return (gains, ids), cache
+
+
+def take(values: Array, order: Array) -> Array:
+    return np.take_along_axis(values, order, 1)
