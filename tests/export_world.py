@@ -68,7 +68,7 @@ def finished_run(path: Path, recipe: Any, tokenizer: Any, change: Any) -> RunDir
     model = build_model(task)
     change(task, model)
     run.model.mkdir()
-    tensors.write(run.model / "model.safetensors", model.state_dict())
+    tensors.write(run.model / "model.safetensors", {name: p.detach() for name, p in model.named_parameters()})
     write_json(run.model / "config.json", task.model_config(model))
     return run
 

@@ -101,7 +101,7 @@ def export(
         bool, typer.Option("--check", help="only compare artifacts, weights and checkpoints with their hashes")
     ] = False,
 ) -> None:
-    """Write the ONNX, int8 and bf16 artifacts of a finished run, each only after it has passed its gate."""
+    """Write the artifacts of a finished run (ONNX, int8, bf16, safetensors), each only after it has passed its gate."""
     from trainer import compose
 
     if check:
@@ -177,7 +177,7 @@ def ensemble(
 def predict(
     run: RunArgument,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="default: lines of stdin")] = None,
-    backend: Annotated[str, typer.Option("--backend", help="torch, onnx, int8 or bf16")] = "torch",
+    backend: Annotated[str, typer.Option("--backend", help="torch, onnx, int8, bf16 or safetensors")] = "torch",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="of the recipe's evaluation, e.g. beam_size=1"),

@@ -17,7 +17,14 @@ from trainer.analysis.page import TEMPLATES, count
 from trainer.rundir import RunDir, read_json, write_atomically
 
 SPLITS = ("test", "validation")
-ARTIFACTS = ("onnx", "int8", "bf16")
+ARTIFACTS = ("onnx", "int8", "bf16", "safetensors")
+WEIGHTS = ("bf16", "safetensors")  # what transformers loads
+AUTO = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+}
 PIPELINES = {
     "classification": "text-classification",
     "translation": "translation",
@@ -25,7 +32,7 @@ PIPELINES = {
     "language_modeling mlm": "fill-mask",
     "language_modeling causal": "text-generation",
 }
-GOALS = {"accuracy": "accuracy", "bleu": "BLEU"}  # checks of a gate that compare scores
+GOALS = {"accuracy": "accuracy", "bleu": "BLEU", "perplexity": "perplexity"}  # checks of a gate that compare scores
 MEGA = 1e6
 FEW = 1000
 
@@ -54,8 +61,9 @@ def write_card(run: RunDir) -> Path:
         published=[name for name, gate in gates.items() if gate["passed"]],
         speed=_speed(read_json(run.export / "benchmark.json")),
         limits=_limits(inputs, gates),
-        pretrained=inputs.recipe["model"].get("kind") == "pretrained",
-        kind=inputs.kind,
+        left_out=story.left_out(inputs),
+        weights=[name for name in WEIGHTS if gates.get(name, {}).get("passed")],
+        auto=AUTO.get(pipeline_of(inputs.recipe)) if inputs.recipe["model"].get("kind") == "pretrained" else None,
         recipe=run.recipe.read_text(encoding="utf-8").rstrip(),
         command=shlex.join(["rankzero", *inputs.manifest.get("command", [])[1:]]),
     )  # fmt: skip
@@ -70,7 +78,7 @@ def front_matter(inputs: Inputs) -> dict[str, Any]:
     name, root = str(recipe["model"].get("name") or ""), str(recipe["data"].get("root") or "")
     dataset = root.removeprefix("hf://datasets/") if root.startswith("hf://datasets/") else None
     metrics = [m.key for m in glossary.METRICS.get(kind, ()) if finite(inputs.scores.get(m.key))]
-    pipeline = PIPELINES.get(" ".join(filter(None, (kind, recipe["task"].get("objective")))), kind)
+    pipeline = pipeline_of(recipe)
     result = {
         "task": {"type": pipeline},
         "dataset": {
@@ -90,6 +98,12 @@ def front_matter(inputs: Inputs) -> dict[str, Any]:
         "model-index": [{"name": recipe.get("name"), "results": [result]}] if metrics else None,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def pipeline_of(recipe: Mapping[str, Any]) -> str:
+    """The Hub's word for the task."""
+    task = recipe["task"]
+    return PIPELINES.get(" ".join(filter(None, (task["kind"], task.get("objective")))), task["kind"])
 
 
 def _labels(inputs: Inputs) -> list[str] | None:
@@ -116,7 +130,8 @@ def _artifact(name: str, gate: Mapping[str, Any]) -> dict[str, Any]:
         if finite(checks.get(key, {}).get("difference")):
             shown.append(_fall(title, checks[key], 100 if key == "accuracy" else 1))
     if "identical" in checks:
-        shown.append(f"{checks['identical']['share']:.1%} of the translations identical")
+        texts = "continuations" if "perplexity" in checks else "translations"
+        shown.append(f"{checks['identical']['share']:.1%} of the {texts} identical")
     if gate.get("kept_fp32"):
         shown.append(f"{len(gate['kept_fp32'])} matrices left in fp32")
     verdict = "passed" if gate["passed"] else f"**failed** ({', '.join(gate['failed'])}), not published"

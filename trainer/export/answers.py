@@ -32,11 +32,12 @@ TOGETHER = 16  # texts that are gone on with at once
 
 @torch.no_grad()
 def torch_logits(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
-    """Of each example in this batch (classes,), or (T, V) along its target; of masked ones (N, V) of all together."""
-    examples = [first_piece(task, example) for example in examples]
-    found = task.logits(model, task.collate(task.noised(examples))).float().numpy()
+    """Of each example in this batch (classes,), or (T, V) along its target, or (N, V) of its masked tokens."""
+    examples = task.noised([first_piece(task, example) for example in examples])
+    found = task.logits(model, task.collate(examples)).float().numpy()
     if task.artifact == "masked":
-        return [found]
+        ends = np.cumsum([len(example["places"]) for example in examples])
+        return np.split(found, ends[:-1])
     return [logits[: _targets(e)] if logits.ndim == 2 else logits for logits, e in zip(found, examples, strict=True)]
 
 

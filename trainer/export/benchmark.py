@@ -167,11 +167,11 @@ def _entries(run: RunDir, compiled: bool) -> tuple[list[Entry], dict[str, str]]:
     entries += [Entry("compiled", "compiled")] if compiled else []
     entries += [Entry("tutorial-cuda", "torch-cuda", padded=True), Entry("torch-cuda", "torch-cuda")]
     entries += [Entry("bf16-cuda", "bf16-cuda")]
-    left_out = {}
+    left_out, never = {}, read_json(run.export / "left_out.json") or {}
     for name in ("onnx", "int8"):
         folder = run.export / name
         if not folder.is_dir():
-            left_out[name] = f"not published: rankzero export {run.path}"
+            left_out[name] = never.get(name) or f"not published: rankzero export {run.path}"
         elif wrong := problems(folder):
             left_out[name] = wrong[0]
         else:

@@ -31,14 +31,20 @@ def write_artifact(task: Task, model: nn.Module, folder: Path) -> None:
     Raises:
         GateError: the model cannot be exported.
     """
+    failed: dict[str, Exception] = {}
     for attention in ("sdpa", "eager"):
+        ready = prepared(model, attention)
+        own = getattr(getattr(getattr(ready, "trunk", ready), "config", None), "_attn_implementation", attention)
+        if own in failed:  # an architecture with one way only
+            continue
         try:
             with quiet():
-                EXPORTERS[task.artifact](task, prepared(model, attention), folder)
+                EXPORTERS[task.artifact](task, ready, folder)
             break
         except Exception as error:  # whatever the exporter meets in an architecture
-            reason = error
+            failed[own] = error
     else:
+        *_, reason = failed.values()
         why = str(reason).strip().partition("\n")[0]
         raise GateError(
             f"{type(model).__name__} cannot be exported to ONNX: {why}; set export.onnx=false export.int8=false"

@@ -113,12 +113,12 @@ class Rows:
         return found
 
     def all(self, answers: dict[str, Record]) -> list[Row]:
-        """In the order of the corpus."""
+        """In the order of the corpus; without answers where there are none."""
         raw, rows = self._raw(), []
         for batch in self._batches:
             for row_id, texts, example in zip(batch.ids, batch.texts, batch.examples, strict=True):
                 shown, target = self.task.input_text(texts), self.task.target_text(texts)
-                rows.append(Row(row_id, raw[row_id], shown, target, example, answers[row_id]))
+                rows.append(Row(row_id, raw[row_id], shown, target, example, answers.get(row_id, {})))
         return sorted(rows, key=lambda row: corpus_order(row.id))
 
     def _raw(self) -> dict[str, list[str]]:

@@ -104,6 +104,9 @@ def _wanted(run: RunDir, task: Task) -> list[str]:
     log.info("%s left out: %s", " and ".join(export.graphs), reason)
     run.export.mkdir(parents=True, exist_ok=True)
     write_json(file, dict.fromkeys(export.graphs, reason))
+    for name in export.graphs:  # what an earlier version tried and failed
+        if not (read_json(run.export / name / "gate.json") or {"passed": True})["passed"]:
+            shutil.rmtree(run.export / name)
     return wanted
 
 
@@ -185,7 +188,8 @@ class _Stage:
 
     def _of_weights(self, name: str, folder: Path) -> Record:
         write_weights(self.task, self.rows.model, folder, TYPES[name])
-        return WeightsGate(name, folder, self.rows, self.answered, self.say).verdict()
+        rows = self.rows.all({}) if TYPES[name] == torch.float32 else self.answered
+        return WeightsGate(name, folder, self.rows, rows, self.say).verdict()
 
     def _onnx(self, folder: Path) -> Record:
         self.say("onnx: exporting")

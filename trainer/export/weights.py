@@ -22,7 +22,7 @@ from trainer.engine.finished import build_model
 from trainer.engine.state import copy_weights
 from trainer.export.answers import torch_logits
 from trainer.export.gates import Gate
-from trainer.export.judges import Check
+from trainer.export.judges import SHOWN, Check
 from trainer.rundir import write_json
 from trainer.tasks.base import Record, Task
 
@@ -50,10 +50,20 @@ def read_weights(task: Task, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 class WeightsGate(Gate):
-    """bf16 has the same limits as int8: what the lower precision costs on the whole split. fp32 has those of ONNX."""
+    """bf16 has the same limits as int8: what the lower precision costs on the whole split. fp32 must hold the same
+    numbers, and give the same logits; the split would add nothing.
+    """
 
     def steps(self) -> dict[str, Callable[[], Check]]:
-        return {"loads": self.loads, **({"logits": self.logits} if self.exact else {})}
+        return {"loads": self.loads, **({"weights": self.weights, "logits": self.logits} if self.exact else {})}
+
+    def whole_split(self) -> dict[str, Check]:
+        return {} if self.exact else super().whole_split()
+
+    def weights(self) -> Check:
+        ours = dict(self.rows.model.named_parameters())
+        differ = [name for name, p in self.model.named_parameters() if not torch.equal(p, ours[name])]
+        return {"passed": not differ, "differ": differ[:SHOWN], "weights": len(ours), "limit": 0}
 
     def loads(self) -> Check:
         self.model = read_weights(self.task, self.folder, TYPES[self.name])
