@@ -14,7 +14,6 @@ from trainer.tasks.base import Task
 ARCHITECTURES = {
     "longformer": "torch's exporter cannot follow its windows of attention, which are counted anew for each length",
     "reformer": "torch's exporter fixes its hashed attention to the batch that it was shown",
-    "xlnet": "torch's exporter cannot take its attention masks apart (a number minus a tensor)",
     "transformer_xl": "its memory of the segments before has no place in a graph of one call",
 }
 BLOCKS = "torch's exporter fixes its blocks of attention to the length that it was shown"

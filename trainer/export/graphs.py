@@ -25,6 +25,7 @@ from trainer.models.transformer import Cache, LayerCache, Transformer
 from trainer.tasks.base import Task
 
 Axes = dict[int, str]
+SUBTRACTING = ("xlnet", "big_bird")  # make 1.0 - mask of it, which torch's exporter knows of floats only
 
 
 class ClassifierGraph(nn.Module):
@@ -33,13 +34,15 @@ class ClassifierGraph(nn.Module):
     def __init__(self, model: nn.Module, names: Names) -> None:
         super().__init__()
         self.model, self.names = model, names
-        self.rotates = rotates(model)
+        trunk = getattr(model, "trunk", model)
+        self.subtracts = getattr(getattr(trunk, "config", None), "model_type", None) in SUBTRACTING
+        if _rotates(trunk):
+            trunk.register_forward_pre_hook(_with_positions, with_kwargs=True)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         named = dict(zip(self.names, inputs, strict=True))
-        if self.rotates:  # of each row, as onnxruntime wants them, where the library has one row for all
-            rows, length = inputs[0].shape
-            named["position_ids"] = torch.arange(length).expand(rows, -1)
+        if self.subtracts:
+            named["attention_mask"] = named["attention_mask"].float()
         found = self.model(**named)
         return getattr(found, "logits", found)
 
@@ -190,10 +193,16 @@ EXPORTERS: dict[str, Callable[[Task, Any, Path], None]] = {  # by what a task ca
 }
 
 
-def rotates(model: nn.Module) -> bool:
+def _rotates(model: nn.Module) -> bool:
     """Whether its positions are rotations that are computed from position_ids."""
     takes = "position_ids" in inspect.signature(model.forward).parameters
     return takes and any(type(module).__name__.endswith("RotaryEmbedding") for module in model.modules())
+
+
+def _with_positions(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Positions of each row, as onnxruntime rotates by them, where the library has one row for all."""
+    rows, length = named["input_ids"].shape
+    return inputs, {**named, "position_ids": torch.arange(length).expand(rows, -1)}
 
 
 def input_names(task: Task) -> list[str]:

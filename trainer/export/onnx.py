@@ -68,6 +68,7 @@ def settings(task: Task) -> dict[str, Any]:
         "tokens_per_batch": recipe.evaluation.tokens_per_batch,
         "one_by_one": False,
         "pair": False,
+        "left": task.padding.left,
     }
     return shared | SETTINGS[task.artifact](task)
 
@@ -96,7 +97,13 @@ def _translator(task: Any) -> dict[str, Any]:
 
 
 def _generator(task: Any) -> dict[str, Any]:
-    return {"start_id": task.start_id, "eos_id": task.end_id, "new_tokens": greedy(task).new_tokens, "search": "greedy"}
+    return {
+        "left": True,
+        "start_id": task.start_id,
+        "eos_id": task.end_id,
+        "new_tokens": greedy(task).new_tokens,
+        "search": "greedy",
+    }
 
 
 SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {

@@ -74,8 +74,10 @@ class Artifact:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Array:
-        width = max(map(len, sequences))
-        return np.array([[*ids, *[value] * (width - len(ids))] for ids in sequences], dtype=np.int64)
+        """int64, all rows of the width of the longest; on the left for models that look at the last token."""
+        width, left = max(map(len, sequences)), self.settings.get("left", False)
+        rows = [(list(ids), [value] * (width - len(ids))) for ids in sequences]
+        return np.array([fill + ids if left else ids + fill for ids, fill in rows], dtype=np.int64)
 
 
 def main(artifact: Artifact) -> None:

@@ -47,11 +47,8 @@ class Generator(Artifact):
         return [(ids, sum(each) / len(each)) for ids, each in zip(texts, gains, strict=True)]
 
     def start(self, prompts: Sequence[Sequence[int]]) -> tuple[Array, Array, dict[str, Array]]:
-        """Tokens and mask (R, T) with the padding on the left, so that all rows end together; and an empty cache."""
-        tokens, mask = (
-            self.pad([ids[::-1] for ids in rows], value)[:, ::-1]
-            for rows, value in ((prompts, self.settings["pad_id"]), ([[1] * len(ids) for ids in prompts], 0))
-        )
+        """Tokens and mask (R, T), whose padding is on the left, so that all rows end together; and an empty cache."""
+        tokens, mask = self.pad(prompts, self.settings["pad_id"]), self.pad([[1] * len(ids) for ids in prompts], 0)
         shapes = {i.name: i.shape for i in self.sessions["decoder"].get_inputs() if len(i.shape) == 4}
         return tokens, mask, {name: np.zeros((len(prompts), s[1], 0, s[3]), np.float32) for name, s in shapes.items()}
 
