@@ -27,6 +27,7 @@ from trainer.export.fresh import in_fresh_process
 from trainer.export.program import PROGRAMS, load, source
 from trainer.export.programs.classifier import Classifier
 from trainer.export.programs.common import WINDOW
+from trainer.export.programs.translator import Translator
 from trainer.export.quantize import matrices, quantized, sensitivity, write_quantized
 from trainer.export.rows import ODD
 from trainer.loading import Recipe
@@ -87,7 +88,7 @@ def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, fa
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
     finished = Finished.open(translator.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
     artifact = translator.artifact
-    artifact.settings = exporting.settings(finished.task)
+    artifact.settings = exporting.settings(finished.task, finished.model)
     lines = [row.line for row in translator.rows()[1][: 6 if beam > 50 else 25]]
     wanted = list(finished.predict(lines))
     assert len({record["prediction"] for record in wanted}) > len(lines) // 2
@@ -111,7 +112,7 @@ def test_texts_are_cut_alike(truncation: str, pair: bool, encoder: Exported, tmp
     data["task"] |= {"truncation": truncation, "pair": pair, "head_share": 0.3}
     task = task_of(Recipe.parse(data))
     task.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    artifact = Classifier(tmp_path, exporting.settings(task))
+    artifact = Classifier(tmp_path, exporting.settings(task, encoder.finished.model))
     words = ["the", "film", "was", "very", "good", "and", "some", "scenes", "bad", "it", "this", "dull", "plot"]
     for first in (0, 1, 13, 14, 29, 30, 31, 60):
         for second in (0, 1, 14, 15, 29, 60) if pair else (0,):
@@ -161,7 +162,7 @@ def test_run_py_holds_what_its_kind_needs(kind: str) -> None:
         assert "trainer" not in text
         assert [n.name for n in tree.body if isinstance(n, ast.ClassDef)] == ["Artifact", PROGRAMS[kind].__name__]
         functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
-        assert functions == [*steps, "main", *(["take"] if kind == "translation" else [])]
+        assert functions == [*steps, "main", *(["take"] if PROGRAMS[kind] is Translator else [])]
         loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)][1:]
         assert {a.asname or a.name for n in imports for a in n.names} <= loaded

@@ -44,7 +44,7 @@ def recipe(root: Path | str = "x", architecture: str = "t5", **sections: Any) ->
         "evaluation": {"bootstrap": 20, "splits": ["test"], "max_rows": 12, "beam_size": 2},
     }  # fmt: skip
     for name, changes in sections.items():
-        values[name] = {**values[name], **changes}
+        values[name] = {**values.get(name, {}), **changes}
     return Recipe.parse(values)
 
 

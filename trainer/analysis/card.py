@@ -130,7 +130,7 @@ def _artifact(name: str, gate: Mapping[str, Any]) -> dict[str, Any]:
         if finite(checks.get(key, {}).get("difference")):
             shown.append(_fall(title, checks[key], 100 if key == "accuracy" else 1))
     if "identical" in checks:
-        texts = "continuations" if "perplexity" in checks else "translations"
+        texts = "continuations" if "perplexity" in checks else "answers"
         shown.append(f"{checks['identical']['share']:.1%} of the {texts} identical")
     if gate.get("kept_fp32"):
         shown.append(f"{len(gate['kept_fp32'])} matrices left in fp32")

@@ -48,9 +48,9 @@ def artifact_logits(task: Task, artifact: Artifact, examples: Sequence[Example])
     if isinstance(artifact, Generator):
         return _forced(artifact, [first_piece(task, example)["input_ids"] for example in examples], SINGLE)
     made: Any = artifact
-    fixed, cache = made.start([example["src"] for example in examples])
+    fixed, cache = made.start([as_artifact(task, example)[0] for example in examples])
     steps = max(map(_targets, examples))
-    inputs = made.pad([[made.settings["bos_id"], *example["trg"]] for example in examples], 0)
+    inputs = made.pad([[made.settings["start_id"], *_forced_target(example)] for example in examples], 0)
     parents, found = np.arange(len(examples))[:, None], []
     for step in range(steps):
         feeds = {**fixed, "count": np.array([1])}
@@ -76,7 +76,7 @@ def as_artifact(task: Task, example: Example) -> tuple[list[int], ...]:
     """An example of the task as run.py encodes it."""
     if task.artifact == "translation":
         return (example["src"],)
-    if task.artifact == "generation":
+    if task.artifact in ("generation", "text_to_text"):
         return (example["input_ids"],)
     return example["input_ids"], example.get("token_type_ids", [0] * len(example["input_ids"]))
 
@@ -95,6 +95,11 @@ def pieces(task: Task, example: Example) -> Iterator[Example]:
 
 def _targets(example: Example) -> int:
     return len(example["labels"]) if "labels" in example else len(example.get("trg", ())) + 1
+
+
+def _forced_target(example: Example) -> Sequence[int]:
+    """What a decoder reads after its start token."""
+    return example["labels"][:-1] if "labels" in example else example["trg"]
 
 
 # -- language models: losses and continuations -------------------------------------------------------------------------

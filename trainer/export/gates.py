@@ -149,8 +149,8 @@ class Gate:
         return artifact_logits(self.task, self.artifact, examples)
 
     def _numbers(self, row: Row) -> int:
-        """Logits of a row: of a language model there are many."""
-        if self.task.artifact != "generation":
+        """Logits of a row: of a model with a pretrained one's vocabulary there are many."""
+        if self.task.artifact not in ("generation", "text_to_text"):
             return 0
         return len(self.task.tokenizer) * self.task.length(first_piece(self.task, row.example))
 

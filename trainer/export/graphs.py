@@ -3,6 +3,7 @@
     classification   model.onnx: input_ids, attention_mask (, token_type_ids) (B, T) int64 -> logits (B, classes)
     translation      encoder.onnx: src (R, S) int64 -> the source's keys and values of every decoder layer (R, H, S, D)
                      decoder.onnx: one position of every hypothesis, with the cache in and out; see `DecoderGraph`
+    text_to_text     the same, and source_mask (R, S) beside src; see `trainer.export.seq2seq`
     generation       decoder.onnx: new tokens of every row, with the cache in and out; see `GeneratorGraph`
 
 Batch, lengths and beam are free.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import GateError
+from trainer.export import seq2seq
 from trainer.export.exporter import Names, add_candidates, untie, write_graph
 from trainer.models.attention import MASKED
 from trainer.models.transformer import Cache, LayerCache, Transformer
@@ -133,20 +135,33 @@ def export_translator(task: Task, model: nn.Module, folder: Path) -> None:
         vocabulary, width = model.embedding.weight.shape
         model.output = nn.Linear(width, vocabulary, bias=False)
         model.output.weight = nn.Parameter(model.embedding.weight.detach().clone())
-    kinds = [f"{kind}_{i}" for i in range(len(model.decoder)) for kind in ("key", "value")]
-    of_source, of_target = [f"source_{kind}" for kind in kinds], [f"target_{kind}" for kind in kinds]
     src = task.collate(task.encode(task.toy_rows[:2]))["src"]
-    encoder = EncoderGraph(model)
-    write_graph(encoder, (src,), folder / "encoder.onnx", ["src"], of_source, ({0: "batch", 1: "source"},))
+    _write_pair(task, folder, EncoderGraph(model), DecoderGraph(model), {"src": src})
 
+
+def export_text_to_text(task: Task, model: nn.Module, folder: Path) -> None:
+    untie(model)
+    batch = task.collate(task.encode(task.toy_rows[:2]))
+    read = {"src": batch["input_ids"], "source_mask": batch["attention_mask"]}
+    _write_pair(task, folder, seq2seq.EncoderGraph(model), seq2seq.DecoderGraph(model), read)
+
+
+def _write_pair(task: Task, folder: Path, encoder: nn.Module, decoder: nn.Module, read: dict[str, Tensor]) -> None:
+    """encoder.onnx and decoder.onnx; `read`: the encoder's inputs (R, S) of a few rows."""
+    src = read["src"]
     with torch.no_grad():
-        source = list(encoder(src))
+        source = list(encoder(*read.values()))
+    kinds = [f"{kind}_{i}" for i in range(len(source) // 2) for kind in ("key", "value")]
+    of_source, of_target = [f"source_{kind}" for kind in kinds], [f"target_{kind}" for kind in kinds]
+    long: Axes = {0: "batch", 1: "source"}
+    write_graph(encoder, tuple(read.values()), folder / "encoder.onnx", list(read), of_source, (long,) * len(read))
+
     beam, so_far = 3, 5
     (rows, heads, _, size), wide = source[0].shape, {0: "batch", 1: "beam"}
-    tokens = torch.full((rows, beam), int(task.tokenizer.bos_token_id))
+    tokens = torch.full((rows, beam), int(task.tokenizer.eos_token_id))
     target = [torch.zeros(rows * beam + 1, heads, so_far, size) for _ in of_target]
     write_graph(
-        DecoderGraph(model),
+        decoder,
         (tokens, torch.arange(rows * beam).view(rows, beam), torch.ones_like(src), source, target),
         folder / "decoder.onnx",
         ["tokens", "parents", "source_mask", *of_source, *of_target],
@@ -154,7 +169,7 @@ def export_translator(task: Task, model: nn.Module, folder: Path) -> None:
         (
             wide,
             wide,
-            {0: "batch", 1: "source"},
+            long,
             [{0: "batch", 2: "source"} for _ in of_source],
             [{0: "hypotheses", 2: "length"} for _ in of_target],
         ),
@@ -189,6 +204,7 @@ def export_generator(task: Task, model: Any, folder: Path) -> None:
 EXPORTERS: dict[str, Callable[[Task, Any, Path], None]] = {  # by what a task calls its artifact
     "classification": export_classifier,
     "translation": export_translator,
+    "text_to_text": export_text_to_text,
     "generation": export_generator,
 }
 

@@ -172,6 +172,7 @@ def gap(a: Any, b: Any) -> float:
 JUDGES: dict[str, Callable[[Case], dict[str, Check]]] = {
     "classification": classes,
     "translation": translations,
+    "text_to_text": translations,
     "generation": continuations,
     "masked": perplexity,
 }

@@ -50,11 +50,11 @@ def write_artifact(task: Task, model: nn.Module, folder: Path) -> None:
             f"{type(model).__name__} cannot be exported to ONNX: {why}; set export.onnx=false export.int8=false"
         ) from reason
     task.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "settings.json", settings(task))
+    write_json(folder / "settings.json", settings(task, model))
     (folder / NAME).write_text(source(task.artifact, task.recipe.data.cleaning), encoding="utf-8")
 
 
-def settings(task: Task) -> dict[str, Any]:
+def settings(task: Task, model: nn.Module) -> dict[str, Any]:
     """What run.py needs besides graphs and tokenizer."""
     recipe: Any = task.recipe
     shared = {
@@ -63,6 +63,7 @@ def settings(task: Task) -> dict[str, Any]:
         "task": task.kind,
         "program": task.artifact,
         "cleaning": recipe.data.cleaning,
+        "prefix": "",
         "max_length": recipe.data.max_length,
         "pad_id": task.pad_id,
         "tokens_per_batch": recipe.evaluation.tokens_per_batch,
@@ -70,10 +71,10 @@ def settings(task: Task) -> dict[str, Any]:
         "pair": False,
         "left": task.padding.left,
     }
-    return shared | SETTINGS[task.artifact](task)
+    return shared | SETTINGS[task.artifact](task, model)
 
 
-def _classifier(task: Any) -> dict[str, Any]:
+def _classifier(task: Any, _: nn.Module) -> dict[str, Any]:
     config = task.recipe.task
     return {
         "pair": config.pair,
@@ -84,10 +85,33 @@ def _classifier(task: Any) -> dict[str, Any]:
     }
 
 
-def _translator(task: Any) -> dict[str, Any]:
+def _translator(task: Any, _: nn.Module) -> dict[str, Any]:
+    return _search(task) | {
+        "before": [],
+        "after": [task.eos_id],
+        "prefix_length": 0,
+        "longest": task.recipe.data.max_length - 1,
+        "start_id": task.bos_id,
+        "banned": [task.bos_id, task.pad_id],
+    }
+
+
+def _text_to_text(task: Any, model: Any) -> dict[str, Any]:
+    before, after = task.around
+    return _search(task) | {
+        "prefix": task.settings.prefix,
+        "before": before,
+        "after": after,
+        "prefix_length": task.prefix_length,
+        "longest": task.target_length,
+        "start_id": model.config.decoder_start_token_id,
+        "banned": [] if task.pad_id == task.eos_id else [task.pad_id],
+    }
+
+
+def _search(task: Any) -> dict[str, Any]:
     evaluation = task.recipe.evaluation
     return {
-        "bos_id": task.bos_id,
         "eos_id": task.eos_id,
         "vocab_size": len(task.tokenizer),
         "beam_size": evaluation.beam_size,
@@ -96,7 +120,7 @@ def _translator(task: Any) -> dict[str, Any]:
     }
 
 
-def _generator(task: Any) -> dict[str, Any]:
+def _generator(task: Any, _: nn.Module) -> dict[str, Any]:
     return {
         "left": True,
         "start_id": task.start_id,
@@ -106,8 +130,9 @@ def _generator(task: Any) -> dict[str, Any]:
     }
 
 
-SETTINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+SETTINGS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "classification": _classifier,
     "translation": _translator,
+    "text_to_text": _text_to_text,
     "generation": _generator,
 }

@@ -22,6 +22,7 @@ NAME = "run.py"
 PROGRAMS: dict[str, type[Artifact]] = {  # by what a task calls its artifact
     "classification": classifier.Classifier,
     "translation": translator.Translator,
+    "text_to_text": translator.Translator,
     "generation": generator.Generator,
 }
 

@@ -42,6 +42,7 @@ class TextToText(Pairs, Task):
     kind = "text_to_text"
     config = TextToTextConfig
     models = ("pretrained",)
+    artifact = "text_to_text"
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
     metrics: ClassVar[dict[str, str]] = {**Pairs.metrics, "rouge1": "max", "rouge2": "max", "rougeL": "max"}
 
@@ -97,6 +98,18 @@ class TextToText(Pairs, Task):
         from trainer.data.tokenization import encode_batch
 
         return encode_batch(self.tokenizer, [self.settings.prefix])[0]
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the prefix alone."""
+        return len(self._prefix_ids)
+
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """What stands before and after the ids of a text."""
+        text = next(i for i, (_, side, _) in enumerate(self.layout.parts) if side == 0)
+        whole = self._whole([], self._specials)
+        return whole[:text], whole[text:]
 
     @cached_property
     def _closed(self) -> bool:
@@ -167,7 +180,7 @@ class TextToText(Pairs, Task):
         from trainer.evaluation.generation import write_targets
 
         settings = self.recipe.evaluation
-        lengths = batch["attention_mask"].sum(-1) - len(self._prefix_ids)
+        lengths = batch["attention_mask"].sum(-1) - self.prefix_length
         limits = (lengths * settings.max_length_factor + 10).long().clamp(max=self.target_length)
         found = write_targets(
             model,

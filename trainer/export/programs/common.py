@@ -68,10 +68,10 @@ class Artifact:
         raise NotImplementedError
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text as it was written, without special tokens."""
+        """Token ids of a text as it was written, behind the task's prefix, without special tokens."""
         for step in self.settings["cleaning"]:
             text = CLEANERS[step](text)
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode(self.settings["prefix"] + text, add_special_tokens=False).ids
 
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Array:
         """int64, all rows of the width of the longest; on the left for models that look at the last token."""

@@ -1,4 +1,4 @@
-"""Lines of stdin to JSON lines: the translation of each, by the ONNX graphs in this folder.
+"""Lines of stdin to JSON lines: the translation of each, or its answer, by the ONNX graphs in this folder.
 
     python run.py < texts.txt
     python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its neighbours
@@ -19,7 +19,9 @@ from trainer.export.programs.common import Array, Artifact
 
 class Translator(Artifact):
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
-        return ([*self.ids(sides[0])[: self.settings["max_length"] - 1], self.settings["eos_id"]],)
+        before, after = self.settings["before"], self.settings["after"]
+        room = self.settings["max_length"] - len(before) - len(after)
+        return ([*before, *self.ids(sides[0])[:room], *after],)
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         for ids, score in self.search([src for (src,) in examples]):
@@ -27,12 +29,16 @@ class Translator(Artifact):
 
     def start(self, sources: Sequence[Sequence[int]]) -> tuple[dict[str, Array], dict[str, Array]]:
         """What the decoder is fed besides tokens: of the sources, and the cache of R hypotheses without a token."""
-        src = self.pad(sources, self.settings["pad_id"])
-        names = [output.name for output in self.sessions["encoder"].get_outputs()]
-        source = dict(zip(names, self.sessions["encoder"].run(names, {"src": src}), strict=True))
+        encoder, src = self.sessions["encoder"], self.pad(sources, self.settings["pad_id"])
+        read = {"src": src, "source_mask": self.pad([[1] * len(ids) for ids in sources], 0)}
+        feeds = {put.name: read[put.name] for put in encoder.get_inputs()}
+        if feeds.keys() != read.keys():  # it tells padding by its id
+            read["source_mask"] = (src != self.settings["pad_id"]).astype(np.int64)
+        names = [output.name for output in encoder.get_outputs()]
+        source = dict(zip(names, encoder.run(names, feeds), strict=True))
         shapes = {i.name: i.shape for i in self.sessions["decoder"].get_inputs() if i.name.startswith("target_")}
         cache = {name: np.zeros((len(src), s[1], 0, s[3]), np.float32) for name, s in shapes.items()}
-        return {"source_mask": (src != self.settings["pad_id"]).astype(np.int64), **source}, cache
+        return {"source_mask": read["source_mask"], **source}, cache
 
     def step(
         self, outputs: Sequence[str], tokens: Array, parents: Array, fixed: dict[str, Array], cache: dict[str, Array]
@@ -51,16 +57,17 @@ class Translator(Artifact):
         s, beam, eos, length = self.settings, self.settings["beam_size"], self.settings["eos_id"], 0
         fixed, cache = self.start(sources)
         rows: Array = np.arange(len(sources))
-        limits: Array = fixed["source_mask"].sum(1).astype(np.float32) * np.float32(s["max_length_factor"]) + 10
-        limits = np.minimum(limits.astype(np.int64), s["max_length"] - 1)
+        lengths: Array = fixed["source_mask"].sum(1) - s["prefix_length"]
+        limits = (lengths.astype(np.float32) * np.float32(s["max_length_factor"]) + 10).astype(np.int64)
+        limits = np.minimum(limits, s["longest"])
         best: list[tuple[list[int], float]] = [([], -np.inf)] * len(rows)
         kept: Array = np.full((len(rows), beam), -np.inf, np.float32)  # the K best finished scores, best first
         scores: Array = np.zeros((len(rows), 1), np.float32)
         history: Array = np.zeros((len(rows), 1, 0), np.int64)
-        tokens, parents = np.full((len(rows), 1), s["bos_id"]), rows[:, None]
+        tokens, parents = np.full((len(rows), 1), s["start_id"]), rows[:, None]
         while len(rows):
             length += 1
-            found, cache = self.candidates(tokens, parents, fixed, cache, limits == length)
+            found, cache = self.candidates(tokens, parents, fixed, cache, length >= limits)
             gains, ids = (x.reshape(len(rows), -1) for x in (found[0] + scores[..., None], found[1]))
             order = np.argsort(-gains, 1, kind="stable")[:, : 2 * beam]  # of equals the first parent, the smaller id
             gains, ids, parent = take(gains, order), take(ids, order), order // found[0].shape[2]
@@ -86,7 +93,7 @@ class Translator(Artifact):
         self, tokens: Array, parents: Array, fixed: dict[str, Array], cache: dict[str, Array], last: Array
     ) -> tuple[tuple[Array, Array], dict[str, Array]]:
         """Log probabilities and ids (R, K, C) of what may follow each hypothesis; <eos> alone in rows with last (R)."""
-        banned = [self.settings["bos_id"], self.settings["pad_id"]]
+        banned = self.settings["banned"]
         count = np.array([min(2 * self.settings["beam_size"] + len(banned), self.settings["vocab_size"])])
         outputs, feeds = ("log_probs", "ids", "closing"), {**fixed, "count": count}
         (gains, ids, closing), cache = self.step(outputs, tokens, parents, feeds, cache)
