@@ -260,6 +260,15 @@ def run(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ranks
+def test_two_ranks_end_with_published_artifacts(run: Path) -> None:
+    assert json.loads((run / "status.json").read_text(encoding="utf-8"))["exit_code"] == 0
+    for name in ("onnx", "int8"):
+        folder = run / "export" / name
+        assert json.loads((folder / "gate.json").read_text(encoding="utf-8"))["passed"]
+        assert {"encoder.onnx", "decoder.onnx", "run.py"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.ranks
 def test_killed_and_resumed_bitwise(run: Path, pairs: Path, tmp_path: Path) -> None:
     path, again = written(tmp_path, recipe(pairs)), tmp_path / "run"
     killed = processes.train(path, again, world=2, hook=partial(hooks.at_micro_batch, 6, 1))
