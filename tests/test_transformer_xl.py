@@ -335,3 +335,16 @@ def test_the_report_and_the_pieces(learned: Path) -> None:
         assert words in page, words
     rows = json.loads((learned / "evaluation" / "test" / "attention.json").read_text(encoding="utf-8"))["rows"]
     assert np.triu(np.array(rows[0]["weights"]), 1).max() == 0
+
+
+@pytest.mark.ranks
+def test_weights_are_published_where_there_can_be_no_graphs(corpus: Path, tmp_path: Path) -> None:
+    export = {"onnx": True, "int8": True, "bf16": True}
+    run = train(tmp_path, recipe(corpus, loop={"max_steps": 4}, export=export, evaluation={"max_rows": 8}), "run")
+    assert {path.name for path in (run / "export").iterdir() if path.is_dir()} == {"bf16", "safetensors"}
+    for name in ("bf16", "safetensors"):
+        assert json.loads((run / "export" / name / "gate.json").read_text(encoding="utf-8"))["passed"]
+        assert [r["text"] for r in predict(run, ["mi du", ""], backend=name)] == ["mi du", ""]
+    with pytest.raises(UsageError, match="--backend onnx: there can be none .transformer_xl: its memory"):
+        list(predict(run, ["mi du"], backend="onnx"))
+    assert "transformer\\_xl: its memory of the segments" in (run / "README.md").read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ def first_piece(task: Task, example: Example) -> Example:
 
 def pieces(task: Task, example: Example) -> Iterator[Example]:
     """A document as its evaluation cuts it."""
-    size = task.padding.width(task.recipe.data.max_length)
+    size = task.recipe.data.max_length
     for at in range(0, len(example["input_ids"]), size):
         yield {name: ids[at : at + size] for name, ids in example.items()}
 
@@ -148,9 +148,10 @@ def prompt(task: Task, example: Example) -> list[int]:
 def torch_continued(task: Any, model: nn.Module, prompts: Sequence[list[int]]) -> list[Record]:
     from trainer.evaluation.generation import continue_texts
 
+    writer = task.writer(model)
     found: list[Record] = []
     for at in range(0, len(prompts), TOGETHER):
-        made = continue_texts(model, prompts[at : at + TOGETHER], greedy(task), task.end_id, task.pad_id)
+        made = continue_texts(writer, prompts[at : at + TOGETHER], greedy(task), task.end_id, task.pad_id)
         texts = task.tokenizer.batch_decode([ids for ids, _ in made], skip_special_tokens=True)
         found += [{"prediction": text, "score": score} for text, (_, score) in zip(texts, made, strict=True)]
     return found

@@ -66,7 +66,7 @@ class RecurrentLayer(Layer):
 
         def attend(y: Tensor) -> Tensor:
             past = self.attention_norm(memory) if self.pre_norm else memory
-            return self.attention(y, torch.cat([past.to(y.dtype), y], 1), distances, mask)
+            return self.attention(y, torch.cat([past, y], 1), distances, mask)
 
         x = self.residual(x, self.attention_norm, attend)
         return self.residual(x, self.feed_forward_norm, self.feed_forward)
@@ -106,13 +106,14 @@ class TransformerXL(nn.Module):
         seen = (distance >= 0) & (distance <= position_ids[..., None])
         mask = torch.where(seen, 0.0, MASKED)[:, None]
         x = self.embedding(input_ids)
+        memory = memory.to(x.dtype)
         waves = sinusoids(past + length, x.shape[-1]).flip(0).to(x.device, x.dtype)
         x, waves = self.dropout(x * math.sqrt(x.shape[-1])), self.dropout(waves)
         begin = past + length - min(keep, past + length)
         kept = []
         for number, layer in enumerate(self.layers):
             before = memory[:, number]
-            kept.append(torch.cat([before, x.detach().to(before.dtype)], 1)[:, begin:])
+            kept.append(torch.cat([before, x.detach()], 1)[:, begin:])
             x = self._run(layer, x, before, waves, mask)
         return F.linear(self.norm(x), self.embedding.weight), torch.stack(kept, 1)
 
