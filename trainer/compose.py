@@ -246,7 +246,7 @@ def predict(
     """One record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
 
     Args:
-        backend: torch, or a published artifact: onnx, int8, which answers text by text, or bf16.
+        backend: torch, or a published artifact: onnx, int8, which answers text by text, bf16 or safetensors.
         overrides: of the recipe's evaluation, such as `evaluation.generation.temperature=0.8`.
 
     Raises:
