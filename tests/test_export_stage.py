@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from export_world import Exported
 
+from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
-from trainer.export import gates, stage
+from trainer.export import exporter, gates, stage
 from trainer.export.backend import open_artifact
 from trainer.export.program import load
 from trainer.export.published import problems
+from trainer.export.quantize import sensitivity
 from trainer.export.stage import export_run
 from trainer.loading import Recipe
 from trainer.rundir import RunDir
@@ -58,6 +60,35 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
     monkeypatch.setattr(stage.Finished, "open", None)  # nothing has changed: the model is not even read
     assert export_run(run, Recipe, say=quiet) == folders
     assert before == {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "translator"])
+def test_weights_of_large_graphs_stand_beside_them(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of models of more than 2 GB, which one file of protobuf cannot hold."""
+    made: Exported = request.getfixturevalue(kind)
+    shutil.copytree(made.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact", "export"))
+    monkeypatch.setattr(exporter, "LARGE", 0)
+    large = RunDir(tmp_path / "run")
+    limits = ["export.gates.int8_accuracy=1", "export.gates.int8_bleu=100", "export.bf16=false"]
+    folders = export_run(large, Recipe, limits, say=quiet)  # proven in a fresh process, too
+    assert [folder.name for folder in folders] == ["onnx", "int8"]
+    for folder in folders:
+        graphs = {path.name for path in made.folder.glob("*.onnx")}
+        found = {path.name: path.stat().st_size for path in folder.glob("*.onnx*")}
+        assert found.keys() == graphs | {f"{name}.data" for name in graphs}
+        assert all(found[name] < found[f"{name}.data"] for name in graphs)
+        assert problems(folder) == []
+    assert json.loads((folders[1] / "gate.json").read_text(encoding="utf-8"))["size_ratio"] > 1.2
+    lines = ["a", "", "one two three"]
+    assert list(open_artifact(large, "onnx")(lines)) == list(made.artifact(lines))
+    task = made.finished.task
+    matrices = sensitivity(
+        task, folders[0], [next(iter(Corpus(task.recipe, task).batches("test")))[0].examples[0]], quiet
+    )
+    assert len(matrices) > 2
+    assert problems(folders[0]) == [], "measuring has not touched them"
 
 
 def test_what_has_changed_is_made_again(run: RunDir) -> None:

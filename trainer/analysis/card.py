@@ -121,7 +121,9 @@ def _artifact(name: str, gate: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the table of artifacts."""
     checks = gate.get("checks", {})
     size = sum(
-        facts["bytes"] for file, facts in gate.get("files", {}).items() if file.endswith((".onnx", ".safetensors"))
+        facts["bytes"]
+        for file, facts in gate.get("files", {}).items()
+        if file.endswith((".onnx", ".onnx.data", ".safetensors"))
     )
     shown = []
     if finite(checks.get("logits", {}).get("largest_difference")):

@@ -199,7 +199,7 @@ def _about(run: RunDir, entry: Entry, contest: Contest) -> Report:
     """What is told of a contestant once; its cold start is that of its process."""
     name = entry.name.removesuffix("-cuda")
     folder = run.export / entry.channel
-    files = sorted(folder.glob("*.onnx")) if entry.channel in ("onnx", "int8") else run.model.glob("*.safetensors")
+    files = sorted(folder.glob("*.onnx*")) if entry.channel in ("onnx", "int8") else run.model.glob("*.safetensors")
     if name == "bf16" and folder.is_dir():
         files = folder.glob("*.safetensors")
     about = {

@@ -23,6 +23,7 @@ from trainer.models.attention import Attention
 from trainer.models.pretrained import use_attention
 
 OPSET = 23
+LARGE = 1_900_000_000  # bytes of weights: one file of protobuf holds 2 GiB
 Names = Sequence[str]
 
 
@@ -81,7 +82,6 @@ def write_graph(
         input_names=list(names),
         output_names=list(outputs),
         dynamic_shapes=axes,
-        external_data=False,
         verbose=False,
     )
     graph = onnx.load(path)
@@ -91,7 +91,25 @@ def write_graph(
     for node in graph.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    onnx.save(graph, path)
+    save(graph, path)
+
+
+def is_large(graph: onnx.ModelProto) -> bool:
+    """Whether its weights need a file of their own."""
+    return sum(len(weights.raw_data) for weights in graph.graph.initializer) > LARGE
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of a large graph stand: beside it, in `export/onnx/model.onnx.data`."""
+    return path.with_name(f"{path.name}.data")
+
+
+def save(graph: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph, of a large one the weights into a file beside it, and checks it."""
+    data_file(path).unlink(missing_ok=True)  # it would be appended to
+    large = is_large(graph)
+    onnx.save_model(graph, path, save_as_external_data=large, location=data_file(path).name if large else None)
+    onnx.checker.check_model(path)
 
 
 def add_candidates(path: Path, eos_id: int) -> None:
@@ -117,5 +135,4 @@ def add_candidates(path: Path, eos_id: int) -> None:
             helper.make_tensor_value_info("closing", TensorProto.FLOAT, shape[:2]),
         ]
     )
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    save(model, path)

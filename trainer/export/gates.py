@@ -82,7 +82,7 @@ class Gate:
 
     def loads(self) -> Check:
         self.artifact: Artifact = load(self.folder)
-        sizes = {path.name: path.stat().st_size for path in sorted(self.folder.glob("*.onnx"))}
+        sizes = {path.name: path.stat().st_size for path in sorted(self.folder.glob("*.onnx*"))}
         return {"passed": True, "bytes": sizes}
 
     def dynamic(self) -> Check:

@@ -23,6 +23,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from trainer.export.answers import artifact_logits
+from trainer.export.exporter import data_file, is_large
 from trainer.export.program import NAME, load
 from trainer.export.rows import Say
 from trainer.rundir import write_json
@@ -96,6 +97,7 @@ def sensitivity(task: Task, source: Path, examples: Sequence[Example], say: Say)
                 (folder / path.name).symlink_to(path.resolve())
             target = folder / f"{graph}.onnx"
             target.unlink()
+            data_file(target).unlink(missing_ok=True)
             _quantize(source / target.name, target, only=node)
             after = artifact_logits(task, load(folder), examples)
             damage[name] = float(np.mean([np.abs(a - b).mean() for a, b in zip(after, before, strict=True)]))
@@ -119,10 +121,13 @@ def matrices(source: Path) -> list[str]:
 def _quantize(source: Path, target: Path, stay: Sequence[str] = (), only: str | None = None) -> None:
     # onnxruntime makes a MatMul of every Gemm before it looks at names
     chosen: dict[str, Any] = {} if only is None else {"nodes_to_quantize": [only, f"{only}_MatMul"]}
+    model = onnx.load(source)  # of a path onnxruntime would write a file beside it
+    data_file(target).unlink(missing_ok=True)
     with _quiet():
         quantize_dynamic(
-            onnx.load(source),  # of a path it would write a file beside it
+            model,
             target,
+            use_external_data_format=is_large(model),
             op_types_to_quantize=list(KINDS),
             per_channel=True,
             reduce_range=True,  # or an artifact proven on one processor saturates 16-bit sums on one without VNNI

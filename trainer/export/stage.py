@@ -215,7 +215,7 @@ class _Stage:
             lambda: self._gate("int8", folder),
             self.say,
         )
-        before, after = (sum(path.stat().st_size for path in f.glob("*.onnx")) for f in (source, folder))
+        before, after = (sum(path.stat().st_size for path in f.glob("*.onnx*")) for f in (source, folder))
         shutil.rmtree(scratch, ignore_errors=True)
         return verdict | {"size_ratio": before / after}
 
