@@ -171,7 +171,7 @@ def test_a_shifted_label_map_is_caught(encoder: Exported, tmp_path: Path) -> Non
         ("encoder", {"max_length": 12}),
         ("encoder", {"head_share": 1.0}),
         ("pairs", {"layout": [[2, -1, 0], [-1, 0, 0], [3, -1, 0], [-1, 1, 0], [3, -1, 0]]}),
-        ("translator", {"eos_id": 1}),
+        ("translator", {"after": []}),
     ],
 )
 def test_wrong_settings_are_caught(
@@ -181,7 +181,9 @@ def test_wrong_settings_are_caught(
     assert verdict(made, mutant(made, tmp_path / "mutant", **wrong))["failed"] == ["inputs"]
 
 
-@pytest.mark.parametrize("wrong", [{"beam_size": 1}, {"length_penalty": 0.0}, {"max_length_factor": 0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"beam_size": 1}, {"length_penalty": 0.0}, {"max_length_factor": 0.1}, {"eos_id": 1}]
+)
 def test_wrong_decoding_is_caught(wrong: dict[str, Any], translator: Exported, tmp_path: Path) -> None:
     found = verdict(translator, mutant(translator, tmp_path / "mutant", **wrong))
     assert "identical" in found["failed"]
