@@ -149,12 +149,12 @@ def test_scores_and_averages_are_those_of_a_single_process(recipe: Path, tmp_pat
 def test_frozen_parts_layers_and_perturbations_go_with_every_engine(
     reviews: Path, bert: Path, tmp_path: Path, engine: str
 ) -> None:
-    """A pretrained model; rates by layer (several groups), frozen embeddings, a second backward of each micro-batch."""
+    """A pretrained model; rates by layer and by size (many groups), frozen embeddings, two backwards."""
     made = review_recipe(
         reviews,
         {"kind": "pretrained", "name": str(bert), "pooling": "mean"},
         optim={
-            "name": "sgd", "lr": 0.1, "layer_decay": 0.8, "freeze_embeddings": True,
+            "name": "sgd", "lr": 1.0, "layer_decay": 0.8, "freeze_embeddings": True, "relative_rates": True,
             "adversarial": {"kind": "fgm", "epsilon": 0.5},
         },
         loop={"max_steps": 6},

@@ -107,6 +107,23 @@ def test_five_steps_are_those_of_the_plain_optimizer(optim: OptimConfig, plain) 
     assert torch.equal(mine.frozen.weight, frozen)
 
 
+def test_relative_rates_are_those_of_the_first_numbers() -> None:
+    """Small tensors take small steps, like ones share a group, and what is 0 moves, too."""
+    model = Tiny()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.hidden.weight.normal_(std=2**-4.5)
+        model.hidden.bias.fill_(-2.0)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.1, relative_rates=True))
+    rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.hidden.weight)] == pytest.approx(0.1 * 2**-4.5)
+    assert rates[id(model.hidden.bias)] == pytest.approx(0.2)
+    others = {rates[id(p)] for p in model.parameters() if p.requires_grad and not p.any()}
+    assert others == {0.1 * 2**-10}
+    assert len({group["name"] for group in optimizer.param_groups}) == len(optimizer.param_groups)
+
+
 def test_set_rates_starts_from_the_base_rate_each_time() -> None:
     model = Tiny()
     depths = {name: int(name.startswith("hidden")) for name, _ in model.named_parameters()}

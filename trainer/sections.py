@@ -118,6 +118,9 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 5e-4
+    relative_rates: bool = Field(
+        False, description="each tensor's rate is lr times the size of its first numbers, as Adafactor's: for T5"
+    )
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "noam", "slanted_triangular", "plateau"] = (
         "linear"
     )

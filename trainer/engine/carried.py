@@ -78,11 +78,11 @@ class Carried:
             CheckpointError: they are of another size than this recipe's.
         """
         blank = self._task.memory(1)
+        assert blank is not None
         for lane, memory in saved.items():
-            if blank is None or memory.shape[1:] != blank.shape[1:]:
-                wanted = None if blank is None else tuple(blank.shape[1:])
+            if memory.shape[1:] != blank.shape[1:]:
                 raise CheckpointError(
-                    f"{FILE}: lane {lane} has a memory of {tuple(memory.shape[1:])}, the recipe's model of {wanted}: "
-                    "go on with the same model.memory and sizes"
+                    f"{FILE}: lane {lane} has a memory of {tuple(memory.shape[1:])}, the recipe's model of "
+                    f"{tuple(blank.shape[1:])}: go on with the same model.memory and sizes"
                 )
         self._lanes = {lane: saved[str(lane)].to(self._runtime.device) for lane in lanes if str(lane) in saved}

@@ -7,12 +7,13 @@ embedding is that embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.sections import OptimConfig
@@ -34,6 +35,7 @@ USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 FUSED_DEVICES = ("cpu", "cuda")
+SMALLEST = 2.0**-10  # size of a tensor that begins at 0, as nanoT5 has it
 
 
 def build_optimizer(
@@ -44,8 +46,9 @@ def build_optimizer(
     The groups are "decay" and "no_decay" (an empty one is left out), parameters in the order of `named_parameters`;
     each carries "name", "base_lr" and "depth". Where layers have rates of their own there are two for each of the
     `depths` (name of a parameter -> 0 head, 1 top layer of the trunk, …; None = the model has no such parts).
-    Frozen parameters are in none. AdamW runs fused where the device has the kernel; SGD never does, because its fused
-    kernel knows no DTensor (torch 2.13): FSDP2 would fail, or step with other arithmetic than the other engines.
+    With `relative_rates` there is one for each size of tensors, too. Frozen parameters are in none. AdamW runs fused
+    where the device has the kernel; SGD never does, because its fused kernel knows no DTensor (torch 2.13): FSDP2 would
+    fail, or step with other arithmetic than the other engines.
 
     Raises:
         UsageError: nothing is trainable, nesterov without momentum, or rates by layer for a model without layers.
@@ -72,20 +75,35 @@ def _groups(
             f"optim.{by_layer[0]}: {type(model).__name__} is not divided into trunk and head; leave it out"
         )
     plain = _without_decay(model)
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[int, bool, float], list[nn.Parameter]] = {}
     for name, p in trainable.items():
         depth = depths[name] if by_layer and depths is not None else 0
-        found.setdefault((depth, id(p) in plain), []).append(p)
+        size = size_of(p) if optim.relative_rates else 1.0
+        found.setdefault((depth, id(p) in plain, size), []).append(p)
     return [
         {
             "params": parameters,
-            "name": ("no_decay" if without else "decay") + (f".{depth}" if by_layer else ""),
+            "name": ("no_decay" if without else "decay")
+            + (f".{depth}" if by_layer else "")
+            + (f" x {size:.4g}" if optim.relative_rates else ""),
             "depth": depth,
-            "base_lr": optim.head_lr if optim.head_lr and depth == 0 else optim.lr,
+            "base_lr": size * (optim.head_lr if optim.head_lr and depth == 0 else optim.lr),
             "weight_decay": 0.0 if without else optim.weight_decay,
         }
-        for (depth, without), parameters in sorted(found.items(), key=lambda item: item[0])
+        for (depth, without, size), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
+
+
+@torch.no_grad()
+def size_of(p: Tensor) -> float:
+    """The root mean square of a tensor's first numbers, to a power of the root of 2: like tensors share a group.
+
+    A rate times this is Adafactor's relative step (Shazeer & Stern 2018, section 8), held where it begins.
+    """
+    if p.is_meta:  # a plan has no numbers
+        return 1.0
+    rms = float(p.detach().double().square().mean().sqrt())
+    return 2.0 ** (round(2 * math.log2(max(rms, SMALLEST))) / 2)
 
 
 def _without_decay(model: nn.Module) -> set[int]:
