@@ -82,6 +82,7 @@ def write_graph(
         input_names=list(names),
         output_names=list(outputs),
         dynamic_shapes=axes,
+        external_data=False,  # of a large one it writes them beside the graph nevertheless
         verbose=False,
     )
     graph = onnx.load(path)
@@ -105,11 +106,10 @@ def data_file(path: Path) -> Path:
 
 
 def save(graph: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph, of a large one the weights into a file beside it, and checks it."""
+    """Writes a graph, of a large one the weights into a file beside it."""
     data_file(path).unlink(missing_ok=True)  # it would be appended to
     large = is_large(graph)
     onnx.save_model(graph, path, save_as_external_data=large, location=data_file(path).name if large else None)
-    onnx.checker.check_model(path)
 
 
 def add_candidates(path: Path, eos_id: int) -> None:
@@ -136,3 +136,4 @@ def add_candidates(path: Path, eos_id: int) -> None:
         ]
     )
     save(model, path)
+    onnx.checker.check_model(path)  # of the model itself it would refuse more than 2 GiB
