@@ -5,7 +5,7 @@ It belongs to the lane as the bookmark does, and is saved beside it, so that it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,22 +23,30 @@ class Carried:
 
     def __init__(self, runtime: Runtime, task: Task) -> None:
         self._runtime, self._task = runtime, task
+        self._blank = task.memory(1)
         self._lanes: dict[int, Tensor] = {}
         self._left: list[tuple[Loaded, list[Tensor]]] = []
 
+    @property
+    def anything(self) -> bool:
+        """Whether the task carries something."""
+        return self._blank is not None
+
     def given(self, loaded: Loaded) -> Batch:
         """The inputs of a micro-batch, and as `memory` what the last one of each of its lanes has left."""
-        if self._task.memory(1) is None:
+        if not self.anything:
             return loaded.inputs
-        found = [self._of(lane, rows) for lane, rows in loaded.sequences.items()]
-        return {**loaded.inputs, "memory": torch.cat(found)}
+        return {**loaded.inputs, "memory": _joined([self._of(lane, n) for lane, n in loaded.sequences.items()])}
 
     def _of(self, lane: int, rows: int) -> Tensor:
         """Of a lane, for so many rows: rows beyond those of its last micro-batch begin anew."""
-        blank = self._task.memory(rows)
+        before = self._lanes.get(lane)
+        if before is not None and len(before) >= rows:
+            return before[:rows]
+        blank = self._task.memory(rows if before is None else rows - len(before))
         assert blank is not None
-        blank, before = blank.to(self._runtime.device), self._lanes.get(lane)
-        return blank if before is None else torch.cat([before[:rows], blank[len(before) :].to(before.dtype)])
+        blank = blank.to(self._runtime.device)
+        return blank if before is None else torch.cat([before, blank.to(before.dtype)])
 
     def begin(self) -> None:
         """Before the first forward of a step, also where a step is begun again."""
@@ -55,8 +63,11 @@ class Carried:
     def keep(self) -> None:
         """After a step that was made: from now on the next micro-batches are given what these have left."""
         for loaded, parts in self._left:
-            memories = torch.cat(parts).split(list(loaded.sequences.values()))
-            self._lanes |= dict(zip(loaded.sequences, (m.clone() for m in memories), strict=True))
+            memory = _joined(parts)
+            apart = memory.split(list(loaded.sequences.values()))
+            # views of one tensor could not be saved: safetensors wants each to have its own memory
+            own = [memory] if len(apart) == 1 else [rows.clone() for rows in apart]
+            self._lanes |= dict(zip(loaded.sequences, own, strict=True))
         self._left.clear()
 
     def forget(self) -> None:
@@ -66,7 +77,7 @@ class Carried:
 
     def collect(self) -> dict[str, Tensor]:
         """Memories by lane, of all ranks on rank zero. All ranks enter."""
-        if self._task.memory(1) is None:
+        if not self.anything:
             return {}
         parts = self._runtime.gather({str(lane): memory.cpu() for lane, memory in self._lanes.items()})
         return {lane: memory for part in parts or [] for lane, memory in part.items()}
@@ -77,12 +88,16 @@ class Carried:
         Raises:
             CheckpointError: they are of another size than this recipe's.
         """
-        blank = self._task.memory(1)
-        assert blank is not None
+        assert self._blank is not None
         for lane, memory in saved.items():
-            if memory.shape[1:] != blank.shape[1:]:
+            if memory.shape[1:] != self._blank.shape[1:]:
                 raise CheckpointError(
                     f"{FILE}: lane {lane} has a memory of {tuple(memory.shape[1:])}, the recipe's model of "
-                    f"{tuple(blank.shape[1:])}: go on with the same model.memory and sizes"
+                    f"{tuple(self._blank.shape[1:])}: go on with the same model.memory and sizes"
                 )
         self._lanes = {lane: saved[str(lane)].to(self._runtime.device) for lane in lanes if str(lane) in saved}
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after another, without a copy of one alone."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -150,7 +150,7 @@ class Session:
         else:
             state = checkpoint.read_state(self.run.checkpoints, step)
             self.state.restore(checkpoint.path_of(self.run.checkpoints, step), state)
-            if self.task.memory(1) is not None:
+            if self.stepper.carried.anything:
                 own = range(self.runtime.rank, self.recipe.data.lanes, self.runtime.world)
                 self.stepper.carried.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
             progress = Progress.from_json(state)
