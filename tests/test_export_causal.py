@@ -21,7 +21,7 @@ from trainer.data.tokenization import train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.engine.finished import Finished
 from trainer.export import gates
-from trainer.export.answers import artifact_logits, artifact_losses, pieces, prompt, torch_answers, torch_logits
+from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
 from trainer.export.fresh import in_fresh_process
 from trainer.export.gates import Gate
 from trainer.export.onnx import settings
@@ -127,12 +127,12 @@ def test_it_goes_on_with_texts_as_the_weights_do(gpt2: Exported) -> None:
 def test_perplexity_is_that_of_the_evaluation(gpt2: Exported) -> None:
     """Of documents longer than data.max_length, too, in the same pieces."""
     task, examples = gpt2.finished.task, [row.example for row in gpt2.rows()[1]]
-    assert max(len(list(pieces(task, example))) for example in examples) > 2
+    assert max(len(list(task.pieces(example))) for example in examples) > 2
     done: list[int] = []
     found = artifact_losses(task, gpt2.artifact, examples, done.append)  # type: ignore[arg-type]
     wanted = [record["loss"] for record in torch_answers(task, gpt2.finished.model, examples)]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    assert done[-1] == sum(len(list(pieces(task, example))) for example in examples)
+    assert done[-1] == sum(len(list(task.pieces(example))) for example in examples)
 
 
 @pytest.mark.parametrize(("asked", "made"), [(6, 6), (LENGTH, LENGTH - 1), (500, LENGTH - 1)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -191,6 +191,10 @@ class GenerationConfig(Section):
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="sample among the k likeliest tokens; 0 = all")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="among the likeliest with this probability")
     seed: Annotated[int, Field(ge=0)] = Field(1, description="of the sampling, anew for each text")
+
+    def greedy(self, **changes: Any) -> Self:
+        """The same without beams and sampling."""
+        return self.model_copy(update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1, **changes})
 
     @model_validator(mode="after")
     def _one_way(self) -> GenerationConfig:

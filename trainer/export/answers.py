@@ -6,7 +6,7 @@ language model is cut into pieces as its evaluation does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from trainer.export.programs.classifier import Classifier
 from trainer.export.programs.common import Artifact
 from trainer.export.programs.generator import Generator
 from trainer.tasks.base import Example, Record, Task
+from trainer.tasks.causal import PROMPT
 
 if TYPE_CHECKING:
     from trainer.sections import GenerationConfig
 
 Array = np.ndarray[Any, Any]
 SINGLE = 4  # tokens of a text that are given to a generator one by one, as a search does
-PROMPT = 32  # tokens of a text that is gone on with, at most
 TOGETHER = 16  # texts that are gone on with at once
 
 
@@ -81,16 +81,9 @@ def as_artifact(task: Task, example: Example) -> tuple[list[int], ...]:
     return example["input_ids"], example.get("token_type_ids", [0] * len(example["input_ids"]))
 
 
-def first_piece(task: Task, example: Example) -> Example:
+def first_piece(task: Any, example: Example) -> Example:
     """What of a document of a language model is compared logit by logit; other rows are whole."""
-    return next(pieces(task, example)) if task.artifact == "generation" else example
-
-
-def pieces(task: Task, example: Example) -> Iterator[Example]:
-    """A document as its evaluation cuts it."""
-    size = task.recipe.data.max_length
-    for at in range(0, len(example["input_ids"]), size):
-        yield {name: ids[at : at + size] for name, ids in example.items()}
+    return next(task.pieces(example)) if task.artifact == "generation" else example
 
 
 def _targets(example: Example) -> int:
@@ -115,9 +108,9 @@ def torch_answers(task: Task, model: nn.Module, examples: Sequence[Example]) -> 
     return [{"loss": loss, "tokens": n} for loss, n in zip(losses.tolist(), counts.tolist(), strict=True)]
 
 
-def artifact_losses(task: Task, artifact: Generator, examples: Sequence[Example], tell: Callable[[int], None]) -> Array:
+def artifact_losses(task: Any, artifact: Generator, examples: Sequence[Example], tell: Callable[[int], None]) -> Array:
     """The loss of each document, as its evaluation sums it; `tell` is given how many pieces are done."""
-    cut = [(number, piece) for number, example in enumerate(examples) for piece in pieces(task, example)]
+    cut = [(number, piece) for number, example in enumerate(examples) for piece in task.pieces(example)]
     losses, done = np.zeros(len(examples)), 0
     for batch in artifact.batches([len(piece["labels"]) for _, piece in cut], artifact.settings["one_by_one"]):
         found = _forced(artifact, [cut[i][1]["input_ids"] for i in batch])
@@ -134,9 +127,7 @@ def greedy(task: Task) -> GenerationConfig:
     """How an artifact goes on with a text: as the recipe says, but greedily, and after one token at least."""
     settings, longest = task.recipe.evaluation.generation, task.recipe.data.max_length
     new_tokens = max(1, min(settings.new_tokens, longest - 1))
-    return settings.model_copy(
-        update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1, "new_tokens": new_tokens}
-    )
+    return settings.greedy(new_tokens=new_tokens)
 
 
 def prompt(task: Task, example: Example) -> list[int]:
@@ -146,15 +137,8 @@ def prompt(task: Task, example: Example) -> list[int]:
 
 
 def torch_continued(task: Any, model: nn.Module, prompts: Sequence[list[int]]) -> list[Record]:
-    from trainer.evaluation.generation import continue_texts
-
-    writer = task.writer(model)
-    found: list[Record] = []
-    for at in range(0, len(prompts), TOGETHER):
-        made = continue_texts(writer, prompts[at : at + TOGETHER], greedy(task), task.end_id, task.pad_id)
-        texts = task.tokenizer.batch_decode([ids for ids, _ in made], skip_special_tokens=True)
-        found += [{"prediction": text, "score": score} for text, (_, score) in zip(texts, made, strict=True)]
-    return found
+    parts = (prompts[at : at + TOGETHER] for at in range(0, len(prompts), TOGETHER))
+    return [record for part in parts for record in task.written(model, part, greedy(task))]
 
 
 def artifact_continued(artifact: Generator, prompts: Sequence[list[int]]) -> list[Record]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from trainer.sections import GenerationConfig
+
 PROMPT, SAMPLES = 32, 6  # tokens of a beginning that is gone on with, and how many there are in a report
 ISOLATED = 1e-3  # difference of a logit that says that a document saw the one before it
 
@@ -52,9 +54,9 @@ class CausalLanguageModeling(LanguageModeling):
         """
         if not self.settings.packing:
             return [
-                (piece, [number] if first else [])
+                (piece, [] if later else [number])
                 for number, example in enumerate(examples)
-                for first, piece in self._pieces(example)
+                for later, piece in enumerate(self.pieces(example))
             ]
         ids = [token for e in examples for token in e["input_ids"]]
         labels = [token for e in examples for token in e["labels"]]
@@ -79,11 +81,11 @@ class CausalLanguageModeling(LanguageModeling):
         """Where the text begins that the sequence at token `at` of a block's `total` can see."""
         return at
 
-    def _pieces(self, example: Example) -> Iterator[tuple[bool, Example]]:
+    def pieces(self, example: Example) -> Iterator[Example]:
         """A document on its own, cut every data.max_length tokens."""
         size = self.recipe.data.max_length
         for at in range(0, len(example["input_ids"]), size):
-            yield at == 0, {name: ids[at : at + size] for name, ids in example.items()}
+            yield {name: ids[at : at + size] for name, ids in example.items()}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """input_ids, position_ids and labels, all (B, W). No mask: padding stands behind all tokens, where no token
@@ -189,10 +191,13 @@ class CausalLanguageModeling(LanguageModeling):
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The texts that go on from the batch's (`evaluation.generation`); `score` is the mean log-probability of the
         new tokens under greedy decoding and sampling, that of the beam under beam search."""
+        return self.written(model, self._prompts(batch), self.recipe.evaluation.generation)
+
+    def written(self, model: nn.Module, prompts: Sequence[list[int]], settings: GenerationConfig) -> list[Record]:
+        """How the model goes on with each prompt: `prediction` and its `score`."""
         from trainer.evaluation.generation import continue_texts
 
-        settings = self.recipe.evaluation.generation
-        found = continue_texts(self.writer(model), self._prompts(batch), settings, self.end_id, self.pad_id)
+        found = continue_texts(self.writer(model), prompts, settings, self.end_id, self.pad_id)
         texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
         return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
 
@@ -225,21 +230,18 @@ class CausalLanguageModeling(LanguageModeling):
     def continued(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         """The first half of a few texts (PROMPT tokens at most), how the model goes on greedily, and how the text
         does."""
-        from trainer.evaluation.generation import continue_texts
-
         settings = self.recipe.evaluation.generation
-        greedy = settings.model_copy(update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1})
         most = min(PROMPT, self.room - settings.new_tokens)
         chosen = records[:: max(1, len(records) // SAMPLES)] if most > 0 else []
         texts = [(r, self.encode([{"text": r["input"]}])[0]["input_ids"]) for r in chosen]
         cut = [(r, ids, min(most, len(ids) // 2)) for r, ids in texts if len(ids) >= 4][:SAMPLES]
-        found = continue_texts(self.writer(model), [ids[:at] for _, ids, at in cut], greedy, self.end_id, self.pad_id)
+        found = self.written(model, [ids[:at] for _, ids, at in cut], settings.greedy())
         return [
             {
-                "id": r["id"], "prompt": self._text(ids[:at]), "continuation": self._text(new),
+                "id": r["id"], "prompt": self._text(ids[:at]), "continuation": new["prediction"],
                 "reference": self._text(ids[at : at + settings.new_tokens]),
             }
-            for (r, ids, at), (new, _) in zip(cut, found, strict=True)
+            for (r, ids, at), new in zip(cut, found, strict=True)
         ]  # fmt: skip
 
     def _text(self, ids: list[int]) -> str:
@@ -256,7 +258,7 @@ class CausalLanguageModeling(LanguageModeling):
             use_attention(model, "rankzero")
         rows = []
         for record in records:
-            _, example = next(self._pieces(self.encode([{"text": record["input"]}])[0]))
+            example = next(self.pieces(self.encode([{"text": record["input"]}])[0]))
             batch = self.collate([example])
             with recording() as seen, torch.no_grad():
                 self.logits(model, batch)
