@@ -78,7 +78,7 @@ class DecoderGraph(nn.Module):
         self, tokens: Tensor, parents: Tensor, source_mask: Tensor, source: list[Tensor], target: list[Tensor]
     ) -> tuple[Tensor, ...]:
         moved = [tensor.index_select(0, parents.flatten()) for tensor in target]
-        pairs = zip(zip(source[::2], source[1::2], strict=True), zip(moved[::2], moved[1::2], strict=True), strict=True)
+        pairs = zip(seq2seq.pairs(source), seq2seq.pairs(moved), strict=True)
         layers = [LayerCache(from_source, from_target) for from_source, from_target in pairs]
         cache = Cache(layers, (source_mask[:, None, None, :] == 0) * MASKED, target[0].shape[2])
         logits = self.model.decode_step(tokens.flatten()[:, None], cache).view(*tokens.shape, -1)
@@ -111,12 +111,11 @@ class GeneratorGraph(nn.Module):
             input_ids=input_ids,
             attention_mask=torch.where(seen, 0.0, MASKED),
             position_ids=position_ids,
-            past_key_values=DynamicCache(list(zip(past[::2], past[1::2], strict=True))),
+            past_key_values=DynamicCache(seq2seq.pairs(past)),
             use_cache=True,
             logits_to_keep=wanted,
         )
-        cache = [tensor for layer in found.past_key_values.layers for tensor in (layer.keys, layer.values)]
-        return (found.logits, *cache)
+        return (found.logits, *seq2seq.tensors(found.past_key_values))
 
 
 def export_classifier(task: Task, model: nn.Module, folder: Path) -> None:

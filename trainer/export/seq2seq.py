@@ -35,7 +35,7 @@ class EncoderGraph(nn.Module):
             input_ids=src[:, :1], encoder_hidden_states=memory, encoder_attention_mask=mask, past_key_values=cache,
             use_cache=True,
         )  # fmt: skip
-        return tuple(_tensors(cache.cross_attention_cache))
+        return tuple(tensors(cache.cross_attention_cache))
 
 
 class DecoderGraph(nn.Module):
@@ -57,7 +57,7 @@ class DecoderGraph(nn.Module):
         beam, (rows, length) = tokens.shape[1], source_mask.shape
         moved = [tensor.index_select(0, parents.flatten()) for tensor in target]
         read, mask = [_of_each(tensor, beam) for tensor in source], _of_each(_masking(source_mask), beam)
-        cache = EncoderDecoderCache(DynamicCache(_pairs(moved)), DynamicCache(_pairs(read)))
+        cache = EncoderDecoderCache(DynamicCache(pairs(moved)), DynamicCache(pairs(read)))
         found = self.model(
             decoder_input_ids=tokens.flatten()[:, None],
             decoder_attention_mask=mask.new_zeros(1).expand(rows * beam, 1, 1, target[0].shape[2] + 1),
@@ -66,7 +66,7 @@ class DecoderGraph(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return (found.logits.view(*tokens.shape, -1), *_tensors(cache.self_attention_cache))
+        return (found.logits.view(*tokens.shape, -1), *tensors(cache.self_attention_cache))
 
 
 def _masking(mask: Tensor) -> Tensor:
@@ -79,9 +79,11 @@ def _of_each(tensor: Tensor, beam: int) -> Tensor:
     return tensor[:, None].expand(-1, beam, *([-1] * (tensor.ndim - 1))).flatten(0, 1)
 
 
-def _pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
+def pairs(flat: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The key and value of each layer, from one list of all."""
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _tensors(cache: Any) -> list[Tensor]:
+def tensors(cache: Any) -> list[Tensor]:
+    """Keys and values of a cache of the transformers library, in one list."""
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
