@@ -77,6 +77,7 @@ class RunDir:
         self.model = self.path / "model"
         self.tensorboard = self.path / "tensorboard"
         self.export = self.path / "export"
+        self.left_out = self.export / "left_out.json"
         self.note = self.path / "failed-rank.json"  # what a rank that fails alone leaves for rank zero
 
     def splits(self) -> int:
@@ -89,6 +90,10 @@ class RunDir:
             if isinstance(found, dict) and key in found:
                 return int(found[key])
         return 1
+
+    def reasons(self) -> dict[str, str]:
+        """Why there can be no artifact, by its name, of those that were asked for."""
+        return dict(read_json(self.left_out) or {})
 
     def evaluation(self, split: str) -> Path:
         return self.path / "evaluation" / split

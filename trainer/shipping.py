@@ -73,7 +73,7 @@ def _card_stage(run: RunDir, step: int) -> None:
         *run.path.glob("evaluation/*/metrics.json"),
         *run.path.glob("export/*/gate.json"),
         run.export / "benchmark.json",
-        run.export / "left_out.json",
+        run.left_out,
     ]
     of = {str(path.relative_to(run.path)): facts(path)["sha256"] for path in sorted(told)}
     if stage_done(run, "card", step, of=of) and (run.path / "README.md").exists():

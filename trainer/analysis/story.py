@@ -12,7 +12,6 @@ from typing import Any
 from trainer.analysis.glossary import cards
 from trainer.analysis.inputs import Inputs, finite
 from trainer.analysis.page import count, percent
-from trainer.rundir import read_json
 
 FEW_CLASSES = 4  # are named in a sentence
 
@@ -117,7 +116,7 @@ def facts(inputs: Inputs) -> list[tuple[str, str]]:
 def left_out(inputs: Inputs) -> list[str]:
     """Which artifacts there can be none of, and why; a sentence for each reason."""
     names: dict[str, list[str]] = {}
-    for name, reason in (read_json(inputs.run.export / "left_out.json") or {}).items():
+    for name, reason in inputs.run.reasons().items():
         names.setdefault(reason, []).append(name)
     return [f"No {' and no '.join(of)}: {reason}." for reason, of in names.items()]
 

@@ -27,7 +27,7 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[
     if name not in BACKENDS:
         raise UsageError(f"--backend {name} is unknown; allowed: torch, {', '.join(BACKENDS)}")
     verdict = read_json(folder / "gate.json")
-    if verdict is None and (reason := (read_json(run.export / "left_out.json") or {}).get(name)):
+    if verdict is None and (reason := run.reasons().get(name)):
         raise UsageError(f"--backend {name}: there can be none ({reason}); allowed: torch, {', '.join(TYPES)}")
     if verdict is None:
         command = f"rankzero export {run.path}" + (f" export.{name}=true" if name in TYPES else "")

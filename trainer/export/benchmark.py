@@ -167,7 +167,7 @@ def _entries(run: RunDir, compiled: bool) -> tuple[list[Entry], dict[str, str]]:
     entries += [Entry("compiled", "compiled")] if compiled else []
     entries += [Entry("tutorial-cuda", "torch-cuda", padded=True), Entry("torch-cuda", "torch-cuda")]
     entries += [Entry("bf16-cuda", "bf16-cuda")]
-    left_out, never = {}, read_json(run.export / "left_out.json") or {}
+    left_out, never = {}, run.reasons()
     for name in ("onnx", "int8"):
         folder = run.export / name
         if not folder.is_dir():

@@ -97,13 +97,12 @@ def _wanted(run: RunDir, task: Task) -> list[str]:
     if "bf16" in wanted and export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
         wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
         log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
-    file = run.export / "left_out.json"
     if reason is None:
-        file.unlink(missing_ok=True)
+        run.left_out.unlink(missing_ok=True)
         return wanted
     log.info("%s left out: %s", " and ".join(export.graphs), reason)
     run.export.mkdir(parents=True, exist_ok=True)
-    write_json(file, dict.fromkeys(export.graphs, reason))
+    write_json(run.left_out, dict.fromkeys(export.graphs, reason))
     for name in export.graphs:  # what an earlier version tried and failed
         if not (read_json(run.export / name / "gate.json") or {"passed": True})["passed"]:
             shutil.rmtree(run.export / name)
