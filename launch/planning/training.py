@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 
@@ -14,6 +13,7 @@ from launch.planning.corpus import Data
 from launch.planning.model import Sketch
 from launch.planning.states import FULL
 from trainer.engine.writer import ROOM
+from trainer.models.configs import TransformerXLConfig
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, read_json
 from trainer.tasks.recurrent import rows_of
@@ -113,9 +113,8 @@ def checkpoint(recipe: Recipe, sketch: Sketch, whole: Training) -> Checkpoint:
     averaging, loop = recipe.optim.averaging, recipe.loop
     size = FULL * (sketch.all_elements + sketch.moments * sketch.trained_elements)
     size += FULL * sketch.all_elements if averaging.kind == "ema" else 0
-    model: Any = recipe.model
-    if getattr(model, "memory", 0):
-        size += FULL * recipe.data.lanes * rows_of(recipe.data) * model.layers * model.memory * model.d_model
+    if isinstance(recipe.model, TransformerXLConfig):
+        size += FULL * recipe.data.lanes * rows_of(recipe.data) * math.prod(recipe.model.past(recipe.model.memory))
     every = loop.save_every if isinstance(loop.save_every, int) else whole.steps_per_epoch
     evaluated = loop.eval_every if isinstance(loop.eval_every, int) else whole.steps_per_epoch
     saves = sum(math.ceil(whole.steps / n) for n in {every, evaluated})  # the last step is always saved

@@ -68,6 +68,10 @@ class TransformerXLConfig(LayersConfig):
     feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
     memory: int = Field(128, ge=0, description="positions before a segment whose hidden states it sees, in training")
 
+    def past(self, length: int) -> tuple[int, int, int]:
+        """The sizes of a row's memory of so many positions."""
+        return self.layers, length, self.d_model
+
 
 class PretrainedConfig(Section):
     """Any model of the transformers library, in pretrained.py: with weights by `name`, or an `architecture` without."""

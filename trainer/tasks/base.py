@@ -198,9 +198,12 @@ class Task(ABC):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum of the losses of all labels that count; the caller divides once, by the count of the whole step."""
+        return self.summed(self.logits(model, batch), batch["labels"])
+
+    def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits (…, V) and the labels (…) that they are aligned with."""
         from trainer.models.loss import cross_entropy_sum
 
-        logits, labels = self.logits(model, batch), batch["labels"]
         return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.recipe.optim.label_smoothing)
 
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -96,7 +96,7 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         import torch
 
         settings: Any = self.recipe.model
-        return torch.zeros(rows, settings.layers, length, settings.d_model)
+        return torch.zeros(rows, *settings.past(length))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, W, V); without `memory` in the batch as if nothing came before."""
@@ -108,11 +108,8 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         return model(ids, batch["position_ids"], memory, keep)
 
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        from trainer.models.loss import cross_entropy_sum
-
         logits, memory = self._logits_and_memory(model, batch, self._length)
-        loss = cross_entropy_sum(logits.flatten(0, 1), batch["labels"].flatten(), self.recipe.optim.label_smoothing)
-        return loss, memory if self._length else None
+        return self.summed(logits, batch["labels"]), memory if self._length else None
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
