@@ -167,6 +167,15 @@ def translator(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Any:
 
 
 @pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates run the artifact in this process: a fresh one takes a second, and others test that."""
+    from trainer.export import gates
+    from trainer.export.program import load
+
+    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
+
+
+@pytest.fixture
 def tiny_job(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Makes a job of the tiny recipe, submitted from the folder `here`; nothing is submitted."""
     from launch.slurm.job import Job, make_job

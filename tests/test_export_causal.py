@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ import onnx
 import pytest
 import torch
 from export_world import LINES, Exported, exported, finished_run
+from gate_world import Change, mutant, quiet, verdict
 from onnx import helper, numpy_helper
 from test_causal import GPT2, LENGTH, document, recipe
 
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.engine.finished import Finished
-from trainer.export import gates
 from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
 from trainer.export.fresh import in_fresh_process
-from trainer.export.gates import Gate
 from trainer.export.onnx import settings
 from trainer.export.program import load
 from trainer.export.quantize import matrices, write_quantized
@@ -32,11 +30,7 @@ from trainer.loading import Recipe
 from trainer.rundir import read_json
 
 ROWS = 70
-Change = Callable[[onnx.ModelProto], None]
-
-
-def quiet(text: str) -> None:
-    pass
+pytestmark = pytest.mark.usefixtures("near")
 
 
 def trained(task: Any, model: Any) -> None:
@@ -74,19 +68,6 @@ def causal_run(root: Path, corpus: Path, architecture: str) -> Exported:
 def gpt2(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Exported:
     """Read only."""
     return causal_run(tmp_path_factory.mktemp("gpt2"), corpus, "gpt2")
-
-
-@pytest.fixture(autouse=True)
-def _near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh process takes a second; one test starts it."""
-    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
-
-
-def verdict(made: Exported, folder: Path, name: str = "onnx") -> dict[str, Any]:
-    rows, answered = made.rows()
-    found = Gate(name, folder, rows, answered, quiet).verdict()
-    json.dumps(found, allow_nan=False)
-    return found
 
 
 # -- good ones ---------------------------------------------------------------------------------------------------------
@@ -194,17 +175,6 @@ def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path) -> None:
 # -- planted faults ----------------------------------------------------------------------------------------------------
 
 
-def mutant(made: Exported, folder: Path, change: Change | None = None, **settings: Any) -> Path:
-    shutil.copytree(made.folder, folder)
-    if change is not None:
-        model = onnx.load(folder / "decoder.onnx")
-        change(model)
-        onnx.save(model, folder / "decoder.onnx")
-    values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    (folder / "settings.json").write_text(json.dumps(values | settings), encoding="utf-8")
-    return folder
-
-
 def projection(model: onnx.ModelProto) -> Any:
     """The matrix that logits are made with."""
     last = next(node for node in model.graph.node if "logits" in node.output)
@@ -292,7 +262,7 @@ def cache_forgotten(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_wrong_graph_is_caught(change: Change, check: str, gpt2: Exported, tmp_path: Path) -> None:
-    assert verdict(gpt2, mutant(gpt2, tmp_path / "mutant", change))["failed"] == [check]
+    assert verdict(gpt2, mutant(gpt2, tmp_path / "mutant", change, "decoder"))["failed"] == [check]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +287,7 @@ def test_another_end_is_caught(gpt2: Exported, tmp_path: Path) -> None:
 
 def test_other_weights_are_caught_by_perplexity(gpt2: Exported, tmp_path: Path) -> None:
     """With the logits' own limit out of the way, as int8 has none."""
-    folder = mutant(gpt2, tmp_path / "mutant", dulled)
+    folder = mutant(gpt2, tmp_path / "mutant", dulled, "decoder")
     found = verdict(gpt2, folder, "int8")
     assert found["failed"] == ["perplexity"]
     assert found["checks"]["perplexity"]["change"] > 0.02

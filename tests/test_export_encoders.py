@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from export_world import exported
+from gate_world import quiet
 from test_encoders import FAMILIES
-from test_export_families import family_run, quiet
+from test_export_families import family_run
 
 from trainer.export import gates
 from trainer.export.answers import artifact_logits, torch_logits

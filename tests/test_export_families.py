@@ -13,6 +13,7 @@ import pytest
 import review_world
 import torch
 from export_world import decided, finished_run
+from gate_world import quiet
 from review_world import BAD, GOOD, OTHER
 from test_encoders import recipe_of
 from transformers import AutoModelForSequenceClassification
@@ -34,10 +35,6 @@ from trainer.rundir import RunDir, read_json
 
 NEVER = ("longformer", "reformer", "big_bird")
 EXPORT = {"onnx": True, "int8": True, "bf16": True}
-
-
-def quiet(text: str) -> None:
-    pass
 
 
 def family_run(root: Path, reviews: Path, family: str, pooling: str = "", **sections: Any) -> RunDir:

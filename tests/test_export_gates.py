@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from export_world import Exported
+from gate_world import Change, mutant, verdict
 from onnx import TensorProto, helper, numpy_helper
 
 from trainer.export import gates
-from trainer.export.gates import Gate
 from trainer.export.onnx import write_artifact
 from trainer.export.program import load
 
-Change = Callable[[onnx.ModelProto], None]
-
-
-def quiet(text: str) -> None:
-    pass
-
-
-def verdict(made: Exported, folder: Path, name: str = "onnx") -> dict[str, Any]:
-    rows, answered = made.rows()
-    found = Gate(name, folder, rows, answered, quiet).verdict()
-    json.dumps(found, allow_nan=False)
-    assert found["passed"] == (not found["failed"])
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh process takes a second; test_export.py starts it."""
-    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
-
-
-def mutant(made: Exported, folder: Path, change: Change | None = None, graph: str = "model", **settings: Any) -> Path:
-    """A copy of the artifact with a changed graph, or changed settings."""
-    shutil.copytree(made.folder, folder)
-    if change is not None:
-        model = onnx.load(folder / f"{graph}.onnx")
-        change(model)
-        onnx.save(model, folder / f"{graph}.onnx")
-    values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    (folder / "settings.json").write_text(json.dumps(values | settings), encoding="utf-8")
-    return folder
+pytestmark = pytest.mark.usefixtures("near")
 
 
 # -- good ones pass ----------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from export_world import Exported
+from gate_world import quiet
 
 from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
-from trainer.export import exporter, gates, stage
+from trainer.export import exporter, stage
 from trainer.export.backend import open_artifact
-from trainer.export.program import load
 from trainer.export.published import problems
 from trainer.export.quantize import sensitivity
 from trainer.export.stage import export_run
@@ -22,19 +22,14 @@ from trainer.loading import Recipe
 from trainer.rundir import RunDir
 
 
-def quiet(text: str) -> None:
-    pass
-
-
 class Killed(BaseException):
     """What no handler of ours catches."""
 
 
 @pytest.fixture
-def run(encoder: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+def run(encoder: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: None) -> RunDir:
     """A finished run, whose export takes no time."""
     shutil.copytree(encoder.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact"))
-    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
     monkeypatch.setattr(stage, "write_artifact", lambda task, model, folder: _copy(encoder.folder, folder))
     return RunDir(tmp_path / "run")
 

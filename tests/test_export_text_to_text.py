@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,21 @@ import onnx
 import pytest
 from conftest import write_corpus
 from export_world import LINES, Exported, exported, finished_run, trained
+from gate_world import Change, mutant, quiet, verdict
 from onnx import numpy_helper
 from test_text_to_text import recipe
 
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.finished import Finished
-from trainer.export import gates
 from trainer.export.fresh import in_fresh_process
-from trainer.export.gates import Gate
 from trainer.export.onnx import settings
-from trainer.export.program import load
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
 from trainer.loading import Recipe
 from trainer.rundir import RunDir, read_json
 
 ODD = [*LINES, "ein Hund", "translate: a <pad> b"]
-Change = Callable[[onnx.ModelProto], None]
-
-
-def quiet(text: str) -> None:
-    pass
+pytestmark = pytest.mark.usefixtures("near")
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +52,6 @@ def text_run(root: Path, corpus: Path, architecture: str) -> Exported:
 def t5(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Exported:
     """Read only."""
     return text_run(tmp_path_factory.mktemp("t5"), corpus, "t5")
-
-
-@pytest.fixture(autouse=True)
-def _near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh process takes a second; one test starts it."""
-    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
-
-
-def verdict(made: Exported, folder: Path, name: str = "onnx") -> dict[str, Any]:
-    rows, answered = made.rows()
-    return Gate(name, folder, rows, answered, quiet).verdict()
 
 
 # -- good ones ---------------------------------------------------------------------------------------------------------
@@ -129,14 +111,6 @@ def test_int8_multiplies_in_integers_and_the_stage_publishes_all(t5: Exported, t
 # -- planted faults ----------------------------------------------------------------------------------------------------
 
 
-def mutant(made: Exported, folder: Path, graph: str, change: Change) -> Path:
-    shutil.copytree(made.folder, folder)
-    model = onnx.load(folder / f"{graph}.onnx")
-    change(model)
-    onnx.save(model, folder / f"{graph}.onnx")
-    return folder
-
-
 def perturbed_weight(model: onnx.ModelProto) -> None:
     last = next(node for node in model.graph.node if "logits" in node.output)
     names = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input} | set(last.input)
@@ -181,7 +155,7 @@ def stale_cache(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_wrong_graph_is_caught(graph: str, change: Change, t5: Exported, tmp_path: Path) -> None:
-    assert verdict(t5, mutant(t5, tmp_path / "mutant", graph, change))["failed"] == ["logits"]
+    assert verdict(t5, mutant(t5, tmp_path / "mutant", change, graph))["failed"] == ["logits"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +168,4 @@ def test_a_wrong_graph_is_caught(graph: str, change: Change, t5: Exported, tmp_p
     ],
 )
 def test_wrong_settings_are_caught(wrong: dict[str, Any], check: str, t5: Exported, tmp_path: Path) -> None:
-    folder = mutant(t5, tmp_path / "mutant", "decoder", lambda model: None)
-    values = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    (folder / "settings.json").write_text(json.dumps(values | wrong), encoding="utf-8")
-    assert check in verdict(t5, folder)["failed"]
+    assert check in verdict(t5, mutant(t5, tmp_path / "mutant", **wrong))["failed"]
