@@ -18,15 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lane_world import PROPERTY
+from language_world import causal_recipe, task_with, write_documents
 from review_world import BAD, GOOD, OTHER, metrics, train, written
 from safetensors.numpy import load_file
 from transformers import GPT2LMHeadModel
 
 from trainer import predict
 from trainer.compose import stream
-from trainer.data.tokenization import train_tokenizer
 from trainer.errors import UsageError
-from trainer.loading import Recipe
 from trainer.tasks.base import make_task
 
 LENGTH = 24  # data.max_length
@@ -40,38 +39,22 @@ def document(draw: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw, root = random.Random(5), tmp_path_factory.mktemp("documents")
-    for name, rows in (("train", 120), ("test", 20)):
-        lines = [json.dumps({"text": document(draw)}) + "\n" for _ in range(rows)]
-        (root / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return root
+    return write_documents(tmp_path_factory.mktemp("documents"), document, train=120, test=20)
 
 
 def recipe(root: Path | str = "x", **sections: Any) -> Any:
-    values: dict[str, Any] = {
+    own = {
         "name": "documents",
-        "task": {"kind": "language_modeling", "objective": "causal"},
-        "data": {
-            "root": str(root), "train": "train.jsonl", "test": "test.jsonl", "validation": 0.1, "lanes": 4,
-            "tokens_per_batch": 2 * LENGTH, "max_length": LENGTH, "pad_multiple": 8,
-        },
+        "data": {"tokens_per_batch": 2 * LENGTH, "max_length": LENGTH, "pad_multiple": 8},
         "tokenizer": {"train": {"kind": "byte_bpe", "vocab_size": 300}},
         "model": GPT2,
         "optim": {"name": "sgd", "lr": 0.1, "schedule": "constant"},
-        "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1},
-        "evaluation": {"bootstrap": 20, "splits": ["test"], "generation": {"new_tokens": 6}},
-        "export": {"onnx": False, "int8": False},
-        "track": ["ledger"],
-    }  # fmt: skip
-    for name, changes in sections.items():
-        values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
-    return Recipe.parse(values)
+    }
+    return causal_recipe(root, own, sections)
 
 
 def task_of(made: Any) -> Any:
-    draw = random.Random(1)
-    texts = [document(draw) for _ in range(50)]
-    return make_task(made, train_tokenizer(texts, made.tokenizer_training, LENGTH))
+    return task_with(made, document)
 
 
 def model_of(task: Any) -> Any:

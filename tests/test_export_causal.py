@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -14,10 +13,10 @@ import pytest
 import torch
 from export_world import LINES, Exported, exported, finished_run
 from gate_world import Change, mutant, quiet, verdict
+from language_world import task_with, write_documents
 from onnx import helper, numpy_helper
 from test_causal import GPT2, LENGTH, document, recipe
 
-from trainer.data.tokenization import train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.engine.finished import Finished
 from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
@@ -47,11 +46,7 @@ def trained(task: Any, model: Any) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw, root = random.Random(5), tmp_path_factory.mktemp("documents")
-    for name, rows in (("train", 160), ("test", ROWS)):
-        lines = [json.dumps({"text": document(draw)}) + "\n" for _ in range(rows)]
-        (root / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return root
+    return write_documents(tmp_path_factory.mktemp("documents"), document, train=160, test=ROWS)
 
 
 def causal_run(root: Path, corpus: Path, architecture: str) -> Exported:
@@ -59,9 +54,7 @@ def causal_run(root: Path, corpus: Path, architecture: str) -> Exported:
         corpus, model={**GPT2, "architecture": architecture}, export={"onnx": True, "int8": True},
         task={"packing": architecture != "opt"},  # which takes no notice of where a document begins
     )  # fmt: skip
-    draw = random.Random(1)
-    tokenizer = train_tokenizer([document(draw) for _ in range(50)], made.tokenizer_training, LENGTH)
-    return exported(finished_run(root / "run", made, tokenizer, trained))
+    return exported(finished_run(root / "run", made, task_with(made, document).tokenizer, trained))
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lane_world import PROPERTY
+from language_world import causal_recipe, write_documents
 from review_world import metrics, train, written
 from safetensors.numpy import load_file
 from torch import Tensor
 
 from trainer import evaluate, predict
-from trainer.data.tokenization import train_tokenizer
 from trainer.engine.finished import Finished
 from trainer.errors import UsageError
 from trainer.loading import Recipe, check_recipe
@@ -44,19 +44,13 @@ def document(draw: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw, root = random.Random(5), tmp_path_factory.mktemp("twice")
-    for name, rows in (("train", 400), ("test", 40)):
-        lines = [json.dumps({"text": document(draw)}) + "\n" for _ in range(rows)]
-        (root / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return root
+    return write_documents(tmp_path_factory.mktemp("twice"), document, train=400, test=40)
 
 
 def recipe(root: Path | str = "x", **sections: Any) -> Any:
-    values: dict[str, Any] = {
+    own = {
         "name": "twice",
-        "task": {"kind": "language_modeling", "objective": "causal"},
         "data": {
-            "root": str(root), "train": "train.jsonl", "test": "test.jsonl", "validation": 0.1, "lanes": 4,
             "order": "sequential", "block_rows": 32, "tokens_per_batch": 3 * SEGMENT, "max_length": SEGMENT,
         },
         "tokenizer": {"train": {"kind": "byte_bpe", "vocab_size": 330}},
@@ -65,20 +59,8 @@ def recipe(root: Path | str = "x", **sections: Any) -> Any:
             "memory": MEMORY,
         },
         "optim": {"name": "adamw", "lr": 1e-3, "schedule": "constant"},
-        "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1},
-        "evaluation": {"bootstrap": 20, "splits": ["test"], "generation": {"new_tokens": 6}},
-        "export": {"onnx": False, "int8": False},
-        "track": ["ledger"],
     }  # fmt: skip
-    for name, changes in sections.items():
-        values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
-    return Recipe.parse(values)
-
-
-def task_of(made: Any) -> Any:
-    draw = random.Random(1)
-    texts = [document(draw) for _ in range(50)]
-    return make_task(made, train_tokenizer(texts, made.tokenizer_training, SEGMENT))
+    return causal_recipe(root, own, sections)
 
 
 def noisy(**changes: Any) -> TransformerXL:
