@@ -17,6 +17,7 @@ from rich.console import Console
 from trainer import compose
 from trainer.analysis.report import write_report
 from trainer.cli import app, run_app
+from trainer.analysis.card import write_card
 from trainer.engine.finished import write_evaluation
 from trainer.errors import DataError, UsageError
 from trainer.export import benchmark, contest, gates, stage
@@ -186,6 +187,17 @@ def test_the_stage_is_skipped_until_an_input_changes(
         assert bench_stage(copy, Recipe, **same) == report
     shutil.rmtree(copy.evaluation("test"))
     assert bench_stage(copy, Recipe, **same) is None
+
+
+def test_the_card_tells_of_a_benchmark_made_alone(
+    run: RunDir, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    (copy.export / "benchmark.json").unlink()
+    assert "The fastest on the machine" not in write_card(copy).read_text(encoding="utf-8")
+    monkeypatch.setattr(benchmark, "bench_run", lambda run, *_, **__: write_json(run.export / "benchmark.json", report))
+    compose.bench(copy.path)
+    assert "The fastest on the machine" in (copy.path / "README.md").read_text(encoding="utf-8")
 
 
 def test_too_little_time_ends_no_training(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

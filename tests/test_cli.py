@@ -159,6 +159,8 @@ def test_evaluate_again_prints_what_it_writes(run: Path, tmp_path: Path) -> None
         assert (run / f"evaluation/{split}/metrics.json").read_bytes() == content
     shorter = command(tmp_path, "evaluate", run, "evaluation.max_rows=3").check()
     assert json.loads(shorter.out[0])["rows"] == 3
+    assert "On the 3 rows of the test split" in (run / "evaluation/test/report.html").read_text(encoding="utf-8")
+    assert "## Results: test, 3 rows" in (run / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_run_without_a_model_is_told_with_4(run: Path, tmp_path: Path) -> None:

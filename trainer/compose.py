@@ -18,7 +18,7 @@ from trainer.ending import ended_by_watchdog, full_disk, no_memory, tell
 from trainer.errors import RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.reporting import render_reports, write_report
+from trainer.reporting import retell, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -220,6 +220,8 @@ def _make_room(folder: RunDir, *, keep: bool) -> None:
 def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluates a finished run again, from the run directory alone; writes evaluation/<split>/ and returns the scores.
 
+    A report that is there is written again, as is the model card.
+
     Raises:
         RankzeroError: no such run, no model in it yet, no such split.
     """
@@ -235,6 +237,10 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             finished = Finished.open(RunDir(run), Recipe, overrides)
             scores = finished.evaluate(runtime, split)
             runtime.close()
+            if runtime.main:
+                if (finished.run.evaluation(split) / "report.html").exists():
+                    write_report(finished.run, finished.task, finished.model, None, split)
+                retell(finished.run)
             return scores
         finally:
             runtime.leave()
@@ -295,7 +301,6 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
         GateError: an artifact failed its gate and was kept out.
         RankzeroError: no such run, no model in it yet.
     """
-    from trainer.analysis.card import write_card
     from trainer.engine.finished import Finished
     from trainer.export.stage import export_run
 
@@ -305,7 +310,7 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
         try:
             return export_run(folder, Recipe, overrides)
         finally:
-            write_card(folder)
+            retell(folder)
 
 
 def check_export(run: str | Path) -> list[str]:
@@ -324,7 +329,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measures how fast a finished run's artifacts answer here; writes and returns export/benchmark.json.
 
-    Reports that have been written before are rendered again, so that they show it.
+    Reports that have been written before are rendered again, as is the model card, so that they show it.
 
     Raises:
         RankzeroError: no such run, no model in it yet, no evaluated split, or too little time.
@@ -335,7 +340,7 @@ def bench(
     folder.check()  # before anything is made in it
     with folder.locked():
         found = bench_run(folder, Recipe, seconds=seconds, threads=threads, compiled=compiled)
-        render_reports(folder)
+        retell(folder)
     return found
 
 

@@ -59,6 +59,14 @@ def render_reports(run: RunDir) -> None:
         render(run, page.parent.name)
 
 
+def retell(run: RunDir) -> None:
+    """Pages and model card again, after a stage that ran alone."""
+    from trainer.analysis.card import write_card
+
+    render_reports(run)
+    write_card(run)
+
+
 def chosen(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A few rows worth a look: the worst mistakes and some that are right, short ones first."""
     short = [r for r in records if 4 <= len(r["input"].split()) <= LONGEST]
