@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import review_world
 import torch
 from conftest import ENDS, NOUNS, VERBS, WORDS, tiny_recipe
@@ -15,7 +16,9 @@ from conftest import ENDS, NOUNS, VERBS, WORDS, tiny_recipe
 from trainer import tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
-from trainer.engine.finished import Finished, build_model
+from trainer.engine.finished import Finished, build_model, write_evaluation
+from trainer.export import contest
+from trainer.export.benchmark import bench_run
 from trainer.export.onnx import write_artifact
 from trainer.export.program import load
 from trainer.export.programs.common import Artifact
@@ -76,6 +79,18 @@ def finished_run(path: Path, recipe: Any, tokenizer: Any, change: Any) -> RunDir
 def decided(task: Any, model: Any) -> None:
     """Logits far enough apart for a class to be one."""
     (model.head if hasattr(model, "head") else model.classifier).weight.data.mul_(40)
+
+
+def benchmark_of(run: RunDir, made: Exported, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `rankzero bench` measures of a published run, in two rounds, on the inputs of its rows."""
+    records = [
+        {"id": row.id, "input": row.input, "target": row.target, "prediction": "", "loss": 1.0, "tokens": 1}
+        for row in made.rows()[1]
+    ]
+    write_evaluation(run, "test", {"rows": len(records)}, records)
+    for name in ("ROUNDS", "REQUESTS"):
+        patch.setattr(contest, name, 2)
+    return bench_run(run, Recipe, seconds=180.0, threads=1)
 
 
 def trained(task: Any, model: Any) -> None:

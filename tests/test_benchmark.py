@@ -15,9 +15,9 @@ from export_world import Exported
 from rich.console import Console
 
 from trainer import compose
+from trainer.analysis.card import write_card
 from trainer.analysis.report import write_report
 from trainer.cli import app, run_app
-from trainer.analysis.card import write_card
 from trainer.engine.finished import write_evaluation
 from trainer.errors import DataError, UsageError
 from trainer.export import benchmark, contest, gates, stage
@@ -120,6 +120,16 @@ def test_a_classifier_with_its_artifacts(report: Report, run: RunDir) -> None:
     assert report["threads"] == 1
     assert report["machine"]["versions"]["onnxruntime"]
     assert not [what for what in report["left_out"] if "cuda" in what]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_classifier_takes_part(run: RunDir, tmp_path: Path) -> None:
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    found = bench_run(copy, Recipe, seconds=SECONDS, threads=1, compiled=True)
+    check_figures(found)
+    assert "compiled" in found["courses"][0]["contestants"]  # so small a model may be slower of it, and ends there
+    assert "compiled" not in found["left_out"]
+    assert "compiled" not in found["recommended"].values()  # it is no artifact
 
 
 def test_a_table_and_the_report_show_it(report: Report, run: RunDir) -> None:

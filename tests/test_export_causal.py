@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_world import LINES, Exported, exported, finished_run
+from export_world import LINES, Exported, benchmark_of, exported, finished_run
 from gate_world import Change, mutant, quiet, verdict
 from language_world import task_with, write_documents
 from onnx import helper, numpy_helper
@@ -148,7 +148,7 @@ def test_int8_is_published_or_says_what_it_costs(gpt2: Exported, tmp_path: Path)
     assert list(artifact(lines)) == [next(artifact([line])) for line in lines]
 
 
-def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path) -> None:
+def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer.compose import check_export, predict
     from trainer.rundir import RunDir
 
@@ -163,6 +163,10 @@ def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path) -> None:
     lines = ["the film was", ""]
     wanted = [record["prediction"] for record in predict(run.path, lines)]
     assert [record["prediction"] for record in predict(run.path, lines, backend="onnx")] == wanted
+    found = benchmark_of(run, gpt2, monkeypatch)
+    cells = found["courses"][0]["contestants"]
+    assert {"tutorial", "torch", "bf16", "onnx", "int8"} <= cells.keys()
+    assert "padded to" not in found["contestants"]["tutorial"]["what"]
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------

@@ -11,13 +11,15 @@ import numpy as np
 import onnx
 import pytest
 from conftest import write_corpus
-from export_world import LINES, Exported, exported, finished_run, trained
+from export_world import LINES, Exported, benchmark_of, exported, finished_run, trained
 from gate_world import Change, mutant, quiet, verdict
 from onnx import numpy_helper
+from rich.console import Console
 from test_text_to_text import recipe
 
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.finished import Finished
+from trainer.export.benchmark_table import show
 from trainer.export.fresh import in_fresh_process
 from trainer.export.onnx import settings
 from trainer.export.quantize import matrices, write_quantized
@@ -92,7 +94,9 @@ def test_every_way_to_search(t5: Exported, beam: int, penalty: float, factor: fl
         assert made["score"] == pytest.approx(ours["score"], abs=1e-4)
 
 
-def test_int8_multiplies_in_integers_and_the_stage_publishes_all(t5: Exported, tmp_path: Path) -> None:
+def test_int8_multiplies_in_integers_and_the_stage_publishes_all(
+    t5: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from trainer.compose import predict
 
     (tmp_path / "int8").mkdir()
@@ -106,6 +110,12 @@ def test_int8_multiplies_in_integers_and_the_stage_publishes_all(t5: Exported, t
     wanted = [record["prediction"] for record in predict(run.path, lines)]
     assert [record["prediction"] for record in predict(run.path, lines, backend="onnx")] == wanted
     assert len(list(predict(run.path, lines, backend="int8"))) == 2
+    found = benchmark_of(run, t5, monkeypatch)
+    assert [(course["batch"], course["beam"]) for course in found["courses"][:2]] == [(1, 1), (1, 5)]
+    assert all({"torch", "onnx", "int8"} <= course["contestants"].keys() for course in found["courses"][:2])
+    console = Console(width=80, record=True, force_terminal=False)
+    show(found, console)
+    assert "beam 5" in console.export_text()
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------

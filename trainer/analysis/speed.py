@@ -24,7 +24,7 @@ def speed_section(inputs: Inputs) -> dict[str, Any] | None:
     return {
         "svg": Markup(inline(speed_figure(report), "speed", _label(courses))),  # noqa: S704  (our own)
         "recommended": [(n, name, report["contestants"][name]["what"]) for n, name in report["recommended"].items()],
-        "decoding": _decoding(courses[0]) if report["task"] == "translation" else None,
+        "decoding": _decoding(courses[0]) if report["task"] in ("translation", "text_to_text") else None,
         "courses": [(_title(report, course), _lines(report, course)) for course in report["courses"]],
         "contestants": report["contestants"],
         "left_out": report["left_out"],
@@ -83,7 +83,7 @@ def _label(courses: Sequence[Report]) -> str:
 
 def _title(report: Report, course: Report) -> str:
     batch = f"Batch {course['batch']}"
-    return f"{batch}, {_decoding(course)}" if report["task"] == "translation" else batch
+    return f"{batch}, {_decoding(course)}" if report["task"] in ("translation", "text_to_text") else batch
 
 
 def _decoding(course: Report) -> str:

@@ -32,7 +32,7 @@ log = logging.getLogger("rankzero")
 FORMAT = 1
 SECONDS, LEAST_SECONDS = 30.0, 5.0  # by default, and allowed
 BATCHES = (1, 8, 32)
-BEAMS = {"classification": (1,), "translation": (1, 5)}
+BEAMS = {"classification": (1,), "translation": (1, 5), "text_to_text": (1, 5), "language_modeling": (1,)}
 TEXTS = 512  # different ones, at most
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # what int8 and bf16 live on
@@ -45,6 +45,11 @@ WHAT = {
     "int8": "onnxruntime, int8, text by text, as `predict` and run.py do",
     "int8-batch": "onnxruntime, int8, in batches (run.py --batch)",
 }
+UNPADDED = WHAT | {  # a text that is gone on with has its new tokens where padding would be
+    "tutorial": "PyTorch, eager, fp32, the library's attention",
+    "torch": "PyTorch, eager, fp32, as `predict` does",
+}
+NOT_COMPILED = "classification only: of a decoding the cache has another shape at every position"
 NEIGHBOURS = (
     "int8 scales activations anew for each batch, so that in a batch a text's answer depends on its neighbours; the "
     "gate has proven int8 text by text: int8-batch is shown and not recommended"
@@ -70,8 +75,7 @@ def bench_stage(
     open the run from its directory. None for a task that has no benchmark, a run without an evaluated split, and where
     the time was too short: a training does not fail for that.
     """
-    recipe = _recipe(run, recipe_type)
-    if not seconds or recipe.task.kind not in BEAMS or _split(run) is None:  # type: ignore[attr-defined]
+    if not seconds or not _beams(_recipe(run, recipe_type)) or _split(run) is None:
         return None
     known, now = read_json(run.export / "benchmark.json"), _inputs(run, seconds, threads or cores(), compiled)
     if known is not None and {**known["inputs"], "options": None} == {**now, "options": None}:
@@ -108,19 +112,21 @@ def bench_run(
     threads = cores() if threads is None else threads
     _check(seconds, threads)
     recipe: Any = _recipe(run, recipe_type)
-    kind, split = recipe.task.kind, _split(run)
-    if kind not in BEAMS:
-        raise UsageError(f"bench: task {kind} has none; allowed: {', '.join(BEAMS)}")
+    kind, beams, split = recipe.task.kind, _beams(recipe), _split(run)
+    if not beams:
+        raise UsageError(f"bench: task {kind} answers nothing here; allowed: {', '.join(BEAMS)} (causal)")
     if split is None:
         raise DataError(f"{run.path} has no evaluated split to take texts from: rankzero evaluate {run.path}")
     inputs = _inputs(run, seconds, threads, compiled)
     texts, lengths = _texts(run, split)
     entries, left_out = _entries(run, compiled and kind == "classification")
+    if compiled and kind != "classification":
+        left_out["compiled"] = NOT_COMPILED
     contest = Contest(entries, texts, threads, begun + seconds)
     courses: list[Report] = []
     try:
         _start(contest, run)
-        courses += contest.run([Course(batch, beam) for batch in BATCHES for beam in BEAMS[kind]])
+        courses += contest.run([Course(batch, beam) for batch in BATCHES for beam in beams])
     except TimeUp:
         pass
     finally:
@@ -139,9 +145,9 @@ def bench_run(
         "texts": len(texts),
         "words": lengths,
         "max_length": recipe.data.max_length,
-        "contestants": {e.name: _about(run, e, contest) for e in contest.entries if e.name in contest.peaks},
+        "contestants": {e.name: _about(run, kind, e, contest) for e in contest.entries if e.name in contest.peaks},
         "courses": courses,
-        "recommended": _recommended(run, courses, 1 if recipe.evaluation.beam_size == 1 else BEAMS[kind][-1]),
+        "recommended": _recommended(run, courses, 1 if recipe.evaluation.beam_size == 1 else beams[-1]),
         "left_out": left_out | contest.left_out,
         "notes": [NEIGHBOURS] if any(entry.together for entry in contest.entries) else [],
     }
@@ -195,7 +201,7 @@ def _too_short(seconds: float, contest: Contest) -> Exception:
     return TooShort(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
 
 
-def _about(run: RunDir, entry: Entry, contest: Contest) -> Report:
+def _about(run: RunDir, kind: str, entry: Entry, contest: Contest) -> Report:
     """What is told of a contestant once; its cold start is that of its process."""
     name = entry.name.removesuffix("-cuda")
     folder = run.export / entry.channel
@@ -203,7 +209,7 @@ def _about(run: RunDir, entry: Entry, contest: Contest) -> Report:
     if name == "bf16" and folder.is_dir():
         files = folder.glob("*.safetensors")
     about = {
-        "what": WHAT[name],
+        "what": (UNPADDED if kind == "language_modeling" else WHAT)[name],
         "device": entry.device,
         "bytes": sum(path.stat().st_size for path in files),
         "cold_start_seconds": round(contest.cold[entry.channel], 2),
@@ -242,6 +248,12 @@ def _recipe(run: RunDir, recipe_type: type[Recipe]) -> Recipe:
 
 def _split(run: RunDir) -> str | None:
     return next((s for s in ("test", "validation") if (run.evaluation(s) / "predictions.jsonl").is_file()), None)
+
+
+def _beams(recipe: Any) -> tuple[int, ...]:
+    """By how many hypotheses it answers, each measured; none for a task that has no benchmark."""
+    masked = getattr(recipe.task, "objective", None) == "mlm"  # answers nothing
+    return () if masked else BEAMS.get(recipe.task.kind, ())
 
 
 def _texts(run: RunDir, split: str) -> tuple[list[str], Report]:

@@ -41,7 +41,7 @@ def _speeds(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for course in report["courses"]:
         title = str(course["batch"])
-        if report["task"] == "translation":
+        if report["task"] in ("translation", "text_to_text"):
             table.add_row(title, "greedy" if course["beam"] == 1 else f"beam {course['beam']}")
             title = ""
         for name, cell in course["contestants"].items():

@@ -54,6 +54,7 @@ def weights(run: Path, name: str) -> Answer:
     import torch
 
     from trainer.engine.finished import Finished, choose_attention
+    from trainer.export.answers import greedy
     from trainer.loading import Recipe
     from trainer.rundir import RunDir
     from trainer.tasks.base import make_task
@@ -73,7 +74,7 @@ def weights(run: Path, name: str) -> Answer:
     @functools.cache
     def task_of(padded: bool, beam: int) -> Any:
         data = recipe.data.model_copy(update={"pad_multiple": recipe.data.max_length} if padded else {})
-        evaluation = recipe.evaluation.model_copy(update={"beam_size": beam})
+        evaluation = recipe.evaluation.model_copy(update={"beam_size": beam, "generation": greedy(finished.task)})
         changed = recipe.model_copy(update={"data": data, "evaluation": evaluation})
         made = make_task(changed, finished.task.tokenizer)
         made.padding = finished.task.padding.also(data.pad_multiple)
