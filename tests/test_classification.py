@@ -448,9 +448,12 @@ def test_pretraining_by_masks_then_fine_tuning(reviews: Path, tmp_path: Path) ->
     pretrained, tuned = (load_file(r / "model/model.safetensors") for r in (first, run))
     assert np.abs(tuned["trunk.embedding.weight"] - pretrained["trunk.embedding.weight"]).max() < 1e-9
     assert (run / "tokenizer/tokenizer.json").read_bytes() == (first / "tokenizer/tokenizer.json").read_bytes()
-    wrong = recipe(reviews, {**model, "d_model": 16})
-    ended = processes.train(written(tmp_path, wrong), tmp_path / "wrong").check(2)
-    assert "give both recipes the same model sizes" in ended.err[0]
+    for key, value, said in (
+        ("d_model", 16, "give both recipes the same model sizes"),
+        ("positions", "alibi", "model.positions is sinusoidal there and alibi in this recipe"),
+    ):
+        ended = processes.train(written(tmp_path, recipe(reviews, {**model, key: value})), tmp_path / key).check(2)
+        assert said in ended.err[0]
 
 
 @pytest.mark.ranks

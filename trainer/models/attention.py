@@ -37,6 +37,19 @@ def sinusoids(length: int, d_model: int) -> Tensor:
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], -1).flatten(1)
 
 
+def alibi(heads: int, length: int, device: torch.device) -> Tensor:
+    """Linear biases (Press et al. 2022, https://arxiv.org/abs/2108.12409) for an encoder: (1, H, T, T) fp32, H even.
+
+    Not symmetric, one of the ways that the authors give for encoders: of each pair of heads the first sees a position
+    and those before it, the second it and those after. A score falls by 1, 1/4, 1/16, … for each position of distance.
+    """
+    place = torch.arange(length, device=device, dtype=torch.float32)
+    ahead = place[None, :] - place[:, None]
+    sides = torch.stack([torch.where(ahead > 0, MASKED, ahead), torch.where(ahead < 0, MASKED, -ahead)])
+    slopes = 0.25 ** torch.arange(heads // 2, device=device)
+    return (slopes[:, None, None, None] * sides).flatten(0, 1)[None]
+
+
 class Attention(nn.Module):
     """Attention of `heads` heads; projections without biases, as in the paper.
 

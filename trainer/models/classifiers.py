@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
@@ -80,14 +81,26 @@ def build_classifier(
         model = _pretrained(recipe, tokenizer, names, trained)
     else:
         raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
-    return begin_from(model, settings.init_from, trained)
+    return begin_from(model, settings, trained)
 
 
-def begin_from(model: nn.Module, run: str | None, trained: Path | None) -> nn.Module:
+def begin_from(model: nn.Module, settings: EncoderConfig | PretrainedConfig, trained: Path | None) -> nn.Module:
     """The model with the trunk of the finished run that it begins from, unless `trained` weights will be loaded."""
-    if run is not None and trained is None:
-        load_trunk(model, Path(run))
+    if settings.init_from is not None and trained is None:
+        load_trunk(model, Path(settings.init_from))
+        if isinstance(settings, EncoderConfig):
+            _check_layers(settings, Path(settings.init_from))
     return model
+
+
+def _check_layers(settings: EncoderConfig, run: Path) -> None:
+    """What the sizes of weights do not tell has to be as it was trained."""
+    there = EncoderConfig.model_validate(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["model"])
+    for key in ("heads", "norm", "activation", "positions"):
+        if (was := getattr(there, key)) != (now := getattr(settings, key)):
+            raise UsageError(
+                f"model.init_from={str(run)!r}: model.{key} is {was} there and {now} in this recipe: give both the same"
+            )
 
 
 def label_maps(names: list[str]) -> dict[str, Any]:

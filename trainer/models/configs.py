@@ -57,7 +57,17 @@ class EncoderConfig(LayersConfig):
     pooling: Pooling = Field(
         "mean", description="what the classifier sees: the first token, or the mean or maximum of all"
     )
+    positions: Literal["sinusoidal", "alibi"] = Field(
+        "sinusoidal",
+        description="alibi: besides, half of the heads see what comes before a token and half what follows, near first",
+    )
     init_from: str | None = Field(None, description="run directory whose encoder (and tokenizer) this one begins with")
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> Self:
+        if self.positions == "alibi" and self.heads % 2:
+            raise ValueError(f"heads={self.heads} is odd: with positions=alibi half of them see each side")
+        return self
 
 
 class TransformerXLConfig(LayersConfig):

@@ -1,6 +1,7 @@
 """A BERT-style encoder from scratch (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
-The Transformer's encoder layers with sinusoidal positions. Shapes: B rows, T positions, M = d_model, V vocabulary.
+The Transformer's encoder layers with sinusoidal positions, and linear biases where they are asked for.
+Shapes: B rows, T positions, M = d_model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
-from trainer.models.attention import MASKED, initialise, sinusoids
+from trainer.models.attention import MASKED, alibi, initialise, sinusoids
 from trainer.models.dropout import Dropout
 from trainer.models.transformer import EncoderLayer
 
@@ -31,6 +32,7 @@ class Encoder(nn.Module):
         super().__init__()
         d = config.d_model
         self.max_length, self.checkpointing = max_length, False
+        self.alibi_heads = config.heads if config.positions == "alibi" else 0
         self.embedding = nn.Embedding(vocab_size, d)
         self.type_embedding = nn.Embedding(2, d)
         self.dropout = Dropout(config.dropout)
@@ -58,6 +60,8 @@ class Encoder(nn.Module):
             torch.add(self.positions[:length].to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1]))
         )
         mask = (attention_mask[:, None, None, :] == 0) * MASKED
+        if self.alibi_heads:
+            mask = mask + alibi(self.alibi_heads, length, x.device)
         for layer in self.layers:
             x = self._run(layer, x, mask)
         return self.norm(x)

@@ -39,7 +39,7 @@ def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
         from trainer.models.pretrained import load_model
 
         model = load_model(AutoModelForMaskedLM, recipe, tokenizer, trained)
-    return begin_from(model, settings.init_from, trained)
+    return begin_from(model, settings, trained)
 
 
 def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
@@ -56,7 +56,7 @@ def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     model = load_model(AutoModelForCausalLM, recipe, tokenizer, trained, causal=True)
     if trained is None:
         _check_causal(model)
-    return begin_from(model, settings.init_from, trained)
+    return begin_from(model, settings, trained)
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
             f"model {settings.title!r} has no decoder_start_token_id, the token that a target follows: set it, e.g. "
             "model.config={decoder_start_token_id: 0}"
         )
-    return begin_from(model, settings.init_from, trained)
+    return begin_from(model, settings, trained)
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
