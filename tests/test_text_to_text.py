@@ -42,6 +42,7 @@ def recipe(root: Path | str = "x", architecture: str = "t5", **sections: Any) ->
         "optim": {"name": "sgd", "lr": 0.1, "schedule": "constant"},
         "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1},
         "evaluation": {"bootstrap": 20, "splits": ["test"], "max_rows": 12, "beam_size": 2},
+        "export": {"bench": 0},
     }  # fmt: skip
     for name, changes in sections.items():
         values[name] = {**values.get(name, {}), **changes}

@@ -321,7 +321,7 @@ def test_the_report_and_the_pieces(learned: Path) -> None:
 
 @pytest.mark.ranks
 def test_weights_are_published_where_there_can_be_no_graphs(corpus: Path, tmp_path: Path) -> None:
-    export = {"onnx": True, "int8": True, "bf16": True}
+    export = {"onnx": True, "int8": True, "bf16": True, "bench": 0}
     run = train(tmp_path, recipe(corpus, loop={"max_steps": 4}, export=export, evaluation={"max_rows": 8}), "run")
     assert {path.name for path in (run / "export").iterdir() if path.is_dir()} == {"bf16", "safetensors"}
     for name in ("bf16", "safetensors"):
