@@ -109,7 +109,7 @@ class AdversarialConfig(Section):
     """A second, perturbed forward of each micro-batch (`trainer.optim.adversarial`)."""
 
     kind: Literal["none", "fgm", "noise"] = Field("none", description="fgm: along the gradient; noise: random")
-    epsilon: Annotated[float, Field(gt=0)] = Field(1.0, description="norm of a row's perturbation of its embeddings")
+    epsilon: Annotated[float, Field(gt=0)] = Field(0.1, description="norm of a row's perturbation of its embeddings")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of the perturbed loss beside the clean one")
 
 
