@@ -17,6 +17,7 @@ from language_world import task_with, write_documents
 from onnx import helper, numpy_helper
 from test_causal import GPT2, LENGTH, document, recipe
 
+from trainer.analysis.report import write_report
 from trainer.engine.corpus import Corpus
 from trainer.engine.finished import Finished
 from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
@@ -167,6 +168,8 @@ def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path, monkeypatch: p
     cells = found["courses"][0]["contestants"]
     assert {"tutorial", "torch", "bf16", "onnx", "int8"} <= cells.keys()
     assert "padded to" not in found["contestants"]["tutorial"]["what"]
+    page = write_report(run, "test").read_text(encoding="utf-8")
+    assert "PyTorch, fp32, the library's own attention (greedy). All took turns" in page
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def speed_section(inputs: Inputs) -> dict[str, Any] | None:
         "svg": Markup(inline(speed_figure(report), "speed", _label(courses))),  # noqa: S704  (our own)
         "recommended": [(n, name, report["contestants"][name]["what"]) for n, name in report["recommended"].items()],
         "decoding": _decoding(courses[0]) if report["task"] in ("translation", "text_to_text") else None,
+        "gone_on": report["task"] == "language_modeling",  # such texts are not padded to data.max_length
         "courses": [(_title(report, course), _lines(report, course)) for course in report["courses"]],
         "contestants": report["contestants"],
         "left_out": report["left_out"],
