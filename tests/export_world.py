@@ -81,13 +81,20 @@ def decided(task: Any, model: Any) -> None:
     (model.head if hasattr(model, "head") else model.classifier).weight.data.mul_(40)
 
 
+def write_answers(run: RunDir, made: Exported) -> None:
+    """evaluation/test/ as an evaluation leaves it: of each row what the weights say."""
+    rows = made.rows()[1]
+    records = [
+        {"id": row.id, "input": row.input, "target": row.target, "loss": 1.0, "tokens": 1, **row.answer,
+         "prediction": row.answer.get("label", row.answer.get("prediction", ""))}
+        for row in rows
+    ]  # fmt: skip
+    write_evaluation(run, "test", {"rows": len(rows)}, records)
+
+
 def benchmark_of(run: RunDir, made: Exported, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `rankzero bench` measures of a published run, in two rounds, on the inputs of its rows."""
-    records = [
-        {"id": row.id, "input": row.input, "target": row.target, "prediction": "", "loss": 1.0, "tokens": 1}
-        for row in made.rows()[1]
-    ]
-    write_evaluation(run, "test", {"rows": len(records)}, records)
+    write_answers(run, made)
     for name in ("ROUNDS", "REQUESTS"):
         patch.setattr(contest, name, 2)
     return bench_run(run, Recipe, seconds=180.0, threads=1)

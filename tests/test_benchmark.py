@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import sklearn  # noqa: F401 - at its first import it writes into os.environ
-from export_world import Exported
+from export_world import Exported, write_answers
 from rich.console import Console
 
 from trainer import compose
 from trainer.analysis.card import write_card
 from trainer.analysis.report import write_report
 from trainer.cli import app, run_app
-from trainer.engine.finished import write_evaluation
 from trainer.errors import DataError, UsageError
 from trainer.export import benchmark, contest, gates, stage
 from trainer.export.benchmark import bench_run, bench_stage
@@ -44,15 +43,8 @@ def few_rounds() -> Iterator[None]:
 def evaluated(made: Exported, to: Path) -> RunDir:
     """A copy of the run, as it is after its evaluation."""
     shutil.copytree(made.run.path, to, ignore=shutil.ignore_patterns("artifact"))
-    rows, task = made.rows()[1], made.finished.task
-    classes = task.kind == "classification"
-    records = [
-        {"id": row.id, "input": row.input, "target": row.target, "loss": 1.0, "tokens": 1, **row.answer,
-         "prediction": row.answer["label" if classes else "prediction"]}
-        for row in rows
-    ]  # fmt: skip
     run = RunDir(to)
-    write_evaluation(run, "test", {"rows": len(rows)}, records)
+    write_answers(run, made)
     return run
 
 
@@ -233,9 +225,10 @@ def test_only_what_has_passed_is_recommended(report: Report, run: RunDir, tmp_pa
     verdict = read_json(copy.export / "int8" / "gate.json")
     write_json(copy.export / "int8" / "gate.json", {**verdict, "passed": False, "failed": ["accuracy"]})
     assert benchmark._recommended(copy, courses, 1) == {"8": "bf16"}
-    entries, left_out = benchmark._entries(copy, False)
+    entries, left_out = benchmark._entries(copy, "classification", False)
     assert not {"int8", "int8-batch"} & {entry.name for entry in entries}
     assert "failed its gate: accuracy" in left_out["int8"]
+    assert "classification only" in benchmark._entries(copy, "translation", True)[1]["compiled"]
     (copy.export / "bf16" / "model.safetensors").write_bytes(b"other")
     assert benchmark._recommended(copy, courses, 1) == {"8": "onnx"}
     assert benchmark._recommended(copy, courses, 5) == {}

@@ -225,6 +225,7 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     Raises:
         RankzeroError: no such run, no model in it yet, no such split.
     """
+    from trainer.analysis.card import write_card
     from trainer.engine.finished import Finished
     from trainer.engine.runtime import start
     from trainer.engine.signals import StopFlag
@@ -240,7 +241,7 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             if runtime.main:
                 if (finished.run.evaluation(split) / "report.html").exists():
                     write_report(finished.run, finished.task, finished.model, None, split)
-                retell(finished.run)
+                write_card(finished.run)
             return scores
         finally:
             runtime.leave()

@@ -24,7 +24,7 @@ def speed_section(inputs: Inputs) -> dict[str, Any] | None:
     return {
         "svg": Markup(inline(speed_figure(report), "speed", _label(courses))),  # noqa: S704  (our own)
         "recommended": [(n, name, report["contestants"][name]["what"]) for n, name in report["recommended"].items()],
-        "decoding": _decoding(courses[0]) if report["task"] in ("translation", "text_to_text") else None,
+        "decoding": _decoding(report, courses[0]),
         "gone_on": report["task"] == "language_modeling",  # such texts are not padded to data.max_length
         "courses": [(_title(report, course), _lines(report, course)) for course in report["courses"]],
         "contestants": report["contestants"],
@@ -83,11 +83,13 @@ def _label(courses: Sequence[Report]) -> str:
 
 
 def _title(report: Report, course: Report) -> str:
-    batch = f"Batch {course['batch']}"
-    return f"{batch}, {_decoding(course)}" if report["task"] in ("translation", "text_to_text") else batch
+    return ", ".join(filter(None, (f"Batch {course['batch']}", _decoding(report, course))))
 
 
-def _decoding(course: Report) -> str:
+def _decoding(report: Report, course: Report) -> str | None:
+    """How it searched, where there is more than one way."""
+    if report["task"] not in ("translation", "text_to_text"):
+        return None
     return "greedy" if course["beam"] == 1 else f"beam {course['beam']}"
 
 

@@ -119,9 +119,7 @@ def bench_run(
         raise DataError(f"{run.path} has no evaluated split to take texts from: rankzero evaluate {run.path}")
     inputs = _inputs(run, seconds, threads, compiled)
     texts, lengths = _texts(run, split)
-    entries, left_out = _entries(run, compiled and kind == "classification")
-    if compiled and kind != "classification":
-        left_out["compiled"] = NOT_COMPILED
+    entries, left_out = _entries(run, kind, compiled)
     contest = Contest(entries, texts, threads, begun + seconds)
     courses: list[Report] = []
     try:
@@ -167,13 +165,16 @@ def _check(seconds: float, threads: int) -> None:
 # -- who takes part ----------------------------------------------------------------------------------------------------
 
 
-def _entries(run: RunDir, compiled: bool) -> tuple[list[Entry], dict[str, str]]:
+def _entries(run: RunDir, kind: str, compiled: bool) -> tuple[list[Entry], dict[str, str]]:
     """The contestants, and why artifacts are not among them."""
     entries = [Entry("tutorial", "torch", padded=True), Entry("torch", "torch"), Entry("bf16", "bf16")]
-    entries += [Entry("compiled", "compiled")] if compiled else []
     entries += [Entry("tutorial-cuda", "torch-cuda", padded=True), Entry("torch-cuda", "torch-cuda")]
     entries += [Entry("bf16-cuda", "bf16-cuda")]
     left_out, never = {}, run.reasons()
+    if compiled and kind == "classification":
+        entries.insert(3, Entry("compiled", "compiled"))
+    elif compiled:
+        left_out["compiled"] = NOT_COMPILED
     for name in ("onnx", "int8"):
         folder = run.export / name
         if not folder.is_dir():
