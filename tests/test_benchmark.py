@@ -299,6 +299,12 @@ def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
     assert found[0]["warm_up"]
 
 
+def test_what_the_others_are_compared_with_is_asked_to_the_end(fake: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "SLOW", 3.0)
+    *_, last = fake(Entry("onnx", "onnx"), Entry("bf16", "bf16")).run([Course(1, 1), Course(8, 1)])
+    assert last["contestants"].keys() == {"tutorial", "torch", "onnx"}  # torch is 2.0 times the tutorial's speed
+
+
 def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
     made = fake(Entry("dies", "dies"), Entry("onnx", "onnx"))
     (course,) = made.run([Course(1, 1)])

@@ -30,6 +30,7 @@ ROUNDS = 12  # of a course, at most
 AIMED = 8  # rounds into which a course's time is divided
 REQUESTS = 50  # of a round, at most
 SLOW = 0.5  # times the tutorial's speed: slower ones are not asked again
+REFERENCES = ("tutorial", "torch")  # every ratio is against one of them
 PACKAGE = Path(contestant.__file__).parents[2]
 
 Answer = dict[str, Any]
@@ -205,7 +206,7 @@ class Contest:
         """Who is far behind the tutorial's way, as bf16 on a processor without it, would take the others' time."""
         for name, cell in course["contestants"].items():
             ratio = cell.get("times_tutorial", {"median": 1.0})["median"]
-            if ratio < SLOW:
+            if ratio < SLOW and name.removesuffix("-cuda") not in REFERENCES:
                 self.left_out[f"{name}, after batch {course['batch']}"] = f"{ratio:.2f} times the tutorial's speed"
                 self._gone.add(name)
 
@@ -259,7 +260,7 @@ def _cell(entry: Entry, course: Course, rounds: Sequence[dict[str, Answer]]) -> 
     device = "-cuda" if entry.device == "cuda" else ""
     ratios = {
         f"times_{other}": _spread([_rate(r[entry.name]) / _rate(r[other + device]) for r in rounds])
-        for other in ("tutorial", "torch")
+        for other in REFERENCES
         if all(other + device in r for r in rounds)
     }
     return {

@@ -68,8 +68,6 @@ def weights(run: Path, name: str) -> Answer:
     attention = getattr(recipe.model, "attention", None)
     if kind == "bf16":
         model.to(torch.bfloat16)
-    if kind == "compiled":
-        model.compile(dynamic=True)
 
     @functools.cache
     def task_of(padded: bool, beam: int) -> Any:
@@ -90,6 +88,9 @@ def weights(run: Path, name: str) -> Answer:
         read = [len(example.get("input_ids", ())) for example in examples]
         return lambda: _tokens(records, task.tokenizer.backend_tokenizer, read)
 
+    if kind == "compiled":
+        model.compile(dynamic=True)
+        answer(["one", "another"], {"padded": False, "beam": 1})  # a graph for one text, one for more
     return answer
 
 
