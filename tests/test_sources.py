@@ -166,7 +166,9 @@ BAD_CSV = {
     b"1,\xff": "invalid UTF-8 in column 'b'",
     b"1": "wrong number of fields: 1, where the header has 2",
     b"1,2,3": "wrong number of fields: 3, where the header has 2",
-    b"1,a\rb": "not a record",
+    b"1,a\rb": "a line is no record: new-line character",
+    b'1,"b" c': "a line is no record: ',' expected after '\"'; a value that begins with a quotation mark must end with",
+    b'1,"b\n5,6\n"7,8': "3 lines are no record: ',' expected after '\"'",
     b"1," + b"x" * 1_000_000: "1000000 or more are no row",
 }
 
@@ -182,13 +184,22 @@ def test_a_bad_csv_record_spoils_none_before_it_nor_the_last(tmp_path, line):
 def test_a_quoted_field_without_end_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "MAX_LINE_BYTES", 20)
     rows = one_file(tmp_path, "a.csv", b'a,b\n1,2\n3,"' + b"x\n" * 10 + b"5,6\n7,8\n")
-    assert "20 or more are no row (a quotation mark that is never closed?)" in rows[1].error
+    assert "20 or more are no row; a value that begins with a quotation mark must end with one" in rows[1].error
     assert [row.values for row in rows if row.error is None] == [{"a": n, "b": m} for n, m in ("12", "56", "78")]
 
 
 def test_an_open_quote_does_not_swallow_the_file_silently(tmp_path):
     rows = one_file(tmp_path, "a.csv", b'a,b\n1,2\n3,"never closed\n5,6\n')
-    assert [row.error for row in rows] == [None, "a quotation mark is never closed"]
+    assert rows[0].error is None
+    assert "2 lines are no record: unexpected end of data; a value that begins" in rows[1].error
+    assert len(rows) == 2
+
+
+def test_an_open_quote_does_not_swallow_records_of_a_tsv_silently(tmp_path):
+    """The texts of GLUE and others are not quoted; two that begin with a mark took all between them."""
+    rows = one_file(tmp_path, "a.tsv", b'a\tb\n1\t2\n"so he said\t3\n4\t5\nand so"\t6\n"x\ty"\t"7\n8"\n')
+    assert "3 lines are one value, with tabs, of column 'a'" in str(rows[1].error)
+    assert [row.values for row in rows if row.error is None] == [{"a": "1", "b": "2"}, {"a": "x\ty", "b": "7\n8"}]
 
 
 def test_bad_bytes_in_parquet_are_found_in_their_row_and_column(tmp_path):

@@ -154,6 +154,9 @@ def parse_text(raw: Sequence[bytes | int | None], roles: Sequence[str]) -> Parse
     return values, None
 
 
+_QUOTED = "; a value that begins with a quotation mark must end with one, and double those within"
+
+
 class _TooLong(Exception):
     """A CSV record that passes MAX_LINE_BYTES; the text says its length."""
 
@@ -163,11 +166,11 @@ class _Feed:
 
     def __init__(self, url: str, offset: int = 0):
         self._lines, self.at, self.ended = lines(url, offset), offset, False
-        self._size, self.decodable = 0, True
+        self.begin()
 
     def begin(self) -> None:
         """A new record begins."""
-        self._size, self.decodable = 0, True
+        self._size, self.count, self.decodable = 0, 0, True
 
     def __iter__(self) -> _Feed:
         return self
@@ -178,6 +181,7 @@ class _Feed:
         except StopIteration:
             self.ended = True
             raise
+        self.count += 1
         self._size += line if isinstance(line, int) else len(line) + 1
         if isinstance(line, int) or self._size > MAX_LINE_BYTES:
             raise _TooLong(_too_long(self._size))
@@ -189,13 +193,17 @@ class _Feed:
 
 
 def csv_records(url: str, offsets: Sequence[int], delimiter: str) -> Iterator[dict[str, Any]]:
-    """Parsed records of a CSV file with a header; a quoted field may hold newlines; blank lines are no rows."""
+    """Parsed records of a CSV file with a header; a quoted field may hold newlines; blank lines are no rows.
+
+    A field that begins with a quotation mark must end with the next one that is not doubled. Read leniently it would
+    lose its marks, and take lines into itself that are records.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # global to the process; ours stops earlier
     feed = _Feed(url)
     header = _header(feed, delimiter)
     if offsets and offsets[0] > feed.at:
         feed = _Feed(url, *offsets)
-    reader = csv.reader(feed, delimiter=delimiter)
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
         feed.begin()
         try:
@@ -203,10 +211,10 @@ def csv_records(url: str, offsets: Sequence[int], delimiter: str) -> Iterator[di
         except StopIteration:
             return
         except (csv.Error, _TooLong) as error:
-            yield {"raw": ({}, f"not a record: {error} (a quotation mark that is never closed?)"), "at": (feed.at,)}
+            yield {"raw": ({}, f"{_lines(feed)} no record: {error}{_QUOTED}"), "at": (feed.at,)}
             continue
         if fields:
-            yield {"raw": _record(header, fields, feed), "at": (feed.at,)}
+            yield {"raw": _record(header, fields, feed, delimiter), "at": (feed.at,)}
 
 
 def _header(feed: _Feed, delimiter: str) -> list[str]:
@@ -221,9 +229,14 @@ def _header(feed: _Feed, delimiter: str) -> list[str]:
     return header
 
 
-def _record(header: list[str], fields: list[str], feed: _Feed) -> Parsed:
-    if feed.ended:
-        return {}, "a quotation mark is never closed"
+def _lines(feed: _Feed) -> str:
+    return "a line is" if feed.count == 1 else f"{feed.count} lines are"
+
+
+def _record(header: list[str], fields: list[str], feed: _Feed, delimiter: str) -> Parsed:
+    for name, field in zip(header, fields, strict=False):
+        if delimiter == "\t" and "\t" in field and "\n" in field:  # in a text by intent neither is likely
+            return {}, f"{_lines(feed)} one value, with tabs, of column {name!r}{_QUOTED}"
     if not feed.decodable:
         bad = [name for name, field in zip(header, fields, strict=False) if not _encodable(field)]
         return {}, f"invalid UTF-8 in column {bad[0]!r}" if bad else "invalid UTF-8"
