@@ -451,6 +451,7 @@ def test_pretraining_by_masks_then_fine_tuning(reviews: Path, tmp_path: Path) ->
     for key, value, said in (
         ("d_model", 16, "give both recipes the same model sizes"),
         ("positions", "alibi", "model.positions is sinusoidal there and alibi in this recipe"),
+        ("init_from", "nowhere", "model.init_from='nowhere': there is no nowhere/model/model.safetensors"),
     ):
         ended = processes.train(written(tmp_path, recipe(reviews, {**model, key: value})), tmp_path / key).check(2)
         assert said in ended.err[0]

@@ -161,6 +161,7 @@ def _stages(
     from trainer.engine.session import Session
 
     def prepare() -> dict[str, Any]:
+        setup.check_beginning(recipe)
         data = setup.survey_data(folder, recipe)
         setup.make_tokenizer(folder, recipe, data["train"]["rows"])
         setup.write_manifest(folder, runtime, data)

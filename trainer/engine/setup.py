@@ -27,6 +27,7 @@ from trainer.data.survey import survey
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.runtime import Runtime
 from trainer.errors import DataError, UsageError
+from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir, read_json, write_atomically, write_json
 from trainer.tasks.base import roles_of
@@ -63,6 +64,17 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
         for key, (before, after) in changed.items():
             log.warning("--allow-change %s: %r -> %r", key, before, after)
     write_atomically(run.recipe, recipe.to_yaml())
+
+
+def check_beginning(recipe: Recipe) -> None:
+    """Before all rows are read, which may take long.
+
+    Raises:
+        UsageError: `model.init_from` names no run with a model.
+    """
+    begun = getattr(recipe.model, "init_from", None)
+    if begun is not None:
+        trunk_file(Path(begun))
 
 
 def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:

@@ -199,15 +199,25 @@ def freeze_embeddings(model: nn.Module) -> None:
             p.requires_grad_(False)
 
 
+def trunk_file(run: Path) -> Path:
+    """Where the weights of a run are that `model.init_from` names.
+
+    Raises:
+        UsageError: it has none.
+    """
+    file = run / "model" / "model.safetensors"
+    if not exists(file):
+        raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
+    return file
+
+
 def load_trunk(model: nn.Module, run: Path) -> None:
     """Copies the trunk of a finished run's model into this one's; all of it where no head is set apart (T5).
 
     Raises:
         UsageError: there is none, or its parameters are not the same; names one of them.
     """
-    file, prefix = run / "model" / "model.safetensors", trunk_prefix(model)
-    if not exists(file):
-        raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
+    file, prefix = trunk_file(run), trunk_prefix(model)
     own = {name: p for name, p in model.named_parameters() if name.startswith(prefix or "")}
     with TensorFile(file) as weights, torch.no_grad():
         for name, p in own.items():
