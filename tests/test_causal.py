@@ -23,7 +23,7 @@ from review_world import BAD, GOOD, OTHER, metrics, train, written
 from safetensors.numpy import load_file
 from transformers import GPT2LMHeadModel
 
-from trainer import predict
+from trainer import predict, tensors
 from trainer.compose import stream
 from trainer.errors import UsageError
 from trainer.tasks.base import make_task
@@ -60,6 +60,20 @@ def task_of(made: Any) -> Any:
 def model_of(task: Any) -> Any:
     torch.manual_seed(0)
     return task.build_model().eval()
+
+
+def test_begun_from_a_run_with_its_head(tmp_path: Path) -> None:
+    """A head with weights of its own would begin at random."""
+    untied = {**GPT2, "config": {"tie_word_embeddings": False}}
+    task = task_of(recipe(model=untied))
+    first = model_of(task)
+    assert first.lm_head.weight is not first.transformer.wte.weight
+    (tmp_path / "model").mkdir()
+    tensors.write(tmp_path / "model/model.safetensors", dict(first.named_parameters()))
+    again = recipe(model={**untied, "init_from": str(tmp_path)}, tokenizer={"train": None})
+    torch.manual_seed(1)
+    for name, p in make_task(again, task.tokenizer).build_model().named_parameters():
+        assert torch.equal(p, first.get_parameter(name)), name
 
 
 # -- packing -----------------------------------------------------------------------------------------------------------

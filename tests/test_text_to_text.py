@@ -15,14 +15,17 @@ import torch
 from conftest import write_corpus
 from review_world import metrics, train, written
 from safetensors.numpy import load_file
+from transformers import AutoModelForSeq2SeqLM
 
 from trainer import predict, tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
+from trainer.engine.finished import Finished
 from trainer.errors import UsageError
 from trainer.evaluation.rouge import score_rouge
 from trainer.loading import Recipe
 from trainer.models.classifiers import reading_embedding
 from trainer.optim.adversarial import Perturbation
+from trainer.rundir import RunDir
 from trainer.sections import AdversarialConfig
 from trainer.tasks.base import make_task
 
@@ -291,6 +294,27 @@ def test_one_and_two_ranks_take_the_same_steps(pairs: Path, tmp_path: Path, arch
         assert scores[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), name
     assert {"bleu", "chrf", "perplexity", "rouge1", "rouge2", "rougeL", "rougeL_ci95", "signature"} <= scores.keys()
     assert scores["rows"] == 12
+
+
+@pytest.mark.ranks
+def test_what_a_pretrained_model_has_besides_parameters_is_kept(pairs: Path, tmp_path: Path) -> None:
+    """A bias of Marian's logits is never trained, and no parameter: a run's model was without it, silently."""
+    task = task_of(recipe(architecture="marian"))
+    model, theirs = model_of(task), tmp_path / "marian"
+    bias = model.final_logits_bias.normal_(0, 3)
+    model.save_pretrained(theirs)
+    task.tokenizer.save_pretrained(theirs)
+    sections = {"tokenizer": {"train": None}, "optim": {"lr": 1e-12}, "loop": {"max_steps": 1, "save_every": 1}}
+    sections["export"] = {"onnx": False, "int8": False, "bf16": True, "safetensors": True}
+    values = recipe(pairs, **sections).model_dump(mode="json")
+    values["model"] = {"kind": "pretrained", "name": str(theirs)}
+    first = train(tmp_path, Recipe.parse(values), "first")
+    values["model"] = {"kind": "pretrained", "architecture": "marian", "size": "tiny", "init_from": str(first)}
+    second = train(tmp_path, Recipe.parse(values), "second")
+    for folder in (first / "model", first / "export/safetensors", first / "export/bf16", second / "model"):
+        again = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+        assert torch.allclose(again.final_logits_bias, bias, rtol=0.01), folder
+    assert torch.equal(Finished.open(RunDir(first), Recipe).model.final_logits_bias, bias)
 
 
 @pytest.mark.ranks

@@ -17,11 +17,17 @@ from typing import Any
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.errors import CheckpointError
 
 SHARD_BYTES = 1_000_000_000
+
+
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """What belongs to a model's weights and is never trained, by name, such as the `final_logits_bias` of Marian."""
+    kept = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def index_of(path: Path) -> Path:

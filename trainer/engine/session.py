@@ -198,7 +198,7 @@ class Session:
         making = self.run.path / f".model-{os.getpid()}"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        tensors.write(making / "model.safetensors", weights)
+        tensors.write(making / "model.safetensors", {**weights, **tensors.constants(self.model)})
         write_json(making / "config.json", self.task.model_config(self.model))
         self.task.tokenizer.save_pretrained(making)
         shutil.rmtree(self.run.model, ignore_errors=True)

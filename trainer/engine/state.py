@@ -16,7 +16,7 @@ from trainer.engine.storage import Storage
 from trainer.errors import CheckpointError
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
-from trainer.tensors import TensorFile
+from trainer.tensors import TensorFile, constants
 
 
 def storage_of(runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer) -> Storage:
@@ -118,13 +118,17 @@ class TrainingState:
 
 @torch.no_grad()
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Copies weights into the model's parameters.
+    """Copies weights into the model's parameters, and into its constants those that are among them.
+
+    Checkpoints have none: a training takes them from where the model begins.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
-    own = dict(model.named_parameters())
-    wrong = sorted(own.keys() ^ weights.keys())
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    others = constants(model)
+    wrong = sorted((own.keys() ^ weights.keys()) - others.keys())
+    own |= {name: others[name] for name in others.keys() & weights.keys()}
     for name, p in own.items() if not wrong else ():
         weight = weights[name]  # read from a file here and now: once
         if weight.shape == p.shape:

@@ -32,7 +32,9 @@ TYPES = {"bf16": torch.bfloat16, "safetensors": torch.float32}
 
 def write_weights(task: Task, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """`model`, which is left as it is, in `folder`, which exists and is empty."""
-    tensors.write(folder / WEIGHTS, {name: p.detach().to(dtype) for name, p in model.named_parameters()})
+    held = {**dict(model.named_parameters()), **tensors.constants(model)}
+    made = {name: t.detach().to(dtype if t.is_floating_point() else t.dtype) for name, t in held.items()}
+    tensors.write(folder / WEIGHTS, made)
     write_json(folder / "config.json", {**task.model_config(model), "dtype": str(dtype).removeprefix("torch.")})
     task.tokenizer.save_pretrained(folder)
 
@@ -61,8 +63,8 @@ class WeightsGate(Gate):
         return {} if self.exact else super().whole_split()
 
     def weights(self) -> Check:
-        ours = dict(self.rows.model.named_parameters())
-        differ = [name for name, p in self.model.named_parameters() if not torch.equal(p, ours[name])]
+        ours, theirs = self.rows.model.state_dict(), self.model.state_dict()
+        differ = [name for name, weight in theirs.items() if not torch.equal(weight, ours[name])]
         return {"passed": not differ, "differ": differ[:SHOWN], "weights": len(ours), "limit": 0}
 
     def loads(self) -> Check:

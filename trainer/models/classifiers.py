@@ -19,7 +19,7 @@ from trainer.models.attention import MASKED
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
 from trainer.models.families import hidden_width, padding_of
-from trainer.tensors import TensorFile, exists
+from trainer.tensors import TensorFile, constants, exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -212,14 +212,15 @@ def trunk_file(run: Path) -> Path:
 
 
 def load_trunk(model: nn.Module, run: Path) -> None:
-    """Copies the trunk of a finished run's model into this one's; all of it where no head is set apart (T5).
+    """Copies the trunk of a finished run's model into this one's; all of a language model into one of the same names.
 
     Raises:
         UsageError: there is none, or its parameters are not the same; names one of them.
     """
-    file, prefix = trunk_file(run), trunk_prefix(model)
-    own = {name: p for name, p in model.named_parameters() if name.startswith(prefix or "")}
-    with TensorFile(file) as weights, torch.no_grad():
+    with TensorFile(trunk_file(run)) as weights, torch.no_grad():
+        own, prefix = dict(model.named_parameters()), trunk_prefix(model) or ""
+        if not (_writes(model) and own.keys() <= weights.keys()):
+            own = {name: p for name, p in own.items() if name.startswith(prefix)}
         for name, p in own.items():
             if ".pooler." in name and name not in weights:
                 continue  # a head of its own kind: a masked language model has none
@@ -230,6 +231,15 @@ def load_trunk(model: nn.Module, run: Path) -> None:
                     "model: give both recipes the same model sizes and tokenizer"
                 )
             p.copy_(weights[name])
+        for name, buffer in constants(model).items():
+            if name in weights and weights.shape(name) == list(buffer.shape):
+                buffer.copy_(weights[name])
+
+
+def _writes(model: nn.Module) -> bool:
+    """Whether it is a language model of the transformers library, whose head is no one task's."""
+    found: Any = getattr(model, "get_output_embeddings", None)
+    return found is not None and found() is not None
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -98,7 +98,10 @@ class PretrainedConfig(Section):
     pooling: Pooling | Literal["auto"] = Field("auto", description="auto: the architecture's own head")
     dropout: Fraction | None = Field(None, description="of every dropout in the model; null = as it was pretrained")
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
-    init_from: str | None = Field(None, description="run directory whose trunk (and tokenizer) this one begins with")
+    init_from: str | None = Field(
+        None,
+        description="run directory whose trunk (of a language model all weights) and tokenizer this one begins with",
+    )
 
     @model_validator(mode="after")
     def _found(self) -> Self:
