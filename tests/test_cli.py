@@ -193,6 +193,8 @@ def test_predict_ends_with_the_last_line(run: Path, tmp_path: Path) -> None:
 def test_predict_tells_what_it_cannot_read_or_run(run: Path, tmp_path: Path) -> None:
     ended = command(tmp_path, "predict", run, stdin=b"a\n\xff\n").check(3)
     assert "stdin line 2 is not UTF-8" in ended.err[0]
+    ended = command(tmp_path, "predict", run, "a", "b\udcff").check(3)
+    assert "argument 2 is not UTF-8 at character 1" in ended.err[0]
     ended = command(tmp_path, "predict", run, "x", "--backend", "onnx").check(2)
     assert "onnx" in ended.err[0]
 

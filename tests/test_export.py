@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,17 @@ def test_run_py_needs_nothing_of_this_package(kind: str, request: pytest.Fixture
     agree(found, list(made.artifact(LINES)), tolerance=1e-6)
     assert [record["text"] for record in found] == LINES
     assert seconds > 0
+
+
+def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:
+    """Teams of threads may be nested: "2,1"."""
+    ended = subprocess.run(
+        [sys.executable, str(encoder.folder / "run.py")],
+        input=b"a good film\n\xff\n",
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2,1"},
+    )
+    assert (ended.returncode, ended.stderr.strip()) == (1, b"line 2 is not UTF-8, at byte 0")
 
 
 @pytest.mark.parametrize("kind", list(PROGRAMS))

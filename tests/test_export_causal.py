@@ -138,7 +138,7 @@ def test_int8_is_published_or_says_what_it_costs(gpt2: Exported, tmp_path: Path)
     assert sorted(projection(onnx.load(gpt2.folder / "decoder.onnx")).dims) == [64, len(gpt2.finished.task.tokenizer)]
     found = verdict(gpt2, tmp_path, "int8")
     assert set(found["checks"]) == {
-        "loads", "dynamic", "inputs", "logits", "fresh_process", "identical", "perplexity"
+        "loads", "dynamic", "inputs", "logits", "chosen", "fresh_process", "identical", "perplexity"
     }  # fmt: skip
     assert found["checks"]["identical"]["limit"] is None
     assert found["checks"]["perplexity"]["limit"] == 0.02
@@ -292,6 +292,18 @@ def test_other_weights_are_caught_by_perplexity(gpt2: Exported, tmp_path: Path) 
     assert found["failed"] == ["perplexity"]
     assert found["checks"]["perplexity"]["change"] > 0.02
     assert found["worst_rows"][0]["difference"] >= found["worst_rows"][1]["difference"] > 0
+
+
+def unlikeliest_chosen(model: onnx.ModelProto) -> None:
+    """The logits are right, what a search takes is not."""
+    node = next(node for node in model.graph.node if node.op_type == "TopK")
+    node.attribute.append(helper.make_attribute("largest", 0))
+
+
+@pytest.mark.parametrize(("change", "check"), [(unlikeliest_chosen, "chosen"), (cache_forgotten, "perplexity")])
+def test_what_int8_writes_is_judged(change: Change, check: str, gpt2: Exported, tmp_path: Path) -> None:
+    """Its logits have no limit, and few of its texts are the weights' own."""
+    assert verdict(gpt2, mutant(gpt2, tmp_path / "mutant", change, "decoder"), "int8")["failed"] == [check]
 
 
 def dulled(model: onnx.ModelProto) -> None:

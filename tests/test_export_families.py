@@ -19,6 +19,7 @@ from test_encoders import recipe_of
 from transformers import AutoModelForSequenceClassification
 
 from trainer import tensors
+from trainer.analysis.card import write_card
 from trainer.compose import check_export
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.finished import Finished
@@ -31,7 +32,7 @@ from trainer.export.rows import Rows
 from trainer.export.stage import export_run
 from trainer.export.weights import WEIGHTS
 from trainer.loading import Recipe
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir, read_json, write_json
 
 NEVER = ("longformer", "reformer", "big_bird")
 EXPORT = {"onnx": True, "int8": True, "bf16": True}
@@ -178,3 +179,6 @@ def test_a_training_of_such_a_family_ends_with_0_and_says_so(reviews: Path, tmp_
     before = (run / "export/safetensors/gate.json").stat().st_mtime_ns
     processes.train(review_world.written(tmp_path, made), run).check()
     assert before == (run / "export/safetensors/gate.json").stat().st_mtime_ns
+    config = read_json(run / "model/config.json")  # with a pooling of ours transformers cannot open it
+    write_json(run / "model/config.json", {"model_type": "rankzero-pretrained", "trunk": config})
+    assert "transformers:" not in write_card(RunDir(run)).read_text(encoding="utf-8")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from export_world import Exported
 from gate_world import quiet
+from safetensors.torch import load_file, save_file
 
 from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
@@ -19,7 +22,7 @@ from trainer.export.published import problems
 from trainer.export.quantize import sensitivity
 from trainer.export.stage import export_run
 from trainer.loading import Recipe
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, write_json
 
 
 class Killed(BaseException):
@@ -95,10 +98,58 @@ def test_what_has_changed_is_made_again(run: RunDir) -> None:
     assert "model.onnx" in problems(onnx_folder)[0]
     export_run(run, Recipe, only, quiet)
     assert problems(onnx_folder) == []
+    (onnx_folder / "more.onnx").touch()
+    assert problems(onnx_folder) == [f"{onnx_folder / 'more.onnx'} is not part of what was proven"]
     export_run(run, Recipe, [*only, "export.gates.rows=3"], quiet)
     found = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))
     assert found["checks"]["logits"]["rows"] == 3
     assert found["inputs"] != inputs
+
+
+def test_a_limit_is_of_the_artifacts_on_which_it_decides(run: RunDir) -> None:
+    export_run(run, Recipe, say=quiet)
+    before = {path: path.stat().st_mtime_ns for path in run.export.rglob("gate.json")}
+    with suppress(GateError):
+        export_run(run, Recipe, ["export.gates.int8_accuracy=0"], quiet)
+    after = {path: path.stat().st_mtime_ns for path in run.export.rglob("gate.json")}
+    assert {path.parent.name for path in before if before[path] != after[path]} == {"bf16", "int8"}
+
+
+def test_what_was_refused_is_not_made_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ["export.gates.logits=1e-9", "export.bf16=false"]
+    with pytest.raises(GateError) as first:
+        export_run(run, Recipe, limits, quiet)
+    monkeypatch.setattr(stage.Finished, "open", None)
+    with pytest.raises(GateError, match=re.escape(str(first.value))):
+        export_run(run, Recipe, limits, quiet)
+
+
+def test_what_a_library_meets_is_no_traceback_and_is_tried_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "quantized", broken)
+        with pytest.raises(GateError, match=r"(?s)int8 failed its gate.*RuntimeError: no such kernel"):
+            export_run(run, Recipe, say=quiet)
+    assert [path.name for path in export_run(run, Recipe, say=quiet)] == ["bf16", "onnx", "int8"]
+
+
+def test_artifacts_of_other_weights_are_taken_away(run: RunDir) -> None:
+    """int8 is not made where onnx fails; what stood there would be served as the new weights'."""
+    export_run(run, Recipe, say=quiet)
+    write_json(run.export / "benchmark.json", {"inputs": {"files": {"export/int8/gate.json": "0" * 64}}})
+    weights = load_file(run.model / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, run.model / "model.safetensors")
+    with pytest.raises(GateError, match="onnx failed its gate"):
+        export_run(run, Recipe, say=quiet)
+    assert not (run.export / "int8").exists()
+    assert not (run.export / "benchmark.json").exists()
+    assert load_file(run.export / "bf16" / "model.safetensors").keys() == weights.keys()
+    export_run(run, Recipe, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
+    save_file(weights, run.model / "model.safetensors")
+    export_run(run, Recipe, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
+    assert not list(run.export.glob("*/gate.json"))
 
 
 def test_a_failed_gate_keeps_the_file_out(run: RunDir, encoder: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

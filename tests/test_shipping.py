@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_a_training_ends_with_proven_artifacts_report_and_card(recipe: Path, tmp
         path.write_bytes(path.read_bytes() + b"0")
     assert [problem.partition(" ")[0] for problem in check_export(run)] == list(map(str, damaged))
     train(recipe, run, *words).check()  # makes the artifact again
+    older.write_bytes(older.read_bytes()[:-1])
+    assert check_export(run) == []
+    changed = [run / "export/int8/gate.json", run / "model/config.json", run / "tokenizer/tokenizer.json"]
+    kept = {path: path.read_bytes() for path in changed}
+    for path in changed:
+        path.write_bytes(kept[path] + b" ")
+    shutil.move(run / "export/bf16", tmp_path / "bf16")
+    told = [
+        f"{path} is missing or not what the model card tells of" for path in [run / "export/bf16/gate.json", *changed]
+    ]
+    assert sorted(check_export(run)) == sorted(told)
+    shutil.move(tmp_path / "bf16", run / "export/bf16")
+    for path in changed:
+        path.write_bytes(kept[path])
 
     texts = ["a good film", "dull"]
     answers = [
@@ -113,4 +128,5 @@ def test_a_card_of_hostile_names_stays_a_card(encoder: Any, tmp_path: Path) -> N
     assert "<script" not in card.partition("<details>")[0].replace("\\<script", "")
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "rankzero"
     assert "None were exported" in card
+    assert "`data.root` is relative" in card
     assert cell("a|b\nc") == "a\\|b c"

@@ -18,7 +18,7 @@ import typer
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, RankzeroError, UsageError
-from trainer.lines import stdin_lines
+from trainer.lines import given
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -188,7 +188,7 @@ def predict(
     from trainer.compose import predict as run_prediction
     from trainer.compose import stream as run_stream
 
-    lines = iter(texts) if texts else stdin_lines()
+    lines = given(texts)
     overrides = [f"evaluation.{setting}" for setting in settings or []]
     if stream:
         for piece in run_stream(run, lines, backend=backend, overrides=overrides):

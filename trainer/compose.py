@@ -18,7 +18,7 @@ from trainer.ending import ended_by_watchdog, full_disk, no_memory, tell
 from trainer.errors import RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.reporting import retell, write_report
+from trainer.reporting import card_stage, retell, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -226,7 +226,6 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     Raises:
         RankzeroError: no such run, no model in it yet, no such split.
     """
-    from trainer.analysis.card import write_card
     from trainer.engine.finished import Finished
     from trainer.engine.runtime import start
     from trainer.engine.signals import StopFlag
@@ -242,7 +241,7 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             if runtime.main:
                 if (finished.run.evaluation(split) / "report.html").exists():
                     write_report(finished.run, finished.task, finished.model, None, split)
-                write_card(finished.run)
+                card_stage(finished.run)
             return scores
         finally:
             runtime.leave()
@@ -321,7 +320,7 @@ def check_export(run: str | Path) -> list[str]:
     Raises:
         UsageError: there are no artifacts.
     """
-    from trainer.export.stage import problems_of
+    from trainer.export.provenance import problems_of
 
     return problems_of(RunDir(run))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from trainer.errors import UsageError
-from trainer.lines import stdin_lines
+from trainer.lines import given
 
 if TYPE_CHECKING:
     from trainer.engine.embedder import Embedded, Pooling
@@ -74,7 +74,7 @@ def embed_command(
             f"--out {out}: texts differ in their number of tokens, so that their states are no array; give a .parquet "
             "file, or --pooling cls or mean"
         )
-    lines = iter(texts) if texts else stdin_lines()
+    lines = given(texts)
     records = embed(source, lines, pooling=pooling, max_length=max_length)  # type: ignore[arg-type]
     if out is None:
         for record in records:

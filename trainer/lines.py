@@ -1,11 +1,25 @@
-"""Lines of stdin as texts."""
+"""Texts that a command is given: arguments, or lines of stdin."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from trainer.errors import DataError
+
+
+def given(texts: Sequence[str] | None) -> Iterator[str]:
+    """The arguments of a command; where there are none, the lines of stdin.
+
+    Raises:
+        DataError: one is not UTF-8.
+    """
+    for number, text in enumerate(texts or (), start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"argument {number} is not UTF-8 at character {error.start}") from None
+    return iter(texts) if texts else stdin_lines()
 
 
 def stdin_lines() -> Iterator[str]:

@@ -61,10 +61,31 @@ def render_reports(run: RunDir) -> None:
 
 def retell(run: RunDir) -> None:
     """Pages and model card again, after a stage that ran alone."""
-    from trainer.analysis.card import write_card
-
     render_reports(run)
-    write_card(run)
+    card_stage(run)
+
+
+def card_stage(run: RunDir) -> None:
+    """Writes the model card, unless all that it tells of has stayed as it was (see `rankzero export --check`)."""
+    from trainer.analysis.card import write_card
+    from trainer.engine.setup import mark_stage, stage_done
+    from trainer.export.published import facts
+
+    told = [
+        run.recipe,
+        run.tokenizer / "tokenizer.json",
+        *run.model.glob("*.*"),
+        *run.path.glob("evaluation/*/metrics.json"),
+        *run.path.glob("evaluation/*/predictions.jsonl"),
+        *run.path.glob("export/[!.]*/gate.json"),
+        run.export / "benchmark.json",
+        run.left_out,
+    ]
+    of = {str(path.relative_to(run.path)): facts(path)["sha256"] for path in sorted(told)}
+    step = (read_json(run.manifest) or {}).get("stages", {}).get("model", {}).get("step", 0)
+    if not (stage_done(run, "card", step, of=of) and (run.path / "README.md").exists()):
+        write_card(run)
+        mark_stage(run, "card", step, of=of)
 
 
 def chosen(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

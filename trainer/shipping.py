@@ -6,14 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from trainer.analysis.card import write_card
-from trainer.engine.setup import mark_stage, stage_done
 from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
-from trainer.export.published import facts
 from trainer.export.stage import export_run, slowly
 from trainer.loading import Recipe
-from trainer.reporting import render_reports, report_stage
+from trainer.reporting import card_stage, render_reports, report_stage
 from trainer.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
@@ -62,21 +59,6 @@ def ship(
         render_reports(run)
     for split in splits:
         report_stage(run, task, model, corpus, split, step)
-    _card_stage(run, step)
+    card_stage(run)
     if refused is not None:
         raise refused
-
-
-def _card_stage(run: RunDir, step: int) -> None:
-    """Writes the model card, unless all that it tells of has stayed as it was."""
-    told = [
-        *run.path.glob("evaluation/*/metrics.json"),
-        *run.path.glob("export/*/gate.json"),
-        run.export / "benchmark.json",
-        run.left_out,
-    ]
-    of = {str(path.relative_to(run.path)): facts(path)["sha256"] for path in sorted(told)}
-    if stage_done(run, "card", step, of=of) and (run.path / "README.md").exists():
-        return
-    write_card(run)
-    mark_stage(run, "card", step, of=of)

@@ -63,7 +63,8 @@ def write_card(run: RunDir) -> Path:
         limits=_limits(inputs, gates),
         left_out=story.left_out(inputs),
         weights=[name for name in WEIGHTS if gates.get(name, {}).get("passed")],
-        auto=AUTO.get(pipeline_of(inputs.recipe)) if inputs.recipe["model"].get("kind") == "pretrained" else None,
+        auto=_auto(run, inputs.recipe),
+        relative=not re.match(r"[\w+]+://|/|~", str(inputs.recipe["data"].get("root") or "/")),
         recipe=run.recipe.read_text(encoding="utf-8").rstrip(),
         command=shlex.join(["rankzero", *inputs.manifest.get("command", [])[1:]]),
     )  # fmt: skip
@@ -104,6 +105,12 @@ def pipeline_of(recipe: Mapping[str, Any]) -> str:
     """The Hub's word for the task."""
     task = recipe["task"]
     return PIPELINES.get(" ".join(filter(None, (task["kind"], task.get("objective")))), task["kind"])
+
+
+def _auto(run: RunDir, recipe: Mapping[str, Any]) -> str | None:
+    """The class of transformers that opens the weights; None of a model that has parts of ours."""
+    known = read_json(run.model / "config.json") or {}
+    return None if str(known.get("model_type", "rankzero")).startswith("rankzero") else AUTO.get(pipeline_of(recipe))
 
 
 def _labels(inputs: Inputs) -> list[str] | None:

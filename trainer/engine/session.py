@@ -201,6 +201,8 @@ class Session:
         tensors.write(making / "model.safetensors", {**weights, **tensors.constants(self.model)})
         write_json(making / "config.json", self.task.model_config(self.model))
         self.task.tokenizer.save_pretrained(making)
+        for gate in self.run.export.glob("*/gate.json"):  # an artifact of the weights before is none of these
+            shutil.rmtree(gate.parent)
         shutil.rmtree(self.run.model, ignore_errors=True)
         making.rename(self.run.model)
         metric = self.recipe.loop.early_stopping.metric

@@ -59,11 +59,22 @@ def artifact_logits(task: Task, artifact: Artifact, examples: Sequence[Example])
     return [row[: _targets(example)] for row, example in zip(np.stack(found, 1), examples, strict=True)]
 
 
-def _forced(artifact: Generator, texts: Sequence[Sequence[int]], single: int = 0) -> list[Array]:
+def chosen_gap(artifact: Generator, texts: Sequence[Sequence[int]]) -> float:
+    """How far the token that a search takes behind each text, and its log probability, are from the logits' best."""
+    tokens, mask, cache = artifact.start(texts)
+    (logits, log_probs, ids), _ = artifact.step(["logits", "log_probs", "ids"], tokens, mask, cache, last=True)
+    logits = logits[:, -1].astype(np.float64)
+    best = logits.max(-1)
+    sums = np.log(np.exp(logits - best[:, None]).sum(-1)) + best
+    taken = logits[np.arange(len(texts)), ids[:, -1, 0]]
+    return float(max(np.abs(taken - best).max(), np.abs(log_probs[:, -1, 0] - (best - sums)).max()))
+
+
+def _forced(artifact: Generator, texts: Sequence[Sequence[int]], single: int) -> list[Array]:
     """Logits (T, V) along each text: its first half at once, then so many tokens one by one, then the rest at once."""
     tokens, mask, cache = artifact.start(texts)
     width = tokens.shape[1]
-    half = max(1, width // 2) if single else width
+    half = max(1, width // 2)
     found, begin = [], 0
     for end in dict.fromkeys([*range(half, min(half + single + 1, width)), width]):
         (logits,), cache = artifact.step(["logits"], tokens[:, begin:end], mask[:, :end], cache, last=False)
@@ -113,7 +124,7 @@ def artifact_losses(task: Any, artifact: Generator, examples: Sequence[Example],
     cut = [(number, piece) for number, example in enumerate(examples) for piece in task.pieces(example)]
     losses, done = np.zeros(len(examples)), 0
     for batch in artifact.batches([len(piece["labels"]) for _, piece in cut], artifact.settings["one_by_one"]):
-        found = _forced(artifact, [cut[i][1]["input_ids"] for i in batch])
+        found = _forced(artifact, [cut[i][1]["input_ids"] for i in batch], SINGLE)  # through the cache, as an answer is
         for i, logits in zip(batch, found, strict=True):
             number, piece = cut[i]
             largest = logits.max(-1, keepdims=True)

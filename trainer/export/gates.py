@@ -19,6 +19,7 @@ from trainer.export.answers import (
     artifact_logits,
     artifact_losses,
     as_artifact,
+    chosen_gap,
     first_piece,
     torch_logits,
 )
@@ -77,8 +78,9 @@ class Gate:
     # -- what is cheap -------------------------------------------------------------------------------------------------
 
     def steps(self) -> dict[str, Callable[[], Check]]:
+        written = {"chosen": self.chosen} if self.task.artifact == "generation" else {}
         return {"loads": self.loads, "dynamic": self.dynamic, "inputs": self.inputs, "logits": self.logits,
-                "fresh_process": self.fresh_process}  # fmt: skip
+                **written, "fresh_process": self.fresh_process}  # fmt: skip
 
     def loads(self) -> Check:
         self.artifact: Artifact = load(self.folder)
@@ -109,10 +111,9 @@ class Gate:
                 "odd_lines_differ": len(odd), "odd_lines": len(self._odd())}  # fmt: skip
 
     def _odd(self) -> list[str]:
-        """Odd lines, as pairs where the task has them; without those that have no token for the model to read."""
+        """Odd lines, as pairs where the task has them."""
         pair = self.artifact.settings["pair"]
-        lines = [f"{a}\t{b}" for a, b in zip(ODD, reversed(ODD), strict=True)] if pair else list(ODD)
-        return [line for line in lines if self.artifact.encode(self.artifact.sides(line))[0]]
+        return [f"{a}\t{b}" for a, b in zip(ODD, reversed(ODD), strict=True)] if pair else list(ODD)
 
     def _reads_alike(self, line: str) -> bool:
         return tuple(self.artifact.encode(self.artifact.sides(line))) == as_artifact(
@@ -145,6 +146,12 @@ class Gate:
             "lengths": [min(lengths), max(lengths)],
         }
 
+    def chosen(self) -> Check:
+        """What a language model's search takes is what the logits, which are judged, say."""
+        texts = [self.rows.prompts[row.id] for row in self.answered if row.id in self.rows.prompts]
+        largest = max(chosen_gap(self.artifact, [text]) for text in texts)  # type: ignore[arg-type]
+        return {"passed": largest <= CONFIDENCE, "largest_difference": largest, "limit": CONFIDENCE}
+
     def _logits(self, examples: Sequence[Any]) -> list[Any]:
         return artifact_logits(self.task, self.artifact, examples)
 
@@ -168,12 +175,12 @@ class Gate:
     def whole_split(self) -> dict[str, Check]:
         try:
             found = self._answers()
+            case = Case(self.answered, found, self.exact, self.limits, self.task.recipe.evaluation.bootstrap)
+            checks = JUDGES[self.task.artifact](case)
         except Preempted:
             raise
         except Exception as error:  # whatever onnxruntime meets in a graph
             return {"whole_split": {"passed": False, "error": _reason(error)}}
-        case = Case(self.answered, found, self.exact, self.limits, self.task.recipe.evaluation.bootstrap)
-        checks = JUDGES[self.task.artifact](case)
         self.worst = case.worst
         return checks
 

@@ -24,5 +24,10 @@ def problems(folder: Path) -> list[str]:
         return [f"{folder / 'gate.json'} is missing"]
     if not verdict["passed"]:
         return [f"{folder}: failed its gate: {', '.join(verdict['failed'])}"]
-    wrong = [name for name, known in verdict["files"].items() if facts(folder / name) != known]
-    return [f"{folder / name} is missing or not what was proven" for name in wrong]
+    files = verdict["files"]
+    wrong = [name for name, known in files.items() if facts(folder / name) != known]
+    more = {path.name for path in folder.glob("[!._]*")} - {*files, "gate.json"}  # run.py takes every graph
+    return [
+        *(f"{folder / name} is missing or not what was proven" for name in wrong),
+        *(f"{folder / name} is not part of what was proven" for name in sorted(more)),
+    ]

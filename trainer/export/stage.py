@@ -11,9 +11,7 @@ A stage killed at any point is completed by running it again. Rank zero alone ru
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import shutil
@@ -21,19 +19,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainer.cores import bf16_arithmetic
-from trainer.engine import checkpoint
 from trainer.engine.finished import Finished
-from trainer.errors import CheckpointError, GateError, UsageError
+from trainer.errors import CheckpointError, GateError, RankzeroError
 from trainer.export.families import why_not
 from trainer.export.gates import Gate
 from trainer.export.judges import JUDGES
 from trainer.export.onnx import write_artifact
-from trainer.export.program import PROGRAMS, digest
+from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, sources, weights
 from trainer.export.published import facts, problems
 from trainer.export.quantize import TUNING_ROWS, quantized
 from trainer.export.rows import Row, Rows, Say
@@ -44,7 +40,6 @@ from trainer.tasks.base import Record, Task
 
 log = logging.getLogger("rankzero")
 
-FORMAT = 1
 SAY_EVERY = 10.0  # seconds
 REMEDY = "export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
@@ -69,6 +64,7 @@ def export_run(
         UsageError, CheckpointError: no run directory, or no model in it.
     """
     task = Finished.task_of(run, recipe_type, overrides)
+    remove_stale(run)
     wanted = _wanted(run, task)
     if not wanted:
         return []
@@ -78,21 +74,23 @@ def export_run(
     failed: dict[str, str] = {}
     for name in wanted:
         if name == "int8" and "onnx" in failed:  # of which it would be made
+            shutil.rmtree(run.export / name, ignore_errors=True)
             continue
         try:
             folders.append(stage.publish(name))
         except GateError as error:
             failed[name] = str(error)
-    stage.answers_file.unlink(missing_ok=True)
-    if failed:
+    remove_stale_benchmark(run)
+    if failed:  # another try, perhaps with another limit, needs the answers again
         raise GateError("\n".join([*failed.values(), REMEDY]))
+    stage.answers_file.unlink(missing_ok=True)
     return folders
 
 
 def _wanted(run: RunDir, task: Task) -> list[str]:
     """The artifacts to make; says what the recipe asks for and cannot be had, and writes it down for the pages."""
     export = task.recipe.export
-    reason = why_not(task, run) if export.graphs and _weights(run) else None
+    reason = why_not(task, run) if export.graphs and weights(run) else None
     wanted = export.wanted(graphs=reason is None) if task.artifact in JUDGES else []
     if "bf16" in wanted and export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
         wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
@@ -109,33 +107,13 @@ def _wanted(run: RunDir, task: Task) -> list[str]:
     return wanted
 
 
-def problems_of(run: RunDir) -> list[str]:
-    """The same of all artifacts, of the weights that they were proven against, and of the checkpoints.
-
-    Raises:
-        UsageError: there are no artifacts.
-    """
-    folders = [path for path in sorted(run.export.glob("[!.]*")) if path.is_dir()]
-    if not folders:
-        raise UsageError(f"{run.path} has no artifacts; make them with `rankzero export {run.path}`")
-    found = [problem for folder in folders for problem in problems(folder)]
-    weights = _weights(run)
-    for folder in folders:
-        if (read_json(folder / "gate.json") or {}).get("inputs", {}).get("model") != weights:
-            found.append(f"{run.model} does not hold the weights that {folder} was made of: `rankzero export` again")
-    for step in checkpoint.steps(run.checkpoints):
-        if why := checkpoint.fault(checkpoint.path_of(run.checkpoints, step)):
-            found.append(why)
-    return found
-
-
 class _Stage:
     """The artifacts of one run; what they share is made once, when it is first needed."""
 
     def __init__(self, run: RunDir, task: Task, opened: Callable[[], Finished], say: Say) -> None:
         self.run, self.task, self._opened, self.say = run, task, opened, say
         self.answers_file = run.export / ".answers.json"
-        self.inputs = _inputs(run, task)
+        self._inputs = partial(inputs, task, sources(run, task))
 
     @cached_property
     def rows(self) -> Rows:
@@ -145,18 +123,18 @@ class _Stage:
     @cached_property
     def answered(self) -> list[Row]:
         """Every row with what the weights say of it, from an earlier start where there was one."""
-        kept = read_json(self.answers_file)
-        if kept is None or kept["inputs"] != self.inputs:
-            kept = {"inputs": self.inputs, "answers": self.rows.answers(self.say)}
+        kept, of = read_json(self.answers_file), self._inputs("answers")
+        if kept is None or kept["inputs"] != of:
+            kept = {"inputs": of, "answers": self.rows.answers(self.say)}
             write_json(self.answers_file, kept)
         return self.rows.all(kept["answers"])
 
     def publish(self, name: str) -> Path:
-        """Makes the artifact, unless there is one of the same inputs that passed and is whole."""
+        """Makes the artifact, unless there is one of the same inputs that is whole, or has been refused."""
         place, making, old = (self.run.export / part for part in (name, f".{name}.making", f".{name}.old"))
         shutil.rmtree(old, ignore_errors=True)
-        if not (self._same(place) and not problems(place)):
-            if not self._same(making) or problems(making):
+        if not self._done(name, place):
+            if not self._done(name, making):
                 shutil.rmtree(making, ignore_errors=True)
                 making.mkdir()
                 self._make(name, making)
@@ -166,19 +144,32 @@ class _Stage:
             raise GateError(_explain(place, verdict))
         return place
 
-    def _same(self, folder: Path) -> bool:
-        return bool((read_json(folder / "gate.json") or {}).get("inputs") == self.inputs)
+    def _done(self, name: str, folder: Path) -> bool:
+        verdict = read_json(folder / "gate.json")
+        if verdict is None or verdict["inputs"] != self._inputs(name):
+            return False
+        if verdict["passed"]:
+            return not problems(folder)
+        # numbers would be the same again, what a library met need not be
+        return not any("error" in facts for facts in (verdict, *verdict["checks"].values()))
 
     def _make(self, name: str, folder: Path) -> None:
         """The artifact and, last, its verdict."""
         started = time.time()
         make = {"onnx": self._onnx, "int8": self._int8}.get(name) or partial(self._of_weights, name)
-        verdict = make(folder)
+        try:
+            verdict = make(folder)
+        except (RankzeroError, OSError) as error:  # of the run or the machine
+            if not isinstance(error, GateError):
+                raise
+            verdict = _failed(name, str(error))
+        except Exception as error:  # whatever the libraries meet in a model
+            verdict = _failed(name, f"{type(error).__name__}: {str(error).strip()}"[:500])
         files = {path.name: facts(path) for path in sorted(folder.iterdir())}
         if not verdict["passed"]:
             for file in files:
                 (folder / file).unlink()
-        about = {"inputs": self.inputs, "versions": {p: importlib.metadata.version(p) for p in PACKAGES}}
+        about = {"inputs": self._inputs(name), "versions": {p: importlib.metadata.version(p) for p in PACKAGES}}
         seconds = round(time.time() - started, 1)
         write_json(folder / "gate.json", {"format": FORMAT, **verdict, "seconds": seconds, "files": files, **about})
 
@@ -192,10 +183,7 @@ class _Stage:
 
     def _onnx(self, folder: Path) -> Record:
         self.say("onnx: exporting")
-        try:
-            write_artifact(self.task, self.rows.model, folder)
-        except GateError as error:
-            return {"artifact": "onnx", "passed": False, "failed": ["export"], "error": str(error), "checks": {}}
+        write_artifact(self.task, self.rows.model, folder)
         return self._gate("onnx", folder)
 
     def _int8(self, folder: Path) -> Record:
@@ -219,26 +207,8 @@ class _Stage:
         return verdict | {"size_ratio": before / after}
 
 
-def _inputs(run: RunDir, task: Task) -> dict[str, Any]:
-    """Everything that an artifact and its verdict follow from."""
-    recipe = task.recipe.model_dump(mode="json")
-    data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
-    rows = {split: about["fingerprint"] for split, about in (read_json(run.manifest) or {}).get("data", {}).items()}
-    relevant = [recipe["task"], recipe["model"], data, rows, recipe["evaluation"], recipe["export"]["gates"]]
-    weights = _weights(run)
-    if not weights:
-        raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
-    return {
-        "format": FORMAT,
-        "model": weights,
-        "tokenizer": facts(run.tokenizer / "tokenizer.json")["sha256"],
-        "recipe": hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest(),
-        "program": digest(task.artifact, task.recipe.data.cleaning) if task.artifact in PROGRAMS else None,
-    }
-
-
-def _weights(run: RunDir) -> dict[str, Any]:
-    return {path.name: facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}
+def _failed(name: str, error: str) -> Record:
+    return {"artifact": name, "passed": False, "failed": ["export"], "error": error, "checks": {}}
 
 
 def _move(making: Path, place: Path, old: Path) -> None:

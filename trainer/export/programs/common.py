@@ -27,7 +27,8 @@ class Artifact:
         self.settings = settings
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # 0: one per core
+        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested teams the outer one's
+        options.intra_op_num_threads = int(threads) if threads.isdigit() else 0  # 0: one per core
         self.sessions = {
             path.stem: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             for path in sorted(folder.glob("*.onnx"))
@@ -74,15 +75,22 @@ class Artifact:
         return self.tokenizer.encode(self.settings["prefix"] + text, add_special_tokens=False).ids
 
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Array:
-        """int64, all rows of the width of the longest; on the left for models that look at the last token."""
-        width, left = max(map(len, sequences)), self.settings.get("left", False)
+        """int64, all rows of the width of the longest, 1 at least; on the left where the last token is looked at."""
+        width, left = max(1, *map(len, sequences)), self.settings.get("left", False)
         rows = [(list(ids), [value] * (width - len(ids))) for ids in sequences]
         return np.array([fill + ids if left else ids + fill for ids, fill in rows], dtype=np.int64)
 
 
 def main(artifact: Artifact) -> None:
     """A line ends at a line feed only: texts may contain U+0085 and others that Python takes for line ends."""
-    lines = (line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8") for line in sys.stdin.buffer)
-    for record in artifact(lines, batch="--batch" in sys.argv):
+
+    def lines() -> Iterator[str]:
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            try:
+                yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+            except UnicodeDecodeError as error:
+                sys.exit(f"line {number} is not UTF-8, at byte {error.start}")
+
+    for record in artifact(lines(), batch="--batch" in sys.argv):
         sys.stdout.buffer.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
         sys.stdout.buffer.flush()
