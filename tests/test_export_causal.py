@@ -20,6 +20,7 @@ from test_causal import GPT2, LENGTH, document, recipe
 from trainer.analysis.report import write_report
 from trainer.engine.corpus import Corpus
 from trainer.engine.finished import Finished
+from trainer.export import answers
 from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
 from trainer.export.fresh import in_fresh_process
 from trainer.export.onnx import settings
@@ -126,6 +127,16 @@ def test_beams_and_sampling_are_for_torch(gpt2: Exported, tmp_path: Path) -> Non
     task = Finished.task_of(gpt2.run, Recipe, ["evaluation.generation.temperature=0.7"])
     assert settings(task, gpt2.finished.model)["search"] == "greedy"
     assert settings(task, gpt2.finished.model) == settings(gpt2.finished.task, gpt2.finished.model)
+
+
+def test_losses_do_not_depend_on_how_many_logits_are_held(gpt2: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a vocabulary of 50,000 a batch of long pieces would hold gigabytes of them."""
+    task, examples, told = gpt2.finished.task, [row.example for row in gpt2.rows()[1]], list[int]()
+    whole = artifact_losses(task, gpt2.artifact, examples, told.append)
+    monkeypatch.setattr(answers, "NUMBERS", 1)
+    one_by_one = list[int]()
+    np.testing.assert_allclose(artifact_losses(task, gpt2.artifact, examples, one_by_one.append), whole, rtol=1e-5)
+    assert len(one_by_one) == one_by_one[-1] == told[-1] > len(told)
 
 
 # -- int8 --------------------------------------------------------------------------------------------------------------

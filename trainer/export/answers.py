@@ -6,8 +6,8 @@ language model is cut into pieces as its evaluation does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from trainer.sections import GenerationConfig
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 SINGLE = 4  # tokens of a text that are given to a generator one by one, as a search does
 TOGETHER = 16  # texts that are gone on with at once
+NUMBERS = 2**27  # logits that are held at once
 
 
 # -- logits ------------------------------------------------------------------------------------------------------------
@@ -97,6 +99,21 @@ def first_piece(task: Any, example: Example) -> Example:
     return next(task.pieces(example)) if task.artifact == "generation" else example
 
 
+def numbers(task: Task, example: Example) -> int:
+    """How many logits a row has: with the vocabulary of a pretrained language model there are many."""
+    if task.artifact not in ("generation", "text_to_text"):
+        return 1
+    return len(task.tokenizer) * task.length(first_piece(task, example))
+
+
+def fitting(rows: Sequence[T], count: Callable[[T], int]) -> int:
+    """How many of the first of these rows, 1 at least, have no more than NUMBERS logits, all as wide as the widest."""
+    found = len(rows)
+    while found > 1 and found * max(map(count, rows[:found])) > NUMBERS:
+        found -= 1
+    return found
+
+
 def _targets(example: Example) -> int:
     return len(example["labels"]) if "labels" in example else len(example.get("trg", ())) + 1
 
@@ -123,7 +140,7 @@ def artifact_losses(task: Any, artifact: Generator, examples: Sequence[Example],
     """The loss of each document, as its evaluation sums it; `tell` is given how many pieces are done."""
     cut = [(number, piece) for number, example in enumerate(examples) for piece in task.pieces(example)]
     losses, done = np.zeros(len(examples)), 0
-    for batch in artifact.batches([len(piece["labels"]) for _, piece in cut], artifact.settings["one_by_one"]):
+    for batch in _parts(artifact, task, [piece for _, piece in cut]):
         found = _forced(artifact, [cut[i][1]["input_ids"] for i in batch], SINGLE)  # through the cache, as an answer is
         for i, logits in zip(batch, found, strict=True):
             number, piece = cut[i]
@@ -132,6 +149,15 @@ def artifact_losses(task: Any, artifact: Generator, examples: Sequence[Example],
             losses[number] += float((sums - logits[np.arange(len(logits)), piece["labels"]]).astype(np.float64).sum())
         tell(done := done + len(batch))
     return losses
+
+
+def _parts(artifact: Generator, task: Any, pieces: Sequence[Example]) -> Iterator[list[int]]:
+    """Batches of pieces, by their places, as run.py makes them; smaller ones where there are too many logits."""
+    for batch in artifact.batches([len(piece["labels"]) for piece in pieces], artifact.settings["one_by_one"]):
+        while batch:
+            size = fitting(batch, lambda i: len(task.tokenizer) * len(pieces[i]["labels"]))
+            yield batch[:size]
+            batch = batch[size:]
 
 
 def greedy(task: Task) -> GenerationConfig:

@@ -21,6 +21,8 @@ from trainer.export.answers import (
     as_artifact,
     chosen_gap,
     first_piece,
+    fitting,
+    numbers,
     torch_logits,
 )
 from trainer.export.fresh import in_fresh_process
@@ -34,7 +36,6 @@ from trainer.tasks.base import Record
 
 BATCHES = (1, 2, 5, 8, 16)  # rows that are run together, in turn
 CONFIDENCE = 1e-3  # a probability from another process, or from the weights where they are not asked for logits
-NUMBERS = 2**27  # logits of a batch that are held at once
 
 
 class Gate:
@@ -124,7 +125,7 @@ class Gate:
         """Rows of all lengths in batches of several sizes; and each of them alone."""
         chosen: list[Row] = spread(self.answered, lambda row: self.task.length(row.example), self.limits.rows)
         differences, neighbours = [], []
-        batches = list(_batches(chosen, self._numbers))
+        batches = list(_batches(chosen, lambda row: numbers(self.task, row.example)))
         for batch in batches:
             examples = [row.example for row in batch]
             found, ours = self._logits(examples), torch_logits(self.task, self.rows.model, examples)
@@ -154,12 +155,6 @@ class Gate:
 
     def _logits(self, examples: Sequence[Any]) -> list[Any]:
         return artifact_logits(self.task, self.artifact, examples)
-
-    def _numbers(self, row: Row) -> int:
-        """Logits of a row: of a model with a pretrained one's vocabulary there are many."""
-        if self.task.artifact not in ("generation", "text_to_text"):
-            return 0
-        return len(self.task.tokenizer) * self.task.length(first_piece(self.task, row.example))
 
     def fresh_process(self) -> Check:
         """run.py where nothing but onnxruntime, tokenizers and numpy can be imported, on odd lines and real ones."""
@@ -213,13 +208,12 @@ class Gate:
         return found
 
 
-def _batches(rows: Sequence[Row], numbers: Callable[[Row], int]) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[Row], count: Callable[[Row], int]) -> Iterator[list[Row]]:
     """Of the sizes in BATCHES in turn; smaller ones where they would hold too many logits."""
     start = turn = 0
     while start < len(rows):
         batch = list(rows[start : start + BATCHES[turn % len(BATCHES)]])
-        while len(batch) > 1 and len(batch) * max(map(numbers, batch)) > NUMBERS:
-            batch.pop()
+        batch = batch[: fitting(batch, count)]
         yield batch
         start, turn = start + len(batch), turn + 1
 

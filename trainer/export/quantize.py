@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from trainer.export.answers import artifact_logits
+from trainer.export.answers import artifact_logits, fitting, numbers
 from trainer.export.exporter import data_file, is_large
 from trainer.export.program import NAME, load
 from trainer.export.rows import Say
@@ -84,7 +84,7 @@ def quantized(
 
 def sensitivity(task: Task, source: Path, examples: Sequence[Example], say: Say) -> list[str]:
     """All matrices, "graph:node", the one first whose quantization alone changes the logits most (mean absolute)."""
-    fp32 = load(source)
+    fp32, examples = load(source), examples[: fitting(examples, lambda example: numbers(task, example))]
     before = artifact_logits(task, fp32, examples)
     damage: dict[str, float] = {}
     names = matrices(source)
