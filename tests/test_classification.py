@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
-from trainer.evaluation.classification import calibration_error, from_confusion, score_classification
+from trainer.evaluation.classification import calibration_error, from_confusion, interval_of, score_classification
 from trainer.loading import Recipe, load_recipe
 from trainer.models.classifiers import depths, pool
 from trainer.optim.schedules import lr_multiplier
@@ -251,6 +252,27 @@ def test_a_class_that_never_occurs_scores_zero_and_no_area() -> None:
     assert "roc_auc" not in score_classification([record], ["x", "y"], resamples=3)
     with pytest.raises(DataError, match="target is 'z'; known: x, y"):
         score_classification([{**record, "target": "z"}], ["x", "y"])
+
+
+def test_resamples_that_lack_a_class_are_left_out_of_an_interval() -> None:
+    def records(right: int, wrong: int) -> list[dict[str, Any]]:
+        rows = [("x", 0.9 - 0.001 * i) for i in range(right)] + [("y", 0.895 - 0.2 * i) for i in range(wrong)]
+        return [
+            {"id": f"a:{i}", "target": name, "prediction": "x", "loss": 0.1, "probabilities": {"x": p, "y": 1 - p}}
+            for i, (name, p) in enumerate(rows)
+        ]
+
+    found: Any = score_classification(records(38, 2), ["x", "y"], resamples=200)  # every eighth resample lacks y
+    for name in ("roc_auc", "average_precision"):
+        low, high = found[f"{name}_ci95"]
+        assert low <= found[name] <= high
+    assert interval_of(lambda weights: math.nan if weights[0] else 1.0, 5, 100, 1) is None, "two of three are NaN"
+    three = dict.fromkeys("xyz", 1 / 3)
+    rows = [
+        {"id": f"a:{i}", "target": c, "prediction": c, "loss": 1.0, "probabilities": three} for i, c in enumerate("xyz")
+    ]
+    rare = score_classification(rows, list("xyz"), resamples=100)  # 6 of 27 resamples have all classes
+    assert "roc_auc" in rare and "roc_auc_ci95" not in rare and "average_precision_ci95" not in rare
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import subprocess
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from trainer import rundir
 from trainer.errors import CheckpointError, UsageError
-from trainer.rundir import RunDir, Status, read_json, write_atomically, write_json
+from trainer.rundir import RunDir, Status, read_json, without_nan, write_atomically, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -35,6 +36,12 @@ def test_json_comes_back_and_is_readable(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8").endswith("\n")
     assert read_json(tmp_path / "missing.json") is None
     assert names(tmp_path) == ["x.json"]
+
+
+def test_nan_and_inf_are_null_at_any_depth() -> None:
+    assert without_nan({"a": math.nan, "b": [1, (-math.inf, 2.5)], "c": {"d": "NaN"}}) == {
+        "a": None, "b": [1, [None, 2.5]], "c": {"d": "NaN"}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "{", "nonsense"])

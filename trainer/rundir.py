@@ -124,7 +124,7 @@ class RunDir:
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
         try:
             with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(_without_nan(line), ensure_ascii=False) + "\n")
+                file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
         except OSError as error:
             raise CheckpointError(
                 f"{path} cannot be written: {error.strerror or error}; free space or fix rights"
@@ -183,11 +183,13 @@ class RunDir:
                     self.lock_file.unlink()
 
 
-def _without_nan(line: Mapping[str, Any]) -> dict[str, Any]:
-    """NaN and Inf are no JSON: null stands for them."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
-    }
+def without_nan(value: Any) -> Any:
+    """The same with None for NaN and Inf, which are no JSON, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse(text: str) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from trainer.errors import CheckpointError
 from trainer.evaluation.predictions import write_predictions
 from trainer.models.pretrained import use_attention
 from trainer.recipe import Recipe
-from trainer.rundir import RunDir, write_json
+from trainer.rundir import RunDir, without_nan, write_json
 from trainer.tasks.base import Record, Task, make_task
 
 PREDICT_WINDOW = 512  # lines that are sorted by length together
@@ -39,7 +39,7 @@ def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: S
     folder = run.evaluation(split)
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.jsonl", records)
-    write_json(folder / "metrics.json", scores)
+    write_json(folder / "metrics.json", without_nan(scores))
 
 
 def best_device() -> torch.device:

@@ -22,12 +22,15 @@ BINS = 15  # of equal width, for the calibration error
 Array = np.ndarray[Any, Any]
 
 
-def interval_of(score: Callable[[Array], float], rows: int, resamples: int, seed: int) -> list[float]:
-    """95% percentile interval of a score that is a function of how often each row is drawn, weights (rows,)."""
+def interval_of(score: Callable[[Array], float], rows: int, resamples: int, seed: int) -> list[float] | None:
+    """95% percentile interval of a score that is a function of how often each row is drawn, weights (rows,).
+
+    Resamples in which the score is NaN are left out; None where fewer than half are left, of too few rows.
+    """
     draw = np.random.default_rng(seed)
-    return percentiles(
-        score(np.bincount(draw.integers(0, rows, rows), minlength=rows).astype(np.float64)) for _ in range(resamples)
-    )
+    drawn = (np.bincount(draw.integers(0, rows, rows), minlength=rows) for _ in range(resamples))
+    found = [value for weights in drawn if math.isfinite(value := score(weights.astype(np.float64)))]
+    return percentiles(found) if 2 * len(found) >= resamples else None
 
 
 class ClassScores(LocalMetric):
@@ -84,7 +87,8 @@ class ProbabilityScores(LocalMetric):
     """From probabilities: area under the ROC curve, average precision (both: mean over the classes, one against the
     rest, for more than two), and the expected calibration error (Guo et al. 2017) over 15 bins of equal width.
 
-    `compute(predictions=[[p, …], …], references=[…])`; areas are left out where a class does not occur.
+    `compute(predictions=[[p, …], …], references=[…])`; areas are left out where a class does not occur, and their
+    intervals where a class is so rare that most resamples lack it.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -106,7 +110,8 @@ class ProbabilityScores(LocalMetric):
         scores: dict[str, Score] = {name: measure(None) for name, measure in measures.items()}
         if resamples:
             for name, measure in measures.items():
-                scores[f"{name}_ci95"] = interval_of(measure, len(true), resamples, seed)
+                if interval := interval_of(measure, len(true), resamples, seed):
+                    scores[f"{name}_ci95"] = interval
         return scores
 
 
@@ -146,7 +151,8 @@ def score_classification(
 
     Returns:
         accuracy, f1, precision, recall, mcc, roc_auc, average_precision, ece (as shares of 1), loss (mean
-        cross-entropy of a row, nats), an interval [low, high] as `*_ci95` beside each, rows.
+        cross-entropy of a row, nats), an interval [low, high] as `*_ci95` beside each, rows. The two areas are left out
+        where a class does not occur, their intervals where a class is so rare that most resamples lack it.
 
     Raises:
         DataError: no records, an id missing or twice, or a class that is not among `names`; names id and key.

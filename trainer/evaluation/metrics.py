@@ -55,7 +55,7 @@ def bootstrap_interval(
 
 
 def percentiles(scores: Iterable[float]) -> list[float]:
-    """[low, high] of the scores of resamples: those with a 40th of all below and above."""
+    """[low, high] of the scores of resamples, all finite: those with a 40th of all below and above."""
     found = sorted(scores)
     cut = len(found) // 40
     return [found[cut], found[-1 - cut]]
