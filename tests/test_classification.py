@@ -142,6 +142,20 @@ def test_what_does_not_fit_is_refused_with_both_numbers(bert: Path, tmp_path: Pa
             make_task(recipe(tmp_path, wrong), big).build_model()
 
 
+def test_a_pretrained_head_of_other_classes_is_refused_and_its_trunk_taken(bert: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "three"
+    AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
+    AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3).save_pretrained(folder)
+    model = {"kind": "pretrained", "name": str(folder)}
+    words = r"model.name='.*' tells 3 classes apart, and task.labels names 2: set model.pooling to cls, mean or max"
+    with pytest.raises(UsageError, match=words):
+        task_of(recipe(tmp_path, model)).build_model()
+    assert task_of(recipe(tmp_path, model | {"pooling": "cls"})).build_model().head.out_features == 2
+    other = model | {"pooling": "cls", "config": {"intermediate_size": 48}}
+    with pytest.raises(UsageError, match=r"intermediate.dense.bias is \[64\], and \[48\] in this recipe's model"):
+        task_of(recipe(tmp_path, other)).build_model()
+
+
 def test_parameters_that_the_loss_does_not_use_are_left_out(tmp_path: Path) -> None:
     task = task_of(recipe(tmp_path))
     model = task.build_model()

@@ -58,13 +58,14 @@ def load_model(
         config: changes to the model's configuration, such as `num_labels`.
 
     Raises:
-        UsageError: no such model, it cannot be reached, this class does not know its architecture, or tokenizer or
-            lengths do not fit it.
+        UsageError: no such model, it cannot be reached, this class does not know its architecture, or weights,
+            tokenizer or lengths do not fit it.
     """
     from transformers import AutoConfig, GenerationConfig
 
     settings: Any = recipe.model
     library: Any = auto
+    mismatched: Any = ()
     _silence()
     try:
         if trained is not None:
@@ -73,13 +74,17 @@ def load_model(
             model = library.from_config(_as_asked(facts, settings, causal))
         else:
             facts = _as_asked(configuration(recipe, tokenizer, **config), settings, causal)
-            model = library.from_config(facts) if settings.random else _with_weights(auto, settings.name, config=facts)
+            if settings.random:
+                model = library.from_config(facts)
+            else:
+                model, mismatched = _with_weights(auto, settings.name, facts)
     except (OSError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         if "Unrecognized configuration class" in reason:
             reason = f"the library has no {auto.__name__} of this architecture; choose another one, or another task"
         key, hint = ("name", f". Give {FORMS}") if settings.weights else ("architecture", "")
         raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
+    _check_sizes(model, settings.title, mismatched)
     check_fits(model, settings.title, len(tokenizer), recipe)
     if getattr(model, "generation_config", None) is not None:
         # What a model brings of its own (least lengths, forced tokens, forbidden repetitions) would be obeyed in the
@@ -111,9 +116,30 @@ def configuration(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, **changes:
     return facts
 
 
-def _with_weights(auto: Any, name: str, **more: Any) -> nn.Module:
+def _with_weights(auto: Any, name: str, config: Any = None) -> tuple[nn.Module, Any]:
+    """The model of a name, fp32, and its weights of other sizes than `config` gives it: (key, size there, size here)."""
     place, revision = locate(name)
-    return auto.from_pretrained(place, revision=revision, trust_remote_code=False, dtype=torch.float32, **more)
+    model, found = auto.from_pretrained(
+        place, revision=revision, config=config, trust_remote_code=False, dtype=torch.float32,
+        ignore_mismatched_sizes=True, output_loading_info=True,
+    )  # fmt: skip
+    return model, sorted(found["mismatched_keys"])
+
+
+def _check_sizes(model: Any, name: str, mismatched: Any) -> None:
+    """Refuses weights of other sizes: the library's own error tells neither key nor sizes."""
+    for key, there, here in mismatched:
+        in_head = model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
+        if in_head and here[0] == model.config.num_labels:
+            raise UsageError(
+                f"model.name={name!r} tells {there[0]} classes apart, and task.labels names {here[0]}: set "
+                "model.pooling to cls, mean or max, which take its trunk and a new head, or give task.labels of "
+                f"{there[0]} classes"
+            )
+        raise UsageError(
+            f"model.name={name!r}: its {key} is {list(there)}, and {list(here)} in this recipe's model: leave sizes "
+            "out of model.config, so that they are those of the weights"
+        )
 
 
 def _silence() -> None:
@@ -236,7 +262,7 @@ def load_bare(name: str) -> nn.Module:
 
     _silence()
     try:
-        model: Any = _with_weights(AutoModel, name)
+        model: Any = _with_weights(AutoModel, name)[0]
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"model {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
