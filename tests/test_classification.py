@@ -16,7 +16,7 @@ import torch
 import yaml
 from review_world import NAMES, OTHER, metrics, recipe, task_of, train, written
 from safetensors.numpy import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.step import Objective, freeze_unused
@@ -113,6 +113,25 @@ def test_a_row_does_not_depend_on_its_neighbours(bert: Path, tmp_path: Path, poo
     with torch.no_grad():
         alone, together = task.logits(model, task.collate([short])), task.logits(model, task.collate([short, long]))
     torch.testing.assert_close(alone[0], together[0], atol=1e-6, rtol=1e-5)
+
+
+def test_gpt2_classifies_the_last_token_of_each_row(tmp_path: Path) -> None:
+    """Neither its configuration nor its tokenizer knows a padding token."""
+    tokenizer = train_tokenizer([" ".join(OTHER)], TokenizerTraining(kind="byte_bpe", vocab_size=300), 40)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=40)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    task = task_of(recipe(tmp_path, {"kind": "pretrained", "name": str(tmp_path)}))
+    assert task.tokenizer.pad_token_id is None
+    model = task.build_model().eval()
+    rows = task.encode([{"text": "a film"}, {"text": " ".join(OTHER)}])
+    with torch.no_grad():
+        alone, together = (
+            [task.logits(model, task.collate([row])) for row in rows],
+            task.logits(model, task.collate(rows)),
+        )
+    torch.testing.assert_close(torch.cat(alone), together, atol=1e-6, rtol=1e-5)
 
 
 def test_our_attention_gives_what_the_librarys_gives(bert: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from trainer.errors import UsageError
 from trainer.models.attention import MASKED
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
-from trainer.models.families import hidden_width, padding_of
+from trainer.models.families import hidden_width, padding_id, padding_of
 from trainer.tensors import TensorFile, constants, exists
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ def _pretrained(
     settings: Any = recipe.model
     if settings.pooling == "auto":
         auto, labels = AutoModelForSequenceClassification, label_maps(names)
-        return load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
+        model: Any = load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
+        if model.config.pad_token_id is None:  # GPT-2's head looks for the last token that is none
+            model.config.pad_token_id = padding_id(tokenizer)
+        return model
     trunk = load_model(AutoModel, recipe, tokenizer, trained, "trunk")
     if getattr(trunk, "pooler", None) is not None:
         trunk.pooler = None  # type: ignore[assignment]  # BERT's would be parameters without a gradient

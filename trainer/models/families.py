@@ -107,6 +107,12 @@ def settle(config: Any, longest: int, given: dict[str, Any], own_positions: bool
         config.num_buckets = _buckets(width, config.lsh_attn_chunk_length)
 
 
+def padding_id(tokenizer: Any) -> int:
+    """What rows are padded with; GPT-2's tokenizer has no token for it, then the end of text is."""
+    own = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if own is None else own)
+
+
 def hidden_width(config: Any) -> int:
     """Features of a last hidden state: Reformer's reversible layers give two of them side by side."""
     return int(config.hidden_size) * (2 if config.model_type == "reformer" else 1)

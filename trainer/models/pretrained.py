@@ -117,7 +117,7 @@ def configuration(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, **changes:
 
 
 def _with_weights(auto: Any, name: str, config: Any = None) -> tuple[nn.Module, Any]:
-    """The model of a name, fp32, and its weights of other sizes than `config` gives it: (key, size there, size here)."""
+    """The model of a name, fp32, and weights of other sizes than `config` has: (key, size there, size here)."""
     place, revision = locate(name)
     model, found = auto.from_pretrained(
         place, revision=revision, config=config, trust_remote_code=False, dtype=torch.float32,

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.errors import UsageError
-from trainer.models.families import Padding, padding_of
+from trainer.models.families import Padding, padding_id, padding_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,9 +146,8 @@ class Task(ABC):
 
     @property
     def pad_id(self) -> int:
-        """What rows are padded with; GPT-2's tokenizer has no token for it, then the end of text is."""
-        own = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if own is None else own)
+        """What rows are padded with."""
+        return padding_id(self.tokenizer)
 
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
         """(B, W) int64, W the width for the longest of them, a multiple of `data.pad_multiple`."""
