@@ -16,14 +16,14 @@ import torch
 import yaml
 from review_world import NAMES, OTHER, metrics, recipe, task_of, train, written
 from safetensors.numpy import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.classification import calibration_error, from_confusion, interval_of, score_classification
 from trainer.loading import Recipe, load_recipe
-from trainer.models.classifiers import depths, pool
+from trainer.models.classifiers import depths, freeze_embeddings, pool, trunk_prefix
 from trainer.optim.schedules import lr_multiplier
 from trainer.sections import OptimConfig, TokenizerTraining
 from trainer.tasks.base import make_task, task_classes
@@ -211,6 +211,30 @@ def test_depths_count_from_the_head_down(bert: Path, tmp_path: Path) -> None:
     assert theirs["bert.encoder.layer.1.output.dense.weight"] == theirs["bert.pooler.dense.weight"] == 1
     assert theirs["bert.encoder.layer.0.output.dense.weight"] == 2
     assert theirs["bert.embeddings.LayerNorm.weight"] == theirs["bert.embeddings.word_embeddings.weight"] == 3
+
+
+FAMILIES: dict[str, Any] = {
+    "gpt2": ({"n_layer": 3}, {"wte", "wpe"}, "h"),
+    "bart": ({"encoder_layers": 3, "decoder_layers": 2}, {"shared", "encoder.embed_positions"}, "encoder.layers"),
+    "t5": ({"num_layers": 2}, {"shared"}, "encoder.block"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_are_found_whatever_their_names(family: str) -> None:
+    sizes, tables, layers = FAMILIES[family]
+    sizes = {**sizes, "d_model": 16, "n_embd": 16, "n_head": 2, "num_heads": 2, "vocab_size": 60, "n_positions": 40}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **sizes))
+    found, prefix = depths(model), trunk_prefix(model)
+    assert found is not None and prefix is not None
+    count = {"gpt2": 3, "bart": 3, "t5": 2}[family]
+    assert {found[f"{prefix}{table}.weight"] for table in tables} == {count + 1}
+    for n in range(count):
+        inner = {depth for name, depth in found.items() if name.startswith(f"{prefix}{layers}.{n}.")}
+        assert inner == {count - n}
+    freeze_embeddings(model)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, depth in found.items() if depth == count + 1}
 
 
 # -- rates -------------------------------------------------------------------------------------------------------------

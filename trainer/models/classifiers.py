@@ -152,25 +152,46 @@ def reading_embedding(model: nn.Module) -> nn.Module:
 def depths(model: nn.Module) -> dict[str, int] | None:
     """Depth of every parameter: 0 head, 1 top layer … n bottom layer, n + 1 embeddings; None without trunk and head.
 
-    The layers are the longest ModuleList in the trunk. What is neither in a layer nor an embedding (a last norm, a
-    pooler) belongs to the top layer.
+    The layers are the longest ModuleList in the trunk that is in no other. What is neither in a layer nor an embedding
+    (a last norm, a pooler, the other half of an encoder-decoder) belongs to the top layer.
     """
     prefix = trunk_prefix(model)
     if prefix is None:
         return None
-    trunk = model.get_submodule(prefix[:-1])
-    lists = [(name, module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
-    where, layers = max(lists, key=lambda item: len(item[1]), default=("", nn.ModuleList()))
-    count, found = len(layers), {}
+    stacks = _stacks(model.get_submodule(prefix[:-1]))
+    where = max(stacks, key=lambda name: stacks[name], default=None)
+    count, embeddings, found = stacks.get(where or "", 0), _embeddings(model, prefix), {}
     for name, _ in model.named_parameters():
         inner = name.removeprefix(prefix)
         if not name.startswith(prefix):
             found[name] = 0
-        elif where and inner.startswith(f"{where}."):
-            found[name] = count - int(inner.removeprefix(f"{where}.").partition(".")[0])
+        elif where and inner.startswith(where):
+            found[name] = count - int(inner.removeprefix(where).partition(".")[0])
         else:
-            found[name] = count + 1 if "embed" in inner else 1
+            found[name] = count + 1 if name in embeddings else 1
     return found
+
+
+def _stacks(trunk: nn.Module) -> dict[str, int]:
+    """Lists of layers that are in no other list ("encoder.layers."), and how many layers they have."""
+    found: dict[str, int] = {}
+    for name, module in trunk.named_modules():  # what holds a list comes before it
+        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
+            found[f"{name}."] = len(module)
+    return found
+
+
+def _embeddings(model: nn.Module, prefix: str) -> set[str]:
+    """Names of the parameters of embeddings: GPT-2's are called wte and wpe, BART's shared, their norms embed…"""
+    trunk: Any = model.get_submodule(prefix[:-1])
+    lists = tuple(_stacks(trunk))
+    tables = [m for n, m in trunk.named_modules() if isinstance(m, nn.Embedding) and not n.startswith(lists)]
+    own = {id(p) for table in [trunk.get_input_embeddings(), *tables] for p in table.parameters()}
+    return {
+        name
+        for name, p in model.named_parameters()
+        if name.startswith(prefix) and (id(p) in own or ("embed" in name and not name[len(prefix) :].startswith(lists)))
+    }
 
 
 def freeze_trunk(model: nn.Module) -> nn.Module:
@@ -191,15 +212,16 @@ def freeze_embeddings(model: nn.Module) -> None:
     A step then neither zeroes, sums, reduces nor updates a gradient of vocabulary x width numbers, most of which are 0.
 
     Raises:
-        UsageError: the model is not divided into trunk and head.
+        UsageError: the model is not divided into trunk and head, or has no embeddings.
     """
-    found = depths(model)
-    if found is None:
+    prefix = trunk_prefix(model)
+    if prefix is None:
         raise UsageError(f"optim.freeze_embeddings: {type(model).__name__} is not divided into trunk and head")
-    deepest = max(found.values())
-    for name, p in model.named_parameters():
-        if found[name] == deepest:
-            p.requires_grad_(False)
+    names = _embeddings(model, prefix)
+    if not names:
+        raise UsageError(f"optim.freeze_embeddings: {type(model).__name__} has no embeddings; set it to false")
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
 
 
 def trunk_file(run: Path) -> Path:
