@@ -191,6 +191,19 @@ def test_a_split_with_one_class_has_fewer_numbers(tmp_path: Path) -> None:
     assert "100.0%" in page.text and "ROC-AUC" not in page.text
 
 
+def test_bars_end_where_the_scale_does(tmp_path: Path) -> None:
+    """Three long texts, all wrong, beside many short ones with few errors, which set the scale."""
+    labels = ("negative", "positive")
+    rows = [classified(n, labels[n % 2], {labels[n % 2]: 0.9, labels[1 - n % 2]: 0.1}, "short") for n in range(200)]
+    rows += [classified(300 + n, labels[0], {labels[0]: 0.1, labels[1]: 0.9}, "long " * 200) for n in range(3)]
+    page = Page(write_report(write_run(tmp_path / "run", rows, CLASSIFICATION), "test"))
+    rects = page.all("rect")
+    sizes = [(float(rect.get("x") or 0), float(rect["width"] or 0)) for rect in rects if rect.get("class")]
+    assert len(sizes) > 8 and all(x >= 0 and width >= 0 and x + width <= 100.01 for x, width in sizes), sizes
+    whiskers = [rect for rect in rects if rect.get("class") == "whisker"]
+    assert len(whiskers) == 3 and all(float(rect["width"] or 0) > 0 for rect in whiskers), "not of the long texts"
+
+
 def test_translation_report(tmp_path: Path) -> None:
     rows = [translated(n, f"Satz <b>{n}</b>", f"one <i>sentence</i> {n}", f"one sentence {n}") for n in range(12)]
     rows.append(translated(12, "Leer .", "", ""))
