@@ -310,6 +310,28 @@ def test_evaluation_batches_hold_each_row_once_by_length(tmp_path: Path, tokeniz
     assert encoded[names[0]] == found.task.encode([texts[names[0]]])[0]
 
 
+def test_max_rows_are_a_sample_of_the_split_and_not_its_first_rows(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, pairs(150), 2)
+    every = [name for name, _ in corpus(recipe(tmp_path), tokenizer).texts("train")]
+
+    def evaluated(most: int) -> list[str]:
+        settings = recipe(tmp_path, test="train-*.jsonl")
+        limited = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"max_rows": most})})
+        found = corpus(limited, tokenizer)
+        names = [[n for window in found.batches("test") for batch in window for n in batch.ids] for _ in range(2)]
+        assert names[0] == names[1]
+        return sorted(names[0], key=every.index)
+
+    some = evaluated(40)
+    assert len(some) == 40 and 10 <= len([name for name in some if name in every[:75]]) <= 30, "of both files"
+    assert set(some) < set(evaluated(41)), "more rows are the same and others"
+    assert evaluated(150) == evaluated(200) == every
+    monkeypatch.setattr("trainer.engine.corpus.SAMPLED_FROM", 60)
+    assert set(evaluated(40)) < set(every[:60]) and evaluated(70) == every[:70]
+
+
 def test_evaluation_stops_at_max_rows_and_holds_a_window(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,5 +343,6 @@ def test_evaluation_stops_at_max_rows_and_holds_a_window(
         [name for batch in window for name in batch.ids] for window in corpus(limited, tokenizer).batches("test")
     ]
     assert [len(window) for window in windows] == [40, 40, 10]
-    first = [name for name, _ in corpus(limited, tokenizer).texts("test")][:90]
-    assert [sorted(w) for w in windows] == [sorted(first[:40]), sorted(first[40:80]), sorted(first[80:])]
+    order = [name for name, _ in corpus(limited, tokenizer).texts("test")]
+    taken = [name for window in windows for name in sorted(window, key=order.index)]
+    assert taken == sorted(taken, key=order.index), "windows follow the order of the files"

@@ -209,7 +209,9 @@ class EvaluationConfig(Section):
     """Decoding and metrics."""
 
     splits: list[Literal["validation", "test"]] = ["validation", "test"]
-    max_rows: Positive | None = Field(None, description="rows evaluated, at most; null = all")
+    max_rows: Positive | None = Field(
+        None, description="rows evaluated, at most: a sample of the split, always the same; null = all"
+    )
     tokens_per_batch: Positive = 4096
     beam_size: Positive = 5
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
