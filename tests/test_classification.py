@@ -144,6 +144,16 @@ def test_our_attention_gives_what_the_librarys_gives(bert: Path, tmp_path: Path)
     torch.testing.assert_close(ours, task.logits(model, batch), atol=1e-6, rtol=1e-5)
 
 
+def test_words_that_the_tokenizer_does_not_know_are_shown(bert: Path, tmp_path: Path) -> None:
+    task = task_of(recipe(tmp_path, {"kind": "pretrained", "name": str(bert)}))
+    record = {"id": "a:0", "input": "a 漢 film", "prediction": "positive", "target": "positive"}
+    [row] = task.explain(task.build_model().eval(), [record])
+    assert row["tokens"][:2] == ["a", "[UNK]"] and not {"[CLS]", "[SEP]"} & {*row["tokens"]}
+    own = task.tokenizer
+    own.unk_token = own.sep_token  # as GPT-2's, which is its end of text
+    assert own.sep_token_id in task.wordless
+
+
 def test_what_does_not_fit_is_refused_with_both_numbers(bert: Path, tmp_path: Path) -> None:
     model = {"kind": "pretrained", "name": str(bert)}
     with pytest.raises(UsageError, match=r"data\.max_length=64 is more than the 40 positions"):

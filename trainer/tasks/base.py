@@ -149,6 +149,13 @@ class Task(ABC):
         """What rows are padded with."""
         return padding_id(self.tokenizer)
 
+    @property
+    def wordless(self) -> set[int]:
+        """Ids that stand for no part of a text: special ones but [UNK], unless it is an end of text too, as GPT-2's."""
+        own: Any = self.tokenizer
+        ends = {own.bos_token_id, own.eos_token_id, own.cls_token_id, own.sep_token_id, own.pad_token_id}
+        return set(own.all_special_ids) - ({own.unk_token_id} - ends)
+
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
         """(B, W) int64, W the width for the longest of them, a multiple of `data.pad_multiple`."""
         import torch

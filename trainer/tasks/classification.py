@@ -228,7 +228,7 @@ class Classification(Task):
         from trainer.models.pretrained import use_attention
 
         use_attention(getattr(model, "trunk", model), "rankzero")
-        special, names, rows = set(self.tokenizer.all_special_ids), self.settings.names, []
+        special, names, rows = self.wordless, self.settings.names, []
         for record in records:
             example = self.encode([self.row_of(record["input"])])[0]
             batch = self.collate([example])

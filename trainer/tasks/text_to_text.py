@@ -205,7 +205,7 @@ class TextToText(Pairs, Task):
         from trainer.models.pretrained import use_attention
 
         use_attention(model, "eager")  # the only one that tells its weights
-        special, rows = set(self.tokenizer.all_special_ids), []
+        special, rows = self.wordless, []
         for record in records:
             example = self.encode([{"src": record["input"], "trg": record["prediction"]}])[0]
             batch = self.collate([example])
