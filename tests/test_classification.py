@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hooks
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from trainer.data.tokenization import train_tokenizer
+from trainer.engine.evaluate import selecting_score
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.classification import calibration_error, from_confusion, interval_of, score_classification
@@ -78,6 +80,22 @@ def test_a_label_that_is_not_in_the_map_names_file_row_and_column(reviews: Path,
     made = recipe(tmp_path, data={"test": None, "validation": None})
     with pytest.raises(DataError, match=r"""train.jsonl:1 \(row 2\), column "label": holds '2', .*known: '0', '1'"""):
         run(made, run=tmp_path / "run")
+
+
+def test_a_metric_that_validation_gives_no_value_is_refused(tmp_path: Path) -> None:
+    from trainer import train as run
+
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n' * 9, "utf-8")
+    (tmp_path / "one.jsonl").write_text('{"text": "a", "label": 1}\n' * 9, "utf-8")
+    data = {"test": None, "validation": "one.jsonl"}
+    made = recipe(tmp_path, data=data, loop={"early_stopping": {"metric": "roc_auc"}})
+    words = r"early_stopping.metric='roc_auc' has no value: no row of data.validation is 'negative'; .* or accuracy"
+    with pytest.raises(DataError, match=words):
+        run(made, run=tmp_path / "run")
+    runtime: Any = SimpleNamespace(on_main=lambda work: work())
+    assert selecting_score(runtime, {"roc_auc": 0.5}, "roc_auc") == 0.5
+    with pytest.raises(DataError, match=r"has no value: not all classes occur in the rows of data.validation"):
+        selecting_score(runtime, {"loss": 1.0}, "roc_auc")
 
 
 def test_class_weights_change_the_loss_as_torchs_do(tmp_path: Path) -> None:

@@ -46,6 +46,28 @@ def evaluate(
     return runtime.on_main(score), records
 
 
+def selecting_score(runtime: Runtime, scores: dict[str, Any], metric: str) -> float:
+    """The score of `validation` that selects and stops. All ranks enter.
+
+    Raises:
+        DataError: there is none.
+    """
+
+    def read() -> float:
+        if metric not in scores:
+            raise no_score(metric, "not all classes occur in the rows of data.validation that are evaluated")
+        return scores[metric]
+
+    return runtime.on_main(read)
+
+
+def no_score(metric: str, reason: str) -> DataError:
+    return DataError(
+        f"loop.early_stopping.metric={metric!r} has no value: {reason}; give data.validation rows of all classes "
+        "(evaluation.max_rows may leave some out), or choose another metric, such as loss or accuracy"
+    )
+
+
 def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, predict: bool) -> list[Record]:
     records: list[Record] = []
     for window in corpus.batches(split):

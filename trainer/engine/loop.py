@@ -18,7 +18,7 @@ from trainer.data.loader import Loaded, load_epoch, owned_lanes
 from trainer.engine import checkpoint
 from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
-from trainer.engine.evaluate import evaluate
+from trainer.engine.evaluate import evaluate, selecting_score
 from trainer.engine.progress import Best, Progress
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
@@ -233,7 +233,8 @@ class Loop:
                 "validation",
                 predict=stopping.metric not in self.task.cheap_metrics,
             )
-        value, lower = scores[stopping.metric], self.task.metrics[stopping.metric] == "min"
+        value = selecting_score(self.runtime, scores, stopping.metric)
+        lower = self.task.metrics[stopping.metric] == "min"
         worst = math.inf if lower else -math.inf
         gain = ((progress.best.value if progress.best else worst) - value) * (1 if lower else -1)  # NaN is no gain
         progress.waited = 0 if gain > stopping.min_delta else progress.waited + 1

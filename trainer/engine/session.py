@@ -17,7 +17,7 @@ from trainer.engine import checkpoint, setup
 from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
 from trainer.engine.engines import SHARDED, wrap_layers
-from trainer.engine.evaluate import evaluate
+from trainer.engine.evaluate import evaluate, selecting_score
 from trainer.engine.finished import build_model, write_evaluation
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
@@ -181,7 +181,7 @@ class Session:
         copy_weights(self.model, average, "the average")
         predict = metric not in self.task.cheap_metrics
         scores, _ = evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)
-        value = scores[metric]
+        value = selecting_score(self.runtime, scores, metric)
         self.reporter.say(f"average of the last {len(grid)} grid checkpoints: validation {metric} {value:.4f}")
         gain = (self.progress.best.value - value) * (1 if self.task.metrics[metric] == "min" else -1)
         return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)

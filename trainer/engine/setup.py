@@ -25,12 +25,13 @@ from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import fingerprint, open_split
 from trainer.data.survey import survey
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
 from trainer.errors import DataError, UsageError
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir, read_json, write_atomically, write_json
-from trainer.tasks.base import roles_of
+from trainer.tasks.base import roles_of, task_class
 
 log = logging.getLogger("rankzero")
 
@@ -83,7 +84,8 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     Returns the `data` part of the manifest: for each split its rows, bad rows and fingerprint.
 
     Raises:
-        DataError: a missing, empty or bad split, more lanes than rows, or other content than at the first start.
+        DataError: a missing, empty or bad split, more lanes than rows, other content than at the first start, or
+            rows on which the metric that selects has no value.
     """
     earlier = (read_json(run.manifest) or {}).get("data", {})
     roles = roles_of(recipe)
@@ -103,6 +105,8 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             continue
         log.info("reading every row of data.%s …", split)
         found[split] = survey(source, recipe.data, roles, split).report()
+    if reason := task_class(recipe).lacking(recipe, found):
+        raise no_score(recipe.loop.early_stopping.metric, reason)
     return found
 
 

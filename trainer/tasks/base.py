@@ -77,6 +77,11 @@ class Task(ABC):
         return []
 
     @classmethod
+    def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
+        """Why the surveyed `data` gives `loop.early_stopping.metric` no value; None where it does."""
+        return None
+
+    @classmethod
     @abstractmethod
     def roles(cls, config: Any) -> Roles:
         """What a row holds (the keys of data.columns), from the `task` section of a recipe."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from trainer.recipe import Recipe
+
 
 class ClassificationConfig(Section):
     """`task` section of a classification recipe."""
@@ -94,6 +96,17 @@ class Classification(Task):
         {"text": "Great!", "text_pair": "Fun.", "label": "positive"},
         {"text": "The worst thing that I have seen this year.", "text_pair": "Bad.", "label": "negative"},
     )
+
+    @classmethod
+    def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
+        """The areas need rows of all classes."""
+        config: Any = recipe.task
+        metric = recipe.loop.early_stopping.metric
+        if metric not in ("roc_auc", "average_precision") or "validation" not in data:
+            return None
+        there = {config.labels.get(value) for value in data["validation"]["labels"]}
+        missing = ", ".join(repr(name) for name in config.names if name not in there)
+        return f"no row of data.validation is {missing}" if missing else None
 
     @classmethod
     def roles(cls, config: ClassificationConfig) -> Roles:
