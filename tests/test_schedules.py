@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import optimization
 
+from trainer.engine.progress import Progress
 from trainer.optim.schedules import Plateau, lr_multiplier
 from trainer.sections import OptimConfig
 
@@ -130,3 +131,27 @@ def test_plateau_decides_as_torch_does_and_survives_a_restart(
         torchs.step(metric)
         plateau = Plateau.from_state(json.loads(json.dumps(plateau.state())))
         assert plateau.update(metric) == plateau.current == optimizer.param_groups[0]["lr"]
+
+
+# -- waiting -----------------------------------------------------------------------------------------------------------
+
+
+def test_many_small_gains_end_the_waiting_and_a_resume_changes_nothing() -> None:
+    """Each gain is below min_delta; together they are more. The reference is that of the last real gain."""
+    values = [1.0, 0.94, 0.88, 0.82, 0.81, 0.80, math.nan, 0.9, 0.5]
+    for resumed in (False, True):
+        progress, waits, bests = Progress.start(1), [], []
+        for step, value in enumerate(values):
+            progress.step = step
+            bests.append(progress.judge(value, True, 0.1))
+            waits.append(progress.waited)
+            if resumed:
+                progress = Progress.from_json(json.loads(json.dumps(progress.to_json(progress.marks))))
+        assert waits == [0, 1, 0, 1, 2, 3, 4, 5, 0], "0.88 is better than 1.0 by more than 0.1, and 0.5 than that"
+        assert bests == [True] * 6 + [False, False, True]
+    state = progress.to_json(progress.marks)
+    del state["reference"]
+    assert Progress.from_json(state).reference == 0.5, "of a checkpoint of before"
+    rising = Progress.start(1)
+    assert [rising.judge(value, False, 0.0) for value in (0.5, 0.5, 0.4, 0.6)] == [True, True, False, True]
+    assert rising.waited == 0 and rising.best is not None and rising.best.value == 0.6

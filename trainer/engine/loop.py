@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from trainer.engine import checkpoint
 from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate, selecting_score
-from trainer.engine.progress import Best, Progress
+from trainer.engine.progress import Progress
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals, agree
@@ -235,12 +234,7 @@ class Loop:
             )
         value = selecting_score(self.runtime, scores, stopping.metric)
         lower = self.task.metrics[stopping.metric] == "min"
-        worst = math.inf if lower else -math.inf
-        gain = ((progress.best.value if progress.best else worst) - value) * (1 if lower else -1)  # NaN is no gain
-        progress.waited = 0 if gain > stopping.min_delta else progress.waited + 1
-        better = gain >= 0
-        if better:
-            progress.best = Best(progress.step, value)
+        better = progress.judge(value, lower, stopping.min_delta)
         progress.ended = stopping.patience is not None and progress.waited >= stopping.patience
         if self.task.recipe.optim.schedule == "plateau":
             self._reduce(value, "min" if lower else "max")

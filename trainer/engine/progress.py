@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ class Progress:
     epoch: int = 0  # that the next step belongs to
     rows: int = 0  # consumed since the run began
     best: Best | None = None
+    reference: float | None = None  # what an evaluation must be better than by more than min_delta to end the waiting
     waited: int = 0  # evaluations without improvement
     plateau: dict[str, Any] | None = None
     evaluated: int = -1  # last step that was evaluated
@@ -41,6 +43,27 @@ class Progress:
         self.epoch += 1
         self.marks = {lane: Bookmark(self.epoch) for lane in self.marks}
 
+    def judge(self, value: float, lower: bool, min_delta: float) -> bool:
+        """Takes the value of an evaluation, of which lower or higher ones are better; whether it is the best so far.
+
+        `best` moves with any gain and `reference` by more than `min_delta` alone, so that many small gains are one.
+        """
+
+        def gain(before: float | None) -> float:
+            return math.inf if before is None else (before - value) * (1 if lower else -1)
+
+        if not math.isfinite(value):
+            self.waited += 1
+            return False
+        if gain(self.reference) > min_delta:
+            self.reference, self.waited = value, 0
+        else:
+            self.waited += 1
+        better = gain(self.best.value if self.best else None) >= 0
+        if better:
+            self.best = Best(self.step, value)
+        return better
+
     def to_json(self, marks: dict[int, Bookmark]) -> dict[str, Any]:
         """`marks`: of all lanes; a rank alone keeps up only its own."""
         values = {name: value for name, value in vars(self).items() if name not in ("marks", "best")}
@@ -51,5 +74,6 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> Progress:
         names = cls.__dataclass_fields__.keys() - {"marks", "best"}
         best = Best(**state["best"]) if state["best"] else None
+        state = {"reference": best.value if best else None, **state}  # checkpoints of before have none
         marks = {lane: Bookmark(**mark) for lane, mark in enumerate(state["bookmarks"])}
         return cls(marks=marks, best=best, **{name: state[name] for name in names})
