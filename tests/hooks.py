@@ -203,8 +203,8 @@ def save_deltas(path: Path) -> None:
         save_file(found, f"{path}.{rank()}.safetensors")
         return loss
 
-    def noted(self: Perturbation) -> Any:
-        delta = direction(self)
+    def noted(self: Perturbation, *mask: Any) -> Any:
+        delta = direction(self, *mask)
         found[name[0]] = delta.clone()
         return delta
 

@@ -26,8 +26,9 @@ from trainer.errors import DataError, UsageError
 from trainer.evaluation.classification import calibration_error, from_confusion, interval_of, score_classification
 from trainer.loading import Recipe, load_recipe
 from trainer.models.classifiers import depths, freeze_embeddings, pool, trunk_prefix
+from trainer.optim.adversarial import Perturbation
 from trainer.optim.schedules import lr_multiplier
-from trainer.sections import OptimConfig, TokenizerTraining
+from trainer.sections import AdversarialConfig, OptimConfig, TokenizerTraining
 from trainer.tasks.base import make_task, task_classes
 
 # -- rows to micro-batches ---------------------------------------------------------------------------------------------
@@ -480,6 +481,22 @@ def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, te
 
 
 @pytest.mark.ranks
+def test_noise_does_not_depend_on_the_width_of_the_batch() -> None:
+    embedding = torch.nn.Embedding(9, 16)
+    found = []
+    for width in (5, 12):
+        twin = Perturbation(embedding, AdversarialConfig(kind="noise", epsilon=0.5))
+        with twin.clean():
+            embedding(torch.ones(3, width, dtype=torch.int64))
+        torch.manual_seed(0)
+        mask = torch.arange(width) < torch.tensor([[5], [3], [1]])
+        found.append(twin.direction(mask.long()))
+    narrow, wide = found
+    torch.testing.assert_close(narrow.flatten(1).norm(dim=1), torch.full((3,), 0.5))
+    torch.testing.assert_close(wide[:, :5], narrow)
+    assert wide[:, 5:].abs().max() == 0 and narrow[2, 1:].abs().max() == 0
+
+
 def test_deltas_are_the_same_on_one_and_two_ranks(reviews: Path, tmp_path: Path) -> None:
     fgm = {"name": "sgd", "lr": 0.05, "adversarial": {"kind": "fgm", "epsilon": 0.5}}
     made = recipe(reviews, optim=fgm, loop={"max_steps": 2})

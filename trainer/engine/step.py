@@ -200,7 +200,7 @@ class Stepper:
         with twin.clean() if twin else contextlib.nullcontext():
             found = self._backward(batch, noise, scale, reduce=last and twin is None)
         if twin is not None:
-            with twin.moved_by(twin.direction()):
+            with twin.moved_by(twin.direction(batch.get("attention_mask"))):
                 self._backward(batch, noise, scale * twin.settings.weight, reduce=last)
         return found
 

@@ -36,14 +36,26 @@ class Perturbation:
         finally:
             self._wanted = False
 
-    def direction(self) -> Tensor:
-        """δ (B, T, M) of the second forward, after the clean backward; noise is drawn from the default generator."""
+    def direction(self, mask: Tensor | None = None) -> Tensor:
+        """δ (B, T, M) of the second forward, after the clean backward; noise is drawn from the default generator.
+
+        mask: (B, T), 1 = token: noise falls on these alone. Padding has no gradient.
+        """
         assert self._delta is not None, "the clean forward has not been run"
-        raw = self._delta.grad if self.settings.kind == "fgm" else torch.randn_like(self._delta)
+        raw = self._delta.grad if self.settings.kind == "fgm" else self._noise(mask)
         assert raw is not None, "the clean backward has not been run"
         raw = raw.detach().float()
         norm = raw.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         return self.settings.epsilon * raw / norm[:, None, None]
+
+    def _noise(self, mask: Tensor | None) -> Tensor:
+        """(B, T, M), drawn token by token: a wider batch of the same rows has the same noise, and more of it."""
+        assert self._delta is not None
+        b, t, m = self._delta.shape
+        noise = torch.randn(t, b, m, dtype=self._delta.dtype, device=self._delta.device).transpose(0, 1)
+        if mask is None or mask.shape != noise.shape[:2]:  # XLNet embeds (T, B)
+            return noise
+        return noise * mask[..., None]
 
     @contextlib.contextmanager
     def moved_by(self, delta: Tensor) -> Iterator[None]:
