@@ -19,6 +19,8 @@ from review_world import NAMES, OTHER, metrics, recipe, task_of, train, written
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from trainer.data.cleaning import BadRow, clean_row
+from trainer.data.sources import Row as SourceRow
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.evaluate import selecting_score
 from trainer.engine.step import Objective, freeze_unused
@@ -81,6 +83,31 @@ def test_a_label_that_is_not_in_the_map_names_file_row_and_column(reviews: Path,
     made = recipe(tmp_path, data={"test": None, "validation": None})
     with pytest.raises(DataError, match=r"""train.jsonl:1 \(row 2\), column "label": holds '2', .*known: '0', '1'"""):
         run(made, run=tmp_path / "run")
+
+
+@pytest.mark.parametrize("labels", [{True: "pos", False: "neg"}, {"true": "pos", "false": "neg"}])
+def test_truth_values_are_labels(tmp_path: Path, labels: dict[Any, str]) -> None:
+    values = recipe(tmp_path).model_dump(mode="json")
+    values["task"]["labels"] = labels
+    task = task_of(Recipe.parse(values))
+    roles = task.roles(task.recipe.task)
+
+    def label(value: Any, allowed: Any = roles) -> Any:
+        row = clean_row(SourceRow((0, 0), {"text": "a", "label": value}), allowed, {}, str)
+        return row if isinstance(row, BadRow) else row["label"]
+
+    for value in (True, "true", "True", " TRUE "):
+        assert task.encode([{"text": "a", "label": label(value)}])[0]["label"] == [0], value
+    assert task.encode([{"text": "a", "label": label(False)}])[0]["label"] == [1]
+    assert label(True, {"text": None, "label": frozenset("01")}) == "1"
+    found = label(True, {"text": None, "label": frozenset(["yes"])})
+    assert found.reason == "holds 'true', which is not in task.labels", "as the file writes it"
+
+
+def test_class_weights_are_checked(tmp_path: Path) -> None:
+    for weights, words in (([-1.0, 1.0], "greater than or equal to 0"), ([0.0, 0.0], "class_weights are all 0")):
+        with pytest.raises(UsageError, match=words):
+            recipe(tmp_path, task={"class_weights": weights})
 
 
 def test_a_metric_that_validation_gives_no_value_is_refused(tmp_path: Path) -> None:

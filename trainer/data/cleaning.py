@@ -156,8 +156,9 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
     for role in roles:
         column = columns.get(role, role)
         value = row.values.get(column, _MISSING)
-        if role == "label" and isinstance(value, int):
-            value = str(int(value))
+        allowed = roles.get(role) if isinstance(roles, Mapping) else None
+        if role == "label":
+            value = _label(value, frozenset("01") if allowed is None else allowed)
         if not isinstance(value, str):
             return _no_text(row, column, value)
         if "\0" in value:
@@ -166,10 +167,9 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
             return BadRow(row.id, "is too long", column, f": {len(value)} characters, {MAX_CHARACTERS} are no row")
         if not value.isascii() and not _encodable(value):
             return BadRow(row.id, "holds half a surrogate pair", column)
-        text = value.strip() if role == "label" else clean(value)
+        text = value if role == "label" else clean(value)
         if not text or text.isspace():
             return BadRow(row.id, "is empty" if not value else "is empty after cleaning", column)
-        allowed = roles.get(role) if isinstance(roles, Mapping) else None
         if allowed is not None and text not in allowed:
             known = ", ".join(map(repr, sorted(allowed)))
             return BadRow(row.id, f"holds {text[:60]!r}, which is not in task.labels", column, f"; known: {known}")
@@ -178,6 +178,18 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
 
 
 _MISSING = object()
+
+
+def _label(value: object, allowed: frozenset[str]) -> object:
+    """A label as text. A truth value is written as the recipe does: true, True (as it reads YAML's true), or 1."""
+    if isinstance(value, bool):
+        forms = [str(value).lower(), str(value), str(int(value))]
+    elif isinstance(value, str):
+        text = value.strip()
+        forms = [text, text.capitalize(), text.lower()] if text.lower() in ("true", "false") else [text]
+    else:
+        return str(value) if isinstance(value, int) else value
+    return next((form for form in forms if form in allowed), forms[0])
 
 
 def _no_text(row: Row, column: str, value: object) -> BadRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 
+Weight = Annotated[float, Field(ge=0)]
+
+
 class ClassificationConfig(Section):
     """`task` section of a classification recipe."""
 
@@ -40,7 +43,7 @@ class ClassificationConfig(Section):
         min_length=2,
     )
     pair: bool = Field(False, description="two texts per row: the roles are text, text_pair and label")
-    class_weights: Literal["balanced"] | list[float] | None = Field(
+    class_weights: Literal["balanced"] | list[Weight] | None = Field(
         None, description="of the classes in their order; balanced: rows / (classes x rows of the class)"
     )
     truncation: Literal["head", "tail", "head_tail"] = Field(
@@ -60,6 +63,10 @@ class ClassificationConfig(Section):
     def _consistent(self) -> ClassificationConfig:
         if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.names):
             raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.names)} classes")
+        if isinstance(self.class_weights, list) and not any(self.class_weights):
+            raise ValueError(
+                "class_weights are all 0: nothing would be learnt; give some class more, or leave them out"
+            )
         if len(self.names) < 2:
             raise ValueError(f"labels maps everything to {self.names[0]!r}; two or more classes are needed")
         return self
