@@ -187,11 +187,12 @@ def _embeddings(model: nn.Module, prefix: str) -> set[str]:
     lists = tuple(_stacks(trunk))
     tables = [m for n, m in trunk.named_modules() if isinstance(m, nn.Embedding) and not n.startswith(lists)]
     own = {id(p) for table in [trunk.get_input_embeddings(), *tables] for p in table.parameters()}
-    return {
-        name
-        for name, p in model.named_parameters()
-        if name.startswith(prefix) and (id(p) in own or ("embed" in name and not name[len(prefix) :].startswith(lists)))
-    }
+    inner = {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
+
+    def called_so(name: str) -> bool:
+        return "embed" in name and not name.startswith(lists)
+
+    return {name for name, p in inner.items() if id(p) in own or called_so(name.removeprefix(prefix))}
 
 
 def freeze_trunk(model: nn.Module) -> nn.Module:
