@@ -30,8 +30,9 @@ from benchmarks.harness import machine, write
 
 PLAIN, ENSEMBLE, SEEDS = "plain", "ensemble of 3 plain runs", 3
 COMMON = [
-    "data.train=train.tsv", "data.validation=validation.tsv", "data.test=test.tsv", "loop.epochs=3", "optim.adversarial.kind=none",
-    "loop.eval_every=epoch", "loop.save_every=epoch", "optim.warmup_steps=20", "evaluation.splits=[validation,test]",
+    "data.train=train.tsv", "data.validation=validation.tsv", "data.test=test.tsv", "loop.epochs=3",
+    "optim.adversarial.kind=none", "loop.eval_every=epoch", "loop.save_every=epoch",
+    "optim.warmup_steps=20", "evaluation.splits=[validation,test]",
 ]  # fmt: skip
 VARIANTS: dict[str, list[str]] = {
     PLAIN: [],

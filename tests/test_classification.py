@@ -507,7 +507,20 @@ def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, te
     assert metrics(one)["rows"] == 40
 
 
-@pytest.mark.ranks
+@pytest.mark.parametrize("kind", ["fgm", "noise"])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_each_row_is_moved_as_far(kind: str, rows: int) -> None:
+    """XLNet embeds (T, B)."""
+    embedding, mask = torch.nn.Embedding(9, 16), torch.arange(5) < torch.tensor([[5], [3], [1]])
+    twin = Perturbation(embedding, AdversarialConfig(kind=kind, epsilon=0.5), rows=rows)
+    with twin.clean():
+        found = embedding(torch.randint(9, (3, 5)).transpose(0, rows)).transpose(0, rows)
+        (found * mask[..., None]).square().sum().backward()
+    delta = twin.direction(mask.long()).transpose(0, rows)
+    torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((3,), 0.5))
+    assert delta[~mask].abs().max() == 0
+
+
 def test_noise_does_not_depend_on_the_width_of_the_batch() -> None:
     embedding = torch.nn.Embedding(9, 16)
     found = []

@@ -25,7 +25,7 @@ from trainer.engine.carried import Carried
 from trainer.engine.memory import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
-from trainer.models.classifiers import reading_embedding
+from trainer.models.classifiers import reading_embedding, rows_dimension
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.clipping import clip, square_sum
 from trainer.optim.optimizers import set_rates
@@ -128,7 +128,8 @@ class Stepper:
         self._perturbation = None
         if optim.adversarial.kind != "none":
             model: Any = _inner(objective).model
-            self._perturbation = Perturbation(reading_embedding(model), optim.adversarial)
+            embedding, rows = reading_embedding(model), rows_dimension(model)
+            self._perturbation = Perturbation(embedding, optim.adversarial, rows=rows)
         self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
 
     def warm_up(self) -> None:

@@ -21,8 +21,9 @@ from trainer.sections import AdversarialConfig
 class Perturbation:
     """Adds δ to what an embedding gives when it is first called in a forward (the source, if shared)."""
 
-    def __init__(self, embedding: nn.Module, settings: AdversarialConfig) -> None:
-        self.settings = settings
+    def __init__(self, embedding: nn.Module, settings: AdversarialConfig, *, rows: int = 0) -> None:
+        """`rows`: which dimension of what the embedding gives they are; 1 in XLNet's (T, B, M)."""
+        self.settings, self._rows = settings, rows
         self._delta: Tensor | None = None
         self._wanted = False
         embedding.register_forward_hook(self._add)
@@ -37,25 +38,24 @@ class Perturbation:
             self._wanted = False
 
     def direction(self, mask: Tensor | None = None) -> Tensor:
-        """δ (B, T, M) of the second forward, after the clean backward; noise is drawn from the default generator.
+        """δ of the second forward, after the clean backward, as the embedding gives it, (B, T, M) or (T, B, M).
 
-        mask: (B, T), 1 = token: noise falls on these alone. Padding has no gradient.
+        Noise is drawn from the default generator. mask: (B, T), 1 = token: noise falls on these alone; padding has no
+        gradient.
         """
         assert self._delta is not None, "the clean forward has not been run"
         raw = self._delta.grad if self.settings.kind == "fgm" else self._noise(mask)
         assert raw is not None, "the clean backward has not been run"
-        raw = raw.detach().float()
+        raw = raw.detach().float().transpose(0, self._rows)
         norm = raw.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        return self.settings.epsilon * raw / norm[:, None, None]
+        return (self.settings.epsilon * raw / norm[:, None, None]).transpose(0, self._rows)
 
     def _noise(self, mask: Tensor | None) -> Tensor:
-        """(B, T, M), drawn token by token: a wider batch of the same rows has the same noise, and more of it."""
+        """Drawn token by token: a wider batch of the same rows has the same noise, and more of it."""
         assert self._delta is not None
-        b, t, m = self._delta.shape
+        b, t, m = self._delta.transpose(0, self._rows).shape
         noise = torch.randn(t, b, m, dtype=self._delta.dtype, device=self._delta.device).transpose(0, 1)
-        if mask is None or mask.shape != noise.shape[:2]:  # XLNet embeds (T, B)
-            return noise
-        return noise * mask[..., None]
+        return (noise if mask is None else noise * mask[..., None]).transpose(0, self._rows)
 
     @contextlib.contextmanager
     def moved_by(self, delta: Tensor) -> Iterator[None]:
