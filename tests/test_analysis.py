@@ -87,7 +87,11 @@ def write_run(
     data = {"train": {"rows": 1200, "bad_rows": {"empty": 2}, "labels": {}, "fingerprint": "f00d"}}
     manifest = {"engine": "ddp", "ranks": 2, "precision": "bf16", "devices": {"gpus": [], "cpu": "a CPU"}, "data": data}
     manifest |= {"versions": {"torch": "2.13.0"}, "git_commit": "abc", "command": ["rankzero", "train", "tiny"]}
-    manifest |= {"started": "2026-11-22T13:00:00+0000", "starts": [], "stages": {"model": {"step": 8}}}
+    manifest |= {
+        "started": "2026-11-22T13:00:00+0000",
+        "starts": [],
+        "stages": {"model": {"step": 8, "weights": "average of steps 4, 6"}},
+    }
     run.manifest.write_text(json.dumps(manifest), encoding="utf-8")
     run.status.write_text(json.dumps({"state": "finished", "step": 8, "updated": 1795352495.0}), encoding="utf-8")
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in history()), encoding="utf-8")
@@ -288,7 +292,7 @@ def test_curves_take_the_last_word_of_a_step_and_skip_what_is_no_number(tmp_path
         file.write('{"step": 9, "epoch": 1, "split": "train", "loss": null, "lr": 1e-4}\n{"step": 10, "spl')
     loss, accuracy, rate = curves.panels(read_inputs(run, "test"))
     assert loss.series[0].points[-1] == (8, 0.5) and loss.series[1].points == [(s, 1.2 / s) for s in (2, 4, 6, 8)]
-    assert (accuracy.title, loss.chosen, rate.chosen) == ("Validation accuracy", 8, None)
+    assert (accuracy.title, loss.chosen, rate.chosen) == ("Validation accuracy", (4, 6), ())
     assert rate.series[0].points[-1] == (9, 1e-4)
 
 

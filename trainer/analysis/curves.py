@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Panel:
     title: str
     series: list[Series]
     reading: str
-    chosen: int | None = None  # step of the weights that the run uses
+    chosen: tuple[int, ...] = ()  # steps of the weights that the run uses; several that it averages
 
     @property
     def label(self) -> str:
@@ -44,7 +45,8 @@ def panels(inputs: Inputs) -> list[Panel]:
     history = inputs.history
     train = Series("training", _points(history, "train", "loss"), FIRST)
     validation = Series("validation", _points(history, "validation", "loss"), SECOND)
-    chosen = inputs.manifest.get("stages", {}).get("model", {}).get("step")
+    weights = inputs.manifest.get("stages", {}).get("model", {}).get("weights", "")  # "average of steps 4, 6, 8"
+    chosen = tuple(map(int, re.findall(r"\d+", weights)))
     found = [Panel("Loss", _long_enough(train, validation), _loss_reading(inputs, bool(validation.points)), chosen)]
     metric = _metric(inputs)
     if metric is not None:
@@ -90,8 +92,9 @@ def paint(ax: Any, panel: Panel) -> None:
         steps, values = zip(*series.points, strict=True)
         marker = "o" if len(steps) <= FEW and len(panel.series) + (series.color == SECOND) > 1 else None
         ax.plot(steps, values, color=series.color, label=series.name, marker=marker, markersize=3.2)
-    if panel.chosen is not None:
-        ax.axvline(panel.chosen, color=INK, linewidth=0.9, linestyle=(0, (2, 3)), label="weights in use")
+    for number, step in enumerate(panel.chosen):
+        label = None if number else "weights in use"
+        ax.axvline(step, color=INK, linewidth=0.9, linestyle=(0, (2, 3)), label=label)
     ax.set_title(panel.title)
     ax.set_xlabel("step")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -101,7 +104,7 @@ def paint(ax: Any, panel: Panel) -> None:
     drawn = [value for series in panel.series for _, value in series.points]
     if min(drawn) >= 0 and max(drawn) < 0.01:  # a learning rate
         ax.yaxis.set_major_formatter(lambda value, _: "0" if value == 0 else f"{value:.2g}".replace("e-0", "e-"))
-    if len(panel.series) > 1 or panel.chosen is not None:
+    if len(panel.series) > 1 or panel.chosen:
         ax.legend(fontsize=10)
 
 
