@@ -153,6 +153,13 @@ def test_run_py_needs_nothing_of_this_package(kind: str, request: pytest.Fixture
     assert seconds > 0
 
 
+def test_a_text_without_a_token_is_answered(encoder: Exported) -> None:
+    """A tokenizer may add no special tokens, as GPT-2's; torch pads such a row, too."""
+    assert encoder.artifact.pad([[]], 7).tolist() == [[7]]
+    alone, beside = next(encoder.artifact.predict([([], [])])), list(encoder.artifact.predict([([], []), ([5], [0])]))
+    agree([alone], beside[:1], tolerance=1e-6)
+
+
 def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:
     """Teams of threads may be nested: "2,1"."""
     ended = subprocess.run(
