@@ -162,10 +162,10 @@ class _TooLong(Exception):
 
 
 class _Feed:
-    """The decoded lines of one CSV file, as `csv.reader` asks for them; knows where the last one ended."""
+    """The decoded lines of one CSV file, as `csv.reader` asks for them; `at`: where the last one ended."""
 
     def __init__(self, url: str, offset: int = 0):
-        self._lines, self.at, self.ended = lines(url, offset), offset, False
+        self._lines, self.at = lines(url, offset), offset
         self.begin()
 
     def begin(self) -> None:
@@ -176,11 +176,7 @@ class _Feed:
         return self
 
     def __next__(self) -> str:
-        try:
-            line, self.at = next(self._lines)
-        except StopIteration:
-            self.ended = True
-            raise
+        line, self.at = next(self._lines)
         self.count += 1
         self._size += line if isinstance(line, int) else len(line) + 1
         if isinstance(line, int) or self._size > MAX_LINE_BYTES:
