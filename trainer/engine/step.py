@@ -25,7 +25,8 @@ from trainer.engine.carried import Carried
 from trainer.engine.memory import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
-from trainer.models.classifiers import reading_embedding, rows_dimension
+from trainer.models.classifiers import reading_embedding
+from trainer.models.families import rows_dimension
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.clipping import clip, square_sum
 from trainer.optim.optimizers import set_rates
@@ -128,8 +129,8 @@ class Stepper:
         self._perturbation = None
         if optim.adversarial.kind != "none":
             model: Any = _inner(objective).model
-            embedding, rows = reading_embedding(model), rows_dimension(model)
-            self._perturbation = Perturbation(embedding, optim.adversarial, rows=rows)
+            rows = rows_dimension(getattr(getattr(model, "trunk", model), "config", None))
+            self._perturbation = Perturbation(reading_embedding(model), optim.adversarial, rows=rows)
         self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
 
     def warm_up(self) -> None:

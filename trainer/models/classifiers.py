@@ -149,12 +149,6 @@ def reading_embedding(model: nn.Module) -> nn.Module:
     return trunk.get_input_embeddings()
 
 
-def rows_dimension(model: nn.Module) -> int:
-    """Which dimension of what that embedding gives are rows: XLNet's is given (T, B)."""
-    trunk: Any = getattr(model, "trunk", model)
-    return int(getattr(getattr(trunk, "config", None), "model_type", None) == "xlnet")
-
-
 def depths(model: nn.Module) -> dict[str, int] | None:
     """Depth of every parameter: 0 head, 1 top layer … n bottom layer, n + 1 embeddings; None without trunk and head.
 

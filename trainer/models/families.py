@@ -107,6 +107,11 @@ def settle(config: Any, longest: int, given: dict[str, Any], own_positions: bool
         config.num_buckets = _buckets(width, config.lsh_attn_chunk_length)
 
 
+def rows_dimension(config: Any) -> int:
+    """Which dimension of what an embedding gives are rows: XLNet's is given (T, B). `config` as for `padding_of`."""
+    return int(getattr(config, "model_type", None) == "xlnet")
+
+
 def padding_id(tokenizer: Any) -> int:
     """What rows are padded with; GPT-2's tokenizer has no token for it, then the end of text is."""
     own = tokenizer.pad_token_id
