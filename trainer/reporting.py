@@ -74,7 +74,7 @@ def card_stage(run: RunDir) -> None:
     told = [
         run.recipe,
         run.tokenizer / "tokenizer.json",
-        *run.model.glob("*.*"),
+        *(path for path in run.model.glob("*.*") if path.suffix != ".safetensors"),  # every gate.json knows those
         *run.path.glob("evaluation/*/metrics.json"),
         *run.path.glob("evaluation/*/predictions.jsonl"),
         *run.path.glob("export/[!.]*/gate.json"),

@@ -175,7 +175,7 @@ class Gate:
         except Preempted:
             raise
         except Exception as error:  # whatever onnxruntime meets in a graph
-            return {"whole_split": {"passed": False, "error": _reason(error)}}
+            return {"whole_split": {"passed": False, "error": reason_of(error)}}
         self.worst = case.worst
         return checks
 
@@ -231,8 +231,8 @@ def _guarded(check: Callable[[], Check]) -> Check:
     except Preempted:  # is no verdict
         raise
     except Exception as error:  # whatever onnxruntime meets in a graph
-        return {"passed": False, "error": _reason(error)}
+        return {"passed": False, "error": reason_of(error)}
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}"[:500]

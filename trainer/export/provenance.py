@@ -46,28 +46,32 @@ def problems_of(run: RunDir) -> list[str]:
     return found
 
 
-def remove_stale(run: RunDir) -> None:
+def remove_stale(run: RunDir, held: dict[str, str]) -> None:
     """Takes away what was made of other weights than the run's: it would be served, and recommended, as theirs."""
-    held = weights(run)
     for gate in run.export.glob("[!.]*/gate.json") if held else ():
         if read_json(gate)["inputs"]["model"] != held:
             log.warning("%s was made of other weights: removed", gate.parent)
             shutil.rmtree(gate.parent)
 
 
-def remove_stale_benchmark(run: RunDir) -> None:
-    """The same of speeds: they would recommend what has changed or gone since they were measured."""
+def remove_stale_benchmark(run: RunDir, held: dict[str, str]) -> None:
+    """The same of speeds: they would recommend what has changed or gone since they were measured.
+
+    An artifact is told by its gate.json, which holds the hashes of the rest.
+    """
     path = run.export / "benchmark.json"
-    known = (read_json(path) or {"inputs": {"files": {}}})["inputs"]["files"]
-    measured = {name: digest for name, digest in known.items() if name.startswith(("model/", "export/"))}
-    if any(facts(run.path / name)["sha256"] != digest for name, digest in measured.items()):
+    if (known := read_json(path)) is None:
+        return
+    files = known["inputs"]["files"]
+    weighed = {name.removeprefix("model/"): digest for name, digest in files.items() if name.startswith("model/")}
+    gates = {name: digest for name, digest in files.items() if name.endswith("/gate.json")}
+    if weighed != held or any(facts(run.path / name)["sha256"] != digest for name, digest in gates.items()):
         log.info("%s is of other artifacts: removed; `rankzero bench %s` measures these", path, run.path)
         path.unlink()
 
 
-def sources(run: RunDir, task: Task) -> dict[str, Any]:
+def sources(run: RunDir, task: Task, held: dict[str, str]) -> dict[str, Any]:
     """What all artifacts are made of, and proven on."""
-    held = weights(run)
     if not held:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     surveyed = (read_json(run.manifest) or {}).get("data", {})
@@ -90,5 +94,6 @@ def inputs(task: Task, made_of: dict[str, Any], name: str) -> dict[str, Any]:
     return {**made_of, "recipe": hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()}
 
 
-def weights(run: RunDir) -> dict[str, Any]:
+def weights(run: RunDir) -> dict[str, str]:
+    """Names and hashes of the files that hold the run's weights; computed once, they may be gigabytes."""
     return {path.name: facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}

@@ -26,7 +26,7 @@ from trainer.cores import bf16_arithmetic
 from trainer.engine.finished import Finished
 from trainer.errors import CheckpointError, GateError, RankzeroError
 from trainer.export.families import why_not
-from trainer.export.gates import Gate
+from trainer.export.gates import Gate, reason_of
 from trainer.export.judges import JUDGES
 from trainer.export.onnx import write_artifact
 from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, sources, weights
@@ -64,11 +64,12 @@ def export_run(
         UsageError, CheckpointError: no run directory, or no model in it.
     """
     task = Finished.task_of(run, recipe_type, overrides)
-    remove_stale(run)
-    wanted = _wanted(run, task)
+    held = weights(run)
+    remove_stale(run, held)
+    wanted = _wanted(run, task, has_model=bool(held))
     if not wanted:
         return []
-    stage = _Stage(run, task, lambda: Finished.open(run, recipe_type, overrides), say or slowly(log.info))
+    stage = _Stage(run, task, held, lambda: Finished.open(run, recipe_type, overrides), say or slowly(log.info))
     run.export.mkdir(parents=True, exist_ok=True)
     folders: list[Path] = []
     failed: dict[str, str] = {}
@@ -80,17 +81,17 @@ def export_run(
             folders.append(stage.publish(name))
         except GateError as error:
             failed[name] = str(error)
-    remove_stale_benchmark(run)
+    remove_stale_benchmark(run, held)
     if failed:  # another try, perhaps with another limit, needs the answers again
         raise GateError("\n".join([*failed.values(), REMEDY]))
     stage.answers_file.unlink(missing_ok=True)
     return folders
 
 
-def _wanted(run: RunDir, task: Task) -> list[str]:
+def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     """The artifacts to make; says what the recipe asks for and cannot be had, and writes it down for the pages."""
     export = task.recipe.export
-    reason = why_not(task, run) if export.graphs and weights(run) else None
+    reason = why_not(task, run) if export.graphs and has_model else None
     wanted = export.wanted(graphs=reason is None) if task.artifact in JUDGES else []
     if "bf16" in wanted and export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
         wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
@@ -110,10 +111,11 @@ def _wanted(run: RunDir, task: Task) -> list[str]:
 class _Stage:
     """The artifacts of one run; what they share is made once, when it is first needed."""
 
-    def __init__(self, run: RunDir, task: Task, opened: Callable[[], Finished], say: Say) -> None:
+    def __init__(self, run: RunDir, task: Task, held: dict[str, str], opened: Callable[[], Finished], say: Say) -> None:
+        """`held`: names and hashes of the run's weights."""
         self.run, self.task, self._opened, self.say = run, task, opened, say
         self.answers_file = run.export / ".answers.json"
-        self._inputs = partial(inputs, task, sources(run, task))
+        self._inputs = partial(inputs, task, sources(run, task, held))
 
     @cached_property
     def rows(self) -> Rows:
@@ -151,7 +153,7 @@ class _Stage:
         if verdict["passed"]:
             return not problems(folder)
         # numbers would be the same again, what a library met need not be
-        return not any("error" in facts for facts in (verdict, *verdict["checks"].values()))
+        return not any("error" in told for told in (verdict, *verdict["checks"].values()))
 
     def _make(self, name: str, folder: Path) -> None:
         """The artifact and, last, its verdict."""
@@ -159,12 +161,12 @@ class _Stage:
         make = {"onnx": self._onnx, "int8": self._int8}.get(name) or partial(self._of_weights, name)
         try:
             verdict = make(folder)
-        except (RankzeroError, OSError) as error:  # of the run or the machine
-            if not isinstance(error, GateError):
-                raise
+        except GateError as error:
             verdict = _failed(name, str(error))
+        except (RankzeroError, OSError):  # of the run or the machine
+            raise
         except Exception as error:  # whatever the libraries meet in a model
-            verdict = _failed(name, f"{type(error).__name__}: {str(error).strip()}"[:500])
+            verdict = _failed(name, reason_of(error))
         files = {path.name: facts(path) for path in sorted(folder.iterdir())}
         if not verdict["passed"]:
             for file in files:
