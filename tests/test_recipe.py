@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from conftest import tiny_recipe, write_recipe
 
+from trainer import synonyms
 from trainer.errors import UsageError
 from trainer.loading import SHIPPED, Recipe, find_recipe, load_recipe
 from trainer.recipe import FREE_TO_CHANGE, changed_keys
@@ -99,10 +101,46 @@ def test_the_tiny_recipe_is_one() -> None:
         ("task.src_lang=de", "task.src_lang: unknown key; did you mean 'src_language'"),
         ("dta.lanes=2", "dta: unknown key; did you mean 'data'"),
         ("zzz=1", "known keys here: data, evaluation"),
+        # what Trainer, Lightning, JoeyNMT and fairseq call it
+        ("loop.accumulation=4", "loop.accumulation: unknown key; use data.lanes"),
+        ("gradient_accumulation_steps=4", "use data.lanes"),
+        ("loop.accumulate_grad_batches=4", "use data.lanes"),
+        ("optim.no_decay=[bias]", "optim.no_decay: unknown key; nothing to set: biases and norms"),
+        ("data.batch_size=8", "use data.rows_per_batch"),
+        ("optim.learning_rate=1", "use optim.lr"),
+        ("optim.max_grad_norm=1", "use optim.clip_norm"),
+        ("loop.num_train_epochs=3", "use loop.epochs"),
+        ("loop.fp16=true", "use --config NAME"),
+        ("loop.output_dir=x", "use --run DIR"),
+        # a key of another section
+        ("max_length=64", "use data.max_length"),
+        ("loop.lr=1", "use optim.lr"),
     ],
 )
 def test_an_unknown_key_gives_the_nearest_known_one(override: str, words: str) -> None:
     assert words in complaint(override)
+
+
+def test_every_key_that_a_hint_names_exists() -> None:
+    schema = Recipe.model_json_schema()
+    for hint in synonyms._PLACES:
+        for section, key in re.findall(
+            r"\b(data|optim|loop|evaluation|launch|tokenizer|task|model)\.([a-z_0-9]+)", hint
+        ):
+            options = [section.capitalize() + "Config"] if section not in ("task", "model") else list(schema["$defs"])
+            found = [key in schema["$defs"][name].get("properties", {}) for name in options]
+            assert any(found), (hint, section, key)
+
+
+@pytest.mark.parametrize("pattern", ["*.csv", "*", "&x", "!x", "%x", "@x", "`x", "*.csv: y"])
+def test_an_override_may_begin_with_what_yaml_takes_for_an_indicator(pattern: str) -> None:
+    assert parse(f"data.train={pattern}").data.train == pattern
+
+
+def test_yaml_that_lacks_quotation_marks_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("name: x\ndata: {train: *.csv}\n")
+    with pytest.raises(UsageError, match=r"not valid YAML: (?s:.*)needs quotation marks, such as train: '\*\.csv'"):
+        Recipe.load(tmp_path / "x.yaml")
 
 
 def test_all_problems_come_at_once() -> None:

@@ -32,6 +32,7 @@ from trainer.sections import (
     TokenizerConfig,
     TokenizerTraining,
 )
+from trainer.synonyms import advice
 
 
 class Recipe(Section):
@@ -196,11 +197,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+_INDICATORS = tuple("*&!%@`")
+
+
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
     except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not valid YAML: {error}") from None
+        quote = "a value that begins with one of * & ! % @ ` [ {, or holds ': ' or ' #', needs quotation marks"
+        raise UsageError(f"{where}: not valid YAML: {error}\n{quote}, such as train: '*.csv'") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -211,7 +216,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     at: Any = values
     for part in parts[:-1]:
         at = at.setdefault(part, {}) if isinstance(at.get(part, {}), dict) else at.update({part: {}}) or at[part]
-    at[parts[-1]] = _yaml(text, f"override {override!r}")
+    # `*.csv`, `@x` and the like begin an alias, an anchor or a tag in YAML, of which an override has no use
+    at[parts[-1]] = text if text.lstrip()[:1] in _INDICATORS else _yaml(text, f"override {override!r}")
 
 
 def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
@@ -219,9 +225,7 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
     keys, fields = _walk(cls, list(problem["loc"]))
     key = ".".join(keys) or "recipe"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(fields))}"
-        return key, f"unknown key; {hint}"
+        return key, f"unknown key; {_hint(cls, keys[-1], fields)}"
     if problem["type"] == "missing":
         return key, "required and not given"
     if problem["type"].startswith("union_tag"):
@@ -234,6 +238,20 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
     return key, message + (f" (got {value!r})" if not isinstance(value, dict | BaseModel) else "")
+
+
+def _hint(cls: type[BaseModel], name: str, fields: Sequence[str]) -> str:
+    """Return the key that was probably meant: a typo, another section's, another trainer's name, else all keys."""
+    slip = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
+    sections = {key: _models(field.annotation) for key, field in cls.model_fields.items()}
+    elsewhere = [key for key, models in sections.items() if any(name in model.model_fields for model in models)]
+    if not slip and elsewhere:
+        return f"use {' or '.join(f'{key}.{name}' for key in elsewhere)}"
+    if not slip and (known := advice(name)):
+        return known
+    if near := slip or difflib.get_close_matches(name, fields, n=1, cutoff=0.6):
+        return f"did you mean {near[0]!r}?"
+    return f"known keys here: {', '.join(sorted(fields))}"
 
 
 def _walk(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], list[str]]:

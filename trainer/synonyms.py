@@ -1,0 +1,79 @@
+"""What other trainers call a setting, and the key of a recipe that does it: for the hint after an unknown key."""
+
+from __future__ import annotations
+
+_PLACES = {
+    "data.rows_per_batch (rows) or data.tokens_per_batch (padded tokens) of a micro-batch; "
+    "a step takes one micro-batch from each of data.lanes lanes": (
+        "batch_size", "train_batch_size", "per_device_train_batch_size", "per_gpu_batch_size", "micro_batch_size",
+        "train_micro_batch_size_per_gpu", "global_batch_size", "auto_find_batch_size",
+    ),
+    "data.lanes (micro-batches of a step; accumulation follows from lanes and ranks)": (
+        "accumulation", "accumulation_steps", "accumulate_grad_batches", "gradient_accumulation",
+        "gradient_accumulation_steps", "grad_accum", "grad_accumulation_steps", "update_freq", "batch_multiplier",
+    ),
+    "evaluation.tokens_per_batch": ("eval_batch_size", "per_device_eval_batch_size", "val_batch_size"),
+    "optim.lr": ("learning_rate", "lr", "learning_rate_init", "max_lr", "peak_lr"),
+    "optim.schedule": ("lr_scheduler", "lr_scheduler_type", "scheduler", "scheduling", "lr_schedule"),
+    "optim.warmup_steps": ("warmup", "warmup_ratio", "num_warmup_steps", "lr_warmup", "learning_rate_warmup"),
+    "optim.weight_decay": ("wd", "decay", "weight_decay_rate", "l2"),
+    "nothing to set: biases and norms have no weight decay": ("no_decay", "no_weight_decay", "decay_parameters"),
+    "optim.clip_norm": (
+        "max_grad_norm", "gradient_clip_val", "gradient_clipping", "clip_grad", "clip_grad_norm", "grad_clip",
+        "gradient_clip_algorithm",
+    ),
+    "optim.betas": ("adam_beta1", "adam_beta2", "adam_betas"),
+    "optim.eps": ("adam_epsilon", "adam_eps", "epsilon"),
+    "optim.name": ("optimizer", "optim_name", "optimizer_name"),
+    "optim.label_smoothing": ("label_smoothing_factor", "smoothing"),
+    "optim.layer_decay": ("layerwise_lr_decay", "llrd", "layer_lr_decay"),
+    "optim.freeze_trunk": ("freeze", "freeze_encoder", "freeze_base_model", "freeze_backbone"),
+    "optim.averaging": ("ema", "swa", "ema_decay", "averaging"),
+    "loop.epochs": ("num_epochs", "num_train_epochs", "max_epochs", "n_epochs"),
+    "loop.max_steps": ("max_train_steps", "num_steps", "total_steps", "max_updates", "training_steps", "updates"),
+    "loop.eval_every": ("eval_steps", "evaluation_strategy", "eval_strategy", "val_check_interval", "validation_freq"),
+    "loop.save_every": ("save_steps", "save_strategy", "checkpoint_every", "save_freq", "checkpointing_steps"),
+    "loop.log_every": ("logging_steps", "log_every_n_steps", "logging_freq", "log_interval"),
+    "loop.keep": ("save_total_limit", "keep_best_ckpts", "save_top_k", "keep_last_ckpts"),
+    "loop.early_stopping": ("patience", "early_stopping_patience", "early_stop", "load_best_model_at_end"),
+    "loop.early_stopping.metric": ("metric_for_best_model", "monitor", "early_stopping_metric"),
+    "loop.activation_checkpointing": ("gradient_checkpointing", "activation_checkpoint"),
+    "loop.compile": ("torch_compile", "jit"),
+    "loop.tf32": ("allow_tf32",),
+    "data.max_length": ("max_seq_length", "max_seq_len", "max_sent_length", "max_len", "seq_length", "block_size"),
+    "data.columns": ("text_column", "label_column", "column_names", "column_mapping", "fields"),
+    "data.train": ("train_file", "train_files", "training_file", "train_path", "train_dataset"),
+    "data.validation": ("validation_file", "dev", "dev_file", "eval_file", "valid", "validation_split", "val", "eval"),
+    "data.test": ("test_file",),
+    "data.root": ("dataset", "dataset_name", "data_dir", "data_path", "path"),
+    "data.workers": ("num_workers", "dataloader_num_workers", "num_proc", "preprocessing_num_workers"),
+    "data.prefetch": ("prefetch_factor", "dataloader_prefetch_factor"),
+    "data.order": ("shuffle", "shuffling"),
+    "model.name": ("model_name", "model_name_or_path", "pretrained_model", "checkpoint", "pretrained"),
+    "model.init_from": ("resume_from", "load_model"),
+    "task.labels": ("num_labels", "num_classes", "classes", "label_names", "id2label"),
+    "tokenizer.pretrained": ("tokenizer_name", "tokenizer_name_or_path"),
+    "seed": ("random_seed", "data_seed", "manual_seed"),
+    "track": ("report_to", "logger", "loggers", "tracker", "trackers", "wandb", "log_with"),
+    "--config NAME of the command line, such as --config ddp_bf16 (precision and engine are not in a recipe)": (
+        "fp16", "bf16", "amp", "precision", "mixed_precision", "deepspeed", "fsdp", "strategy", "accelerator",
+        "devices", "gpus", "use_cuda", "use_cpu", "no_cuda", "ddp", "half_precision", "half", "device",
+    ),
+    "--nproc N of the command line": ("num_processes", "nproc", "nproc_per_node", "world_size", "n_gpu"),
+    "--run DIR of the command line": ("output_dir", "default_root_dir", "model_dir", "logging_dir", "save_dir", "run"),
+    "nothing to set: the same command resumes the run": ("resume", "resume_from_checkpoint", "ckpt_path", "overwrite"),
+    "launch.time": ("walltime", "time_limit"),
+    "launch.gpus_per_node": ("gres", "num_gpus", "gpus_per_node"),
+    "launch.cpus_per_task": ("cpus", "num_cpus"),
+    "launch.nodes": ("num_nodes", "num_machines"),
+    "evaluation.beam_size": ("num_beams", "beam", "beams"),
+    "evaluation.length_penalty": ("beam_alpha", "alpha"),
+    "evaluation.generation.new_tokens": ("max_new_tokens", "max_output_length", "max_target_length"),
+}  # fmt: skip
+_KEYS = {word: place for place, words in _PLACES.items() for word in words}
+
+
+def advice(name: str) -> str | None:
+    """Return what to use in place of another trainer's `name`; None for a name that is not known."""
+    place = _KEYS.get(name.lower().replace("-", "_"))
+    return place if place is None or place.startswith("nothing to set") else f"use {place}"
