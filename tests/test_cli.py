@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -77,6 +78,10 @@ def test_the_schema_is_json(tmp_path: Path) -> None:
         (["train", "multi30k", "--frsh"], 2, ["--frsh"]),
         (["trian", "multi30k"], 2, ["trian"]),
         (["train", "multi30k", "optim.lrr=1", "dta=2"], 2, ["2 problems", "did you mean 'lr'", "did you mean 'data'"]),
+        (["predict", "run", "--Hallo"], 2, ["no such option: --Hallo", "--backend", "-- '--Hallo'"]),
+        (["embed", "run", "--pooing", "mean"], 2, ["no such option: --pooing", "--pooling"]),
+        (["train", "demo-translation", "--run", __file__], 2, ["--run", "is a file"]),
+        (["train", "demo-translation", "--run", f"{__file__}/x"], 2, ["--run", "is a file"]),
         (["train", "multi30k", "optim.lr"], 2, ["optim.lr", "key=value"]),
         (["evaluate", "missing"], 2, ["missing", "no run directory"]),
         (["predict", "missing", "text"], 2, ["missing", "no run directory"]),
@@ -188,6 +193,26 @@ def test_predict_ends_with_the_last_line(run: Path, tmp_path: Path) -> None:
         ended = command(tmp_path, "predict", run, stdin=stdin).check()
         assert len(ended.out[0].splitlines()) == count
     assert json.loads(ended.out[0].splitlines()[0])["text"] == "a"
+
+
+@pytest.mark.parametrize("text", ["- Hallo", "-1", "-- x", "", " ", "-x y"])
+def test_predict_answers_texts_that_begin_like_options(run: Path, tmp_path: Path, text: str) -> None:
+    ended = command(tmp_path, "predict", run, text, "--set", "beam_size=1").check()
+    assert json.loads(ended.out[0])["text"] == text
+
+
+def test_output_of_another_encoding_is_the_same_json(run: Path) -> None:
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", MAIN, "predict", str(run), "Größe 😀", "--set", "beam_size=1"]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Gr\\u00f6\\u00dfe \\ud83d\\ude00" in done.stdout
+    assert json.loads(done.stdout)["text"] == "Größe 😀"
+
+
+def test_the_version_is_printed() -> None:
+    done = subprocess.run([sys.executable, "-c", MAIN, "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"rankzero {importlib.metadata.version('rankzero')}\n"
 
 
 def test_predict_tells_what_it_cannot_read_or_run(run: Path, tmp_path: Path) -> None:

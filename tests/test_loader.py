@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -40,7 +41,7 @@ from trainer.data.lanes import Bookmark, LanePlan, LaneServer
 from trainer.data.loader import Loaded, _unchanged, load_epoch, owned_lanes
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
-from trainer.errors import DataError
+from trainer.errors import DataError, UsageError
 from trainer.sections import OptimConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
@@ -289,12 +290,23 @@ def test_a_stop_signal_to_all_processes_is_left_to_the_rank() -> None:
     expected = [[loaded and loaded.ids for loaded in step] for step in loaded_epoch(world, 0)]
     batches = loaded_epoch(world, 2)
     found = [[loaded and loaded.ids for loaded in next(batches)]]
-    for name in ("TERM", "INT", "USR1"):  # from another process than the rank
+    for name in ("TERM", "INT", "USR1", "HUP"):  # from another process than the rank
         subprocess.run(["kill", f"-{name}", *[str(child.pid) for child in children()]], check=True)
     time.sleep(0.2)
     assert len(children()) == 2
     found += [[loaded and loaded.ids for loaded in step] for step in batches]
     assert found == expected
+
+
+def test_a_full_dev_shm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing, "Queue", full)
+    world = World(one_shard([5] * 100), LanePlan(1, 2, 50, 20, None))
+    assert list(loaded_epoch(world, 0)), "needs none"
+    with pytest.raises(UsageError, match=r"data.workers=2: .*No space left on device.*/dev/shm.*data.workers=0"):
+        list(loaded_epoch(world, 2))
 
 
 def test_the_rank_itself_can_end_its_loader_processes() -> None:

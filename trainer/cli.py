@@ -5,6 +5,7 @@ Torch is imported inside commands only, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,8 @@ import typer
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, RankzeroError, UsageError
-from trainer.lines import given
+from trainer.lines import TextCommand, given, write_escapes
+from trainer.rank_env import clean_environment
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -173,7 +175,7 @@ def ensemble(
     print(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
-@app.command("predict")
+@app.command("predict", cls=TextCommand)
 def predict(
     run: RunArgument,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="default: lines of stdin")] = None,
@@ -200,7 +202,7 @@ def predict(
         sys.stdout.flush()
 
 
-app.command("embed")(embed_command)
+app.command("embed", cls=TextCommand)(embed_command)
 
 
 @app.command("recipes")
@@ -252,7 +254,8 @@ class _Stderr(logging.Handler):
     """Writes to what sys.stderr is at that moment: a progress bar puts itself in its place while it lives."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a terminal that was closed must not end a run
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 def set_up_logging() -> None:
@@ -267,7 +270,9 @@ def set_up_logging() -> None:
 
 def run_app(application: typer.Typer | Callable[[], Any]) -> int:
     """Runs a command line and turns errors into messages and exit codes; a traceback is for our own mistakes only."""
+    clean_environment()
     set_up_logging()
+    write_escapes()
     try:
         # without standalone mode Typer returns the code of an Exit
         code = application(standalone_mode=False) if isinstance(application, typer.Typer) else application()
@@ -275,7 +280,7 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if is_main() or not error.everywhere:
-            print(f"rankzero: {error}", file=sys.stderr)
+            logging.getLogger("rankzero").error("rankzero: %s", error)
         return error.exit_code
     except typer.Abort:
         return 130

@@ -69,8 +69,16 @@ class Options:
 
 
 def run_path(recipe: BaseRecipe, options: Options) -> Path:
-    """`--run`, or runs/<name> below the working directory."""
-    return options.run or Path("runs") / (f"{recipe.name}-debug" if options.debug else recipe.name)
+    """Return `--run`, or runs/<name> below the working directory.
+
+    Raises:
+        UsageError: that is a file.
+    """
+    path = options.run or Path("runs") / (f"{recipe.name}-debug" if options.debug else recipe.name)
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"--run {path}: {place} is a file; choose another folder for the run directory")
+    return path
 
 
 def train(
@@ -119,6 +127,7 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
             accumulation=accumulation,
             clip_norm=recipe.optim.clip_norm,
             tf32=recipe.loop.tf32,
+            rendezvous_seconds=recipe.launch.rendezvous_seconds,
         )
         status = None
         try:

@@ -2,10 +2,51 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from trainer.errors import DataError
+from typer.core import TyperCommand
+
+from trainer.errors import DataError, UsageError
+
+_OPTION = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:=.*)?", re.DOTALL)  # neither "-1" nor "- a text"
+
+
+class TextCommand(TyperCommand):
+    """A command whose arguments are texts: one such as "- Hallo" or "-1" is no option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line.
+
+        Raises:
+            UsageError: a word that looks like an option is none of this command's.
+        """
+        ctx.ignore_unknown_options = True
+        known = {name for param in self.get_params(ctx) for name in param.opts if name.startswith("-")}
+        for word in args[: args.index("--")] if "--" in args else args:
+            if _OPTION.fullmatch(word) and word.partition("=")[0] not in known:
+                raise UsageError(
+                    f"no such option: {word}; this command's: {', '.join(sorted(known))}. A text that "
+                    f"begins so goes behind two dashes: -- '{word}'"
+                )
+        return super().parse_args(ctx, args)
+
+
+def write_escapes() -> None:
+    """Let stdout and stderr write what their encoding lacks as \\uXXXX, which is also JSON."""
+    codecs.register_error("rankzero-escape", _escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(getattr(stream, "encoding", None), str) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="rankzero-escape")  # type: ignore[union-attr]
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError), error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
 
 
 def given(texts: Sequence[str] | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
-from trainer.errors import RankzeroError
+from trainer.errors import RankzeroError, UsageError
 
 Batch = dict[str, torch.Tensor]
 
@@ -116,6 +117,23 @@ def _key_of(part: MicroBatch) -> tuple[int, ...]:
     return mark.epoch, part.lane, mark.start, mark.first_step, mark.served
 
 
+def _check_semaphores(workers: int) -> None:
+    """Create what loader processes need of /dev/shm, to report a lack of it by name: a DataLoader does not.
+
+    Raises:
+        UsageError: /dev/shm is full, or may not be written.
+    """
+    try:
+        _ = [multiprocessing.Queue() for _ in range(workers and workers + 3)]
+    except OSError as error:
+        failed = UsageError(
+            f"data.workers={workers}: loader processes cannot be started: {error.strerror}. They need semaphores in "
+            "/dev/shm, which is full or too small here. Set data.workers=0, or enlarge it (docker: --shm-size=1g)"  # noqa: S108
+        )
+        failed.everywhere = False
+        raise failed from None
+
+
 def load_epoch(
     server: LaneServer,
     collate: Callable[[Sequence[Example]], Batch],
@@ -136,6 +154,7 @@ def load_epoch(
     padding.
     """
     workers = min(workers, len(groups))
+    _check_semaphores(workers)
     loader = DataLoader(
         _Steps(server, collate, noised, count, groups, marks, inputs),
         batch_size=None,
@@ -163,7 +182,7 @@ def _ignore_stop_signals(worker: int) -> None:
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
-    signals, rank = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}, os.getppid()
+    signals, rank = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP}, os.getppid()
 
     def wait() -> None:
         while signal.sigwaitinfo(signals).si_pid != rank:
