@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,8 @@ import psutil
 from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
 from launch.shim import ERROR_CODES, PARENT, PASSED_ON, PREEMPTED
 from trainer.cores import cores
+from trainer.errors import UsageError
+from trainer.rank_env import UNSET, asked_engine, check_environment, clean_environment
 
 __all__ = ["LaunchPlan", "choose", "describe", "exit_code_of", "find", "gpus", "shipped", "start", "status_of"]
 
@@ -47,14 +50,18 @@ def start(
             started this process already (WORLD_SIZE is set); its result is returned.
 
     Raises:
-        UsageError: the config is wrong or does not fit this machine.
+        UsageError: the config is wrong, does not fit this machine, or contradicts a WORLD_SIZE in the environment.
     """
+    clean_environment()
     if "WORLD_SIZE" in os.environ:
+        _join(config, nproc)
         return in_process()
     plan = choose(config, nproc)
     if plan.note:
         print(f"rankzero: {plan.note}", file=sys.stderr)
     if plan.engine == "single":
+        for name in MISLEADING:
+            os.environ.pop(name, None)
         os.environ.update(environment(plan))
         code = in_process()
         if short_of_memory(run_dir, code):  # a new process: this one's memory is in pieces
@@ -67,6 +74,36 @@ def start(
         if not short_of_memory(run_dir, code):
             return code
         argv = [word for word in argv if word != "--fresh"]  # it has been begun afresh
+
+
+def _join(config: str | None, nproc: int | None) -> None:
+    """Check --config and --nproc against the launcher that started this process, and apply the config's settings.
+
+    Raises:
+        UsageError: they disagree with the variables of that launcher; names both.
+    """
+    check_environment()
+    world = int(os.environ["WORLD_SIZE"])
+    plan = describe(config) if config else None
+    ranks = nproc or (plan.ranks if plan else None)
+    options = {"--config": config, "--nproc": nproc}
+    asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    remedy = f"To start the ranks of {asked} here: {UNSET}. To run as one rank of {world}: leave {asked} out"
+    if ranks not in (None, world):
+        raise UsageError(
+            f"{asked} asks for {ranks} ranks, but the environment says WORLD_SIZE={world} (of another launcher, a "
+            f"platform, or left over). {remedy}"
+        )
+    if plan is None:
+        return
+    running = asked_engine(world)
+    wanted = "single" if world == 1 and plan.engine == "ddp" else plan.engine
+    if wanted != running:
+        raise UsageError(
+            f"{asked} asks for engine {plan.engine}, but the launcher that set WORLD_SIZE={world} asks for {running}. "
+            f"{remedy}, or use `accelerate launch --config_file {plan.path} -m trainer train`"
+        )
+    os.environ.update(settings(replace(plan, engine=wanted)))
 
 
 def command(plan: LaunchPlan, argv: Sequence[str], module: str = "launch.rank") -> list[str]:
@@ -116,7 +153,8 @@ def _launch(command: Sequence[str], env: dict[str, str]) -> int:
     """Runs the launcher to its end, passing signals on; its exit code, or 75 if such a signal ended the launcher."""
     env = for_launcher(env)
     courier = _Courier()
-    old = {number: signal.signal(number, courier.receive) for number in PASSED_ON}
+    hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # ignored below nohup
+    old = {number: signal.signal(number, courier.receive) for number in (*PASSED_ON, *hangup)}
     try:
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
         courier.deliver_to(process)

@@ -237,11 +237,11 @@ def test_one_process_runs_here_without_a_launcher(monkeypatch: pytest.MonkeyPatc
         return 3
 
     assert accelerate.start("debug", None, ["train", "x"], tmp_path, here) == 3
-    os.environ["WORLD_SIZE"] = "2"
-    assert (
-        accelerate.start("no-such-config", None, ["train", "x"], tmp_path, here) == 3
-    )  # a launcher has chosen already
     assert seen[0] == "single"
+    os.environ.update(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="localhost", MASTER_PORT="29500")
+    assert accelerate.start(None, None, ["train", "x"], tmp_path, here) == 3  # another launcher has started it
+    with pytest.raises(UsageError, match=r"--config debug asks for 1 ranks, but the environment says WORLD_SIZE=2"):
+        accelerate.start("debug", None, ["train", "x"], tmp_path, here)
 
 
 # -- exit codes ------------------------------------------------------------------------------------------------------

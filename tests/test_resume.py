@@ -154,6 +154,7 @@ def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
         (partial(hooks.at_call, "trainer.engine.setup.survey_data", 1, 0, signal.SIGTERM), 0, "SIGTERM"),
         (partial(hooks.at_micro_batch, 5, 1, signal.SIGTERM), 5, "SIGTERM"),
         (partial(hooks.at_call, EVALUATE, 1, 1, signal.SIGUSR1), 8, "SIGUSR1"),
+        (partial(hooks.at_micro_batch, 10, 0, signal.SIGHUP), 10, "SIGHUP"),
         (partial(hooks.at_micro_batch, 12, 0, signal.SIGINT), 12, "SIGINT"),
         (partial(hooks.at_call, EVALUATE, 3, 0, signal.SIGTERM), 14, "SIGTERM"),  # the first after training
     ]

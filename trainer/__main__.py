@@ -4,11 +4,14 @@ import sys
 
 from trainer.cli import app, run_app
 from trainer.errors import UsageError
+from trainer.rank_env import clean_environment
 from trainer.srun import adopt_ranks
 
 if __name__ == "__main__":
+    clean_environment()
     try:
         adopt_ranks()
     except UsageError as error:
-        sys.exit(f"rankzero: {error}")
+        print(f"rankzero: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     sys.exit(run_app(app))

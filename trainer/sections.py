@@ -290,6 +290,9 @@ class LaunchConfig(Section):
     extra: list[str] = Field(default_factory=list, description="further #SBATCH options")
     signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
     requeue_limit: Annotated[int, Field(ge=0)] = Field(20, description="requeues and restarts of a job, at most")
+    rendezvous_seconds: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="ranks wait so long for each other at the start; the run then ends and names who is missing"
+    )
     hang_seconds: Annotated[float, Field(ge=0)] = Field(
         600.0, description="a rank without progress for so long is named and ends the run; 0 = wait for it"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from accelerate.utils import DistributedType
 
 from trainer.cores import cores
 from trainer.data.keyed import key
-from trainer.engine.engines import make_accelerator
+from trainer.engine import rendezvous
+from trainer.engine.engines import PATIENCE, make_accelerator
 from trainer.engine.signals import StopFlag
 from trainer.engine.watchdog import Watchdog
 from trainer.errors import Preempted, RankError, UsageError
+from trainer.rank_env import asked_engine, check_environment, clean_environment
 
 # Process groups, held to the end of the process. If DDP's reducer were the last to hold one, it would join gloo's
 # threads without giving up Python's lock, for which one of them may wait to free a tensor: the rank would hang.
@@ -170,16 +173,19 @@ def start(
     accumulation: int = 1,
     clip_norm: float = 0.0,
     tf32: bool = False,
+    rendezvous_seconds: float = rendezvous.SECONDS,
 ) -> Runtime:
     """Makes the Accelerator for the environment that a launcher has set up, and checks it.
 
     Raises:
-        RankError: another engine or number of ranks runs than was asked for.
-        UsageError: fp16 on a CPU, where it would silently be fp32.
+        RankError: another engine or number of ranks runs than was asked for, or a rank did not come.
+        UsageError: variables of a launcher that contradict each other; fp16 on a CPU, where it would silently be fp32.
     """
+    clean_environment()
+    check_environment()
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    asked = os.environ.get("RANKZERO_ENGINE") or _asked_engine(ranks)
+    asked = asked_engine(ranks)
     if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not asked.startswith("zero"):
         raise UsageError("fp16 needs a GPU: on a CPU it would silently be fp32; choose --config cpu_bf16 or cpu")
     _share_cores(ranks, on_cpu)
@@ -187,12 +193,22 @@ def start(
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if ranks > 1 and not dist.is_initialized():
+        backend = "gloo" if on_cpu else "nccl"
+        rendezvous.meet(backend, PATIENCE, rendezvous_seconds, functools.partial(_stop_waiting, stop))
     accelerator = make_accelerator(asked, on_cpu=on_cpu, ranks=ranks, accumulation=accumulation, clip_norm=clip_norm)
     runtime = Runtime(accelerator, _engine(accelerator), stop)
     if dist.is_initialized():
         _KEPT.append(dist.group.WORLD)
     _check(runtime, asked)
     return runtime
+
+
+def _stop_waiting(stop: StopFlag) -> None:
+    if stop.received:
+        error = Preempted(f"stopped by {stop.received} while waiting for the other ranks: nothing was started")
+        error.everywhere = False
+        raise error
 
 
 def _share_cores(ranks: int, on_cpu: bool) -> None:
@@ -225,14 +241,6 @@ def _check(runtime: Runtime, asked_engine: str) -> None:
             f"engine {asked_engine} was asked for but {runtime.engine} runs: the Accelerate config is not in force; "
             "unset ACCELERATE_USE_CPU for ZeRO and FSDP, and compare your file with accelerate_configs/"
         )
-
-
-def _asked_engine(ranks: int) -> str:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        return "fsdp2"
-    return "ddp" if ranks > 1 else "single"
 
 
 def _parents_ranks() -> int | None:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopFlag:
@@ -21,12 +21,16 @@ class StopFlag:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopFlag]:
-        """Installs the handlers for SIGTERM, SIGINT and SIGUSR1 and puts the old ones back afterwards.
+        """Install the handlers for the stopping signals, and put the old ones back afterwards.
+
+        SIGHUP stays ignored below `nohup`.
 
         Outside the main thread (a notebook's worker, say) Python allows no handlers: the flag is then never set.
         """
         try:
-            old = {number: signal.signal(number, self._set) for number in STOPPING}
+            ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            numbers = [number for number in STOPPING if not (number == signal.SIGHUP and ignored)]
+            old = {number: signal.signal(number, self._set) for number in numbers}
         except ValueError:
             yield self
             return

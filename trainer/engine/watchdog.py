@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from trainer.engine.rendezvous import ATTEMPT
+
 START_SECONDS = 600.0
 GRACE_SECONDS = 8.0  # for a hanging rank whose watchdog works to tell and end by itself
 ARM_SECONDS = 1.0  # the timer that writes the stack is set anew at most this often
@@ -62,7 +64,7 @@ class Watchdog:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # a connection of its own: that of the process group may be blocked by what hangs
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ASK_SECONDS))
-        self._store = PrefixStore(f"watch-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        self._store = PrefixStore(f"watch-{os.environ.get(ATTEMPT, '0')}", store)
         self._arm()
         self._thread = threading.Thread(target=self._watch, name="rankzero-watchdog", daemon=True)
         self._thread.start()

@@ -1,0 +1,138 @@
+"""The meeting of all ranks before the process group exists: who is missing is said, and old addresses are not read.
+
+Torch's own rendezvous waits silently. With a store that outlives its processes (torchrun's agent), gloo also reads the
+addresses that the processes of an earlier attempt have left there, and hangs. So each attempt gets a number of its own:
+rank zero counts it up, and every rank answers with a random word that rank zero repeats. The count that torchrun gives
+(TORCHELASTIC_RESTART_COUNT) does not do: it differs between the nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from trainer.errors import RankError
+from trainer.rank_env import UNSET, ranks_text
+
+SECONDS = 600.0  # that ranks wait for each other
+REPORT_SECONDS = 30.0  # between two messages about who is missing
+POLL_SECONDS = 0.1
+ATTEMPT = "RANKZERO_ATTEMPT"  # set here: the number of this attempt, the same on all ranks
+log = logging.getLogger("rankzero")
+
+
+def meet(backend: str, group_timeout: timedelta, seconds: float, check: Callable[[], None]) -> None:
+    """Wait for all ranks that WORLD_SIZE names, then make the process group. All ranks call this.
+
+    Args:
+        backend: gloo or nccl.
+        group_timeout: for the collectives of the process group.
+        seconds: how long ranks wait for each other.
+        check: called often while waiting; it may raise to give up.
+
+    Raises:
+        RankError: a rank did not come in time; names it.
+    """
+    meeting = _Meeting(seconds, check)
+    number = meeting.number()
+    os.environ[ATTEMPT] = str(number)
+    store = PrefixStore(f"rankzero-group-{number}", meeting.store)
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=group_timeout)
+
+
+class _Meeting:
+    """One rank's part in the meeting."""
+
+    def __init__(self, seconds: float, check: Callable[[], None]) -> None:
+        env = os.environ
+        self.rank, self.world = int(env["RANK"]), int(env["WORLD_SIZE"])
+        self._address, self._port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+        self._check, self._seconds = check, seconds
+        self._start = self._reported = time.monotonic()
+        log.info("rank %d of %d meets the others at %s:%d", self.rank, self.world, self._address, self._port)
+        self.store = self._connect()
+
+    def number(self) -> int:
+        """Return the number of this attempt, once all ranks agree on it."""
+        return self._lead() if self.rank == 0 else self._follow()
+
+    def _connect(self) -> Any:
+        """Return the common store. Rank zero serves it, unless the agent of torchrun or Accelerate does."""
+        serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        while True:
+            wait = max(1.0, min(REPORT_SECONDS, self._seconds - (time.monotonic() - self._start)))
+            try:
+                return TCPStore(
+                    self._address, self._port, is_master=serves, wait_for_workers=False, multi_tenant=serves,
+                    timeout=timedelta(seconds=wait),
+                )  # fmt: skip
+            except (dist.DistError, RuntimeError) as error:
+                if serves:
+                    raise RankError(
+                        f"rank 0 cannot listen at {self._address}:{self._port} (MASTER_ADDR, MASTER_PORT): "
+                        f"{str(error).splitlines()[0]}; set another MASTER_PORT on all ranks"
+                    ) from None
+                self._pause("rank 0, which does not answer")
+
+    def _lead(self) -> int:
+        number = self.store.add("rankzero-attempts", 1)
+        words: dict[int, str] = {}
+        while len(words) < self.world - 1:
+            missing = [rank for rank in range(1, self.world) if rank not in words]
+            arrived = [rank for rank in missing if self.store.check([f"rankzero-{number}-hello-{rank}"])]
+            words |= {rank: self.store.get(f"rankzero-{number}-hello-{rank}").decode() for rank in arrived}
+            if not arrived:
+                self._pause(ranks_text(missing))
+        self.store.set(f"rankzero-{number}-met", json.dumps(words))
+        return int(number)
+
+    def _follow(self) -> int:
+        word, told = secrets.token_hex(8), 0
+        while True:
+            number = int(self.store.add("rankzero-attempts", 0))
+            if number != told and number:
+                self.store.set(f"rankzero-{number}-hello-{self.rank}", word)
+                told = number
+            if number and self.store.check([f"rankzero-{number}-met"]):
+                met = json.loads(self.store.get(f"rankzero-{number}-met"))
+                if met[str(self.rank)] == word:
+                    return number
+            self._pause("rank 0, or ranks that rank 0 waits for")
+
+    def _pause(self, missing: str) -> None:
+        """Wait a moment for `missing`; report it every half minute, and give up at the end."""
+        self._check()
+        now = time.monotonic()
+        place = f"rank {self.rank} of {self.world} at {self._address}:{self._port}"
+        if now - self._start > self._seconds:
+            raise RankError(
+                f"{place} waited {self._seconds:g} s for {missing} (launch.rendezvous_seconds). Start every rank with "
+                f"the same MASTER_ADDR and MASTER_PORT{self._origin()}"
+            )
+        if now - self._reported > REPORT_SECONDS and (self.rank == 0 or os.environ.get("LOCAL_RANK") == "0"):
+            self._reported = now
+            waited = f"{place} waits for {missing} since {now - self._start:.0f} s"
+            print(f"rankzero: {waited}{self._origin()}", file=sys.stderr, flush=True)
+        time.sleep(POLL_SECONDS)
+
+    def _origin(self) -> str:
+        """Where the number of ranks comes from, for a person who did not mean it."""
+        if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ["WORLD_SIZE"]:
+            return (
+                f". SLURM started {self.world} tasks (SLURM_STEP_NUM_TASKS); a shell of `srun --pty` is only the "
+                "first of them: use `srun python -m trainer ...`, or one task per shell"
+            )
+        return f". For one process: {UNSET}"
