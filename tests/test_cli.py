@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,18 @@ def test_output_of_another_encoding_is_the_same_json(run: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Gr\\u00f6\\u00dfe \\ud83d\\ude00" in done.stdout
     assert json.loads(done.stdout)["text"] == "Größe 😀"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"), [("<&-", 0), (">&-", 0), ("2>&-", 0), ("> /dev/full", 4), ("< /dev/null", 0)]
+)
+def test_closed_and_full_streams_give_no_traceback(run: Path, redirection: str, code: int) -> None:
+    text = "" if "<" in redirection else "hi"
+    words = [sys.executable, "-c", MAIN, "predict", str(run), text or None, "--set", "beam_size=1"]
+    line = " ".join(shlex.quote(word) for word in words if word)
+    done = subprocess.run(["bash", "-c", f"{line} {redirection}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_version_is_printed() -> None:

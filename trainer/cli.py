@@ -6,6 +6,7 @@ Torch is imported inside commands only, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import typer
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, RankzeroError, UsageError
-from trainer.lines import TextCommand, given, write_escapes
+from trainer.lines import TextCommand, given, prepare_streams
 from trainer.rank_env import clean_environment
 
 RecipeArgument = Annotated[
@@ -270,9 +271,9 @@ def set_up_logging() -> None:
 
 def run_app(application: typer.Typer | Callable[[], Any]) -> int:
     """Runs a command line and turns errors into messages and exit codes; a traceback is for our own mistakes only."""
+    prepare_streams()
     clean_environment()
     set_up_logging()
-    write_escapes()
     try:
         # without standalone mode Typer returns the code of an Exit
         code = application(standalone_mode=False) if isinstance(application, typer.Typer) else application()
@@ -288,6 +289,10 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+            logging.getLogger("rankzero").error("rankzero: the output cannot be written: %s", error.strerror)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CheckpointError.exit_code
         code = _usage(error)
         if code is None:
             traceback.print_exc()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
@@ -35,8 +37,11 @@ class TextCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def write_escapes() -> None:
-    """Let stdout and stderr write what their encoding lacks as \\uXXXX, which is also JSON."""
+def prepare_streams() -> None:
+    """Replace closed standard streams by /dev/null, and write what an encoding lacks as \\uXXXX, which is also JSON."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - to the end
     codecs.register_error("rankzero-escape", _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(getattr(stream, "encoding", None), str) and codecs.lookup(stream.encoding).name != "utf-8":
