@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.data.formats import MAX_LINE_BYTES
+from trainer.data.labels import unknown_label
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,17 +125,27 @@ class BadRow:
         reason: what is wrong, in the words that are counted ("is null").
         column: the column at fault; None when the row as a whole cannot be read.
         detail: what was found there, for the message only.
+        unknown: a label that task.labels does not list.
     """
 
     id: tuple[int, int]
     reason: str
     column: str | None = None
     detail: str = ""
+    unknown: str | None = None
 
-    def describe(self, shard_name: str) -> str:
-        """'train.jsonl:17 (row 18), column "en": is null': the id counts from 0, as everywhere, the row from 1."""
+    def describe(self, shard_name: str, line: str = "") -> str:
+        """'train.jsonl, line 19 (row 18), column "en": is null'; without a line 'train.jsonl:17 (row 18), …'.
+
+        An id counts rows from 0. Rows and lines count from 1. A header and blank lines are no rows.
+
+        Args:
+            shard_name: name of the file.
+            line: from `line_numbers.lines_of`, where it is known.
+        """
         column = f', column "{self.column}"' if self.column is not None else ""
-        return f"{shard_name}:{self.id[1]} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
+        place = f"{shard_name}, {line}" if line else f"{shard_name}:{self.id[1]}"
+        return f"{place} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
 
 
 def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean: Cleaner) -> dict[str, str] | BadRow:
@@ -171,8 +182,8 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
         if not text or text.isspace():
             return BadRow(row.id, "is empty" if not value else "is empty after cleaning", column)
         if allowed is not None and text not in allowed:
-            known = ", ".join(map(repr, sorted(allowed)))
-            return BadRow(row.id, f"holds {text[:60]!r}, which is not in task.labels", column, f"; known: {known}")
+            reason = f"holds {text[:60]!r}, which is not in task.labels"
+            return BadRow(row.id, reason, column, unknown_label(text, allowed), text[:60])
         texts[role] = text
     return texts
 

@@ -97,6 +97,11 @@ class ShardStream:
         """The position after the last row yielded."""
         return {"row": self._row, "offsets": list(self._offsets)}
 
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The byte offsets after the last row yielded, one per file; empty at the start and for formats without."""
+        return self._offsets
+
     def __iter__(self) -> ShardStream:
         return self
 
