@@ -10,89 +10,15 @@ from trainer.data.labels import is_unlabeled
 
 # Names that public data sets give to the columns of a role, the most usual first.
 SYNONYMS = {
-    "text": [
-        "text",
-        "review",
-        "reviews",
-        "sentence",
-        "content",
-        "body",
-        "comment",
-        "tweet",
-        "message",
-        "document",
-        "utterance",
-        "post",
-        "article",
-        "news",
-        "query",
-        "question",
-        "input",
-        "abstract",
-        "description",
-        "headline",
-        "title",
-        "sms",
-        "sentence1",
-        "text1",
-        "text_a",
-        "question1",
-        "premise",
-    ],
-    "text_pair": (
-        [
-            "text_pair",
-            "sentence2",
-            "text2",
-            "text_b",
-            "question2",
-            "hypothesis",
-            "pair",
-            "second",
-            "answer",
-            "response",
-            "passage",
-            "context",
-        ]
-    ),
-    "label": [
-        "label",
-        "labels",
-        "sentiment",
-        "class",
-        "category",
-        "target",
-        "y",
-        "rating",
-        "score",
-        "stars",
-        "polarity",
-        "intent",
-        "emotion",
-        "topic",
-        "type",
-        "tag",
-        "label_text",
-        "gold_label",
-        "annotation",
-    ],
-    "src": ["src", "source", "input", "de", "en", "text", "document", "article", "question", "dialogue", "context"],
-    "trg": [
-        "trg",
-        "tgt",
-        "target",
-        "output",
-        "en",
-        "de",
-        "translation",
-        "summary",
-        "highlights",
-        "answer",
-        "response",
-        "abstract",
-    ],
+    "text": "text review reviews sentence content body comment tweet message document utterance post article news query"
+    " question input abstract description headline title sms sentence1 text1 text_a question1 premise",
+    "text_pair": "text_pair sentence2 text2 text_b question2 hypothesis pair second answer response passage context",
+    "label": "label labels sentiment class category target y rating score stars polarity intent emotion topic type tag"
+    " label_text gold_label annotation",
+    "src": "src source input de en text document article question dialogue context",
+    "trg": "trg tgt target output en de translation summary highlights answer response abstract",
 }
-FIRST_OF_PAIR = ["sentence1", "text1", "text_a", "question1", "premise", "question", "query"]
+FIRST_OF_PAIR = "sentence1 text1 text_a question1 premise question query"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 WORDS = 4  # a name of so many words is a sentence
 
@@ -138,8 +64,8 @@ def _column_of(
             values = [row[name] for row in rows if not is_unlabeled(row.get(name))]
             if values and all(_as_label(value) in allowed for value in values):
                 return name
-    known = [*FIRST_OF_PAIR, *SYNONYMS["text"]] if role == "text" and pair else SYNONYMS.get(role, [])
-    return next((plain[name] for name in known if name in plain), None)
+    known = f"{FIRST_OF_PAIR} {SYNONYMS['text']}" if role == "text" and pair else SYNONYMS.get(role, "")
+    return next((plain[name] for name in known.split() if name in plain), None)
 
 
 def _as_label(value: object) -> str:
@@ -162,7 +88,7 @@ def header_for(
     """Names for the columns of a file without a header, given its first row; roles in their order but the label."""
     labels = roles.get("label") or ()
     texts = [columns.get(role, role) for role in roles if role != "label"]
-    header = []
+    header: list[str] = []
     for name in names:
         is_label = "label" in roles and name.strip() in labels
         header.append(columns.get("label", "label") if is_label else texts.pop(0) if texts else f"column{len(header)}")

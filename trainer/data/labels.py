@@ -1,4 +1,4 @@
-"""Labels of a file that `task.labels` does not list: the nearest allowed one, and the difference that cannot be seen."""
+"""Labels of a file that `task.labels` does not list: the nearest allowed one, and a difference that cannot be seen."""
 
 from __future__ import annotations
 
