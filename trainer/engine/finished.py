@@ -100,7 +100,10 @@ class Finished:
 
     @torch.no_grad()
     def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """One record per text, in order; a window of texts is sorted by length and cut into batches."""
+        """One record per text, in order; a window of texts is sorted by length and cut into batches.
+
+        The record of a text of which only a part was read has "truncated": true.
+        """
         model, device = self._ready()
         width, limit = self.task.padding.width, self.recipe.evaluation.tokens_per_batch
         source = iter(texts)
@@ -111,7 +114,9 @@ class Finished:
                 inputs = self.task.collate([examples[i] for i in batch])
                 made = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
                 found |= dict(zip(batch, made, strict=True))
-            yield from ({"text": text, **self.task.answer(found[i])} for i, text in enumerate(window))
+            for i, text in enumerate(window):
+                mark = {"truncated": True} if self.task.truncated(text, examples[i]) else {}
+                yield {"text": text, **self.task.answer(found[i]), **mark}
 
     def stream(self, text: str) -> Iterator[str]:
         """How a language model goes on with a text, in pieces as they are found.

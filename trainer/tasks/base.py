@@ -92,6 +92,38 @@ class Task(ABC):
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Token ids of cleaned rows, cut to `data.max_length` (special tokens included)."""
 
+    def tokenized(self, row: Texts) -> Texts:
+        """The texts of a cleaned row as they are tokenized, by role."""
+        return {role: text for role, text in row.items() if role != "label"}
+
+    def token_ids(self, rows: Sequence[Texts]) -> dict[str, list[list[int]]]:
+        """Token ids of the texts of rows, by role: not cut, and without special tokens."""
+        from trainer.data.tokenization import encode_batch
+
+        texts = [self.tokenized(row) for row in rows]
+        return (
+            {role: encode_batch(self.tokenizer, [text[role] for text in texts]) for role in texts[0]} if texts else {}
+        )
+
+    def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
+        """The roles of a row that training cuts, given how many tokens each text has without special ones.
+
+        A row that has no fewer tokens in any role is cut where a shorter one is.
+        """
+        return []
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens, special ones included, of the longest input that `predict` reads as a whole."""
+        return self.recipe.data.max_length
+
+    def truncated(self, line: str, example: Example) -> bool:
+        """Whether `predict` reads only a part of a line, given what `encode_lines` made of it."""
+        if self.length(example) < self.longest_input:
+            return False
+        ids = self.token_ids([self.cleaned_row(line)])
+        return bool(self.cut_roles({role: len(texts[0]) for role, texts in ids.items()}))
+
     def length(self, example: Example) -> int:
         """Width of the example in a micro-batch: its longest side, in tokens."""
         return len(example["input_ids"])
@@ -253,12 +285,16 @@ class Task(ABC):
         """The row behind a line of text that `rankzero predict` is given."""
         return {next(iter(self.roles(self.recipe.task))): line}
 
-    def encode_lines(self, lines: Sequence[str]) -> list[Example]:
-        """Examples of lines as `rankzero predict` is given them, cleaned as in the training."""
+    def cleaned_row(self, line: str) -> Texts:
+        """The row behind a line of text, cleaned as in the training."""
         from trainer.data.cleaning import cleaner
 
         clean = cleaner(self.recipe.data.cleaning)
-        return self.encode([{role: clean(text) for role, text in self.row_of(line).items()} for line in lines])
+        return {role: clean(text) for role, text in self.row_of(line).items()}
+
+    def encode_lines(self, lines: Sequence[str]) -> list[Example]:
+        """Examples of lines as `rankzero predict` is given them, cleaned as in the training."""
+        return self.encode([self.cleaned_row(line) for line in lines])
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Attention and relevance of a few predicted rows, as `attention.json` holds them; none by default.

@@ -45,7 +45,8 @@ class Artifact:
             found: dict[int, dict[str, Any]] = {}
             for rows in self.batches([len(example[0]) for example in examples], one_by_one):
                 found |= zip(rows, self.predict([examples[i] for i in rows]), strict=True)
-            yield from ({"text": line, **found[i]} for i, line in enumerate(window))
+            for i, line in enumerate(window):
+                yield {"text": line, **found[i], **({"truncated": True} if self.truncated(line, examples[i]) else {})}
 
     def batches(self, lengths: Sequence[int], one_by_one: bool) -> Iterator[list[int]]:
         rows: list[int] = []
@@ -63,6 +64,17 @@ class Artifact:
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
         """The token ids that a model is given, first; cleaned, and with special tokens."""
         raise NotImplementedError
+
+    @property
+    def room(self) -> int:
+        """Tokens of a line that are read, without special ones."""
+        raise NotImplementedError
+
+    def truncated(self, line: str, example: tuple[list[int], ...]) -> bool:
+        """Whether only a part of a line was read, given what `encode` made of it."""
+        if len(example[0]) < self.settings["max_length"]:
+            return False
+        return sum(len(self.ids(side)) for side in self.sides(line)) > self.room
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """Of a batch of encoded lines, in its order, what is printed beside the text."""
