@@ -30,6 +30,9 @@ class TextToTextConfig(Section):
     max_target_length: Positive | None = Field(
         None, description="tokens of a target, special ones included; longer ones are cut; null = data.max_length"
     )
+    trg_language: str | None = Field(
+        None, description="name or tag of the target language, for how BLEU splits words (zh, ja, …); null = at spaces"
+    )
 
 
 class TextToText(Pairs, Task):
@@ -243,4 +246,7 @@ class TextToText(Pairs, Task):
         from trainer.evaluation.rouge import score_rouge
 
         found = list(records)
-        return {**score_translation(found, resamples=resamples), **score_rouge(found, resamples)}
+        return {
+            **score_translation(found, resamples=resamples, language=self.settings.trg_language),
+            **score_rouge(found, resamples),
+        }

@@ -22,7 +22,9 @@ class TranslationConfig(Section):
 
     kind: Literal["translation"] = "translation"
     src_language: str = Field("de", description="name of the source language, for reports")
-    trg_language: str = Field("en", description="name of the target language, for reports")
+    trg_language: str = Field(
+        "en", description="name or tag of the target language, for reports and for how BLEU splits words (zh, ja, …)"
+    )
 
 
 class Translation(Pairs, Task):
@@ -135,4 +137,5 @@ class Translation(Pairs, Task):
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.evaluation.metrics import score_translation
 
-        return score_translation(records, resamples=resamples)
+        config: Any = self.recipe.task
+        return score_translation(records, resamples=resamples, language=config.trg_language)
