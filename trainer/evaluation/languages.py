@@ -46,12 +46,10 @@ KANA = 0.05  # share of the letters that tells Japanese from Chinese
 
 def code_of(language: str | None) -> str | None:
     """The code in TOKENIZERS of a language given by name or tag ("Chinese", "zh-CN", "jpn_Jpan"); None for others."""
-    words = re.split(r"[\W_]+", (language or "").casefold())
-    for code, known in CODES.items():
-        names = known.split()
-        if words[0] in names or any(word in names and len(word) > 3 for word in words) or language in names:
-            return code
-    return None
+    name = (language or "").strip().casefold()
+    tag = re.fullmatch(r"([a-z]{2,3})([-_].*)?", name)
+    words = {tag[1]} if tag else {word for word in re.split(r"[\W_]+", name) if len(word) > 3 or not word.isascii()}
+    return next((code for code, known in CODES.items() if words & set(known.split())), None)
 
 
 def bleu_of(language: str | None) -> BLEU:
