@@ -103,7 +103,10 @@ def test_names_in_another_script_are_no_warning(caplog):
 
 
 def test_the_gate_of_an_artifact_splits_as_the_evaluation_does():
-    rows = [Row(f"t:{i}", ["x"], "x", target, {}, {"prediction": target}) for i, (_, target) in enumerate(CHINESE)]
+    rows = [
+        Row(f"t:{i}", ["x"], "x", target, {}, {"prediction": target, "score": 0.0})
+        for i, (_, target) in enumerate(CHINESE)
+    ]
     found = [{"prediction": made, "score": 0.0} for made, _ in CHINESE]
     case = Case(rows, found, False, GatesConfig(), 20, language="Chinese")
     check = translations(case)["bleu"]
