@@ -64,6 +64,13 @@ def test_a_column_that_no_row_has(tmp_path, columns, roles, mapping, mode):
     assert found.endswith(f"Set data.columns={mapping}")
 
 
+def test_nested_columns_are_named_by_their_paths(tmp_path):
+    write(tmp_path, [{"id": i, "translation": {"de": "ein", "en": "one"}} for i in range(30)])
+    found = message(tmp_path, roles={"src": None, "trg": None})
+    assert "columns there: 'id', 'translation.de', 'translation.en'" in found
+    assert found.endswith("Set data.columns={src: translation.de, trg: translation.en}")
+
+
 def test_a_column_that_one_row_lacks_is_no_mistake_of_the_file(tmp_path):
     rows = [{"text": f"t{i}", "label": "positive"} for i in range(30)]
     write(tmp_path, [{"label": "positive"}, *rows])

@@ -15,12 +15,22 @@ SYNONYMS = {
     "text_pair": "text_pair sentence2 text2 text_b question2 hypothesis pair second answer response passage context",
     "label": "label labels sentiment class category target y rating score stars polarity intent emotion topic type tag"
     " label_text gold_label annotation",
-    "src": "src source input de en text document article question dialogue context",
-    "trg": "trg tgt target output en de translation summary highlights answer response abstract",
+    "src": "src source input text document article question dialogue context",
+    "trg": "trg tgt target output translation summary highlights answer response abstract",
 }
 FIRST_OF_PAIR = "sentence1 text1 text_a question1 premise question query"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 WORDS = 4  # a name of so many words is a sentence
+DEPTH = 3  # of nested objects
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """The values of a row with those of nested objects by dotted path: {"translation.de": …}."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping) and value and prefix.count(".") < DEPTH
+        found |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}  # type: ignore[arg-type]
+    return found
 
 
 def guess_columns(
@@ -30,7 +40,7 @@ def guess_columns(
 
     Args:
         roles: those of the task, each with its allowed values or None.
-        rows: a few rows of the file, by column.
+        rows: a few rows of the file, by column (see `flat`).
         columns: `data.columns` as it is: what of it exists stays.
 
     Returns:
@@ -56,7 +66,8 @@ def guess_columns(
 def _column_of(
     role: str, allowed: Collection[str] | None, names: Sequence[str], rows: Sequence[Mapping[str, object]], pair: bool
 ) -> str | None:
-    plain = {re.sub(r"\W+", "_", name.strip().lower()).strip("_"): name for name in reversed(names)}
+    last = {_plain(name.rpartition(".")[2]): name for name in reversed(names)}
+    plain = last | {_plain(name): name for name in reversed(names)}
     if role in plain:
         return plain[role]
     if allowed is not None:
@@ -66,6 +77,10 @@ def _column_of(
                 return name
     known = f"{FIRST_OF_PAIR} {SYNONYMS['text']}" if role == "text" and pair else SYNONYMS.get(role, "")
     return next((plain[name] for name in known.split() if name in plain), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name.strip().lower()).strip("_")
 
 
 def _as_label(value: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from trainer.data.cleaning import BadRow, Cleaner, clean_row, cleaner
+from trainer.data.columns import flat
 from trainer.data.discovery import Shard
 from trainer.data.line_numbers import Span, lines_of
 from trainer.data.remedies import FileMistake
@@ -210,7 +211,7 @@ def _joined(mistake: FileMistake, row: Row, bad: BadRow, read: int) -> FileMista
         return None
     mistake.read = read
     if len(mistake.rows) < 2 * QUOTED:
-        mistake.rows.append(row.values)
+        mistake.rows.append(flat(row.values))
     if bad.unknown is not None and (bad.unknown in mistake.unknown or len(mistake.unknown) < KINDS):
         mistake.unknown[bad.unknown] += 1
     return mistake
