@@ -124,7 +124,7 @@ def test_an_alphabet_that_is_too_small_is_refused(tmp_path, kind):
         counted(tmp_path, kind, 60, tokenizer={"train": {"kind": kind, "limit_alphabet": 60}})
     assert caught.value.exit_code == 3
     assert any(char in str(caught.value) for char in HANZI)
-    assert "limit_alphabet=60" in str(caught.value)
+    assert "60 (limit_alphabet)" in str(caught.value)
     assert "tokenizer.train.kind=byte_bpe" in str(caught.value)
 
 
