@@ -154,7 +154,7 @@ def unknown_fix(recipe: Recipe) -> str:
             "its folder has the right tokenizer files"
         )
     return (
-        f"tokenizer.train keeps the {training.limit_alphabet} (limit_alphabet) most frequent characters of data.train and "
-        f"{training.vocab_size} tokens (vocab_size): raise both, or set tokenizer.train.kind=byte_bpe, which knows every "
-        "text"
+        f"tokenizer.train keeps the {training.limit_alphabet} (limit_alphabet) most frequent characters of data.train, "
+        f"and {training.vocab_size} tokens (vocab_size): raise both, or set tokenizer.train.kind=byte_bpe, which knows "
+        "every text"
     )
