@@ -195,7 +195,10 @@ def test_run_py_holds_what_its_kind_needs(kind: str) -> None:
         assert "trainer" not in text
         assert [n.name for n in tree.body if isinstance(n, ast.ClassDef)] == ["Artifact", PROGRAMS[kind].__name__]
         functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
-        assert functions == [*steps, "main", *(["take"] if PROGRAMS[kind] is Translator else [])]
+        helpers = {"_short_number", "_sorted_marks"} if steps == list(CLEANERS) else set()
+        assert {n for n in functions if n.startswith("_")} == helpers
+        others = [n for n in functions if not n.startswith("_")]
+        assert others == [*steps, "main", *(["take"] if PROGRAMS[kind] is Translator else [])]
         loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)][1:]
         assert {a.asname or a.name for n in imports for a in n.names} <= loaded

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from trainer.embedding import embed_command
-from trainer.errors import CheckpointError, RankzeroError, UsageError
+from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.lines import TextCommand, given, prepare_streams
 from trainer.rank_env import clean_environment
 
@@ -198,9 +198,13 @@ def predict(
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
+    errors = 0
     for record in run_prediction(run, lines, backend=backend, overrides=overrides):
+        errors += "error" in record
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
         sys.stdout.flush()
+    if errors:
+        raise DataError(f'predict: {errors} lines have an "error" in place of an answer; all others are answered')
 
 
 app.command("embed", cls=TextCommand)(embed_command)

@@ -69,15 +69,27 @@ class _Part:
         return "\n".join(self.lines[self.imports[-1].end_lineno or 0 :]).strip()
 
     def only(self, names: Iterable[str]) -> str:
-        """The functions of these names, and the constants that they use, in the order of the module."""
-        functions = [n for n in self.nodes if isinstance(n, ast.FunctionDef) and n.name in names]
-        used = {name for function in functions for name in _names(function)}
-        constants = [n for n in self.nodes if isinstance(n, ast.Assign) and used & _names(n.targets[0])]
-        text = ["\n".join(map(self._text, constants)), *map(self._text, functions)]
+        """The functions of these names, and the functions and constants that they use, in the order of the module."""
+        defined = {name: node for node in self.nodes for name in _defined(node)}
+        wanted, found = list(names), set[str]()
+        while wanted:
+            if (name := wanted.pop()) in defined and name not in found:
+                found.add(name)
+                wanted += _names(defined[name])
+        nodes = [defined[name] for name in sorted(found, key=lambda name: defined[name].lineno)]
+        constants = [node for node in nodes if isinstance(node, ast.Assign)]
+        text = ["\n".join(map(self._text, constants)), *(self._text(n) for n in nodes if n not in constants)]
         return "\n\n\n".join(filter(None, text))
 
     def _text(self, node: ast.stmt) -> str:
         return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """The name of a function, or those that an assignment binds."""
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    return _names(node.targets[0]) if isinstance(node, ast.Assign) else set()
 
 
 def _names(node: ast.AST) -> set[str]:

@@ -7,6 +7,7 @@ imported inside functions only: the config is read on login nodes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -295,6 +296,19 @@ class Task(ABC):
     def encode_lines(self, lines: Sequence[str]) -> list[Example]:
         """Examples of lines as `rankzero predict` is given them, cleaned as in the training."""
         return self.encode([self.cleaned_row(line) for line in lines])
+
+    def encode_lines_apart(self, lines: Sequence[str]) -> tuple[dict[int, Example], dict[int, str]]:
+        """`encode_lines` by the index of the line, and the error of each line that cannot be encoded."""
+        with contextlib.suppress(Exception):  # whatever a cleaning step or a tokenizer raises
+            return dict(enumerate(self.encode_lines(lines))), {}
+        examples: dict[int, Example] = {}
+        errors: dict[int, str] = {}
+        for i, line in enumerate(lines):
+            try:
+                examples[i] = self.encode_lines([line])[0]
+            except Exception as error:
+                errors[i] = f"{type(error).__name__}: {str(error)[:200]}"
+        return examples, errors
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Attention and relevance of a few predicted rows, as `attention.json` holds them; none by default.
