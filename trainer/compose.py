@@ -359,8 +359,10 @@ def bench(
     return found
 
 
-def report(run: str | Path, *, split: str = "test") -> list[Path]:
+def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> list[Path]:
     """Writes confusion matrix, calibration, errors, attention and report.html of a finished run's split again.
+
+    Without rows, report.html quotes no text, prediction or attention of a row, also when it is rendered again later.
 
     Raises:
         RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them.
@@ -377,7 +379,7 @@ def report(run: str | Path, *, split: str = "test") -> list[Path]:
     except RankzeroError as error:
         log.warning("%s; rows that stand in training too are left as they were found before", error)
         corpus = None
-    return write_report(finished.run, finished.task, finished.model, corpus, split)
+    return write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
 
 
 def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[dict[str, Any]], dict[str, Any]]:

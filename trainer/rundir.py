@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trainer.errors import CheckpointError, UsageError
+from trainer.redaction import redacted
 
 HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 60.0  # a lock of another machine whose heart has not beaten for so long is taken over
@@ -248,7 +249,7 @@ class Status:
         """Changes fields and writes the file."""
         with self._lock:
             self.values.update(values)
-            write_json(self._run.status, {**self.values, "updated": time.time()})
+            write_json(self._run.status, {**redacted(self.values), "updated": time.time()})
             with contextlib.suppress(OSError):
                 os.utime(self._run.lock_file)
 

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trainer.data.formats import MAX_LINE_BYTES
 from trainer.data.labels import unknown_label
@@ -92,7 +92,7 @@ def normalize_compatibility(text: str) -> str:
     return unicodedata.normalize("NFKC", _MARKS.sub(lambda run: _sorted_marks(run[0], "NFKD"), text))
 
 
-def _sorted_marks(text: str, form: str) -> str:
+def _sorted_marks(text: str, form: Literal["NFD", "NFKD"]) -> str:
     """The text decomposed, with its combining marks in canonical order.
 
     The normalization of Python sorts each run of marks in time that is quadratic in the length of the run.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from trainer import tensors
@@ -87,7 +86,7 @@ class Finished:
             UsageError: this is no run directory.
         """
         run.check()
-        recipe = recipe_type.parse(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), overrides, str(run.recipe))
+        recipe = recipe_type.load(run.recipe, overrides)
         return make_task(recipe, setup.read_tokenizer(run))
 
     def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
@@ -116,7 +115,7 @@ class Finished:
                 batch = [rows[place] for place in places]
                 inputs = self.task.collate([examples[i] for i in batch])
                 records = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
-                answers |= zip(batch, map(self.task.answer, records), strict=True)
+                answers |= dict(zip(batch, map(self.task.answer, records), strict=True))
             for i, text in enumerate(window):
                 cut = i in examples and self.task.truncated(text, examples[i])
                 yield {"text": text, **answers[i], **({"truncated": True} if cut else {})}

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import PreTrainedTokenizerFast
 
 from trainer.cores import cpuinfo
@@ -32,7 +31,8 @@ from trainer.engine.runtime import Runtime
 from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
 from trainer.models.classifiers import trunk_file
-from trainer.recipe import Recipe, changed_keys
+from trainer.recipe import Recipe, changed_keys, read_yaml
+from trainer.redaction import redacted, shareable
 from trainer.rundir import RunDir, read_json, write_atomically, write_json
 from trainer.tasks.base import make_task, roles_of, task_class
 
@@ -52,10 +52,10 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
         UsageError: a key that changes a step differs and is not allowed; names all of them with old and new value.
     """
     if run.recipe.exists():
-        old = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        old = read_yaml(run.recipe)
         with suppress(UsageError):  # keys that a newer version has added: what they are by default
             old = type(recipe).parse(old, (), str(run.recipe)).model_dump(mode="json")
-        changed = changed_keys(old, recipe.model_dump(mode="json"))
+        changed = changed_keys(redacted(old), redacted(recipe.model_dump(mode="json")))
         if changed and not any(run.checkpoints.iterdir()):
             shutil.rmtree(run.tokenizer, ignore_errors=True)
             for file in (run.manifest, run.metrics, run.ledger):
@@ -67,7 +67,7 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
             raise UsageError(f"run directory {run.path} belongs to another recipe; these keys differ:{lines}\n{REMEDY}")
         for key, (before, after) in changed.items():
             log.warning("--allow-change %s: %r -> %r", key, before, after)
-    write_atomically(run.recipe, recipe.to_yaml())
+    write_atomically(run.recipe, redacted(recipe.to_yaml()))
 
 
 def check_beginning(recipe: Recipe) -> None:
@@ -190,7 +190,7 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
         "format": 1,
         "versions": _versions(),
         "git_commit": _git_commit(),
-        "command": sys.argv,
+        "command": shareable(sys.argv),
         "engine": runtime.engine,
         "ranks": runtime.world,
         "precision": runtime.accelerator.mixed_precision,

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from trainer.data import cleaning
+from trainer.errors import UsageError
 from trainer.export.programs import classifier, common, generator, translator
 from trainer.export.programs.common import Artifact
 
@@ -30,7 +31,29 @@ PROGRAMS: dict[str, type[Artifact]] = {  # by what a task calls its artifact
 def load(folder: Path | str) -> Artifact:
     """The artifact in a folder, run by the package's own copy of its program."""
     settings = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
-    return PROGRAMS[settings.get("program", settings["task"])](Path(folder), settings)
+    cleaning.cleaner(settings["cleaning"])
+    return program_of(settings.get("program", settings["task"]))(Path(folder), settings)
+
+
+def program_of(kind: str) -> type[Artifact]:
+    """The program of a kind of artifact.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if kind not in PROGRAMS:
+        raise UsageError(f"program {kind!r} is unknown; known: {', '.join(PROGRAMS)}")
+    return PROGRAMS[kind]
+
+
+def generated(folder: Path) -> str:
+    """The text of run.py for the artifact in a folder, from this package; the file in the folder is not read.
+
+    Raises:
+        UsageError: its settings.json names an unknown kind or cleaning step.
+    """
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    return source(settings.get("program", settings["task"]), settings["cleaning"])
 
 
 def digest(kind: str, steps: Sequence[str]) -> str:
@@ -44,8 +67,12 @@ def source(kind: str, steps: Sequence[str]) -> str:
     Args:
         kind: one of PROGRAMS.
         steps: cleaning steps, as in `data.cleaning`.
+
+    Raises:
+        UsageError: an unknown kind or step. Both may come from a file of a run, and become part of a program.
     """
-    program = PROGRAMS[kind]
+    cleaning.cleaner(steps)
+    program = program_of(kind)
     own = sys.modules[program.__module__]
     parts = [_Part(cleaning), _Part(common), _Part(own)]
     table = "".join(f'    "{step}": {step},\n' for step in dict.fromkeys(steps))
@@ -54,6 +81,15 @@ def source(kind: str, steps: Sequence[str]) -> str:
     bodies = [parts[0].only(steps), cleaners, *(part.body for part in parts[1:]), end]
     code = "\n\n\n".join(filter(None, bodies))
     return f'"""{own.__doc__}"""\n\n{_imports(parts, code)}\n\n{code}\n'
+
+
+def settings_problems(folder: Path) -> list[str]:
+    """Why no program can be generated for the artifact in a folder; empty where one can."""
+    try:
+        generated(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"{folder / 'settings.json'} cannot be used: {error}"]
+    return []
 
 
 class _Part:

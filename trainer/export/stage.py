@@ -29,6 +29,7 @@ from trainer.export.families import why_not
 from trainer.export.gates import Gate, reason_of
 from trainer.export.judges import JUDGES
 from trainer.export.onnx import write_artifact
+from trainer.export.program import NAME, generated
 from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, sources, weights
 from trainer.export.published import facts, problems
 from trainer.export.quantize import TUNING_ROWS, quantized
@@ -151,7 +152,8 @@ class _Stage:
         if verdict is None or verdict["inputs"] != self._inputs(name):
             return False
         if verdict["passed"]:
-            return not problems(folder)
+            program = folder / NAME  # it is executed by the gate of what is made of this artifact
+            return not problems(folder) and (name in TYPES or program.read_text("utf-8") == generated(folder))
         # numbers would be the same again, what a library met need not be
         return not any("error" in told for told in (verdict, *verdict["checks"].values()))
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 FAST = "rankzero_eager"  # its name in transformers' registry of attention functions
+CODE_KEYS = ("auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation")
 log = logging.getLogger("rankzero")
 OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "data2vec-text")
 
@@ -70,12 +71,12 @@ def load_model(
     try:
         if trained is not None:
             found = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-            facts = AutoConfig.for_model(**(found[part] if part else found))
-            model = library.from_config(_as_asked(facts, settings, causal))
+            facts = AutoConfig.for_model(**_without_code(found[part] if part else found))
+            model = library.from_config(_as_asked(facts, settings, causal), trust_remote_code=False)
         else:
             facts = _as_asked(configuration(recipe, tokenizer, **config), settings, causal)
             if settings.random:
-                model = library.from_config(facts)
+                model = library.from_config(facts, trust_remote_code=False)
             else:
                 model, mismatched = _with_weights(auto, settings.name, facts)
     except (OSError, ValueError, AssertionError) as error:
@@ -140,6 +141,14 @@ def _check_sizes(model: Any, name: str, mismatched: Any) -> None:
             f"model.name={name!r}: its {key} is {list(there)}, and {list(here)} in this recipe's model: leave sizes "
             "out of model.config, so that they are those of the weights"
         )
+
+
+def _without_code(config: Any) -> Any:
+    """A run's config.json without the keys that name Python code or a kernel of the Hub."""
+    if not isinstance(config, dict):
+        raise ValueError("its config.json is not an object")
+    kept = {key: value for key, value in config.items() if key not in CODE_KEYS}
+    return {key: _without_code(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _silence() -> None:

@@ -50,8 +50,8 @@ class Artifact:
                     answers[i] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
             rows = list(examples)
             for places in self.batches([len(examples[i][0]) for i in rows], one_by_one):
-                batch = [rows[place] for place in places]
-                answers |= zip(batch, self.predict([examples[i] for i in batch]), strict=True)
+                chosen = [rows[place] for place in places]
+                answers |= dict(zip(chosen, self.predict([examples[i] for i in chosen]), strict=True))
             for i, line in enumerate(window):
                 cut = i in examples and self.truncated(line, examples[i])
                 yield {"text": line, **answers[i], **({"truncated": True} if cut else {})}
