@@ -238,6 +238,19 @@ def test_predict_tells_what_it_cannot_read_or_run(run: Path, tmp_path: Path) -> 
     assert "onnx" in ended.err[0]
 
 
+def test_predict_answers_the_other_lines(run: Path, tmp_path: Path) -> None:
+    """A cleaning step that fails on one line."""
+    ended = command(tmp_path, "predict", run, stdin=b"der Hund\nein B\xc3\xa4r\nx\n", hook=hooks.fail_on_bears).check(3)
+    records = [json.loads(line) for line in ended.out[0].splitlines()]
+    assert [record["text"] for record in records] == ["der Hund", "ein Bär", "x"]
+    assert records[1] == {"text": "ein Bär", "error": "ValueError: no bears"}
+    assert "prediction" in records[0]
+    assert "prediction" in records[2]
+    assert 'predict: 1 lines have an "error" in place of an answer' in ended.err[0]
+    long = b"&#" + b"1" * 5000 + b";\nein Hund\n"
+    assert len(command(tmp_path, "predict", run, stdin=long).check().out[0].splitlines()) == 2
+
+
 def test_debug_is_a_slice_in_a_directory_of_its_own(recipe: Path, tmp_path: Path) -> None:
     here = partial(os.chdir, tmp_path)
     for seed in (3, 4):  # a debug run is scratch: the second replaces the first, whatever its recipe

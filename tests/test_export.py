@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import json
 import os
 import subprocess
@@ -172,6 +173,35 @@ def test_a_text_without_a_token_is_answered(encoder: Exported) -> None:
     assert encoder.artifact.pad([[]], 7).tolist() == [[7]]
     alone, beside = next(encoder.artifact.predict([([], [])])), list(encoder.artifact.predict([([], []), ([5], [0])]))
     agree([alone], beside[:1], tolerance=1e-6)
+
+
+def refuse_bad(text: str) -> str:
+    """A cleaning step that fails on one of LINES."""
+    if "bad" in text:
+        raise ValueError("cannot take it")
+    return text
+
+
+def test_a_line_that_cannot_be_cleaned_leaves_the_others(encoder: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `predict` with weights, with a graph, and in run.py, which then ends with 3."""
+    monkeypatch.setitem(CLEANERS, "strip_tags", refuse_bad)
+    bad = {"text": LINES[5], "error": "ValueError: cannot take it"}
+    for answers in (list(encoder.artifact(LINES)), list(encoder.finished.predict(LINES))):
+        assert [record["text"] for record in answers] == LINES
+        assert answers[5] == bad
+        assert all("label" in record for i, record in enumerate(answers) if i != 5)
+    text = (encoder.folder / "run.py").read_text()
+    changed = text.replace("def strip_tags(text: str) -> str:", f"{inspect.getsource(refuse_bad)}\n\ndef other(text):")
+    (program := encoder.folder.parent / "changed.py").write_text(
+        changed.replace('"strip_tags": strip_tags', '"strip_tags": refuse_bad').replace(
+            "Path(__file__).parent", repr(str(encoder.folder))
+        )
+    )
+    lines = "".join(f"{line}\n" for line in LINES).encode()
+    ended = subprocess.run([sys.executable, str(program)], input=lines, capture_output=True)
+    records = [json.loads(line) for line in ended.stdout.split(b"\n") if line]
+    assert (ended.returncode, records[5], len(records)) == (3, bad, len(LINES))
+    assert ended.stderr.strip() == b'1 lines have an "error" in place of an answer'
 
 
 def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:

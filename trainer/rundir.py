@@ -23,6 +23,7 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.redaction import redacted
 
 HEARTBEAT_SECONDS = 2.0
+MOST_JSON = 200_000_000  # bytes of a JSON file that is read at once
 STALE_SECONDS = 60.0  # a lock of another machine whose heart has not beaten for so long is taken over
 
 
@@ -52,14 +53,37 @@ def read_json(path: Path) -> Any:
     """None when the file is not there.
 
     Raises:
-        CheckpointError: it is there and is not JSON.
+        CheckpointError: it is there and is not JSON, or larger than any that a run writes.
     """
     try:
+        if (size := path.stat().st_size) > MOST_JSON:
+            raise CheckpointError(f"{path} has {size:,} bytes; {MOST_JSON:,} are the most: restore it")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; restore it") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); restore it or start again with --fresh") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one when the file is not there.
+
+    Raises:
+        CheckpointError: as `read_json`, or another value is there.
+    """
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object; restore it")
+    return value or {}
+
+
+def inside(folder: Path, name: object) -> Path | None:
+    """The path of a file that a JSON file of the folder names; None for a name that leads out of it."""
+    if not isinstance(name, str) or not name or "\0" in name or name.startswith("/") or ".." in Path(name).parts:
+        return None
+    return folder / name
 
 
 class RunDir:
@@ -94,7 +118,18 @@ class RunDir:
 
     def reasons(self) -> dict[str, str]:
         """Why there can be no artifact, by its name, of those that were asked for."""
-        return dict(read_json(self.left_out) or {})
+        return {str(name): str(reason) for name, reason in read_object(self.left_out).items()}
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says about the stages after training.
+
+        Raises:
+            CheckpointError: manifest.json is damaged.
+        """
+        stages = read_object(self.manifest).get("stages", {})
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            raise CheckpointError(f"{self.manifest}: stages is not an object of objects; restore it")
+        return stages
 
     def evaluation(self, split: str) -> Path:
         return self.path / "evaluation" / split
@@ -124,7 +159,7 @@ class RunDir:
 
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
         try:
-            with path.open("a", encoding="utf-8", newline="\n") as file:
+            with open(path, "a", encoding="utf-8", newline="\n", opener=no_link) as file:
                 file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
         except OSError as error:
             raise CheckpointError(
@@ -147,7 +182,10 @@ class RunDir:
     def _open_lock(self) -> TextIO:
         """The lock file, open and locked against others who open it: closed at once, as forked workers inherit it."""
         while True:
-            file = self.lock_file.open("a+", encoding="utf-8")
+            try:
+                file = open(self.lock_file, "a+", encoding="utf-8", opener=no_link)  # noqa: SIM115
+            except OSError as error:
+                raise CheckpointError(f"{self.lock_file} cannot be opened: {error.strerror}; remove it") from None
             fcntl.flock(file, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), self.lock_file.stat()):
@@ -191,6 +229,11 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def no_link(path: str, flags: int) -> int:
+    """Opens a file to write to; not through a symbolic link, which may lead out of the run directory."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _parse(text: str) -> dict[str, Any] | None:

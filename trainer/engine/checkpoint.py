@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trainer import tensors
 from trainer.errors import CheckpointError
-from trainer.rundir import read_json, write_json
+from trainer.rundir import inside, read_json, write_json
 
 log = logging.getLogger("rankzero")
 
@@ -118,7 +118,9 @@ def fault(path: Path) -> str | None:
     if not isinstance(files, dict) or "state.json" not in files or not files.keys() & weights:
         return f"{path / MANIFEST} does not list the files of a checkpoint"
     for name, expected in files.items():
-        file = path / name
+        file = inside(path, name)
+        if file is None:
+            return f"{path / MANIFEST} names {name!r}, which is not in the checkpoint"
         if not file.is_file():
             return f"{file} is missing"
         if not isinstance(expected, dict) or file.stat().st_size != expected.get("size"):

@@ -22,7 +22,7 @@ from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import is_utf8, read_predictions
 from trainer.export.contest import Contest, Course, Entry, TimeUp
 from trainer.export.program import settings_problems
-from trainer.export.published import facts, problems
+from trainer.export.published import facts, problems, read_gate
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir, read_json, write_json
@@ -218,7 +218,7 @@ def _about(run: RunDir, kind: str, entry: Entry, contest: Contest) -> Report:
         "deployable": _deployable(run, entry.name),
     }
     if entry.together:
-        checks = read_json(folder / "gate.json")["checks"]
+        checks = (read_gate(folder) or {})["checks"]
         about["neighbours"] = checks.get("logits", {}).get("batch_neighbours")
     return about
 

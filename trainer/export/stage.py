@@ -31,7 +31,7 @@ from trainer.export.judges import JUDGES
 from trainer.export.onnx import write_artifact
 from trainer.export.program import NAME, generated
 from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, sources, weights
-from trainer.export.published import facts, problems
+from trainer.export.published import facts, problems, read_gate
 from trainer.export.quantize import TUNING_ROWS, quantized
 from trainer.export.rows import Row, Rows, Say
 from trainer.export.weights import TYPES, WeightsGate, write_weights
@@ -104,7 +104,7 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     run.export.mkdir(parents=True, exist_ok=True)
     write_json(run.left_out, dict.fromkeys(export.graphs, reason))
     for name in export.graphs:  # what an earlier version tried and failed
-        if not (read_json(run.export / name / "gate.json") or {"passed": True})["passed"]:
+        if not (read_gate(run.export / name) or {"passed": True})["passed"]:
             shutil.rmtree(run.export / name)
     return wanted
 
@@ -142,13 +142,13 @@ class _Stage:
                 making.mkdir()
                 self._make(name, making)
             _move(making, place, old)
-        verdict = read_json(place / "gate.json")
+        verdict: Record = read_gate(place) or {}
         if not verdict["passed"]:
             raise GateError(_explain(place, verdict))
         return place
 
     def _done(self, name: str, folder: Path) -> bool:
-        verdict = read_json(folder / "gate.json")
+        verdict = read_gate(folder)
         if verdict is None or verdict["inputs"] != self._inputs(name):
             return False
         if verdict["passed"]:
