@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import shutil
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import processes
 import pytest
-import typer
+import review_world
 from test_analysis import CLASSIFICATION, binary, write_run
 from test_report import SCORES
 
@@ -116,7 +121,39 @@ def test_messages_logs_tracebacks_and_status_hold_none(tmp_path, capsys, monkeyp
     assert said.count("https://files.example.org/d") == 5
     for secret in ("TOPSECRET", "SASTOKEN"):
         assert secret not in said
-    assert typer  # `run_app` takes a function as well as an application
+
+
+@pytest.mark.ranks
+def test_no_file_of_a_run_over_http_holds_the_password(tmp_path):
+    """Trained, stopped, resumed with the same recipe, evaluated with the root given again."""
+    pytest.importorskip("aiohttp")
+    (data := tmp_path / "data").mkdir()
+    review_world.write_reviews(data)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(data))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    root = f"http://ci:TOPSECRET@127.0.0.1:{server.server_port}"
+    try:
+        recipe = review_world.written(tmp_path, review_world.recipe(root))
+        run = tmp_path / "run"
+        said = [processes.train(recipe, run, "loop.max_steps=4").check().text]
+        more = ("loop.max_steps=8", "--allow-change", "loop.max_steps", f"data.root={root}")
+        said.append(processes.train(recipe, run, *more).check().text)
+        ended = processes.run_ranks(["evaluate", run, f"data.root={root}"], processes.next_logs(run))
+        said.append(ended.check().text)
+        shutil.copy(recipe, tmp_path / "broken.yaml")
+        broken = processes.train(tmp_path / "broken.yaml", tmp_path / "no", "data.train=no.jsonl").check(3).text
+        assert f"http://127.0.0.1:{server.server_port}" in broken
+        said.append(broken)
+    finally:
+        server.shutdown()
+    assert "TOPSECRET" not in "".join(said)
+    files = [path for path in [*run.rglob("*"), *(tmp_path / "no").rglob("*")] if path.is_file()]
+    assert len(files) > 20
+    assert [str(path) for path in files if b"TOPSECRET" in path.read_bytes()] == []
+    manifest = (run / "manifest.json").read_text()
+    assert str(tmp_path) not in manifest
+    assert f"http://127.0.0.1:{server.server_port}" in manifest
 
 
 def test_config_json_does_not_name_the_folder_of_the_weights():

@@ -193,11 +193,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The values of a recipe file, not checked.
 
     Raises:
-        UsageError: it cannot be read, is not YAML, or is too large for a recipe.
+        UsageError: it cannot be read, is not YAML, no mapping, or too large for a recipe.
     """
     try:
         text = path.read_text(encoding="utf-8") if path.stat().st_size <= MOST_BYTES else None
@@ -207,7 +207,10 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"recipe {path} cannot be read: {reason}; {hint}") from None
     if text is None:
         raise UsageError(f"recipe {path} is larger than {MOST_BYTES:,} bytes: it is no recipe")
-    return _yaml(text, str(path))
+    values = _yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of sections, not {type(values).__name__}")
+    return values
 
 
 _INDICATORS = tuple("*&!%@`")

@@ -22,7 +22,8 @@ _URL = re.compile(
     r"(?P<place>(?:(?!::[A-Za-z])[^\s?#'\"<>])*)(?P<query>[?#][^\s'\"<>]*)?"
 )
 _TOKEN = re.compile(
-    r"\b(?:hf_|ghp_|gho_|github_pat_|glpat-|sk-|xox[abp]-)[A-Za-z0-9_-]{8,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
+    r"\b(?:hf_|gh[po]_)[A-Za-z0-9]{16,}|\b(?:github_pat_|glpat-|sk-|xox[abp]-)[A-Za-z0-9_-]{16,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
     r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"
 )
 _SECRET = re.compile(

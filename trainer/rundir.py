@@ -23,7 +23,17 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.redaction import redacted
 
 HEARTBEAT_SECONDS = 2.0
+# Keys of these files that hold objects, lists and truth values; and those that hold objects of objects.
+FORMED = ("manifest.json", "gate.json", "benchmark.json")
+FORMS: dict[str, Any] = {
+    **dict.fromkeys(("data", "stages", "versions", "devices", "files", "checks", "inputs", "of"), dict),
+    **dict.fromkeys(("contestants", "recommended", "left_out"), dict),
+    **dict.fromkeys(("starts", "command", "failed", "courses"), list),
+    "passed": bool,
+}
+OF_OBJECTS = ("data", "stages", "checks", "contestants")
 MOST_JSON = 200_000_000  # bytes of a JSON file that is read at once
+MOST_SPLITS = 1 << 16
 STALE_SECONDS = 60.0  # a lock of another machine whose heart has not beaten for so long is taken over
 
 
@@ -50,33 +60,36 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """None when the file is not there.
+    """The object in a JSON file of a run; None when the file is not there.
 
     Raises:
-        CheckpointError: it is there and is not JSON, or larger than any that a run writes.
+        CheckpointError: it is there and is not JSON, larger than any that a run writes, or of another form.
     """
     try:
-        if (size := path.stat().st_size) > MOST_JSON:
-            raise CheckpointError(f"{path} has {size:,} bytes; {MOST_JSON:,} are the most: restore it")
-        return json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        value = json.loads(path.read_text(encoding="utf-8")) if size <= MOST_JSON else None
     except FileNotFoundError:
         return None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; restore it") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); restore it or start again with --fresh") from None
+    if size > MOST_JSON:
+        raise CheckpointError(f"{path} has {size:,} bytes; {MOST_JSON:,} are the most: restore it")
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not a JSON object; restore it")
+    if path.name in FORMED:
+        _check_form(path, value)
+    return value
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one when the file is not there.
-
-    Raises:
-        CheckpointError: as `read_json`, or another value is there.
-    """
-    value = read_json(path)
-    if value is not None and not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object; restore it")
-    return value or {}
+def _check_form(path: Path, value: dict[str, Any]) -> None:
+    for key, form in FORMS.items():
+        found: Any = value.get(key)
+        if found is not None and not isinstance(found, form):
+            raise CheckpointError(f"{path}: {key} is a {type(found).__name__}, not a {form.__name__}; restore it")
+        if key in OF_OBJECTS and found and not all(isinstance(part, dict) for part in found.values()):
+            raise CheckpointError(f"{path}: {key} is not an object of objects; restore it")
 
 
 def inside(folder: Path, name: object) -> Path | None:
@@ -112,13 +125,17 @@ class RunDir:
         """
         for path, key in ((self.note, "splits"), (self.manifest, "micro_batch_splits")):
             found = read_json(path)
-            if isinstance(found, dict) and key in found:
-                return int(found[key])
+            if found is not None and key in found:
+                if type(found[key]) is not int or not 0 < found[key] <= MOST_SPLITS:
+                    raise CheckpointError(
+                        f"{path}: {key} is {str(found[key])[:60]!r}, not a count of parts; restore it"
+                    )
+                return found[key]
         return 1
 
     def reasons(self) -> dict[str, str]:
         """Why there can be no artifact, by its name, of those that were asked for."""
-        return {str(name): str(reason) for name, reason in read_object(self.left_out).items()}
+        return {str(name): str(reason) for name, reason in (read_json(self.left_out) or {}).items()}
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """What the manifest says about the stages after training.
@@ -126,10 +143,7 @@ class RunDir:
         Raises:
             CheckpointError: manifest.json is damaged.
         """
-        stages = read_object(self.manifest).get("stages", {})
-        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
-            raise CheckpointError(f"{self.manifest}: stages is not an object of objects; restore it")
-        return stages
+        return dict((read_json(self.manifest) or {}).get("stages") or {})
 
     def evaluation(self, split: str) -> Path:
         return self.path / "evaluation" / split

@@ -30,14 +30,12 @@ class NoGPU(Exception):
     """What a contestant on a GPU ends with where there is none: nothing to tell."""
 
 
-def graphs(folder: Path, program: Path) -> Answer:
-    """An artifact, run by `program`. int8 answers text by text, as `predict` does, unless the job says "together"."""
-    spec = importlib.util.spec_from_file_location("artifact_run", program)
-    assert spec is not None
-    assert spec.loader is not None
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    artifact = run.load(folder)
+def graphs(folder: Path, program: Path | None = None) -> Answer:
+    """An artifact, run by `program`. int8 answers text by text, as `predict` does, unless the job says "together".
+
+    Without a program the package's own modules run it, which import more.
+    """
+    artifact = _artifact(folder) if program is None else _module(program).load(folder)
 
     def answer(texts: Sequence[str], job: dict[str, Any]) -> Any:
         artifact.settings["beam_size"] = job["beam"]
@@ -48,6 +46,21 @@ def graphs(folder: Path, program: Path) -> Answer:
         return lambda: _tokens(records, artifact.tokenizer, [len(example[0]) for example in examples])
 
     return answer
+
+
+def _artifact(folder: Path) -> Any:
+    from trainer.export.program import load
+
+    return load(folder)
+
+
+def _module(program: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("artifact_run", program)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def weights(run: Path, name: str) -> Answer:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
-from trainer.rundir import read_object
+from trainer.rundir import read_json
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -24,14 +24,10 @@ def read_gate(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it does not have the form in which a gate writes it.
     """
-    gate = read_object(folder / "gate.json")
-    if not gate:
-        return None
-    forms = {"passed": bool, "failed": list, "checks": dict, "files": dict, "inputs": dict}
-    for key, form in forms.items():
-        if not isinstance(gate.get(key), form):
-            raise CheckpointError(f"{folder / 'gate.json'}: {key} is not of type {form.__name__}; restore it")
-    gate["failed"] = [str(name) for name in gate["failed"]]
+    gate: dict[str, Any] | None = read_json(folder / "gate.json")
+    lacking = [key for key in ("passed", "failed", "checks", "files", "inputs") if gate is not None and key not in gate]
+    if lacking:
+        raise CheckpointError(f"{folder / 'gate.json'} lacks {', '.join(lacking)}; restore it")
     return gate
 
 
@@ -41,7 +37,7 @@ def problems(folder: Path) -> list[str]:
     if verdict is None:
         return [f"{folder / 'gate.json'} is missing"]
     if not verdict["passed"]:
-        return [f"{folder}: failed its gate: {', '.join(verdict['failed'])}"]
+        return [f"{folder}: failed its gate: {', '.join(map(str, verdict['failed']))}"]
     files = verdict["files"]
     wrong = [name for name, known in files.items() if Path(name).name != name or facts(folder / name) != known]
     more = {path.name for path in folder.glob("[!._]*")} - {*files, "gate.json"}  # run.py takes every graph
