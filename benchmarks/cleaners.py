@@ -1,4 +1,4 @@
-"""Seconds that each cleaning step takes for 1 MB of adversarial text: `python -m benchmarks.cleaners [MB]`."""
+"""Seconds of CPU time that each cleaning step takes for 1 MB of adversarial text: `python -m benchmarks.cleaners [MB]`."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def text_of(unit: str, size: int) -> str:
 
 
 def seconds(step: Callable[[str], str], text: str) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()
     step(text)
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def main() -> None:

@@ -98,6 +98,8 @@ def _sorted_marks(text: str, form: Literal["NFD", "NFKD"]) -> str:
     The normalization of Python sorts each run of marks in time that is quadratic in the length of the run.
     """
     characters = "".join(unicodedata.normalize(form, character) for character in text)
+    if not any(map(unicodedata.combining, characters)):
+        return characters
     runs = groupby(characters, lambda character: unicodedata.combining(character) > 0)
     return "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
 
