@@ -1,4 +1,7 @@
-"""Seconds of CPU time that each cleaning step takes for 1 MB of adversarial text: `python -m benchmarks.cleaners [MB]`."""
+"""Seconds of CPU time that each cleaning step takes for adversarial text.
+
+    python -m benchmarks.cleaners [MB]     (1 by default)
+"""
 
 from __future__ import annotations
 
