@@ -73,6 +73,8 @@ def test_every_load_refuses_remote_code_and_pickles() -> None:
     found = calls()
     assert len([call for _, call in found if name_of(call)[1] in LOADS]) >= 5
     assert [place for place, call in found if refused(call)] == []
+    plain = [place for place, call in found if name_of(call) == ("yaml", "safe_load") and place.startswith("trainer/")]
+    assert plain == [], "a recipe is read by trainer.recipe.read_yaml, which limits aliases and names the file"
 
 
 @pytest.mark.parametrize(
