@@ -1,6 +1,6 @@
 """Seconds of CPU time that each cleaning step takes for adversarial text.
 
-    python -m benchmarks.cleaners [MB]     (1 by default)
+python -m benchmarks.cleaners [MB]     (1 by default)
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ from test_report import SCORES
 from trainer.analysis.card import write_card
 from trainer.analysis.report import write_report
 from trainer.cli import run_app, set_up_logging
+from trainer.engine.finished import build_model
 from trainer.engine.setup import agree_with_earlier
 from trainer.errors import DataError
 from trainer.loading import load_recipe
-from trainer.models.classifiers import config_json
-from trainer.redaction import redacted, shareable
+from trainer.redaction import origin, redacted, shareable
 from trainer.rundir import RunDir, Status, read_json
 
 ROOT = "https://ci:TOPSECRET@files.example.org/d?sig=SASTOKEN&se=2026"
@@ -156,11 +156,12 @@ def test_no_file_of_a_run_over_http_holds_the_password(tmp_path):
     assert f"http://127.0.0.1:{server.server_port}" in manifest
 
 
-def test_config_json_does_not_name_the_folder_of_the_weights():
-    from transformers import BertConfig
-
-    class Model:
-        config = BertConfig(name_or_path="/home/me/weights/bert")
-
-    text = json.dumps(config_json(Model()))
-    assert "/home/me" not in text
+@pytest.mark.parametrize("pooling", ["auto", "mean"])
+def test_config_json_does_not_name_the_folder_of_the_weights(tmp_path, bert, reviews, pooling):
+    """The library's key, and our own model section beside the configuration of a trunk."""
+    made = review_world.recipe(reviews, {"kind": "pretrained", "name": str(bert), "pooling": pooling})
+    task = review_world.task_of(made)
+    config = task.model_config(build_model(task))
+    assert str(bert.parent) not in json.dumps(config)
+    assert config.get("name", bert.name) == bert.name
+    assert (origin("org/model@main"), origin(None), origin("pkg://a/b")) == ("org/model@main", None, "pkg://a/b")

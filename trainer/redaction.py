@@ -48,6 +48,12 @@ def shareable(value: Any) -> Any:
     return _mapped(lambda text: _without_folders(_without_credentials(text)), value)
 
 
+def origin(value: Any) -> Any:
+    """The name of a model, shareable: of a local folder given by an absolute path only its own name."""
+    name = shareable(value)
+    return name.rpartition("/")[2] if isinstance(name, str) and "…/" in name else name
+
+
 def _mapped(change: Callable[[str], str], value: Any) -> Any:
     if isinstance(value, str):
         return change(value)

@@ -20,7 +20,7 @@ from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
 from trainer.models.families import hidden_width, padding_id, padding_of
 from trainer.recipe import read_yaml
-from trainer.redaction import shareable
+from trainer.redaction import origin
 from trainer.tensors import TensorFile, constants, exists
 
 if TYPE_CHECKING:
@@ -302,4 +302,4 @@ def _without_origin(values: Any) -> Any:
     """The values without the folder from which the weights came: it tells about a machine, not about the model."""
     if not isinstance(values, dict):
         return values
-    return {k: shareable(v) if k == "_name_or_path" else _without_origin(v) for k, v in values.items()}
+    return {k: origin(v) if k == "_name_or_path" else _without_origin(v) for k, v in values.items()}

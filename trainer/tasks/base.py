@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_id, padding_of
+from trainer.redaction import origin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -233,6 +234,7 @@ class Task(ABC):
             return own
         settings = self.recipe.model.model_dump(mode="json")
         sizes = {"vocab_size": len(self.tokenizer), "max_length": self.recipe.data.max_length}
+        settings |= {key: origin(settings[key]) for key in ("name", "init_from") if key in settings}
         return {"model_type": f"rankzero-{settings['kind']}", **sizes, **settings}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
