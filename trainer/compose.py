@@ -172,7 +172,7 @@ def _stages(
     from trainer.engine.session import Session
 
     def prepare() -> dict[str, Any]:
-        setup.check_beginning(recipe)
+        setup.check_beginning(folder, recipe)
         data = setup.survey_data(folder, recipe)
         setup.make_tokenizer(folder, recipe, data["train"]["rows"])
         data = setup.count_data_tokens(folder, recipe, data)

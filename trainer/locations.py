@@ -1,13 +1,38 @@
-"""Names of pretrained things: a folder, `pkg://package/folder` in an installed package, or a Hub id `id@revision`."""
+"""Names of pretrained models, and checks of the files behind them.
+
+A name is a folder, `pkg://package/folder` in an installed package, or a Hub id `id@revision`.
+"""
 
 from __future__ import annotations
 
 import importlib.resources
+import json
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import UsageError
 
 PACKAGE = "pkg://"
+# In the order in which the library looks for them.
+WEIGHT_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+OTHER_WEIGHTS = {  # what a folder without usable weights may hold instead
+    "adapter_config.json": "a PEFT adapter; merge it into its base model (merge_and_unload) and save that model",
+    "*.h5": "TensorFlow weights; save the model as safetensors with a release of transformers before 5",
+    "*.ckpt*": "a TensorFlow or Lightning checkpoint; save the model with save_pretrained",
+    "*.msgpack": "Flax weights; save the model as safetensors with a release of transformers before 5",
+    "*.gguf": "GGUF weights; use the safetensors of the same model",
+}
+VOCABULARIES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model",
+    "tokenizer.model",
+)  # fmt: skip
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+LFS_POINTER = b"version https://git-lfs.github.com/spec"
+OWN_MODELS = "rankzero-"  # how the model_type of a model that only this package has begins
 FORMS = f"a folder, {PACKAGE}package/folder, or a Hub id (id@revision) that this machine can reach"
 
 
@@ -40,3 +65,181 @@ def package_folder(name: str) -> Path:
     if not found.is_dir():
         raise UsageError(f"{name!r}: the package {package!r} has no folder {folder!r}")
     return found
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def folder_of(name: str) -> Path | None:
+    """Return the local folder of a name. None for a Hub id that is not in the cache.
+
+    Raises:
+        UsageError: as `locate`.
+    """
+    place, revision = locate(name)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        try:
+            cached = try_to_load_from_cache(place, file, revision=revision)
+        except ValueError:  # not of the form of a Hub id
+            return None
+        if isinstance(cached, str):
+            return Path(cached).parent
+    return None
+
+
+def check_model_files(name: str) -> None:
+    """Check the configuration and the weight files of a model without reading its weights.
+
+    A Hub id is checked as far as its files are in the cache.
+
+    Raises:
+        UsageError: no configuration, no weights, or a file that is cut, corrupt, an LFS pointer or an HTML page.
+    """
+    folder = folder_of(name)
+    if folder is None:
+        return
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} has no config.json, so it is no model of the transformers library{_instead(folder)}"
+        )
+    config = folder / "config.json"
+    check_file(config)
+    check_file(folder / "generation_config.json")
+    kind = json.loads(config.read_bytes()).get("model_type")
+    if kind is None:
+        raise UsageError(f'{config} has no model_type: add the name of the architecture, such as "model_type": "bert"')
+    if str(kind).startswith(OWN_MODELS):
+        raise UsageError(
+            f"{folder} holds a model that only rankzero can build (model_type {kind}): set model.init_from to its run "
+            "directory, which takes the trunk and a new head"
+        )
+    if not check_weights(folder) and Path(locate(name)[0]).is_dir():  # else they will be fetched
+        raise UsageError(f"{folder} has no weights ({WEIGHT_FILES[0]} or {WEIGHT_FILES[2]}){_instead(folder)}")
+
+
+def check_weights(folder: Path) -> bool:
+    """Check the weight files of a folder that the library would read. Return whether there are any.
+
+    Raises:
+        UsageError: one of them is missing, cut, corrupt, an LFS pointer or an HTML page.
+    """
+    weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if weights is None:
+        return False
+    for part in _weight_parts(weights):
+        check_file(part)
+    return True
+
+
+def check_tokenizer_files(name: str, *, deep: bool = False) -> None:
+    """Check the files of a tokenizer that exist: their first bytes, with `deep` also that JSON is complete.
+
+    Raises:
+        UsageError: a file is cut, corrupt, an LFS pointer or an HTML page.
+    """
+    folder = folder_of(name)
+    if folder is not None:
+        for file in (*VOCABULARIES, *TOKENIZER_SETTINGS):
+            check_file(folder / file, deep=deep)
+
+
+def check_file(path: Path, *, deep: bool = True) -> None:
+    """Check one file of a model, if it exists.
+
+    Raises:
+        UsageError: it is cut, corrupt, a Git LFS pointer or an HTML page. Names the file and the fix.
+    """
+    if path.exists() and (problem := problem_of(path, deep=deep)) is not None:
+        raise UsageError(f"{path} {problem}")
+
+
+def problem_of(path: Path, *, deep: bool = True) -> str | None:
+    """Return what is wrong with a file of a model and how to fix it. None if nothing is.
+
+    Args:
+        path: a safetensors, PyTorch (.bin), JSON or vocabulary file.
+        deep: also check that the file is complete, not only its first bytes.
+    """
+    again = "Download it again."
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+        if head.startswith(LFS_POINTER):
+            return "is a Git LFS pointer, not the file itself. Run `git lfs pull` in its clone, or download the file."
+        if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            return f"is an HTML page, such as an error or login page that was saved under this name. {again}"
+        if not head and path.name != "merges.txt":
+            return f"is empty. {again}"
+        if reason := _incomplete(path, head) if deep else None:
+            return f"{reason}. {again}"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
+
+
+def _incomplete(path: Path, head: bytes) -> str | None:
+    """Return why the content of a file is not what its name says."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy"):  # compares the size of the file with its header
+                return None
+        except SafetensorError as error:
+            return f"is cut or corrupt ({path.stat().st_size:,} bytes: {error})"
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            return f"is cut or corrupt: not valid JSON ({error})"
+        return None if isinstance(content, dict) else f"holds a JSON {type(content).__name__} instead of an object"
+    return _incomplete_archive(path, head) if path.suffix == ".bin" else None
+
+
+def _incomplete_archive(path: Path, head: bytes) -> str | None:
+    """Return why torch cannot read, or would read wrongly, a PyTorch file: torch itself ignores check sums."""
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except zipfile.BadZipFile as error:
+            return f"is cut or corrupt ({path.stat().st_size:,} bytes: {error})"
+        return None if damaged is None else f"is corrupt: {damaged} in it does not match its check sum"
+    if not head.startswith(b"\x80"):
+        return "is no PyTorch file"
+    import torch
+
+    try:
+        torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # of pickle, torch or the file system
+        return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    return None
+
+
+def _weight_parts(weights: Path) -> Iterator[Path]:
+    """Yield the file, or with an index the index and every file that it names.
+
+    Raises:
+        UsageError: one of them does not exist.
+    """
+    yield weights
+    if weights.suffix != ".json":
+        return
+    index: Any = json.loads(weights.read_bytes())
+    for file in sorted(set(index.get("weight_map", {}).values())):
+        part = weights.parent / str(file)
+        if part.parent != weights.parent:
+            raise UsageError(f"{weights} names {file!r}, which is not in the same folder")
+        if not part.is_file():
+            raise UsageError(f"{part} does not exist, but {weights.name} names it. Download the missing file.")
+        yield part
+
+
+def _instead(folder: Path) -> str:
+    """Return what the folder holds instead of weights, for a message."""
+    found = next((text for pattern, text in OTHER_WEIGHTS.items() if next(folder.glob(pattern), None)), None)
+    return "" if found is None else f". It holds {found}"

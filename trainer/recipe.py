@@ -140,6 +140,9 @@ FREE_TO_CHANGE = (
 )
 
 
+ORDERED = ("task.labels",)  # mappings whose order counts: it numbers the classes
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys that differ between two dumped recipes and would change a step, with old and new value."""
     before, after = dict(_flat(old)), dict(_flat(new))
@@ -154,6 +157,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
+            if prefix + key in ORDERED:
+                yield prefix + key, list(value)
         else:
             yield prefix + key, value
 

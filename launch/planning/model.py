@@ -22,7 +22,7 @@ from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
 from trainer.locations import FORMS
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk, label_maps
-from trainer.models.pretrained import configuration
+from trainer.models.pretrained import configuration, grown_rows
 from trainer.optim.optimizers import build_optimizer
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ def pretrained_config(recipe: Recipe, task: Task) -> dict[str, Any]:
     settings: Any = recipe.model
     try:
         config = configuration(recipe, task.tokenizer)
+        if not settings.random and recipe.tokenizer.pretrained in (None, settings.name):
+            config.vocab_size = grown_rows(config.vocab_size, task.tokenizer)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         text = f"model.name={settings.name!r}: its config.json cannot be had: {reason}. Give {FORMS}"

@@ -23,7 +23,7 @@ from trainer.data.discovery import EMBEDDED, PREPARED, PREPARED_KEYS, Root, refu
 from trainer.data.keyed import key, permutation
 from trainer.data.sources import TOKENS, Source, Split, held_out, open_split
 from trainer.data.survey import Survey, survey
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.data.tokenization import Layout, TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
 MAX_BUCKETS = 256  # files open at once, if there are no more lanes
 OTHER_FILES = 256  # what a process may have open beside them
 WRITE_ROWS = 1000  # rows of a parquet row group: a resumed reader reads this many too many, at most
+VERSION = 2  # of prepared.json; 1 did not hold how an architecture's tokenizer is trained and where its tokens go
 Texts = dict[str, str]
 Encode = Callable[[list[Texts]], list[dict[str, list[int]]]]
 
@@ -62,17 +63,18 @@ def prepare(
     sources = {split: source for split in _SPLITS if (source := open_split(recipe.data, split)) is not None}
     surveys = {split: survey(source, recipe.data, roles, split) for split, source in sources.items()}
     about: dict[str, Any] = {
-        "version": 1,
+        "version": VERSION,
         "keys": _keys(recipe),
         "splits": {split: found.report() for split, found in surveys.items()},
     }
     if _finished(out, about):
-        return about | {"shards": json.loads((out / PREPARED).read_text(encoding="utf-8"))["shards"]}
+        return dict(json.loads((out / PREPARED).read_text(encoding="utf-8")))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:
         folder = Path(made) / "corpus"
         tokenizer = _tokenizer(recipe, roles, sources["train"], surveys["train"].rows)
         tokenizer.save_pretrained(folder / "tokenizer")
+        about["layout"] = _layout(tokenizer)
         encode = encoder(tokenizer)
         about["shards"] = {
             split: _write_split(folder, Path(made), recipe, roles, source, split, surveys[split], encode)
@@ -89,7 +91,8 @@ def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
     """The tokenizer of the prepared corpus that `data.root` points at; None when it points at anything else.
 
     Raises:
-        UsageError: the corpus was prepared with another task or tokenizer.
+        UsageError: the corpus was prepared with another task or tokenizer, or for an architecture whose tokenizer is
+            trained in another way.
     """
     if recipe.data.root.startswith(EMBEDDED):
         return None
@@ -97,22 +100,62 @@ def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
     prepared = root.prepared()
     if prepared is None:
         return None
+    if prepared.get("version") != VERSION:
+        raise UsageError(
+            f"{root.url} was prepared by another version of rankzero ({PREPARED}: version {prepared.get('version')}, "
+            f"needed: {VERSION}). Run `rankzero prepare` again"
+        )
     now = _keys(recipe)
     refuse_changed(root.url, {k: prepared["keys"][k] for k in ("task", "tokenizer")}, now)
     with tempfile.TemporaryDirectory() as folder:
         for path in root.system.ls(f"{root.path}/tokenizer", detail=False):
             (Path(folder) / Path(path).name).write_bytes(root.system.cat_file(path))
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+    _check_layout(recipe, root.url, prepared["layout"], tokenizer)
+    return tokenizer
+
+
+def _check_layout(recipe: Recipe, where: str, layout: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Compare the tokenizer of a prepared corpus with what was written about it, and with the recipe's if that is ready.
+
+    Raises:
+        UsageError: special tokens or vocabulary differ, so that the rows' ids mean something else to the model.
+    """
+    if layout != _layout(tokenizer):
+        raise UsageError(
+            f"{where}: its tokenizer/ is not the one that it was prepared with. Run `rankzero prepare` again"
+        )
+    if recipe.tokenizer_name is None:
+        return
+    try:
+        own = load_tokenizer(recipe.tokenizer_name)
+    except UsageError:  # not at hand here, and not needed
+        return
+    if _layout(own) != layout or own.get_vocab() != tokenizer.get_vocab():
+        raise UsageError(
+            f"{where} was prepared with another tokenizer than {recipe.tokenizer_name!r} has now: vocabulary or special "
+            "tokens differ. Run `rankzero prepare` again"
+        )
+
+
+def _layout(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Where a tokenizer puts its special tokens: [token id, side, type id] of one text and of a pair."""
+    return {
+        name: [list(part) for part in Layout.of(tokenizer, pair=pair).parts]
+        for name, pair in (("text", False), ("pair", True))
+    }
 
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def _keys(recipe: Recipe) -> dict[str, Any]:
-    """What the rows and their token ids depend on."""
+    """What the rows and their token ids depend on. How a tokenizer is trained may follow from the model."""
     values = recipe.model_dump(mode="json")
     data = {name: values["data"][name] for name in PREPARED_KEYS}
-    tokenizer = values["tokenizer"] | {"pretrained": recipe.tokenizer_name}
+    training = recipe.tokenizer_training
+    resolved = None if training is None else training.model_dump(mode="json")
+    tokenizer = values["tokenizer"] | {"train": resolved, "pretrained": recipe.tokenizer_name}
     return {"task": values["task"], "tokenizer": tokenizer, "data": data}
 
 

@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,7 @@ from trainer.data.keyed import uniform
 from trainer.data.sources import Source, held_out
 from trainer.data.words import SPACE, Words, splits_at_spaces
 from trainer.errors import DataError, UsageError
-from trainer.locations import FORMS, locate
+from trainer.locations import FORMS, VOCABULARIES, check_tokenizer_files, folder_of, locate
 from trainer.sections import DataConfig, TokenizerTraining
 
 if TYPE_CHECKING:
@@ -136,17 +137,43 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    folder, revision = locate(name)
+    place, revision = locate(name)
+    check_tokenizer_files(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    except Exception as error:  # whatever the library meets in files that it did not write
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the `tokenizers` library raises Exception itself
+        check_tokenizer_files(name, deep=True)
+        if (folder := folder_of(name)) is not None and not any((folder / file).exists() for file in VOCABULARIES):
+            raise UsageError(_no_files(folder, "tokenizer.json")) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"tokenizer {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
     if not tokenizer.is_fast:
         raise UsageError(f"tokenizer {name!r} has no tokenizer.json: only tokenizers of the `tokenizers` library serve")
+    _check_vocabulary(tokenizer, name)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Check that a tokenizer was read from files: the library makes one of its special tokens where there are none.
+
+    Raises:
+        UsageError: there is no tokenizer.json and none of the vocabulary files of its class.
+    """
+    folder = folder_of(name)
+    if folder is None or any(path.name != "tokenizer_config.json" for path in folder.glob("tokenizer*.json")):
+        return
+    files = [file for key, file in type(tokenizer).vocab_files_names.items() if key != "tokenizer_file"]
+    if files and not all((folder / file).exists() for file in files):
+        raise UsageError(_no_files(folder, f"tokenizer.json, or {' and '.join(files)}"))
+
+
+def _no_files(folder: Path, wanted: str) -> str:
+    return (
+        f"no tokenizer files in {folder}: {wanted} is needed. Copy the tokenizer files of the model there (its "
+        "tokenizer's save_pretrained writes them), or set tokenizer.pretrained to a folder that has them"
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from trainer.data.tokenization import Layout, encode_batch, load_tokenizer
 from trainer.engine.corpus import batches_by_length
 from trainer.engine.finished import Finished, best_device, choose_attention
 from trainer.errors import UsageError
+from trainer.locations import check_model_files
 from trainer.models.classifiers import pool, trunk_prefix
 from trainer.models.families import Padding, hidden_width, padding_of
 from trainer.models.pretrained import load_bare, position_limit, use_attention
@@ -117,7 +118,9 @@ class Embedder:
         Raises:
             UsageError: it cannot be loaded, or has fewer positions than max_length.
         """
-        tokenizer, trunk = load_tokenizer(name), load_bare(name)
+        check_model_files(name)
+        tokenizer = load_tokenizer(name)
+        trunk = load_bare(name, tokenizer)
         config: Any = trunk.config
         limit = position_limit(config)
         if max_length is not None and limit is not None and max_length > limit:

@@ -18,10 +18,10 @@ from trainer.engine.corpus import Corpus, batches_by_length
 from trainer.engine.evaluate import evaluate
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import copy_weights
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, UsageError
 from trainer.evaluation.predictions import write_predictions
 from trainer.models.pretrained import use_attention
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir, without_nan, write_json
 from trainer.tasks.base import Record, Task, make_task
 
@@ -51,6 +51,25 @@ def choose_attention(model: nn.Module, attention: str | None) -> None:
     trunk = getattr(model, "trunk", model)
     if attention is not None and hasattr(trunk, "set_attn_implementation"):
         use_attention(trunk, "sdpa" if attention == "auto" else attention)
+
+
+def _check_overrides(trained: Recipe, recipe: Recipe) -> None:
+    """Refuse overrides under which trained weights of the same shapes would be used for something else.
+
+    Raises:
+        UsageError: model, tokenizer or the order of the classes differ from the training's.
+    """
+    changed = changed_keys(trained.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    wrong = {
+        key: values for key, values in changed.items()
+        if key.startswith(("model.", "tokenizer.")) and key != "model.attention"
+    }  # fmt: skip
+    before, after = (getattr(r.task, "names", None) for r in (trained, recipe))
+    if before != after:
+        wrong["task.labels"] = (before, after)
+    if wrong:
+        lines = "".join(f"\n  {key}: {then!r} -> {now!r}" for key, (then, now) in wrong.items())
+        raise UsageError(f"overrides change what the run's weights were trained for; leave these keys out:{lines}")
 
 
 @dataclass(frozen=True)
@@ -83,10 +102,12 @@ class Finished:
         """The task of a run, without its model.
 
         Raises:
-            UsageError: this is no run directory.
+            UsageError: this is no run directory, or an override changes what the trained weights are for.
         """
         run.check()
         recipe = recipe_type.load(run.recipe, overrides)
+        if overrides:
+            _check_overrides(recipe_type.load(run.recipe), recipe)
         return make_task(recipe, setup.read_tokenizer(run))
 
     def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:

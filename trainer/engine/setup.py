@@ -30,6 +30,7 @@ from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
 from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
+from trainer.locations import check_model_files, check_weights
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe, changed_keys, read_yaml
 from trainer.redaction import redacted, shareable
@@ -70,15 +71,24 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
     write_atomically(run.recipe, redacted(recipe.to_yaml()))
 
 
-def check_beginning(recipe: Recipe) -> None:
-    """Before all rows are read, which may take long.
+def check_beginning(run: RunDir, recipe: Recipe) -> None:
+    """Check the files that a run begins with, and fetch its tokenizer unless it is trained.
+
+    This comes before all rows are read, which may take long. A start that resumes a checkpoint checks nothing again.
 
     Raises:
-        UsageError: `model.init_from` names no run with a model.
+        UsageError: `model.init_from` names no run with a model, or a file of the model or the tokenizer is missing,
+            cut or corrupt.
     """
-    begun = getattr(recipe.model, "init_from", None)
+    if any(run.checkpoints.iterdir()) or run.model.exists():
+        return
+    begun, weights = getattr(recipe.model, "init_from", None), getattr(recipe.model, "weights", None)
     if begun is not None:
-        trunk_file(Path(begun))
+        check_weights(trunk_file(Path(begun)).parent)
+    if weights is not None:
+        check_model_files(weights)
+    if (tokenizer := _ready_tokenizer(recipe)) is not None:
+        _save_tokenizer(run, tokenizer)
 
 
 def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
@@ -146,21 +156,33 @@ def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict
 
 
 def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
-    """Trains the tokenizer on a streamed sample of the training rows, or fetches a pretrained one, into the run."""
+    """Train the tokenizer on a streamed sample of the training rows, unless the run has one."""
     if (run.tokenizer / "tokenizer.json").exists():
         return
+    if (tokenizer := _ready_tokenizer(recipe)) is not None:
+        _save_tokenizer(run, tokenizer)
+        return
+    source, settings = open_split(recipe.data, "train"), recipe.tokenizer_training
+    assert source is not None
+    assert settings is not None
+    log.info("training the tokenizer …")
+    texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows)
+    _save_tokenizer(run, train_tokenizer(texts, settings, recipe.data.max_length))
+
+
+def _ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
+    """Return the tokenizer of a prepared corpus or a pretrained one. None if the recipe trains one."""
     tokenizer = prepared_tokenizer(recipe)
     if tokenizer is None and recipe.tokenizer_name is not None:
         tokenizer = load_tokenizer(recipe.tokenizer_name)
-    if tokenizer is None:
-        source, settings = open_split(recipe.data, "train"), recipe.tokenizer_training
-        assert source is not None
-        assert settings is not None
-        log.info("training the tokenizer …")
-        texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows)
-        tokenizer = train_tokenizer(texts, settings, recipe.data.max_length)
+    return tokenizer
+
+
+def _save_tokenizer(run: RunDir, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the tokenizer of a run. One of an earlier start that has trained nothing is replaced."""
     making = run.path / f".tokenizer-{os.getpid()}"
     tokenizer.save_pretrained(making)
+    shutil.rmtree(run.tokenizer, ignore_errors=True)
     making.rename(run.tokenizer)
 
 

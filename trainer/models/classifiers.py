@@ -7,6 +7,7 @@ The trunk reads the text and the head decides. Freezing, unfreezing and rates by
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from trainer.recipe import Recipe
 
+# Keys of the library's configurations that change what weights compute and are seen in no shape; those of heads are not.
+_NOT_IN_SHAPES = re.compile(r"head|(^|_)act(_|$)|activation|eps|rope|relative|pos_att|position_embedding_type")
+_OF_HEADS = re.compile(r"summary_|classifier_|sequence_")
 HEAD_STD = 0.02  # of a new head's weights, as BERT's
 
 
@@ -89,10 +93,30 @@ def build_classifier(
 def begin_from(model: nn.Module, settings: EncoderConfig | PretrainedConfig, trained: Path | None) -> nn.Module:
     """The model with the trunk of the finished run that it begins from, unless `trained` weights will be loaded."""
     if settings.init_from is not None and trained is None:
-        load_trunk(model, Path(settings.init_from))
         if isinstance(settings, EncoderConfig):
             _check_layers(settings, Path(settings.init_from))
+        else:
+            _check_config(model, Path(settings.init_from))
+        load_trunk(model, Path(settings.init_from))
     return model
+
+
+def _check_config(model: nn.Module, run: Path) -> None:
+    """Check keys of the configuration that no shape of a weight shows, such as the number of attention heads.
+
+    Raises:
+        UsageError: the run's trunk computes something else with the same weights.
+    """
+    found = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
+    there, here = found.get("trunk", found), config_json(getattr(model, "trunk", model)) or {}
+    kinds = there.get("model_type"), here.get("model_type")
+    keys = [key for key in there.keys() & here.keys() if _NOT_IN_SHAPES.search(key) and not _OF_HEADS.match(key)]
+    differ = ["model_type"] if kinds[0] != kinds[1] else sorted(key for key in keys if there[key] != here[key])
+    if differ:
+        values = "".join(f"\n  {key}: {there.get(key)!r} there, {here.get(key)!r} in this recipe" for key in differ)
+        raise UsageError(
+            f"model.init_from={str(run)!r}: its model is configured otherwise; give both the same:{values}"
+        )
 
 
 def _check_layers(settings: EncoderConfig, run: Path) -> None:
@@ -102,7 +126,7 @@ def _check_layers(settings: EncoderConfig, run: Path) -> None:
         there = EncoderConfig.model_validate(recipe.get("model"))
     except (ValidationError, AttributeError):
         raise UsageError(f"model.init_from={str(run)!r}: its recipe.yaml has no encoder as its model") from None
-    for key in ("heads", "norm", "activation", "positions"):
+    for key in ("layers", "heads", "norm", "activation", "positions"):
         if (was := getattr(there, key)) != (now := getattr(settings, key)):
             raise UsageError(
                 f"model.init_from={str(run)!r}: model.{key} is {was} there and {now} in this recipe: give both the same"
@@ -263,9 +287,21 @@ def load_trunk(model: nn.Module, run: Path) -> None:
                     "model: give both recipes the same model sizes and tokenizer"
                 )
             p.copy_(weights[name])
+        _refuse_left_over(model, weights, own, prefix, run)
         for name, buffer in constants(model).items():
             if name in weights and weights.shape(name) == list(buffer.shape):
                 buffer.copy_(weights[name])
+
+
+def _refuse_left_over(model: nn.Module, weights: TensorFile, own: dict[str, Any], prefix: str, run: Path) -> None:
+    """Raise UsageError if the run's trunk has parameters, such as further layers, that this model does not have."""
+    known = own.keys() | constants(model).keys()
+    left = sorted(name for name in weights if name.startswith(prefix) and name not in known and ".pooler." not in name)
+    if prefix and left:
+        raise UsageError(
+            f"model.init_from={str(run)!r}: its trunk has {len(left)} weights that this recipe's model does not have, "
+            f"such as {left[0]}: give both recipes the same model sizes"
+        )
 
 
 def _writes(model: nn.Module) -> bool:

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import CheckpointError, UsageError
-from trainer.locations import FORMS, locate
+from trainer.errors import RankzeroError, UsageError
+from trainer.locations import FORMS, check_model_files, locate
 from trainer.models.attention import eager_attention
 from trainer.models.dropout import Dropout
 from trainer.models.dropout import dropout as byte_dropout
 from trainer.models.families import dropout_keys, padding_of, settle
+from trainer.models.label_order import order_labels, saved_labels
 from trainer.models.mending import mend
 from trainer.models.sizes import random_config
+from trainer.models.weights import load_weights
 from trainer.rundir import read_json
 
 if TYPE_CHECKING:
@@ -67,27 +69,26 @@ def load_model(
 
     settings: Any = recipe.model
     library: Any = auto
-    mismatched: Any = ()
     _silence()
     try:
         if trained is not None:
             model = _untrained(library, trained, part, lambda facts: _as_asked(facts, settings, causal))
-        else:
+        elif settings.random:
             facts = _as_asked(configuration(recipe, tokenizer, **config), settings, causal)
-            if settings.random:
-                model = library.from_config(facts, trust_remote_code=False)
-            else:
-                model, mismatched = _with_weights(auto, settings.name, facts)
-    except CheckpointError:
+            model = library.from_config(facts, trust_remote_code=False)
+        else:
+            model = _with_weights(auto, recipe, tokenizer, causal, config)
+    except RankzeroError:
         raise
     except (OSError, ValueError, AssertionError, ImportError) as error:
+        if settings.weights and trained is None:
+            check_model_files(settings.weights)
         reason = str(error).strip().splitlines()[0]
         if "Unrecognized configuration class" in reason:
             reason = f"the library has no {auto.__name__} of this architecture; choose another one, or another task"
         key, hint = ("name", f". Give {FORMS}") if settings.weights else ("architecture", "")
         raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
-    _check_sizes(model, settings.title, mismatched)
-    check_fits(model, settings.title, len(tokenizer), recipe)
+    check_fits(model, settings.title, token_ids(tokenizer), recipe)
     if getattr(model, "generation_config", None) is not None:
         # What a model brings of its own (least lengths, forced tokens, forbidden repetitions) would be obeyed in the
         # training, and unknown to those who open the run's directory: the recipe alone says how is searched.
@@ -105,27 +106,41 @@ def configuration(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, **changes:
         UsageError: keys, sizes or lengths that the architecture cannot have.
         OSError, ValueError: the weights' configuration cannot be had.
     """
-    from transformers import AutoConfig
-
     settings: Any = recipe.model
     longest = recipe.data.padded(recipe.data.max_length)
     if settings.random:
         return random_config(settings, tokenizer, longest, **changes)
-    place, revision = locate(settings.name)
-    facts = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    facts = _saved_config(settings.name)
     facts.update({**changes, **settings.config})
     settle(facts, longest, settings.config, own_positions=False)
     return facts
 
 
-def _with_weights(auto: Any, name: str, config: Any = None) -> tuple[nn.Module, Any]:
-    """The model of a name, fp32, and weights of other sizes than `config` has: (key, size there, size here)."""
+def _saved_config(name: str) -> Any:
+    from transformers import AutoConfig
+
     place, revision = locate(name)
-    model, found = auto.from_pretrained(
-        place, revision=revision, config=config, trust_remote_code=False, dtype=torch.float32,
-        ignore_mismatched_sizes=True, output_loading_info=True,
-    )  # fmt: skip
-    return model, sorted(found["mismatched_keys"])
+    return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+
+
+def _with_weights(
+    auto: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, causal: bool, changes: dict[str, Any]
+) -> nn.Module:
+    """Load the weights of the recipe's model, with the recipe's classes and room for its tokenizer's ids.
+
+    Raises:
+        UsageError: the weights are not those of the model, or its classes are not the recipe's.
+    """
+    settings: Any = recipe.model
+    facts = _as_asked(configuration(recipe, tokenizer, **changes), settings, causal)
+    loaded = load_weights(auto, settings.name, facts, asked=settings.config, title=f"model.name={settings.name!r}")
+    if "id2label" in changes:
+        labels = getattr(recipe.task, "labels", None) or {name: name for name in changes["label2id"]}
+        order_labels(loaded.model, saved_labels(_saved_config(settings.name)), labels, loaded.new, settings.name)
+    _check_sizes(loaded.model, settings.title, loaded.mismatched)
+    if recipe.tokenizer.pretrained in (None, settings.name):
+        grow_vocabulary(loaded.model, tokenizer, settings.name)
+    return loaded.model
 
 
 def _check_sizes(model: Any, name: str, mismatched: Any) -> None:
@@ -246,6 +261,42 @@ def replace_dropout(model: nn.Module, p: float | None = None) -> None:
                 setattr(parent, name, Dropout(child.p if p is None else p))
 
 
+def token_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the number of rows that an embedding needs for a tokenizer: its largest id, plus one."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+
+
+def grown_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return how many rows an embedding of `rows` needs for its own tokenizer, to which tokens may have been added.
+
+    A tokenizer whose own vocabulary is larger belongs to another model: then `rows`.
+    """
+    own = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    return rows if own > rows else max(rows, token_ids(tokenizer))
+
+
+@torch.no_grad()
+def grow_vocabulary(model: Any, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Add rows to the embeddings for tokens that were added to the model's own tokenizer.
+
+    A new row is the mean of the others, so it is the same on every rank and at every start.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    needed = grown_rows(rows, tokenizer)
+    if needed == rows:
+        return
+    added = sorted(token for token, i in tokenizer.get_added_vocab().items() if i >= rows)
+    model.resize_token_embeddings(needed, mean_resizing=False)
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    for tensor in {id(t): t for table in tables if table is not None for t in table.parameters()}.values():
+        if len(tensor) == needed:
+            tensor[rows:] = tensor[:rows].float().mean(0).to(tensor.dtype)
+    log.info(
+        "model.name=%r: embedding grown from %s to %s rows for tokens that its tokenizer adds (%s)",
+        name, f"{rows:,}", f"{needed:,}", ", ".join(added[:8]) + (" …" if len(added) > 8 else ""),
+    )  # fmt: skip
+
+
 def check_fits(model: nn.Module, name: str, tokens: int, recipe: Recipe) -> None:
     """Whether ids and positions of the recipe fit the model's embeddings, and its micro-batches the model's widths.
 
@@ -257,8 +308,9 @@ def check_fits(model: nn.Module, name: str, tokens: int, recipe: Recipe) -> None
     rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if tokens > rows:
         raise UsageError(
-            f"the tokenizer has {tokens:,} tokens but the embedding of {name!r} has {rows:,} rows: ids would lie "
-            "outside it; leave `tokenizer` out of the recipe, so that the model's own is used"
+            f"the tokenizer has {tokens:,} tokens but the embedding of {name!r} has {rows:,} rows, so it belongs to "
+            "another model: leave `tokenizer` out of the recipe, so that the model's own is used, and check that the "
+            "model's folder has the tokenizer files it was saved with"
         )
     if (limit := position_limit(config)) is not None and max_length > limit:
         raise UsageError(
@@ -277,20 +329,29 @@ def position_limit(config: Any) -> int | None:
     return int(positions) - (config.pad_token_id + 1 if config.model_type in OFFSET_TYPES else 0)
 
 
-def load_bare(name: str) -> nn.Module:
+def load_bare(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> nn.Module:
     """A model of the transformers library without a head, fp32, in eval mode; of an encoder-decoder the encoder.
 
+    Args:
+        name: see `trainer.locations`.
+        tokenizer: of the model; its embedding gets rows for tokens that were added to it.
+
     Raises:
-        UsageError: there is none of that name, or it cannot be reached.
+        UsageError: there is none of that name, it cannot be reached, or its weights do not fit it.
     """
     from transformers import AutoModel
 
     _silence()
-    try:
-        model: Any = _with_weights(AutoModel, name)[0]
-    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"model {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
+    loaded = load_weights(AutoModel, name, encoder=True)
+    model: Any = loaded.model
+    _check_sizes(model, name, loaded.mismatched)
+    if tokenizer is not None:
+        grow_vocabulary(model, tokenizer, name)
+        if token_ids(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
+            raise UsageError(
+                f"the tokenizer of {name!r} has {token_ids(tokenizer):,} tokens but its embedding has {rows:,} rows, "
+                "so it belongs to another model; give the folder the tokenizer files that the model was saved with"
+            )
     mend(model)
     return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
 

@@ -65,6 +65,7 @@ class Task(ABC):
         """`data`: what the survey found, by split (the manifest's "data"); only training may need it."""
         self.recipe = recipe
         self.tokenizer = tokenizer
+        tokenizer.model_max_length = recipe.data.max_length  # where stock transformers cuts what loads model/
         self.data = data or {}
         self.padding = Padding().also(recipe.data.pad_multiple)  # until the model says otherwise, see `padded_for`
 
