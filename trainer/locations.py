@@ -143,7 +143,7 @@ def check_tokenizer_files(name: str, *, deep: bool = False) -> None:
     """
     folder = folder_of(name)
     if folder is not None:
-        for file in (*VOCABULARIES, *TOKENIZER_SETTINGS):
+        for file in (*VOCABULARIES, *TOKENIZER_SETTINGS, "config.json"):
             check_file(folder / file, deep=deep)
 
 

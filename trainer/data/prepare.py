@@ -116,7 +116,7 @@ def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
 
 
 def _check_layout(recipe: Recipe, where: str, layout: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Compare the tokenizer of a prepared corpus with what was written about it, and with the recipe's if that is ready.
+    """Compare the tokenizer of a prepared corpus with what was written about it, and with the recipe's own.
 
     Raises:
         UsageError: special tokens or vocabulary differ, so that the rows' ids mean something else to the model.
@@ -133,8 +133,8 @@ def _check_layout(recipe: Recipe, where: str, layout: Any, tokenizer: PreTrained
         return
     if _layout(own) != layout or own.get_vocab() != tokenizer.get_vocab():
         raise UsageError(
-            f"{where} was prepared with another tokenizer than {recipe.tokenizer_name!r} has now: vocabulary or special "
-            "tokens differ. Run `rankzero prepare` again"
+            f"{where} was prepared with another tokenizer than {recipe.tokenizer_name!r} has now: vocabulary or "
+            "special tokens differ. Run `rankzero prepare` again"
         )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from trainer.recipe import Recipe
 
-# Keys of the library's configurations that change what weights compute and are seen in no shape; those of heads are not.
+# Keys of the library's configurations that change what the trunk's weights compute and show in no shape.
 _NOT_IN_SHAPES = re.compile(r"head|(^|_)act(_|$)|activation|eps|rope|relative|pos_att|position_embedding_type")
 _OF_HEADS = re.compile(r"summary_|classifier_|sequence_")
 HEAD_STD = 0.02  # of a new head's weights, as BERT's

@@ -18,14 +18,14 @@ _GENERIC = re.compile(r"LABEL_\d+")  # what the library calls classes without a 
 NEW_HEAD = "set model.pooling to cls, mean or max, which takes its trunk and a new head"
 
 
-def saved_labels(config: Any) -> list[str] | None:
-    """Return the names of a configuration's classes in the order of their ids. None if it does not name them.
+def saved_labels(config: Mapping[str, Any]) -> list[str] | None:
+    """Return the names of the classes in a config.json in the order of their ids. None if it does not name them.
 
     Names that are numbers or truth values are compared as the texts that `task.labels` makes of them.
     """
-    by_id = {int(i): _text(name) for i, name in (getattr(config, "id2label", None) or {}).items()}
-    if not _named(by_id.values()):  # some files have only the other direction
-        by_id = {int(i): _text(name) for name, i in (getattr(config, "label2id", None) or {}).items()}
+    by_id = {int(i): _text(name) for i, name in (config.get("id2label") or {}).items()}
+    if not _named(by_id.values()):  # some files have only the other direction, which the library ignores
+        by_id = {int(i): _text(name) for name, i in (config.get("label2id") or {}).items()}
     return [by_id[i] for i in sorted(by_id)] if _named(by_id.values()) else None
 
 

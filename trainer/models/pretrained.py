@@ -26,7 +26,7 @@ from trainer.models.families import dropout_keys, padding_of, settle
 from trainer.models.label_order import order_labels, saved_labels
 from trainer.models.mending import mend
 from trainer.models.sizes import random_config
-from trainer.models.weights import load_weights
+from trainer.models.weights import encoder_of, load_weights
 from trainer.rundir import read_json
 
 if TYPE_CHECKING:
@@ -120,7 +120,20 @@ def _saved_config(name: str) -> Any:
     from transformers import AutoConfig
 
     place, revision = locate(name)
-    return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a value of another type than the library expects
+        raise UsageError(f"model.name={name!r}: its config.json has a wrong value: {error}") from error
+
+
+def _class_names(name: str) -> list[str] | None:
+    """Return the names of the classes of a model as its config.json has them: the library replaces some of them."""
+    from transformers import PreTrainedConfig
+
+    place, revision = locate(name)
+    return saved_labels(PreTrainedConfig.get_config_dict(place, revision=revision)[0])
 
 
 def _with_weights(
@@ -136,7 +149,7 @@ def _with_weights(
     loaded = load_weights(auto, settings.name, facts, asked=settings.config, title=f"model.name={settings.name!r}")
     if "id2label" in changes:
         labels = getattr(recipe.task, "labels", None) or {name: name for name in changes["label2id"]}
-        order_labels(loaded.model, saved_labels(_saved_config(settings.name)), labels, loaded.new, settings.name)
+        order_labels(loaded.model, _class_names(settings.name), labels, loaded.new, settings.name)
     _check_sizes(loaded.model, settings.title, loaded.mismatched)
     if recipe.tokenizer.pretrained in (None, settings.name):
         grow_vocabulary(loaded.model, tokenizer, settings.name)
@@ -353,7 +366,7 @@ def load_bare(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> nn
                 "so it belongs to another model; give the folder the tokenizer files that the model was saved with"
             )
     mend(model)
-    return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+    return encoder_of(model).eval()
 
 
 def _check_width(config: Any, name: str, recipe: Recipe) -> None:

@@ -99,19 +99,35 @@ def load_weights(
 
 
 def find_gaps(model: Any, report: dict[str, Any], encoder: bool = False) -> Gaps:
-    """Compare the library's report with the trunk of a model. Poolers and buffers may be missing."""
+    """Compare the library's report with the trunk of a model. Poolers and constants may be missing."""
     own = dict(model.named_parameters(remove_duplicate=False))
     trunk, prefix = _trunk(model)
-    used = trunk.get_encoder() if encoder and model.config.is_encoder_decoder else trunk
+    used = encoder_of(model) if encoder else trunk
     needed = {id(p) for p in used.parameters()}
-    if prefix == "" and (head := getattr(model, "get_output_embeddings", lambda: None)()) is not None:
+    head = model.get_output_embeddings() if prefix == "" else None
+    if head is not None:
         needed -= {id(p) for p in head.parameters()} - {id(p) for p in model.get_input_embeddings().parameters()}
     missing = [
         key for key in report["missing_keys"]
-        if key in own and id(own[key]) in needed and not key.removeprefix(prefix).startswith("pooler.")
+        if key in own and id(own[key]) in needed and not _may_be_missing(model, key.removeprefix(prefix))
     ]  # fmt: skip
     layers = [key for key in report["unexpected_keys"] if _beyond_layers(trunk, _inner(model, key))]
     return Gaps(sorted(missing), sorted(layers))
+
+
+def _may_be_missing(model: Any, inner: str) -> bool:
+    """Return whether it is a pooler, or a constant: the library names Marian's sinusoids only with a prefix."""
+    full = f"{model.base_model_prefix}.{inner}"
+    patterns = model._keys_to_ignore_on_load_missing or ()
+    return inner.startswith("pooler.") or any(re.search(pattern, full) for pattern in patterns)
+
+
+def encoder_of(model: Any) -> nn.Module:
+    """Return the encoder of an encoder-decoder, else the model. T5's configuration may hide that it is one."""
+    halves = (getattr(model, name, None) for name in ("encoder", "decoder"))
+    two = model.config.is_encoder_decoder or all(isinstance(half, nn.Module) for half in halves)
+    encoder: nn.Module = model.get_encoder() if two else model
+    return encoder
 
 
 def _load(auto: Any, name: str, title: str, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -174,7 +190,7 @@ def _renames(missing: list[str], unexpected: Iterable[str], model: Any) -> _Rena
         return None
     (prefix, explained), *others = prefixes.most_common(2)
     foreign = any(_is_other_architecture(part, model) for part in prefix.split("."))
-    if foreign or (others and others[0][1] == explained):
+    if foreign or explained * 2 < len(missing) or (others and others[0][1] == explained):
         return None
     patterns = {rf"^(?:{_WRAPPERS})+": "", rf"\.(?:{_WRAPPERS})+": "."} if wrapped else {}
     patterns |= {f"^{re.escape(prefix)}": ""} if prefix else {}
@@ -233,14 +249,14 @@ def _explain(title: str, model: Any, report: dict[str, Any], gaps: Gaps) -> str:
             f"have, such as {_listed(gaps.layers)}. Correct the number of layers in its config.json"
         )
     total = len(list(trunk.parameters()))
-    there = sorted(report["unexpected_keys"])
+    others = sorted(report["unexpected_keys"])
     text = (
         f"{title}: {len(gaps.missing)} of {total} weights of {type(trunk).__name__} are not in its files, "
         f"such as {_listed(gaps.missing)}. "
     )
-    if there:
-        text += f"The files have {len(there)} other weights, such as {_listed(there)}. "
-        if counts := _prefixes(gaps.missing, there, model):
+    if others:
+        text += f"The files have {len(others)} other weights, such as {_listed(others)}. "
+        if counts := _prefixes(gaps.missing, others, model):
             text += f"Prefixes that would explain some: {', '.join(map(repr, sorted(counts)[:SHOWN]))}. "
     return text + "Save the weights of the model alone with its save_pretrained, or give the config.json they belong to"
 
