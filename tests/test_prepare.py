@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,13 @@ from trainer.data.cleaning import clean_row, cleaner
 from trainer.data.prepare import prepare, prepared_tokenizer
 from trainer.data.sources import Row, open_split
 from trainer.data.survey import survey
-from trainer.data.tokenization import encode_batch
+from trainer.data.tokenization import encode_batch, train_tokenizer
 from trainer.errors import DataError, UsageError
+from trainer.loading import Recipe as AnyRecipe
 from trainer.models.configs import TransformerConfig
 from trainer.recipe import Recipe, recipe_class
+from trainer.sections import TokenizerTraining
+from trainer.tasks.base import make_task
 from trainer.tasks.translation import TranslationConfig
 
 ROLES = ("src", "trg")
@@ -228,6 +232,77 @@ def test_the_tokenizer_comes_with_the_corpus(tmp_path, out):
     assert prepared_tokenizer(recipe(out)).get_vocab()["[EOS]"] == 3
     with pytest.raises(UsageError, match=r"tokenizer: .*'vocab_size': 60.* -> .*'vocab_size': 61"):
         prepared_tokenizer(recipe(out, **{"tokenizer.train.vocab_size": 61}))
+
+
+def of_architecture(root: Path, architecture: str, **values: Any) -> Any:
+    sections: dict[str, Any] = {
+        "name": "x",
+        "task": {"kind": "text_to_text"},
+        "data": {"root": str(root), "train": "train-*.jsonl", "columns": COLUMNS, "max_length": 32, "lanes": 2},
+        "model": {"kind": "pretrained", "architecture": architecture, "size": "tiny"},
+        "loop": {"max_steps": 1},
+    }
+    return AnyRecipe.parse(sections | values)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "tokenizer", "same"),
+    [
+        ("t5", "bart", {}, False),
+        ("t5", "pegasus", {}, True),
+        (
+            "t5",
+            "bart",
+            {"train": {"kind": "byte_bpe", "vocab_size": 300}},
+            False,
+        ),  # one begins texts, the other does not
+        ("bart", "pegasus", {"train": {"kind": "byte_bpe", "vocab_size": 300, "begin": True}}, True),
+    ],
+)
+def test_a_corpus_is_prepared_for_an_architecture(tmp_path, one, other, tokenizer, same):
+    corpus(tmp_path)
+    made = of_architecture(tmp_path, one, tokenizer=tokenizer)
+    prepare(made, ROLES, lambda t: make_task(made, t).encode, tmp_path / "out")
+    assert prepared_tokenizer(of_architecture(tmp_path / "out", one, tokenizer=tokenizer)) is not None
+    changed = of_architecture(tmp_path / "out", other, tokenizer=tokenizer)
+    if same:
+        assert prepared_tokenizer(changed) is not None
+    else:
+        with pytest.raises(UsageError, match=r"prepared with another recipe:\n  tokenizer: .*'begin': False"):
+            prepared_tokenizer(changed)
+
+
+def test_a_corpus_with_another_tokenizer_than_its_model_has_is_refused(tmp_path):
+    corpus(tmp_path)
+    train_tokenizer(["a sentence b"], TokenizerTraining(kind="wordpiece", vocab_size=60), 9).save_pretrained(
+        tmp_path / "t"
+    )
+    given = {"pretrained": str(tmp_path / "t")}
+    made = of_architecture(
+        tmp_path, "bert", tokenizer=given, task={"kind": "translation"}, model={"kind": "transformer"}
+    )
+    prepare(made, ROLES, encoder, tmp_path / "out")
+    again = made.model_copy(update={"data": made.data.model_copy(update={"root": str(tmp_path / "out")})})
+    assert prepared_tokenizer(again) is not None
+    train_tokenizer(["x y z sentence"], TokenizerTraining(kind="wordpiece", vocab_size=60), 9).save_pretrained(
+        tmp_path / "t"
+    )
+    with pytest.raises(UsageError, match=r"prepared with another tokenizer than .* has now"):
+        prepared_tokenizer(again)
+    shutil.rmtree(tmp_path / "t")
+    assert prepared_tokenizer(again) is not None, "the corpus brings its own"
+    shutil.rmtree(tmp_path / "out" / "tokenizer")
+    begins = TokenizerTraining(kind="wordpiece", vocab_size=60, begin=False)
+    train_tokenizer(["a sentence b"], begins, 9).save_pretrained(tmp_path / "out" / "tokenizer")
+    with pytest.raises(UsageError, match="is not the one that it was prepared with"):
+        prepared_tokenizer(again)
+
+
+def test_a_corpus_of_an_earlier_version_is_refused(out):
+    about = json.loads((out / "prepared.json").read_text())
+    (out / "prepared.json").write_text(json.dumps({**about, "version": 1}))
+    with pytest.raises(UsageError, match=r"another version .* version 1, needed: 2.*`rankzero prepare` again"):
+        prepared_tokenizer(recipe(out))
 
 
 def test_a_finished_one_is_left_and_nothing_is_overwritten(tmp_path, out):

@@ -209,7 +209,7 @@ def test_a_tokenizer_inside_an_installed_package(tmp_path, monkeypatch, bpe):
 def test_tokenizers_that_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in (str(tmp_path), "nobody/no-such-tokenizer@main"):
-        with pytest.raises(UsageError, match="cannot be loaded"):
+        with pytest.raises(UsageError, match=r"cannot be loaded|no tokenizer files"):
             load_tokenizer(name)
 
 

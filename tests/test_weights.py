@@ -83,7 +83,11 @@ def test_a_prefix_of_the_names_is_left_out(bert: Path, tmp_path: Path, prefix: s
     with caplog.at_level(logging.INFO, "rankzero"):
         assert same(load_bare(str(folder)), bert)
     assert [f"the prefix {prefix!r} left out" in text for text in caplog.messages] == [True]
-    trunk = model_of(folder).trunk.state_dict()
+    torch.manual_seed(1)
+    other = model_of(folder)
+    torch.manual_seed(1)
+    assert torch.equal(other.head.weight, model_of(bert).head.weight), "a new head is the same, too"
+    trunk = other.trunk.state_dict()
     weights = load_file(bert / "model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in trunk.items())
     head = model_of(folder, "auto").base_model.state_dict()

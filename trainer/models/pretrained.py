@@ -299,7 +299,8 @@ def grow_vocabulary(model: Any, tokenizer: PreTrainedTokenizerFast, name: str) -
     if needed == rows:
         return
     added = sorted(token for token, i in tokenizer.get_added_vocab().items() if i >= rows)
-    model.resize_token_embeddings(needed, mean_resizing=False)
+    with torch.random.fork_rng(devices=[]):  # the library draws rows, which are replaced below
+        model.resize_token_embeddings(needed, mean_resizing=False)
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     for tensor in {id(t): t for table in tables if table is not None for t in table.parameters()}.values():
         if len(tensor) == needed:

@@ -81,9 +81,11 @@ def load_weights(
         UsageError: the files cannot be read, or trunk and files differ. Names counts, examples and a common prefix.
     """
     title = title or f"model {name!r}"
+    drawn = torch.get_rng_state()
     model, report = _load(auto, name, title, config)
     gaps = find_gaps(model, report, encoder)
     if gaps.missing and (mapping := _renames(gaps.missing, report["unexpected_keys"], model)) is not None:
+        torch.set_rng_state(drawn)  # a new head is then the one that unprefixed weights would get
         model, report = _load(auto, name, title, config, key_mapping=mapping.patterns)
         gaps = find_gaps(model, report, encoder)
         if any(gaps):

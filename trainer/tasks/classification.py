@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
 
@@ -103,6 +104,14 @@ class Classification(Task):
         {"text": "Great!", "text_pair": "Fun.", "label": "positive"},
         {"text": "The worst thing that I have seen this year.", "text_pair": "Bad.", "label": "negative"},
     )
+
+    def __init__(
+        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(recipe, tokenizer, data)
+        # for stock transformers; head_tail has no equal there, and `right` is nearest to it
+        side = "left" if self.settings.truncation == "tail" else "right"
+        tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = side
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
