@@ -18,8 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from trainer import embed, evaluate, predict
 from trainer.compose import export
 from trainer.compose import train as train_here
+from trainer.data.tokenization import train_tokenizer
 from trainer.errors import UsageError
 from trainer.recipe import changed_keys
+from trainer.sections import TokenizerTraining
 
 LONG = "good good good " * 30
 
@@ -250,3 +252,25 @@ def test_an_encoder_with_more_layers_is_refused(reviews: Path, tmp_path: Path) -
     model = recipe(reviews).model.model_dump()
     with pytest.raises(UsageError, match=r"model\.layers is 2 there and 1 in this recipe"):
         task_of(recipe(reviews, {**model, "layers": 1, "init_from": str(run)})).build_model()
+
+
+# -- a tokenizer beside the weights ------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_with_other_ids_than_the_weights_is_refused(reviews: Path, bert: Path, tmp_path: Path) -> None:
+    other = train_tokenizer(["zyx wvu 123 456 qjk"], TokenizerTraining(kind="wordpiece", vocab_size=50), 32)
+    other.save_pretrained(tmp_path / "other")
+    made = begun_from(reviews, bert, tokenizer={"pretrained": str(tmp_path / "other")})
+    with pytest.raises(UsageError, match=r"is not the tokenizer of model\.name=.* tokens have another id or none"):
+        train_here(made, run=tmp_path / "run")
+
+
+def test_the_models_tokenizer_with_added_tokens_may_be_in_another_folder(
+    reviews: Path, bert: Path, tmp_path: Path
+) -> None:
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "tokenizer")
+    add_tokens(tmp_path / "tokenizer")
+    made = begun_from(reviews, bert, tokenizer={"pretrained": str(tmp_path / "tokenizer")}, evaluation={"splits": []})
+    train_here(made, run=tmp_path / "run")
+    rows = load_file(tmp_path / "run/model/model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert len(rows) == len(AutoTokenizer.from_pretrained(bert)) + 2

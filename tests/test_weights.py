@@ -28,11 +28,12 @@ from transformers import (
     T5Model,
 )
 
-from trainer.data.tokenization import load_tokenizer
+from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.errors import UsageError
 from trainer.locations import check_model_files
 from trainer.models.pretrained import load_bare
 from trainer.models.weights import load_weights
+from trainer.sections import TokenizerTraining
 
 LAYERS = "encoder.layer."
 
@@ -496,3 +497,36 @@ def test_a_new_head_takes_any_names(bert: Path, tmp_path: Path) -> None:
     """MiniLM's configuration may name classes, but its files hold no head."""
     folder = altered(bert, tmp_path / "other", id2label={"0": "spam", "1": "ham"}, label2id={"spam": 0, "ham": 1})
     assert model_of(folder, "auto").config.id2label == dict(enumerate(NAMES))
+
+
+# -- cut vocabularies --------------------------------------------------------------------------------------------------
+
+
+def vocabulary(bert: Path, to: Path) -> list[str]:
+    """BERT's configuration and its tokens in the order of their ids, written to `vocab.txt`."""
+    ids = load_tokenizer(str(bert)).get_vocab()
+    (to / "config.json").write_bytes((bert / "config.json").read_bytes())
+    tokens = sorted(ids, key=ids.__getitem__)
+    (to / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    return tokens
+
+
+def test_a_cut_vocabulary_is_refused(bert: Path, tmp_path: Path) -> None:
+    tokens = vocabulary(bert, tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens[: len(tokens) // 2]))
+    with pytest.raises(UsageError, match=rf"vocabulary in {tmp_path} is cut .* vocab_size={len(tokens)}"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_cut_merges_are_refused(tmp_path: Path) -> None:
+    """The vocabulary is complete, but words would fall into letters."""
+    trained = train_tokenizer(["low lower lowest newer"] * 2, TokenizerTraining(kind="byte_bpe", vocab_size=300), 16)
+    state = json.loads(trained.backend_tokenizer.to_str())["model"]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": len(trained)}))
+    (tmp_path / "vocab.json").write_text(json.dumps(state["vocab"]))
+    merges = [" ".join(pair) for pair in state["merges"]]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    assert load_tokenizer(str(tmp_path)).tokenize("lower") == trained.tokenize("lower")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges[: len(merges) // 2]) + "\n")
+    with pytest.raises(UsageError, match=rf"merges\.txt is cut: it has {len(merges) // 2} merges"):
+        load_tokenizer(str(tmp_path))

@@ -21,6 +21,8 @@ WEIGHT_FILES = (
 )  # fmt: skip
 OTHER_WEIGHTS = {  # what a folder without usable weights may hold instead
     "adapter_config.json": "a PEFT adapter; merge it into its base model (merge_and_unload) and save that model",
+    "recipe.yaml": "a run; give its folder model/, or set model.init_from to the run",
+    "modules.json": "a sentence-transformers model; give the folder of its Transformer module, such as 0_Transformer",
     "*.h5": "TensorFlow weights; save the model as safetensors with a release of transformers before 5",
     "*.ckpt*": "a TensorFlow or Lightning checkpoint; save the model with save_pretrained",
     "*.msgpack": "Flax weights; save the model as safetensors with a release of transformers before 5",

@@ -193,7 +193,7 @@ def pretrained_config(recipe: Recipe, task: Task) -> dict[str, Any]:
     settings: Any = recipe.model
     try:
         config = configuration(recipe, task.tokenizer)
-        if not settings.random and recipe.tokenizer.pretrained in (None, settings.name):
+        if not settings.random:
             config.vocab_size = grown_rows(config.vocab_size, task.tokenizer)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 UNIGRAM_ROUNDS = 4
+_SPECIAL = re.compile(r"<.+>|\[.+\]")  # what special tokens look like
+CUT = 0.75  # of the expected size; models have a few more rows than tokens, up to multiples of 64 and more
 # RoBERTa's and T5's. A document of a language model begins with the end of the one before it, as GPT-2's.
 _ANGULAR = {
     "pad_token": "<pad>",
@@ -150,6 +153,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise UsageError(f"tokenizer {name!r} has no tokenizer.json: only tokenizers of the `tokenizers` library serve")
     _check_vocabulary(tokenizer, name)
+    _check_complete(tokenizer, name)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
@@ -167,6 +171,31 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     files = [file for key, file in type(tokenizer).vocab_files_names.items() if key != "tokenizer_file"]
     if files and not all((folder / file).exists() for file in files):
         raise UsageError(_no_files(folder, f"tokenizer.json, or {' and '.join(files)}"))
+
+
+def _check_complete(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Compare the size of a tokenizer with its merges and with the vocab_size of the model in the same folder.
+
+    Vocabulary files are plain text: cut ones are read without an error, and rows become unknown tokens or letters.
+
+    Raises:
+        UsageError: a file must have been cut.
+    """
+    folder = folder_of(name)
+    if folder is None or (folder / "tokenizer.json").exists():
+        return
+    tokens, merges, config = len(tokenizer), folder / "merges.txt", folder / "config.json"
+    if merges.exists():
+        count = sum(1 for line in merges.read_bytes().splitlines() if line.strip() and not line.startswith(b"#version"))
+        long = sum(len(token) > 1 and not _SPECIAL.fullmatch(token) for token in tokenizer.get_vocab())
+        if count < CUT * long:
+            raise UsageError(f"{merges} is cut: it has {count:,} merges for {long:,} tokens. Download it again.")
+    rows = json.loads(config.read_bytes()).get("vocab_size") if config.exists() else None
+    if isinstance(rows, int) and tokens < CUT * rows:
+        raise UsageError(
+            f"the vocabulary in {folder} is cut or is that of another model: it has {tokens:,} tokens, and its "
+            f"config.json says vocab_size={rows:,}. Download it again."
+        )
 
 
 def _no_files(folder: Path, wanted: str) -> str:

@@ -40,6 +40,7 @@ from trainer.tasks.base import make_task, roles_of, task_class
 log = logging.getLogger("rankzero")
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
+OTHER_IDS = 0.1  # share of tokens that may have another id than the one that weights were trained with
 REMEDY = "use another --run, --fresh (keeps this run beside the new one), or --allow-change KEY"
 
 
@@ -88,7 +89,31 @@ def check_beginning(run: RunDir, recipe: Recipe) -> None:
     if weights is not None:
         check_model_files(weights)
     if (tokenizer := _ready_tokenizer(recipe)) is not None:
+        if weights is not None and recipe.tokenizer.pretrained not in (None, weights):
+            _check_same_ids(tokenizer, recipe.tokenizer.pretrained, weights)
         _save_tokenizer(run, tokenizer)
+
+
+def _check_same_ids(tokenizer: PreTrainedTokenizerFast, name: str, weights: str) -> None:
+    """Compare a tokenizer that the recipe names with the one that the model's weights were trained with.
+
+    Raises:
+        UsageError: many tokens have other ids, so that their embeddings are those of other tokens.
+    """
+    try:
+        own = load_tokenizer(weights).get_vocab()
+    except UsageError:  # the weights come without a tokenizer
+        return
+    ids = tokenizer.get_vocab()
+    differ = sorted(token for token, i in own.items() if ids.get(token) != i)
+    text = (
+        f"tokenizer.pretrained={name!r} is not the tokenizer of model.name={weights!r}: {len(differ):,} of the model's "
+        f"{len(own):,} tokens have another id or none, such as {differ[:3]}"
+    )
+    if len(differ) > OTHER_IDS * len(own):
+        raise UsageError(f"{text}. Leave `tokenizer` out of the recipe, so that the model's own is used")
+    if differ:
+        log.warning("%s", text)
 
 
 def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:

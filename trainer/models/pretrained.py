@@ -151,8 +151,7 @@ def _with_weights(
         labels = getattr(recipe.task, "labels", None) or {name: name for name in changes["label2id"]}
         order_labels(loaded.model, _class_names(settings.name), labels, loaded.new, settings.name)
     _check_sizes(loaded.model, settings.title, loaded.mismatched)
-    if recipe.tokenizer.pretrained in (None, settings.name):
-        grow_vocabulary(loaded.model, tokenizer, settings.name)
+    grow_vocabulary(loaded.model, tokenizer, settings.name)
     return loaded.model
 
 

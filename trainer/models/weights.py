@@ -27,7 +27,7 @@ log = logging.getLogger("rankzero")
 _WRAPPERS = r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 _UNREADABLE = (
     OSError, ValueError, AssertionError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError,
-    UnpicklingError,
+    UnpicklingError, ImportError,
 )  # fmt: skip
 SHOWN = 3  # names in a message
 
