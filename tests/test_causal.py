@@ -70,6 +70,7 @@ def test_begun_from_a_run_with_its_head(tmp_path: Path) -> None:
     assert first.lm_head.weight is not first.transformer.wte.weight
     (tmp_path / "model").mkdir()
     tensors.write(tmp_path / "model/model.safetensors", dict(first.named_parameters()))
+    (tmp_path / "model/config.json").write_text(json.dumps(task.model_config(first)))
     again = recipe(model={**untied, "init_from": str(tmp_path)}, tokenizer={"train": None})
     torch.manual_seed(1)
     for name, p in make_task(again, task.tokenizer).build_model().named_parameters():

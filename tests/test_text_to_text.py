@@ -201,6 +201,7 @@ def test_begun_from_a_run_with_all_of_its_weights(tmp_path: Path) -> None:
     first = model_of(task)
     (tmp_path / "model").mkdir()
     tensors.write(tmp_path / "model/model.safetensors", dict(first.named_parameters()))
+    (tmp_path / "model/config.json").write_text(json.dumps(task.model_config(first)))
     task.tokenizer.save_pretrained(tmp_path / "tokenizer")
     values = recipe().model_dump(mode="json") | {"tokenizer": {}}
     values["model"]["init_from"] = str(tmp_path)

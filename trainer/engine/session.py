@@ -201,7 +201,7 @@ class Session:
         making.mkdir()
         tensors.write(making / "model.safetensors", {**weights, **tensors.constants(self.model)})
         write_json(making / "config.json", self.task.model_config(self.model))
-        self.task.tokenizer.save_pretrained(making)
+        self.task.save_tokenizer(making)
         for gate in self.run.export.glob("*/gate.json"):  # an artifact of the weights before is none of these
             shutil.rmtree(gate.parent)
         shutil.rmtree(self.run.model, ignore_errors=True)

@@ -36,7 +36,7 @@ def write_weights(task: Task, model: nn.Module, folder: Path, dtype: torch.dtype
     made = {name: t.detach().to(dtype if t.is_floating_point() else t.dtype) for name, t in held.items()}
     tensors.write(folder / WEIGHTS, made)
     write_json(folder / "config.json", {**task.model_config(model), "dtype": str(dtype).removeprefix("torch.")})
-    task.tokenizer.save_pretrained(folder)
+    task.save_tokenizer(folder)
 
 
 @torch.no_grad()

@@ -107,7 +107,10 @@ def _check_config(model: nn.Module, run: Path) -> None:
     Raises:
         UsageError: the run's trunk computes something else with the same weights.
     """
-    found = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
+    file = run / "model" / "config.json"
+    if not file.exists():
+        raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
+    found = json.loads(file.read_text(encoding="utf-8"))
     there, here = found.get("trunk", found), config_json(getattr(model, "trunk", model)) or {}
     kinds = there.get("model_type"), here.get("model_type")
     keys = [key for key in there.keys() & here.keys() if _NOT_IN_SHAPES.search(key) and not _OF_HEADS.match(key)]

@@ -65,7 +65,6 @@ class Task(ABC):
         """`data`: what the survey found, by split (the manifest's "data"); only training may need it."""
         self.recipe = recipe
         self.tokenizer = tokenizer
-        tokenizer.model_max_length = recipe.data.max_length  # where stock transformers cuts what loads model/
         self.data = data or {}
         self.padding = Padding().also(recipe.data.pad_multiple)  # until the model says otherwise, see `padded_for`
 
@@ -226,6 +225,11 @@ class Task(ABC):
         if self.padding.left:  # for whoever loads model/ elsewhere
             self.tokenizer.padding_side = self.tokenizer.init_kwargs["padding_side"] = "left"
         return model
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Save the tokenizer with the length and the side at which stock transformers then cuts texts."""
+        self.tokenizer.model_max_length = self.recipe.data.max_length
+        self.tokenizer.save_pretrained(folder)
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """config.json beside the weights: the model's own, or the model section and what the tokenizer adds to it."""

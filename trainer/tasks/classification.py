@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
 
@@ -105,14 +104,6 @@ class Classification(Task):
         {"text": "The worst thing that I have seen this year.", "text_pair": "Bad.", "label": "negative"},
     )
 
-    def __init__(
-        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(recipe, tokenizer, data)
-        # for stock transformers; head_tail has no equal there, and `right` is nearest to it
-        side = "left" if self.settings.truncation == "tail" else "right"
-        tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = side
-
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
         """The areas need rows of all classes."""
@@ -188,6 +179,12 @@ class Classification(Task):
         from trainer.models.classifiers import build_classifier
 
         return self.padded_for(build_classifier(self.recipe, self.tokenizer, self.settings.names, trained))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Stock transformers has no equal of head_tail; `right` cuts as `head` does."""
+        side = "left" if self.settings.truncation == "tail" else "right"
+        self.tokenizer.truncation_side = self.tokenizer.init_kwargs["truncation_side"] = side
+        super().save_tokenizer(folder)
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """With the names of the classes both ways, and the trunk's own configuration if it has one."""
