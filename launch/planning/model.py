@@ -22,7 +22,8 @@ from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
 from trainer.locations import FORMS
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk, label_maps
-from trainer.models.pretrained import configuration, grown_rows
+from trainer.models.pretrained import configuration
+from trainer.models.vocabulary import grown_rows
 from trainer.optim.optimizers import build_optimizer
 
 if TYPE_CHECKING:

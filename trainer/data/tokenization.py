@@ -12,11 +12,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -27,6 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.keyed import uniform
 from trainer.data.sources import Source, held_out
+from trainer.data.tokenizer_files import check_vocabulary, no_files
 from trainer.data.words import SPACE, Words, splits_at_spaces
 from trainer.errors import DataError, UsageError
 from trainer.locations import FORMS, VOCABULARIES, check_tokenizer_files, folder_of, locate
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 UNIGRAM_ROUNDS = 4
-_SPECIAL = re.compile(r"<.+>|\[.+\]")  # what special tokens look like
-CUT = 0.75  # of the expected size; models have a few more rows than tokens, up to multiples of 64 and more
 # RoBERTa's and T5's. A document of a language model begins with the end of the one before it, as GPT-2's.
 _ANGULAR = {
     "pad_token": "<pad>",
@@ -147,62 +144,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     except Exception as error:  # the `tokenizers` library raises Exception itself
         check_tokenizer_files(name, deep=True)
         if (folder := folder_of(name)) is not None and not any((folder / file).exists() for file in VOCABULARIES):
-            raise UsageError(_no_files(folder, "tokenizer.json")) from error
+            raise UsageError(no_files(folder, "tokenizer.json")) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"tokenizer {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
     if not tokenizer.is_fast:
         raise UsageError(f"tokenizer {name!r} has no tokenizer.json: only tokenizers of the `tokenizers` library serve")
-    _check_vocabulary(tokenizer, name)
-    _check_complete(tokenizer, name)
+    check_vocabulary(tokenizer, folder_of(name))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """Check that a tokenizer was read from files: the library makes one of its special tokens where there are none.
-
-    Raises:
-        UsageError: there is no tokenizer.json and none of the vocabulary files of its class.
-    """
-    folder = folder_of(name)
-    if folder is None or any(path.name != "tokenizer_config.json" for path in folder.glob("tokenizer*.json")):
-        return
-    files = [file for key, file in type(tokenizer).vocab_files_names.items() if key != "tokenizer_file"]
-    if files and not all((folder / file).exists() for file in files):
-        raise UsageError(_no_files(folder, f"tokenizer.json, or {' and '.join(files)}"))
-
-
-def _check_complete(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """Compare the size of a tokenizer with its merges and with the vocab_size of the model in the same folder.
-
-    Vocabulary files are plain text: cut ones are read without an error, and rows become unknown tokens or letters.
-
-    Raises:
-        UsageError: a file must have been cut.
-    """
-    folder = folder_of(name)
-    if folder is None or (folder / "tokenizer.json").exists():
-        return
-    tokens, merges, config = len(tokenizer), folder / "merges.txt", folder / "config.json"
-    if merges.exists():
-        count = sum(1 for line in merges.read_bytes().splitlines() if line.strip() and not line.startswith(b"#version"))
-        long = sum(len(token) > 1 and not _SPECIAL.fullmatch(token) for token in tokenizer.get_vocab())
-        if count < CUT * long:
-            raise UsageError(f"{merges} is cut: it has {count:,} merges for {long:,} tokens. Download it again.")
-    rows = json.loads(config.read_bytes()).get("vocab_size") if config.exists() else None
-    if isinstance(rows, int) and tokens < CUT * rows:
-        raise UsageError(
-            f"the vocabulary in {folder} is cut or is that of another model: it has {tokens:,} tokens, and its "
-            f"config.json says vocab_size={rows:,}. Download it again."
-        )
-
-
-def _no_files(folder: Path, wanted: str) -> str:
-    return (
-        f"no tokenizer files in {folder}: {wanted} is needed. Copy the tokenizer files of the model there (its "
-        "tokenizer's save_pretrained writes them), or set tokenizer.pretrained to a folder that has them"
-    )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from trainer.models.families import dropout_keys, padding_of, settle
 from trainer.models.label_order import order_labels, saved_labels
 from trainer.models.mending import mend
 from trainer.models.sizes import random_config
+from trainer.models.vocabulary import grow_vocabulary, token_ids
 from trainer.models.weights import encoder_of, load_weights
 from trainer.rundir import read_json
 
@@ -271,43 +272,6 @@ def replace_dropout(model: nn.Module, p: float | None = None) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout):
                 setattr(parent, name, Dropout(child.p if p is None else p))
-
-
-def token_ids(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the number of rows that an embedding needs for a tokenizer: its largest id, plus one."""
-    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
-
-
-def grown_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return how many rows an embedding of `rows` needs for its own tokenizer, to which tokens may have been added.
-
-    A tokenizer whose own vocabulary is larger belongs to another model: then `rows`.
-    """
-    own = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
-    return rows if own > rows else max(rows, token_ids(tokenizer))
-
-
-@torch.no_grad()
-def grow_vocabulary(model: Any, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """Add rows to the embeddings for tokens that were added to the model's own tokenizer.
-
-    A new row is the mean of the others, so it is the same on every rank and at every start.
-    """
-    rows = model.get_input_embeddings().num_embeddings
-    needed = grown_rows(rows, tokenizer)
-    if needed == rows:
-        return
-    added = sorted(token for token, i in tokenizer.get_added_vocab().items() if i >= rows)
-    with torch.random.fork_rng(devices=[]):  # the library draws rows, which are replaced below
-        model.resize_token_embeddings(needed, mean_resizing=False)
-    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for tensor in {id(t): t for table in tables if table is not None for t in table.parameters()}.values():
-        if len(tensor) == needed:
-            tensor[rows:] = tensor[:rows].float().mean(0).to(tensor.dtype)
-    log.info(
-        "model.name=%r: embedding grown from %s to %s rows for tokens that its tokenizer adds (%s)",
-        name, f"{rows:,}", f"{needed:,}", ", ".join(added[:8]) + (" …" if len(added) > 8 else ""),
-    )  # fmt: skip
 
 
 def check_fits(model: nn.Module, name: str, tokens: int, recipe: Recipe) -> None:

@@ -1,0 +1,60 @@
+"""Whether a tokenizer was read from files, and from complete ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CUT = 0.75  # of the expected size; models have a few more rows than tokens, up to multiples of 64 and more
+_SPECIAL = re.compile(r"<.+>|\[.+\]")  # what special tokens look like
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, folder: Path | None) -> None:
+    """Check that a tokenizer was read from files: the library makes one of its special tokens where there are none.
+
+    Raises:
+        UsageError: there is no tokenizer.json and none of the vocabulary files of its class, or one has been cut.
+    """
+    if folder is None or any(path.name != "tokenizer_config.json" for path in folder.glob("tokenizer*.json")):
+        return
+    files = [file for key, file in type(tokenizer).vocab_files_names.items() if key != "tokenizer_file"]
+    if files and not all((folder / file).exists() for file in files):
+        raise UsageError(no_files(folder, f"tokenizer.json, or {' and '.join(files)}"))
+    _check_complete(tokenizer, folder)
+
+
+def _check_complete(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Compare the size of a tokenizer with its merges and with the vocab_size of the model in the same folder.
+
+    Vocabulary files are plain text: cut ones are read without an error, and rows become unknown tokens or letters.
+
+    Raises:
+        UsageError: a file must have been cut.
+    """
+    tokens, merges, config = len(tokenizer), folder / "merges.txt", folder / "config.json"
+    if merges.exists():
+        count = sum(1 for line in merges.read_bytes().splitlines() if line.strip() and not line.startswith(b"#version"))
+        long = sum(len(token) > 1 and not _SPECIAL.fullmatch(token) for token in tokenizer.get_vocab())
+        if count < CUT * long:
+            raise UsageError(f"{merges} is cut: it has {count:,} merges for {long:,} tokens. Download it again.")
+    rows = json.loads(config.read_bytes()).get("vocab_size") if config.exists() else None
+    if isinstance(rows, int) and tokens < CUT * rows:
+        raise UsageError(
+            f"the vocabulary in {folder} is cut or is that of another model: it has {tokens:,} tokens, and its "
+            f"config.json says vocab_size={rows:,}. Download it again."
+        )
+
+
+def no_files(folder: Path, wanted: str) -> str:
+    """Return the message about a folder without the `wanted` files."""
+    return (
+        f"no tokenizer files in {folder}: {wanted} is needed. Copy the tokenizer files of the model there (its "
+        "tokenizer's save_pretrained writes them), or set tokenizer.pretrained to a folder that has them"
+    )
