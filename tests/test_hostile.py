@@ -62,6 +62,9 @@ def refused(call: ast.Call) -> bool:
     if name[1] in LOADS:
         trusted = words.get("trust_remote_code")
         return not (isinstance(trusted, ast.Constant) and trusted.value is False)
+    safe = words.get("weights_only")
+    if name == ("torch", "load") and isinstance(safe, ast.Constant) and safe.value is True:
+        return False  # tensors alone, of a model's pytorch_model.bin
     shell = words.get("shell")
     plain = isinstance(shell, ast.Constant) and shell.value is False
     loader = words.get("Loader")
@@ -85,6 +88,8 @@ def test_every_load_refuses_remote_code_and_pickles() -> None:
         ("library.from_config(x, trust_remote_code=trust)", True),
         ("pipeline('x', trust_remote_code=True)", True),
         ("torch.load(x)", True),
+        ("torch.load(x, weights_only=False)", True),
+        ("torch.load(x, weights_only=True)", False),
         ("pickle.loads(x)", True),
         ("yaml.load(x, Loader=yaml.Loader)", True),
         ("yaml.load(x, Loader=_Loader)", False),

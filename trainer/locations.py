@@ -196,7 +196,7 @@ def _incomplete(path: Path, head: bytes) -> str | None:
     if path.suffix == ".json":
         try:
             content = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"is cut or corrupt: not valid JSON ({error})"
         return None if isinstance(content, dict) else f"holds a JSON {type(content).__name__} instead of an object"
     return _incomplete_archive(path, head) if path.suffix == ".bin" else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import RankzeroError, UsageError
+from trainer.errors import CheckpointError, RankzeroError, UsageError
 from trainer.locations import FORMS, check_model_files, locate
 from trainer.models.attention import eager_attention
 from trainer.models.dropout import Dropout
