@@ -21,7 +21,8 @@ from trainer.errors import UsageError
 from trainer.locations import check_model_files
 from trainer.models.classifiers import pool, trunk_prefix
 from trainer.models.families import Padding, hidden_width, padding_of
-from trainer.models.pretrained import load_bare, position_limit, use_attention
+from trainer.models.fast_attention import use_attention
+from trainer.models.pretrained import load_bare, position_limit
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir
 from trainer.tasks.base import Example

@@ -20,7 +20,7 @@ from trainer.engine.runtime import Runtime
 from trainer.engine.state import copy_weights
 from trainer.errors import CheckpointError, UsageError
 from trainer.evaluation.predictions import write_predictions
-from trainer.models.pretrained import use_attention
+from trainer.models.fast_attention import use_attention
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir, without_nan, write_json
 from trainer.tasks.base import Record, Task, make_task

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from trainer.models.attention import Attention
-from trainer.models.pretrained import use_attention
+from trainer.models.fast_attention import use_attention
 
 OPSET = 23
 LARGE = 1_900_000_000  # bytes of weights: one file of protobuf holds 2 GiB

@@ -112,21 +112,27 @@ def eager_attention(
     dropout: Callable[[Tensor], Tensor],
     cross: bool = False,
 ) -> Tensor:
-    """q (B, H, T, D), k and v (B, H, S, D), mask added to (B, H, T, S) -> (B, H, T, D); records its weights.
+    """q (B, H, T, D), k (B, H, S, D), v (B, H, S, E), mask added to (B, H, T, S) -> (B, H, T, E). Record the weights.
 
     On a CPU the backward pass of SDPA in bf16 takes two to three times as long (docs/results.md).
     """
     b, h, t, d = q.shape
     # each is copied here once; matmul would copy the transposed view of the keys, which takes longer
-    q, k, v = q.reshape(b * h, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, -1, d)
+    q, k, v = q.reshape(b * h, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, k.shape[2], -1)
     scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
     if k.shape[1] < SHORT:
         scores = scores.float()
-    scores = scores * scale if mask is None else torch.add(mask.to(scores.dtype), scores, alpha=scale)
+    if mask is None:
+        scores = scores * scale
+    else:
+        if mask.dtype == torch.float32 != scores.dtype:
+            # The least fp32 number is -inf in bf16. A row with nothing but -inf would be NaN.
+            mask = mask.clamp(min=torch.finfo(scores.dtype).min)
+        scores = torch.add(mask.to(scores.dtype), scores, alpha=scale)
     weights = scores.softmax(-1).to(v.dtype)
     record(weights, cross=cross)
     weights = dropout(weights)
-    return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, d)
+    return torch.bmm(weights.flatten(0, 1), v).view(b, h, t, -1)
 
 
 def initialise(model: nn.Module) -> None:

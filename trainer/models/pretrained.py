@@ -1,28 +1,25 @@
 """Models of the transformers library: loaded safely, checked against the recipe, and made fast on a CPU.
 
 On a CPU with bf16 most of a fine-tuning step goes into attention and into dropout's random numbers (docs/results.md):
-the attention of `trainer.models.attention`'s kind and the cheap dropout of `trainer.models.dropout` take their place.
+the attention of `trainer.models.fast_attention` and the cheap dropout of `trainer.models.dropout` take their place.
 Neither changes a weight's name, so that what is trained here is loaded anywhere.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.errors import CheckpointError, RankzeroError, UsageError
 from trainer.locations import FORMS, check_model_files, locate
-from trainer.models.attention import eager_attention
 from trainer.models.dropout import Dropout
-from trainer.models.dropout import dropout as byte_dropout
 from trainer.models.families import dropout_keys, padding_of, settle
+from trainer.models.fast_attention import use_attention
 from trainer.models.label_order import order_labels, saved_labels
 from trainer.models.mending import mend
 from trainer.models.sizes import random_config
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
     from trainer.recipe import Recipe
 
-FAST = "rankzero_eager"  # its name in transformers' registry of attention functions
 CODE_KEYS = ("auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation")
 log = logging.getLogger("rankzero")
 OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "data2vec-text")
@@ -221,49 +217,6 @@ def _as_asked(config: Any, settings: Any, causal: bool) -> Any:
         if config.model_type == "big_bird":
             config.attention_type = "original_full"
     return config
-
-
-def use_attention(model: nn.Module, kind: str) -> None:
-    """Chooses how attention is computed: auto is ours on a CPU (where the model has a choice), else the library's."""
-    if kind == "auto":
-        if torch.cuda.is_available():
-            return
-        kind = "rankzero"
-    if kind == "rankzero":
-        if not getattr(model, "_supports_attention_backend", False):
-            return
-        _register()
-        kind = FAST
-    with contextlib.suppress(ValueError):  # an architecture with one way only keeps it
-        model.set_attn_implementation(kind)  # type: ignore[operator]
-
-
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    AttentionInterface.register(FAST, attention)
-    AttentionMaskInterface.register(FAST, eager_mask)
-
-
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,  # transformers' name
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """query (B, H, T, D), key and value (B, G, S, D), mask added to (B, 1, T, S) -> (B, T, H, D), no weights."""
-    heads = query.shape[1]
-    if key.shape[1] != heads:  # grouped queries: a key for every few heads
-        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    drop = partial(byte_dropout, p=dropout, training=module.training)
-    y = eager_attention(query, key, value, attention_mask, scale, drop)
-    return y.transpose(1, 2).contiguous(), None
 
 
 def replace_dropout(model: nn.Module, p: float | None = None) -> None:

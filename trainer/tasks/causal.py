@@ -257,7 +257,7 @@ class CausalLanguageModeling(LanguageModeling):
         import torch
 
         from trainer.models.explain import gradient_x_input, recording
-        from trainer.models.pretrained import use_attention
+        from trainer.models.fast_attention import use_attention
 
         if hasattr(model, "set_attn_implementation"):  # ours tells its weights anyway
             use_attention(model, "rankzero")

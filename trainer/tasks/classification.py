@@ -258,7 +258,7 @@ class Classification(Task):
         import torch
 
         from trainer.models.explain import gradient_x_input, recording
-        from trainer.models.pretrained import use_attention
+        from trainer.models.fast_attention import use_attention
 
         use_attention(getattr(model, "trunk", model), "rankzero")
         special, names, rows = self.wordless, self.settings.names, []

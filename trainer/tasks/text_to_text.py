@@ -214,7 +214,7 @@ class TextToText(Pairs, Task):
 
         from trainer.models.classifiers import reading_embedding
         from trainer.models.explain import gradient_x_input
-        from trainer.models.pretrained import use_attention
+        from trainer.models.fast_attention import use_attention
 
         use_attention(model, "eager")  # the only one that tells its weights
         special, rows = self.wordless, []
