@@ -19,9 +19,10 @@ from trainer.engine.corpus import batches_by_length
 from trainer.engine.finished import Finished, best_device, choose_attention
 from trainer.errors import UsageError
 from trainer.locations import check_model_files
-from trainer.models.classifiers import pool, trunk_prefix
+from trainer.models.classifiers import trunk_prefix
 from trainer.models.families import Padding, hidden_width, padding_of
 from trainer.models.fast_attention import use_attention
+from trainer.models.pooling import ends_with_summary, pool, reading_part
 from trainer.models.pretrained import load_bare, position_limit
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir
@@ -56,7 +57,7 @@ class Embedder:
         pad_id: what rows are padded with.
         padding: how wide batches are.
         width: M.
-        causal: no token looks at those behind it.
+        last: with pooling cls, the last token stands for the text.
         limit: padded tokens of a batch, at most.
     """
 
@@ -66,7 +67,7 @@ class Embedder:
     pad_id: int
     padding: Padding
     width: int
-    causal: bool = False
+    last: bool = False
     limit: int = TOKENS_PER_BATCH
 
     @classmethod
@@ -90,7 +91,7 @@ class Embedder:
         if (prefix := trunk_prefix(model)) is None:
             raise UsageError(f"embed: {type(model).__name__} of {run.path} is not divided into trunk and head")
         choose_attention(model, getattr(recipe.model, "attention", None))
-        trunk = model.get_submodule(prefix[:-1])
+        trunk = reading_part(model.get_submodule(prefix[:-1]))
 
         causal = getattr(recipe.task, "objective", None) == "causal"
 
@@ -109,7 +110,7 @@ class Embedder:
         width = int(settings.d_model) if config is None else hidden_width(config)
         return cls(
             trunk, encode, task.tokenizer, task.pad_id, task.padding, width,
-            causal=causal, limit=recipe.evaluation.tokens_per_batch,
+            last=causal or ends_with_summary(trunk), limit=recipe.evaluation.tokens_per_batch,
         )  # fmt: skip
 
     @classmethod
@@ -141,17 +142,15 @@ class Embedder:
         pad, narrow = tokenizer.pad_token_id, padding_of(config, training=False)
         wide = narrow.also(FEW)
         padding = wide if limit is None or (room is not None and wide.width(room) <= limit) else narrow
-        return cls(trunk, encode, tokenizer, 0 if pad is None else pad, padding, hidden_width(config))
+        last = ends_with_summary(trunk)
+        return cls(trunk, encode, tokenizer, 0 if pad is None else pad, padding, hidden_width(config), last)
 
     @torch.no_grad()
     def __call__(self, texts: Iterable[str], pooling: Pooling = "mean") -> Iterator[Embedded]:
         """One record per text, in order and in constant memory.
 
-        Raises:
-            UsageError: the first token of a causal model is asked to stand for the text.
+        With `cls`, the last token of a causal model stands for the text: its first token sees nothing else.
         """
-        if self.causal and pooling == "cls":
-            raise UsageError("--pooling cls: the first token of a causal model sees nothing; allowed: mean, tokens")
         device = best_device()
         self.trunk.to(device)
         source = iter(texts)
@@ -180,7 +179,7 @@ class Embedder:
         hidden = (found if isinstance(found, Tensor) else found.last_hidden_state).float()
         if pooling == "tokens":
             return [row[m > 0].cpu().numpy() for row, m in zip(hidden, mask, strict=True)]
-        return list(pool(hidden, mask, pooling, -1 if self.padding.left else 0).cpu().numpy())
+        return list(pool(hidden, mask, pooling, self.last).cpu().numpy())
 
     def _padded(self, sequences: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
         """(B, W) int64."""

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
-from trainer.models.attention import MASKED
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
-from trainer.models.families import hidden_width, padding_id, padding_of
+from trainer.models.families import hidden_width, padding_id
+from trainer.models.pooling import classify_at_last_end, ends_with_summary, pool, reading_part
 from trainer.recipe import read_yaml
 from trainer.redaction import origin
 from trainer.tensors import TensorFile, constants, exists
@@ -35,24 +35,13 @@ _OF_HEADS = re.compile(r"summary_|classifier_|sequence_")
 HEAD_STD = 0.02  # of a new head's weights, as BERT's
 
 
-def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, cls: int = 0) -> Tensor:
-    """hidden (B, T, M), attention_mask (B, T) -> (B, M): the token at `cls`, or mean or maximum of the tokens."""
-    if pooling == "cls":
-        return hidden[:, cls]
-    mask = attention_mask[..., None]
-    if pooling == "max":
-        return torch.where(mask > 0, hidden, MASKED).amax(1)
-    mean = (hidden.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
-    return mean.to(hidden.dtype)
-
-
 class PooledClassifier(nn.Module):
     """A trunk that gives hidden states, pooled and classified by one linear layer."""
 
     def __init__(self, trunk: nn.Module, width: int, names: list[str], pooling: str, p: float) -> None:
         super().__init__()
         self.trunk, self.pooling, self.names = trunk, pooling, names
-        self.cls = -1 if padding_of(getattr(trunk, "config", None)).left else 0  # where the one stands for the text
+        self.last = ends_with_summary(trunk)  # with pooling cls, the last token stands for the text
         self.dropout = Dropout(p)
         self.head = nn.Linear(width, len(names))
         nn.init.normal_(self.head.weight, std=HEAD_STD)
@@ -66,7 +55,7 @@ class PooledClassifier(nn.Module):
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         found = self.trunk(input_ids=input_ids, attention_mask=attention_mask, **types)
         hidden = found if isinstance(found, Tensor) else found.last_hidden_state
-        return self.head(self.dropout(pool(hidden, attention_mask, self.pooling, self.cls)))
+        return self.head(self.dropout(pool(hidden, attention_mask, self.pooling, self.last)))
 
 
 def build_classifier(
@@ -154,8 +143,9 @@ def _pretrained(
         model: Any = load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
         if model.config.pad_token_id is None:  # GPT-2's head looks for the last token that is none
             model.config.pad_token_id = padding_id(tokenizer)
+        classify_at_last_end(model)
         return model
-    trunk = load_model(AutoModel, recipe, tokenizer, trained, "trunk")
+    trunk = reading_part(load_model(AutoModel, recipe, tokenizer, trained, "trunk"))
     if getattr(trunk, "pooler", None) is not None:
         trunk.pooler = None  # type: ignore[assignment]  # BERT's would be parameters without a gradient
     facts: Any = trunk.config

@@ -259,6 +259,7 @@ class Classification(Task):
 
         from trainer.models.explain import gradient_x_input, recording
         from trainer.models.fast_attention import use_attention
+        from trainer.models.pooling import ends_with_summary
 
         use_attention(getattr(model, "trunk", model), "rankzero")
         special, names, rows = self.wordless, self.settings.names, []
@@ -276,7 +277,8 @@ class Classification(Task):
             kept = [i for i, token in enumerate(ids) if token not in special][:SHOWN]
             weights = torch.stack([w[0] for _, w in seen])  # (L, H, T, T), T with padding
             words = self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
-            seen_by_cls = rounded(weights[:, :, 0][..., kept])
+            standing = ends_with_summary(getattr(model, "trunk", getattr(model, "base_model", model)))
+            seen_by_cls = rounded(weights[:, :, len(ids) - 1 if standing else 0][..., kept])
             among_kept = weights[:, :, kept][..., kept]
             rows.append({**attention_row(record, words, words, among_kept, relevance[kept]), "cls": seen_by_cls})
         return rows
