@@ -21,7 +21,6 @@ from transformers import AutoModel, AutoTokenizer, BertModel
 
 from trainer import embed, predict
 from trainer.engine.embedder import WINDOW
-from trainer.errors import UsageError
 from trainer.loading import Recipe
 
 draw = random.Random(5)
