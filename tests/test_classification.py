@@ -539,6 +539,19 @@ def test_noise_does_not_depend_on_the_width_of_the_batch() -> None:
     assert wide[:, 5:].abs().max() == 0 and narrow[2, 1:].abs().max() == 0
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_without_a_mask_noise_falls_on_what_the_loss_depends_on(rows: int) -> None:
+    """Translations and packed documents have no attention_mask."""
+    embedding, mask = torch.nn.Embedding(9, 16), torch.arange(5) < torch.tensor([[5], [3], [0]])
+    twin = Perturbation(embedding, AdversarialConfig(kind="noise", epsilon=0.5), rows=rows)
+    with twin.clean():
+        found = embedding(torch.randint(9, (3, 5)).transpose(0, rows)).transpose(0, rows)
+        (found * mask[..., None]).square().sum().backward()
+    delta = twin.direction().transpose(0, rows)
+    torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.tensor([0.5, 0.5, 0.0]))
+    assert delta[~mask].abs().max() == 0
+
+
 def test_deltas_are_the_same_on_one_and_two_ranks(reviews: Path, tmp_path: Path) -> None:
     fgm = {"name": "sgd", "lr": 0.05, "adversarial": {"kind": "fgm", "epsilon": 0.5}}
     made = recipe(reviews, optim=fgm, loop={"max_steps": 2})

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from family_world import tiny_model
 from torch import nn
 
 from trainer.errors import UsageError
@@ -51,6 +54,58 @@ def test_a_parameter_cut_up_by_zero3_is_judged_by_its_whole_shape() -> None:
     model.weight.data = torch.empty(0)
     model.bias.ds_shape = model.bias.shape
     assert names_by_group(model, build_optimizer(model, OptimConfig())) == {"decay": ["weight"], "no_decay": ["bias"]}
+
+
+class Odd(nn.Module):
+    """What looks like a matrix and is none, and matrices that do not look like one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.r_w_bias = nn.Parameter(torch.zeros(2, 4))  # XLNet
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(3, 8))  # experts of GPT-OSS
+        self.seg_embed = nn.Parameter(torch.zeros(2, 2, 4))
+        self.mask_emb = nn.Parameter(torch.zeros(1, 1, 4))
+        self.time_mix_key = nn.Parameter(torch.zeros(1, 1, 4))  # RWKV
+        self.A_log = nn.Parameter(torch.zeros(4, 4))  # Mamba
+        self.position_embeddings = nn.ParameterList([torch.zeros(8, 1, 4), torch.zeros(1, 8, 4)])  # Reformer
+        self.norm = nn.LayerNorm([2, 4])
+        self.gate_up_proj = nn.Parameter(torch.zeros(3, 4, 8))
+        self.q = nn.Parameter(torch.zeros(4, 2, 4))  # XLNet
+        self.embeddings_project = nn.Linear(4, 4)  # ELECTRA
+        self.score = nn.Linear(4, 1)
+        self.convolution = nn.Conv1d(4, 4, 1)
+
+
+def test_only_matrices_decay_whatever_their_shape_and_name() -> None:
+    model = Odd()
+    found = names_by_group(model, build_optimizer(model, OptimConfig(weight_decay=0.1)))
+    assert set(found["decay"]) == {
+        "gate_up_proj", "q", "embeddings_project.weight", "score.weight", "convolution.weight",
+    }  # fmt: skip
+
+
+FAMILIES = {
+    "AutoModelForSequenceClassification": (
+        "albert", "bart", "bert", "big_bird", "convbert", "deberta-v2", "distilbert", "electra", "fnet", "gpt2",
+        "longformer", "mobilebert", "modernbert", "mpnet", "nystromformer", "reformer", "roberta", "roformer", "t5",
+        "xlnet",
+    ),
+    "AutoModelForCausalLM": ("gemma2", "gpt_neox", "gpt_oss", "llama", "mamba", "mixtral", "opt", "rwkv", "xglm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("auto", "family"), [(auto, name) for auto, names in FAMILIES.items() for name in names])
+def test_no_bias_norm_or_embedding_of_a_family_decays(auto: str, family: str) -> None:
+    """Every linear layer does, unless its matrix is tied to an embedding."""
+    with torch.device("meta"):
+        model = tiny_model(family, auto)
+    decays = set(names_by_group(model, build_optimizer(model, OptimConfig(weight_decay=0.1)))["decay"])
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv1d)}
+    untied = {name for name, p in model.named_parameters() if name in linear and id(p) not in embeddings}
+    assert untied <= decays
+    odd = re.compile(r"bias|norm|embed|_emb$|A_log", re.IGNORECASE)
+    assert {name for name in decays - untied if odd.search(name)} == set()
 
 
 def test_an_empty_group_is_left_out() -> None:

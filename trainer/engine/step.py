@@ -28,7 +28,7 @@ from trainer.errors import OutOfMemory, RankError, RankzeroError
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import rows_dimension
 from trainer.optim.adversarial import Perturbation
-from trainer.optim.clipping import clip, square_sum
+from trainer.optim.clipping import clip, idle_parameters, square_sum
 from trainer.optim.optimizers import set_rates
 from trainer.tasks.base import Batch, Task
 
@@ -132,6 +132,10 @@ class Stepper:
             rows = rows_dimension(getattr(getattr(model, "trunk", model), "config", None))
             self._perturbation = Perturbation(reading_embedding(model), optim.adversarial, rows=rows)
         self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
+        if runtime.engine.startswith("zero"):
+            from trainer.engine.zero import leave_out_idle_groups
+
+            leave_out_idle_groups(runtime.accelerator.deepspeed_engine_wrapped.engine.optimizer)
 
     def warm_up(self) -> None:
         """One backward of a filler, thrown away.
@@ -258,13 +262,23 @@ class Stepper:
                 return StepResult(loss_sum, norm, finite=False)
 
     def _clipped(self) -> float:
-        """Clips the gradient and returns its norm before that. Waits for the device; under FSDP2 for all ranks."""
+        """Clip the gradient and return its norm before that, over the parameters that this step updates.
+
+        Waits for the device; under FSDP2 for all ranks.
+        """
         self.runtime.accelerator.unscale_gradients()
         sharded = self.runtime.engine == "fsdp2"
-        gradients: list[Tensor] = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        local = [g.to_local() for g in gradients] if sharded else gradients  # type: ignore[attr-defined]
-        total = float(square_sum(local))
-        norm = math.sqrt(self.runtime.sum_float([total])[0] if sharded else total)
+        left_out = idle_parameters(self.optimizer.param_groups)
+        found: list[tuple[bool, Tensor]] = []
+        for p in self.objective.parameters():
+            if p.grad is not None:
+                grad: Any = p.grad
+                found.append((id(p) in left_out, grad.to_local() if sharded else grad))
+        sums = [float(square_sum([g for idle, g in found if idle == wanted])) for wanted in (False, True)]
+        total, idle_total = self.runtime.sum_float(sums) if sharded else sums
+        # A gradient that is not finite would spoil moments even at rate 0.
+        norm = math.sqrt(total if math.isfinite(idle_total) else idle_total)
+        local = [g for _, g in found]  # moments are kept at rate 0, too
         if math.isfinite(norm):  # else the step is not made, or the scaler skips it
             clip(local, norm, self._clip)
         return norm

@@ -7,15 +7,39 @@ engine saves, loads and saves again, and the files must be equal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.engine.storage import MOMENTS, Storage, of_parameter, one_step
+from trainer.optim.clipping import idle_groups
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def leave_out_idle_groups(zero: Any) -> None:
+    """Let DeepSpeed clip by the norm of the parameters whose rate is not 0 in a step, as the other engines do.
+
+    It adds up the norms of its groups (of sub-groups in stage 3). Those of idle groups become 0, unless they are
+    invalid: DeepSpeed gives -1 for them.
+    """
+    third = hasattr(zero, "fp16_groups")
+    parts = zero.fp16_groups if third else zero.params_in_partition
+
+    def counted(norm: Callable[..., Any], params: Any, *before: Any) -> Any:
+        found = norm(*before, params)
+        part = next(number for number, group in enumerate(parts) if group is params)
+        number = zero.sub_group_to_group_id[part] if third else part
+        if idle_groups(zero.optimizer.param_groups)[number]:
+            found = torch.as_tensor(found)
+            return torch.where(found >= 0, torch.zeros_like(found), found)
+        return found
+
+    direct, offloaded = zero.get_grad_norm_direct, zero.complete_grad_norm_calculation_for_cpu_offload
+    zero.get_grad_norm_direct = lambda gradients, params: counted(direct, params, gradients)
+    zero.complete_grad_norm_calculation_for_cpu_offload = lambda params: counted(offloaded, params)
 
 
 class ZeroStorage(Storage):

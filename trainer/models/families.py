@@ -134,6 +134,33 @@ def dropout_keys(config: Any) -> list[str]:
     return [k for k, v in values.items() if ("dropout" in k or k.endswith("pdrop")) and isinstance(v, int | float)]
 
 
+def without_layer_drop(config: Any, given: dict[str, Any]) -> list[str]:
+    """Set LayerDrop to 0 in a configuration and those within it, and return what it was ("encoder_layerdrop 0.1").
+
+    A layer that is left out has no gradient, on one rank and not on another.
+
+    Args:
+        config: is changed.
+        given: keys that the recipe has set.
+
+    Raises:
+        UsageError: the recipe asks for LayerDrop.
+    """
+    for key, value in given.items():
+        if "layerdrop" in key and value:
+            raise UsageError(
+                f"model.config.{key}={value}: LayerDrop leaves out other layers on each rank; allowed is 0. Leave the "
+                "key out"
+            )
+    inner = [getattr(config, name, None) for name in config.sub_configs]
+    was = [text for sub in inner if sub is not None for text in without_layer_drop(sub, {})]
+    for key, value in config.to_dict().items():
+        if "layerdrop" in key and isinstance(value, int | float) and value:
+            was.append(f"{key} {value}")
+            setattr(config, key, 0.0)
+    return was
+
+
 def _chunks(config: Any) -> int:
     """The length that both of Reformer's attentions divide."""
     lengths = {"local": config.local_attn_chunk_length, "lsh": config.lsh_attn_chunk_length}

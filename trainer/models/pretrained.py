@@ -18,7 +18,7 @@ from torch import nn
 from trainer.errors import CheckpointError, RankzeroError, UsageError
 from trainer.locations import FORMS, check_model_files, locate
 from trainer.models.dropout import Dropout
-from trainer.models.families import dropout_keys, padding_of, settle
+from trainer.models.families import dropout_keys, padding_of, settle, without_layer_drop
 from trainer.models.fast_attention import use_attention
 from trainer.models.label_order import order_labels, saved_labels
 from trainer.models.mending import mend
@@ -203,10 +203,12 @@ def _as_asked(config: Any, settings: Any, causal: bool) -> Any:
     """The configuration with the recipe's dropout everywhere, also where it is no module, and causal if it is to be.
 
     Raises:
-        UsageError: its attention cannot be causal.
+        UsageError: its attention cannot be causal, or the recipe asks for LayerDrop.
     """
     if settings.dropout is not None:
         config.update(dict.fromkeys(dropout_keys(config), settings.dropout))
+    if was := without_layer_drop(config, settings.config):
+        log.info("LayerDrop of %r is set to 0 (it was %s): every layer is trained", settings.title, ", ".join(was))
     if causal and hasattr(config, "is_decoder"):
         config.is_decoder = True
         if settings.config.get("attention_type") == "block_sparse":

@@ -40,8 +40,10 @@ class Perturbation:
     def direction(self, mask: Tensor | None = None) -> Tensor:
         """δ of the second forward, after the clean backward, as the embedding gives it, (B, T, M) or (T, B, M).
 
-        Noise is drawn from the default generator. mask: (B, T), 1 = token: noise falls on these alone; padding has no
-        gradient.
+        Noise is drawn from the default generator, for tokens alone: padding has no gradient.
+
+        Args:
+            mask: (B, T), 1 = token. Without one, tokens are the positions that the clean loss depends on.
         """
         assert self._delta is not None, "the clean forward has not been run"
         raw = self._delta.grad if self.settings.kind == "fgm" else self._noise(mask)
@@ -55,7 +57,10 @@ class Perturbation:
         assert self._delta is not None
         b, t, m = self._delta.transpose(0, self._rows).shape
         noise = torch.randn(t, b, m, dtype=self._delta.dtype, device=self._delta.device).transpose(0, 1)
-        return (noise if mask is None else noise * mask[..., None]).transpose(0, self._rows)
+        if mask is None:
+            assert self._delta.grad is not None, "the clean backward has not been run"
+            mask = self._delta.grad.transpose(0, self._rows).abs().amax(-1) > 0
+        return (noise * mask[..., None]).transpose(0, self._rows)
 
     @contextlib.contextmanager
     def moved_by(self, delta: Tensor) -> Iterator[None]:

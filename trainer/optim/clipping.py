@@ -1,10 +1,15 @@
-"""Clipping by the norm of the whole gradient (Pascanu et al., 2013), with a norm that is exact under every engine.
+"""Clipping by the norm of the gradient (Pascanu et al., 2013), with a norm that is exact under every engine.
+
+Parameters whose rate is 0 in a step, such as layers that gradual unfreezing has not reached, do not count in its norm.
 
 torch's norm of a large fp32 tensor on a CPU is off by up to 2e-5, because it adds one number after another; DeepSpeed
 adds in fp64. Engines that clip by different norms part after the first step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +19,22 @@ PIECE = 1 << 16  # elements that are added up in fp32 at once: the rounding of s
 
 def square_sum(gradients: list[Tensor]) -> Tensor:
     """The sum of the squares of all numbers: float64 scalar on the gradients' device."""
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
     if gradients[0].device.type == "cpu":
         pieces = [piece for g in gradients for piece in g.reshape(-1).split(PIECE)]
         return torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum()
     return torch.stack(torch._foreach_norm(gradients)).double().square().sum()  # GPUs add in trees
+
+
+def idle_groups(groups: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Return for each group of an optimizer whether its rate is 0 while another group's is not."""
+    return [group["lr"] == 0 and any(other["lr"] != 0 for other in groups) for group in groups]
+
+
+def idle_parameters(groups: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Return the identities of the parameters in idle groups."""
+    return {id(p) for group, idle in zip(groups, idle_groups(groups), strict=True) if idle for p in group["params"]}
 
 
 def clip(gradients: list[Tensor], norm: float, limit: float) -> None:

@@ -1,13 +1,14 @@
 """Optimizers with decay groups, and their rates.
 
-Weight decay is for matrices that mix features. It is off for biases and norms (all parameters of one dimension) and for
-embeddings: decaying a row pulls rare words to zero at every step in which they do not occur. A matrix tied to an
-embedding is that embedding.
+Weight decay is for matrices that mix features. It is off for biases and norms of any shape, and for embeddings of
+words, positions and segments: decaying a row pulls rare words to zero at every step in which they do not occur. A
+matrix tied to an embedding is that embedding.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +36,10 @@ USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 FUSED_DEVICES = ("cpu", "cuda")
+# Modules whose matrices decay, and names of what is none: biases of any shape, gains, Mamba's decay rates.
+MIXING = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+NOT_A_MATRIX = re.compile(r"bias|norm|gamma|beta|A_log$")
+EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|\w*emb)([._]|$)")
 SMALLEST = 2.0**-10  # size of a tensor that begins at 0, as nanoT5 has it
 
 
@@ -107,19 +112,30 @@ def size_of(p: Tensor) -> float:
 
 
 def _without_decay(model: nn.Module) -> set[int]:
-    """Identities of the parameters that must not decay."""
-    embeddings = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        for parameter in module.parameters(recurse=False)
-    }
-    return embeddings | {id(parameter) for parameter in model.parameters() if _dimensions(parameter) <= 1}
+    """Return the identities of the parameters that must not decay.
+
+    Decided by the type of the module first, then by the parameter's name and shape. Matrices of linear layers and
+    convolutions decay whatever they are called. A tied parameter decays only if it does under each of its names.
+    """
+    found: set[int] = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            if not _decays(module, path, name, parameter):
+                found.add(id(parameter))
+    return found
 
 
-def _dimensions(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole parameter: under ZeRO-3's init it is cut to an empty vector and keeps its shape aside."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+def _decays(module: nn.Module, path: str, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter of a module is a matrix that mixes features."""
+    sizes = list(getattr(parameter, "ds_shape", parameter.shape))  # under ZeRO-3's init it is cut to an empty vector
+    if len(sizes) <= 1 or NOT_A_MATRIX.search(name) or getattr(parameter, "_no_weight_decay", False):
+        return False
+    if isinstance(module, MIXING):
+        return True
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) or "norm" in type(module).__name__.lower():
+        return False
+    is_vector = sum(size > 1 for size in sizes) <= 1  # with further dimensions of size 1
+    return not is_vector and not EMBEDDING.search(f"{path}.{name}")
 
 
 def set_rates(optimizer: torch.optim.Optimizer, multiplier_of_depth: Callable[[int], float]) -> None:
