@@ -17,7 +17,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,14 +78,14 @@ def attention(
     Returns:
         (B, T, H, E), and the weights where the family's own function has run.
     """
-    kind: Any = type(module)
-    own = _eager_function(kind)
+    kind = type(module)
+    own = _own(kind)
     if own is None:
         raise RuntimeError(f"{kind.__name__} has no eager attention function; set model.attention=eager")
-    if query.dim() == 4 and _same(own) and _known(options, own):
+    if own.same and query.dim() == 4 and _known(options, own.unused):
         scaling, dropout = options.get("scaling"), options.get("dropout", 0.0)
         return _attend(module, query, key, value, attention_mask, scaling, dropout), None
-    y, weights = own(module, query, key, value, attention_mask, **options)
+    y, weights = own.function(module, query, key, value, attention_mask, **options)
     if weights is not None:
         record(weights)
     return y, weights
@@ -102,20 +102,37 @@ def _attend(
     return eager_attention(query, key, value, mask, scale, drop).transpose(1, 2).contiguous()
 
 
-def _known(options: dict[str, Any], own: Function) -> bool:
+def _known(options: dict[str, Any], unused: frozenset[str]) -> bool:
     """Whether no argument is set that could change the result of a family's eager function in a way unknown to ours."""
-    given = {name for name, value in options.items() if value is not None and value is not False}
-    simple = isinstance(options.get("scaling"), float | int | None)  # a tensor may need a gradient
-    return simple and given - {"scaling", "dropout"} <= UNUSED - _parameters(own)
+    for name, value in options.items():
+        if name == "scaling":
+            if not isinstance(value, float | int | None):  # a tensor may need a gradient
+                return False
+        elif name != "dropout" and name not in unused and value is not None and value is not False:
+            return False
+    return True
 
 
-@cache
-def _parameters(own: Function) -> frozenset[str]:
-    return frozenset(inspect.signature(own).parameters)
+class Own(NamedTuple):
+    """A family's own eager attention."""
+
+    function: Function
+    same: bool  # as ours, where no argument is set that ours does not know
+    unused: frozenset[str]  # arguments that it may be given and does not read
 
 
-@cache
-def _eager_function(kind: Any) -> Function | None:
+_owns: dict[type, Own | None] = {}  # by class of attention layer; a plain dict, which torch.compile can follow
+
+
+def _own(kind: type) -> Own | None:
+    if kind not in _owns:
+        function = _eager_function(kind)
+        named = frozenset(inspect.signature(function).parameters) if function else frozenset()
+        _owns[kind] = Own(function, _same(function), UNUSED - named) if function else None
+    return _owns[kind]
+
+
+def _eager_function(kind: type) -> Function | None:
     """The eager function that a class of the library passes to the registry of attention functions."""
     for base in kind.__mro__:
         for method in vars(base).values():
@@ -140,7 +157,6 @@ class _Sample:
         raise AttributeError(name)
 
 
-@cache
 @torch.no_grad()
 def _same(own: Function) -> bool:
     """Whether a family's eager function gives what ours gives, without reading weights or settings of its module."""
@@ -161,7 +177,7 @@ def _replaceable(model: nn.Module) -> bool:
     """Whether every layer that looks up its attention function has an eager one, and none asks for it by name."""
     for module in model.modules():
         kind: Any = type(module)
-        if _looks_up(kind) and _eager_function(kind) is None:
+        if _looks_up(kind) and _own(kind) is None:
             reason = "has no eager function"
         elif _names_eager(kind) and getattr(module, "reorder_and_upcast_attn", True):  # GPT-2: off mostly
             reason = "differs where the implementation is named eager"
