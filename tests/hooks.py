@@ -35,6 +35,13 @@ def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
     module.seed_for = wrapped  # type: ignore[assignment]
 
 
+def one_decay_group() -> None:
+    """Put every parameter into the group that decays, as an earlier version may have grouped them otherwise."""
+    from trainer.optim import optimizers
+
+    optimizers._without_decay = lambda model: set()  # type: ignore[assignment]
+
+
 def at_call(function: str, nth: int = 1, of_rank: int = 0, number: int = signal.SIGKILL) -> None:
     """Rank `of_rank` sends itself a signal when it enters a function ("trainer.engine.evaluate.evaluate") the nth time.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hooks
 import numpy as np
 import processes
 import pytest
@@ -66,3 +67,26 @@ def test_layers_that_are_not_unfrozen_yet_do_not_count(reviews: Path, tmp_path: 
         assert {depth[name] for name, far in moved.items() if far} == layers, step
         assert sum(moved.values()) ** 0.5 == pytest.approx(RATE * LIMIT, rel=1e-3), step
         before = now
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
+def test_a_checkpoint_is_resumed_with_other_groups(reviews: Path, tmp_path: Path, engine: str) -> None:
+    """Weights and moments are kept by name: which group decays may have changed since."""
+    optim = {"name": "sgd", "lr": RATE, "momentum": 0.9, "weight_decay": 0.0, "clip_norm": 1.0}
+    made = recipe(
+        reviews, optim=optim, loop={"max_steps": 2, "eval_every": 100}, evaluation={"splits": []},
+        data={"validation": None},
+    )  # fmt: skip
+    path, found = written(tmp_path, made), {}
+    for name, hook in (("earlier", hooks.one_decay_group), ("now", None)):
+        run = tmp_path / name
+        processes.train(path, run, world=WORLDS[engine], engine=engine, hook=hook).check()
+        longer = ("loop.max_steps=4", "--allow-change", "loop.max_steps")
+        processes.train(path, run, *longer, world=WORLDS[engine], engine=engine).check()
+        for file in ("model", "optimizer"):
+            found[name, file] = load_file(run / f"checkpoints/step-00000004/{file}.safetensors")
+    for file in ("model", "optimizer"):
+        earlier, now = found["earlier", file], found["now", file]
+        assert earlier.keys() == now.keys()
+        assert max(float(np.abs(earlier[name] - now[name]).max()) for name in now) <= 1e-6, file
