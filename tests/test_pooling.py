@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import processes
 import pytest
 import torch
 from family_world import LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
+from review_world import recipe, written
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto as auto
 
+from trainer import embed
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.finished import build_model
+from trainer.errors import UsageError
 from trainer.loading import Recipe
 from trainer.models.pooling import classify_at_last_end, ends_with_summary, is_causal, pool, reading_part
 from trainer.tasks.base import make_task
@@ -178,3 +185,32 @@ def test_own_heads_train_on_texts_that_contain_ends_of_text(family: str) -> None
     model = build_model(task)
     loss = task.loss(model, batch(task, TEXTS[0], "a <s>bad</s> film", "</s></s>"))
     assert bool(torch.isfinite(loss))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "reformer"])
+def test_a_head_that_reads_the_first_token_is_refused_on_a_causal_trunk(family: str) -> None:
+    config = {"is_decoder": True}
+    with pytest.raises(UsageError, match="reads the first token, which sees no other one"):
+        build_model(task_of(family, "auto", **config))
+    build_model(task_of(family, "mean", **config))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_vectors_of_a_run_of_an_encoder_decoder_are_those_of_its_encoder(
+    reviews: Path, tmp_path: Path, family: str
+) -> None:
+    made = recipe(
+        reviews, {"kind": "pretrained", "architecture": family, "size": "tiny"},
+        tokenizer={"train": {"kind": "unigram", "vocab_size": 60}}, evaluation={"splits": []},
+        data={"validation": None}, loop={"max_steps": 1},
+    )  # fmt: skip
+    run = tmp_path / "run"
+    processes.train(written(tmp_path, made), run).check()
+    encoder: Any = AutoModelForSequenceClassification.from_pretrained(run / "model").eval().base_model.get_encoder()
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    for record in embed(run, ["a good film", "a bad </s> film with a plot"], pooling="tokens"):
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(record.tokens)])
+        with torch.no_grad():
+            expected = encoder(input_ids=ids).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(record.vector, expected, atol=1e-5)

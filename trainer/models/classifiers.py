@@ -19,7 +19,7 @@ from trainer.errors import UsageError
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
 from trainer.models.families import hidden_width, padding_id
-from trainer.models.pooling import classify_at_last_end, ends_with_summary, pool, reading_part
+from trainer.models.pooling import check_head, classify_at_last_end, ends_with_summary, pool, reading_part
 from trainer.recipe import read_yaml
 from trainer.redaction import origin
 from trainer.tensors import TensorFile, constants, exists
@@ -143,6 +143,8 @@ def _pretrained(
         model: Any = load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
         if model.config.pad_token_id is None:  # GPT-2's head looks for the last token that is none
             model.config.pad_token_id = padding_id(tokenizer)
+        if trained is None:
+            check_head(model)
         classify_at_last_end(model)
         return model
     trunk = reading_part(load_model(AutoModel, recipe, tokenizer, trained, "trunk"))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import UsageError
 from trainer.models.attention import MASKED
 from trainer.models.families import padding_of
 
@@ -71,6 +72,22 @@ def is_causal(trunk: nn.Module) -> bool:
     if config.is_encoder_decoder or kind in LOOKS_BOTH_WAYS:
         return False
     return kind in CAUSAL and kind not in MASKING
+
+
+def check_head(model: nn.Module) -> None:
+    """Check that an encoder's own head, which reads the first token, does not belong to a causal trunk.
+
+    Raises:
+        UsageError: it does.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKING
+
+    config: Any = model.config
+    if getattr(config, "is_decoder", False) and not config.is_encoder_decoder and config.model_type in MASKING:
+        raise UsageError(
+            f"model.config.is_decoder=true: the head of {type(model).__name__} reads the first token, which sees no "
+            "other one. Set model.pooling to cls (which is then the last token), mean or max, or leave is_decoder out"
+        )
 
 
 def reading_part(trunk: nn.Module) -> nn.Module:

@@ -69,7 +69,7 @@ def load_model(
     _silence()
     try:
         if trained is not None:
-            model = _untrained(library, trained, part, lambda facts: _as_asked(facts, settings, causal))
+            model = _untrained(library, trained, part, lambda facts: _as_asked(facts, settings, causal, trained=True))
         elif settings.random:
             facts = _as_asked(configuration(recipe, tokenizer, **config), settings, causal)
             model = library.from_config(facts, trust_remote_code=False)
@@ -199,7 +199,7 @@ def _silence() -> None:
     theirs.disable_progress_bar()
 
 
-def _as_asked(config: Any, settings: Any, causal: bool) -> Any:
+def _as_asked(config: Any, settings: Any, causal: bool, *, trained: bool = False) -> Any:
     """The configuration with the recipe's dropout everywhere, also where it is no module, and causal if it is to be.
 
     Raises:
@@ -207,7 +207,7 @@ def _as_asked(config: Any, settings: Any, causal: bool) -> Any:
     """
     if settings.dropout is not None:
         config.update(dict.fromkeys(dropout_keys(config), settings.dropout))
-    if was := without_layer_drop(config, settings.config):
+    if (was := without_layer_drop(config, {} if trained else settings.config)) and not trained:
         log.info("LayerDrop of %r is set to 0 (it was %s): every layer is trained", settings.title, ", ".join(was))
     if causal and hasattr(config, "is_decoder"):
         config.is_decoder = True
