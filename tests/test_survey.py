@@ -79,7 +79,7 @@ def test_what_is_reported(tmp_path):
     }
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n"])
+@pytest.mark.parametrize("content", [b"\n", b"\n\n"])
 def test_an_empty_split(tmp_path, content):
     with pytest.raises(DataError, match=r"data\.train holds no usable row: 0 rows were read") as caught:
         surveyed(tmp_path, content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -24,7 +24,17 @@ class DataConfig(Section):
     train: Patterns = Field(description="file pattern(s) below root; a mapping role: file for parallel text files")
     validation: Patterns | Fraction | None = Field(None, description="pattern(s), or the share of train held out")
     test: Patterns | None = None
-    columns: dict[str, str] = Field(default_factory=dict, description="role: column, e.g. src: de")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="role: column, e.g. src: de, or a path to a nested one: translation.de"
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None, description="of CSV files, one character; null = from the name and the first lines"
+    )
+    quote: Annotated[str, Field(pattern=r"^(none|backslash|[^\w\s])$")] | None = Field(
+        None, description='mark around values of CSV files; none; backslash: " escaped as \\"; null = "'
+    )
+    header: bool = Field(True, description="false: CSV files have none; columns are named '0', '1', …")
+    encoding: str | None = Field(None, description="of text, CSV and JSON files, such as cp1252; null = UTF-8 or a BOM")
     cleaning: list[str] = Field(default_factory=lambda: ["normalize_unicode", "fold_whitespace"])
     lanes: Positive = 8
     block_rows: Positive = 16_384
@@ -41,6 +51,16 @@ class DataConfig(Section):
     def padded(self, length: int) -> int:
         """The next multiple of `pad_multiple`."""
         return -(-length // self.pad_multiple) * self.pad_multiple
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        try:
+            if name is not None:
+                "".encode(name)
+        except LookupError:
+            raise ValueError(f"unknown encoding {name!r}; known are utf-8, cp1252, latin-1, gb18030 and more") from None
+        return name
 
     @model_validator(mode="after")
     def _bounded(self) -> DataConfig:

@@ -5,21 +5,32 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+import logging
+import posixpath
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
-import fsspec
-
 from trainer.data import formats
+from trainer.data.leftovers import left_out
+from trainer.data.pairing import pairs
+from trainer.data.saved import saved_files, without_about
 from trainer.errors import DataError, UsageError
 from trainer.sections import DataConfig, Patterns
 
+log = logging.getLogger("rankzero")
+_logged: set[tuple[str, ...]] = set()
+
 EMBEDDED = "embedded://"
 PREPARED = "prepared.json"  # marks a root written by `prepare`
-PREPARED_KEYS = ("train", "validation", "test", "columns", "cleaning", "max_length")  # of `data`, fixed when written
+# Keys of `data` that are fixed when a corpus is prepared.
+PREPARED_KEYS = (
+    *("train", "validation", "test", "columns", "cleaning", "max_length"),
+    *("delimiter", "quote", "header", "encoding"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Shard:
         name: path relative to the root, "train.jsonl"; "train.de+train.en" for parallel text.
         urls: one, or one per role for parallel text.
         roles: the roles of `urls` for text files, else empty.
-        format: jsonl, csv, tsv, parquet, text, embedded or prepared.
+        format: jsonl, csv, tsv, parquet, arrow, text, embedded or prepared.
         size: bytes as stored; None for a generated shard.
     """
 
@@ -47,7 +58,7 @@ class Root:
     def __init__(self, root: str):
         self.url = root if "://" in root else str(Path(root).expanduser().absolute())
         try:
-            self.system, self.path = fsspec.core.url_to_fs(self.url)
+            self.system, self.path = formats.located(self.url)
         except (ImportError, ValueError) as error:  # "Install s3fs to access S3", "Protocol not known: foo"
             raise DataError(f"data.root={root!r} cannot be opened: {error}") from None
         self.path = self.path.rstrip("/")
@@ -63,13 +74,26 @@ class Root:
             raise DataError(self._unreachable(error)) from error
         near = difflib.get_close_matches(pattern, there, n=3, cutoff=0.4)
         hint = f"nearest: {', '.join(near)}" if near else f"there: {', '.join(there[:10]) or 'nothing'}"
+        if self._left_out:
+            hint = f"{_some(self._left_out)} left out as hidden files or backup copies; name them if they are meant"
         raise DataError(f"data.{split}={pattern!r}: no file matches below data.root={self.url!r}; {hint}")
 
     def _matching(self, pattern: str) -> list[str]:
-        if glob.has_magic(pattern):
-            paths = self.system.glob(f"{glob.escape(self.path)}/{pattern}", detail=True)
-            return sorted(self._name(path) for path, info in paths.items() if info["type"] == "file")
-        return [pattern] if self.system.isfile(f"{self.path}/{pattern}") else []
+        """Matches without leftovers; of a folder that `save_to_disk` wrote, its Arrow files."""
+        self._left_out: list[str] = []
+        if not glob.has_magic(pattern):
+            path = f"{self.path}/{pattern}".rstrip("/")
+            if self.system.isfile(path):
+                return [pattern]
+            files = saved_files(self.system, path) if self.system.isdir(path) else None
+            return [self._name(f"{path}/{name}") for name in files or ()]
+        paths = self.system.glob(f"{glob.escape(self.path)}/{pattern}", detail=True)
+        names = sorted(self._name(path) for path, info in paths.items() if info["type"] == "file")
+        self._left_out = [name for name in names if left_out(name, pattern)]
+        if self._left_out and (key := (self.url, pattern)) not in _logged:
+            _logged.add(key)
+            log.warning("%s: %s left out: hidden files, backup copies or the like", pattern, _some(self._left_out))
+        return without_about(self.system, self.path, [name for name in names if name not in set(self._left_out)])
 
     def _there(self, pattern: str) -> list[str]:
         """What stands in the folder of the pattern, or, where there is none, in the root."""
@@ -81,6 +105,10 @@ class Root:
 
     def _name(self, path: str) -> str:
         return str(path).removeprefix(self.path).lstrip("/")
+
+    def normal(self, name: str) -> str:
+        """The name without "./", "//" and "x/.."."""
+        return name if not re.search(r"(^|/)\.{0,2}/|/\.{1,2}$", name) else posixpath.normpath(name)
 
     def prepared(self) -> dict[str, Any] | None:
         """What `prepare` wrote about this root; None for any other root."""
@@ -106,15 +134,34 @@ class Root:
         return f"{what}. Without a connection, take a copy of the files on disk: data.root=PATH"
 
 
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more} {'are' if len(names) > 1 else 'is'}"
+
+
 def protocols(system: Any) -> tuple[str, ...]:
     protocol = system.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def file_shards(root: Root, patterns: str | list[str], split: str) -> list[Shard]:
-    """One shard per file that matches any of the patterns, sorted by name."""
-    names = sorted({name for pattern in _listed(patterns) for name in root.match(pattern, split)})
-    return [_shard(root, (name,), (), split) for name in names]
+    """One shard per file that matches any of the patterns, sorted by name.
+
+    Raises:
+        DataError: a file is listed more than once, by one pattern or by several.
+    """
+    listed: dict[str, list[str]] = {}
+    for pattern in _listed(patterns):
+        for name in root.match(pattern, split):
+            listed.setdefault(root.normal(name), []).append(pattern)
+    if twice := {name: by for name, by in listed.items() if len(by) > 1}:
+        name, by = next(iter(twice.items()))
+        more = f" ({len(twice)} files are)" if len(twice) > 1 else ""
+        raise DataError(
+            f"data.{split}: {name} is listed {len(by)} times{more}, by {', '.join(map(repr, by))}. List a file once; "
+            "to use rows more often, make copies of the file under other names"
+        )
+    return [_shard(root, (name,), (), split) for name in sorted(listed)]
 
 
 def _listed(patterns: str | list[str]) -> list[str]:
@@ -124,11 +171,11 @@ def _listed(patterns: str | list[str]) -> list[str]:
 def _shard(root: Root, names: tuple[str, ...], roles: tuple[str, ...], split: str) -> Shard:
     extension = Path(formats.without_compression(names[0])).suffix.lower()
     kind = "text" if roles else formats.EXTENSIONS.get(extension)
-    if kind is None or (kind == "parquet" and formats.without_compression(names[0]) != names[0]):
+    if kind is None or (kind in ("parquet", "arrow") and formats.without_compression(names[0]) != names[0]):
         allowed = ", ".join(formats.EXTENSIONS)
         raise DataError(
             f"data.{split}: {names[0]!r} has the unknown format {Path(names[0]).suffix!r}; known: {allowed}; all but "
-            "parquet also with .gz or .zst; parallel text files are given as a mapping role: file"
+            "parquet and arrow also with .gz or .zst; parallel text files are given as a mapping role: file"
         )
     sizes = [root.size_of(name) or 0 for name in names]
     roles = roles or (("text",) if kind == "text" else ())
@@ -139,14 +186,11 @@ def parallel_shards(root: Root, patterns: dict[str, str], split: str) -> list[Sh
     if not patterns:
         raise UsageError(f"data.{split} is an empty mapping: give role: file, such as src: train.de")
     names = {role: root.match(pattern, split) for role, pattern in patterns.items()}
-    if len({len(found) for found in names.values()}) > 1:
-        counts = ", ".join(f"{role}: {len(found)} ({patterns[role]})" for role, found in names.items())
-        raise DataError(f"data.{split}: parallel text needs as many files for each role, found {counts}")
     for name in [name for found in names.values() for name in found]:
         known = formats.EXTENSIONS.get(Path(formats.without_compression(name)).suffix.lower(), "text")
         if known != "text":
             raise DataError(f"data.{split}: a mapping role: file is for parallel text files, {name!r} is {known}")
-    return [_shard(root, pair, tuple(names), split) for pair in zip(*names.values(), strict=True)]
+    return [_shard(root, pair, tuple(names), split) for pair in pairs(names, patterns, split)]
 
 
 def prepared_shards(root: Root, prepared: dict[str, Any], data: DataConfig, split: str) -> list[Shard]:

@@ -1,5 +1,7 @@
 """One file as a stream of records, read in chunks and never whole: the part below `sources.py` that knows bytes.
 
+CSV is in `csv_files.py`, JSON arrays in `json_arrays.py`, Parquet and Arrow in `tables.py`.
+
 Why not the readers of `datasets` for lines: they decode a whole chunk at once, so one bad byte fails a file without
 naming a row, and they end a line at "\\r" or U+0085 too. Here a line ends at "\\n" only, every record carries the
 position that follows it, and whatever is wrong with a record is said about that record alone.
@@ -7,18 +9,21 @@ position that follows it, and whatever is wrong with a record is said about that
 
 from __future__ import annotations
 
-import csv
-import glob
+import codecs
 import gzip
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
 import zstandard
+
+if TYPE_CHECKING:
+    from trainer.data.sniffing import Form
 
 # A line, a CSV record or a field of this many bytes or more is not a sentence or a review: it is a bad row.
 MAX_LINE_BYTES = 1_000_000
@@ -33,11 +38,16 @@ EXTENSIONS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".txt": "text",
 }
 COMPRESSIONS = (".gz", ".zst")
 # Values, and what is wrong with the record (then without values), as "kind: detail": kinds are counted.
 Parsed = tuple[dict[str, object], str | None]
+
+
+OTHER_ENCODING = "; for a file in another encoding set data.encoding, such as cp1252 or latin-1"
+_ESCAPED = re.compile(r'\\(["\\])')
 
 
 class BadFile(Exception):
@@ -51,23 +61,45 @@ def without_compression(name: str) -> str:
     return name
 
 
+def located(url: str) -> tuple[Any, str]:
+    """Return the file system behind a path or fsspec URL, and the path there.
+
+    fsspec takes "::" for a chain of URLs. It is part of a name unless another protocol follows it.
+    """
+    if "://" in url.rpartition("::")[2] and "::" in url:
+        return fsspec.core.url_to_fs(url)
+    protocol = url.partition("://")[0] if "://" in url else "file"
+    if "::" in protocol or "::" not in url:
+        return fsspec.core.url_to_fs(url)
+    kind = fsspec.get_filesystem_class(protocol)
+    return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+
+
 @contextmanager
 def opened(url: str) -> Iterator[BinaryIO]:
     """The file behind any fsspec URL, as its bytes are."""
-    system, path = fsspec.core.url_to_fs(url)
+    system, path = located(url)
     with system.open(path, "rb") as file:
         yield file
 
 
-def chunks(url: str, offset: int = 0) -> Iterator[bytes]:
-    """The file from byte `offset` of its decompressed content on, decompressed by its extension."""
+def chunks(url: str, offset: int = 0, compression: str | None = None) -> Iterator[bytes]:
+    """The file from byte `offset` of its decompressed content on.
+
+    Args:
+        url: of the file.
+        offset: in bytes.
+        compression: ".gz", ".zst" or "" for none; None for what the extension says.
+    """
+    if compression is None:
+        compression = next((ending for ending in COMPRESSIONS if url.endswith(ending)), "")
     with opened(url) as file:
-        if without_compression(url) == url:
+        if not compression:
             file.seek(offset)
             yield from iter(lambda: file.read(CHUNK_BYTES), b"")
             return
         size = 0
-        for chunk in _zst_chunks(file) if url.endswith(".zst") else _gzip_chunks(file):
+        for chunk in _zst_chunks(file) if compression == ".zst" else _gzip_chunks(file):
             size += len(chunk)
             if size > max(BOMB_BYTES, BOMB_RATIO * file.tell()):
                 raise BadFile(
@@ -103,13 +135,38 @@ def _zst_chunks(file: BinaryIO) -> Iterator[bytes]:
         raise BadFile("the file ends within a compressed frame: it was cut short")
 
 
-def lines(url: str, offset: int = 0) -> Iterator[tuple[bytes | int, int]]:
+def content(url: str, offset: int = 0, form: Form | None = None) -> Iterator[bytes]:
+    """The file as UTF-8 from byte `offset` of that on, with "\\n" for line ends that are "\\r" alone.
+
+    Another encoding is converted from the start of the file. Bytes that are not valid in it make invalid UTF-8.
+    """
+    if form is None:
+        yield from chunks(url, offset)
+    elif form.encoding in ("utf-8", "ascii"):
+        for chunk in chunks(url, offset, form.compression):
+            yield chunk.replace(b"\r", b"\n") if form.cr else chunk
+    else:
+        for chunk in _converted(chunks(url, 0, form.compression), form.encoding):
+            if offset < len(chunk):
+                yield (chunk[offset:] if offset else chunk).replace(b"\r", b"\n") if form.cr else chunk[offset:]
+            offset = max(0, offset - len(chunk))
+
+
+def _converted(source: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    errors = "surrogatepass" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    for chunk in source:
+        yield decoder.decode(chunk).encode("utf-8", errors)
+    yield decoder.decode(b"", final=True).encode("utf-8", errors)
+
+
+def lines(url: str, offset: int = 0, form: Form | None = None) -> Iterator[tuple[bytes | int, int]]:
     """Lines from byte `offset` of the decompressed file, without "\\n", each with the offset that follows it.
 
     A line of MAX_LINE_BYTES or more is not kept: its length stands in its place.
     """
     rest, dropped = b"", 0
-    for chunk in chunks(url, offset):
+    for chunk in content(url, offset, form):
         *parts, rest = (rest + chunk).split(b"\n")
         for line in parts:
             size = dropped + len(line)
@@ -125,9 +182,9 @@ def _whole(line: bytes, offset: int) -> bytes:
     return line if offset else line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is no text
 
 
-def json_records(url: str, offsets: Sequence[int]) -> Iterator[dict[str, Any]]:
+def json_records(url: str, offsets: Sequence[int], form: Form | None = None) -> Iterator[dict[str, Any]]:
     """Raw lines of a JSON Lines file; blank ones are no rows."""
-    for line, at in lines(url, *offsets):
+    for line, at in lines(url, offsets[0] if offsets else 0, form):
         if isinstance(line, int) or line.strip():
             yield {"raw": line, "at": (at,)}
 
@@ -135,13 +192,13 @@ def json_records(url: str, offsets: Sequence[int]) -> Iterator[dict[str, Any]]:
 def parse_json(raw: bytes | int) -> Parsed:
     """One line of JSON Lines."""
     if isinstance(raw, int):
-        return {}, _too_long(raw)
+        return {}, too_long(raw)
     if b"\0" in raw:
         return {}, "NUL byte"
     try:
         values = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return {}, f"invalid UTF-8: at byte {error.start} of the line"
+        return {}, f"invalid UTF-8: at byte {error.start} of the line{OTHER_ENCODING}"
     except (ValueError, RecursionError) as error:
         return {}, f"not JSON: {error}"
     if not isinstance(values, dict):
@@ -149,10 +206,10 @@ def parse_json(raw: bytes | int) -> Parsed:
     return values, None
 
 
-def text_records(urls: Sequence[str], offsets: Sequence[int]) -> Iterator[dict[str, Any]]:
+def text_records(urls: Sequence[str], offsets: Sequence[int], forms: Sequence[Form]) -> Iterator[dict[str, Any]]:
     """Raw lines of parallel text files, one from each; None where a file has ended before the others."""
     at = list(offsets) or [0] * len(urls)
-    for row in zip_longest(*(lines(url, offset) for url, offset in zip(urls, at, strict=True))):
+    for row in zip_longest(*(lines(*file) for file in zip(urls, at, forms, strict=True))):
         for i, one in enumerate(row):
             if one is not None:
                 at[i] = one[1]
@@ -166,110 +223,15 @@ def parse_text(raw: Sequence[bytes | int | None], roles: Sequence[str]) -> Parse
         if line is None:
             return {}, f"one-sided pair: the file of {role!r} has ended"
         if isinstance(line, int):
-            return {}, f"{_too_long(line)}, {role!r}"
+            return {}, f"{too_long(line)}, {role!r}"
         try:
             values[role] = line.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
-            return {}, f"invalid UTF-8: at byte {error.start} of the line, {role!r}"
+            return {}, f"invalid UTF-8: at byte {error.start} of the line, {role!r}{OTHER_ENCODING}"
     return values, None
 
 
-_QUOTED = "; a value that begins with a quotation mark must end with one, and double those within"
-
-
-class _TooLong(Exception):
-    """A CSV record that passes MAX_LINE_BYTES; the text says its length."""
-
-
-class _Feed:
-    """The decoded lines of one CSV file, as `csv.reader` asks for them; `at`: where the last one ended."""
-
-    def __init__(self, url: str, offset: int = 0):
-        self._lines, self.at = lines(url, offset), offset
-        self.begin()
-
-    def begin(self) -> None:
-        """A new record begins."""
-        self._size, self.count, self.decodable = 0, 0, True
-
-    def __iter__(self) -> _Feed:
-        return self
-
-    def __next__(self) -> str:
-        line, self.at = next(self._lines)
-        self.count += 1
-        self._size += line if isinstance(line, int) else len(line) + 1
-        if isinstance(line, int) or self._size > MAX_LINE_BYTES:
-            raise _TooLong(_too_long(self._size))
-        try:
-            return line.decode("utf-8") + "\n"
-        except UnicodeDecodeError:
-            self.decodable = False
-            return line.decode("utf-8", "surrogateescape") + "\n"
-
-
-def csv_records(url: str, offsets: Sequence[int], delimiter: str) -> Iterator[dict[str, Any]]:
-    """Parsed records of a CSV file with a header; a quoted field may hold newlines; blank lines are no rows.
-
-    A field that begins with a quotation mark must end with the next one that is not doubled. Read leniently it would
-    lose its marks, and take lines into itself that are records.
-    """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # global to the process; ours stops earlier
-    feed = _Feed(url)
-    header = _header(feed, delimiter)
-    if offsets and offsets[0] > feed.at:
-        feed = _Feed(url, *offsets)
-    reader = csv.reader(feed, delimiter=delimiter, strict=True)
-    while True:
-        feed.begin()
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except (csv.Error, _TooLong) as error:
-            yield {"raw": ({}, f"{_lines(feed)} no record: {error}{_QUOTED}"), "at": (feed.at,)}
-            continue
-        if fields:
-            yield {"raw": _record(header, fields, feed, delimiter), "at": (feed.at,)}
-
-
-def _header(feed: _Feed, delimiter: str) -> list[str]:
-    try:
-        header = next(csv.reader(feed, delimiter=delimiter), [])
-    except (csv.Error, _TooLong) as error:
-        raise BadFile(f"the header cannot be read: {error}") from None
-    if not feed.decodable:
-        raise BadFile("the header is not UTF-8")
-    if len(set(header)) < len(header):
-        raise BadFile(f"a column stands twice in the header {header}")
-    return header
-
-
-def _lines(feed: _Feed) -> str:
-    return "a line is" if feed.count == 1 else f"{feed.count} lines are"
-
-
-def _record(header: list[str], fields: list[str], feed: _Feed, delimiter: str) -> Parsed:
-    for name, field in zip(header, fields, strict=False):
-        if delimiter == "\t" and "\t" in field and "\n" in field:  # in a text by intent neither is likely
-            return {}, f"{_lines(feed)} one value, with tabs, of column {name!r}{_QUOTED}"
-    if not feed.decodable:
-        bad = [name for name, field in zip(header, fields, strict=False) if not _encodable(field)]
-        return {}, f"invalid UTF-8 in column {bad[0]!r}" if bad else "invalid UTF-8"
-    if len(fields) != len(header):
-        return {}, f"wrong number of fields: {len(fields)}, where the header has {len(header)}"
-    return dict(zip(header, fields, strict=True)), None
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _too_long(size: int) -> str:
+def too_long(size: int) -> str:
     return f"too long: {size} bytes, where {MAX_LINE_BYTES} or more are no row"
 
 
@@ -283,45 +245,6 @@ def scratch_cache() -> Iterator[str]:
         yield folder
 
 
-def parquet_batches(url: str, row: int) -> Iterator[list[Parsed]]:
-    """Rows of a parquet file from `row` on, a thousand at a time; row groups before it are not read."""
-    import pyarrow.parquet as pq
-    from datasets import load_dataset
-
-    with opened(url) as file:
-        metadata = pq.ParquetFile(file).metadata
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    if row >= sum(sizes):
-        return
-    # `datasets` takes a pattern: the name is escaped. `reshard` makes each row group a shard of its own.
-    with scratch_cache() as cache:
-        stream = load_dataset(
-            "parquet", data_files=[glob.escape(url)], split="train", streaming=True, batch_size=1000, cache_dir=cache
-        )
-    groups = stream.with_format("arrow").reshard()
-    for group, size in enumerate(sizes):
-        if row < size:
-            # `iter`, not `__iter__`: the latter divides the shards among DataLoader workers, and lanes already do.
-            for table in groups.shard(num_shards=len(sizes), index=group).iter(batch_size=1000):
-                if row < len(table):
-                    yield _table_rows(table.slice(row))
-                row = max(0, row - len(table))
-        else:
-            row -= size
-
-
-def _table_rows(table: Any) -> list[Parsed]:
-    try:
-        return [(values, None) for values in table.to_pylist()]
-    except UnicodeDecodeError:
-        return [_table_row(table.slice(i, 1)) for i in range(len(table))]
-
-
-def _table_row(table: Any) -> Parsed:
-    values: dict[str, object] = {}
-    for name in table.column_names:
-        try:
-            values[name] = table.column(name)[0].as_py()
-        except UnicodeDecodeError:
-            return {}, f"invalid UTF-8 in column {name!r}"
-    return values, None
+def doubled_quotes(text: str) -> str:
+    """Write \\" as "" and a doubled backslash as a single one; other backslashes stay."""
+    return _ESCAPED.sub(lambda found: '""' if found[1] == '"' else "\\", text)

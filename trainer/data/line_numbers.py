@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 from trainer.data import formats
 from trainer.data.discovery import Shard
+from trainer.data.sniffing import Form
 
 WITH_LINES = ("jsonl", "csv", "tsv", "text")
 Span = tuple[tuple[int, ...], tuple[int, ...]]  # the offsets before and after a record, as a stream's state holds them
 
 
-def lines_of(shard: Shard, spans: Sequence[Span]) -> list[str]:
+def lines_of(shard: Shard, form: Form, spans: Sequence[Span]) -> list[str]:
     """The line of each record, "line 9" or "lines 9 to 11"; of parallel text that of the first file.
 
     One pass over the file up to the last record. Empty texts for formats without lines.
 
     Args:
         shard: a file that has been read up to the last of `spans`.
+        form: of its first file.
         spans: in the order of the file.
     """
     if shard.format not in WITH_LINES or not spans:
@@ -25,7 +27,7 @@ def lines_of(shard: Shard, spans: Sequence[Span]) -> list[str]:
     edges = [(begin[0] if begin else 0, end[0] if end else 0) for begin, end in spans]
     inside: list[list[int]] = [[] for _ in spans]
     at, start = 0, 0
-    for number, (line, after) in enumerate(formats.lines(shard.urls[0]), start=1):
+    for number, (line, after) in enumerate(formats.lines(shard.urls[0], 0, form), start=1):
         while at < len(edges) and start >= edges[at][1]:
             at += 1
         if at == len(edges):

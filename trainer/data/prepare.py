@@ -60,7 +60,7 @@ def prepare(
     """
     if not recipe.data.root.startswith(EMBEDDED) and Root(recipe.data.root).prepared() is not None:
         raise UsageError(f"data.root={recipe.data.root!r} is a prepared corpus already; give the original files")
-    sources = {split: source for split in _SPLITS if (source := open_split(recipe.data, split)) is not None}
+    sources = {split: source for split in _SPLITS if (source := open_split(recipe.data, split, roles)) is not None}
     surveys = {split: survey(source, recipe.data, roles, split) for split, source in sources.items()}
     about: dict[str, Any] = {
         "version": VERSION,

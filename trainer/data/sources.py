@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl
 
-import fsspec
-
 from trainer.data import formats
+from trainer.data.csv_files import csv_records
 from trainer.data.discovery import (
     EMBEDDED,
     Root,
@@ -30,6 +29,9 @@ from trainer.data.discovery import (
     prepared_shards,
     protocols,
 )
+from trainer.data.json_arrays import array_records
+from trainer.data.sniffing import Form, Reading, sniff
+from trainer.data.tables import table_batches
 from trainer.errors import DataError
 from trainer.sections import DataConfig, Patterns
 
@@ -53,23 +55,46 @@ class Row:
         error: why the row itself cannot be read.
         example: token ids as the task encodes them, in a corpus written by `prepare`; `values` then holds cleaned
             texts by role, to be taken as they are.
+        lines: lines of the file that a row takes which cannot be read: a stray quotation mark may take many.
     """
 
     id: tuple[int, int]
     values: Mapping[str, object]
     error: str | None = None
     example: dict[str, list[int]] | None = None
+    lines: int = 1
 
 
 class Source:
     """One split of a corpus: its shards in sorted order."""
 
-    def __init__(self, shards: Sequence[Shard]):
+    def __init__(self, shards: Sequence[Shard], reading: Reading | None = None):
         self.shards: Sequence[Shard] = shards
+        self._reading = reading or Reading()
+        self._forms: dict[int, tuple[Form, ...]] = {}
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
         """The rows of one shard, from its first one or from where `state` was taken."""
-        return ShardStream(self.shards[shard], shard, state)
+        return ShardStream(self.shards[shard], shard, self.forms(shard), self._reading, state)
+
+    def forms(self, shard: int) -> tuple[Form, ...]:
+        """The form of each file of a shard, found once from its first bytes.
+
+        Raises:
+            DataError: a file is empty, or something else than its name promises.
+        """
+        if shard not in self._forms:
+            found, about = [], self.shards[shard]
+            for url, name in zip(about.urls, about.name.split("+") if about.roles else (about.name,), strict=False):
+                try:
+                    generated = about.format == "embedded"
+                    found.append(Form() if generated else sniff(url, name, about.format, self._reading))
+                except (DataError, *OUR_MISTAKES):
+                    raise
+                except Exception as error:  # whatever a store or a decompressor raises: it is about this file
+                    raise _damaged(about, 0, error, name) from error
+            self._forms[shard] = tuple(found)
+        return self._forms[shard]
 
     def name_of(self, row_id: tuple[int, int]) -> str:
         """A row id as people read it: "train.jsonl:123"."""
@@ -87,11 +112,18 @@ class ShardStream:
         DataError: the file is damaged (a cut archive, a broken parquet footer) or its store cannot be read.
     """
 
-    def __init__(self, shard: Shard, index: int, state: dict[str, Any] | None = None):
-        self._shard, self._index = shard, index
+    def __init__(
+        self,
+        shard: Shard,
+        index: int,
+        forms: tuple[Form, ...],
+        reading: Reading,
+        state: dict[str, Any] | None = None,
+    ):
+        self._shard, self._index, self.form = shard, index, forms[0]
         self._row: int = state["row"] if state else 0
         self._offsets: tuple[int, ...] = tuple(state["offsets"]) if state else ()
-        self._records = _records(shard, self._row, self._offsets)
+        self._records = _records(shard, forms, reading, self._row, self._offsets)
 
     def state(self) -> dict[str, Any]:
         """The position after the last row yielded."""
@@ -107,7 +139,7 @@ class ShardStream:
 
     def __next__(self) -> Row:
         try:
-            (values, problem), offsets = next(self._records)
+            (values, problem, *lines), offsets = next(self._records)
         except (StopIteration, DataError, *OUR_MISTAKES):
             raise
         except Exception as error:  # whatever a store or a decompressor raises: it is about this file
@@ -115,7 +147,9 @@ class ShardStream:
         self._offsets = offsets
         row_id = (self._index, self._row)
         self._row += 1
-        return prepared_row(row_id, values) if self._shard.format == "prepared" else Row(row_id, values, problem)
+        if self._shard.format == "prepared":
+            return prepared_row(row_id, values)
+        return Row(row_id, values, problem, lines=max(1, *lines) if lines else 1)
 
 
 TOKENS = "tokens."  # prefix of the columns of a prepared corpus that hold token ids
@@ -128,11 +162,16 @@ def prepared_row(row_id: tuple[int, int], columns: Mapping[str, Any]) -> Row:
     return Row(row_id, texts, None, example)
 
 
-def open_split(data: DataConfig, split: Split) -> Source | None:
+def open_split(data: DataConfig, split: Split, roles: Iterable[str] | None = None) -> Source | None:
     """The shards of a split, or None when the recipe gives no such split.
 
     A share of train for `validation` gives the train source: the caller keeps the rows that `held_out` picks. A root
     written by `prepare` gives its own shards of the split, whatever the patterns.
+
+    Args:
+        data: the section of the recipe.
+        split: its name.
+        roles: those of the task: no other column is read from files that store columns. None for all.
 
     Raises:
         DataError: no file matches, an unknown format, text files that do not pair up, an unreachable root.
@@ -144,12 +183,12 @@ def open_split(data: DataConfig, split: Split) -> Source | None:
         return None
     if data.root.startswith(EMBEDDED):
         return Source(embedded_shards(data.root, patterns, split))
-    root = Root(data.root)
+    root, reading = Root(data.root), Reading.of(data, None if roles is None else list(roles))
     if (prepared := root.prepared()) is not None:
         return Source(prepared_shards(root, prepared, data, split))
     if isinstance(patterns, dict):
-        return Source(parallel_shards(root, patterns, split))
-    return Source(file_shards(root, patterns, split))
+        return Source(parallel_shards(root, patterns, split), reading)
+    return Source(file_shards(root, patterns, split), reading)
 
 
 def held_out(row: Mapping[str, str], fraction: float) -> bool:
@@ -182,10 +221,10 @@ def fingerprint(source: Source) -> str:
 
 def _digest_content(shard: Shard, url: str, whole: bool, digest: Any) -> None:
     if shard.format == "embedded":
-        for (values, _), _ in _records(shard, 0, ()):
+        for (values, _), _ in _records(shard, (), Reading(), 0, ()):
             digest.update(json.dumps(values, sort_keys=True).encode())
         return
-    system, path = fsspec.core.url_to_fs(url)
+    system, path = formats.located(url)
     if whole or "file" in protocols(system):
         with formats.opened(url) as file:
             while chunk := file.read(formats.CHUNK_BYTES):
@@ -194,25 +233,27 @@ def _digest_content(shard: Shard, url: str, whole: bool, digest: Any) -> None:
         digest.update(str(system.checksum(path)).encode())
 
 
-def _records(shard: Shard, row: int, offsets: tuple[int, ...]) -> Iterator[tuple[formats.Parsed, tuple[int, ...]]]:
+def _records(
+    shard: Shard, forms: tuple[Form, ...], reading: Reading, row: int, offsets: tuple[int, ...]
+) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """Parsed records of a shard from a position on, each with the offsets that follow it."""
     url = shard.urls[0]
-    if shard.format in ("parquet", "prepared"):
-        for batch in formats.parquet_batches(url, row):
+    if shard.format in ("parquet", "arrow", "prepared"):
+        for batch in table_batches(url, shard.format, row, reading.wanted):
             for parsed in batch:
                 yield parsed, ()
     elif shard.format == "embedded":
         for raw, _ in _pulled(_embedded_records, {"url": url, "row": row}):
             yield (raw, None), ()
     elif shard.format == "jsonl":
-        for raw, at in _pulled(formats.json_records, {"url": url, "offsets": offsets}):
+        make = array_records if forms[0].array else formats.json_records
+        for raw, at in _pulled(make, {"url": url, "offsets": offsets, "form": forms[0]}):
             yield formats.parse_json(raw), at
     elif shard.format == "text":
-        for raw, at in _pulled(formats.text_records, {"urls": shard.urls, "offsets": offsets}):
+        for raw, at in _pulled(formats.text_records, {"urls": shard.urls, "offsets": offsets, "forms": forms}):
             yield formats.parse_text(raw, shard.roles), at
     else:
-        delimiter = "\t" if shard.format == "tsv" else ","
-        yield from _pulled(formats.csv_records, {"url": url, "offsets": offsets, "delimiter": delimiter})
+        yield from _pulled(csv_records, {"url": url, "offsets": offsets, "form": forms[0], "reading": reading})
 
 
 def _pulled(generator: Any, arguments: dict[str, Any]) -> Iterator[tuple[Any, tuple[int, ...]]]:
@@ -230,9 +271,9 @@ def _pulled(generator: Any, arguments: dict[str, Any]) -> Iterator[tuple[Any, tu
         yield from zip(batch["raw"], batch["at"], strict=True)
 
 
-def _damaged(shard: Shard, row: int, error: Exception) -> DataError:
+def _damaged(shard: Shard, row: int, error: Exception, name: str | None = None) -> DataError:
     what = str(error) if isinstance(error, formats.BadFile) else f"{type(error).__name__}: {error}"
-    return DataError(f"{shard.name} cannot be read (after {row} rows): {what}")
+    return DataError(f"{name or shard.name} cannot be read (after {row} rows): {what}")
 
 
 def _embedded_records(url: str, row: int) -> Iterator[dict[str, Any]]:

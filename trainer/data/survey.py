@@ -16,6 +16,7 @@ from trainer.data.columns import flat
 from trainer.data.discovery import Shard
 from trainer.data.line_numbers import Span, lines_of
 from trainer.data.remedies import FileMistake
+from trainer.data.sniffing import Form
 from trainer.data.sources import Row, ShardStream, Source, Split, fingerprint, held_out
 from trainer.errors import DataError
 from trainer.sections import DataConfig
@@ -42,6 +43,7 @@ class Survey:
         labels: label -> usable rows, for tasks with labels.
         inputs: a digest of 8 bytes of the cleaned input of each usable row.
         fingerprint: of the split's files, see `sources.fingerprint`.
+        lost: lines that bad rows take beyond one each.
     """
 
     split: str
@@ -53,6 +55,7 @@ class Survey:
     labels: Counter[str] = field(default_factory=Counter)
     inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
     fingerprint: str = ""
+    lost: int = 0
 
     def report(self) -> dict[str, Any]:
         """The part that belongs into manifest.json."""
@@ -127,6 +130,7 @@ class _Reading:
                     bad.append((texts, (before, stream.offsets)))
                 if not fail and self._here(row):
                     self._count(texts)
+                    self._found.lost += row.lines - 1
             else:
                 good, mistake = good + 1, None
                 self._add(texts)
@@ -138,9 +142,9 @@ class _Reading:
         if mistake is not None:
             self._mistakes.append(mistake)
         if fail and bad:
-            self._refuse(shard, bad)
+            self._refuse(shard, bad, stream.form)
         if room := EXAMPLES - len(self._found.examples):
-            self._found.examples += _sentences(shard, bad[:room])
+            self._found.examples += _sentences(shard, bad[:room], stream.form)
 
     def _here(self, row: Row) -> bool:
         """Whether a bad row is on this split's side of a share held out: by its values as they are."""
@@ -164,10 +168,10 @@ class _Reading:
         content = "\0".join(texts[role] for role in self._inputs).encode("utf-8", "surrogatepass")
         self._found.inputs.append(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little"))
 
-    def _refuse(self, shard: Shard, bad: Sequence[tuple[BadRow, Span]]) -> NoReturn:
+    def _refuse(self, shard: Shard, bad: Sequence[tuple[BadRow, Span]], form: Form) -> NoReturn:
         if self._mistakes:
             raise DataError(self._mistakes[0].message(self._data, self._roles))
-        rows = _sentences(shard, bad)
+        rows = _sentences(shard, bad, form)
         fix = (
             f"Fix the row{'s' * (len(rows) > 1)}, or set data.on_bad_row=skip to leave out up to "
             f"data.max_bad_fraction={self._data.max_bad_fraction:g} of all rows"
@@ -182,13 +186,15 @@ class _Reading:
         """Refuse a split with too many bad rows, without a usable row, or with fewer rows than lanes."""
         found, data = self._found, self._data
         bad = found.bad.total()
-        if bad > data.max_bad_fraction * (found.rows + bad):
+        if bad + found.lost > data.max_bad_fraction * (found.rows + bad + found.lost):
             if self._mistakes:
                 raise DataError(self._mistakes[0].message(data, self._roles))
+            share = (bad + found.lost) / (found.rows + bad + found.lost)
+            weighed = f" of the lines, {bad + found.lost} in number" if found.lost else ""
             kinds = "".join(f"\n  {count} x {reason}" for reason, count in found.bad.most_common(QUOTED))
             quoted = "".join(f"\n  {sentence}" for sentence in found.examples)
             raise DataError(
-                f"data.{found.split}: {bad} of {found.rows + bad} rows are bad ({bad / (found.rows + bad):.2%}), more "
+                f"data.{found.split}: {bad} of {found.rows + bad} rows are bad ({share:.2%}{weighed}), more "
                 f"than data.max_bad_fraction={data.max_bad_fraction:g}:{kinds}\nThe first ones:{quoted}"
             )
         if not found.rows:
@@ -217,6 +223,6 @@ def _joined(mistake: FileMistake, row: Row, bad: BadRow, read: int) -> FileMista
     return mistake
 
 
-def _sentences(shard: Shard, bad: Sequence[tuple[BadRow, Span]]) -> list[str]:
-    lines = lines_of(shard, [span for _, span in bad])
+def _sentences(shard: Shard, bad: Sequence[tuple[BadRow, Span]], form: Form) -> list[str]:
+    lines = lines_of(shard, form, [span for _, span in bad])
     return [row.describe(shard.name, line) for (row, _), line in zip(bad, lines, strict=True)]

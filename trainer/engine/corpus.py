@@ -11,6 +11,7 @@ from operator import itemgetter
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.keyed import key
 from trainer.data.lanes import LanePlan, LaneServer
+from trainer.data.paths import MISSING, value_at
 from trainer.data.sources import Row, Source, held_out, open_split
 from trainer.errors import DataError
 from trainer.recipe import Recipe
@@ -35,7 +36,7 @@ class Corpus:
     def __init__(self, recipe: Recipe, task: Task) -> None:
         self.recipe, self.task, self.roles = recipe, task, task.roles(recipe.task)
         self._clean = cleaner(recipe.data.cleaning)
-        self._train = open_split(recipe.data, "train")
+        self._train = open_split(recipe.data, "train", self.roles)
         self._samples: dict[tuple[str, int], list[tuple[str, Texts]]] = {}
 
     @property
@@ -78,7 +79,7 @@ class Corpus:
     def texts(self, split: str) -> Iterator[tuple[str, Texts]]:
         """Ids and cleaned texts of a split's rows, in order; bad rows as `data.on_bad_row` says."""
         data = self.recipe.data
-        source = self.train if split == "train" else open_split(data, split)  # type: ignore[arg-type]
+        source = self.train if split == "train" else open_split(data, split, self.roles)  # type: ignore[arg-type]
         if source is None:
             raise DataError(f"the recipe has no data.{split}; set it to a file pattern below data.root={data.root!r}")
         for row in source:
@@ -139,8 +140,8 @@ class Corpus:
         if "label" not in self.roles:
             return None
         column = "label" if row.example is not None else self.recipe.data.columns.get("label", "label")
-        value = row.values.get(column)
-        return None if value is None else str(value)
+        value = value_at(row.values, column)
+        return None if value is None or value is MISSING else str(value)
 
 
 def batches_by_length(lengths: Sequence[int], padded: Callable[[int], int], limit: int) -> list[list[int]]:

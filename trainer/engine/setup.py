@@ -130,7 +130,7 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {}
     train: tuple[Survey, Source] | None = None
     for split in ("train", "validation", "test"):
-        source = open_split(recipe.data, split)
+        source = open_split(recipe.data, split, roles)
         if source is None:
             continue
         if split in earlier:
@@ -187,7 +187,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     if (tokenizer := _ready_tokenizer(recipe)) is not None:
         _save_tokenizer(run, tokenizer)
         return
-    source, settings = open_split(recipe.data, "train"), recipe.tokenizer_training
+    source, settings = open_split(recipe.data, "train", roles_of(recipe)), recipe.tokenizer_training
     assert source is not None
     assert settings is not None
     log.info("training the tokenizer …")

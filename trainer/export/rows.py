@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from trainer.data.paths import value_at
 from trainer.data.sources import open_split
 from trainer.engine.corpus import Corpus, EvalBatch
 from trainer.errors import DataError
@@ -125,13 +126,13 @@ class Rows:
         """The texts of the rows as they stand in the files, by id."""
         data, wanted = self.task.recipe.data, set(self.ids)
         roles = [role for role in self.task.roles(self.task.recipe.task) if role not in ("label", "trg")]
-        source, found = open_split(data, self.split), {}  # type: ignore[arg-type]
+        source, found = open_split(data, self.split, self.task.roles(self.task.recipe.task)), {}  # type: ignore[arg-type]
         assert source is not None
         for row in source:
             if (row_id := source.name_of(row.id)) in wanted:
                 self.prepared = row.example is not None
                 columns = {} if self.prepared else data.columns
-                found[row_id] = [str(row.values[columns.get(role, role)]) for role in roles]
+                found[row_id] = [str(value_at(row.values, columns.get(role, role))) for role in roles]
         return found
 
 

@@ -1,0 +1,49 @@
+"""Columns by name or dotted path, in the rows and in the schema of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+MISSING = object()
+UNREAD = type("Unread", (), {"__repr__": lambda self: "<not read>"})()
+"""The value of a column that exists in the file and that the task does not use."""
+
+
+def value_at(values: Mapping[str, object], column: str) -> object:
+    """Return the value of a column, or MISSING.
+
+    An exact name comes first, then a dotted path ("translation.de"), then a name that differs by spaces at its ends.
+    """
+    value = values.get(column, MISSING)
+    if value is not MISSING:
+        return value
+    head, _, rest = column.partition(".")
+    while rest:
+        inner = values.get(head)
+        if isinstance(inner, Mapping) and (value := value_at(inner, rest)) is not MISSING:
+            return value
+        more, _, rest = rest.partition(".")
+        head = f"{head}.{more}"
+    plain = column.strip()
+    found = [name for name in values if isinstance(name, str) and name.strip() == plain]
+    return values[found[0]] if len(found) == 1 else MISSING
+
+
+def matching(names: Iterable[str], column: str) -> str | None:
+    """Return the name that a column has in a file: the same one, or one that differs by spaces at its ends."""
+    names = list(names)
+    if column in names:
+        return column
+    found = [name for name in names if name.strip() == column.strip()]
+    return found[0] if len(found) == 1 else None
+
+
+def leaves(values: Mapping[str, object], prefix: str = "") -> list[str]:
+    """Return the paths that `data.columns` can name in a row: {"t": {"de": …, "en": …}} has t.de and t.en."""
+    found: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found += leaves(value, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}")
+    return found
