@@ -283,6 +283,16 @@ def test_no_quotes_and_no_header(tmp_path):
     assert_resumes_everywhere(source)
 
 
+def test_a_missing_header_has_a_remedy_that_works(tmp_path):
+    put(tmp_path, "a.csv", b"a fine film,pos\nwhat a bore,neg\n")
+    data = DataConfig(root=str(tmp_path), train="a.csv", lanes=1)
+    with pytest.raises(DataError, match=r"has no header.*data\.header=false and data\.columns=\{text: 0, label: 1\}"):
+        survey(source_of(tmp_path, "a.csv", ROLES), data, ROLES)
+    keys: Any = {"header": False, "columns": {"text": 0, "label": 1}}
+    data = DataConfig(root=str(tmp_path), train="a.csv", lanes=1, **keys)
+    assert survey(source_of(tmp_path, "a.csv", ROLES, **keys), data, ROLES).rows == 2
+
+
 def test_a_single_column_is_not_split(tmp_path):
     put(tmp_path, "a.csv", b"text\none; two\nthree; four\n")
     assert [row.values for row in source_of(tmp_path, "a.csv", {"text": None})] == [

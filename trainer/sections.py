@@ -52,6 +52,14 @@ class DataConfig(Section):
         """The next multiple of `pad_multiple`."""
         return -(-length // self.pad_multiple) * self.pad_multiple
 
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _numbered(cls, columns: Any) -> Any:
+        """Columns of a file without a header have numbers for names, which YAML reads as such."""
+        if not isinstance(columns, dict):
+            return columns
+        return {role: str(column) if type(column) is int else column for role, column in columns.items()}
+
     @field_validator("encoding")
     @classmethod
     def _known(cls, name: str | None) -> str | None:

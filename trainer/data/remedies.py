@@ -64,7 +64,8 @@ class FileMistake:
             line = ("<TAB>" if self.shard.format == "tsv" else ",").join(header)
             return (
                 f"{name} has no header: its first line is read as the names of the columns, but it looks like a row "
-                f"({self._columns()}). Write a line with the names above it: {line}"
+                f"({self._columns()}). Write a line with the names above it: {line}; or set "
+                f"data.header=false and data.columns={as_yaml({r: str(i) for i, r in _placed(header, roles, data)})}"
             )
         guess = guess_columns(roles, self.rows, data.columns)
         if role == "label" and self.split != "train" and (guess is None or "label" not in guess):
@@ -133,3 +134,11 @@ def _kind(row: BadRow) -> str:
 def _listed(values: Iterable[str]) -> str:
     shown = list(values)
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+
+
+def _placed(
+    header: Sequence[str], roles: Mapping[str, Collection[str] | None], data: DataConfig
+) -> list[tuple[int, str]]:
+    """Position and role of the columns that hold a role."""
+    columns = {data.columns.get(role, role): role for role in roles}
+    return [(i, columns[name]) for i, name in enumerate(header) if name in columns]
