@@ -488,3 +488,26 @@ def test_integral_labels_match_in_every_form(allowed, value):
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), decimal.Decimal("NaN"), None, "nan", b"1", [1]])
 def test_labels_that_are_none_are_bad_rows(value):
     assert isinstance(clean_row(Row((0, 0), {"label": value}), {"label": frozenset("01")}, {}, str), BadRow)
+
+
+def test_a_folder_in_the_place_of_a_pattern(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.csv").write_text("text,label\nx,y\n")
+    with pytest.raises(
+        DataError, match=r"data\.train='train' is a folder .* such as 'train/\*\.csv'; there: train/a\.csv"
+    ):
+        open_split(DataConfig(root=str(tmp_path), train="train"), "train")
+
+
+def test_lines_of_a_value_that_is_too_long_are_no_rows(tmp_path):
+    big = '"' + "\n".join(["x" * 80] * 13000) + "\nI quote: never buy it,bad\nso he said,good\nthe end" + '",bad'
+    small = [f"a fine film {i},good" for i in range(20)]
+    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join([*small, big, *small]) + "\n")
+    source = open_split(DataConfig(root=str(tmp_path), train="train.csv"), "train")
+    rows = list(source)
+    assert [row.values["text"] for row in rows if row.error is None] == [f"a fine film {i}" for i in range(20)] * 2
+    assert [row.lines for row in rows if row.error] == [13003]
+    stream = source.stream(0)
+    for _ in range(21):
+        next(stream)
+    assert len(list(source.stream(0, stream.state()))) == 20

@@ -90,7 +90,7 @@ def test_a_file_without_a_header(tmp_path, name, content, header):
     (tmp_path / name).write_text(content, encoding="utf-8")
     found = message(tmp_path)
     assert f"{name} has no header" in found
-    assert found.endswith(f"Write a line with the names above it: {header}")
+    assert f"Write a line with the names above it: {header}; or set data.header=false" in found
 
 
 def test_what_is_a_header():

@@ -24,11 +24,12 @@ class _Feed:
     def __init__(self, url: str, form: Form, offset: int = 0):
         self._lines, self.at = lines(url, offset, form), offset
         self._backslash = form.quote == "backslash"
+        self._mark = {"none": "", "backslash": '"'}.get(form.quote, form.quote)
         self.begin()
 
     def begin(self) -> None:
         """Begin a record: nothing of it is read yet."""
-        self._size, self.count, self.decodable = 0, 0, True
+        self._size, self.count, self._marks, self.decodable = 0, 0, 0, True
 
     def skip(self) -> None:
         """Skip a line."""
@@ -37,10 +38,26 @@ class _Feed:
     def __iter__(self) -> _Feed:
         return self
 
-    def __next__(self) -> str:
+    def skip_value(self) -> bool:
+        """Go to the end of a record that is too long. Return False, at the end of the file, if a value has no end."""
+        try:
+            while self._marks % 2:  # lines of a quoted value are no records
+                self._take()
+        except StopIteration:
+            return False
+        return True
+
+    def _take(self) -> bytes | int:
         line, self.at = next(self._lines)
         self.count += 1
         self._size += line if isinstance(line, int) else len(line) + 1
+        if self._mark and not isinstance(line, int):
+            escaped = line.count(b"\\" + self._mark.encode()) if self._backslash else 0
+            self._marks += line.count(self._mark.encode()) - escaped
+        return line
+
+    def __next__(self) -> str:
+        line = self._take()
         if isinstance(line, int) or self._size > formats.MAX_LINE_BYTES:
             raise _TooLong(too_long(self._size))
         try:
@@ -72,8 +89,17 @@ def csv_records(url: str, offsets: Sequence[int], form: Form, reading: Reading) 
             fields = next(reader)
         except StopIteration:
             return
-        except (csv.Error, _TooLong) as error:
-            yield {"raw": ({}, f"{_lines(feed)} no record: {error}{_QUOTED}", feed.count), "at": (feed.at,)}
+        except _TooLong as error:
+            at, count = feed.at, feed.count
+            if feed.skip_value():
+                at, count = feed.at, feed.count
+            else:  # a stray mark rather than a value: records follow
+                feed = _Feed(url, form, at)
+                reader = _reader(feed, form)
+            yield {"raw": ({}, f"{_lines(count)} no record: {error}{_QUOTED}", count), "at": (at,)}
+            continue
+        except csv.Error as error:
+            yield {"raw": ({}, f"{_lines(feed.count)} no record: {error}{_QUOTED}", feed.count), "at": (feed.at,)}
             continue
         if fields:
             names = [str(number) for number in range(len(fields))] if header is None else header
@@ -102,15 +128,15 @@ def _header(feed: _Feed, form: Form, reading: Reading) -> list[str]:
     return header
 
 
-def _lines(feed: _Feed) -> str:
-    return "a line is" if feed.count == 1 else f"{feed.count} lines are"
+def _lines(count: int) -> str:
+    return "a line is" if count == 1 else f"{count} lines are"
 
 
 def _record(names: list[str], fields: list[str], feed: _Feed, form: Form, reading: Reading) -> Any:
     """The named values of a record; columns without a name, and a missing last field of one, are nothing."""
     for name, field in zip(names, fields, strict=False):
         if form.delimiter == "\t" and "\t" in field and "\n" in field:  # in a text by intent neither is probable
-            return {}, f"{_lines(feed)} one value, with tabs, of column {name!r}{_QUOTED}", feed.count
+            return {}, f"{_lines(feed.count)} one value, with tabs, of column {name!r}{_QUOTED}", feed.count
     if len(fields) != len(names):
         return {}, f"wrong number of fields: {len(fields)}, where the header has {len(names)}", feed.count
     values = {name: field for name, field in zip(names, fields, strict=True) if name}

@@ -69,7 +69,15 @@ class Root:
             found = self._matching(pattern)
             if found:
                 return found
+            if self.system.isdir(path := f"{self.path}/{pattern}".rstrip("/")):
+                inside = sorted(self._name(info["name"]) for info in self.system.ls(path, detail=True))
+                raise DataError(
+                    f"data.{split}={pattern!r} is a folder below data.root={self.url!r}: give a pattern of its files, "
+                    f"such as {_pattern_for(pattern, inside)!r}; there: {', '.join(inside[:5]) or 'nothing'}"
+                )
             there = self._there(pattern)
+        except DataError:
+            raise
         except Exception as error:  # every store has errors of its own
             raise DataError(self._unreachable(error)) from error
         near = difflib.get_close_matches(pattern, there, n=3, cutoff=0.4)
@@ -137,6 +145,11 @@ class Root:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more} {'are' if len(names) > 1 else 'is'}"
+
+
+def _pattern_for(folder: str, names: list[str]) -> str:
+    endings = [Path(name).suffix for name in names if Path(name).suffix in formats.EXTENSIONS]
+    return f"{folder.rstrip('/')}/*{endings[0] if endings else ''}"
 
 
 def protocols(system: Any) -> tuple[str, ...]:
