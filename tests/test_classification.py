@@ -360,9 +360,9 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(p, true) == pytest.approx((abs(1.8 - 1) + abs(0.6 - 1)) / 3)
 
 
-def test_a_class_that_never_occurs_scores_zero_and_no_area() -> None:
+def test_a_class_that_never_occurs_is_in_no_average_and_has_no_area() -> None:
     scores = from_confusion(np.array([[3.0, 0.0], [0.0, 0.0]]))
-    assert scores == {"accuracy": 1.0, "precision": 0.5, "recall": 0.5, "f1": 0.5, "mcc": 0.0}
+    assert scores == {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0, "mcc": 0.0}
     record = {"id": "a:0", "target": "x", "prediction": "x", "loss": 0.1, "probabilities": {"x": 0.9, "y": 0.1}}
     assert "roc_auc" not in score_classification([record], ["x", "y"], resamples=3)
     with pytest.raises(DataError, match="target is 'z'; known: x, y"):

@@ -18,7 +18,7 @@ from trainer.ending import ended_by_watchdog, full_disk, no_memory, tell
 from trainer.errors import RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.reporting import card_stage, retell, write_report
+from trainer.reporting import attempt, card_stage, reason_of, retell, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -251,9 +251,10 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             scores = finished.evaluate(runtime, split)
             runtime.close()
             if runtime.main:
-                if (finished.run.evaluation(split) / "report.html").exists():
-                    write_report(finished.run, finished.task, finished.model, None, split)
-                card_stage(finished.run)
+                made = finished.run
+                if (made.evaluation(split) / "report.html").exists():
+                    attempt("the report", made, lambda: write_report(made, finished.task, finished.model, None, split))
+                attempt("the model card", made, lambda: card_stage(made))
             return scores
         finally:
             runtime.leave()
@@ -363,9 +364,11 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
     """Writes confusion matrix, calibration, errors, attention and report.html of a finished run's split again.
 
     Without rows, report.html quotes no text, prediction or attention of a row, also when it is rendered again later.
+    The model card is written again, too, where something that it shows has changed.
 
     Raises:
-        RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them.
+        RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them. Or a part of the
+            report could not be written; exit code 1, with the reason.
     """
     from trainer.analysis.inputs import KINDS
     from trainer.engine.corpus import Corpus
@@ -379,7 +382,14 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
     except RankzeroError as error:
         log.warning("%s; rows that stand in training too are left as they were found before", error)
         corpus = None
-    return write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
+    try:
+        files = write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
+        card_stage(finished.run)
+    except RankzeroError:
+        raise
+    except Exception as error:
+        raise RankzeroError(f"{run}: the report of {split} is not complete: {reason_of(error)}") from error
+    return files
 
 
 def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.errors import Preempted, RankzeroError
 from trainer.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
     from trainer.engine.corpus import Corpus
     from trainer.tasks.base import Task
+
+log = logging.getLogger("rankzero")
 
 EXPLAINED = 4  # rows whose attention is shown
 LONGEST = 40  # words of such a row, where there are shorter ones
@@ -65,8 +69,31 @@ def render_reports(run: RunDir) -> None:
 
 def retell(run: RunDir) -> None:
     """Pages and model card again, after a stage that ran alone."""
-    render_reports(run)
-    card_stage(run)
+    attempt("the report", run, lambda: render_reports(run))
+    attempt("the model card", run, lambda: card_stage(run))
+
+
+def attempt(what: str, run: RunDir, work: Callable[[], Any]) -> None:
+    """Write something that a run can do without. A failure becomes one warning in the log.
+
+    Raises:
+        RankzeroError: the process was asked to stop (exit code 75).
+    """
+    try:
+        work()
+    except Exception as error:
+        if isinstance(error, RankzeroError) and error.exit_code == Preempted.exit_code:
+            raise
+        log.warning(
+            "%s could not be written: %s. The run is complete without it. `rankzero report %s` tries again.",
+            what, reason_of(error), run.path,
+        )  # fmt: skip
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, RankzeroError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def card_stage(run: RunDir) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
 from trainer.export.stage import export_run, slowly
 from trainer.loading import Recipe
-from trainer.reporting import card_stage, render_reports, report_stage
+from trainer.reporting import attempt, card_stage, render_reports, report_stage
 from trainer.rundir import RunDir, read_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def ship(
     alive: Callable[[], None],
 ) -> None:
     """Everything that follows the evaluation; what has been made of the same inputs is left as it is.
+
+    A report or model card that cannot be written is a warning in the log and does not fail the run.
 
     Args:
         run: evaluated, its lock held.
@@ -56,9 +59,9 @@ def ship(
     before = read_json(run.export / "benchmark.json")
     seconds = task.recipe.export.bench if task.recipe.export.wanted() else 0.0
     if bench_stage(run, Recipe, seconds=seconds) not in (None, before):  # what the pages show has changed
-        render_reports(run)
+        attempt("the report", run, lambda: render_reports(run))
     for split in splits:
-        report_stage(run, task, model, corpus, split, step)
-    card_stage(run)
+        attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step))
+    attempt("the model card", run, lambda: card_stage(run))
     if refused is not None:
         raise refused

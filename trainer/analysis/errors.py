@@ -58,10 +58,12 @@ def errors_by_length(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def errors_by_class(records: Sequence[Record], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """The same for each true class that has rows, and `mostly_taken_for`, the commonest wrong answer."""
+    """The same for each true class that has rows, and `mostly_taken_for`, the most frequent wrong answer."""
+    by_class: dict[str, list[Record]] = {label: [] for label in labels}
+    for record in records:
+        by_class[record["target"]].append(record)
     found = []
-    for label in labels:
-        rows = [record for record in records if record["target"] == label]
+    for label, rows in by_class.items():
         if rows:
             wrong = Counter(record["prediction"] for record in rows if is_wrong(record))
             found.append(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.analysis.confusion import shortened
 from trainer.analysis.inputs import finite
 from trainer.analysis.page import percent
 
@@ -25,11 +26,17 @@ class Metric:
         return self.form.format(value) if self.form else percent(value)
 
 
+MOST_NAMES = 12  # of a list, in the table
 LOWER = "Lower is better."
 METRICS = {
     "classification": (
         Metric("accuracy", "Accuracy", "Share of rows whose predicted class is the true one.", (0, 1), ""),
-        Metric("f1", "F1, macro", "Precision and recall of a class in one number, averaged over the classes.", (0, 1)),
+        Metric(
+            "f1",
+            "F1, macro",
+            "Precision and recall of a class in one number, averaged over the classes that occur.",
+            (0, 1),
+        ),
         Metric("mcc", "MCC", "Matthews correlation of truth and prediction: 1 is perfect, 0 is guessing.", (-1, 1)),
         Metric(
             "roc_auc",
@@ -161,6 +168,9 @@ def all_scores(scores: Mapping[str, Any]) -> list[dict[str, str]]:
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
+    if isinstance(value, list):  # names of classes
+        more = f" and {len(value) - MOST_NAMES:,} more" if len(value) > MOST_NAMES else ""
+        return ", ".join(shortened(str(name)) for name in value[:MOST_NAMES]) + more
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

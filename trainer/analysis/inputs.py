@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def read_inputs(run: RunDir, split: str) -> Inputs:
     kind = _recipe(run)["task"]["kind"]
     if kind not in KINDS:
         raise UsageError(f"{run.recipe}: task.kind={kind!r} cannot be analysed; known: {', '.join(KINDS)}")
-    records = read_records(run, split)
-    for record in records:
+    records, index = [], dict[str, int]()
+    for record in _records(run, split):
         check_record(record, kind)
+        records.append(_compact(record, index) if kind == "classification" else record)
     return replace(read_run(run, split), records=records)
 
 
@@ -88,13 +90,47 @@ def read_records(run: RunDir, split: str) -> list[Record]:
     Raises:
         DataError: the split was not evaluated, or has no row.
     """
+    return list(_records(run, split))
+
+
+def _records(run: RunDir, split: str) -> Iterator[Record]:
     path = run.evaluation(split) / "predictions.jsonl"
     if not path.is_file():
         raise DataError(f"{path} is missing: evaluate the split first (rankzero evaluate {run.path} --split {split})")
-    records = list(read_predictions(path))
-    if not records:
+    record = None
+    for record in read_predictions(path):
+        yield record
+    if record is None:
         raise DataError(f"{path} is empty: there is no row to analyse")
-    return records
+
+
+class Shares(Mapping[str, float]):
+    """Probabilities by label in 8 bytes each: rows that have the same labels share their names."""
+
+    def __init__(self, index: Mapping[str, int], values: array[float]) -> None:
+        self._index, self._values = index, values
+
+    def __getitem__(self, label: str) -> float:
+        return self._values[self._index[label]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
+def _compact(record: Record, index: dict[str, int]) -> Record:
+    """The record with its probabilities as `Shares` of `index`, which the first record fills.
+
+    With 1,000 labels a dictionary of them takes over 100 KB a row.
+    """
+    shares = record["probabilities"]
+    if not index:
+        index.update(zip(shares, range(len(shares)), strict=True))
+    if shares.keys() != index.keys():  # `label_names` refuses it, with its id
+        return record
+    return {**record, "probabilities": Shares(index, array("d", map(shares.__getitem__, index)))}
 
 
 def check_record(record: Record, kind: str) -> None:
@@ -125,8 +161,9 @@ def label_names(records: Sequence[Record], labels: Sequence[str] | None = None) 
         DataError: a record has other labels.
     """
     names = list(labels) if labels is not None else list(records[0]["probabilities"])
+    expected = set(names)
     for record in records:
-        if record["probabilities"].keys() != set(names):
+        if record["probabilities"].keys() != expected:
             found = ", ".join(record["probabilities"])
             raise DataError(f"prediction {record['id']!r} has labels {found}; {', '.join(names)} are expected")
     return names

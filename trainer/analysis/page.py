@@ -11,16 +11,19 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from trainer.analysis.confusion import shortened
 from trainer.analysis.inputs import without_surrogates
 from trainer.rundir import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
+LONGEST_LABEL = 60  # characters of a class name in a page
 
 
 def write_page(path: Path, template: str, script: str | None = None, **context: Any) -> Path:
@@ -85,7 +88,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"count": count, "percent": percent, "fixed": fixed, "words_range": words_range}
+    made.filters |= {
+        "count": count,
+        "percent": percent,
+        "fixed": fixed,
+        "words_range": words_range,
+        "label": label,
+        "code": code,
+    }
     return made
 
 
@@ -108,3 +118,13 @@ def words_range(low: int, high: int | None) -> str:
     if high is None:
         return f"{low:,} or more"
     return f"up to {high:,}" if low == 0 else f"{low:,} to {high:,}"
+
+
+def label(name: str) -> str:
+    """A class name on one line; the middle of a very long one is left out."""
+    return shortened(name, LONGEST_LABEL)
+
+
+def code(text: str) -> Markup:
+    """Text of our own as HTML: what is between backticks becomes code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  (escaped)

@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from trainer.analysis import curves
 from trainer.analysis.calibration import calibration
-from trainer.analysis.confusion import classification_report, confusion
+from trainer.analysis.confusion import classification_report, confusion, most_confused
 from trainer.analysis.errors import Measure, accuracy, errors_by_class, errors_by_length, shared_summary, wrong_rows
 from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
 from trainer.analysis.inputs import Inputs, finite
@@ -20,6 +21,7 @@ from trainer.analysis.texts import PERPLEXITY, extremes, judged_texts, loss_by_l
 from trainer.rundir import read_json
 
 MOST_ERRORS, WORST, BEST, OUTLIERS = 20, 8, 6, 5
+MOST_LINES = 50  # classes in a table by class
 FEW_ROWS = 20  # an error rate of fewer says little
 PREVIEW = 150  # characters of a text before it is opened
 HARDEST = 8  # texts of a language model that are shown, and as many of the easiest
@@ -62,33 +64,50 @@ def curve_section(inputs: Inputs) -> dict[str, Any] | None:
 
 
 def confusion_section(inputs: Inputs, labels: Sequence[str]) -> dict[str, Any]:
-    """The matrix, its commonest confusion, and the scores of each class."""
+    """The matrix, its most frequent confusion, and the scores of each class; bounded for any number of classes."""
     matrix = confusion(inputs.records, labels)
     numbers, _ = classification_report(inputs.records, labels)
-    pairs = [
-        (count, matrix["row_shares"][i][j], labels[i], labels[j])
-        for i, row in enumerate(matrix["counts"])
-        for j, count in enumerate(row)
-        if i != j and count
-    ]
+    classes = numbers["classes"]
+    return {
+        "total": len(labels),
+        "worst": _worst(matrix),
+        "classes": sorted_out([line for line in classes if line["precision"] is not None], "f1-score", False),
+        "absent": [line["label"] for line in classes if not line["support"]],
+        **_table(most_confused(matrix)),
+    }
+
+
+def _table(shown: dict[str, Any]) -> dict[str, Any]:
+    """Cells of the confusion matrix."""
     rows = [
         {
-            "label": labels[i],
+            "label": label,
             "total": sum(counts),
             "cells": [
                 {"count": count, "share": share, "right": i == j, "shade": _shade(share or 0.0, i == j)}
-                for j, (count, share) in enumerate(zip(counts, matrix["row_shares"][i], strict=True))
+                for j, (count, share) in enumerate(zip(counts, shares, strict=True))
             ],
         }
-        for i, counts in enumerate(matrix["counts"])
+        for i, (label, counts, shares) in enumerate(
+            zip(shown["labels"], shown["counts"], shown["row_shares"], strict=True)
+        )
     ]
-    classes = [{"label": label, **numbers[label]} for label in labels]
-    return {
-        "labels": list(labels),
-        "rows": rows,
-        "worst": max(pairs, key=lambda pair: pair[0], default=None),
-        "classes": classes,
-    }
+    return {"labels": shown["columns"], "hidden": shown["hidden"], "rows": rows}
+
+
+def _worst(matrix: dict[str, Any]) -> tuple[int, float, str, str] | None:
+    """The most frequent confusion: rows, share of the true class, true class, predicted class. None without one."""
+    labels, wrong = matrix["labels"], np.array(matrix["counts"], dtype=np.int64)
+    np.fill_diagonal(wrong, 0)
+    true, predicted = divmod(int(wrong.argmax()), len(labels))
+    count = int(wrong[true, predicted])
+    return (count, matrix["row_shares"][true][predicted], labels[true], labels[predicted]) if count else None
+
+
+def sorted_out(lines: list[dict[str, Any]], key: str, largest: bool) -> dict[str, Any]:
+    """All lines of a table by class where they are few; else those with the worst values of `key`, in their order."""
+    ranked = sorted(range(len(lines)), key=lambda n: lines[n][key], reverse=largest)[:MOST_LINES]
+    return {"lines": [lines[n] for n in sorted(ranked)], "total": len(lines)}
 
 
 def _shade(share: float, right: bool) -> int:
@@ -155,7 +174,7 @@ def error_section(inputs: Inputs, labels: Sequence[str]) -> dict[str, Any]:
         "rows": len(inputs.records),
         "shown": shown,
         "by_length": by_length,
-        "by_class": by_class,
+        "by_class": sorted_out(by_class, "error_rate", True),
         "largest": largest,
         "shared": _shared(inputs, ("accuracy", accuracy), "Accuracy", percent),
     }

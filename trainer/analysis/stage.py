@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from trainer.analysis.calibration import write_calibration
@@ -40,22 +40,34 @@ def analyse(
     Raises:
         DataError: no predictions, or records that do not fit the task.
         UsageError: a task that this analysis does not know.
+        Exception: the first failure of a part; the other parts and report.html have been written.
     """
     inputs = read_inputs(run, split)
-    files = []
+    parts: list[Callable[[], list[Path]]] = []
     if inputs.kind == "classification":
         names = label_names(inputs.records, labels)
-        files += write_confusion(inputs.records, names, inputs.folder)
-        files += write_calibration(inputs.records, inputs.folder)
-        files += write_errors(inputs.records, names, inputs.folder)
+        parts += [
+            lambda: write_confusion(inputs.records, names, inputs.folder),
+            lambda: write_calibration(inputs.records, inputs.folder),
+            lambda: write_errors(inputs.records, names, inputs.folder),
+        ]
     elif inputs.kind == "language_modeling":
-        files += write_texts(inputs.records, inputs.folder)
+        parts.append(lambda: write_texts(inputs.records, inputs.folder))
     else:
-        files += write_samples(inputs.records, inputs.folder)
+        parts.append(lambda: write_samples(inputs.records, inputs.folder))
     if train_texts is not None:
-        files.append(_write_shared(inputs, train_texts))
-    files += write_curves(inputs)
-    return [*files, render_report(inputs, labels, with_rows=with_rows)]
+        parts.append(lambda: [_write_shared(inputs, train_texts)])
+    parts += [lambda: write_curves(inputs), lambda: [render_report(inputs, labels, with_rows=with_rows)]]
+    files: list[Path] = []
+    failures: list[Exception] = []
+    for part in parts:
+        try:
+            files += part()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return files
 
 
 def _write_shared(inputs: Inputs, train_texts: Iterable[str]) -> Path:

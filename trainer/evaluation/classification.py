@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 import numpy as np
-from sklearn import metrics as sk
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.metrics import RESAMPLES, SEED, LocalMetric, Score, bootstrap_interval, percentiles
 from trainer.evaluation.predictions import Record, in_corpus_order
 
 BINS = 15  # of equal width, for the calibration error
+MOST_CELLS = 5_000_000_000  # rows x classes x resamples up to which the intervals of the areas are computed
 Array = np.ndarray[Any, Any]
 
 
@@ -34,8 +34,9 @@ def interval_of(score: Callable[[Array], float], rows: int, resamples: int, seed
 
 
 class ClassScores(LocalMetric):
-    """From class ids: accuracy; precision, recall and F1 (macro: the mean over all classes); Matthews' correlation.
+    """From class ids: accuracy; precision, recall and F1 (macro); Matthews' correlation.
 
+    Macro averages are over the classes that occur as truth or as prediction, as in scikit-learn.
     `compute(predictions=[…], references=[…], classes=K)`; a class that is never predicted has precision 0.
     """
 
@@ -66,12 +67,17 @@ def _confusion(pairs: Array, classes: int) -> Array:
 
 
 def from_confusion(counts: Array) -> dict[str, float]:
-    """The scores of a table [true class, predicted class]; equal to scikit-learn's with zero_division=0."""
-    hit, true, predicted, rows = np.diag(counts), counts.sum(1), counts.sum(0), counts.sum()
+    """The scores of a table [true class, predicted class]; equal to scikit-learn's with zero_division=0.
+
+    As there, a class that is neither a true nor a predicted one is in no average.
+    """
+    occurring = counts.sum(0) + counts.sum(1) > 0
+    hit, true, predicted = (values[occurring] for values in (np.diag(counts), counts.sum(1), counts.sum(0)))
+    rows = counts.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(predicted > 0, hit / predicted, 0.0)
         recall = np.where(true > 0, hit / true, 0.0)
-        f1 = np.where(true + predicted > 0, 2 * hit / (true + predicted), 0.0)
+    f1 = 2 * hit / (true + predicted)
     spread = (rows**2 - (predicted**2).sum()) * (rows**2 - (true**2).sum())  # Gorodkin's R_K, for any number of classes
     mcc = (hit.sum() * rows - (true * predicted).sum()) / math.sqrt(spread) if spread > 0 else 0.0
     return {
@@ -87,8 +93,9 @@ class ProbabilityScores(LocalMetric):
     """From probabilities: area under the ROC curve, average precision (both: mean over the classes, one against the
     rest, for more than two), and the expected calibration error (Guo et al. 2017) over 15 bins of equal width.
 
-    `compute(predictions=[[p, …], …], references=[…])`; areas are left out where a class does not occur, and their
-    intervals where a class is so rare that most resamples lack it.
+    `compute(predictions=[[p, …], …], references=[…])`; areas are left out where a class does not occur. Their intervals
+    are left out where a class is so rare that most resamples lack it, and where they would take more than minutes
+    (MOST_CELLS).
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -106,28 +113,65 @@ class ProbabilityScores(LocalMetric):
         p, true = np.array(predictions), np.array(references)
         measures: dict[str, Callable[[Array | None], float]] = {"ece": lambda w: calibration_error(p, true, w)}
         if len(np.unique(true)) == p.shape[1]:
-            measures |= {"roc_auc": lambda w: _area(p, true, w), "average_precision": lambda w: _precision(p, true, w)}
+            ranking = Ranking(p, true)
+            measures |= {"roc_auc": ranking.roc_auc, "average_precision": ranking.average_precision}
         scores: dict[str, Score] = {name: measure(None) for name, measure in measures.items()}
         if resamples:
             for name, measure in measures.items():
+                if name != "ece" and p.size * resamples > MOST_CELLS:
+                    continue
                 if interval := interval_of(measure, len(true), resamples, seed):
                     scores[f"{name}_ci95"] = interval
         return scores
 
 
-def _area(p: Array, true: Array, weights: Array | None) -> float:
-    if weights is not None and len(np.unique(true[weights > 0])) < p.shape[1]:
-        return math.nan  # a resample without one of the classes, of a tiny split
-    if p.shape[1] == 2:
-        return float(sk.roc_auc_score(true == 1, p[:, 1], sample_weight=weights))
-    return float(np.mean([sk.roc_auc_score(true == c, p[:, c], sample_weight=weights) for c in range(p.shape[1])]))
+class Ranking:
+    """Rows sorted by the probability of each class, once for all resamples.
+
+    The areas equal scikit-learn's `roc_auc_score` and `average_precision_score` of one class against the rest, averaged
+    over the classes. Those sort at each call: 150 classes and 1,000 resamples would take a quarter of an hour.
+    """
+
+    def __init__(self, p: Array, true: Array) -> None:
+        """p: probabilities (rows, classes). true: class ids (rows,). Of two classes only the second is ranked."""
+        self.true, self.classes = true, p.shape[1]
+        self._ranked = [_ranked(p[:, c], true == c) for c in (range(self.classes) if self.classes > 2 else [1])]
+
+    def roc_auc(self, weights: Array | None = None) -> float:
+        """Area under the ROC curve, each row counted `weights` (rows,) times. NaN where a class has no row left."""
+        return self._mean(weights, _area)
+
+    def average_precision(self, weights: Array | None = None) -> float:
+        """Average precision, weighted likewise."""
+        return self._mean(weights, _precision)
+
+    def _mean(self, weights: Array | None, measure: Callable[[Array, Array, Array, Array], float]) -> float:
+        w = np.ones(len(self.true)) if weights is None else weights
+        if not np.bincount(self.true, w, self.classes).all():
+            return math.nan
+        values = []
+        for order, positive, first, last in self._ranked:
+            hits, rest = (np.concatenate([[0.0], np.cumsum(w[order] * part)]) for part in (positive, ~positive))
+            values.append(measure(hits[first], hits[last], rest[first], rest[last]))
+        return float(np.mean(values))
 
 
-def _precision(p: Array, true: Array, weights: Array | None) -> float:
-    if weights is not None and len(np.unique(true[weights > 0])) < p.shape[1]:
-        return math.nan
-    classes = [1] if p.shape[1] == 2 else range(p.shape[1])
-    return float(np.mean([sk.average_precision_score(true == c, p[:, c], sample_weight=weights) for c in classes]))
+def _ranked(scores: Array, positive: Array) -> tuple[Array, Array, Array, Array]:
+    """Rows by falling score, which of them are positive, and where each group of equal scores begins and ends."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])) + 1, len(scores))
+    return order, positive[order], np.append(0, ends[:-1]), ends
+
+
+def _area(hits: Array, hits_after: Array, rest: Array, rest_after: Array) -> float:
+    """Trapezoids between the thresholds; sums of weights before and after each group of equal scores."""
+    return float(((rest_after - rest) * (hits + hits_after)).sum() / 2 / (hits_after[-1] * rest_after[-1]))
+
+
+def _precision(hits: Array, hits_after: Array, rest: Array, rest_after: Array) -> float:
+    total = hits_after + rest_after
+    precision = np.divide(hits_after, total, out=np.zeros_like(total), where=total > 0)
+    return float(((hits_after - hits) * precision).sum() / hits_after[-1])
 
 
 def calibration_error(p: Array, true: Array, weights: Array | None = None) -> float:
@@ -152,7 +196,8 @@ def score_classification(
     Returns:
         accuracy, f1, precision, recall, mcc, roc_auc, average_precision, ece (as shares of 1), loss (mean
         cross-entropy of a row, nats), an interval [low, high] as `*_ci95` beside each, rows. The two areas are left out
-        where a class does not occur, their intervals where a class is so rare that most resamples lack it.
+        where a class does not occur, their intervals where a class is so rare that most resamples lack it. Where the
+        truth lacks classes, absent_classes holds their names.
 
     Raises:
         DataError: no records, an id missing or twice, or a class that is not among `names`; names id and key.
@@ -180,7 +225,9 @@ def score_classification(
     if resamples:
         table = [[loss, 1.0] for loss in losses]
         scores["loss_ci95"] = bootstrap_interval(table, lambda sums: sums[0] / sums[1], resamples)
-    return scores | {"rows": len(ordered)}
+    there = set(true)
+    absent = [name for name, number in ids.items() if number not in there]
+    return scores | {"rows": len(ordered)} | ({"absent_classes": absent} if absent else {})
 
 
 def _check(record: Record, ids: Mapping[str, int]) -> None:

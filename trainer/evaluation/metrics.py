@@ -31,7 +31,7 @@ RESAMPLES = 1000
 SEED = 12345  # sacreBLEU's own default
 LARGEST_EXPONENT = 709.0  # exp of more is no float64
 
-Score = float | int | str | list[float]
+Score = float | int | str | list[float] | list[str]
 
 
 def bootstrap_interval(
