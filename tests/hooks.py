@@ -341,3 +341,14 @@ def fail_on_bears() -> None:
         return fold(text)
 
     CLEANERS["fold_whitespace"] = step
+
+
+def no_memory_for_pictures_and_card() -> None:
+    """The confusion matrix and the model card run out of memory."""
+    from trainer.analysis import card, confusion
+
+    def fail(*arguments: Any) -> None:
+        raise MemoryError("Unable to allocate 23 GiB")
+
+    confusion.draw_confusion = fail  # type: ignore[assignment]
+    card.write_card = fail  # type: ignore[assignment]

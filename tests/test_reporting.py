@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hooks
 import processes
 import pytest
 import torch
 from processes import next_logs, run_ranks
-from review_world import metrics, task_of, train
+from review_world import metrics, task_of, train, written
 from review_world import recipe as review_recipe
 
 from trainer.models.explain import gradient_x_input, recording
@@ -98,6 +99,26 @@ def test_a_classifier_is_reported_and_ensembled(reviews: Path, bert: Path, tmp_p
     text = page.read_text(encoding="utf-8")
     assert "one/evaluation/test/report.html" in text
     assert "two/evaluation/test/report.html" in text
+
+
+@pytest.mark.ranks
+def test_a_picture_and_a_card_that_fail_do_not_fail_the_run(reviews: Path, tmp_path: Path) -> None:
+    model = {"kind": "encoder", "d_model": 16, "layers": 1, "heads": 2, "feed_forward": 32}
+    words = {"train": {"kind": "wordpiece", "vocab_size": 90}}
+    recipe = written(tmp_path, review_recipe(reviews, model, tokenizer=words))
+    run, hook = tmp_path / "run", hooks.no_memory_for_pictures_and_card
+    ended = processes.train(recipe, run, "loop.max_steps=3", hook=hook).check()
+    for what in ("the report of test", "the model card"):
+        assert ended.text.count(f"{what} could not be written: MemoryError: Unable to allocate 23 GiB.") == 1
+    assert (processes.status(run)["state"], processes.status(run)["exit_code"]) == ("finished", 0)
+    assert (run / "evaluation/test/report.html").exists(), "the page needs no picture of the matrix"
+    failed = run_ranks(["report", run], next_logs(run), hook=hook)
+    assert failed.codes == [1]
+    assert f"{run}: the report of test is not complete: MemoryError: Unable to allocate 23 GiB" in failed.text
+    assert "Traceback" not in failed.text
+    run_ranks(["report", run], next_logs(run)).check()
+    assert (run / "evaluation/test/confusion_matrix.png").exists()
+    assert (run / "README.md").exists()
 
 
 @pytest.mark.ranks
