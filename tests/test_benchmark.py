@@ -19,11 +19,12 @@ from trainer.analysis.card import write_card
 from trainer.analysis.report import write_report
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
-from trainer.export import benchmark, contest, gates, stage
+from trainer.export import benchmark, contest, gates, sample_sizes, stage
 from trainer.export.benchmark import bench_run, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.contest import Contest, Course, Entry, TimeUp
 from trainer.export.program import load
+from trainer.export.sample_sizes import LEAST_ROUNDS
 from trainer.export.stage import export_run
 from trainer.loading import Recipe
 from trainer.rundir import RunDir, read_json, write_json
@@ -37,6 +38,7 @@ def few_rounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contest, "ROUNDS", 3)
         patch.setattr(contest, "REQUESTS", 3)
+        patch.setattr(sample_sizes, "LEAST_ROUNDS", 1)
         yield
 
 
@@ -78,7 +80,9 @@ def check_figures(report: Report) -> None:
         cells = course["contestants"]
         assert {"tutorial", "torch"} <= cells.keys()
         for name, cell in cells.items():
-            assert 0 < cell["p50_ms"] <= cell["p95_ms"] <= cell["p99_ms"]
+            known = [cell[f"p{p}_ms"] for p in (50, 95, 99) if cell["requests"] >= 100 / (100 - p)]
+            assert [cell[f"p{p}_ms"] for p in (50, 95, 99)] == [*known, *[None] * (3 - len(known))]
+            assert known == sorted(known)
             assert cell["requests"] >= course["rounds"] >= 1
             assert cell["tokens_per_second"] >= cell["rows_per_second"] > 0
             assert cell["peak_bytes"] > 1e7
@@ -234,6 +238,38 @@ def test_only_what_has_passed_is_recommended(report: Report, run: RunDir, tmp_pa
     assert benchmark._recommended(copy, courses, 5) == {}
 
 
+@pytest.mark.parametrize("rounds", [1, 2, LEAST_ROUNDS])
+def test_nothing_is_recommended_from_a_few_rounds(report: Report, run: RunDir, tmp_path: Path, rounds: int) -> None:
+    """Text, JSON, report and card say why."""
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
+    courses = [{**course, "rounds": rounds, "warm_up": rounds > 1} for course in report["courses"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_sizes, "LEAST_ROUNDS", LEAST_ROUNDS)
+        found = {**report, "courses": courses, **benchmark._advice(copy, courses, 1, 30.0)}
+    write_json(copy.export / "benchmark.json", found)
+    enough = rounds >= LEAST_ROUNDS
+    assert [name is not None for name in found["recommended"].values()] == [enough] * 3
+    assert found["not_recommended"].keys() == (set() if enough else {"1", "8", "32"})
+    console = Console(width=80, record=True, force_terminal=False)
+    show(found, console)
+    text, card = console.export_text(), write_card(copy).read_text(encoding="utf-8")
+    page = write_report(copy, "test").read_text(encoding="utf-8")
+    assert (
+        ("batch 8: deploy" in text)
+        == ("The fastest on the machine" in card)
+        == ("marks what to deploy" in page)
+        == enough
+    )
+    for said in (text, card, page):
+        assert ("measured, 5 are needed: give it more time" in said) != enough
+
+
+@pytest.mark.parametrize(("requests", "known"), [(1, 0), (2, 1), (19, 1), (20, 2), (99, 2), (100, 3)])
+def test_a_percentile_needs_a_request_beyond_it(requests: int, known: int) -> None:
+    found = list(sample_sizes.latencies([n / 1000 for n in range(requests)]).values())
+    assert [value is not None for value in found] == [True] * known + [False] * (3 - known)
+
+
 # -- the contest, with contestants whose speeds are known --------------------------------------------------------------
 
 FAKE = """
@@ -290,7 +326,7 @@ def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
     assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
     assert found[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
     assert found[0]["contestants"]["torch"]["tokens_per_second"] == pytest.approx(7 / 0.002)
-    assert found[1]["contestants"]["torch"]["p95_ms"] == pytest.approx(16.0)
+    assert found[1]["contestants"]["torch"]["p50_ms"] == pytest.approx(16.0)
     assert "bf16" not in found[1]["contestants"]  # too slow to be asked again
     logs = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("torch", "onnx")}
     asked = [requests for padded, requests in logs["torch"] if not padded]

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from trainer.analysis import glossary, story
 from trainer.analysis.inputs import Inputs, finite, read_run
 from trainer.analysis.page import TEMPLATES, count
+from trainer.analysis.speed import read_benchmark, recommended
 from trainer.rundir import RunDir, read_json, write_atomically
 
 SPLITS = ("test", "validation")
@@ -59,7 +60,7 @@ def write_card(run: RunDir) -> Path:
         manifest=inputs.manifest,
         artifacts=[_artifact(name, gate) for name, gate in gates.items()],
         published=[name for name, gate in gates.items() if gate["passed"]],
-        speed=_speed(read_json(run.export / "benchmark.json")),
+        speed=_speed(run),
         limits=_limits(inputs, gates),
         left_out=story.left_out(inputs),
         weights=[name for name in WEIGHTS if gates.get(name, {}).get("passed")],
@@ -159,9 +160,12 @@ def _fall(title: str, check: Mapping[str, Any], scale: int) -> str:
     return text + (f" (95%: {scale * ends[0]:+.2f} to {scale * ends[1]:+.2f})" if ends else "")
 
 
-def _speed(benchmark: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Which artifact is the fastest for which batch size, by `rankzero bench`."""
-    return None if benchmark is None else benchmark.get("recommended")
+def _speed(run: RunDir) -> dict[str, Any]:
+    """Which artifact is the fastest for which batch size, by `rankzero bench`, and where too little was measured."""
+    benchmark = read_benchmark(run)
+    if benchmark is None:
+        return {"fastest": [], "unknown": {}}
+    return {"fastest": recommended(benchmark), "unknown": benchmark["not_recommended"]}
 
 
 def _limits(inputs: Inputs, gates: Mapping[str, Any]) -> list[str]:

@@ -10,21 +10,34 @@ from markupsafe import Markup
 from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
 from trainer.analysis.inputs import Inputs
 from trainer.redaction import shareable
-from trainer.rundir import read_json
+from trainer.rundir import RunDir, read_json
 
-FORMAT = 1
+FORMAT = 2
 Report = dict[str, Any]
 
 
+def read_benchmark(run: RunDir) -> Report | None:
+    """export/benchmark.json; None for a run that was not measured, or by another version."""
+    report: Report | None = read_json(run.export / "benchmark.json")
+    return report if report is not None and report.get("format") == FORMAT else None
+
+
+def recommended(report: Report) -> list[tuple[str, str, str]]:
+    """(batch size, contestant, what it is) where the benchmark recommends one."""
+    found = report["recommended"].items()
+    return [(batch, name, report["contestants"][name]["what"]) for batch, name in found if name is not None]
+
+
 def speed_section(inputs: Inputs) -> dict[str, Any] | None:
-    """Figure, table and recommendation; None for a run that nobody has measured, or by another version."""
-    report: Report | None = shareable(read_json(inputs.run.export / "benchmark.json"))
-    if report is None or report.get("format") != FORMAT:
+    """Figure, table and recommendation; None for a run that was not measured, or by another version."""
+    report: Report | None = shareable(read_benchmark(inputs.run))
+    if report is None:
         return None
     courses = _decisive(report)
     return {
         "svg": Markup(inline(speed_figure(report), "speed", _label(courses))),  # noqa: S704  (our own)
-        "recommended": [(n, name, report["contestants"][name]["what"]) for n, name in report["recommended"].items()],
+        "recommended": recommended(report),
+        "not_recommended": report["not_recommended"],
         "decoding": _decoding(report, courses[0]),
         "gone_on": report["task"] == "language_modeling",  # such texts are not padded to data.max_length
         "courses": [(_title(report, course), _lines(report, course)) for course in report["courses"]],
@@ -84,7 +97,8 @@ def _label(courses: Sequence[Report]) -> str:
 
 
 def _title(report: Report, course: Report) -> str:
-    return ", ".join(filter(None, (f"Batch {course['batch']}", _decoding(report, course))))
+    rounds = "1 round" if course["rounds"] == 1 else f"{course['rounds']} rounds"
+    return ", ".join(filter(None, (f"Batch {course['batch']}", _decoding(report, course), rounds)))
 
 
 def _decoding(report: Report, course: Report) -> str | None:

@@ -4,7 +4,8 @@ The texts are those of the test split's predictions, so that a run directory is 
 beside the tutorial's way: eager fp32, every text padded to data.max_length. No torch here: see `contestant`.
 
 export/benchmark.json: {"contestants": {name: {…}}, "courses": [{"batch", "beam", "contestants": {name: {"p50_ms", …,
-"times_tutorial": {"median", "low", "high"}}}}], "recommended": {"1": name, …}, "left_out": {what: why}, …}.
+"times_tutorial": {"median", "low", "high"}}}}], "recommended": {"1": name or null, …}, "not_recommended": {"32": why},
+"left_out": {what: why}, …}. A percentile of too few requests is null; "notes" says how many it needs.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from trainer.evaluation.predictions import is_utf8, read_predictions
 from trainer.export.contest import Contest, Course, Entry, TimeUp
 from trainer.export.program import settings_problems
 from trainer.export.published import facts, problems, read_gate
+from trainer.export.sample_sizes import missing_percentiles, too_few_rounds
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir, read_json, write_json
 
 log = logging.getLogger("rankzero")
 
-FORMAT = 1
+FORMAT = 2  # 1 recommended from any number of rounds
 SECONDS, LEAST_SECONDS = 30.0, 5.0  # by default, and allowed
 BATCHES = (1, 8, 32)
 BEAMS = {"classification": (1,), "translation": (1, 5), "text_to_text": (1, 5), "language_modeling": (1,)}
@@ -145,9 +147,9 @@ def bench_run(
         "max_length": recipe.data.max_length,
         "contestants": {e.name: _about(run, kind, e, contest) for e in contest.entries if e.name in contest.peaks},
         "courses": courses,
-        "recommended": _recommended(run, courses, 1 if recipe.evaluation.beam_size == 1 else beams[-1]),
+        **_advice(run, courses, 1 if recipe.evaluation.beam_size == 1 else beams[-1], seconds),
         "left_out": left_out | contest.left_out,
-        "notes": [NEIGHBOURS] if any(entry.together for entry in contest.entries) else [],
+        "notes": missing_percentiles(courses) + [NEIGHBOURS] * any(entry.together for entry in contest.entries),
     }
     run.export.mkdir(parents=True, exist_ok=True)
     write_json(run.export / "benchmark.json", shareable(report))
@@ -227,6 +229,13 @@ def _deployable(run: RunDir, name: str) -> bool:
     """Whether its gate has passed: the trained weights need none, bf16 does as soon as there is an artifact of it."""
     kind = name.removesuffix("-cuda")
     return kind == "torch" or (kind in ("onnx", "int8", "bf16") and not problems(run.export / kind))
+
+
+def _advice(run: RunDir, courses: Sequence[Report], beam: int, seconds: float) -> Report:
+    """What to deploy for each batch size, null where too little was measured, and why."""
+    decoded = [course for course in courses if course["beam"] == beam]
+    few = {str(course["batch"]): why for course in decoded if (why := too_few_rounds(course, seconds))}
+    return {"recommended": _recommended(run, courses, beam) | dict.fromkeys(few), "not_recommended": few}
 
 
 def _recommended(run: RunDir, courses: Sequence[Report], beam: int) -> dict[str, str]:

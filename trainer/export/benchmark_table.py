@@ -26,7 +26,10 @@ def show(report: Report, console: Console) -> None:
     console.print(_speeds(report))
     console.print(_costs(report))
     for batch, name in report["recommended"].items():
-        console.print(f"batch {batch}: deploy {name} ({report['contestants'][name]['what']})", soft_wrap=True)
+        if name is not None:
+            console.print(f"batch {batch}: deploy {name} ({report['contestants'][name]['what']})", soft_wrap=True)
+    for batch, why in report["not_recommended"].items():
+        console.print(f"batch {batch}: nothing is recommended: {why}", soft_wrap=True)
     for what, why in report["left_out"].items():
         console.print(f"left out: {what}: {why}", soft_wrap=True)
     for note in report["notes"]:
@@ -53,7 +56,9 @@ def _speeds(report: Report) -> Table:
     return table
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 

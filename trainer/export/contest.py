@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trainer.export import contestant
 from trainer.export.program import generated
+from trainer.export.sample_sizes import latencies
 
 ROUNDS = 12  # of a course, at most
 AIMED = 8  # rounds into which a course's time is divided
@@ -261,7 +260,6 @@ def _cell(entry: Entry, course: Course, rounds: Sequence[dict[str, Answer]]) -> 
     """What one contestant did in one course. Ratios are of tokens per second, round by round, on the same device."""
     answers = [found[entry.name] for found in rounds]
     seconds = [second for answer in answers for second in answer["seconds"]]
-    p50, p95, p99 = (float(np.percentile(seconds, p)) * 1000 for p in (50, 95, 99))
     device = "-cuda" if entry.device == "cuda" else ""
     ratios = {
         f"times_{other}": _spread([_rate(r[entry.name]) / _rate(r[other + device]) for r in rounds])
@@ -269,7 +267,7 @@ def _cell(entry: Entry, course: Course, rounds: Sequence[dict[str, Answer]]) -> 
         if all(other + device in r for r in rounds)
     }
     return {
-        "requests": len(seconds), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
+        "requests": len(seconds), **latencies(seconds),
         "rows_per_second": len(seconds) * course.batch / sum(seconds),
         "tokens_per_second": sum(answer["tokens"] for answer in answers) / sum(seconds),
         "peak_bytes": max(filter(None, (answer["peak_bytes"] for answer in answers)), default=None),
