@@ -119,6 +119,8 @@ def environment(plan: LaunchPlan) -> dict[str, str]:
     """This process's environment with what the ranks need, and without what would silently change the engine."""
     env = {key: value for key, value in os.environ.items() if key not in MISLEADING} | settings(plan)
     env["RANKZERO_RANKS"] = str(plan.ranks)
+    if plan.note:
+        env["RANKZERO_NOTED"] = "1"
     env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // plan.ranks_here)))
     return env
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, cast
 
 import yaml
 
-from trainer.cores import bf16_arithmetic
+from trainer.cores import EMULATED, bf16_arithmetic
 from trainer.errors import UsageError
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
@@ -122,13 +122,13 @@ def choose(config: str | None, nproc: int | None) -> LaunchPlan:
     assert ranks is not None, "only configs for GPUs may leave the number of ranks open"
     if ranks % plan.machines:
         raise UsageError(f"--nproc {ranks}: not divisible by the {plan.machines} machines of config {plan.config}")
+    notes = []
     if plan.engine == "ddp" and ranks == 1:
-        note = f"config {plan.config} with one rank is one process: engine single instead of ddp"
-        return replace(plan, engine="single", ranks=1, note=note)
+        notes.append(f"config {plan.config} with one rank is one process: engine single instead of ddp")
+        plan = replace(plan, engine="single")
     if plan.cpu and plan.precision == "bf16" and not bf16_arithmetic():
-        note = f"config {plan.config}: this processor only imitates bf16, which is slower than fp32: --config cpu"
-        return replace(plan, ranks=ranks, note=note)
-    return replace(plan, ranks=ranks)
+        notes.append(f"config {plan.config}: {EMULATED}: --config cpu")
+    return replace(plan, ranks=ranks, note="; ".join(notes))
 
 
 def gpus() -> int:

@@ -139,7 +139,7 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), wishes
     finally:
         quiet.setLevel(level)
     whole = training.training(resolved, data)
-    speed = _speed(wishes, resolved, run)
+    speed = _speed(wishes, limit, run)
     best = advice.cheapest(configurations, limit) if limit else None
     return Plan(
         recipe=resolved,
@@ -155,10 +155,10 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), wishes
         if best
         else None,
         speed=speed,
-        hours={n: training.hours(resolved, whole, speed, n) for n in worlds} if speed else {},
+        hours={n: training.hours(resolved, whole, speed, n) for n in worlds} if speed and not speed.elsewhere else {},
         price=wishes.price,
         cpu=wishes.cpu,
-        notes=_notes(planner, resolved, worlds),
+        notes=_notes(planner, resolved, worlds, cpu=wishes.cpu and "bf16" in precisions),
     )
 
 
@@ -232,16 +232,21 @@ def _ranks(recipe: Recipe, wishes: Wishes) -> list[int]:
     return sorted(set(wishes.ranks))
 
 
-def _speed(wishes: Wishes, recipe: Recipe, run: Any) -> Speed | None:
+def _speed(wishes: Wishes, limit: Limit | None, run: Any) -> Speed | None:
     from launch.planning.training import Speed, measured
 
     if wishes.throughput is not None:
         return Speed(wishes.throughput, "as given")
-    return measured(recipe, run)
+    return measured(run, limit.gpu if limit else None, wishes.cpu)
 
 
-def _notes(planner: Any, recipe: Recipe, worlds: Sequence[int]) -> list[str]:
+def _notes(planner: Any, recipe: Recipe, worlds: Sequence[int], cpu: bool) -> list[str]:
+    """What the numbers do not show; `cpu`: bf16 is planned on this machine's processor."""
+    from trainer.cores import EMULATED, bf16_arithmetic
+
     found = []
+    if cpu and not bf16_arithmetic():
+        found.append(f"{EMULATED}: take fp32")
     lanes = recipe.data.lanes
     if uneven := [n for n in worlds if lanes % n]:
         listed = ", ".join(map(str, uneven))

@@ -180,8 +180,37 @@ def test_bf16_where_it_is_imitated_is_said_to_be_slow(monkeypatch: pytest.Monkey
     monkeypatch.setattr(configs, "bf16_arithmetic", lambda: False)
     assert "--config cpu" in choose("cpu_bf16", None).note
     assert not choose("cpu", None).note
+    alone = choose("cpu_bf16", 1)
+    assert alone.engine == "single"
+    assert "engine single instead of ddp" in alone.note
+    assert "emulates bf16" in alone.note
+    assert environment(alone)["RANKZERO_NOTED"] == "1", "the ranks do not warn a second time"
     monkeypatch.setattr(configs, "bf16_arithmetic", lambda: True)
     assert not choose("cpu_bf16", None).note
+    assert "RANKZERO_NOTED" not in environment(choose("cpu_bf16", None))
+
+
+def test_ranks_that_another_launcher_started_warn_of_emulated_bf16(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trainer.engine import runtime
+
+    monkeypatch.delenv("RANKZERO_NOTED", raising=False)
+    for emulated, precision, noted in (
+        (True, "bf16", False),
+        (True, "bf16", True),
+        (True, "no", False),
+        (False, "bf16", False),
+    ):
+        monkeypatch.setattr(runtime, "bf16_arithmetic", lambda known=not emulated: known)
+        if noted:
+            monkeypatch.setenv("RANKZERO_NOTED", "1")
+        else:
+            monkeypatch.delenv("RANKZERO_NOTED", raising=False)
+        caplog.clear()
+        runtime._warn_of_emulation(precision)
+        warned = [message for message in caplog.messages if "emulates bf16" in message and "--config cpu" in message]
+        assert len(warned) == (emulated and precision == "bf16" and not noted)
 
 
 # -- the environment of a run ----------------------------------------------------------------------------------------

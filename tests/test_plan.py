@@ -19,13 +19,16 @@ from typer.testing import CliRunner
 
 from launch.configs import describe
 from launch.plan import Plan, Wishes, make_plan, plan_command
+from launch.planning import advice, training
 from launch.planning.advice import CONFIGS, CPU_CONFIGS, GIB, Limit, cheapest
 from launch.planning.document import as_dict
 from launch.planning.gathering import REPLAYS
 from launch.planning.gpus import GPUS, find_gpu
 from launch.planning.model import Parameter, Sketch
 from launch.planning.rehearsal import Timeline
+from launch.planning.show import timing
 from launch.planning.states import Setup, ZeroSettings, states
+from trainer import cores
 from trainer.errors import DataError, UsageError
 
 ALL = Wishes(ranks=(1, 2))
@@ -360,3 +363,73 @@ def test_model_states_are_those_of_a_real_run_to_the_byte(
     seen = json.loads((tmp_path / "states-0").read_text())
     kept = of(found, engine, precision).states
     assert seen == {name: getattr(kept, name) for name in ("parameters", "gradients", "optimizer", "host")}
+
+
+# -- what the devices are known for ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("emulated", "best"), [(True, ("fp32", "debug")), (False, ("bf16", "cpu_bf16 --nproc 1"))])
+def test_bf16_is_proposed_for_processors_that_have_it(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, emulated: bool, best: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(cores, "bf16_arithmetic", lambda: not emulated)
+    monkeypatch.setattr(advice, "bf16_arithmetic", lambda: not emulated)
+    found = make_plan(recipe, (), Wishes(cpu=True, ranks=(1,), memory=4.0))
+    assert found.best is not None
+    assert (found.best.setup.precision, advice.config_of(found.best)) == best
+    assert any("emulates bf16" in note for note in found.notes) == emulated
+    fp32 = make_plan(recipe, (), Wishes(cpu=True, ranks=(1,), precisions=("fp32",)))
+    assert not any("bf16" in note for note in fp32.notes)
+
+
+A100 = {"gpus": ["NVIDIA A100-SXM4-80GB"], "cpu": "another CPU"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "wishes", "known"),
+    [
+        ({"gpus": [], "cpu": "this CPU"}, {"cpu": True}, True),
+        ({"gpus": [], "cpu": "another CPU"}, {"cpu": True}, False),
+        ({"gpus": [], "cpu": "this CPU"}, {"gpu": "A100"}, False),
+        ({"gpus": [], "cpu": "this CPU"}, {}, False),
+        (A100, {"gpu": "A100"}, True),
+        (A100, {}, True),
+        (A100, {"gpu": "H100"}, False),
+        (A100, {"gpu": "A10"}, False),
+        (A100, {"cpu": True}, False),
+    ],
+)
+def test_hours_are_known_where_the_speed_was_measured_on_the_planned_device(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: dict[str, Any], wishes: Any, known: bool
+) -> None:
+    monkeypatch.setattr(training, "cpuinfo", lambda *_: "this CPU")
+    line = {"step": 1, "split": "train", "tokens_per_second": 500.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    manifest = {"ranks": 1, "engine": "single", "precision": "no", "devices": devices}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    words = Wishes(ranks=(1,), precisions=("fp32",), run=tmp_path, **wishes)
+    found = make_plan(recipe, (), words)
+    assert found.speed is not None
+    assert (found.hours == {1: pytest.approx(found.training.tokens / 500 / 3600)}) == known
+    assert (found.hours == {}) != known
+    (time, *_) = timing(found)
+    assert ("not known for" in time) != known
+    assert "500 tokens/s" in time
+    assert as_dict(found)["configurations"][0]["hours"] == found.hours.get(1)
+
+
+def test_names_of_gpus_as_drivers_write_them() -> None:
+    drivers = {
+        "NVIDIA L40S": "L40S",
+        "NVIDIA L4": "L4",
+        "NVIDIA A10": "A10",
+        "NVIDIA H200": "H200",
+        "NVIDIA GeForce RTX 4090": "RTX4090",
+        "NVIDIA RTX A6000": "RTXA6000",
+        "NVIDIA RTX 6000 Ada Generation": "RTX6000Ada",
+        "NVIDIA A100-PCIE-40GB": "A100-40",
+        "Tesla V100-SXM2-16GB": "V100-16",
+        "AMD Instinct MI300X": "MI300X",
+    }
+    for device, name in drivers.items():
+        assert {gpu.name for gpu in GPUS.values() if gpu.matches(device)} - {"A100", "V100"} == {name}, device

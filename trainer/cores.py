@@ -29,8 +29,11 @@ def _quota(group: Path) -> float:
         return float("inf")
 
 
+EMULATED = "this processor emulates bf16 (no AVX-512 BF16, no AMX), which is slower than fp32"
+
+
 def bf16_arithmetic() -> bool:
-    """Whether the processor multiplies in bf16 (AVX-512 BF16, AMX, Arm's BF16). Others imitate it, slower than fp32."""
+    """Whether the processor multiplies in bf16 (AVX-512 BF16, AMX, Arm's BF16). Others emulate it, slower than fp32."""
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo("flags", "Features").split())
 
 

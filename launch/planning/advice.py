@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.planning.configurations import Configuration
 from launch.planning.gpus import Gpu
 from launch.planning.states import ENGINES
+from trainer.cores import bf16_arithmetic
 
 GIB = 2**30
 CONTEXT = 1 * GIB  # CUDA's own, its libraries' workspaces and NCCL's buffers: a rule of thumb, not measured here
@@ -73,8 +74,8 @@ def order(configuration: Configuration, bf16: bool) -> tuple[object, ...]:
 
 
 def cheapest(configurations: Sequence[Configuration], limit: Limit) -> Configuration | None:
-    """The first in `order` of those that fit; on a CPU without fp16, which it only emulates."""
-    bf16 = limit.gpu is None or limit.gpu.bf16
+    """The first in `order` of those that fit; on a CPU without fp16, and bf16 last where it is emulated."""
+    bf16 = limit.gpu.bf16 if limit.gpu else not limit.cpu or bf16_arithmetic()
     fit = [c for c in configurations if limit.holds(c) and config_of(c) is not None]
     return min(fit, key=lambda c: order(c, bf16), default=None)
 

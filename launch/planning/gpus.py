@@ -14,6 +14,7 @@ With ECC in GDDR6 the driver tells a sixteenth less than the maker does (T4, A10
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 from trainer.errors import UsageError
@@ -26,6 +27,13 @@ class Gpu:
     name: str
     memory: float  # GiB
     bf16: bool = True
+
+    def matches(self, device: str) -> bool:
+        """Whether a driver's name of a device, such as "NVIDIA A100-SXM4-80GB", is of this kind."""
+        words = re.findall(r"[a-z0-9]+", device.lower())
+        runs = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+        kind, _, memory = self.name.lower().partition("-")
+        return kind in runs and (not memory or f"{memory}gb" in words)
 
 
 GPUS = {

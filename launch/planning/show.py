@@ -77,6 +77,12 @@ def timing(plan: Plan) -> list[str]:
     """Hours, if a speed is known."""
     if plan.speed is None:
         return ["Time      not known: give --throughput TOKENS_PER_SECOND_PER_RANK, or train a few steps and ask again"]
+    if plan.speed.elsewhere:
+        device = "this processor" if plan.cpu else plan.limit.gpu.name if plan.limit and plan.limit.gpu else "a GPU"
+        return [
+            f"Time      not known for {device}: {plan.speed.tokens:,.0f} tokens/s of a rank, {plan.speed.origin},",
+            "          says nothing about it; give --throughput TOKENS_PER_SECOND_PER_RANK",
+        ]
     by_ranks = ", ".join(
         f"{hours:.3g} h on {ranks}" + (f" ({plan.price * hours * ranks:,.2f})" if plan.price else "")
         for ranks, hours in plan.hours.items()

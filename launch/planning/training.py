@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
 from launch.planning.corpus import Data
+from launch.planning.gpus import Gpu
 from launch.planning.model import Sketch
 from launch.planning.states import FULL
+from trainer.cores import cpuinfo
 from trainer.engine.writer import ROOM
 from trainer.models.configs import TransformerXLConfig
 from trainer.recipe import Recipe
@@ -55,14 +60,26 @@ def training(recipe: Recipe, data: Data) -> Training:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of one rank, source and target, without padding; where that is known from."""
+    """Tokens per second of one rank, source and target, without padding.
+
+    Attributes:
+        origin: where the speed is known from.
+        elsewhere: the device that it was measured on, if it is not the planned one: no hours follow from it.
+    """
 
     tokens: float
     origin: str
+    elsewhere: str | None = None
 
 
-def measured(recipe: Recipe, run: RunDir) -> Speed | None:
-    """The median of what an earlier run of this name has logged, divided by its ranks; None where there is none."""
+def measured(run: RunDir, gpu: Gpu | None, cpu: bool) -> Speed | None:
+    """The median of what an earlier run has logged, divided by its ranks. None without one.
+
+    Args:
+        run: its directory, which need not exist.
+        gpu: the planned GPU, if one is named.
+        cpu: whether the plan is for this machine's processor.
+    """
     manifest = read_json(run.manifest)
     if not manifest or not run.metrics.exists():
         return None
@@ -77,8 +94,18 @@ def measured(recipe: Recipe, run: RunDir) -> Speed | None:
     if not found:
         return None
     ranks = int(manifest["ranks"])
-    what = f"{manifest['engine']} x {ranks}, {manifest.get('precision') or 'no'}"
-    return Speed(statistics.median(found) / ranks, f"the median of {run.metrics} ({what})")
+    precision = {"no": "fp32", None: "fp32"}.get(manifest.get("precision"), manifest.get("precision"))
+    devices = manifest.get("devices") or {}
+    names = sorted(set(devices.get("gpus") or []))
+    device = ", ".join(names) or devices.get("cpu") or "an unknown processor"
+    same = _same_processor(devices) if cpu else bool(names) and all(gpu is None or gpu.matches(name) for name in names)
+    origin = f"the median of {run.metrics} ({manifest['engine']} x {ranks}, {precision}, on {device})"
+    return Speed(statistics.median(found) / ranks, origin, None if same else device)
+
+
+def _same_processor(devices: Mapping[str, Any]) -> bool:
+    here = cpuinfo("model name") or platform.processor()
+    return not devices.get("gpus") and devices.get("cpu", here) == here
 
 
 def hours(recipe: Recipe, whole: Training, speed: Speed, ranks: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from trainer.cores import cores
+from trainer.cores import EMULATED, bf16_arithmetic, cores
 from trainer.data.keyed import key
 from trainer.engine import rendezvous
 from trainer.engine.engines import PATIENCE, make_accelerator
@@ -24,6 +25,8 @@ from trainer.engine.signals import StopFlag
 from trainer.engine.watchdog import Watchdog
 from trainer.errors import Preempted, RankError, UsageError
 from trainer.rank_env import asked_engine, check_environment, clean_environment
+
+log = logging.getLogger("rankzero")
 
 # Process groups, held to the end of the process. If DDP's reducer were the last to hold one, it would join gloo's
 # threads without giving up Python's lock, for which one of them may wait to free a tensor: the rank would hang.
@@ -198,6 +201,8 @@ def start(
         rendezvous.meet(backend, PATIENCE, rendezvous_seconds, functools.partial(_stop_waiting, stop))
     accelerator = make_accelerator(asked, on_cpu=on_cpu, ranks=ranks, accumulation=accumulation, clip_norm=clip_norm)
     runtime = Runtime(accelerator, _engine(accelerator), stop)
+    if on_cpu and runtime.main:
+        _warn_of_emulation(accelerator.mixed_precision)
     if dist.is_initialized():
         _KEPT.append(dist.group.WORLD)
     _check(runtime, asked)
@@ -209,6 +214,12 @@ def _stop_waiting(stop: StopFlag) -> None:
         error = Preempted(f"stopped by {stop.received} while waiting for the other ranks: nothing was started")
         error.everywhere = False
         raise error
+
+
+def _warn_of_emulation(precision: str) -> None:
+    """bf16 on a processor without bf16 arithmetic. `rankzero train` has warned before it started the ranks."""
+    if precision == "bf16" and "RANKZERO_NOTED" not in os.environ and not bf16_arithmetic():
+        log.warning("%s: use --config cpu, or mixed_precision: 'no'", EMULATED)
 
 
 def _share_cores(ranks: int, on_cpu: bool) -> None:
