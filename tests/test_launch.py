@@ -184,10 +184,10 @@ def test_bf16_where_it_is_imitated_is_said_to_be_slow(monkeypatch: pytest.Monkey
     assert alone.engine == "single"
     assert "engine single instead of ddp" in alone.note
     assert "emulates bf16" in alone.note
-    assert environment(alone)["RANKZERO_NOTED"] == "1", "the ranks do not warn a second time"
+    assert accelerate.environment(alone)["RANKZERO_NOTED"] == "1", "the ranks do not warn a second time"
     monkeypatch.setattr(configs, "bf16_arithmetic", lambda: True)
     assert not choose("cpu_bf16", None).note
-    assert "RANKZERO_NOTED" not in environment(choose("cpu_bf16", None))
+    assert "RANKZERO_NOTED" not in accelerate.environment(choose("cpu_bf16", None))
 
 
 def test_ranks_that_another_launcher_started_warn_of_emulated_bf16(
