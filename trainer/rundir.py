@@ -292,6 +292,7 @@ class Status:
             "exit_code": None,
             "error": None,
             "waits_for": None,  # of a run that is trained and whose other stages another job will do
+            "stopped_early": None,  # of a run that early stopping ended: where and why
             "attempt": attempt,
             "pid": os.getpid(),
         }

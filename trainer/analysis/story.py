@@ -112,7 +112,12 @@ def facts(inputs: Inputs) -> list[tuple[str, str]]:
         ("Weights in use", _chosen(manifest)),
         ("Time", elapsed(manifest, inputs.status)),
     ]
+    lines += [("Warning", _sentence(text)) for text in manifest.get("stages", {}).get("model", {}).get("warnings", ())]
     return [(name, value) for name, value in lines if value]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def left_out(inputs: Inputs) -> list[str]:
@@ -171,14 +176,21 @@ def _steps(inputs: Inputs) -> str:
     step = max(last or 0, inputs.manifest.get("stages", {}).get("model", {}).get("step") or 0)
     if not step:
         return ""
-    trained = [
-        line for line in inputs.history if line.get("split") == "train" and finite(line.get("tokens_per_second"))
-    ]
-    ended = [line["epoch"] for line in inputs.history if line.get("split") == "validation" and "epoch" in line]
-    epochs = max([*ended, *(line["epoch"] + 1 for line in trained if "epoch" in line)], default=0)
-    speeds = sorted(line["tokens_per_second"] for line in trained)
+    trained = [line for line in inputs.history if line.get("split") == "train"]
+    lines = trained or [line for line in inputs.history if line.get("split") == "validation"]
+    epochs = max((line["epoch"] + 1 for line in lines if "epoch" in line), default=0)  # counted from 0
+    known = [float(line["tokens_per_second"]) for line in trained if finite(line.get("tokens_per_second"))]
+    speeds = sorted(speed for speed in known if speed > 0)
     text = f"{count(step)}" + (f" in {epochs} {'epoch' if epochs == 1 else 'epochs'}" if epochs else "")
-    return text + (f", {count(speeds[len(speeds) // 2])} tokens a second (median)" if speeds else "")
+    text += f", {count(speeds[len(speeds) // 2])} tokens a second (median)" if speeds else ""
+    early = inputs.manifest.get("stages", {}).get("model", {}).get("stopped_early")
+    return text + (f"; stopped early: {_why(early)}" if early else "")
+
+
+def _why(early: Mapping[str, Any]) -> str:
+    """Why early stopping ended a run."""
+    evaluations = "1 evaluation" if early["patience"] == 1 else f"{early['patience']} evaluations"
+    return f"validation {early['metric']} had not improved in {evaluations}"
 
 
 def _chosen(manifest: Mapping[str, Any]) -> str:

@@ -36,7 +36,9 @@ class Reporter(Protocol):
 
     def step(self, progress: Progress, share: float, totals: Totals, lr: float, grad_norm: float) -> None: ...
     def logged(self, progress: Progress, loss: float) -> None: ...
-    def evaluated(self, progress: Progress, scores: dict[str, Any], best: bool) -> None: ...
+    def evaluating(self) -> None: ...
+    def evaluated(self, progress: Progress, scores: dict[str, Any], best: bool, tied: bool = False) -> None: ...
+    def stopped_early(self, facts: dict[str, Any]) -> None: ...
     def rows(self, step: int, ids: dict[str, list[str]]) -> None: ...
 
 
@@ -84,6 +86,8 @@ class Loop:
                 self._log()
             if self.progress.evaluated < self.progress.step or self._saved < self.progress.step:
                 self._on_grid(evaluate_now=self.progress.evaluated < self.progress.step)
+            if facts := self.progress.stopped_early(self._loop.early_stopping):
+                self.reporter.stopped_early(facts)
             self.runtime.on_main(self._writer.wait)
         except Preempted:
             if self._saved < self.progress.step:
@@ -223,6 +227,7 @@ class Loop:
         progress, stopping = self.progress, self._loop.early_stopping
         if self.task.recipe.data.validation is None:
             return
+        self.reporter.evaluating()
         with self.state.weights_to_judge():
             scores, _ = evaluate(
                 self.runtime,
@@ -234,11 +239,12 @@ class Loop:
             )
         value = selecting_score(self.runtime, scores, stopping.metric)
         lower = self.task.metrics[stopping.metric] == "min"
+        tied = progress.best is not None and value == progress.best.value
         better = progress.judge(value, lower, stopping.min_delta)
         progress.ended = stopping.patience is not None and progress.waited >= stopping.patience
         if self.task.recipe.optim.schedule == "plateau":
             self._reduce(value, "min" if lower else "max")
-        self.reporter.evaluated(progress, scores, better)
+        self.reporter.evaluated(progress, scores, better, tied)
 
     def _reduce(self, value: float, mode: str) -> None:
         settings = self.task.recipe.optim.plateau

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.data.lanes import Bookmark
+from trainer.sections import EarlyStopping
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Progress:
 
     marks: dict[int, Bookmark]
     step: int = 0
-    epoch: int = 0  # that the next step belongs to
+    epoch: int = 0  # that the next step belongs to, counted from 0
     rows: int = 0  # consumed since the run began
     best: Best | None = None
     reference: float | None = None  # what an evaluation must be better than by more than min_delta to end the waiting
@@ -38,6 +39,19 @@ class Progress:
     @classmethod
     def start(cls, lanes: int) -> Progress:
         return cls({lane: Bookmark() for lane in range(lanes)})
+
+    @property
+    def last_epoch(self) -> int:
+        """Epoch of the last finished step, counted from 0. `epoch` is the next one once all lanes have finished it."""
+        between = all(mark == Bookmark(self.epoch) for mark in self.marks.values())
+        return max(0, self.epoch - 1) if between else self.epoch
+
+    def stopped_early(self, stopping: EarlyStopping) -> dict[str, Any] | None:
+        """Where and why early stopping ended the run. None if it has not."""
+        if not self.ended:
+            return None
+        why = {"metric": stopping.metric, "patience": stopping.patience, "min_delta": stopping.min_delta}
+        return {"step": self.step, "epoch": self.last_epoch, **why}
 
     def next_epoch(self) -> None:
         self.epoch += 1

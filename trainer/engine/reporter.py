@@ -1,4 +1,7 @@
-"""What rank zero shows and writes while training: bar or plain lines, metrics.jsonl, status.json, TensorBoard."""
+"""What rank zero shows and writes while training: bar or plain lines, metrics.jsonl, status.json, TensorBoard.
+
+Epochs are counted from 0 everywhere; a line has the epoch of its step.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ class Reporter:
     def __init__(self, run: RunDir, status: Status | None, main: bool, track: Sequence[str]) -> None:
         self._run, self._status, self._main = run, status, main
         self._interval = _Interval()
+        self._paused = 0.0
         self._last: dict[str, float] = {}
         self._began: tuple[float, float] | None = None  # time and share of the first step of this attempt
         self._bar: Progress | None = None
@@ -66,7 +70,7 @@ class Reporter:
         self._last = {"lr": lr, "grad_norm": grad_norm, "share": share, "left": left}
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=share, description=f"step {progress.step} epoch {progress.epoch + 1}"
+                self._task, completed=share, description=f"step {progress.step} epoch {progress.last_epoch}"
             )
 
     def logged(self, progress: RunProgress, loss: float) -> None:
@@ -76,7 +80,7 @@ class Reporter:
         seconds = max(1e-9, time.monotonic() - interval.began)
         line = {
             "step": progress.step,
-            "epoch": progress.epoch,
+            "epoch": progress.last_epoch,
             "split": "train",
             "loss": loss,
             "lr": self._last["lr"],
@@ -86,25 +90,42 @@ class Reporter:
             "memory": memory_bytes(),
         }
         self._write(line)
-        left = _duration(self._last["left"])
+        left = "" if progress.ended else f"  {_duration(self._last['left'])} left"
         note = (
             f"loss {loss:.4f}  lr {line['lr']:.2e}  "
             + (f"{line['tokens_per_second']:,.0f} tokens/s  " if interval.tokens > interval.untimed else "")
-            + f"padding {line['padding']:.1%}  {left} left"
+            + f"padding {line['padding']:.1%}{left}"
         )
         if self._bar is not None:
             self._bar.update(self._task, note=note)
         else:
-            self.say(f"step {progress.step:6d}  epoch {progress.epoch + 1}  {self._last['share']:6.1%}  {note}")
+            self.say(f"step {progress.step:6d}  epoch {progress.last_epoch}  {self._last['share']:6.1%}  {note}")
 
-    def evaluated(self, progress: RunProgress, scores: dict[str, Any], best: bool) -> None:
+    def evaluating(self) -> None:
+        """An evaluation begins: its time is no training time."""
+        self._paused = time.monotonic()
+
+    def evaluated(self, progress: RunProgress, scores: dict[str, Any], best: bool, tied: bool = False) -> None:
+        """`best`: the best evaluation so far. `tied`: equal to the best so far, whose place the later step takes."""
         if not self._main:
             return
         numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
-        self._write({"step": progress.step, "epoch": progress.epoch, "split": "validation", **numbers})
+        self._write({"step": progress.step, "epoch": progress.last_epoch, "split": "validation", **numbers})
         shown = "  ".join(f"{k} {v:.4f}" for k, v in numbers.items() if k != "rows")
-        self.say(f"step {progress.step:6d}  validation  {shown}{'  *best' if best else ''}")
-        self._interval = _Interval()  # evaluation is not training speed
+        mark = "  (equal to the best: the later step is kept)" if tied else "  *best" if best else ""
+        self.say(f"step {progress.step:6d}  validation  {shown}{mark}")
+        self._interval.began += time.monotonic() - self._paused
+
+    def stopped_early(self, facts: dict[str, Any]) -> None:
+        """Early stopping ended the run: see `Progress.stopped_early`."""
+        if not self._main:
+            return
+        self.say(
+            f"stopped early at step {facts['step']} (epoch {facts['epoch']}): validation {facts['metric']} has not "
+            f"improved in {facts['patience']} {'evaluation' if facts['patience'] == 1 else 'evaluations'}"
+        )
+        if self._status is not None:
+            self._status.update(stopped_early=facts)
 
     def rows(self, step: int, ids: dict[str, list[str]]) -> None:
         if self._main:

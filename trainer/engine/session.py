@@ -23,6 +23,7 @@ from trainer.engine.finished import build_model, write_evaluation
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
+from trainer.engine.run_checks import warnings_of
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState, copy_weights, storage_of
 from trainer.engine.step import Objective, Stepper, freeze_unused
@@ -75,11 +76,13 @@ class Session:
         self.state = TrainingState(recipe, runtime, self.model, storage_of(runtime, model, optimizer))
         self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation, parts)
         self.progress = self._resume()
+        self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
         self._say_notes(data)
 
     def train(self) -> None:
         """To the end of the recipe; at once where an earlier start has got there."""
+        before = self.progress.step
         loop = Loop(
             self.runtime, self.task, self.model, self.corpus, self.corpus.lanes(), self.stepper, self.state,
             self.progress, self.run, self.reporter, self._rows, self._profiler(),
@@ -92,6 +95,10 @@ class Session:
                 loop.train()
         finally:
             self.reporter.close()
+        if self.runtime.main and not self._debug and not setup.stage_done(self.run, "model", self.progress.step):
+            self._warnings = warnings_of(self.run, self.task, self.corpus, self.progress.step)
+            for text in self._warnings if self.progress.step > before else ():
+                log.warning("%s", text)
 
     def choose_weights(self) -> None:
         """Puts the weights to use into model/: the best checkpoint, or the average of the last ones if that is better.
@@ -163,7 +170,7 @@ class Session:
             if self.status is not None:
                 self.status.update(step=progress.step)
             if step is not None:
-                self.reporter.say(f"resumed from step {step} (epoch {progress.epoch + 1})")
+                self.reporter.say(f"resumed from step {step} (epoch {progress.last_epoch})")
         return progress
 
     def _raised(self, progress: Progress) -> bool:
@@ -207,6 +214,10 @@ class Session:
         shutil.rmtree(self.run.model, ignore_errors=True)
         making.rename(self.run.model)
         metric = self.recipe.loop.early_stopping.metric
+        if early := self.progress.stopped_early(self.recipe.loop.early_stopping):
+            facts["stopped_early"] = early
+        if self._warnings:
+            facts["warnings"] = self._warnings
         setup.mark_stage(self.run, "model", self.progress.step, metric=metric, **facts)
 
     def _profiler(self) -> Any:
