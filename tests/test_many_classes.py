@@ -25,6 +25,7 @@ from trainer.analysis.stage import analyse
 from trainer.errors import Preempted
 from trainer.evaluation.classification import Ranking, from_confusion, score_classification
 from trainer.rundir import read_json
+from trainer.tasks.classification import ClassificationConfig
 
 AVERAGES = ["accuracy", "macro avg", "weighted avg", "micro avg", "samples avg", "classes"]
 NAMES = ["<b>bold</b>", "two\nlines", "$x_1$", "$", "\\frac", "\N{PILE OF POO}", "日本語", "__proto__", "1", "", "a`b`",
@@ -223,3 +224,9 @@ def test_rows_share_the_names_of_their_labels(tmp_path: Path) -> None:
 
 def test_backticks_become_code() -> None:
     assert code("as `predict` <does>; one ` alone") == "as <code>predict</code> &lt;does&gt;; one ` alone"
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "a"], [1, "1", 2], {1: "a", "1": "b"}, [1.0, "1.0", 0]])
+def test_labels_that_are_the_same_text_are_refused(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"labels has '(a|1|1\.0)' twice"):
+        ClassificationConfig(labels=labels)

@@ -120,9 +120,9 @@ def words_range(low: int, high: int | None) -> str:
     return f"up to {high:,}" if low == 0 else f"{low:,} to {high:,}"
 
 
-def label(name: str) -> str:
-    """A class name on one line; the middle of a very long one is left out."""
-    return shortened(name, LONGEST_LABEL)
+def label(name: str, longest: int = LONGEST_LABEL) -> str:
+    """A class name on one line; the middle of a long one is left out."""
+    return shortened(name, longest)
 
 
 def code(text: str) -> Markup:

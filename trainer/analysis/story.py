@@ -9,10 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.analysis.confusion import shortened
 from trainer.analysis.data_facts import data_facts
 from trainer.analysis.glossary import cards
 from trainer.analysis.inputs import Inputs, finite
-from trainer.analysis.page import count, percent
+from trainer.analysis.page import LONGEST_LABEL, count, percent
 
 FEW_CLASSES = 4  # are named in a sentence
 
@@ -79,7 +80,8 @@ def _goal(task: Mapping[str, Any], kind: str, labels: Sequence[str]) -> tuple[st
         languages = task.get("src_language", "one language"), task.get("trg_language", "another")
         return f"translate {languages[0]} to {languages[1]}", "sentence pairs"
     unit = "labelled pairs of texts" if task.get("pair") else "labelled texts"
-    names = f" ({', '.join(labels)})" if len(labels) <= FEW_CLASSES else ""
+    names = ", ".join(shortened(label, LONGEST_LABEL) for label in labels) if len(labels) <= FEW_CLASSES else ""
+    names = f" ({names})" if names else ""
     return f"tell {len(labels)} classes of texts apart{names}", unit
 
 
@@ -93,7 +95,8 @@ def outcome(inputs: Inputs) -> str:
     text += f" (95% interval {first['interval'][0]} to {first['interval'][1]})." if first["interval"] else "."
     if inputs.kind == "classification":
         label, most = Counter(record["target"] for record in inputs.records).most_common(1)[0]
-        text += f" Answering “{label}” every time would be right for {percent(most / rows)} of them."
+        name = shortened(label, LONGEST_LABEL)
+        text += f" Answering “{name}” every time would be right for {percent(most / rows)} of them."
     return text
 
 

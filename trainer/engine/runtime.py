@@ -190,7 +190,8 @@ def start(
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     asked = asked_engine(ranks)
     if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not asked.startswith("zero"):
-        raise UsageError("fp16 needs a GPU: on a CPU it would silently be fp32; choose --config cpu_bf16 or cpu")
+        configs = "cpu_bf16 or cpu" if bf16_arithmetic() else "cpu"
+        raise UsageError(f"fp16 needs a GPU: on a CPU it would silently be fp32; choose --config {configs}")
     _share_cores(ranks, on_cpu)
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
     if deterministic:

@@ -45,4 +45,4 @@ def missing_percentiles(courses: Sequence[dict[str, Any]]) -> list[str]:
     cells = [cell for course in courses for cell in course["contestants"].values()]
     missing = [p for p in PERCENTILES if any(cell[f"p{p}_ms"] is None for cell in cells)]
     needed = ", ".join(f"p{p} needs {fewest_requests(p)}" for p in missing)
-    return [f"a percentile is left out where there were too few requests: {needed}"] if missing else []
+    return [f"A percentile is left out where there were too few requests: {needed}"] if missing else []

@@ -56,8 +56,16 @@ class ClassificationConfig(Section):
     def _as_mapping(cls, value: Any) -> Any:
         """A list names classes as the files do; keys that YAML reads as numbers are the texts that stand there."""
         if isinstance(value, list):
-            return {str(name): str(name) for name in value}
-        return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else value
+            pairs = [(str(name), str(name)) for name in value]
+        elif isinstance(value, dict):
+            pairs = [(str(k), str(v)) for k, v in value.items()]
+        else:
+            return value
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+            raise ValueError(f"labels has {twice!r} twice (1 and '1' are the same text); list each label once")
+        return found
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationConfig:
