@@ -253,7 +253,8 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             if runtime.main:
                 made = finished.run
                 if (made.evaluation(split) / "report.html").exists():
-                    attempt("the report", made, lambda: write_report(made, finished.task, finished.model, None, split))
+                    work = functools.partial(write_report, made, finished.task, finished.model, None, split)
+                    attempt(f"the report of {split}", made, work, split)
                 attempt("the model card", made, lambda: card_stage(made))
             return scores
         finally:

@@ -73,8 +73,12 @@ def retell(run: RunDir) -> None:
     attempt("the model card", run, lambda: card_stage(run))
 
 
-def attempt(what: str, run: RunDir, work: Callable[[], Any]) -> None:
+def attempt(what: str, run: RunDir, work: Callable[[], Any], split: str | None = None) -> None:
     """Write something that a run can do without. A failure becomes one warning in the log.
+
+    Args:
+        what: the subject of the warning.
+        split: whose report it is; None = the first one that was evaluated.
 
     Raises:
         RankzeroError: the process was asked to stop (exit code 75).
@@ -85,9 +89,14 @@ def attempt(what: str, run: RunDir, work: Callable[[], Any]) -> None:
         if isinstance(error, RankzeroError) and error.exit_code == Preempted.exit_code:
             raise
         log.warning(
-            "%s could not be written: %s. The run is complete without it. `rankzero report %s` tries again.",
-            what, reason_of(error), run.path,
+            "%s could not be written: %s. The run is complete without it. `rankzero report %s --split %s` tries again.",
+            what, reason_of(error), run.path, split or _evaluated(run),
         )  # fmt: skip
+
+
+def _evaluated(run: RunDir) -> str:
+    splits = ("test", "validation")
+    return next((split for split in splits if (run.evaluation(split) / "predictions.jsonl").exists()), splits[0])
 
 
 def reason_of(error: Exception) -> str:

@@ -61,7 +61,7 @@ def ship(
     if bench_stage(run, Recipe, seconds=seconds) not in (None, before):  # what the pages show has changed
         attempt("the report", run, lambda: render_reports(run))
     for split in splits:
-        attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step))
+        attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step), split)
     attempt("the model card", run, lambda: card_stage(run))
     if refused is not None:
         raise refused

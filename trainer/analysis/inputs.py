@@ -58,10 +58,9 @@ def read_inputs(run: RunDir, split: str) -> Inputs:
     kind = _recipe(run)["task"]["kind"]
     if kind not in KINDS:
         raise UsageError(f"{run.recipe}: task.kind={kind!r} cannot be analysed; known: {', '.join(KINDS)}")
-    records, index = [], dict[str, int]()
-    for record in _records(run, split):
+    records = read_records(run, split)
+    for record in records:
         check_record(record, kind)
-        records.append(_compact(record, index) if kind == "classification" else record)
     return replace(read_run(run, split), records=records)
 
 
@@ -85,23 +84,19 @@ def read_run(run: RunDir, split: str) -> Inputs:
 
 
 def read_records(run: RunDir, split: str) -> list[Record]:
-    """All records of a split.
+    """All records of a split, probabilities as `Shares` if they have any.
 
     Raises:
         DataError: the split was not evaluated, or has no row.
     """
-    return list(_records(run, split))
-
-
-def _records(run: RunDir, split: str) -> Iterator[Record]:
     path = run.evaluation(split) / "predictions.jsonl"
     if not path.is_file():
         raise DataError(f"{path} is missing: evaluate the split first (rankzero evaluate {run.path} --split {split})")
-    record = None
-    for record in read_predictions(path):
-        yield record
-    if record is None:
+    index: dict[str, int] = {}
+    records = [_compact(record, index) for record in read_predictions(path)]
+    if not records:
         raise DataError(f"{path} is empty: there is no row to analyse")
+    return records
 
 
 class Shares(Mapping[str, float]):
@@ -123,12 +118,15 @@ class Shares(Mapping[str, float]):
 def _compact(record: Record, index: dict[str, int]) -> Record:
     """The record with its probabilities as `Shares` of `index`, which the first record fills.
 
-    With 1,000 labels a dictionary of them takes over 100 KB a row.
+    With 1,000 labels a dictionary of them takes over 100 KB a row. What is no table of numbers with the labels of the
+    first record stays as it is: `check_record` or `label_names` refuses it, with its id.
     """
-    shares = record["probabilities"]
+    shares = record.get("probabilities")
+    if not isinstance(shares, dict) or not all(type(share) in (float, int) for share in shares.values()):
+        return record
     if not index:
         index.update(zip(shares, range(len(shares)), strict=True))
-    if shares.keys() != index.keys():  # `label_names` refuses it, with its id
+    if shares.keys() != index.keys():
         return record
     return {**record, "probabilities": Shares(index, array("d", map(shares.__getitem__, index)))}
 
@@ -142,7 +140,7 @@ def check_record(record: Record, kind: str) -> None:
     if kind != "classification":
         return
     shares = record.get("probabilities")
-    if not isinstance(shares, dict) or not all(_is_share(share) for share in shares.values()):
+    if not isinstance(shares, Mapping) or not all(_is_share(share) for share in shares.values()):
         raise DataError(f"{where}: probabilities is {shares!r}; a number from 0 to 1 for each label is expected")
     for key in ("prediction", "target"):
         if record[key] not in shares:
