@@ -72,7 +72,7 @@ POINTS = (
     "tensors.save_file",
     "checkpoint.write_json",
     "checkpoint._describe",
-    "checkpoint._flush",
+    "checkpoint.flush",
     "os.fsync",
     "Path.rename",
     "shutil.rmtree",

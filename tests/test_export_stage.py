@@ -188,7 +188,7 @@ def test_what_a_backend_needs(run: RunDir) -> None:
         "Rows.answers",
         "Gate.verdict",
         "quantized",
-        "_move",
+        "publish",
         "os.fsync",
         "rename",
     ],

@@ -96,7 +96,7 @@ def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> Non
         (partial(hooks.at_micro_batch, 5, 2), None),
         # at step 8; the start before it was killed in step 5, when step 4 was perhaps still being written
         (partial(hooks.at_call, EVALUATE, 1, 1), (3, 4)),
-        (partial(hooks.at_save, 8, "_flush"), (3, 4, 6)),  # likewise, with step 6 on a busy disk
+        (partial(hooks.at_save, 8, "flush"), (3, 4, 6)),  # likewise, with step 6 on a busy disk
         (partial(hooks.at_save, 9, "clean"), 6),
         (partial(hooks.at_micro_batch, 11, 3), 9),
         (partial(hooks.at_call, "trainer.engine.checkpoint.read", 1, 1), 9),  # when the weights to use are chosen

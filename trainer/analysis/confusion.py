@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from trainer.analysis.inputs import without_surrogates
 from trainer.evaluation.predictions import Record
-from trainer.rundir import write_atomically, write_json
+from trainer.rundir import write_atomically, write_bytes_atomically, write_json
 
 LONGEST_LABEL = 22  # characters of a label's name in the picture
 
@@ -82,9 +83,9 @@ def draw_confusion(matrix: dict[str, Any], path: Path) -> None:
         _heat(left, counts, [[f"{int(n):,}" for n in row] for row in counts], names, "rows", shares)
         texts = [["" if np.isnan(s) else f"{s:.0%}" for s in row] for row in shares]
         _heat(right, shares, texts, names, "share of the true class", shares)
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="png", dpi=150 if wide else 100, metadata={"Software": None})
-    temporary.replace(path)
+        target = io.BytesIO()
+        figure.savefig(target, format="png", dpi=150 if wide else 100, metadata={"Software": None})
+    write_bytes_atomically(path, target.getvalue())
 
 
 def _heat(

@@ -7,17 +7,13 @@ import importlib.metadata
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import PreTrainedTokenizerFast
 
 from trainer.cores import cpuinfo
@@ -27,44 +23,15 @@ from trainer.data.survey import survey
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError
 from trainer.models.classifiers import trunk_file
-from trainer.recipe import Recipe, changed_keys
-from trainer.rundir import RunDir, read_json, write_atomically, write_json
+from trainer.recipe import Recipe
+from trainer.rundir import RunDir, publish, read_json, workspace, write_json
 from trainer.tasks.base import roles_of, task_class
 
 log = logging.getLogger("rankzero")
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
-REMEDY = "use another --run, --fresh (keeps this run beside the new one), or --allow-change KEY"
-
-
-def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
-    """Compares the recipe with the one that the run directory was made with, and writes the new one.
-
-    A start that failed before its first checkpoint (a wrong file pattern, say) has trained nothing: its recipe binds
-    nobody.
-
-    Raises:
-        UsageError: a key that changes a step differs and is not allowed; names all of them with old and new value.
-    """
-    if run.recipe.exists():
-        old = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-        with suppress(UsageError):  # keys that a newer version has added: what they are by default
-            old = type(recipe).parse(old, (), str(run.recipe)).model_dump(mode="json")
-        changed = changed_keys(old, recipe.model_dump(mode="json"))
-        if changed and not any(run.checkpoints.iterdir()):
-            shutil.rmtree(run.tokenizer, ignore_errors=True)
-            for file in (run.manifest, run.metrics, run.ledger):
-                file.unlink(missing_ok=True)
-            changed = {}
-        refused = {key: values for key, values in changed.items() if key not in allowed}
-        if refused:
-            lines = "".join(f"\n  {key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
-            raise UsageError(f"run directory {run.path} belongs to another recipe; these keys differ:{lines}\n{REMEDY}")
-        for key, (before, after) in changed.items():
-            log.warning("--allow-change %s: %r -> %r", key, before, after)
-    write_atomically(run.recipe, recipe.to_yaml())
 
 
 def check_beginning(recipe: Recipe) -> None:
@@ -124,9 +91,9 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
         log.info("training the tokenizer …")
         texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows)
         tokenizer = train_tokenizer(texts, settings, recipe.data.max_length)
-    making = run.path / f".tokenizer-{os.getpid()}"
+    making = workspace(run.tokenizer)
     tokenizer.save_pretrained(making)
-    making.rename(run.tokenizer)
+    publish(making, run.tokenizer)
 
 
 def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:

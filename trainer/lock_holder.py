@@ -1,0 +1,87 @@
+"""The holder of a run directory's lock: what the lock file says about it, and whether its process runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+
+def parse(content: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def identity() -> dict[str, Any]:
+    """Who holds a lock: for people, and for a process that can look up the holder."""
+    return {
+        "pid": os.getpid(),
+        "born": _born("self")[0],
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid_namespace": _pid_namespace(),
+        "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def name_of(holder: Mapping[str, Any] | None) -> str:
+    if not holder:
+        return "an unknown process (its lock cannot be read)"
+    since = f" since {holder['since']}" if holder.get("since") else ""
+    return f"process {holder.get('pid')} on {holder.get('host')}{since}"
+
+
+def state_of(
+    holder: Mapping[str, Any] | None, me: Mapping[str, Any]
+) -> Literal["running", "stopped", "dead", "unknown"]:
+    """The state of a holder's process, where it can be looked up from here."""
+    place = ("host", "boot", "pid_namespace")
+    if holder is None or any(me[key] is None or holder.get(key) != me[key] for key in place):
+        return "unknown"
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return "dead"
+    except PermissionError:
+        pass  # it exists
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return "unknown"
+    born, state = _born(str(holder["pid"]))
+    if born is None or holder.get("born") is None:  # /proc hides processes of other users
+        return "unknown"
+    if born != holder["born"] or state in "ZX":
+        return "dead"
+    return "stopped" if state in "Tt" else "running"
+
+
+def _born(pid: str) -> tuple[str | None, str]:
+    """Start time and state of a process; a process number alone may be reused."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[19], fields[0]
+    except (OSError, IndexError):
+        return None, ""
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _pid_namespace() -> str | None:
+    """The namespace that process numbers belong to; None where /proc shows the numbers of another one."""
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115
+            return None
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        return None
