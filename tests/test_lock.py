@@ -239,7 +239,7 @@ WRITES: dict[str, Callable[[RunDir], Any]] = {
 
 
 def contents(run: RunDir) -> dict[str, bytes]:
-    files = [path for path in run.path.rglob("*") if path.is_file() and ".saving-" not in str(path)]
+    files = [path for path in run.path.rglob("*") if path.is_file()]
     return {str(path.relative_to(run.path)): path.read_bytes() for path in files}
 
 

@@ -145,7 +145,8 @@ class RunLock:
             now = _look(self.path)
             holder = parse(now.content) if now else None
             if now is None:
-                self._loss = "its lock was removed"
+                if self._file is not None:  # on other ranks: rank zero has left
+                    self._loss = "its lock was removed"
             elif holder is None or holder.get("token") != self.token:
                 self._loss = f"it was taken over by {name_of(holder)}"
         if self._loss is not None:

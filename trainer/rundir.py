@@ -102,6 +102,9 @@ def publish(making: Path, place: Path) -> None:
             place.rename(old)
         making.rename(place)
         flush(place.parent)
+    except LockLost:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
     except OSError as error:
         raise _cannot_write(place, error) from error
     shutil.rmtree(old, ignore_errors=True)

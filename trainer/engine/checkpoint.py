@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from trainer import tensors
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, LockLost
 from trainer.lock import check_held
 from trainer.rundir import flush, read_json, write_json
 
@@ -52,6 +52,7 @@ def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], s
         CheckpointError: the disk is full or not writable; older checkpoints are as they were.
         LockLost: the run directory belongs to another process.
     """
+    check_held(folder)
     final, temporary = path_of(folder, step), folder / f".saving-{step:08d}-{secrets.token_hex(4)}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,6 +69,9 @@ def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], s
         temporary.rename(final)
         flush(folder)
         shutil.rmtree(_replaced(folder, step), ignore_errors=True)
+    except LockLost:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         put_back(folder)
