@@ -19,7 +19,7 @@ import pytest
 import torch
 from processes import wait_until
 
-from trainer import lock, lock_holder
+from trainer import lock, lock_file
 from trainer.engine import checkpoint
 from trainer.errors import LockLost, UsageError
 from trainer.lock import check_held
@@ -50,7 +50,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 def claim(run: RunDir, pid: int, **changes: Any) -> dict[str, Any]:
     """Write a lock as another process has left it."""
     run.create()
-    holder = lock_holder.identity() | {"pid": pid, "born": lock_holder._born(str(pid))[0], "token": "other"} | changes
+    holder = lock_file.identity() | {"pid": pid, "born": lock_file._born(str(pid))[0], "token": "other"} | changes
     run.lock_file.write_text(json.dumps(holder))
     return holder
 
@@ -207,7 +207,7 @@ def test_a_child_does_not_keep_the_flock_of_its_dead_parent(run: RunDir, tmp_pat
     os.waitpid(parent, 0)
     try:
         with run.lock_file.open("r+") as file:
-            assert lock._flock(file)  # type: ignore[arg-type]
+            assert lock_file.flock(file)  # type: ignore[arg-type]
     finally:
         (tmp_path / "stop").touch()
 

@@ -10,17 +10,13 @@ does not change for `SILENT_BEATS` heartbeats is taken over. Only a holder of th
 is looked up as a process: a dead one is replaced at once, a running one is not waited for.
 
 The holder also keeps a `flock` on its lock file. It makes takeovers exclusive, and while it is held by a process
-that cannot be looked up, the new process waits longer. flock belongs to the open file, so that reading the lock
-elsewhere in the process does not release it, as it would with POSIX locks. A forked child would keep it after the
-death of its parent: children close the file at the fork.
+that cannot be looked up, the new process waits longer. Unlike POSIX locks it stays when another descriptor of the
+file is closed. A forked child would keep it after the death of its parent: children close the file at the fork.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
 import logging
 import os
 import secrets
@@ -29,10 +25,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from trainer.errors import CheckpointError, LockLost, UsageError
-from trainer.lock_holder import identity, name_of, parse, state_of
+from trainer.lock_file import Look, flock, identity, look, name_of, open_for_flock, parse, state_of, write_new
 
 log = logging.getLogger("rankzero")
 
@@ -40,17 +36,10 @@ HEARTBEAT_SECONDS = 2.0
 SILENT_BEATS = 5  # heartbeats without a change of the lock, after which its holder counts as dead
 HELD_BEATS = 10  # the same while a process that cannot be looked up still holds the flock: it may only be slow
 POLL_SECONDS = 0.1
+LEAVE_SECONDS = 1.0  # for the main thread to notice by itself that it has lost the directory
 NAME = "lock"
 
 _held: dict[str, RunLock] = {}  # absolute path of a run directory -> its lock in this process
-
-
-class _Look(NamedTuple):
-    """The lock file at one moment. A heartbeat changes `changed`, a takeover all three."""
-
-    content: bytes
-    changed: int  # ns, by whatever clock the file system has: only compared for equality
-    inode: int
 
 
 class RunLock:
@@ -66,7 +55,7 @@ class RunLock:
         self.token = token or secrets.token_hex(16)
         self._file: BinaryIO | None = None
         self._loss: str | None = None
-        self._stop = threading.Event()
+        self._stop, self._leaving = threading.Event(), threading.Lock()
         self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._thread = threading.Thread(target=self._beat_until_stopped, name="rankzero-lock", daemon=True)
 
@@ -91,10 +80,10 @@ class RunLock:
     def _take(self, me: Mapping[str, Any]) -> None:
         first, began, announced = None, time.monotonic(), False
         while True:
-            now = _look(self.path)
+            now = look(self.path)
             if now is None:
                 with contextlib.suppress(FileExistsError):
-                    self._file = _write_new(self.path, me)
+                    self._file = write_new(self.path, me)
                     return
                 continue
             holder = parse(now.content)
@@ -116,17 +105,17 @@ class RunLock:
                 announced = True
             time.sleep(min(POLL_SECONDS, HEARTBEAT_SECONDS))
 
-    def _replace(self, now: _Look, me: Mapping[str, Any], state: str, waited: float) -> bool:
+    def _replace(self, now: Look, me: Mapping[str, Any], state: str, waited: float) -> bool:
         """Replace the lock `now` of a dead holder; False if another process does so, or the holder may be slow."""
         patience = {"dead": 1.0, "stopped": SILENT_BEATS}.get(state, HELD_BEATS)
         try:
-            with _open_for_lock(self.path) as file:
-                if not _flock(file) and waited < patience:
+            with open_for_flock(self.path) as file:
+                if not flock(file) and waited < patience:
                     return False
-                if _look(self.path) != now:  # another process has replaced it
+                if look(self.path) != now:  # another process has replaced it
                     return False
                 temporary = self.path.with_name(f".{NAME}.{self.token[:8]}.tmp")
-                self._file = _write_new(temporary, me)
+                self._file = write_new(temporary, me)
                 temporary.replace(self.path)
         except FileNotFoundError:  # its holder has left
             return False
@@ -142,13 +131,17 @@ class RunLock:
             OSError: the file cannot be read now.
         """
         if self._loss is None:
-            now = _look(self.path)
+            now = look(self.path)
             holder = parse(now.content) if now else None
             if now is None:
                 if self._file is not None:  # on other ranks: rank zero has left
                     self._loss = "its lock was removed"
             elif holder is None or holder.get("token") != self.token:
                 self._loss = f"it was taken over by {name_of(holder)}"
+        self.raise_if_lost()
+
+    def raise_if_lost(self) -> None:
+        """Raise LockLost if an earlier check has found that the directory is lost."""
         if self._loss is not None:
             raise LockLost(
                 f"run directory {self.folder} no longer belongs to this process: {self._loss}. This process writes "
@@ -166,17 +159,26 @@ class RunLock:
             try:
                 self.beat()
             except LockLost:
-                # The main thread leaves at its next write. A signal ends what it does now: it is a request to stop
-                # where stop signals are handled, and a KeyboardInterrupt elsewhere.
-                if self._in_main_thread and (main := threading.main_thread().ident) is not None:
-                    signal.pthread_kill(main, signal.SIGINT)
+                self._interrupt()
                 return
             except OSError:  # a file server that does not answer: nothing is known
                 continue
 
+    def _interrupt(self) -> None:
+        """Interrupt the main thread, if it has not left by itself, as it does at its next write.
+
+        The signal is a request to stop where stop signals are handled, and a KeyboardInterrupt elsewhere.
+        """
+        if not self._in_main_thread or self._stop.wait(LEAVE_SECONDS):
+            return
+        with self._leaving:
+            if not self._stop.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
     def release(self) -> None:
         """Stop the heartbeat and remove the lock if it is still ours."""
-        self._stop.set()
+        with self._leaving:
+            self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
         with contextlib.suppress(OSError, LockLost):
@@ -202,15 +204,15 @@ def hold(folder: Path) -> Iterator[RunLock]:
     """
     lock = RunLock(folder)
     lock.take()
-    with _registered(lock):
-        try:
-            yield lock
-        except BaseException:
-            with contextlib.suppress(OSError):
-                lock.check()
-            raise
-        finally:
-            lock.release()
+    try:
+        with _registered(lock):
+            try:
+                yield lock
+            finally:
+                lock.release()
+    except BaseException:  # also the interrupt of the heartbeat, wherever it arrived
+        lock.raise_if_lost()
+        raise
 
 
 def follow(folder: Path, token: str) -> contextlib.AbstractContextManager[RunLock]:
@@ -219,11 +221,7 @@ def follow(folder: Path, token: str) -> contextlib.AbstractContextManager[RunLoc
 
 
 def check_held(path: Path) -> None:
-    """Check the lock of the run directory that `path` is in, if this process has taken it.
-
-    Raises:
-        LockLost: the directory belongs to another process.
-    """
+    """Check the lock of the run directory that `path` is in, if this process has taken it. Raises LockLost."""
     for lock in _locks_of(path):
         lock.check()
 
@@ -257,46 +255,3 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-# -- the file ----------------------------------------------------------------------------------------------------------
-
-
-def _look(path: Path) -> _Look | None:
-    """Read the lock. Opening it asks the server of a network file system, where `stat` may answer from a cache."""
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            return _Look(file.read(), status.st_mtime_ns, status.st_ino)
-    except FileNotFoundError:
-        return None
-
-
-def _write_new(path: Path, me: Mapping[str, Any]) -> BinaryIO:
-    """Create the file under flock and write it. Returns it open."""
-    file = path.open("xb", buffering=0)
-    try:
-        _flock(file)
-        file.write(json.dumps(me).encode())
-    except OSError:
-        file.close()
-        path.unlink(missing_ok=True)
-        raise
-    return file
-
-
-def _open_for_lock(path: Path) -> BinaryIO:
-    """NFS wants a file that is open for writing for an exclusive flock; another user's lock can only be read."""
-    try:
-        return path.open("r+b")
-    except PermissionError:
-        return path.open("rb")
-
-
-def _flock(file: BinaryIO) -> bool:
-    """Take the flock without waiting; False while another process has it. True where the file system has none."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-    return True

@@ -22,6 +22,7 @@ from typing import Any
 from trainer.errors import CheckpointError, LockLost, UsageError
 from trainer.lock import HEARTBEAT_SECONDS, RunLock, beat_held, check_held, hold
 
+_PROCESS = secrets.token_hex(4)  # with the process number in the names of temporary files: unique over machines
 STALE_SECONDS = 60.0  # a status.json of a running run that is older than this: its process is gone
 
 
@@ -37,7 +38,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """The same for bytes."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS}.tmp")
     try:
         try:
             with temporary.open("wb") as file:
@@ -221,7 +222,7 @@ class RunDir:
         """
         make_folder(self.path)
         with hold(self.path) as lock:
-            for left in self.path.glob(".*.tmp"):  # of writers that were killed
+            for left in self.path.rglob(".*.tmp"):  # of writers that were killed
                 left.unlink(missing_ok=True)
             yield lock
 

@@ -89,7 +89,7 @@ def _finished_parts(run: RunDir) -> list[str]:
 
 def _check_effect(run: RunDir, recipe: Recipe, changed: Mapping[str, Any]) -> None:
     """Check that steps will be trained with the changed keys."""
-    step = checkpoint.newest(run.checkpoints)
+    step = checkpoint.newest(run.checkpoints, set_aside=False)  # this start may be refused
     if step is None:
         raise CheckpointError(
             f"run directory {run.path} is finished and has no checkpoints to train on from, so that "

@@ -176,10 +176,11 @@ def checked(folder: Path, step: int, name: str | None = None) -> Path:
     return path if name is None else path / name
 
 
-def newest(folder: Path) -> int | None:
+def newest(folder: Path, *, set_aside: bool = True) -> int | None:
     """Return the step of the newest complete checkpoint, or None where none was ever begun. Reads all of its files.
 
-    Damaged ones that are newer are renamed: saves that follow would count them, and take their own for old.
+    Damaged ones that are newer are renamed (`set_aside`): saves that follow would count them, and take their own for
+    old.
 
     Raises:
         CheckpointError: there are checkpoint directories but none is complete. Never a silent start from scratch.
@@ -189,7 +190,7 @@ def newest(folder: Path) -> int | None:
     for step in reversed(steps(folder)):
         wrong = fault(path_of(folder, step))
         if wrong is None:
-            for damaged, why in faults.items():
+            for damaged, why in faults.items() if set_aside else ():
                 _set_aside(folder, damaged, why)
             return step
         faults[step] = wrong

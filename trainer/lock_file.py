@@ -1,14 +1,64 @@
-"""The holder of a run directory's lock: what the lock file says about it, and whether its process runs."""
+"""The lock file of a run directory: reading and writing it, what it says of its holder, whether that process runs."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+
+class Look(NamedTuple):
+    """The lock file at one moment. A heartbeat changes `changed`, a takeover all three."""
+
+    content: bytes
+    changed: int  # ns, by whatever clock the file system has: only compared for equality
+    inode: int
+
+
+def look(path: Path) -> Look | None:
+    """Read the lock. Opening it asks the server of a network file system, where `stat` may answer from a cache."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            return Look(file.read(), status.st_mtime_ns, status.st_ino)
+    except FileNotFoundError:
+        return None
+
+
+def write_new(path: Path, me: Mapping[str, Any]) -> BinaryIO:
+    """Create the file under flock and write it. Returns it open."""
+    file = path.open("xb", buffering=0)
+    try:
+        flock(file)
+        file.write(json.dumps(me).encode())
+    except OSError:
+        file.close()
+        path.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def open_for_flock(path: Path) -> BinaryIO:
+    """NFS wants a file that is open for writing for an exclusive flock; another user's lock can only be read."""
+    try:
+        return path.open("r+b")
+    except PermissionError:
+        return path.open("rb")
+
+
+def flock(file: BinaryIO) -> bool:
+    """Take the flock without waiting; False while another process has it. True where the file system has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
 def parse(content: bytes) -> dict[str, Any] | None:
