@@ -340,3 +340,17 @@ def _before_export(work: Any) -> None:
         original(*arguments)
 
     stage.write_artifact = wrapped
+
+
+def fail_on_bears() -> None:
+    """A cleaning step of every recipe fails on one kind of text."""
+    from trainer.data.cleaning import CLEANERS
+
+    fold = CLEANERS["fold_whitespace"]
+
+    def step(text: str) -> str:
+        if "Bär" in text:
+            raise ValueError("no bears")
+        return fold(text)
+
+    CLEANERS["fold_whitespace"] = step

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.cleaners import UNITS, text_of
 from trainer.data.cleaning import (
     CLEANERS,
     MAX_CHARACTERS,
@@ -44,13 +47,18 @@ REVIEWS = [
         (strip_tags, "good.<br /><br />But <i>bad</i>", "good.  But  bad "),
         (strip_tags, "a < b > c, <3 and 1<2", "a < b > c, <3 and 1<2"),
         (strip_tags, "seen <!-- a > b\n --> twice", "seen   twice"),
+        (strip_tags, "<!-- a --><b> 3 --> 2 <!-- open <i>x", "   3 --> 2 <!-- open  x"),
+        (unescape_html, "&#" + "1" * 5000 + ";&#" + "0" * 5000 + "65;&#x" + "f" * 5000 + ";", "\ufffdA\ufffd"),
+        (unescape_html, "&#00000065x &#0128512; &#00000000 &#99999999", "Ax \U0001f600 \ufffd \ufffd"),
         (replace_urls, "see https://a.org/x?y=1&z=2. Or (www.b.co.uk)!", "see URL. Or (URL)!"),
         (replace_urls, "HTTP://X.Y/, ftp://files.org/a", "URL, URL"),
         (replace_urls, "a www. sentence about http: nothing", "a www. sentence about http: nothing"),
         (replace_emails, "write to j.doe+x@mail.example.org.", "write to EMAIL."),
         (replace_emails, "rated 5@10, @home", "rated 5@10, @home"),
+        (replace_emails, "\u00e9a@b.com@c.de, a@b@c.de, \u00e9-x@c.de", "\u00e9a@EMAIL, a@EMAIL, \u00e9EMAIL"),
         (normalize_unicode, "a\u0308 x² ½ ﬁ", "ä x² ½ ﬁ"),
         (normalize_compatibility, "x² ﬁ", "x2 fi"),
+        (normalize_unicode, "e" + "\u0301\u0316" * 40, "\u00e9" + "\u0316" * 40 + "\u0301" * 39),
         (fold_whitespace, " a\u0085b\u00a0c\u2028d\u200be\ufefff\t\r\n g ", "a b c d e f g"),
         (lowercase, "GROẞ ÄÖ Straße", "groß äö straße"),
     ],
@@ -62,6 +70,40 @@ def test_each_step(step, text, cleaned):
 def test_the_recipe_for_reviews():
     review = "I LOVED it!&lt;br /&gt;<br />Mail me: Me@Home.COM\u00a0or  http://www.imdb.com/title/tt1/ &quot;now&quot;"
     assert cleaner(REVIEWS)(review) == 'i loved it! mail me: email or url "now"'
+
+
+MARKS = st.lists(st.sampled_from("\u0301\u0316\u0315\u0344\u0f71\u0f73\u3099\u1161\u1100か각\ufdfaé\U0001d160 a"))
+
+
+@given(MARKS.map(lambda parts: "".join(parts) * 8))
+def test_long_runs_of_marks_are_normalized_as_python_does(text):
+    assert normalize_unicode(text) == unicodedata.normalize("NFC", text)
+    assert normalize_compatibility(text) == unicodedata.normalize("NFKC", text)
+
+
+@pytest.mark.parametrize("name", list(CLEANERS))
+def test_steps_take_linear_time(name):
+    """A quadratic step needs a minute or more for 250 kB; a linear one some hundredths of a second."""
+    for title, unit in UNITS.items():
+        text = text_of(unit, 250_000)
+        with time_limit(3.0, f"{name} of {title}"):
+            CLEANERS[name](text)
+
+
+@contextlib.contextmanager
+def time_limit(seconds, what):
+    """Fails when the body takes more seconds of this process's CPU time, as soon as Python code runs."""
+
+    def stop(*_):
+        raise AssertionError(f"{what} takes more than {seconds} s")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def test_steps_run_in_the_order_given():
@@ -142,6 +184,15 @@ def test_a_text_of_spaces_is_empty_even_when_no_step_folds_them():
 
 def test_a_label_that_is_a_fraction_is_none():
     assert isinstance(clean_row(row(text="x", label=0.5), ("text", "label"), {}, CLEAN), BadRow)
+
+
+def test_an_error_of_a_step_stays_with_its_row():
+    def fails(text):
+        raise ValueError(f"cannot take {text}")
+
+    found = clean_row(row(text="x"), ("text",), {}, fails)
+    assert isinstance(found, BadRow)
+    assert found.describe("a.csv") == 'a.csv:17 (row 18), column "text": cannot be cleaned: ValueError: cannot take x'
 
 
 @given(st.dictionaries(st.sampled_from(["de", "en"]), st.one_of(st.none(), st.text(), st.integers(), st.floats())))

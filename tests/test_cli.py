@@ -183,7 +183,8 @@ def test_predict_reads_lines_and_keeps_their_order(run: Path, tmp_path: Path) ->
     ended = command(tmp_path, "predict", run, stdin="\n".join(texts).encode()).check()
     records = [json.loads(line) for line in ended.out[0].split("\n")[:-1]]
     assert [record["text"] for record in records] == texts
-    assert all(record.keys() == {"text", "prediction", "score"} for record in records)
+    assert [list(record)[3:] for record in records] == [[], [], [], ["truncated"], [], []], "200 words are too many"
+    assert all(list(record)[:3] == ["text", "prediction", "score"] for record in records)
     assert all(isinstance(record["prediction"], str) and record["score"] < 0 for record in records)
     again = command(tmp_path, "predict", run, texts[0], texts[4]).check()
     assert [json.loads(line)["text"] for line in again.out[0].splitlines()] == [texts[0], texts[4]]
@@ -235,6 +236,19 @@ def test_predict_tells_what_it_cannot_read_or_run(run: Path, tmp_path: Path) -> 
     assert "argument 2 is not UTF-8 at character 1" in ended.err[0]
     ended = command(tmp_path, "predict", run, "x", "--backend", "onnx").check(2)
     assert "onnx" in ended.err[0]
+
+
+def test_predict_answers_the_other_lines(run: Path, tmp_path: Path) -> None:
+    """A cleaning step that fails on one line."""
+    ended = command(tmp_path, "predict", run, stdin=b"der Hund\nein B\xc3\xa4r\nx\n", hook=hooks.fail_on_bears).check(3)
+    records = [json.loads(line) for line in ended.out[0].splitlines()]
+    assert [record["text"] for record in records] == ["der Hund", "ein Bär", "x"]
+    assert records[1] == {"text": "ein Bär", "error": "ValueError: no bears"}
+    assert "prediction" in records[0]
+    assert "prediction" in records[2]
+    assert 'predict: 1 lines have an "error" in place of an answer' in ended.err[0]
+    long = b"&#" + b"1" * 5000 + b";\nein Hund\n"
+    assert len(command(tmp_path, "predict", run, stdin=long).check().out[0].splitlines()) == 2
 
 
 def test_debug_is_a_slice_in_a_directory_of_its_own(recipe: Path, tmp_path: Path) -> None:

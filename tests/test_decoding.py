@@ -61,6 +61,16 @@ def test_a_beam_wide_enough_finds_what_enumeration_finds(penalty, seed):
         assert hypothesis.score == pytest.approx(scores[best], abs=1e-5)
 
 
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_begin_that_is_the_end_too_does_not_forbid_the_end(beam):
+    """A byte-level tokenizer has one token for both."""
+    model, src = _model(eos_bias=400.0), _src()
+    found = beam_search(
+        model, src, bos_id=EOS, eos_id=EOS, pad_id=PAD, beam_size=beam, length_penalty=1.0, max_length=9
+    )
+    assert [h.ids for h in found] == [[]] * len(src)
+
+
 @torch.no_grad()
 def _greedy_without_cache(model, row, limit):
     ids = []

@@ -95,6 +95,7 @@ def test_language_models_give_vectors_too(reviews: Path, tmp_path: Path, objecti
     theirs: Any = AutoModel.from_pretrained(folder / "model").eval()
     found = list(embed(folder, ["a good film", " ".join(OTHER * 6)], pooling="tokens"))
     assert len(found[1].vector) == 32, "cut to data.max_length"
+    assert [record.truncated for record in found] == [False, True]
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     for record in found:
         ids = torch.tensor([tokenizer.convert_tokens_to_ids(record.tokens)])

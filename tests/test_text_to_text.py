@@ -85,18 +85,20 @@ def test_the_loss_is_that_of_the_library(architecture: str) -> None:
     assert [set(record) for record in found.records] == [{"prediction", "score"}] * 2
 
 
-def test_every_row_has_one_end_and_keeps_it() -> None:
-    task = task_of(recipe(task={"prefix": "translate: "}))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_row_has_one_end_which_a_cut_target_loses(architecture: str) -> None:
+    task = task_of(recipe(architecture=architecture, task={"prefix": "translate: "}))
     long = {"src": " ".join(["bank"] * 60), "trg": " ".join(["bench"] * 60)}
-    for example in task.encode([*ROWS, long]):
-        for ids in example.values():
-            assert len(ids) <= 24
-            assert ids.count(task.eos_id) == 1
-            assert ids[-1] == task.eos_id
-    [with_prefix], [without] = (task_of(recipe(task={"prefix": p})).encode(ROWS[:1]) for p in ("translate: ", ""))
-    assert len(with_prefix["input_ids"]) > len(without["input_ids"])
-    assert with_prefix["labels"] == without["labels"]
-    assert task.encode([{"src": "ja"}])[0]["labels"] == [], "predict has no target"
+    *examples, cut = task.encode([*ROWS, long])
+    for ids in [ids for example in examples for ids in example.values()] + [cut["input_ids"]]:
+        assert len(ids) <= 24
+        assert ids[-1] == task.eos_id
+        assert ids[1:].count(task.eos_id) == 1
+    assert len(cut["labels"]) == 24
+    assert task.eos_id not in cut["labels"][1:], "the text does not end there"
+    whole = task.tokenizer(long["trg"]).input_ids
+    assert cut["labels"] == whole[:24]
+    assert task.cut_roles({"src": 5, "trg": 60}) == ["trg"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -118,8 +120,11 @@ def test_a_tokenizer_that_ends_no_text_is_helped() -> None:
     task = make_task(task.recipe, task.tokenizer)
     long = {"src": "bank " * 60, "trg": "bench " * 60}
     for example in task.encode([*ROWS, long]):
-        assert all(ids.count(task.eos_id) == 1 and ids[-1] == task.eos_id for ids in example.values())
         assert max(map(len, example.values())) <= 24
+        assert example["input_ids"].count(task.eos_id) == 1
+        assert example["input_ids"][-1] == task.eos_id
+    assert example["labels"].count(task.eos_id) == 0, "cut"
+    assert task.encode(ROWS[:1])[0]["labels"][-1] == task.eos_id
 
 
 def test_targets_have_a_length_of_their_own() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 # Results must not depend on the number of threads or on memory alignment (docs/design.md, "bit for bit"); MKL reads
 # its line at its first call, so it is set before torch is imported.
-ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false"}
+# Kernels of the Hub are code that a config.json can ask for.
+ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false", "USE_HUB_KERNELS": "NO"}
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 

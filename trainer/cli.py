@@ -19,9 +19,10 @@ from typing import Annotated, Any
 import typer
 
 from trainer.embedding import embed_command
-from trainer.errors import CheckpointError, RankzeroError, UsageError
+from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.lines import TextCommand, given, prepare_streams
 from trainer.rank_env import clean_environment
+from trainer.redaction import redacted
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -145,6 +146,7 @@ def report(
     index: Annotated[
         Path | None, typer.Option("--index", metavar="FILE", help="only write a page that links the runs' reports")
     ] = None,
+    no_rows: Annotated[bool, typer.Option("--no-rows", help="report.html without texts and predictions")] = False,
 ) -> None:
     """Write the report of an evaluated split again: report.html, confusion matrix, errors, attention."""
     checked_split(split)
@@ -156,7 +158,7 @@ def report(
     from trainer.compose import report as write_report
 
     for run in runs:
-        for path in write_report(run, split=split):
+        for path in write_report(run, split=split, with_rows=not no_rows):
             print(path)
 
 
@@ -198,9 +200,13 @@ def predict(
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
+    errors = 0
     for record in run_prediction(run, lines, backend=backend, overrides=overrides):
+        errors += "error" in record
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
         sys.stdout.flush()
+    if errors:
+        raise DataError(f'predict: {errors} lines have an "error" in place of an answer; all others are answered')
 
 
 app.command("embed", cls=TextCommand)(embed_command)
@@ -256,7 +262,7 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):  # a terminal that was closed must not end a run
-            print(self.format(record), file=sys.stderr, flush=True)
+            print(redacted(self.format(record)), file=sys.stderr, flush=True)
 
 
 def set_up_logging() -> None:
@@ -279,7 +285,7 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
         code = application(standalone_mode=False) if isinstance(application, typer.Typer) else application()
     except RankzeroError as error:
         if "--debug" in sys.argv:
-            traceback.print_exc()
+            _print_traceback()
         if is_main() or not error.everywhere:
             logging.getLogger("rankzero").error("rankzero: %s", error)
         return error.exit_code
@@ -295,10 +301,15 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
             return CheckpointError.exit_code
         code = _usage(error)
         if code is None:
-            traceback.print_exc()
+            _print_traceback()
             return 1
         return code
     return code if isinstance(code, int) else 0
+
+
+def _print_traceback() -> None:
+    """Messages of libraries may hold the URL that they could not read, with its credentials."""
+    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
 
 
 def _usage(error: Exception) -> int | None:

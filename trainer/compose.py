@@ -24,6 +24,8 @@ from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from trainer.engine.runtime import Runtime
 
 log = logging.getLogger("rankzero")
@@ -177,6 +179,7 @@ def _stages(
         setup.check_beginning(recipe)
         data = setup.survey_data(folder, recipe)
         setup.make_tokenizer(folder, recipe, data["train"]["rows"])
+        data = setup.count_data_tokens(folder, recipe, data)
         setup.write_manifest(folder, runtime, data)
         return data
 
@@ -267,6 +270,8 @@ def predict(
     run: str | Path, texts: Iterable[str], *, backend: str = "torch", overrides: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """One record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
+
+    The record of a text of which only a part was read has "truncated": true.
 
     Args:
         backend: torch, or a published artifact: onnx, int8, which answers text by text, bf16 or safetensors.
@@ -361,8 +366,10 @@ def bench(
     return found
 
 
-def report(run: str | Path, *, split: str = "test") -> list[Path]:
+def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> list[Path]:
     """Writes confusion matrix, calibration, errors, attention and report.html of a finished run's split again.
+
+    Without rows, report.html quotes no text, prediction or attention of a row, also when it is rendered again later.
 
     Raises:
         RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them.
@@ -380,7 +387,7 @@ def report(run: str | Path, *, split: str = "test") -> list[Path]:
         log.warning("%s; rows that stand in training too are left as they were found before", error)
         corpus = None
     with finished.run.locked():
-        return write_report(finished.run, finished.task, finished.model, corpus, split)
+        return write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
 
 
 def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -403,10 +410,20 @@ def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, o
         RankzeroError: bad data, or a folder that holds something else.
     """
     from trainer.data.prepare import prepare as write_corpus
+    from trainer.engine.corpus import Corpus
+    from trainer.engine.token_counts import count_tokens
     from trainer.tasks.base import make_task
 
     resolved = load_recipe(recipe, overrides)
     folder = Path(out) if out else Path("prepared") / resolved.name
-    about = write_corpus(resolved, roles_of(resolved), lambda tokenizer: make_task(resolved, tokenizer).encode, folder)
+
+    def encoder(tokenizer: PreTrainedTokenizerFast) -> Any:
+        corpus = Corpus(resolved, make_task(resolved, tokenizer))
+        for split in ("train", "validation", "test"):
+            if getattr(resolved.data, split) is not None:
+                count_tokens(corpus, split, None)  # refuse unknown tokens before the corpus is written
+        return corpus.task.encode
+
+    about = write_corpus(resolved, roles_of(resolved), encoder, folder)
     counts = ", ".join(f"{split} {facts['rows']:,} rows" for split, facts in about["splits"].items())
     return f"prepared {counts} in {folder}; use it with data.root={folder}"

@@ -25,7 +25,8 @@ FORMATS = (".npy", ".parquet")
 def embed(
     source: str | Path, texts: Iterable[str], *, pooling: Pooling = "mean", max_length: int | None = None
 ) -> Iterator[Embedded]:
-    """One record per text, in order and in constant memory: `text`, `tokens` (pooling tokens) and `vector` (fp32).
+    """One record per text, in order and in constant memory: `text`, `tokens` (pooling tokens), `vector` (fp32), and
+    `truncated` where only a part of the text was read.
 
     Args:
         source: a run directory, whose trunk, cleaning and length are taken; or a Hub id (id@revision), a folder, or
@@ -87,7 +88,8 @@ def embed_command(
 
 def _shown(record: Embedded, pooling: str) -> dict[str, Any]:
     tokens = {"tokens": record.tokens} if pooling == "tokens" else {}
-    return {"text": record.text, **tokens, "vector": record.vector.tolist()}
+    mark = {"truncated": True} if record.truncated else {}
+    return {"text": record.text, **tokens, "vector": record.vector.tolist(), **mark}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

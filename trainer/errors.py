@@ -6,12 +6,18 @@
 
 from __future__ import annotations
 
+from trainer.redaction import redacted
+
 
 class RankzeroError(ValueError):
     """A mistake or misfortune that the user can act on; anything else is our own bug and keeps its traceback."""
 
     exit_code = 1
     everywhere = False  # raised on all ranks alike: one of them speaks
+
+    def __init__(self, message: str) -> None:
+        """`message`: printed, and stored in status.json, without credentials."""
+        super().__init__(redacted(message))
 
 
 class RankError(RankzeroError):

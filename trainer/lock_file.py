@@ -21,12 +21,20 @@ class Look(NamedTuple):
     inode: int
 
 
+MOST_BYTES = 1 << 16
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open neither through a symbolic link, which may lead out of the run directory, nor wait for a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 def look(path: Path) -> Look | None:
     """Read the lock. Opening it asks the server of a network file system, where `stat` may answer from a cache."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_no_link) as file:
             status = os.fstat(file.fileno())
-            return Look(file.read(), status.st_mtime_ns, status.st_ino)
+            return Look(file.read(MOST_BYTES), status.st_mtime_ns, status.st_ino)
     except FileNotFoundError:
         return None
 

@@ -34,6 +34,8 @@ from trainer.sections import (
 )
 from trainer.synonyms import advice
 
+MOST_BYTES, MOST_VALUES = 10_000_000, 1_000_000  # of a recipe file
+
 
 class Recipe(Section):
     """The whole recipe. `task` and `model` are narrowed to the classes found by `recipe_class`."""
@@ -80,13 +82,7 @@ class Recipe(Section):
         Raises:
             UsageError: the file is missing or not YAML, or any key or value is wrong; all problems at once.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            hint = "give the path of a YAML file, or a name that `rankzero recipes` lists"
-            raise UsageError(f"recipe {path} cannot be read: {reason}; {hint}") from None
-        return cls.parse(_yaml(text, str(path)), overrides, str(path))
+        return cls.parse(read_yaml(path), overrides, str(path))
 
     @classmethod
     def parse(cls: type[R], values: Any, overrides: Sequence[str] = (), where: str = "recipe") -> R:
@@ -197,15 +193,42 @@ _Loader.add_implicit_resolver(
 )
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The values of a recipe file, not checked.
+
+    Raises:
+        UsageError: it cannot be read, is not YAML, no mapping, or too large for a recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= MOST_BYTES else None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        hint = "give the path of a YAML file, or a name that `rankzero recipes` lists"
+        raise UsageError(f"recipe {path} cannot be read: {reason}; {hint}") from None
+    if text is None:
+        raise UsageError(f"recipe {path} is larger than {MOST_BYTES:,} bytes: it is no recipe")
+    values = _yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of sections, not {type(values).__name__}")
+    return values
+
+
 _INDICATORS = tuple("*&!%@`")
 
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-    except yaml.YAMLError as error:
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except (yaml.YAMLError, RecursionError) as error:
         quote = "a value that begins with one of * & ! % @ ` [ {, or holds ': ' or ' #', needs quotation marks"
         raise UsageError(f"{where}: not valid YAML: {error}\n{quote}, such as train: '*.csv'") from None
+    left, count = [values], 0
+    while left:  # aliases may make a few lines stand for billions of values, or for endless ones
+        value, count = left.pop(), count + 1
+        if count > MOST_VALUES:
+            raise UsageError(f"{where}: it has more than {MOST_VALUES:,} values: it is no recipe")
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -32,8 +32,12 @@ def report_stage(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, spli
     mark_stage(run, f"report/{split}", step, of=evaluated)
 
 
-def write_report(run: RunDir, task: Task, model: nn.Module, corpus: Corpus | None, split: str) -> list[Path]:
+def write_report(
+    run: RunDir, task: Task, model: nn.Module, corpus: Corpus | None, split: str, with_rows: bool | None = None
+) -> list[Path]:
     """attention.json, and everything that `analyse` makes of the split's files; returns the files.
+
+    `with_rows`: whether report.html quotes rows of the data; None = as in the page that is there.
 
     Raises:
         DataError: there are no predictions of the split.
@@ -48,7 +52,7 @@ def write_report(run: RunDir, task: Task, model: nn.Module, corpus: Corpus | Non
     if continued := task.continued(model, records):
         write_json(run.evaluation(split) / "samples.json", {"rows": continued})
     names: Any = getattr(task.recipe.task, "names", None)
-    return analyse(run, split, None if corpus is None else _train_texts(run, task, corpus), names)
+    return analyse(run, split, None if corpus is None else _train_texts(run, task, corpus), names, with_rows)
 
 
 def render_reports(run: RunDir) -> None:

@@ -22,8 +22,20 @@ from typing import Any
 
 from trainer.errors import CheckpointError, LockLost, UsageError
 from trainer.lock import HEARTBEAT_SECONDS, RunLock, beat_held, check_held, hold
+from trainer.redaction import redacted
 
 _PROCESS = secrets.token_hex(4)  # with the process number in the names of temporary files: unique over machines
+# Keys of these files that hold objects, lists and truth values; and those that hold objects of objects.
+FORMED = ("manifest.json", "gate.json", "benchmark.json")
+FORMS: dict[str, Any] = {
+    **dict.fromkeys(("data", "stages", "versions", "devices", "files", "checks", "inputs", "of"), dict),
+    **dict.fromkeys(("contestants", "recommended", "left_out"), dict),
+    **dict.fromkeys(("starts", "command", "failed", "courses"), list),
+    "passed": bool,
+}
+OF_OBJECTS = ("data", "stages", "checks", "contestants")
+MOST_JSON = 200_000_000  # bytes of a JSON file that is read at once
+MOST_SPLITS = 1 << 16
 STALE_SECONDS = 60.0  # a status.json of a running run that is older than this: its process is gone
 
 
@@ -125,17 +137,43 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """None when the file is not there.
+    """The object in a JSON file of a run; None when the file is not there.
 
     Raises:
-        CheckpointError: it is there and is not JSON.
+        CheckpointError: it is there and is not JSON, larger than any that a run writes, or of another form.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        value = json.loads(path.read_text(encoding="utf-8")) if size <= MOST_JSON else None
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; restore it") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); restore it or start again with --fresh") from None
+    if size > MOST_JSON:
+        raise CheckpointError(f"{path} has {size:,} bytes; {MOST_JSON:,} are the most: restore it")
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not a JSON object; restore it")
+    if path.name in FORMED:
+        _check_form(path, value)
+    return value
+
+
+def _check_form(path: Path, value: dict[str, Any]) -> None:
+    for key, form in FORMS.items():
+        found: Any = value.get(key)
+        if found is not None and not isinstance(found, form):
+            raise CheckpointError(f"{path}: {key} is a {type(found).__name__}, not a {form.__name__}; restore it")
+        if key in OF_OBJECTS and found and not all(isinstance(part, dict) for part in found.values()):
+            raise CheckpointError(f"{path}: {key} is not an object of objects; restore it")
+
+
+def inside(folder: Path, name: object) -> Path | None:
+    """The path of a file that a JSON file of the folder names; None for a name that leads out of it."""
+    if not isinstance(name, str) or not name or "\0" in name or name.startswith("/") or ".." in Path(name).parts:
+        return None
+    return folder / name
 
 
 class RunDir:
@@ -164,13 +202,25 @@ class RunDir:
         """
         for path, key in ((self.note, "splits"), (self.manifest, "micro_batch_splits")):
             found = read_json(path)
-            if isinstance(found, dict) and key in found:
-                return int(found[key])
+            if found is not None and key in found:
+                if type(found[key]) is not int or not 0 < found[key] <= MOST_SPLITS:
+                    raise CheckpointError(
+                        f"{path}: {key} is {str(found[key])[:60]!r}, not a count of parts; restore it"
+                    )
+                return found[key]
         return 1
 
     def reasons(self) -> dict[str, str]:
         """Why there can be no artifact, by its name, of those that were asked for."""
-        return dict(read_json(self.left_out) or {})
+        return {str(name): str(reason) for name, reason in (read_json(self.left_out) or {}).items()}
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says about the stages after training.
+
+        Raises:
+            CheckpointError: manifest.json is damaged.
+        """
+        return dict((read_json(self.manifest) or {}).get("stages") or {})
 
     def evaluation(self, split: str) -> Path:
         return self.path / "evaluation" / split
@@ -198,7 +248,7 @@ class RunDir:
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
         try:
             check_held(path)
-            with path.open("a", encoding="utf-8", newline="\n") as file:
+            with open(path, "a", encoding="utf-8", newline="\n", opener=no_link) as file:
                 file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
         except OSError as error:
             raise _cannot_write(path, error) from error
@@ -240,6 +290,11 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def no_link(path: str, flags: int) -> int:
+    """Opens a file to write to; not through a symbolic link, which may lead out of the run directory."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 class Status:
     """`status.json`, rewritten at each change and at least every two seconds while the run lives."""
 
@@ -269,7 +324,7 @@ class Status:
             self.values.update(values)
             with contextlib.suppress(OSError):
                 beat_held(self._run.path)
-            write_json(self._run.status, {**self.values, "updated": time.time()})
+            write_json(self._run.status, {**redacted(self.values), "updated": time.time()})
 
     def finish(self, state: str, exit_code: int, error: str | None = None, **more: Any) -> None:
         """The last word of this attempt."""

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import yaml
-
 from launch.planning.rehearsal import Shapes
 from launch.planning.sample import Sample
 from trainer.data.keyed import uniform
@@ -19,7 +17,7 @@ from trainer.data.sources import Row, Source, open_split
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
-from trainer.recipe import Recipe, changed_keys
+from trainer.recipe import Recipe, changed_keys, read_yaml
 from trainer.rundir import RunDir, read_json
 from trainer.tasks.base import Task, make_task, roles_of
 
@@ -91,7 +89,7 @@ def _agrees(recipe: Recipe, run: RunDir) -> bool:
     """Whether a run directory has been made from the same data, tokenizer and task."""
     if not run.recipe.exists():
         return False
-    changed = changed_keys(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), recipe.model_dump(mode="json"))
+    changed = changed_keys(read_yaml(run.recipe), recipe.model_dump(mode="json"))
     return not any(key.startswith(("data.", "tokenizer.", "task.")) for key in changed)
 
 

@@ -64,8 +64,8 @@ def write_card(run: RunDir) -> Path:
         left_out=story.left_out(inputs),
         weights=[name for name in WEIGHTS if gates.get(name, {}).get("passed")],
         auto=_auto(run, inputs.recipe),
-        relative=not re.match(r"[\w+]+://|/|~", str(inputs.recipe["data"].get("root") or "/")),
-        recipe=run.recipe.read_text(encoding="utf-8").rstrip(),
+        relative=not re.match(r"[\w+]+://|/|~|…", str(inputs.recipe["data"].get("root") or "/")),
+        recipe=inputs.recipe_text.rstrip(),
         command=shlex.join(["rankzero", *inputs.manifest.get("command", [])[1:]]),
     )  # fmt: skip
     path = run.path / "README.md"

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.predictions import Record, is_utf8, json_line, read_predictions
+from trainer.recipe import read_yaml
+from trainer.redaction import shareable
 from trainer.rundir import RunDir, read_json, write_atomically
 
 KINDS = ("classification", "translation", "text_to_text", "language_modeling")
@@ -35,6 +35,11 @@ class Inputs:
     @property
     def folder(self) -> Path:
         return self.run.evaluation(self.split)
+
+    @property
+    def recipe_text(self) -> str:
+        """recipe.yaml as a page shows it."""
+        return str(shareable(self.run.recipe.read_text(encoding="utf-8")))
 
     @property
     def kind(self) -> str:
@@ -68,8 +73,8 @@ def read_run(run: RunDir, split: str) -> Inputs:
     return Inputs(
         run=run,
         split=split,
-        recipe=_recipe(run),
-        manifest=read_json(run.manifest) or {},
+        recipe=shareable(_recipe(run)),
+        manifest=shareable(read_json(run.manifest) or {}),
         status=read_json(run.status) or {},
         scores=read_json(run.evaluation(split) / "metrics.json") or {},
         history=_history(run.metrics),
@@ -148,12 +153,12 @@ def without_surrogates(text: str) -> str:
 
 
 def _recipe(run: RunDir) -> dict[str, Any]:
+    if not run.recipe.is_file():
+        raise DataError(f"{run.path} is no run directory: recipe.yaml is missing")
     try:
-        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{run.path} is no run directory: recipe.yaml cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{run.recipe} is not YAML ({error}); restore it") from None
+        recipe = read_yaml(run.recipe)
+    except UsageError as error:
+        raise DataError(str(error)) from None
     if not isinstance(recipe, dict) or not isinstance(recipe.get("task"), dict) or "kind" not in recipe["task"]:
         raise DataError(f"{run.recipe} has no task.kind; restore it")
     return recipe

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from trainer.analysis import attention, glossary, sections, story
 from trainer.analysis.inputs import Inputs, label_names, read_inputs
 from trainer.analysis.page import script_data, write_page
@@ -26,28 +28,41 @@ TITLES = {
 }
 
 
-def write_report(run: RunDir, split: str, labels: Sequence[str] | None = None) -> Path:
+NO_ROWS = '<meta name="rankzero-rows" content="none">'  # in a page that quotes no row
+
+
+def shows_rows(page: Path) -> bool:
+    """Whether a report quotes rows of the data; true of one that has not been written yet."""
+    return not page.is_file() or NO_ROWS not in page.read_text(encoding="utf-8")[:2000]
+
+
+def write_report(
+    run: RunDir, split: str, labels: Sequence[str] | None = None, *, with_rows: bool | None = None
+) -> Path:
     """Writes `evaluation/<split>/report.html`; what the run did not leave is left out.
 
     Args:
         run: a run whose split has predictions.jsonl.
         split: validation or test.
         labels: names of the classes in the order in which to show them; None = the model's.
+        with_rows: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
 
     Raises:
         DataError: no predictions, or records or an attention.json that do not fit the task.
         UsageError: a task that this analysis does not know.
     """
-    return render_report(read_inputs(run, split), labels)
+    return render_report(read_inputs(run, split), labels, with_rows=with_rows)
 
 
-def render_report(inputs: Inputs, labels: Sequence[str] | None = None) -> Path:
+def render_report(inputs: Inputs, labels: Sequence[str] | None = None, *, with_rows: bool | None = None) -> Path:
     """`write_report` for inputs that have been read."""
+    page = inputs.folder / "report.html"
+    with_rows = shows_rows(page) if with_rows is None else with_rows
     names = label_names(inputs.records, labels) if inputs.kind == "classification" else None
-    found = _sections(inputs, names)
+    found = _sections(inputs, names) if with_rows else _without_rows(_sections(inputs, names))
     rows = found.get("attention") or []
     return write_page(
-        inputs.folder / "report.html",
+        page,
         "report.html.jinja",
         script="attention.js" if rows else None,
         title=str(inputs.recipe.get("name") or inputs.run.path.name),
@@ -58,8 +73,20 @@ def render_report(inputs: Inputs, labels: Sequence[str] | None = None) -> Path:
         facts=[*story.facts(inputs), *(("Artifacts", sentence) for sentence in story.left_out(inputs))],
         contents=[(key, TITLES[key]) for key in TITLES if found.get(key)],
         sections=found,
+        head=Markup("") if with_rows else Markup(NO_ROWS),  # noqa: S704  (our own)
+        with_rows=with_rows,
         attention_data=script_data(attention.page_data(rows)),
     )
+
+
+def _without_rows(found: dict[str, Any]) -> dict[str, Any]:
+    """The sections without texts, predictions, attention and ids of rows: numbers stay."""
+    found = {**found, "attention": None}
+    for name, lists in (("errors", ("shown",)), ("samples", ("groups",)), ("texts", ("groups", "continued"))):
+        if section := found.get(name):
+            known = section.get("shared")
+            found[name] = {**section, **{key: [] for key in lists}, "shared": known and {**known, "ids": []}}
+    return found
 
 
 def _sections(inputs: Inputs, names: Sequence[str] | None) -> dict[str, Any]:
@@ -99,7 +126,7 @@ def _configuration(inputs: Inputs) -> dict[str, Any]:
     manifest = inputs.manifest
     command = manifest.get("command")
     return {
-        "recipe": inputs.run.recipe.read_text(encoding="utf-8"),
+        "recipe": inputs.recipe_text,
         "versions": {str(k): str(v) for k, v in (manifest.get("versions") or {}).items()},
         "command": " ".join(map(str, command)) if isinstance(command, list) else "",
         "commit": str(manifest.get("git_commit") or ""),

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
 from trainer.analysis.inputs import Inputs
+from trainer.redaction import shareable
 from trainer.rundir import read_json
 
 FORMAT = 1
@@ -17,7 +18,7 @@ Report = dict[str, Any]
 
 def speed_section(inputs: Inputs) -> dict[str, Any] | None:
     """Figure, table and recommendation; None for a run that nobody has measured, or by another version."""
-    report: Report | None = read_json(inputs.run.export / "benchmark.json")
+    report: Report | None = shareable(read_json(inputs.run.export / "benchmark.json"))
     if report is None or report.get("format") != FORMAT:
         return None
     courses = _decisive(report)

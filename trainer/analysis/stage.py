@@ -18,7 +18,11 @@ from trainer.rundir import RunDir, write_json
 
 
 def analyse(
-    run: RunDir, split: str, train_texts: Iterable[str] | None = None, labels: Sequence[str] | None = None
+    run: RunDir,
+    split: str,
+    train_texts: Iterable[str] | None = None,
+    labels: Sequence[str] | None = None,
+    with_rows: bool | None = None,
 ) -> list[Path]:
     """Writes confusion matrix, calibration, errors, curves and report.html of a split, from the run's files alone.
 
@@ -28,6 +32,7 @@ def analyse(
         train_texts: cleaned inputs of the training rows, in the form of a record's `input`; read once, as a stream.
             They tell which rows were known from training. None: an earlier answer stays.
         labels: names of the classes in the order in which to show them; None = the model's.
+        with_rows: as `write_report` takes it.
 
     Returns:
         The files written, report.html last.
@@ -50,7 +55,7 @@ def analyse(
     if train_texts is not None:
         files.append(_write_shared(inputs, train_texts))
     files += write_curves(inputs)
-    return [*files, render_report(inputs, labels)]
+    return [*files, render_report(inputs, labels, with_rows=with_rows)]
 
 
 def _write_shared(inputs: Inputs, train_texts: Iterable[str]) -> Path:

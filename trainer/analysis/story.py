@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.analysis.data_facts import data_facts
 from trainer.analysis.glossary import cards
 from trainer.analysis.inputs import Inputs, finite
 from trainer.analysis.page import count, percent
@@ -104,6 +105,7 @@ def facts(inputs: Inputs) -> list[tuple[str, str]]:
         ("Model", ", ".join(filter(None, (model_name(recipe), _sizes(model))))),
         ("Parameters", count(weights) if weights else ""),
         ("Training rows", _rows(data.get("train", {}), recipe["task"].get("labels"))),
+        *data_facts(data),
         ("Rows of this split", f"{count(len(inputs.records))} ({inputs.split})" if inputs.records else ""),
         ("Trained by", _machine(manifest)),
         ("Steps", _steps(inputs)),

@@ -13,9 +13,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
 
 from trainer.data.formats import MAX_LINE_BYTES
+from trainer.data.labels import unknown_label
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,22 +26,36 @@ if TYPE_CHECKING:
 Cleaner = Callable[[str], str]
 MAX_CHARACTERS = MAX_LINE_BYTES  # of one field: as long as a whole line may be
 
-# An HTML tag or comment: "<" right before a letter, "/" or "!--", so that "a < b > c" and "<3" stay.
-_TAG = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]*>", re.DOTALL)
+# Every step takes time that is linear in the length of its text, whatever the text is (python -m benchmarks.cleaners).
+# An HTML tag: "<" right before a letter or "/", so that "a < b > c" and "<3" stay.
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_TAG_OR_COMMENT = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]*>", re.DOTALL)
 _URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"]+|\bwww\.[^\s<>\"]+\.[^\s<>\"]+", re.IGNORECASE)
 _URL_END = ".,;:!?)]}'"  # closes the sentence or the bracket around an address more often than the address
-_EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+_MAILBOX = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-"  # characters before the "@"
+_MAIL_HOST = re.compile(r"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+_WORD_EDGE = re.compile(r"\b(?!\Z)")
 _ZERO_WIDTH = {0x200B: " ", 0xFEFF: " "}  # spaces that str.split does not know
+_LONG_NUMBER = re.compile(r"&#([0-9]{8,})")
+_MARKS = re.compile(r"[^\0-\u02ff]{30,}")  # below U+0300 there are no combining marks
 
 
 def unescape_html(text: str) -> str:
     """Entities to the characters they stand for: "&amp;" to "&"."""
-    return html.unescape(text) if "&" in text else text
+    return html.unescape(_LONG_NUMBER.sub(_short_number, text)) if "&" in text else text
+
+
+def _short_number(match: re.Match[str]) -> str:
+    """The same character reference with eight digits at most: Python's int() refuses more than 4,300."""
+    return "&#" + (match[1].lstrip("0")[:8] or "0")
 
 
 def strip_tags(text: str) -> str:
     """HTML tags and comments to a space: "good.<br /><br />But" keeps its sentences apart."""
-    return _TAG.sub(" ", text) if "<" in text else text
+    if "<" not in text:
+        return text
+    end = text.rfind("-->") + 3 if "-->" in text else 0  # no comment behind it is closed: none is searched for
+    return _TAG_OR_COMMENT.sub(" ", text[:end]) + _TAG.sub(" ", text[end:])
 
 
 def replace_urls(text: str) -> str:
@@ -54,17 +70,38 @@ def replace_urls(text: str) -> str:
 
 def replace_emails(text: str) -> str:
     """E-mail addresses to the word EMAIL."""
-    return _EMAIL.sub("EMAIL", text) if "@" in text else text
+    parts, done, low, at = [], 0, 0, text.find("@")
+    while at >= 0:
+        if host := _MAIL_HOST.match(text, at):
+            begin = low + len(text[low:at].rstrip(_MAILBOX))
+            if edge := _WORD_EDGE.search(text, begin, at):
+                parts += [text[done : edge.start()], "EMAIL"]
+                done = host.end()
+        low = max(done, at + 1)
+        at = text.find("@", low)
+    return "".join([*parts, text[done:]]) if parts else text
 
 
 def normalize_unicode(text: str) -> str:
     """Composed form (NFC): what looks alike and means the same is written alike."""
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", _MARKS.sub(lambda run: _sorted_marks(run[0], "NFD"), text))
 
 
 def normalize_compatibility(text: str) -> str:
     """Compatibility form (NFKC). It also changes meaning ("x²" to "x2", "½" to "1⁄2"), so it is never a default."""
-    return unicodedata.normalize("NFKC", text)
+    return unicodedata.normalize("NFKC", _MARKS.sub(lambda run: _sorted_marks(run[0], "NFKD"), text))
+
+
+def _sorted_marks(text: str, form: Literal["NFD", "NFKD"]) -> str:
+    """The text decomposed, with its combining marks in canonical order.
+
+    The normalization of Python sorts each run of marks in time that is quadratic in the length of the run.
+    """
+    characters = "".join(unicodedata.normalize(form, character) for character in text)
+    if not any(map(unicodedata.combining, characters)):
+        return characters
+    runs = groupby(characters, lambda character: unicodedata.combining(character) > 0)
+    return "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
 
 
 def fold_whitespace(text: str) -> str:
@@ -124,17 +161,27 @@ class BadRow:
         reason: what is wrong, in the words that are counted ("is null").
         column: the column at fault; None when the row as a whole cannot be read.
         detail: what was found there, for the message only.
+        unknown: a label that task.labels does not list.
     """
 
     id: tuple[int, int]
     reason: str
     column: str | None = None
     detail: str = ""
+    unknown: str | None = None
 
-    def describe(self, shard_name: str) -> str:
-        """'train.jsonl:17 (row 18), column "en": is null': the id counts from 0, as everywhere, the row from 1."""
+    def describe(self, shard_name: str, line: str = "") -> str:
+        """'train.jsonl, line 19 (row 18), column "en": is null'; without a line 'train.jsonl:17 (row 18), …'.
+
+        An id counts rows from 0. Rows and lines count from 1. A header and blank lines are no rows.
+
+        Args:
+            shard_name: name of the file.
+            line: from `line_numbers.lines_of`, where it is known.
+        """
         column = f', column "{self.column}"' if self.column is not None else ""
-        return f"{shard_name}:{self.id[1]} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
+        place = f"{shard_name}, {line}" if line else f"{shard_name}:{self.id[1]}"
+        return f"{place} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
 
 
 def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean: Cleaner) -> dict[str, str] | BadRow:
@@ -167,12 +214,15 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
             return BadRow(row.id, "is too long", column, f": {len(value)} characters, {MAX_CHARACTERS} are no row")
         if not value.isascii() and not _encodable(value):
             return BadRow(row.id, "holds half a surrogate pair", column)
-        text = value if role == "label" else clean(value)
+        try:
+            text = value if role == "label" else clean(value)
+        except Exception as error:  # whatever a step meets in a text: it is about this row
+            return BadRow(row.id, "cannot be cleaned", column, f": {type(error).__name__}: {str(error)[:200]}")
         if not text or text.isspace():
             return BadRow(row.id, "is empty" if not value else "is empty after cleaning", column)
         if allowed is not None and text not in allowed:
-            known = ", ".join(map(repr, sorted(allowed)))
-            return BadRow(row.id, f"holds {text[:60]!r}, which is not in task.labels", column, f"; known: {known}")
+            reason = f"holds {text[:60]!r}, which is not in task.labels"
+            return BadRow(row.id, reason, column, unknown_label(text, allowed), text[:60])
         texts[role] = text
     return texts
 

@@ -11,6 +11,7 @@ import csv
 import glob
 import gzip
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -22,6 +23,9 @@ import zstandard
 # A line, a CSV record or a field of this many bytes or more is not a sentence or a review: it is a bad row.
 MAX_LINE_BYTES = 1_000_000
 CHUNK_BYTES = 1 << 18
+ZST_BYTES = 1 << 10  # compressed bytes that are decompressed at once: they make 32 MiB at most
+# A file that makes more of its bytes than this is refused. Text is compressed to a third or a tenth.
+BOMB_RATIO, BOMB_BYTES = 500, 100_000_000
 EXTENSIONS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -58,25 +62,41 @@ def opened(url: str) -> Iterator[BinaryIO]:
 def chunks(url: str, offset: int = 0) -> Iterator[bytes]:
     """The file from byte `offset` of its decompressed content on, decompressed by its extension."""
     with opened(url) as file:
-        if url.endswith(".zst"):
-            for chunk in _zst_chunks(file):
-                if offset < len(chunk):
-                    yield chunk[offset:] if offset else chunk
-                offset = max(0, offset - len(chunk))
+        if without_compression(url) == url:
+            file.seek(offset)
+            yield from iter(lambda: file.read(CHUNK_BYTES), b"")
             return
-        source: Any = gzip.GzipFile(fileobj=file, mode="rb") if url.endswith(".gz") else file
-        source.seek(offset)
-        while chunk := source.read(CHUNK_BYTES):
-            yield chunk
+        size = 0
+        for chunk in _zst_chunks(file) if url.endswith(".zst") else _gzip_chunks(file):
+            size += len(chunk)
+            if size > max(BOMB_BYTES, BOMB_RATIO * file.tell()):
+                raise BadFile(
+                    f"its first {file.tell():,} bytes decompress to more than {size:,}, over {BOMB_RATIO} times as "
+                    "many: it is a decompression bomb, or one row over and over. Store rows uncompressed if it is real"
+                )
+            if offset < len(chunk):
+                yield chunk[offset:] if offset else chunk
+            offset = max(0, offset - len(chunk))
+
+
+def _gzip_chunks(file: BinaryIO) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file, mode="rb") as content:
+        yield from iter(lambda: content.read(CHUNK_BYTES), b"")
 
 
 def _zst_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """All frames of a Zstandard file. (`stream_reader` of zstandard ends silently in a file that was cut short.)"""
+    """All frames of a Zstandard file, in chunks of at most CHUNK_BYTES.
+
+    `stream_reader` of zstandard ends silently in a file that was cut short. A few bytes may stand for a block of
+    128 KiB, so that the decompressor gets little at once.
+    """
     frame = None
-    while data := file.read(1 + CHUNK_BYTES // 16):
+    while data := file.read(ZST_BYTES):
         while data:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(data)
+            content = frame.decompress(data)
+            for begin in range(0, len(content), CHUNK_BYTES):
+                yield content[begin : begin + CHUNK_BYTES]
             data = frame.unused_data if frame.eof else b""
             frame = None if frame.eof else frame
     if frame:
@@ -253,6 +273,16 @@ def _too_long(size: int) -> str:
     return f"too long: {size} bytes, where {MAX_LINE_BYTES} or more are no row"
 
 
+@contextmanager
+def scratch_cache() -> Iterator[str]:
+    """A folder for the lock files that `datasets` writes when it opens a stream, removed as soon as that is open.
+
+    Its own cache is below the home directory, which may not be writable, and keeps a lock file for each stream.
+    """
+    with tempfile.TemporaryDirectory(prefix="rankzero-datasets-") as folder:
+        yield folder
+
+
 def parquet_batches(url: str, row: int) -> Iterator[list[Parsed]]:
     """Rows of a parquet file from `row` on, a thousand at a time; row groups before it are not read."""
     import pyarrow.parquet as pq
@@ -264,7 +294,10 @@ def parquet_batches(url: str, row: int) -> Iterator[list[Parsed]]:
     if row >= sum(sizes):
         return
     # `datasets` takes a pattern: the name is escaped. `reshard` makes each row group a shard of its own.
-    stream = load_dataset("parquet", data_files=[glob.escape(url)], split="train", streaming=True, batch_size=1000)
+    with scratch_cache() as cache:
+        stream = load_dataset(
+            "parquet", data_files=[glob.escape(url)], split="train", streaming=True, batch_size=1000, cache_dir=cache
+        )
     groups = stream.with_format("arrow").reshard()
     for group, size in enumerate(sizes):
         if row < size:

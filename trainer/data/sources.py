@@ -97,6 +97,11 @@ class ShardStream:
         """The position after the last row yielded."""
         return {"row": self._row, "offsets": list(self._offsets)}
 
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The byte offsets after the last row yielded, one per file; empty at the start and for formats without."""
+        return self._offsets
+
     def __iter__(self) -> ShardStream:
         return self
 
@@ -215,9 +220,12 @@ def _pulled(generator: Any, arguments: dict[str, Any]) -> Iterator[tuple[Any, tu
 
     Arguments are tuples, never lists: `datasets` takes a list for the shards of one data set.
     """
-    from datasets import IterableDataset as Stream
+    from datasets.io.generator import GeneratorDatasetInputStream
 
-    stream: IterableDataset = Stream.from_generator(generator, gen_kwargs=arguments)
+    with formats.scratch_cache() as cache:  # `IterableDataset.from_generator` takes none
+        stream: IterableDataset = GeneratorDatasetInputStream(
+            generator, gen_kwargs=arguments, streaming=True, cache_dir=cache
+        ).read()
     for batch in stream.iter(batch_size=ROWS_PER_PULL):
         yield from zip(batch["raw"], batch["at"], strict=True)
 

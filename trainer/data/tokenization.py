@@ -139,8 +139,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     folder, revision = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}. Give {FORMS}") from error
+    except Exception as error:  # whatever the library meets in files that it did not write
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"tokenizer {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
     if not tokenizer.is_fast:
         raise UsageError(f"tokenizer {name!r} has no tokenizer.json: only tokenizers of the `tokenizers` library serve")
     tokenizer.backend_tokenizer.no_truncation()

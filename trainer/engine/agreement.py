@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import yaml
-
 from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.engine.progress import Progress
 from trainer.errors import CheckpointError, UsageError
-from trainer.recipe import Recipe, changed_keys
+from trainer.recipe import Recipe, changed_keys, read_yaml
+from trainer.redaction import redacted
 from trainer.rundir import RunDir, read_json, write_atomically
 
 log = logging.getLogger("rankzero")
@@ -37,10 +36,10 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
         CheckpointError: a changed key needs a checkpoint to train from, and there is none.
     """
     if run.recipe.exists():
-        old = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        old = read_yaml(run.recipe)
         with suppress(UsageError):  # keys that a newer version has added: what they are by default
             old = type(recipe).parse(old, (), str(run.recipe)).model_dump(mode="json")
-        changed = changed_keys(old, recipe.model_dump(mode="json"))
+        changed = changed_keys(redacted(old), redacted(recipe.model_dump(mode="json")))
         if changed and not any(run.checkpoints.iterdir()) and not _finished_parts(run):
             shutil.rmtree(run.tokenizer, ignore_errors=True)
             for file in (run.manifest, run.metrics, run.ledger):
@@ -57,7 +56,7 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
             _check_effect(run, recipe, changed)
         for key, (before, after) in changed.items():
             log.warning("--allow-change %s: %r -> %r", key, before, after)
-    write_atomically(run.recipe, recipe.to_yaml())
+    write_atomically(run.recipe, redacted(recipe.to_yaml()))
 
 
 def trained_step(run: RunDir) -> int | None:

@@ -31,7 +31,7 @@ from torch import Tensor
 from trainer import tensors
 from trainer.errors import CheckpointError, LockLost
 from trainer.lock import check_held
-from trainer.rundir import flush, read_json, write_json
+from trainer.rundir import flush, inside, read_json, write_json
 
 log = logging.getLogger("rankzero")
 
@@ -140,6 +140,8 @@ def fault(path: Path, *, only: str | None = None, hashes: bool = True) -> str | 
     if not isinstance(files, dict) or "state.json" not in files or not files.keys() & weights:
         return f"{path / MANIFEST} does not list the files of a checkpoint"
     for name, expected in files.items():
+        if inside(path, name) is None:
+            return f"{path / MANIFEST} names {name!r}, which is not in the checkpoint"
         if (only is None or _is_part(name, only)) and (wrong := _fault_of_file(path / name, expected, hashes)):
             return wrong
     return None

@@ -40,6 +40,7 @@ class Embedded(NamedTuple):
     text: str
     tokens: list[str]  # special ones included
     vector: np.ndarray  # fp32: (M,), or (T, M) of its tokens
+    truncated: bool = False  # only a part of the text was read
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Embedder:
 
     Attributes:
         trunk: gives hidden states; in eval mode.
-        encode: texts to `input_ids` (and `token_type_ids`), cut to what the trunk reads.
+        encode: texts to `input_ids` (and `token_type_ids`), cut to what the trunk reads, and whether one was cut.
         tokenizer: names the tokens.
         pad_id: what rows are padded with.
         padding: how wide batches are.
@@ -58,7 +59,7 @@ class Embedder:
     """
 
     trunk: nn.Module
-    encode: Callable[[Sequence[str]], list[Example]]
+    encode: Callable[[Sequence[str]], list[tuple[Example, bool]]]
     tokenizer: Any
     pad_id: int
     padding: Padding
@@ -89,16 +90,24 @@ class Embedder:
         choose_attention(model, getattr(recipe.model, "attention", None))
         trunk = model.get_submodule(prefix[:-1])
 
-        def encode(texts: Sequence[str]) -> list[Example]:
+        causal = getattr(recipe.task, "objective", None) == "causal"
+
+        def encode(texts: Sequence[str]) -> list[tuple[Example, bool]]:
             # a causal language model's documents are whole
-            return [{name: ids[:room] for name, ids in example.items()} for example in task.encode_lines(texts)]
+            return [
+                (
+                    {name: ids[:room] for name, ids in example.items()},
+                    len(example["input_ids"]) > room if causal else task.truncated(text, example),
+                )
+                for text, example in zip(texts, task.encode_lines(texts), strict=True)
+            ]
 
         settings: Any = recipe.model
         config = getattr(trunk, "config", None)
         width = int(settings.d_model) if config is None else hidden_width(config)
         return cls(
             trunk, encode, task.tokenizer, task.pad_id, task.padding, width,
-            causal=getattr(recipe.task, "objective", None) == "causal", limit=recipe.evaluation.tokens_per_batch,
+            causal=causal, limit=recipe.evaluation.tokens_per_batch,
         )  # fmt: skip
 
     @classmethod
@@ -117,9 +126,12 @@ class Embedder:
         room = max_length or min((n for n in (own, limit) if n is not None), default=None)
         layout = Layout.of(tokenizer, pair=False)
 
-        def encode(texts: Sequence[str]) -> list[Example]:
+        def encode(texts: Sequence[str]) -> list[tuple[Example, bool]]:
             kept = None if room is None else room - layout.special
-            return [{"input_ids": layout.join([ids[:kept]])[0]} for ids in encode_batch(tokenizer, texts)]
+            return [
+                ({"input_ids": layout.join([ids[:kept]])[0]}, kept is not None and len(ids) > kept)
+                for ids in encode_batch(tokenizer, texts)
+            ]
 
         use_attention(trunk, "sdpa")
         pad, narrow = tokenizer.pad_token_id, padding_of(config, training=False)
@@ -140,7 +152,8 @@ class Embedder:
         self.trunk.to(device)
         source = iter(texts)
         while window := list(islice(source, WINDOW[pooling])):
-            examples = self.encode(window)
+            encoded = self.encode(window)
+            examples = [example for example, _ in encoded]
             found: dict[int, np.ndarray] = {}
             some = [i for i, e in enumerate(examples) if e["input_ids"]]  # without special ones a text may have none
             lengths = [len(examples[i]["input_ids"]) for i in some]
@@ -150,7 +163,7 @@ class Embedder:
             nothing = np.zeros((0, self.width) if pooling == "tokens" else self.width, np.float32)
             for i, text in enumerate(window):
                 ids = examples[i]["input_ids"] if pooling == "tokens" else []
-                yield Embedded(text, self.tokenizer.convert_ids_to_tokens(ids), found.get(i, nothing))
+                yield Embedded(text, self.tokenizer.convert_ids_to_tokens(ids), found.get(i, nothing), encoded[i][1])
 
     def _embed(self, examples: Sequence[Example], pooling: Pooling, device: torch.device) -> list[np.ndarray]:
         """Of each example (M,), or (T, M) with as many rows as it has tokens."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from trainer import tensors
@@ -87,7 +86,7 @@ class Finished:
             UsageError: this is no run directory.
         """
         run.check()
-        recipe = recipe_type.parse(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), overrides, str(run.recipe))
+        recipe = recipe_type.load(run.recipe, overrides)
         return make_task(recipe, setup.read_tokenizer(run))
 
     def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
@@ -100,18 +99,26 @@ class Finished:
 
     @torch.no_grad()
     def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """One record per text, in order; a window of texts is sorted by length and cut into batches."""
+        """One record per text, in order; a window of texts is sorted by length and cut into batches.
+
+        The record of a text of which only a part was read has "truncated": true. That of a text that cannot be encoded
+        has an "error" in place of an answer.
+        """
         model, device = self._ready()
         width, limit = self.task.padding.width, self.recipe.evaluation.tokens_per_batch
         source = iter(texts)
         while window := list(islice(source, PREDICT_WINDOW)):
-            examples = self.task.encode_lines(window)
-            found: dict[int, Record] = {}
-            for batch in batches_by_length(list(map(self.task.length, examples)), width, limit):
+            examples, errors = self.task.encode_lines_apart(window)
+            rows = list(examples)
+            answers: dict[int, Record] = {i: {"error": error} for i, error in errors.items()}
+            for places in batches_by_length([self.task.length(examples[i]) for i in rows], width, limit):
+                batch = [rows[place] for place in places]
                 inputs = self.task.collate([examples[i] for i in batch])
-                made = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
-                found |= dict(zip(batch, made, strict=True))
-            yield from ({"text": text, **self.task.answer(found[i])} for i, text in enumerate(window))
+                records = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
+                answers |= dict(zip(batch, map(self.task.answer, records), strict=True))
+            for i, text in enumerate(window):
+                cut = i in examples and self.task.truncated(text, examples[i])
+                yield {"text": text, **answers[i], **({"truncated": True} if cut else {})}
 
     def stream(self, text: str) -> Iterator[str]:
         """How a language model goes on with a text, in pieces as they are found.

@@ -16,6 +16,7 @@ from trainer.engine import checkpoint, setup
 from trainer.engine.agreement import trained_step
 from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
+from trainer.engine.data_notes import notes
 from trainer.engine.engines import SHARDED, wrap_layers
 from trainer.engine.evaluate import evaluate, selecting_score
 from trainer.engine.finished import build_model, write_evaluation
@@ -248,9 +249,8 @@ class Session:
         if lanes % world:
             better = [n for n in range(1, lanes + 1) if lanes % n == 0]
             log.warning("%d ranks do not divide data.lanes=%d: some idle; better: %s", world, lanes, better)
-        bad = {split: facts["bad_rows"] for split, facts in data.items() if facts["bad_rows"]}
-        for split, reasons in bad.items():
-            log.warning("data.%s: rows left out: %s", split, reasons)
+        for note in notes(self.recipe, data):
+            log.warning("%s", note)
         parameters = sum(p.numel() for p in self.model.parameters())
         self.reporter.say(
             f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters, {data['train']['rows']:,} training rows, "

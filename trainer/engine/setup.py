@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -18,16 +19,19 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.cores import cpuinfo
 from trainer.data.prepare import prepared_tokenizer
-from trainer.data.sources import fingerprint, open_split
-from trainer.data.survey import survey
+from trainer.data.sources import Source, fingerprint, open_split
+from trainer.data.survey import Survey, survey
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
+from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
+from trainer.redaction import shareable
 from trainer.rundir import RunDir, publish, read_json, workspace, write_json
-from trainer.tasks.base import roles_of, task_class
+from trainer.tasks.base import make_task, roles_of, task_class
 
 log = logging.getLogger("rankzero")
 
@@ -57,6 +61,7 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     earlier = (read_json(run.manifest) or {}).get("data", {})
     roles = roles_of(recipe)
     found: dict[str, Any] = {}
+    train: tuple[Survey, Source] | None = None
     for split in ("train", "validation", "test"):
         source = open_split(recipe.data, split)
         if source is None:
@@ -71,10 +76,41 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             found[split] = earlier[split]
             continue
         log.info("reading every row of data.%s …", split)
-        found[split] = survey(source, recipe.data, roles, split).report()
+        surveyed = survey(source, recipe.data, roles, split)
+        found[split] = surveyed.report()
+        if split == "train":
+            train = surveyed, source
+        elif train is not None:
+            found[split]["in_train"] = surveyed.shared_with(train[0])
+            if not isinstance(getattr(recipe.data, split), float):
+                names = {shard.name for shard in train[1].shards}
+                found[split]["files_in_train"] = [shard.name for shard in source.shards if shard.name in names][:10]
     if reason := task_class(recipe).lacking(recipe, found):
         raise no_score(recipe.loop.early_stopping.metric, reason)
     return found
+
+
+def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
+    """Add to each split what the tokenizer makes of it: cut rows, and the share of unknown tokens.
+
+    Counts of an earlier start stay, unless the tokenizer or a length has changed.
+
+    Raises:
+        DataError: too many unknown tokens.
+    """
+    task = make_task(recipe, read_tokenizer(run), data)
+    corpus = Corpus(recipe, task)
+    of = {
+        "tokenizer": _tokenizer_fingerprint(run)["sha256"],
+        "max_length": recipe.data.max_length,
+        "task": recipe.task.model_dump(mode="json"),
+    }
+    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+    for split, facts in data.items():
+        if facts.get("tokens", {}).get("of") != digest:
+            log.info("counting the tokens of data.%s …", split)
+            facts["tokens"] = {"of": digest, **count_tokens(corpus, split, facts["rows"]).report()}
+    return data
 
 
 def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
@@ -122,7 +158,7 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
         "format": 1,
         "versions": _versions(),
         "git_commit": _git_commit(),
-        "command": sys.argv,
+        "command": shareable(sys.argv),
         "engine": runtime.engine,
         "ranks": runtime.world,
         "precision": runtime.accelerator.mixed_precision,

@@ -73,7 +73,8 @@ def beam_search(
             f"need beam_size >= 1, length_penalty >= 0, max_length >= 1: {beam_size, length_penalty, max_length}"
         )
     kind = _Greedy if beam_size == 1 else _Beam
-    search = kind(limits, beam_size, length_penalty, eos_id, [bos_id, pad_id])
+    banned = [token for token in (bos_id, pad_id) if token != eos_id]  # a byte-level tokenizer has one for both ends
+    search = kind(limits, beam_size, length_penalty, eos_id, banned)
     cache = model.start_decoding(model.encode(src), src)
     tokens = src.new_full((src.shape[0], 1), bos_id)
     while tokens.numel():

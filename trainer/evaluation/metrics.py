@@ -21,9 +21,10 @@ import datasets
 import evaluate
 import numpy as np
 import numpy.typing as npt
-from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics import CHRF
 
 from trainer.errors import DataError, NumericsError
+from trainer.evaluation.languages import bleu_of, ter_of, warn_of_script
 from trainer.evaluation.predictions import Record, in_corpus_order
 
 RESAMPLES = 1000
@@ -80,9 +81,17 @@ class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no typ
 
 
 class CorpusMetric(LocalMetric):
-    """A sacreBLEU metric of one reference per row: `compute(predictions=[…], references=[…])`."""
+    """A sacreBLEU metric of one reference per row: `compute(predictions=[…], references=[…])`.
+
+    Args:
+        language: name or tag of the target language; decides how texts are split into words.
+    """
 
     key: ClassVar[str]
+
+    def __init__(self, language: str | None = None) -> None:
+        super().__init__()
+        self._language = language
 
     @abstractmethod
     def _scorer(self) -> Any:
@@ -109,15 +118,15 @@ class CorpusMetric(LocalMetric):
 
 
 class Bleu(CorpusMetric):
-    """Corpus BLEU (Papineni et al. 2002) in percent: sacreBLEU's defaults, that is 13a tokenization, cased."""
+    """Corpus BLEU (Papineni et al. 2002) in percent: sacreBLEU's defaults, cased, with the language's tokenizer."""
 
     key = "bleu"
 
     def _scorer(self) -> Any:
-        return BLEU()
+        return bleu_of(self._language)
 
     def _details(self, scorer: Any, total: Any) -> dict[str, Score]:
-        """The signature, and the length of all translations over that of all references, in 13a tokens."""
+        """The signature, and the length of all translations over that of all references, in BLEU's tokens."""
         return {"signature": str(scorer.get_signature()), "length_ratio": float(total.ratio)}
 
 
@@ -136,7 +145,7 @@ class Ter(CorpusMetric):
     key = "ter"
 
     def _scorer(self) -> Any:
-        return TER()
+        return ter_of(self._language)
 
 
 class Perplexity(LocalMetric):
@@ -162,12 +171,15 @@ def _perplexity(loss: float) -> float:
     return math.exp(min(loss, LARGEST_EXPONENT))
 
 
-def score_translation(records: Iterable[Mapping[str, Any]], *, resamples: int = RESAMPLES) -> dict[str, Score]:
+def score_translation(
+    records: Iterable[Mapping[str, Any]], *, resamples: int = RESAMPLES, language: str | None = None
+) -> dict[str, Score]:
     """All scores of a split from its prediction records (`predictions.py`), in whatever order they come.
 
     Args:
         records: with `id`, `target`, `prediction`, `loss` (summed over the row's target tokens) and `tokens`.
         resamples: behind each interval; 0 = no intervals.
+        language: name or tag of the target language. It decides BLEU's tokenizer, which the signature names.
 
     Returns:
         bleu, chrf, ter (percent), loss (mean token cross-entropy, nats), perplexity; an interval [low, high] as
@@ -186,8 +198,9 @@ def score_translation(records: Iterable[Mapping[str, Any]], *, resamples: int = 
         "predictions": [record["prediction"] for record in ordered],
         "references": [record["target"] for record in ordered],
     }
+    warn_of_script(language, texts["references"])
     scores: dict[str, Score] = {}
-    for metric in (Bleu(), Chrf(), Ter()):
+    for metric in (Bleu(language), Chrf(language), Ter(language)):
         scores |= metric.compute(**texts, resamples=resamples)
     scores |= Perplexity().compute(
         losses=[float(record["loss"]) for record in ordered],

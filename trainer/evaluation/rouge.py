@@ -1,7 +1,7 @@
 """ROUGE (Lin 2004): n-grams and longest common subsequences shared with the reference, by the `rouge_score` package.
 
-Words are runs of letters and digits of any script. The package's own are those of ASCII, so that "Männer" would be two
-and "日本" none; on English both are the same.
+Words are runs of letters and digits of any script, and each ideograph and kana. The package's own are those of ASCII,
+so that "Männer" would be two and "日本" none; on English both are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from trainer.evaluation.metrics import bootstrap_interval
 from trainer.evaluation.predictions import in_corpus_order
 
 KINDS = ("rouge1", "rouge2", "rougeL")
-_WORD = re.compile(r"[^\W_]+")
+_ALONE = r"\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(f"[{_ALONE}]|(?:(?![{_ALONE}])[^\\W_])+")
 
 
 class Words:

@@ -40,7 +40,10 @@ def torch_logits(task: Task, model: nn.Module, examples: Sequence[Example]) -> l
     if task.artifact == "masked":
         ends = np.cumsum([len(example["places"]) for example in examples])
         return np.split(found, ends[:-1])
-    return [logits[: _targets(e)] if logits.ndim == 2 else logits for logits, e in zip(found, examples, strict=True)]
+    return [
+        logits[: len(_labels(task, e))] if logits.ndim == 2 else logits
+        for logits, e in zip(found, examples, strict=True)
+    ]
 
 
 def artifact_logits(task: Task, artifact: Artifact, examples: Sequence[Example]) -> list[Array]:
@@ -51,14 +54,14 @@ def artifact_logits(task: Task, artifact: Artifact, examples: Sequence[Example])
         return _forced(artifact, [first_piece(task, example)["input_ids"] for example in examples], SINGLE)
     made: Any = artifact
     fixed, cache = made.start([as_artifact(task, example)[0] for example in examples])
-    steps = max(map(_targets, examples))
-    inputs = made.pad([[made.settings["start_id"], *_forced_target(example)] for example in examples], 0)
+    labels = [_labels(task, example) for example in examples]
+    inputs = made.pad([[made.settings["start_id"], *ids[:-1]] for ids in labels], 0)
     parents, found = np.arange(len(examples))[:, None], []
-    for step in range(steps):
+    for step in range(max(map(len, labels))):
         feeds = {**fixed, "count": np.array([1])}
         (logits,), cache = made.step(["logits"], inputs[:, step : step + 1], parents, feeds, cache)
         found.append(logits[:, 0])
-    return [row[: _targets(example)] for row, example in zip(np.stack(found, 1), examples, strict=True)]
+    return [row[: len(ids)] for row, ids in zip(np.stack(found, 1), labels, strict=True)]
 
 
 def chosen_gap(artifact: Generator, texts: Sequence[Sequence[int]]) -> float:
@@ -114,13 +117,9 @@ def fitting(rows: Sequence[T], count: Callable[[T], int]) -> int:
     return found
 
 
-def _targets(example: Example) -> int:
-    return len(example["labels"]) if "labels" in example else len(example.get("trg", ())) + 1
-
-
-def _forced_target(example: Example) -> Sequence[int]:
-    """What a decoder reads after its start token."""
-    return example["labels"][:-1] if "labels" in example else example["trg"]
+def _labels(task: Any, example: Example) -> list[int]:
+    """What a decoder is asked for."""
+    return example["labels"] if "labels" in example else task.closed(example)
 
 
 # -- language models: losses and continuations -------------------------------------------------------------------------

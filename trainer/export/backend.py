@@ -8,9 +8,10 @@ from pathlib import Path
 from trainer.engine.finished import Finished
 from trainer.errors import CheckpointError, UsageError
 from trainer.export.program import load
+from trainer.export.published import read_gate
 from trainer.export.weights import TYPES, read_weights
 from trainer.loading import Recipe
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 from trainer.tasks.base import Record
 
 BACKENDS = ("onnx", "int8", *TYPES)
@@ -26,7 +27,7 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[
     folder: Path = run.export / name
     if name not in BACKENDS:
         raise UsageError(f"--backend {name} is unknown; allowed: torch, {', '.join(BACKENDS)}")
-    verdict = read_json(folder / "gate.json")
+    verdict = read_gate(folder)
     if verdict is None and (reason := run.reasons().get(name)):
         raise UsageError(f"--backend {name}: there can be none ({reason}); allowed: torch, {', '.join(TYPES)}")
     if verdict is None:

@@ -17,14 +17,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from trainer.cores import cores, cpuinfo
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import is_utf8, read_predictions
 from trainer.export.contest import Contest, Course, Entry, TimeUp
-from trainer.export.published import facts, problems
+from trainer.export.program import settings_problems
+from trainer.export.published import facts, problems, read_gate
 from trainer.recipe import Recipe
+from trainer.redaction import shareable
 from trainer.rundir import RunDir, read_json, write_json
 
 log = logging.getLogger("rankzero")
@@ -150,7 +150,7 @@ def bench_run(
         "notes": [NEIGHBOURS] if any(entry.together for entry in contest.entries) else [],
     }
     run.export.mkdir(parents=True, exist_ok=True)
-    write_json(run.export / "benchmark.json", report)
+    write_json(run.export / "benchmark.json", shareable(report))
     return report
 
 
@@ -179,7 +179,7 @@ def _entries(run: RunDir, kind: str, compiled: bool) -> tuple[list[Entry], dict[
         folder = run.export / name
         if not folder.is_dir():
             left_out[name] = never.get(name) or f"not published: rankzero export {run.path}"
-        elif wrong := problems(folder):
+        elif wrong := [*problems(folder), *settings_problems(folder)]:
             left_out[name] = wrong[0]
         else:
             entries.append(Entry(name, name))
@@ -218,7 +218,7 @@ def _about(run: RunDir, kind: str, entry: Entry, contest: Contest) -> Report:
         "deployable": _deployable(run, entry.name),
     }
     if entry.together:
-        checks = read_json(folder / "gate.json")["checks"]
+        checks = (read_gate(folder) or {})["checks"]
         about["neighbours"] = checks.get("logits", {}).get("batch_neighbours")
     return about
 
@@ -244,7 +244,7 @@ def _recommended(run: RunDir, courses: Sequence[Report], beam: int) -> dict[str,
 
 def _recipe(run: RunDir, recipe_type: type[Recipe]) -> Recipe:
     run.check()
-    return recipe_type.parse(yaml.safe_load(run.recipe.read_text(encoding="utf-8")), (), str(run.recipe))
+    return recipe_type.load(run.recipe)
 
 
 def _split(run: RunDir) -> str | None:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from trainer.export import contestant
+from trainer.export.program import generated
 
 ROUNDS = 12  # of a course, at most
 AIMED = 8  # rounds into which a course's time is divided
@@ -101,6 +102,10 @@ class Contest:
             mine += [reading, writing]
         begun = time.monotonic()
         asked_for = {"run": str(run), "artifact": artifact and str(artifact), "threads": self.threads}
+        if artifact is not None:
+            program = Path(self._folder.name) / f"run-{channels[0]}.py"
+            program.write_text(generated(artifact), encoding="utf-8")
+            asked_for["program"] = str(program)
         with (Path(self._folder.name) / f"{channels[0]}.txt").open("wb") as said:
             self._processes.append(
                 subprocess.Popen(
@@ -177,7 +182,7 @@ class Contest:
             self.entries.remove(other)
 
     def _last_words(self) -> str:
-        texts = [path.read_text(errors="replace").strip() for path in Path(self._folder.name).iterdir()]
+        texts = [path.read_text(errors="replace").strip() for path in Path(self._folder.name).glob("*.txt")]
         lines = [text.splitlines()[-1] for text in texts if text]
         return f"its process ended: {lines[-1][-300:]}" if lines else "its process ended"
 

@@ -1,11 +1,12 @@
 """The other side of `rankzero bench`: a process that answers batches of texts and says how long each took.
 
-    python contestant.py '{"run": RUN, "artifact": FOLDER or null, "threads": 2, "channels": {"torch": [5, 8], …}}'
+    python contestant.py '{"run": RUN, "artifact": FOLDER or null, "program": FILE, "threads": 2, "channels": {…}}'
 
 A line of JSON comes through a channel's first descriptor, and its answer goes through the second. An artifact is run by
-its own run.py, without torch in the process. For the others torch and transformers are imported once, and the process
-then forks, before anything is computed: so each has the memory that it would have alone. What is loaded is loaded at
-the first line, so that its answer's time is the cold start.
+`program`, its run.py as this package writes it, without torch in the process: the run's own run.py is not executed. For
+the others torch and transformers are imported once, and the process then forks, before anything is computed: so each
+has the memory that it would have alone. What is loaded is loaded at the first line, so that its answer's time is the
+cold start.
 """
 
 from __future__ import annotations
@@ -29,14 +30,12 @@ class NoGPU(Exception):
     """What a contestant on a GPU ends with where there is none: nothing to tell."""
 
 
-def graphs(folder: Path) -> Answer:
-    """An artifact. int8 answers text by text, as run.py and `predict` do, unless the job says "together"."""
-    spec = importlib.util.spec_from_file_location("artifact_run", folder / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    artifact = run.load(folder)
+def graphs(folder: Path, program: Path | None = None) -> Answer:
+    """An artifact, run by `program`. int8 answers text by text, as `predict` does, unless the job says "together".
+
+    Without a program the package's own modules run it, which import more.
+    """
+    artifact = _artifact(folder) if program is None else _module(program).load(folder)
 
     def answer(texts: Sequence[str], job: dict[str, Any]) -> Any:
         artifact.settings["beam_size"] = job["beam"]
@@ -47,6 +46,21 @@ def graphs(folder: Path) -> Answer:
         return lambda: _tokens(records, artifact.tokenizer, [len(example[0]) for example in examples])
 
     return answer
+
+
+def _artifact(folder: Path) -> Any:
+    from trainer.export.program import load
+
+    return load(folder)
+
+
+def _module(program: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("artifact_run", program)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def weights(run: Path, name: str) -> Answer:
@@ -160,7 +174,7 @@ def main() -> None:
     channels, threads, run = asked["channels"], asked["threads"], Path(asked["run"])
     if asked["artifact"]:
         ((_, channel),) = channels.items()
-        serve(channel, lambda: graphs(Path(asked["artifact"])), time.monotonic())
+        serve(channel, lambda: graphs(Path(asked["artifact"]), Path(asked["program"])), time.monotonic())
         return
     import torch
 

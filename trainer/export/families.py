@@ -5,9 +5,7 @@ Whatever else the exporter meets is a failure of the gate.
 
 from __future__ import annotations
 
-import json
-
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, read_json
 from trainer.tasks.base import Task
 
 # By model_type (of our own kinds: model.kind); tests/test_export_families.py tells when one can be exported after all.
@@ -28,7 +26,7 @@ def why_not(task: Task, run: RunDir) -> str | None:
     """Why the model of a run cannot be exported, as a part of a sentence; None if it can, as far as we know."""
     if (reason := TASKS.get(task.artifact)) is not None:
         return reason
-    config = json.loads((run.model / "config.json").read_text(encoding="utf-8"))
+    config = read_json(run.model / "config.json") or {}
     config = config.get("trunk", config)
     found = str(config.get("model_type", "")).removeprefix("rankzero-")
     reason = ARCHITECTURES.get(found)

@@ -171,6 +171,7 @@ class Gate:
         try:
             found = self._answers()
             case = Case(self.answered, found, self.exact, self.limits, self.task.recipe.evaluation.bootstrap)
+            case.language = getattr(self.task.recipe.task, "trg_language", None)
             checks = JUDGES[self.task.artifact](case)
         except Preempted:
             raise

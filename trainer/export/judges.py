@@ -33,6 +33,7 @@ class Case:
         exact: whether it has to be the same (fp32), or may cost a little.
         resamples: behind the intervals.
         worst: rows that differ most; a judge writes them.
+        language: of the targets, for BLEU; None = unknown, or no translation.
     """
 
     rows: Sequence[Row]
@@ -41,6 +42,7 @@ class Case:
     limits: GatesConfig
     resamples: int
     worst: list[Record] = field(default_factory=list)
+    language: str | None = None
 
     def show(self, gaps: Sequence[float], key: str) -> None:
         order = [i for i in np.argsort([-gap for gap in gaps], kind="stable")[:SHOWN].tolist() if gaps[i] > 0]
@@ -98,11 +100,11 @@ def classes(case: Case) -> dict[str, Check]:
 
 
 def translations(case: Case) -> dict[str, Check]:
-    from sacrebleu.metrics import BLEU
+    from trainer.evaluation.languages import bleu_of
 
     made = [record["prediction"] for record in case.found]
     ours = [row.answer["prediction"] for row in case.rows]
-    scorer, targets = BLEU(), [row.target for row in case.rows]
+    scorer, targets = bleu_of(case.language), [row.target for row in case.rows]
     # sacreBLEU's inner methods, as in trainer.evaluation.metrics: both systems' statistics of the same rows
     tables = [np.array(scorer._extract_corpus_statistics(texts, [targets]), float) for texts in (made, ours)]
     half = tables[0].shape[1]

@@ -92,7 +92,7 @@ def _translator(task: Any, _: nn.Module) -> dict[str, Any]:
         "prefix_length": 0,
         "longest": task.recipe.data.max_length - 1,
         "start_id": task.bos_id,
-        "banned": [task.bos_id, task.pad_id],
+        "banned": [token for token in (task.bos_id, task.pad_id) if token != task.eos_id],
     }
 
 

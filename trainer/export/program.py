@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from trainer.data import cleaning
+from trainer.errors import UsageError
 from trainer.export.programs import classifier, common, generator, translator
 from trainer.export.programs.common import Artifact
 
@@ -30,7 +31,29 @@ PROGRAMS: dict[str, type[Artifact]] = {  # by what a task calls its artifact
 def load(folder: Path | str) -> Artifact:
     """The artifact in a folder, run by the package's own copy of its program."""
     settings = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
-    return PROGRAMS[settings.get("program", settings["task"])](Path(folder), settings)
+    cleaning.cleaner(settings["cleaning"])
+    return program_of(settings.get("program", settings["task"]))(Path(folder), settings)
+
+
+def program_of(kind: str) -> type[Artifact]:
+    """The program of a kind of artifact.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if kind not in PROGRAMS:
+        raise UsageError(f"program {kind!r} is unknown; known: {', '.join(PROGRAMS)}")
+    return PROGRAMS[kind]
+
+
+def generated(folder: Path) -> str:
+    """The text of run.py for the artifact in a folder, from this package; the file in the folder is not read.
+
+    Raises:
+        UsageError: its settings.json names an unknown kind or cleaning step.
+    """
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    return source(settings.get("program", settings["task"]), settings["cleaning"])
 
 
 def digest(kind: str, steps: Sequence[str]) -> str:
@@ -44,8 +67,12 @@ def source(kind: str, steps: Sequence[str]) -> str:
     Args:
         kind: one of PROGRAMS.
         steps: cleaning steps, as in `data.cleaning`.
+
+    Raises:
+        UsageError: an unknown kind or step. Both may come from a file of a run, and become part of a program.
     """
-    program = PROGRAMS[kind]
+    cleaning.cleaner(steps)
+    program = program_of(kind)
     own = sys.modules[program.__module__]
     parts = [_Part(cleaning), _Part(common), _Part(own)]
     table = "".join(f'    "{step}": {step},\n' for step in dict.fromkeys(steps))
@@ -54,6 +81,15 @@ def source(kind: str, steps: Sequence[str]) -> str:
     bodies = [parts[0].only(steps), cleaners, *(part.body for part in parts[1:]), end]
     code = "\n\n\n".join(filter(None, bodies))
     return f'"""{own.__doc__}"""\n\n{_imports(parts, code)}\n\n{code}\n'
+
+
+def settings_problems(folder: Path) -> list[str]:
+    """Why no program can be generated for the artifact in a folder; empty where one can."""
+    try:
+        generated(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"{folder / 'settings.json'} cannot be used: {error}"]
+    return []
 
 
 class _Part:
@@ -69,15 +105,27 @@ class _Part:
         return "\n".join(self.lines[self.imports[-1].end_lineno or 0 :]).strip()
 
     def only(self, names: Iterable[str]) -> str:
-        """The functions of these names, and the constants that they use, in the order of the module."""
-        functions = [n for n in self.nodes if isinstance(n, ast.FunctionDef) and n.name in names]
-        used = {name for function in functions for name in _names(function)}
-        constants = [n for n in self.nodes if isinstance(n, ast.Assign) and used & _names(n.targets[0])]
-        text = ["\n".join(map(self._text, constants)), *map(self._text, functions)]
+        """The functions of these names, and the functions and constants that they use, in the order of the module."""
+        defined = {name: node for node in self.nodes for name in _defined(node)}
+        wanted, found = list(names), set[str]()
+        while wanted:
+            if (name := wanted.pop()) in defined and name not in found:
+                found.add(name)
+                wanted += _names(defined[name])
+        nodes = [defined[name] for name in sorted(found, key=lambda name: defined[name].lineno)]
+        constants = [node for node in nodes if isinstance(node, ast.Assign)]
+        text = ["\n".join(map(self._text, constants)), *(self._text(n) for n in nodes if n not in constants)]
         return "\n\n\n".join(filter(None, text))
 
     def _text(self, node: ast.stmt) -> str:
         return "\n".join(self.lines[node.lineno - 1 : node.end_lineno])
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """The name of a function, or those that an assignment binds."""
+    if isinstance(node, ast.FunctionDef):
+        return {node.name}
+    return _names(node.targets[0]) if isinstance(node, ast.Assign) else set()
 
 
 def _names(node: ast.AST) -> set[str]:

@@ -11,8 +11,8 @@ from typing import Any
 from trainer.engine import checkpoint
 from trainer.errors import CheckpointError, UsageError
 from trainer.export.program import PROGRAMS, digest
-from trainer.export.published import facts, problems
-from trainer.rundir import RunDir, read_json
+from trainer.export.published import facts, problems, read_gate
+from trainer.rundir import RunDir, inside, read_json
 from trainer.tasks.base import Task
 
 log = logging.getLogger("rankzero")
@@ -30,15 +30,17 @@ def problems_of(run: RunDir) -> list[str]:
         UsageError: there are no artifacts.
     """
     folders = [path for path in sorted(run.export.glob("[!.]*")) if path.is_dir()]
-    told = (read_json(run.manifest) or {}).get("stages", {}).get("card", {}).get("of", {})
+    told = run.stages().get("card", {}).get("of", {})
     if not folders and not any(name.startswith("export/") for name in told):
         raise UsageError(f"{run.path} has no artifacts; make them with `rankzero export {run.path}`")
     found = [problem for folder in folders for problem in problems(folder)]
     held = weights(run)
     for folder in folders:
-        if (read_json(folder / "gate.json") or {}).get("inputs", {}).get("model") != held:
+        if (read_gate(folder) or {}).get("inputs", {}).get("model") != held:
             found.append(f"{run.model} does not hold the weights that {folder} was made of: `rankzero export` again")
-    changed = [run.path / name for name, digest in told.items() if facts(run.path / name)["sha256"] != digest]
+    paths = {name: inside(run.path, name) for name in told}
+    found += [f"{run.manifest} names {name!r}, which is not in the run" for name, path in paths.items() if path is None]
+    changed = [path for name, path in paths.items() if path is not None and facts(path)["sha256"] != told[name]]
     found += [f"{path} is missing or not what the model card tells of" for path in changed]
     for step in checkpoint.steps(run.checkpoints):
         if why := checkpoint.fault(checkpoint.path_of(run.checkpoints, step)):
@@ -49,7 +51,7 @@ def problems_of(run: RunDir) -> list[str]:
 def remove_stale(run: RunDir, held: dict[str, str]) -> None:
     """Takes away what was made of other weights than the run's: it would be served, and recommended, as theirs."""
     for gate in run.export.glob("[!.]*/gate.json") if held else ():
-        if read_json(gate)["inputs"]["model"] != held:
+        if (read_gate(gate.parent) or {}).get("inputs", {}).get("model") != held:
             log.warning("%s was made of other weights: removed", gate.parent)
             shutil.rmtree(gate.parent)
 

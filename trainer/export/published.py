@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import CheckpointError
 from trainer.rundir import read_json
 
 
@@ -17,15 +18,28 @@ def facts(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
+def read_gate(folder: Path) -> dict[str, Any] | None:
+    """The gate.json of an artifact; None when there is none.
+
+    Raises:
+        CheckpointError: it does not have the form in which a gate writes it.
+    """
+    gate: dict[str, Any] | None = read_json(folder / "gate.json")
+    lacking = [key for key in ("passed", "failed", "checks", "files", "inputs") if gate is not None and key not in gate]
+    if lacking:
+        raise CheckpointError(f"{folder / 'gate.json'} lacks {', '.join(lacking)}; restore it")
+    return gate
+
+
 def problems(folder: Path) -> list[str]:
     """What differs between an artifact and the hashes in its gate.json; empty for a published one that is whole."""
-    verdict = read_json(folder / "gate.json")
+    verdict = read_gate(folder)
     if verdict is None:
         return [f"{folder / 'gate.json'} is missing"]
     if not verdict["passed"]:
-        return [f"{folder}: failed its gate: {', '.join(verdict['failed'])}"]
+        return [f"{folder}: failed its gate: {', '.join(map(str, verdict['failed']))}"]
     files = verdict["files"]
-    wrong = [name for name, known in files.items() if facts(folder / name) != known]
+    wrong = [name for name, known in files.items() if Path(name).name != name or facts(folder / name) != known]
     more = {path.name for path in folder.glob("[!._]*")} - {*files, "gate.json"}  # run.py takes every graph
     return [
         *(f"{folder / name} is missing or not what was proven" for name in wrong),

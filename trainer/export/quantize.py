@@ -24,7 +24,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from trainer.export.answers import artifact_logits, fitting, numbers
 from trainer.export.exporter import data_file, is_large
-from trainer.export.program import NAME, load
+from trainer.export.program import NAME, generated, load
 from trainer.export.rows import Say
 from trainer.rundir import write_json
 from trainer.tasks.base import Example, Record, Task
@@ -39,8 +39,8 @@ def write_quantized(source: Path, folder: Path, kept: Collection[str] = ()) -> N
     for path in sorted(source.glob("*.onnx")):
         stay = [name.partition(":")[2] for name in kept if name.partition(":")[0] == path.stem]
         _quantize(path, folder / path.name, stay)
-    for name in ("tokenizer.json", NAME):
-        shutil.copyfile(source / name, folder / name)
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    (folder / NAME).write_text(generated(source), encoding="utf-8")
     settings = json.loads((source / "settings.json").read_text(encoding="utf-8"))
     write_json(folder / "settings.json", settings | {"one_by_one": True})
 

@@ -28,8 +28,9 @@ from trainer.export.families import why_not
 from trainer.export.gates import Gate, reason_of
 from trainer.export.judges import JUDGES
 from trainer.export.onnx import write_artifact
+from trainer.export.program import NAME, generated
 from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, sources, weights
-from trainer.export.published import facts, problems
+from trainer.export.published import facts, problems, read_gate
 from trainer.export.quantize import TUNING_ROWS, quantized
 from trainer.export.rows import Row, Rows, Say
 from trainer.export.weights import TYPES, WeightsGate, write_weights
@@ -104,7 +105,7 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     run.export.mkdir(parents=True, exist_ok=True)
     write_json(run.left_out, dict.fromkeys(export.graphs, reason))
     for name in export.graphs:  # what an earlier version tried and failed
-        if not (read_json(run.export / name / "gate.json") or {"passed": True})["passed"]:
+        if not (read_gate(run.export / name) or {"passed": True})["passed"]:
             shutil.rmtree(run.export / name)
     return wanted
 
@@ -141,17 +142,18 @@ class _Stage:
             if not complete:
                 self._make(name, making)
             publish(making, place)
-        verdict = read_json(place / "gate.json")
+        verdict: Record = read_gate(place) or {}
         if not verdict["passed"]:
             raise GateError(_explain(place, verdict))
         return place
 
     def _done(self, name: str, folder: Path) -> bool:
-        verdict = read_json(folder / "gate.json")
+        verdict = read_gate(folder)
         if verdict is None or verdict["inputs"] != self._inputs(name):
             return False
         if verdict["passed"]:
-            return not problems(folder)
+            program = folder / NAME  # it is executed by the gate of what is made of this artifact
+            return not problems(folder) and (name in TYPES or program.read_text("utf-8") == generated(folder))
         # numbers would be the same again, what a library met need not be
         return not any("error" in told for told in (verdict, *verdict["checks"].values()))
 

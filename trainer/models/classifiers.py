@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
@@ -19,6 +19,8 @@ from trainer.models.attention import MASKED
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
 from trainer.models.families import hidden_width, padding_id, padding_of
+from trainer.recipe import read_yaml
+from trainer.redaction import origin
 from trainer.tensors import TensorFile, constants, exists
 
 if TYPE_CHECKING:
@@ -95,7 +97,11 @@ def begin_from(model: nn.Module, settings: EncoderConfig | PretrainedConfig, tra
 
 def _check_layers(settings: EncoderConfig, run: Path) -> None:
     """What the sizes of weights do not tell has to be as it was trained."""
-    there = EncoderConfig.model_validate(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["model"])
+    recipe = read_yaml(run / "recipe.yaml")
+    try:
+        there = EncoderConfig.model_validate(recipe.get("model"))
+    except (ValidationError, AttributeError):
+        raise UsageError(f"model.init_from={str(run)!r}: its recipe.yaml has no encoder as its model") from None
     for key in ("heads", "norm", "activation", "positions"):
         if (was := getattr(there, key)) != (now := getattr(settings, key)):
             raise UsageError(
@@ -288,4 +294,12 @@ def config_json(model: nn.Module) -> dict[str, Any] | None:
     config = getattr(model, "config", None)
     if config is None:
         return None
-    return {**json.loads(config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}
+    values = json.loads(config.to_json_string(use_diff=False))
+    return {**_without_origin(values), "architectures": [type(model).__name__]}
+
+
+def _without_origin(values: Any) -> Any:
+    """The values without the folder from which the weights came: it tells about a machine, not about the model."""
+    if not isinstance(values, dict):
+        return values
+    return {k: origin(v) if k == "_name_or_path" else _without_origin(v) for k, v in values.items()}

@@ -114,8 +114,13 @@ def rows_dimension(config: Any) -> int:
 
 def padding_id(tokenizer: Any) -> int:
     """What rows are padded with; GPT-2's tokenizer has no token for it, then the end of text is."""
-    own = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if own is None else own)
+    found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if found is None:
+        raise UsageError(
+            f"the tokenizer in {tokenizer.name_or_path!r} has no padding token and no end of text, so that rows cannot "
+            "be padded: set pad_token in its tokenizer_config.json"
+        )
+    return int(found)
 
 
 def hidden_width(config: Any) -> int:

@@ -8,8 +8,8 @@ Neither changes a weight's name, so that what is trained here is loaded anywhere
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import UsageError
+from trainer.errors import CheckpointError, UsageError
 from trainer.locations import FORMS, locate
 from trainer.models.attention import eager_attention
 from trainer.models.dropout import Dropout
@@ -25,6 +25,7 @@ from trainer.models.dropout import dropout as byte_dropout
 from trainer.models.families import dropout_keys, padding_of, settle
 from trainer.models.mending import mend
 from trainer.models.sizes import random_config
+from trainer.rundir import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 FAST = "rankzero_eager"  # its name in transformers' registry of attention functions
+CODE_KEYS = ("auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation")
 log = logging.getLogger("rankzero")
 OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "data2vec-text")
 
@@ -61,7 +63,7 @@ def load_model(
         UsageError: no such model, it cannot be reached, this class does not know its architecture, or weights,
             tokenizer or lengths do not fit it.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     settings: Any = recipe.model
     library: Any = auto
@@ -69,16 +71,16 @@ def load_model(
     _silence()
     try:
         if trained is not None:
-            found = json.loads((trained / "config.json").read_text(encoding="utf-8"))
-            facts = AutoConfig.for_model(**(found[part] if part else found))
-            model = library.from_config(_as_asked(facts, settings, causal))
+            model = _untrained(library, trained, part, lambda facts: _as_asked(facts, settings, causal))
         else:
             facts = _as_asked(configuration(recipe, tokenizer, **config), settings, causal)
             if settings.random:
-                model = library.from_config(facts)
+                model = library.from_config(facts, trust_remote_code=False)
             else:
                 model, mismatched = _with_weights(auto, settings.name, facts)
-    except (OSError, ValueError, AssertionError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, AssertionError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         if "Unrecognized configuration class" in reason:
             reason = f"the library has no {auto.__name__} of this architecture; choose another one, or another task"
@@ -140,6 +142,29 @@ def _check_sizes(model: Any, name: str, mismatched: Any) -> None:
             f"model.name={name!r}: its {key} is {list(there)}, and {list(here)} in this recipe's model: leave sizes "
             "out of model.config, so that they are those of the weights"
         )
+
+
+def _untrained(library: Any, trained: Path, part: str | None, change: Callable[[Any], Any]) -> nn.Module:
+    """The model of a run without its weights, from its config.json.
+
+    Raises:
+        CheckpointError: the library cannot build a model of what the file says.
+    """
+    from transformers import AutoConfig
+
+    found = read_json(trained / "config.json") or {}
+    try:
+        facts = AutoConfig.for_model(**_without_code(found[part] if part else found))
+        return library.from_config(change(facts), trust_remote_code=False)
+    except Exception as error:  # whatever the library meets in values that it did not write
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{trained / 'config.json'} gives no model ({reason}); restore it") from error
+
+
+def _without_code(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config.json without the keys that name Python code or a kernel of the Hub."""
+    kept = {key: value for key, value in config.items() if key not in CODE_KEYS}
+    return {key: _without_code(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _silence() -> None:
@@ -263,8 +288,8 @@ def load_bare(name: str) -> nn.Module:
     _silence()
     try:
         model: Any = _with_weights(AutoModel, name)[0]
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"model {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
     mend(model)
     return (model.get_encoder() if model.config.is_encoder_decoder else model).eval()

@@ -7,6 +7,7 @@ imported inside functions only: the config is read on login nodes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_id, padding_of
+from trainer.redaction import origin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,6 +93,38 @@ class Task(ABC):
     @abstractmethod
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Token ids of cleaned rows, cut to `data.max_length` (special tokens included)."""
+
+    def tokenized(self, row: Texts) -> Texts:
+        """The texts of a cleaned row as they are tokenized, by role."""
+        return {role: text for role, text in row.items() if role != "label"}
+
+    def token_ids(self, rows: Sequence[Texts]) -> dict[str, list[list[int]]]:
+        """Token ids of the texts of rows, by role: not cut, and without special tokens."""
+        from trainer.data.tokenization import encode_batch
+
+        texts = [self.tokenized(row) for row in rows]
+        return (
+            {role: encode_batch(self.tokenizer, [text[role] for text in texts]) for role in texts[0]} if texts else {}
+        )
+
+    def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
+        """The roles of a row that training cuts, given how many tokens each text has without special ones.
+
+        A row that has no fewer tokens in any role is cut where a shorter one is.
+        """
+        return []
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens, special ones included, of the longest input that `predict` reads as a whole."""
+        return self.recipe.data.max_length
+
+    def truncated(self, line: str, example: Example) -> bool:
+        """Whether `predict` reads only a part of a line, given what `encode_lines` made of it."""
+        if self.length(example) < self.longest_input:
+            return False
+        ids = self.token_ids([self.cleaned_row(line)])
+        return bool(self.cut_roles({role: len(texts[0]) for role, texts in ids.items()}))
 
     def length(self, example: Example) -> int:
         """Width of the example in a micro-batch: its longest side, in tokens."""
@@ -200,6 +234,7 @@ class Task(ABC):
             return own
         settings = self.recipe.model.model_dump(mode="json")
         sizes = {"vocab_size": len(self.tokenizer), "max_length": self.recipe.data.max_length}
+        settings |= {key: origin(settings[key]) for key in ("name", "init_from") if key in settings}
         return {"model_type": f"rankzero-{settings['kind']}", **sizes, **settings}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -253,12 +288,29 @@ class Task(ABC):
         """The row behind a line of text that `rankzero predict` is given."""
         return {next(iter(self.roles(self.recipe.task))): line}
 
-    def encode_lines(self, lines: Sequence[str]) -> list[Example]:
-        """Examples of lines as `rankzero predict` is given them, cleaned as in the training."""
+    def cleaned_row(self, line: str) -> Texts:
+        """The row behind a line of text, cleaned as in the training."""
         from trainer.data.cleaning import cleaner
 
         clean = cleaner(self.recipe.data.cleaning)
-        return self.encode([{role: clean(text) for role, text in self.row_of(line).items()} for line in lines])
+        return {role: clean(text) for role, text in self.row_of(line).items()}
+
+    def encode_lines(self, lines: Sequence[str]) -> list[Example]:
+        """Examples of lines as `rankzero predict` is given them, cleaned as in the training."""
+        return self.encode([self.cleaned_row(line) for line in lines])
+
+    def encode_lines_apart(self, lines: Sequence[str]) -> tuple[dict[int, Example], dict[int, str]]:
+        """`encode_lines` by the index of the line, and the error of each line that cannot be encoded."""
+        with contextlib.suppress(Exception):  # whatever a cleaning step or a tokenizer raises
+            return dict(enumerate(self.encode_lines(lines))), {}
+        examples: dict[int, Example] = {}
+        errors: dict[int, str] = {}
+        for i, line in enumerate(lines):
+            try:
+                examples[i] = self.encode_lines([line])[0]
+            except Exception as error:
+                errors[i] = f"{type(error).__name__}: {str(error)[:200]}"
+        return examples, errors
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Attention and relevance of a few predicted rows, as `attention.json` holds them; none by default.

@@ -43,10 +43,15 @@ class CausalLanguageModeling(LanguageModeling):
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Whole documents: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT], however long."""
-        from trainer.data.tokenization import encode_batch
-
-        texts = encode_batch(self.tokenizer, [row["text"] for row in rows])
+        texts = self.token_ids(rows).get("text", [])
         return [{"input_ids": [self.start_id, *ids], "labels": [*ids, self.end_id]} for ids in texts]
+
+    @property
+    def longest_input(self) -> int:
+        return self.room - self.recipe.evaluation.generation.new_tokens
+
+    def truncated(self, line: str, example: Example) -> bool:
+        return len(example["input_ids"]) > self.longest_input
 
     def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
         """Documents one after another, cut every data.max_length tokens; `position_ids` begin at 0 with each document
@@ -209,7 +214,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     def _prompts(self, batch: Batch) -> list[list[int]]:
         """Token ids of the texts, of long ones the end, so that the new tokens have positions, too."""
-        room = self.room - self.recipe.evaluation.generation.new_tokens
+        room = self.longest_input
         if room < 1:
             raise UsageError(
                 f"evaluation.generation.new_tokens={self.recipe.evaluation.generation.new_tokens} leaves no room for a "

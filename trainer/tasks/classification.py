@@ -127,10 +127,7 @@ class Classification(Task):
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """`input_ids` with special tokens, cut to `data.max_length`; `label` is one class id, or none."""
-        from trainer.data.tokenization import encode_batch
-
-        sides = ("text", "text_pair") if self.settings.pair else ("text",)
-        texts = [encode_batch(self.tokenizer, [row[side] for row in rows]) for side in sides] if rows else []
+        texts = self.token_ids(rows).values()
         names, labels = self.settings.names, self.settings.labels
         examples: list[Example] = []
         for row, *ids in zip(rows, *texts, strict=True):
@@ -140,16 +137,26 @@ class Classification(Task):
             examples.append({**example, "token_type_ids": types} if self.settings.pair else example)
         return examples
 
-    def _cut(self, sides: Sequence[list[int]]) -> list[list[int]]:
-        """Of a pair the longer text loses more: each has a right to half of the room, and to what the other leaves."""
+    def tokenized(self, row: Texts) -> Texts:
+        return {side: row[side] for side in (("text", "text_pair") if self.settings.pair else ("text",))}
+
+    def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
+        kept = self._rooms(list(sizes.values()))
+        return [role for (role, size), room in zip(sizes.items(), kept, strict=True) if size > room]
+
+    def _rooms(self, sizes: Sequence[int]) -> list[int]:
+        """Tokens that each text may keep.
+
+        Of a pair the longer text loses more: each has a right to half of the room, and to what the other leaves.
+        """
         room = self.recipe.data.max_length - self.layout.special
-        if len(sides) == 1:
-            return [self._cut_one(sides[0], room)]
-        first, second = map(len, sides)
-        if first + second <= room:
-            return list(sides)
-        keep = max(room // 2, room - second)
-        return [self._cut_one(sides[0], min(first, keep)), self._cut_one(sides[1], room - min(first, keep))]
+        if len(sizes) == 1 or sum(sizes) <= room:
+            return [room] * len(sizes)
+        first = min(sizes[0], max(room // 2, room - sizes[1]))
+        return [first, room - first]
+
+    def _cut(self, sides: Sequence[list[int]]) -> list[list[int]]:
+        return [self._cut_one(ids, room) for ids, room in zip(sides, self._rooms(list(map(len, sides))), strict=True)]
 
     def _cut_one(self, ids: list[int], room: int) -> list[int]:
         if len(ids) <= room:

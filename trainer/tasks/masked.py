@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.tasks.base import Assessed, Batch, Example, Record, Texts
@@ -23,11 +23,11 @@ class MaskedLanguageModeling(LanguageModeling):
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """`input_ids` with special tokens, the text cut to `data.max_length`."""
-        from trainer.data.tokenization import encode_batch
-
         room = self.recipe.data.max_length - self.layout.special
-        texts = encode_batch(self.tokenizer, [row["text"] for row in rows])
-        return [{"input_ids": self.layout.join([ids[:room]])[0]} for ids in texts]
+        return [{"input_ids": self.layout.join([ids[:room]])[0]} for ids in self.token_ids(rows).get("text", ())]
+
+    def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
+        return [role for role, size in sizes.items() if size > self.recipe.data.max_length - self.layout.special]
 
     def noised(self, examples: Sequence[Example], *draw: object) -> list[Example]:
         """Each example with `places`, the positions asked for, and `answers`, what stood there; `draw` says which."""

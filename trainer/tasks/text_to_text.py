@@ -30,13 +30,17 @@ class TextToTextConfig(Section):
     max_target_length: Positive | None = Field(
         None, description="tokens of a target, special ones included; longer ones are cut; null = data.max_length"
     )
+    trg_language: str | None = Field(
+        None, description="name or tag of the target language, for how BLEU splits words (zh, ja, …); null = at spaces"
+    )
 
 
 class TextToText(Pairs, Task):
     """Teacher forcing: the decoder reads its start token and y₁ … yₙ, its logits are compared with y₁ … yₙ [EOS].
 
     Both sides have the special tokens that the tokenizer itself gives a text ("A </s>" with T5's and Marian's,
-    "<s> A </s>" with BART's), and end with exactly one [EOS] in any case, also when they are cut.
+    "<s> A </s>" with BART's), and end with exactly one [EOS], a source also when it is cut. A target that is cut has
+    none: the model must not learn that a text ends there.
     """
 
     kind = "text_to_text"
@@ -127,18 +131,26 @@ class TextToText(Pairs, Task):
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """`input_ids` and `labels`, both with special tokens; no `labels` of a text without `trg`, to be predicted."""
-        from trainer.data.tokenization import encode_batch
-
-        sources = encode_batch(self.tokenizer, [self.settings.prefix + row["src"] for row in rows])
-        targets = encode_batch(self.tokenizer, [row["trg"] for row in rows]) if rows and "trg" in rows[0] else None
-        longest = self.recipe.data.max_length
+        longest, ids = self.recipe.data.max_length, self.token_ids(rows)
+        targets = ids.get("trg")
         return [
-            {
-                "input_ids": self._whole(src, longest),
-                "labels": self._whole(targets[i], self.target_length) if targets else [],
-            }
-            for i, src in enumerate(sources)
+            {"input_ids": self._whole(src, longest), "labels": self._target(targets[i]) if targets else []}
+            for i, src in enumerate(ids.get("src", ()))
         ]
+
+    def _target(self, ids: Sequence[int]) -> list[int]:
+        """The labels of a target; one that is cut has no end."""
+        if len(ids) <= self.target_length - self._specials:
+            return self._whole(ids, self.target_length)
+        before, _ = self.around
+        return [*before, *ids[: self.target_length - len(before)]]
+
+    def tokenized(self, row: Texts) -> Texts:
+        return {**row, "src": self.settings.prefix + row["src"]}
+
+    def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
+        longest = {"src": self.recipe.data.max_length, "trg": self.target_length}
+        return [role for role, size in sizes.items() if size > longest[role] - self._specials]
 
     def length(self, example: Example) -> int:
         return max(len(example["input_ids"]), len(example["labels"]))
@@ -234,4 +246,7 @@ class TextToText(Pairs, Task):
         from trainer.evaluation.rouge import score_rouge
 
         found = list(records)
-        return {**score_translation(found, resamples=resamples), **score_rouge(found, resamples)}
+        return {
+            **score_translation(found, resamples=resamples, language=self.settings.trg_language),
+            **score_rouge(found, resamples),
+        }

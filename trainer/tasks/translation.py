@@ -22,7 +22,9 @@ class TranslationConfig(Section):
 
     kind: Literal["translation"] = "translation"
     src_language: str = Field("de", description="name of the source language, for reports")
-    trg_language: str = Field("en", description="name of the target language, for reports")
+    trg_language: str = Field(
+        "en", description="name or tag of the target language, for reports and for how BLEU splits words (zh, ja, …)"
+    )
 
 
 class Translation(Pairs, Task):
@@ -43,29 +45,37 @@ class Translation(Pairs, Task):
         return int(self.tokenizer.eos_token_id)
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """`src` ends with [EOS]; `trg` is bare: `collate` adds what input and labels need."""
-        from trainer.data.tokenization import encode_batch
+        """`src` ends with [EOS]; `trg` is bare: `collate` adds what input and labels need.
 
-        longest = self.recipe.data.max_length - 1
-        sources = encode_batch(self.tokenizer, [row["src"] for row in rows])
-        targets = encode_batch(self.tokenizer, [row["trg"] for row in rows]) if rows and "trg" in rows[0] else None
+        A target that is cut has data.max_length tokens, one more than a complete one: its labels have no [EOS].
+        """
+        longest, ids = self.recipe.data.max_length, self.token_ids(rows)
+        targets = ids.get("trg")
         return [
-            {"src": [*src[:longest], self.eos_id], "trg": targets[i][:longest] if targets else []}
-            for i, src in enumerate(sources)
+            {"src": [*src[: longest - 1], self.eos_id], "trg": targets[i][:longest] if targets else []}
+            for i, src in enumerate(ids.get("src", ()))
         ]
 
+    def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
+        return [role for role, size in sizes.items() if size >= self.recipe.data.max_length]
+
+    def closed(self, example: Example) -> list[int]:
+        """The labels of an example: the target with [EOS], or the beginning of one that was cut."""
+        return example["trg"] if len(example["trg"]) >= self.recipe.data.max_length else [*example["trg"], self.eos_id]
+
     def length(self, example: Example) -> int:
-        return max(len(example["src"]), len(example["trg"]) + 1)
+        return max(len(example["src"]), len(self.closed(example)))
 
     def tokens(self, example: Example) -> int:
-        return len(example["src"]) + len(example["trg"]) + 1
+        return len(example["src"]) + len(self.closed(example))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """src (B, S), trg_in (B, T) = [BOS] y, labels (B, T) = y [EOS]."""
+        """src (B, S), trg_in (B, T) = [BOS] y₁ … yₙ, labels (B, T) = y₁ … yₙ [EOS]; see `encode` for a cut target."""
+        labels = [self.closed(e) for e in examples]
         return {
             "src": self.pad([e["src"] for e in examples], self.pad_id),
-            "trg_in": self.pad([[self.bos_id, *e["trg"]] for e in examples], self.pad_id),
-            "labels": self.pad([[*e["trg"], self.eos_id] for e in examples], IGNORED),
+            "trg_in": self.pad([[self.bos_id, *ids[:-1]] for ids in labels], self.pad_id),
+            "labels": self.pad(labels, IGNORED),
         }
 
     def build_model(self, trained: Path | None = None) -> nn.Module:
@@ -127,4 +137,5 @@ class Translation(Pairs, Task):
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.evaluation.metrics import score_translation
 
-        return score_translation(records, resamples=resamples)
+        config: Any = self.recipe.task
+        return score_translation(records, resamples=resamples, language=config.trg_language)

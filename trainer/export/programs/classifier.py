@@ -22,14 +22,17 @@ class Classifier(Artifact):
 
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
         """Ids and type ids; of a pair the longer text loses more."""
-        s, texts = self.settings, [self.ids(side) for side in sides]
-        room = s["max_length"] - sum(side < 0 for _, side, _ in s["layout"])
+        s, texts, room = self.settings, [self.ids(side) for side in sides], self.room
         if len(texts) == 2 and len(texts[0]) + len(texts[1]) > room:
             first = min(len(texts[0]), max(room // 2, room - len(texts[1])))
             texts = [self.cut(texts[0], first), self.cut(texts[1], room - first)]
         texts = [self.cut(ids, room) for ids in texts]
         parts = [([token] if side < 0 else texts[side], kind) for token, side, kind in s["layout"]]
         return [i for ids, _ in parts for i in ids], [kind for ids, kind in parts for _ in ids]
+
+    @property
+    def room(self) -> int:
+        return self.settings["max_length"] - sum(side < 0 for _, side, _ in self.settings["layout"])
 
     def cut(self, ids: list[int], room: int) -> list[int]:
         head = round(room * self.settings["head_share"])

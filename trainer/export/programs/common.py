@@ -41,11 +41,20 @@ class Artifact:
     def __call__(self, lines: Iterable[str], batch: bool = False) -> Iterator[dict[str, Any]]:
         source, one_by_one = iter(lines), self.settings["one_by_one"] and not batch
         while window := list(islice(source, WINDOW)):
-            examples = [self.encode(self.sides(line)) for line in window]
-            found: dict[int, dict[str, Any]] = {}
-            for rows in self.batches([len(example[0]) for example in examples], one_by_one):
-                found |= zip(rows, self.predict([examples[i] for i in rows]), strict=True)
-            yield from ({"text": line, **found[i]} for i, line in enumerate(window))
+            examples: dict[int, tuple[list[int], ...]] = {}
+            answers: dict[int, dict[str, Any]] = {}
+            for i, line in enumerate(window):
+                try:
+                    examples[i] = self.encode(self.sides(line))
+                except Exception as error:  # the other lines are answered
+                    answers[i] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+            rows = list(examples)
+            for places in self.batches([len(examples[i][0]) for i in rows], one_by_one):
+                chosen = [rows[place] for place in places]
+                answers |= dict(zip(chosen, self.predict([examples[i] for i in chosen]), strict=True))
+            for i, line in enumerate(window):
+                cut = i in examples and self.truncated(line, examples[i])
+                yield {"text": line, **answers[i], **({"truncated": True} if cut else {})}
 
     def batches(self, lengths: Sequence[int], one_by_one: bool) -> Iterator[list[int]]:
         rows: list[int] = []
@@ -63,6 +72,17 @@ class Artifact:
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
         """The token ids that a model is given, first; cleaned, and with special tokens."""
         raise NotImplementedError
+
+    @property
+    def room(self) -> int:
+        """Tokens of a line that are read, without special ones."""
+        raise NotImplementedError
+
+    def truncated(self, line: str, example: tuple[list[int], ...]) -> bool:
+        """Whether only a part of a line was read, given what `encode` made of it."""
+        if len(example[0]) < self.settings["max_length"]:
+            return False
+        return sum(len(self.ids(side)) for side in self.sides(line)) > self.room
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """Of a batch of encoded lines, in its order, what is printed beside the text."""
@@ -82,7 +102,10 @@ class Artifact:
 
 
 def main(artifact: Artifact) -> None:
-    """A line ends at a line feed only: texts may contain U+0085 and others that Python takes for line ends."""
+    """A line ends at a line feed only: texts may contain U+0085 and others that Python takes for line ends.
+
+    Exits with 3 where a line could not be answered; its record says why.
+    """
 
     def lines() -> Iterator[str]:
         for number, line in enumerate(sys.stdin.buffer, 1):
@@ -91,6 +114,11 @@ def main(artifact: Artifact) -> None:
             except UnicodeDecodeError as error:
                 sys.exit(f"line {number} is not UTF-8, at byte {error.start}")
 
+    errors = 0
     for record in artifact(lines(), batch="--batch" in sys.argv):
+        errors += "error" in record
         sys.stdout.buffer.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
         sys.stdout.buffer.flush()
+    if errors:
+        print(f'{errors} lines have an "error" in place of an answer', file=sys.stderr)
+        sys.exit(3)

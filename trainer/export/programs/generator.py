@@ -21,10 +21,16 @@ class Generator(Artifact):
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
         return ([self.settings["start_id"], *self.ids(sides[0])],)
 
+    @property
+    def room(self) -> int:
+        return self.settings["max_length"] - self.settings["new_tokens"]
+
+    def truncated(self, line: str, example: tuple[list[int], ...]) -> bool:
+        return len(example[0]) > self.room
+
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """Of long texts the end is gone on with, so that the new tokens have positions, too."""
-        room = self.settings["max_length"] - self.settings["new_tokens"]
-        for ids, score in self.search([ids[-room:] for (ids,) in examples]):
+        for ids, score in self.search([ids[-self.room :] for (ids,) in examples]):
             yield {"prediction": self.tokenizer.decode(ids, skip_special_tokens=True), "score": score}
 
     def search(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], float]]:

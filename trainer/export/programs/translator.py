@@ -19,9 +19,11 @@ from trainer.export.programs.common import Array, Artifact
 
 class Translator(Artifact):
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
-        before, after = self.settings["before"], self.settings["after"]
-        room = self.settings["max_length"] - len(before) - len(after)
-        return ([*before, *self.ids(sides[0])[:room], *after],)
+        return ([*self.settings["before"], *self.ids(sides[0])[: self.room], *self.settings["after"]],)
+
+    @property
+    def room(self) -> int:
+        return self.settings["max_length"] - len(self.settings["before"]) - len(self.settings["after"])
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         for ids, score in self.search([src for (src,) in examples]):

@@ -1,0 +1,234 @@
+"""What a tokenizer makes of the data: cut rows, unknown tokens; and warnings about splits and classes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_recipe, write_corpus
+
+from trainer import predict, train
+from trainer.analysis.data_facts import data_facts
+from trainer.data.sources import open_split
+from trainer.data.survey import survey
+from trainer.data.tokenization import train_tokenizer
+from trainer.engine import token_counts
+from trainer.engine.corpus import Corpus
+from trainer.engine.data_notes import notes
+from trainer.engine.token_counts import TokenCounts, count_tokens
+from trainer.errors import DataError
+from trainer.loading import Recipe
+from trainer.sections import TokenizerTraining
+from trainer.tasks.base import Task, make_task
+
+HANZI = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+
+
+def write(folder: Path, rows: list[dict[str, Any]], name: str = "train") -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def counted(
+    folder: Path, kind: str = "bpe", alphabet: int = 1000, **sections: dict[str, Any]
+) -> tuple[TokenCounts, Task]:
+    recipe = Recipe.parse(tiny_recipe(folder, **sections))
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"validation": None, "test": None})})
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    texts = [text for row in rows for key, text in row.items() if key != "label"]
+    settings = TokenizerTraining(kind=kind, vocab_size=900, limit_alphabet=alphabet)  # type: ignore[arg-type]
+    task = make_task(recipe, train_tokenizer(texts, settings, recipe.data.max_length))
+    return count_tokens(Corpus(recipe, task), "train", len(rows)), task
+
+
+# -- cut rows ----------------------------------------------------------------------------------------------------------
+
+
+def words(*counts: int) -> list[dict[str, Any]]:
+    return [{"de": " ".join(["ab"] * n), "en": " ".join(["ab"] * m)} for n, m in zip(counts, counts[::-1], strict=True)]
+
+
+def test_rows_are_counted_on_the_side_that_is_cut(tmp_path):
+    """data.max_length=40 leaves 39 tokens of a text beside [EOS]."""
+    write(tmp_path, [*words(39, 40, 5, 41, 200), {"de": "ab", "en": "ä" * 39 + " x"}])
+    found, task = counted(tmp_path)
+    assert found.rows == 6
+    assert found.cut == {"src": 3, "trg": 3 + (len(task.token_ids([{"trg": "ä" * 39 + " x"}])["trg"][0]) > 39)}
+    assert found.cut_rows == 4 + (found.cut["trg"] - 3)
+
+
+@pytest.mark.parametrize("sample", [0, 20_000])
+def test_the_count_is_that_of_the_encoded_rows_whatever_is_sampled(tmp_path, monkeypatch, sample):
+    monkeypatch.setattr(token_counts, "SAMPLE", sample)
+    write_corpus(tmp_path, train=300)
+    found, task = counted(tmp_path, data={"max_length": 16})
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    long = [
+        [len(task.tokenizer(row[c], add_special_tokens=False)["input_ids"]) > 15 for c in ("de", "en")] for row in rows
+    ]
+    assert [found.cut["src"], found.cut["trg"]] == [sum(side) for side in zip(*long, strict=True)]
+    assert found.cut_rows == sum(map(any, long)) > 50
+    assert found.sampled == (300 if sample else 0)
+
+
+def test_a_cut_target_has_no_end_and_others_are_as_before(tmp_path):
+    write(tmp_path, words(5, 39, 40, 60))
+    _, task = counted(tmp_path)
+    texts = [{"src": "ab", "trg": " ".join(["ab"] * n)} for n in (5, 39, 40, 60)]
+    examples = task.encode(texts)
+    batch = task.collate(examples)
+    eos, bos = task.tokenizer.eos_token_id, task.tokenizer.bos_token_id
+    for row, (example, count) in enumerate(zip(examples, (5, 39, 40, 60), strict=True)):
+        labels = [token for token in batch["labels"][row].tolist() if token != -100]
+        read = batch["trg_in"][row].tolist()[: len(labels)]
+        assert len(labels) == min(count + 1, 40) == task.tokens(example) - len(example["src"])
+        assert (labels[-1] == eos) == (count < 40), "a target that was cut does not end there"
+        assert read == [bos, *labels[:-1]]
+    assert batch["labels"].shape == batch["trg_in"].shape == (4, 40)
+
+
+def test_which_text_of_a_pair_is_cut(tmp_path):
+    section = {"kind": "classification", "labels": ["a", "b"], "pair": True}
+    data = {"columns": {}, "max_length": 20}
+    model = {"kind": "encoder", "d_model": 32, "layers": 1, "heads": 2, "feed_forward": 64}
+    write(
+        tmp_path,
+        [{"text": "ab " * 30, "text_pair": "ab", "label": "a"}, {"text": "ab", "text_pair": "ab", "label": "b"}],
+    )
+    recipe = tiny_recipe(tmp_path, data=data) | {"task": section, "model": model}
+    made = Recipe.parse(recipe)
+    settings = TokenizerTraining(kind="wordpiece", vocab_size=60)
+    task = make_task(made, train_tokenizer(["ab ab ab"], settings, 20))
+    assert task.cut_roles({"text": 30, "text_pair": 1}) == ["text"]
+    assert task.cut_roles({"text": 30, "text_pair": 30}) == ["text", "text_pair"]
+    assert task.cut_roles({"text": 8, "text_pair": 8}) == []
+    for line, cut in (("ab " * 30 + "\tab", True), ("ab\tab", False), ("ab\t" + "ab " * 30, True)):
+        assert task.truncated(line, task.encode_lines([line])[0]) is cut
+
+
+# -- unknown tokens ----------------------------------------------------------------------------------------------------
+
+
+def chinese(rows: int) -> list[dict[str, Any]]:
+    return [{"de": f"Satz {i}", "en": HANZI[i % 250 : i % 250 + 20]} for i in range(rows)]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_an_alphabet_that_is_too_small_is_refused(tmp_path, kind):
+    write(tmp_path, chinese(300))
+    with pytest.raises(
+        DataError, match=r'data\.train: \d+\.\d% of the tokens of "trg" are unknown \(such as '
+    ) as caught:
+        counted(tmp_path, kind, 60, tokenizer={"train": {"kind": kind, "limit_alphabet": 60}})
+    assert caught.value.exit_code == 3
+    assert any(char in str(caught.value) for char in HANZI)
+    assert "60 (limit_alphabet)" in str(caught.value)
+    assert "tokenizer.train.kind=byte_bpe" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+def test_a_tokenizer_of_other_texts_is_refused(tmp_path, kind):
+    write(tmp_path, chinese(60))
+    recipe = Recipe.parse(
+        tiny_recipe(tmp_path, data={"validation": None, "test": None}, tokenizer={"train": None, "pretrained": "there"})
+    )
+    settings = TokenizerTraining(kind=kind, vocab_size=60)  # type: ignore[arg-type]
+    task = make_task(recipe, train_tokenizer(["Satz 0123456789 " * 9] * 9, settings, 40))
+    with pytest.raises(
+        DataError, match=r'of the tokens of "trg" are unknown .*more than 20%.*tokenizer \'there\' was not'
+    ):
+        count_tokens(Corpus(recipe, task), "train", 60)
+
+
+def test_known_and_byte_level_tokenizers_have_no_unknown_tokens(tmp_path):
+    write(tmp_path, chinese(300))
+    for kind, alphabet in (("bpe", 1000), ("byte_bpe", 60)):
+        found, _ = counted(tmp_path, kind, alphabet, data={"max_length": 120})
+        assert sum(found.unknown.values()) == 0
+        assert found.report()["unknown"] == {"src": 0.0, "trg": 0.0}
+
+
+def test_a_few_unknown_tokens_are_a_warning(tmp_path):
+    write(tmp_path, [*chinese(20), *({"de": "ab cd " * 3, "en": "ab cd " * 3} for _ in range(300))])
+    found, task = counted(tmp_path, alphabet=20)
+    share = found.report()["unknown"]["trg"]
+    assert 0.02 < share < 0.2
+    facts = {"rows": 320, "bad_rows": {}, "labels": {}, "tokens": found.report()}
+    [note] = notes(task.recipe, {"train": facts})
+    assert note.startswith(f'data.train: {share:.1%} of the tokens of "trg" are unknown (such as')
+    assert ("Unknown tokens", f"train src 1.60%, train trg {share:.2%}") in data_facts({"train": facts})
+
+
+# -- splits and classes ------------------------------------------------------------------------------------------------
+
+
+def labelled(counts: dict[str, int], start: int = 0) -> list[dict[str, Any]]:
+    return [{"text": f"{label} {start + i}", "label": label} for label, n in counts.items() for i in range(n)]
+
+
+def class_notes(folder: Path, **data: Any) -> list[str]:
+    section = {"kind": "classification", "labels": ["a", "b", "c"]}
+    model = {"kind": "encoder", "d_model": 32, "layers": 1, "heads": 2, "feed_forward": 64}
+    recipe = Recipe.parse(
+        tiny_recipe(folder, data={"columns": {}, "test": None, **data}) | {"task": section, "model": model}
+    )
+    roles = {"text": None, "label": frozenset("abc")}
+    found = {}
+    for split in ("train", "validation", "test"):
+        if (source := open_split(recipe.data, split)) is not None:  # type: ignore[arg-type]
+            found[split] = survey(source, recipe.data, roles, split).report()  # type: ignore[arg-type]
+    return notes(recipe, found)
+
+
+def test_classes_without_rows(tmp_path):
+    write(tmp_path, labelled({"a": 30, "b": 3}))
+    write(tmp_path, labelled({"a": 5}), "validation")
+    assert class_notes(tmp_path) == [
+        "data.train: no row of class 'c'",
+        "data.validation: all 5 rows are of one class, 'a': scores say little",
+    ]
+    write(tmp_path, labelled({"b": 9}))
+    assert class_notes(tmp_path, validation=None) == [
+        "data.train: all 9 rows are of one class, 'b': a model can learn nothing but to answer it"
+    ]
+    write(tmp_path, labelled({"a": 30, "b": 30, "c": 30}))
+    assert class_notes(tmp_path, validation=None) == []
+
+
+def test_a_share_held_out_that_misses_a_class(tmp_path):
+    write(tmp_path, labelled({"a": 90, "b": 90, "c": 1}))
+    [note] = class_notes(tmp_path, validation=0.1)
+    assert note == (
+        "data.validation: no row of class 'c' (1 in data.train): the share data.validation=0.1, drawn by hash, has "
+        "none. Raise it"
+    )
+
+
+def test_a_run_warns_of_cut_and_shared_rows_and_predict_marks_what_it_cuts(tmp_path, caplog):
+    write_corpus(tmp_path / "data", train=120, validation=12)
+    lines = (tmp_path / "data/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "data/extra.jsonl").write_text("".join(lines[:9]), encoding="utf-8")
+    sections: dict[str, dict[str, Any]] = {
+        "data": {"max_length": 16, "test": "extra.jsonl", "lanes": 2},
+        "loop": {"max_steps": 2, "eval_every": 2, "save_every": 2},
+        "evaluation": {"splits": ["validation"], "beam_size": 1, "bootstrap": 2},
+    }
+    recipe = Recipe.parse(tiny_recipe(tmp_path / "data", **sections))
+    with caplog.at_level(logging.WARNING, logger="rankzero"):
+        train(recipe, run=tmp_path / "run")
+    data = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))["data"]
+    cut = data["train"]["tokens"]["cut"]
+    assert min(cut.values()) > 6
+    assert f"data.train: {cut['src']} of 120 rows" in caplog.text
+    assert 'are cut in "src" to data.max_length=16: raise it, or divide long texts' in caplog.text
+    assert (data["test"]["in_train"], data["validation"]["in_train"]) == (9, 0)
+    assert "data.test: 9 of 9 rows have an input that is also in data.train" in caplog.text
+    page = (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    assert f"train {data['train']['tokens']['cut_rows']} of 120" in page
+    assert "test 9 of 9" in page
+    short, long = predict(tmp_path / "run", ["der Hund", "der Hund " * 40])
+    assert list(short) == ["text", "prediction", "score"]
+    assert list(long) == ["text", "prediction", "score", "truncated"]
+    assert long["truncated"] is True

@@ -1,0 +1,86 @@
+"""Labels of a file that `task.labels` does not list: the nearest allowed one, and a difference that cannot be seen."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+SHOWN = 20  # labels that a message lists
+UNLABELED = frozenset(("", "-1", "-1.0", "-100", "?", "nan", "none", "null", "na", "n/a", "unlabeled", "unlabelled"))
+"""What stands for "no label" in public data sets, in lower case."""
+
+
+def _visible(text: str) -> str:
+    """The text without control and format characters, and with single plain spaces between its words."""
+    kept = (" " if char.isspace() else char for char in text)
+    return " ".join("".join(char for char in kept if unicodedata.category(char) not in ("Cf", "Cc")).split())
+
+
+def _one_form(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+FOLDS: dict[str, Callable[[str], str]] = {
+    "spaces or invisible characters": _visible,
+    "Unicode form": _one_form,
+    "case": str.casefold,
+}
+
+
+def hidden_difference(label: str, other: str) -> list[str]:
+    """In what two labels that look alike differ, as names of FOLDS; empty where they differ in more than that."""
+    needed = list(FOLDS)
+    if _folded(label, needed) != _folded(other, needed):
+        return []
+    for name in reversed(FOLDS):  # a no-break space is another form of a space, too: the first name is enough
+        fewer = [fold for fold in needed if fold != name]
+        if _folded(label, fewer) == _folded(other, fewer):
+            needed = fewer
+    return needed
+
+
+def _folded(text: str, names: Collection[str]) -> str:
+    for name in names:
+        text = FOLDS[name](text)
+    return text
+
+
+def unknown_label(label: str, allowed: Collection[str]) -> str:
+    """The end of the message about a label that is not allowed: what is known, and the nearest with the difference."""
+    known = sorted(allowed)
+    listed = ", ".join(map(repr, known[:SHOWN])) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
+    for other in known:
+        if how := hidden_difference(label, other):
+            return (
+                f"; known: {listed}; it differs from {other!a} by {' and '.join(how)} only: the file has "
+                f"{label!a}. Write the label as task.labels does, or add it there"
+            )
+    near = difflib.get_close_matches(label, known, n=1, cutoff=0.6)
+    hint = f"; did you mean {_shown(near[0], label)}?" if near else ""
+    escaped = f" ({label[:60]!a})" if near and not label.isascii() else ""
+    return f"; known: {listed}{hint}{escaped}"
+
+
+def _shown(label: str, other: str) -> str:
+    return ascii(label) if not (label + other).isascii() else repr(label)
+
+
+def guess_classes(values: Collection[str], names: Sequence[str]) -> dict[str, str] | None:
+    """A mapping of the values of a file to as many class names, from their spelling; None where it is not clear."""
+    if len(values) != len(names):
+        return None
+    mapping: dict[str, str] = {}
+    for value in values:
+        low = value.casefold()
+        starts = [name for name in names if name.casefold().startswith(low) or low.startswith(name.casefold())]
+        if len(starts) != 1:
+            return None
+        mapping[value] = starts[0]
+    return mapping if len(set(mapping.values())) == len(names) else None
+
+
+def is_unlabeled(value: Any) -> bool:
+    """Whether a value stands for "no label": -1, an empty text, null, NaN, a question mark."""
+    return value is None or str(value).strip().lower() in UNLABELED

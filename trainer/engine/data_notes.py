@@ -1,0 +1,79 @@
+"""Warnings about surveyed data that a run may be trained on, but that is seldom meant."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.engine.token_counts import WARNED, describe_unknown, unknown_fix
+from trainer.recipe import Recipe
+
+MANY_CUT = 0.05  # share of rows that data.max_length may cut without a warning
+SHOWN = 8  # classes that a warning lists
+
+
+def notes(recipe: Recipe, data: Mapping[str, Any]) -> list[str]:
+    """Sentences about bad rows, cut rows, unknown tokens, classes without rows, and rows that are also in train.
+
+    Args:
+        recipe: of the run.
+        data: "data" of the manifest, by split.
+    """
+    return [note for split, facts in data.items() for note in _notes(recipe, split, facts, data)]
+
+
+def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    rows, tokens = facts["rows"], facts.get("tokens", {})
+    if facts["bad_rows"]:
+        yield f"data.{split}: rows left out: {facts['bad_rows']}"
+    if shared := facts.get("in_train"):
+        yield (
+            f"data.{split}: {shared:,} of {rows:,} rows have an input that is also in data.train: scores on them show "
+            f"what the model remembers. Take them out of one of the two{_same_files(facts)}"
+        )
+    for role, cut in tokens.get("cut", {}).items():
+        if cut > MANY_CUT * rows:
+            limit = cut_by(recipe, role)
+            yield (
+                f'data.{split}: {cut:,} of {rows:,} rows ({cut / rows:.1%}) are cut in "{role}" to {limit}: raise it, '
+                "or divide long texts"
+            )
+    for role, share in tokens.get("unknown", {}).items():
+        if share > WARNED:
+            yield f"data.{split}: {describe_unknown(role, share, tokens)}. {unknown_fix(recipe)}"
+    yield from _classes(recipe, split, facts, data)
+
+
+def cut_by(recipe: Recipe, role: str) -> str:
+    """The key that a role is cut by, with its value."""
+    own = getattr(recipe.task, "max_target_length", None) if role == "trg" else None
+    return f"data.max_length={recipe.data.max_length}" if own is None else f"task.max_target_length={own}"
+
+
+def _same_files(facts: Mapping[str, Any]) -> str:
+    files = facts.get("files_in_train") or []
+    return f"; both splits read {', '.join(files[:SHOWN])}" if files else ""
+
+
+def _classes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    names: dict[str, str] = getattr(recipe.task, "labels", {})
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("train", split)}  # split -> rows by class
+    for name, rows in counts.items():
+        for value, count in data.get(name, {}).get("labels", {}).items():
+            rows[names.get(value, value)] += count
+    missing = [name for name in dict.fromkeys(names.values()) if not counts[split][name]]
+    if not names or not missing:
+        return
+    if len(counts[split]) == 1:
+        [(only, count)] = counts[split].items()
+        effect = "a model can learn nothing but to answer it" if split == "train" else "scores say little"
+        yield f"data.{split}: all {count:,} rows are of one class, {only!r}: {effect}"
+        return
+    shown = ", ".join(f"{name!r} ({counts['train'][name]:,} in data.train)" for name in missing[:SHOWN])
+    if split == "train":
+        shown = ", ".join(map(repr, missing[:SHOWN]))
+    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    share = recipe.data.validation if split == "validation" and isinstance(recipe.data.validation, float) else None
+    held = "" if share is None else f": the share data.validation={share:g}, drawn by hash, has none. Raise it"
+    yield f"data.{split}: no row of class {shown}{more}{held}"

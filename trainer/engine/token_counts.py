@@ -1,0 +1,160 @@
+"""What a tokenizer makes of a split: rows that `data.max_length` cuts, and the share of unknown tokens."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from trainer.data.keyed import uniform
+from trainer.engine.corpus import Corpus
+from trainer.errors import DataError
+from trainer.recipe import Recipe
+from trainer.tasks.base import Task, Texts
+
+WINDOW = 1000  # rows that are tokenized together
+SAMPLE = 20_000  # rows whose unknown tokens are counted, about
+REFUSED, WARNED = 0.2, 0.02  # shares of unknown tokens
+EXAMPLES = 8  # unknown characters that are shown
+
+
+@dataclass
+class TokenCounts:
+    """Counts of one split.
+
+    Attributes:
+        rows: usable rows, all of them looked at for `cut`.
+        cut: role -> rows whose text is cut in training.
+        cut_rows: rows that are cut in any role.
+        sampled: rows in which unknown tokens were counted: all, or a keyed sample of about SAMPLE.
+        tokens: role -> their tokens, without special ones.
+        unknown: role -> those that are the unknown token.
+        examples: role -> unknown characters, the most frequent first.
+    """
+
+    rows: int = 0
+    cut: Counter[str] = field(default_factory=Counter)
+    cut_rows: int = 0
+    sampled: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """The part that belongs into manifest.json."""
+        return {
+            "cut": dict(sorted(self.cut.items())),
+            "cut_rows": self.cut_rows,
+            "unknown": {role: self.unknown[role] / n for role, n in sorted(self.tokens.items()) if n},
+            "unknown_examples": {role: found for role, found in sorted(self.examples.items()) if found},
+            "unknown_from_rows": self.sampled,
+        }
+
+
+def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
+    """Tokenize a split. Texts too short to be cut are tokenized only where they are in the sample.
+
+    Args:
+        corpus: of the run.
+        split: one that the recipe has.
+        rows: usable rows of the split, as surveyed; None = look at the first SAMPLE rows only.
+
+    Raises:
+        DataError: more than REFUSED of a role's tokens are unknown.
+    """
+    task, found = corpus.task, TokenCounts()
+    unknown, spans = unknown_id(task), {role: Counter[str]() for role in corpus.roles}
+    texts = corpus.texts(split) if rows is not None else islice(corpus.texts(split), SAMPLE)
+    while window := list(islice(texts, WINDOW)):
+        found.rows += len(window)
+        chosen = [rows is None or uniform("unknown", row_id) * rows < SAMPLE for row_id, _ in window]
+        pairs = zip(chosen, window, strict=True)
+        measured = [(sampled, row) for sampled, (_, row) in pairs if sampled or _may_be_cut(task, row)]
+        for sampled, row, sizes, unknowns in _sizes(task, measured, unknown):
+            cut = task.cut_roles(sizes)
+            found.cut.update(cut)
+            found.cut_rows += bool(cut)
+            if sampled:
+                found.sampled += 1
+                found.tokens.update(sizes)
+                found.unknown.update(unknowns)
+                for role in (role for role, n in unknowns.items() if n):
+                    spans[role].update(row[role])
+    found.examples = {role: _unknown_characters(task, unknown, counts) for role, counts in spans.items()}
+    _check(corpus.recipe, split, found)
+    return found
+
+
+def _sizes(
+    task: Task, rows: list[tuple[bool, Texts]], unknown: int | None
+) -> Iterator[tuple[bool, Texts, dict[str, int], dict[str, int]]]:
+    """Of each row its texts, and by role its tokens and those that are unknown."""
+    ids = task.token_ids([row for _, row in rows])
+    for i, (sampled, row) in enumerate(rows):
+        sizes = {role: len(texts[i]) for role, texts in ids.items()}
+        unknowns = {role: 0 if unknown is None else texts[i].count(unknown) for role, texts in ids.items()}
+        yield sampled, row, sizes, unknowns
+
+
+def unknown_id(task: Task) -> int | None:
+    """The id that stands for what a tokenizer does not know; None where it knows every text (byte-level ones)."""
+    unknown = getattr(task.tokenizer, "unk_token_id", None)
+    return unknown if unknown is not None and unknown not in task.wordless else None
+
+
+def _may_be_cut(task: Task, row: Texts) -> bool:
+    """Whether a row could be cut, by the most tokens that its texts can have: one for each byte, however normalized."""
+    texts = task.tokenized(row)
+    return bool(task.cut_roles({role: _bytes(text) + 2 for role, text in texts.items()}))
+
+
+def _bytes(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return len(unicodedata.normalize("NFKD", text).lower().encode("utf-8", "surrogatepass"))
+
+
+def _unknown_characters(task: Task, unknown: int | None, counts: Counter[str]) -> list[str]:
+    """The most frequent characters that are unknown on their own."""
+    from trainer.data.tokenization import encode_batch
+
+    found: list[str] = []
+    for char, _ in counts.most_common():
+        if len(found) == EXAMPLES:
+            break
+        if not char.isspace() and unknown in encode_batch(task.tokenizer, [char])[0]:
+            found.append(char)
+    return found
+
+
+def _check(recipe: Recipe, split: str, counts: TokenCounts) -> None:
+    for role, share in counts.report()["unknown"].items():
+        if share > REFUSED:
+            raise DataError(
+                f"data.{split}: {describe_unknown(role, share, counts.report())}, more than {REFUSED:.0%}. "
+                f"{unknown_fix(recipe)}"
+            )
+
+
+def describe_unknown(role: str, share: float, report: Mapping[str, Any]) -> str:
+    """'18.7% of the tokens of "trg" are unknown (such as '葡', '萄')'"""
+    examples = ", ".join(map(repr, report["unknown_examples"].get(role, ())))
+    return f'{share:.1%} of the tokens of "{role}" are unknown' + (f" (such as {examples})" if examples else "")
+
+
+def unknown_fix(recipe: Recipe) -> str:
+    """What to change so that fewer tokens are unknown."""
+    training = recipe.tokenizer_training
+    if training is None:
+        return (
+            f"The tokenizer {recipe.tokenizer_name!r} was not made for these texts: choose one that was, or check that "
+            "its folder has the right tokenizer files"
+        )
+    return (
+        f"tokenizer.train keeps the {training.limit_alphabet} (limit_alphabet) most frequent characters of data.train, "
+        f"and {training.vocab_size} tokens (vocab_size): raise both, or set tokenizer.train.kind=byte_bpe, which knows "
+        "every text"
+    )
