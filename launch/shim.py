@@ -109,6 +109,8 @@ def _verdict(error: Any) -> int:
     for code in codes:
         if code in ERROR_CODES:
             return int(code)
+    if PREEMPTED in codes and set(codes) <= {PREEMPTED, -signal.SIGTERM}:  # the run directory was taken over, say
+        return PREEMPTED
     # the agent itself terminates the ranks that are left when one has died: those are not the cause
     causes = [item for item in failures if item[1].exitcode not in (PREEMPTED, -signal.SIGTERM)] or failures
     rank, failure = min(causes, key=lambda item: (item[1].exitcode > 0, item[1].timestamp))

@@ -72,7 +72,7 @@ POINTS = (
     "tensors.save_file",
     "checkpoint.write_json",
     "checkpoint._describe",
-    "checkpoint._flush",
+    "checkpoint.flush",
     "os.fsync",
     "Path.rename",
     "shutil.rmtree",
@@ -271,10 +271,57 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog
 def test_with_none_whole_nothing_starts_from_scratch(tmp_path: Path) -> None:
     flip(save(tmp_path, 10) / "model.safetensors")
     (save(tmp_path, 20) / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint among 2.*--fresh") as caught:
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint among 2.*--fresh") as caught:
         checkpoint.newest(tmp_path)
     for name in ("step-00000010/model.safetensors", "step-00000020/manifest.json"):
         assert name in str(caught.value)
+
+
+def test_every_read_compares_the_hash(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        path = save(tmp_path, 10)
+        flip(path / name)
+        others = {"model.safetensors", "optimizer.safetensors"} - {name}
+        with pytest.raises(CheckpointError, match=rf"step 10 is damaged: .*{name} has another SHA-256.*--fresh"):
+            checkpoint.read(tmp_path, 10, name)
+        with pytest.raises(CheckpointError, match=name):
+            checkpoint.checked(tmp_path, 10)
+        assert all(checkpoint.read(tmp_path, 10, other) for other in others), "the other file is as it was"
+    (path / "state.json").write_text('{"step": 10, "text": "x"} ')
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        checkpoint.read_state(tmp_path, 10)
+
+
+def test_every_part_of_a_file_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint.tensors, "SHARD_BYTES", 30)
+    path = save(tmp_path, 10)
+    assert checkpoint.read(tmp_path, 10, "model.safetensors").keys() == {"a", "b"}
+    flip(next(path.glob("model-00002-of-*.safetensors")))
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors has another SHA-256"):
+        checkpoint.read(tmp_path, 10, "model.safetensors")
+
+
+def test_each_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 10)
+    read: list[str] = []
+    digest = checkpoint.hashlib.file_digest
+
+    def counted(file: Any, kind: str) -> Any:
+        read.append(Path(file.name).name)
+        return digest(file, kind)
+
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", counted)
+    assert checkpoint.newest(tmp_path) == 10
+    checkpoint.checked(tmp_path, 10)
+    checkpoint.read(tmp_path, 10, "model.safetensors")
+    checkpoint.read_state(tmp_path, 10)
+    assert sorted(read) == sorted(set(FILES) - {"manifest.json"})
+    path = tmp_path / "step-00000010" / "model.safetensors"
+    status = path.stat()
+    flip(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(CheckpointError, match="another SHA-256"):
+        checkpoint.read(tmp_path, 10, "model.safetensors")
 
 
 def test_unreadable_files_are_checkpoint_errors(tmp_path: Path) -> None:
@@ -311,6 +358,40 @@ def test_a_checkpoint_without_manifest_does_not_count_as_kept(tmp_path: Path) ->
     checkpoint.clean(tmp_path, 2, [])
     assert is_whole(tmp_path, 10)
     assert is_whole(tmp_path, 20)
+
+
+def test_damaged_newer_checkpoints_do_not_displace_new_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are renamed where a run is resumed from an older one: they would count as the newest for ever."""
+    for step in (100, 200, 300, 400):
+        save(tmp_path, step)
+    flip(checkpoint.path_of(tmp_path, 300) / "model.safetensors")
+    flip(checkpoint.path_of(tmp_path, 400) / "optimizer.safetensors")
+    damaged = (checkpoint.path_of(tmp_path, 400) / "optimizer.safetensors").read_bytes()
+    logging.getLogger("rankzero").propagate = True
+    with caplog.at_level(logging.WARNING, "rankzero"):
+        assert checkpoint.newest(tmp_path) == 200
+    assert len(caplog.records) == 2, "a line for each"
+    for step in (250, 300, 350):
+        save(tmp_path, step)
+        checkpoint.clean(tmp_path, 2, [])
+        assert checkpoint.newest(tmp_path) == step
+    assert checkpoint.steps(tmp_path) == [300, 350]
+    assert (tmp_path / "damaged-step-00000400" / "optimizer.safetensors").read_bytes() == damaged, "never deleted"
+    flip(checkpoint.path_of(tmp_path, 350) / "model.safetensors")
+    assert checkpoint.newest(tmp_path) == 300
+    save(tmp_path, 400)
+    flip(checkpoint.path_of(tmp_path, 400) / "model.safetensors")
+    assert checkpoint.newest(tmp_path) == 300
+    assert (tmp_path / "damaged-step-00000400-2").is_dir()
+
+
+def test_a_damaged_older_checkpoint_does_not_count_as_kept(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    os.truncate(checkpoint.path_of(tmp_path, 20) / "model.safetensors", 10)
+    checkpoint.clean(tmp_path, 2, [])
+    assert checkpoint.steps(tmp_path) == [10, 30]
+    assert (tmp_path / "damaged-step-00000020").is_dir()
 
 
 def test_what_dead_saves_have_left_is_cleaned(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -188,7 +189,7 @@ def test_what_a_backend_needs(run: RunDir) -> None:
         "Rows.answers",
         "Gate.verdict",
         "quantized",
-        "_move",
+        "publish",
         "os.fsync",
         "rename",
     ],
@@ -199,6 +200,8 @@ def test_a_killed_stage_is_completed(point: str, after: bool, run: RunDir, monke
     place: Any = stage
     if point == "rename":
         place, name = Path, "rename"
+    elif point == "os.fsync":
+        place, name = os, "fsync"
     else:
         for part in point.split(".")[:-1]:
             place = getattr(place, part)

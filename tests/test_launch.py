@@ -318,6 +318,8 @@ def test_the_status_of_an_earlier_attempt_does_not_count(tmp_path: Path, launche
         ([], [1, -11], 1, "rank 1 (process 101) was killed by SIGSEGV"),  # rank 0 lost its connection
         ([], [-15, -15], 1, "rank 0 (process 100) was killed by SIGTERM"),
         ([signal.SIGUSR1], [75, 75], 75, ""),
+        ([], [75, 75], 75, ""),  # the run directory was taken over by another process
+        ([], [75, -15], 75, ""),
         ([signal.SIGUSR1], [1, -10], 75, ""),  # before it could listen
         ([signal.SIGTERM], [4, 4], 4, ""),
         ([signal.SIGTERM], [1, 1], 1, "exit code 1"),

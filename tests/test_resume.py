@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,7 @@ def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> Non
         (partial(hooks.at_micro_batch, 5, 2), None),
         # at step 8; the start before it was killed in step 5, when step 4 was perhaps still being written
         (partial(hooks.at_call, EVALUATE, 1, 1), (3, 4)),
-        (partial(hooks.at_save, 8, "_flush"), (3, 4, 6)),  # likewise, with step 6 on a busy disk
+        (partial(hooks.at_save, 8, "flush"), (3, 4, 6)),  # likewise, with step 6 on a busy disk
         (partial(hooks.at_save, 9, "clean"), 6),
         (partial(hooks.at_micro_batch, 11, 3), 9),
         (partial(hooks.at_call, "trainer.engine.checkpoint.read", 1, 1), 9),  # when the weights to use are chosen
@@ -370,6 +371,63 @@ def test_keys_that_change_no_step_are_free(recipe: Path, finished: Path, tmp_pat
     assert yaml.safe_load((finished / "recipe.yaml").read_text())["loop"]["keep"] == 3
 
 
+def test_a_finished_run_without_checkpoints_is_not_overwritten(recipe: Path, finished: Path) -> None:
+    """They were deleted to free space."""
+    shutil.rmtree(finished / "checkpoints")
+    before = hashes_of(finished)
+    ended = train(recipe, finished, *WORDS, world=2).check()
+    assert f"already trained to step {STEPS}" in ended.err[0]
+    assert hashes_of(finished) == before
+    shutil.rmtree(finished / "evaluation" / "test")
+    train(recipe, finished, *WORDS).check()
+    assert hashes_of(finished) == before, "what is missing is made again from model/"
+    refused = train(recipe, finished, *WORDS, "seed=7").check(2)
+    assert "--fresh" in refused.text
+    assert "--run" in refused.text
+    more = train(recipe, finished, *WORDS, "loop.max_steps=20", "--allow-change", "loop.max_steps").check(4)
+    assert "has no checkpoints to train on from" in more.text
+    assert hashes_of(finished) == before
+
+
+@pytest.mark.parametrize("left", ["model", "evaluation"])
+def test_what_a_finished_run_has_left_binds_the_directory(recipe: Path, finished: Path, left: str) -> None:
+    for name in {"checkpoints", "model", "evaluation", "manifest.json"} - {left}:
+        path = finished / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    before = hashes_of(finished)
+    assert "nothing can be resumed" in train(recipe, finished, *WORDS).check(4).text
+    train(recipe, finished, *WORDS, "seed=7").check(2)
+    assert {name: value for name, value in hashes_of(finished).items() if name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("loop.max_steps=13", "loop.max_steps=13 is less than .* has trained .max_steps 14.*give 14 or more"),
+        ("loop.epochs=1", "loop.epochs=1 is less than .* has trained .epochs 2.*give 2 or more"),
+        ("optim.lr=1e-4", "no step would be trained with the changed optim.lr.*Raise loop.max_steps or loop.epochs"),
+        ("seed=9", "no step would be trained with the changed seed"),
+        ("loop.eval_every=7", "no step would be trained with the changed loop.eval_every"),
+    ],
+)
+def test_the_recipe_of_a_run_describes_its_weights(recipe: Path, finished: Path, override: str, told: str) -> None:
+    """A change that trains nothing is not written into recipe.yaml."""
+    before = hashes_of(finished)
+    ended = train(recipe, finished, *WORDS, override, "--allow-change", override.partition("=")[0]).check(2)
+    assert re.search(told, ended.text), ended.text
+    assert hashes_of(finished) == before
+
+
+def test_an_end_may_be_lowered_to_what_is_trained(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(recipe, run, *WORDS, hook=partial(hooks.at_micro_batch, 9, 0)).check(-signal.SIGKILL)
+    lower = (*WORDS, "--allow-change", "loop.max_steps")
+    step = int(max((run / "checkpoints").glob("step-*")).name[-8:])  # 8, if it was written before the kill
+    assert f"give {step} or more" in train(recipe, run, *lower, f"loop.max_steps={step - 1}").check(2).text
+    train(recipe, run, *lower, f"loop.max_steps={step + 1}").check()
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["loop"]["max_steps"] == step + 1
+
+
 def test_fresh_keeps_the_old_run_beside_the_new_one(recipe: Path, finished: Path) -> None:
     before = hashes_of(finished)
     words = ("loop.max_steps=4", "seed=2", "--fresh")
@@ -419,6 +477,25 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe: Path, whole:
     assert resumed_from(ended) == 12
     assert str(weights) in ended.err[0]
     same(outcome(finished), outcome(whole))
+
+
+@pytest.mark.parametrize("averaging", [(), ("optim.averaging={kind: last, last: 3}",)], ids=["best", "averaged"])
+def test_damaged_weights_are_not_published(recipe: Path, tmp_path: Path, averaging: tuple[str, ...]) -> None:
+    run, choice = tmp_path / "run", "trainer.engine.session.Session.choose_weights"
+    words = (f"loop.max_steps={STEPS}", *averaging)
+    hook = partial(hooks.first_is_best, partial(hooks.at_call, choice, 1, 0))
+    train(recipe, run, *words, hook=hook).check(-signal.SIGKILL)
+    state = json.loads((checkpoint_of(run) / "state.json").read_text())
+    step = state["grid"][0] if averaging else state["best"]["step"]
+    assert step < STEPS
+    weights = checkpoint_of(run, step) / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-8] + bytes(8))
+    ended = train(recipe, run, *words).check(4)
+    assert f"the checkpoint of step {step} is damaged: {weights} has another SHA-256" in ended.text
+    assert not (run / "model").exists()
+    weights.write_bytes(good)
+    train(recipe, run, *words).check()
 
 
 def test_without_a_whole_checkpoint_nothing_starts_from_scratch(recipe: Path, finished: Path) -> None:
@@ -479,19 +556,61 @@ def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Any) -> None:
 
 def test_a_second_run_on_the_same_directory_is_refused(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    hold = partial(hooks.at_call, "trainer.engine.session.Session.train", 1, 0, signal.SIGSTOP)
-    first = Ranks(["train", recipe, "loop.max_steps=2", "--run", run], next_logs(run), hook=hold)
+    slow = partial(hooks.slow_step, 0.5)
+    first = Ranks(["train", recipe, "loop.max_steps=100", "--run", run], next_logs(run), hook=slow)
     try:
         pid = first.processes[0].pid
-        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-        for words in ((), ("--fresh",)):
-            refused = train(recipe, run, "loop.max_steps=2", *words).check(2)
-            assert str(pid) in refused.text
-            assert "in use" in refused.text
+        wait_until(lambda: status(run)["step"] > 0)
+        for words in (["train", recipe], ["train", recipe, "--fresh"], ["evaluate"], ["export"], ["report"], ["bench"]):
+            place = ["--run", run] if "train" in words else [run]
+            refused = run_ranks([*words, *place], next_logs(run))
+            if refused.code != 4:  # "no model yet" of commands that look at it first
+                refused.check(2)
+                assert f"in use by process {pid} on " in refused.text, words
         assert not run.with_name("run.old-1").exists()
     finally:
+        first.signal(signal.SIGTERM)
+    first.wait().check(75)
+
+
+def test_commands_on_a_finished_run_that_another_process_uses_are_refused(reviews: Path, tmp_path: Path) -> None:
+    from export_world import encoder_run
+
+    from trainer.rundir import RunDir
+
+    run = encoder_run(tmp_path, reviews).path
+    before = hashes_of(run)
+    with RunDir(run).locked():
+        for command in (["evaluate"], ["report"], ["export"], ["bench"]):
+            refused = run_ranks([*command, run], next_logs(run)).check(2)
+            assert "is in use by process" in refused.text, command
+        assert hashes_of(run).keys() == before.keys() | {"lock"}
+    run_ranks(["evaluate", run], next_logs(run)).check()
+    assert not (run / "lock").exists()
+
+
+def test_a_stopped_run_that_wakes_up_late_writes_nothing(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """Its rank zero is stopped, another start takes the directory over and finishes; then all its ranks leave."""
+    run = tmp_path / "run"
+    quick = partial(hooks.quick_heartbeat, 0.2)
+    slow = partial(hooks.quick_heartbeat, 0.2, partial(hooks.slow_step, 0.3))
+    first = Ranks(["train", recipe, *WORDS, "--run", run], next_logs(run), 2, hook=slow)
+    try:
+        wait_until(lambda: checkpoint_of(run, 3).is_dir())
+        first.signal(signal.SIGSTOP)
+        second = run_ranks(["train", recipe, *WORDS, "--run", run], next_logs(run), 2, hook=quick).check()
+        assert "for its heartbeat, then taking over" in second.err[0]
+        before, said = hashes_of(run), status(run)
+    finally:
         first.signal(signal.SIGCONT)
-    first.wait().check()
+    ended = first.wait().check(75)
+    assert "no longer belongs to this process" in ended.err[0]
+    assert "Traceback" not in ended.text
+    assert ended.err[1].count("no longer belongs") == 0, "one rank reports it"
+    watched = {name for name in before if name.startswith("hang-rank-")}
+    assert hashes_of(run).items() ^ before.items() <= {(name, before[name]) for name in watched}
+    assert status(run) == said
+    same(outcome(run), outcome(whole))
 
 
 def test_status_beats_while_nothing_is_logged(recipe: Path, tmp_path: Path) -> None:

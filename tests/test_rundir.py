@@ -1,24 +1,31 @@
-"""The run directory: small files that are whole or as before, one writer at a time, a status that beats."""
+"""The run directory: small files and folders that are complete or as before, and a status that is kept up to date."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer import rundir
-from trainer.errors import CheckpointError, UsageError
-from trainer.rundir import RunDir, Status, read_json, without_nan, write_atomically, write_json
+from trainer.errors import CheckpointError
+from trainer.rundir import (
+    RunDir,
+    Status,
+    publish,
+    read_json,
+    without_nan,
+    workspace,
+    write_atomically,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -157,131 +164,57 @@ def test_a_half_written_line_is_dropped_wherever_it_was_cut(lines: Path) -> None
         assert lines.read_bytes() == whole, tail
 
 
-# -- one writer --------------------------------------------------------------------------------------------------------
+# -- folders -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["sleep", "600"])
-    yield process
-    process.kill()
-    process.wait()
+def test_a_folder_is_published_whole_and_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and folder of it is flushed before the rename, the parent after it."""
+    run, events = tmp_path / "run", []
+    fsync, rename = os.fsync, Path.rename
+
+    def flushed(handle: int) -> None:
+        events.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        fsync(handle)
+
+    def renamed(path: Path, to: Path) -> Path:
+        events.append(f"{path.name} -> {to.name}")
+        return rename(path, to)
+
+    for content in ("old", "new"):
+        making = workspace(run / "model")
+        (making / "sub").mkdir()
+        (making / "sub" / "file").write_text(content)
+        events.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", flushed)
+            patch.setattr(Path, "rename", renamed)
+            publish(making, run / "model")
+        assert (run / "model" / "sub" / "file").read_text() == content
+    assert set(events[:3]) == {str(making), str(making / "sub"), str(making / "sub" / "file")}
+    assert events[3:] == ["model -> .model.old", f"{making.name} -> model", str(run)]
+    assert names(run) == ["model"]
 
 
-def claim(run: RunDir, pid: int, **changes: Any) -> None:
-    """A lock as another process has left it."""
-    run.create()
-    holder = {"pid": pid, "born": rundir._born(pid), "host": os.uname().nodename, "job": None, **changes}
-    run.lock_file.write_text(json.dumps(holder))
+def test_what_killed_attempts_were_making_is_removed(tmp_path: Path) -> None:
+    left = workspace(tmp_path / "model")
+    other = workspace(tmp_path / "tokenizer")
+    making = workspace(tmp_path / "model")
+    assert sorted(tmp_path.iterdir()) == sorted([making, other])
+    assert left != making
 
 
-def take_over(run: RunDir) -> None:
-    with run.locked():
-        assert json.loads(run.lock_file.read_text())["pid"] == os.getpid()
-    assert not run.lock_file.exists()
+def test_a_folder_that_cannot_be_published_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "model"
+    place.mkdir()
+    making = workspace(place)
 
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-def test_a_lock_is_held_and_given_back(tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
-    with run.locked(), pytest.raises(UsageError, match=f"in use by process {os.getpid()} ") as caught, run.locked():
-        pass
-    assert caught.value.exit_code == 2
-    take_over(run)
-    with pytest.raises(KeyError), run.locked():
-        raise KeyError
-    assert not run.lock_file.exists()
-
-
-def test_a_living_holder_is_named_and_a_dead_one_taken_over(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    run = RunDir(tmp_path / "run")
-    claim(run, sleeper.pid)
-    with pytest.raises(UsageError, match=f"process {sleeper.pid} on .*--run"), run.locked():
-        pass
-    sleeper.kill()
-    while Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        time.sleep(0.01)
-    take_over(run)  # a zombie
-    claim(run, sleeper.pid, born="5")
-    sleeper.wait()
-    take_over(run)  # gone
-
-
-def test_a_process_number_that_another_process_has_now_is_no_holder(
-    tmp_path: Path, sleeper: subprocess.Popen[bytes]
-) -> None:
-    run = RunDir(tmp_path / "run")
-    claim(run, sleeper.pid, born="1")
-    take_over(run)
-
-
-def test_a_holder_on_another_machine_counts_as_long_as_its_heart_beats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir(tmp_path / "run")
-    claim(run, 1, host="elsewhere", job="77")
-    with pytest.raises(UsageError, match="process 1 on elsewhere"), run.locked():
-        pass
-    os.utime(run.lock_file, (time.time() - 61, time.time() - 61))
-    take_over(run)
-    claim(run, 1, host="elsewhere", job="77")
-    monkeypatch.setenv("SLURM_JOB_ID", "77")  # the same job, requeued on another node
-    take_over(run)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "17"])
-def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, text: str) -> None:
-    run = RunDir(tmp_path / "run")
-    run.create()
-    run.lock_file.write_text(text)
-    take_over(run)
-
-
-def test_a_lock_taken_over_meanwhile_is_not_removed(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    run = RunDir(tmp_path / "run")
-    with run.locked():
-        claim(run, sleeper.pid)
-    assert json.loads(run.lock_file.read_text())["pid"] == sleeper.pid
-
-
-def test_a_lock_file_removed_while_it_was_waited_for_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The holder leaves between our opening of the file and our lock on it: what we hold has no name any more."""
-    run, flock, times = RunDir(tmp_path / "run"), fcntl.flock, [0]
-
-    def late(file: Any, how: int) -> None:
-        times[0] += 1
-        if times[0] == 1:
-            run.lock_file.unlink()
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    take_over(run)
-
-
-def test_only_one_of_many_gets_the_lock(tmp_path: Path) -> None:
-    """Processes that start at once, over a dead one's lock."""
-    run, count = RunDir(tmp_path / "run"), 12
-    claim(run, os.getpid(), born="1")
-    start = tmp_path / "start"
-    children = []
-    for _ in range(count):
-        child = os.fork()
-        if child == 0:
-            while not start.exists():
-                time.sleep(0.001)
-            try:
-                with run.locked():
-                    time.sleep(1.0)
-                os._exit(0)
-            except UsageError:
-                os._exit(2)
-            finally:
-                os._exit(1)
-        children.append(child)
-    start.touch()
-    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
-    assert codes == [0] + [2] * (count - 1)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CheckpointError, match="model cannot be written: No space left"):
+        publish(making, place)
+    assert place.is_dir()
 
 
 # -- status ------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from unittest.mock import patch
 from trainer.ending import ended_by_watchdog, full_disk, no_memory, tell
 from trainer.errors import RankzeroError, UsageError
 from trainer.loading import Recipe, load_recipe
+from trainer.lock import follow
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.reporting import attempt, card_stage, reason_of, retell, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
@@ -115,8 +116,8 @@ def train(
 
 
 def _train(recipe: BaseRecipe, options: Options) -> Run:
+    from trainer.engine.agreement import agree_with_earlier
     from trainer.engine.runtime import start
-    from trainer.engine.setup import agree_with_earlier
     from trainer.engine.signals import StopFlag
 
     folder = RunDir(run_path(recipe, options))
@@ -134,18 +135,21 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
         status = None
         try:
 
-            def take() -> int:
+            def take() -> tuple[int, str]:
                 if options.anew:
                     _make_room(folder, keep=options.fresh)
-                held.enter_context(folder.locked())
+                lock = held.enter_context(folder.locked())
+                folder.create()
                 agree_with_earlier(folder, recipe, options.allow_change)
                 manifest = read_json(folder.manifest)  # of the latest start; "starts" holds those before it
                 if manifest is not None:
                     write_json(folder.manifest, {**manifest, "micro_batch_splits": parts})
                 folder.note.unlink(missing_ok=True)
-                return 1 if manifest is None else len(manifest["starts"]) + 2
+                return 1 if manifest is None else len(manifest["starts"]) + 2, lock.token
 
-            attempt = runtime.on_main(take)  # a refused start leaves the directory as it was
+            attempt, token = runtime.on_main(take)  # a refused start leaves the directory as it was
+            if not runtime.main:
+                held.enter_context(follow(folder.path, token))
             status = Status(folder, attempt).start() if runtime.main else None
             runtime.watch(
                 recipe.launch.hang_seconds, folder.path, functools.partial(ended_by_watchdog, folder, runtime, status)
@@ -244,10 +248,13 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
 
     trained = (read_json(RunDir(run).manifest) or {}).get("precision") or "no"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", trained)
-    with StopFlag().listening() as stop, patch.dict(os.environ, ACCELERATE_MIXED_PRECISION=precision):
+    folder = RunDir(run)
+    environment = patch.dict(os.environ, ACCELERATE_MIXED_PRECISION=precision)
+    with StopFlag().listening() as stop, environment, contextlib.ExitStack() as held:
         runtime = start(stop)
         try:
-            finished = Finished.open(RunDir(run), Recipe, overrides)
+            finished = Finished.open(folder, Recipe, overrides)
+            runtime.on_main(lambda: held.enter_context(folder.locked()).token)
             scores = finished.evaluate(runtime, split)
             runtime.close()
             if runtime.main:
@@ -383,13 +390,14 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
     except RankzeroError as error:
         log.warning("%s; rows that stand in training too are left as they were found before", error)
         corpus = None
-    try:
-        files = write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
-        card_stage(finished.run)
-    except RankzeroError:
-        raise
-    except Exception as error:
-        raise RankzeroError(f"{run}: the report of {split} is not complete: {reason_of(error)}") from error
+    with finished.run.locked():
+        try:
+            files = write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
+            card_stage(finished.run)
+        except RankzeroError:
+            raise
+        except Exception as error:
+            raise RankzeroError(f"{run}: the report of {split} is not complete: {reason_of(error)}") from error
     return files
 
 

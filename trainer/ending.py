@@ -7,7 +7,8 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from trainer.errors import CheckpointError, OutOfMemory, Preempted, RankError, RankzeroError
+from trainer.errors import CheckpointError, LockLost, OutOfMemory, Preempted, RankError, RankzeroError
+from trainer.lock import check_held
 from trainer.rundir import RunDir, Status, read_json, write_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseExc
     stays, for the next start.
     """
     runtime.let_watchdog_end()
+    error = _lost_lock(folder) or error
     with contextlib.suppress(RankzeroError, OSError):
         alone = isinstance(error, RankzeroError) and not error.everywhere
         if isinstance(error, OutOfMemory) or (alone and not runtime.main):
@@ -68,6 +70,17 @@ def tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseExc
     return error
 
 
+def _lost_lock(folder: RunDir) -> LockLost | None:
+    """The loss of the run directory, which is then the reason for whatever else has failed, on all ranks."""
+    try:
+        check_held(folder.path)
+    except LockLost as lost:
+        return lost
+    except OSError:  # it cannot be read: nothing is known
+        pass
+    return None
+
+
 def _of_note(folder: RunDir) -> RankzeroError | None:
     """The error that another rank has left a note of."""
     left = read_json(folder.note)
@@ -87,6 +100,7 @@ def ended_by_watchdog(folder: RunDir, runtime: Runtime, status: Status | None, v
     error = RankError(verdict) if verdict else (_of_note(folder) or RankError("a rank has left with an error"))
     if status is not None:
         state = "preempted" if error.exit_code == Preempted.exit_code else "failed"
-        status.finish(state, error.exit_code, str(error))
+        with contextlib.suppress(RankzeroError):  # the disk is full, or the directory belongs to another process
+            status.finish(state, error.exit_code, str(error))
     if runtime.main or verdict.startswith("rank 0"):
         print(f"rankzero: {error}", file=sys.stderr, flush=True)

@@ -73,3 +73,10 @@ class Preempted(RankzeroError):
 
     exit_code = 75
     everywhere = True
+
+
+class LockLost(RankzeroError):
+    """The run directory was taken over by another process: this one writes nothing more and leaves."""
+
+    exit_code = 75
+    everywhere = True

@@ -8,21 +8,23 @@ runs/<name>/
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import math
 import os
-import socket
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from trainer.errors import CheckpointError, UsageError
+from trainer.errors import CheckpointError, LockLost, UsageError
+from trainer.lock import HEARTBEAT_SECONDS, RunLock, beat_held, check_held, hold
 from trainer.redaction import redacted
 
-HEARTBEAT_SECONDS = 2.0
+_PROCESS = secrets.token_hex(4)  # with the process number in the names of temporary files: unique over machines
 # Keys of these files that hold objects, lists and truth values; and those that hold objects of objects.
 FORMED = ("manifest.json", "gate.json", "benchmark.json")
 FORMS: dict[str, Any] = {
@@ -34,24 +36,99 @@ FORMS: dict[str, Any] = {
 OF_OBJECTS = ("data", "stages", "checks", "contestants")
 MOST_JSON = 200_000_000  # bytes of a JSON file that is read at once
 MOST_SPLITS = 1 << 16
-STALE_SECONDS = 60.0  # a lock of another machine whose heart has not beaten for so long is taken over
+STALE_SECONDS = 60.0  # a status.json of a running run that is older than this: its process is gone
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes beside `path`, flushes to disk, renames: a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write next to `path`, flush to disk, rename: a reader sees the old text or the new one, never a part.
+
+    Raises:
+        CheckpointError: the disk is full or not writable. The old file is as it was.
+        LockLost: `path` is in a run directory that another process has taken over.
+    """
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """The same for bytes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            check_held(path)
+            temporary.replace(path)
+        except (OSError, LockLost):
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        flush(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path} cannot be written: {error.strerror or error}; free space or fix rights"
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Make a run directory or a folder in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"run directory {path} cannot be made: {error.strerror}; choose --run") from None
+
+
+def workspace(place: Path) -> Path:
+    """An empty folder next to `place` in which its next content is made. Those of killed attempts are removed."""
+    check_held(place)
+    for left in place.parent.glob(f".{place.name}.making-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    making = place.with_name(f".{place.name}.making-{secrets.token_hex(4)}")
+    making.mkdir(parents=True)
+    return making
+
+
+def publish(making: Path, place: Path) -> None:
+    """Put a complete folder in its place: flush its files and folders, rename, flush the parent.
+
+    A reader sees the old folder, none, or the new one, never a part. What says that the folder is there (the
+    manifest) is written after this.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+        LockLost: `place` is in a run directory that another process has taken over.
+    """
+    old = place.with_name(f".{place.name}.old")
+    try:
+        for path in [*making.rglob("*"), making]:
+            flush(path)
+        check_held(place)
+        shutil.rmtree(old, ignore_errors=True)
+        if place.exists():
+            place.rename(old)
+        making.rename(place)
+        flush(place.parent)
+    except LockLost:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    except OSError as error:
+        raise _cannot_write(place, error) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be written: {error.strerror or error}; free space or fix rights")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -149,10 +226,7 @@ class RunDir:
         return self.path / "evaluation" / split
 
     def create(self) -> None:
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"run directory {self.path} cannot be made: {error.strerror}; choose --run") from None
+        make_folder(self.checkpoints)
 
     def check(self) -> None:
         """Raises UsageError if this is no run directory."""
@@ -173,12 +247,11 @@ class RunDir:
 
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
         try:
+            check_held(path)
             with open(path, "a", encoding="utf-8", newline="\n", opener=no_link) as file:
                 file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
         except OSError as error:
-            raise CheckpointError(
-                f"{path} cannot be written: {error.strerror or error}; free space or fix rights"
-            ) from error
+            raise _cannot_write(path, error) from error
 
     def cut_after(self, path: Path, step: int) -> None:
         """Drops lines of steps after `step` (they will be made again) and a last line that a kill left half written."""
@@ -193,47 +266,19 @@ class RunDir:
 
     # -- one writer ------------------------------------------------------------------------------------------------
 
-    def _open_lock(self) -> TextIO:
-        """The lock file, open and locked against others who open it: closed at once, as forked workers inherit it."""
-        while True:
-            try:
-                file = open(self.lock_file, "a+", encoding="utf-8", opener=no_link)  # noqa: SIM115
-            except OSError as error:
-                raise CheckpointError(f"{self.lock_file} cannot be opened: {error.strerror}; remove it") from None
-            fcntl.flock(file, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), self.lock_file.stat()):
-                    return file
-            file.close()  # its holder has left and removed it meanwhile
-
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the run directory for this process; another living writer is refused, a dead one taken over.
+    def locked(self) -> Iterator[RunLock]:
+        """Hold the run directory for this process, with a heartbeat; see `trainer.lock`.
 
         Raises:
             UsageError: another process writes here.
+            LockLost: on the way out, if another process has taken it over.
         """
-        self.create()
-        me = {"pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname(), "job": _job()}
-        with self._open_lock() as file:
-            file.seek(0)
-            holder = _parse(file.read())
-            if holder and _alive(holder, me, self.lock_file):
-                raise UsageError(
-                    f"run directory {self.path} is in use by process {holder.get('pid')} on {holder.get('host')}: "
-                    "wait for it, end it, or choose another --run"
-                )
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps(me))
-            file.flush()
-            fcntl.flock(file, fcntl.LOCK_UN)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                if _parse(self.lock_file.read_text(encoding="utf-8")) == me:
-                    self.lock_file.unlink()
+        make_folder(self.path)
+        with hold(self.path) as lock:
+            for left in self.path.rglob(".*.tmp"):  # of writers that were killed
+                left.unlink(missing_ok=True)
+            yield lock
 
 
 def without_nan(value: Any) -> Any:
@@ -248,35 +293,6 @@ def without_nan(value: Any) -> Any:
 def no_link(path: str, flags: int) -> int:
     """Opens a file to write to; not through a symbolic link, which may lead out of the run directory."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def _parse(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _alive(holder: Mapping[str, Any], me: Mapping[str, Any], lock_file: Path) -> bool:
-    if holder.get("host") == me["host"]:
-        return bool(holder["born"]) and _born(int(holder["pid"])) == holder["born"]
-    if holder.get("job") and holder.get("job") == me["job"]:  # the same SLURM job, requeued on another node
-        return False
-    return time.time() - lock_file.stat().st_mtime < STALE_SECONDS
-
-
-def _born(pid: int) -> str | None:
-    """Start time of a living process (a process number alone may be reused); None for a dead one or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _job() -> str | None:
-    return os.environ.get("SLURM_JOB_ID")
 
 
 class Status:
@@ -307,9 +323,9 @@ class Status:
         """Changes fields and writes the file."""
         with self._lock:
             self.values.update(values)
-            write_json(self._run.status, {**redacted(self.values), "updated": time.time()})
             with contextlib.suppress(OSError):
-                os.utime(self._run.lock_file)
+                beat_held(self._run.path)
+            write_json(self._run.status, {**redacted(self.values), "updated": time.time()})
 
     def finish(self, state: str, exit_code: int, error: str | None = None, **more: Any) -> None:
         """The last word of this attempt."""
@@ -320,5 +336,9 @@ class Status:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(CheckpointError):  # a full disk ends the run where something is saved, not here
+            try:
                 self.update()
+            except CheckpointError:  # a full disk ends the run where something is saved, not here
+                continue
+            except LockLost:  # the status is now another process's
+                return

@@ -117,14 +117,14 @@ def main(
     out: Annotated[Path, typer.Option("--out", metavar="DIR")],
 ) -> None:
     """Compare runs that differ in their seed."""
-    out.mkdir(parents=True, exist_ok=True)
-    status = Status(RunDir(out), 1).start()
-    try:
-        compare(runs, out)
-    except Exception as error:
-        status.finish("failed", getattr(error, "exit_code", 1), str(error))
-        raise
-    status.finish("finished", 0)
+    with RunDir(out).locked():
+        status = Status(RunDir(out), 1).start()
+        try:
+            compare(runs, out)
+        except Exception as error:
+            status.finish("failed", getattr(error, "exit_code", 1), str(error))
+            raise
+        status.finish("finished", 0)
     print((out / "comparison.md").read_text(encoding="utf-8"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from trainer.analysis.inputs import without_surrogates
 from trainer.evaluation.predictions import Record
-from trainer.rundir import write_atomically, write_json
+from trainer.rundir import write_atomically, write_bytes_atomically, write_json
 
 LONGEST_LABEL = 22  # characters of a label's name in the picture
 MOST_CLASSES = 25  # in the picture and in the table of the page; cells grow with the square of the classes
@@ -164,9 +165,9 @@ def draw_confusion(matrix: dict[str, Any], path: Path) -> None:
         if shown["hidden"]:
             note = f"The {len(names)} of {len(matrix['labels'])} classes with the most mistakes"
             figure.suptitle(note, fontsize=11, x=0.01, ha="left")
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="png", dpi=150 if wide else 100, metadata={"Software": None})
-    temporary.replace(path)
+        target = io.BytesIO()
+        figure.savefig(target, format="png", dpi=150 if wide else 100, metadata={"Software": None})
+    write_bytes_atomically(path, target.getvalue())
 
 
 def _heat(

@@ -7,6 +7,9 @@
 Files are written into a temporary directory, flushed to disk, and the directory is renamed. A directory without its
 manifest, or with a file of another size or hash, is no checkpoint. Old ones go only after a new one is committed. The
 format is by parameter name and the same for every engine; only safetensors and JSON are ever read back.
+
+Every read compares the file with its hash, once per file in a process. A damaged checkpoint that is newer than the
+one that is resumed from is renamed to damaged-step-…: it is kept, but no longer counted.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,13 +29,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from trainer import tensors
-from trainer.errors import CheckpointError
-from trainer.rundir import inside, read_json, write_json
+from trainer.errors import CheckpointError, LockLost
+from trainer.lock import check_held
+from trainer.rundir import flush, inside, read_json, write_json
 
 log = logging.getLogger("rankzero")
 
 NAME = re.compile(r"^step-(\d{8,})$")
 MANIFEST = "manifest.json"
+
+_hashes: dict[tuple[Any, ...], str] = {}  # of files that this process has read, by what `stat` says of them
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -43,8 +50,10 @@ def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], s
 
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints are as they were.
+        LockLost: the run directory belongs to another process.
     """
-    final, temporary = path_of(folder, step), folder / f".saving-{step:08d}-{os.getpid()}"
+    check_held(folder)
+    final, temporary = path_of(folder, step), folder / f".saving-{step:08d}-{secrets.token_hex(4)}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -53,12 +62,16 @@ def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], s
         write_json(temporary / "state.json", dict(state))
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": files})
-        _flush(temporary)
+        flush(temporary)
+        check_held(folder)
         if final.exists():  # at the end of an epoch, or made again after a resume from before it
             final.rename(_replaced(folder, step))
         temporary.rename(final)
-        _flush(folder)
+        flush(folder)
         shutil.rmtree(_replaced(folder, step), ignore_errors=True)
+    except LockLost:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         put_back(folder)
@@ -75,6 +88,7 @@ def _replaced(folder: Path, step: int) -> Path:
 
 def put_back(folder: Path) -> None:
     """Undoes the replacement of a checkpoint by itself that came to its end between two renames."""
+    check_held(folder)
     for aside in folder.glob(".replaced-*"):
         final = path_of(folder, int(aside.name.rpartition("-")[2]))
         if final.exists():
@@ -90,12 +104,14 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest}
 
 
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _hash(path: Path) -> str:
+    """SHA-256 of a file, computed once in this process while `stat` says the same of the file."""
+    status = path.stat()
+    key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _hashes:
+        with path.open("rb") as file:
+            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _hashes[key]
 
 
 def steps(folder: Path) -> list[int]:
@@ -105,8 +121,14 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(m.group(1)) for p in folder.iterdir() if p.is_dir() and (m := NAME.match(p.name)))
 
 
-def fault(path: Path) -> str | None:
-    """What keeps a directory from being a checkpoint: the file and why; None for a whole one."""
+def fault(path: Path, *, only: str | None = None, hashes: bool = True) -> str | None:
+    """Return what keeps a directory from being a checkpoint: the file and why. None for a complete one.
+
+    Args:
+        path: the directory.
+        only: check this file alone (all parts of it); by default all files of the manifest.
+        hashes: compare hashes; without them only presence and size.
+    """
     try:
         manifest = read_json(path / MANIFEST)
     except CheckpointError as error:
@@ -118,57 +140,116 @@ def fault(path: Path) -> str | None:
     if not isinstance(files, dict) or "state.json" not in files or not files.keys() & weights:
         return f"{path / MANIFEST} does not list the files of a checkpoint"
     for name, expected in files.items():
-        file = inside(path, name)
-        if file is None:
+        if inside(path, name) is None:
             return f"{path / MANIFEST} names {name!r}, which is not in the checkpoint"
-        if not file.is_file():
-            return f"{file} is missing"
-        if not isinstance(expected, dict) or file.stat().st_size != expected.get("size"):
-            return f"{file} has {file.stat().st_size} bytes; its manifest says {expected}"
-        if _describe(file)["sha256"] != expected.get("sha256"):
-            return f"{file} has another SHA-256 than its manifest"
+        if (only is None or _is_part(name, only)) and (wrong := _fault_of_file(path / name, expected, hashes)):
+            return wrong
     return None
 
 
-def newest(folder: Path) -> int | None:
-    """The newest whole checkpoint's step, found by checking; None where none was ever begun.
+def _fault_of_file(file: Path, expected: Any, hashes: bool) -> str | None:
+    if not file.is_file():
+        return f"{file} is missing"
+    if not isinstance(expected, dict) or file.stat().st_size != expected.get("size"):
+        return f"{file} has {file.stat().st_size} bytes; its manifest says {expected}"
+    if hashes and _hash(file) != expected.get("sha256"):
+        return f"{file} has another SHA-256 than its manifest"
+    return None
+
+
+def _is_part(name: str, whole: str) -> bool:
+    """Whether a file is `whole`, one of the parts that it is saved in, or their index."""
+    stem, suffix = Path(whole).stem, Path(whole).suffix
+    return name in (whole, f"{whole}.index.json") or (name.startswith(f"{stem}-") and name.endswith(suffix))
+
+
+def checked(folder: Path, step: int, name: str | None = None) -> Path:
+    """Return the path of a checkpoint, or of one of its files, after comparing it with its hashes.
 
     Raises:
-        CheckpointError: there are checkpoint directories but none is whole. Never a silent start from scratch.
+        CheckpointError: damaged or missing; names the file.
     """
-    faults = []
+    path = path_of(folder, step)
+    if wrong := fault(path, only=name):
+        raise CheckpointError(
+            f"the checkpoint of step {step} is damaged: {wrong}. Restore it from a backup, or train again from the "
+            "start with --fresh (which keeps this run)"
+        )
+    return path if name is None else path / name
+
+
+def newest(folder: Path, *, set_aside: bool = True) -> int | None:
+    """Return the step of the newest complete checkpoint, or None where none was ever begun. Reads all of its files.
+
+    Damaged ones that are newer are renamed (`set_aside`): saves that follow would count them, and take their own for
+    old.
+
+    Raises:
+        CheckpointError: there are checkpoint directories but none is complete. Never a silent start from scratch.
+    """
+    faults: dict[int, str] = {}
     put_back(folder)
     for step in reversed(steps(folder)):
         wrong = fault(path_of(folder, step))
         if wrong is None:
+            for damaged, why in faults.items() if set_aside else ():
+                _set_aside(folder, damaged, why)
             return step
-        log.warning("step %d is no whole checkpoint and is passed over: %s", step, wrong)
-        faults.append(wrong)
+        faults[step] = wrong
     if faults:
         raise CheckpointError(
-            f"no whole checkpoint among {len(faults)} in {folder}: {'; '.join(faults)}. Restore one from a backup, or "
-            "start again with --fresh (which keeps this run beside the new one)"
+            f"no complete checkpoint among {len(faults)} in {folder}: {'; '.join(faults.values())}. Restore one from a "
+            "backup, or start again with --fresh (which keeps this run)"
         )
     return None
 
 
+def _set_aside(folder: Path, step: int, why: str) -> None:
+    """Rename a damaged checkpoint, so that it neither counts nor gets in the way of the next save of its step."""
+    check_held(folder)
+    path = path_of(folder, step)
+    to, number = folder / f"damaged-{path.name}", 1
+    while to.exists():
+        number += 1
+        to = folder / f"damaged-{path.name}-{number}"
+    try:
+        path.rename(to)
+    except OSError as error:
+        raise CheckpointError(f"{path} is damaged ({why}) and cannot be renamed: {error.strerror}") from error
+    log.warning("the checkpoint of step %d is damaged (%s): renamed to %s", step, why, to)
+
+
 def read(folder: Path, step: int, name: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint (or of its parts); empty when the checkpoint has no such file."""
-    path = path_of(folder, step) / name
+    """Return the tensors of one file of a checkpoint (or of its parts); empty when the checkpoint has no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = checked(folder, step, name)
     return tensors.read(path) if tensors.exists(path) else {}
 
 
 def read_state(folder: Path, step: int) -> dict[str, Any]:
-    state = read_json(path_of(folder, step) / "state.json")
+    """Return what state.json of a checkpoint holds. Raises CheckpointError if it is damaged."""
+    state = read_json(checked(folder, step, "state.json"))
     if not isinstance(state, dict):
         raise CheckpointError(f"{path_of(folder, step) / 'state.json'} is missing or not an object")
     return state
 
 
 def clean(folder: Path, keep: int, protected: Iterable[int]) -> None:
-    """Deletes all but the newest `keep` whole checkpoints and the protected ones, and what dead saves have left."""
-    whole = [step for step in steps(folder) if (path_of(folder, step) / MANIFEST).exists()]
-    for step in set(whole[:-keep]) - set(protected):
+    """Delete all but the newest `keep` complete checkpoints and the protected ones, and what dead saves have left.
+
+    Damaged ones, as far as presence and size of their files tell, are renamed and never deleted.
+    """
+    check_held(folder)
+    complete = []
+    for step in steps(folder):
+        if wrong := fault(path_of(folder, step), hashes=False):
+            _set_aside(folder, step, wrong)
+        else:
+            complete.append(step)
+    for step in set(complete[:-keep]) - set(protected):
         doomed = folder / f".deleting-{step:08d}"
         with contextlib.suppress(OSError):  # a kill in between leaves a name that no one takes for a checkpoint
             path_of(folder, step).rename(doomed)

@@ -268,7 +268,7 @@ class Loop:
         if carried := self.stepper.carried.collect():
             tensors[CARRIED] = carried
         step, state = progress.step, {"format": 1, **extra, **progress.to_json(marks)}
-        protected = [*([progress.best.step] if progress.best else []), *progress.grid]
+        protected = [step, *([progress.best.step] if progress.best else []), *progress.grid]
 
         def write(files: Files) -> None:
             checkpoint.save(self.run.checkpoints, step, files, state)
@@ -293,9 +293,4 @@ class Loop:
         return min(1.0, max(shares))
 
     def finished(self) -> bool:
-        loop, progress = self._loop, self.progress
-        return (
-            progress.ended
-            or (loop.max_steps is not None and progress.step >= loop.max_steps)
-            or (loop.epochs is not None and progress.epoch >= loop.epochs)
-        )
+        return self.progress.finished(self._loop)

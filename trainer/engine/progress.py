@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.data.lanes import Bookmark
-from trainer.sections import EarlyStopping
+from trainer.sections import EarlyStopping, LoopConfig
 
 
 @dataclass
@@ -56,6 +56,23 @@ class Progress:
     def next_epoch(self) -> None:
         self.epoch += 1
         self.marks = {lane: Bookmark(self.epoch) for lane in self.marks}
+
+    def finished(self, loop: LoopConfig) -> bool:
+        """Whether no step is left to train: early stopping has decided, or an end of the recipe is reached."""
+        return (
+            self.ended
+            or (loop.max_steps is not None and self.step >= loop.max_steps)
+            or (loop.epochs is not None and self.epoch >= loop.epochs)
+        )
+
+    def epochs_begun(self) -> int:
+        """Epochs of which at least one step was trained."""
+        begun = any(mark != Bookmark(self.epoch) for mark in self.marks.values())
+        return self.epoch + int(begun)
+
+    def reopen(self, patience: int | None) -> None:
+        """Undo an early stop that a higher patience would not have made."""
+        self.ended = self.ended and patience is not None and self.waited >= patience
 
     def judge(self, value: float, lower: bool, min_delta: float) -> bool:
         """Takes the value of an evaluation, of which lower or higher ones are better; whether it is the best so far.

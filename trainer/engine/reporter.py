@@ -5,6 +5,7 @@ Epochs are counted from 0 everywhere; a line has the epoch of its step.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer.engine.progress import Progress as RunProgress
 from trainer.engine.step import Totals
+from trainer.errors import LockLost
 from trainer.rundir import RunDir, Status
 
 
@@ -129,7 +131,8 @@ class Reporter:
 
     def rows(self, step: int, ids: dict[str, list[str]]) -> None:
         if self._main:
-            self._run.append(self._run.ledger, {"step": step, "rows": ids})
+            with contextlib.suppress(LockLost):  # as in `_write`
+                self._run.append(self._run.ledger, {"step": step, "rows": ids})
 
     def say(self, text: str) -> None:
         """One plain line for people, above the bar if there is one."""
@@ -143,9 +146,14 @@ class Reporter:
             self._board.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._run.append(self._run.metrics, line)
-        if self._status is not None:
-            self._status.update(step=line["step"])
+        # This is rank zero alone: if it raised LockLost, the others would only see a lost connection. The heartbeat of
+        # the lock asks all ranks to stop within two seconds, and a save raises it on all ranks.
+        try:
+            self._run.append(self._run.metrics, line)
+            if self._status is not None:
+                self._status.update(step=line["step"])
+        except LockLost:
+            return
         if self._board is not None:
             for name, value in line.items():
                 if name not in ("step", "split"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from trainer import tensors
 from trainer.engine import checkpoint, setup
+from trainer.engine.agreement import trained_step
 from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
@@ -27,11 +27,12 @@ from trainer.engine.run_checks import warnings_of
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState, copy_weights, storage_of
 from trainer.engine.step import Objective, Stepper, freeze_unused
+from trainer.lock import check_held
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
 from trainer.optim.averaging import average_files
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
-from trainer.rundir import RunDir, Status, read_json, write_json
+from trainer.rundir import RunDir, Status, publish, read_json, workspace, write_json
 from trainer.tasks.base import make_task
 
 log = logging.getLogger("rankzero")
@@ -75,19 +76,23 @@ class Session:
         objective, prepared = runtime.accelerator.prepare(bare, optimizer)
         self.state = TrainingState(recipe, runtime, self.model, storage_of(runtime, model, optimizer))
         self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation, parts)
+        self._only_model = False  # trained by an earlier start, whose checkpoints are gone
         self.progress = self._resume()
         self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
         self._say_notes(data)
 
     def train(self) -> None:
-        """To the end of the recipe; at once where an earlier start has got there."""
+        """Train to the end of the recipe. Return at once if it is already trained."""
         before = self.progress.step
         loop = Loop(
             self.runtime, self.task, self.model, self.corpus, self.corpus.lanes(), self.stepper, self.state,
             self.progress, self.run, self.reporter, self._rows, self._profiler(),
         )  # fmt: skip
         self.stepper.objective.train()
+        if self._only_model:
+            self.reporter.close()
+            return
         try:
             with torch.autograd.set_detect_anomaly(self._debug):
                 if not loop.finished():
@@ -112,6 +117,7 @@ class Session:
         averaging, best = self.recipe.optim.averaging, self.progress.best
         step = best.step if best else self.progress.step
         name = "ema.safetensors" if averaging.kind == "ema" else "model.safetensors"
+        self.runtime.on_main(lambda: checkpoint.checked(self.run.checkpoints, step, name))  # one error for all ranks
         weights = checkpoint.read(self.run.checkpoints, step, name)
         facts: dict[str, Any] = {
             "weights": f"{name.split('.')[0]} of step {step}",
@@ -151,19 +157,19 @@ class Session:
     # -- making ----------------------------------------------------------------------------------------------------
 
     def _resume(self) -> Progress:
-        """From the newest whole checkpoint, which rank zero finds; from step 0 where none was ever begun."""
+        """Resume from the newest complete checkpoint, which rank zero finds; from step 0 where none was ever begun."""
         step = self.runtime.on_main(lambda: checkpoint.newest(self.run.checkpoints))
         if step is None:
-            progress = Progress.start(self.recipe.data.lanes)
+            progress = self._without_checkpoints()
         else:
+            path = checkpoint.checked(self.run.checkpoints, step)
             state = checkpoint.read_state(self.run.checkpoints, step)
-            self.state.restore(checkpoint.path_of(self.run.checkpoints, step), state)
+            self.state.restore(path, state)
             if self.stepper.carried.anything:
                 own = range(self.runtime.rank, self.recipe.data.lanes, self.runtime.world)
                 self.stepper.carried.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
             progress = Progress.from_json(state)
-            if progress.ended and self._raised(progress):
-                progress.ended = False
+            progress.reopen(self.recipe.loop.early_stopping.patience)
         if self.runtime.main:
             self.run.cut_after(self.run.metrics, progress.step)
             self.run.cut_after(self.run.ledger, progress.step)
@@ -173,15 +179,25 @@ class Session:
                 self.reporter.say(f"resumed from step {step} (epoch {progress.last_epoch})")
         return progress
 
-    def _raised(self, progress: Progress) -> bool:
-        patience = self.recipe.loop.early_stopping.patience
-        return patience is None or progress.waited < patience
+    def _without_checkpoints(self) -> Progress:
+        """Step 0 of a new run, or the end of a finished one whose checkpoints were deleted.
+
+        Raises:
+            CheckpointError: there is a finished stage but no model to complete the others with.
+        """
+        progress = Progress.start(self.recipe.data.lanes)
+        step = self.runtime.on_main(lambda: trained_step(self.run))
+        if step is not None:
+            progress.step, progress.ended, self._only_model = step, True, True
+            self.reporter.say(f"already trained to step {step}; its checkpoints are gone, model/ is kept as it is")
+        return progress
 
     def _averaged(self, best: dict[str, Tensor], facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The average of the grid's last checkpoints, if validation does not prefer the best single one."""
         grid = self.progress.grid
-        paths = [checkpoint.path_of(self.run.checkpoints, step) / "model.safetensors" for step in grid]
-        average = average_files(paths)
+        name, folder = "model.safetensors", self.run.checkpoints
+        self.runtime.on_main(lambda: [checkpoint.checked(folder, step, name) for step in grid])
+        average = average_files([checkpoint.checked(folder, step, name) for step in grid])
         averaged = {"weights": f"average of steps {', '.join(map(str, grid))}", "value": None}
         if self.progress.best is None:
             return average, averaged
@@ -203,16 +219,14 @@ class Session:
         )
 
     def _publish(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        making = self.run.path / f".model-{os.getpid()}"
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
+        making = workspace(self.run.model)
         tensors.write(making / "model.safetensors", {**weights, **tensors.constants(self.model)})
         write_json(making / "config.json", self.task.model_config(self.model))
         self.task.save_tokenizer(making)
+        check_held(self.run.path)
         for gate in self.run.export.glob("*/gate.json"):  # an artifact of the weights before is none of these
             shutil.rmtree(gate.parent)
-        shutil.rmtree(self.run.model, ignore_errors=True)
-        making.rename(self.run.model)
+        publish(making, self.run.model)
         metric = self.recipe.loop.early_stopping.metric
         if early := self.progress.stopped_early(self.recipe.loop.early_stopping):
             facts["stopped_early"] = early

@@ -8,12 +8,9 @@ import json
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,44 +29,15 @@ from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
 from trainer.locations import check_model_files, check_weights
 from trainer.models.classifiers import trunk_file
-from trainer.recipe import Recipe, changed_keys, read_yaml
-from trainer.redaction import redacted, shareable
-from trainer.rundir import RunDir, read_json, write_atomically, write_json
+from trainer.recipe import Recipe
+from trainer.redaction import shareable
+from trainer.rundir import RunDir, publish, read_json, workspace, write_json
 from trainer.tasks.base import make_task, roles_of, task_class
 
 log = logging.getLogger("rankzero")
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
 OTHER_IDS = 0.1  # share of tokens that may have another id than the one that weights were trained with
-REMEDY = "use another --run, --fresh (keeps this run beside the new one), or --allow-change KEY"
-
-
-def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
-    """Compares the recipe with the one that the run directory was made with, and writes the new one.
-
-    A start that failed before its first checkpoint (a wrong file pattern, say) has trained nothing: its recipe binds
-    nobody.
-
-    Raises:
-        UsageError: a key that changes a step differs and is not allowed; names all of them with old and new value.
-    """
-    if run.recipe.exists():
-        old = read_yaml(run.recipe)
-        with suppress(UsageError):  # keys that a newer version has added: what they are by default
-            old = type(recipe).parse(old, (), str(run.recipe)).model_dump(mode="json")
-        changed = changed_keys(redacted(old), redacted(recipe.model_dump(mode="json")))
-        if changed and not any(run.checkpoints.iterdir()):
-            shutil.rmtree(run.tokenizer, ignore_errors=True)
-            for file in (run.manifest, run.metrics, run.ledger):
-                file.unlink(missing_ok=True)
-            changed = {}
-        refused = {key: values for key, values in changed.items() if key not in allowed}
-        if refused:
-            lines = "".join(f"\n  {key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
-            raise UsageError(f"run directory {run.path} belongs to another recipe; these keys differ:{lines}\n{REMEDY}")
-        for key, (before, after) in changed.items():
-            log.warning("--allow-change %s: %r -> %r", key, before, after)
-    write_atomically(run.recipe, redacted(recipe.to_yaml()))
 
 
 def check_beginning(run: RunDir, recipe: Recipe) -> None:
@@ -205,10 +173,9 @@ def _ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
 
 def _save_tokenizer(run: RunDir, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the tokenizer of a run. One of an earlier start that has trained nothing is replaced."""
-    making = run.path / f".tokenizer-{os.getpid()}"
+    making = workspace(run.tokenizer)
     tokenizer.save_pretrained(making)
-    shutil.rmtree(run.tokenizer, ignore_errors=True)
-    making.rename(run.tokenizer)
+    publish(making, run.tokenizer)
 
 
 def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:

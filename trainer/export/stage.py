@@ -3,7 +3,7 @@
     export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, gate.json; of one that failed its gate
                                   only gate.json; export/bf16/, export/safetensors/ likewise (see weights.py)
     export/left_out.json          what there can be none of, and why
-    export/.onnx.making           under way; when gate.json is in it, it is complete and only has to be renamed
+    export/.onnx.making-…         in progress; when gate.json is in it, it is complete and only has to be renamed
     export/.answers.json          what the trained weights say on the split, until all artifacts are done
 
 A stage killed at any point is completed by running it again. Rank zero alone runs it, and holds the run's lock.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import torch
 
 from trainer.cores import bf16_arithmetic
 from trainer.engine.finished import Finished
-from trainer.errors import CheckpointError, GateError, RankzeroError
+from trainer.errors import GateError, RankzeroError
 from trainer.export.families import why_not
 from trainer.export.gates import Gate, reason_of
 from trainer.export.judges import JUDGES
@@ -35,8 +34,9 @@ from trainer.export.published import facts, problems, read_gate
 from trainer.export.quantize import TUNING_ROWS, quantized
 from trainer.export.rows import Row, Rows, Say
 from trainer.export.weights import TYPES, WeightsGate, write_weights
+from trainer.lock import check_held
 from trainer.recipe import Recipe
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir, publish, read_json, workspace, write_json
 from trainer.tasks.base import Record, Task
 
 log = logging.getLogger("rankzero")
@@ -66,6 +66,7 @@ def export_run(
     """
     task = Finished.task_of(run, recipe_type, overrides)
     held = weights(run)
+    check_held(run.path)
     remove_stale(run, held)
     wanted = _wanted(run, task, has_model=bool(held))
     if not wanted:
@@ -134,14 +135,13 @@ class _Stage:
 
     def publish(self, name: str) -> Path:
         """Makes the artifact, unless there is one of the same inputs that is whole, or has been refused."""
-        place, making, old = (self.run.export / part for part in (name, f".{name}.making", f".{name}.old"))
-        shutil.rmtree(old, ignore_errors=True)
+        place = self.run.export / name
         if not self._done(name, place):
-            if not self._done(name, making):
-                shutil.rmtree(making, ignore_errors=True)
-                making.mkdir()
+            complete = [path for path in self.run.export.glob(f".{name}.making-*") if self._done(name, path)]
+            making = complete[0] if complete else workspace(place)
+            if not complete:
                 self._make(name, making)
-            _move(making, place, old)
+            publish(making, place)
         verdict: Record = read_gate(place) or {}
         if not verdict["passed"]:
             raise GateError(_explain(place, verdict))
@@ -213,21 +213,6 @@ class _Stage:
 
 def _failed(name: str, error: str) -> Record:
     return {"artifact": name, "passed": False, "failed": ["export"], "error": error, "checks": {}}
-
-
-def _move(making: Path, place: Path, old: Path) -> None:
-    """Puts a complete artifact into its place: a reader sees the old one, none, or the new one, never a part."""
-    try:
-        for path in (*making.iterdir(), making):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        if place.exists():
-            place.rename(old)
-        making.rename(place)
-    except OSError as error:
-        raise CheckpointError(f"{place} cannot be written: {error.strerror}; free space or fix rights") from error
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _explain(place: Path, verdict: Record) -> str:

@@ -1,0 +1,113 @@
+"""What a run directory holds from earlier starts, and whether the recipe of this start agrees with it.
+
+The recipe of a run describes its weights: recipe.yaml gets a changed key only if steps are trained with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from trainer import tensors
+from trainer.engine import checkpoint
+from trainer.engine.progress import Progress
+from trainer.errors import CheckpointError, UsageError
+from trainer.recipe import Recipe, changed_keys, read_yaml
+from trainer.redaction import redacted
+from trainer.rundir import RunDir, read_json, write_atomically
+
+log = logging.getLogger("rankzero")
+
+OTHERWISE = "use another --run, or --fresh (which keeps this run)"
+
+
+def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
+    """Compare the recipe with the one that the run directory was made with, and write the new one.
+
+    A start that failed before its first checkpoint (a wrong file pattern, say) has trained nothing, and its recipe is
+    replaced.
+
+    Raises:
+        UsageError: a key that changes a step differs and is not allowed (names all of them with old and new value),
+            or is allowed but no step would be trained with it.
+        CheckpointError: a changed key needs a checkpoint to train from, and there is none.
+    """
+    if run.recipe.exists():
+        old = read_yaml(run.recipe)
+        with suppress(UsageError):  # keys that a newer version has added: what they are by default
+            old = type(recipe).parse(old, (), str(run.recipe)).model_dump(mode="json")
+        changed = changed_keys(redacted(old), redacted(recipe.model_dump(mode="json")))
+        if changed and not any(run.checkpoints.iterdir()) and not _finished_parts(run):
+            shutil.rmtree(run.tokenizer, ignore_errors=True)
+            for file in (run.manifest, run.metrics, run.ledger):
+                file.unlink(missing_ok=True)
+            changed = {}
+        refused = {key: values for key, values in changed.items() if key not in allowed}
+        if refused:
+            lines = "".join(f"\n  {key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
+            raise UsageError(
+                f"run directory {run.path} belongs to another recipe; these keys differ:{lines}\n{OTHERWISE}, or "
+                "--allow-change KEY"
+            )
+        if changed:
+            _check_effect(run, recipe, changed)
+        for key, (before, after) in changed.items():
+            log.warning("--allow-change %s: %r -> %r", key, before, after)
+    write_atomically(run.recipe, redacted(recipe.to_yaml()))
+
+
+def trained_step(run: RunDir) -> int | None:
+    """Return the last step of a finished run that has no checkpoints any more; None for a run that has not begun.
+
+    Raises:
+        CheckpointError: it was finished, but its model/ is gone, too.
+    """
+    if not (parts := _finished_parts(run)):
+        return None
+    stage = _stages(run).get("model")
+    if stage is None or not tensors.exists(run.model / "model.safetensors"):
+        raise CheckpointError(
+            f"run directory {run.path} holds {', '.join(parts)} of a finished run, but neither checkpoints nor a "
+            f"model/ that manifest.json lists: nothing can be resumed. Restore them from a backup, {OTHERWISE}"
+        )
+    return int(stage["step"])
+
+
+def _stages(run: RunDir) -> dict[str, Any]:
+    return dict((read_json(run.manifest) or {}).get("stages", {}))
+
+
+def _finished_parts(run: RunDir) -> list[str]:
+    """Results in the run directory that a start from step 0 would overwrite."""
+    folders = [folder.name for folder in (run.model, run.path / "evaluation", run.export) if folder.is_dir()]
+    return list(dict.fromkeys([*folders, *_stages(run)]))
+
+
+def _check_effect(run: RunDir, recipe: Recipe, changed: Mapping[str, Any]) -> None:
+    """Check that steps will be trained with the changed keys."""
+    step = checkpoint.newest(run.checkpoints, set_aside=False)  # this start may be refused
+    if step is None:
+        raise CheckpointError(
+            f"run directory {run.path} is finished and has no checkpoints to train on from, so that "
+            f"{', '.join(changed)} cannot be changed: {OTHERWISE}"
+        )
+    progress = Progress.from_json(checkpoint.read_state(run.checkpoints, step))
+    for key, end, trained in (
+        ("loop.max_steps", recipe.loop.max_steps, progress.step),
+        ("loop.epochs", recipe.loop.epochs, progress.epochs_begun()),
+    ):
+        if key in changed and end is not None and end < trained:
+            raise UsageError(
+                f"{key}={end} is less than run directory {run.path} has trained ({key.partition('.')[2]} {trained}), "
+                f"and the recipe of a run describes its weights: give {trained} or more, {OTHERWISE}"
+            )
+    progress.reopen(recipe.loop.early_stopping.patience)
+    if progress.finished(recipe.loop):
+        more = "loop.early_stopping.patience" if progress.ended else "loop.max_steps or loop.epochs"
+        raise UsageError(
+            f"run directory {run.path} is trained to its end (step {step}): no step would be trained with the changed "
+            f"{', '.join(changed)}, and the recipe of a run describes its weights. Raise {more} as well, {OTHERWISE}"
+        )
