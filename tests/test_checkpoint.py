@@ -161,7 +161,7 @@ def test_a_full_disk_at_each_point_is_told_and_harmless(tmp_path: Path, point: s
         finally:
             disarm()
         failures += error is not None
-        assert error is None or all(words in str(error) for words in ("step 20", "No space left", "intact"))
+        assert error is None or all(words in str(error) for words in ("step 20", "No space left", "is intact"))
         assert not list(folder.glob(".saving-*")), "what was written of it is away, for there is no room"
         assert checkpoint.newest(folder) in ((20,) if again or error is None else (10, 20))
         assert is_whole(folder, 10)
@@ -413,3 +413,12 @@ def test_the_manifest_is_what_it_says(tmp_path: Path) -> None:
     for name, facts in manifest["files"].items():
         content = (path / name).read_bytes()
         assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_a_failed_save_says_what_is_there(tmp_path: Path) -> None:
+    assert checkpoint.what_is_saved(tmp_path / "none") == "no checkpoint has been saved yet"
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    assert checkpoint.what_is_saved(tmp_path) == "the checkpoint of step 20 is intact"
+    (checkpoint.path_of(tmp_path, 20) / "model.safetensors").unlink()
+    assert checkpoint.what_is_saved(tmp_path) == "the checkpoint of step 10 is intact"

@@ -367,3 +367,20 @@ def test_free_keys_exist() -> None:
     flat = json.dumps(parse().model_dump(mode="json"))
     for key in FREE_TO_CHANGE:
         assert f'"{key.rpartition(".")[2]}"' in flat, key
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed", "expected"),
+    [
+        ("data.train.src", ["data.train"], True),
+        ("data.train", ["data.train.src"], True),
+        ("data.train", ["data.train"], True),
+        ("data.train_more", ["data.train"], False),
+        ("optim.lr", ["data.train"], False),
+        ("optim.betas", ["optim"], True),
+    ],
+)
+def test_allow_change_covers_what_is_below_a_key(key: str, allowed: list[str], expected: bool) -> None:
+    from trainer.engine.agreement import _is_allowed
+
+    assert _is_allowed(key, allowed) == expected

@@ -19,8 +19,8 @@ from test_report import SCORES
 from trainer.analysis.card import write_card
 from trainer.analysis.report import write_report
 from trainer.cli import run_app, set_up_logging
+from trainer.engine.agreement import agree_with_earlier
 from trainer.engine.finished import build_model
-from trainer.engine.setup import agree_with_earlier
 from trainer.errors import DataError
 from trainer.loading import load_recipe
 from trainer.redaction import origin, redacted, shareable

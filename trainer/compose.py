@@ -173,11 +173,13 @@ def _stages(
     recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Runtime, status: Status | None, parts: int
 ) -> Run:
     from trainer.engine import setup
+    from trainer.engine.agreement import write_recipe
     from trainer.engine.session import Session
 
     def prepare() -> dict[str, Any]:
         setup.check_beginning(folder, recipe)
         data = setup.survey_data(folder, recipe)
+        write_recipe(folder, recipe)
         setup.make_tokenizer(folder, recipe, data["train"]["rows"])
         data = setup.count_data_tokens(folder, recipe, data)
         setup.write_manifest(folder, runtime, data)

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 def full_disk(folder: RunDir, error: BaseException) -> CheckpointError | None:
     """A full disk that was met outside a checkpoint: in the tokenizer, the predictions, a log."""
+    from trainer.engine.checkpoint import what_is_saved
+
     words = ("No space left on device", "Disk quota exceeded", "Read-only file system")  # libraries in Rust: no errno
     if isinstance(error, RankzeroError) or not any(reason in str(error) for reason in words):
         return None
-    text = f"{folder.path}: {error}; the checkpoints are intact: free space and run the same command again"
+    text = f"{folder.path}: {error}; {what_is_saved(folder.checkpoints)}. Free space and run the same command again"
     told = CheckpointError(text)
     told.everywhere = getattr(error, "everywhere", False)
     return told

@@ -25,7 +25,9 @@ OTHERWISE = "use another --run, or --fresh (which keeps this run)"
 
 
 def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
-    """Compare the recipe with the one that the run directory was made with, and write the new one.
+    """Compare the recipe with the one that the run directory was made with.
+
+    The first recipe is written here. `write_recipe` writes a changed one, once its data are compared.
 
     A start that failed before its first checkpoint (a wrong file pattern, say) has trained nothing, and its recipe is
     replaced.
@@ -45,7 +47,7 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
             for file in (run.manifest, run.metrics, run.ledger):
                 file.unlink(missing_ok=True)
             changed = {}
-        refused = {key: values for key, values in changed.items() if key not in allowed}
+        refused = {key: values for key, values in changed.items() if not _is_allowed(key, allowed)}
         if refused:
             lines = "".join(f"\n  {key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
             raise UsageError(
@@ -56,7 +58,19 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
             _check_effect(run, recipe, changed)
         for key, (before, after) in changed.items():
             log.warning("--allow-change %s: %r -> %r", key, before, after)
+        if changed or any(run.checkpoints.iterdir()) or _finished_parts(run):
+            return
+    write_recipe(run, recipe)
+
+
+def write_recipe(run: RunDir, recipe: Recipe) -> None:
+    """Write recipe.yaml, without credentials."""
     write_atomically(run.recipe, redacted(recipe.to_yaml()))
+
+
+def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
+    """Whether --allow-change names a key, or a section or mapping that it is in: data.train covers data.train.src."""
+    return any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in allowed)
 
 
 def trained_step(run: RunDir) -> int | None:

@@ -106,7 +106,8 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             if now != earlier[split]["fingerprint"]:
                 raise DataError(
                     f"data.{split} below data.root={recipe.data.root!r} has changed since this run began (fingerprint "
-                    f"{earlier[split]['fingerprint'][:12]} -> {now[:12]}): restore the files, or start with --fresh"
+                    f"{earlier[split]['fingerprint'][:12]} -> {now[:12]}): restore the files, or start with --fresh. "
+                    "--allow-change does not cover other rows: the positions of the lanes belong to these files"
                 )
             found[split] = earlier[split]
             continue
