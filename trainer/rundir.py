@@ -294,6 +294,7 @@ class Status:
             "waits_for": None,  # of a run that is trained and whose other stages another job will do
             "attempt": attempt,
             "pid": os.getpid(),
+            "launch": os.environ.get("RANKZERO_LAUNCH"),  # the start of a SLURM job that this attempt belongs to
         }
         self._thread = threading.Thread(target=self._beat, name="rankzero-status", daemon=True)
 

@@ -236,7 +236,7 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
         **old,
         "format": 1,
         "versions": _versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "command": shareable(sys.argv),
         "engine": runtime.engine,
         "ranks": runtime.world,
@@ -275,7 +275,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the source checkout that runs, if it is one."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
