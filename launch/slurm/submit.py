@@ -164,6 +164,7 @@ def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
 
 def freeze(job: Job) -> None:
     """Write the resolved recipe and the Accelerate config below RUN/slurm, and how and from which commit they came."""
+    (job.run / "slurm").mkdir(parents=True, exist_ok=True)
     for path, text in job.frozen.items():
         write_atomically(path, text)
     from trainer.engine.setup import git_commit  # imports torch
