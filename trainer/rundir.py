@@ -13,6 +13,7 @@ import json
 import math
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -322,3 +323,15 @@ class Status:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(CheckpointError):  # a full disk ends the run where something is saved, not here
                 self.update()
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source checkout that runs, or None for an installed package."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

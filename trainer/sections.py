@@ -290,7 +290,6 @@ class LaunchConfig(Section):
     mail: str | None = Field(None, description="address for mails at the end, on failures and requeues")
     setup: list[str] = Field(default_factory=list, description="shell lines before the launch (modules, container)")
     extra: list[str] = Field(default_factory=list, description="further #SBATCH options")
-
     signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
     requeue_limit: Annotated[int, Field(ge=0)] = Field(
         20, description="requeues and restarts of a job without a new step, at most"

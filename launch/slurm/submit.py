@@ -12,7 +12,7 @@ import typer
 
 from trainer.cli import Config, Overrides, RecipeArgument, RunOption
 from trainer.errors import UsageError
-from trainer.rundir import write_atomically, write_json
+from trainer.rundir import git_commit, write_atomically, write_json
 
 if TYPE_CHECKING:
     from launch.slurm.job import Job
@@ -167,8 +167,6 @@ def freeze(job: Job) -> None:
     (job.run / "slurm").mkdir(parents=True, exist_ok=True)
     for path, text in job.frozen.items():
         write_atomically(path, text)
-    from trainer.engine.setup import git_commit  # imports torch
-
     submitted = {
         "command": list(job.command),
         "folder": str(job.folder),

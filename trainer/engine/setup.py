@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from trainer.locations import check_model_files, check_weights
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe, changed_keys, read_yaml
 from trainer.redaction import redacted, shareable
-from trainer.rundir import RunDir, read_json, write_atomically, write_json
+from trainer.rundir import RunDir, git_commit, read_json, write_atomically, write_json
 from trainer.tasks.base import make_task, roles_of, task_class
 
 log = logging.getLogger("rankzero")
@@ -273,18 +272,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def git_commit() -> str | None:
-    """The commit of the source checkout that runs, if it is one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _devices() -> dict[str, Any]:
