@@ -179,6 +179,12 @@ def test_an_orphaned_script_counts_no_failures(go: Callable[..., Any], tiny_job:
     assert not (tiny_job().run / "slurm" / "failed-7").exists()
 
 
+def test_an_orphaned_script_does_not_requeue_the_job_that_runs_elsewhere(go: Callable[..., Any], tiny_job: Any) -> None:
+    (tiny_job().run.parent / "world" / "job").write_text("JobId=7 JobState=RUNNING Requeue=1 Restarts=1 BatchFlag=1\n")
+    went = go((75, "preempted", 5, 75))
+    assert (went.code, went.requeued, len(went.words)) == (75, False, 1), went.log
+
+
 def test_a_script_whose_job_slurm_runs_is_no_orphan(go: Callable[..., Any], tiny_job: Any) -> None:
     world = tiny_job().run.parent / "world"
     (world / "job").write_text("JobId=7 JobState=RUNNING Reason=None Requeue=1 Restarts=2 BatchFlag=1\n")
