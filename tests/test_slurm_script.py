@@ -238,14 +238,18 @@ def test_a_job_that_must_run_on_its_node_stays(go: Callable[..., Any], tiny_job:
 # -- launch.setup ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["cd /nonexistent/folder", "no_such_module_command load cuda", "false",
-                                  "source /nonexistent/activate"])  # fmt: skip
-def test_a_failing_setup_line_ends_the_job_with_2(tiny_job: Callable[..., Job], tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("cd /nonexistent/folder", 1), ("no_such_module_command load cuda", 127), ("false", 1), ("bash -c 'exit 7'", 7),
+     ("source /nonexistent/activate", 1)],
+)  # fmt: skip
+def test_a_failing_setup_line_ends_the_job_with_2(
+    tiny_job: Callable[..., Job], tmp_path: Path, line: str, code: int
+) -> None:
     job = tiny_job(setup=["export A=1", line])
     went = World(tmp_path / "world", job.run).go(script(job), (0,))
     assert (went.code, went.words) == (2, [])
-    assert f": {line}" in went.log
-    assert "launch.setup failed with" in went.log
+    assert f"launch.setup failed with {code}: {line}" in went.log
 
 
 def test_setup_lines_may_test(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
