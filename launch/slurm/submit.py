@@ -12,6 +12,7 @@ import typer
 
 from trainer.cli import Config, Overrides, RecipeArgument, RunOption
 from trainer.errors import UsageError
+from trainer.redaction import redacted
 from trainer.rundir import git_commit, write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -168,11 +169,11 @@ def freeze(job: Job) -> None:
     for path, text in job.frozen.items():
         write_atomically(path, text)
     submitted = {
-        "command": list(job.command),
+        "command": redacted(list(job.command)),
         "folder": str(job.folder),
         "recipe": job.words[0],
         "config": job.plan.config,
-        "launch": job.recipe.launch.model_dump(mode="json"),
+        "launch": redacted(job.recipe.launch.model_dump(mode="json")),
         "git_commit": git_commit(),
     }
     write_json(job.run / "slurm" / "submitted.json", submitted)
