@@ -30,16 +30,29 @@ IFS=$'\\t' read -r code wait status < <(sed -n "${number}p" "$WORLD/plan")
 touch "$WORLD/started"
 for ((i = 0; i < wait * 50; i++)); do [ -z "$told" ] || break; sleep 0.02; done
 [ -z "$status" ] || printf '%s' "$status" > "$WORLD/status.new"
-[ -z "$status" ] || python3 -c 'import json,sys; print(json.dumps(json.load(open(sys.argv[1])), indent=2))' \
+[ -z "$status" ] || python3 -c 'import json, os, sys
+said = {"launch": os.environ["RANKZERO_LAUNCH"], **json.load(open(sys.argv[1]))}
+print(json.dumps(said, indent=2))' \
   "$WORLD/status.new" > "$RUN_HERE/status.json"
 exit "$code"
 """
 SCONTROL = """#!/bin/bash
 case $1 in
-  requeue) echo "$2" >> "$WORLD/requeued" ;;
+  requeue)  # a line of `refusals` for each call that fails
+    reply=$(head -n 1 "$WORLD/refusals" 2>/dev/null)
+    [ -z "$reply" ] || { sed -i 1d "$WORLD/refusals"; echo "$reply" >&2; exit 1; }
+    echo "$2" >> "$WORLD/requeued" ;;
+  update) echo "$*" >> "$WORLD/updated" ;;
+  -o) case $3 in job) cat "$WORLD/job" 2>/dev/null; exit ;; esac
+    echo "NodeName=node1 NodeAddr=10.1.2.3 NodeHostName=node1" ;;
   show) echo node1.invalid ;;
   *) echo "NodeName=node1 NodeAddr=10.1.2.3 NodeHostName=node1" ;;
 esac
+"""
+
+
+SINFO = """#!/bin/bash
+printf 'node1\nnode2\n'
 """
 
 
@@ -62,23 +75,33 @@ class World:
         self.folder, self.run = folder, run
         (folder / "bin").mkdir(parents=True)
         run.mkdir(parents=True, exist_ok=True)
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sinfo", SINFO)):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
 
     def go(
-        self, script: str, *starts: tuple[Any, ...], restarts: int | None = None, send: int | None = None, job: int = 7
+        self,
+        script: str,
+        *starts: tuple[Any, ...],
+        restarts: int | None = None,
+        send: int | None = None,
+        job: int = 7,
+        array: bool = False,
     ) -> Went:
-        """Runs it. A start is (exit code of srun, state, step, exit code in status.json, seconds); `send`: a signal to
-        the script once srun has been started."""
+        """Run it. A start is (exit code of srun, state or fields, step, exit code in status.json, seconds).
+
+        `send` is a signal to the script once srun has been started.
+        """
         for path in (*self.folder.glob("call-*"), *(self.folder / name for name in ("started", "requeued", "signals"))):
             path.unlink(missing_ok=True)
         self.plan(starts)
         env = {
             **os.environ, "WORLD": str(self.folder), "RUN_HERE": str(self.run), "SLURM_JOB_ID": str(job),
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1",
-            "SLURM_CPUS_ON_NODE": "6", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "4",
+            "SLURM_CPUS_ON_NODE": "6", "RANKZERO_PAUSE": "0", "SLURM_JOB_PARTITION": "p",
         }  # fmt: skip
+        if array:
+            env |= {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "4"}
         if restarts is not None:
             env["SLURM_RESTART_COUNT"] = str(restarts)
         path = self.folder / "script"
@@ -103,6 +126,7 @@ class World:
                 "exit_code": told,
                 "error": 'why, "so"',
                 "updated": time.time() + number,
+                **(state if isinstance(state, dict) else {}),
             }
             lines.append(f"{code}\t{wait}\t{json.dumps(status) if state else ''}\n")
         (self.folder / "plan").write_text("".join(lines))

@@ -119,8 +119,8 @@ def test_lines_cannot_be_broken(tiny_job: Callable[..., Job], tmp_path: Path) ->
             script(tiny_job(extra=[line]))
     for name in ("two\nlines", "$(id)", "a b", "", "x" * 65, "-x"):
         with pytest.raises(UsageError, match="--name"):
-            make_job(tiny_job().words[0], [], {}, "debug", None, name or "\t")
-    title = dataclasses.replace(tiny_job(), words=("a\nrm -rf /",)).values()["title"]
+            make_job(tiny_job().command[0], [], {}, "debug", None, name or "\t")
+    title = dataclasses.replace(tiny_job(), command=("a\nrm -rf /",)).values()["title"]
     assert "\n" not in render.comment(title)
 
 

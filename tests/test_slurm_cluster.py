@@ -212,3 +212,35 @@ def test_gpus_are_asked_for(site: Submitter) -> None:
     assert "#SBATCH --gpus-per-node=2\n" in done.stdout
     assert "RANKS_PER_NODE=2\n" in done.stdout
     assert "export ACCELERATE_USE_CPU" not in done.stdout
+
+
+def test_a_waiting_job_trains_the_recipe_that_was_submitted(site: Submitter, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_bytes(site.recipe.read_bytes())
+    words = ("loop.max_steps=2", "evaluation.splits=[]", "--sbatch=--hold")
+    (number,) = site.submit("frozen", *words, recipe=mine)
+    before = yaml.safe_load(mine.read_text())
+    mine.write_text(yaml.safe_dump(before | {"optim": before["optim"] | {"lr": 0.5}, "seed": 77}))
+    site.cluster.ask("scontrol", "release", str(number))
+    assert site.wait_for(number, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(number)
+    trained = yaml.safe_load((site.run("frozen") / "recipe.yaml").read_text())
+    assert (trained["optim"]["lr"], trained["loop"]["max_steps"]) == (before["optim"]["lr"], 2)
+    assert trained["seed"] != 77
+
+
+def test_two_fast_failures_on_a_node_move_the_job_to_another(site: Submitter) -> None:
+    bad = ("--setup", '[ "$(hostname)" != node1 ] || PYTHON=(/bin/false)', "--setup", "PAUSE=1")
+    words = ("loop.max_steps=2", "evaluation.splits=[]", *bad)
+    (number,) = site.submit("moved", *words)
+    job = site.wait_for(number, "COMPLETED", "FAILED")
+    assert job["JobState"] == "COMPLETED", site.log(number)
+    assert "two fast failures on node1" in site.log(number)  # SLURM fills an idle cluster from its first node
+    assert (job["BatchHost"], job["ExcNodeList"]) == ("node2", "node1")
+
+
+def test_the_reason_of_a_failed_setup_line_is_shown(site: Submitter) -> None:
+    (number,) = site.submit("modules", "--setup", "module load cuda/99")
+    assert site.wait_for(number, "COMPLETED", "FAILED")["ExitCode"] == "2:0"
+    text = rankzero("status", site.run("modules"), cwd=site.folder, env=site.env).stdout
+    assert f"job {number} (train): FAILED (exit code 2:0" in text
+    assert "launch.setup failed with 127: module load cuda/99" in text

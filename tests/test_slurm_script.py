@@ -46,9 +46,8 @@ def test_the_last_stages_are_left_to_the_dependent_job(tiny_job: Callable[..., J
     job = tiny_job("seed=9")
     world = World(tmp_path / "world", job.run)
     words = [world.go(rendered.text, (0,)).words[0] for rendered in render_all(job, None, True, None)]
-    shared = [job.words[0], "seed=9"]
-    assert words[0][-6:] == ["train", *shared, "--defer", "--run", str(job.run)]
-    assert words[1][-5:] == ["train", *shared, "--run", str(job.run)]
+    assert words[0][-5:] == ["train", *job.words, "--defer", "--run", str(job.run)]
+    assert words[1][-4:] == ["train", *job.words, "--run", str(job.run)]
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6])
@@ -82,10 +81,17 @@ def test_a_finished_run_is_not_requeued_by_a_late_signal(go: Callable[..., Any])
 
 
 def test_requeues_have_a_limit(go: Callable[..., Any]) -> None:
-    assert go((75, "preempted", 3, 75), restarts=3).requeued
-    (went,) = [go((75, "preempted", 3, 75), (75, "preempted", 3, 75), restarts=4, job=8)]
-    assert went.code == 75
+    """Only starts without a new step count, those that were killed before they could say anything included."""
+    for start in range(5):
+        assert go((75, "preempted", 3, 75), restarts=start).requeued, start
+    went = go((75, "preempted", 3, 75), restarts=5)
+    assert (went.code, went.requeued) == (75, False)
     assert "launch.requeue_limit=4" in went.log
+
+
+def test_starts_with_progress_have_no_limit(go: Callable[..., Any]) -> None:
+    for start in range(9):
+        assert go((75, "preempted", 3 + start, 75), restarts=start).requeued, start
 
 
 def test_a_dead_rank_is_restarted_in_place(go: Callable[..., Any]) -> None:
@@ -105,8 +111,8 @@ def test_three_failures_at_one_step_end_the_run_with_the_reason(go: Callable[...
 
 
 def test_failures_elsewhere_end_at_the_limit(go: Callable[..., Any]) -> None:
-    went = go(*[(137, "running", step) for step in range(9)])
-    assert (went.code, len(went.words)) == (1, 5)
+    went = go(*[(137, "running", step) for step in (3, 2, 1, 2, 1, 2, 1, 2, 1)])
+    assert (went.code, len(went.words)) == (1, 6)  # the first one made progress
     assert "launch.requeue_limit=4" in went.log
 
 
@@ -121,7 +127,7 @@ def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Jo
     text = render.render("array.sbatch", arrays.training(job, "4-5"))
     assert "#SBATCH --array=4-5\n" in text
     assert f'--output="{job.run}-seed-%a/slurm/train-%A_%a.out"' in text
-    went = World(tmp_path / "world", job.run).go(text, (0,))
+    went = World(tmp_path / "world", job.run).go(text, (0,), array=True)
     assert went.words[0][-3:] == ["seed=4", "--run", f"{job.run}-seed-4"]
     assert (tmp_path / "run-seed-4" / "slurm" / "jobs").read_text() == "6_4 array\n"
 
@@ -129,10 +135,127 @@ def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Jo
 def test_a_task_of_an_array_is_requeued_by_its_own_number(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
     """One of the tasks has the number of the whole array, which `scontrol requeue` would take for all of them."""
     job = tiny_job()
-    World(tmp_path / "world", job.run).go(render.render("array.sbatch", arrays.training(job, "4")), (75,), job=6)
+    World(tmp_path / "world", job.run).go(
+        render.render("array.sbatch", arrays.training(job, "4")), (75,), job=6, array=True
+    )
     assert (tmp_path / "world" / "requeued").read_text() == "6_4\n"
 
 
 def test_settle_leaves_a_run_without_status_alone(tmp_path: Path) -> None:
     settle.settle(tmp_path, 1, "why")
     assert list(tmp_path.iterdir()) == []
+
+
+# -- which words count -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, 5, 6])
+def test_the_code_of_the_ranks_goes_before_status_json(go: Callable[..., Any], code: int) -> None:
+    """Also where rank zero still says that it is running."""
+    went = go((code, "running", 3, None))
+    assert (went.code, went.requeued, len(went.words)) == (code, False, 1)
+
+
+@pytest.mark.parametrize(("state", "told"), [("preempted", 75), ("finished", 0), ("running", None), ("failed", 3)])
+def test_words_of_another_job_are_ignored(go: Callable[..., Any], tiny_job: Any, state: str, told: int | None) -> None:
+    """Its status.json changes all the time; this job's ranks were killed before they wrote any."""
+    went = go((137, {"launch": "99.0.0", "state": state}, 3, told), *[(137,)] * 4)
+    assert (went.code, went.requeued, len(went.words)) == (1, False, 3), went.log
+    assert "before its first step" in went.log
+
+
+def test_words_of_an_earlier_start_of_this_job_are_ignored(go: Callable[..., Any]) -> None:
+    went = go((137, {"launch": "7.0.0", "state": "preempted"}, 3, 75), (0,), restarts=1)
+    assert (went.code, went.requeued, len(went.words)) == (0, False, 2)
+
+
+@pytest.mark.parametrize("job", ["JobState=RUNNING Restarts=1", "JobState=PENDING Restarts=0",
+                                 "JobState=CANCELLED Restarts=0"])  # fmt: skip
+def test_an_orphaned_script_counts_no_failures(go: Callable[..., Any], tiny_job: Any, job: str) -> None:
+    """Its node was lost: Slurm runs the job elsewhere, whose failures these are not."""
+    (tiny_job().run.parent / "world" / "job").write_text(f"JobId=7 {job} Requeue=1\n")
+    went = go((1, "failed", 5, 1))
+    assert (went.code, len(went.words)) == (75, 1), went.log
+    assert not (tiny_job().run / "slurm" / "failed-7").exists()
+
+
+def test_an_orphaned_script_does_not_requeue_the_job_that_runs_elsewhere(go: Callable[..., Any], tiny_job: Any) -> None:
+    (tiny_job().run.parent / "world" / "job").write_text("JobId=7 JobState=RUNNING Requeue=1 Restarts=1 BatchFlag=1\n")
+    went = go((75, "preempted", 5, 75))
+    assert (went.code, went.requeued, len(went.words)) == (75, False, 1), went.log
+
+
+def test_a_script_whose_job_slurm_runs_is_no_orphan(go: Callable[..., Any], tiny_job: Any) -> None:
+    world = tiny_job().run.parent / "world"
+    (world / "job").write_text("JobId=7 JobState=RUNNING Reason=None Requeue=1 Restarts=2 BatchFlag=1\n")
+    assert go((1, "failed", 5, 1), (0, "finished", 9, 0), restarts=2).code == 0
+    assert (tiny_job().run / "slurm" / "failed-7").read_text() == "5\n"
+
+
+# -- requeue and back-off ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reply", ["slurm_requeue error: Unable to contact slurm controller (connect failure)",
+                                   "Socket timed out on send/recv operation"])  # fmt: skip
+def test_requeue_is_tried_until_the_controller_answers(go: Callable[..., Any], tiny_job: Any, reply: str) -> None:
+    (tiny_job().run.parent / "world" / "refusals").write_text(f"{reply}\n" * 3)
+    went = go((75, "preempted", 3, 75))
+    assert (went.code, went.requeued, went.log.count("requeue failed")) == (0, True, 3), went.log
+    assert not (tiny_job().run / "slurm" / "ended").exists()  # the job has not ended
+
+
+@pytest.mark.parametrize("reply", ["Requested operation is presently disabled", "Access/permission denied",
+                                   "Invalid job id specified"])  # fmt: skip
+def test_a_refused_requeue_ends_at_once(go: Callable[..., Any], tiny_job: Any, reply: str) -> None:
+    (tiny_job().run.parent / "world" / "refusals").write_text(f"{reply}\n" * 3)
+    went = go((75, "preempted", 3, 75))
+    assert (went.code, went.requeued) == (75, False)
+    assert f"could not be requeued: {reply}" in went.log
+    assert (tiny_job().run / "slurm" / "ended").read_text() == "7 75\n"
+
+
+def test_requeue_ends_with_the_grace_period(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = tiny_job("launch.signal_lead=1")
+    world = World(tmp_path / "world", job.run)
+    (world.folder / "refusals").write_text("Unable to contact slurm controller\n" * 9999)
+    assert world.go(script(job), (75, "preempted", 3, 75)).code == 75
+
+
+def test_two_fast_failures_on_a_node_move_the_job(go: Callable[..., Any], tiny_job: Any) -> None:
+    world = tiny_job().run.parent / "world"
+    (world / "job").write_text("JobState=RUNNING Restarts=0 ReqNodeList=(null) ExcNodeList=(null) X=1\n")
+    went = go((1,), (1,), (1,))
+    assert (went.code, went.requeued, len(went.words)) == (0, True, 2), went.log
+    assert (world / "updated").read_text() == "update JobId=7 ExcNodeList=node1.invalid\n"
+
+
+def test_a_job_that_must_run_on_its_node_stays(go: Callable[..., Any], tiny_job: Any) -> None:
+    world = tiny_job().run.parent / "world"
+    (world / "job").write_text("JobState=RUNNING Restarts=0 ReqNodeList=node1 ExcNodeList=(null) X=1\n")
+    assert (go((1,), (1,), (1,)).code, (world / "updated").exists()) == (1, False)
+
+
+# -- launch.setup ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("cd /nonexistent/folder", 1), ("no_such_module_command load cuda", 127), ("false", 1), ("bash -c 'exit 7'", 7),
+     ("source /nonexistent/activate", 1)],
+)  # fmt: skip
+def test_a_failing_setup_line_ends_the_job_with_2(
+    tiny_job: Callable[..., Job], tmp_path: Path, line: str, code: int
+) -> None:
+    job = tiny_job(setup=["export A=1", line])
+    went = World(tmp_path / "world", job.run).go(script(job), (0,))
+    assert (went.code, went.words) == (2, [])
+    assert f"launch.setup failed with {code}: {line}" in went.log
+
+
+def test_setup_lines_may_test(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
+    (tmp_path / "activate").write_text("false\nexport FROM_FILE=1\n")  # a file of the site's may have failing commands
+    lines = ["[ 1 = 2 ] || export A=1", "[ 1 = 2 ] && export B=1", "if false; then", "  export C=1", "fi",
+             f"source {tmp_path}/activate"]  # fmt: skip
+    job = tiny_job(setup=lines)
+    went = World(tmp_path / "world", job.run).go(script(job), (0,))
+    assert (went.code, went.environment["FROM_FILE"]) == (0, "1"), went.log

@@ -179,6 +179,7 @@ def test_compare(recipe: Path, tmp_path: Path) -> None:
         (run / "evaluation" / "test").mkdir(parents=True)
         (run / "recipe.yaml").write_text(load_recipe(recipe).to_yaml())
         (run / "manifest.json").write_text(json.dumps({"stages": {"model": {"metric": "loss", "value": loss}}}))
+        (run / "status.json").write_text('{"state": "finished"}')
         scores = {"bleu": bleu, "bleu_ci95": [1, 2], "signature": "x", "rows": 8}
         (run / "evaluation" / "test" / "metrics.json").write_text(json.dumps(scores))
     (tmp_path / "run").mkdir()
@@ -205,3 +206,9 @@ def test_ranks_of_srun() -> None:
         os.environ["SLURM_PROCID"] = "0"
         adopt_ranks()  # below a launcher, or twice: what is set stays
         assert os.environ["RANK"] == "5"
+    with patch.dict(os.environ, step | {"SLURM_PTY_PORT": "1"}, clear=True):
+        with pytest.raises(UsageError, match="the other 6 tasks do not run it"):  # typed in the first task's shell
+            adopt_ranks()
+        with patch("trainer.srun._parent", return_value="slurmstepd"):
+            adopt_ranks()
+            assert os.environ["WORLD_SIZE"] == "7"

@@ -14,6 +14,7 @@ import math
 import os
 import secrets
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -311,6 +312,7 @@ class Status:
             "stopped_early": None,  # of a run that early stopping ended: where and why
             "attempt": attempt,
             "pid": os.getpid(),
+            "launch": os.environ.get("RANKZERO_LAUNCH"),  # the start of a SLURM job that this attempt belongs to
         }
         self._thread = threading.Thread(target=self._beat, name="rankzero-status", daemon=True)
 
@@ -342,3 +344,15 @@ class Status:
                 continue
             except LockLost:  # the status is now another process's
                 return
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source checkout that runs, or None for an installed package."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

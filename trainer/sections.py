@@ -306,7 +306,9 @@ class LaunchConfig(Section):
     account: str | None = None
     qos: str | None = None
     nodes: Positive = 1
-    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    gpus_per_node: Annotated[int, Field(ge=0)] | str | None = Field(
+        None, description="a number, or with the type of the GPUs as a100:4"
+    )
     ranks_per_node: Positive | None = Field(None, description="null = one per GPU, or what a config for CPUs says")
     launcher: Literal["node", "task"] = Field("node", description="one launcher per node, or one SLURM task per rank")
     cpus_per_task: Positive | None = Field(None, description="of a task: a node's launcher with its ranks, or a rank")
@@ -317,10 +319,18 @@ class LaunchConfig(Section):
     setup: list[str] = Field(default_factory=list, description="shell lines before the launch (modules, container)")
     extra: list[str] = Field(default_factory=list, description="further #SBATCH options")
     signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
-    requeue_limit: Annotated[int, Field(ge=0)] = Field(20, description="requeues and restarts of a job, at most")
+    requeue_limit: Annotated[int, Field(ge=0)] = Field(
+        20, description="requeues and restarts of a job without a new step, at most"
+    )
     rendezvous_seconds: Annotated[float, Field(gt=0)] = Field(
         600.0, description="ranks wait so long for each other at the start; the run then ends and names who is missing"
     )
     hang_seconds: Annotated[float, Field(ge=0)] = Field(
         600.0, description="a rank without progress for so long is named and ends the run; 0 = wait for it"
     )
+
+    @field_validator("partition", "account", "qos", "memory", "time", "constraint", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        """YAML reads 90 and 12345 as numbers; sbatch takes both as text."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

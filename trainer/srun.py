@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 from trainer.errors import UsageError
 
@@ -12,12 +13,19 @@ def adopt_ranks() -> None:
     """Sets RANK, WORLD_SIZE and where the ranks meet; nothing outside of srun, for one task, or below a launcher.
 
     Raises:
-        UsageError: the first node's name cannot be found out and MASTER_ADDR does not say it.
+        UsageError: the command runs in one task of `srun --pty` only, or MASTER_ADDR is unset and the first node's
+            name cannot be found.
     """
     env = os.environ
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun; a batch script's own shell has none
     if "WORLD_SIZE" in env or tasks == 1:
         return
+    if "SLURM_PTY_PORT" in env and _parent() != "slurmstepd":
+        raise UsageError(
+            f"this command was typed in the shell of task {env['SLURM_PROCID']} of `srun --pty` with {tasks} tasks: "
+            f"SLURM_STEP_NUM_TASKS={tasks}, and the other {tasks - 1} tasks do not run it. Start the shell with "
+            f"`srun --ntasks=1 --pty`, use `rankzero train --config cpu`, or `srun --ntasks={tasks} python -m trainer`"
+        )
     env |= {
         "RANK": env["SLURM_PROCID"],
         "LOCAL_RANK": env["SLURM_LOCALID"],
@@ -29,6 +37,14 @@ def adopt_ranks() -> None:
     env.setdefault("MASTER_PORT", str(10_000 + int(env["SLURM_JOB_ID"]) % 20_000))  # below the ephemeral range
     if "MASTER_ADDR" not in env:
         env["MASTER_ADDR"] = _first(env["SLURM_STEP_NODELIST"])
+
+
+def _parent() -> str:
+    """The name of the process that started this one; slurmstepd where srun started it directly."""
+    try:
+        return Path(f"/proc/{os.getppid()}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _per_node(tasks: str) -> list[int]:

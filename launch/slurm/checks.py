@@ -12,10 +12,10 @@ from pathlib import Path
 from launch.doctoring.check import Check, Findings, size
 from launch.doctoring.disk import existing
 from launch.slurm import queue
-from launch.slurm.job import Job, seconds
-from launch.slurm.lint import lint
+from launch.slurm.job import Job, gpu_count, seconds
+from launch.slurm.lint import conflicts, lint, syntax_error
 from trainer.errors import RankzeroError
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, read_json
 
 SLURM_LATE = 60  # seconds by which SLURM may send the signal early
 
@@ -28,6 +28,9 @@ def checks(job: Job, scripts: Sequence[str], throughput: float | None) -> Iterat
     yield _time(job, hours)
     yield _grace(job)
     yield _disk(job, checkpoint)
+    yield _partition(job)
+    yield _finished(job)
+    yield _options(job)
     yield _lint(scripts)
     yield _test_only(scripts)
 
@@ -50,7 +53,7 @@ def _lanes(job: Job) -> Check:
 
 def _gpus(job: Job) -> Check:
     findings = Findings("GPUs")
-    gpus, plan = job.recipe.launch.gpus_per_node, job.plan
+    gpus, plan = gpu_count(job.recipe.launch), job.plan
     findings.fact(
         f"config {plan.config}: {plan.engine} on {'CPUs' if plan.cpu else 'GPUs'}; {gpus or 'no'} GPUs per node"
     )
@@ -140,8 +143,48 @@ def _disk(job: Job, expected: int | None) -> Check:
     return findings.check()
 
 
+def _partition(job: Job) -> Check:
+    """The limits of the partition against `launch.time` and `launch.signal_lead`."""
+    findings, launch = Findings("limits"), job.recipe.launch
+    for name, limit in (queue.partitions(launch.partition) if queue.here() else {}).items():
+        longest, asked = limit.get("MaxTime", "UNLIMITED"), seconds(launch.time)
+        most, grace = seconds(longest), int(limit.get("GraceTime", "0"))
+        findings.fact(f"partition {name}: MaxTime {longest}, GraceTime {grace} s")
+        if most is not None and (asked is None or asked > most):
+            findings.fail(
+                f"launch.time={launch.time} is longer than MaxTime={longest} of partition {name}: the job would wait "
+                "forever",
+                f"--time {longest}; a longer training is requeued and continues",
+            )
+        if limit.get("PreemptMode", "OFF") != "OFF" and grace < launch.signal_lead:
+            findings.warn(
+                f"a pre-emption leaves GraceTime={grace} s to save, less than launch.signal_lead={launch.signal_lead}",
+                "lower loop.save_every, so that fewer steps are lost where a save takes longer",
+            )
+    return findings.check("nothing is known of the partition")
+
+
+def _finished(job: Job) -> Check:
+    findings = Findings("run")
+    state = (read_json(RunDir(job.run).status) or {}).get("state")
+    if state == "finished":
+        findings.warn(f"{job.run} is finished: the job would find nothing to do", "another --run, or more loop.epochs")
+    return findings.check(f"{job.run}")
+
+
+def _options(job: Job) -> Check:
+    """Options of `launch.extra` that would contradict what the script relies on."""
+    findings = Findings("options")
+    for option, fix in conflicts(job.recipe.launch.extra):
+        findings.fail(f"launch.extra (--sbatch): {option} contradicts the rendered script", fix)
+    return findings.check("launch.extra contradicts nothing")
+
+
 def _lint(scripts: Sequence[str]) -> Check:
     findings = Findings("script")
+    for script in scripts:
+        if wrong := syntax_error(script):
+            findings.fail(f"bash cannot read the script: {wrong}", "correct launch.setup (--setup) or the template")
     for problem in dict.fromkeys(problem for script in scripts for problem in lint(script)):
         findings.warn(problem, "correct launch.extra, launch.setup or the template")
     return findings.check("every #SBATCH line means what it says")

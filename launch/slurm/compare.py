@@ -26,9 +26,14 @@ def compare(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     """Writes the comparison and returns it.
 
     Raises:
-        DataError: a run has not been evaluated.
+        DataError: no run has finished, or one that has was not evaluated on a split of the others.
     """
+    missing = [run for run in runs if (read_json(RunDir(run).status) or {}).get("state") != "finished"]
+    runs = [run for run in runs if run not in missing]
+    if not runs:
+        raise DataError(f"no run has finished: {', '.join(map(str, missing))}; rankzero status RUN shows why")
     found: dict[str, Any] = {"runs": [str(run) for run in runs], "best": None, "splits": {}}
+    found["missing"] = [str(run) for run in missing]
     for split in SPLITS:
         scores = [read_json(RunDir(run).evaluation(split) / "metrics.json") for run in runs]
         if not any(scores):
@@ -98,6 +103,9 @@ def to_markdown(found: dict[str, Any]) -> str:
     """The comparison for people."""
     names = [Path(run).name for run in found["runs"]]
     lines = [f"# {len(names)} runs compared", ""]
+    if found["missing"]:
+        names_of = ", ".join(Path(run).name for run in found["missing"])
+        lines += [f"Not finished, and left out: {names_of}.", ""]
     if found["best"]:
         best = found["best"]
         lines += [f"Best on validation: **{Path(best['run']).name}** ({best['metric']} {best['value']:.4g}).", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from trainer.compose import Options, run_path
 from trainer.errors import UsageError
 from trainer.loading import load_recipe
 from trainer.recipe import Recipe
+from trainer.sections import LaunchConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"
@@ -33,8 +35,9 @@ class Job:
     """What a training is submitted with. `run` and `folder` (where relative paths begin) are absolute."""
 
     recipe: Recipe
-    words: tuple[str, ...]  # RECIPE KEY=VALUE …
-    plan: LaunchPlan  # ranks of all nodes
+    command: tuple[str, ...]  # RECIPE KEY=VALUE … as typed
+    words: tuple[str, ...]  # the frozen recipe that the job trains
+    plan: LaunchPlan  # ranks of all nodes; its path is the file before it is frozen
     run: Path
     folder: Path
     name: str
@@ -49,11 +52,20 @@ class Job:
             return "single"
         return "task" if self.recipe.launch.launcher == "task" else "node"
 
+    @property
+    def frozen(self) -> dict[Path, str]:
+        """Paths and texts of the recipe and the Accelerate config that this job and its requeues read.
+
+        A name holds the hash of its text: a later submission cannot change what an earlier job reads.
+        """
+        texts = {"recipe": self.recipe.to_yaml(), "accelerate": self.plan.path.read_text(encoding="utf-8")}
+        return {frozen_path(self.run, name, text): text for name, text in texts.items()}
+
     def values(self) -> dict[str, Any]:
         """The variables of the templates (docs/slurm.md says what each is)."""
         launch, tasks = self.recipe.launch, self.ranks_per_node if self.mode == "task" else 1
         return {
-            "title": f"rankzero submit {shlex.join(self.words)} --config {self.plan.config} --nodes {launch.nodes}",
+            "title": f"rankzero submit {shlex.join(self.command)} --config {self.plan.config} --nodes {launch.nodes}",
             "kind": "train",
             "job_name": self.name,
             "log": (f"{self.run}/slurm/", "train-%j.out"),
@@ -76,7 +88,8 @@ class Job:
             "python": [sys.executable],
             "module": "launch.rank",
             "mode": self.mode,
-            "config": self.plan.path.absolute(),
+            "config": list(self.frozen)[1],
+            "labels": launch.nodes * tasks > 1,
             "deepspeed": self.plan.engine.startswith("zero"),
             "unset": UNSET,
             "environment": sorted(self._environment().items()),
@@ -89,9 +102,7 @@ class Job:
     def finalizing(self) -> dict[str, Any]:
         """The variables of the dependent job on one node: the same command without a launcher does what is missing."""
         plan = replace(self.plan, engine="single", ranks=1, machines=1)
-        launch = self.recipe.launch.model_copy(
-            update={"nodes": 1, "gpus_per_node": min(1, self.recipe.launch.gpus_per_node or 0) or None}
-        )
+        launch = self.recipe.launch.model_copy(update={"nodes": 1, "gpus_per_node": _one_gpu(self.recipe.launch)})
         values = replace(self, plan=plan, recipe=self.recipe.model_copy(update={"launch": launch})).values()
         return values | {
             "kind": "finalize",
@@ -116,14 +127,45 @@ def make_job(
     """
     given = [f"launch.{key}={json.dumps(value)}" for key, value in resources.items() if value not in (None, [])]
     resolved = load_recipe(recipe, [*overrides, *given])
+    folder = run_path(resolved, Options(run)).absolute()
     return Job(
         recipe=resolved,
-        words=(recipe, *overrides),
+        command=(recipe, *overrides),
+        words=(str(frozen_path(folder, "recipe", resolved.to_yaml())),),
         plan=settle(config, resolved),
-        run=run_path(resolved, Options(run)).absolute(),
+        run=folder,
         folder=Path.cwd(),
         name=_name(name or f"rankzero-{resolved.name}"[:64]),
     )
+
+
+def frozen_path(run: Path, name: str, text: str) -> Path:
+    return run / "slurm" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
+
+
+def gpu_count(launch: LaunchConfig) -> int:
+    """GPUs of each node: of `gpus_per_node` (4 or a100:4), else of a `--gres=gpu:…` or `--gpus-per-node` in `extra`.
+
+    Raises:
+        UsageError: `gpus_per_node` is neither a number nor TYPE:NUMBER.
+    """
+    asked = launch.gpus_per_node
+    if asked is not None:
+        if not re.fullmatch(r"([A-Za-z][A-Za-z0-9_.-]*:)?\d+", str(asked)):
+            raise UsageError(f"launch.gpus_per_node: {asked!r}; write a number or TYPE:NUMBER, such as 4 or a100:4")
+        return int(str(asked).rpartition(":")[2])
+    gres = re.findall(r"(?:^|\s)--gres[=\s]\s*(\S+)", " ".join(launch.extra))
+    gpus = [part for text in gres for part in text.split(",") if re.match(r"(gres/|gres:)?gpu([:=(]|$)", part)]
+    numbers = [re.search(r"[:=](\d+)(\(.*)?$", part) for part in gpus]
+    return sum(int(number[1]) if number else 1 for number in numbers)
+
+
+def _one_gpu(launch: LaunchConfig) -> str | int | None:
+    """The request of a job that uses one GPU at most, of the same type."""
+    if launch.gpus_per_node is None or not gpu_count(launch):
+        return None
+    kind, colon, _ = str(launch.gpus_per_node).rpartition(":")
+    return f"{kind}:1" if colon else 1
 
 
 def of_launcher(plan: LaunchPlan) -> dict[str, str]:
@@ -143,7 +185,7 @@ def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
         UsageError: nodes, GPUs and ranks do not fit the config or each other.
     """
     launch = recipe.launch
-    gpus = launch.gpus_per_node or 0
+    gpus = gpu_count(launch)
     several = launch.nodes * (launch.ranks_per_node or max(1, gpus)) > 1
     plan = describe(config or (("ddp" if gpus else "cpu_multinode") if several else "debug"))
     per_node = launch.ranks_per_node

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+import subprocess
+from collections.abc import Iterable, Iterator
 
 # long options of sbatch 20.11 to 24.05; a value is needed where "=" follows
 OPTIONS = [
@@ -137,6 +139,64 @@ def lint(script: str) -> list[str]:
         else:
             found += [f"line {number}: {problem}" for problem in _directive(line)]
     return found
+
+
+# options that the script sets itself or relies on, and what to use instead
+OWN = {
+    "array": "--array SEEDS, which gives each seed a run directory of its own",
+    "chdir": "the script changes to the directory of the submission; start `rankzero submit` there",
+    "cpus-per-task": "launch.cpus_per_task (--cpus-per-task)",
+    "error": "rankzero logs reads RUN/slurm: leave it out",
+    "export": "launch.setup (--setup 'export NAME=VALUE')",
+    "export-file": "launch.setup (--setup 'export NAME=VALUE')",
+    "gpus": "launch.gpus_per_node (--gpus-per-node)",
+    "gpus-per-node": "launch.gpus_per_node (--gpus-per-node), with a type as a100:4",
+    "gpus-per-socket": "launch.gpus_per_node (--gpus-per-node)",
+    "gpus-per-task": "launch.gpus_per_node (--gpus-per-node)",
+    "input": "leave it out",
+    "job-name": "--name",
+    "nodes": "launch.nodes (--nodes)",
+    "ntasks": "launch.ranks_per_node (--ranks-per-node)",
+    "ntasks-per-core": "launch.ranks_per_node (--ranks-per-node)",
+    "ntasks-per-gpu": "launch.ranks_per_node (--ranks-per-node)",
+    "ntasks-per-node": "launch.ranks_per_node (--ranks-per-node)",
+    "ntasks-per-socket": "launch.ranks_per_node (--ranks-per-node)",
+    "open-mode": "leave it out: a requeued job appends to its log",
+    "output": "rankzero logs reads RUN/slurm: leave it out",
+    "parsable": "leave it out: it is an option of the command sbatch",
+    "quiet": "leave it out: it is an option of the command sbatch",
+    "signal": "launch.signal_lead",
+    "test-only": "rankzero submit --dry-run",
+    "time": "launch.time (--time)",
+    "wait": "leave it out: rankzero logs RUN --follow waits for the job",
+}
+LETTERS = {"a": "array", "c": "cpus-per-task", "D": "chdir", "e": "error", "G": "gpus", "i": "input", "J": "job-name",
+           "N": "nodes", "n": "ntasks", "o": "output", "Q": "quiet", "t": "time", "W": "wait"}  # fmt: skip
+
+
+def conflicts(extra: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Options of `launch.extra` that break the script, each with what to use instead; abbreviations included."""
+    for line in extra:
+        try:
+            parts = shlex.split(line, comments=True)
+        except ValueError:
+            continue  # lint reports it
+        for part in parts:
+            name = part[2:].partition("=")[0] if part.startswith("--") else LETTERS.get(part[1:2], "")
+            if not part.startswith("-") or not name:
+                continue
+            full = [name] if name in KNOWN else [known for known in KNOWN if known.startswith(name)]
+            if len(full) == 1 and full[0] in OWN:
+                yield part, OWN[full[0]]
+
+
+def syntax_error(script: str) -> str | None:
+    """The first complaint of `bash -n`; None for a script that bash can read."""
+    try:
+        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=30)  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode == 0 else done.stderr.strip().splitlines()[0]
 
 
 def _directive(line: str) -> list[str]:

@@ -12,7 +12,8 @@ import typer
 
 from trainer.cli import Config, Overrides, RecipeArgument, RunOption
 from trainer.errors import UsageError
-from trainer.rundir import write_atomically
+from trainer.redaction import redacted
+from trainer.rundir import git_commit, write_atomically, write_json
 
 if TYPE_CHECKING:
     from launch.slurm.job import Job
@@ -33,7 +34,9 @@ def submit_command(
     overrides: Overrides = None,
     config: Config = None,
     nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1)] = None,
-    gpus_per_node: Annotated[int | None, typer.Option("--gpus-per-node", metavar="G", min=0)] = None,
+    gpus_per_node: Annotated[
+        str | None, typer.Option("--gpus-per-node", metavar="G", help="a number, or with a type as a100:4")
+    ] = None,
     ranks_per_node: Annotated[int | None, typer.Option("--ranks-per-node", metavar="R", min=1)] = None,
     launcher: Annotated[
         str | None, typer.Option("--launcher", help="node: one per node starts its ranks; task: one task per rank")
@@ -68,7 +71,7 @@ def submit_command(
 
     resources = {
         "nodes": nodes,
-        "gpus_per_node": gpus_per_node,
+        "gpus_per_node": int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node,
         "ranks_per_node": ranks_per_node,
         "launcher": launcher,
         "cpus_per_task": cpus_per_task,
@@ -146,8 +149,9 @@ def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
         for folder in (script.path.parent, *(run / "slurm" for run in script.runs.values())):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(script.path, script.text)
+    freeze(job)
     for script in scripts:
-        number = queue.submit(script.path, dependency(after))
+        number = queue.submit(script.path, dependency(after, failed_too=script.kind == "compare"))
         note(job.run, str(number), script.kind)
         for seed, run in script.runs.items():
             note(run, f"{number}_{seed}", script.kind)
@@ -159,6 +163,24 @@ def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
     print(f"run directory: {job.run}\nscripts: {', '.join(str(script.path) for script in scripts)}")
 
 
-def dependency(after: int | None) -> list[str]:
-    """Options for sbatch: begin when that job has succeeded, and never if it has not."""
-    return [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after is not None else []
+def freeze(job: Job) -> None:
+    """Write the resolved recipe and the Accelerate config below RUN/slurm, and how and from which commit they came."""
+    (job.run / "slurm").mkdir(parents=True, exist_ok=True)
+    for path, text in job.frozen.items():
+        write_atomically(path, text)
+    submitted = {
+        "command": redacted(list(job.command)),
+        "folder": str(job.folder),
+        "recipe": job.words[0],
+        "config": job.plan.config,
+        "launch": redacted(job.recipe.launch.model_dump(mode="json")),
+        "git_commit": git_commit(),
+    }
+    write_json(job.run / "slurm" / "submitted.json", submitted)
+
+
+def dependency(after: int | None, *, failed_too: bool = False) -> list[str]:
+    """Options for sbatch: begin when that job has succeeded, or with `failed_too` when it has ended."""
+    if after is None:
+        return []
+    return [f"--dependency={'afterany' if failed_too else 'afterok'}:{after}", "--kill-on-invalid-dep=yes"]

@@ -91,6 +91,8 @@ class Reporter:
             "padding": 1 - interval.tokens / max(1, interval.padded),
             "memory": memory_bytes(),
         }
+        if self._status is not None:
+            self._status.values |= {"loss": loss, "share": self._last["share"], "left": self._last["left"]}
         self._write(line)
         left = "" if progress.ended else f"  {_duration(self._last['left'])} left"
         note = (

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ from trainer.locations import check_model_files, check_weights
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
-from trainer.rundir import RunDir, publish, read_json, workspace, write_json
+from trainer.rundir import RunDir, git_commit, publish, read_json, workspace, write_json
 from trainer.tasks.base import make_task, roles_of, task_class
 
 log = logging.getLogger("rankzero")
@@ -204,7 +203,7 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
         **old,
         "format": 1,
         "versions": _versions(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "command": shareable(sys.argv),
         "engine": runtime.engine,
         "ranks": runtime.world,
@@ -241,18 +240,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the source checkout that runs, if it is one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _devices() -> dict[str, Any]:
