@@ -102,7 +102,7 @@ def test_a_mistake_is_told_with_2(tmp_path: Path, argv: list[str], code: int, wo
         (["data.root=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["data.train=trian.jsonl"], ["data.train='trian.jsonl'", "nearest", "train.jsonl"]),
         (["data.lanes=201"], ["data.lanes=201", "200 rows"]),
-        (["data.columns={src: ger, trg: en}"], ['"ger"', "train.jsonl"]),
+        (["data.columns={src: ger, trg: en}"], ["column 'ger'", "train.jsonl"]),
         (["data.test=empty.jsonl"], ["data.test", "no usable row"]),
     ],
 )

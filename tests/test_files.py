@@ -174,7 +174,6 @@ NO_DATA = {
     "an Arrow file": b"ARROW1\0\0",
     "an Arrow stream": b"\xff\xff\xff\xff\x10\0\0\0",
     "the error message of a server": b'{"error": "not found", "status": 404}\n',
-    "it is empty": b"",
     "it is binary": bytes(range(4)) + b"\0" * 100,
 }
 
@@ -511,3 +510,13 @@ def test_lines_of_a_value_that_is_too_long_are_no_rows(tmp_path):
     for _ in range(21):
         next(stream)
     assert len(list(source.stream(0, stream.state()))) == 20
+
+
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".txt"])
+def test_an_empty_part_among_others_has_no_rows(tmp_path, ending, content):
+    text = {".csv": "text,label\nx,good\n", ".jsonl": '{"text": "x", "label": "good"}\n', ".txt": "x\n"}[ending]
+    (tmp_path / f"part-0{ending}").write_text(text)
+    (tmp_path / f"part-1{ending}").write_bytes(content)
+    source = open_split(DataConfig(root=str(tmp_path), train=f"part-*{ending}"), "train")
+    assert [row.error for row in source] == [None]

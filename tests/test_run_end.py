@@ -153,7 +153,7 @@ def test_a_loss_above_guessing(tmp_path: Path) -> None:
         found: Any = _guessing(run, SimpleNamespace(recipe=recipe), None)  # type: ignore[arg-type]
         assert (found is not None) == warned, (labels, smoothing, validation, loss)
         if warned:
-            assert f"the {split} loss ended at {loss:.3f}, above {math.log(labels):.3f}" in found
+            assert f"the {split} loss ended at {loss:.4f}, above {math.log(labels):.4f}" in found
             assert f"guessing among {labels} classes" in found
             assert "optim.lr (now 3)" in found
 

@@ -22,8 +22,10 @@ from launch.comparing import difference, misplaced
 from launch.launched import launcher_environment
 from launch.verify import Check, Proof, verify
 from trainer import tensors
+from trainer.engine import checkpoint
 from trainer.errors import DataError, NumericsError, RankError, UsageError
 from trainer.loading import load_recipe
+from trainer.rundir import write_json
 
 
 def proof(recipe: Path, folder: Path, hook: Callable[[], None] | None, ranks: int = 2) -> dict[str, Check]:
@@ -172,6 +174,9 @@ def test_checkpoints_in_parts_are_read_as_a_whole(tmp_path: Path) -> None:
         made = {f"{name}.{i}": torch.full((4,), value + i) for i in range(3)}
         tensors.write(folder / f"{name}.safetensors", made, shard_bytes=20)
     assert not (folder / "model.safetensors").exists()
+    write_json(folder / "state.json", {})
+    files = {path.name: checkpoint._describe(path) for path in folder.iterdir()}
+    write_json(folder / "manifest.json", {"format": 1, "step": 20, "files": files})
     weights, moments = proving.checkpoint_of(tmp_path, 20)
     assert difference(weights, {f"model.{i}": np.full(4, 1.0 + i) for i in range(3)}, "weight")[0] == 0
     assert difference(moments, {f"optimizer.{i}": np.full(4, 2.0 + i) for i in range(3)}, "moment")[0] == 0

@@ -56,7 +56,7 @@ def _guessing(run: RunDir, task: Task, corpus: Corpus) -> str | None:
     if not loss > guess:
         return None
     return (
-        f"the {split} loss ended at {loss:.3f}, above {guess:.3f}, the loss of {how}: the model has learned nothing "
+        f"the {split} loss ended at {loss:.4f}, above {guess:.4f}, the loss of {how}: the model has learned nothing "
         f"that helps. Another optim.lr (now {task.recipe.optim.lr:g}) or more steps may be needed"
     )
 
