@@ -441,7 +441,7 @@ def test_several_members_are_read_on(tmp_path, extension):
     [
         ("a.parquet", b"PAR1 no, not really", "a.parquet cannot be read"),
         ("a.jsonl.gz", b"not gzip", "a.jsonl.gz cannot be read"),
-        ("a.csv", b"a,a\n1,2\n", "column stands twice"),
+        ("a.csv", b"a,a\n1,2\n", "column is listed twice"),
         ("a.csv", b"a,\xff\n1,2\n", "header is not UTF-8"),
     ],
 )

@@ -36,7 +36,7 @@ HEARTBEAT_SECONDS = 2.0
 SILENT_BEATS = 5  # heartbeats without a change of the lock, after which its holder counts as dead
 HELD_BEATS = 10  # the same while a process that cannot be looked up still holds the flock: it may only be slow
 POLL_SECONDS = 0.1
-LEAVE_SECONDS = 1.0  # for the main thread to notice by itself that it has lost the directory
+LEAVE_SECONDS = 1.0  # for the main thread to notice that it has lost the directory
 NAME = "lock"
 
 _held: dict[str, RunLock] = {}  # absolute path of a run directory -> its lock in this process
@@ -165,7 +165,7 @@ class RunLock:
                 continue
 
     def _interrupt(self) -> None:
-        """Interrupt the main thread, if it has not left by itself, as it does at its next write.
+        """Interrupt the main thread, if it has not ended at its next write.
 
         The signal is a request to stop where stop signals are handled, and a KeyboardInterrupt elsewhere.
         """

@@ -1,4 +1,4 @@
-"""The lock file of a run directory: reading and writing it, what it says of its holder, whether that process runs."""
+"""The lock file of a run directory: read it, write it, and find out whether its holder runs."""
 
 from __future__ import annotations
 

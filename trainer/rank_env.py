@@ -1,4 +1,4 @@
-"""The environment variables by which a launcher tells a process its rank: cleaned and checked before they are used."""
+"""Environment variables by which a launcher sets the rank of a process: clean and check them before use."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 HIDDEN = "***"
-CONTAINERS = ("abfs://", "abfss://", "wasb://", "wasbs://")  # container@account stands where others have a user
+CONTAINERS = ("abfs://", "abfss://", "wasb://", "wasbs://")  # container@account in the place of a user
 # user:password@ and ?query#fragment of a URL; the query of an embedded corpus holds its number of rows
 _URL = re.compile(
     r"(?P<scheme>\b(?!embedded:)[A-Za-z][A-Za-z0-9+.-]*://)"

@@ -124,7 +124,7 @@ def _header(feed: _Feed, form: Form, reading: Reading) -> list[str]:
     used = header if reading.wanted is None else [matching(header, column) for column in reading.wanted]
     for name in used:
         if name and header.count(name) > 1:
-            raise BadFile(f"a column stands twice in the header {header}: {name!r}. Rename one of them")
+            raise BadFile(f"a column is listed twice in the header {header}: {name!r}. Rename one of them")
     return header
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 SHOWN = 20  # labels that a message lists
 UNLABELED = frozenset(("", "-1", "-1.0", "-100", "?", "nan", "none", "null", "na", "n/a", "unlabeled", "unlabelled"))
-"""What stands for "no label" in public data sets, in lower case."""
+"""Values that mean "no label" in public data sets, in lower case."""
 
 
 def _visible(text: str) -> str:
@@ -82,5 +82,5 @@ def guess_classes(values: Collection[str], names: Sequence[str]) -> dict[str, st
 
 
 def is_unlabeled(value: Any) -> bool:
-    """Whether a value stands for "no label": -1, an empty text, null, NaN, a question mark."""
+    """Whether a value means "no label": -1, an empty text, null, NaN, a question mark."""
     return value is None or str(value).strip().lower() in UNLABELED

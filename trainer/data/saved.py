@@ -22,7 +22,7 @@ def saved_files(system: Any, folder: str) -> list[str] | None:
 
 
 def without_about(system: Any, root: str, names: Iterable[str]) -> list[str]:
-    """Leave out of matches what is no data of a saved data set: its descriptions and the caches beside it."""
+    """Leave out of matches what is no data of a saved data set: its descriptions and caches."""
     kept, folders = [], dict[str, list[str] | None]()
     names = list(names)
     saved = {name.rpartition("/")[0] for name in names if name.endswith(".arrow")}

@@ -1,9 +1,9 @@
-"""The meeting of all ranks before the process group exists: who is missing is said, and old addresses are not read.
+"""Rendezvous of all ranks before the process group exists: report who is missing, and never read old addresses.
 
-Torch's own rendezvous waits silently. With a store that outlives its processes (torchrun's agent), gloo also reads the
-addresses that the processes of an earlier attempt have left there, and hangs. So each attempt gets a number of its own:
-rank zero counts it up, and every rank answers with a random word that rank zero repeats. The count that torchrun gives
-(TORCHELASTIC_RESTART_COUNT) does not do: it differs between the nodes.
+Torch's rendezvous waits without a message. With a store that outlives its processes (torchrun's agent), gloo also
+reads the addresses that processes of an earlier attempt left there, and hangs. So each attempt gets its own number:
+rank zero increments a counter, every rank answers with a random word, and rank zero repeats the words. The restart
+count of torchrun (TORCHELASTIC_RESTART_COUNT) is not enough: it differs between the nodes.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Meeting:
             words |= {rank: self.store.get(f"rankzero-{number}-hello-{rank}").decode() for rank in arrived}
             if not arrived:
                 self._pause(ranks_text(missing))
-        self.store.set(f"rankzero-{number}-met", json.dumps(words))
+        self.store.set(f"rankzero-{number}-ready", json.dumps(words))
         return int(number)
 
     def _follow(self) -> int:
@@ -106,9 +106,9 @@ class _Meeting:
             if number != told and number:
                 self.store.set(f"rankzero-{number}-hello-{self.rank}", word)
                 told = number
-            if number and self.store.check([f"rankzero-{number}-met"]):
-                met = json.loads(self.store.get(f"rankzero-{number}-met"))
-                if met[str(self.rank)] == word:
+            if number and self.store.check([f"rankzero-{number}-ready"]):
+                words = json.loads(self.store.get(f"rankzero-{number}-ready"))
+                if words[str(self.rank)] == word:
                     return number
             self._pause("rank 0, or ranks that rank 0 waits for")
 

@@ -43,7 +43,7 @@ def _warm_up(optim: OptimConfig, steps: int) -> str | None:
 
 
 def _guessing(run: RunDir, task: Task, corpus: Corpus) -> str | None:
-    """The last loss beside that of an answer that knows only how frequent the labels are."""
+    """Compare the last loss with that of guessing by the frequency of the labels."""
     found = _last_loss(run, task)
     if found is None:
         return None

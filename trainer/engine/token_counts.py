@@ -101,7 +101,7 @@ def _sizes(
 
 
 def unknown_id(task: Task) -> int | None:
-    """The id that stands for what a tokenizer does not know; None where it knows every text (byte-level ones)."""
+    """Return the id of unknown tokens; None for a byte-level tokenizer, which has none."""
     unknown = getattr(task.tokenizer, "unk_token_id", None)
     return unknown if unknown is not None and unknown not in task.wordless else None
 

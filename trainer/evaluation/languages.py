@@ -41,7 +41,7 @@ SCRIPTS = {
 }
 LARGELY = 0.3  # share of the letters
 LOOKED_AT = 1000  # references
-KANA = 0.05  # share of the letters that tells Japanese from Chinese
+KANA = 0.05  # share of kana above which a text is Japanese and not Chinese
 
 
 def code_of(language: str | None) -> str | None:

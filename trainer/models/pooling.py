@@ -48,7 +48,7 @@ def at_last(hidden: Tensor, marks: Tensor) -> Tensor:
 
 
 def ends_with_summary(trunk: nn.Module) -> bool:
-    """Whether the last token stands for a text: tokens see only those before them, or padding is on the left."""
+    """Whether the last token summarizes a text: tokens see only those before them, or padding is on the left."""
     return padding_of(getattr(trunk, "config", None)).left or is_causal(trunk)
 
 
@@ -110,7 +110,7 @@ def _at_last_end(model: Any, input_ids: Tensor, attention_mask: Tensor | None = 
     """input_ids (B, T) -> logits (B, classes)."""
     from transformers.modeling_outputs import SequenceClassifierOutput
 
-    if hasattr(model, "_shift_right"):  # T5; BART shifts by itself
+    if hasattr(model, "_shift_right"):  # T5; BART shifts in its forward
         inputs["decoder_input_ids"] = model._shift_right(input_ids)
     hidden = getattr(model, model.base_model_prefix)(input_ids, attention_mask=attention_mask, **inputs)[0]
     ends = (input_ids == model.config.eos_token_id).long()

@@ -202,7 +202,7 @@ def _renames(missing: list[str], unexpected: Iterable[str], model: Any) -> _Rena
 
 
 def _prefixes(missing: list[str], names: Iterable[str], model: Any) -> Counter[str]:
-    """Count what stands before the missing names in the files' names, the shortest for each of them."""
+    """Count the prefixes of the missing names in the files, the shortest for each name."""
     heads: dict[str, set[str]] = {}
     for name in names:
         parts = name.split(".")
