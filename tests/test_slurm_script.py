@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,3 +261,32 @@ def test_setup_lines_may_test(tiny_job: Callable[..., Job], tmp_path: Path) -> N
     job = tiny_job(setup=lines)
     went = World(tmp_path / "world", job.run).go(script(job), (0,))
     assert (went.code, went.environment["FROM_FILE"]) == (0, "1"), went.log
+
+
+@pytest.mark.parametrize(("job", "alive", "requeued"), [("7", True, True), ("7", False, False), ("8", True, False)])
+def test_an_earlier_start_that_still_writes_is_waited_for(
+    go: Callable[..., Any], tiny_job: Callable[..., Job], job: str, alive: bool, requeued: bool
+) -> None:
+    """Slurm has requeued the job on another node; the ranks on the lost one live on and refuse the new ones (2)."""
+    status = tiny_job().run / "status.json"
+    ended = threading.Event()
+
+    def beat() -> None:
+        said = {"state": "running", "launch": f"{job}.0.0", "updated": time.time() if alive else 1.0}
+        temporary = status.with_name("status.tmp")
+        temporary.write_text(json.dumps(said, indent=2))
+        temporary.replace(status)
+
+    def beat_on() -> None:
+        while not ended.wait(0.05):
+            beat()
+
+    beat()
+    heart = threading.Thread(target=beat_on)
+    heart.start()
+    try:
+        went = go((2,), restarts=1)
+    finally:
+        ended.set()
+        heart.join()
+    assert (went.code, went.requeued) == ((0, True) if requeued else (2, False)), went.log
