@@ -23,8 +23,9 @@ from types import ModuleType
 
 import trainer
 from launch.shim import PREEMPTED
+from trainer.rank_env import RANK_VARIABLES
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER = RANK_VARIABLES
 TIMEOUT = 300.0  # seconds for one start of a short run; generous, because the machine may be busy
 ALONE = 40.0  # seconds that the other ranks get to leave by themselves once one has died
 

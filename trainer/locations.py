@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,10 @@ VOCABULARIES = (
     "tokenizer.model",
 )  # fmt: skip
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-LFS_POINTER = b"version https://git-lfs.github.com/spec"
+LFS_POINTERS = (b"version https://git-lfs.github.com/spec", b"version https://hawser.github.com/spec")
+PAGE = re.compile(
+    rb"\s*<(!doctype html|html|head>|\?xml|!--.*?-->\s*<(!doctype|html)|Error>)", re.IGNORECASE | re.DOTALL
+)  # what a store or a proxy answers in the place of a file
 OWN_MODELS = "rankzero-"  # how the model_type of a model that only this package has begins
 FORMS = f"a folder, {PACKAGE}package/folder, or a Hub id (id@revision) that this machine can reach"
 
@@ -159,6 +163,14 @@ def check_file(path: Path, *, deep: bool = True) -> None:
         raise UsageError(f"{path} {problem}")
 
 
+def page_in(head: bytes) -> str | None:
+    """Return which page the first bytes of a file are, "an HTML page" or "an XML document". None for other content."""
+    page = PAGE.match(head)
+    if page is None:
+        return None
+    return "an XML document" if page[1].lower() in (b"?xml", b"error>") else "an HTML page"
+
+
 def problem_of(path: Path, *, deep: bool = True) -> str | None:
     """Return what is wrong with a file of a model and how to fix it. None if nothing is.
 
@@ -170,10 +182,10 @@ def problem_of(path: Path, *, deep: bool = True) -> str | None:
     try:
         with path.open("rb") as file:
             head = file.read(512)
-        if head.startswith(LFS_POINTER):
+        if head.startswith(LFS_POINTERS):
             return "is a Git LFS pointer, not the file itself. Run `git lfs pull` in its clone, or download the file."
-        if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            return f"is an HTML page, such as an error or login page that was saved under this name. {again}"
+        if page := page_in(head):
+            return f"is {page}, such as an error or login page that was saved under this name. {again}"
         if not head and path.name != "merges.txt":
             return f"is empty. {again}"
         if reason := _incomplete(path, head) if deep else None:

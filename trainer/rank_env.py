@@ -8,7 +8,7 @@ import sys
 from trainer.errors import UsageError
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-UNSET = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+UNSET = f"unset {' '.join(RANK_VARIABLES)}"
 
 
 def clean_environment() -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trainer.data.formats import encodable
 from trainer.errors import DataError, UsageError
-from trainer.evaluation.predictions import Record, is_utf8, json_line, read_predictions
+from trainer.evaluation.predictions import Record, json_line, read_predictions
 from trainer.recipe import read_yaml
 from trainer.redaction import shareable
 from trainer.rundir import RunDir, read_json, write_atomically
@@ -184,7 +185,7 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
 
 def without_surrogates(text: str) -> str:
     """Half surrogate pairs become U+FFFD, so that the text can be written as UTF-8."""
-    return text if is_utf8(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text if encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _recipe(run: RunDir) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from trainer.data.formats import MAX_LINE_BYTES
+from trainer.data.formats import MAX_LINE_BYTES, encodable
 from trainer.data.labels import unknown_label
 from trainer.data.paths import MISSING, leaves, value_at
 from trainer.data.tables import ClassIndex
@@ -216,7 +216,7 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
             return BadRow(row.id, "holds a NUL character", column, f" at {value.index(chr(0))}")
         if len(value) >= MAX_CHARACTERS:
             return BadRow(row.id, "is too long", column, f": {len(value)} characters, {MAX_CHARACTERS} are no row")
-        if not value.isascii() and not _encodable(value):
+        if not value.isascii() and not encodable(value):
             return BadRow(row.id, "holds half a surrogate pair", column)
         try:
             text = value if role == "label" else clean(value)
@@ -267,11 +267,3 @@ def _no_text(row: Row, column: str, value: object) -> BadRow:
         fix = "; write it as text, in pandas df[column] = df[column].str.decode('utf-8')"
         return BadRow(row.id, "is no text but bytes", column, fix)
     return BadRow(row.id, f"is no text but {type(value).__name__}", column, f": {str(value)[:60]}")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

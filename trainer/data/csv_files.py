@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainer.data import formats
-from trainer.data.formats import OTHER_ENCODING, BadFile, doubled_quotes, lines, too_long
+from trainer.data.formats import OTHER_ENCODING, BadFile, doubled_quotes, encodable, lines, too_long
 from trainer.data.paths import matching
 from trainer.data.sniffing import Form, Reading
 
@@ -144,15 +144,7 @@ def _record(names: list[str], fields: list[str], feed: _Feed, form: Form, readin
         used = [matching(values, column) for column in reading.wanted] if reading.wanted is not None else list(values)
         if None in used:
             used = list(values)
-        bad = [name for name in used if name is not None and not _encodable(values[name])]
+        bad = [name for name in used if name is not None and not encodable(values[name])]
         if bad:
             return {}, f"invalid UTF-8 in column {bad[0]!r}: {OTHER_ENCODING.removeprefix('; ')}", feed.count
     return values, None
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from trainer.data.formats import BadFile
 from trainer.data.paths import MISSING, value_at
+from trainer.locations import LFS_POINTERS, page_in
 
 HEAD_BYTES = 1 << 16  # bytes that are looked at
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -16,8 +17,7 @@ _UNPACK = "unpack it, or compress it with gzip or zstd"
 _EXPORT = "export it as CSV or Parquet"
 # First bytes -> what the file is, and the fix.
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs.github.com/spec", "a Git LFS pointer", "run `git lfs pull` to fetch the content"),
-    (b"version https://hawser.github.com/spec", "a Git LFS pointer", "run `git lfs pull` to fetch the content"),
+    *((pointer, "a Git LFS pointer", "run `git lfs pull` to fetch the content") for pointer in LFS_POINTERS),
     (b"/annex/objects/", "a git-annex pointer", "run `git annex get` to fetch the content"),
     (b"../.git/annex/objects/", "a git-annex pointer", "run `git annex get` to fetch the content"),
     (b"%PDF-", "a PDF document", "extract its text into a text file"),
@@ -47,9 +47,6 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"ORC[\x00-\x08\x0e-\x1f\x80-\xff]"), "an ORC file", _EXPORT),
     *((re.compile(re.escape(magic)), what, fix) for magic, what, fix in _MAGIC),
 )
-_PAGE = re.compile(
-    rb"\s*<(!doctype html|html|head>|\?xml|!--.*?-->\s*<(!doctype|html)|Error>)", re.IGNORECASE | re.DOTALL
-)
 _FAILED = frozenset(("error", "errors", "message", "detail", "status", "code", "statusCode"))
 
 
@@ -74,9 +71,8 @@ def check_content(head: bytes, kind: str, wanted: Sequence[str] | None = None) -
         raise BadFile(f"it is {what}, not {_promised(kind)}: {fix}")
     if begin[257:262] == b"ustar":
         raise BadFile(f"it is a tar archive, not {_promised(kind)}: {_UNPACK}")
-    if page := _PAGE.match(begin):
-        what = "an XML document" if page[1].lower() in (b"?xml", b"error>") else "an HTML page"
-        raise BadFile(f"it is {what}, not {_promised(kind)}: often the error page of a failed download. Fetch it again")
+    if page := page_in(begin):
+        raise BadFile(f"it is {page}, not {_promised(kind)}: often the error page of a failed download. Fetch it again")
     if begin.lstrip()[:1] == b"{" and len(head) < HEAD_BYTES:
         _check_failure(begin, kind, wanted)
 

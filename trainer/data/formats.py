@@ -231,6 +231,15 @@ def parse_text(raw: Sequence[bytes | int | None], roles: Sequence[str]) -> Parse
     return values, None
 
 
+def encodable(text: str) -> bool:
+    """Whether UTF-8 can represent a text: a lone surrogate cannot be encoded."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def too_long(size: int) -> str:
     return f"too long: {size} bytes, where {MAX_LINE_BYTES} or more are no row"
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainer.data.formats import encodable
 from trainer.errors import DataError, NumericsError
 from trainer.rundir import write_atomically
 
@@ -78,16 +79,7 @@ def json_line(value: Mapping[str, Any]) -> str:
         ValueError: it holds NaN or Inf.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return (text if is_utf8(text) else json.dumps(value)) + "\n"
-
-
-def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold it: half a surrogate pair it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return (text if encodable(text) else json.dumps(value)) + "\n"
 
 
 def read_predictions(path: Path | str) -> Iterator[Record]:

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainer.cores import cores, cpuinfo
+from trainer.data.formats import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
-from trainer.evaluation.predictions import is_utf8, read_predictions
+from trainer.evaluation.predictions import read_predictions
 from trainer.export.contest import Contest, Course, Entry, TimeUp
 from trainer.export.program import settings_problems
 from trainer.export.published import facts, problems, read_gate
@@ -269,7 +270,7 @@ def _beams(recipe: Any) -> tuple[int, ...]:
 def _texts(run: RunDir, split: str) -> tuple[list[str], Report]:
     """Cleaned texts of the split in an order that is the same each time, and how many words they have."""
     records = read_predictions(run.evaluation(split) / "predictions.jsonl")
-    texts = [record["input"] for record in records if is_utf8(record["input"])]
+    texts = [record["input"] for record in records if encodable(record["input"])]
     if not texts:
         raise DataError(f"{run.evaluation(split) / 'predictions.jsonl'} has no text to ask about")
     chosen = random.Random(0).sample(texts, min(TEXTS, len(texts)))
