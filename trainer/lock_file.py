@@ -61,7 +61,7 @@ def open_for_flock(path: Path) -> BinaryIO:
 
 
 def flock(file: BinaryIO) -> bool:
-    """Take the flock without waiting; False while another process has it. True where the file system has none."""
+    """Take the flock without waiting; False while another process has it, True without support."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

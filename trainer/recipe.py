@@ -228,7 +228,7 @@ def _yaml(text: str, where: str) -> Any:
         quote = "a value that begins with one of * & ! % @ ` [ {, or holds ': ' or ' #', needs quotation marks"
         raise UsageError(f"{where}: not valid YAML: {error}\n{quote}, such as train: '*.csv'") from None
     left, count = [values], 0
-    while left:  # aliases may make a few lines stand for billions of values, or for endless ones
+    while left:  # a few lines of aliases can expand to billions of values, or endlessly
         value, count = left.pop(), count + 1
         if count > MOST_VALUES:
             raise UsageError(f"{where}: it has more than {MOST_VALUES:,} values: it is no recipe")

@@ -143,7 +143,7 @@ def lint(script: str) -> list[str]:
 
 # options that the script sets itself or relies on, and what to use instead
 OWN = {
-    "array": "--array SEEDS, which gives each seed a run directory of its own",
+    "array": "--array SEEDS, which makes a run directory for each seed",
     "chdir": "the script changes to the directory of the submission; start `rankzero submit` there",
     "cpus-per-task": "launch.cpus_per_task (--cpus-per-task)",
     "error": "rankzero logs reads RUN/slurm: leave it out",

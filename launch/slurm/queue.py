@@ -97,7 +97,7 @@ def partitions(names: str | None) -> dict[str, dict[str, str]]:
 
 
 class Snapshot:
-    """What the controller says of this user's jobs: at most one squeue and one scontrol, whatever number of runs."""
+    """This user's jobs at the controller: at most one squeue and one scontrol for any number of runs."""
 
     @functools.cached_property
     def waiting(self) -> list[Entry]:

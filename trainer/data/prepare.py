@@ -129,7 +129,7 @@ def _check_layout(recipe: Recipe, where: str, layout: Any, tokenizer: PreTrained
         return
     try:
         own = load_tokenizer(recipe.tokenizer_name)
-    except UsageError:  # not at hand here, and not needed
+    except UsageError:  # not available here, and not needed
         return
     if _layout(own) != layout or own.get_vocab() != tokenizer.get_vocab():
         raise UsageError(

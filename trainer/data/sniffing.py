@@ -73,7 +73,7 @@ def sniff(url: str, name: str, kind: str, reading: Reading) -> Form:
         url: of the file.
         name: for the log.
         kind: the format that its name promises, see `Shard.format`.
-        reading: what the recipe says of its form; it is not guessed then.
+        reading: the form that the recipe sets; it is not guessed then.
 
     Raises:
         BadFile: the file is something else than its name promises.

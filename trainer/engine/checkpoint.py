@@ -38,7 +38,7 @@ log = logging.getLogger("rankzero")
 NAME = re.compile(r"^step-(\d{8,})$")
 MANIFEST = "manifest.json"
 
-_hashes: dict[tuple[Any, ...], str] = {}  # of files that this process has read, by what `stat` says of them
+_hashes: dict[tuple[Any, ...], str] = {}  # of files that this process has read, by path and the values of `stat`
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -244,7 +244,7 @@ def read_state(folder: Path, step: int) -> dict[str, Any]:
 
 
 def clean(folder: Path, keep: int, protected: Iterable[int]) -> None:
-    """Delete all but the newest `keep` complete checkpoints and the protected ones, and what dead saves have left.
+    """Delete all but the newest `keep` complete checkpoints and the protected ones, and files of killed saves.
 
     Damaged ones, as far as presence and size of their files tell, are renamed and never deleted.
     """

@@ -76,7 +76,7 @@ class Session:
         objective, prepared = runtime.accelerator.prepare(bare, optimizer)
         self.state = TrainingState(recipe, runtime, self.model, storage_of(runtime, model, optimizer))
         self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation, parts)
-        self._only_model = False  # trained by an earlier start, whose checkpoints are gone
+        self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
         self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
@@ -189,7 +189,7 @@ class Session:
         step = self.runtime.on_main(lambda: trained_step(self.run))
         if step is not None:
             progress.step, progress.ended, self._only_model = step, True, True
-            self.reporter.say(f"already trained to step {step}; its checkpoints are gone, model/ is kept as it is")
+            self.reporter.say(f"already trained to step {step}; its checkpoints were deleted, model/ is kept as it is")
         return progress
 
     def _averaged(self, best: dict[str, Tensor], facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

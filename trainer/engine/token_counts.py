@@ -101,7 +101,7 @@ def _sizes(
 
 
 def unknown_id(task: Task) -> int | None:
-    """Return the id of unknown tokens; None for a byte-level tokenizer, which has none."""
+    """Return the id of unknown tokens, or None for a byte-level tokenizer."""
     unknown = getattr(task.tokenizer, "unk_token_id", None)
     return unknown if unknown is not None and unknown not in task.wordless else None
 

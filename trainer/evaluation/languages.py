@@ -16,7 +16,7 @@ from sacrebleu.metrics import BLEU, TER
 log = logging.getLogger("rankzero")
 
 DEFAULT = "13a"
-# sacreBLEU's tokenizer by ISO 639-1 code. It has none for the last ones that works without a download.
+# sacreBLEU's tokenizer by ISO 639-1 code. For the last ones, none works without a download.
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab", **dict.fromkeys(("th", "lo", "my", "km", "bo"), "char")}
 # First part of a language tag, or a word of a name, in lower case -> code.
 CODES = {

@@ -118,7 +118,7 @@ def fitting(rows: Sequence[T], count: Callable[[T], int]) -> int:
 
 
 def _labels(task: Any, example: Example) -> list[int]:
-    """What a decoder is asked for."""
+    """Inputs and outputs of a decoder."""
     return example["labels"] if "labels" in example else task.closed(example)
 
 

@@ -41,7 +41,7 @@ class PooledClassifier(nn.Module):
     def __init__(self, trunk: nn.Module, width: int, names: list[str], pooling: str, p: float) -> None:
         super().__init__()
         self.trunk, self.pooling, self.names = trunk, pooling, names
-        self.last = ends_with_summary(trunk)  # with pooling cls, the last token stands for the text
+        self.last = ends_with_summary(trunk)  # with pooling cls, the last token summarizes the text
         self.dropout = Dropout(p)
         self.head = nn.Linear(width, len(names))
         nn.init.normal_(self.head.weight, std=HEAD_STD)
@@ -330,7 +330,7 @@ def config_json(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _without_origin(values: Any) -> Any:
-    """The values without the folder from which the weights came: it tells about a machine, not about the model."""
+    """Return the values without the folder of the weights, which describes a machine and not the model."""
     if not isinstance(values, dict):
         return values
     return {k: origin(v) if k == "_name_or_path" else _without_origin(v) for k, v in values.items()}

@@ -144,7 +144,7 @@ def _eager_function(kind: type) -> Function | None:
 
 
 class _Sample:
-    """A stand-in for an attention module that notes which attributes a function asks for."""
+    """A substitute for an attention module that records the attributes that a function reads."""
 
     training = False
     num_key_value_groups = 1
