@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import difflib
 import html
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 from trainer.data.formats import MAX_LINE_BYTES, encodable
-from trainer.data.labels import unknown_label
+from trainer.data.labels import label_form, unknown_label
 from trainer.data.paths import MISSING, leaves, value_at
-from trainer.data.tables import ClassIndex
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -209,7 +206,7 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
         value = value_at(row.values, column)
         allowed = roles.get(role) if isinstance(roles, Mapping) else None
         if role == "label":
-            value = _label(value, frozenset("01") if allowed is None else allowed)
+            value = label_form(value, frozenset("01") if allowed is None else allowed)
         if not isinstance(value, str):
             return _no_text(row, column, value)
         if "\0" in value:
@@ -229,32 +226,6 @@ def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean:
             return BadRow(row.id, reason, column, unknown_label(text, allowed), text[:60])
         texts[role] = text
     return texts
-
-
-_INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
-
-
-def _label(value: object, allowed: frozenset[str]) -> object:
-    """A label as text, in the form that the recipe uses: true, True or 1; 1 or 1.0; a class index or its name."""
-    if isinstance(value, bool):
-        forms = [str(value).lower(), str(value), str(int(value)), str(float(value))]
-    elif isinstance(value, str):
-        text = value.strip()
-        forms = [text, text.capitalize(), text.lower()] if text.lower() in ("true", "false") else [text]
-        if found := _INTEGRAL.fullmatch(text):
-            forms += [str(int(found[1])), f"{int(found[1])}.0"]
-        elif text.removeprefix("-").isdecimal():
-            forms.append(f"{text}.0")
-    elif isinstance(value, float | Decimal | int):
-        if value != value or value in (math.inf, -math.inf) or value != int(value):
-            return value
-        number = int(value)
-        forms = [str(number), f"{number}.0"]
-        if isinstance(value, ClassIndex) and 0 <= number < len(value.names) and set(value.names) <= set(allowed):
-            return value.names[number]
-    else:
-        return value
-    return next((form for form in forms if form in allowed), forms[0])
 
 
 def _no_text(row: Row, column: str, value: object) -> BadRow:

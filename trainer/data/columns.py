@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from trainer.data.labels import is_unlabeled
+from trainer.data.labels import is_unlabeled, label_form
 
 # Names that public data sets give to the columns of a role, the most usual first.
 SYNONYMS = {
@@ -73,7 +73,7 @@ def _column_of(
     if allowed is not None:
         for name in names:
             values = [row[name] for row in rows if not is_unlabeled(row.get(name))]
-            if values and all(_as_label(value) in allowed for value in values):
+            if values and all(label_form(value, allowed) in allowed for value in values):
                 return name
     known = f"{FIRST_OF_PAIR} {SYNONYMS['text']}" if role == "text" and pair else SYNONYMS.get(role, "")
     return next((plain[name] for name in known.split() if name in plain), None)
@@ -81,10 +81,6 @@ def _column_of(
 
 def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name.strip().lower()).strip("_")
-
-
-def _as_label(value: object) -> str:
-    return str(int(value) if isinstance(value, bool | float) and value == int(value) else value).strip()
 
 
 def _is_text(name: str, rows: Sequence[Mapping[str, object]]) -> bool:

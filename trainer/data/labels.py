@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
+from decimal import Decimal
 from typing import Any
+
+from trainer.data.tables import ClassIndex
 
 SHOWN = 20  # labels that a message lists
 UNLABELED = frozenset(("", "-1", "-1.0", "-100", "?", "nan", "none", "null", "na", "n/a", "unlabeled", "unlabelled"))
@@ -84,3 +89,29 @@ def guess_classes(values: Collection[str], names: Sequence[str]) -> dict[str, st
 def is_unlabeled(value: Any) -> bool:
     """Whether a value means "no label": -1, an empty text, null, NaN, a question mark."""
     return value is None or str(value).strip().lower() in UNLABELED
+
+
+_INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
+
+
+def label_form(value: object, allowed: Collection[str]) -> object:
+    """Return a label as text in the form of the recipe: true, True or 1; 1 or 1.0; a class index or its name."""
+    if isinstance(value, bool):
+        forms = [str(value).lower(), str(value), str(int(value)), str(float(value))]
+    elif isinstance(value, str):
+        text = value.strip()
+        forms = [text, text.capitalize(), text.lower()] if text.lower() in ("true", "false") else [text]
+        if found := _INTEGRAL.fullmatch(text):
+            forms += [str(int(found[1])), f"{int(found[1])}.0"]
+        elif text.removeprefix("-").isdecimal():
+            forms.append(f"{text}.0")
+    elif isinstance(value, float | Decimal | int):
+        if value != value or value in (math.inf, -math.inf) or value != int(value):
+            return value
+        number = int(value)
+        forms = [str(number), f"{number}.0"]
+        if isinstance(value, ClassIndex) and 0 <= number < len(value.names) and set(value.names) <= set(allowed):
+            return value.names[number]
+    else:
+        return value
+    return next((form for form in forms if form in allowed), forms[0])

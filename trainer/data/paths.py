@@ -24,9 +24,8 @@ def value_at(values: Mapping[str, object], column: str) -> object:
             return value
         more, _, rest = rest.partition(".")
         head = f"{head}.{more}"
-    plain = column.strip()
-    found = [name for name in values if isinstance(name, str) and name.strip() == plain]
-    return values[found[0]] if len(found) == 1 else MISSING
+    name = matching((name for name in values if isinstance(name, str)), column)
+    return MISSING if name is None else values[name]
 
 
 def matching(names: Iterable[str], column: str) -> str | None:

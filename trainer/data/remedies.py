@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from trainer.data.cleaning import BadRow
 from trainer.data.columns import as_yaml, guess_columns, header_for, is_no_header
 from trainer.data.discovery import Shard
-from trainer.data.labels import guess_classes, hidden_difference, is_unlabeled
+from trainer.data.labels import guess_classes, hidden_difference, is_unlabeled, label_form
 from trainer.sections import DataConfig
 
 SHOWN = 8  # columns or labels that a message lists
@@ -124,7 +124,7 @@ class FileMistake:
 
 
 def _holds(column: str, rows: Sequence[Mapping[str, object]], allowed: Collection[str]) -> bool:
-    return all(str(row.get(column)).strip() in allowed for row in rows)
+    return all(label_form(row.get(column), allowed) in allowed for row in rows)
 
 
 def _kind(row: BadRow) -> str:
