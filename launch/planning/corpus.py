@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from launch.planning.rehearsal import Shapes
 from launch.planning.sample import Sample
 from trainer.data.keyed import uniform
+from trainer.data.labels import label_form
 from trainer.data.lanes import Bookmark
 from trainer.data.loader import Loaded, load_epoch, owned_lanes
+from trainer.data.paths import value_at
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Row, Source, open_split
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
@@ -99,9 +101,9 @@ def _agrees(recipe: Recipe, run: RunDir) -> bool:
 def _labels(recipe: Recipe, sample: Sample) -> dict[str, int]:
     """How often each label occurs in the sample, for balanced class weights."""
     column = recipe.data.columns.get("label", "label")
-    counts = Counter(str(row.values.get(column)) for rows in sample.rows_of for row in rows)
     known = roles_of(recipe).get("label") or frozenset()
-    return {label: count for label, count in counts.items() if label in known}
+    counts = Counter(label_form(value_at(row.values, column), known) for rows in sample.rows_of for row in rows)
+    return {label: count for label, count in counts.items() if isinstance(label, str) and label in known}
 
 
 def _rows(recipe: Recipe, sample: Sample, found: _Epoch, before: RunDir | None) -> tuple[int, str]:
