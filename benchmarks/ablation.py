@@ -90,7 +90,7 @@ def train(variant: str, seed: int, data: Path, runs: Path) -> dict[str, Any]:
 
 def ensembles(plain: Sequence[Mapping[str, Any]], runs: Path) -> list[dict[str, Any]]:
     """The ensembles of three plain runs each."""
-    from trainer.compose import ensemble
+    from trainer.api import ensemble
 
     found = []
     for start in range(0, len(plain), 3):

@@ -11,8 +11,8 @@ from typing import Any
 
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
-from trainer.loading import load_recipe
 from trainer.recipe import Recipe
+from trainer.recipe_loading import load_recipe
 from trainer.tasks.base import make_task
 
 RECIPE = "multi30k"

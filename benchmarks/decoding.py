@@ -22,8 +22,8 @@ from rich.table import Table
 
 from benchmarks.harness import Blocks, Contestant, interleave, machine, protocol, rates, spread, write
 from trainer.engine.corpus import Corpus
-from trainer.engine.finished import Finished
-from trainer.loading import Recipe
+from trainer.engine.trained_run import Finished
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 
 CONTESTANTS = {

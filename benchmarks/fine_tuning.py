@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.harness import Contestant, compare, machine, protocol, run, show, write
 from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import Corpus
-from trainer.loading import load_recipe
-from trainer.locations import locate
+from trainer.hub_paths import locate
+from trainer.recipe_loading import load_recipe
 from trainer.tasks.base import make_task
 
 OURS = "rankzero, bf16"

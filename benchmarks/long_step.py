@@ -22,8 +22,8 @@ import torch
 from benchmarks.contestant import serve_blocks
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.step import Objective, freeze_unused
-from trainer.loading import Recipe
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
+from trainer.recipe_loading import Recipe
 from trainer.tasks.base import make_task
 
 MB = 2**20

@@ -55,7 +55,7 @@ def as_rank(out: Path, run: Path) -> None:
     for name in LATE:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    from trainer.compose import train
+    from trainer.api import train
     from trainer.engine import session
     from trainer.engine.step import Stepper
 
@@ -81,8 +81,8 @@ def as_rank(out: Path, run: Path) -> None:
 
 def measure(engine: str, precision: str, folder: Path) -> dict[str, Any]:
     """The most that any rank of a real run took."""
-    from launch.accelerate import environment
     from launch.configs import choose
+    from launch.local import environment
 
     config = choose(CONFIGS.get(engine, f"cpu_{engine}"), None)
     env = environment(config) | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

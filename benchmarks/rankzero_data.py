@@ -18,7 +18,7 @@ from trainer.data.lanes import Bookmark
 from trainer.data.loader import load_epoch, owned_lanes
 from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import Corpus
-from trainer.loading import load_recipe
+from trainer.recipe_loading import load_recipe
 from trainer.tasks.base import make_task
 
 

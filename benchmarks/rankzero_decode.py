@@ -52,9 +52,9 @@ def with_onnx(settings: dict[str, Any]) -> Callable[[Sequence[Any], int], list[i
 def with_torch(settings: dict[str, Any]) -> Callable[[Sequence[Any], int], list[int]]:
     import torch
 
-    from trainer.engine.finished import Finished
+    from trainer.engine.trained_run import Finished
     from trainer.evaluation.decoding import beam_search
-    from trainer.loading import Recipe
+    from trainer.recipe_loading import Recipe
     from trainer.rundir import RunDir
 
     torch.set_num_threads(settings["threads"])

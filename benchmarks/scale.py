@@ -31,7 +31,7 @@ from trainer.data.lanes import LanePlan
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.engine import checkpoint
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 EVEN = 1.05  # work of the busiest rank in an epoch over the mean of all
 ROWS_PER_LANE = (256, 512, 1024, 2048)

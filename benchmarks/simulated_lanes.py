@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.keyed import permutation
+from trainer.data.counter_rng import permutation
 from trainer.data.lanes import Bookmark, Example, LanePlan, LaneServer, MicroBatch, RowId
 from trainer.data.loader import owned_lanes
 from trainer.engine.corpus import deals_whole_shards

@@ -56,9 +56,9 @@ def train(
     profile: Profile = False,
 ) -> None:
     """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
-    from launch.accelerate import start
-    from trainer.compose import Options, run_path
-    from trainer.loading import load_recipe
+    from launch.local import start
+    from trainer.api import Options, run_path
+    from trainer.recipe_loading import load_recipe
 
     options = Options(run, fresh, tuple(allow_change or ()), debug, profile)
     resolved = load_recipe(recipe, overrides or ())  # all mistakes of the recipe before anything is started
@@ -87,7 +87,7 @@ def verify(
 
     from launch.verify import ENGINES, show, shown
     from launch.verify import verify as prove
-    from trainer.loading import load_recipe
+    from trainer.recipe_loading import load_recipe
 
     asked = [name.strip() for name in engines.split(",")] if engines else ENGINES
     with shown(Console(stderr=True, soft_wrap=True)) as say:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, cast
 
 import yaml
 
-from trainer.cores import EMULATED, bf16_arithmetic
+from trainer.cpu_info import EMULATED, bf16_arithmetic
 from trainer.errors import UsageError
 
 Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]

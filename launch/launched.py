@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from unittest.mock import patch
 
-from launch.accelerate import environment
 from launch.configs import LaunchPlan
+from launch.local import environment
 from launch.ranks import LAUNCHER
 from trainer.errors import RankError
 

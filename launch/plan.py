@@ -122,7 +122,7 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), wishes
     from launch.planning import advice, training
     from launch.planning.configurations import Planner
     from launch.planning.corpus import look
-    from trainer.loading import load_recipe
+    from trainer.recipe_loading import load_recipe
     from trainer.rundir import RunDir
 
     resolved = load_recipe(recipe, overrides)
@@ -242,7 +242,7 @@ def _speed(wishes: Wishes, limit: Limit | None, run: Any) -> Speed | None:
 
 def _notes(planner: Any, recipe: Recipe, worlds: Sequence[int], cpu: bool) -> list[str]:
     """What the numbers do not show; `cpu`: bf16 is planned on this machine's processor."""
-    from trainer.cores import EMULATED, bf16_arithmetic
+    from trainer.cpu_info import EMULATED, bf16_arithmetic
 
     found = []
     if cpu and not bf16_arithmetic():

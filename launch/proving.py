@@ -20,8 +20,8 @@ from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.sources import open_split
 from trainer.engine import checkpoint
 from trainer.errors import DataError
-from trainer.loading import Recipe, check_recipe
 from trainer.recipe import Recipe as BaseRecipe
+from trainer.recipe_loading import Recipe, check_recipe
 from trainer.rundir import RunDir
 from trainer.tasks.base import roles_of
 

@@ -38,9 +38,9 @@ _context.set_forkserver_preload(
         *(
             "trainer",
             "trainer.cli",
-            "trainer.compose",
+            "trainer.api",
             "trainer.engine.session",
-            "trainer.engine.finished",
+            "trainer.engine.trained_run",
             "trainer.evaluation.metrics",
         ),
         *("torch._dynamo", "torch._inductor.config", "torch.onnx", "datasets.io.generator", "evaluate", "sacrebleu"),

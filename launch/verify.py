@@ -38,8 +38,8 @@ from launch.proving import (
 )
 from launch.ranks import Hook
 from trainer.errors import NumericsError, RankError, UsageError
-from trainer.loading import Recipe
 from trainer.recipe import Recipe as BaseRecipe
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 
 ONE_STEP, SGD, ADAMW, BITWISE = 1e-6, 1e-6, 5e-4, 0.0  # tolerances; Adam divides by the root of gradients near zero

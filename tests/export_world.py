@@ -16,14 +16,14 @@ from conftest import ENDS, NOUNS, VERBS, WORDS, tiny_recipe
 from trainer import tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
-from trainer.engine.finished import Finished, build_model, write_evaluation
-from trainer.export import contest
+from trainer.engine.trained_run import Finished, build_model, write_evaluation
+from trainer.export import bench_runner
 from trainer.export.benchmark import bench_run
 from trainer.export.onnx import write_artifact
 from trainer.export.program import load
 from trainer.export.programs.common import Artifact
 from trainer.export.rows import Row, Rows
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir, write_json
 from trainer.tasks.base import make_task
 
@@ -96,7 +96,7 @@ def benchmark_of(run: RunDir, made: Exported, patch: pytest.MonkeyPatch) -> dict
     """What `rankzero bench` measures of a published run, in two rounds, on the inputs of its rows."""
     write_answers(run, made)
     for name in ("ROUNDS", "REQUESTS"):
-        patch.setattr(contest, name, 2)
+        patch.setattr(bench_runner, name, 2)
     return bench_run(run, Recipe, seconds=180.0, threads=1)
 
 

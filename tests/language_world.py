@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.tokenization import train_tokenizer
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
 from trainer.tasks.base import make_task
 
 Document = Callable[[random.Random], str]

@@ -13,8 +13,8 @@ import yaml
 from transformers import BertConfig, BertForSequenceClassification
 
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
-from trainer.loading import Recipe
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
+from trainer.recipe_loading import Recipe
 from trainer.tasks.base import make_task
 
 NAMES = ["negative", "positive"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.finished import build_model
-from trainer.loading import Recipe
+from trainer.engine.trained_run import build_model
 from trainer.models.classifiers import reading_embedding
-from trainer.models.families import rows_dimension
+from trainer.models.hf_quirks import rows_dimension
 from trainer.optim.adversarial import Perturbation
+from trainer.recipe_loading import Recipe
 from trainer.tasks.base import make_task
 
 SHORT, LONG = "a dog", "two men are sitting on a bench in the park and are reading a book"

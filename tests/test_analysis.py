@@ -18,14 +18,14 @@ import yaml
 from sacrebleu.metrics import CHRF
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score
 
-from trainer.analysis import curves, errors, samples, story
-from trainer.analysis.calibration import calibration
-from trainer.analysis.confusion import classification_report, confusion, draw_confusion, write_confusion
-from trainer.analysis.ensemble import ensemble
-from trainer.analysis.figures import draw, inline, standalone
-from trainer.analysis.inputs import label_names, read_inputs
-from trainer.analysis.stage import analyse
 from trainer.errors import CheckpointError, DataError, UsageError
+from trainer.report import curves, errors, run_summary, samples
+from trainer.report.calibration import calibration
+from trainer.report.confusion import classification_report, confusion, draw_confusion, write_confusion
+from trainer.report.ensemble import ensemble
+from trainer.report.figures import draw, inline, standalone
+from trainer.report.inputs import label_names, read_inputs
+from trainer.report.stage import analyse
 from trainer.rundir import RunDir, read_json
 
 LABELS = ("negative", "positive")
@@ -409,7 +409,7 @@ def test_analyse_a_translator(tmp_path: Path) -> None:
 
 
 def test_analysis_needs_no_torch() -> None:
-    modules = "trainer.analysis.stage, trainer.analysis.ensemble, trainer.analysis.index"
+    modules = "trainer.report.stage, trainer.report.ensemble, trainer.report.index_page"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -482,5 +482,5 @@ def test_training_rows_are_told_by_the_names_of_the_classes() -> None:
     """The manifest counts what stands in the files; several values may be one class."""
     labels = {"0": "negative", "neg": "negative", "1": "positive"}
     train = {"rows": 30, "labels": {"0": 10, "neg": 5, "1": 15}}
-    assert story._rows(train, labels) == "30 (15 negative, 15 positive)"
-    assert story._rows({"rows": 30, "labels": {"0": 30}}, None) == "30 (30 0)"
+    assert run_summary._rows(train, labels) == "30 (15 negative, 15 positive)"
+    assert run_summary._rows({"rows": 30, "labels": {"0": 30}}, None) == "30 (30 0)"

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from trainer import embed, evaluate, predict
-from trainer.compose import export
-from trainer.compose import train as train_here
+from trainer.api import export
+from trainer.api import train as train_here
 from trainer.data.tokenization import train_tokenizer
 from trainer.errors import UsageError
 from trainer.recipe import changed_keys
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
 
 LONG = "good good good " * 30
 

@@ -14,19 +14,19 @@ import sklearn  # noqa: F401 - at its first import it writes into os.environ
 from export_world import Exported, write_answers
 from rich.console import Console
 
-from trainer import compose
-from trainer.analysis.card import write_card
-from trainer.analysis.report import write_report
+from trainer import api
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
-from trainer.export import benchmark, contest, gates, sample_sizes, stage
+from trainer.export import bench_runner, benchmark, gates, sample_sizes, stage
+from trainer.export.bench_runner import Contest, Course, Entry, TimeUp
 from trainer.export.benchmark import bench_run, bench_stage
 from trainer.export.benchmark_table import show
-from trainer.export.contest import Contest, Course, Entry, TimeUp
 from trainer.export.program import load
 from trainer.export.sample_sizes import LEAST_ROUNDS
 from trainer.export.stage import export_run
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
+from trainer.report.card import write_card
+from trainer.report.report import write_report
 from trainer.rundir import RunDir, read_json, write_json
 
 SECONDS = 180.0  # the processes of a busy machine may take a minute to start; a tiny run is measured in one
@@ -36,8 +36,8 @@ Report = dict[str, Any]
 @pytest.fixture(scope="module", autouse=True)
 def few_rounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contest, "ROUNDS", 3)
-        patch.setattr(contest, "REQUESTS", 3)
+        patch.setattr(bench_runner, "ROUNDS", 3)
+        patch.setattr(bench_runner, "REQUESTS", 3)
         patch.setattr(sample_sizes, "LEAST_ROUNDS", 1)
         yield
 
@@ -202,7 +202,7 @@ def test_the_card_tells_of_a_benchmark_made_alone(
     (copy.export / "benchmark.json").unlink()
     assert "The fastest on the machine" not in write_card(copy).read_text(encoding="utf-8")
     monkeypatch.setattr(benchmark, "bench_run", lambda run, *_, **__: write_json(run.export / "benchmark.json", report))
-    compose.bench(copy.path)
+    api.bench(copy.path)
     assert "The fastest on the machine" in (copy.path / "README.md").read_text(encoding="utf-8")
 
 
@@ -307,7 +307,7 @@ Make = Callable[..., Contest]
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "log.json").write_text("[]", encoding="utf-8")
-    monkeypatch.setattr(contest.contestant, "__file__", str(tmp_path / "fake.py"))
+    monkeypatch.setattr(bench_runner.contestant, "__file__", str(tmp_path / "fake.py"))
     made: list[Contest] = []
 
     def make(*more: Entry, seconds: float = 60.0) -> Contest:
@@ -336,7 +336,7 @@ def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
 
 
 def test_what_the_others_are_compared_with_is_asked_to_the_end(fake: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "SLOW", 3.0)
+    monkeypatch.setattr(bench_runner, "SLOW", 3.0)
     *_, last = fake(Entry("onnx", "onnx"), Entry("bf16", "bf16")).run([Course(1, 1), Course(8, 1)])
     assert last["contestants"].keys() == {"tutorial", "torch", "onnx"}  # torch is 2.0 times the tutorial's speed
 
@@ -372,7 +372,7 @@ def test_mistakes_are_told_before_anything_starts(
         monkeypatch.setattr("sys.argv", ["trainer", "bench", *map(str, words)])
         return run_app(app)
 
-    monkeypatch.setattr(contest.Contest, "start", None)
+    monkeypatch.setattr(bench_runner.Contest, "start", None)
     assert code(run.path, "--seconds", 1) == 2
     assert "--seconds 1: allowed are 5 or more" in capsys.readouterr().err
     assert code(run.path, "--threads", 0) == 2
@@ -384,7 +384,7 @@ def test_mistakes_are_told_before_anything_starts(
     shutil.copytree(run.path, bare.path)
     shutil.rmtree(bare.evaluation("test"))
     with pytest.raises(DataError, match="no evaluated split"):
-        compose.bench(bare.path)
+        api.bench(bare.path)
     text = bare.recipe.read_text(encoding="utf-8")
     bare.recipe.write_text(text.replace("kind: classification", "kind: poetry"), encoding="utf-8")
     assert code(bare.path) == 2

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from transformers import GPT2LMHeadModel
 
 from trainer import predict, tensors
-from trainer.compose import stream
+from trainer.api import stream
 from trainer.errors import UsageError
 from trainer.tasks.base import make_task
 

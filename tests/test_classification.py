@@ -26,11 +26,11 @@ from trainer.engine.evaluate import selecting_score
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.classification import calibration_error, from_confusion, interval_of, score_classification
-from trainer.loading import Recipe, load_recipe
 from trainer.models.classifiers import depths, freeze_embeddings, pool, trunk_prefix
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.schedules import lr_multiplier
-from trainer.sections import AdversarialConfig, OptimConfig, TokenizerTraining
+from trainer.recipe.sections import AdversarialConfig, OptimConfig, TokenizerTraining
+from trainer.recipe_loading import Recipe, load_recipe
 from trainer.tasks.base import make_task, task_classes
 
 # -- rows to micro-batches ---------------------------------------------------------------------------------------------

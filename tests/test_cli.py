@@ -58,7 +58,7 @@ def test_help_answers_without_torch() -> None:
 def test_recipes_are_listed_with_a_line_each(tmp_path: Path) -> None:
     lines = command(tmp_path, "recipes").check().out[0].splitlines()
     names = [line.split()[0] for line in lines]
-    assert names == sorted(path.stem for path in (ROOT / "trainer" / "recipes").glob("*.yaml"))
+    assert names == sorted(path.stem for path in (ROOT / "trainer" / "recipe" / "shipped").glob("*.yaml"))
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
 
 

@@ -14,7 +14,7 @@ from review_world import recipe, written
 from safetensors.numpy import load_file
 
 from trainer.data.tokenization import load_tokenizer
-from trainer.engine.finished import build_model
+from trainer.engine.trained_run import build_model
 from trainer.models.classifiers import depths
 from trainer.optim.clipping import clip, idle_groups, square_sum
 from trainer.tasks.base import make_task

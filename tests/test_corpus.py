@@ -23,7 +23,7 @@ from trainer.engine.progress import Progress
 from trainer.errors import DataError
 from trainer.models.configs import TransformerConfig
 from trainer.recipe import Recipe, recipe_class
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
 from trainer.tasks.translation import Translation, TranslationConfig
 
 RECIPE = recipe_class([TranslationConfig], [TransformerConfig])

@@ -11,7 +11,6 @@ import pytest
 from conftest import tiny_recipe, write_corpus
 
 from trainer import predict, train
-from trainer.analysis.data_facts import data_facts
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.data.tokenization import train_tokenizer
@@ -20,8 +19,9 @@ from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.token_counts import TokenCounts, count_tokens
 from trainer.errors import DataError
-from trainer.loading import Recipe
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
+from trainer.recipe_loading import Recipe
+from trainer.report.data_facts import data_facts
 from trainer.tasks.base import Task, make_task
 
 HANZI = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))

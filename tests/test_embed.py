@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel
 
 from trainer import embed, predict
 from trainer.engine.embedder import WINDOW
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
 
 draw = random.Random(5)
 TEXTS = [" ".join(draw.choices(GOOD + BAD + OTHER, k=draw.randint(1, 30))) for _ in range(WINDOW["mean"] + 40)]

@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from review_world import task_of
 
 from trainer.data.cleaning import CLEANERS
-from trainer.engine.finished import Finished
+from trainer.engine.trained_run import Finished
 from trainer.export import onnx as exporting
 from trainer.export.answers import artifact_logits, as_artifact, torch_logits
-from trainer.export.fresh import in_fresh_process
 from trainer.export.program import PROGRAMS, load, source
 from trainer.export.programs.classifier import Classifier
 from trainer.export.programs.common import WINDOW
 from trainer.export.programs.translator import Translator
 from trainer.export.quantize import matrices, quantized, sensitivity, write_quantized
 from trainer.export.rows import ODD
-from trainer.loading import Recipe
+from trainer.export.subprocess_check import in_fresh_process
+from trainer.recipe_loading import Recipe
 
 Record = dict[str, Any]
 

@@ -17,17 +17,17 @@ from language_world import task_with, write_documents
 from onnx import helper, numpy_helper
 from test_causal import GPT2, LENGTH, document, recipe
 
-from trainer.analysis.report import write_report
 from trainer.engine.corpus import Corpus
-from trainer.engine.finished import Finished
+from trainer.engine.trained_run import Finished
 from trainer.export import answers
 from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
-from trainer.export.fresh import in_fresh_process
 from trainer.export.onnx import settings
 from trainer.export.program import load
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
-from trainer.loading import Recipe
+from trainer.export.subprocess_check import in_fresh_process
+from trainer.recipe_loading import Recipe
+from trainer.report.report import write_report
 from trainer.rundir import read_json
 
 ROWS = 70
@@ -162,7 +162,7 @@ def test_int8_is_published_or_says_what_it_costs(gpt2: Exported, tmp_path: Path)
 
 
 def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.compose import check_export, predict
+    from trainer.api import check_export, predict
     from trainer.rundir import RunDir
 
     run = RunDir(shutil.copytree(gpt2.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact")))

@@ -19,19 +19,19 @@ from test_encoders import recipe_of
 from transformers import AutoModelForSequenceClassification
 
 from trainer import tensors
-from trainer.analysis.card import write_card
-from trainer.compose import check_export
+from trainer.api import check_export
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.finished import Finished
+from trainer.engine.trained_run import Finished
 from trainer.errors import GateError
-from trainer.export import families
+from trainer.export import unsupported
 from trainer.export.backend import open_artifact
 from trainer.export.gates import Gate
 from trainer.export.onnx import write_artifact
 from trainer.export.rows import Rows
 from trainer.export.stage import export_run
 from trainer.export.weights import WEIGHTS
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
+from trainer.report.card import write_card
 from trainer.rundir import RunDir, read_json, write_json
 
 NEVER = ("longformer", "reformer", "big_bird")
@@ -82,7 +82,7 @@ def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> Non
     """One that can be exported after all no longer belongs into the table."""
     run = family_run(tmp_path, reviews, family)
     finished = Finished.open(run, Recipe)
-    assert families.why_not(finished.task, run)
+    assert unsupported.why_not(finished.task, run)
     folder = tmp_path / "artifact"
     folder.mkdir()
     if family != "big_bird":
@@ -102,13 +102,13 @@ def test_big_bird_with_full_attention_has_a_graph(reviews: Path, tmp_path: Path)
     run = family_run(tmp_path, reviews, "big_bird", data={"max_length": 32})
     task = Finished.task_of(run, Recipe)
     config = json.loads((run.model / "config.json").read_text())
-    assert "original_full" in (families.why_not(task, run) or "")
+    assert "original_full" in (unsupported.why_not(task, run) or "")
     (run.model / "config.json").write_text(json.dumps(config | {"attention_type": "original_full"}))
-    assert families.why_not(task, run) is None
+    assert unsupported.why_not(task, run) is None
 
 
 def test_a_failure_that_nobody_knows_is_one(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "ARCHITECTURES", {})
+    monkeypatch.setattr(unsupported, "ARCHITECTURES", {})
     run = family_run(tmp_path, reviews, "longformer")
     with pytest.raises(GateError, match=r"(?s)onnx failed its gate.*LongformerFor\w+ cannot be exported"):
         export_run(run, Recipe, ["export.bf16=false"], quiet)

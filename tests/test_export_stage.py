@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
 from trainer.export import exporter, stage
+from trainer.export.artifact_integrity import problems
 from trainer.export.backend import open_artifact
-from trainer.export.published import problems
 from trainer.export.quantize import sensitivity
 from trainer.export.stage import export_run
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir, write_json
 
 

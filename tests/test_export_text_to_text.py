@@ -18,13 +18,13 @@ from rich.console import Console
 from test_text_to_text import recipe
 
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.finished import Finished
+from trainer.engine.trained_run import Finished
 from trainer.export.benchmark_table import show
-from trainer.export.fresh import in_fresh_process
 from trainer.export.onnx import settings
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
-from trainer.loading import Recipe
+from trainer.export.subprocess_check import in_fresh_process
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir, read_json
 
 ODD = [*LINES, "ein Hund", "translate: a <pad> b"]
@@ -98,7 +98,7 @@ def test_every_way_to_search(t5: Exported, beam: int, penalty: float, factor: fl
 def test_int8_multiplies_in_integers_and_the_stage_publishes_all(
     t5: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.compose import predict
+    from trainer.api import predict
 
     (tmp_path / "int8").mkdir()
     write_quantized(t5.folder, tmp_path / "int8")

@@ -21,7 +21,7 @@ from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.sources import Row, Source, fingerprint, open_split
 from trainer.data.survey import survey
 from trainer.errors import DataError
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 ROLES = {"text": None, "label": frozenset(("pos", "neg"))}
 RECORDS = [("a fine film; really", "pos"), ("what a bore | no", "neg"), ("über all", "pos"), ("so so", "neg")] * 3

@@ -20,9 +20,9 @@ import launch.cli
 from trainer.cli import run_app
 from trainer.data.cleaning import CLEANERS
 from trainer.errors import CheckpointError, UsageError
-from trainer.export.contestant import graphs
+from trainer.export.artifact_integrity import facts, problems
+from trainer.export.bench_worker import graphs
 from trainer.export.program import generated, source
-from trainer.export.published import facts, problems
 from trainer.rundir import RunDir, inside, read_json
 
 pytestmark = pytest.mark.ranks

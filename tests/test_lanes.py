@@ -28,7 +28,7 @@ from lane_world import (
     worlds,
 )
 
-from trainer.data.keyed import key, permutation, uniform
+from trainer.data.counter_rng import key, permutation, uniform
 from trainer.data.lanes import LanePlan, RowId
 
 # -- nothing lost, nothing repeated, the same steps ----------------------------------------------------------------

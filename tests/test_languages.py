@@ -13,9 +13,9 @@ from trainer.evaluation import languages
 from trainer.evaluation.languages import code_of
 from trainer.evaluation.metrics import score_translation
 from trainer.evaluation.rouge import score_rouge
-from trainer.export.judges import Case, translations
+from trainer.export.parity_checks import Case, translations
 from trainer.export.rows import Row
-from trainer.sections import GatesConfig
+from trainer.recipe.sections import GatesConfig
 
 CHINESE = [
     ("他昨天在公园里看见了一只黑色的狗。", "他昨天在公园里看见了一只黑色的猫。"),

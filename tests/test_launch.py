@@ -21,9 +21,9 @@ import psutil
 import pytest
 import yaml
 
-from launch import accelerate, configs, shim
+from launch import configs, local, shim
 from launch.configs import choose, describe, shipped
-from trainer import cores
+from trainer import cpu_info
 from trainer.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -184,10 +184,10 @@ def test_bf16_where_it_is_imitated_is_said_to_be_slow(monkeypatch: pytest.Monkey
     assert alone.engine == "single"
     assert "engine single instead of ddp" in alone.note
     assert "emulates bf16" in alone.note
-    assert accelerate.environment(alone)["RANKZERO_NOTED"] == "1", "the ranks do not warn a second time"
+    assert local.environment(alone)["RANKZERO_NOTED"] == "1", "the ranks do not warn a second time"
     monkeypatch.setattr(configs, "bf16_arithmetic", lambda: True)
     assert not choose("cpu_bf16", None).note
-    assert "RANKZERO_NOTED" not in accelerate.environment(choose("cpu_bf16", None))
+    assert "RANKZERO_NOTED" not in local.environment(choose("cpu_bf16", None))
 
 
 def test_ranks_that_another_launcher_started_warn_of_emulated_bf16(
@@ -218,13 +218,13 @@ def test_ranks_that_another_launcher_started_warn_of_emulated_bf16(
 
 def test_environment_says_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(accelerate, "cores", lambda: 7)
-    env = accelerate.environment(choose("cpu_bf16", 3))
+    monkeypatch.setattr(local, "cores", lambda: 7)
+    env = local.environment(choose("cpu_bf16", 3))
     assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("ddp", "3")
     assert (env["OMP_NUM_THREADS"], env["TOKENIZERS_PARALLELISM"]) == ("2", "false")
     assert (env["ACCELERATE_USE_CPU"], env["CUDA_VISIBLE_DEVICES"]) == ("true", "")
     assert env["ACCELERATE_MIXED_PRECISION"] == "bf16"
-    assert accelerate.environment(choose("cpu", 16))["OMP_NUM_THREADS"] == "1"
+    assert local.environment(choose("cpu", 16))["OMP_NUM_THREADS"] == "1"
 
 
 def test_environment_keeps_the_users_threads_and_drops_what_would_change_the_engine(
@@ -234,7 +234,7 @@ def test_environment_keeps_the_users_threads_and_drops_what_would_change_the_eng
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     plan = choose(str(_config(tmp_path, distributed_type="DEEPSPEED", deepspeed_config={"zero_stage": 2})), 2)
-    env = accelerate.environment(plan)
+    env = local.environment(plan)
     assert "ACCELERATE_USE_CPU" not in env, "with it ZeRO silently is DDP"
     assert (env["RANKZERO_ENGINE"], env["OMP_NUM_THREADS"], env["HF_HUB_OFFLINE"]) == ("zero2", "5", "1")
 
@@ -242,7 +242,7 @@ def test_environment_keeps_the_users_threads_and_drops_what_would_change_the_eng
 def test_cores_respect_the_affinity() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from trainer.cores import cores; print(cores())"
+        "from trainer.cpu_info import cores; print(cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
@@ -252,8 +252,8 @@ def test_a_quota_counts_in_whole_cores(tmp_path: Path) -> None:
     limit = tmp_path / "cpu.max"
     for text, expected in (("150000 100000\n", 1.5), ("max 100000\n", float("inf"))):
         limit.write_text(text)
-        assert cores._quota(tmp_path) == expected
-    assert cores._quota(tmp_path / "missing") == float("inf")
+        assert cpu_info._quota(tmp_path) == expected
+    assert cpu_info._quota(tmp_path / "missing") == float("inf")
 
 
 def test_one_process_runs_here_without_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,12 +265,12 @@ def test_one_process_runs_here_without_a_launcher(monkeypatch: pytest.MonkeyPatc
         seen.append(os.environ.get("RANKZERO_ENGINE"))
         return 3
 
-    assert accelerate.start("debug", None, ["train", "x"], tmp_path, here) == 3
+    assert local.start("debug", None, ["train", "x"], tmp_path, here) == 3
     assert seen[0] == "single"
     os.environ.update(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="localhost", MASTER_PORT="29500")
-    assert accelerate.start(None, None, ["train", "x"], tmp_path, here) == 3  # another launcher has started it
+    assert local.start(None, None, ["train", "x"], tmp_path, here) == 3  # another launcher has started it
     with pytest.raises(UsageError, match=r"--config debug asks for 1 ranks, but the environment says WORLD_SIZE=2"):
-        accelerate.start("debug", None, ["train", "x"], tmp_path, here)
+        local.start("debug", None, ["train", "x"], tmp_path, here)
 
 
 # -- exit codes ------------------------------------------------------------------------------------------------------
@@ -297,14 +297,14 @@ def test_exit_code_is_rank_zeros_last_word(
 ) -> None:
     if state:
         (tmp_path / "status.json").write_text(json.dumps(state))
-    assert accelerate.exit_code_of(tmp_path, None, launcher) == expected
+    assert local.exit_code_of(tmp_path, None, launcher) == expected
 
 
 @pytest.mark.parametrize(("launcher", "expected"), [(1, 1), (2, 2), (-9, 1)])
 def test_the_status_of_an_earlier_attempt_does_not_count(tmp_path: Path, launcher: int, expected: int) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0, "attempt": 1}))
-    before = accelerate.status_of(tmp_path)
-    assert accelerate.exit_code_of(tmp_path, before, launcher) == expected
+    before = local.status_of(tmp_path)
+    assert local.exit_code_of(tmp_path, before, launcher) == expected
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_the_launcher_keeps_the_ranks_code_or_says_who_died(
 def test_the_command_ends_with_the_code_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int) -> None:
     from launch import cli
 
-    monkeypatch.setattr(accelerate, "start", lambda *_: code)
+    monkeypatch.setattr(local, "start", lambda *_: code)
     monkeypatch.setattr(
         sys, "argv", ["rankzero", "train", "demo-translation", "--config", "cpu", "--run", str(tmp_path)]
     )
@@ -356,7 +356,7 @@ def test_the_command_ends_with_the_code_of_the_run(monkeypatch: pytest.MonkeyPat
 
 def test_a_torn_status_is_no_status(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "fin')
-    assert accelerate.status_of(tmp_path) is None
+    assert local.status_of(tmp_path) is None
 
 
 # -- real processes --------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ elif what == "deaf":
 DRIVER = """
 import sys
 from pathlib import Path
-from launch import accelerate
+from launch import local
 
 accelerate._ROOT = Path(sys.argv[2])  # where the stub stands in for trainer
 sys.exit(accelerate.start("cpu", None, sys.argv[1:3], Path(sys.argv[2]), in_process=lambda: 99))
@@ -464,7 +464,7 @@ def test_ranks_get_what_was_asked_for(begin: Begin, tmp_path: Path) -> None:
         env = json.loads((tmp_path / f"environment-{rank}").read_text())
         assert (env["WORLD_SIZE"], env["RANK"]) == ("2", str(rank))
         assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"], env["ACCELERATE_USE_CPU"]) == ("ddp", "2", "true")
-        assert env["OMP_NUM_THREADS"] == str(max(1, cores.cores() // 2))
+        assert env["OMP_NUM_THREADS"] == str(max(1, cpu_info.cores() // 2))
     assert "Traceback" not in errors
 
 
@@ -531,7 +531,7 @@ def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(begin: Begin, tmp_path: 
     process = begin("deaf")
     _working(tmp_path)
     process.send_signal(signal.SIGINT)
-    time.sleep(accelerate._AGAIN_SECONDS + 0.5)
+    time.sleep(local._AGAIN_SECONDS + 0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.finished import build_model
 from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
 from trainer.tasks.base import make_task
 
 TEXTS = ["a dog runs over the lawn", "two men are sitting", "the film is good"] * 10

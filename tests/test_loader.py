@@ -42,7 +42,7 @@ from trainer.data.loader import Loaded, _unchanged, load_epoch, owned_lanes
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.errors import DataError, UsageError
-from trainer.sections import OptimConfig
+from trainer.recipe.sections import OptimConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
 

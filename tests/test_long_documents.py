@@ -17,9 +17,9 @@ from trainer.engine.corpus import Corpus
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
-from trainer.loading import Recipe, load_recipe
 from trainer.models.classifiers import freeze_embeddings
-from trainer.models.families import Padding
+from trainer.models.hf_quirks import Padding
+from trainer.recipe_loading import Recipe, load_recipe
 from trainer.tasks.base import make_task
 
 CONFIGS: dict[str, dict[str, Any]] = {

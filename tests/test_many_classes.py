@@ -15,15 +15,15 @@ import pytest
 from sklearn import metrics as sk
 from test_analysis import classified, random_records, write_run
 
-from trainer import reporting
-from trainer.analysis import confusion as confusion_module
-from trainer.analysis.confusion import MOST_CLASSES, classification_report, confusion, most_confused, shortened
-from trainer.analysis.inputs import read_inputs
-from trainer.analysis.page import code
-from trainer.analysis.sections import MOST_LINES
-from trainer.analysis.stage import analyse
+from trainer import report_stages
 from trainer.errors import Preempted
 from trainer.evaluation.classification import Ranking, from_confusion, score_classification
+from trainer.report import confusion as confusion_module
+from trainer.report.confusion import MOST_CLASSES, classification_report, confusion, most_confused, shortened
+from trainer.report.inputs import read_inputs
+from trainer.report.page import code
+from trainer.report.sections import MOST_LINES
+from trainer.report.stage import analyse
 from trainer.rundir import read_json
 from trainer.tasks.classification import ClassificationConfig
 
@@ -34,7 +34,7 @@ NAMES = ["<b>bold</b>", "two\nlines", "$x_1$", "$", "\\frac", "\N{PILE OF POO}",
 PEAK = """
 import sys
 from pathlib import Path
-from trainer.analysis.confusion import write_confusion
+from trainer.report.confusion import write_confusion
 labels = [f"class {n}, with a name of some length" for n in range(int(sys.argv[1]))]
 records = [{"target": t, "prediction": p} for t, p in zip(labels, labels[1:] + labels[:1])]
 write_confusion(records, labels, Path(sys.argv[2]))
@@ -203,7 +203,7 @@ def test_a_report_that_fails_is_one_warning(tmp_path: Path, caplog: pytest.LogCa
 
     run = write_run(tmp_path / "run", random_records(5), task(["negative", "positive"]))
     with caplog.at_level(logging.WARNING, "rankzero"):
-        reporting.attempt("the report of test", run, fail)
+        report_stages.attempt("the report of test", run, fail)
     (line,) = caplog.messages
     assert "the report of test could not be written: MemoryError: Unable to allocate 23 GiB." in line
     assert f"rankzero report {run.path}" in line
@@ -212,7 +212,7 @@ def test_a_report_that_fails_is_one_warning(tmp_path: Path, caplog: pytest.LogCa
         raise Preempted("stopped by SIGTERM")
 
     with pytest.raises(Preempted):
-        reporting.attempt("the report of test", run, stopped)
+        report_stages.attempt("the report of test", run, stopped)
 
 
 def test_rows_share_the_names_of_their_labels(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from processes import Ended, read_lines, status, train
 from safetensors.numpy import load_file
 
-from trainer.engine.memory import ran_out
+from trainer.engine.oom import ran_out
 
 SGD = ("optim.name=sgd", "optim.lr=0.3", "optim.momentum=0.9", "model.dropout=0.0")
 QUIET = ("loop.eval_every=100", "loop.save_every=3", "evaluation.splits=[]", "data.validation=null", "loop.max_steps=8")

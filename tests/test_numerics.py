@@ -127,7 +127,7 @@ def steps_with(
     from trainer.engine.runtime import Runtime
     from trainer.engine.signals import StopFlag
     from trainer.engine.step import Stepper, Totals
-    from trainer.sections import OptimConfig
+    from trainer.recipe.sections import OptimConfig
 
     class Objective(torch.nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.errors import UsageError
 from trainer.optim.optimizers import build_optimizer, set_rates, unused_keys
-from trainer.sections import OptimConfig
+from trainer.recipe.sections import OptimConfig
 
 
 class Tiny(nn.Module):

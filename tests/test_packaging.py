@@ -31,10 +31,12 @@ def test_wheel_holds_configs_templates_and_recipes(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"launch/accelerate_configs/{path.name}" for path in (ROOT / "accelerate_configs").glob("*.yaml")}
     expected |= {f"launch/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
-    expected |= {f"trainer/recipes/{path.name}" for path in (ROOT / "trainer" / "recipes").glob("*.yaml")}
+    expected |= {
+        f"trainer/recipe/shipped/{path.name}" for path in (ROOT / "trainer" / "recipe" / "shipped").glob("*.yaml")
+    }
     expected |= {str(path.relative_to(ROOT)) for top in ("trainer", "launch") for path in (ROOT / top).rglob("*.py")}
-    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "trainer/analysis/templates").iterdir()}
-    assert {"launch/accelerate_configs/debug.yaml", "trainer/recipes/multi30k.yaml"} <= expected
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "trainer/report/templates").iterdir()}
+    assert {"launch/accelerate_configs/debug.yaml", "trainer/recipe/shipped/multi30k.yaml"} <= expected
     assert expected <= names
     assert {name.split("/")[0] for name in names} == {"launch", "trainer", f"rankzero-{PROJECT['version']}.dist-info"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
@@ -92,6 +94,9 @@ def test_constraints_pin_every_requirement_and_name_no_machine() -> None:
 def test_changelog_and_shipped_yaml_are_well_formed() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "## [Unreleased]" in changelog or f"## [{PROJECT['version']}]" in changelog
-    for path in [*(ROOT / "accelerate_configs").glob("*.yaml"), *(ROOT / "trainer" / "recipes").glob("*.yaml")]:
+    for path in [
+        *(ROOT / "accelerate_configs").glob("*.yaml"),
+        *(ROOT / "trainer" / "recipe" / "shipped").glob("*.yaml"),
+    ]:
         assert path.read_text(encoding="utf-8").startswith("#"), f"{path.name} says what it is in its first line"
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path.name

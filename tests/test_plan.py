@@ -28,7 +28,7 @@ from launch.planning.model import Parameter, Sketch
 from launch.planning.rehearsal import Timeline
 from launch.planning.show import timing
 from launch.planning.states import Setup, ZeroSettings, states
-from trainer import cores
+from trainer import cpu_info
 from trainer.errors import DataError, UsageError
 
 ALL = Wishes(ranks=(1, 2))
@@ -372,7 +372,7 @@ def test_model_states_are_those_of_a_real_run_to_the_byte(
 def test_bf16_is_proposed_for_processors_that_have_it(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, emulated: bool, best: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr(cores, "bf16_arithmetic", lambda: not emulated)
+    monkeypatch.setattr(cpu_info, "bf16_arithmetic", lambda: not emulated)
     monkeypatch.setattr(advice, "bf16_arithmetic", lambda: not emulated)
     found = make_plan(recipe, (), Wishes(cpu=True, ranks=(1,), memory=4.0))
     assert found.best is not None

@@ -17,10 +17,10 @@ from transformers.models.auto import modeling_auto as auto
 
 from trainer import embed
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.finished import build_model
+from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
-from trainer.loading import Recipe
 from trainer.models.pooling import classify_at_last_end, ends_with_summary, is_causal, pool, reading_part
+from trainer.recipe_loading import Recipe
 from trainer.tasks.base import make_task
 
 NOT_TRIED = {  # family: why

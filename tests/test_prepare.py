@@ -17,10 +17,10 @@ from trainer.data.sources import Row, open_split
 from trainer.data.survey import survey
 from trainer.data.tokenization import encode_batch, train_tokenizer
 from trainer.errors import DataError, UsageError
-from trainer.loading import Recipe as AnyRecipe
 from trainer.models.configs import TransformerConfig
 from trainer.recipe import Recipe, recipe_class
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
+from trainer.recipe_loading import Recipe as AnyRecipe
 from trainer.tasks.base import make_task
 from trainer.tasks.translation import TranslationConfig
 

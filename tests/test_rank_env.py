@@ -12,7 +12,7 @@ import psutil
 import pytest
 from processes import status, wait_until
 
-from launch import accelerate
+from launch import local
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES, asked_engine, check_environment, clean_environment, ranks_text
 
@@ -92,7 +92,7 @@ def test_a_left_over_world_size_never_overrules_the_command_line(
     for name, value in {**PLACE, "WORLD_SIZE": str(world)}.items():
         environ.setenv(name, value)
     with pytest.raises(UsageError, match=words):
-        accelerate.start(config, nproc, ["train", "x"], tmp_path, lambda: 0)
+        local.start(config, nproc, ["train", "x"], tmp_path, lambda: 0)
 
 
 def test_a_config_that_agrees_with_the_launcher_applies(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_config_that_agrees_with_the_launcher_applies(environ: pytest.MonkeyPa
         seen.append((asked_engine(2), os.environ["ACCELERATE_MIXED_PRECISION"]))
         return 0
 
-    assert accelerate.start("cpu_bf16", None, ["train", "x"], tmp_path, here) == 0
+    assert local.start("cpu_bf16", None, ["train", "x"], tmp_path, here) == 0
     assert seen == [("ddp", "bf16")]
 
 

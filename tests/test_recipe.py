@@ -11,11 +11,10 @@ import pytest
 import yaml
 from conftest import tiny_recipe, write_recipe
 
-from trainer import synonyms
 from trainer.errors import UsageError
-from trainer.loading import SHIPPED, Recipe, find_recipe, load_recipe
-from trainer.recipe import FREE_TO_CHANGE, changed_keys
+from trainer.recipe import FREE_TO_CHANGE, changed_keys, synonyms
 from trainer.recipe import Recipe as BaseRecipe
+from trainer.recipe_loading import SHIPPED, Recipe, find_recipe, load_recipe
 from trainer.tasks.base import task_classes
 
 ROOT = Path("corpus")
@@ -282,7 +281,7 @@ def test_a_key_stands_once(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_scalars_are_what_people_mean(text: str, value: object) -> None:
-    from trainer.recipe import _yaml
+    from trainer.recipe.parsing import _yaml
 
     found = _yaml(f"key: {text}", "here")["key"]
     assert found == value
@@ -381,6 +380,6 @@ def test_free_keys_exist() -> None:
     ],
 )
 def test_allow_change_covers_what_is_below_a_key(key: str, allowed: list[str], expected: bool) -> None:
-    from trainer.engine.agreement import _is_allowed
+    from trainer.engine.resume_checks import _is_allowed
 
     assert _is_allowed(key, allowed) == expected

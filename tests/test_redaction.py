@@ -16,14 +16,14 @@ import review_world
 from test_analysis import CLASSIFICATION, binary, write_run
 from test_report import SCORES
 
-from trainer.analysis.card import write_card
-from trainer.analysis.report import write_report
 from trainer.cli import run_app, set_up_logging
-from trainer.engine.agreement import agree_with_earlier
-from trainer.engine.finished import build_model
+from trainer.engine.resume_checks import agree_with_earlier
+from trainer.engine.trained_run import build_model
 from trainer.errors import DataError
-from trainer.loading import load_recipe
+from trainer.recipe_loading import load_recipe
 from trainer.redaction import origin, redacted, shareable
+from trainer.report.card import write_card
+from trainer.report.report import write_report
 from trainer.rundir import RunDir, Status, read_json
 
 ROOT = "https://ci:TOPSECRET@files.example.org/d?sig=SASTOKEN&se=2026"

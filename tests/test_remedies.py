@@ -15,7 +15,7 @@ from trainer.data.labels import hidden_difference, unknown_label
 from trainer.data.sources import open_split
 from trainer.data.survey import Survey, survey
 from trainer.errors import DataError
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 LABELS = frozenset(("negative", "positive"))
 ROLES = {"text": None, "label": LABELS}

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from test_analysis import CLASSIFICATION, TRANSLATION, binary, classified, random_records, translated, write_run
 
-from trainer.analysis.attention import LARGEST, pack, read_attention
-from trainer.analysis.index import write_index
-from trainer.analysis.page import TEMPLATES, content_policy, script_data
-from trainer.analysis.report import write_report
-from trainer.analysis.sections import word_diff
-from trainer.analysis.stage import analyse
-from trainer.analysis.story import duration, parameters, round_words
 from trainer.errors import DataError
+from trainer.report.attention import LARGEST, pack, read_attention
+from trainer.report.index_page import write_index
+from trainer.report.page import TEMPLATES, content_policy, script_data
+from trainer.report.report import write_report
+from trainer.report.run_summary import duration, parameters, round_words
+from trainer.report.sections import word_diff
+from trainer.report.stage import analyse
 from trainer.rundir import RunDir
 
 HOSTILE = (

@@ -15,7 +15,7 @@ from review_world import metrics, task_of, train, written
 from review_world import recipe as review_recipe
 
 from trainer.models.explain import gradient_x_input, recording
-from trainer.reporting import chosen
+from trainer.report_stages import chosen
 
 
 def attention(run: Path) -> list[dict[str, Any]]:

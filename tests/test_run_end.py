@@ -20,8 +20,8 @@ from trainer.engine import reporter as reporter_module
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
+from trainer.recipe.sections import EarlyStopping, OptimConfig
 from trainer.rundir import RunDir
-from trainer.sections import EarlyStopping, OptimConfig
 from trainer.tasks.base import IGNORED
 
 MODEL = {"kind": "encoder", "d_model": 16, "layers": 1, "heads": 2, "feed_forward": 32}

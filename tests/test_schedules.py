@@ -14,7 +14,7 @@ from transformers import optimization
 
 from trainer.engine.progress import Progress
 from trainer.optim.schedules import Plateau, lr_multiplier
-from trainer.sections import OptimConfig
+from trainer.recipe.sections import OptimConfig
 
 TOTAL = 60
 

@@ -15,8 +15,8 @@ import yaml
 from export_world import EXPORT
 from processes import next_logs, run_ranks, status, train
 
-from trainer.analysis.card import cell, write_card
-from trainer.compose import check_export
+from trainer.api import check_export
+from trainer.report.card import cell, write_card
 from trainer.rundir import RunDir
 
 pytestmark = pytest.mark.ranks

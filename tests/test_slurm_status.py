@@ -18,7 +18,7 @@ from launch.slurm import checks, compare, follow, queue
 from launch.slurm.job import Job, gpu_count, make_job
 from launch.slurm.submit import dependency, freeze
 from trainer.errors import DataError, UsageError
-from trainer.loading import load_recipe
+from trainer.recipe_loading import load_recipe
 
 FAKE = """#!/bin/bash
 echo "$(basename "$0")" >> "$CALLS"

@@ -19,7 +19,7 @@ from launch.ranks import LAUNCHER
 from launch.slurm import arrays, checks, compare
 from launch.slurm.job import Job, seconds
 from trainer.errors import UsageError
-from trainer.srun import adopt_ranks
+from trainer.slurm_env import adopt_ranks
 
 WITHOUT_SLURM = {"PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
 
@@ -172,7 +172,7 @@ def test_a_refused_job_says_all_its_reasons(recipe: Path, tmp_path: Path) -> Non
 
 
 def test_compare(recipe: Path, tmp_path: Path) -> None:
-    from trainer.loading import load_recipe
+    from trainer.recipe_loading import load_recipe
 
     runs = [tmp_path / f"run-seed-{seed}" for seed in (1, 2, 3)]
     for run, bleu, loss in zip(runs, (30.0, 32.0, 34.0), (2.0, 1.0, 3.0), strict=True):
@@ -209,6 +209,6 @@ def test_ranks_of_srun() -> None:
     with patch.dict(os.environ, step | {"SLURM_PTY_PORT": "1"}, clear=True):
         with pytest.raises(UsageError, match="the other 6 tasks do not run it"):  # typed in the first task's shell
             adopt_ranks()
-        with patch("trainer.srun._parent", return_value="slurmstepd"):
+        with patch("trainer.slurm_env._parent", return_value="slurmstepd"):
             adopt_ranks()
             assert os.environ["WORLD_SIZE"] == "7"

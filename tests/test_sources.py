@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from trainer.data import formats, sources
 from trainer.data.sources import Row, Source, fingerprint, held_out, open_split
 from trainer.errors import DataError, UsageError
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 ROWS = [
     {"de": "Zwei junge Männer.", "en": "Two young men."},

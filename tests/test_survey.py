@@ -10,7 +10,7 @@ import pytest
 from trainer.data.sources import fingerprint, open_split
 from trainer.data.survey import Survey, survey
 from trainer.errors import DataError
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 GOOD = [json.dumps({"de": f"Satz {i}", "en": f"Sentence {i}"}).encode() for i in range(20)]
 BAD = {

@@ -19,14 +19,14 @@ from transformers import AutoModelForSeq2SeqLM
 
 from trainer import predict, tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
-from trainer.engine.finished import Finished
+from trainer.engine.trained_run import Finished
 from trainer.errors import UsageError
 from trainer.evaluation.rouge import score_rouge
-from trainer.loading import Recipe
 from trainer.models.classifiers import reading_embedding
 from trainer.optim.adversarial import Perturbation
+from trainer.recipe.sections import AdversarialConfig
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
-from trainer.sections import AdversarialConfig
 from trainer.tasks.base import make_task
 
 ARCHITECTURES = ("t5", "bart", "marian")

@@ -21,7 +21,7 @@ from trainer.data.sources import held_out, open_split
 from trainer.data.tokenization import TrainingTexts, encode_batch, load_tokenizer, train_tokenizer
 from trainer.data.words import splits_at_spaces
 from trainer.errors import DataError, UsageError
-from trainer.sections import DataConfig, TokenizerTraining
+from trainer.recipe.sections import DataConfig, TokenizerTraining
 
 SENTENCE = "der die Hund Katze läuft schläft groß klein man woman the dog's cat runs sleeps 12 3,5 tree-house (big)"
 WORDS = SENTENCE.split()
@@ -117,7 +117,7 @@ def test_the_same_rows_give_the_same_file_in_every_process(tmp_path):
     code = """
 import json, sys
 from trainer.data.tokenization import train_tokenizer
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
 for kind, size in (("bpe", 150), ("wordpiece", 150), ("unigram", 60), ("byte_bpe", 300)):
     config = TokenizerTraining(kind=kind, vocab_size=size, limit_alphabet=25)
     train_tokenizer(json.load(open("texts.json")), config, 32).save_pretrained(kind)

@@ -24,11 +24,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from trainer import evaluate, predict
-from trainer.engine.finished import Finished
+from trainer.engine.trained_run import Finished
 from trainer.errors import UsageError
-from trainer.loading import Recipe, check_recipe
 from trainer.models.configs import TransformerXLConfig
 from trainer.models.transformer_xl import RelativeAttention, TransformerXL, relative_shift
+from trainer.recipe_loading import Recipe, check_recipe
 from trainer.rundir import RunDir
 from trainer.tasks.base import make_task
 

@@ -24,7 +24,7 @@ from launch.verify import Check, Proof, verify
 from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.errors import DataError, NumericsError, RankError, UsageError
-from trainer.loading import load_recipe
+from trainer.recipe_loading import load_recipe
 from trainer.rundir import write_json
 
 

@@ -30,10 +30,10 @@ from transformers import (
 
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.errors import UsageError
-from trainer.locations import check_model_files
+from trainer.hub_paths import check_model_files
 from trainer.models.pretrained import load_bare
 from trainer.models.weights import load_weights
-from trainer.sections import TokenizerTraining
+from trainer.recipe.sections import TokenizerTraining
 
 LAYERS = "encoder.layer."
 

@@ -22,7 +22,7 @@ __all__ = ["Recipe", "embed", "evaluate", "predict", "train"]
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is asked for: `rankzero --help` must not wait for pydantic models or torch."""
     if name in __all__:
-        from trainer import compose, embedding
+        from trainer import api, embedding
 
-        return getattr(embedding if name == "embed" else compose, name)
+        return getattr(embedding if name == "embed" else api, name)
     raise AttributeError(f"module 'trainer' has no attribute {name!r}")

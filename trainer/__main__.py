@@ -5,7 +5,7 @@ import sys
 from trainer.cli import app, run_app
 from trainer.errors import UsageError
 from trainer.rank_env import clean_environment
-from trainer.srun import adopt_ranks
+from trainer.slurm_env import adopt_ranks
 
 if __name__ == "__main__":
     clean_environment()

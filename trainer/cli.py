@@ -20,9 +20,9 @@ import typer
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
-from trainer.lines import TextCommand, given, prepare_streams
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
+from trainer.text_lines import TextCommand, given, prepare_streams
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -58,7 +58,7 @@ def train(
     defer: Defer = False,
 ) -> None:
     """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
-    from trainer.compose import train as run_training
+    from trainer.api import train as run_training
 
     ended = run_training(
         recipe, overrides or [], run=run, fresh=fresh, allow_change=allow_change or [], debug=debug, profile=profile,
@@ -78,7 +78,7 @@ def prepare(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder (default prepared/NAME)")] = None,
 ) -> None:
     """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards."""
-    from trainer.compose import prepare as run_preparation
+    from trainer.api import prepare as run_preparation
 
     print(run_preparation(recipe, overrides or [], out=out))
 
@@ -90,7 +90,7 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
 ) -> None:
     """Evaluate a finished run again; writes evaluation/SPLIT/ and prints metrics.json."""
-    from trainer.compose import evaluate as run_evaluation
+    from trainer.api import evaluate as run_evaluation
 
     scores = run_evaluation(run, split=checked_split(split), overrides=overrides or [])
     if is_main():
@@ -106,15 +106,15 @@ def export(
     ] = False,
 ) -> None:
     """Write the artifacts of a finished run (ONNX, int8, bf16, safetensors), each only after it has passed its gate."""
-    from trainer import compose
+    from trainer import api
 
     if check:
-        for problem in (found := compose.check_export(run)):
+        for problem in (found := api.check_export(run)):
             print(problem, file=sys.stderr)
         if not found:
             print(f"{run}: artifacts, weights and checkpoints are what their hashes say")
         raise typer.Exit(CheckpointError.exit_code if found else 0)
-    for path in compose.export(run, overrides=overrides or []):
+    for path in api.export(run, overrides=overrides or []):
         print(path)
 
 
@@ -129,7 +129,7 @@ def bench(
     """Measure how fast each artifact of a finished run answers on this machine, and say which to deploy."""
     from rich.console import Console
 
-    from trainer.compose import bench as run_benchmark
+    from trainer.api import bench as run_benchmark
     from trainer.export.benchmark_table import show
 
     found = run_benchmark(run, seconds=seconds, threads=threads, compiled=compiled)
@@ -151,11 +151,11 @@ def report(
     """Write the report of an evaluated split again: report.html, confusion matrix, errors, attention."""
     checked_split(split)
     if index is not None:
-        from trainer.analysis.index import write_index
+        from trainer.report.index_page import write_index
 
         print(write_index([(run.name, run / "evaluation" / split / "report.html") for run in runs], index))
         return
-    from trainer.compose import report as write_report
+    from trainer.api import report as write_report
 
     for run in runs:
         for path in write_report(run, split=split, with_rows=not no_rows):
@@ -169,7 +169,7 @@ def ensemble(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="writes the averaged predictions")] = None,
 ) -> None:
     """Average several runs' probabilities: each member, the ensemble, and how much they agree."""
-    from trainer.compose import ensemble as average
+    from trainer.api import ensemble as average
     from trainer.evaluation.predictions import write_predictions
 
     records, summary = average(runs, split=checked_split(split))
@@ -190,8 +190,8 @@ def predict(
     stream: Annotated[bool, typer.Option("--stream", help="language models: print the text as it is found")] = False,
 ) -> None:
     """Texts or stdin lines to JSON lines, one per line, in order."""
-    from trainer.compose import predict as run_prediction
-    from trainer.compose import stream as run_stream
+    from trainer.api import predict as run_prediction
+    from trainer.api import stream as run_stream
 
     lines = given(texts)
     overrides = [f"evaluation.{setting}" for setting in settings or []]
@@ -217,7 +217,7 @@ def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
 ) -> None:
     """The shipped recipes, one line each; with --schema the JSON Schema."""
-    from trainer.loading import SHIPPED, Recipe
+    from trainer.recipe_loading import SHIPPED, Recipe
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))

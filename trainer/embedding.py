@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from trainer.errors import UsageError
-from trainer.lines import given
+from trainer.text_lines import given
 
 if TYPE_CHECKING:
     from trainer.engine.embedder import Embedded, Pooling
@@ -41,7 +41,7 @@ def embed(
         CheckpointError: the run has no model yet.
     """
     from trainer.engine.embedder import POOLINGS, Embedder
-    from trainer.loading import Recipe
+    from trainer.recipe_loading import Recipe
     from trainer.rundir import RunDir
 
     if pooling not in POOLINGS:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.accelerate import for_launcher
 from launch.doctoring.check import Check, Findings, ask, size
+from launch.local import for_launcher
 
 PATIENCE = 60.0  # seconds for torch to be read from a slow disk and to look for GPUs
 NO_GPU = "no GPU: configs debug, cpu and cpu_… run here"

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from launch.accelerate import command, environment, for_launcher
 from launch.configs import LaunchPlan
 from launch.doctoring.settings import LAUNCHED
+from launch.local import command, environment, for_launcher
 
 SHUTDOWN = 5  # seconds that torch's agent gives ranks to end after SIGTERM
 LAST_WORDS = 10.0  # seconds for the launcher to say which rank died, once another has lost its connection

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from launch.doctoring.check import GIB, Check, Findings, size
-from trainer.cores import cores
+from trainer.cpu_info import cores
 
 LITTLE_MEMORY = 2 * GIB
 LITTLE_SHARED = GIB  # Docker gives 64 MiB unless told otherwise; loader workers and NCCL need more

@@ -10,7 +10,7 @@ import psutil
 
 from launch.configs import LaunchPlan
 from launch.doctoring.check import Check, Findings
-from trainer.cores import cores
+from trainer.cpu_info import cores
 
 TRUE = ("1", "true", "yes", "on", "y", "t")
 LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")

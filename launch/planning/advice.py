@@ -10,7 +10,7 @@ from pathlib import Path
 from launch.planning.configurations import Configuration
 from launch.planning.gpus import Gpu
 from launch.planning.states import ENGINES
-from trainer.cores import bf16_arithmetic
+from trainer.cpu_info import bf16_arithmetic
 
 GIB = 2**30
 CONTEXT = 1 * GIB  # CUDA's own, its libraries' workspaces and NCCL's buffers: a rule of thumb, not measured here

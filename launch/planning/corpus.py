@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from launch.planning.rehearsal import Shapes
 from launch.planning.sample import Sample
-from trainer.data.keyed import uniform
+from trainer.data.counter_rng import uniform
 from trainer.data.labels import label_form
 from trainer.data.lanes import Bookmark
 from trainer.data.loader import Loaded, load_epoch, owned_lanes

@@ -20,7 +20,7 @@ from launch.planning.rehearsal import Arithmetic, Device, fake_mode
 from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
-from trainer.locations import FORMS
+from trainer.hub_paths import FORMS
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk, label_maps
 from trainer.models.pretrained import configuration
 from trainer.models.vocabulary import grown_rows

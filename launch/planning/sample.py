@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.data.keyed import uniform
+from trainer.data.counter_rng import uniform
 from trainer.data.sources import Row, Source
 
 SAMPLE = 2_000_000  # characters of the rows that are looked at, up to twice as many

@@ -16,7 +16,7 @@ from launch.planning.corpus import Data
 from launch.planning.gpus import Gpu
 from launch.planning.model import Sketch
 from launch.planning.states import FULL
-from trainer.cores import cpuinfo
+from trainer.cpu_info import cpuinfo
 from trainer.engine.writer import ROOM
 from trainer.models.configs import TransformerXLConfig
 from trainer.recipe import Recipe

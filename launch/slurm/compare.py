@@ -71,7 +71,7 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
     chosen = [(read_json(RunDir(run).manifest) or {}).get("stages", {}).get("model", {}) for run in runs]
     if not all(stage.get("metric") and stage.get("value") is not None for stage in chosen):
         return None
-    from trainer.loading import Recipe
+    from trainer.recipe_loading import Recipe
     from trainer.tasks.base import task_class
 
     recipe = Recipe.load(RunDir(runs[0]).recipe)
@@ -82,13 +82,13 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def _task(run: Path) -> str:
-    from trainer.loading import Recipe
+    from trainer.recipe_loading import Recipe
 
     return str(Recipe.load(RunDir(run).recipe).task.kind)  # type: ignore[attr-defined]
 
 
 def _ensemble(runs: Sequence[Path], split: str, out: Path) -> dict[str, Any]:
-    from trainer.compose import ensemble
+    from trainer.api import ensemble
     from trainer.evaluation.predictions import write_predictions
 
     records, summary = ensemble(list(runs), split=split)

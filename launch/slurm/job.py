@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.accelerate import MISLEADING, environment, modules, settings
 from launch.configs import LaunchPlan, describe
+from launch.local import MISLEADING, environment, modules, settings
 from launch.ranks import LAUNCHER
 from launch.shim import PARENT
-from trainer.compose import Options, run_path
+from trainer.api import Options, run_path
 from trainer.errors import UsageError
-from trainer.loading import load_recipe
 from trainer.recipe import Recipe
-from trainer.sections import LaunchConfig
+from trainer.recipe.sections import LaunchConfig
+from trainer.recipe_loading import load_recipe
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"

@@ -15,11 +15,11 @@ from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
 from trainer.data import formats
-from trainer.data.leftovers import left_out
 from trainer.data.pairing import pairs
-from trainer.data.saved import saved_files, without_about
+from trainer.data.saved_datasets import saved_files, without_about
+from trainer.data.skipped_files import left_out
 from trainer.errors import DataError, UsageError
-from trainer.sections import DataConfig, Patterns
+from trainer.recipe.sections import DataConfig, Patterns
 
 log = logging.getLogger("rankzero")
 _logged: set[tuple[str, ...]] = set()

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from trainer.data.counter_rng import key
 from trainer.data.embedded_lexicon import (
     ACC,
     ADJECTIVES,
@@ -34,7 +35,6 @@ from trainer.data.embedded_lexicon import (
     parse_noun,
 )
 from trainer.data.embedded_verbs import GEFALLEN, GEHÖREN, MODALS, PAST_MODES, Verb, parse_verb
-from trainer.data.keyed import key
 
 if TYPE_CHECKING:
     from trainer.data.embedded import Draw

@@ -17,7 +17,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.data import embedded_reviews_words as words
-from trainer.data.keyed import key
+from trainer.data.counter_rng import key
 
 if TYPE_CHECKING:
     from trainer.data.embedded import Draw

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from trainer.data.formats import BadFile
 from trainer.data.paths import MISSING, value_at
-from trainer.locations import LFS_POINTERS, page_in
+from trainer.hub_paths import LFS_POINTERS, page_in
 
 HEAD_BYTES = 1 << 16  # bytes that are looked at
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"

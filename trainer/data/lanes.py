@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trainer.data.keyed import key, mix, permutation, uniform
+from trainer.data.counter_rng import key, mix, permutation, uniform
 
 log = logging.getLogger("rankzero")
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
+from trainer.data.counter_rng import key, permutation
 from trainer.data.discovery import EMBEDDED, PREPARED, PREPARED_KEYS, Root, refuse_changed
-from trainer.data.keyed import key, permutation
 from trainer.data.sources import TOKENS, Source, Split, held_out, open_split
 from trainer.data.survey import Survey, survey
 from trainer.data.tokenization import Layout, TrainingTexts, load_tokenizer, train_tokenizer

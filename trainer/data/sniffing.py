@@ -15,7 +15,7 @@ from trainer.data import formats
 from trainer.data.file_types import GZIP, HEAD_BYTES, ZSTD, check_content
 from trainer.data.formats import BadFile
 from trainer.data.paths import matching
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 log = logging.getLogger("rankzero")
 LOOKED_AT = 50  # records of a head that a delimiter must fit

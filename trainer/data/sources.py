@@ -33,7 +33,7 @@ from trainer.data.json_arrays import array_records
 from trainer.data.sniffing import Form, Reading, sniff
 from trainer.data.tables import table_batches
 from trainer.errors import DataError
-from trainer.sections import DataConfig, Patterns
+from trainer.recipe.sections import DataConfig, Patterns
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -15,11 +15,11 @@ from trainer.data.cleaning import BadRow, Cleaner, clean_row, cleaner
 from trainer.data.columns import flat
 from trainer.data.discovery import Shard
 from trainer.data.line_numbers import Span, lines_of
-from trainer.data.remedies import FileMistake
+from trainer.data.row_hints import FileMistake
 from trainer.data.sniffing import Form
 from trainer.data.sources import Row, ShardStream, Source, Split, fingerprint, held_out
 from trainer.errors import DataError
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 EXAMPLES = 5  # bad rows that a report quotes
 QUOTED = 10  # bad rows that an error quotes

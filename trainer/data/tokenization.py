@@ -23,13 +23,13 @@ from weakref import WeakKeyDictionary
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
-from trainer.data.keyed import uniform
+from trainer.data.counter_rng import uniform
 from trainer.data.sources import Source, held_out
 from trainer.data.tokenizer_files import check_vocabulary, no_files
 from trainer.data.words import SPACE, Words, splits_at_spaces
 from trainer.errors import DataError, UsageError
-from trainer.locations import FORMS, VOCABULARIES, check_tokenizer_files, folder_of, locate
-from trainer.sections import DataConfig, TokenizerTraining
+from trainer.hub_paths import FORMS, VOCABULARIES, check_tokenizer_files, folder_of, locate
+from trainer.recipe.sections import DataConfig, TokenizerTraining
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

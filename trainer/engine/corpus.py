@@ -9,7 +9,7 @@ from itertools import islice
 from operator import itemgetter
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
-from trainer.data.keyed import key
+from trainer.data.counter_rng import key
 from trainer.data.lanes import LanePlan, LaneServer
 from trainer.data.paths import MISSING, value_at
 from trainer.data.sources import Row, Source, held_out, open_split

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from trainer.data.tokenization import Layout, encode_batch, load_tokenizer
 from trainer.engine.corpus import batches_by_length
-from trainer.engine.finished import Finished, best_device, choose_attention
+from trainer.engine.trained_run import Finished, best_device, choose_attention
 from trainer.errors import UsageError
-from trainer.locations import check_model_files
+from trainer.hub_paths import check_model_files
 from trainer.models.classifiers import trunk_prefix
-from trainer.models.families import Padding, hidden_width, padding_of
 from trainer.models.fast_attention import use_attention
+from trainer.models.hf_quirks import Padding, hidden_width, padding_of
 from trainer.models.pooling import ends_with_summary, pool, reading_part
 from trainer.models.pretrained import load_bare, position_limit
 from trainer.recipe import Recipe

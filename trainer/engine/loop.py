@@ -15,9 +15,9 @@ from torch import nn
 from trainer.data.lanes import Bookmark, LaneServer
 from trainer.data.loader import Loaded, load_epoch, owned_lanes
 from trainer.engine import checkpoint
-from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate, selecting_score
+from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.progress import Progress
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.data.lanes import Bookmark
-from trainer.sections import EarlyStopping, LoopConfig
+from trainer.recipe.sections import EarlyStopping, LoopConfig
 
 
 @dataclass

@@ -6,8 +6,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from trainer.recipe.sections import OptimConfig
 from trainer.rundir import RunDir
-from trainer.sections import OptimConfig
 from trainer.tasks.base import IGNORED, Task
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from trainer.cores import EMULATED, bf16_arithmetic, cores
-from trainer.data.keyed import key
+from trainer.cpu_info import EMULATED, bf16_arithmetic, cores
+from trainer.data.counter_rng import key
 from trainer.engine import rendezvous
 from trainer.engine.engines import PATIENCE, make_accelerator
 from trainer.engine.signals import StopFlag

@@ -13,20 +13,20 @@ from torch import Tensor
 
 from trainer import tensors
 from trainer.engine import checkpoint, setup
-from trainer.engine.agreement import trained_step
-from trainer.engine.carried import FILE as CARRIED
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.engines import SHARDED, wrap_layers
 from trainer.engine.evaluate import evaluate, selecting_score
-from trainer.engine.finished import build_model, write_evaluation
+from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
+from trainer.engine.resume_checks import trained_step
 from trainer.engine.run_checks import warnings_of
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState, copy_weights, storage_of
 from trainer.engine.step import Objective, Stepper, freeze_unused
+from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.lock import check_held
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
 from trainer.optim.averaging import average_files

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from trainer.cores import cpuinfo
+from trainer.cpu_info import cpuinfo
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Source, fingerprint, open_split
 from trainer.data.survey import Survey, survey
@@ -26,7 +26,7 @@ from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
 from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
-from trainer.locations import check_model_files, check_weights
+from trainer.hub_paths import check_model_files, check_weights
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
-from trainer.engine.carried import Carried
-from trainer.engine.memory import ran_out
+from trainer.engine.lane_memory import Carried
+from trainer.engine.oom import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
 from trainer.models.classifiers import reading_embedding
-from trainer.models.families import rows_dimension
+from trainer.models.hf_quirks import rows_dimension
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.clipping import clip, idle_parameters, square_sum
 from trainer.optim.optimizers import set_rates

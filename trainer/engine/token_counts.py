@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from trainer.data.keyed import uniform
+from trainer.data.counter_rng import uniform
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
 from trainer.recipe import Recipe

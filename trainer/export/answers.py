@@ -20,7 +20,7 @@ from trainer.tasks.base import Example, Record, Task
 from trainer.tasks.causal import PROMPT
 
 if TYPE_CHECKING:
-    from trainer.sections import GenerationConfig
+    from trainer.recipe.sections import GenerationConfig
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")

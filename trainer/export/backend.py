@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from trainer.engine.finished import Finished
+from trainer.engine.trained_run import Finished
 from trainer.errors import CheckpointError, UsageError
+from trainer.export.artifact_integrity import read_gate
 from trainer.export.program import load
-from trainer.export.published import read_gate
 from trainer.export.weights import TYPES, read_weights
-from trainer.loading import Recipe
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 from trainer.tasks.base import Record
 

@@ -18,13 +18,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.cores import cores, cpuinfo
+from trainer.cpu_info import cores, cpuinfo
 from trainer.data.formats import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
-from trainer.export.contest import Contest, Course, Entry, TimeUp
+from trainer.export.artifact_integrity import facts, problems, read_gate
+from trainer.export.bench_runner import Contest, Course, Entry, TimeUp
 from trainer.export.program import settings_problems
-from trainer.export.published import facts, problems, read_gate
 from trainer.export.sample_sizes import missing_percentiles, too_few_rounds
 from trainer.recipe import Recipe
 from trainer.redaction import shareable

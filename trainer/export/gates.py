@@ -25,13 +25,13 @@ from trainer.export.answers import (
     numbers,
     torch_logits,
 )
-from trainer.export.fresh import in_fresh_process
-from trainer.export.judges import CUT, JUDGES, SHOWN, Case, Check, gap
+from trainer.export.parity_checks import CUT, JUDGES, SHOWN, Case, Check, gap
 from trainer.export.program import load
 from trainer.export.programs.common import Artifact
 from trainer.export.programs.generator import Generator
 from trainer.export.rows import ODD, Row, Rows, Say, spread
-from trainer.sections import GatesConfig
+from trainer.export.subprocess_check import in_fresh_process
+from trainer.recipe.sections import GatesConfig
 from trainer.tasks.base import Record
 
 BATCHES = (1, 2, 5, 8, 16)  # rows that are run together, in turn

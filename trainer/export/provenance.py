@@ -10,8 +10,8 @@ from typing import Any
 
 from trainer.engine import checkpoint
 from trainer.errors import CheckpointError, UsageError
+from trainer.export.artifact_integrity import facts, problems, read_gate
 from trainer.export.program import PROGRAMS, digest
-from trainer.export.published import facts, problems, read_gate
 from trainer.rundir import RunDir, inside, read_json
 from trainer.tasks.base import Task
 

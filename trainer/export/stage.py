@@ -21,18 +21,18 @@ from pathlib import Path
 
 import torch
 
-from trainer.cores import bf16_arithmetic
-from trainer.engine.finished import Finished
+from trainer.cpu_info import bf16_arithmetic
+from trainer.engine.trained_run import Finished
 from trainer.errors import GateError, RankzeroError
-from trainer.export.families import why_not
+from trainer.export.artifact_integrity import facts, problems, read_gate
 from trainer.export.gates import Gate, reason_of
-from trainer.export.judges import JUDGES
 from trainer.export.onnx import write_artifact
+from trainer.export.parity_checks import JUDGES
 from trainer.export.program import NAME, generated
 from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, sources, weights
-from trainer.export.published import facts, problems, read_gate
 from trainer.export.quantize import TUNING_ROWS, quantized
 from trainer.export.rows import Row, Rows, Say
+from trainer.export.unsupported import why_not
 from trainer.export.weights import TYPES, WeightsGate, write_weights
 from trainer.lock import check_held
 from trainer.recipe import Recipe

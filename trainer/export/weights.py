@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from trainer import tensors
-from trainer.engine.finished import build_model
 from trainer.engine.state import copy_weights
+from trainer.engine.trained_run import build_model
 from trainer.export.answers import torch_logits
 from trainer.export.gates import Gate
-from trainer.export.judges import SHOWN, Check
+from trainer.export.parity_checks import SHOWN, Check
 from trainer.rundir import write_json
 from trainer.tasks.base import Record, Task
 

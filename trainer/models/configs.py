@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.sections import Fraction, Positive, Section
+from trainer.recipe.sections import Fraction, Positive, Section
 
 Pooling = Literal["cls", "mean", "max"]
 TOKENIZERS = {  # of architectures of the transformers library; the others read WordPiece, as BERT does

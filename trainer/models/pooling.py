@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.models.attention import MASKED
-from trainer.models.families import padding_of
+from trainer.models.hf_quirks import padding_of
 
 LOOKS_BACK = ("clip_text_model",)  # its layers do not say that they are causal
 LOOKS_BOTH_WAYS = ("xlnet", "cpmant")  # language models whose states see the whole text

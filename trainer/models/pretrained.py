@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trainer.errors import CheckpointError, RankzeroError, UsageError
-from trainer.locations import FORMS, check_model_files, locate
+from trainer.hub_paths import FORMS, check_model_files, locate
 from trainer.models.dropout import Dropout
-from trainer.models.families import dropout_keys, padding_of, settle, without_layer_drop
 from trainer.models.fast_attention import use_attention
+from trainer.models.hf_patches import mend
+from trainer.models.hf_quirks import dropout_keys, padding_of, settle, without_layer_drop
 from trainer.models.label_order import order_labels, saved_labels
-from trainer.models.mending import mend
 from trainer.models.sizes import random_config
 from trainer.models.vocabulary import grow_vocabulary, token_ids
 from trainer.models.weights import encoder_of, load_weights
@@ -264,7 +264,7 @@ def load_bare(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> nn
     """A model of the transformers library without a head, fp32, in eval mode; of an encoder-decoder the encoder.
 
     Args:
-        name: see `trainer.locations`.
+        name: see `trainer.hub_paths`.
         tokenizer: of the model; its embedding gets rows for tokens that were added to it.
 
     Raises:

@@ -10,7 +10,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
-from trainer.models.families import SIZES, padding_of, settle
+from trainer.models.hf_quirks import SIZES, padding_of, settle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from trainer.errors import UsageError
-from trainer.locations import FORMS, check_model_files, locate
+from trainer.hub_paths import FORMS, check_model_files, locate
 from trainer.models.sizes import NAMES
 
 log = logging.getLogger("rankzero")
@@ -71,7 +71,7 @@ def load_weights(
 
     Args:
         auto: AutoModel, AutoModelForSequenceClassification, …
-        name: see `trainer.locations`.
+        name: see `trainer.hub_paths`.
         config: of the model. By default that of the weights.
         title: of the model in messages, such as the key and its value.
         asked: keys of the configuration that the recipe sets. With a number of layers, upper layers may be left out.

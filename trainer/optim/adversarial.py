@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.sections import AdversarialConfig
+from trainer.recipe.sections import AdversarialConfig
 
 
 class Perturbation:

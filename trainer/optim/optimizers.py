@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
-from trainer.sections import OptimConfig
+from trainer.recipe.sections import OptimConfig
 
 # Keys that only some choices use: key -> (the key that chooses, the choices that use it).
 USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.sections import OptimConfig
+from trainer.recipe.sections import OptimConfig
 
 INVERSE_SQRT_TIMESCALE = 10_000  # steps; used without warm-up, as in transformers' get_inverse_sqrt_schedule
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.errors import UsageError
-from trainer.models.families import Padding, padding_id, padding_of
+from trainer.models.hf_quirks import Padding, padding_id, padding_of
 from trainer.redaction import origin
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from trainer.data.tokenization import Layout
     from trainer.recipe import Recipe
-    from trainer.sections import Section
+    from trainer.recipe.sections import Section
 
 Example = dict[str, list[int]]
 Texts = dict[str, str]

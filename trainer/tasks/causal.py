@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from trainer.sections import GenerationConfig
+    from trainer.recipe.sections import GenerationConfig
 
 PROMPT, SAMPLES = 32, 6  # tokens of a beginning that is gone on with, and how many there are in a report
 ISOLATED = 1e-3  # difference of a logit that says that a document saw the one before it

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.sections import Fraction, Section
+from trainer.recipe.sections import Fraction, Section
 from trainer.tasks.base import (
     IGNORED,
     SHOWN,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.models.configs import TransformerXLConfig
-from trainer.sections import Section
+from trainer.recipe.sections import Section
 from trainer.tasks.base import Record, Roles, Task, Texts
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ class MaskedLanguageModeling(LanguageModeling):
         """Each example with `places`, the positions asked for, and `answers`, what stood there; `draw` says which."""
         import numpy as np
 
-        from trainer.data.keyed import key
+        from trainer.data.counter_rng import key
 
         special, size = set(self.tokenizer.all_special_ids), len(self.tokenizer)
         mask = int(self.tokenizer.mask_token_id)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainer.recipe import Recipe
-    from trainer.sections import DataConfig
+    from trainer.recipe.sections import DataConfig
 
 
 def rows_of(data: DataConfig) -> int:

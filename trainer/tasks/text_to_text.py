@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.errors import UsageError
-from trainer.sections import Positive, Section
+from trainer.recipe.sections import Positive, Section
 from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
 from trainer.tasks.pairs import Pairs
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trainer import tensors
-from trainer.data.keyed import key
+from trainer.data.counter_rng import key
 from trainer.engine import setup
 from trainer.engine.corpus import Corpus, batches_by_length
 from trainer.engine.evaluate import evaluate

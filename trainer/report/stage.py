@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from trainer.analysis.calibration import write_calibration
-from trainer.analysis.confusion import write_confusion
-from trainer.analysis.curves import write_curves
-from trainer.analysis.errors import find_shared_texts, write_errors
-from trainer.analysis.inputs import Inputs, label_names, read_inputs
-from trainer.analysis.report import render_report
-from trainer.analysis.samples import judged_rows, mean_chrf, write_samples
-from trainer.analysis.sections import SHARED_TEXTS
-from trainer.analysis.texts import PERPLEXITY, write_texts
+from trainer.report.calibration import write_calibration
+from trainer.report.confusion import write_confusion
+from trainer.report.curves import write_curves
+from trainer.report.errors import find_shared_texts, write_errors
+from trainer.report.inputs import Inputs, label_names, read_inputs
+from trainer.report.report import render_report
+from trainer.report.samples import judged_rows, mean_chrf, write_samples
+from trainer.report.sections import SHARED_TEXTS
+from trainer.report.texts import PERPLEXITY, write_texts
 from trainer.rundir import RunDir, write_json
 
 

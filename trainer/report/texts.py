@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.analysis.errors import Measure, length_buckets, words
-from trainer.analysis.inputs import write_lines
 from trainer.evaluation.predictions import Record
+from trainer.report.errors import Measure, length_buckets, words
+from trainer.report.inputs import write_lines
 from trainer.rundir import write_json
 
 FEW_TOKENS = 8  # of shorter texts the loss per token is chance

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.analysis.inputs import without_surrogates
 from trainer.evaluation.predictions import Record
+from trainer.report.inputs import without_surrogates
 from trainer.rundir import write_atomically, write_bytes_atomically, write_json
 
 LONGEST_LABEL = 22  # characters of a label's name in the picture

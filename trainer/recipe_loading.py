@@ -13,7 +13,7 @@ from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import recipe_class
 from trainer.tasks.base import Task, roles_of, task_class, task_classes
 
-SHIPPED = Path(__file__).parent / "recipes"
+SHIPPED = Path(__file__).parent / "recipe" / "shipped"
 Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.analysis.errors import Measure, length_buckets, words
-from trainer.analysis.inputs import write_lines
 from trainer.evaluation.predictions import Record
+from trainer.report.errors import Measure, length_buckets, words
+from trainer.report.inputs import write_lines
 from trainer.rundir import write_json
 
 SENTENCE_EDGES = (5, 8, 11, 14, 18, 25, 40)  # words of a sentence; a bucket ends with its edge

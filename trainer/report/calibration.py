@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.analysis.inputs import confidence, is_wrong
 from trainer.evaluation.predictions import Record
+from trainer.report.inputs import confidence, is_wrong
 from trainer.rundir import write_json
 
 BINS = 15

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.export import contestant
+from trainer.export import bench_worker
 from trainer.export.program import generated
 from trainer.export.sample_sizes import latencies
 
@@ -31,7 +31,7 @@ AIMED = 8  # rounds into which a course's time is divided
 REQUESTS = 50  # of a round, at most
 SLOW = 0.5  # times the tutorial's speed: slower ones are not asked again
 REFERENCES = ("tutorial", "torch")  # every ratio is against one of them
-PACKAGE = Path(contestant.__file__).parents[2]
+PACKAGE = Path(bench_worker.__file__).parents[2]
 
 Answer = dict[str, Any]
 Cell = dict[str, Any]
@@ -108,7 +108,7 @@ class Contest:
         with (Path(self._folder.name) / f"{channels[0]}.txt").open("wb") as said:
             self._processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-P", contestant.__file__, json.dumps({**asked_for, "channels": theirs})],
+                    [sys.executable, "-P", bench_worker.__file__, json.dumps({**asked_for, "channels": theirs})],
                     pass_fds=mine, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=self._environment(),
                     start_new_session=True,  # so that forks end with it
                 )

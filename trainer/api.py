@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from trainer.ending import ended_by_watchdog, full_disk, no_memory, tell
 from trainer.errors import RankzeroError, UsageError
-from trainer.loading import Recipe, load_recipe
+from trainer.failures import ended_by_watchdog, full_disk, no_memory, tell
 from trainer.lock import follow
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.reporting import attempt, card_stage, reason_of, retell, write_report
+from trainer.recipe_loading import Recipe, load_recipe
+from trainer.report_stages import attempt, card_stage, reason_of, retell, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -116,7 +116,7 @@ def train(
 
 
 def _train(recipe: BaseRecipe, options: Options) -> Run:
-    from trainer.engine.agreement import agree_with_earlier
+    from trainer.engine.resume_checks import agree_with_earlier
     from trainer.engine.runtime import start
     from trainer.engine.signals import StopFlag
 
@@ -173,7 +173,7 @@ def _stages(
     recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Runtime, status: Status | None, parts: int
 ) -> Run:
     from trainer.engine import setup
-    from trainer.engine.agreement import write_recipe
+    from trainer.engine.resume_checks import write_recipe
     from trainer.engine.session import Session
 
     def prepare() -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _stages(
     scores = {split: session.evaluate(split) for split in splits}
     runtime.close()  # from here on rank zero works alone: no collective can time out under it
     if runtime.main:
-        from trainer.shipping import ship
+        from trainer.post_training import ship
 
         def alive() -> None:
             if runtime.stop.received:
@@ -244,9 +244,9 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     Raises:
         RankzeroError: no such run, no model in it yet, no such split.
     """
-    from trainer.engine.finished import Finished
     from trainer.engine.runtime import start
     from trainer.engine.signals import StopFlag
+    from trainer.engine.trained_run import Finished
 
     trained = (read_json(RunDir(run).manifest) or {}).get("precision") or "no"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", trained)
@@ -284,7 +284,7 @@ def predict(
     Raises:
         UsageError: a backend that this run has no artifact for, or settings that the artifact was not made with.
     """
-    from trainer.engine.finished import Finished
+    from trainer.engine.trained_run import Finished
 
     if backend != "torch":
         from trainer.export.backend import open_artifact
@@ -304,7 +304,7 @@ def stream(
     Raises:
         UsageError: another backend than torch, or a task that does not go on with texts.
     """
-    from trainer.engine.finished import Finished
+    from trainer.engine.trained_run import Finished
 
     if backend != "torch":
         raise UsageError(f"--stream: backend {backend} answers whole texts; leave --backend out")
@@ -327,7 +327,7 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
         GateError: an artifact failed its gate and was kept out.
         RankzeroError: no such run, no model in it yet.
     """
-    from trainer.engine.finished import Finished
+    from trainer.engine.trained_run import Finished
     from trainer.export.stage import export_run
 
     folder = RunDir(run)
@@ -380,9 +380,9 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
         RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them. Or a part of the
             report could not be written; exit code 1, with the reason.
     """
-    from trainer.analysis.inputs import KINDS
     from trainer.engine.corpus import Corpus
-    from trainer.engine.finished import Finished
+    from trainer.engine.trained_run import Finished
+    from trainer.report.inputs import KINDS
 
     finished = Finished.open(RunDir(run), Recipe)
     if finished.task.kind not in KINDS:
@@ -409,8 +409,8 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
     Raises:
         RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
     """
-    from trainer.analysis.ensemble import ensemble as average
-    from trainer.engine.finished import Finished
+    from trainer.engine.trained_run import Finished
+    from trainer.report.ensemble import ensemble as average
 
     task = Finished.task_of(RunDir(runs[0]), Recipe)
     return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))

@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.analysis import attention, glossary, sections, story
-from trainer.analysis.inputs import Inputs, label_names, read_inputs
-from trainer.analysis.page import script_data, write_page
-from trainer.analysis.speed import speed_section
+from trainer.report import attention, metric_specs, run_summary, sections
+from trainer.report.inputs import Inputs, label_names, read_inputs
+from trainer.report.page import script_data, write_page
+from trainer.report.speed import speed_section
 from trainer.rundir import RunDir
 
 TITLES = {
@@ -68,9 +68,9 @@ def render_report(inputs: Inputs, labels: Sequence[str] | None = None, *, with_r
         title=str(inputs.recipe.get("name") or inputs.run.path.name),
         kind=inputs.kind,
         split=inputs.split,
-        lede=story.lede(inputs, names),
-        outcome=story.outcome(inputs),
-        facts=[*story.facts(inputs), *(("Artifacts", sentence) for sentence in story.left_out(inputs))],
+        lede=run_summary.lede(inputs, names),
+        outcome=run_summary.outcome(inputs),
+        facts=[*run_summary.facts(inputs), *(("Artifacts", sentence) for sentence in run_summary.left_out(inputs))],
         contents=[(key, TITLES[key]) for key in TITLES if found.get(key)],
         sections=found,
         head=Markup("") if with_rows else Markup(NO_ROWS),  # noqa: S704  (our own)
@@ -110,15 +110,15 @@ def _sections(inputs: Inputs, names: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _scores(inputs: Inputs) -> dict[str, Any] | None:
-    cards = glossary.cards(inputs.scores, inputs.kind)
+    cards = metric_specs.cards(inputs.scores, inputs.kind)
     if not cards:
         return None
     resamples = inputs.recipe.get("evaluation", {}).get("bootstrap")
     return {
         "cards": cards,
-        "reading": glossary.interval_reading(inputs.scores, resamples),
+        "reading": metric_specs.interval_reading(inputs.scores, resamples),
         "signature": inputs.scores.get("signature"),
-        "table": glossary.all_scores(inputs.scores),
+        "table": metric_specs.all_scores(inputs.scores),
     }
 
 

@@ -25,8 +25,8 @@ SEARCHED = 2_000_000  # training rows, at most, that are looked through for text
 
 def report_stage(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, split: str, step: int) -> None:
     """Writes the report of a split, unless it has been written since the split was evaluated."""
-    from trainer.analysis.inputs import KINDS
     from trainer.engine.setup import mark_stage, stage_done
+    from trainer.report.inputs import KINDS
 
     evaluated = (read_json(run.manifest) or {}).get("stages", {}).get(f"evaluation/{split}")
     done = stage_done(run, f"report/{split}", step, of=evaluated) and (run.evaluation(split) / "report.html").exists()
@@ -46,8 +46,8 @@ def write_report(
     Raises:
         DataError: there are no predictions of the split.
     """
-    from trainer.analysis.inputs import read_records
-    from trainer.analysis.stage import analyse
+    from trainer.report.inputs import read_records
+    from trainer.report.stage import analyse
 
     records = read_records(run, split)
     rows = task.explain(model.cpu().float().eval(), chosen(records))
@@ -61,7 +61,7 @@ def write_report(
 
 def render_reports(run: RunDir) -> None:
     """Writes the pages again that are there, from the files of the run: what they show may have changed."""
-    from trainer.analysis.report import write_report as render
+    from trainer.report.report import write_report as render
 
     for page in sorted(run.path.glob("evaluation/*/report.html")):
         render(run, page.parent.name)
@@ -107,9 +107,9 @@ def reason_of(error: Exception) -> str:
 
 def card_stage(run: RunDir) -> None:
     """Writes the model card, unless all that it tells of has stayed as it was (see `rankzero export --check`)."""
-    from trainer.analysis.card import write_card
     from trainer.engine.setup import mark_stage, stage_done
-    from trainer.export.published import facts
+    from trainer.export.artifact_integrity import facts
+    from trainer.report.card import write_card
 
     told = [
         run.recipe,

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from trainer.analysis import glossary, story
-from trainer.analysis.inputs import Inputs, finite, read_run
-from trainer.analysis.page import TEMPLATES, count
-from trainer.analysis.speed import read_benchmark, recommended
+from trainer.report import metric_specs, run_summary
+from trainer.report.inputs import Inputs, finite, read_run
+from trainer.report.page import TEMPLATES, count
+from trainer.report.speed import read_benchmark, recommended
 from trainer.rundir import RunDir, read_json, write_atomically
 
 SPLITS = ("test", "validation")
@@ -51,9 +51,9 @@ def write_card(run: RunDir) -> Path:
     text = _environment().get_template("card.md.jinja").render(
         front_matter=yaml.safe_dump(front_matter(inputs), sort_keys=False, allow_unicode=True),
         name=inputs.recipe.get("name") or run.path.name,
-        lede=story.lede(inputs, _labels(inputs)),
-        splits=[(one.split, _rows(one), glossary.all_scores(one.scores)) for one in evaluated],
-        facts=story.facts(inputs),
+        lede=run_summary.lede(inputs, _labels(inputs)),
+        splits=[(one.split, _rows(one), metric_specs.all_scores(one.scores)) for one in evaluated],
+        facts=run_summary.facts(inputs),
         data=[(split, facts) for split, facts in inputs.manifest.get("data", {}).items()],
         root=inputs.recipe["data"].get("root"),
         tokenizer=inputs.manifest.get("tokenizer", {}).get("sha256"),
@@ -62,7 +62,7 @@ def write_card(run: RunDir) -> Path:
         published=[name for name, gate in gates.items() if gate["passed"]],
         speed=_speed(run),
         limits=_limits(inputs, gates),
-        left_out=story.left_out(inputs),
+        left_out=run_summary.left_out(inputs),
         weights=[name for name in WEIGHTS if gates.get(name, {}).get("passed")],
         auto=_auto(run, inputs.recipe),
         relative=not re.match(r"[\w+]+://|/|~|…", str(inputs.recipe["data"].get("root") or "/")),
@@ -79,7 +79,7 @@ def front_matter(inputs: Inputs) -> dict[str, Any]:
     recipe, kind = inputs.recipe, inputs.kind
     name, root = str(recipe["model"].get("name") or ""), str(recipe["data"].get("root") or "")
     dataset = root.removeprefix("hf://datasets/") if root.startswith("hf://datasets/") else None
-    metrics = [m.key for m in glossary.METRICS.get(kind, ()) if finite(inputs.scores.get(m.key))]
+    metrics = [m.key for m in metric_specs.METRICS.get(kind, ()) if finite(inputs.scores.get(m.key))]
     pipeline = pipeline_of(recipe)
     result = {
         "task": {"type": pipeline},

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from trainer.analysis import story
-from trainer.analysis.glossary import cards
-from trainer.analysis.inputs import read_inputs
-from trainer.analysis.page import write_page
+from trainer.report import run_summary
+from trainer.report.inputs import read_inputs
+from trainer.report.metric_specs import cards
+from trainer.report.page import write_page
 from trainer.rundir import RunDir
 
 
@@ -34,6 +34,6 @@ def _entry(title: str, report: Path, base: Path) -> dict[str, Any]:
         "title": title,
         "href": quote(Path(os.path.relpath(report.resolve(), base.resolve())).as_posix()),
         "split": split,
-        "lede": story.lede(inputs, labels),
+        "lede": run_summary.lede(inputs, labels),
         "cards": cards(inputs.scores, inputs.kind)[:3],
     }

@@ -30,7 +30,7 @@ def full_disk(folder: RunDir, error: BaseException) -> CheckpointError | None:
 
 def no_memory(error: BaseException) -> RankError | None:
     """Memory that ran out elsewhere than in a micro-batch, where nothing can be split."""
-    from trainer.engine.memory import ran_out
+    from trainer.engine.oom import ran_out
 
     if isinstance(error, RankzeroError) or not ran_out(error):
         return None

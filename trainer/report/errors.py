@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.analysis.inputs import confidence, is_wrong, write_lines
 from trainer.evaluation.predictions import Record
+from trainer.report.inputs import confidence, is_wrong, write_lines
 from trainer.rundir import write_json
 
 LENGTH_EDGES = (10, 25, 50, 100, 200, 400)  # words of a text; a bucket ends with its edge

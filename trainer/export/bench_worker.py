@@ -67,9 +67,9 @@ def weights(run: Path, name: str) -> Answer:
     """The trained weights in torch: fp32, bf16 or compiled; -cuda on a GPU. A job "padded" is the tutorial's way."""
     import torch
 
-    from trainer.engine.finished import Finished, choose_attention
+    from trainer.engine.trained_run import Finished, choose_attention
     from trainer.export.answers import greedy
-    from trainer.loading import Recipe
+    from trainer.recipe_loading import Recipe
     from trainer.rundir import RunDir
     from trainer.tasks.base import make_task
 
@@ -178,7 +178,7 @@ def main() -> None:
         return
     import torch
 
-    import trainer.engine.finished  # noqa: F401 - what every one of them needs, once
+    import trainer.engine.trained_run  # noqa: F401 - what every one of them needs, once
 
     imported = time.monotonic()
     for name in _forks(list(channels)):

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
-from trainer.analysis.inputs import Inputs
 from trainer.redaction import shareable
+from trainer.report.figures import FIRST, INK, SECOND, draw, inline
+from trainer.report.inputs import Inputs
 from trainer.rundir import RunDir, read_json
 
 FORMAT = 2

@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trainer.analysis.confusion import shortened
-from trainer.analysis.inputs import without_surrogates
+from trainer.report.confusion import shortened
+from trainer.report.inputs import without_surrogates
 from trainer.rundir import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from trainer.analysis.errors import accuracy
-from trainer.analysis.inputs import check_record, is_wrong, read_records
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.report.errors import accuracy
+from trainer.report.inputs import check_record, is_wrong, read_records
 from trainer.rundir import RunDir
 
 SMALLEST = 1e-12  # a probability of 0 for the truth counts as this one: the loss stays a number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.analysis.page import count, percent
+from trainer.report.page import count, percent
 
 
 def data_facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from trainer.data.cleaning import BadRow
 from trainer.data.columns import as_yaml, guess_columns, header_for, is_no_header
 from trainer.data.discovery import Shard
 from trainer.data.labels import guess_classes, hidden_difference, is_unlabeled, label_form
-from trainer.sections import DataConfig
+from trainer.recipe.sections import DataConfig
 
 SHOWN = 8  # columns or labels that a message lists
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.analysis.confusion import shortened
-from trainer.analysis.inputs import finite
-from trainer.analysis.page import percent
+from trainer.report.confusion import shortened
+from trainer.report.inputs import finite
+from trainer.report.page import percent
 
 
 @dataclass(frozen=True)

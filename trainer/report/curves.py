@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline, standalone
-from trainer.analysis.inputs import Inputs, finite
+from trainer.report.figures import FIRST, INK, SECOND, draw, inline, standalone
+from trainer.report.inputs import Inputs, finite
 from trainer.rundir import write_atomically
 
 NOT_A_CURVE = ("step", "epoch", "rows", "loss", "perplexity")

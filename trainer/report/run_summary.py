@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.analysis.confusion import shortened
-from trainer.analysis.data_facts import data_facts
-from trainer.analysis.glossary import cards
-from trainer.analysis.inputs import Inputs, finite
-from trainer.analysis.page import LONGEST_LABEL, count, percent
+from trainer.report.confusion import shortened
+from trainer.report.data_facts import data_facts
+from trainer.report.inputs import Inputs, finite
+from trainer.report.metric_specs import cards
+from trainer.report.page import LONGEST_LABEL, count, percent
 
 FEW_CLASSES = 4  # are named in a sentence
 

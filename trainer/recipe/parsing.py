@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from trainer.errors import UsageError
-from trainer.sections import (
+from trainer.recipe.sections import (
     DataConfig,
     EvaluationConfig,
     ExportConfig,
@@ -32,7 +32,7 @@ from trainer.sections import (
     TokenizerConfig,
     TokenizerTraining,
 )
-from trainer.synonyms import advice
+from trainer.recipe.synonyms import advice
 
 MOST_BYTES, MOST_VALUES = 10_000_000, 1_000_000  # of a recipe file
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainer.export.rows import FEW, Row
-from trainer.sections import GatesConfig
+from trainer.recipe.sections import GatesConfig
 from trainer.tasks.base import Record
 
 Check = dict[str, Any]

@@ -24,7 +24,7 @@ import psutil
 
 from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
 from launch.shim import ERROR_CODES, PARENT, PASSED_ON, PREEMPTED
-from trainer.cores import cores
+from trainer.cpu_info import cores
 from trainer.errors import UsageError
 from trainer.rank_env import UNSET, asked_engine, check_environment, clean_environment
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
 from trainer.export.stage import export_run, slowly
-from trainer.loading import Recipe
-from trainer.reporting import attempt, card_stage, render_reports, report_stage
+from trainer.recipe_loading import Recipe
+from trainer.report_stages import attempt, card_stage, render_reports, report_stage
 from trainer.rundir import RunDir, read_json
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from trainer.analysis import curves
-from trainer.analysis.calibration import calibration
-from trainer.analysis.confusion import classification_report, confusion, most_confused
-from trainer.analysis.errors import Measure, accuracy, errors_by_class, errors_by_length, shared_summary, wrong_rows
-from trainer.analysis.figures import FIRST, INK, SECOND, draw, inline
-from trainer.analysis.inputs import Inputs, finite
-from trainer.analysis.page import fixed, percent
-from trainer.analysis.samples import best_rows, judged_rows, length_outliers, mean_chrf, summarise
-from trainer.analysis.texts import PERPLEXITY, extremes, judged_texts, loss_by_length
+from trainer.report import curves
+from trainer.report.calibration import calibration
+from trainer.report.confusion import classification_report, confusion, most_confused
+from trainer.report.errors import Measure, accuracy, errors_by_class, errors_by_length, shared_summary, wrong_rows
+from trainer.report.figures import FIRST, INK, SECOND, draw, inline
+from trainer.report.inputs import Inputs, finite
+from trainer.report.page import fixed, percent
+from trainer.report.samples import best_rows, judged_rows, length_outliers, mean_chrf, summarise
+from trainer.report.texts import PERPLEXITY, extremes, judged_texts, loss_by_length
 from trainer.rundir import read_json
 
 MOST_ERRORS, WORST, BEST, OUTLIERS = 20, 8, 6, 5
