@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.harness import Blocks, Contestant, interleave, machine, protocol, rates, spread, write
 from trainer.engine.corpus import Corpus
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_rows(finished: Finished, most: int, out: Path) -> None:
+def write_rows(finished: TrainedRun, most: int, out: Path) -> None:
     """Test rows as {"src": ids with <eos>, "new": tokens of the reference with <eos>}, in the order of the corpus."""
     texts = [row for _, row in islice(Corpus(finished.recipe, finished.task).texts("test"), most)]
     with out.open("w", encoding="utf-8") as lines:
@@ -52,7 +52,7 @@ def write_rows(finished: Finished, most: int, out: Path) -> None:
             lines.write(json.dumps({"src": example["src"], "new": len(example["trg"]) + 1}) + "\n")
 
 
-def settings_of(finished: Finished, options: argparse.Namespace, rows: Path) -> dict[str, Any]:
+def settings_of(finished: TrainedRun, options: argparse.Namespace, rows: Path) -> dict[str, Any]:
     task: Any = finished.task
     return {
         "threads": options.threads, "run": str(options.run.resolve()), "rows": str(rows),
@@ -94,7 +94,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     options = arguments()
     report: dict[str, Any] = {"benchmark": "decoding Multi30k, target tokens of given lengths", "machine": machine()}
-    finished = Finished.open(RunDir(options.run), Recipe)
+    finished = TrainedRun.open(RunDir(options.run), Recipe)
     results, started = {}, []
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"

@@ -52,13 +52,13 @@ def with_onnx(settings: dict[str, Any]) -> Callable[[Sequence[Any], int], list[i
 def with_torch(settings: dict[str, Any]) -> Callable[[Sequence[Any], int], list[int]]:
     import torch
 
-    from trainer.engine.trained_run import Finished
+    from trainer.engine.trained_run import TrainedRun
     from trainer.evaluation.decoding import beam_search
     from trainer.recipe_loading import Recipe
     from trainer.rundir import RunDir
 
     torch.set_num_threads(settings["threads"])
-    finished = Finished.open(RunDir(settings["run"]), Recipe)
+    finished = TrainedRun.open(RunDir(settings["run"]), Recipe)
     task: Any = finished.task
     model: Any = finished.model
 

@@ -1,4 +1,4 @@
-"""Finished runs of tiny untrained models, and their ONNX artifacts: what the export is tested on."""
+"""TrainedRun runs of tiny untrained models, and their ONNX artifacts: what the export is tested on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conftest import ENDS, NOUNS, VERBS, WORDS, tiny_recipe
 from trainer import tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
-from trainer.engine.trained_run import Finished, build_model, write_evaluation
+from trainer.engine.trained_run import TrainedRun, build_model, write_evaluation
 from trainer.export import bench_runner
 from trainer.export.benchmark import bench_run
 from trainer.export.onnx import write_artifact
@@ -48,7 +48,7 @@ class Exported:
     """A finished run and its fp32 artifact, without a gate.json. Read only."""
 
     run: RunDir
-    finished: Finished
+    finished: TrainedRun
     folder: Path
 
     @property
@@ -114,7 +114,7 @@ def trained(task: Any, model: Any) -> None:
 
 
 def exported(run: RunDir, *overrides: str) -> Exported:
-    finished = Finished.open(run, Recipe, overrides)
+    finished = TrainedRun.open(run, Recipe, overrides)
     folder = run.path / "artifact"
     folder.mkdir()
     write_artifact(finished.task, finished.model, folder)

@@ -87,7 +87,7 @@ def first_is_best(then: Callable[[], None]) -> None:
     from trainer.engine import loop as module
 
     values = itertools.count(1.0)
-    module.selecting_score = lambda *_: next(values)  # type: ignore[assignment]
+    module.selection_score = lambda *_: next(values)  # type: ignore[assignment]
     then()
 
 

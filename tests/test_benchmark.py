@@ -18,7 +18,7 @@ from trainer import api
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
 from trainer.export import bench_runner, benchmark, gates, sample_sizes, stage
-from trainer.export.bench_runner import Contest, Course, Entry, TimeUp
+from trainer.export.bench_runner import BenchRunner, Candidate, Scenario, TimeUp
 from trainer.export.benchmark import bench_run, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.program import load
@@ -299,8 +299,8 @@ for name, (reading, writing) in asked["channels"].items():
     os._exit(0)
 os.wait()
 """
-TORCH = [Entry("tutorial", "torch", padded=True), Entry("torch", "torch")]
-Make = Callable[..., Contest]
+TORCH = [Candidate("tutorial", "torch", padded=True), Candidate("torch", "torch")]
+Make = Callable[..., BenchRunner]
 
 
 @pytest.fixture
@@ -308,10 +308,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "log.json").write_text("[]", encoding="utf-8")
     monkeypatch.setattr(bench_runner.contestant, "__file__", str(tmp_path / "fake.py"))
-    made: list[Contest] = []
+    made: list[BenchRunner] = []
 
-    def make(*more: Entry, seconds: float = 60.0) -> Contest:
-        made.append(Contest([*TORCH, *more], [f"text {i}" for i in range(11)], 1, time.monotonic() + seconds))
+    def make(*more: Candidate, seconds: float = 60.0) -> BenchRunner:
+        made.append(BenchRunner([*TORCH, *more], [f"text {i}" for i in range(11)], 1, time.monotonic() + seconds))
         made[0].start(list(dict.fromkeys(entry.channel for entry in made[0].entries)), tmp_path, None)
         return made[0]
 
@@ -321,7 +321,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
-    found = list(fake(Entry("onnx", "onnx"), Entry("bf16", "bf16")).run([Course(1, 1), Course(8, 1)]))
+    found = list(fake(Candidate("onnx", "onnx"), Candidate("bf16", "bf16")).run([Scenario(1, 1), Scenario(8, 1)]))
     ratios = {name: cell["times_tutorial"]["median"] for name, cell in found[0]["contestants"].items()}
     assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
     assert found[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
@@ -337,13 +337,13 @@ def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
 
 def test_what_the_others_are_compared_with_is_asked_to_the_end(fake: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_runner, "SLOW", 3.0)
-    *_, last = fake(Entry("onnx", "onnx"), Entry("bf16", "bf16")).run([Course(1, 1), Course(8, 1)])
+    *_, last = fake(Candidate("onnx", "onnx"), Candidate("bf16", "bf16")).run([Scenario(1, 1), Scenario(8, 1)])
     assert last["contestants"].keys() == {"tutorial", "torch", "onnx"}  # torch is 2.0 times the tutorial's speed
 
 
 def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
-    made = fake(Entry("dies", "dies"), Entry("onnx", "onnx"))
-    (course,) = made.run([Course(1, 1)])
+    made = fake(Candidate("dies", "dies"), Candidate("onnx", "onnx"))
+    (course,) = made.run([Scenario(1, 1)])
     assert set(course["contestants"]) == {"tutorial", "torch", "onnx"}
     assert "out of luck" in made.left_out["dies"]
 
@@ -351,13 +351,13 @@ def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
 def test_the_budget_ends_a_contestant_that_hangs(fake: Make) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeUp):
-        fake(Entry("hangs", "hangs"), seconds=3.0)
+        fake(Candidate("hangs", "hangs"), seconds=3.0)
     assert time.monotonic() - begun < 60
 
 
 def test_a_course_that_does_not_fit_is_told(fake: Make) -> None:
     made = fake(seconds=20.0)
-    found = list(made.run([Course(1, 1), Course(10**6, 1), Course(8, 1)]))
+    found = list(made.run([Scenario(1, 1), Scenario(10**6, 1), Scenario(8, 1)]))
     assert [course["batch"] for course in found] == [1, 8]
     assert "one round takes about 6000 s" in made.left_out["batch 1000000, beam 1"]
 
@@ -372,7 +372,7 @@ def test_mistakes_are_told_before_anything_starts(
         monkeypatch.setattr("sys.argv", ["trainer", "bench", *map(str, words)])
         return run_app(app)
 
-    monkeypatch.setattr(bench_runner.Contest, "start", None)
+    monkeypatch.setattr(bench_runner.BenchRunner, "start", None)
     assert code(run.path, "--seconds", 1) == 2
     assert "--seconds 1: allowed are 5 or more" in capsys.readouterr().err
     assert code(run.path, "--threads", 0) == 2

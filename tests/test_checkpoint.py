@@ -416,9 +416,9 @@ def test_the_manifest_is_what_it_says(tmp_path: Path) -> None:
 
 
 def test_a_failed_save_says_what_is_there(tmp_path: Path) -> None:
-    assert checkpoint.what_is_saved(tmp_path / "none") == "no checkpoint has been saved yet"
+    assert checkpoint.describe_saved(tmp_path / "none") == "no checkpoint has been saved yet"
     save(tmp_path, 10)
     save(tmp_path, 20)
-    assert checkpoint.what_is_saved(tmp_path) == "the checkpoint of step 20 is intact"
+    assert checkpoint.describe_saved(tmp_path) == "the checkpoint of step 20 is intact"
     (checkpoint.path_of(tmp_path, 20) / "model.safetensors").unlink()
-    assert checkpoint.what_is_saved(tmp_path) == "the checkpoint of step 10 is intact"
+    assert checkpoint.describe_saved(tmp_path) == "the checkpoint of step 10 is intact"

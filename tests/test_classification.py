@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from trainer.data.cleaning import BadRow, clean_row
 from trainer.data.sources import Row as SourceRow
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.evaluate import selecting_score
+from trainer.engine.evaluate import selection_score
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.classification import calibration_error, from_confusion, interval_of, score_classification
@@ -123,9 +123,9 @@ def test_a_metric_that_validation_gives_no_value_is_refused(tmp_path: Path) -> N
     with pytest.raises(DataError, match=words):
         run(made, run=tmp_path / "run")
     runtime: Any = SimpleNamespace(on_main=lambda work: work())
-    assert selecting_score(runtime, {"roc_auc": 0.5}, "roc_auc") == 0.5
+    assert selection_score(runtime, {"roc_auc": 0.5}, "roc_auc") == 0.5
     with pytest.raises(DataError, match=r"has no value: not all classes occur in the rows of data.validation"):
-        selecting_score(runtime, {"loss": 1.0}, "roc_auc")
+        selection_score(runtime, {"loss": 1.0}, "roc_auc")
 
 
 def test_class_weights_change_the_loss_as_torchs_do(tmp_path: Path) -> None:
@@ -398,10 +398,10 @@ def test_masks_belong_to_the_micro_batch(reviews: Path) -> None:
     values = made.model_dump(mode="json") | {"task": {"kind": "language_modeling"}}
     task = task_of(Recipe.parse(values))
     examples = task.encode([{"text": " ".join(OTHER * 2)}] * 40)
-    first = task.noised(examples, 0, 1, 2)
-    assert task.noised(examples, 0, 1, 2) == first
-    assert task.noised(examples, 1, 1, 2) != first
-    assert task.noised(examples[:1]) == task.noised(examples)[:1], "in an evaluation: by the text alone"
+    first = task.corrupt(examples, 0, 1, 2)
+    assert task.corrupt(examples, 0, 1, 2) == first
+    assert task.corrupt(examples, 1, 1, 2) != first
+    assert task.corrupt(examples[:1]) == task.corrupt(examples)[:1], "in an evaluation: by the text alone"
     special = set(task.tokenizer.all_special_ids)
     fates = {"mask": 0, "same": 0, "other": 0}
     for before, after in zip(examples, first, strict=True):
@@ -448,7 +448,7 @@ def test_every_task_keeps_the_contract() -> None:
         task = make_task(parsed, tokenizer)
         roles = task.roles(parsed.task)
         rows = [{role: row[role] for role in roles} for row in task.toy_rows]
-        examples = task.noised(task.encode(rows), 1)
+        examples = task.corrupt(task.encode(rows), 1)
         batch = task.collate(examples)
         assert all(len(task.collate([e])[task.inputs[0]][0]) >= 1 for e in examples)
         model = task.build_model()

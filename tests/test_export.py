@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from review_world import task_of
 
 from trainer.data.cleaning import CLEANERS
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.export import onnx as exporting
 from trainer.export.answers import artifact_logits, as_artifact, torch_logits
 from trainer.export.program import PROGRAMS, load, source
@@ -77,7 +77,7 @@ def test_an_artifact_answers_as_the_weights_do(kind: str, request: pytest.Fixtur
 @pytest.mark.parametrize(("attention", "used"), [("auto", "sdpa"), ("eager", "eager")])
 def test_a_pretrained_model_answers_with_the_fastest_attention(attention: str, used: str, pairs: Exported) -> None:
     """Ours, which auto takes on a CPU, is made for training; the answers stay the same."""
-    finished = Finished.open(pairs.run, Recipe, [f"model.attention={attention}"])
+    finished = TrainedRun.open(pairs.run, Recipe, [f"model.attention={attention}"])
     lines = ["a good film\ta dull plot", "x\ty", "bad " * 40 + "\tgood"]
     found = list(finished.predict(lines))
     assert finished.model.config._attn_implementation == used
@@ -88,7 +88,7 @@ def test_a_pretrained_model_answers_with_the_fastest_attention(attention: str, u
 def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, factor: float) -> None:
     """A beam of 70 asks for more candidates of a hypothesis than the rest of the vocabulary can give at first."""
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
-    finished = Finished.open(translator.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
+    finished = TrainedRun.open(translator.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
     artifact = translator.artifact
     artifact.settings = exporting.settings(finished.task, finished.model)
     lines = [row.line for row in translator.rows()[1][: 6 if beam > 50 else 25]]

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from test_causal import GPT2, LENGTH, document, recipe
 
 from trainer.engine.corpus import Corpus
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.export import answers
 from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
 from trainer.export.onnx import settings
@@ -113,7 +113,7 @@ def test_perplexity_is_that_of_the_evaluation(gpt2: Exported) -> None:
 
 @pytest.mark.parametrize(("asked", "made"), [(6, 6), (LENGTH, LENGTH - 1), (500, LENGTH - 1)])
 def test_there_is_room_for_a_beginning(gpt2: Exported, asked: int, made: int) -> None:
-    task = Finished.task_of(gpt2.run, Recipe, [f"evaluation.generation.new_tokens={asked}"])
+    task = TrainedRun.task_of(gpt2.run, Recipe, [f"evaluation.generation.new_tokens={asked}"])
     assert settings(task, gpt2.finished.model)["new_tokens"] == made
     example = task.encode([{"text": "the film was good " * 9}])[0]
     assert 1 <= len(prompt(task, example)) <= LENGTH - made
@@ -125,7 +125,7 @@ def test_there_is_room_for_a_beginning(gpt2: Exported, asked: int, made: int) ->
 
 def test_beams_and_sampling_are_for_torch(gpt2: Exported, tmp_path: Path) -> None:
     """run.py goes on greedily, says so in its settings, and is proven by that."""
-    task = Finished.task_of(gpt2.run, Recipe, ["evaluation.generation.temperature=0.7"])
+    task = TrainedRun.task_of(gpt2.run, Recipe, ["evaluation.generation.temperature=0.7"])
     assert settings(task, gpt2.finished.model)["search"] == "greedy"
     assert settings(task, gpt2.finished.model) == settings(gpt2.finished.task, gpt2.finished.model)
 

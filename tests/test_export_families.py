@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from trainer import tensors
 from trainer.api import check_export
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import GateError
 from trainer.export import unsupported
 from trainer.export.backend import open_artifact
@@ -68,7 +68,7 @@ def test_weights_are_published_where_there_is_no_graph(
     assert verdict["checks"]["logits"]["rows"] == 40
 
     lines = ["a good film", "the plot was bad and dull"]
-    wanted = list(Finished.open(run, Recipe).predict(lines))
+    wanted = list(TrainedRun.open(run, Recipe).predict(lines))
     assert list(open_artifact(run, "safetensors")(lines)) == wanted
     model: Any = AutoModelForSequenceClassification.from_pretrained(run.export / "safetensors")
     trained = tensors.read(run.model / WEIGHTS)
@@ -81,7 +81,7 @@ def test_weights_are_published_where_there_is_no_graph(
 def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> None:
     """One that can be exported after all no longer belongs into the table."""
     run = family_run(tmp_path, reviews, family)
-    finished = Finished.open(run, Recipe)
+    finished = TrainedRun.open(run, Recipe)
     assert unsupported.why_not(finished.task, run)
     folder = tmp_path / "artifact"
     folder.mkdir()
@@ -100,7 +100,7 @@ def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> Non
 
 def test_big_bird_with_full_attention_has_a_graph(reviews: Path, tmp_path: Path) -> None:
     run = family_run(tmp_path, reviews, "big_bird", data={"max_length": 32})
-    task = Finished.task_of(run, Recipe)
+    task = TrainedRun.task_of(run, Recipe)
     config = json.loads((run.model / "config.json").read_text())
     assert "original_full" in (unsupported.why_not(task, run) or "")
     (run.model / "config.json").write_text(json.dumps(config | {"attention_type": "original_full"}))

@@ -56,7 +56,7 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
         assert set(found["files"]) == files | {"tokenizer.json"}
     assert found["size_ratio"] > 1.2
     before = {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
-    monkeypatch.setattr(stage.Finished, "open", None)  # nothing has changed: the model is not even read
+    monkeypatch.setattr(stage.TrainedRun, "open", None)  # nothing has changed: the model is not even read
     assert export_run(run, Recipe, say=quiet) == folders
     assert before == {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
 
@@ -120,7 +120,7 @@ def test_what_was_refused_is_not_made_again(run: RunDir, monkeypatch: pytest.Mon
     limits = ["export.gates.logits=1e-9", "export.bf16=false"]
     with pytest.raises(GateError) as first:
         export_run(run, Recipe, limits, quiet)
-    monkeypatch.setattr(stage.Finished, "open", None)
+    monkeypatch.setattr(stage.TrainedRun, "open", None)
     with pytest.raises(GateError, match=re.escape(str(first.value))):
         export_run(run, Recipe, limits, quiet)
 

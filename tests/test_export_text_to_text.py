@@ -18,7 +18,7 @@ from rich.console import Console
 from test_text_to_text import recipe
 
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.export.benchmark_table import show
 from trainer.export.onnx import settings
 from trainer.export.quantize import matrices, write_quantized
@@ -86,7 +86,7 @@ def test_run_py_answers_odd_lines_as_the_weights_do(t5: Exported) -> None:
 def test_every_way_to_search(t5: Exported, beam: int, penalty: float, factor: float) -> None:
     """The library's search, and ours of run.py: limits of each row, lengths, ends."""
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
-    finished = Finished.open(t5.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
+    finished = TrainedRun.open(t5.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
     artifact = t5.artifact
     artifact.settings = settings(finished.task, finished.model)
     lines = [row.line for row in t5.rows()[1][:25]]

@@ -109,7 +109,7 @@ class Threads:
     def rank(self) -> int:
         return int(self._local.rank)
 
-    def beat(self, where: str, step: int | None = None) -> None:
+    def heartbeat(self, where: str, step: int | None = None) -> None:
         pass  # no watchdog
 
     def sum(self, values: list[int]) -> list[int]:
@@ -155,7 +155,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
         collate=collate,
         tokens=count,
         inputs=("x",),
-        noised=_unchanged,
+        corrupt=_unchanged,
         targets=lambda batch: len(batch["x"]),
     )
 
@@ -166,7 +166,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
             seen.append([loaded.ids if loaded else {} for loaded in batches])
             return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
 
-        stepper.carried = SimpleNamespace(keep=lambda: None)  # type: ignore[attr-defined]
+        stepper.lane_memory = SimpleNamespace(keep=lambda: None)  # type: ignore[attr-defined]
         loop: Any = Loop(
             runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
             Progress.start(5), None, SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,

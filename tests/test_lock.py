@@ -130,11 +130,11 @@ def test_elsewhere_only_the_heartbeat_counts(
     claim(run, 1, born="5", **ELSEWHERE[place])
     stop = threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while not stop.wait(QUICK):
             os.utime(run.lock_file, (time.time() + skew,) * 2)
 
-    heart = threading.Thread(target=beat)
+    heart = threading.Thread(target=heartbeat)
     heart.start()
     try:
         with pytest.raises(UsageError, match="in use by process 1 on"), run.locked():

@@ -481,7 +481,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe: Path, whole:
 
 @pytest.mark.parametrize("averaging", [(), ("optim.averaging={kind: last, last: 3}",)], ids=["best", "averaged"])
 def test_damaged_weights_are_not_published(recipe: Path, tmp_path: Path, averaging: tuple[str, ...]) -> None:
-    run, choice = tmp_path / "run", "trainer.engine.session.Session.choose_weights"
+    run, choice = tmp_path / "run", "trainer.engine.session.Session.select_checkpoint"
     words = (f"loop.max_steps={STEPS}", *averaging)
     hook = partial(hooks.first_is_best, partial(hooks.at_call, choice, 1, 0))
     train(recipe, run, *words, hook=hook).check(-signal.SIGKILL)

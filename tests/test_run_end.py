@@ -162,7 +162,7 @@ def test_the_entropy_of_tokens_by_hand() -> None:
     """Eight, four and four of three tokens: 1.5 bits, and the correction for sixteen of them."""
     labels = torch.tensor([[3] * 8 + [IGNORED], [5] * 4 + [9] * 4 + [IGNORED]])
     halves = [[SimpleNamespace(examples=labels[:1])], [SimpleNamespace(examples=labels[1:])]]
-    task: Any = SimpleNamespace(noised=lambda rows: rows, collate=lambda rows: {"labels": rows})
+    task: Any = SimpleNamespace(corrupt=lambda rows: rows, collate=lambda rows: {"labels": rows})
     corpus: Any = SimpleNamespace(batches=lambda split: halves)
     assert _entropy(task, corpus, "validation") == pytest.approx(1.5 * math.log(2) + 2 / 32)
 

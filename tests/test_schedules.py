@@ -144,7 +144,7 @@ def test_many_small_gains_end_the_waiting_and_a_resume_changes_nothing() -> None
         for step, value in enumerate(values):
             progress.step = step
             bests.append(progress.judge(value, True, 0.1))
-            waits.append(progress.waited)
+            waits.append(progress.bad_evals)
             if resumed:
                 progress = Progress.from_json(json.loads(json.dumps(progress.to_json(progress.marks))))
         assert waits == [0, 1, 0, 1, 2, 3, 4, 5, 0], "0.88 is better than 1.0 by more than 0.1, and 0.5 than that"
@@ -154,4 +154,4 @@ def test_many_small_gains_end_the_waiting_and_a_resume_changes_nothing() -> None
     assert Progress.from_json(state).reference == 0.5, "of a checkpoint of before"
     rising = Progress.start(1)
     assert [rising.judge(value, False, 0.0) for value in (0.5, 0.5, 0.4, 0.6)] == [True, True, False, True]
-    assert rising.waited == 0 and rising.best is not None and rising.best.value == 0.6
+    assert rising.bad_evals == 0 and rising.best is not None and rising.best.value == 0.6

@@ -19,7 +19,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from trainer import predict, tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import UsageError
 from trainer.evaluation.rouge import score_rouge
 from trainer.models.classifiers import reading_embedding
@@ -320,7 +320,7 @@ def test_what_a_pretrained_model_has_besides_parameters_is_kept(pairs: Path, tmp
     for folder in (first / "model", first / "export/safetensors", first / "export/bf16", second / "model"):
         again = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
         assert torch.allclose(again.final_logits_bias, bias, rtol=0.01), folder
-    assert torch.equal(Finished.open(RunDir(first), Recipe).model.final_logits_bias, bias)
+    assert torch.equal(TrainedRun.open(RunDir(first), Recipe).model.final_logits_bias, bias)
 
 
 @pytest.mark.ranks

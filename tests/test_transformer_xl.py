@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from trainer import evaluate, predict
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import UsageError
 from trainer.models.configs import TransformerXLConfig
 from trainer.models.transformer_xl import RelativeAttention, TransformerXL, relative_shift
@@ -299,7 +299,7 @@ def test_predict_goes_on_with_a_text_longer_than_a_segment(learned: Path, corpus
     begun = [" ".join(text.split()[: 20 + 2 * n]) for n, text in enumerate(texts)]
     settings = ["evaluation.generation.new_tokens=1"]
     found = [r["prediction"] for r in predict(learned, begun, overrides=settings)]
-    opened = Finished.open(RunDir(learned), Recipe)
+    opened = TrainedRun.open(RunDir(learned), Recipe)
     for text, prediction in zip(begun, found, strict=True):
         assert next(iter(predict(learned, [text], overrides=settings)))["prediction"] == prediction
         (example,) = opened.task.encode_lines([text])

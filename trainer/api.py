@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from trainer.errors import RankzeroError, UsageError
-from trainer.failures import ended_by_watchdog, full_disk, no_memory, tell
+from trainer.failures import ended_by_watchdog, full_disk, no_memory, report_failure
 from trainer.lock import follow
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
-from trainer.report_stages import attempt, card_stage, reason_of, retell, write_report
+from trainer.report_stages import attempt, card_stage, reason_of, refresh_reports, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
 from trainer.tasks.base import roles_of
 
@@ -156,7 +156,7 @@ def _train(recipe: BaseRecipe, options: Options) -> Run:
             )
             ended = _stages(recipe, options, folder, runtime, status, parts)
         except BaseException as error:
-            told = tell(folder, runtime, status, full_disk(folder, error) or no_memory(error) or error)
+            told = report_failure(folder, runtime, status, full_disk(folder, error) or no_memory(error) or error)
             if told is error:
                 raise
             raise told from None
@@ -189,7 +189,7 @@ def _stages(
     accumulation = _accumulation(recipe) * parts
     session = Session(recipe, folder, runtime, status, data, accumulation, parts, options.debug, options.profile)
     session.train()
-    session.choose_weights()
+    session.select_checkpoint()
     if options.defer:
         runtime.close()
         return Run(folder.path, session.progress.step, {})
@@ -197,14 +197,14 @@ def _stages(
     scores = {split: session.evaluate(split) for split in splits}
     runtime.close()  # from here on rank zero works alone: no collective can time out under it
     if runtime.main:
-        from trainer.post_training import ship
+        from trainer.post_training import run_post_training
 
         def alive() -> None:
             if runtime.stop.received:
                 raise runtime.stopped("while the artifacts were made")
 
         session.tell(scores)
-        ship(folder, session.task, session.model, session.corpus, splits, session.progress.step, alive)
+        run_post_training(folder, session.task, session.model, session.corpus, splits, session.progress.step, alive)
     return Run(folder.path, session.progress.step, scores)
 
 
@@ -246,7 +246,7 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     """
     from trainer.engine.runtime import start
     from trainer.engine.signals import StopFlag
-    from trainer.engine.trained_run import Finished
+    from trainer.engine.trained_run import TrainedRun
 
     trained = (read_json(RunDir(run).manifest) or {}).get("precision") or "no"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", trained)
@@ -255,7 +255,7 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     with StopFlag().listening() as stop, environment, contextlib.ExitStack() as held:
         runtime = start(stop)
         try:
-            finished = Finished.open(folder, Recipe, overrides)
+            finished = TrainedRun.open(folder, Recipe, overrides)
             runtime.on_main(lambda: held.enter_context(folder.locked()).token)
             scores = finished.evaluate(runtime, split)
             runtime.close()
@@ -284,7 +284,7 @@ def predict(
     Raises:
         UsageError: a backend that this run has no artifact for, or settings that the artifact was not made with.
     """
-    from trainer.engine.trained_run import Finished
+    from trainer.engine.trained_run import TrainedRun
 
     if backend != "torch":
         from trainer.export.backend import open_artifact
@@ -293,7 +293,7 @@ def predict(
             raise UsageError(f"predict: settings are for backend torch; {backend} has its own in settings.json")
         yield from open_artifact(RunDir(run), backend)(texts)
     else:
-        yield from Finished.open(RunDir(run), Recipe, overrides).predict(texts)
+        yield from TrainedRun.open(RunDir(run), Recipe, overrides).predict(texts)
 
 
 def stream(
@@ -304,11 +304,11 @@ def stream(
     Raises:
         UsageError: another backend than torch, or a task that does not go on with texts.
     """
-    from trainer.engine.trained_run import Finished
+    from trainer.engine.trained_run import TrainedRun
 
     if backend != "torch":
         raise UsageError(f"--stream: backend {backend} answers whole texts; leave --backend out")
-    finished = Finished.open(RunDir(run), Recipe, overrides)
+    finished = TrainedRun.open(RunDir(run), Recipe, overrides)
     for text in texts:
         yield text
         yield from finished.stream(text)
@@ -327,16 +327,16 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
         GateError: an artifact failed its gate and was kept out.
         RankzeroError: no such run, no model in it yet.
     """
-    from trainer.engine.trained_run import Finished
+    from trainer.engine.trained_run import TrainedRun
     from trainer.export.stage import export_run
 
     folder = RunDir(run)
-    Finished.task_of(folder, Recipe, overrides)  # refuses what is no run directory before anything is made in it
+    TrainedRun.task_of(folder, Recipe, overrides)  # refuses what is no run directory before anything is made in it
     with folder.locked():
         try:
             return export_run(folder, Recipe, overrides)
         finally:
-            retell(folder)
+            refresh_reports(folder)
 
 
 def check_export(run: str | Path) -> list[str]:
@@ -366,7 +366,7 @@ def bench(
     folder.check()  # before anything is made in it
     with folder.locked():
         found = bench_run(folder, Recipe, seconds=seconds, threads=threads, compiled=compiled)
-        retell(folder)
+        refresh_reports(folder)
     return found
 
 
@@ -381,10 +381,10 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
             report could not be written; exit code 1, with the reason.
     """
     from trainer.engine.corpus import Corpus
-    from trainer.engine.trained_run import Finished
+    from trainer.engine.trained_run import TrainedRun
     from trainer.report.inputs import KINDS
 
-    finished = Finished.open(RunDir(run), Recipe)
+    finished = TrainedRun.open(RunDir(run), Recipe)
     if finished.task.kind not in KINDS:
         raise UsageError(f"report: task {finished.task.kind} has none; allowed: {', '.join(KINDS)}")
     try:
@@ -409,10 +409,10 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
     Raises:
         RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
     """
-    from trainer.engine.trained_run import Finished
+    from trainer.engine.trained_run import TrainedRun
     from trainer.report.ensemble import ensemble as average
 
-    task = Finished.task_of(RunDir(runs[0]), Recipe)
+    task = TrainedRun.task_of(RunDir(runs[0]), Recipe)
     return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))
 
 

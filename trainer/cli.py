@@ -22,7 +22,7 @@ from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
-from trainer.text_lines import TextCommand, given, prepare_streams
+from trainer.text_lines import TextCommand, prepare_streams, read_texts
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -193,7 +193,7 @@ def predict(
     from trainer.api import predict as run_prediction
     from trainer.api import stream as run_stream
 
-    lines = given(texts)
+    lines = read_texts(texts)
     overrides = [f"evaluation.{setting}" for setting in settings or []]
     if stream:
         for piece in run_stream(run, lines, backend=backend, overrides=overrides):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from trainer.errors import UsageError
-from trainer.text_lines import given
+from trainer.text_lines import read_texts
 
 if TYPE_CHECKING:
     from trainer.engine.embedder import Embedded, Pooling
@@ -75,7 +75,7 @@ def embed_command(
             f"--out {out}: texts differ in their number of tokens, so that their states are no array; give a .parquet "
             "file, or --pooling cls or mean"
         )
-    lines = given(texts)
+    lines = read_texts(texts)
     records = embed(source, lines, pooling=pooling, max_length=max_length)  # type: ignore[arg-type]
     if out is None:
         for record in records:

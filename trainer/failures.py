@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def full_disk(folder: RunDir, error: BaseException) -> CheckpointError | None:
     """A full disk that was met outside a checkpoint: in the tokenizer, the predictions, a log."""
-    from trainer.engine.checkpoint import what_is_saved
+    from trainer.engine.checkpoint import describe_saved
 
     words = ("No space left on device", "Disk quota exceeded", "Read-only file system")  # libraries in Rust: no errno
     if isinstance(error, RankzeroError) or not any(reason in str(error) for reason in words):
         return None
-    text = f"{folder.path}: {error}; {what_is_saved(folder.checkpoints)}. Free space and run the same command again"
+    text = f"{folder.path}: {error}; {describe_saved(folder.checkpoints)}. Free space and run the same command again"
     told = CheckpointError(text)
     told.everywhere = getattr(error, "everywhere", False)
     return told
@@ -38,7 +38,7 @@ def no_memory(error: BaseException) -> RankError | None:
     return RankError(f"out of memory: {str(error).splitlines()[0]}; {advice} evaluation.tokens_per_batch")
 
 
-def tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
+def report_failure(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
     """Rank zero writes how the attempt ended into status.json, others leave it a note. Returns what to raise.
 
     When a rank fails alone, the others meet only a broken connection: its reason is the reason. A note about memory
@@ -52,7 +52,7 @@ def tell(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseExc
             memory = {"splits": error.splits} if isinstance(error, OutOfMemory) else {}
             code = error.exit_code if isinstance(error, RankzeroError) else 1
             write_json(folder.note, {"rank": runtime.rank, "exit_code": code, "error": str(error), **memory})
-            runtime.say_goodbye()
+            runtime.announce_failure()
         if runtime.lost_connection(error) and not runtime.main:
             error = RankError(f"a rank died ({error})")
             error.everywhere = True  # rank zero or the launcher says which

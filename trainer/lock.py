@@ -148,7 +148,7 @@ class RunLock:
                 "nothing more and leaves. Once the directory is free, the same command resumes"
             )
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Show that the holder lives. Raises as `check`."""
         self.check()
         if self._file is not None:
@@ -157,7 +157,7 @@ class RunLock:
     def _beat_until_stopped(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                self.beat()
+                self.heartbeat()
             except LockLost:
                 self._interrupt()
                 return
@@ -226,10 +226,10 @@ def check_held(path: Path) -> None:
         lock.check()
 
 
-def beat_held(path: Path) -> None:
+def heartbeat_held(path: Path) -> None:
     """Show that the holder of a run directory lives, besides its regular heartbeat. Raises as `check_held`."""
     for lock in _locks_of(path):
-        lock.beat()
+        lock.heartbeat()
 
 
 def _locks_of(path: Path) -> list[RunLock]:

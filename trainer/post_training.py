@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
-from trainer.export.stage import export_run, slowly
+from trainer.export.stage import export_run, throttled
 from trainer.recipe_loading import Recipe
 from trainer.report_stages import attempt, card_stage, render_reports, report_stage
 from trainer.rundir import RunDir, read_json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rankzero")
 
 
-def ship(
+def run_post_training(
     run: RunDir,
     task: Task,
     model: nn.Module,
@@ -46,7 +46,7 @@ def ship(
     Raises:
         GateError: artifacts were kept out; reports and card, which tell of it, have been written.
     """
-    refused, tell = None, slowly(log.info)
+    refused, tell = None, throttled(log.info)
 
     def say(text: str) -> None:
         alive()

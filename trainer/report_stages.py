@@ -67,7 +67,7 @@ def render_reports(run: RunDir) -> None:
         render(run, page.parent.name)
 
 
-def retell(run: RunDir) -> None:
+def refresh_reports(run: RunDir) -> None:
     """Pages and model card again, after a stage that ran alone."""
     attempt("the report", run, lambda: render_reports(run))
     attempt("the model card", run, lambda: card_stage(run))

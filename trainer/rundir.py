@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError, LockLost, UsageError
-from trainer.lock import HEARTBEAT_SECONDS, RunLock, beat_held, check_held, hold
+from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held, hold
 from trainer.redaction import redacted
 
 _PROCESS = secrets.token_hex(4)  # with the process number in the names of temporary files: unique over machines
@@ -326,7 +326,7 @@ class Status:
         with self._lock:
             self.values.update(values)
             with contextlib.suppress(OSError):
-                beat_held(self._run.path)
+                heartbeat_held(self._run.path)
             write_json(self._run.status, {**redacted(self.values), "updated": time.time()})
 
     def finish(self, state: str, exit_code: int, error: str | None = None, **more: Any) -> None:

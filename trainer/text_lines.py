@@ -1,4 +1,4 @@
-"""Texts that a command is given: arguments, or lines of stdin."""
+"""Texts that a command is read_texts: arguments, or lines of stdin."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
 
 
-def given(texts: Sequence[str] | None) -> Iterator[str]:
+def read_texts(texts: Sequence[str] | None) -> Iterator[str]:
     """The arguments of a command; where there are none, the lines of stdin.
 
     Raises:

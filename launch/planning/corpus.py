@@ -186,7 +186,7 @@ class _Epoch:
             owned_lanes(data.lanes, 0, 1, self.recipe.loop.fuse_lanes),
             {lane: Bookmark() for lane in range(data.lanes)},
             inputs=task.inputs,
-            noised=task.noised,
+            corrupt=task.corrupt,
             workers=0,
             prefetch=1,
             pin_memory=False,

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch.slurm.queue import FINAL, Entry, Snapshot
+from launch.slurm.queue import FINAL, JobRecord, Snapshot
 from trainer.cli import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
 from trainer.rundir import STALE_SECONDS, RunDir, read_json, write_json
@@ -102,7 +102,7 @@ def jobs(run: Path) -> dict[str, str]:
     return {job: kind for job, _, kind in (line.partition(" ") for line in lines) if job[:1].isdigit()}
 
 
-def active(run: Path) -> list[Entry]:
+def active(run: Path) -> list[JobRecord]:
     """Those of its jobs that wait or run."""
     from launch.slurm import queue
 
@@ -146,10 +146,10 @@ def seeds(run: Path, known: dict[str, str]) -> list[Path]:
     return [numbered[seed] for seed in sorted(filter(str.isdecimal, numbered), key=int)]
 
 
-def past(run: Path, known: dict[str, str], current: set[str], snapshot: Snapshot) -> list[Entry]:
+def past(run: Path, known: dict[str, str], current: set[str], snapshot: Snapshot) -> list[JobRecord]:
     """Jobs that have left the queue. Their states are kept in RUN/slurm/states.json, as SLURM forgets them."""
     path = run / "slurm" / "states.json"
-    kept = {job: Entry(job, *words) for job, words in (read_json(path) or {}).items() if job not in current}
+    kept = {job: JobRecord(job, *words) for job, words in (read_json(path) or {}).items() if job not in current}
     if any(job not in kept and job not in current for job in known):
         found = {e.job: e for e in snapshot.remembered if e.among(known) and e.job not in current}
         entries = {**_exits(run, known, current), **kept, **found}
@@ -161,7 +161,7 @@ def past(run: Path, known: dict[str, str], current: set[str], snapshot: Snapshot
     return list(kept.values())
 
 
-def _exits(run: Path, known: dict[str, str], current: set[str]) -> dict[str, Entry]:
+def _exits(run: Path, known: dict[str, str], current: set[str]) -> dict[str, JobRecord]:
     """The exit codes that the job scripts wrote themselves."""
     try:
         lines = (run / "slurm" / "ended").read_text(encoding="utf-8").splitlines()
@@ -169,7 +169,7 @@ def _exits(run: Path, known: dict[str, str], current: set[str]) -> dict[str, Ent
         return {}
     codes = dict(line.split()[:2] for line in lines if len(line.split()) >= 2)
     return {
-        job: Entry(job, "COMPLETED" if code == "0" else "FAILED", f"exit code {code}")
+        job: JobRecord(job, "COMPLETED" if code == "0" else "FAILED", f"exit code {code}")
         for job, code in codes.items()
         if job in known and job not in current
     }
@@ -189,7 +189,7 @@ def _silence(said: dict[str, Any]) -> int | None:
     return silent if said.get("state") == "running" and silent > STALE_SECONDS else None
 
 
-def _kind(entry: Entry, known: dict[str, str]) -> str:
+def _kind(entry: JobRecord, known: dict[str, str]) -> str:
     return known.get(entry.job) or known[entry.job.partition("_")[0]]
 
 

@@ -31,7 +31,7 @@ FRESH = 5.0  # seconds for which `status` uses an earlier answer of squeue
 
 
 @dataclass(frozen=True)
-class Entry:
+class JobRecord:
     """A job that SLURM knows, by SLURM's own name for it: 12, or 12_3 for task 3 of the array 12."""
 
     job: str
@@ -67,16 +67,16 @@ def refusal(script: str) -> str | None:
     return None if done.returncode == 0 else _told(done)
 
 
-def entries() -> list[Entry]:
+def entries() -> list[JobRecord]:
     """All jobs of this user that are waiting or running."""
     done = call(["squeue", "--noheader", "--me", "--array", "--format=%i|%T|%r|%S"])
     if done.returncode != 0:
         raise UsageError(f"squeue does not answer: {_told(done)}")
     rows = [line.split("|") for line in done.stdout.splitlines()]
-    return [Entry(row[0], row[1], "|".join(row[2:-1]), row[-1]) for row in rows]
+    return [JobRecord(row[0], row[1], "|".join(row[2:-1]), row[-1]) for row in rows]
 
 
-def ended() -> list[Entry]:
+def ended() -> list[JobRecord]:
     """All jobs that the controller remembers, those that have left the queue included; an array task by task."""
     entries = []
     for line in call(["scontrol", "--oneliner", "show", "job"]).stdout.splitlines():
@@ -84,7 +84,9 @@ def ended() -> list[Entry]:
         if "JobState" in job:
             task = f"{job['ArrayJobId']}_{job['ArrayTaskId']}" if "ArrayTaskId" in job else job["JobId"]
             reasons = [f"exit code {job.get('ExitCode', '?')}", job.get("Reason", "None")]
-            entries.append(Entry(task, job["JobState"], ", ".join(reason for reason in reasons if reason != "None")))
+            entries.append(
+                JobRecord(task, job["JobState"], ", ".join(reason for reason in reasons if reason != "None"))
+            )
     return entries
 
 
@@ -100,14 +102,14 @@ class Snapshot:
     """This user's jobs at the controller: at most one squeue and one scontrol for any number of runs."""
 
     @functools.cached_property
-    def waiting(self) -> list[Entry]:
+    def waiting(self) -> list[JobRecord]:
         """Jobs that wait or run; an answer of the last few seconds is used again, also by another process."""
         if not here():
             return []
         path = _cache()
         with contextlib.suppress(OSError, ValueError, TypeError):
             if time.time() - path.stat().st_mtime < FRESH:
-                return [Entry(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+                return [JobRecord(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
         found = entries()
         with contextlib.suppress(OSError, RankzeroError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ class Snapshot:
         return found
 
     @functools.cached_property
-    def remembered(self) -> list[Entry]:
+    def remembered(self) -> list[JobRecord]:
         return ended() if here() else []
 
 

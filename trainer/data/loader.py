@@ -59,13 +59,13 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
         self,
         server: LaneServer,
         collate: Callable[[Sequence[Example]], Batch],
-        noised: Callable[..., Sequence[Example]],
+        corrupt: Callable[..., Sequence[Example]],
         count: Callable[[Example], int],
         groups: Sequence[Sequence[int]],
         marks: dict[int, Bookmark],
         inputs: Sequence[str],
     ) -> None:
-        self._server, self._collate, self._noised, self._count = server, collate, noised, count
+        self._server, self._collate, self._noised, self._count = server, collate, corrupt, count
         self._groups, self._marks, self._inputs = groups, marks, inputs
 
     def __iter__(self) -> Iterator[Any]:
@@ -142,21 +142,21 @@ def load_epoch(
     marks: dict[int, Bookmark],
     *,
     inputs: Sequence[str],
-    noised: Callable[..., Sequence[Example]] = _unchanged,
+    corrupt: Callable[..., Sequence[Example]] = _unchanged,
     workers: int,
     prefetch: int,
     pin_memory: bool,
 ) -> Iterator[list[Loaded | None]]:
     """For each step of the rest of the epoch, what each group of lanes has; None where its lanes are done.
 
-    Ends when all groups are done; the caller goes on with fillers until all ranks are. `noised(examples, *key)` makes
+    Ends when all groups are done; the caller goes on with fillers until all ranks are. `corrupt(examples, *key)` makes
     what is drawn at random for a micro-batch, by its key. `inputs` names the token tensors of a batch, for counting
     padding.
     """
     workers = min(workers, len(groups))
     _check_semaphores(workers)
     loader = DataLoader(
-        _Steps(server, collate, noised, count, groups, marks, inputs),
+        _Steps(server, collate, corrupt, count, groups, marks, inputs),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,

@@ -76,13 +76,13 @@ def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], s
         shutil.rmtree(temporary, ignore_errors=True)
         put_back(folder)
         raise CheckpointError(
-            f"checkpoint of step {step} cannot be written to {folder}: {error}; {what_is_saved(folder)}. "
+            f"checkpoint of step {step} cannot be written to {folder}: {error}; {describe_saved(folder)}. "
             "Free space (or lower loop.keep) and run the same command again"
         ) from error
     return final
 
 
-def what_is_saved(folder: Path) -> str:
+def describe_saved(folder: Path) -> str:
     """Return what a user can rely on after a save has failed."""
     saved = [step for step in steps(folder) if fault(path_of(folder, step), hashes=False) is None]
     return f"the checkpoint of step {saved[-1]} is intact" if saved else "no checkpoint has been saved yet"

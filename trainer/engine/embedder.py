@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.data.tokenization import Layout, encode_batch, load_tokenizer
 from trainer.engine.corpus import batches_by_length
-from trainer.engine.trained_run import Finished, best_device, choose_attention
+from trainer.engine.trained_run import TrainedRun, best_device, choose_attention
 from trainer.errors import UsageError
 from trainer.hub_paths import check_model_files
 from trainer.models.classifiers import trunk_prefix
@@ -78,7 +78,7 @@ class Embedder:
             UsageError: this is no run directory, its task reads no single text, or max_length is more than the run's.
             CheckpointError: its model has not been written yet.
         """
-        task = Finished.task_of(run, recipe_type)
+        task = TrainedRun.task_of(run, recipe_type)
         if task.kind not in KINDS:
             raise UsageError(f"embed: {run.path} is a run of task {task.kind}; allowed: {', '.join(KINDS)}")
         room = max_length or task.recipe.data.max_length
@@ -86,7 +86,7 @@ class Embedder:
             raise UsageError(
                 f"--max-length {room}: the run was trained with data.max_length={task.recipe.data.max_length}; lower it"
             )
-        finished = Finished.open(run, recipe_type, [f"data.max_length={room}"])
+        finished = TrainedRun.open(run, recipe_type, [f"data.max_length={room}"])
         task, recipe, model = finished.task, finished.recipe, finished.model
         if (prefix := trunk_prefix(model)) is None:
             raise UsageError(f"embed: {type(model).__name__} of {run.path} is not divided into trunk and head")

@@ -46,7 +46,7 @@ def evaluate(
     return runtime.on_main(score), records
 
 
-def selecting_score(runtime: Runtime, scores: dict[str, Any], metric: str) -> float:
+def selection_score(runtime: Runtime, scores: dict[str, Any], metric: str) -> float:
     """The score of `validation` that selects and stops. All ranks enter.
 
     Raises:
@@ -75,7 +75,7 @@ def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, spl
         for first in range(0, len(window), runtime.world):
             runtime.check_stop(f"during the evaluation of {split}")
             if first + runtime.rank < len(window):
-                runtime.beat(f"the evaluation of {split}")
+                runtime.heartbeat(f"the evaluation of {split}")
                 mine += evaluate_batch(runtime, task, model, window[first + runtime.rank], predict)
         for part in runtime.gather(mine) or []:
             records += part
@@ -87,7 +87,7 @@ def evaluate_batch(
     runtime: Runtime, task: Task, model: nn.Module, batch: EvalBatch, predict: bool = True
 ) -> list[Record]:
     """Records of one batch."""
-    inputs = {name: tensor.to(runtime.device) for name, tensor in task.collate(task.noised(batch.examples)).items()}
+    inputs = {name: tensor.to(runtime.device) for name, tensor in task.collate(task.corrupt(batch.examples)).items()}
     with runtime.accelerator.autocast():
         losses, counts, predictions = task.assess(model, inputs, predict=predict)
     return [

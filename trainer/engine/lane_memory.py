@@ -18,7 +18,7 @@ from trainer.tasks.base import Batch, Task
 FILE = "lanes.safetensors"  # in a checkpoint: by lane, where a task carries something
 
 
-class Carried:
+class LaneMemory:
     """The memories (rows, …) of the lanes that this rank owns; nothing for a task without (`Task.memory`)."""
 
     def __init__(self, runtime: Runtime, task: Task) -> None:

@@ -16,7 +16,7 @@ from trainer.data.lanes import Bookmark, LaneServer
 from trainer.data.loader import Loaded, load_epoch, owned_lanes
 from trainer.engine import checkpoint
 from trainer.engine.corpus import Corpus
-from trainer.engine.evaluate import evaluate, selecting_score
+from trainer.engine.evaluate import evaluate, selection_score
 from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.progress import Progress
 from trainer.engine.runtime import Runtime
@@ -77,7 +77,7 @@ class Loop:
             NumericsError: NaN or Inf; the last grid checkpoint stands.
         """
         try:
-            if self.progress.owed:  # a stop came in the middle of this step's evaluation
+            if self.progress.eval_pending:  # a stop came in the middle of this step's evaluation
                 self._on_grid(evaluate_now=True)
             with self.profiler or nullcontext() as profile:
                 while not self.finished():
@@ -132,7 +132,7 @@ class Loop:
             self._groups,
             self.progress.marks,
             inputs=self.task.inputs,
-            noised=self.task.noised,
+            corrupt=self.task.corrupt,
             workers=data.workers,
             prefetch=data.prefetch,
             pin_memory=self.runtime.device.type == "cuda",
@@ -140,7 +140,7 @@ class Loop:
         nothing: list[Loaded | None] = [None] * len(self._groups)
         steps = itertools.chain(loaded, itertools.repeat(nothing))
         while True:
-            self.runtime.beat("the loading of rows")
+            self.runtime.heartbeat("the loading of rows")
             yield next(steps)
 
     def _step(self, batches: list[Loaded | None], totals: Totals) -> None:
@@ -156,13 +156,13 @@ class Loop:
         if result.finite:
             progress.skipped = 0
             self.state.after_step(number)
-            self.stepper.carried.keep()
+            self.stepper.lane_memory.keep()
         else:
             self._not_finite(batches, number)
         for loaded in batches:
             progress.marks.update(loaded.lanes if loaded else {})
         progress.step, progress.rows = number, progress.rows + totals.rows
-        self.runtime.beat("the end of a step", number)
+        self.runtime.heartbeat("the end of a step", number)
         self._loss_sum += result.loss_sum if result.finite else 0.0
         self._targets += totals.targets if result.finite else 0
         self._keep_ledger(number, batches)
@@ -182,7 +182,7 @@ class Loop:
         """Ends the run, or counts the step as skipped. All ranks are here: the gradient is the same on all."""
         names = [shard.name for shard in self.corpus.train.shards]
         message = self.stepper.explain(batches, number, self.progress.epoch, names)
-        self.stepper.carried.forget()
+        self.stepper.lane_memory.forget()
         self.progress.skipped += 1
         if self._loop.on_nonfinite == "stop":
             raise NumericsError(message)
@@ -215,11 +215,11 @@ class Loop:
         """Evaluation (which selects) and a checkpoint. Only these steps count for best and for averaging."""
         progress = self.progress
         if evaluate_now and progress.evaluated < progress.step:
-            progress.owed = True
+            progress.eval_pending = True
             self._evaluate()
-            progress.owed, progress.evaluated = False, progress.step
-        if progress.step not in progress.grid:
-            progress.grid = [*progress.grid, progress.step][-self._averaged() :]
+            progress.eval_pending, progress.evaluated = False, progress.step
+        if progress.step not in progress.scheduled_steps:
+            progress.scheduled_steps = [*progress.scheduled_steps, progress.step][-self._averaged() :]
         self._save()
 
     def _evaluate(self) -> None:
@@ -228,7 +228,7 @@ class Loop:
         if self.task.recipe.data.validation is None:
             return
         self.reporter.evaluating()
-        with self.state.weights_to_judge():
+        with self.state.eval_weights():
             scores, _ = evaluate(
                 self.runtime,
                 self.task,
@@ -237,11 +237,11 @@ class Loop:
                 "validation",
                 predict=stopping.metric not in self.task.cheap_metrics,
             )
-        value = selecting_score(self.runtime, scores, stopping.metric)
+        value = selection_score(self.runtime, scores, stopping.metric)
         lower = self.task.metrics[stopping.metric] == "min"
         tied = progress.best is not None and value == progress.best.value
         better = progress.judge(value, lower, stopping.min_delta)
-        progress.ended = stopping.patience is not None and progress.waited >= stopping.patience
+        progress.ended = stopping.patience is not None and progress.bad_evals >= stopping.patience
         if self.task.recipe.optim.schedule == "plateau":
             self._reduce(value, "min" if lower else "max")
         self.reporter.evaluated(progress, scores, better, tied)
@@ -265,10 +265,10 @@ class Loop:
         parts = self.runtime.gather(own)
         marks: dict[int, Bookmark] = {lane: mark for part in parts or [] for lane, mark in part.items()}
         tensors, extra = self.state.collect()
-        if carried := self.stepper.carried.collect():
+        if carried := self.stepper.lane_memory.collect():
             tensors[CARRIED] = carried
         step, state = progress.step, {"format": 1, **extra, **progress.to_json(marks)}
-        protected = [step, *([progress.best.step] if progress.best else []), *progress.grid]
+        protected = [step, *([progress.best.step] if progress.best else []), *progress.scheduled_steps]
 
         def write(files: Files) -> None:
             checkpoint.save(self.run.checkpoints, step, files, state)

@@ -9,6 +9,9 @@ from typing import Any
 from trainer.data.lanes import Bookmark
 from trainer.recipe.sections import EarlyStopping, LoopConfig
 
+# Names of fields in state.json, whose keys are kept.
+JSON_KEYS = {"bad_evals": "waited", "eval_pending": "owed", "scheduled_steps": "grid"}
+
 
 @dataclass
 class Best:
@@ -28,11 +31,11 @@ class Progress:
     rows: int = 0  # consumed since the run began
     best: Best | None = None
     reference: float | None = None  # what an evaluation must be better than by more than min_delta to end the waiting
-    waited: int = 0  # evaluations without improvement
+    bad_evals: int = 0  # evaluations in a row without improvement
     plateau: dict[str, Any] | None = None
     evaluated: int = -1  # last step that was evaluated
-    owed: bool = False  # a stop came in the middle of this step's evaluation
-    grid: list[int] = field(default_factory=list)  # steps of grid checkpoints, the last ones, for averaging
+    eval_pending: bool = False  # a stop came in the middle of this step's evaluation
+    scheduled_steps: list[int] = field(default_factory=list)  # the last steps of loop.eval_every, for averaging
     skipped: int = 0  # steps in a row that were skipped for NaN or Inf
     ended: bool = False  # early stopping has decided
 
@@ -72,7 +75,7 @@ class Progress:
 
     def reopen(self, patience: int | None) -> None:
         """Undo an early stop that a higher patience would not have made."""
-        self.ended = self.ended and patience is not None and self.waited >= patience
+        self.ended = self.ended and patience is not None and self.bad_evals >= patience
 
     def judge(self, value: float, lower: bool, min_delta: float) -> bool:
         """Takes the value of an evaluation, of which lower or higher ones are better; whether it is the best so far.
@@ -84,12 +87,12 @@ class Progress:
             return math.inf if before is None else (before - value) * (1 if lower else -1)
 
         if not math.isfinite(value):
-            self.waited += 1
+            self.bad_evals += 1
             return False
         if gain(self.reference) > min_delta:
-            self.reference, self.waited = value, 0
+            self.reference, self.bad_evals = value, 0
         else:
-            self.waited += 1
+            self.bad_evals += 1
         better = gain(self.best.value if self.best else None) >= 0
         if better:
             self.best = Best(self.step, value)
@@ -97,7 +100,9 @@ class Progress:
 
     def to_json(self, marks: dict[int, Bookmark]) -> dict[str, Any]:
         """`marks`: of all lanes; a rank alone keeps up only its own."""
-        values = {name: value for name, value in vars(self).items() if name not in ("marks", "best")}
+        values = {
+            JSON_KEYS.get(name, name): value for name, value in vars(self).items() if name not in ("marks", "best")
+        }
         best = asdict(self.best) if self.best else None
         return {**values, "best": best, "bookmarks": [asdict(marks[lane]) for lane in sorted(marks)]}
 
@@ -107,4 +112,4 @@ class Progress:
         best = Best(**state["best"]) if state["best"] else None
         state = {"reference": best.value if best else None, **state}  # checkpoints of before have none
         marks = {lane: Bookmark(**mark) for lane, mark in enumerate(state["bookmarks"])}
-        return cls(marks=marks, best=best, **{name: state[name] for name in names})
+        return cls(marks=marks, best=best, **{name: state[JSON_KEYS.get(name, name)] for name in names})

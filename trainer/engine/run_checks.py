@@ -84,7 +84,7 @@ def _entropy(task: Task, corpus: Corpus, split: str) -> float:
     counts, total = torch.zeros(0, dtype=torch.int64), 0
     for window in corpus.batches(split):
         for batch in window:
-            labels = task.collate(task.noised(batch.examples))["labels"]
+            labels = task.collate(task.corrupt(batch.examples))["labels"]
             seen = torch.bincount(labels[labels != IGNORED], minlength=len(counts))
             seen[: len(counts)] += counts
             counts, total = seen, int(seen.sum())

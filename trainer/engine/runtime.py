@@ -47,10 +47,10 @@ class Runtime:
         if self.world > 1 and limit:
             self.watchdog = Watchdog(self.rank, self.world, limit, folder, told)
 
-    def beat(self, where: str, step: int | None = None) -> None:
+    def heartbeat(self, where: str, step: int | None = None) -> None:
         """This rank has got here: it does not hang."""
         if self.watchdog is not None:
-            self.watchdog.beat(where, step)
+            self.watchdog.heartbeat(where, step)
 
     @property
     def rank(self) -> int:
@@ -72,7 +72,7 @@ class Runtime:
         """Integers summed over all ranks. Waits for all ranks."""
         if self.world == 1:
             return values
-        self.beat("a sum over ranks")
+        self.heartbeat("a sum over ranks")
         tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
         dist.all_reduce(tensor)
         return cast("list[int]", tensor.tolist())
@@ -81,7 +81,7 @@ class Runtime:
         """Floats (float64) summed over all ranks. Waits for all ranks."""
         if self.world == 1:
             return values
-        self.beat("a sum over ranks")
+        self.heartbeat("a sum over ranks")
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return cast("list[float]", tensor.tolist())
@@ -90,16 +90,16 @@ class Runtime:
         """What each rank holds, on rank zero; None elsewhere. Waits for all ranks."""
         if self.world == 1:
             return [value]
-        self.beat("a gathering on rank zero")
+        self.heartbeat("a gathering on rank zero")
         found: list[Any] | None = [None] * self.world if self.main else None
         dist.gather_object(value, found)
         return found
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank zero's value on all ranks. Waits for rank zero."""
         if self.world == 1:
             return value
-        self.beat("a broadcast of rank zero")
+        self.heartbeat("a broadcast of rank zero")
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
@@ -107,7 +107,7 @@ class Runtime:
     def wait(self) -> None:
         """All ranks wait for each other."""
         if self.world > 1:
-            self.beat("a barrier")
+            self.heartbeat("a barrier")
             dist.barrier()
 
     def on_main(self, work: Any) -> Any:
@@ -119,7 +119,7 @@ class Runtime:
                     result = work()
             except Exception as caught:
                 error = caught
-        result, error = self.share((result, error))
+        result, error = self.broadcast((result, error))
         if error is not None:
             error.everywhere = True
             raise error
@@ -155,7 +155,7 @@ class Runtime:
         if self.watchdog is not None and self.watchdog.spoken.is_set():
             threading.Event().wait()
 
-    def say_goodbye(self) -> None:
+    def announce_failure(self) -> None:
         """This rank ends alone, with an error: the watchdogs of the others do not let them wait for it."""
         if self.watchdog is not None:
             self.watchdog.leave()

@@ -16,7 +16,7 @@ from trainer.engine import checkpoint, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.engines import SHARDED, wrap_layers
-from trainer.engine.evaluate import evaluate, selecting_score
+from trainer.engine.evaluate import evaluate, selection_score
 from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
@@ -105,7 +105,7 @@ class Session:
             for text in self._warnings if self.progress.step > before else ():
                 log.warning("%s", text)
 
-    def choose_weights(self) -> None:
+    def select_checkpoint(self) -> None:
         """Puts the weights to use into model/: the best checkpoint, or the average of the last ones if that is better.
 
         Decided on `validation`; the last step where there is none.
@@ -123,7 +123,7 @@ class Session:
             "weights": f"{name.split('.')[0]} of step {step}",
             "value": best.value if best else None,
         }
-        if averaging.kind == "last" and len(self.progress.grid) > 1:
+        if averaging.kind == "last" and len(self.progress.scheduled_steps) > 1:
             weights, facts = self._averaged(weights, facts)
         copy_weights(self.model, weights, "the chosen weights")
         self.runtime.on_main(lambda: self._publish(weights, facts))
@@ -165,9 +165,9 @@ class Session:
             path = checkpoint.checked(self.run.checkpoints, step)
             state = checkpoint.read_state(self.run.checkpoints, step)
             self.state.restore(path, state)
-            if self.stepper.carried.anything:
+            if self.stepper.lane_memory.anything:
                 own = range(self.runtime.rank, self.recipe.data.lanes, self.runtime.world)
-                self.stepper.carried.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
+                self.stepper.lane_memory.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
             progress = Progress.from_json(state)
             progress.reopen(self.recipe.loop.early_stopping.patience)
         if self.runtime.main:
@@ -194,7 +194,7 @@ class Session:
 
     def _averaged(self, best: dict[str, Tensor], facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The average of the grid's last checkpoints, if validation does not prefer the best single one."""
-        grid = self.progress.grid
+        grid = self.progress.scheduled_steps
         name, folder = "model.safetensors", self.run.checkpoints
         self.runtime.on_main(lambda: [checkpoint.checked(folder, step, name) for step in grid])
         average = average_files([checkpoint.checked(folder, step, name) for step in grid])
@@ -205,7 +205,7 @@ class Session:
         copy_weights(self.model, average, "the average")
         predict = metric not in self.task.cheap_metrics
         scores, _ = evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)
-        value = selecting_score(self.runtime, scores, metric)
+        value = selection_score(self.runtime, scores, metric)
         self.reporter.say(f"average of the last {len(grid)} grid checkpoints: validation {metric} {value:.4f}")
         gain = (self.progress.best.value - value) * (1 if self.task.metrics[metric] == "min" else -1)
         return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)

@@ -50,7 +50,7 @@ class TrainingState:
             self.average.update(self._weights(), step)
 
     @contextlib.contextmanager
-    def weights_to_judge(self) -> Iterator[None]:
+    def eval_weights(self) -> Iterator[None]:
         """The evaluated model holds the moving average where there is one, else the weights in training."""
         average = self.average.state() if self.average is not None else {}
         if not self.sharded and not average:

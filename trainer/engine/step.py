@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
-from trainer.engine.lane_memory import Carried
+from trainer.engine.lane_memory import LaneMemory
 from trainer.engine.oom import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
@@ -123,7 +123,7 @@ class Stepper:
         self.runtime, self.task, self.objective, self.optimizer = runtime, task, objective, optimizer
         self.accumulation = accumulation  # forwards per rank, the same on all; short ranks add fillers
         self.parts = parts  # of each micro-batch, so that one fits the memory of every rank
-        self.carried = Carried(runtime, task)
+        self.lane_memory = LaneMemory(runtime, task)
         self._filler = self._to_device(task.filler())
         optim = task.recipe.optim
         self._perturbation = None
@@ -156,7 +156,7 @@ class Stepper:
         """Accumulates the gradient of the whole step; returns this rank's loss sum (float64 scalar)."""
         scale = self.runtime.world * self.accumulation / max(1, totals.targets)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        self.carried.begin()
+        self.lane_memory.begin()
         for number, (loaded, part, noise) in enumerate(self._forwards(batches, step)):
             batch = self._filler if part is None else self._to_device(part)
             try:
@@ -167,7 +167,7 @@ class Stepper:
                 raise self._too_large(batch, step) from error
             if loaded is not None and part is not None:
                 loss_sum += loss
-                self.carried.leave(loaded, memory)
+                self.lane_memory.leave(loaded, memory)
         return loss_sum
 
     def _forwards(
@@ -180,7 +180,7 @@ class Stepper:
         seed = self.task.recipe.seed
         padded = [*batches, *[None] * (self.accumulation // self.parts - len(batches))]
         for loaded in padded:
-            parts = self.task.split(self.carried.given(loaded), self.parts) if loaded else [None] * self.parts
+            parts = self.task.split(self.lane_memory.given(loaded), self.parts) if loaded else [None] * self.parts
             for number, part in enumerate(parts):
                 yield loaded, part, (seed, step, min(loaded.lanes) if loaded else -1, number)
 
@@ -219,11 +219,11 @@ class Stepper:
         # DeepSpeed is told of the boundary by the line above, and refuses to be told by no_sync
         wait = reduce or self.runtime.engine.startswith("zero")
         with contextlib.nullcontext() if wait else accelerator.no_sync(self.objective):
-            self.runtime.beat("a forward")
+            self.runtime.heartbeat("a forward")
             loss, memory = Objective.parts(self.objective(**batch))
-            self.runtime.beat("a backward")
+            self.runtime.heartbeat("a backward")
             accelerator.backward(loss * scale)
-        self.runtime.beat("a step")
+        self.runtime.heartbeat("a step")
         return loss.detach(), memory
 
     def __call__(
@@ -305,7 +305,7 @@ class Stepper:
                     for lane, ids in loaded.ids.items()
                 ]
         gathered = self.runtime.gather(found)
-        every = self.runtime.share([text for part in gathered or [] for text in dict.fromkeys(part)])
+        every = self.runtime.broadcast([text for part in gathered or [] for text in dict.fromkeys(part)])
         where = "; ".join(every) or "the loss is finite in every lane, so a gradient overflowed"
         return (
             f"NaN or Inf at step {step} (epoch {epoch}): {where}. Lower optim.lr, set optim.clip_norm, look at these "

@@ -73,7 +73,7 @@ def _check_overrides(trained: Recipe, recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True)
-class Finished:
+class TrainedRun:
     """A run whose model/ has been written, opened from its directory alone."""
 
     run: RunDir
@@ -82,7 +82,7 @@ class Finished:
     model: nn.Module
 
     @classmethod
-    def open(cls, run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = ()) -> Finished:
+    def open(cls, run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = ()) -> TrainedRun:
         """Recipe, tokenizer and weights of a run.
 
         Raises:

@@ -69,7 +69,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="rankzero-watchdog", daemon=True)
         self._thread.start()
 
-    def beat(self, where: str, step: int | None = None) -> None:
+    def heartbeat(self, where: str, step: int | None = None) -> None:
         """The main thread has got here."""
         self._count, self._where = self._count + 1, where
         self._moved = time.monotonic()

@@ -35,7 +35,7 @@ NUMBERS = 2**27  # logits that are held at once
 @torch.no_grad()
 def torch_logits(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
     """Of each example in this batch (classes,), or (T, V) along its target, or (N, V) of its masked tokens."""
-    examples = task.noised([first_piece(task, example) for example in examples])
+    examples = task.corrupt([first_piece(task, example) for example in examples])
     found = task.logits(model, task.collate(examples)).float().numpy()
     if task.artifact == "masked":
         ends = np.cumsum([len(example["places"]) for example in examples])
@@ -128,7 +128,7 @@ def _labels(task: Any, example: Example) -> list[int]:
 @torch.no_grad()
 def torch_answers(task: Task, model: nn.Module, examples: Sequence[Example]) -> list[Record]:
     """Of each row what `rankzero predict` says of it; of a language model's the loss (nats, summed) and its tokens."""
-    batch = task.collate(task.noised(examples))
+    batch = task.collate(task.corrupt(examples))
     if task.artifact not in ("generation", "masked"):
         return [task.answer(record) for record in task.predict(model, batch)]
     losses, counts, _ = task.assess(model, batch, predict=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import CheckpointError, UsageError
 from trainer.export.artifact_integrity import read_gate
 from trainer.export.program import load
@@ -18,7 +18,7 @@ BACKENDS = ("onnx", "int8", *TYPES)
 
 
 def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[Record]]:
-    """The artifact of a run; call it with texts for one record each, with the keys of `Finished.predict`, in order.
+    """The artifact of a run; call it with texts for one record each, with the keys of `TrainedRun.predict`, in order.
 
     Raises:
         UsageError: there is no such artifact: not exported yet, or kept out by its gate.
@@ -39,8 +39,8 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[
     try:
         if name not in TYPES:
             return load(folder)
-        task = Finished.task_of(run, Recipe)
-        return Finished(run, task.recipe, task, read_weights(task, folder, TYPES[name])).predict
+        task = TrainedRun.task_of(run, Recipe)
+        return TrainedRun(run, task.recipe, task, read_weights(task, folder, TYPES[name])).predict
     except Exception as error:  # onnxruntime, safetensors and tokenizers have types of their own
         raise CheckpointError(
             f"{folder} cannot be read ({error}); make it again with `rankzero export {run.path}`"

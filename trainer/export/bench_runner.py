@@ -38,7 +38,7 @@ Cell = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Entry:
+class Candidate:
     """A contestant.
 
     Attributes:
@@ -59,7 +59,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Course:
+class Scenario:
     """What is asked: so many texts at once, and how they are decoded (a beam of 1 is greedy search)."""
 
     batch: int
@@ -70,10 +70,10 @@ class TimeUp(Exception):
     """The budget is spent; what has been measured counts."""
 
 
-class Contest:
+class BenchRunner:
     """Starts the processes, asks them, ends them. A contestant that fails is left out, with the reason."""
 
-    def __init__(self, entries: Sequence[Entry], texts: Sequence[str], threads: int, until: float) -> None:
+    def __init__(self, entries: Sequence[Candidate], texts: Sequence[str], threads: int, until: float) -> None:
         """`until`: monotonic time at which everything is ended, whatever it does."""
         self.entries, self.threads, self.until = list(entries), threads, until
         self.left_out: dict[str, str] = {}
@@ -119,7 +119,7 @@ class Contest:
         for name in channels:
             entry = next(e for e in self.entries if e.channel == name and not (e.padded or e.together))
             asked_at = time.monotonic()
-            answer = self._ask(entry, [[text]], Course(1, 1))
+            answer = self._ask(entry, [[text]], Scenario(1, 1))
             if answer is not None:
                 # a process that was forked waited for its turn after the import, which it would have made itself
                 own = time.monotonic() - asked_at if name != channels[0] else time.monotonic() - begun
@@ -149,7 +149,7 @@ class Contest:
             os.close(descriptor)
         self._folder.cleanup()
 
-    def _ask(self, entry: Entry, requests: Sequence[Sequence[str]], course: Course) -> Answer | None:
+    def _ask(self, entry: Candidate, requests: Sequence[Sequence[str]], course: Scenario) -> Answer | None:
         """The answer; None of a contestant that failed now.
 
         Raises:
@@ -173,7 +173,7 @@ class Contest:
             peaks[key] = max(filter(None, (peaks[key], answer.get(key))), default=None)
         return answer
 
-    def _leave_out(self, entry: Entry, why: str) -> None:
+    def _leave_out(self, entry: Candidate, why: str) -> None:
         """Who shares a process that has died is out as well."""
         for other in [other for other in self.entries if other.channel == entry.channel]:
             if why:
@@ -187,7 +187,7 @@ class Contest:
 
     # -- courses -------------------------------------------------------------------------------------------------------
 
-    def run(self, courses: Sequence[Course]) -> Iterator[dict[str, Any]]:
+    def run(self, courses: Sequence[Scenario]) -> Iterator[dict[str, Any]]:
         """Runs the courses in turn, each with its share of the time; one that does not fit is told, not begun."""
         for number, course in enumerate(courses):
             now = time.monotonic()
@@ -214,7 +214,7 @@ class Contest:
                 self.left_out[f"{name}, after batch {course['batch']}"] = f"{ratio:.2f} times the tutorial's speed"
                 self._gone.add(name)
 
-    def _course(self, course: Course, until: float) -> dict[str, Any]:
+    def _course(self, course: Scenario, until: float) -> dict[str, Any]:
         rounds: list[dict[str, Answer]] = []
         requests, longest, begun = 1, 0.0, time.monotonic()
         while not rounds or (len(rounds) <= ROUNDS and time.monotonic() + longest < min(until, self.until)):
@@ -236,11 +236,11 @@ class Contest:
             "contestants": {entry.name: _cell(entry, course, rounds) for entry in self._taking_part(course)},
         }
 
-    def _taking_part(self, course: Course) -> list[Entry]:
+    def _taking_part(self, course: Scenario) -> list[Candidate]:
         some = [entry for entry in self.entries if entry.name not in self._gone]
         return [entry for entry in some if course.batch > 1 or not entry.together]
 
-    def _round(self, course: Course, count: int, *, backwards: bool) -> dict[str, Answer]:
+    def _round(self, course: Scenario, count: int, *, backwards: bool) -> dict[str, Answer]:
         requests = [list(itertools.islice(self._texts, course.batch)) for _ in range(count)]
         order, found = self._taking_part(course), {}
         for entry in reversed(order) if backwards else order:
@@ -250,13 +250,13 @@ class Contest:
                 self._rates[course.beam, entry.name] = sum(answer["seconds"]) / count / course.batch
         return found
 
-    def _estimate(self, course: Course) -> float:
+    def _estimate(self, course: Scenario) -> float:
         """Seconds of the shortest round, by the latest speed of each; 0 where nothing is known yet."""
         known = [self._rates.get((course.beam, entry.name), 0.0) for entry in self._taking_part(course)]
         return sum(known) * course.batch
 
 
-def _cell(entry: Entry, course: Course, rounds: Sequence[dict[str, Answer]]) -> Cell:
+def _cell(entry: Candidate, course: Scenario, rounds: Sequence[dict[str, Answer]]) -> Cell:
     """What one contestant did in one course. Ratios are of tokens per second, round by round, on the same device."""
     answers = [found[entry.name] for found in rounds]
     seconds = [second for answer in answers for second in answer["seconds"]]
@@ -283,7 +283,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def _title(course: Course) -> str:
+def _title(course: Scenario) -> str:
     return f"batch {course.batch}, beam {course.beam}"
 
 

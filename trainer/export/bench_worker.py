@@ -67,7 +67,7 @@ def weights(run: Path, name: str) -> Answer:
     """The trained weights in torch: fp32, bf16 or compiled; -cuda on a GPU. A job "padded" is the tutorial's way."""
     import torch
 
-    from trainer.engine.trained_run import Finished, choose_attention
+    from trainer.engine.trained_run import TrainedRun, choose_attention
     from trainer.export.answers import greedy
     from trainer.recipe_loading import Recipe
     from trainer.rundir import RunDir
@@ -76,7 +76,7 @@ def weights(run: Path, name: str) -> Answer:
     kind, _, device = name.partition("-")
     if device and not torch.cuda.is_available():
         raise NoGPU
-    finished = Finished.open(RunDir(run), Recipe)
+    finished = TrainedRun.open(RunDir(run), Recipe)
     recipe = finished.recipe
     model: Any = finished.model.to(device or "cpu")
     attention = getattr(recipe.model, "attention", None)

@@ -23,7 +23,7 @@ from trainer.data.formats import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
 from trainer.export.artifact_integrity import facts, problems, read_gate
-from trainer.export.bench_runner import Contest, Course, Entry, TimeUp
+from trainer.export.bench_runner import BenchRunner, Candidate, Scenario, TimeUp
 from trainer.export.program import settings_problems
 from trainer.export.sample_sizes import missing_percentiles, too_few_rounds
 from trainer.recipe import Recipe
@@ -102,7 +102,7 @@ def bench_run(
 
     Args:
         run: a run whose model has been written and a split of which has been evaluated; the caller holds its lock.
-        recipe_type: as `Finished.open` takes it.
+        recipe_type: as `TrainedRun.open` takes it.
         seconds: for everything, the start of the processes included.
         threads: of each contestant; None = one per core that this process may use.
         compiled: torch.compile as well (classification); it compiles for up to a minute.
@@ -123,11 +123,11 @@ def bench_run(
     inputs = _inputs(run, seconds, threads, compiled)
     texts, lengths = _texts(run, split)
     entries, left_out = _entries(run, kind, compiled)
-    contest = Contest(entries, texts, threads, begun + seconds)
+    contest = BenchRunner(entries, texts, threads, begun + seconds)
     courses: list[Report] = []
     try:
         _start(contest, run)
-        courses += contest.run([Course(batch, beam) for batch in BATCHES for beam in beams])
+        courses += contest.run([Scenario(batch, beam) for batch in BATCHES for beam in beams])
     except TimeUp:
         pass
     finally:
@@ -168,14 +168,14 @@ def _check(seconds: float, threads: int) -> None:
 # -- who takes part ----------------------------------------------------------------------------------------------------
 
 
-def _entries(run: RunDir, kind: str, compiled: bool) -> tuple[list[Entry], dict[str, str]]:
+def _entries(run: RunDir, kind: str, compiled: bool) -> tuple[list[Candidate], dict[str, str]]:
     """The contestants, and why artifacts are not among them."""
-    entries = [Entry("tutorial", "torch", padded=True), Entry("torch", "torch"), Entry("bf16", "bf16")]
-    entries += [Entry("tutorial-cuda", "torch-cuda", padded=True), Entry("torch-cuda", "torch-cuda")]
-    entries += [Entry("bf16-cuda", "bf16-cuda")]
+    entries = [Candidate("tutorial", "torch", padded=True), Candidate("torch", "torch"), Candidate("bf16", "bf16")]
+    entries += [Candidate("tutorial-cuda", "torch-cuda", padded=True), Candidate("torch-cuda", "torch-cuda")]
+    entries += [Candidate("bf16-cuda", "bf16-cuda")]
     left_out, never = {}, run.reasons()
     if compiled and kind == "classification":
-        entries.insert(3, Entry("compiled", "compiled"))
+        entries.insert(3, Candidate("compiled", "compiled"))
     elif compiled:
         left_out["compiled"] = NOT_COMPILED
     for name in ("onnx", "int8"):
@@ -185,13 +185,13 @@ def _entries(run: RunDir, kind: str, compiled: bool) -> tuple[list[Entry], dict[
         elif wrong := [*problems(folder), *settings_problems(folder)]:
             left_out[name] = wrong[0]
         else:
-            entries.append(Entry(name, name))
+            entries.append(Candidate(name, name))
     if any(entry.name == "int8" for entry in entries):
-        entries.append(Entry("int8-batch", "int8", together=True))
+        entries.append(Candidate("int8-batch", "int8", together=True))
     return entries, left_out
 
 
-def _start(contest: Contest, run: RunDir) -> None:
+def _start(contest: BenchRunner, run: RunDir) -> None:
     channels = list(dict.fromkeys(entry.channel for entry in contest.entries))
     graphs = [channel for channel in channels if channel in ("onnx", "int8")]
     contest.start([channel for channel in channels if channel not in graphs], run.path.resolve(), None)
@@ -199,13 +199,13 @@ def _start(contest: Contest, run: RunDir) -> None:
         contest.start([name], run.path.resolve(), (run.export / name).resolve())
 
 
-def _too_short(seconds: float, contest: Contest) -> Exception:
+def _too_short(seconds: float, contest: BenchRunner) -> Exception:
     if "torch" in contest.left_out:
         return CheckpointError(f"the trained weights cannot be run: {contest.left_out['torch']}")
     return TooShort(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
 
 
-def _about(run: RunDir, kind: str, entry: Entry, contest: Contest) -> Report:
+def _about(run: RunDir, kind: str, entry: Candidate, contest: BenchRunner) -> Report:
     """What is told of a contestant once; its cold start is that of its process."""
     name = entry.name.removesuffix("-cuda")
     folder = run.export / entry.channel

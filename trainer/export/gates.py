@@ -25,7 +25,7 @@ from trainer.export.answers import (
     numbers,
     torch_logits,
 )
-from trainer.export.parity_checks import CUT, JUDGES, SHOWN, Case, Check, gap
+from trainer.export.parity_checks import CUT, JUDGES, SHOWN, Check, Comparison, gap
 from trainer.export.program import load
 from trainer.export.programs.common import Artifact
 from trainer.export.programs.generator import Generator
@@ -170,7 +170,7 @@ class Gate:
     def whole_split(self) -> dict[str, Check]:
         try:
             found = self._answers()
-            case = Case(self.answered, found, self.exact, self.limits, self.task.recipe.evaluation.bootstrap)
+            case = Comparison(self.answered, found, self.exact, self.limits, self.task.recipe.evaluation.bootstrap)
             case.language = getattr(self.task.recipe.task, "trg_language", None)
             checks = JUDGES[self.task.artifact](case)
         except Preempted:

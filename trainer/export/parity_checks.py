@@ -24,7 +24,7 @@ CUT = 100  # characters of a row that are shown
 
 
 @dataclass
-class Case:
+class Comparison:
     """Both sides' answers.
 
     Attributes:
@@ -76,7 +76,7 @@ class Case:
         return abs(artifact - reference) if self.exact else reference - artifact
 
 
-def classes(case: Case) -> dict[str, Check]:
+def classes(case: Comparison) -> dict[str, Check]:
     gaps, sure, other = [], 0, 0
     for row, made in zip(case.rows, case.found, strict=True):
         first, second = sorted(row.answer["probabilities"].values(), reverse=True)[:2]
@@ -99,7 +99,7 @@ def classes(case: Case) -> dict[str, Check]:
     return {"classes": same, "accuracy": accuracy}
 
 
-def translations(case: Case) -> dict[str, Check]:
+def translations(case: Comparison) -> dict[str, Check]:
     from trainer.evaluation.languages import bleu_of
 
     made = [record["prediction"] for record in case.found]
@@ -119,7 +119,7 @@ def translations(case: Case) -> dict[str, Check]:
     return {"identical": identical(case), "bleu": paired}
 
 
-def identical(case: Case) -> Check:
+def identical(case: Comparison) -> Check:
     """Texts that are the same; rows without one are not counted."""
     both = [(made, row.answer) for row, made in zip(case.rows, case.found, strict=True)]
     case.show([_unlike(a["prediction"], b["prediction"]) if "prediction" in b else 0.0 for a, b in both], "prediction")
@@ -135,7 +135,7 @@ def _unlike(a: str, b: str) -> float:
     return 1 - difflib.SequenceMatcher(None, a.split(), b.split()).ratio() if a != b else 0.0
 
 
-def perplexity(case: Case) -> dict[str, Check]:
+def perplexity(case: Comparison) -> dict[str, Check]:
     """The relative change decides: a perplexity of 20.2 is 1% more than one of 20."""
     pairs = zip(case.rows, case.found, strict=True)
     table = [[made["loss"], row.answer["loss"], row.answer["tokens"]] for row, made in pairs]
@@ -152,7 +152,7 @@ def perplexity(case: Case) -> dict[str, Check]:
     return {"perplexity": check | {"change": change}}
 
 
-def continuations(case: Case) -> dict[str, Check]:
+def continuations(case: Comparison) -> dict[str, Check]:
     """Losses of whole documents, and how beginnings are gone on with."""
     checks = perplexity(case)
     hardest = case.worst
@@ -171,7 +171,7 @@ def gap(a: Any, b: Any) -> float:
     return float(np.nan_to_num(np.abs(np.asarray(a) - b), nan=HUGE, posinf=HUGE).max())
 
 
-JUDGES: dict[str, Callable[[Case], dict[str, Check]]] = {
+JUDGES: dict[str, Callable[[Comparison], dict[str, Check]]] = {
     "classification": classes,
     "translation": translations,
     "text_to_text": translations,

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from trainer.cpu_info import bf16_arithmetic
-from trainer.engine.trained_run import Finished
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import GateError, RankzeroError
 from trainer.export.artifact_integrity import facts, problems, read_gate
 from trainer.export.gates import Gate, reason_of
@@ -53,7 +53,7 @@ def export_run(
 
     Args:
         run: a run whose model has been written; the caller holds its lock.
-        recipe_type: as `Finished.open` takes it.
+        recipe_type: as `TrainedRun.open` takes it.
         overrides: `key=value`, such as export.gates.int8_accuracy=0.01.
         say: told how far it is; by default the log, every ten seconds.
 
@@ -64,14 +64,14 @@ def export_run(
         GateError: artifacts failed their gates and were kept out; there is no int8 of what failed as ONNX.
         UsageError, CheckpointError: no run directory, or no model in it.
     """
-    task = Finished.task_of(run, recipe_type, overrides)
+    task = TrainedRun.task_of(run, recipe_type, overrides)
     held = weights(run)
     check_held(run.path)
     remove_stale(run, held)
     wanted = _wanted(run, task, has_model=bool(held))
     if not wanted:
         return []
-    stage = _Stage(run, task, held, lambda: Finished.open(run, recipe_type, overrides), say or slowly(log.info))
+    stage = _Stage(run, task, held, lambda: TrainedRun.open(run, recipe_type, overrides), say or throttled(log.info))
     run.export.mkdir(parents=True, exist_ok=True)
     folders: list[Path] = []
     failed: dict[str, str] = {}
@@ -113,7 +113,9 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
 class _Stage:
     """The artifacts of one run; what they share is made once, when it is first needed."""
 
-    def __init__(self, run: RunDir, task: Task, held: dict[str, str], opened: Callable[[], Finished], say: Say) -> None:
+    def __init__(
+        self, run: RunDir, task: Task, held: dict[str, str], opened: Callable[[], TrainedRun], say: Say
+    ) -> None:
         """`held`: names and hashes of the run's weights."""
         self.run, self.task, self._opened, self.say = run, task, opened, say
         self.answers_file = run.export / ".answers.json"
@@ -231,7 +233,7 @@ def _explain(place: Path, verdict: Record) -> str:
     return "\n".join(lines)
 
 
-def slowly(tell: Callable[[str], None]) -> Say:
+def throttled(tell: Callable[[str], None]) -> Say:
     """Passes on what is said, at most every ten seconds."""
     last = 0.0
 

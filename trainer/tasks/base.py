@@ -134,7 +134,7 @@ class Task(ABC):
     def collate(self, examples: Sequence[Example]) -> Batch:
         """int64 tensors, padded to the widths that `padding` allows; `labels` aligned with logits."""
 
-    def noised(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
+    def corrupt(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
         """The examples of a lane's micro-batch with what is drawn for them (masks), before labels are counted.
 
         `draw` is the key; there is none in an evaluation, which must be the same each time.

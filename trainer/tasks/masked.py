@@ -29,7 +29,7 @@ class MaskedLanguageModeling(LanguageModeling):
     def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
         return [role for role, size in sizes.items() if size > self.recipe.data.max_length - self.layout.special]
 
-    def noised(self, examples: Sequence[Example], *draw: object) -> list[Example]:
+    def corrupt(self, examples: Sequence[Example], *draw: object) -> list[Example]:
         """Each example with `places`, the positions asked for, and `answers`, what stood there; `draw` says which."""
         import numpy as np
 
@@ -54,7 +54,7 @@ class MaskedLanguageModeling(LanguageModeling):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """input_ids and attention_mask (B, W); of the N tokens asked for `places` (N,) in the flattened input_ids, and
-        `labels` (N,). Examples that were not noised ask for the mask tokens that they hold.
+        `labels` (N,). Examples that were not corrupt ask for the mask tokens that they hold.
         """
         import torch
 
@@ -90,7 +90,7 @@ class MaskedLanguageModeling(LanguageModeling):
     def filler(self) -> Batch:
         import torch
 
-        batch = self.collate(self.noised(self.encode([self.toy_rows[0]])))
+        batch = self.collate(self.corrupt(self.encode([self.toy_rows[0]])))
         return {**batch, "labels": torch.full_like(batch["labels"], -100)}
 
     def build_model(self, trained: Path | None = None) -> nn.Module:
