@@ -13,7 +13,7 @@ from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_token
 from trainer.engine.corpus import Corpus
 from trainer.recipe import Recipe
 from trainer.recipe_loading import load_recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 RECIPE = "multi30k"
 

@@ -21,7 +21,7 @@ from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.hub_paths import locate
 from trainer.recipe_loading import load_recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 OURS = "rankzero, bf16"
 RECIPE = "imdb"

@@ -24,7 +24,7 @@ from trainer.data.tokenization import train_tokenizer
 from trainer.engine.step import Objective, freeze_unused
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 MB = 2**20
 

@@ -19,7 +19,7 @@ from trainer.data.loader import load_epoch, owned_lanes
 from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.recipe_loading import load_recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 
 def main() -> None:

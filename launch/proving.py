@@ -23,7 +23,7 @@ from trainer.errors import DataError
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, check_recipe
 from trainer.rundir import RunDir
-from trainer.tasks.base import roles_of
+from trainer.task.registry import roles_of
 
 LANES = (4, 8)  # at least and at most: so that 1, 2 and 4 ranks are tried, and a step stays small
 ROWS, WIDTH = 2, 16  # of a micro-batch, at most: steps of a BERT must not take seconds

@@ -25,7 +25,7 @@ from trainer.export.programs.common import Artifact
 from trainer.export.rows import Row, Rows
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir, write_json
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 STEPS = 60
 EXPORT = {"onnx": True, "int8": True, "bf16": True}  # bf16 whatever the processor

@@ -171,7 +171,7 @@ def noise_of_ranks(path: Path) -> None:
 
 def poison(value: float = math.nan) -> None:
     """The loss of a micro-batch that holds the token "%" is `value`."""
-    from trainer.tasks.translation import Translation
+    from trainer.tasks.translation.task import Translation
 
     loss = Translation.loss
 
@@ -186,7 +186,7 @@ def poison_gradient() -> None:
     """The loss of that micro-batch is finite, its gradient is not."""
     import torch
 
-    from trainer.tasks.translation import Translation
+    from trainer.tasks.translation.task import Translation
 
     loss = Translation.loss
 
@@ -243,7 +243,7 @@ def hang(where: str, guilty: int, step: int) -> None:
     if rank() != guilty:
         return
     from trainer.engine.step import Stepper
-    from trainer.tasks.translation import Translation
+    from trainer.tasks.translation.task import Translation
 
     def sleeping() -> None:
         time.sleep(10_000)

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.data.tokenization import train_tokenizer
 from trainer.recipe_loading import Recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 Document = Callable[[random.Random], str]
 

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 NAMES = ["negative", "positive"]
 GOOD, BAD = ["good", "great", "fine", "superb"], ["bad", "awful", "dull", "poor"]

@@ -14,7 +14,7 @@ from trainer.models.classifiers import reading_embedding
 from trainer.models.hf_quirks import rows_dimension
 from trainer.optim.adversarial import Perturbation
 from trainer.recipe_loading import Recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 SHORT, LONG = "a dog", "two men are sitting on a bench in the park and are reading a book"
 OWN = {"kind": "transformer", "d_model": 32, "heads": 2, "feed_forward": 32, "dropout": 0.0}

@@ -26,7 +26,7 @@ from transformers import GPT2LMHeadModel
 from trainer import predict, tensors
 from trainer.api import stream
 from trainer.errors import UsageError
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 LENGTH = 24  # data.max_length
 GPT2 = {"kind": "pretrained", "architecture": "gpt2", "size": "tiny"}

@@ -31,7 +31,7 @@ from trainer.optim.adversarial import Perturbation
 from trainer.optim.schedules import lr_multiplier
 from trainer.recipe.sections import AdversarialConfig, OptimConfig, TokenizerTraining
 from trainer.recipe_loading import Recipe, load_recipe
-from trainer.tasks.base import make_task, task_classes
+from trainer.task.registry import make_task, task_classes
 
 # -- rows to micro-batches ---------------------------------------------------------------------------------------------
 

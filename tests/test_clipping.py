@@ -17,7 +17,7 @@ from trainer.data.tokenization import load_tokenizer
 from trainer.engine.trained_run import build_model
 from trainer.models.classifiers import depths
 from trainer.optim.clipping import clip, idle_groups, square_sum
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 WORLDS = {"single": 1, "ddp": 2, "zero1": 2, "zero2": 2, "zero3": 2, "fsdp2": 2}
 RATE, LIMIT = 0.5, 0.01

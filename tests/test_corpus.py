@@ -24,7 +24,7 @@ from trainer.errors import DataError
 from trainer.models.configs import TransformerConfig
 from trainer.recipe import Recipe, recipe_class
 from trainer.recipe.sections import TokenizerTraining
-from trainer.tasks.translation import Translation, TranslationConfig
+from trainer.tasks.translation.task import Translation, TranslationConfig
 
 RECIPE = recipe_class([TranslationConfig], [TransformerConfig])
 WORDS = ["ein", "Hund", "Katze", "Mann", "Frau", "läuft", "schläft", "sieht", "schnell", "Haus", "Park", "rot", "im"]

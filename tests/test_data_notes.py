@@ -22,7 +22,8 @@ from trainer.errors import DataError
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
 from trainer.report.data_facts import data_facts
-from trainer.tasks.base import Task, make_task
+from trainer.task.base import Task
+from trainer.task.registry import make_task
 
 HANZI = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
 

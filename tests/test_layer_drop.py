@@ -15,7 +15,7 @@ from trainer.engine.step import Objective, freeze_unused
 from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
 from trainer.recipe_loading import Recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 TEXTS = ["a dog runs over the lawn", "two men are sitting", "the film is good"] * 10
 

@@ -20,7 +20,7 @@ from trainer.errors import UsageError
 from trainer.models.classifiers import freeze_embeddings
 from trainer.models.hf_quirks import Padding
 from trainer.recipe_loading import Recipe, load_recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": 8},

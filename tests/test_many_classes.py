@@ -25,7 +25,7 @@ from trainer.report.page import code
 from trainer.report.sections import MOST_LINES
 from trainer.report.stage import analyse
 from trainer.rundir import read_json
-from trainer.tasks.classification import ClassificationConfig
+from trainer.tasks.classification.task import ClassificationConfig
 
 AVERAGES = ["accuracy", "macro avg", "weighted avg", "micro avg", "samples avg", "classes"]
 NAMES = ["<b>bold</b>", "two\nlines", "$x_1$", "$", "\\frac", "\N{PILE OF POO}", "日本語", "__proto__", "1", "", "a`b`",

@@ -21,7 +21,7 @@ from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
 from trainer.models.pooling import classify_at_last_end, ends_with_summary, is_causal, pool, reading_part
 from trainer.recipe_loading import Recipe
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 NOT_TRIED = {  # family: why
     "cohere_compass_text": "its rotary positions are configured for its own layer types only",

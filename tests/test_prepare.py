@@ -21,8 +21,8 @@ from trainer.models.configs import TransformerConfig
 from trainer.recipe import Recipe, recipe_class
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe as AnyRecipe
-from trainer.tasks.base import make_task
-from trainer.tasks.translation import TranslationConfig
+from trainer.task.registry import make_task
+from trainer.tasks.translation.task import TranslationConfig
 
 ROLES = ("src", "trg")
 COLUMNS = {"src": "de", "trg": "en"}

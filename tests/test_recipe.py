@@ -15,7 +15,7 @@ from trainer.errors import UsageError
 from trainer.recipe import FREE_TO_CHANGE, changed_keys, synonyms
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import SHIPPED, Recipe, find_recipe, load_recipe
-from trainer.tasks.base import task_classes
+from trainer.task.registry import task_classes
 
 ROOT = Path("corpus")
 

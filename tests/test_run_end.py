@@ -22,7 +22,7 @@ from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
 from trainer.recipe.sections import EarlyStopping, OptimConfig
 from trainer.rundir import RunDir
-from trainer.tasks.base import IGNORED
+from trainer.task.base import IGNORED
 
 MODEL = {"kind": "encoder", "d_model": 16, "layers": 1, "heads": 2, "feed_forward": 32}
 WORDS = {"train": {"kind": "wordpiece", "vocab_size": 90}}

@@ -27,7 +27,7 @@ from trainer.optim.adversarial import Perturbation
 from trainer.recipe.sections import AdversarialConfig
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 ARCHITECTURES = ("t5", "bart", "marian")
 TEXTS = ["ein hund läuft", "zwei männer sitzen auf einer bank", "a dog runs", "two men are sitting on a bench", "ja"]

@@ -30,7 +30,7 @@ from trainer.models.configs import TransformerXLConfig
 from trainer.models.transformer_xl import RelativeAttention, TransformerXL, relative_shift
 from trainer.recipe_loading import Recipe, check_recipe
 from trainer.rundir import RunDir
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 SEGMENT, MEMORY, LAYERS = 16, 48, 2
 WORDS = [f"{a}{b}" for a in "bdgklmnprst" for b in "aeiou"]

@@ -21,7 +21,7 @@ from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.report_stages import attempt, card_stage, reason_of, refresh_reports, write_report
 from trainer.rundir import RunDir, Status, read_json, write_json
-from trainer.tasks.base import roles_of
+from trainer.task.registry import roles_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -425,7 +425,7 @@ def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, o
     from trainer.data.prepare import prepare as write_corpus
     from trainer.engine.corpus import Corpus
     from trainer.engine.token_counts import count_tokens
-    from trainer.tasks.base import make_task
+    from trainer.task.registry import make_task
 
     resolved = load_recipe(recipe, overrides)
     folder = Path(out) if out else Path("prepared") / resolved.name

@@ -11,7 +11,8 @@ from trainer.errors import UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import recipe_class
-from trainer.tasks.base import Task, roles_of, task_class, task_classes
+from trainer.task.base import Task
+from trainer.task.registry import roles_of, task_class, task_classes
 
 SHIPPED = Path(__file__).parent / "recipe" / "shipped"
 Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)

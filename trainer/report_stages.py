@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainer.engine.corpus import Corpus
-    from trainer.tasks.base import Task
+    from trainer.task.base import Task
 
 log = logging.getLogger("rankzero")
 

@@ -19,7 +19,7 @@ from trainer.errors import UsageError
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
-    from trainer.tasks.base import Task
+    from trainer.task.base import Task
 
 
 @dataclass(frozen=True)

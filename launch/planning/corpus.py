@@ -21,7 +21,8 @@ from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
 from trainer.recipe import Recipe, changed_keys, read_yaml
 from trainer.rundir import RunDir, read_json
-from trainer.tasks.base import Task, make_task, roles_of
+from trainer.task.base import Task
+from trainer.task.registry import make_task, roles_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -28,7 +28,7 @@ from trainer.optim.optimizers import build_optimizer
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
-    from trainer.tasks.base import Task
+    from trainer.task.base import Task
 
 
 @dataclass(frozen=True)

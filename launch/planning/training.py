@@ -21,7 +21,7 @@ from trainer.engine.writer import ROOM
 from trainer.models.configs import TransformerXLConfig
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, read_json
-from trainer.tasks.recurrent import rows_of
+from trainer.tasks.language_modeling.recurrent import rows_of
 
 
 @dataclass(frozen=True)

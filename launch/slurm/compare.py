@@ -72,7 +72,7 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
     if not all(stage.get("metric") and stage.get("value") is not None for stage in chosen):
         return None
     from trainer.recipe_loading import Recipe
-    from trainer.tasks.base import task_class
+    from trainer.task.registry import task_class
 
     recipe = Recipe.load(RunDir(runs[0]).recipe)
     metric = chosen[0]["metric"]

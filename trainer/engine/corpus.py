@@ -15,7 +15,7 @@ from trainer.data.paths import MISSING, value_at
 from trainer.data.sources import Row, Source, held_out, open_split
 from trainer.errors import DataError
 from trainer.recipe import Recipe
-from trainer.tasks.base import Example, Task, Texts
+from trainer.task.base import Example, Task, Texts
 
 EVAL_WINDOW = 20_000  # rows of a split that are held and sorted together
 SAMPLED_FROM = 200_000  # its first ones, of which evaluation.max_rows are taken: reading all of a huge one takes hours

@@ -26,7 +26,7 @@ from trainer.models.pooling import ends_with_summary, pool, reading_part
 from trainer.models.pretrained import load_bare, position_limit
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir
-from trainer.tasks.base import Example
+from trainer.task.base import Example
 
 Pooling = Literal["cls", "mean", "tokens"]
 POOLINGS = ("cls", "mean", "tokens")

@@ -15,7 +15,7 @@ from trainer.engine.corpus import Corpus, EvalBatch
 from trainer.engine.runtime import Runtime
 from trainer.errors import DataError
 from trainer.evaluation.predictions import in_corpus_order
-from trainer.tasks.base import Record, Task
+from trainer.task.base import Record, Task
 
 
 def evaluate(

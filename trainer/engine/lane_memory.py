@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.data.loader import Loaded
 from trainer.engine.runtime import Runtime
 from trainer.errors import CheckpointError
-from trainer.tasks.base import Batch, Task
+from trainer.task.base import Batch, Task
 
 FILE = "lanes.safetensors"  # in a checkpoint: by lane, where a task carries something
 

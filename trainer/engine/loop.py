@@ -26,7 +26,7 @@ from trainer.engine.writer import Files, Writer
 from trainer.errors import NumericsError, Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
 from trainer.rundir import RunDir
-from trainer.tasks.base import Task
+from trainer.task.base import Task
 
 log = logging.getLogger("rankzero")
 

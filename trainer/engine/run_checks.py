@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.recipe.sections import OptimConfig
 from trainer.rundir import RunDir
-from trainer.tasks.base import IGNORED, Task
+from trainer.task.base import IGNORED, Task
 
 if TYPE_CHECKING:
     from trainer.engine.corpus import Corpus

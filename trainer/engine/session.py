@@ -33,7 +33,7 @@ from trainer.optim.averaging import average_files
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, Status, publish, read_json, workspace, write_json
-from trainer.tasks.base import make_task
+from trainer.task.registry import make_task
 
 log = logging.getLogger("rankzero")
 

@@ -31,7 +31,7 @@ from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir, git_commit, publish, read_json, workspace, write_json
-from trainer.tasks.base import make_task, roles_of, task_class
+from trainer.task.registry import make_task, roles_of, task_class
 
 log = logging.getLogger("rankzero")
 

@@ -30,7 +30,7 @@ from trainer.models.hf_quirks import rows_dimension
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.clipping import clip, idle_parameters, square_sum
 from trainer.optim.optimizers import set_rates
-from trainer.tasks.base import Batch, Task
+from trainer.task.base import Batch, Task
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from trainer.data.counter_rng import uniform
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
 from trainer.recipe import Recipe
-from trainer.tasks.base import Task, Texts
+from trainer.task.base import Task, Texts
 
 WINDOW = 1000  # rows that are tokenized together
 SAMPLE = 20_000  # rows whose unknown tokens are counted, about

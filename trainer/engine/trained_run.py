@@ -23,7 +23,8 @@ from trainer.evaluation.predictions import write_predictions
 from trainer.models.fast_attention import use_attention
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir, without_nan, write_json
-from trainer.tasks.base import Record, Task, make_task
+from trainer.task.base import Record, Task
+from trainer.task.registry import make_task
 
 PREDICT_WINDOW = 512  # lines that are sorted by length together
 

@@ -16,8 +16,7 @@ from torch import nn
 from trainer.export.programs.classifier import Classifier
 from trainer.export.programs.common import Artifact
 from trainer.export.programs.generator import Generator
-from trainer.tasks.base import Example, Record, Task
-from trainer.tasks.causal import PROMPT
+from trainer.task.base import PROMPT, Example, Record, Task
 
 if TYPE_CHECKING:
     from trainer.recipe.sections import GenerationConfig

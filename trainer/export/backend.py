@@ -12,7 +12,7 @@ from trainer.export.program import load
 from trainer.export.weights import TYPES, read_weights
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
-from trainer.tasks.base import Record
+from trainer.task.base import Record
 
 BACKENDS = ("onnx", "int8", *TYPES)
 

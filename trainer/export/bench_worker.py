@@ -71,7 +71,7 @@ def weights(run: Path, name: str) -> Answer:
     from trainer.export.answers import greedy
     from trainer.recipe_loading import Recipe
     from trainer.rundir import RunDir
-    from trainer.tasks.base import make_task
+    from trainer.task.registry import make_task
 
     kind, _, device = name.partition("-")
     if device and not torch.cuda.is_available():

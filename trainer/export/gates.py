@@ -32,7 +32,7 @@ from trainer.export.programs.generator import Generator
 from trainer.export.rows import ODD, Row, Rows, Say, spread
 from trainer.export.subprocess_check import in_fresh_process
 from trainer.recipe.sections import GatesConfig
-from trainer.tasks.base import Record
+from trainer.task.base import Record
 
 BATCHES = (1, 2, 5, 8, 16)  # rows that are run together, in turn
 CONFIDENCE = 1e-3  # a probability from another process, or from the weights where they are not asked for logits

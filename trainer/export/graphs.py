@@ -24,7 +24,7 @@ from trainer.export import seq2seq
 from trainer.export.exporter import Names, add_candidates, untie, write_graph
 from trainer.models.attention import MASKED
 from trainer.models.transformer import Cache, LayerCache, Transformer
-from trainer.tasks.base import Task
+from trainer.task.base import Task
 
 Axes = dict[int, str]
 SUBTRACTING = ("xlnet", "big_bird")  # make 1.0 - mask of it, which torch's exporter knows of floats only

@@ -17,7 +17,7 @@ from trainer.export.exporter import prepared, quiet
 from trainer.export.graphs import EXPORTERS, input_names
 from trainer.export.program import NAME, source
 from trainer.rundir import write_json
-from trainer.tasks.base import Task
+from trainer.task.base import Task
 
 
 def write_artifact(task: Task, model: nn.Module, folder: Path) -> None:

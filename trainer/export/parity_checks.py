@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.export.rows import FEW, Row
 from trainer.recipe.sections import GatesConfig
-from trainer.tasks.base import Record
+from trainer.task.base import Record
 
 Check = dict[str, Any]
 HUGE = 1e30

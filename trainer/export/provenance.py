@@ -13,7 +13,7 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.export.artifact_integrity import facts, problems, read_gate
 from trainer.export.program import PROGRAMS, digest
 from trainer.rundir import RunDir, inside, read_json
-from trainer.tasks.base import Task
+from trainer.task.base import Task
 
 log = logging.getLogger("rankzero")
 

@@ -27,7 +27,7 @@ from trainer.export.exporter import data_file, is_large
 from trainer.export.program import NAME, generated, load
 from trainer.export.rows import Say
 from trainer.rundir import write_json
-from trainer.tasks.base import Example, Record, Task
+from trainer.task.base import Example, Record, Task
 
 KINDS = ("MatMul", "Gemm", "Gather")  # with the default kinds a graph of opset 23 does not load
 TUNING_ROWS = 32

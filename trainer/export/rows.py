@@ -17,7 +17,7 @@ from trainer.engine.corpus import Corpus, EvalBatch
 from trainer.errors import DataError
 from trainer.evaluation.predictions import corpus_order
 from trainer.export.answers import prompt, torch_answers, torch_continued
-from trainer.tasks.base import Example, Record, Task
+from trainer.task.base import Example, Record, Task
 
 FEW = 1000  # rows: with fewer a verdict says so; as many of the training rows are taken where there are no others
 Say = Callable[[str], None]

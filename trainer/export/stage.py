@@ -37,7 +37,7 @@ from trainer.export.weights import TYPES, WeightsGate, write_weights
 from trainer.lock import check_held
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, publish, read_json, workspace, write_json
-from trainer.tasks.base import Record, Task
+from trainer.task.base import Record, Task
 
 log = logging.getLogger("rankzero")
 

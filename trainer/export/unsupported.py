@@ -6,7 +6,7 @@ Whatever else the exporter meets is a failure of the gate.
 from __future__ import annotations
 
 from trainer.rundir import RunDir, read_json
-from trainer.tasks.base import Task
+from trainer.task.base import Task
 
 # By model_type (of our own kinds: model.kind); tests/test_export_families.py tells when one can be exported after all.
 ARCHITECTURES = {

@@ -24,7 +24,7 @@ from trainer.export.answers import torch_logits
 from trainer.export.gates import Gate
 from trainer.export.parity_checks import SHOWN, Check
 from trainer.rundir import write_json
-from trainer.tasks.base import Record, Task
+from trainer.task.base import Record, Task
 
 WEIGHTS = "model.safetensors"
 TYPES = {"bf16": torch.bfloat16, "safetensors": torch.float32}

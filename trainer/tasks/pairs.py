@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from trainer.tasks.base import Roles, Texts
+from trainer.task.base import Roles, Texts
 
 
 class Pairs:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from trainer.errors import UsageError
 from trainer.recipe.sections import Positive, Section
-from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
 from trainer.tasks.pairs import Pairs
 
 if TYPE_CHECKING:

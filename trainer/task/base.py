@@ -1,6 +1,6 @@
 """What a task is: its config, how rows become micro-batches, and what is predicted and scored.
 
-A new task is one file beside this one, found by its name. Engine, loop and checkpoint know tasks only through this
+A task is one folder in trainer/tasks, found by its name. Engine, loop and checkpoint know tasks only through this
 class. Labels are aligned with logits by `collate` and -100 is ignored, so that loss and count are generic. Torch is
 imported inside functions only: the config is read on login nodes.
 """
@@ -8,8 +8,6 @@ imported inside functions only: the config is read on login nodes.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -37,6 +35,7 @@ Roles = Mapping[str, frozenset[str] | None]  # role -> the values that it may ha
 
 IGNORED = -100
 SHOWN = 48  # tokens of a row whose attention is kept
+PROMPT = 32  # tokens, at most, of the beginning of a text that a language model is given to continue
 
 
 class Assessed(NamedTuple):
@@ -361,38 +360,3 @@ def attention_row(
         "tokens": list(tokens), "keys": list(keys), "layers": weights.shape[0], "heads": weights.shape[1],
         "weights": rounded(weights), "relevance": rounded(relevance),
     }  # fmt: skip
-
-
-def task_classes() -> dict[str, type[Task]]:
-    """Every task found beside this file, by kind."""
-    import trainer.tasks as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return {task.kind: task for task in Task.__subclasses__()}
-
-
-def task_class(recipe: Recipe) -> type[Task]:
-    """The class of a recipe's task.
-
-    Raises:
-        UsageError: no task has that kind.
-    """
-    kind, classes = getattr(recipe.task, "kind", None), task_classes()
-    if kind not in classes:
-        raise UsageError(f"task.kind={kind!r} is not known; allowed: {', '.join(sorted(classes))}")
-    return classes[kind].of(recipe)
-
-
-def roles_of(recipe: Recipe) -> Roles:
-    """What a row of this recipe's corpus holds."""
-    return task_class(recipe).roles(recipe.task)
-
-
-def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None) -> Task:
-    """The task of a recipe.
-
-    Raises:
-        UsageError: no task has that kind.
-    """
-    return task_class(recipe)(recipe, tokenizer, data)

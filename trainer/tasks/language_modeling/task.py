@@ -10,7 +10,7 @@ from pydantic import Field
 
 from trainer.models.configs import TransformerXLConfig
 from trainer.recipe.sections import Section
-from trainer.tasks.base import Record, Roles, Task, Texts
+from trainer.task.base import Record, Roles, Task, Texts
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
@@ -49,9 +49,9 @@ class LanguageModeling(Task):
 
     @classmethod
     def of(cls, recipe: Recipe) -> type[Task]:
-        from trainer.tasks.causal import CausalLanguageModeling
-        from trainer.tasks.masked import MaskedLanguageModeling
-        from trainer.tasks.recurrent import RecurrentLanguageModeling
+        from trainer.tasks.language_modeling.causal import CausalLanguageModeling
+        from trainer.tasks.language_modeling.masked import MaskedLanguageModeling
+        from trainer.tasks.language_modeling.recurrent import RecurrentLanguageModeling
 
         task: Any = recipe.task
         if task.objective == "mlm":

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from trainer.tasks.base import Batch, Example
-from trainer.tasks.causal import CausalLanguageModeling
+from trainer.task.base import Batch, Example
+from trainer.tasks.language_modeling.causal import CausalLanguageModeling
 
 if TYPE_CHECKING:
     from pathlib import Path

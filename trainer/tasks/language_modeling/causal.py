@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.errors import UsageError
-from trainer.tasks.base import IGNORED, SHOWN, Assessed, Batch, Example, Record, Texts, attention_row
-from trainer.tasks.language_modeling import LanguageModeling
+from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Record, Texts, attention_row
+from trainer.tasks.language_modeling.task import LanguageModeling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from trainer.recipe.sections import GenerationConfig
 
-PROMPT, SAMPLES = 32, 6  # tokens of a beginning that is gone on with, and how many there are in a report
+SAMPLES = 6  # continued texts in a report
 ISOLATED = 1e-3  # difference of a logit that says that a document saw the one before it
 
 

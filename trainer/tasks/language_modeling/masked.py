@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from trainer.tasks.base import Assessed, Batch, Example, Record, Texts
-from trainer.tasks.language_modeling import LanguageModeling
+from trainer.task.base import Assessed, Batch, Example, Record, Texts
+from trainer.tasks.language_modeling.task import LanguageModeling
 
 if TYPE_CHECKING:
     from pathlib import Path

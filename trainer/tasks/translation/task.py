@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from trainer.recipe.sections import Section
-from trainer.tasks.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
 from trainer.tasks.pairs import Pairs
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.recipe.sections import Fraction, Section
-from trainer.tasks.base import (
+from trainer.task.base import (
     IGNORED,
     SHOWN,
     Assessed,

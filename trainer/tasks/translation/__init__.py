@@ -1,0 +1,5 @@
+"""Translation with an encoder-decoder model: `src` in, `trg` out."""
+
+from trainer.tasks.translation.task import Translation
+
+TASK = Translation
