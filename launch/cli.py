@@ -57,8 +57,8 @@ def train(
 ) -> None:
     """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
     from launch.local import start
-    from trainer.api import Options, run_path
     from trainer.recipe_loading import load_recipe
+    from trainer.run_options import Options, run_path
 
     options = Options(run, fresh, tuple(allow_change or ()), debug, profile)
     resolved = load_recipe(recipe, overrides or ())  # all mistakes of the recipe before anything is started

@@ -1,32 +1,28 @@
-"""The run, told top to bottom: a recipe goes in, one run directory comes out."""
+"""The public functions: train, evaluate, predict, stream, export, bench, report, ensemble, prepare."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import logging
-import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from trainer.errors import RankzeroError, UsageError
-from trainer.failures import ended_by_watchdog, full_disk, no_memory, report_failure
-from trainer.lock import follow
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.report_stages import attempt, card_stage, reason_of, refresh_reports, write_report
-from trainer.rundir import RunDir, Status, read_json, write_json
+from trainer.run import run_recipe
+from trainer.run_options import Options, Run
+from trainer.rundir import RunDir, read_json
 from trainer.task.registry import roles_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from trainer.engine.runtime import Runtime
 
 log = logging.getLogger("rankzero")
 
@@ -42,47 +38,6 @@ DEBUG_OVERRIDES = (
     "export.int8=false",
 )
 
-DEFERRED = "a job for evaluation, export and report"  # what status.json says of a run that was trained with `defer`
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that has ended: its directory, last step, and the scores of each evaluated split."""
-
-    path: Path
-    step: int
-    metrics: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line adds to a recipe without changing a step."""
-
-    run: Path | None = None
-    fresh: bool = False
-    allow_change: Sequence[str] = ()
-    debug: bool = False
-    profile: bool = False
-    defer: bool = False
-
-    @property
-    def anew(self) -> bool:
-        """Whether the run begins at step 0 whatever its directory holds."""
-        return self.fresh or (self.debug and self.run is None)
-
-
-def run_path(recipe: BaseRecipe, options: Options) -> Path:
-    """Return `--run`, or runs/<name> below the working directory.
-
-    Raises:
-        UsageError: that is a file.
-    """
-    path = options.run or Path("runs") / (f"{recipe.name}-debug" if options.debug else recipe.name)
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise UsageError(f"--run {path}: {place} is a file; choose another folder for the run directory")
-    return path
-
 
 def train(
     recipe: str | Path | BaseRecipe,
@@ -95,145 +50,23 @@ def train(
     profile: bool = False,
     defer: bool = False,
 ) -> Run:
-    """Trains, or goes on from the newest checkpoint; then chooses the weights and evaluates. Every rank calls this.
+    """Train a recipe, or resume it from the newest checkpoint, then evaluate, export and report. All ranks call this.
 
     Args:
         recipe: a shipped recipe's name, a path, or a `Recipe`.
         overrides: `key=value` in dotted form.
         run: the run directory; runs/<name> by default.
-        fresh: start from step 0; an existing run is kept beside the new one.
-        allow_change: keys in which the recipe may differ from the one that the run directory was made with.
+        fresh: start from step 0. An existing run is kept under another name.
+        allow_change: keys in which the recipe may differ from the recipe of an existing run directory.
         debug: a slice of the data, deterministic, with anomaly detection.
         profile: write a torch profiler trace into the run directory.
-        defer: leave what follows the choice of weights to another start of the same run, which is not finished before.
+        defer: stop after the checkpoint is selected. Another start of the same run evaluates, exports and reports.
 
     Raises:
-        RankzeroError: with the exit code of the design; `Preempted` when stopped by a signal, all being saved.
+        RankzeroError: with its exit code; `Preempted` when stopped by a signal, with everything saved.
     """
     options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile, defer)
-    resolved = load_recipe(recipe, [*overrides, *(DEBUG_OVERRIDES if debug else ())])
-    return _train(resolved, options)
-
-
-def _train(recipe: BaseRecipe, options: Options) -> Run:
-    from trainer.engine.resume_checks import agree_with_earlier
-    from trainer.engine.runtime import start
-    from trainer.engine.signals import StopFlag
-
-    folder = RunDir(run_path(recipe, options))
-    with StopFlag().listening() as stop, contextlib.ExitStack() as held:
-        parts = 1 if options.anew else folder.splits()
-        accumulation = _accumulation(recipe) * parts
-        runtime = start(
-            stop,
-            deterministic=options.debug,
-            accumulation=accumulation,
-            clip_norm=recipe.optim.clip_norm,
-            tf32=recipe.loop.tf32,
-            rendezvous_seconds=recipe.launch.rendezvous_seconds,
-        )
-        status = None
-        try:
-
-            def take() -> tuple[int, str]:
-                if options.anew:
-                    _make_room(folder, keep=options.fresh)
-                lock = held.enter_context(folder.locked())
-                folder.create()
-                agree_with_earlier(folder, recipe, options.allow_change)
-                manifest = read_json(folder.manifest)  # of the latest start; "starts" holds those before it
-                if manifest is not None:
-                    write_json(folder.manifest, {**manifest, "micro_batch_splits": parts})
-                folder.note.unlink(missing_ok=True)
-                return 1 if manifest is None else len(manifest["starts"]) + 2, lock.token
-
-            attempt, token = runtime.on_main(take)  # a refused start leaves the directory as it was
-            if not runtime.main:
-                held.enter_context(follow(folder.path, token))
-            status = Status(folder, attempt).start() if runtime.main else None
-            runtime.watch(
-                recipe.launch.hang_seconds, folder.path, functools.partial(ended_by_watchdog, folder, runtime, status)
-            )
-            ended = _stages(recipe, options, folder, runtime, status, parts)
-        except BaseException as error:
-            told = report_failure(folder, runtime, status, full_disk(folder, error) or no_memory(error) or error)
-            if told is error:
-                raise
-            raise told from None
-        finally:
-            runtime.leave()
-        if status is not None and options.defer:
-            status.finish("running", 0, waits_for=DEFERRED)
-        elif status is not None:
-            status.finish("finished", 0)
-        return ended
-
-
-def _stages(
-    recipe: BaseRecipe, options: Options, folder: RunDir, runtime: Runtime, status: Status | None, parts: int
-) -> Run:
-    from trainer.engine import setup
-    from trainer.engine.resume_checks import write_recipe
-    from trainer.engine.session import Session
-
-    def prepare() -> dict[str, Any]:
-        setup.check_beginning(folder, recipe)
-        data = setup.survey_data(folder, recipe)
-        write_recipe(folder, recipe)
-        setup.make_tokenizer(folder, recipe, data["train"]["rows"])
-        data = setup.count_data_tokens(folder, recipe, data)
-        setup.write_manifest(folder, runtime, data)
-        return data
-
-    data = runtime.on_main(prepare)
-    accumulation = _accumulation(recipe) * parts
-    session = Session(recipe, folder, runtime, status, data, accumulation, parts, options.debug, options.profile)
-    session.train()
-    session.select_checkpoint()
-    if options.defer:
-        runtime.close()
-        return Run(folder.path, session.progress.step, {})
-    splits: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
-    scores = {split: session.evaluate(split) for split in splits}
-    runtime.close()  # from here on rank zero works alone: no collective can time out under it
-    if runtime.main:
-        from trainer.post_training import run_post_training
-
-        def alive() -> None:
-            if runtime.stop.received:
-                raise runtime.stopped("while the artifacts were made")
-
-        session.tell(scores)
-        run_post_training(folder, session.task, session.model, session.corpus, splits, session.progress.step, alive)
-    return Run(folder.path, session.progress.step, scores)
-
-
-def _accumulation(recipe: BaseRecipe) -> int:
-    """Micro-batches of each rank in a step: computed from lanes and ranks, never configured."""
-    ranks, lanes, fuse = int(os.environ.get("WORLD_SIZE", "1")), recipe.data.lanes, recipe.loop.fuse_lanes
-    if ranks > lanes:
-        raise UsageError(
-            f"{ranks} ranks are more than data.lanes={lanes}: each rank needs a lane; use at most {lanes} ranks, or a "
-            "recipe with more lanes (which changes its steps)"
-        )
-    if fuse > 1 and (lanes % ranks or (lanes // ranks) % fuse):
-        raise UsageError(
-            f"loop.fuse_lanes={fuse} does not divide the {lanes / ranks:g} lanes of each of {ranks} ranks "
-            f"(data.lanes={lanes}); choose a divisor, or 1"
-        )
-    return math.ceil(math.ceil(lanes / ranks) / fuse)
-
-
-def _make_room(folder: RunDir, *, keep: bool) -> None:
-    """--fresh moves an earlier run aside; a debug run is scratch and is replaced."""
-    if not folder.path.exists():
-        return
-    with folder.locked():
-        pass  # refuses while another process writes there
-    if keep:
-        log.info("--fresh: the earlier run is kept as %s", folder.set_aside())
-    else:
-        shutil.rmtree(folder.path)
+    return run_recipe(load_recipe(recipe, [*overrides, *(DEBUG_OVERRIDES if debug else ())]), options)
 
 
 def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How an attempt at a run ends that does not finish: what is told, by whom, and with which exit code."""
+"""Report how an attempt at a run failed: to status.json, to the other ranks, and as the error to raise."""
 
 from __future__ import annotations
 
@@ -14,95 +14,115 @@ from trainer.rundir import RunDir, Status, read_json, write_json
 if TYPE_CHECKING:
     from trainer.engine.runtime import Runtime
 
+DISK_FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system")  # libraries in Rust: no errno
 
-def full_disk(folder: RunDir, error: BaseException) -> CheckpointError | None:
-    """A full disk that was met outside a checkpoint: in the tokenizer, the predictions, a log."""
+
+def report_failure(run: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
+    """Write how the attempt ended. Return the error to raise.
+
+    Rank zero writes status.json. Another rank that fails alone leaves a note in the run directory. If a rank fails
+    alone, the other ranks see a broken connection only, so its note is the reason. A note about memory is kept for the
+    next start.
+    """
+    runtime.let_watchdog_end()
+    error = _full_disk(run, error) or _out_of_memory(error) or error
+    error = _lost_lock(run) or error
+    with contextlib.suppress(RankzeroError, OSError):
+        alone = isinstance(error, RankzeroError) and not error.everywhere
+        if isinstance(error, OutOfMemory) or (alone and not runtime.main):
+            _write_note(run, runtime, error)
+        if runtime.lost_connection(error) and not runtime.main:
+            error = RankError(f"a rank died ({error})")
+            error.everywhere = True  # rank zero or the launcher reports which
+        if not runtime.main or status is None:
+            return error
+        if runtime.lost_connection(error):
+            error = _read_note(run) or _died(error)
+        text = str(error) if isinstance(error, RankzeroError) else f"{type(error).__name__}: {error}"
+        _finish(status, _exit_code(error), text)
+        if not isinstance(error, OutOfMemory):
+            run.note.unlink(missing_ok=True)
+    return error
+
+
+def report_hang(run: RunDir, runtime: Runtime, status: Status | None, reason: str) -> None:
+    """Report for a rank that its watchdog ends.
+
+    Args:
+        reason: which rank makes no progress, the same on all ranks. Empty if a rank has left with an error and this
+            one would wait for it forever.
+    """
+    error = RankError(reason) if reason else (_read_note(run) or RankError("a rank has left with an error"))
+    if status is not None:
+        with contextlib.suppress(RankzeroError):  # the disk is full, or the directory belongs to another process
+            _finish(status, error.exit_code, str(error))
+    if runtime.main or reason.startswith("rank 0"):
+        print(f"rankzero: {error}", file=sys.stderr, flush=True)
+
+
+def _full_disk(run: RunDir, error: BaseException) -> CheckpointError | None:
+    """Return the error of a full disk outside a checkpoint: in the tokenizer, the predictions, a log."""
     from trainer.engine.checkpoint import describe_saved
 
-    words = ("No space left on device", "Disk quota exceeded", "Read-only file system")  # libraries in Rust: no errno
-    if isinstance(error, RankzeroError) or not any(reason in str(error) for reason in words):
+    if isinstance(error, RankzeroError) or not any(reason in str(error) for reason in DISK_FULL):
         return None
-    text = f"{folder.path}: {error}; {describe_saved(folder.checkpoints)}. Free space and run the same command again"
-    told = CheckpointError(text)
-    told.everywhere = getattr(error, "everywhere", False)
-    return told
+    text = f"{run.path}: {error}; {describe_saved(run.checkpoints)}. Free space and run the same command again"
+    found = CheckpointError(text)
+    found.everywhere = getattr(error, "everywhere", False)
+    return found
 
 
-def no_memory(error: BaseException) -> RankError | None:
-    """Memory that ran out elsewhere than in a micro-batch, where nothing can be split."""
+def _out_of_memory(error: BaseException) -> RankError | None:
+    """Return the error of memory that ran out outside a micro-batch, where nothing can be split."""
     from trainer.engine.oom import ran_out
 
     if isinstance(error, RankzeroError) or not ran_out(error):
         return None
-    advice = "`rankzero plan RECIPE` tells which engine and how many ranks fit; an evaluation needs less with a smaller"
+    advice = "`rankzero plan RECIPE` shows which engine and how many ranks fit; an evaluation needs less with a smaller"
     return RankError(f"out of memory: {str(error).splitlines()[0]}; {advice} evaluation.tokens_per_batch")
 
 
-def report_failure(folder: RunDir, runtime: Runtime, status: Status | None, error: BaseException) -> BaseException:
-    """Rank zero writes how the attempt ended into status.json, others leave it a note. Returns what to raise.
-
-    When a rank fails alone, the others meet only a broken connection: its reason is the reason. A note about memory
-    stays, for the next start.
-    """
-    runtime.let_watchdog_end()
-    error = _lost_lock(folder) or error
-    with contextlib.suppress(RankzeroError, OSError):
-        alone = isinstance(error, RankzeroError) and not error.everywhere
-        if isinstance(error, OutOfMemory) or (alone and not runtime.main):
-            memory = {"splits": error.splits} if isinstance(error, OutOfMemory) else {}
-            code = error.exit_code if isinstance(error, RankzeroError) else 1
-            write_json(folder.note, {"rank": runtime.rank, "exit_code": code, "error": str(error), **memory})
-            runtime.announce_failure()
-        if runtime.lost_connection(error) and not runtime.main:
-            error = RankError(f"a rank died ({error})")
-            error.everywhere = True  # rank zero or the launcher says which
-        if not runtime.main or status is None:
-            return error
-        if runtime.lost_connection(error):
-            # gloo: "[file.cc:1] Read error …: Connection reset by peer. This is typically caused by …"
-            met = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". This is typically")[0]
-            error = _of_note(folder) or RankError(
-                f"a rank died ({met}); the same command goes on from the newest checkpoint"
-            )
-        code = error.exit_code if isinstance(error, RankzeroError) else 1
-        text = str(error) if isinstance(error, RankzeroError) else f"{type(error).__name__}: {error}"
-        status.finish("preempted" if code == Preempted.exit_code else "failed", code, text)
-        if not isinstance(error, OutOfMemory):
-            folder.note.unlink(missing_ok=True)
-    return error
-
-
-def _lost_lock(folder: RunDir) -> LockLost | None:
-    """The loss of the run directory, which is then the reason for whatever else has failed, on all ranks."""
+def _lost_lock(run: RunDir) -> LockLost | None:
+    """Return the loss of the run directory, which explains any other error, on all ranks."""
     try:
-        check_held(folder.path)
+        check_held(run.path)
     except LockLost as lost:
         return lost
-    except OSError:  # it cannot be read: nothing is known
+    except OSError:  # the lock cannot be read: nothing is known
         pass
     return None
 
 
-def _of_note(folder: RunDir) -> RankzeroError | None:
-    """The error that another rank has left a note of."""
-    left = read_json(folder.note)
-    if left is None:
+def _died(error: BaseException) -> RankError:
+    """Return the error of a broken connection whose other end left no note."""
+    # gloo: "[file.cc:1] Read error …: Connection reset by peer. This is typically caused by …"
+    reason = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". This is typically")[0]
+    return RankError(f"a rank died ({reason}); the same command resumes from the newest checkpoint")
+
+
+def _exit_code(error: BaseException) -> int:
+    return error.exit_code if isinstance(error, RankzeroError) else 1
+
+
+def _finish(status: Status, code: int, text: str) -> None:
+    status.finish("preempted" if code == Preempted.exit_code else "failed", code, text)
+
+
+def _write_note(run: RunDir, runtime: Runtime, error: BaseException) -> None:
+    """Leave the error for rank zero, and let the other ranks' watchdogs know."""
+    memory = {"splits": error.splits} if isinstance(error, OutOfMemory) else {}
+    write_json(run.note, {"rank": runtime.rank, "exit_code": _exit_code(error), "error": str(error), **memory})
+    runtime.announce_failure()
+
+
+def _read_note(run: RunDir) -> RankzeroError | None:
+    """Return the error that another rank has left a note of."""
+    note = read_json(run.note)
+    if note is None:
         return None
-    text = f"rank {left['rank']}: {left['error']}".splitlines()[0]
-    if "splits" in left:
-        return OutOfMemory(text, left["splits"])
+    text = f"rank {note['rank']}: {note['error']}".splitlines()[0]
+    if "splits" in note:
+        return OutOfMemory(text, note["splits"])
     error = RankError(text)
-    error.exit_code = left["exit_code"]
+    error.exit_code = note["exit_code"]
     return error
-
-
-def ended_by_watchdog(folder: RunDir, runtime: Runtime, status: Status | None, verdict: str) -> None:
-    """The last words of a rank that its watchdog ends: who hangs, the same on all ranks, so that one speaks if it can;
-    or, with an empty verdict, that a rank has left with an error and this one waits for it in vain."""
-    error = RankError(verdict) if verdict else (_of_note(folder) or RankError("a rank has left with an error"))
-    if status is not None:
-        state = "preempted" if error.exit_code == Preempted.exit_code else "failed"
-        with contextlib.suppress(RankzeroError):  # the disk is full, or the directory belongs to another process
-            status.finish(state, error.exit_code, str(error))
-    if runtime.main or verdict.startswith("rank 0"):
-        print(f"rankzero: {error}", file=sys.stderr, flush=True)

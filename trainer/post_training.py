@@ -1,4 +1,4 @@
-"""What rank zero makes of a trained run, alone: artifacts, reports, model card. No other rank waits for it."""
+"""Make artifacts, reports and model card of a trained run. Rank zero runs this alone; no other rank waits for it."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def run_post_training(
     step: int,
     alive: Callable[[], None],
 ) -> None:
-    """Everything that follows the evaluation; what has been made of the same inputs is left as it is.
+    """Run all stages that follow the evaluation. A stage whose inputs are unchanged is skipped.
 
     A report or model card that cannot be written is a warning in the log and does not fail the run.
 
     Args:
         run: evaluated, its lock held.
-        model: the trained one, for the pictures of the report.
-        splits: those that have been evaluated.
-        step: the last one of the training.
-        alive: called again and again while artifacts are made; what it raises ends that, and the next start goes on.
+        model: the trained model, for the attention figures of the report.
+        splits: the evaluated splits.
+        step: the last step of the training.
+        alive: called repeatedly while artifacts are made. What it raises ends the stage, and the next start resumes.
 
     Raises:
-        GateError: artifacts were kept out; reports and card, which tell of it, have been written.
+        GateError: artifacts were refused. Reports and card, which show it, have been written.
     """
-    refused, tell = None, throttled(log.info)
+    refused, log_progress = None, throttled(log.info)
 
     def say(text: str) -> None:
         alive()
-        tell(text)
+        log_progress(text)
 
     try:
         export_run(run, Recipe, say=say)
@@ -58,7 +58,7 @@ def run_post_training(
         refused = error
     before = read_json(run.export / "benchmark.json")
     seconds = task.recipe.export.bench if task.recipe.export.wanted() else 0.0
-    if bench_stage(run, Recipe, seconds=seconds) not in (None, before):  # what the pages show has changed
+    if bench_stage(run, Recipe, seconds=seconds) not in (None, before):  # the pages show them
         attempt("the report", run, lambda: render_reports(run))
     for split in splits:
         attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step), split)

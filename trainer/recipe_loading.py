@@ -1,21 +1,38 @@
-"""Which recipe is meant, and whether its sections fit each other."""
+"""Find and load a recipe, and check that its sections fit each other."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import create_model
 
 from trainer.errors import UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.recipe import recipe_class
+from trainer.recipe import read_yaml, recipe_class
 from trainer.task.base import Task
-from trainer.task.registry import roles_of, task_class, task_classes
+from trainer.task.registry import load_task, roles_of, task_class, task_classes, trust_task
 
 SHIPPED = Path(__file__).parent / "recipe" / "shipped"
-Recipe = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
+_Shipped = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
+
+
+class Recipe(_Shipped):  # type: ignore[misc,valid-type]
+    """A recipe of a shipped task, or of a task outside this package: `task.kind: package.module:Class`."""
+
+    @classmethod
+    def narrowed(cls, values: Mapping[str, Any]) -> type[Any]:
+        """Return this class, with the section of the task that the values name if that is not a shipped one."""
+        task = values.get("task")
+        kind = task.get("kind") if isinstance(task, Mapping) else None
+        if not isinstance(kind, str) or ":" not in kind:
+            return cls
+        literal: Any = Literal[kind]
+        fields: Any = {"kind": (literal, kind)}
+        return recipe_class([create_model("TaskSection", __base__=load_task(kind).config, **fields)], MODEL_CONFIGS)
 
 
 def find_recipe(name: str) -> Path:
@@ -39,9 +56,19 @@ def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) 
     if isinstance(recipe, BaseRecipe):
         resolved = Recipe.parse(recipe.model_dump(mode="json"), overrides) if overrides else recipe
     else:
-        resolved = Recipe.load(find_recipe(str(recipe)), overrides)
+        path = find_recipe(str(recipe))
+        _trust_task(read_yaml(path), overrides)
+        resolved = Recipe.load(path, overrides)
     check_recipe(resolved)
     return resolved
+
+
+def _trust_task(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    task = values.get("task")
+    trust_task(task.get("kind") if isinstance(task, Mapping) else None)
+    for override in overrides:
+        if override.startswith("task.kind="):
+            trust_task(override.partition("=")[2])
 
 
 def check_recipe(recipe: BaseRecipe) -> None:

@@ -1,4 +1,4 @@
-"""The stage that turns predictions into what a person reads: rank zero, alone, after the process group has gone."""
+"""Write reports and model card. Rank zero runs this alone, after the process group is closed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import Preempted, RankzeroError
 from trainer.rundir import RunDir, read_json, write_json
+from trainer.stages import Stage, file_facts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,29 +20,27 @@ if TYPE_CHECKING:
 log = logging.getLogger("rankzero")
 
 EXPLAINED = 4  # rows whose attention is shown
-LONGEST = 40  # words of such a row, where there are shorter ones
-SEARCHED = 2_000_000  # training rows, at most, that are looked through for texts of the split
+LONGEST = 40  # words of such a row, if there are enough shorter ones
+SEARCHED = 2_000_000  # largest training set that is searched for texts of the split
 
 
 def report_stage(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, split: str, step: int) -> None:
-    """Writes the report of a split, unless it has been written since the split was evaluated."""
-    from trainer.engine.setup import mark_stage, stage_done
+    """Write the report of a split, unless it has been written since the split was evaluated."""
     from trainer.report.inputs import KINDS
 
-    evaluated = (read_json(run.manifest) or {}).get("stages", {}).get(f"evaluation/{split}")
-    done = stage_done(run, f"report/{split}", step, of=evaluated) and (run.evaluation(split) / "report.html").exists()
-    if task.kind not in KINDS or done:
-        return
-    write_report(run, task, model, corpus, split)
-    mark_stage(run, f"report/{split}", step, of=evaluated)
+    if task.kind in KINDS:
+        inputs = {"step": step, "of": run.stages().get(f"evaluation/{split}")}
+        stage = Stage(f"report/{split}", inputs, [run.evaluation(split) / "report.html"])
+        stage.make(run, lambda: write_report(run, task, model, corpus, split))
 
 
 def write_report(
     run: RunDir, task: Task, model: nn.Module, corpus: Corpus | None, split: str, with_rows: bool | None = None
 ) -> list[Path]:
-    """attention.json, and everything that `analyse` makes of the split's files; returns the files.
+    """Write attention.json and all files that `analyse` makes from the predictions of a split. Return the files.
 
-    `with_rows`: whether report.html quotes rows of the data; None = as in the page that is there.
+    Args:
+        with_rows: whether report.html quotes rows of the data; None = as the existing page.
 
     Raises:
         DataError: there are no predictions of the split.
@@ -60,7 +59,7 @@ def write_report(
 
 
 def render_reports(run: RunDir) -> None:
-    """Writes the pages again that are there, from the files of the run: what they show may have changed."""
+    """Render existing report pages again from the files of the run."""
     from trainer.report.report import write_report as render
 
     for page in sorted(run.path.glob("evaluation/*/report.html")):
@@ -68,13 +67,13 @@ def render_reports(run: RunDir) -> None:
 
 
 def refresh_reports(run: RunDir) -> None:
-    """Pages and model card again, after a stage that ran alone."""
+    """Render report pages and model card again, after a command that ran one stage alone."""
     attempt("the report", run, lambda: render_reports(run))
     attempt("the model card", run, lambda: card_stage(run))
 
 
 def attempt(what: str, run: RunDir, work: Callable[[], Any], split: str | None = None) -> None:
-    """Write something that a run can do without. A failure becomes one warning in the log.
+    """Write an output that a run is complete without. A failure becomes one warning in the log.
 
     Args:
         what: the subject of the warning.
@@ -100,36 +99,33 @@ def _evaluated(run: RunDir) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, RankzeroError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def card_stage(run: RunDir) -> None:
-    """Writes the model card, unless all that it tells of has stayed as it was (see `rankzero export --check`)."""
-    from trainer.engine.setup import mark_stage, stage_done
-    from trainer.export.artifact_integrity import facts
+    """Write the model card, unless all files that it describes are unchanged (see `rankzero export --check`)."""
     from trainer.report.card import write_card
 
-    told = [
+    described = [
         run.recipe,
         run.tokenizer / "tokenizer.json",
-        *(path for path in run.model.glob("*.*") if path.suffix != ".safetensors"),  # every gate.json knows those
+        *(path for path in run.model.glob("*.*") if path.suffix != ".safetensors"),  # every gate.json has their hashes
         *run.path.glob("evaluation/*/metrics.json"),
         *run.path.glob("evaluation/*/predictions.jsonl"),
         *run.path.glob("export/[!.]*/gate.json"),
         run.export / "benchmark.json",
         run.left_out,
     ]
-    of = {str(path.relative_to(run.path)): facts(path)["sha256"] for path in sorted(told)}
-    step = (read_json(run.manifest) or {}).get("stages", {}).get("model", {}).get("step", 0)
-    if not (stage_done(run, "card", step, of=of) and (run.path / "README.md").exists()):
-        write_card(run)
-        mark_stage(run, "card", step, of=of)
+    hashes = {str(path.relative_to(run.path)): file_facts(path)["sha256"] for path in sorted(described)}
+    step = run.stages().get("model", {}).get("step", 0)
+    stage = Stage("card", {"step": step, "of": hashes}, [run.path / "README.md"])
+    stage.make(run, lambda: write_card(run))
 
 
 def chosen(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A few rows worth a look: the worst mistakes and some that are right, short ones first."""
+    """Select rows to show: those with the largest loss among the wrong ones, and some right ones, short ones first."""
     short = [r for r in records if 4 <= len(r["input"].split()) <= LONGEST]
     found = short if len(short) >= EXPLAINED else sorted(records, key=lambda r: len(r["input"]))[: 10 * EXPLAINED]
     right = [r for r in found if r["prediction"] == r["target"]]

@@ -84,7 +84,7 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
 def _task(run: Path) -> str:
     from trainer.recipe_loading import Recipe
 
-    return str(Recipe.load(RunDir(run).recipe).task.kind)  # type: ignore[attr-defined]
+    return str(Recipe.load(RunDir(run).recipe).task.kind)
 
 
 def _ensemble(runs: Sequence[Path], split: str, out: Path) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from launch.configs import LaunchPlan, describe
 from launch.local import MISLEADING, environment, modules, settings
 from launch.ranks import LAUNCHER
 from launch.shim import PARENT
-from trainer.api import Options, run_path
 from trainer.errors import UsageError
 from trainer.recipe import Recipe
 from trainer.recipe.sections import LaunchConfig
 from trainer.recipe_loading import load_recipe
+from trainer.run_options import Options, run_path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from trainer import tensors
 from trainer.engine import checkpoint, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.engines import SHARDED, wrap_layers
-from trainer.engine.evaluate import evaluate, selection_score
+from trainer.engine.evaluate import evaluate
 from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
@@ -24,15 +20,15 @@ from trainer.engine.reporter import Reporter
 from trainer.engine.resume_checks import trained_step
 from trainer.engine.run_checks import warnings_of
 from trainer.engine.runtime import Runtime
-from trainer.engine.state import TrainingState, copy_weights, storage_of
+from trainer.engine.selection import model_stage, select_checkpoint
+from trainer.engine.state import TrainingState, storage_of
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
-from trainer.lock import check_held
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
-from trainer.optim.averaging import average_files
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
-from trainer.rundir import RunDir, Status, publish, read_json, workspace, write_json
+from trainer.rundir import RunDir, Status, read_json
+from trainer.stages import Stage
 from trainer.task.registry import make_task
 
 log = logging.getLogger("rankzero")
@@ -100,39 +96,21 @@ class Session:
                 loop.train()
         finally:
             self.reporter.close()
-        if self.runtime.main and not self._debug and not setup.stage_done(self.run, "model", self.progress.step):
+        if self.runtime.main and not self._debug and not model_stage(self.run, self.progress.step).is_done(self.run):
             self._warnings = warnings_of(self.run, self.task, self.corpus, self.progress.step)
             for text in self._warnings if self.progress.step > before else ():
                 log.warning("%s", text)
 
     def select_checkpoint(self) -> None:
-        """Puts the weights to use into model/: the best checkpoint, or the average of the last ones if that is better.
-
-        Decided on `validation`; the last step where there is none.
-        """
-        self.model.to(self.runtime.device)
-        if self._done("model", self.run.model / "model.safetensors"):
-            copy_weights(self.model, tensors.read(self.run.model / "model.safetensors"), "model/model.safetensors")
-            return
-        averaging, best = self.recipe.optim.averaging, self.progress.best
-        step = best.step if best else self.progress.step
-        name = "ema.safetensors" if averaging.kind == "ema" else "model.safetensors"
-        self.runtime.on_main(lambda: checkpoint.checked(self.run.checkpoints, step, name))  # one error for all ranks
-        weights = checkpoint.read(self.run.checkpoints, step, name)
-        facts: dict[str, Any] = {
-            "weights": f"{name.split('.')[0]} of step {step}",
-            "value": best.value if best else None,
-        }
-        if averaging.kind == "last" and len(self.progress.scheduled_steps) > 1:
-            weights, facts = self._averaged(weights, facts)
-        copy_weights(self.model, weights, "the chosen weights")
-        self.runtime.on_main(lambda: self._publish(weights, facts))
+        """Copy the selected weights into the model and write model/."""
+        select_checkpoint(self, self._warnings)
 
     def evaluate(self, split: str) -> dict[str, Any]:
-        """Scores and predictions of a split, written by rank zero."""
-        stage, file = f"evaluation/{split}", self.run.evaluation(split) / "metrics.json"
+        """Return the scores of a split. Rank zero writes evaluation/<split>/, unless an earlier start has done so."""
         settings = self.recipe.evaluation.model_dump(mode="json", exclude={"splits"})
-        if self._done(stage, file, settings=settings):
+        file = self.run.evaluation(split) / "metrics.json"
+        stage = Stage(f"evaluation/{split}", {"step": self.progress.step, "settings": settings}, [file])
+        if self.runtime.on_main(lambda: stage.is_done(self.run)):
             return dict(read_json(file) or {})
         self.reporter.say(f"evaluating {split} …")
         resamples = self.recipe.evaluation.bootstrap
@@ -142,19 +120,19 @@ class Session:
 
         def write() -> None:
             write_evaluation(self.run, split, scores, records)
-            setup.mark_stage(self.run, stage, self.progress.step, settings=settings)
+            stage.record(self.run)
 
         self.runtime.on_main(write)
         return scores
 
-    def tell(self, scores: dict[str, dict[str, Any]]) -> None:
-        """The scores in a line each."""
+    def log_scores(self, scores: dict[str, dict[str, Any]]) -> None:
+        """Log the scores of each split in a line."""
         for split, values in scores.items():
             shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
             self.reporter.say(f"{split}: {shown}")
         self.reporter.say(f"run directory: {self.run.path}")
 
-    # -- making ----------------------------------------------------------------------------------------------------
+    # -- set-up ----------------------------------------------------------------------------------------------------
 
     def _resume(self) -> Progress:
         """Resume from the newest complete checkpoint, which rank zero finds; from step 0 where none was ever begun."""
@@ -191,48 +169,6 @@ class Session:
             progress.step, progress.ended, self._only_model = step, True, True
             self.reporter.say(f"already trained to step {step}; its checkpoints were deleted, model/ is kept as it is")
         return progress
-
-    def _averaged(self, best: dict[str, Tensor], facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The average of the grid's last checkpoints, if validation does not prefer the best single one."""
-        grid = self.progress.scheduled_steps
-        name, folder = "model.safetensors", self.run.checkpoints
-        self.runtime.on_main(lambda: [checkpoint.checked(folder, step, name) for step in grid])
-        average = average_files([checkpoint.checked(folder, step, name) for step in grid])
-        averaged = {"weights": f"average of steps {', '.join(map(str, grid))}", "value": None}
-        if self.progress.best is None:
-            return average, averaged
-        metric = self.recipe.loop.early_stopping.metric
-        copy_weights(self.model, average, "the average")
-        predict = metric not in self.task.cheap_metrics
-        scores, _ = evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)
-        value = selection_score(self.runtime, scores, metric)
-        self.reporter.say(f"average of the last {len(grid)} grid checkpoints: validation {metric} {value:.4f}")
-        gain = (self.progress.best.value - value) * (1 if self.task.metrics[metric] == "min" else -1)
-        return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)
-
-    def _done(self, stage: str, file: Path, **facts: Any) -> bool:
-        """Whether an earlier start has got through a stage. Rank zero looks, so that all ranks take the same way."""
-        return bool(
-            self.runtime.on_main(
-                lambda: setup.stage_done(self.run, stage, self.progress.step, **facts) and tensors.exists(file)
-            )
-        )
-
-    def _publish(self, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        making = workspace(self.run.model)
-        tensors.write(making / "model.safetensors", {**weights, **tensors.constants(self.model)})
-        write_json(making / "config.json", self.task.model_config(self.model))
-        self.task.save_tokenizer(making)
-        check_held(self.run.path)
-        for gate in self.run.export.glob("*/gate.json"):  # an artifact of the weights before is none of these
-            shutil.rmtree(gate.parent)
-        publish(making, self.run.model)
-        metric = self.recipe.loop.early_stopping.metric
-        if early := self.progress.stopped_early(self.recipe.loop.early_stopping):
-            facts["stopped_early"] = early
-        if self._warnings:
-            facts["warnings"] = self._warnings
-        setup.mark_stage(self.run, "model", self.progress.step, metric=metric, **facts)
 
     def _profiler(self) -> Any:
         if not self._profile or not self.runtime.main:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -30,7 +28,8 @@ from trainer.hub_paths import check_model_files, check_weights
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
-from trainer.rundir import RunDir, git_commit, publish, read_json, workspace, write_json
+from trainer.rundir import RunDir, git_commit, read_json, write_json
+from trainer.stages import digest, file_facts, published
 from trainer.task.registry import make_task, roles_of, task_class
 
 log = logging.getLogger("rankzero")
@@ -140,11 +139,11 @@ def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict
         "max_length": recipe.data.max_length,
         "task": recipe.task.model_dump(mode="json"),
     }
-    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+    counted = digest(of)
     for split, facts in data.items():
-        if facts.get("tokens", {}).get("of") != digest:
+        if facts.get("tokens", {}).get("of") != counted:
             log.info("counting the tokens of data.%s …", split)
-            facts["tokens"] = {"of": digest, **count_tokens(corpus, split, facts["rows"]).report()}
+            facts["tokens"] = {"of": counted, **count_tokens(corpus, split, facts["rows"]).report()}
     return data
 
 
@@ -173,9 +172,8 @@ def _ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
 
 def _save_tokenizer(run: RunDir, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the tokenizer of a run. One of an earlier start that has trained nothing is replaced."""
-    making = workspace(run.tokenizer)
-    tokenizer.save_pretrained(making)
-    publish(making, run.tokenizer)
+    with published(run.tokenizer) as folder:
+        tokenizer.save_pretrained(folder)
 
 
 def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:
@@ -220,18 +218,6 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
     write_json(run.manifest, manifest)
 
 
-def stage_done(run: RunDir, stage: str, step: int, **facts: Any) -> bool:
-    """Whether a stage after training has been finished for this last step, with these facts."""
-    found = (read_json(run.manifest) or {}).get("stages", {}).get(stage, {})
-    return all(found.get(name) == value for name, value in {"step": step, **facts}.items())
-
-
-def mark_stage(run: RunDir, stage: str, step: int, **facts: Any) -> None:
-    manifest = read_json(run.manifest) or {}
-    manifest.setdefault("stages", {})[stage] = {"step": step, **facts}
-    write_json(run.manifest, manifest)
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("rankzero", *PACKAGES):
@@ -255,5 +241,4 @@ def _devices() -> dict[str, Any]:
 
 
 def _tokenizer_fingerprint(run: RunDir) -> dict[str, Any]:
-    content = (run.tokenizer / "tokenizer.json").read_bytes()
-    return {"sha256": hashlib.sha256(content).hexdigest()}
+    return {"sha256": file_facts(run.tokenizer / "tokenizer.json")["sha256"]}

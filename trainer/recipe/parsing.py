@@ -92,7 +92,7 @@ class Recipe(Section):
         for override in overrides:
             _apply(values, override)
         try:
-            return cls.model_validate(values)
+            return cls.narrowed(values).model_validate(values)
         except ValidationError as error:
             problems: dict[str, list[str]] = {}
             ranges: dict[str, list[str]] = {}
@@ -104,6 +104,11 @@ class Recipe(Section):
             lines = [f"  {key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in (problems | ranges).items()]
             count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
             raise UsageError(f"{where}: {count}\n" + "\n".join(lines)) from None
+
+    @classmethod
+    def narrowed(cls: type[R], values: Mapping[str, Any]) -> type[R]:
+        """Return the class that checks these values, which may depend on the kind of their task."""
+        return cls
 
     def to_yaml(self) -> str:
         """The recipe as resolved, all defaults written out."""

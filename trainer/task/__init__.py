@@ -1,1 +1,5 @@
-"""What a task has to provide, and how a task is found. The tasks themselves are in trainer/tasks."""
+"""What a task has to provide, and how a task is found. The shipped tasks are in trainer/tasks."""
+
+from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Roles, Task, Texts
+
+__all__ = ["IGNORED", "Assessed", "Batch", "Example", "Record", "Roles", "Task", "Texts"]

@@ -1,0 +1,103 @@
+"""Select the weights of a finished training, and write them to model/."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from trainer import tensors
+from trainer.engine import checkpoint
+from trainer.engine.evaluate import evaluate, selection_score
+from trainer.engine.state import copy_weights
+from trainer.lock import check_held
+from trainer.optim.averaging import average_files
+from trainer.rundir import RunDir, write_json
+from trainer.stages import Stage, published
+
+if TYPE_CHECKING:
+    from trainer.engine.session import Session
+
+WEIGHTS = "model.safetensors"
+
+
+def model_stage(run: RunDir, step: int) -> Stage:
+    """Return the stage that writes model/ for a training that ended at `step`."""
+    return Stage("model", {"step": step}, [run.model / WEIGHTS], tensors.exists)
+
+
+def select_checkpoint(session: Session, warnings: list[str]) -> None:
+    """Copy the selected weights into the model, and publish them as model/. All ranks call this together.
+
+    The best checkpoint is selected by `loop.early_stopping.metric` on `validation`, or the average of the last
+    checkpoints if it is not worse. Without `validation` it is the last step. A selection of an earlier start is kept.
+
+    Args:
+        warnings: findings about the training, kept in manifest.json.
+    """
+    run, progress, model = session.run, session.progress, session.model
+    model.to(session.runtime.device)
+    stage = model_stage(run, progress.step)
+    if session.runtime.on_main(lambda: stage.is_done(run)):
+        copy_weights(model, tensors.read(run.model / WEIGHTS), f"model/{WEIGHTS}")
+        return
+    weights, facts = _selected(session)
+    copy_weights(model, weights, "the selected weights")
+    facts["metric"] = session.recipe.loop.early_stopping.metric
+    if early := progress.stopped_early(session.recipe.loop.early_stopping):
+        facts["stopped_early"] = early
+    if warnings:
+        facts["warnings"] = warnings
+
+    def publish() -> None:
+        _publish(session, weights)
+        stage.record(run, **facts)
+
+    session.runtime.on_main(publish)
+
+
+def _selected(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the selected weights, and which they are for manifest.json."""
+    averaging, best = session.recipe.optim.averaging, session.progress.best
+    step = best.step if best else session.progress.step
+    name = "ema.safetensors" if averaging.kind == "ema" else WEIGHTS
+    folder = session.run.checkpoints
+    session.runtime.on_main(lambda: checkpoint.checked(folder, step, name))  # one error for all ranks
+    weights = checkpoint.read(folder, step, name)
+    facts = {"weights": f"{name.split('.')[0]} of step {step}", "value": best.value if best else None}
+    if averaging.kind == "last" and len(session.progress.scheduled_steps) > 1:
+        return _average_if_better(session, weights, facts)
+    return weights, facts
+
+
+def _average_if_better(
+    session: Session, best: dict[str, Tensor], facts: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the average of the last scheduled checkpoints, or `best` if that has a better score on `validation`."""
+    steps, folder, runtime = session.progress.scheduled_steps, session.run.checkpoints, session.runtime
+    runtime.on_main(lambda: [checkpoint.checked(folder, step, WEIGHTS) for step in steps])
+    average = average_files([checkpoint.checked(folder, step, WEIGHTS) for step in steps])
+    averaged: dict[str, Any] = {"weights": f"average of steps {', '.join(map(str, steps))}", "value": None}
+    if session.progress.best is None:
+        return average, averaged
+    metric = session.recipe.loop.early_stopping.metric
+    copy_weights(session.model, average, "the average")
+    predict = metric not in session.task.cheap_metrics
+    scores, _ = evaluate(runtime, session.task, session.model, session.corpus, "validation", predict=predict)
+    value = selection_score(runtime, scores, metric)
+    session.reporter.say(f"average of the last {len(steps)} scheduled checkpoints: validation {metric} {value:.4f}")
+    gain = (session.progress.best.value - value) * (1 if session.task.metrics[metric] == "min" else -1)
+    return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)
+
+
+def _publish(session: Session, weights: dict[str, Tensor]) -> None:
+    """Write model/. Artifacts of earlier weights are removed before, since they do not belong to these."""
+    run = session.run
+    with published(run.model) as folder:
+        tensors.write(folder / WEIGHTS, {**weights, **tensors.constants(session.model)})
+        write_json(folder / "config.json", session.task.model_config(session.model))
+        session.task.save_tokenizer(folder)
+        check_held(run.path)
+        for gate in run.export.glob("*/gate.json"):
+            shutil.rmtree(gate.parent)

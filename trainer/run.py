@@ -1,0 +1,171 @@
+"""One run on one page: recipe, runtime, data, model, training, selection, evaluation, post-training."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import UsageError
+from trainer.failures import report_failure, report_hang
+from trainer.lock import follow
+from trainer.recipe import Recipe
+from trainer.run_options import Options, Run, run_path
+from trainer.rundir import RunDir, Status, read_json, write_json
+
+if TYPE_CHECKING:
+    from trainer.engine.runtime import Runtime
+
+log = logging.getLogger("rankzero")
+
+DEFERRED = "a job for evaluation, export and report"  # status.json: what a run trained with `defer` waits for
+
+
+def run_recipe(recipe: Recipe, options: Options) -> Run:
+    """Train a recipe to its end, or resume it, and make everything that follows. All ranks call this together.
+
+    Raises:
+        RankzeroError: with the exit code of the design.
+        Preempted: stopped by a signal, with everything saved.
+    """
+    from trainer.engine.runtime import start
+    from trainer.engine.session import Session
+    from trainer.engine.signals import StopFlag
+
+    run = RunDir(run_path(recipe, options))
+    with StopFlag().listening() as stop:
+        splits = 1 if options.restart else run.splits()
+        accumulation = accumulation_steps(recipe) * splits
+        runtime = start(
+            stop,
+            deterministic=options.debug,
+            accumulation=accumulation,
+            clip_norm=recipe.optim.clip_norm,
+            tf32=recipe.loop.tf32,
+            rendezvous_seconds=recipe.launch.rendezvous_seconds,
+        )
+        with attempt(recipe, options, run, runtime, splits) as status:
+            data = runtime.on_main(lambda: prepare_inputs(recipe, run, runtime))
+            session = Session(recipe, run, runtime, status, data, accumulation, splits, options.debug, options.profile)
+            session.train()
+            session.select_checkpoint()
+            if options.defer:
+                runtime.close()
+                return Run(run.path, session.progress.step, {})
+            evaluated: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
+            scores = {split: session.evaluate(split) for split in evaluated}
+            runtime.close()  # no collective can time out while rank zero works alone
+            if runtime.main:
+                finish_alone(session, scores)
+            return Run(run.path, session.progress.step, scores)
+
+
+def accumulation_steps(recipe: Recipe) -> int:
+    """Return the micro-batches of each rank in a step. They follow from lanes and ranks and are never configured.
+
+    Raises:
+        UsageError: more ranks than lanes, or `loop.fuse_lanes` does not divide the lanes of a rank.
+    """
+    ranks, lanes, fuse = int(os.environ.get("WORLD_SIZE", "1")), recipe.data.lanes, recipe.loop.fuse_lanes
+    if ranks > lanes:
+        raise UsageError(
+            f"{ranks} ranks are more than data.lanes={lanes}: each rank needs a lane; use at most {lanes} ranks, or a "
+            "recipe with more lanes (which changes its steps)"
+        )
+    if fuse > 1 and (lanes % ranks or (lanes // ranks) % fuse):
+        raise UsageError(
+            f"loop.fuse_lanes={fuse} does not divide the {lanes / ranks:g} lanes of each of {ranks} ranks "
+            f"(data.lanes={lanes}); choose a divisor, or 1"
+        )
+    return math.ceil(math.ceil(lanes / ranks) / fuse)
+
+
+@contextlib.contextmanager
+def attempt(recipe: Recipe, options: Options, run: RunDir, runtime: Runtime, splits: int) -> Iterator[Status | None]:
+    """Hold the run directory for one attempt, and report how it ends. Give rank zero its `status.json`.
+
+    A start that is refused leaves the run directory as it was. The lock is released last, after the status is written.
+    """
+    with contextlib.ExitStack() as lock:
+        status = None
+        try:
+            number, token = runtime.on_main(lambda: _take(recipe, options, run, splits, lock))
+            if runtime.main:
+                status = Status(run, number).start()
+            else:
+                lock.enter_context(follow(run.path, token))
+            hang = functools.partial(report_hang, run, runtime, status)
+            runtime.watch(recipe.launch.hang_seconds, run.path, hang)
+            yield status
+        except BaseException as error:
+            reported = report_failure(run, runtime, status, error)
+            if reported is error:
+                raise
+            raise reported from None
+        finally:
+            runtime.leave()
+        if status is not None and options.defer:
+            status.finish("running", 0, waits_for=DEFERRED)
+        elif status is not None:
+            status.finish("finished", 0)
+
+
+def _take(recipe: Recipe, options: Options, run: RunDir, splits: int, lock: contextlib.ExitStack) -> tuple[int, str]:
+    """Lock the run directory on rank zero. Return the number of this attempt and the token of the lock."""
+    from trainer.engine.resume_checks import agree_with_earlier
+
+    if options.restart:
+        _make_room(run, keep=options.fresh)
+    held = lock.enter_context(run.locked())
+    run.create()
+    agree_with_earlier(run, recipe, options.allow_change)
+    manifest = read_json(run.manifest)  # of the latest start; "starts" has the earlier ones
+    if manifest is not None:
+        write_json(run.manifest, {**manifest, "micro_batch_splits": splits})
+    run.note.unlink(missing_ok=True)
+    return 1 if manifest is None else len(manifest["starts"]) + 2, held.token
+
+
+def _make_room(run: RunDir, *, keep: bool) -> None:
+    """Move an earlier run aside (--fresh). A debug run is replaced."""
+    if not run.path.exists():
+        return
+    with run.locked():
+        pass  # refuses while another process writes there
+    if keep:
+        log.info("--fresh: the earlier run is kept as %s", run.set_aside())
+    else:
+        shutil.rmtree(run.path)
+
+
+def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, Any]:
+    """Check files and rows, make the tokenizer, and write recipe and manifest. Return the manifest's "data"."""
+    from trainer.engine import setup
+    from trainer.engine.resume_checks import write_recipe
+
+    setup.check_beginning(run, recipe)
+    data = setup.survey_data(run, recipe)
+    write_recipe(run, recipe)
+    setup.make_tokenizer(run, recipe, data["train"]["rows"])
+    data = setup.count_data_tokens(run, recipe, data)
+    setup.write_manifest(run, runtime, data)
+    return data
+
+
+def finish_alone(session: Any, scores: dict[str, dict[str, Any]]) -> None:
+    """Make artifacts, reports and model card on rank zero."""
+    from trainer.post_training import run_post_training
+
+    def alive() -> None:
+        if session.runtime.stop.received:
+            raise session.runtime.stopped("while the artifacts were made")
+
+    session.log_scores(scores)
+    run_post_training(
+        session.run, session.task, session.model, session.corpus, list(scores), session.progress.step, alive
+    )
