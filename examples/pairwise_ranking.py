@@ -2,7 +2,7 @@
 
     PYTHONPATH=examples rankzero train examples/pairwise_ranking.yaml --config cpu data.root=FOLDER
 
-The loss of a pair is -log sigmoid(score of the better text - score of the worse one), as in RankNet (Burges et al. 2005).
+The loss of a pair is -log sigmoid(better score - worse score), as in RankNet (Burges et al. 2005).
 """
 
 from __future__ import annotations
@@ -113,4 +113,8 @@ class PairwiseRanking(Task):
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         rows = list(records)
         right = sum(record["prediction"] == record["target"] for record in rows)
-        return {"loss": sum(record["loss"] for record in rows) / len(rows), "accuracy": right / len(rows), "rows": len(rows)}
+        return {
+            "loss": sum(record["loss"] for record in rows) / len(rows),
+            "accuracy": right / len(rows),
+            "rows": len(rows),
+        }

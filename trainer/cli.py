@@ -1,6 +1,6 @@
-"""The commands, without ever starting a launcher: for `accelerate launch … -m trainer`, `torchrun … -m trainer`, srun.
+"""The commands of a training process. They never start a launcher: use them with `accelerate launch`, torchrun or srun.
 
-Torch is imported inside commands only, so that `--help` answers at once.
+Torch is imported inside commands only, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RecipeArgument = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4 seed=2")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="run directory (default runs/NAME)")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="start from step 0; an existing run is kept beside the new one")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="start from step 0; an existing run is kept under another name")]
 AllowChange = Annotated[list[str] | None, typer.Option("--allow-change", metavar="KEY", help="may differ from before")]
 Debug = Annotated[bool, typer.Option("--debug", help="one process, a slice, deterministic, anomaly detection, eager")]
 Defer = Annotated[bool, typer.Option("--defer", help="leave evaluation, export and report to a later start")]
@@ -57,7 +57,7 @@ def train(
     profile: Profile = False,
     defer: Defer = False,
 ) -> None:
-    """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
+    """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     from trainer.api import train as run_training
 
     ended = run_training(
@@ -89,7 +89,7 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
 ) -> None:
-    """Evaluate a finished run again; writes evaluation/SPLIT/ and prints metrics.json."""
+    """Evaluate a finished run again: write evaluation/SPLIT/ and print metrics.json."""
     from trainer.api import evaluate as run_evaluation
 
     scores = run_evaluation(run, split=checked_split(split), overrides=overrides or [])
@@ -105,14 +105,14 @@ def export(
         bool, typer.Option("--check", help="only compare artifacts, weights and checkpoints with their hashes")
     ] = False,
 ) -> None:
-    """Write the artifacts of a finished run (ONNX, int8, bf16, safetensors), each only after it has passed its gate."""
+    """Write the artifacts of a finished run (ONNX, int8, bf16, safetensors), each after it has passed its gate."""
     from trainer import api
 
     if check:
         for problem in (found := api.check_export(run)):
             print(problem, file=sys.stderr)
         if not found:
-            print(f"{run}: artifacts, weights and checkpoints are what their hashes say")
+            print(f"{run}: artifacts, weights and checkpoints match their hashes")
         raise typer.Exit(CheckpointError.exit_code if found else 0)
     for path in api.export(run, overrides=overrides or []):
         print(path)
@@ -123,10 +123,12 @@ def bench(
     run: RunArgument,
     seconds: Annotated[float, typer.Option("--seconds", metavar="S", help="for the whole benchmark")] = 30.0,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="default: one per usable core")] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile too: it needs a minute or more")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="also measure torch.compile, which needs a minute or more")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print export/benchmark.json")] = False,
 ) -> None:
-    """Measure how fast each artifact of a finished run answers on this machine, and say which to deploy."""
+    """Measure the speed of each artifact of a finished run on this machine, and recommend one."""
     from rich.console import Console
 
     from trainer.api import bench as run_benchmark
@@ -187,9 +189,11 @@ def predict(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="of the recipe's evaluation, e.g. beam_size=1"),
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="language models: print the text as it is found")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="language models: print the text while it is generated")
+    ] = False,
 ) -> None:
-    """Texts or stdin lines to JSON lines, one per line, in order."""
+    """Print predictions for texts or stdin lines as JSON lines, in order."""
     from trainer.api import predict as run_prediction
     from trainer.api import stream as run_stream
 
@@ -206,7 +210,7 @@ def predict(
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
         sys.stdout.flush()
     if errors:
-        raise DataError(f'predict: {errors} lines have an "error" in place of an answer; all others are answered')
+        raise DataError(f'predict: {errors} lines have an "error" instead of a prediction; all other lines have one')
 
 
 app.command("embed", cls=TextCommand)(embed_command)
@@ -216,7 +220,7 @@ app.command("embed", cls=TextCommand)(embed_command)
 def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
 ) -> None:
-    """The shipped recipes, one line each; with --schema the JSON Schema."""
+    """List the shipped recipes, or print the JSON Schema of a recipe."""
     from trainer.recipe_loading import SHIPPED, Recipe
 
     if schema:
@@ -234,7 +238,7 @@ def checked_split(split: str) -> str:
 
 
 def show_samples(run: Path, most: int = 5) -> None:
-    """A few predictions of the last evaluated split, for people."""
+    """Print a few predictions of the last evaluated split."""
     from itertools import islice
 
     from trainer.evaluation.predictions import read_predictions
@@ -258,7 +262,7 @@ def is_main() -> bool:
 
 
 class _Stderr(logging.Handler):
-    """Writes to what sys.stderr is at that moment: a progress bar puts itself in its place while it lives."""
+    """Write to the current sys.stderr, which a progress bar replaces while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):  # a terminal that was closed must not end a run
@@ -266,7 +270,7 @@ class _Stderr(logging.Handler):
 
 
 def set_up_logging() -> None:
-    """What we have to say, to stderr and once: other ranks keep quiet."""
+    """Log to stderr on rank zero. Other ranks log errors only."""
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("rankzero")
@@ -276,7 +280,7 @@ def set_up_logging() -> None:
 
 
 def run_app(application: typer.Typer | Callable[[], Any]) -> int:
-    """Runs a command line and turns errors into messages and exit codes; a traceback is for our own mistakes only."""
+    """Run a command line and turn errors into messages and exit codes. Only unexpected errors print a traceback."""
     prepare_streams()
     clean_environment()
     set_up_logging()
@@ -291,7 +295,7 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
         return error.exit_code
     except typer.Abort:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -308,12 +312,12 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
 
 
 def _print_traceback() -> None:
-    """Messages of libraries may hold the URL that they could not read, with its credentials."""
+    """Print the traceback without credentials, which messages of libraries may contain in a URL."""
     print(redacted(traceback.format_exc()), file=sys.stderr, end="")
 
 
 def _usage(error: Exception) -> int | None:
-    """Typer's own usage errors, shown its way; None for others."""
+    """Show a usage error of Typer and return its exit code, or None for other errors."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if show is None or code is None:
         return None

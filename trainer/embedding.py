@@ -1,9 +1,8 @@
-"""`rankzero embed`: lines to vectors, printed or written to a file that is read without any of this."""
+"""`rankzero embed`: texts to vectors, printed as JSON lines or written as .npy or .parquet."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from trainer.errors import UsageError
+from trainer.errors import CheckpointError, UsageError
+from trainer.rundir import replacing
 from trainer.text_lines import read_texts
 
 if TYPE_CHECKING:
@@ -25,19 +25,20 @@ FORMATS = (".npy", ".parquet")
 def embed(
     source: str | Path, texts: Iterable[str], *, pooling: Pooling = "mean", max_length: int | None = None
 ) -> Iterator[Embedded]:
-    """One record per text, in order and in constant memory: `text`, `tokens` (pooling tokens), `vector` (fp32), and
-    `truncated` where only a part of the text was read.
+    """Yield one record per text, in order and in constant memory.
+
+    A record has `text`, `tokens` (pooling tokens), `vector` (fp32), and `truncated` if only a part was read.
 
     Args:
-        source: a run directory, whose trunk, cleaning and length are taken; or a Hub id (id@revision), a folder, or
+        source: a run directory, whose trunk, cleaning and length are used; or a Hub id (id@revision), a folder, or
             pkg://package/folder.
         texts: may be endless.
-        pooling: cls: the state of the token that stands for the text; mean: the mean of its tokens' states; tokens:
-            all of them, special ones included.
-        max_length: tokens that are read of a text; by default as many as the run, or the model, allows.
+        pooling: cls: the state of the token that represents the text; mean: the mean of the token states; tokens:
+            all states, those of special tokens included.
+        max_length: the most tokens of a text that are read; by default the limit of the run, or of the model.
 
     Raises:
-        UsageError: no such run or model, or one that does not embed.
+        UsageError: no such run or model, or it gives no hidden states.
         CheckpointError: the run has no model yet.
     """
     from trainer.engine.embedder import POOLINGS, Embedder
@@ -64,15 +65,15 @@ def embed_command(
         Path | None, typer.Option("--out", metavar="FILE", help=".npy (cls, mean) or .parquet; default: JSON lines")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", metavar="N", help="tokens that are read of a text")
+        int | None, typer.Option("--max-length", metavar="N", help="most tokens of a text that are read")
     ] = None,
 ) -> None:
-    """Texts or stdin lines to vectors: the last hidden states of a run or of a pretrained model."""
+    """Print the last hidden states of texts or stdin lines, from a run or a pretrained model."""
     if out is not None and out.suffix not in FORMATS:
         raise UsageError(f"--out {out}: allowed are files that end in {' or '.join(FORMATS)}")
     if out is not None and out.suffix == ".npy" and pooling == "tokens":
         raise UsageError(
-            f"--out {out}: texts differ in their number of tokens, so that their states are no array; give a .parquet "
+            f"--out {out}: texts have different numbers of tokens, so their states are not an array; give a .parquet "
             "file, or --pooling cls or mean"
         )
     lines = read_texts(texts)
@@ -98,7 +99,7 @@ def _shown(record: Embedded, pooling: str) -> dict[str, Any]:
 def _write(
     path: Path, records: Iterator[Embedded], write: Callable[[BinaryIO, Embedded, Iterator[Embedded]], int]
 ) -> int:
-    """Writes beside the file and renames: what stands there is whole.
+    """Write the file atomically. Return the number of texts.
 
     Raises:
         UsageError: the file cannot be written, or there is no text.
@@ -106,20 +107,15 @@ def _write(
     first = next(records, None)
     if first is None:
         raise UsageError(f"--out {path}: there is no text, neither as an argument nor on stdin")
-    making = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with making.open("wb") as file:
-            count = write(file, first, records)
-        making.replace(path)
-    except OSError as error:
-        raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from None
-    finally:
-        making.unlink(missing_ok=True)
-    return count
+        with replacing(path) as file:
+            return write(file, first, records)
+    except CheckpointError as error:
+        raise UsageError(f"--out {error}") from None
 
 
 def _write_npy(file: BinaryIO, first: Embedded, rest: Iterator[Embedded]) -> int:
-    """fp32 (texts, M), in the order of the texts; the number of rows is put into the header at the end."""
+    """Write fp32 (texts, M) in the order of the texts. The number of rows is written into the header at the end."""
     from numpy.lib import format as npy
 
     def header(rows: int) -> None:
@@ -133,12 +129,12 @@ def _write_npy(file: BinaryIO, first: Embedded, rest: Iterator[Embedded]) -> int
         file.write(record.vector.astype("<f4").tobytes())
         count += 1
     header(count)
-    assert file.tell() == begin, "numpy leaves room for the number of rows to grow"
+    assert file.tell() == begin, "numpy pads the header so that the number of rows can grow"
     return count
 
 
 def _write_parquet(file: BinaryIO, first: Embedded, rest: Iterator[Embedded]) -> int:
-    """Columns text and vector (a list of M numbers); with all states text, tokens and states (a list of those)."""
+    """Write columns text and vector (a list of M numbers), or text, tokens and states (a list of vectors)."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""The run directory: all that a run leaves, and the only thing that later commands read. No torch here.
+"""The run directory: everything a run writes, and the only thing that later commands read. No torch here.
 
 runs/<name>/
   recipe.yaml  status.json  manifest.json  metrics.jsonl  lock
@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainer.errors import CheckpointError, LockLost, UsageError
 from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held, hold
@@ -41,7 +41,7 @@ STALE_SECONDS = 60.0  # a status.json of a running run that is older than this: 
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write next to `path`, flush to disk, rename: a reader sees the old text or the new one, never a part.
+    """Write a file so that a reader sees the old text or the new one, never a part.
 
     Raises:
         CheckpointError: the disk is full or not writable. The old file is as it was.
@@ -51,17 +51,29 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """The same for bytes."""
+    """Do the same as `write_atomically` with bytes."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path`, flushed, when the block ends without an error.
+
+    Raises:
+        CheckpointError: the disk is full or not writable. The old file is as it was.
+        LockLost: `path` is in a run directory that another process has taken over.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS}.tmp")
     try:
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             check_held(path)
             temporary.replace(path)
-        except (OSError, LockLost):
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
@@ -83,7 +95,7 @@ def flush(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a run directory or a folder in it."""
+    """Make a run directory, or a folder in it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +103,7 @@ def make_folder(path: Path) -> None:
 
 
 def workspace(place: Path) -> Path:
-    """An empty folder next to `place` in which its next content is made. Those of killed attempts are removed."""
+    """Make an empty temporary folder next to `place`. Such folders of killed attempts are removed."""
     check_held(place)
     for left in place.parent.glob(f".{place.name}.making-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -101,10 +113,9 @@ def workspace(place: Path) -> Path:
 
 
 def publish(making: Path, place: Path) -> None:
-    """Put a complete folder in its place: flush its files and folders, rename, flush the parent.
+    """Flush the files of a complete folder, rename it to `place`, and flush the parent.
 
-    A reader sees the old folder, none, or the new one, never a part. What says that the folder is there (the
-    manifest) is written after this.
+    A reader sees the old folder, none, or the new one, never a part. The manifest lists the folder only after this.
 
     Raises:
         CheckpointError: the disk is full or not writable.
@@ -129,19 +140,19 @@ def publish(making: Path, place: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be written: {error.strerror or error}; free space or fix rights")
+    return CheckpointError(f"{path} cannot be written: {error.strerror or error}; free space or fix permissions")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic, readable, the same text for the same value."""
+    """Write indented JSON atomically, the same text for the same value."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The object in a JSON file of a run; None when the file is not there.
+    """Return the object in a JSON file of a run, or None if there is no file.
 
     Raises:
-        CheckpointError: it is there and is not JSON, larger than any that a run writes, or of another form.
+        CheckpointError: the file is not JSON, is larger than any that a run writes, or has another form.
     """
     try:
         size = path.stat().st_size
@@ -171,7 +182,7 @@ def _check_form(path: Path, value: dict[str, Any]) -> None:
 
 
 def inside(folder: Path, name: object) -> Path | None:
-    """The path of a file that a JSON file of the folder names; None for a name that leads out of it."""
+    """Return the path of a file that a JSON file in the folder names, or None if the name leads out of it."""
     if not isinstance(name, str) or not name or "\0" in name or name.startswith("/") or ".." in Path(name).parts:
         return None
     return folder / name
@@ -197,9 +208,9 @@ class RunDir:
         self.note = self.path / "failed-rank.json"  # what a rank that fails alone leaves for rank zero
 
     def splits(self) -> int:
-        """Parts of each micro-batch, so that it fits the memory of every rank: 1 unless a rank ran out of it.
+        """Return into how many parts each micro-batch is split to fit the memory: 1 unless a rank ran out of it.
 
-        A rank that has just run out of it left a note, which counts before rank zero has put it into the manifest.
+        The note of a rank that has just run out of memory is newer than the manifest, so it is read first.
         """
         for path, key in ((self.note, "splits"), (self.manifest, "micro_batch_splits")):
             found = read_json(path)
@@ -212,11 +223,11 @@ class RunDir:
         return 1
 
     def reasons(self) -> dict[str, str]:
-        """Why there can be no artifact, by its name, of those that were asked for."""
+        """Return by name why artifacts that the recipe wants cannot be made."""
         return {str(name): str(reason) for name, reason in (read_json(self.left_out) or {}).items()}
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """What the manifest says about the stages after training.
+        """Return what the manifest records about the stages after training.
 
         Raises:
             CheckpointError: manifest.json is damaged.
@@ -230,12 +241,12 @@ class RunDir:
         make_folder(self.checkpoints)
 
     def check(self) -> None:
-        """Raises UsageError if this is no run directory."""
+        """Raise UsageError if this is not a run directory."""
         if not self.recipe.exists():
-            raise UsageError(f"{self.path} is no run directory (it has no recipe.yaml); give the path of a run")
+            raise UsageError(f"{self.path} is not a run directory (it has no recipe.yaml); give the path of a run")
 
     def set_aside(self) -> Path | None:
-        """Moves an existing run out of the way (nothing saved is ever lost) and says where it went."""
+        """Rename an existing run directory. Return its new path, or None if there was no run."""
         if not self.path.exists():
             return None
         number = 1
@@ -255,11 +266,11 @@ class RunDir:
             raise _cannot_write(path, error) from error
 
     def cut_after(self, path: Path, step: int) -> None:
-        """Drops lines of steps after `step` (they will be made again) and a last line that a kill left half written."""
+        """Remove lines of steps after `step`, which are repeated, and an incomplete last line."""
         if not path.exists():
             return
         kept = []
-        for line in path.read_bytes().split(b"\n"):  # bytes: half a line may end within a character
+        for line in path.read_bytes().split(b"\n"):  # bytes: an incomplete line may end within a character
             with contextlib.suppress(ValueError):
                 if line and json.loads(line)["step"] <= step:
                     kept.append(line.decode() + "\n")
@@ -273,7 +284,7 @@ class RunDir:
 
         Raises:
             UsageError: another process writes here.
-            LockLost: on the way out, if another process has taken it over.
+            LockLost: at the end, if another process has taken it over.
         """
         make_folder(self.path)
         with hold(self.path) as lock:
@@ -283,7 +294,7 @@ class RunDir:
 
 
 def without_nan(value: Any) -> Any:
-    """The same with None for NaN and Inf, which are no JSON, at any depth."""
+    """Replace NaN and Inf, which are not JSON, by None at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -292,12 +303,12 @@ def without_nan(value: Any) -> Any:
 
 
 def no_link(path: str, flags: int) -> int:
-    """Opens a file to write to; not through a symbolic link, which may lead out of the run directory."""
+    """Open a file for writing, but not through a symbolic link, which may lead out of the run directory."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class Status:
-    """`status.json`, rewritten at each change and at least every two seconds while the run lives."""
+    """`status.json`, rewritten at each change and at least every two seconds while the run is active."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self._run = run
@@ -308,11 +319,11 @@ class Status:
             "step": 0,
             "exit_code": None,
             "error": None,
-            "waits_for": None,  # of a run that is trained and whose other stages another job will do
-            "stopped_early": None,  # of a run that early stopping ended: where and why
+            "waits_for": None,  # the job that makes the other stages of a trained run
+            "stopped_early": None,  # step and reason, if early stopping ended the run
             "attempt": attempt,
             "pid": os.getpid(),
-            "launch": os.environ.get("RANKZERO_LAUNCH"),  # the start of a SLURM job that this attempt belongs to
+            "launch": os.environ.get("RANKZERO_LAUNCH"),  # the start of the SLURM job of this attempt
         }
         self._thread = threading.Thread(target=self._beat, name="rankzero-status", daemon=True)
 
@@ -322,7 +333,7 @@ class Status:
         return self
 
     def update(self, **values: Any) -> None:
-        """Changes fields and writes the file."""
+        """Change fields and write the file."""
         with self._lock:
             self.values.update(values)
             with contextlib.suppress(OSError):
@@ -330,7 +341,7 @@ class Status:
             write_json(self._run.status, {**redacted(self.values), "updated": time.time()})
 
     def finish(self, state: str, exit_code: int, error: str | None = None, **more: Any) -> None:
-        """The last word of this attempt."""
+        """Write the final status of this attempt."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
@@ -340,9 +351,9 @@ class Status:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self.update()
-            except CheckpointError:  # a full disk ends the run where something is saved, not here
+            except CheckpointError:  # a full disk ends the run when a checkpoint is saved, not here
                 continue
-            except LockLost:  # the status is now another process's
+            except LockLost:  # the status belongs to another process now
                 return
 
 

@@ -1,4 +1,4 @@
-"""Texts that a command is read_texts: arguments, or lines of stdin."""
+"""Read the texts of a command: its arguments, or lines of stdin."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _OPTION = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:=.*)?", re.DOTALL)  # neither "-1"
 
 
 class TextCommand(TyperCommand):
-    """A command whose arguments are texts: one such as "- Hallo" or "-1" is no option."""
+    """A command whose arguments are texts. A text such as "- Hello" or "-1" is not an option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line.
 
         Raises:
-            UsageError: a word that looks like an option is none of this command's.
+            UsageError: a word looks like an option that this command does not have.
         """
         ctx.ignore_unknown_options = True
         known = {name for param in self.get_params(ctx) for name in param.opts if name.startswith("-")}
         for word in args[: args.index("--")] if "--" in args else args:
             if _OPTION.fullmatch(word) and word.partition("=")[0] not in known:
                 raise UsageError(
-                    f"no such option: {word}; this command's: {', '.join(sorted(known))}. A text that "
-                    f"begins so goes behind two dashes: -- '{word}'"
+                    f"no such option: {word}; allowed: {', '.join(sorted(known))}. Put two dashes before "
+                    f"a text that starts like an option: -- '{word}'"
                 )
         return super().parse_args(ctx, args)
 
 
 def prepare_streams() -> None:
-    """Replace closed standard streams by /dev/null, and write what an encoding lacks as \\uXXXX, which is also JSON."""
+    """Replace closed standard streams by /dev/null. Write characters that an encoding lacks as \\uXXXX."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - to the end
@@ -55,10 +55,10 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 
 
 def read_texts(texts: Sequence[str] | None) -> Iterator[str]:
-    """The arguments of a command; where there are none, the lines of stdin.
+    """Return the arguments of a command, or the lines of stdin if there are none.
 
     Raises:
-        DataError: one is not UTF-8.
+        DataError: a text is not UTF-8.
     """
     for number, text in enumerate(texts or (), start=1):
         try:
@@ -69,7 +69,7 @@ def read_texts(texts: Sequence[str] | None) -> Iterator[str]:
 
 
 def stdin_lines() -> Iterator[str]:
-    """A line ends at a line feed only: texts may contain U+0085 and other characters that Python takes for line ends.
+    """Yield the lines of stdin. Only a line feed ends a line: texts may contain U+0085, which ends one in Python.
 
     Raises:
         DataError: a line is not UTF-8.
