@@ -53,7 +53,7 @@ PLACE = {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "MASTER_ADDR": "loca
     [
         ({"RANK": "1"}, "RANK=1: .* WORLD_SIZE is not set"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0: .* WORLD_SIZE is not set"),
-        ({"WORLD_SIZE": "8", "RANK": "0"}, "asks for 8 ranks and lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "8", "RANK": "0"}, "sets 8 ranks and lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         ({**PLACE, "RANK": "8"}, "RANK must be below WORLD_SIZE"),
         ({**PLACE, "WORLD_SIZE": "two"}, "WORLD_SIZE=two is not a whole number"),
         ({**PLACE, "MASTER_PORT": "http"}, "MASTER_PORT=http is not a whole number"),

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and what they can do."""
+"""The cores that this process may use, and their instructions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Cores this process may use: its affinity, or the CPU quota of its control group if less; at least 1."""
+    """Return the cores that this process may use: its affinity, or the CPU quota of its control group if less."""
     usable = float(len(os.sched_getaffinity(0)))
     try:
         groups = Path("/proc/self/cgroup").read_text().splitlines()
@@ -25,7 +25,7 @@ def _quota(group: Path) -> float:
     try:
         quota, period = (group / "cpu.max").read_text().split()
         return int(quota) / int(period)
-    except (OSError, ValueError):  # no such group seen from here, or "max"
+    except (OSError, ValueError):  # the group is not visible, or has no limit ("max")
         return float("inf")
 
 
@@ -33,12 +33,12 @@ EMULATED = "this processor emulates bf16 (no AVX-512 BF16, no AMX), which is slo
 
 
 def bf16_arithmetic() -> bool:
-    """Whether the processor multiplies in bf16 (AVX-512 BF16, AMX, Arm's BF16). Others emulate it, slower than fp32."""
+    """Return whether the processor multiplies in bf16. Without AVX-512 BF16, AMX or Arm BF16 it is slower than fp32."""
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpuinfo("flags", "Features").split())
 
 
 def cpuinfo(*keys: str) -> str:
-    """What /proc/cpuinfo says of the first processor under one of these keys; empty where it says nothing."""
+    """Return the value of the first of these keys in /proc/cpuinfo, or an empty text."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

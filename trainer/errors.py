@@ -1,7 +1,7 @@
-"""The errors a user can meet, each with the exit code that the command ends with.
+"""The errors that users see, each with the exit code of the command.
 
 0 done · 1 a rank died · 2 usage or recipe · 3 data · 4 checkpoint · 5 numerics · 6 an artifact failed its gate ·
-75 stopped early and can go on. A message names the key, file, row or rank, the value, what is allowed, and the fix.
+75 stopped early, can resume. A message names the key, file, row or rank, the value, what is allowed, and the fix.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from trainer.redaction import redacted
 
 
 class RankzeroError(ValueError):
-    """A mistake or misfortune that the user can act on; anything else is our own bug and keeps its traceback."""
+    """An error that the user can act on. Any other exception is a bug and keeps its traceback."""
 
     exit_code = 1
-    everywhere = False  # raised on all ranks alike: one of them speaks
+    everywhere = False  # raised on all ranks: only rank zero reports it
 
     def __init__(self, message: str) -> None:
-        """`message`: printed, and stored in status.json, without credentials."""
+        """Store the message without credentials. It is printed and written to status.json."""
         super().__init__(redacted(message))
 
 
 class RankError(RankzeroError):
-    """A rank died, or the engine or number of ranks that runs is not the one that was asked for."""
+    """A rank died, or the engine or number of ranks is not the requested one."""
 
     exit_code = 1
 
@@ -40,7 +40,7 @@ class DataError(RankzeroError):
 
 
 class CheckpointError(RankzeroError):
-    """A checkpoint cannot be written, or none that is whole can be read."""
+    """A checkpoint cannot be written, or no complete one can be read."""
 
     exit_code = 4
 
@@ -59,7 +59,7 @@ class GateError(RankzeroError):
 
 
 class OutOfMemory(RankzeroError):
-    """A rank ran out of memory in a micro-batch; the same command goes on with every micro-batch in `splits` parts."""
+    """A rank ran out of memory. The same command resumes with every micro-batch split into `splits` parts."""
 
     exit_code = 75
 
@@ -69,14 +69,14 @@ class OutOfMemory(RankzeroError):
 
 
 class Preempted(RankzeroError):
-    """Asked to stop (signal): everything is saved and the same command goes on from here."""
+    """Stopped by a signal, with everything saved. The same command resumes."""
 
     exit_code = 75
     everywhere = True
 
 
 class LockLost(RankzeroError):
-    """The run directory was taken over by another process: this one writes nothing more and leaves."""
+    """Another process has taken over the run directory. This one writes nothing more and ends."""
 
     exit_code = 75
     everywhere = True

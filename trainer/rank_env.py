@@ -1,4 +1,4 @@
-"""Environment variables by which a launcher sets the rank of a process: clean and check them before use."""
+"""Clean and check the environment variables by which a launcher sets the rank of a process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ UNSET = f"unset {' '.join(RANK_VARIABLES)}"
 
 
 def clean_environment() -> None:
-    """Remove empty variables of a launcher, and a number of threads that is none.
+    """Remove empty variables of a launcher, and an OMP_NUM_THREADS that is not a number.
 
-    Platforms set variables to nothing where others leave them out. `OMP_NUM_THREADS=auto` is such a platform's, too.
+    Some platforms set variables to an empty text, or OMP_NUM_THREADS to `auto`.
     """
     for name in (*RANK_VARIABLES, "OMP_NUM_THREADS"):
         if not os.environ.get(name, "set").strip():
@@ -23,7 +23,7 @@ def clean_environment() -> None:
     if not all(part.strip().isdigit() and int(part) > 0 for part in threads.split(",")):
         del os.environ["OMP_NUM_THREADS"]
         print(
-            f"rankzero: OMP_NUM_THREADS={threads} is not a number of threads: the cores are shared between the ranks",
+            f"rankzero: OMP_NUM_THREADS={threads} is not a number of threads; the cores are divided among the ranks",
             file=sys.stderr,
         )
 
@@ -46,13 +46,13 @@ def check_environment() -> None:
     world = int(given["WORLD_SIZE"])
     missing = [name for name in RANK_VARIABLES if name not in given and name != "LOCAL_WORLD_SIZE"]
     if world > 1 and missing:
-        raise _refused(f"{shown}: the environment asks for {world} ranks and lacks {', '.join(missing)}")
+        raise _refused(f"{shown}: the environment sets {world} ranks and lacks {', '.join(missing)}")
     if int(given.get("RANK", "0")) >= max(world, 1):
         raise _refused(f"{shown}: RANK must be below WORLD_SIZE")
 
 
 def asked_engine(ranks: int) -> str:
-    """Return the engine that the launcher of this process asks for: ours, else Accelerate's, by its variables."""
+    """Return the engine that the launcher has set: by RANKZERO_ENGINE, else by the variables of Accelerate."""
     if ours := os.environ.get("RANKZERO_ENGINE"):
         return ours
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -63,7 +63,7 @@ def asked_engine(ranks: int) -> str:
 
 
 def ranks_text(ranks: list[int], most: int = 8) -> str:
-    """Return rank numbers as people read them: [1, 2, 3, 5] is "ranks 1 to 3, 5"."""
+    """Return rank numbers as a text: [1, 2, 3, 5] is "ranks 1 to 3, 5"."""
     spans: list[list[int]] = []
     for rank in sorted(ranks):
         if spans and rank == spans[-1][1] + 1:

@@ -1,10 +1,10 @@
-"""Credentials and local paths: taken out of whatever a run records, prints or publishes.
+"""Remove credentials and local paths from everything that a run records, prints or publishes.
 
     redacted     credentials: in messages, logs, status.json, and recipe.yaml as it is stored
     shareable    absolute local paths too: in manifest.json, config.json, the model card, reports and benchmarks
 
-Both take a text, or lists and mappings of texts at any depth. A run needs no credentials to resume: they come from the
-recipe or the environment at each start, and recipes are compared in their redacted form.
+Both take a text, or lists and mappings of texts at any depth. A run resumes without stored credentials: they come from
+the recipe or the environment at each start, and recipes are compared in their redacted form.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 HIDDEN = "***"
-CONTAINERS = ("abfs://", "abfss://", "wasb://", "wasbs://")  # container@account in the place of a user
+CONTAINERS = ("abfs://", "abfss://", "wasb://", "wasbs://")  # container@account instead of a user
 # user:password@ and ?query#fragment of a URL; the query of an embedded corpus holds its number of rows
 _URL = re.compile(
     r"(?P<scheme>\b(?!embedded:)[A-Za-z][A-Za-z0-9+.-]*://)"
@@ -39,17 +39,17 @@ _FILE = re.compile(r"\b(?P<scheme>(?:file|local)://)/(?:[^\s/'\"]+/)*")
 
 
 def redacted(value: Any) -> Any:
-    """The value without credentials."""
+    """Return the value without credentials."""
     return _mapped(_without_credentials, value)
 
 
 def shareable(value: Any) -> Any:
-    """The value without credentials and absolute local paths, of which the last component stays."""
+    """Return the value without credentials, and with the last component only of absolute local paths."""
     return _mapped(lambda text: _without_folders(_without_credentials(text)), value)
 
 
 def origin(value: Any) -> Any:
-    """The name of a model, shareable: of a local folder given by an absolute path only its own name."""
+    """Return the name of a model without credentials, and only the last component of an absolute path."""
     name = shareable(value)
     return name.rpartition("/")[2] if isinstance(name, str) and "…/" in name else name
 

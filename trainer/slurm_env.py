@@ -1,4 +1,4 @@
-"""Ranks that `srun python -m trainer` has started: SLURM's variables say what a launcher would say."""
+"""Set the variables of a launcher from those of SLURM, for ranks that `srun python -m trainer` has started."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from trainer.errors import UsageError
 
 
 def adopt_ranks() -> None:
-    """Sets RANK, WORLD_SIZE and where the ranks meet; nothing outside of srun, for one task, or below a launcher.
+    """Set RANK, WORLD_SIZE and the rendezvous address. Do nothing outside srun, for one task, or below a launcher.
 
     Raises:
         UsageError: the command runs in one task of `srun --pty` only, or MASTER_ADDR is unset and the first node's
             name cannot be found.
     """
     env = os.environ
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun; a batch script's own shell has none
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))  # set by srun, not in the shell of a batch script
     if "WORLD_SIZE" in env or tasks == 1:
         return
     if "SLURM_PTY_PORT" in env and _parent() != "slurmstepd":
@@ -33,14 +33,14 @@ def adopt_ranks() -> None:
         "LOCAL_WORLD_SIZE": str(_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[int(env["SLURM_NODEID"])]),
     }
     if len(env.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and env.get("CUDA_VISIBLE_DEVICES"):
-        env["LOCAL_RANK"] = "0"  # the site gives each task a GPU of its own
+        env["LOCAL_RANK"] = "0"  # each task sees one GPU only
     env.setdefault("MASTER_PORT", str(10_000 + int(env["SLURM_JOB_ID"]) % 20_000))  # below the ephemeral range
     if "MASTER_ADDR" not in env:
         env["MASTER_ADDR"] = _first(env["SLURM_STEP_NODELIST"])
 
 
 def _parent() -> str:
-    """The name of the process that started this one; slurmstepd where srun started it directly."""
+    """Return the name of the parent process, which is slurmstepd if srun started this one directly."""
     try:
         return Path(f"/proc/{os.getppid()}/comm").read_text(encoding="utf-8").strip()
     except OSError:
@@ -48,7 +48,7 @@ def _parent() -> str:
 
 
 def _per_node(tasks: str) -> list[int]:
-    """`4(x2),3` is 4, 4, 3."""
+    """Expand the tasks per node: `4(x2),3` is 4, 4, 3."""
     found: list[int] = []
     for part in tasks.split(","):
         number, _, times = part.rstrip(")").partition("(x")
@@ -59,7 +59,7 @@ def _per_node(tasks: str) -> list[int]:
 def _first(nodes: str) -> str:
     try:
         asked = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes],  # noqa: S607 - wherever the site has it
+            ["scontrol", "show", "hostnames", nodes],  # noqa: S607 - its folder differs between sites
             capture_output=True,
             text=True,
             check=True,

@@ -1,9 +1,9 @@
-"""Tensors by name in safetensors files; above a gigabyte in several, with the index that the Hugging Face Hub uses.
+"""Read and write tensors by name in safetensors files, sharded above a gigabyte with the index of the Hugging Face Hub.
 
     model.safetensors                               or
     model-00001-of-00003.safetensors …  model.safetensors.index.json
 
-Whoever reads names the whole (model.safetensors) and needs not know which it is.
+Callers always give the name model.safetensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHARD_BYTES = 1_000_000_000
 
 
 def constants(model: nn.Module) -> dict[str, Tensor]:
-    """What belongs to a model's weights and is never trained, by name, such as the `final_logits_bias` of Marian."""
+    """Return the persistent buffers of a model by name, such as the `final_logits_bias` of Marian."""
     kept = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
@@ -35,17 +35,17 @@ def index_of(path: Path) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether there are tensors under this name, in one file or in several."""
+    """Return whether there are tensors under this name, in one file or several."""
     return path.exists() or index_of(path).exists()
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], *, shard_bytes: int | None = None) -> None:
-    """Writes files that others may read as they may the folder they are in (the library makes them private).
+    """Write tensors, readable for everyone who may read the folder (the library makes files private).
 
     Args:
         path: NAME.safetensors in a folder that holds none of that name yet.
-        tensors: on any device; a tensor larger than a shard gets a file of its own.
-        shard_bytes: most of one file; `SHARD_BYTES` by default.
+        tensors: on any device. A tensor larger than a shard gets a separate file.
+        shard_bytes: the most bytes of one file; `SHARD_BYTES` by default.
     """
     pattern = f"{path.stem}{{suffix}}{path.suffix}"
     plan = split_torch_state_dict_into_shards(
@@ -66,10 +66,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], *, shard_bytes: int | None 
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors under a name, each read when it is asked for; to be closed, or used in a `with`.
+    """The tensors under a name, each read on access. Close it, or use it in a `with`.
 
     Raises:
-        CheckpointError: nothing there, a file that cannot be read, or an index that names files elsewhere.
+        CheckpointError: no file, an unreadable file, or an index that names files outside the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +94,7 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self._files)
 
     def shape(self, name: str) -> list[int]:
-        """Without reading the tensor."""
+        """Return the shape of a tensor without reading it."""
         return list(self._files[name].get_slice(name).get_shape())
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """All of them at once.
+    """Return all tensors under a name.
 
     Raises:
         CheckpointError: as `TensorFile`.
@@ -123,5 +123,5 @@ def _parts(path: Path) -> list[Path]:
     names = sorted(set(json.loads(index_of(path).read_text(encoding="utf-8"))["weight_map"].values()))
     for name in names:
         if Path(name).name != name:
-            raise ValueError(f"{index_of(path)} names {name!r}, which is not beside it")
+            raise ValueError(f"{index_of(path)} names {name!r}, which is not in its folder")
     return [path.with_name(name) for name in names]

@@ -1,4 +1,4 @@
-"""The sections that every recipe has, whatever its task and model. No torch here: recipes are read on login nodes."""
+"""The sections that every recipe has, for any task and model. No torch here: recipes are read on login nodes."""
 
 from __future__ import annotations
 
@@ -12,50 +12,60 @@ Patterns = str | list[str] | dict[str, str]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, no silent conversion of text to numbers."""
+    """Base of all sections: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class DataConfig(Section):
-    """Where the rows come from and how they become micro-batches (see docs/data.md)."""
+    """Source of the rows, and how they become micro-batches (see docs/data.md)."""
 
     root: str = Field(description="any fsspec URL: a folder, hf://datasets/…, s3://…, embedded://translation")
-    train: Patterns = Field(description="file pattern(s) below root; a mapping role: file for parallel text files")
-    validation: Patterns | Fraction | None = Field(None, description="pattern(s), or the share of train held out")
+    train: Patterns = Field(description="file pattern(s) below root, or a mapping role: file for parallel text files")
+    validation: Patterns | Fraction | None = Field(
+        None, description="file pattern(s), or the share of train to hold out"
+    )
     test: Patterns | None = None
     columns: dict[str, str] = Field(
-        default_factory=dict, description="role: column, e.g. src: de, or a path to a nested one: translation.de"
+        default_factory=dict,
+        description="role: column, e.g. src: de, or the path of a nested column, e.g. translation.de",
     )
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
-        None, description="of CSV files, one character; null = from the name and the first lines"
+        None, description="delimiter of CSV files, one character; null = detected from the file name and first lines"
     )
     quote: Annotated[str, Field(pattern=r"^(none|backslash|[^\w\s])$")] | None = Field(
-        None, description='mark around values of CSV files; none; backslash: " escaped as \\"; null = "'
+        None, description='quote character of CSV files, none, or backslash (" escaped as \\"); null = "'
     )
-    header: bool = Field(True, description="false: CSV files have none; columns are named '0', '1', …")
-    encoding: str | None = Field(None, description="of text, CSV and JSON files, such as cp1252; null = UTF-8 or a BOM")
+    header: bool = Field(True, description="CSV files have a header; false: columns are named '0', '1', …")
+    encoding: str | None = Field(
+        None,
+        description="encoding of text, CSV and JSON files, such as cp1252; null = UTF-8, or by the byte order mark",
+    )
     cleaning: list[str] = Field(default_factory=lambda: ["normalize_unicode", "fold_whitespace"])
     lanes: Positive = 8
     block_rows: Positive = 16_384
-    tokens_per_batch: Positive | None = Field(1024, description="padded tokens of a micro-batch, at most")
-    rows_per_batch: Positive | None = Field(None, description="rows of a micro-batch, at most")
-    max_length: Positive = Field(128, description="tokens of a row, special ones included; longer rows are cut")
-    pad_multiple: Positive = Field(8, description="lengths are padded to a multiple of this: few shapes occur")
+    tokens_per_batch: Positive | None = Field(1024, description="most padded tokens of a micro-batch")
+    rows_per_batch: Positive | None = Field(None, description="most rows of a micro-batch")
+    max_length: Positive = Field(
+        128, description="most tokens of a row, special tokens included; longer rows are truncated"
+    )
+    pad_multiple: Positive = Field(8, description="lengths are padded to a multiple of this, so that few shapes occur")
     order: Literal["shuffled", "sequential"] = "shuffled"
     on_bad_row: Literal["fail", "skip"] = "fail"
     max_bad_fraction: Fraction = 0.01
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="loader processes per rank; 0 = none")
-    prefetch: Positive = Field(4, description="micro-batches that each loader process keeps ready")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="loader processes per rank; 0 = load in the training process"
+    )
+    prefetch: Positive = Field(4, description="micro-batches that each loader process prefetches")
 
     def padded(self, length: int) -> int:
-        """The next multiple of `pad_multiple`."""
+        """Return the next multiple of `pad_multiple`."""
         return -(-length // self.pad_multiple) * self.pad_multiple
 
     @field_validator("columns", mode="before")
     @classmethod
     def _numbered(cls, columns: Any) -> Any:
-        """Columns of a file without a header have numbers for names, which YAML reads as such."""
+        """Turn numbers into names: columns of a file without a header are named by numbers."""
         if not isinstance(columns, dict):
             return columns
         return {role: str(column) if type(column) is int else column for role, column in columns.items()}
@@ -73,7 +83,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _bounded(self) -> DataConfig:
         if self.tokens_per_batch is None and self.rows_per_batch is None:
-            raise ValueError("tokens_per_batch and rows_per_batch are both null: a micro-batch needs a bound")
+            raise ValueError(
+                "tokens_per_batch and rows_per_batch are both null: set one of them to limit a micro-batch"
+            )
         if self.tokens_per_batch is not None and self.tokens_per_batch < self.max_length:
             raise ValueError(
                 f"tokens_per_batch={self.tokens_per_batch} is below max_length={self.max_length}: "
@@ -93,19 +105,21 @@ class TokenizerTraining(Section):
     limit_alphabet: Positive = 1000
     lowercase: bool = False
     begin: bool | None = Field(
-        None, description="a text begins with a special token (<s>, [CLS]), too; null = as the architecture has it"
+        None, description="add a special token (<s>, [CLS]) at the start of a text; null = as the architecture does"
     )
-    sample_rows: Positive = Field(1_000_000, description="rows streamed for training, at most")
+    sample_rows: Positive = Field(1_000_000, description="most rows that the tokenizer is trained on")
 
     @model_validator(mode="after")
     def _holds_bytes(self) -> TokenizerTraining:
         if self.kind == "byte_bpe" and self.vocab_size <= 261:
-            raise ValueError(f"vocab_size={self.vocab_size} holds no more than 261: bytes and special tokens; raise it")
+            raise ValueError(
+                f"vocab_size={self.vocab_size} has room only for the 261 bytes and special tokens; raise it"
+            )
         return self
 
 
 class TokenizerConfig(Section):
-    """Either `train:` or `pretrained:`; neither for the tokenizer of the model that the run begins with."""
+    """Either `train:` or `pretrained:`, or neither to use the tokenizer of the pretrained model."""
 
     train: TokenizerTraining | None = None
     pretrained: str | None = Field(None, description="folder, Hub id, or pkg://package/folder")
@@ -118,36 +132,42 @@ class TokenizerConfig(Section):
 
 
 class PlateauConfig(Section):
-    """Reduce the rate when the validation metric stands still."""
+    """Reduce the learning rate when the validation metric stops improving."""
 
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    patience: Positive = Field(2, description="evaluations without improvement before the rate falls")
+    patience: Positive = Field(2, description="evaluations without improvement before the learning rate is reduced")
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
 class AveragingConfig(Section):
-    """Weight averaging: the last k grid checkpoints, or an exponential moving average."""
+    """Weight averaging: the last k checkpoints of loop.eval_every, or an exponential moving average."""
 
     kind: Literal["none", "last", "ema"] = "none"
-    last: Annotated[int, Field(ge=2)] = Field(5, description="grid checkpoints averaged (kind: last)")
-    decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="per step (kind: ema)")
+    last: Annotated[int, Field(ge=2)] = Field(5, description="checkpoints to average (kind: last)")
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="decay per step (kind: ema)")
 
 
 class AdversarialConfig(Section):
-    """A second, perturbed forward of each micro-batch (`trainer.optim.adversarial`)."""
+    """Adversarial training: a second, perturbed forward of each micro-batch (`trainer.optim.adversarial`)."""
 
-    kind: Literal["none", "fgm", "noise"] = Field("none", description="fgm: along the gradient; noise: random")
-    epsilon: Annotated[float, Field(gt=0)] = Field(0.1, description="norm of a row's perturbation of its embeddings")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="of the perturbed loss beside the clean one")
+    kind: Literal["none", "fgm", "noise"] = Field(
+        "none", description="fgm: perturb along the gradient; noise: at random"
+    )
+    epsilon: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="norm of the perturbation of the embeddings of a row"
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="weight of the perturbed loss; the clean loss has weight 1"
+    )
 
 
 class OptimConfig(Section):
-    """Optimizer, learning rate and what belongs to a step."""
+    """Optimizer, learning rate, regularization and freezing."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 5e-4
     relative_rates: bool = Field(
-        False, description="each tensor's rate is lr times the size of its first numbers, as Adafactor's: for T5"
+        False, description="scale the rate of each tensor by the RMS of its initial values, as Adafactor does: for T5"
     )
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "noam", "slanted_triangular", "plateau"] = (
         "linear"
@@ -160,16 +180,23 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = no clipping")
     label_smoothing: Fraction = 0.0
-    cut_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="rising share (slanted_triangular)")
-    ratio: Annotated[float, Field(gt=1)] = Field(32.0, description="peak over lowest rate (slanted_triangular)")
-    head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="rate of a new head; null = lr")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the rate, layer by layer down")
-    unfreeze: Fraction = Field(
-        0.0, description="share of the training after which the next layer down begins to move; 0 = all from the start"
+    cut_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the steps with a rising rate (slanted_triangular)"
     )
-    freeze_trunk: bool = Field(False, description="only the head is trained, the trunk stays in eval mode")
+    ratio: Annotated[float, Field(gt=1)] = Field(
+        32.0, description="peak rate divided by the lowest rate (slanted_triangular)"
+    )
+    head_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="learning rate of a new head; null = lr")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor on the learning rate per layer from top to bottom"
+    )
+    unfreeze: Fraction = Field(
+        0.0,
+        description="share of the training after which the next lower layer is unfrozen; 0 = train all from the start",
+    )
+    freeze_trunk: bool = Field(False, description="train the head only; the trunk stays in eval mode")
     freeze_embeddings: bool = Field(
-        False, description="the trunk's embeddings are not trained: faster on small batches"
+        False, description="do not train the embeddings of the trunk, which is faster on small batches"
     )
     adversarial: AdversarialConfig = Field(default_factory=AdversarialConfig)
     plateau: PlateauConfig = Field(default_factory=PlateauConfig)
@@ -177,57 +204,63 @@ class OptimConfig(Section):
 
 
 class EarlyStopping(Section):
-    """Which validation metric selects the best checkpoint, and when to give up."""
+    """The validation metric that selects the best checkpoint, and when to stop early."""
 
     metric: str = "loss"
-    patience: Positive | None = Field(None, description="evaluations without improvement; null = never stop early")
+    patience: Positive | None = Field(
+        None, description="evaluations without improvement before the run stops; null = never stop early"
+    )
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
 class LoopConfig(Section):
-    """When to log, evaluate, save and stop; all counts are optimizer steps."""
+    """When to log, evaluate, save and stop. All counts are optimizer steps."""
 
     epochs: Positive | None = None
     max_steps: Positive | None = None
     eval_every: Positive | Literal["epoch"] = "epoch"
     save_every: Positive | Literal["epoch"] = 500
     log_every: Positive = 50
-    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints kept")
+    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints to keep")
     early_stopping: EarlyStopping = Field(default_factory=EarlyStopping)
-    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="NaN or Inf: end with 5, or skip the step")
-    max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with 5")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="on NaN or Inf: end with exit code 5, or skip the step"
+    )
+    max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with exit code 5")
     fuse_lanes: Positive = 1
     compile: bool = False
-    tf32: bool = Field(
-        False, description="fp32 products of matrices in TF32 on GPUs that have it; of no effect elsewhere"
-    )
+    tf32: bool = Field(False, description="compute fp32 matrix products in TF32 on GPUs that support it")
     activation_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _ends(self) -> LoopConfig:
         if self.epochs is None and self.max_steps is None:
-            raise ValueError("give epochs, max_steps or both: the run would never end")
+            raise ValueError("give epochs, max_steps or both; without them the run would never end")
         return self
 
 
 class GenerationConfig(Section):
-    """How a language model goes on with a text."""
+    """How a language model continues a text."""
 
-    new_tokens: Positive = Field(64, description="at most; it may end the text before")
-    beam_size: Positive = Field(1, description="1 = greedy; no beams with a temperature")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="of the sampling; 0 = the likeliest token")
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="sample among the k likeliest tokens; 0 = all")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="among the likeliest with this probability")
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="of the sampling, anew for each text")
+    new_tokens: Positive = Field(64, description="most new tokens; the model may end the text before")
+    beam_size: Positive = Field(1, description="1 = greedy; must be 1 with a temperature")
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="sampling temperature; 0 = the most probable token"
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="sample from the k most probable tokens; 0 = from all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sample from the most probable tokens with this total probability"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="seed of the sampling, the same for each text")
 
     def greedy(self, **changes: Any) -> Self:
-        """The same without beams and sampling."""
+        """Return the same settings without beams and sampling."""
         return self.model_copy(update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1, **changes})
 
     @model_validator(mode="after")
     def _one_way(self) -> GenerationConfig:
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise ValueError("top_k and top_p need a temperature above 0: without one nothing is sampled")
+            raise ValueError("top_k and top_p need a temperature above 0, since nothing is sampled without one")
         if self.temperature and self.beam_size > 1:
             raise ValueError(f"beam_size={self.beam_size} with temperature={self.temperature:g}: choose one of the two")
         return self
@@ -238,7 +271,7 @@ class EvaluationConfig(Section):
 
     splits: list[Literal["validation", "test"]] = ["validation", "test"]
     max_rows: Positive | None = Field(
-        None, description="rows evaluated, at most: a sample of the split, always the same; null = all"
+        None, description="most rows to evaluate, always the same sample of the split; null = all"
     )
     tokens_per_batch: Positive = 4096
     beam_size: Positive = 5
@@ -246,53 +279,53 @@ class EvaluationConfig(Section):
     max_length_factor: Annotated[float, Field(gt=0)] = Field(1.5, description="longest output = factor x source + 10")
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     memory: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="positions before a segment that a Transformer-XL sees; null = model.memory"
+        None, description="positions before a segment that a Transformer-XL attends to; null = model.memory"
     )
-    bootstrap: Positive = Field(1000, description="resamples behind the *_ci95 intervals")
+    bootstrap: Positive = Field(1000, description="bootstrap resamples for the *_ci95 intervals")
 
 
 class GatesConfig(Section):
-    """What an artifact must reach to be published (docs/design.md)."""
+    """Limits that an artifact must meet to be published (docs/design.md)."""
 
     logits: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest difference of a logit (onnx)")
-    rows: Annotated[int, Field(ge=1)] = Field(64, description="rows whose logits are compared, of all lengths")
+    rows: Annotated[int, Field(ge=1)] = Field(64, description="rows of all lengths whose logits are compared")
     margin: Annotated[float, Field(ge=0)] = Field(
-        1e-3, description="a row whose two likeliest classes are further apart must keep its class (onnx)"
+        1e-3, description="a row must keep its class if the two largest logits differ by more than this (onnx)"
     )
-    identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="share of the same texts (onnx)")
+    identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="smallest share of identical texts (onnx)")
     bleu: Annotated[float, Field(ge=0)] = Field(0.1, description="largest difference in BLEU (onnx)")
-    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="points of BLEU that int8 or bf16 may cost")
-    prompts: Positive = Field(128, description="texts that a language model's artifact goes on with as the weights do")
+    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="largest loss of BLEU points (int8, bf16)")
+    prompts: Positive = Field(128, description="texts that a language model continues to compare artifact and weights")
     perplexity: Annotated[float, Field(ge=0)] = Field(
-        0.001, description="relative difference in perplexity, at most (onnx)"
+        0.001, description="largest relative difference in perplexity (onnx)"
     )
     int8_perplexity: Annotated[float, Field(ge=0)] = Field(
-        0.02, description="relative rise in perplexity that int8 or bf16 may cost"
+        0.02, description="largest relative increase in perplexity (int8, bf16)"
     )
-    int8_accuracy: Annotated[float, Field(ge=0)] = Field(0.005, description="share of rows that int8 or bf16 may cost")
+    int8_accuracy: Annotated[float, Field(ge=0)] = Field(
+        0.005, description="largest loss of accuracy, as a share (int8, bf16)"
+    )
 
 
 class ExportConfig(Section):
-    """Which artifacts rank zero writes, and their gates."""
+    """The artifacts that rank zero writes, and their gates."""
 
     onnx: bool = True
     int8: bool = True
-    bf16: bool | None = Field(
-        None, description="weights in bf16 for PyTorch; null = with the others, where the device computes in bf16"
-    )
+    bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = if the device computes in bf16")
     safetensors: bool | None = Field(
-        None, description="weights in fp32 for PyTorch; null = in place of onnx and int8 where there can be none"
+        None, description="weights in fp32 for PyTorch; null = if onnx and int8 cannot be made"
     )
-    bench: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds to measure how fast they are; 0 = do not")
+    bench: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds for the speed benchmark; 0 = no benchmark")
     gates: GatesConfig = Field(default_factory=GatesConfig)
 
     @property
     def graphs(self) -> list[str]:
-        """The artifacts that need an exporter, in the order in which they are made."""
+        """Return the artifacts that need an exporter, in the order in which they are made."""
         return [name for name, made in (("onnx", self.onnx), ("int8", self.int8)) if made]
 
     def wanted(self, graphs: bool = True) -> list[str]:
-        """All artifacts in the order in which they are made; `graphs`: whether the model can be exported."""
+        """Return all artifacts in the order in which they are made. `graphs`: whether the model can be exported."""
         bf16 = bool(self.graphs) if self.bf16 is None else self.bf16
         weights = bool(self.graphs) and not graphs if self.safetensors is None else self.safetensors
         made = [name for name, asked in (("bf16", bf16), ("safetensors", weights)) if asked]

@@ -1,4 +1,4 @@
-"""What other trainers call a setting, and the key of a recipe that does it: for the hint after an unknown key."""
+"""Map the names that other trainers use for a setting to recipe keys, for the hint after an unknown key."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ _KEYS = {word: place for place, words in _PLACES.items() for word in words}
 
 
 def advice(name: str) -> str | None:
-    """Return what to use in place of another trainer's `name`; None for a name that is not known."""
+    """Return what to use instead of another trainer's `name`, or None if the name is not known."""
     place = _KEYS.get(name.lower().replace("-", "_"))
     return place if place is None or place.startswith("nothing to set") else f"use {place}"
