@@ -1,13 +1,14 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slurm test-slurm-full lint bench
+.PHONY: help setup demo test golden test-slurm test-slurm-full lint bench
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # bf16 where the processor computes in it: elsewhere it is imitated, slower than fp32
 DEMO_CONFIG ?= $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo cpu_bf16 || echo cpu)
+OUT ?= runs/golden.json
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
@@ -33,6 +34,9 @@ demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to repo
 
 test: setup ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing. ARGS='-k lanes' for a part
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+golden: setup ## digests of the weights of both demo recipes after 20 steps, to compare checkouts (tests/test_golden.py). OUT=FILE
+	$(BIN)/python tests/golden/weights.py $(OUT)
 
 test-slurm: setup ## jobs on a real SLURM cluster of two nodes on this machine; as root, with slurmctld slurmd slurm-client munge
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm*.py $(ARGS)

@@ -1,0 +1,85 @@
+"""What users can see stays: commands, recipe schema, exit codes, public names, files and JSON keys of runs, weights.
+
+Golden files are in tests/golden. A removal and an addition both fail. To accept a change on purpose, write the files
+again and look at `git diff`:
+
+    RANKZERO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/test_golden.py
+
+Weights are comparable on one machine only, so their digests are in no repository. Measure the older checkout, then
+compare this one with it (minutes each):
+
+    make golden OUT=/tmp/base.json                                              # in the older checkout
+    RANKZERO_GOLDEN=/tmp/base.json .venv/bin/python -m pytest tests/test_golden.py -k weights
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden import surface, weights
+
+GOLDEN = Path(__file__).parent / "golden"
+UPDATE = "RANKZERO_UPDATE_GOLDEN"
+BASE = "RANKZERO_GOLDEN"
+
+
+def check(name: str, found: dict[str, Any]) -> None:
+    """Compare a mapping of paths to values with a golden file, or write it."""
+    path = GOLDEN / name
+    found = json.loads(json.dumps(found))  # tuples become lists, as in the file
+    if os.environ.get(UPDATE):
+        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(found.items())]
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        return
+    changes = differences(json.loads(path.read_text(encoding="utf-8")), found)
+    assert not changes, f"{path} differs; {UPDATE}=1 accepts what is wanted\n" + "\n".join(changes)
+
+
+def differences(stored: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Return one line for each path that was removed (-), added (+) or changed (~)."""
+    lines = [f"- {path}: {stored[path]}" for path in stored.keys() - found.keys()]
+    lines += [f"+ {path}: {found[path]}" for path in found.keys() - stored.keys()]
+    both = stored.keys() & found.keys()
+    lines += [f"~ {path}: {stored[path]} became {found[path]}" for path in both if stored[path] != found[path]]
+    return sorted(lines, key=lambda line: line[2:])
+
+
+@pytest.mark.parametrize("name", ["commands", "schema", "exit_codes", "public_names"])
+def test_surface(name: str) -> None:
+    check(f"{name}.json", getattr(surface, name)())
+
+
+def test_differences_name_each_path() -> None:
+    stored, found = {"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5}
+    assert differences(stored, found) == ["- a: 1", "~ c: 3 became 4", "+ d: 5"]
+    assert differences(found, found) == []
+
+
+@pytest.mark.ranks
+@pytest.mark.timeout(3600)
+def test_weights(tmp_path: Path) -> None:
+    """Both demo recipes, 20 fp32 steps: the same bits under every engine as the checkout that RANKZERO_GOLDEN names."""
+    base = os.environ.get(BASE)
+    if not base:
+        pytest.skip(f"{BASE} names no file of digests: run `make golden OUT=FILE` in the checkout to compare with")
+    subprocess.run([sys.executable, weights.__file__, tmp_path / "digests.json"], check=True)
+    expected, found = (json.loads(path.read_text()) for path in (Path(base), tmp_path / "digests.json"))
+    changes = weights.differences(expected, found)
+    assert not changes, f"not the weights of {base}:\n" + "\n".join(changes)
+
+
+def test_weight_differences_name_the_first_step() -> None:
+    stored = {"demo-ddp": {"model": "ab", "losses": [1.0, 2.0, 3.0]}, "demo-single": {"model": "ab"}}
+    found = {"demo-ddp": {"model": "cd", "losses": [1.0, 2.5, 3.5]}}
+    assert weights.differences(stored, stored) == []
+    assert weights.differences(stored, found) == [
+        "demo-ddp: losses differ from step 2: [2.0] became [2.5]",
+        "demo-ddp: model: ab became cd",
+        "demo-single: model: ab became None",
+    ]
