@@ -21,11 +21,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
-from golden import surface, weights
+import yaml
+from golden import runs, surface, weights
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = "RANKZERO_UPDATE_GOLDEN"
+UPDATING = bool(os.environ.get(UPDATE))
 BASE = "RANKZERO_GOLDEN"
 
 
@@ -33,7 +36,7 @@ def check(name: str, found: dict[str, Any]) -> None:
     """Compare a mapping of paths to values with a golden file, or write it."""
     path = GOLDEN / name
     found = json.loads(json.dumps(found))  # tuples become lists, as in the file
-    if os.environ.get(UPDATE):
+    if UPDATING:
         lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(found.items())]
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         return
@@ -59,6 +62,41 @@ def test_differences_name_each_path() -> None:
     stored, found = {"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5}
     assert differences(stored, found) == ["- a: 1", "~ c: 3 became 4", "+ d: 5"]
     assert differences(found, found) == []
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path, bert: Path) -> dict[str, Path]:
+    """Return the folders that the recipes of `golden.runs` name."""
+    pairs = runs.write_pairs(reviews, tmp_path_factory.mktemp("golden-pairs"))
+    return {"corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert}
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("name", runs.RECIPES)
+def test_run_keys(name: str, roots: dict[str, Path], tmp_path: Path) -> None:
+    """Train, evaluate, export and report: every file, and every key of every JSON file.
+
+    The golden file has for each path the names of the recipes whose runs have it.
+    """
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(runs.recipe(name, roots)), encoding="utf-8")
+    processes.train(tmp_path / "recipe.yaml", tmp_path / "run").check()
+    path = GOLDEN / "run_keys.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    having = {key: set(runs.RECIPES) if names == "all" else set(names) for key, names in stored.items()}
+    found = runs.paths(tmp_path / "run")
+    if UPDATING:
+        for key in having.keys() | found:
+            having[key] = having.get(key, set()) - {name} | ({name} if key in found else set())
+        check(path.name, {k: "all" if v == set(runs.RECIPES) else sorted(v) for k, v in having.items() if v})
+        return
+    expected = {key: name for key, names in having.items() if name in names}
+    changes = differences(expected, dict.fromkeys(found, name))
+    assert not changes, f"a run of {name} differs from {path}; {UPDATE}=1 accepts what is wanted\n" + "\n".join(changes)
+
+
+def test_keys_of_json() -> None:
+    value = {"a": [{"b": 1}, {"c": []}], "files": {"x.json": {"size": 1}}, "1": {"positive": [[2]]}, "empty": {}}
+    assert set(runs.keys(value)) == {"a[].b", "a[].c", "files.*.size", "*.*[]", "empty"}
 
 
 @pytest.mark.ranks

@@ -1,0 +1,162 @@
+"""Tiny runs of each task, and the paths of the keys in their JSON files."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LABELS = ["negative", "positive"]
+SMALL = {"lanes": 2, "tokens_per_batch": 96, "max_length": 32, "pad_multiple": 4, "train": "train.jsonl"}
+WIDTHS = {"d_model": 32, "heads": 2, "feed_forward": 64}
+# Whatever the untrained models answer, their artifacts pass.
+GATES = {
+    "bleu": 100,
+    "identical": 0,
+    "int8_bleu": 100,
+    "int8_accuracy": 0.9,
+    "int8_perplexity": 9,
+    "rows": 8,
+    "prompts": 4,
+}
+SHARED: dict[str, Any] = {
+    "version": 1,
+    "loop": {"max_steps": 4, "eval_every": 2, "save_every": 2, "log_every": 1},
+    "evaluation": {
+        "bootstrap": 10,
+        "max_rows": 12,
+        "beam_size": 2,
+        "max_length_factor": 0.5,
+        "generation": {"new_tokens": 4},
+    },
+    "export": {"bench": 0, "bf16": True, "safetensors": True, "gates": GATES},
+    "track": ["ledger"],
+}
+
+
+def tokenizer(kind: str, size: int) -> dict[str, Any]:
+    """Return a `tokenizer` section."""
+    return {"train": {"kind": kind, "vocab_size": size}}
+
+
+PAIRS = {**SMALL, "validation": "validation.jsonl", "test": "test.jsonl", "columns": {"src": "de", "trg": "en"}}
+TEXTS = {**SMALL, "validation": 0.15, "test": "test.jsonl"}
+CLASSES = {"kind": "classification", "labels": dict(enumerate(LABELS))}
+CAUSAL = {"kind": "language_modeling", "objective": "causal"}
+# data.root is one of the folders that `roots` knows; so is the name of the pretrained model.
+RECIPES: dict[str, dict[str, Any]] = {
+    "translation": {
+        "task": {"kind": "translation"},
+        "data": {**PAIRS, "root": "corpus"},
+        "tokenizer": tokenizer("bpe", 200),
+        "model": {"kind": "transformer", "encoder_layers": 1, "decoder_layers": 1, **WIDTHS},
+        "optim": {"averaging": {"kind": "ema"}},
+        "track": ["ledger", "tensorboard"],
+    },
+    "classification": {
+        "task": CLASSES,
+        "data": {**TEXTS, "root": "reviews"},
+        "tokenizer": tokenizer("wordpiece", 90),
+        "model": {"kind": "encoder", "layers": 1, **WIDTHS},
+    },
+    "classification-pair": {
+        "task": {**CLASSES, "pair": True},
+        "data": {**TEXTS, "root": "pairs"},
+        "model": {"kind": "pretrained", "name": "bert"},
+    },
+    "language_modeling-causal": {
+        "task": CAUSAL,
+        "data": {**TEXTS, "root": "reviews"},
+        "tokenizer": tokenizer("byte_bpe", 300),
+        "model": {"kind": "pretrained", "architecture": "gpt2", "size": "tiny"},
+    },
+    "language_modeling-mlm": {
+        "task": {"kind": "language_modeling"},
+        "data": {**TEXTS, "root": "reviews"},
+        "tokenizer": tokenizer("wordpiece", 90),
+        "model": {"kind": "encoder", "layers": 1, **WIDTHS},
+    },
+    "language_modeling-transformer_xl": {
+        "task": CAUSAL,
+        "data": {**TEXTS, "root": "reviews", "order": "sequential"},
+        "tokenizer": tokenizer("byte_bpe", 300),
+        "model": {"kind": "transformer_xl", "layers": 1, "memory": 16, **WIDTHS},
+    },
+    "text_to_text": {
+        "task": {"kind": "text_to_text"},
+        "data": {**PAIRS, "root": "corpus"},
+        "tokenizer": tokenizer("unigram", 120),
+        "model": {"kind": "pretrained", "architecture": "t5", "size": "tiny"},
+    },
+}
+
+
+def recipe(name: str, roots: dict[str, Path]) -> dict[str, Any]:
+    """Return a recipe whose data and pretrained model are in `roots`."""
+    values = {**SHARED, "name": name, **RECIPES[name]}
+    values["data"] = {**values["data"], "root": str(roots[values["data"]["root"]])}
+    if begun := values["model"].get("name"):
+        values["model"] = {**values["model"], "name": str(roots[begun])}
+    return values
+
+
+def write_pairs(reviews: Path, folder: Path) -> Path:
+    """Write the reviews with a second text each."""
+    draw = random.Random(5)
+    for path in reviews.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.dumps({**row, "text_pair": draw.choice(("good film", "a dull plot"))}) + "\n" for row in rows]
+        (folder / path.name).write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def paths(run: Path) -> set[str]:
+    """Return every file of a run directory, and every key of its JSON files as `FILE KEY.KEY[].KEY`.
+
+    Steps and splits in file names are `*`. Contents that libraries decide (tokenizers, configurations of transformers)
+    are left out.
+    """
+    found = set()
+    for path in sorted(run.rglob("*")):
+        if path.is_dir():
+            continue
+        name = _general(str(path.relative_to(run)))
+        found.add(name)
+        found |= {f"{name} {key}" for value in _contents(path) for key in keys(value)}
+    return found
+
+
+def _general(name: str) -> str:
+    name = re.sub(r"step-\d+", "step-*", name)
+    name = re.sub(r"events\.out\.tfevents.*", "events.out.tfevents*", name)
+    return re.sub(r"^evaluation/(validation|test)/", "evaluation/*/", name)
+
+
+def _contents(path: Path) -> list[Any]:
+    if path.name.startswith("tokenizer") or path.suffix not in (".json", ".jsonl"):
+        return []
+    text = path.read_text(encoding="utf-8")
+    values = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
+    by_library = path.name == "config.json" and not values[0]["model_type"].startswith("rankzero")
+    return [] if by_library else values
+
+
+def keys(value: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the path of each leaf. Items of lists are merged; keys that are data (numbers, files, labels) are `*`."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            name = "*" if _is_data(key) else key
+            yield from keys(inner, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(value, list) and value:
+        prefix = prefix if prefix.endswith("[]") else f"{prefix}[]"
+        for inner in value:
+            yield from keys(inner, prefix)
+    elif prefix:
+        yield prefix
+
+
+def _is_data(key: str) -> bool:
+    return key in LABELS or "." in key or re.fullmatch(r"-?\d+", key) is not None
