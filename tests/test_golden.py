@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +74,31 @@ def roots(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
     return {"corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, roots: dict[str, Path]) -> Callable[[str], Path]:
+    """Return a function that trains a recipe of `golden.runs` once, to the end, and returns the run directory."""
+
+    @cache
+    def run(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(runs.recipe(name, roots)), encoding="utf-8")
+        processes.train(folder / "recipe.yaml", folder / "run").check()
+        return folder / "run"
+
+    return run
+
+
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", runs.RECIPES)
-def test_run_keys(name: str, roots: dict[str, Path], tmp_path: Path) -> None:
+def test_run_keys(name: str, trained: Callable[[str], Path]) -> None:
     """Train, evaluate, export and report: every file, and every key of every JSON file.
 
     The golden file has for each path the names of the recipes whose runs have it.
     """
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(runs.recipe(name, roots)), encoding="utf-8")
-    processes.train(tmp_path / "recipe.yaml", tmp_path / "run").check()
+    found = runs.paths(trained(name))
     path = GOLDEN / "run_keys.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     having = {key: set(runs.RECIPES) if names == "all" else set(names) for key, names in stored.items()}
-    found = runs.paths(tmp_path / "run")
     if UPDATING:
         for key in having.keys() | found:
             having[key] = having.get(key, set()) - {name} | ({name} if key in found else set())
@@ -92,6 +107,14 @@ def test_run_keys(name: str, roots: dict[str, Path], tmp_path: Path) -> None:
     expected = {key: name for key, names in having.items() if name in names}
     changes = differences(expected, dict.fromkeys(found, name))
     assert not changes, f"a run of {name} differs from {path}; {UPDATE}=1 accepts what is wanted\n" + "\n".join(changes)
+
+
+@pytest.mark.ranks
+def test_printed_keys(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    """The JSON that commands print."""
+    run = Path(shutil.copytree(trained("classification"), tmp_path / "run"))
+    found = runs.printed_keys(trained("translation").with_name("recipe.yaml"), run)
+    check("printed_keys.json", {f"{command}: {key}": "" for command, having in found.items() for key in having})
 
 
 def test_keys_of_json() -> None:
@@ -106,7 +129,8 @@ def test_weights(tmp_path: Path) -> None:
     base = os.environ.get(BASE)
     if not base:
         pytest.skip(f"{BASE} names no file of digests: run `make golden OUT=FILE` in the checkout to compare with")
-    subprocess.run([sys.executable, weights.__file__, tmp_path / "digests.json"], check=True)
+    rankzero = Path(sys.executable).with_name("rankzero")
+    subprocess.run([sys.executable, weights.__file__, tmp_path / "digests.json", "--rankzero", rankzero], check=True)
     expected, found = (json.loads(path.read_text()) for path in (Path(base), tmp_path / "digests.json"))
     changes = weights.differences(expected, found)
     assert not changes, f"not the weights of {base}:\n" + "\n".join(changes)

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+import launch.cli
+
 LABELS = ["negative", "positive"]
 SMALL = {"lanes": 2, "tokens_per_batch": 96, "max_length": 32, "pad_multiple": 4, "train": "train.jsonl"}
 WIDTHS = {"d_model": 32, "heads": 2, "feed_forward": 64}
@@ -114,12 +118,12 @@ def write_pairs(reviews: Path, folder: Path) -> Path:
 
 
 def paths(run: Path) -> set[str]:
-    """Return every file of a run directory, and every key of its JSON files as `FILE KEY.KEY[].KEY`.
+    """Return every file of a run directory, and every key of its JSON files and of `predict` as `FILE KEY.KEY[].KEY`.
 
     Steps and splits in file names are `*`. Contents that libraries decide (tokenizers, configurations of transformers)
     are left out.
     """
-    found = set()
+    found = {f"predict {key}" for key in keys(printed("predict", run, "good film"))}
     for path in sorted(run.rglob("*")):
         if path.is_dir():
             continue
@@ -142,6 +146,38 @@ def _contents(path: Path) -> list[Any]:
     values = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
     by_library = path.name == "config.json" and not values[0]["model_type"].startswith("rankzero")
     return [] if by_library else values
+
+
+def printed(*words: object) -> Any:
+    """Return what a command of `rankzero` prints as JSON, or as JSON lines (then a list)."""
+    result = CliRunner().invoke(launch.cli.app, [str(word) for word in words])
+    assert result.stdout, f"rankzero {words} printed nothing: {result.exception!r}\n{result.stderr}"
+    try:
+        return json.loads(result.stdout)
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def printed_keys(recipe: Path, run: Path) -> dict[str, set[str]]:
+    """Return the keys of the JSON that commands print about a recipe and about a finished run of a classifier."""
+    plan = ("plan", recipe, "--run", run.with_name("none"), "--ranks", "2", "--json")
+    found = {
+        "plan": printed(*plan, "--memory", "24"),
+        "plan --cpu": printed(*plan, "--cpu"),
+        "doctor": printed("doctor", "--quick", "--run", run, "--json"),
+        "status": printed("status", run, "--json"),
+        "bench": printed("bench", run, "--seconds", "20", "--threads", "1", "--json"),
+        "embed": printed("embed", run, "good film"),
+        "ensemble": printed("ensemble", run, run),
+    }
+    return {command: {_stable(key) for key in keys(value)} for command, value in found.items()}
+
+
+def _stable(key: str) -> str:
+    """Drop what measurements decide from a key: the models compared, what is recommended, the parts of a peak."""
+    key = re.sub(r"contestants\.[^.]+", "contestants.*", key)
+    key = re.sub(r"^answer\.step_parts\..*", "answer.step_parts.*", key)
+    return re.sub(r"^(recommended|not_recommended|left_out|notes)\b.*", r"\1", key)
 
 
 def keys(value: Any, prefix: str = "") -> Iterator[str]:
