@@ -24,7 +24,7 @@ class Recipe(_Shipped):  # type: ignore[misc,valid-type]
     """A recipe of a shipped task, or of a task outside this package: `task.kind: package.module:Class`."""
 
     @classmethod
-    def narrowed(cls, values: Mapping[str, Any]) -> type[Any]:
+    def _narrowed(cls, values: Mapping[str, Any]) -> type[Any]:
         """Return this class, with the section of the task that the values name if that is not a shipped one."""
         task = values.get("task")
         kind = task.get("kind") if isinstance(task, Mapping) else None

@@ -92,7 +92,7 @@ class Recipe(Section):
         for override in overrides:
             _apply(values, override)
         try:
-            return cls.narrowed(values).model_validate(values)
+            return cls._narrowed(values).model_validate(values)
         except ValidationError as error:
             problems: dict[str, list[str]] = {}
             ranges: dict[str, list[str]] = {}
@@ -106,7 +106,7 @@ class Recipe(Section):
             raise UsageError(f"{where}: {count}\n" + "\n".join(lines)) from None
 
     @classmethod
-    def narrowed(cls: type[R], values: Mapping[str, Any]) -> type[R]:
+    def _narrowed(cls: type[R], values: Mapping[str, Any]) -> type[R]:
         """Return the class that checks these values, which may depend on the kind of their task."""
         return cls
 
