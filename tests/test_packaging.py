@@ -31,12 +31,11 @@ def test_wheel_holds_configs_templates_and_recipes(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"launch/accelerate_configs/{path.name}" for path in (ROOT / "accelerate_configs").glob("*.yaml")}
     expected |= {f"launch/slurm/{path.name}" for path in (ROOT / "slurm").iterdir()}
-    expected |= {
-        f"trainer/recipe/shipped/{path.name}" for path in (ROOT / "trainer" / "recipe" / "shipped").glob("*.yaml")
-    }
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "trainer").rglob("*.yaml")}
     expected |= {str(path.relative_to(ROOT)) for top in ("trainer", "launch") for path in (ROOT / top).rglob("*.py")}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "trainer/report/templates").iterdir()}
     assert {"launch/accelerate_configs/debug.yaml", "trainer/recipe/shipped/multi30k.yaml"} <= expected
+    assert {"trainer/corpora/reviews.yaml", "trainer/corpora/translation_words.yaml"} <= expected
     assert expected <= names
     assert {name.split("/")[0] for name in names} == {"launch", "trainer", f"rankzero-{PROJECT['version']}.dist-info"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)

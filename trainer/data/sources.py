@@ -277,7 +277,7 @@ def _damaged(shard: Shard, row: int, error: Exception, name: str | None = None) 
 
 
 def _embedded_records(url: str, row: int) -> Iterator[dict[str, Any]]:
-    from trainer.data.embedded import embedded_rows
+    from trainer.corpora import embedded_rows
 
     where, _, query = url.removeprefix(EMBEDDED).partition("?")
     corpus, split = where.split("/")

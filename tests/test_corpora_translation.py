@@ -6,17 +6,16 @@ import difflib
 import itertools
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 import sacrebleu
 
-from trainer.data import embedded_clauses as clauses
-from trainer.data import embedded_lexicon as lexicon
-from trainer.data import embedded_phrases as phrases
-from trainer.data import embedded_translation as grammar
-from trainer.data import embedded_verbs as verbs
-from trainer.data.embedded import SPLITS, Draw, embedded_rows, translation_pair
+from trainer.corpora import SPLITS, clauses, embedded_rows, phrases
+from trainer.corpora import translation as grammar
+from trainer.corpora.draw import split_of
 from trainer.errors import DataError
 
 ROWS = 5000
@@ -25,6 +24,10 @@ ROWS = 5000
 @pytest.fixture(scope="module")
 def corpus() -> dict[str, list[dict[str, str]]]:
     return {split: list(embedded_rows("translation", split, ROWS, 0, 0, 1)) for split in SPLITS}
+
+
+def sentences_of(split: str, row: int, seed: int = 0) -> grammar.Sentences:
+    return grammar.Sentences(split, "translation", seed, split, row)
 
 
 def words(text: str) -> list[str]:
@@ -39,28 +42,29 @@ def sentence(tokens: list[str]) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ contents
 def test_at_least_300_lemmas_and_40_patterns() -> None:
-    verbs = {verb.lemma for verbs in phrases.LEXICON_VERBS.values() for verb in verbs}
-    nouns = {noun.lemma for noun in phrases.LEXICON_NOUNS}
-    adjectives = {adjective.lemma for adjective in phrases.LEXICON_ADJECTIVES}
-    others = {de for table in (lexicon.NAMES, lexicon.NUMBERS, lexicon.FREQUENCY) for de, _ in lexicon.pairs(table)}
+    verbs = {verb.lemma for verbs in phrases.VERBS.values() for verb in verbs}
+    nouns = {noun.lemma for noun in phrases.NOUNS}
+    adjectives = {adjective.lemma for adjective in phrases.ADJECTIVES}
+    others = {name.de for name in phrases.NAMES}
+    others |= {de for table in ("numbers", "frequency") for de, _ in phrases.PAIRS[table]}
     assert len(verbs | nouns | adjectives | others) >= 300
     assert min(len(verbs), len(nouns), len(adjectives)) >= 50
-    assert len({pattern.name for pattern in grammar.PATTERNS}) == len(grammar.PATTERNS) >= 40
+    assert len(grammar.PATTERNS) >= 40
 
 
 def test_every_content_lemma_is_trained_and_every_pattern_can_be_spelled_in_every_split() -> None:
     seen: Counter[str] = Counter()
     for row in range(ROWS):
-        draw = Draw("translation", 0, "train", row)
-        grammar.generate(draw, "train")
-        seen.update(itertools.chain.from_iterable(draw.combinations))
-    framed = [verb for frame in clauses.FRAMES for verb in phrases.LEXICON_VERBS.get(frame, []) if verb.letters]
-    for word in [*framed, *phrases.LEXICON_ADJECTIVES]:
+        sentences = sentences_of("train", row)
+        sentences.row()
+        seen.update(itertools.chain.from_iterable(sentences.combinations))
+    framed = [verb for frame in clauses.FRAMES for verb in phrases.VERBS.get(frame, [])]
+    for word in [*framed, *phrases.ADJECTIVES]:
         assert seen[word.lemma] >= 3, f"{word.lemma} is in {seen[word.lemma]} of {ROWS} training rows"
-    for pattern, split in itertools.product(grammar.PATTERNS, SPLITS):
-        de, en = grammar.spell(Draw(pattern.name, split), phrases.pool(split), pattern)
+    for (name, pattern), split in itertools.product(grammar.PATTERNS.items(), SPLITS):
+        de, en = grammar.Sentences(split, name, split).spell(pattern)
         assert de[-1] == en[-1]
-        assert de[-1] in ".?!", pattern.name
+        assert de[-1] in ".?!", name
 
 
 def test_sentences_are_short_and_cleanly_set(corpus: dict[str, list[dict[str, str]]]) -> None:
@@ -93,11 +97,11 @@ def test_english_follows_from_german(corpus: dict[str, list[dict[str, str]]]) ->
 
 # --------------------------------------------------------------------------------------------------- rows and splits
 def test_a_row_depends_on_its_key_alone() -> None:
-    pairs = [translation_pair("train", row) for row in range(50)]
-    assert [translation_pair("train", row) for row in reversed(range(50))] == pairs[::-1]
+    pairs = [grammar.row("train", row) for row in range(50)]
+    assert [grammar.row("train", row) for row in reversed(range(50))] == pairs[::-1]
     assert list(embedded_rows("translation", "train", 50, 0, 0, 1)) == pairs
-    assert [translation_pair("train", row, seed=1) for row in range(50)] != pairs
-    assert [translation_pair("test", row) for row in range(50)] != pairs
+    assert [grammar.row("train", row, seed=1) for row in range(50)] != pairs
+    assert [grammar.row("test", row) for row in range(50)] != pairs
 
 
 def test_shards_part_the_rows() -> None:
@@ -116,15 +120,15 @@ def test_combinations_of_a_split_never_occur_in_another(corpus: dict[str, list[d
     used: dict[str, set[tuple[str, str]]] = {split: set() for split in SPLITS}
     for split, seed in itertools.product(SPLITS, (0, 1)):
         for row in range(2000):
-            draw = Draw("translation", seed, split, row)
-            de, _ = grammar.generate(draw, split)
-            assert draw.combinations, f"nothing is held out in {de!r}"
-            used[split].update(draw.combinations)
+            sentences = sentences_of(split, row, seed)
+            de, _ = sentences.row()
+            assert sentences.combinations, f"no combination of {split} in {de!r}"
+            used[split].update(sentences.combinations)
     assert not used["train"] & used["validation"]
     assert not used["train"] & used["test"]
     assert not used["validation"] & used["test"]
     assert len(used["test"]) > 300
-    assert all(phrases.split_of(*combination) == split for split in SPLITS for combination in used[split])
+    assert all(split_of("translation", *combination) == split for split in SPLITS for combination in used[split])
     texts = {split: {row["de"] for row in rows} for split, rows in corpus.items()}
     assert not texts["train"] & texts["test"]
     assert not texts["train"] & texts["validation"]
@@ -132,8 +136,9 @@ def test_combinations_of_a_split_never_occur_in_another(corpus: dict[str, list[d
 
 def test_verb_and_object_of_a_test_text_never_meet_in_training(corpus: dict[str, list[dict[str, str]]]) -> None:
     """Read from the texts, not from the generator's record: one clause that ends with a participle, and its things."""
-    participles = {v.de["past"][1] for table in phrases.LEXICON_VERBS.values() for v in table} - {""}
-    things = {form: n.lemma for n in phrases.of_kind("atnfdcomvs") for form in (*n.de[0], *n.de[1])}
+    participles = {phrases.conjugate(v, "past").right for table in phrases.VERBS.values() for v in table} - {""}
+    others = ("person", "furniture", "place", "event", "weather", "town")
+    things = {form: n.lemma for n in phrases.NOUNS if n.kind not in others for form in (*n.de[0], *n.de[1])}
     del things["Uhr"]  # um acht Uhr
 
     def met(split: str) -> set[tuple[str, str]]:
@@ -219,14 +224,6 @@ def test_the_nearest_training_sentence_stays_far_below_a_model(corpus: dict[str,
 
 
 # ------------------------------------------------------------------------------------------------------------ grammar
-def noun(lemma: str) -> lexicon.Noun:
-    return next(noun for noun in phrases.LEXICON_NOUNS if noun.lemma == lemma)
-
-
-def verb(lemma: str) -> verbs.Verb:
-    return next(v for table in phrases.LEXICON_VERBS.values() for v in table if v.lemma == lemma)
-
-
 DECLENSIONS = """
 the alt Mann 0: der alte Mann | den alten Mann | dem alten Mann | des alten Mannes
 the jung Frau 0: die junge Frau | die junge Frau | der jungen Frau | der jungen Frau
@@ -285,34 +282,39 @@ def table(text: str) -> list[tuple[str, str]]:
     return [(head, forms) for head, _, forms in (line.partition(": ") for line in text.strip().splitlines())]
 
 
+def by_lemma(words: Iterable[Any], lemma: str) -> Any:
+    return next(word for word in words if word.lemma == lemma)
+
+
 @pytest.mark.parametrize(("phrase", "forms"), table(DECLENSIONS))
 def test_declension(phrase: str, forms: str) -> None:
-    det, adjective, lemma, plural = phrase.split()
-    degree = next(a for a in phrases.LEXICON_ADJECTIVES if a.lemma == adjective).degrees[0]
-    noun = next(n for n in phrases.LEXICON_NOUNS if n.lemma == lemma)
-    cases = [lexicon.decline(lexicon.DETERMINERS[det], noun, case, int(plural), degree)[0] for case in range(4)]
+    name, adjective, lemma, plural = phrase.split()
+    determiner = phrases.DETERMINERS["none" if name == "no" else name]
+    degree, noun = by_lemma(phrases.ADJECTIVES, adjective).degrees[0], by_lemma(phrases.NOUNS, lemma)
+    cases = [phrases.decline(determiner, noun, case, int(plural), degree)[0] for case in range(4)]
     assert " | ".join(cases) == forms
 
 
 @pytest.mark.parametrize(("lemma", "forms"), table(CONJUGATIONS))
 def test_conjugation(lemma: str, forms: str) -> None:
     """The verb-final forms of ich, du, er, ihr, where a prefix rejoins its verb; perfect; with zu; English."""
-    verb = next(v for verbs in phrases.LEXICON_VERBS.values() for v in verbs if v.lemma == lemma)
-    present = [verb.de["present"][2][person] for person in (0, 1, 2, 4)]
-    english = f"{verb.en['present'][2][0]} {verb.en['past'][2][0]} {verb.ing}"
-    assert " | ".join((" ".join(present), verb.de["past"][2][2], verb.zu, english)) == forms
+    verb = by_lemma(itertools.chain(*phrases.VERBS.values()), lemma)
+    present, past = phrases.conjugate(verb, "present"), phrases.conjugate(verb, "past")
+    german = " ".join(present.final[person] for person in (0, 1, 2, 4))
+    english = f"{present.en[2]} {past.en[2]} {verb.words['ing']}"
+    assert " | ".join((german, past.final[2], verb.words["zu"], english)) == forms
 
 
 @pytest.mark.parametrize(("lemma", "forms"), table(DEGREES))
 def test_degrees(lemma: str, forms: str) -> None:
-    adjective = next(a for a in phrases.LEXICON_ADJECTIVES if a.lemma == lemma)
-    assert " | ".join(f"{degree.predicate} {degree.en}" for degree in adjective.degrees) == forms
+    degrees = by_lemma(phrases.ADJECTIVES, lemma).degrees
+    assert " | ".join(f"{predicate} {en}" for _, predicate, en in degrees) == forms
 
 
 def test_euer_loses_a_vowel_before_an_ending() -> None:
-    hund, katze = (next(n for n in phrases.LEXICON_NOUNS if n.lemma == lemma) for lemma in ("Hund", "Katze"))
-    asked = ((hund, lexicon.NOM), (hund, lexicon.ACC), (katze, lexicon.DAT))
-    forms = [lexicon.decline(lexicon.POSSESSIVES[5], noun, case, 0)[0] for noun, case in asked]
+    asked = (("Hund", phrases.NOM), ("Hund", phrases.ACC), ("Katze", phrases.DAT))
+    euer = phrases.DETERMINERS["your all"]
+    forms = [phrases.decline(euer, by_lemma(phrases.NOUNS, lemma), case, 0)[0] for lemma, case in asked]
     assert forms == ["euer Hund", "euren Hund", "eurer Katze"]
 
 
@@ -468,8 +470,7 @@ def test_every_pattern_has_a_verified_pair() -> None:
         place, _, german = head.partition(": ")
         name, _, number = place.rpartition(" ")
         verified[name, int(number)] = (german, english)
-    patterns = {pattern.name: pattern for pattern in grammar.PATTERNS}
-    assert {name for name, _ in verified} == set(patterns)
+    assert {name for name, _ in verified} == set(grammar.PATTERNS)
     assert len(verified) >= 40
     for (name, number), pair in verified.items():
-        assert grammar.spell(Draw("spot", name, number), phrases.pool("train"), patterns[name]) == pair
+        assert grammar.Sentences("train", "spot", name, number).spell(grammar.PATTERNS[name]) == pair
