@@ -1,4 +1,8 @@
-"""Corpora generated from grammars that this project wrote."""
+"""Corpora generated from grammars that this project wrote: nothing to download, any number of rows.
+
+The words and templates are in the YAML files of this folder. Their comments say what the fields mean.
+A row depends on (corpus, seed, split, row) only. Rows can therefore be made in any order, on any shard.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from trainer.corpora import phrases
 from trainer.corpora.draw import weighted
-from trainer.corpora.phrases import DAT, DEF, GRAMMAR, NOUNS_OF, SEIN, Noun, Pair, Phrases, Subject, Verb, decline
+from trainer.corpora.phrases import DAT, GRAMMAR, NOUNS_OF, SEIN, Noun, Pair, Phrases, Subject, Verb, conjugate, decline
 
 Names = Sequence[str]  # of modes, of frames
 NOTHING = ("", "")
@@ -43,7 +43,7 @@ class Clause(NamedTuple):
         """Return the German words in the order of a statement (""), "question", "final" (verb last) or "infinitive"."""
         if order in ("infinitive", "gerund"):
             return joined(self.pronoun, self.objects, self.tail, self.verb.words["zu"])
-        forms, person = phrases.conjugate(self.verb, self.mode), self.subject.person
+        forms, person = conjugate(self.verb, self.mode), self.subject.person
         front, s, verb = self.front[0], self.subject.de, forms.finite[person]
         negation = "nicht" if self.negation == "nicht" else ""
         middle = (self.time[0], self.adverb[0], self.objects, negation, self.tail)
@@ -59,7 +59,7 @@ class Clause(NamedTuple):
         """Return the English words. A German clause with the verb last is a statement in English."""
         if order in ("infinitive", "gerund"):
             return joined(self.verb.words["base" if order == "infinitive" else "ing"], self.complements)
-        forms, agent = phrases.conjugate(self.verb, self.mode), self.agent or self.subject
+        forms, agent = conjugate(self.verb, self.mode), self.agent or self.subject
         verb, helper, end = forms.en[agent.person], forms.helper[agent.person], (self.complements, self.time[1])
         if order == "question":
             return joined(self.front[1], helper, agent.en, forms.after, *end)
@@ -95,10 +95,10 @@ class Clauses(Phrases):
         de, en, determiner, _ = self.phrase(noun, case, of, own)
         if preposition:
             return self.with_preposition(preposition, de), en
-        if determiner is not DEF or noun.kind == "person" or not self.one_in(8):
+        if determiner is not phrases.DEF or noun.kind == "person" or not self.one_in(8):
             return de, en
         plural = self.pick((0, 0, 1))
-        de_owner, en_owner = decline(DEF, self.pick(PEOPLE), phrases.GEN, plural)
+        de_owner, en_owner = decline(phrases.DEF, self.pick(PEOPLE), phrases.GEN, plural)
         mark = "'" if plural and en_owner.endswith("s") else "'s"
         return f"{de} {de_owner}", f"{en_owner}{mark} {en.removeprefix('the ')}"
 
