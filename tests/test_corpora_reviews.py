@@ -1,4 +1,4 @@
-"""The generated reviews: their labels follow from the meaning, and words or pairs of words do not tell them."""
+"""Test the generated reviews: their labels follow from the meaning, not from words or pairs of words."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def corpus() -> Corpus:
 
 
 # ------------------------------------------------------------------------------------------------------------ contents
-def test_texts_are_short_and_cleanly_set(corpus: Corpus) -> None:
+def test_texts_are_short_and_well_formed(corpus: Corpus) -> None:
     for row in itertools.chain.from_iterable(corpus.values()):
         assert set(row) == {"text", "label"}
         text = row["text"]
@@ -59,7 +59,7 @@ def test_every_frame_and_every_word_is_drawn(corpus: Corpus) -> None:
 
 
 def test_a_draw_has_bits_to_spare() -> None:
-    """One whose bits have run out would choose the first option from then on."""
+    """Without bits, every further choice would be the first option."""
     for row in range(1000):
         review = grammar.Review("train", "positive", "reviews", 0, "train", row)
         review.text()
@@ -75,7 +75,7 @@ def test_a_row_depends_on_its_key_alone() -> None:
     assert [grammar.row("test", row) for row in range(50)] != rows
 
 
-def test_shards_part_the_rows() -> None:
+def test_shards_split_the_rows() -> None:
     whole = rows_of("train", 103, 3)
     for shards in (1, 2, 4, 7):
         found = [list(embedded_rows("reviews", "train", 103, 3, shard, shards)) for shard in range(shards)]
@@ -117,26 +117,26 @@ def test_combinations_of_a_split_never_occur_in_another() -> None:
     assert without <= 0.12 * 6000  # "I expected a mess and got exactly that."
 
 
-def test_subject_and_adjective_of_a_test_text_never_meet_in_training(corpus: Corpus) -> None:
-    """Read from the texts, not from the generator's record: "the story is (not, truly, far from, …) gripping"."""
+def test_subject_and_adjective_of_a_test_text_never_occur_together_in_training(corpus: Corpus) -> None:
+    """Compare the texts, not the generator's record: "the story is (not, truly, far from, …) gripping"."""
     nouns = {noun.name for noun in grammar.THINGS + grammar.PARTS}
     said = re.compile(
         rf"\b(?:the|this) ({'|'.join(sorted(nouns, key=len, reverse=True))}) (?:is|are|was|were) (?:[a-z]+ ){{0,3}}?"
         rf"({'|'.join(sorted(ADJECTIVES, key=len, reverse=True))})\b"
     )
 
-    def met(split: str) -> set[tuple[str, str]]:
+    def pairs_of(split: str) -> set[tuple[str, str]]:
         texts = (row["text"].lower() for row in corpus[split])
         return {found.groups() for text in texts for found in said.finditer(text) if " than " not in found[0]}
 
-    assert len(met("test")) > 100
-    assert not met("train") & met("test")
-    assert not met("train") & met("validation")
+    assert len(pairs_of("test")) > 100
+    assert not pairs_of("train") & pairs_of("test")
+    assert not pairs_of("train") & pairs_of("validation")
 
 
 # ------------------------------------------------------------------------------------------------------------- meaning
 @pytest.mark.parametrize("seed", [0, 1])
-def test_one_word_or_two_do_not_tell_the_label(seed: int) -> None:
+def test_words_and_word_pairs_do_not_predict_the_label(seed: int) -> None:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -148,7 +148,7 @@ def test_one_word_or_two_do_not_tell_the_label(seed: int) -> None:
     assert score < 0.65, f"a 1-2-gram logistic regression reaches {score:.1%}"
 
 
-def test_polar_words_stand_under_both_labels(corpus: Corpus) -> None:
+def test_polar_words_occur_with_both_labels(corpus: Corpus) -> None:
     verbs = [verb for table in grammar.DATA["verbs"].values() for verbs in table.values() for verb in verbs.items()]
     polar = ADJECTIVES | set(itertools.chain.from_iterable(verbs))
     polar |= {"not", "never", "but", "although", "better", "worse", "right", "wrong", "saved", "ruined", "hardly"}
@@ -171,7 +171,7 @@ def test_a_negated_clause_negates_and_a_plain_one_does_not() -> None:
                 assert len(found) == expected, f"{kind}: {text}"
 
 
-# Read by a person, one for each frame: the label, the frame, the draw's number, the text.
+# Checked by a person, one for each frame: the label, the frame, its index, the number of the draw, the text.
 VERIFIED = """
 + but 0 0: The dialogue is far from pleasant, but I would call it a wonderful play.
 - but 1 0: The cable was durable this time, but you could not call the instructions anything but confusing.

@@ -1,4 +1,4 @@
-"""The generated German-English corpus: its size, grammar and splits, and that it cannot be solved by looking up."""
+"""Test the generated German-English corpus: its size, grammar and splits, and that a dictionary cannot solve it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sentences_of(split: str, row: int, seed: int = 0) -> grammar.Sentences:
 
 
 def words(text: str) -> list[str]:
-    """Words and marks, the first letter of the sentence lowered."""
+    """Return words and punctuation, with the first letter in lower case."""
     return re.findall(r"\w+(?:'\w*)?|[^\w\s]", text[:1].lower() + text[1:])
 
 
@@ -67,7 +67,7 @@ def test_every_content_lemma_is_trained_and_every_pattern_can_be_spelled_in_ever
         assert de[-1] in ".?!", name
 
 
-def test_sentences_are_short_and_cleanly_set(corpus: dict[str, list[dict[str, str]]]) -> None:
+def test_sentences_are_short_and_well_formed(corpus: dict[str, list[dict[str, str]]]) -> None:
     rows = corpus["train"]
     lengths = [len(row["de"].split()) for row in rows]
     assert 7 <= np.mean(lengths) <= 11
@@ -89,10 +89,10 @@ def test_english_articles_and_german_commas(corpus: dict[str, list[dict[str, str
 
 
 def test_english_follows_from_german(corpus: dict[str, list[dict[str, str]]]) -> None:
-    found: dict[str, set[str]] = defaultdict(set)
+    translations: dict[str, set[str]] = defaultdict(set)
     for row in itertools.chain.from_iterable(corpus.values()):
-        found[row["de"]].add(row["en"])
-    assert not {de: en for de, en in found.items() if len(en) > 1}
+        translations[row["de"]].add(row["en"])
+    assert not {de: en for de, en in translations.items() if len(en) > 1}
 
 
 # --------------------------------------------------------------------------------------------------- rows and splits
@@ -104,11 +104,11 @@ def test_a_row_depends_on_its_key_alone() -> None:
     assert [grammar.row("test", row) for row in range(50)] != pairs
 
 
-def test_shards_part_the_rows() -> None:
-    whole = list(embedded_rows("translation", "validation", 103, 3, 0, 1))
+def test_shards_split_the_rows() -> None:
+    all_rows = list(embedded_rows("translation", "validation", 103, 3, 0, 1))
     shards = [list(embedded_rows("translation", "validation", 103, 3, shard, 4)) for shard in range(4)]
     assert [len(shard) for shard in shards] == [26, 26, 26, 25]
-    assert [row for group in itertools.zip_longest(*shards) for row in group if row] == whole
+    assert [row for group in itertools.zip_longest(*shards) for row in group if row] == all_rows
 
 
 def test_few_rows_repeat(corpus: dict[str, list[dict[str, str]]]) -> None:
@@ -134,21 +134,23 @@ def test_combinations_of_a_split_never_occur_in_another(corpus: dict[str, list[d
     assert not texts["train"] & texts["validation"]
 
 
-def test_verb_and_object_of_a_test_text_never_meet_in_training(corpus: dict[str, list[dict[str, str]]]) -> None:
-    """Read from the texts, not from the generator's record: one clause that ends with a participle, and its things."""
+def test_verb_and_object_of_a_test_text_never_occur_together_in_training(
+    corpus: dict[str, list[dict[str, str]]],
+) -> None:
+    """Compare the texts, not the generator's record: clauses that end with a participle, and their nouns."""
     participles = {phrases.conjugate(v, "past").right for table in phrases.VERBS.values() for v in table} - {""}
     others = ("person", "furniture", "place", "event", "weather", "town")
     things = {form: n.lemma for n in phrases.NOUNS if n.kind not in others for form in (*n.de[0], *n.de[1])}
     del things["Uhr"]  # um acht Uhr
 
-    def met(split: str) -> set[tuple[str, str]]:
+    def pairs_of(split: str) -> set[tuple[str, str]]:
         texts = [words(row["de"]) for row in corpus[split] if not re.search(", | und ", row["de"])]
         done = [text for text in texts if len(text) > 2 and text[-2] in participles]
         return {(text[-2], things[word]) for text in done for word in text if word in things}
 
-    assert len(met("test")) > 50
-    assert not met("train") & met("test")
-    assert not met("train") & met("validation")
+    assert len(pairs_of("test")) > 50
+    assert not pairs_of("train") & pairs_of("test")
+    assert not pairs_of("train") & pairs_of("validation")
 
 
 @pytest.mark.parametrize(
@@ -160,14 +162,14 @@ def test_verb_and_object_of_a_test_text_never_meet_in_training(corpus: dict[str,
         (("translation", "train", 5, 0, 2, 2), "shard 2 of 2"),
     ],
 )
-def test_errors_name_what_there_is(arguments: tuple[str, str, int, int, int, int], message: str) -> None:
+def test_errors_name_the_valid_values(arguments: tuple[str, str, int, int, int, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
         list(embedded_rows(*arguments))
 
 
 # ------------------------------------------------------------------------------------------------------------- lookup
 def best_dictionary(pairs: list[tuple[list[str], list[str]]], rounds: int = 8) -> dict[str, str]:
-    """The most probable English word of each German one by IBM model 1 (Brown et al. 1993), with an empty word."""
+    """Return the most probable English word of each German one by IBM model 1 (Brown et al. 1993)."""
     de = {word: i for i, word in enumerate(sorted({"", *(w for source, _ in pairs for w in source)}))}
     en = sorted({w for _, target in pairs for w in target})
     place = {word: i for i, word in enumerate(en)}
@@ -297,7 +299,7 @@ def test_declension(phrase: str, forms: str) -> None:
 
 @pytest.mark.parametrize(("lemma", "forms"), table(CONJUGATIONS))
 def test_conjugation(lemma: str, forms: str) -> None:
-    """The verb-final forms of ich, du, er, ihr, where a prefix rejoins its verb; perfect; with zu; English."""
+    """Compare the verb-final forms of ich, du, er, ihr, the perfect, the infinitive with zu, and English."""
     verb = by_lemma(itertools.chain(*phrases.VERBS.values()), lemma)
     present, past = phrases.conjugate(verb, "present"), phrases.conjugate(verb, "past")
     german = " ".join(present.final[person] for person in (0, 1, 2, 4))
@@ -312,13 +314,13 @@ def test_degrees(lemma: str, forms: str) -> None:
 
 
 def test_euer_loses_a_vowel_before_an_ending() -> None:
-    asked = (("Hund", phrases.NOM), ("Hund", phrases.ACC), ("Katze", phrases.DAT))
+    cases = (("Hund", phrases.NOM), ("Hund", phrases.ACC), ("Katze", phrases.DAT))
     euer = phrases.DETERMINERS["your all"]
-    forms = [phrases.decline(euer, by_lemma(phrases.NOUNS, lemma), case, 0)[0] for lemma, case in asked]
+    forms = [phrases.decline(euer, by_lemma(phrases.NOUNS, lemma), case, 0)[0] for lemma, case in cases]
     assert forms == ["euer Hund", "euren Hund", "eurer Katze"]
 
 
-# Read by a person, one for each pattern: the pattern, the draw's number, German; English.
+# Checked by a person, one for each pattern: the pattern, the number of the draw, German, and English on the next line.
 VERIFIED = """
 present 0: Wir lieben um zehn Uhr unsere Königin.
 We love our queen at ten o'clock.

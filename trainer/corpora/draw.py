@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 Item = TypeVar("Item")
+PERCENT = range(100)
 HELD_OUT = {0: "test", 1: "test", 2: "validation", 3: "validation"}  # twentieths of the combinations; the rest trains
 
 
@@ -19,14 +20,11 @@ def hashed(key: Sequence[object], size: int = 64) -> int:
 
 
 class Draw:
-    """Random choices from the hash of a key. A choice among n uses log2(n) of its 512 bits.
-
-    `combinations` collects the combinations of words in the row.
-    """
+    """Random choices from the hash of a key. A choice among n uses log2(n) of its 512 bits."""
 
     def __init__(self, *key: object) -> None:
         self.bits = hashed(key)
-        self.combinations: list[tuple[str, str]] = []
+        self.combinations: list[tuple[str, str]] = []  # of words in the row
 
     def one_in(self, n: int) -> bool:
         self.bits, choice = divmod(self.bits, n)

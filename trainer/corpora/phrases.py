@@ -78,8 +78,7 @@ class Verb:
         self.words |= {"zu": f"{prefix}zu{stem}" if prefix else f"zu {stem}"}
         self.words |= {"auxiliary": "haben" if participle == perfect else "sein"}
         self.words |= {"base": base, "past": past, "done": done, "ing": ing}
-        ich, du, er, ihr = present
-        self.forms = {"present": [ich, du, er, stem, ihr, stem], "present en": [base, base, third, base, base, base]}
+        self.forms = {"present": [*present[:3], stem, present[3], stem], "present en": [base, base, third, *[base] * 3]}
 
     @functools.cached_property
     def passive(self) -> Verb:

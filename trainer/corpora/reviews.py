@@ -6,7 +6,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from trainer.corpora.draw import Draw, load, split_of, weighted
+from trainer.corpora.draw import PERCENT, Draw, load, split_of, weighted
 
 DATA = load("reviews.yaml")
 FORMS, PHRASES, FRAMES = DATA["forms"], DATA["phrases"], DATA["frames"]
@@ -19,7 +19,6 @@ BE = (("is", "are"), ("was", "were"))  # [past][plural]
 PLAIN_SHARE = 65  # percent of the clauses without a negation
 ASIDE_SHARE, SECOND_SHARE = 40, 25  # percent of the reviews with an aside, with a second frame
 MIN_WORDS, MAX_WORDS, MAX_SENTENCES = 11, 60, 4
-PERCENT = range(100)
 SLOT = re.compile(r"\{([+*-]?)(\w+) ?(\w*)\}")
 INSERTION = re.compile(f"({'|'.join(text for text in PHRASES['mind'] + PHRASES['admit'] if text[0] == ',')})(?= )")
 

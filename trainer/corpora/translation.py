@@ -8,10 +8,9 @@ from typing import Any
 
 from trainer.corpora import phrases
 from trainer.corpora.clauses import ACTS, NOTHING, PEOPLE, Clause, Clauses, Names
-from trainer.corpora.draw import weighted
+from trainer.corpora.draw import PERCENT, weighted
 from trainer.corpora.phrases import ACC, GRAMMAR, NAMES, PAIRS, PRONOUNS, SEIN, VERBS, Noun, Pair, Subject, Verb
 
-PERCENT = range(100)
 SLOT = re.compile(r"\{(\w+):?(\w*)\}([^{]*)")  # {part:word order} and the text after it
 TWO_CLAUSE_SHARE = 30  # percent of the rows with two clauses: raise it to make the corpus harder
 Parts = dict[str, Clause | Pair]  # what fills the slots of the templates
