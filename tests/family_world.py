@@ -11,7 +11,7 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from trainer.models.configs import PretrainedConfig
-from trainer.models.hf_quirks import dropout_keys
+from trainer.models.hf_config import dropout_keys
 from trainer.models.sizes import random_config
 
 TOKENS = 40

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.trained_run import build_model
 from trainer.models.classifiers import reading_embedding
-from trainer.models.hf_quirks import rows_dimension
+from trainer.models.families import family_of
 from trainer.optim.adversarial import Perturbation
 from trainer.recipe_loading import Recipe
 from trainer.task.registry import make_task
@@ -50,7 +50,7 @@ def test_noise_falls_on_tokens_alone(name: str) -> None:
     settings: Any = made.tokenizer_training
     ready = make_task(made, train_tokenizer([SHORT, LONG] * 9, settings, 64))
     built: Any = build_model(ready)
-    rows = rows_dimension(getattr(getattr(built, "trunk", built), "config", None))
+    rows = family_of(getattr(getattr(built, "trunk", built), "config", None)).rows_dimension
     twin = Perturbation(reading_embedding(built), made.optim.adversarial, rows=rows)
     short, long = ready.encode([{"src": t, "trg": t, "text": t, "label": "a"} for t in (SHORT, LONG)])
     tokens = len(next(iter(short.values())))

@@ -55,7 +55,7 @@ def test_a_recipe_that_asks_for_layer_drop_is_refused(kind: str, family: str, ke
     with pytest.raises(UsageError) as caught:
         build_model(task)
     assert str(caught.value) == (
-        f"model.config.{key}=0.5: LayerDrop leaves out other layers on each rank; allowed is 0. Leave the key out"
+        f"model.config.{key}=0.5: LayerDrop would drop other layers on each rank; allowed is 0. Leave the key out"
     )
     assert not drops(build_model(task_of(kind, {"architecture": family, "size": "tiny", "config": {key: 0.0}})))
 

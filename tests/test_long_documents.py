@@ -18,7 +18,7 @@ from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
 from trainer.models.classifiers import freeze_embeddings
-from trainer.models.hf_quirks import Padding
+from trainer.models.families import Padding
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.task.registry import make_task
 
@@ -129,13 +129,13 @@ def test_a_row_does_not_depend_on_its_neighbours(tmp_path: Path, family: str, po
 
 def test_big_birds_attention_is_the_librarys_without_the_square(tmp_path: Path) -> None:
     """The same states and gradients; under autocast, where the library fails; memory that grows with the length."""
-    from trainer.models import pretrained
+    from trainer.models.families.big_bird import BigBird
 
     task = task_of(recipe_of(tmp_path, "big_bird", model={"dropout": 0.0}))
     batch = task.collate(task.encode([LONG, SHORT]))
     ours, found = task.build_model(), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrained, "mend", lambda model: None)
+        patch.setattr(BigBird, "patch", lambda self, model: None)
         theirs = task.build_model()
     theirs.load_state_dict(ours.state_dict())
     for model in (ours, theirs):
@@ -330,7 +330,7 @@ def test_the_recipes_have_a_tiny_variant(name: str, widths: tuple[int, int]) -> 
         (
             "reformer",
             {"config": {"num_hidden_layers": 3, "attn_layers": ["lsh"]}},
-            r"layers=3 and attn_layers=.* do not agree",
+            r"layers=3 and attn_layers=.* contradict each other",
         ),
         (
             "longformer",

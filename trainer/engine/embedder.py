@@ -20,8 +20,9 @@ from trainer.engine.trained_run import TrainedRun, best_device, choose_attention
 from trainer.errors import UsageError
 from trainer.hub_paths import check_model_files
 from trainer.models.classifiers import trunk_prefix
+from trainer.models.families import Padding, padding_of
 from trainer.models.fast_attention import use_attention
-from trainer.models.hf_quirks import Padding, hidden_width, padding_of
+from trainer.models.hf_config import hidden_width
 from trainer.models.pooling import ends_with_summary, pool, reading_part
 from trainer.models.pretrained import load_bare, position_limit
 from trainer.recipe import Recipe

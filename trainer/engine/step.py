@@ -26,7 +26,7 @@ from trainer.engine.oom import ran_out
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.errors import OutOfMemory, RankError, RankzeroError
 from trainer.models.classifiers import reading_embedding
-from trainer.models.hf_quirks import rows_dimension
+from trainer.models.families import family_of
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.clipping import clip, idle_parameters, square_sum
 from trainer.optim.optimizers import set_rates
@@ -129,7 +129,7 @@ class Stepper:
         self._perturbation = None
         if optim.adversarial.kind != "none":
             model: Any = _inner(objective).model
-            rows = rows_dimension(getattr(getattr(model, "trunk", model), "config", None))
+            rows = family_of(getattr(getattr(model, "trunk", model), "config", None)).rows_dimension
             self._perturbation = Perturbation(reading_embedding(model), optim.adversarial, rows=rows)
         self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
         if runtime.engine.startswith("zero"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainer.errors import UsageError
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
-from trainer.models.hf_quirks import hidden_width, padding_id
+from trainer.models.hf_config import hidden_width, padding_id
 from trainer.models.pooling import check_head, classify_at_last_end, ends_with_summary, pool, reading_part
 from trainer.recipe import read_yaml
 from trainer.redaction import origin

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.models.attention import MASKED
-from trainer.models.hf_quirks import padding_of
+from trainer.models.families import family_of, padding_of
 
 LOOKS_BACK = ("clip_text_model",)  # its layers do not say that they are causal
-LOOKS_BOTH_WAYS = ("xlnet", "cpmant")  # language models whose states see the whole text
+LOOKS_BOTH_WAYS = ("cpmant",)  # language models whose states see the whole text
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, last: bool = False) -> Tensor:
@@ -69,7 +69,7 @@ def is_causal(trunk: nn.Module) -> bool:
     kind = config.model_type
     if getattr(config, "is_decoder", False) or kind in LOOKS_BACK:
         return True
-    if config.is_encoder_decoder or kind in LOOKS_BOTH_WAYS:
+    if config.is_encoder_decoder or kind in LOOKS_BOTH_WAYS or family_of(config).bidirectional:
         return False
     return kind in CAUSAL and kind not in MASKING
 

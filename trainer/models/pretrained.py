@@ -17,9 +17,9 @@ from torch import nn
 from trainer.errors import CheckpointError, RankzeroError, UsageError
 from trainer.hub_paths import FORMS, check_model_files, locate
 from trainer.models.dropout import Dropout
+from trainer.models.families import family_of, padding_of
 from trainer.models.fast_attention import use_attention
-from trainer.models.hf_patches import mend
-from trainer.models.hf_quirks import dropout_keys, padding_of, settle, without_layer_drop
+from trainer.models.hf_config import dropout_keys, without_layer_drop
 from trainer.models.label_order import order_labels, saved_labels
 from trainer.models.sizes import random_config
 from trainer.models.vocabulary import grow_vocabulary, token_ids
@@ -91,7 +91,7 @@ def load_model(
         model.generation_config = GenerationConfig()
     use_attention(model, settings.attention)
     replace_dropout(model, settings.dropout)
-    mend(model)
+    family_of(getattr(model, "config", None)).patch(model)
     return model.train()
 
 
@@ -108,7 +108,7 @@ def configuration(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, **changes:
         return random_config(settings, tokenizer, longest, **changes)
     facts = _saved_config(settings.name)
     facts.update({**changes, **settings.config})
-    settle(facts, longest, settings.config, own_positions=False)
+    family_of(facts).complete(facts, longest, settings.config, own_positions=False)
     return facts
 
 
@@ -210,13 +210,7 @@ def _as_asked(config: Any, settings: Any, causal: bool, *, trained: bool = False
         log.info("LayerDrop of %r is set to 0 (it was %s): every layer is trained", settings.title, ", ".join(was))
     if causal and hasattr(config, "is_decoder"):
         config.is_decoder = True
-        if settings.config.get("attention_type") == "block_sparse":
-            raise UsageError(
-                "model.config.attention_type=block_sparse: BigBird looks both ways in it, so that it cannot be "
-                "trained with objective causal; set it to original_full, or take objective mlm"
-            )
-        if config.model_type == "big_bird":
-            config.attention_type = "original_full"
+        family_of(config).make_causal(config, settings.config)
     return config
 
 
@@ -283,18 +277,13 @@ def load_bare(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> nn
                 f"the tokenizer of {name!r} has {token_ids(tokenizer):,} tokens but its embedding has {rows:,} rows, "
                 "so it belongs to another model; give the folder the tokenizer files that the model was saved with"
             )
-    mend(model)
+    family_of(getattr(model, "config", None)).patch(model)
     return encoder_of(model).eval()
 
 
 def _check_width(config: Any, name: str, recipe: Recipe) -> None:
     data, padding = recipe.data, padding_of(config)
-    if config.model_type == "reformer" and config.axial_pos_embds and data.padded(data.max_length) > padding.multiple:
-        raise UsageError(
-            f"data.max_length={data.max_length} is more than the {padding.multiple} positions of {name!r} "
-            f"(axial_pos_shape {' x '.join(map(str, config.axial_pos_shape))}): set data.max_length to "
-            f"{padding.multiple} or less, or leave axial_pos_shape out for random weights"
-        )
+    family_of(config).check_length(config, name, data.max_length, data.padded(data.max_length))
     width = padding.also(data.pad_multiple).width(data.max_length)
     if padding.multiple > 1 and data.tokens_per_batch is not None and width > data.tokens_per_batch:
         raise UsageError(

@@ -10,7 +10,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
-from trainer.models.hf_quirks import SIZES, padding_of, settle
+from trainer.models.families import family_of, padding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -70,7 +70,7 @@ def random_config(
         wanted |= _named(
             keys, width=width, layers=layers, heads=heads, feed_forward=4 * width, head_width=width // heads
         )
-        wanted |= SIZES.get(kind, {}).get(settings.size, {})
+        wanted |= family_of(kind).sizes.get(settings.size, {})
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in TOKENS}
     wanted |= {name: token for name, token in ids.items() if name in keys and token is not None}
     of_decoders = {
@@ -88,7 +88,7 @@ def random_config(
     except (TypeError, ValueError, AssertionError, StrictDataclassError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UsageError(f"model.config: {kind} cannot be of these sizes: {reason}") from error
-    settle(config, max_length, settings.config, own_positions=True)
+    family_of(config).complete(config, max_length, settings.config, own_positions=True)
     # two positions more: some count from the padding id on, which is 0 or 1
     for key, size in _named(keys, positions=padding_of(config).width(max_length) + 2).items():
         if key not in settings.config:

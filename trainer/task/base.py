@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.errors import UsageError
-from trainer.models.hf_quirks import Padding, padding_id, padding_of
+from trainer.models.families import Padding, padding_of
+from trainer.models.hf_config import padding_id
 from trainer.redaction import origin
 
 if TYPE_CHECKING:
