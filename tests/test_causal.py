@@ -186,7 +186,7 @@ def test_what_cannot_work_is_said_at_once() -> None:
         task_of(recipe(model={**GPT2, "architecture": "gpt22"})).build_model()
     with pytest.raises(UsageError, match=r"model.config.n_layers: gpt2 has no such key; did you mean 'n_layer'"):
         task_of(recipe(model={**GPT2, "config": {"n_layers": 3}})).build_model()
-    with pytest.raises(UsageError, match=r"architecture must say of what kind"):
+    with pytest.raises(UsageError, match=r"set architecture"):
         recipe(model={"kind": "pretrained", "architecture": None})
     with pytest.raises(UsageError, match="top_k and top_p need a temperature"):
         recipe(evaluation={"generation": {"top_k": 5}})

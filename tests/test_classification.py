@@ -224,7 +224,7 @@ def test_a_pretrained_head_of_other_classes_is_refused_and_its_trunk_taken(bert:
     AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
     AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3).save_pretrained(folder)
     model = {"kind": "pretrained", "name": str(folder)}
-    words = r"model.name='.*' tells 3 classes apart, and task.labels names 2: set model.pooling to cls, mean or max"
+    words = r"model.name='.*' has 3 classes, and task.labels has 2: set model.pooling to cls, mean or max"
     with pytest.raises(UsageError, match=words):
         task_of(recipe(tmp_path, model)).build_model()
     assert task_of(recipe(tmp_path, model | {"pooling": "cls"})).build_model().head.out_features == 2

@@ -337,7 +337,7 @@ def test_the_recipes_have_a_tiny_variant(name: str, widths: tuple[int, int]) -> 
             {"config": {"attention_window": 7}},
             r"'longformer' cannot be loaded: .*has to be an even value",
         ),
-        ("xlnet", {"config": {"d_head": 7}}, r"xlnet cannot be of these sizes: .*`d_head` \(7\) should be equal"),
+        ("xlnet", {"config": {"d_head": 7}}, r"xlnet cannot have these sizes: .*`d_head` \(7\) should be equal"),
         ("big_bird", {"config": {"block_sise": 4}}, r"block_sise: big_bird has no such key; did you mean 'block_size'"),
     ],
 )

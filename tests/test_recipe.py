@@ -175,7 +175,7 @@ def test_required_keys_are_named() -> None:
         ),
         (("loop.max_steps=null",), "the run would never end"),
         (("data.tokens_per_batch=8",), "tokens_per_batch=8 is below max_length=40"),
-        (("data.tokens_per_batch=null",), "needs a bound"),
+        (("data.tokens_per_batch=null",), "to limit a micro-batch"),
         (("tokenizer.pretrained=x",), "one of `train` and `pretrained`, not both"),
         (("loop.keep=1",), "loop.keep"),
         (("data.validation=1.5",), "data.validation"),

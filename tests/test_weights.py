@@ -489,7 +489,7 @@ def test_other_classes_are_refused_unless_the_head_is_new(bert: Path, tmp_path: 
             model_of(folder, "auto", task={"labels": labels})
     assert model_of(folder, "mean", task={"labels": ["good", "bad"]}).names == ["good", "bad"]
     plain = classifier(bert, tmp_path / "plain", ["LABEL_0", "LABEL_1", "LABEL_2"])
-    with pytest.raises(UsageError, match="tells 3 classes apart"):
+    with pytest.raises(UsageError, match="has 3 classes"):
         model_of(plain, "auto")
 
 

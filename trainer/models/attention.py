@@ -1,6 +1,6 @@
 """Multi-head attention (Vaswani et al. 2017), additive masks, sinusoidal positions.
 
-Shapes: B rows, T positions that ask, S positions that are asked, M = d_model, H heads of D = M / H features.
+Shapes: B rows, T query positions, S key positions, M = d_model, H heads of D = M / H features.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from trainer.models.dropout import Dropout
 from trainer.models.explain import record
 
-SHORT = 64  # keys: of fewer the softmax is faster in fp32 than in bf16 (both sum in fp32)
-MASKED = -1e9  # finite: a row of nothing but padding gives uniform attention, not NaN
+SHORT = 64  # keys: with fewer the softmax is faster in fp32 than in bf16 (both sum in fp32)
+MASKED = -1e9  # finite: a row of padding only gives uniform attention, not NaN
 
 
 def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
@@ -40,8 +40,9 @@ def sinusoids(length: int, d_model: int) -> Tensor:
 def alibi(heads: int, length: int, device: torch.device) -> Tensor:
     """Linear biases (Press et al. 2022, https://arxiv.org/abs/2108.12409) for an encoder: (1, H, T, T) fp32, H even.
 
-    Not symmetric, one of the ways that the authors give for encoders: of each pair of heads the first sees a position
-    and those before it, the second it and those after. A score falls by 1, 1/4, 1/16, … for each position of distance.
+    Not symmetric, one of the variants that the authors give for encoders: of each pair of heads the first attends to a
+    position and those before it, the second to it and those after it. A score falls by 1, 1/4, 1/16, … for each
+    position of distance.
     """
     place = torch.arange(length, device=device, dtype=torch.float32)
     ahead = place[None, :] - place[:, None]
@@ -51,9 +52,9 @@ def alibi(heads: int, length: int, device: torch.device) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Attention of `heads` heads; projections without biases, as in the paper.
+    """Multi-head attention with projections without biases, as in the paper.
 
-    For self-attention one matrix makes queries, keys and values; for `cross` attention one makes keys and values.
+    For self-attention one matrix gives queries, keys and values; for `cross` attention one gives keys and values.
     `kind`: sdpa, eager, or auto, which is eager on a CPU: there the backward pass of SDPA in bf16 takes twice as long.
     """
 
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def initialise(self) -> None:
-        """Xavier; of queries, keys and values each matrix by itself and with gain 2**-0.5, as in fairseq."""
+        """Xavier, separately for queries, keys and values with gain 2**-0.5, as in fairseq."""
         nn.init.xavier_uniform_(self.output.weight)
         for packed in (self.query, self.key_value) if hasattr(self, "query") else (self.query_key_value,):
             for weight in packed.weight.data.chunk(packed.out_features // packed.in_features):
@@ -117,7 +118,7 @@ def eager_attention(
     On a CPU the backward pass of SDPA in bf16 takes two to three times as long (docs/results.md).
     """
     b, h, t, d = q.shape
-    # each is copied here once; matmul would copy the transposed view of the keys, which takes longer
+    # each is copied once here; matmul would copy the transposed view of the keys, which is slower
     q, k, v = q.reshape(b * h, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, k.shape[2], -1)
     scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
     if k.shape[1] < SHORT:
@@ -126,7 +127,7 @@ def eager_attention(
         scores = scores * scale
     else:
         if mask.dtype == torch.float32 != scores.dtype:
-            # The least fp32 number is -inf in bf16. A row with nothing but -inf would be NaN.
+            # The least fp32 number is -inf in bf16. A row of -inf only would be NaN.
             mask = mask.clamp(min=torch.finfo(scores.dtype).min)
         scores = torch.add(mask.to(scores.dtype), scores, alpha=scale)
     weights = scores.softmax(-1).to(v.dtype)

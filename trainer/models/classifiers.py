@@ -1,7 +1,7 @@
-"""Trunk and head: classifiers over an own encoder or a pretrained model, and what tells the two parts apart.
+"""Classifiers of a trunk and a head: our own encoder, or a pretrained model.
 
-The trunk reads the text and the head decides. Freezing, unfreezing and rates by layer speak of a parameter's depth:
-0 is the head, 1 the top layer of the trunk, the embeddings are deepest.
+Freezing, unfreezing and layer-wise rates use the depth of a parameter: 0 is the head, 1 the top layer of the trunk, and
+the embeddings are deepest.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
     from trainer.recipe import Recipe
 
-# Keys of the library's configurations that change what the trunk's weights compute and show in no shape.
+# Keys of configurations that change what the trunk computes, but no shape of its weights.
 _NOT_IN_SHAPES = re.compile(r"head|(^|_)act(_|$)|activation|eps|rope|relative|pos_att|position_embedding_type")
 _OF_HEADS = re.compile(r"summary_|classifier_|sequence_")
-HEAD_STD = 0.02  # of a new head's weights, as BERT's
+HEAD_STD = 0.02  # of the weights of a new head, as in BERT
 
 
 class PooledClassifier(nn.Module):
-    """A trunk that gives hidden states, pooled and classified by one linear layer."""
+    """A trunk whose hidden states are pooled and classified by one linear layer."""
 
     def __init__(self, trunk: nn.Module, width: int, names: list[str], pooling: str, p: float) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class PooledClassifier(nn.Module):
 def build_classifier(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, names: list[str], trained: Path | None = None
 ) -> nn.Module:
-    """The classifier of a recipe, with the weights that it begins with unless `trained` ones are to be loaded.
+    """Build the classifier of a recipe with its initial weights, or without weights for a `trained` folder.
 
     Raises:
         UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
@@ -80,7 +80,7 @@ def build_classifier(
 
 
 def begin_from(model: nn.Module, settings: EncoderConfig | PretrainedConfig, trained: Path | None) -> nn.Module:
-    """The model with the trunk of the finished run that it begins from, unless `trained` weights will be loaded."""
+    """Load the trunk of `model.init_from`, unless `trained` weights will be loaded. Return the model."""
     if settings.init_from is not None and trained is None:
         if isinstance(settings, EncoderConfig):
             _check_layers(settings, Path(settings.init_from))
@@ -91,7 +91,7 @@ def begin_from(model: nn.Module, settings: EncoderConfig | PretrainedConfig, tra
 
 
 def _check_config(model: nn.Module, run: Path) -> None:
-    """Check keys of the configuration that no shape of a weight shows, such as the number of attention heads.
+    """Check keys of the configuration that change no shape of a weight, such as the number of attention heads.
 
     Raises:
         UsageError: the run's trunk computes something else with the same weights.
@@ -107,12 +107,16 @@ def _check_config(model: nn.Module, run: Path) -> None:
     if differ:
         values = "".join(f"\n  {key}: {there.get(key)!r} there, {here.get(key)!r} in this recipe" for key in differ)
         raise UsageError(
-            f"model.init_from={str(run)!r}: its model is configured otherwise; give both the same:{values}"
+            f"model.init_from={str(run)!r}: its model has another configuration; give both the same:{values}"
         )
 
 
 def _check_layers(settings: EncoderConfig, run: Path) -> None:
-    """What the sizes of weights do not tell has to be as it was trained."""
+    """Check settings of an encoder that change no shape of a weight.
+
+    Raises:
+        UsageError: the run trained its encoder with other values.
+    """
     recipe = read_yaml(run / "recipe.yaml")
     try:
         there = EncoderConfig.model_validate(recipe.get("model"))
@@ -126,7 +130,7 @@ def _check_layers(settings: EncoderConfig, run: Path) -> None:
 
 
 def label_maps(names: list[str]) -> dict[str, Any]:
-    """Names of the classes both ways, as the configuration of a model of the transformers library holds them."""
+    """Return id2label and label2id, as in a configuration of the transformers library."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
@@ -141,7 +145,7 @@ def _pretrained(
     if settings.pooling == "auto":
         auto, labels = AutoModelForSequenceClassification, label_maps(names)
         model: Any = load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
-        if model.config.pad_token_id is None:  # GPT-2's head looks for the last token that is none
+        if model.config.pad_token_id is None:  # the head of GPT-2 looks for the last token that is not padding
             model.config.pad_token_id = padding_id(tokenizer)
         if trained is None:
             check_head(model)
@@ -149,7 +153,7 @@ def _pretrained(
         return model
     trunk = reading_part(load_model(AutoModel, recipe, tokenizer, trained, "trunk"))
     if getattr(trunk, "pooler", None) is not None:
-        trunk.pooler = None  # type: ignore[assignment]  # BERT's would be parameters without a gradient
+        trunk.pooler = None  # type: ignore[assignment]  # the pooler of BERT would have no gradient
     facts: Any = trunk.config
     p = getattr(facts, "hidden_dropout_prob", None) if settings.dropout is None else settings.dropout
     return PooledClassifier(trunk, hidden_width(facts), names, settings.pooling, 0.1 if p is None else p)
@@ -159,7 +163,7 @@ def _pretrained(
 
 
 def trunk_prefix(model: nn.Module) -> str | None:
-    """What the names of the trunk's parameters begin with ("trunk.", "bert."); None where there is no such division."""
+    """Return the prefix of the trunk's parameters ("trunk.", "bert."), or None if the model has no trunk and head."""
     for name in ("trunk", getattr(model, "base_model_prefix", "")):
         if name and isinstance(getattr(model, name, None), nn.Module):
             return f"{name}."
@@ -167,7 +171,7 @@ def trunk_prefix(model: nn.Module) -> str | None:
 
 
 def reading_embedding(model: nn.Module) -> nn.Module:
-    """The module that embeds what a model reads: the two halves of T5 and BART have one each, with shared weights."""
+    """Return the embedding of the input. Encoder and decoder of T5 and BART have one each, with shared weights."""
     trunk: Any = getattr(model, "trunk", model)
     if getattr(getattr(trunk, "config", None), "is_encoder_decoder", False):
         trunk = trunk.get_encoder()
@@ -175,10 +179,10 @@ def reading_embedding(model: nn.Module) -> nn.Module:
 
 
 def depths(model: nn.Module) -> dict[str, int] | None:
-    """Depth of every parameter: 0 head, 1 top layer … n bottom layer, n + 1 embeddings; None without trunk and head.
+    """Return the depth of every parameter: 0 head, 1 top layer … n bottom layer, n + 1 embeddings.
 
-    The layers are the longest ModuleList in the trunk that is in no other. What is neither in a layer nor an embedding
-    (a last norm, a pooler, the other half of an encoder-decoder) belongs to the top layer.
+    None for a model without trunk and head. The layers are the longest outermost ModuleList of the trunk. Parameters
+    outside layers and embeddings (a last norm, a pooler, the decoder) belong to the top layer.
     """
     prefix = trunk_prefix(model)
     if prefix is None:
@@ -198,16 +202,16 @@ def depths(model: nn.Module) -> dict[str, int] | None:
 
 
 def _stacks(trunk: nn.Module) -> dict[str, int]:
-    """Lists of layers that are in no other list ("encoder.layers."), and how many layers they have."""
+    """Return the outermost lists of layers ("encoder.layers."), and their numbers of layers."""
     found: dict[str, int] = {}
-    for name, module in trunk.named_modules():  # what holds a list comes before it
+    for name, module in trunk.named_modules():  # a list comes before the lists in it
         if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
             found[f"{name}."] = len(module)
     return found
 
 
 def _embeddings(model: nn.Module, prefix: str) -> set[str]:
-    """Names of the parameters of embeddings: GPT-2's are called wte and wpe, BART's shared, their norms embed…"""
+    """Return the names of the parameters of embeddings: wte and wpe in GPT-2, shared in BART, norms embed…"""
     trunk: Any = model.get_submodule(prefix[:-1])
     lists = tuple(_stacks(trunk))
     tables = [m for n, m in trunk.named_modules() if isinstance(m, nn.Embedding) and not n.startswith(lists)]
@@ -221,7 +225,7 @@ def _embeddings(model: nn.Module, prefix: str) -> set[str]:
 
 
 def freeze_trunk(model: nn.Module) -> nn.Module:
-    """Takes the trunk's parameters out of training, for the whole run, and returns the trunk.
+    """Freeze the trunk for the whole run, and return it.
 
     Raises:
         UsageError: the model is not divided into trunk and head.
@@ -233,9 +237,9 @@ def freeze_trunk(model: nn.Module) -> nn.Module:
 
 
 def freeze_embeddings(model: nn.Module) -> None:
-    """Takes the trunk's embeddings out of training, for the whole run.
+    """Freeze the embeddings of the trunk for the whole run.
 
-    A step then neither zeroes, sums, reduces nor updates a gradient of vocabulary x width numbers, most of which are 0.
+    A step then saves the work on a gradient of vocabulary x width numbers, most of which are 0.
 
     Raises:
         UsageError: the model is not divided into trunk and head, or has no embeddings.
@@ -251,10 +255,10 @@ def freeze_embeddings(model: nn.Module) -> None:
 
 
 def trunk_file(run: Path) -> Path:
-    """Where the weights of a run are that `model.init_from` names.
+    """Return the weights file of the run that `model.init_from` names.
 
     Raises:
-        UsageError: it has none.
+        UsageError: the run has no weights.
     """
     file = run / "model" / "model.safetensors"
     if not exists(file):
@@ -263,10 +267,10 @@ def trunk_file(run: Path) -> Path:
 
 
 def load_trunk(model: nn.Module, run: Path) -> None:
-    """Copies the trunk of a finished run's model into this one's; all of a language model into one of the same names.
+    """Copy the trunk of a finished run into a model, or all weights of a language model into one of the same names.
 
     Raises:
-        UsageError: there is none, or its parameters are not the same; names one of them.
+        UsageError: no weights, or other parameters; names one of them.
     """
     with TensorFile(trunk_file(run)) as weights, torch.no_grad():
         own, prefix = dict(model.named_parameters()), trunk_prefix(model) or ""
@@ -274,7 +278,7 @@ def load_trunk(model: nn.Module, run: Path) -> None:
             own = {name: p for name, p in own.items() if name.startswith(prefix)}
         for name, p in own.items():
             if ".pooler." in name and name not in weights:
-                continue  # a head of its own kind: a masked language model has none
+                continue  # the head of a causal model; a masked language model has another one
             shape = weights.shape(name) if name in weights else "missing"
             if shape != list(p.shape):
                 raise UsageError(
@@ -300,16 +304,16 @@ def _refuse_left_over(model: nn.Module, weights: TensorFile, own: dict[str, Any]
 
 
 def _writes(model: nn.Module) -> bool:
-    """Whether it is a language model of the transformers library, whose head is no one task's."""
+    """Return whether the model is a language model of the transformers library, whose head fits any text."""
     found: Any = getattr(model, "get_output_embeddings", None)
     return found is not None and found() is not None
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """From now on layers in training keep only their inputs, and are run again in the backward pass.
+    """Turn on activation checkpointing: layers store their inputs only and run again in the backward pass.
 
     Raises:
-        UsageError: this model cannot.
+        UsageError: the model does not support it.
     """
     trunk = getattr(model, "trunk", model)
     if hasattr(trunk, "checkpointing"):
@@ -317,11 +321,11 @@ def checkpoint_activations(model: nn.Module) -> None:
     elif getattr(trunk, "supports_gradient_checkpointing", False):
         trunk.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     else:
-        raise UsageError(f"loop.activation_checkpointing: {type(trunk).__name__} cannot do it; set it to false")
+        raise UsageError(f"loop.activation_checkpointing: {type(trunk).__name__} does not support it; set it to false")
 
 
 def config_json(model: nn.Module) -> dict[str, Any] | None:
-    """config.json of a model of the transformers library, as `save_pretrained` writes it; None for our own."""
+    """Return config.json as `save_pretrained` writes it, or None for a model of rankzero."""
     config = getattr(model, "config", None)
     if config is None:
         return None

@@ -9,24 +9,28 @@ from pydantic import Field, model_validator
 from trainer.recipe.sections import Fraction, Positive, Section
 
 Pooling = Literal["cls", "mean", "max"]
-TOKENIZERS = {  # of architectures of the transformers library; the others read WordPiece, as BERT does
+TOKENIZERS = {  # of architectures of the transformers library; all others use WordPiece, as BERT does
     **dict.fromkeys(("gpt2", "gpt_neo", "gpt_neox", "llama", "qwen2", "opt", "roberta", "longformer"), "byte_bpe"),
     **dict.fromkeys(("bart", "modernbert"), "byte_bpe"),
     **dict.fromkeys(("t5", "mt5", "marian", "pegasus", "albert", "xlnet", "deberta-v2"), "unigram"),
     **dict.fromkeys(("big_bird", "bigbird_pegasus", "reformer"), "unigram"),
 }
-ENDS_ONLY = ("t5", "mt5", "umt5", "marian", "pegasus")  # a text ends with a special token there and begins with none
+ENDS_ONLY = ("t5", "mt5", "umt5", "marian", "pegasus")  # a text has a special token at its end, but not at its start
 
 
 class LayersConfig(Section):
-    """What the architectures of this project share."""
+    """Settings of all architectures of this project."""
 
     d_model: Positive = 256
     heads: Positive = 4
     feed_forward: Positive = Field(512, description="width of the feed-forward layers")
-    dropout: Fraction = Field(0.1, description="on embeddings and on the output of every sublayer, as in the paper")
-    attention_dropout: Fraction = Field(0.0, description="on attention weights")
-    activation: Literal["relu", "gelu"] = Field("gelu", description="smooth; relu, as in the paper, has a kink at 0")
+    dropout: Fraction = Field(
+        0.1, description="dropout on embeddings and on the output of every sublayer, as in the paper"
+    )
+    attention_dropout: Fraction = Field(0.0, description="dropout on attention weights")
+    activation: Literal["relu", "gelu"] = Field(
+        "gelu", description="gelu is smooth; relu, as in the paper, is not at 0"
+    )
     norm: Literal["pre", "post"] = "pre"
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
 
@@ -55,18 +59,20 @@ class EncoderConfig(LayersConfig):
     layers: Positive = 4
     feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
     pooling: Pooling = Field(
-        "mean", description="what the classifier sees: the first token, or the mean or maximum of all"
+        "mean", description="input of the classifier: the first token, or the mean or maximum of all tokens"
     )
     positions: Literal["sinusoidal", "alibi"] = Field(
         "sinusoidal",
-        description="alibi: besides, half of the heads see what comes before a token and half what follows, near first",
+        description="alibi: in addition, half of the heads prefer near tokens on the left, half on the right",
     )
-    init_from: str | None = Field(None, description="run directory whose encoder (and tokenizer) this one begins with")
+    init_from: str | None = Field(
+        None, description="run directory whose encoder and tokenizer are used as initial weights"
+    )
 
     @model_validator(mode="after")
     def _two_sides(self) -> Self:
         if self.positions == "alibi" and self.heads % 2:
-            raise ValueError(f"heads={self.heads} is odd: with positions=alibi half of them see each side")
+            raise ValueError(f"heads={self.heads} is odd: with positions=alibi half of them attend to each side")
         return self
 
 
@@ -76,10 +82,10 @@ class TransformerXLConfig(LayersConfig):
     kind: Literal["transformer_xl"] = "transformer_xl"
     layers: Positive = 6
     feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
-    memory: int = Field(128, ge=0, description="positions before a segment whose hidden states it sees, in training")
+    memory: int = Field(128, ge=0, description="positions before a segment that it attends to in training")
 
     def past(self, length: int) -> tuple[int, int, int]:
-        """The sizes of a row's memory of so many positions."""
+        """Return the shape of the memory of a row, for this many positions."""
         return self.layers, length, self.d_model
 
 
@@ -91,48 +97,52 @@ class PretrainedConfig(Section):
     architecture: str | None = Field(
         None, description="model_type of the library (gpt2, t5, longformer, ...), for random weights"
     )
-    size: Literal["tiny", "small"] | None = Field(None, description="random weights of this size, whatever `name` says")
+    size: Literal["tiny", "small"] | None = Field(
+        None, description="use random weights of this size, even if `name` is set"
+    )
     config: dict[str, Any] = Field(
         default_factory=dict, description="keys of the architecture's configuration, such as num_hidden_layers: 4"
     )
     pooling: Pooling | Literal["auto"] = Field("auto", description="auto: the architecture's own head")
-    dropout: Fraction | None = Field(None, description="of every dropout in the model; null = as it was pretrained")
+    dropout: Fraction | None = Field(
+        None, description="probability of every dropout in the model; null = as in pretraining"
+    )
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
     init_from: str | None = Field(
         None,
-        description="run directory whose trunk (of a language model all weights) and tokenizer this one begins with",
+        description="run directory whose trunk (or all weights of a language model) and tokenizer are used",
     )
 
     @model_validator(mode="after")
     def _found(self) -> Self:
         if self.random and self.architecture is None:
             asked = "size asks for random weights" if self.size else "no name"
-            raise ValueError(f"{asked}: architecture must say of what kind, e.g. architecture: gpt2")
+            raise ValueError(f"{asked}: set architecture, e.g. architecture: gpt2")
         return self
 
     @property
     def random(self) -> bool:
-        """Whether the model begins with random weights."""
+        """Whether the model starts with random weights."""
         return self.name is None or self.size is not None
 
     @property
     def weights(self) -> str | None:
-        """Where its weights, and its tokenizer unless the recipe says otherwise, come from."""
+        """The source of the weights, and of the tokenizer unless the recipe sets one."""
         return None if self.random else self.name
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """The name of the model in messages."""
         return str(self.architecture if self.random else self.name)
 
     @property
     def tokenizer_kind(self) -> str:
-        """The kind of tokenizer that the architecture was made for: trained where there is none."""
+        """The kind of tokenizer of the architecture, for training one."""
         return TOKENIZERS.get(str(self.architecture), "wordpiece")
 
     @property
     def begins_texts(self) -> bool:
-        """Whether a text begins with a special token, as a tokenizer trained for the architecture lays it out."""
+        """Whether a tokenizer trained for the architecture puts a special token at the start of a text."""
         return self.architecture not in ENDS_ONLY
 
 

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers are cheap on a CPU: one byte per element in place of F.dropout's 53-bit float."""
+"""Dropout with cheap random numbers on a CPU: one byte per element, where F.dropout draws a 53-bit float."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def byte_mask(count: int, threshold: int) -> Tensor:
     large = large.bitwise_or_(words) if threshold < 128 else large.bitwise_and_(words)
     mask = torch.empty(2, len(words), dtype=torch.int64)
     torch.bitwise_left_shift(large, 8, out=mask[0])  # even bytes come to the upper half of an int16
-    mask[1] = large  # odd bytes stand there already
+    mask[1] = large  # odd bytes are there already
     return mask.view(torch.int16).bitwise_right_shift_(15).view(-1)[:count]
 
 
@@ -56,7 +56,7 @@ class _ByteDropout(torch.autograd.Function):
 
 
 def threshold_of(p: float) -> int:
-    """In 256ths, below which a byte zeroes its element."""
+    """Return the threshold in 256ths: a smaller byte zeroes its element."""
     return min(255, round(p * 256))
 
 

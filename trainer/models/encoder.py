@@ -1,6 +1,6 @@
 """A BERT-style encoder from scratch (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
-The Transformer's encoder layers with sinusoidal positions, and linear biases where they are asked for.
+The encoder layers of the Transformer with sinusoidal positions, and linear biases (ALiBi) on request.
 Shapes: B rows, T positions, M = d_model, V vocabulary.
 """
 
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-    """Encoder, and a head that says which token stood where one was masked; its output matrix is the embedding."""
+    """Encoder, and a head that predicts masked tokens, with the embedding as its output matrix."""
 
     def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int) -> None:
         super().__init__()
@@ -85,6 +85,6 @@ class MaskedLanguageModel(nn.Module):
         return self.trunk.embedding
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, places: Tensor) -> Tensor:
-        """`places` (N) int64: positions in the flattened batch whose tokens are asked for -> logits (N, V)."""
+        """`places` (N) int64: masked positions in the flattened batch -> logits (N, V)."""
         hidden = self.trunk(input_ids, attention_mask).flatten(0, 1).index_select(0, places)
         return F.linear(self.norm(F.gelu(self.transform(hidden))), self.trunk.embedding.weight, self.bias)

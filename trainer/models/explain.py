@@ -1,6 +1,6 @@
-"""Looking into a model: attention weights as they are computed, and gradient × input.
+"""Explain predictions: attention weights as they are computed, and gradient × input.
 
-Both see what the eager attention of this project sees; models of the transformers library are switched to it.
+Both need the eager attention of this project. Models of the transformers library are switched to it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _recorded: list[tuple[bool, Tensor]] | None = None
 
 
 def record(weights: Tensor, cross: bool = False) -> None:
-    """Called by attention with its weights (B, H, T, S) before dropout; does nothing unless somebody is `recording`."""
+    """Store attention weights (B, H, T, S), before dropout, if a caller is `recording`."""
     if _recorded is not None:
         _recorded.append((cross, weights.detach()))
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[bool, Tensor]]]:
-    """Collects (whether it looks at another sequence, weights) of every attention that is computed meanwhile."""
+    """Collect (whether it is cross-attention, weights) of every attention that is computed in the block."""
     global _recorded
     found: list[tuple[bool, Tensor]] = []
     _recorded = found
@@ -36,8 +36,8 @@ def recording() -> Iterator[list[tuple[bool, Tensor]]]:
 def gradient_x_input(embedding: nn.Module, score: Callable[[], Tensor]) -> Tensor:
     """(B, T): for each token the gradient of a scalar score times its embedding, summed over the features.
 
-    `score()` runs the forward. Simonyan et al. 2013, Denil et al. 2014: to first order, what leaving the token's
-    embedding out (zero) would take from the score.
+    `score()` runs the forward. To first order, this is the loss of score if the embedding of the token were zero
+    (Simonyan et al. 2013, Denil et al. 2014).
     """
     seen: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""The models of language modelling recipes, with the weights that they begin with."""
+"""Build the models of language modeling and text-to-text recipes, with their initial weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from trainer.recipe import Recipe
 
-SEEN = 1e-3  # difference of a logit that says that a token saw one behind it
+SEEN = 1e-3  # difference of a logit that shows that a token attends to a later one
 
 
 def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
-    """A masked language model: our encoder, or any AutoModelForMaskedLM.
+    """Build a masked language model: our encoder, or any AutoModelForMaskedLM.
 
     Raises:
         UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
@@ -43,7 +43,7 @@ def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
 
 
 def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
-    """A causal language model: any AutoModelForCausalLM.
+    """Build a causal language model: any AutoModelForCausalLM.
 
     Raises:
         UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it is not causal.
@@ -61,10 +61,10 @@ def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
 
 @torch.no_grad()
 def _check_causal(model: nn.Module) -> None:
-    """Whether a token is blind to those behind it: a model that sees them learns to copy, and its loss looks perfect.
+    """Check that no token attends to later ones. Such a model would learn to copy, and its loss would look perfect.
 
     Raises:
-        UsageError: it sees them, or takes no positions.
+        UsageError: a token attends to later ones, or the model takes no positions.
     """
     name, was_training, logits = type(model).__name__, model.training, []
     if "position_ids" not in inspect.signature(model.forward).parameters:
@@ -76,16 +76,17 @@ def _check_causal(model: nn.Module) -> None:
     model.train(was_training)
     if (difference := float((logits[0] - logits[1]).abs().max())) > SEEN:
         raise UsageError(
-            f"objective causal: {name} sees the tokens that it is asked for (a logit differs by {difference:.2g} with "
-            "the one behind it); choose an architecture that can be a decoder, such as gpt2, or objective mlm"
+            f"objective causal: {name} attends to the tokens that it has to predict (a logit differs by "
+            f"{difference:.2g} with the next one); choose an architecture that can be a decoder, "
+            "such as gpt2, or objective mlm"
         )
 
 
 def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
-    """A sequence-to-sequence model: any AutoModelForSeq2SeqLM.
+    """Build a sequence-to-sequence model: any AutoModelForSeq2SeqLM.
 
     Raises:
-        UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it has no token for targets to follow.
+        UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it has no decoder start token.
     """
     from transformers import AutoModelForSeq2SeqLM
 
@@ -95,14 +96,14 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
     model: Any = load_model(AutoModelForSeq2SeqLM, recipe, tokenizer, trained)
     if getattr(model.config, "decoder_start_token_id", None) is None:
         raise UsageError(
-            f"model {settings.title!r} has no decoder_start_token_id, the token that a target follows: set it, e.g. "
+            f"model {settings.title!r} has no decoder_start_token_id, the token before a target: set it, e.g. "
             "model.config={decoder_start_token_id: 0}"
         )
     return begin_from(model, settings, trained)
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
-    """What the decoder reads: labels (B, T) one place later, after `start`; `pad` where a label does not count."""
+    """Return the input of the decoder: labels (B, T) shifted right after `start`, with `pad` for ignored labels."""
     inputs = labels.roll(1, -1)
     inputs[:, 0] = start
     return inputs.masked_fill(inputs < 0, pad)

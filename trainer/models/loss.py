@@ -1,4 +1,4 @@
-"""Cross entropy, summed: what every task's loss is made of."""
+"""Summed cross entropy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100  # the label of a position that does not count
-CHUNK = 2**18  # logits worked on at a time: 1 MB in fp32, which stays in a core's cache
+IGNORED = -100  # the label of an ignored position
+CHUNK = 2**18  # logits per chunk: 1 MB in fp32, which fits the cache of a core
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """On a CPU passes over all of (N, V) in fp32 are bound by memory: this goes over it in rows that fit the cache.
+    """Cross entropy in chunks of rows that fit the cache. On a CPU passes over (N, V) in fp32 are bound by memory.
 
-    The gradient of the sum is made on the way, from the same softmax, in the type of the logits; the backward pass only
-    scales it.
+    The forward also computes the gradient of the sum, from the same softmax and in the type of the logits. The backward
+    only scales it.
     """
 
     @staticmethod
@@ -40,11 +40,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None  # a scalar of fp32: not rounded to the gradient's type
+        return gradient * grads[0], None, None  # an fp32 scalar, which is not rounded to the type of the gradient
 
 
 def _losses_and_gradient(x: Tensor, labels: Tensor, smoothing: float, loss: Tensor) -> None:
-    """Writes the losses of the rows of logits x (n, V) into `loss` (n), and over x the gradient of their sum."""
+    """Write the losses of the rows of logits x (n, V) into `loss` (n), and the gradient of their sum into x."""
     hit = labels.clamp(min=0)[:, None]
     ignored = labels == IGNORED
     torch.mul(x.gather(1, hit)[:, 0], smoothing - 1, out=loss)
@@ -54,14 +54,14 @@ def _losses_and_gradient(x: Tensor, labels: Tensor, smoothing: float, loss: Tens
     total = x.sub_(top).exp_().sum(1, keepdim=True)
     loss.add_(total.log().add_(top)[:, 0]).masked_fill_(ignored, 0.0)
     counts = (~ignored).float()[:, None]
-    x.mul_(counts / total)  # the softmax, from which the smoothed one-hot distribution is taken away; 0 where ignored
+    x.mul_(counts / total)  # softmax minus the smoothed one-hot distribution; 0 for ignored rows
     if smoothing:
         x.sub_(counts * (smoothing / x.shape[1]))
     x.scatter_add_(1, hit, counts * (smoothing - 1))
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """logits (N, V) of any floating type, labels (N) int64 -> summed loss in nats, an fp32 scalar; -100 does not count.
+    """logits (N, V) of any floating type, labels (N) int64 -> summed loss in nats, an fp32 scalar; -100 is ignored.
 
     Equal to F.cross_entropy on logits in fp32 with reduction="sum", and about five times faster on a CPU.
     """

@@ -1,8 +1,8 @@
-"""Models of the transformers library: loaded safely, checked against the recipe, and made fast on a CPU.
+"""Load models of the transformers library safely, check them against the recipe, and make them fast on a CPU.
 
-On a CPU with bf16 most of a fine-tuning step goes into attention and into dropout's random numbers (docs/results.md):
-the attention of `trainer.models.fast_attention` and the cheap dropout of `trainer.models.dropout` take their place.
-Neither changes a weight's name, so that what is trained here is loaded anywhere.
+On a CPU with bf16, attention and the random numbers of dropout take most of a fine-tuning step (docs/results.md). So
+`trainer.models.fast_attention` and the cheap `trainer.models.dropout` replace them. Neither changes the name of a
+weight, so stock transformers loads the result.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def load_model(
     causal: bool = False,
     **config: Any,
 ) -> nn.Module:
-    """A model of the transformers library, fp32, in training mode, that fits the recipe's tokenizer and lengths.
+    """Load a model of the transformers library in fp32 and training mode, and check that it fits the recipe.
 
     Args:
         auto: AutoModel, AutoModelForSequenceClassification, …
         recipe: with a PretrainedConfig as its model.
-        tokenizer: that of the run.
-        trained: folder model/ of a finished run: its architecture without weights, which the caller loads.
-        part: of the run's config.json, where the model is one module of the run's.
-        causal: no token looks at those behind it; of architectures that can do both.
+        tokenizer: of the run.
+        trained: folder model/ of a finished run, whose architecture is built without weights; the caller loads them.
+        part: key of the run's config.json, if the model is one module of the run's model.
+        causal: no token attends to later ones, for architectures that support both.
         config: changes to the model's configuration, such as `num_labels`.
 
     Raises:
-        UsageError: no such model, it cannot be reached, this class does not know its architecture, or weights,
+        UsageError: no such model, it cannot be downloaded, `auto` does not know its architecture, or weights,
             tokenizer or lengths do not fit it.
     """
     from transformers import GenerationConfig
@@ -86,7 +86,7 @@ def load_model(
         raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
     check_fits(model, settings.title, token_ids(tokenizer), recipe)
     if getattr(model, "generation_config", None) is not None:
-        # What a model brings of its own (least lengths, forced tokens, forbidden repetitions) would be obeyed in the
+        # Generation settings of a model (least lengths, forced tokens, forbidden repetitions) would be applied in the
         # training, and unknown to those who open the run's directory: the recipe alone says how is searched.
         model.generation_config = GenerationConfig()
     use_attention(model, settings.attention)
@@ -96,11 +96,11 @@ def load_model(
 
 
 def configuration(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Any:
-    """The configuration that the recipe's model begins with: of an architecture, or that of its weights.
+    """Return the configuration of the recipe's model: of an architecture, or of its weights.
 
     Raises:
         UsageError: keys, sizes or lengths that the architecture cannot have.
-        OSError, ValueError: the weights' configuration cannot be had.
+        OSError, ValueError: the configuration of the weights cannot be loaded.
     """
     settings: Any = recipe.model
     longest = recipe.data.padded(recipe.data.max_length)
@@ -125,7 +125,7 @@ def _saved_config(name: str) -> Any:
 
 
 def _class_names(name: str) -> list[str] | None:
-    """Return the names of the classes of a model as its config.json has them: the library replaces some of them."""
+    """Return the class names of a model as in its config.json, since the library replaces some of them."""
     from transformers import PreTrainedConfig
 
     place, revision = locate(name)
@@ -135,7 +135,7 @@ def _class_names(name: str) -> list[str] | None:
 def _with_weights(
     auto: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, causal: bool, changes: dict[str, Any]
 ) -> nn.Module:
-    """Load the weights of the recipe's model, with the recipe's classes and room for its tokenizer's ids.
+    """Load the weights of the recipe's model with the recipe's classes, and an embedding for all ids of its tokenizer.
 
     Raises:
         UsageError: the weights are not those of the model, or its classes are not the recipe's.
@@ -152,12 +152,12 @@ def _with_weights(
 
 
 def _check_sizes(model: Any, name: str, mismatched: Any) -> None:
-    """Refuses weights of other sizes: the library's own error tells neither key nor sizes."""
+    """Raise UsageError for weights of other sizes. The error of the library names neither key nor sizes."""
     for key, there, here in mismatched:
         in_head = model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
         if in_head and here[0] == model.config.num_labels:
             raise UsageError(
-                f"model.name={name!r} tells {there[0]} classes apart, and task.labels names {here[0]}: set "
+                f"model.name={name!r} has {there[0]} classes, and task.labels has {here[0]}: set "
                 "model.pooling to cls, mean or max, which take its trunk and a new head, or give task.labels of "
                 f"{there[0]} classes"
             )
@@ -168,10 +168,10 @@ def _check_sizes(model: Any, name: str, mismatched: Any) -> None:
 
 
 def _untrained(library: Any, trained: Path, part: str | None, change: Callable[[Any], Any]) -> nn.Module:
-    """The model of a run without its weights, from its config.json.
+    """Build the model of a run without its weights, from its config.json.
 
     Raises:
-        CheckpointError: the library cannot build a model of what the file says.
+        CheckpointError: the library cannot build a model from the file.
     """
     from transformers import AutoConfig
 
@@ -179,13 +179,13 @@ def _untrained(library: Any, trained: Path, part: str | None, change: Callable[[
     try:
         facts = AutoConfig.for_model(**_without_code(found[part] if part else found))
         return library.from_config(change(facts), trust_remote_code=False)
-    except Exception as error:  # whatever the library meets in values that it did not write
+    except Exception as error:  # any error of the library with values that it did not write
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{trained / 'config.json'} gives no model ({reason}); restore it") from error
 
 
 def _without_code(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config.json without the keys that name Python code or a kernel of the Hub."""
+    """Return a config.json without the keys that name Python code or a kernel of the Hub."""
     kept = {key: value for key, value in config.items() if key not in CODE_KEYS}
     return {key: _without_code(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
@@ -199,10 +199,10 @@ def _silence() -> None:
 
 
 def _as_asked(config: Any, settings: Any, causal: bool, *, trained: bool = False) -> Any:
-    """The configuration with the recipe's dropout everywhere, also where it is no module, and causal if it is to be.
+    """Apply the recipe to a configuration: dropout in all keys, no LayerDrop, and causal attention if required.
 
     Raises:
-        UsageError: its attention cannot be causal, or the recipe asks for LayerDrop.
+        UsageError: its attention cannot be causal, or the recipe sets LayerDrop.
     """
     if settings.dropout is not None:
         config.update(dict.fromkeys(dropout_keys(config), settings.dropout))
@@ -215,7 +215,7 @@ def _as_asked(config: Any, settings: Any, causal: bool, *, trained: bool = False
 
 
 def replace_dropout(model: nn.Module, p: float | None = None) -> None:
-    """Puts our Dropout in the place of torch's, everywhere, with the same probability unless `p` is given."""
+    """Replace every dropout of torch by `Dropout`, with the same probability unless `p` is given."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout):
@@ -223,10 +223,10 @@ def replace_dropout(model: nn.Module, p: float | None = None) -> None:
 
 
 def check_fits(model: nn.Module, name: str, tokens: int, recipe: Recipe) -> None:
-    """Whether ids and positions of the recipe fit the model's embeddings, and its micro-batches the model's widths.
+    """Check that ids and positions of the recipe fit the embeddings, and that its micro-batches fit the widths.
 
     Raises:
-        UsageError: with both numbers.
+        UsageError: they do not; names both numbers.
     """
     config: Any = model.config
     max_length = recipe.data.max_length
@@ -246,7 +246,7 @@ def check_fits(model: nn.Module, name: str, tokens: int, recipe: Recipe) -> None
 
 
 def position_limit(config: Any) -> int | None:
-    """Tokens that a model has positions for; None where there is no end to them."""
+    """Return the number of tokens that a model has positions for, or None if there is no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions <= 0:
         return None
@@ -255,14 +255,14 @@ def position_limit(config: Any) -> int | None:
 
 
 def load_bare(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> nn.Module:
-    """A model of the transformers library without a head, fp32, in eval mode; of an encoder-decoder the encoder.
+    """Load a model without a head in fp32 and eval mode. Of an encoder-decoder it is the encoder.
 
     Args:
         name: see `trainer.hub_paths`.
-        tokenizer: of the model; its embedding gets rows for tokens that were added to it.
+        tokenizer: of the model. The embedding gets rows for tokens that were added to it.
 
     Raises:
-        UsageError: there is none of that name, it cannot be reached, or its weights do not fit it.
+        UsageError: no such model, it cannot be downloaded, or its weights do not fit it.
     """
     from transformers import AutoModel
 
@@ -294,6 +294,6 @@ def _check_width(config: Any, name: str, recipe: Recipe) -> None:
     if data.max_length < padding.narrowest:
         log.warning(
             "every micro-batch of %r is padded to %d tokens or more, data.max_length is %d: model.config: "
-            "{attention_type: original_full} is cheaper at such lengths",
+            "{attention_type: original_full} is cheaper for such lengths",
             name, padding.narrowest, data.max_length,
         )  # fmt: skip

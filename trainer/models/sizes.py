@@ -1,7 +1,7 @@
 """Configurations of the transformers library's architectures for random weights: `model.size` and `model.config`.
 
-The architectures call the same thing by different names (`num_hidden_layers`, `n_layer`, `encoder_layers`): a size is
-written under every name that the architecture has.
+Architectures have different names for the same size (`num_hidden_layers`, `n_layer`, `encoder_layers`). A size is set
+under every name that the architecture has.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ TOKENS = ("pad", "bos", "eos", "cls", "sep")
 def random_config(
     settings: PretrainedConfig, tokenizer: PreTrainedTokenizerFast, max_length: int, **changes: Any
 ) -> PreTrainedConfig:
-    """The configuration of an architecture, with the tokenizer's ids and room for `max_length` positions.
+    """Return the configuration of an architecture, with the ids of the tokenizer and `max_length` positions.
 
     Args:
-        settings: architecture, size, and keys that stand above both.
+        settings: architecture, size, and keys that override both.
         tokenizer: gives the vocabulary's size and the ids of its special tokens.
         max_length: tokens of the longest row, padding included.
-        changes: what the task adds, such as `num_labels`.
+        changes: keys that the task adds, such as `num_labels`.
 
     Raises:
-        UsageError: an unknown architecture or key, with the nearest known one, or values that do not go together.
+        UsageError: an unknown architecture or key, with the nearest known one, or values that contradict each other.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -79,7 +79,7 @@ def random_config(
         "decoder_vocab_size": len(tokenizer),
     }
     wanted |= {name: value for name, value in of_decoders.items() if name in keys}
-    if known.is_encoder_decoder:  # T5 takes it without having it among its keys
+    if known.is_encoder_decoder:  # T5 accepts it although it is not among its keys
         wanted["decoder_start_token_id"] = ids["pad_token_id"]
     own = {known.attribute_map.get(key, key): value for key, value in wanted.items()}
     own |= {known.attribute_map.get(key, key): value for key, value in settings.config.items()}
@@ -87,7 +87,7 @@ def random_config(
         config = AutoConfig.for_model(kind, **own, **changes)
     except (TypeError, ValueError, AssertionError, StrictDataclassError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UsageError(f"model.config: {kind} cannot be of these sizes: {reason}") from error
+        raise UsageError(f"model.config: {kind} cannot have these sizes: {reason}") from error
     family_of(config).complete(config, max_length, settings.config, own_positions=True)
     # two positions more: some count from the padding id on, which is 0 or 1
     for key, size in _named(keys, positions=padding_of(config).width(max_length) + 2).items():
@@ -97,7 +97,7 @@ def random_config(
 
 
 def _named(keys: set[str], **sizes: int) -> dict[str, int]:
-    """The sizes under the names that an architecture has for them."""
+    """Return sizes by the names that an architecture has for them."""
     return {name: size for concept, size in sizes.items() for name in NAMES[concept] if name in keys}
 
 

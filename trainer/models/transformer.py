@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
 
 Shapes: B rows, S source and T target positions, M = d_model, H heads of D = M / H, V vocabulary, K hypotheses per row.
-Padding stands at the end of a row, never before its tokens.
+Padding is at the end of a row.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """What both kinds of layer share: a residual connection around each sublayer, normalised before or after it."""
+    """Base of both kinds of layers: a residual connection around each sublayer, normalized before or after it."""
 
     def __init__(self, config: LayersConfig, attention: Attention | None = None) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class LayerCache:
     target: tuple[Tensor, Tensor] | None = None
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends one position (B*K, H, 1, D) to the target and returns all of its keys and values."""
+        """Append one position (B*K, H, 1, D) to the target, and return all of its keys and values."""
         if self.target is not None:
             key, value = torch.cat([self.target[0], key], 2), torch.cat([self.target[1], value], 2)
         self.target = key, value
@@ -110,7 +110,7 @@ class DecoderLayer(Layer):
 
         def attend_source(y: Tensor) -> Tensor:
             k, v = source.source if isinstance(source, LayerCache) else cross.keys_values(source)
-            # the K hypotheses of a row ask side by side like K positions, so its keys need not be copied K times
+            # the K hypotheses of a row are K query positions, so that its keys need not be copied K times
             q = cross.queries(y.view(k.shape[0], -1, y.shape[2]))
             return cross(q, k, v, source_mask).view(y.shape)
 
@@ -121,7 +121,7 @@ class DecoderLayer(Layer):
 
 @dataclass
 class Cache:
-    """State of a decoding under way: B rows with K hypotheses each, `length` target positions so far."""
+    """State of a search: B rows with K hypotheses each, and `length` target positions so far."""
 
     layers: list[LayerCache]
     source_mask: Tensor  # (B, 1, 1, S)
@@ -134,7 +134,7 @@ class Cache:
                 layer.target = layer.target[0].index_select(0, index), layer.target[1].index_select(0, index)
 
     def select(self, rows: Tensor) -> None:
-        """Keeps these rows (int64) with all their hypotheses."""
+        """Keep these rows (int64) with all their hypotheses."""
         before, target = self.source_mask.shape[0], self.layers[0].target
         self.source_mask = self.source_mask.index_select(0, rows)
         for layer in self.layers:
@@ -147,7 +147,7 @@ class Cache:
 class Transformer(nn.Module):
     """Encoder-decoder for `vocab_size` tokens and sequences of at most `max_length` positions, special tokens included.
 
-    `pad_id` marks padding in the source; the target needs no mask for it, as a position sees only those before it.
+    `pad_id` marks padding in the source; the target needs no mask, since a position attends only to those before it.
     """
 
     positions: Tensor
@@ -162,7 +162,7 @@ class Transformer(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        # pre-norm leaves the sum of a stack's sublayers unnormalised
+        # with pre-norm the sum of the sublayers of a stack is not normalized
         self.encoder_norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
         self.decoder_norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
         self.register_buffer("positions", sinusoids(max_length, d), persistent=False)
@@ -216,7 +216,7 @@ class Transformer(nn.Module):
                 f"{end} positions, special tokens included, are more than the {self.max_length} of this model: "
                 "raise data.max_length and train again, or shorten the text"
             )
-        embedded = table(ids)  # half where an engine keeps half weights; the positions stay fp32 then
+        embedded = table(ids)  # half precision if the engine has half weights; the positions are fp32
         scaled = torch.add(self.positions[start:end].to(embedded.dtype), embedded, alpha=math.sqrt(table.embedding_dim))
         return self.dropout(scaled)
 

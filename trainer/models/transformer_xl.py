@@ -1,7 +1,7 @@
 """Transformer-XL (Dai et al. 2019, https://arxiv.org/abs/1901.02860): relative positions and a memory of the past.
 
 Shapes: B rows, T positions of a segment, P positions of the memory before it, S = P + T, L layers, M = d_model, H heads
-of D = M / H, V vocabulary. The memory holds what every layer of the segment before was given; no gradient goes there.
+of D = M / H, V vocabulary. The memory holds the inputs of every layer for the segment before, without a gradient.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 def relative_shift(by_distance: Tensor) -> Tensor:
     """(…, T, S), column m for distance S - 1 - m, -> (…, T, S), column j for key j, as the paper's appendix B does it.
 
-    Row i moves to the left by T - 1 - i. What comes in on its right is of keys behind the position, to be masked.
+    Row i moves to the left by T - 1 - i. Columns that enter on the right belong to later keys and have to be masked.
     """
     t, s = by_distance.shape[-2:]
-    padded = F.pad(by_distance, (1, 0))  # one more column: read as S + 1 rows, each begins one later
+    padded = F.pad(by_distance, (1, 0))  # with one more column, read as S + 1 rows, each row starts one later
     return padded.reshape(*padded.shape[:-2], s + 1, t)[..., 1:, :].reshape(by_distance.shape)
 
 
@@ -92,10 +92,10 @@ class TransformerXL(nn.Module):
 
         Args:
             input_ids: (B, T) int64.
-            position_ids: (B, T) int64, tokens before this one that it may see: it sees no more than these, whether
-                they stand in the segment or in the memory. So a document that begins at 0 sees none before it.
+            position_ids: (B, T) int64, the number of earlier tokens that a token attends to, in the segment or in
+                the memory. So a document that starts at 0 attends to nothing before it.
             memory: (B, L, P, M), P may be 0.
-            keep: positions of the memory to be given, at most.
+            keep: most positions of the returned memory.
 
         Returns:
             logits (B, T, V) and memory (B, L, min(keep, S), M), which has no gradient.

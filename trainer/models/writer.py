@@ -1,4 +1,4 @@
-"""Transformer-XL as the transformers library's `generate` wants a model, for its searches."""
+"""Wrap Transformer-XL for `generate` of the transformers library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.models.transformer_xl import TransformerXL
 
 
 class Writer(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Each new token is asked for with all before it as one segment: the memory would hold the same."""
+    """Compute each new token with all earlier ones as one segment, which is equal to using the memory."""
 
     config_class = PretrainedConfig
     main_input_name = "input_ids"

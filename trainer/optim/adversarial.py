@@ -1,9 +1,9 @@
-"""Adversarial training: a second forward of each micro-batch whose embeddings are moved the way that hurts most.
+"""Adversarial training: a second forward of each micro-batch with perturbed embeddings.
 
 The fast gradient method (Miyato, Dai & Goodfellow 2017, https://arxiv.org/abs/1605.07725): a leaf δ, zero in the
-clean forward, is added to the output of the embedding, so that the clean backward, which counts anyway, yields δ's
-gradient; the second forward runs with δ = ε g / ‖g‖. Weights are never perturbed, so nothing has to be put back, under
-any engine. A row is normalised by itself: its δ does not depend on what it is batched with, nor on the number of ranks.
+clean forward, is added to the output of the embedding, so that the clean backward, which is
+needed anyway, gives the gradient of δ. The second forward runs with δ = ε g / ‖g‖. Weights are never perturbed, so no
+engine has to restore them. Rows are normalized separately: δ depends neither on the batch nor on the number of ranks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from trainer.recipe.sections import AdversarialConfig
 
 
 class Perturbation:
-    """Adds δ to what an embedding gives when it is first called in a forward (the source, if shared)."""
+    """Add δ to the output of the first call of an embedding in a forward (the source, if it is shared)."""
 
     def __init__(self, embedding: nn.Module, settings: AdversarialConfig, *, rows: int = 0) -> None:
-        """`rows`: which dimension of what the embedding gives they are; 1 in XLNet's (T, B, M)."""
+        """`rows`: the dimension of rows in the output of the embedding: 0 in (B, T, M), 1 in (T, B, M)."""
         self.settings, self._rows = settings, rows
         self._delta: Tensor | None = None
         self._wanted = False
@@ -30,7 +30,7 @@ class Perturbation:
 
     @contextlib.contextmanager
     def clean(self) -> Iterator[None]:
-        """Around the clean forward and its backward."""
+        """Wrap the clean forward and its backward."""
         self._delta, self._wanted = None, True
         try:
             yield
@@ -38,12 +38,12 @@ class Perturbation:
             self._wanted = False
 
     def direction(self, mask: Tensor | None = None) -> Tensor:
-        """δ of the second forward, after the clean backward, as the embedding gives it, (B, T, M) or (T, B, M).
+        """Return δ for the second forward, in the shape of the embedding: (B, T, M) or (T, B, M).
 
-        Noise is drawn from the default generator, for tokens alone: padding has no gradient.
+        Noise is drawn from the default generator for tokens only, since padding has no gradient.
 
         Args:
-            mask: (B, T), 1 = token. Without one, tokens are the positions that the clean loss depends on.
+            mask: (B, T), 1 = token. Without it, tokens are the positions with a gradient.
         """
         assert self._delta is not None, "the clean forward has not been run"
         raw = self._delta.grad if self.settings.kind == "fgm" else self._noise(mask)
@@ -53,7 +53,7 @@ class Perturbation:
         return (self.settings.epsilon * raw / norm[:, None, None]).transpose(0, self._rows)
 
     def _noise(self, mask: Tensor | None) -> Tensor:
-        """Drawn token by token: a wider batch of the same rows has the same noise, and more of it."""
+        """Draw noise token by token, so that a wider batch of the same rows has the same noise."""
         assert self._delta is not None
         b, t, m = self._delta.transpose(0, self._rows).shape
         noise = torch.randn(t, b, m, dtype=self._delta.dtype, device=self._delta.device).transpose(0, 1)
@@ -64,7 +64,7 @@ class Perturbation:
 
     @contextlib.contextmanager
     def moved_by(self, delta: Tensor) -> Iterator[None]:
-        """Around the second forward."""
+        """Wrap the second forward."""
         self._delta, self._wanted = delta, True
         try:
             yield
@@ -74,7 +74,7 @@ class Perturbation:
     def _add(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if not self._wanted or not torch.is_grad_enabled():
             return output
-        self._wanted = False  # further calls in this forward are for other inputs
+        self._wanted = False  # later calls in this forward have other inputs
         if self._delta is None:
             self._delta = torch.zeros_like(output, requires_grad=True)
         return output + self._delta

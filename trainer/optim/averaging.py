@@ -1,4 +1,4 @@
-"""Averages of weights: exponential over the steps, or plain over the last checkpoints."""
+"""Average weights exponentially over the steps, or the last checkpoints equally."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ExponentialAverage:
     """Exponential moving average of named parameters, kept in fp32: average += (1 - d) * (parameter - average).
 
     It starts at the parameters of the first update. With warm-up, d = min(decay, (1 + step) / (10 + step)) as in
-    TensorFlow's ExponentialMovingAverage, so that the first random weights are soon forgotten. Everything is
-    elementwise: it averages whole parameters and the shards of one rank alike.
+    TensorFlow's ExponentialMovingAverage, so that the first random weights have little effect. Everything is
+    elementwise, so it works for complete parameters and for the shards of one rank.
     """
 
     def __init__(self, decay: float, *, warmup: bool = True) -> None:
@@ -30,10 +30,10 @@ class ExponentialAverage:
 
     @torch.no_grad()
     def update(self, named_parameters: Iterable[tuple[str, Tensor]], step: int) -> None:
-        """Takes in the parameters as they are after optimizer step `step` (from 1).
+        """Update the average with the parameters after optimizer step `step` (from 1).
 
         Raises:
-            CheckpointError: names or shapes are not those of the average, which came from another model.
+            CheckpointError: names or shapes differ from those of the average.
         """
         parameters = dict(named_parameters)
         if not self._average:
@@ -49,17 +49,17 @@ class ExponentialAverage:
         return dict(self._average)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over averages that `state` gave; they are copied."""
+        """Copy averages that `state` returned."""
         self._average = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in tensors.items()}
 
 
 def average_files(paths: Sequence[Path | str]) -> dict[str, Tensor]:
-    """Mean of the weights in several safetensors files, fp32, one tensor in memory at a time besides the result.
+    """Return the mean of the weights in several safetensors files in fp32. One tensor at a time is read.
 
     Sums are float64. Tensors that are not floating point (counters, indices) have no mean and must be equal.
 
     Raises:
-        CheckpointError: no file, one that cannot be read, or names, shapes or integer tensors that differ; names both.
+        CheckpointError: no file, an unreadable file, or other names, shapes or integer tensors; names both files.
     """
     if not paths:
         raise CheckpointError("there are no checkpoints to average")
@@ -93,7 +93,7 @@ def _file_shapes(file: TensorFile) -> dict[str, list[int]]:
 
 
 def _compare(ours: Mapping[str, list[int]], theirs: Mapping[str, list[int]], our: str, their: str) -> None:
-    """Refuses two sets of tensors that differ in a name or a shape, naming the first that does."""
+    """Raise CheckpointError if a name or shape differs, and name the first one."""
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             have = [shapes.get(name, "missing") for shapes in (ours, theirs)]

@@ -1,9 +1,9 @@
-"""Clipping by the norm of the gradient (Pascanu et al., 2013), with a norm that is exact under every engine.
+"""Clip by the norm of the gradient (Pascanu et al., 2013), with a norm that is the same under every engine.
 
-Parameters whose rate is 0 in a step, such as layers that gradual unfreezing has not reached, do not count in its norm.
+Parameters with rate 0 in a step, such as layers that are still frozen by gradual unfreezing, are left out of the norm.
 
-torch's norm of a large fp32 tensor on a CPU is off by up to 2e-5, because it adds one number after another; DeepSpeed
-adds in fp64. Engines that clip by different norms part after the first step.
+The norm of torch for a large fp32 tensor on a CPU is off by up to 2e-5, because it adds one number after another.
+DeepSpeed adds in fp64. With different norms, engines would differ after the first step.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = 1 << 16  # elements that are added up in fp32 at once: the rounding of so few stays near 1e-7
+PIECE = 1 << 16  # elements that are summed in fp32 at once, with a rounding error near 1e-7
 
 
 def square_sum(gradients: list[Tensor]) -> Tensor:
-    """The sum of the squares of all numbers: float64 scalar on the gradients' device."""
+    """Return the sum of all squares as a float64 scalar on the device of the gradients."""
     if not gradients:
         return torch.zeros((), dtype=torch.float64)
     if gradients[0].device.type == "cpu":
@@ -38,7 +38,7 @@ def idle_parameters(groups: Sequence[Mapping[str, Any]]) -> set[int]:
 
 
 def clip(gradients: list[Tensor], norm: float, limit: float) -> None:
-    """Shortens the gradient to the length `limit` if its `norm` is larger, with the margin of torch and DeepSpeed."""
+    """Scale the gradient to the norm `limit` if its `norm` is larger, with the margin of torch and DeepSpeed."""
     factor = limit / (norm + 1e-6)
     if factor < 1.0:
         torch._foreach_mul_(gradients, factor)

@@ -1,8 +1,7 @@
-"""Optimizers with decay groups, and their rates.
+"""Build optimizers with weight-decay groups and layer-wise rates.
 
-Weight decay is for matrices that mix features. It is off for biases and norms of any shape, and for embeddings of
-words, positions and segments: decaying a row pulls rare words to zero at every step in which they do not occur. A
-matrix tied to an embedding is that embedding.
+Weight decay is applied to matrices of linear layers and convolutions. It is off for biases and norms of any shape, and
+for embeddings, where it would pull rare words to zero in every step without them. A tied matrix is an embedding.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from trainer.errors import UsageError
 from trainer.recipe.sections import OptimConfig
 
-# Keys that only some choices use: key -> (the key that chooses, the choices that use it).
+# Keys that only some choices use: key -> (the key of the choice, the choices that use it).
 USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "betas": ("name", ("adamw",)),
     "eps": ("name", ("adamw",)),
@@ -36,31 +35,30 @@ USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 FUSED_DEVICES = ("cpu", "cuda")
-# Modules whose matrices decay, and names of what is none: biases of any shape, gains, Mamba's decay rates.
+# Modules whose matrices decay, and names that never do: biases of any shape, gains, decay rates of Mamba.
 MIXING = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 NOT_A_MATRIX = re.compile(r"bias|norm|gamma|beta|A_log$")
 EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|\w*emb)([._]|$)")
-SMALLEST = 2.0**-10  # size of a tensor that begins at 0, as nanoT5 has it
+SMALLEST = 2.0**-10  # size of a tensor that starts at 0, as in nanoT5
 
 
 def build_optimizer(
     model: nn.Module, optim: OptimConfig, depths: Mapping[str, int] | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) or SGD over the model's trainable parameters, each once.
+    """Build AdamW (Loshchilov & Hutter 2019) or SGD over the trainable parameters, each once.
 
     The groups are "decay" and "no_decay" (an empty one is left out), parameters in the order of `named_parameters`;
-    each carries "name", "base_lr" and "depth". Where layers have rates of their own there are two for each of the
-    `depths` (name of a parameter -> 0 head, 1 top layer of the trunk, …; None = the model has no such parts).
-    With `relative_rates` there is one for each size of tensors, too. Frozen parameters are in none. AdamW runs fused
-    where the device has the kernel; SGD never does, because its fused kernel knows no DTensor (torch 2.13): FSDP2 would
-    fail, or step with other arithmetic than the other engines.
+    each has "name", "base_lr" and "depth". With layer-wise rates there are two groups for each of the `depths` (name of
+    a parameter -> 0 head, 1 top layer of the trunk, …; None = the model has no such parts). With `relative_rates` there
+    is one group for each size of tensors, too. Frozen parameters are in no group. AdamW is fused if the device has the
+    kernel. SGD never is, because its fused kernel does not support DTensor (torch 2.13), which FSDP2 needs.
 
     Raises:
-        UsageError: nothing is trainable, nesterov without momentum, or rates by layer for a model without layers.
+        UsageError: no trainable parameter, nesterov without momentum, or layer-wise rates for a model without layers.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}  # tied ones come once
     if not trainable:
-        raise UsageError("the model has no trainable parameter: everything is frozen; unfreeze a part of it")
+        raise UsageError("the model has no trainable parameter: everything is frozen; unfreeze a part")
     groups = _groups(model, trainable, optim, depths)
     if optim.name == "adamw":
         fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trainable.values())
@@ -101,11 +99,13 @@ def _groups(
 
 @torch.no_grad()
 def size_of(p: Tensor) -> float:
-    """The root mean square of a tensor's first numbers, to a power of the root of 2: like tensors share a group.
+    """Return the RMS of the initial values of a tensor, rounded to a power of sqrt(2).
 
-    A rate times this is Adafactor's relative step (Shazeer & Stern 2018, section 8), held where it begins.
+    So similar tensors share a group.
+
+    A rate times this is the relative step of Adafactor (Shazeer & Stern 2018, section 8), fixed at its initial value.
     """
-    if p.is_meta:  # a plan has no numbers
+    if p.is_meta:  # the planner has no values
         return 1.0
     rms = float(p.detach().double().square().mean().sqrt())
     return 2.0 ** (round(2 * math.log2(max(rms, SMALLEST))) / 2)
@@ -115,7 +115,7 @@ def _without_decay(model: nn.Module) -> set[int]:
     """Return the identities of the parameters that must not decay.
 
     Decided by the type of the module first, then by the parameter's name and shape. Matrices of linear layers and
-    convolutions decay whatever they are called. A tied parameter decays only if it does under each of its names.
+    convolutions decay regardless of their names. A tied parameter decays only if it does under each of its names.
     """
     found: set[int] = set()
     for path, module in model.named_modules(remove_duplicate=False):
@@ -126,8 +126,8 @@ def _without_decay(model: nn.Module) -> set[int]:
 
 
 def _decays(module: nn.Module, path: str, name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter of a module is a matrix that mixes features."""
-    sizes = list(getattr(parameter, "ds_shape", parameter.shape))  # under ZeRO-3's init it is cut to an empty vector
+    """Return whether a parameter of a module decays."""
+    sizes = list(getattr(parameter, "ds_shape", parameter.shape))  # under the init of ZeRO-3 it is an empty vector
     if len(sizes) <= 1 or NOT_A_MATRIX.search(name) or getattr(parameter, "_no_weight_decay", False):
         return False
     if isinstance(module, MIXING):
@@ -139,14 +139,14 @@ def _decays(module: nn.Module, path: str, name: str, parameter: nn.Parameter) ->
 
 
 def set_rates(optimizer: torch.optim.Optimizer, multiplier_of_depth: Callable[[int], float]) -> None:
-    """Sets the learning rate of every group to its `base_lr` times the multiplier of its depth."""
+    """Set the learning rate of every group to its `base_lr` times the multiplier of its depth."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * multiplier_of_depth(group["depth"])
 
 
 def unused_keys(optim: OptimConfig) -> list[str]:
-    """Dotted keys of `optim` that were set to something else than the default and that the chosen optimizer, schedule
-    or averaging does not use: for a note to the user.
+    """Return keys of `optim` that differ from the default although the chosen optimizer, schedule or averaging does not
+    use them.
     """
     return [
         key
@@ -163,7 +163,7 @@ def _value(section: BaseModel, key: str) -> Any:
 
 
 def _changed(section: BaseModel, path: list[str]) -> bool:
-    """Whether the key was given and differs from its default (a resolved recipe gives every key)."""
+    """Return whether a key differs from its default (a resolved recipe has every key)."""
     first, *rest = path
     value = getattr(section, first)
     if first not in section.model_fields_set:

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: one pure function of the step and of the share of the training that is done.
+"""Learning-rate schedules: one pure function of the step and of the finished share of the training.
 
-No scheduler object, so nothing to prepare, save or step out of turn: a resumed run asks for the same step and gets the
-same rate, on any number of ranks. The only schedule that remembers anything is plateau; its memory is `Plateau`.
+There is no scheduler object to prepare, save or step: a resumed run gets the same rate for the same step, on any number
+of ranks. Only plateau has a state, `Plateau`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ INVERSE_SQRT_TIMESCALE = 10_000  # steps; used without warm-up, as in transforme
 def lr_multiplier(
     optim: OptimConfig, step: int, progress: float, *, depth: int = 0, plateau_factor: float = 1.0
 ) -> float:
-    """The factor on a group's base rate for the step that is about to be made: schedule, layer and unfreezing in one.
+    """Return the factor on the base rate of a group for the next step: schedule, layer-wise decay and unfreezing.
 
-    A layer's rate is the schedule's times `layer_decay` ** depth (discriminative fine-tuning), and 0 as long as gradual
-    unfreezing has not come down to it: depth d begins to move when the share `unfreeze` * d of the training is done
+    The rate of a layer is that of the schedule times `layer_decay` ** depth (discriminative fine-tuning). It is 0 until
+    gradual unfreezing reaches the layer: depth d is trained once the share `unfreeze` * d of the training is done
     (both Howard & Ruder 2018; with unfreeze = 1 / epochs one more layer moves in each epoch).
 
-    Rates that count steps (warm-up, inverse_sqrt, noam) use `step`, so the first step already moves. Rates that run to
-    the end of the training use what is done *before* the step, so the last step still moves:
+    Rates that count steps (warm-up, inverse_sqrt, noam) use `step`, so the rate of the first step is not 0. Rates
+    that run to the end use the share done *before* the step, so the rate of the last step is not 0 either:
 
     - linear, cosine: after warm-up, exactly the rate that transformers' get_linear_schedule_with_warmup and
       get_cosine_schedule_with_warmup use at the same step. They need the total number of steps; ours is not known
@@ -38,9 +38,9 @@ def lr_multiplier(
     - constant and plateau: 1 after warm-up; plateau times `plateau_factor`, which comes from `Plateau.update`.
 
     Args:
-        step: number of the step about to be made, from 1.
+        step: number of the next step, from 1.
         progress: share of the planned training done before this step, in [0, 1]: rows consumed / (epochs * rows), or
-            (step - 1) / max_steps; the larger one where both end the run.
+            (step - 1) / max_steps; the larger one if both end the run.
         depth: of the group (`build_optimizer`): 0 the head, 1 the top layer of the trunk, and so on down.
         plateau_factor: product of the reductions so far.
     """
@@ -89,15 +89,15 @@ def _slanted_triangular(progress: float, cut_fraction: float, ratio: float) -> f
 
 @dataclass
 class Plateau:
-    """Decides when the rate falls: after `patience` evaluations in a row without an improvement of the metric.
+    """Reduce the rate after `patience` evaluations in a row without an improvement.
 
-    Every rank holds one and gives it the same reduced metric, so all take the same decision. An improvement is a metric
-    better than the best so far by more than `min_delta`; NaN is none. `state()` is plain JSON and restores by
-    `from_state`.
+    Every rank has one and updates it with the same reduced metric, so all ranks decide alike. An improvement is a
+    metric better than the best so far by more than `min_delta`; NaN is no improvement. `state()` is plain JSON and
+    restores by `from_state`.
     """
 
     factor: float
-    """What the rate is multiplied by at each reduction."""
+    """Factor on the rate at each reduction."""
     patience: int
     """Evaluations without improvement before a reduction, at least 1."""
     min_delta: float = 0.0
@@ -118,7 +118,7 @@ class Plateau:
         return self.factor**self.reductions
 
     def update(self, metric: float) -> float:
-        """Takes the metric of one evaluation and returns the factor from now on."""
+        """Take the metric of an evaluation, and return the factor for the next steps."""
         sign = 1.0 if self.mode == "min" else -1.0
         if not math.isnan(metric) and (self.best is None or sign * (self.best - metric) > self.min_delta):
             self.best, self.stale = metric, 0
@@ -130,10 +130,10 @@ class Plateau:
         return self.current
 
     def state(self) -> dict[str, Any]:
-        """Settings and memory as plain numbers and texts."""
+        """Return settings and state as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Plateau:
-        """The object that `state` was taken from."""
+        """Restore an object from its `state`."""
         return cls(**state)
