@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from launch.doctor import doctor_command
 from launch.plan import plan_command
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
+from launch.tools.doctor.command import doctor_command
 from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
 

@@ -131,10 +131,14 @@ def choose(config: str | None, nproc: int | None) -> LaunchPlan:
     return replace(plan, ranks=ranks, note="; ".join(notes))
 
 
+def gpu_device_files(folder: Path = Path("/dev")) -> bool:
+    """Whether there is a device file of a GPU: NVIDIA's, WSL's or AMD's."""
+    return any(folder.glob("nvidia[0-9]*")) or (folder / "dxg").exists() or (folder / "kfd").exists()
+
+
 def gpus() -> int:
     """The CUDA devices that this process may use. Imports torch only where there is a device file of a GPU."""
-    devices = Path("/dev")
-    if not (any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists() or (devices / "kfd").exists()):
+    if not gpu_device_files():
         return 0
     import torch
 

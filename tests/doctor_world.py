@@ -1,12 +1,16 @@
-"""What the tests of `rankzero doctor` share."""
+"""Helpers for the tests of `rankzero doctor`."""
 
 from __future__ import annotations
 
-from launch.doctoring.check import Check
+from collections.abc import Callable
+
+from launch.findings import Check, Findings
+
+RANK_CHECKS = ("ranks", "all-reduce", "barrier")
 
 
-def only(checks: list[Check], name: str) -> Check:
-    """The one check of that name."""
-    found = [one for one in checks if one.name == name]
-    assert len(found) == 1, (name, checks)
-    return found[0]
+def check(function: Callable[..., None], *words: object) -> Check:
+    """Run one check function and return its result."""
+    findings = Findings("check")
+    function(findings, *words)
+    return findings.check()

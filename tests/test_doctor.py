@@ -1,4 +1,4 @@
-"""`rankzero doctor`: what it says of the environment and of SLURM, and the command (others: test_doctor_*.py)."""
+"""`rankzero doctor`: the command, and its checks of environment, network, hub and SLURM (others: test_doctor_*.py)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,19 +15,22 @@ from pathlib import Path
 import psutil
 import pytest
 import typer
-from doctor_world import only
+from doctor_world import RANK_CHECKS, check
 
-from launch import configs, doctor
+from launch import configs
 from launch.configs import choose
-from launch.doctoring import between, check, disk, machine, plans, settings, show, slurm
-from launch.doctoring.check import Check
+from launch.findings import Check, Findings
+from launch.tools.doctor import diagnosis, disk, machine, setup
+from launch.tools.doctor.command import doctor_command
+from launch.tools.doctor.diagnosis import Diagnosis, run_check, show
 from trainer.cli import run_app
+from trainer.rank_env import RANK_VARIABLES
 
 
 def command(*words: str) -> int:
-    """`rankzero doctor WORDS` in this process; the exit code."""
+    """Run `rankzero doctor WORDS` in this process and return the exit code."""
     app = typer.Typer(pretty_exceptions_enable=False)
-    app.command("doctor")(doctor.doctor_command)
+    app.command("doctor")(doctor_command)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["rankzero doctor", *words])
         return run_app(app)
@@ -34,14 +38,14 @@ def command(*words: str) -> int:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*settings.TOLD, *settings.LAUNCHED, "SLURM_JOB_ID"):
+    for name in (*setup.SHOWN, *RANK_VARIABLES, "SLURM_JOB_ID"):
         if name != "OMP_NUM_THREADS":
             monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         monkeypatch.delenv(name)
 
 
-# -- settings --------------------------------------------------------------------------------------------------------
+# -- environment and network -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,12 +53,14 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("cpu", {}, []),
         ("cpu", {"ACCELERATE_USE_CPU": "true"}, []),
-        ("cpu_zero2", {"ACCELERATE_USE_CPU": "true"}, ["zero2 would silently be DDP", "unset ACCELERATE_USE_CPU"]),
-        ("cpu_fsdp2", {"ACCELERATE_USE_CPU": "1"}, ["fsdp2 would silently be DDP"]),
+        ("cpu_zero2", {"ACCELERATE_USE_CPU": "true"}, ["cpu_zero2 (zero2)", "silently", "unset ACCELERATE_USE_CPU"]),
+        ("cpu_fsdp2", {"ACCELERATE_USE_CPU": "1"}, ["cpu_fsdp2 (fsdp2)", "silently"]),
         ("cpu_fsdp2", {"ACCELERATE_USE_FSDP": "true"}, []),
-        ("cpu", {"ACCELERATE_USE_DEEPSPEED": "true"}, ["ACCELERATE_USE_DEEPSPEED", "ddp is wanted"]),
-        ("cpu", {"ACCELERATE_MIXED_PRECISION": "fp16"}, ["fp16", "config cpu says no"]),
-        ("cpu", {"WORLD_SIZE": "2"}, ["WORLD_SIZE=2", "starts none", "unset WORLD_SIZE"]),
+        ("cpu", {"ACCELERATE_USE_DEEPSPEED": "true"}, ["ACCELERATE_USE_DEEPSPEED", "(ddp)"]),
+        ("cpu", {"ACCELERATE_MIXED_PRECISION": "fp16"}, ["fp16", "config cpu has no"]),
+        ("cpu", {"WORLD_SIZE": "2"}, ["WORLD_SIZE=2", "lacks RANK", "unset RANK WORLD_SIZE"]),
+        ("cpu", {"WORLD_SIZE": "1"}, ["WORLD_SIZE=1", "starts no ranks", "unset RANK WORLD_SIZE"]),
+        ("cpu", {"RANK": "1"}, ["RANK=1", "unset RANK WORLD_SIZE"]),
     ],
 )
 def test_misleading_variables(
@@ -62,9 +68,9 @@ def test_misleading_variables(
 ) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    found = only(settings.checks(choose(config, None)), "environment")
-    assert found.status == ("warning" if words else "ok"), found
-    assert all(word in found.found + found.fix for word in words), found
+    result = check(setup.check_variables, choose(config, None))
+    assert result.status == ("warning" if words else "ok"), result
+    assert all(word in result.found + result.fix for word in words), result
 
 
 @pytest.mark.parametrize(
@@ -74,19 +80,20 @@ def test_misleading_variables(
         ("2", 2, "ok", "2 ranks x 2 threads on 4 cores"),
         (None, 2, "ok", "2 ranks x 2 threads on 4 cores"),
         ("1", 5, "warning", "--nproc 4"),
-        ("many", 2, "warning", "no number"),
+        ("many", 2, "warning", "not a number"),
     ],
 )
 def test_threads_times_ranks(
     monkeypatch: pytest.MonkeyPatch, threads: str | None, ranks: int, status: str, words: str
 ) -> None:
-    monkeypatch.setattr(settings, "cores", lambda: 4)
+    monkeypatch.setattr(setup, "cores", lambda: 4)
+    monkeypatch.setattr("launch.accelerate.cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    found = only(settings.checks(choose("cpu", ranks)), "threads")
-    assert found.status == status
-    assert words in found.found + found.fix
+    result = check(setup.check_threads, choose("cpu", ranks))
+    assert result.status == status
+    assert words in result.found + result.fix
 
 
 @pytest.mark.parametrize(
@@ -94,40 +101,40 @@ def test_threads_times_ranks(
     [
         ("GLOO_SOCKET_IFNAME", "nosuch0", "failed"),
         ("GLOO_SOCKET_IFNAME", "lo", "ok"),
-        ("GLOO_SOCKET_IFNAME", "l", "failed"),  # whole names
-        ("NCCL_SOCKET_IFNAME", "l", "ok"),  # beginnings of names
+        ("GLOO_SOCKET_IFNAME", "l", "failed"),  # full names
+        ("NCCL_SOCKET_IFNAME", "l", "ok"),  # prefixes
         ("NCCL_SOCKET_IFNAME", "=l", "failed"),
         ("NCCL_SOCKET_IFNAME", "^docker", "ok"),
     ],
 )
-def test_interfaces_named_in_the_environment(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, status: str
-) -> None:
+def test_interfaces_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, status: str) -> None:
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"lo": [], "eth0": []})
     monkeypatch.setenv(variable, value)
-    found = only(settings.checks(choose("cpu", None)), "network")
-    assert found.status == status, found
+    assert check(setup.check_network, choose("cpu", None)).status == status
 
 
-def test_a_name_without_an_address_and_one_that_leads_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_name_without_an_address_or_with_a_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*words: object) -> None:
         raise socket.gaierror("unknown")
 
-    many = configs.describe("ddp_multinode")
+    several_machines = configs.describe("ddp_multinode")
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(2, 1, 6, "", ("127.0.1.1", 0))])
-    assert only(settings.checks(many), "network").status == "failed"
-    assert only(settings.checks(choose("cpu", None)), "network").status == "ok"
+    assert check(setup.check_network, several_machines).status == "failed"
+    assert check(setup.check_network, choose("cpu", None)).status == "ok"
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert only(settings.checks(many), "network").status == "warning"
+    assert check(setup.check_network, several_machines).status == "warning"
 
 
 def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(findings: Findings) -> None:
+        raise OSError("GET with hf_0123456789abcdef failed")
+
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = only(settings.checks(None), "hub")
-    assert "off by HF_HUB_OFFLINE" in found.found
-    assert "a token is set" in found.found
-    assert check.without_secrets("GET with hf_0123456789abcdef failed") == "GET with <HF_TOKEN> failed"
+    result = check(setup.check_hub)
+    assert "offline by HF_HUB_OFFLINE" in result.found
+    assert "a token is set" in result.found
+    assert "OSError: GET with *** failed" in run_check("x", fail).found
     command("--quick")
     out, err = capsys.readouterr()
     assert "0123456789" not in out + err
@@ -138,31 +145,30 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Check]:
-    """SLURM's commands as scripts; `sinfo` does what it is told, and knows its version."""
+    """SLURM's commands as scripts. `sinfo` runs the given script."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(slurm, "PATIENCE", 0.7)
+    monkeypatch.setattr(setup, "SLURM_SECONDS", 0.7)
 
     def look(sinfo: str) -> Check:
-        for name in slurm.COMMANDS:
-            version = '[ "$1" = --version ] && { echo slurm 22.05.8; exit 0; }'
-            (tmp_path / name).write_text(f"#!/bin/sh\n{version}\n{sinfo}\n")
+        for name in setup.SLURM_COMMANDS:
+            (tmp_path / name).write_text(f"#!/bin/sh\n{sinfo}\n")
             (tmp_path / name).chmod(0o755)
-        return slurm.checks()[0]
+        return check(setup.check_slurm)
 
     return look
 
 
 def test_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm.checks() == [Check("slurm", "skipped", "not found: rankzero submit cannot be used here")]
+    assert check(setup.check_slurm) == Check("check", "skipped", "not found: rankzero submit cannot be used here")
 
 
 def test_a_cluster(cluster: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = cluster("echo 'gpu*|up|2:00:00|4|mix'; echo 'old|down|1:00|1|idle'")
-    assert (found.status, "slurm 22.05.8" in found.found) == ("ok", True), found
-    assert "gpu* up, 4 mix, 2:00:00 / old down, 1 idle, 1:00; not inside a job" in found.found
+    result = cluster("echo 'gpu*|up|2:00:00|4|mix'; echo 'old|down|1:00|1|idle'")
+    partitions = "partition gpu* up, 4 mix, 2:00:00; partition old down, 1 idle, 1:00"
+    assert (result.status, result.found) == ("ok", f"not inside a job; {partitions}")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert "inside job 17 on 1 node" in cluster("echo 'gpu|up|1|1|idle'").found
+    assert "inside job 17" in cluster("echo 'gpu|up|1|1|idle'").found
 
 
 @pytest.mark.parametrize(
@@ -170,26 +176,27 @@ def test_a_cluster(cluster: Callable[[str], Check], monkeypatch: pytest.MonkeyPa
     [
         ("echo 'gpu|up|1:00|4|down*'; echo 'b|up|1:00|4|idle*'", "no node can take a job"),
         ("echo 'gpu|down|1:00|4|idle'", "no node can take a job"),
-        ("exit 0", "no partition"),
+        ("exit 0", "no node can take a job"),
         ("echo 'Unable to contact slurm controller' >&2; exit 1", "Unable to contact slurm controller"),
-        ("sleep 61", "did not answer within 0.7 s"),
+        ("exit 3", "exit code 3"),
+        ("exec sleep 61", "does not answer within 0.7 s"),
     ],
 )
-def test_a_cluster_that_is_of_no_use(cluster: Callable[[str], Check], sinfo: str, words: str) -> None:
+def test_a_cluster_that_cannot_be_used(cluster: Callable[[str], Check], sinfo: str, words: str) -> None:
     began = time.monotonic()
-    found = cluster(sinfo)
-    assert (found.status, words in found.problem) == ("warning", True), found
+    result = cluster(sinfo)
+    assert (result.status, words in result.problem) == ("warning", True), result
     assert time.monotonic() - began < 10
     sleeping = [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "61"]]
-    assert not [one for one in sleeping if one.status() != psutil.STATUS_ZOMBIE], "what hung is still there"
+    assert not [one for one in sleeping if one.status() != psutil.STATUS_ZOMBIE], "the hanging command still runs"
 
 
-def test_half_an_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "sbatch").write_text("#!/bin/sh\n")
     (tmp_path / "sbatch").chmod(0o755)
-    found = slurm.checks()[0]
-    assert (found.status, "srun, scontrol, squeue, sinfo not in PATH" in found.problem) == ("warning", True)
+    result = check(setup.check_slurm)
+    assert (result.status, "srun, scontrol, squeue, sinfo not in PATH" in result.problem) == ("warning", True)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -202,43 +209,54 @@ def test_quick_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert (answer["passed"], answer["bandwidth"]) == (True, [])
     assert all(set(one) == {"name", "status", "found", "fix"} for one in answer["checks"])
     names = [one["name"] for one in answer["checks"]]
-    assert len(names) == len(set(names))
-    assert {one["status"] for one in answer["checks"] if one["name"] in between.NAMES} == {"skipped"}
+    assert len(names) == len(set(names)) == 23
+    assert {one["status"] for one in answer["checks"] if one["name"] in RANK_CHECKS} == {"skipped"}
     assert "disk speed" not in names
     assert not (tmp_path / "x").exists()
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # a SLURM that is only half there would be a warning
-    monkeypatch.setattr(plans, "gpus", lambda: 0)
+    monkeypatch.setenv("PATH", str(tmp_path))  # an incomplete SLURM would be a warning
+    monkeypatch.setattr(setup, "gpus", lambda: 0)
     monkeypatch.setattr(configs, "gpus", lambda: 0)
     assert command("--quick", "--config", "ddp") == 1
     out = capsys.readouterr().out
-    assert re.search(r"\nfailed: config: .*needs GPUs.*\n  -> .+\n\nNot all works here: .*1 failed.*\n$", out), out
+    assert re.search(r"\nfailed: config: .*needs GPUs.*\n  -> .+\n\nNot everything works here: .*1 failed.*\n$", out), (
+        out
+    )
     for words in (["--config", "nosuch"], ["--nproc", "0"], ["--timeout", "1"], ["--config", "debug", "--nproc", "2"]):
         assert command("--quick", *words) == 2, words
 
 
-def test_a_mistake_of_ours_costs_one_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "checks", lambda: 1 / 0)
-    diagnosis = doctor.diagnose(quick=True)
-    assert "ZeroDivisionError" in only(diagnosis.checks, "machine").found
-    assert not diagnosis.passed
-    assert len(diagnosis.checks) > 15
+def test_an_error_in_one_check_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "check_cpu", lambda findings: 1 / 0)
+    result = diagnosis.diagnose(quick=True)
+    failed = [one for one in result.checks if one.status == "failed"]
+    assert [one.name for one in failed] == ["cpu"]
+    assert "ZeroDivisionError" in failed[0].found
+    assert not result.passed
 
 
-def test_started_by_a_launcher_it_starts_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_hangs_has_failed() -> None:
+    awake = threading.Event()
+    result = run_check("disk space", lambda findings: awake.wait(60), 0.2)
+    assert (result.status, result.found) == ("failed", "no answer within 0.2 s")
+    awake.set()
+
+
+def test_inside_a_launcher_no_ranks_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(disk, "measure", lambda folder: (1, 1e9, 1e9))
-    found = doctor.diagnose()
-    assert [only(found.checks, name).status for name in between.NAMES] == ["skipped"] * 3
+    monkeypatch.setattr(disk, "measure", lambda folder: (1, 1e-9))
+    statuses = {one.name: one.status for one in diagnosis.diagnose().checks}
+    assert [statuses[name] for name in RANK_CHECKS] == ["skipped"] * 3
 
 
-def test_problems_come_last_on_a_terminal_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_problems_are_last_and_failures_before_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"bytes": 4096, "seconds": 2e-4, "algorithm_gb_per_s": 0.02, "bus_gb_per_s": 0.02, "correct": False}]
     checks = [Check("a", "warning", "w [x]", "do this"), Check("b", "failed", "f", "do that"), Check("c", "ok", "fine")]
-    show.show(checks, rows, terminal=True)
+    show(Diagnosis(checks, rows))
     out = capsys.readouterr().out
-    assert out.index("WRONG") < out.index("failed: b") < out.index("warning: a: w [x]") < out.index("Not all works")
+    assert out.index("WRONG") < out.index("failed: b") < out.index("warning: a: w [x]") < out.index("Not everything")
     assert "4 KiB" in out
-    assert show.verdict(checks[2:]) == "All that was looked at works here: 1 ok."
+    show(Diagnosis(checks[2:], []))
+    assert "Everything that was checked works here: 1 ok." in capsys.readouterr().out

@@ -3,121 +3,116 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 import socket
 from pathlib import Path
 
 import pytest
 import yaml
-from doctor_world import only
+from doctor_world import check
 
 from launch import configs
 from launch.configs import shipped
-from launch.doctoring import plans, versions
+from launch.tools import engine_facts
+from launch.tools.doctor import packages, setup
 from trainer.errors import UsageError
 
 # -- versions --------------------------------------------------------------------------------------------------------
 
 
-def _pretend(monkeypatch: pytest.MonkeyPatch, **found: str | None) -> None:
-    real = versions.installed
-    names = {name.replace("_", "-"): version for name, version in found.items()}
-    monkeypatch.setattr(versions, "installed", lambda name: names[name] if name in names else real(name))
-
-
-def test_this_environment_is_sound() -> None:
-    found = versions.checks()
-    assert [one.status for one in found] == ["ok"] * 4, found
-    assert f"torch {importlib.metadata.version('torch')}" in only(found, "packages").found
+def test_this_environment_has_no_problem() -> None:
+    for function in ("python", "packages", "known_bad", "combination"):
+        assert check(getattr(packages, f"check_{function}")).status == "ok", function
+    assert f"torch {importlib.metadata.version('torch')}" in check(packages.check_packages).found
 
 
 @pytest.mark.parametrize(
     ("name", "version", "where", "status", "words"),
     [
         ("torch", None, "packages", "failed", ["torch is missing", "pip install 'torch>=2.13'"]),
+        ("torch", "2.12.1", "packages", "failed", ["torch 2.12.1 is not >=2.13"]),
         ("datasets", "4.0.0", "packages", "failed", ["datasets 4.0.0 is not >=5.2"]),
         ("deepspeed", None, "packages", "ok", ["deepspeed not installed", "zero1"]),
-        ("torch", "2.12.1", "known bad versions", "failed", ["torch 2.12.1", "weights_only"]),
+        ("deepspeed", "0.15.0", "packages", "failed", ["deepspeed 0.15.0 is not >="]),
         ("torch", "2.13.0+cu130", "packages", "ok", ["torch 2.13.0+cu130"]),
         ("torch", "2.14.0.dev20261101", "packages", "ok", ["torch 2.14.0.dev20261101"]),
-        ("onnx", "1.20.1", "known bad versions", "failed", ["onnx 1.20.1", "external data"]),
-        ("transformers", "5.10.0", "known bad versions", "failed", ["transformers 5.10.0"]),
-        ("deepspeed", "0.15.0", "known bad versions", "failed", ["deepspeed 0.15.0"]),
-        ("optimum_onnx", "0.1.0", "known bad versions", "warning", ["transformers < 4.58", "uninstall"]),
-        ("tokenizers", "0.99.0", "package combination", "failed", ["transformers", "wants tokenizers", "0.99.0"]),
+        ("optimum-onnx", "0.1.0", "known_bad", "warning", ["transformers < 4.58", "uninstall"]),
+        ("tokenizers", "0.99.0", "combination", "failed", ["transformers", "requires tokenizers", "0.99.0"]),
     ],
 )
 def test_versions(
     monkeypatch: pytest.MonkeyPatch, name: str, version: str | None, where: str, status: str, words: list[str]
 ) -> None:
-    _pretend(monkeypatch, **{name: version})
-    found = only(versions.checks(), where)
-    assert found.status == status, found
-    assert all(word in found.found + found.fix for word in words), found
+    real = packages.installed
+    monkeypatch.setattr(packages, "installed", lambda package: version if package == name else real(package))
+    result = check(getattr(packages, f"check_{where}"))
+    assert result.status == status, result
+    assert all(word in result.found + result.fix for word in words), result
 
 
-def test_without_a_checkout_the_installed_requirements_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requirements_of_an_extra_are_separate(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["torch>=2.13", "deepspeed>=0.19; extra == 'deepspeed'", "pytest>=8; extra == 'test'", "x; os_name == 'nt'"]
-    monkeypatch.setattr(versions, "PROJECT", Path("/nonexistent"))
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
-    found = [(requirement.name, optional) for requirement, optional in versions.requirements()]
-    assert found == [("torch", False), ("deepspeed", True), ("x", True)]
+    assert [requirement.name for requirement in packages.requirements("rankzero")] == ["torch"]
+    assert [requirement.name for requirement in packages.requirements("rankzero", "deepspeed")] == ["deepspeed"]
 
 
 def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "OLDEST_PYTHON", (9, 0))
-    assert only(versions.checks(), "python").status == "failed"
+    monkeypatch.setattr(packages, "OLDEST_PYTHON", (9, 0))
+    assert check(packages.check_python).status == "failed"
 
 
 # -- configs and port ------------------------------------------------------------------------------------------------
 
 
+def _pretend(monkeypatch: pytest.MonkeyPatch, gpus: int, *, deepspeed: bool) -> None:
+    for module in (setup, configs):
+        monkeypatch.setattr(module, "gpus", lambda: gpus)
+    monkeypatch.setattr(engine_facts.importlib.util, "find_spec", lambda name: object() if deepspeed else None)
+
+
 def test_shipped_configs_and_why_others_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "gpus", lambda: 0)
-    monkeypatch.setattr(plans, "installed", lambda name: None)
-    runs = {name for name in shipped() if not plans.why_not(name)}
-    assert runs == {"debug", "cpu", "cpu_bf16", "cpu_fsdp2"}
-    assert plans.why_not("cpu_zero1") == "DeepSpeed is not installed"
-    assert plans.why_not("ddp") == "no GPU"
-    monkeypatch.setattr(plans, "gpus", lambda: 1)
-    assert "one process" in plans.why_not("ddp")
-    monkeypatch.setattr(plans, "installed", lambda name: "0.19.8")
-    monkeypatch.setattr(plans, "gpus", lambda: 2)
-    found = plans.checks(None)[0]
-    assert set(re.findall(r"\w+_multinode", found.found)) == {
-        f"{name}_multinode" for name in ("cpu", "ddp", "fsdp2", "zero2", "zero3")
-    }
-    assert "needs GPUs and the address" in plans.why_not("zero2_multinode")
-    assert "2 machines, needs the address" in plans.why_not("cpu_multinode")
+    _pretend(monkeypatch, 0, deepspeed=False)
+    assert {name for name in shipped() if not setup.why_not(name)} == {"debug", "cpu", "cpu_bf16", "cpu_fsdp2"}
+    assert setup.why_not("cpu_zero1") == "deepspeed is not installed"
+    assert setup.why_not("ddp") == "no GPU"
+    _pretend(monkeypatch, 1, deepspeed=True)
+    assert "one process" in setup.why_not("ddp")
+    assert setup.why_not("zero1") == ""
+    _pretend(monkeypatch, 2, deepspeed=True)
+    result = check(setup.check_shipped)
+    assert "run here: cpu, cpu_bf16, cpu_fsdp2, cpu_zero1, cpu_zero2, cpu_zero3, ddp" in result.found
+    several = "cpu_multinode, ddp_multinode, fsdp2_multinode, zero2_multinode, zero3_multinode"
+    assert f"not {several}: for 2 machines, needs the address" in result.found
 
 
-def test_the_config_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plans, "gpus", lambda: 0)
-    plan, found = plans.chosen(None, 3)
+def test_the_ranks_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _pretend(monkeypatch, 0, deepspeed=True)
+    plan, result = setup.choose_plan(None, 3)
     assert plan
-    assert (plan.config, plan.ranks, found.status) == ("cpu", 3, "ok")
-    assert "debug" in found.found
-    plan, found = plans.chosen("ddp", None)
+    assert (plan.config, plan.ranks, result.status) == ("cpu", 3, "ok")
+    assert "cpu: engine ddp, 3 ranks, fp32; rankzero train uses config debug" in result.found
+    plan, result = setup.choose_plan("ddp", None)
     assert plan is None
-    assert (found.status, "needs GPUs" in found.found) == ("failed", True)
+    assert (result.status, "needs GPUs" in result.found) == ("failed", True)
     alone = tmp_path / "alone.yaml"
     alone.write_text(shipped()["cpu"].read_text().replace("MULTI_GPU", "MULTI_CPU"))
-    assert "MULTI_CPU" in plans.chosen(str(alone), None)[1].found
-    monkeypatch.setattr(plans, "installed", lambda name: None)
-    assert "rankzero[deepspeed]" in plans.chosen("cpu_zero2", None)[1].fix
+    assert "MULTI_CPU" in setup.choose_plan(str(alone), None)[1].found
+    _pretend(monkeypatch, 0, deepspeed=False)
+    assert "rankzero[deepspeed]" in setup.choose_plan("cpu_zero2", None)[1].fix
     for config, nproc in (("nosuch", None), ("debug", 2)):
         with pytest.raises(UsageError):
-            plans.chosen(config, nproc)
+            setup.choose_plan(config, nproc)
 
 
-def test_accelerates_default_file_that_trains_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert only(plans.checks(None), "accelerate's default").status == "ok"
+def test_a_default_file_of_accelerate_that_would_train_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(setup.constants, "HF_HOME", str(tmp_path))
+    assert check(setup.check_default_file).status == "ok"
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text("{distributed_type: MULTI_CPU, num_processes: 2}")
-    found = only(plans.checks(None), "accelerate's default")
-    assert found.status == "warning"
-    assert "MULTI_CPU" in found.found
+    result = check(setup.check_default_file)
+    assert (result.status, "MULTI_CPU" in result.found) == ("warning", True)
 
 
 def _with_port(folder: Path, port: object, name: str = "cpu", **more: object) -> configs.LaunchPlan:
@@ -129,15 +124,16 @@ def _with_port(folder: Path, port: object, name: str = "cpu", **more: object) ->
 
 def test_the_port_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = server.getsockname()[1]
-        found = plans._port(_with_port(tmp_path, taken))
-        assert (found.status, f"{taken} is taken" in found.found) == ("failed", True), found
-    monkeypatch.setattr(plans, "EPHEMERAL", tmp_path / "range")
-    assert plans._port(_with_port(tmp_path, taken)).status == "ok"
-    (tmp_path / "range").write_text(f"{taken}\t65000\n")
-    assert "hands out" in plans._port(_with_port(tmp_path, taken)).problem
-    assert plans._port(_with_port(tmp_path, 0)).found.startswith("any free one")
-    assert plans._port(_with_port(tmp_path, 70_000)).status == "failed"
-    assert plans._port(configs.describe("debug")).status == "skipped"
-    many = _with_port(tmp_path, 29500, "ddp_multinode", machine_rank=1)
-    assert plans._port(many).status == "skipped"
+        port = server.getsockname()[1]
+        result = check(setup.check_port, _with_port(tmp_path, port))
+        assert (result.status, f"{port} cannot be opened" in result.found) == ("failed", True), result
+    monkeypatch.setattr(setup, "EPHEMERAL", tmp_path / "range")
+    assert check(setup.check_port, _with_port(tmp_path, port)).status == "ok"
+    (tmp_path / "range").write_text(f"{port}\t65000\n")
+    assert "the system gives to any program" in check(setup.check_port, _with_port(tmp_path, port)).problem
+    assert check(setup.check_port, _with_port(tmp_path, 0)).found.startswith("any free one")
+    for wrong in (70_000, "a name"):
+        assert check(setup.check_port, _with_port(tmp_path, wrong)).status == "failed"
+    several_machines = _with_port(tmp_path, 29500, "ddp_multinode", machine_rank=1)
+    for plan in (several_machines, configs.describe("debug"), None):
+        assert check(setup.check_port, plan).status == "skipped"

@@ -1,4 +1,4 @@
-"""The ranks of `rankzero doctor`: one that stops, hangs or dies is named in time, and nothing is left running."""
+"""The ranks of `rankzero doctor`: one that stops or dies is named in time, and no process is left."""
 
 from __future__ import annotations
 
@@ -16,79 +16,30 @@ from typing import Any
 
 import psutil
 import pytest
-from doctor_world import only
+from doctor_world import RANK_CHECKS, check
 
 from launch.configs import choose
-from launch.doctoring import between, family, rank
-from launch.doctoring.check import Check
+from launch.findings import Check
+from launch.tools.doctor import collectives, ranks
 
-# -- between the ranks -----------------------------------------------------------------------------------------------
-
-
-def test_a_roll_call_names_those_who_did_not_come() -> None:
-    from torch.distributed import TCPStore
-
-    store = TCPStore("127.0.0.1", 0, is_master=True)
-    assert rank.roll_call(store, "alone", 0, 1, 5) == []
-    began = time.monotonic()
-    assert rank.roll_call(store, "three of five", 1, 5, 0.3) == [0, 2, 3, 4]
-    assert time.monotonic() - began < 5
-    assert rank.roll_call(store, "three of five", 3, 5, 0.3) == [0, 2, 4]
-
-
-def _diaries(**stages: list[dict[str, Any]]) -> family.Diaries:
-    found = {}
-    for name, entries in stages.items():
-        begin = {"stage": "loading", "pid": 100 + int(name[1:])}
-        found[int(name[1:])] = [{"at": 0.0, **entry} for entry in [begin, *entries]]
-    return family.Diaries(found)
-
-
-CONNECTED = [{"stage": "connecting"}, {"stage": "latency"}]
+MODULE = "launch.tools.doctor.collectives"
 
 
 @pytest.mark.parametrize(
-    ("diaries", "code", "states", "log", "name", "words"),
+    ("log", "found", "fix"),
     [
-        (
-            _diaries(r0=[*CONNECTED, {"missing": [1], "stage_missed": "all-reduce of 4096 bytes"}], r1=CONNECTED),
-            *(None, {}, "", "barrier"),
-            ["rank 1 (process 101, running, in 'latency') did not come within 3 s", "before all-reduce of 4096 bytes"],
-        ),
-        (
-            _diaries(r0=CONNECTED, r1=CONNECTED),
-            *(None, {1: "stopped by a signal"}, "", "barrier", ["rank 1 (process 101, stopped by a signal", "STOP"]),
-        ),
-        (_diaries(r0=CONNECTED, r1=[]), None, {}, "", "ranks", ["rank 1 (process 101, running, in 'loading') keeps"]),
-        (_diaries(r0=CONNECTED), None, {}, "", "ranks", ["rank 1 (not of this machine, or never started) keeps"]),
-        (_diaries(r0=CONNECTED, r1=CONNECTED), None, {}, "", "barrier", ["wait for each other", "--timeout"]),
-        (_diaries(), None, {}, "", "ranks", ["no rank was started"]),
-        (
-            _diaries(r0=[{"error": "UsageError: this config needs DeepSpeed"}]),
-            *(1, {}, "noise\n", "ranks", ["rank 0: UsageError: this config needs DeepSpeed", "cpu.yaml"]),
-        ),
-        (_diaries(), 1, {}, "Traceback\nOSError: last words", "ranks", ["OSError: last words"]),
-        (
-            _diaries(r0=[*CONNECTED, {"missing": [1], "stage_missed": "barrier"}], r1=CONNECTED),
-            *(1, {}, "rankzero: rank 1 (process 101) was killed by SIGKILL (why)\n", "ranks"),
-            ["rank 1 (process 101) was killed by SIGKILL", "out of memory"],
-        ),
-        (
-            _diaries(r0=[*CONNECTED, {"missing": [1], "stage_missed": "barrier"}], r1=CONNECTED),
-            *(None, {1: "dead"}, "the launcher has not noticed", "ranks", ["rank 1 (process 101, dead, in 'latency')"]),
-        ),
-        (_diaries(), 0, {}, "", "ranks", ["ended with 0"]),  # all left without a result
+        ("noise\nrankzero: rank 0: UsageError: this config needs DeepSpeed\n", "rank 0: UsageError: this", "correct"),
+        ("rankzero: rank 1 (process 101) was killed by SIGKILL (why)\n", "rank 1 (process 101) was", "out of memory"),
+        ("rankzero: no progress: rank 1 hangs; its stack, also in x:\n  File", "no progress: rank 1 hangs;", "slow"),
+        ("rankzero: no progress: rank 1 hangs: the process is stopped", "rank 1 hangs", "kill -STOP"),
+        ("Traceback\nOSError: last words", "OSError: last words; exit code 1", "--timeout"),
+        ("", "no rank printed a message; exit code 1", "GLOO_SOCKET_IFNAME"),
     ],
 )
-def test_the_one_who_holds_up_the_others_is_named(
-    diaries: family.Diaries, code: int | None, states: dict[int, str], log: str, name: str, words: list[str]
-) -> None:
-    checks, rows = between.judge(choose("cpu", None), family.Outcome(diaries, code, "too late", states, log), 3)
-    found = only(checks, name)
-    assert rows == []
-    assert found.status == "failed"
-    assert {one.status for one in checks if one is not found} == {"skipped"}
-    assert all(word in found.found + found.fix for word in words), found
+def test_the_messages_of_the_ranks_are_the_finding(log: str, found: str, fix: str) -> None:
+    result = check(ranks.report_failure, log, "exit code 1")
+    assert (result.status, found in result.found, fix in result.fix) == ("failed", True, True), result
+    assert "File" not in result.found
 
 
 @pytest.mark.parametrize(
@@ -96,74 +47,67 @@ def test_the_one_who_holds_up_the_others_is_named(
     [
         ({}, {}, "ok", "the same bits"),
         ({}, {"correct": False}, "failed", "the sum is wrong at 64 MiB"),
-        ({"bits_equal": False}, {}, "failed", "different bits"),
+        ({"same_bits": False}, {}, "failed", "different bits"),
         ({}, {"bus_gb_per_s": 0.01}, "warning", "slow"),
-        ({"backend": "nccl"}, {"bus_gb_per_s": 0.5}, "warning", "slow for GPUs"),
+        ({"backend": "nccl", "hosts": ["a", "a"]}, {"bus_gb_per_s": 0.5}, "warning", "slow for GPUs"),
     ],
 )
-def test_results_are_judged(changes: dict[str, Any], row: dict[str, Any], status: str, words: str) -> None:
+def test_the_all_reduce(changes: dict[str, Any], row: dict[str, Any], status: str, words: str) -> None:
     rows = [{"bytes": 2**26, "seconds": 0.1, "algorithm_gb_per_s": 1.0, "bus_gb_per_s": 1.0, "correct": True} | row]
-    result = {"engine": "ddp", "backend": "gloo", "ranks": 2, "places": [["a", "cpu"], ["b", "cpu"]]}
-    times = {"connect_seconds": 0.1, "latency_seconds": 1e-4, "barrier_seconds": 1e-3}
-    entry = {"result": {**result, **times, "bits_equal": True, "bandwidth": rows, **changes}}
-    outcome = family.Outcome(_diaries(r0=[*CONNECTED, entry]), 0, "", {}, "")
-    checks, table = between.judge(choose("cpu", None), outcome, 3)
-    assert table == rows
-    found = only(checks, "all-reduce")
+    result = {"backend": "gloo", "hosts": ["a", "b"], "latency_seconds": 1e-4, "same_bits": True, "bandwidth": rows}
+    found = check(ranks.check_all_reduce, result | changes)
     assert (found.status, words in found.found) == (status, True), found
-    assert "1 on a, 1 on b" in only(checks, "ranks").found
 
 
-def test_one_process_has_nobody_to_measure() -> None:
-    assert {one.status for one in between.checks(choose("debug", None), 60, 15)[0]} == {"skipped"}
+def test_one_process_has_nothing_to_measure() -> None:
+    found, result = ranks.measure(choose("debug", None), 60, quick=False)
+    assert (found.status, result) == ("skipped", None)
 
 
 # -- real ranks ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.ranks
-def test_two_ranks_for_real(tmp_path: Path) -> None:
-    """From a folder with another `trainer`, which must not be taken."""
+def test_two_ranks(tmp_path: Path) -> None:
+    """From a folder with another `trainer`, which must not be imported."""
     (tmp_path / "trainer.py").write_text("raise SystemExit('the wrong trainer')")
-    code = "import sys, typer; from launch.doctor import doctor_command; from trainer.cli import run_app; "
-    code += "app = typer.Typer(); app.command('doctor')(doctor_command); sys.exit(run_app(app))"
-    words = [sys.executable, "-P", "-c", code, "--json", "--config", "cpu", "--timeout", "400", "--run", str(tmp_path)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    code = "import sys; from launch.cli import main; main()"
+    words = [sys.executable, "-P", "-c", code, "doctor", "--json", "--config", "cpu", "--timeout", "400"]
+    done = subprocess.run([*words, "--run", tmp_path], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     answer = json.loads(done.stdout)
-    checks = [Check(**one) for one in answer["checks"]]
-    assert [only(checks, name).status for name in between.NAMES] == ["ok", "ok", "ok"], (checks, done.stderr)
-    assert "2 ranks (2 on " in only(checks, "ranks").found
-    assert [row["bytes"] for row in answer["bandwidth"]] == list(rank.SIZES)
+    checks = {one["name"]: Check(**one) for one in answer["checks"]}
+    assert [checks[name].status for name in RANK_CHECKS] == ["ok", "ok", "ok"], (checks, done.stderr)
+    assert "2 ranks (2 on " in checks["ranks"].found
+    assert [row["bytes"] for row in answer["bandwidth"]] == list(collectives.SIZES)
     for row in answer["bandwidth"]:
         assert row["correct"]
         assert row["algorithm_gb_per_s"] == pytest.approx(row["bytes"] / row["seconds"] / 1e9)
         assert row["bus_gb_per_s"] == pytest.approx(row["algorithm_gb_per_s"])  # 2(n-1)/n is 1 for two ranks
-    assert "the same bits on all ranks" in only(checks, "all-reduce").found
+    assert "the same bits on all ranks" in checks["all-reduce"].found
     assert done.returncode == (0 if answer["passed"] else 1)
     assert [path.name for path in tmp_path.iterdir()] == ["trainer.py"]
 
 
 def _ranks(above: psutil.Process) -> dict[int, tuple[psutil.Process, Path]]:
-    """The ranks below a process, each with the folder of its diary."""
+    """The ranks below a process, each with its temporary folder."""
     found = {}
     for process in above.children(recursive=True):
         with contextlib.suppress(psutil.Error):
             words, env = process.cmdline(), process.environ()
-            if "launch.doctoring.rank" in words and "LOCAL_RANK" in env:
-                found[int(env["RANK"])] = (process, Path(words[words.index("launch.doctoring.rank") + 1]))
+            if MODULE in words and "LOCAL_RANK" in env:
+                found[int(env["RANK"])] = (process, Path(words[words.index(MODULE) + 1]))
     return found
 
 
 def _until(condition: Callable[[], Any], seconds: float = 400) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.02)
     return found
 
 
-def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that run; one that nobody has taken note of after its end is dead."""
+def _running(processes: list[psutil.Process]) -> list[psutil.Process]:
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -173,67 +117,63 @@ def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def measuring() -> Iterator[Callable[[], dict[int, tuple[psutil.Process, Path]]]]:
-    """The ranks of a measurement that has begun in a thread, once all have connected."""
+def connected_ranks() -> Iterator[Callable[[], dict[int, tuple[psutil.Process, Path]]]]:
+    """The ranks of a measurement that runs in a thread, once the watchdogs of both run."""
     processes: list[psutil.Process] = []
 
-    def begun() -> dict[int, tuple[psutil.Process, Path]]:
+    def connected() -> dict[int, tuple[psutil.Process, Path]]:
         found = _ranks(psutil.Process())
-        return found if len(found) == 2 and family.Diaries.read(found[0][1]).connected(2) else {}
+        return found if len(found) == 2 and len(list(found[0][1].glob("hang-rank-*.txt"))) == 2 else {}
 
     def wait() -> dict[int, tuple[psutil.Process, Path]]:
-        found: dict[int, tuple[psutil.Process, Path]] = _until(begun)
+        found: dict[int, tuple[psutil.Process, Path]] = _until(connected)
         processes.extend(process for process, _ in found.values())
         return found
 
     yield wait
-    for process in _alive(processes):
+    for process in _running(processes):
         process.kill()
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(
-    ("number", "who", "name"),
-    [(signal.SIGSTOP, 1, "barrier"), (signal.SIGSTOP, 0, "barrier"), (signal.SIGKILL, 1, "ranks")],
-)
-def test_a_rank_that_stops_is_named_and_nothing_is_left(
-    measuring: Callable[[], dict[int, tuple[psutil.Process, Path]]], number: signal.Signals, who: int, name: str
+@pytest.mark.parametrize(("number", "who"), [(signal.SIGSTOP, 1), (signal.SIGSTOP, 0), (signal.SIGKILL, 1)])
+def test_a_rank_that_stops_is_named_and_no_process_is_left(
+    connected_ranks: Callable[[], dict[int, tuple[psutil.Process, Path]]],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    who: int,
 ) -> None:
-    outcomes: list[family.Outcome] = []
+    monkeypatch.setattr(ranks, "NO_PROGRESS_SHARE", 100)  # 4 s
+    outcomes: list[Check] = []
     plan = choose("cpu", None)
-    thread = threading.Thread(target=lambda: outcomes.append(family.run(plan, 400, 3)))
+    thread = threading.Thread(target=lambda: outcomes.append(ranks.measure(plan, 400, quick=False)[0]))
     thread.start()
-    ranks = measuring()
+    started = connected_ranks()
     began = time.monotonic()
-    ranks[who][0].send_signal(number)
+    started[who][0].send_signal(number)
     thread.join()
-    took = time.monotonic() - began
-    checks, _ = between.judge(plan, outcomes[0], 3)
-    found = only(checks, name)
-    assert found.status == "failed", (checks, outcomes[0].log)
-    assert f"rank {who} (process {ranks[who][0].pid}" in found.found
-    if number == signal.SIGSTOP:
-        assert "stopped by a signal" in found.found
-        assert f"rank {1 - who} (" not in found.found
-        assert took < 10
-    assert _alive([process for process, _ in ranks.values()]) == []
-    assert not ranks[0][1].exists()
+    assert outcomes[0].status == "failed"
+    assert f"rank {who} (process {started[who][0].pid}" in outcomes[0].found
+    assert ("kill -STOP" if number == signal.SIGSTOP else "out of memory") in outcomes[0].fix
+    assert time.monotonic() - began < 60
+    _until(lambda: not _running([process for process, _ in started.values()]), 10)
+    assert not started[0][1].exists()
 
 
 @pytest.mark.ranks
-def test_nothing_is_left_when_the_doctor_is_killed(tmp_path: Path) -> None:
-    code = "from launch.doctor import diagnose; diagnose('cpu')"
+def test_no_process_is_left_when_doctor_is_killed(tmp_path: Path) -> None:
+    code = "from launch.tools.doctor.diagnosis import diagnose; diagnose('cpu')"
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     doctor = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     try:
-        ranks = _until(lambda: found if len(found := _ranks(psutil.Process(doctor.pid))) == 2 else None)
+        started = _until(lambda: found if len(found := _ranks(psutil.Process(doctor.pid))) == 2 else None)
         below = psutil.Process(doctor.pid).children(recursive=True)
     finally:
         doctor.kill()
         doctor.wait()
-    assert {process.pid for process, _ in ranks.values()} < {process.pid for process in below}
+    assert {process.pid for process, _ in started.values()} < {process.pid for process in below}
     try:
-        _until(lambda: not _alive(below), 30)
+        _until(lambda: not _running(below), 30)
     finally:
-        for process in _alive(below):
+        for process in _running(below):
             process.kill()

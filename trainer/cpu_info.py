@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cores() -> int:
     """Return the cores that this process may use: its affinity, or the CPU quota of its control group if less."""
-    usable = float(len(os.sched_getaffinity(0)))
-    try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        groups = []
-    for group in (line.removeprefix("0::/") for line in groups if line.startswith("0::/")):
-        folder = Path("/sys/fs/cgroup")
-        for part in ("", *Path(group).parts):
-            folder /= part
-            usable = min(usable, _quota(folder))
+    usable = min([float(len(os.sched_getaffinity(0))), *map(_quota, control_groups("cpu"))])
     return max(1, int(usable))
+
+
+def control_groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control groups for a controller, the outermost first (v1 and v2)."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and controller not in controllers.split(","):
+            continue
+        folder = _GROUPS / controllers
+        for part in ("", *Path(path.lstrip("/")).parts):
+            folder /= part
+            yield folder
 
 
 def _quota(group: Path) -> float:

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from launch.doctoring.check import Check, Findings, size
-from launch.doctoring.disk import existing
+from launch.findings import Check, Findings, existing_folder, size
 from launch.slurm import queue
 from launch.slurm.job import Job, gpu_count, seconds
 from launch.slurm.lint import conflicts, lint, syntax_error
@@ -129,7 +128,7 @@ def _save_time(folder: Path) -> float | None:
 
 def _disk(job: Job, expected: int | None) -> Check:
     findings = Findings("disk")
-    folder = existing(job.run)
+    folder = existing_folder(job.run)
     space = os.statvfs(folder)
     free = space.f_bavail * space.f_frsize
     if expected is None:

@@ -141,7 +141,7 @@ def cancel(jobs: Iterable[str], *options: str) -> None:
         raise UsageError(f"scancel: {_told(done)}")
 
 
-def call(words: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+def call(words: Sequence[str], stdin: str = "", seconds: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Runs one of SLURM's commands.
 
     Raises:
@@ -150,13 +150,13 @@ def call(words: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[s
     env = outside(os.environ)
     try:
         return subprocess.run(
-            words, input=stdin, env=env, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+            words, input=stdin, env=env, capture_output=True, text=True, errors="replace", timeout=seconds
         )
     except FileNotFoundError:
         fix = "run this on a login node of the cluster; `rankzero train` trains here, --dry-run shows the script"
         raise UsageError(f"{words[0]} is not in PATH: {fix}") from None
     except subprocess.TimeoutExpired:
-        raise UsageError(f"{words[0]} does not answer within {PATIENCE:g} s: `rankzero doctor`") from None
+        raise UsageError(f"{words[0]} does not answer within {seconds:g} s: `rankzero doctor`") from None
 
 
 def outside(environ: Mapping[str, str]) -> dict[str, str]:

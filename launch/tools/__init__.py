@@ -1,0 +1,1 @@
+"""Tools around a training. Nothing in `trainer` imports them."""

@@ -1,0 +1,1 @@
+"""`rankzero doctor`: check this machine and print what to fix."""

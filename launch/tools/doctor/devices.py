@@ -1,0 +1,85 @@
+"""Check the GPUs. `python -m launch.tools.doctor.devices` prints what torch finds as JSON.
+
+Torch looks for GPUs in a separate process, because a broken driver may hang or crash it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from launch.accelerate import for_launcher
+from launch.configs import gpu_device_files
+from launch.findings import Findings, size
+
+SECONDS = 60.0  # to load torch from a slow disk and find the GPUs
+TORCH_BUILDS = "https://pytorch.org/get-started/locally/"
+
+
+def check_devices(findings: Findings) -> None:
+    """Start the separate process, unless there is no GPU or all are hidden."""
+    if not gpu_device_files():
+        findings.fact("no GPU: configs debug, cpu and cpu_… run here")
+        return
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        findings.fact(f"the GPUs are hidden by CUDA_VISIBLE_DEVICES={hidden!r}")
+        return
+    words, env = [sys.executable, "-m", "launch.tools.doctor.devices"], for_launcher(dict(os.environ))
+    try:
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=SECONDS)
+        report(findings, json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        findings.fail(f"torch did not find the GPUs within {SECONDS:g} s", "nvidia-smi; dmesg | grep -i xid")
+    except (IndexError, ValueError):
+        last = (done.stderr.splitlines() or ["no message"])[-1]
+        text = f"torch failed while it looked for GPUs: exit code {done.returncode}, {last}"
+        findings.fail(text, "nvidia-smi; dmesg | grep -i xid")
+
+
+def report(findings: Findings, seen: dict[str, Any]) -> None:
+    """Check what `look` found."""
+    gpus, build, nccl = seen["gpus"], seen["build"], seen["nccl"]
+    if build is None:
+        text = "there is a GPU, but this torch is built for CPUs only"
+        findings.warn(text, f"install a CUDA build of torch: {TORCH_BUILDS}")
+        return
+    findings.fact(f"torch for CUDA {build}, NCCL {nccl or 'missing'}")
+    for number, gpu in enumerate(gpus):
+        bf16 = "bf16" if gpu["capability"][0] >= 8 else "no bf16"
+        capability = ".".join(map(str, gpu["capability"]))
+        findings.fact(f"GPU {number}: {gpu['name']}, {size(gpu['memory'])}, compute capability {capability}, {bf16}")
+    if seen["error"]:
+        fix = f"nvidia-smi; update the driver, or install the torch build for this GPU and driver: {TORCH_BUILDS}"
+        text = f"torch cannot use GPU {len(gpus)}: {seen['error']}"
+        findings.fail(text, f"{fix}; in a container: docker run --gpus all, with the same driver version inside")
+    if len(gpus) > 1 and not nccl:
+        findings.fail("this torch has no NCCL", f"install a CUDA build of torch: {TORCH_BUILDS}")
+
+
+def look() -> dict[str, Any]:
+    """Compute on each GPU and return what torch knows about it. Stop at the first one that fails.
+
+    Torch itself explains an old driver, missing kernels for a GPU and a faulty device.
+    """
+    import torch
+
+    seen: dict[str, Any] = {"build": torch.version.cuda or torch.version.hip, "nccl": None, "gpus": [], "error": ""}
+    try:
+        torch.cuda.init()
+        if torch.distributed.is_nccl_available():
+            seen["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        for number in range(torch.cuda.device_count()):
+            torch.ones(8, device=f"cuda:{number}").sum().item()
+            gpu = torch.cuda.get_device_properties(number)
+            seen["gpus"].append({"name": gpu.name, "memory": gpu.total_memory, "capability": [gpu.major, gpu.minor]})
+    except Exception as error:
+        seen["error"] = str(error).splitlines()[0]
+    return seen
+
+
+if __name__ == "__main__":
+    print(json.dumps(look()))

@@ -1,0 +1,132 @@
+"""Run the checks of `rankzero doctor` and print their results."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from launch.findings import Check, Findings, size
+from launch.tools.doctor import devices, disk, machine, packages, ranks, setup
+from trainer.redaction import redacted
+
+LIMIT = 90.0  # seconds for one check
+COLORS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
+HEADINGS = ("size", "time", "algorithm GB/s", "bus GB/s", "sum")
+CheckFunction = Callable[[Findings], None]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The results in the order of the checks, and a row for each size of the all-reduce."""
+
+    checks: list[Check]
+    bandwidth: list[dict[str, Any]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed. Warnings and skipped checks are allowed."""
+        return all(check.status != "failed" for check in self.checks)
+
+
+def diagnose(
+    config: str | None = None,
+    nproc: int | None = None,
+    run: Path = Path("runs"),
+    *,
+    timeout: float = 120.0,
+    quick: bool = False,
+) -> Diagnosis:
+    """Run all checks, with the options of `rankzero doctor`.
+
+    Raises:
+        UsageError: there is no such config, or `nproc` does not fit it.
+    """
+    plan, config_check = setup.choose_plan(config, nproc)
+    if not quick:
+        print(f"rankzero: checking, {timeout:g} s at most for the ranks", file=sys.stderr, flush=True)
+    ranks_check, result = ranks.measure(plan, timeout, quick=quick)
+    checks: dict[str, CheckFunction | Check] = {
+        "python": packages.check_python,
+        "packages": packages.check_packages,
+        "known bad versions": packages.check_known_bad,
+        "package combination": packages.check_combination,
+        "cpu": machine.check_cpu,
+        "memory": machine.check_memory,
+        "shared memory": machine.check_shared_memory,
+        "open files": machine.check_open_files,
+        "devices": devices.check_devices,
+        "config": config_check,
+        "shipped configs": setup.check_shipped,
+        "accelerate's default": setup.check_default_file,
+        "port": partial(setup.check_port, plan=plan),
+        "environment": partial(setup.check_variables, plan=plan),
+        "threads": partial(setup.check_threads, plan=plan),
+        "network": partial(setup.check_network, plan=plan),
+        "hub": setup.check_hub,
+        "disk space": partial(disk.check_space, run=run),
+        "saving": partial(disk.check_saving, run=run),
+        "disk speed": partial(disk.check_speed, run=run),
+        "slurm": setup.check_slurm,
+        "ranks": ranks_check,
+        "all-reduce": partial(ranks.check_all_reduce, result=result),
+        "barrier": partial(ranks.check_barrier, result=result),
+    }
+    if quick:
+        del checks["disk speed"]
+    results = [check if isinstance(check, Check) else run_check(name, check) for name, check in checks.items()]
+    return Diagnosis(results, result["bandwidth"] if result else [])
+
+
+def run_check(name: str, function: CheckFunction, limit: float = LIMIT) -> Check:
+    """Run one check in a thread. If it hangs or raises an error, it has failed, and the others still run."""
+    outcome: Future[Check] = Future()
+
+    def run() -> None:
+        findings = Findings(name)
+        try:
+            function(findings)
+        except Exception as error:
+            text = redacted(f"the check itself failed: {type(error).__name__}: {error}")
+            findings.fail(text, "this is a bug in rankzero: please report it with this line")
+        outcome.set_result(findings.check("no problem found"))
+
+    threading.Thread(target=run, name=f"doctor-{name}", daemon=True).start()  # at exit, a pool would wait for it
+    try:
+        return outcome.result(limit)
+    except TimeoutError:
+        fix = "dmesg; a driver or file system does not answer: check the mounts, or choose another --run"
+        return Check(name, "failed", f"no answer within {limit:g} s", fix)
+
+
+def show(diagnosis: Diagnosis) -> None:
+    """Print the results, in color on a terminal. Problems and what to do are last."""
+    console = Console(highlight=False, soft_wrap=True)
+    for check in diagnosis.checks:
+        console.print(Text(f"{check.status:8s} {check.name:20s} {check.found}", COLORS[check.status]))
+    if diagnosis.bandwidth:
+        console.print("\nall-reduce between the ranks, fp32")
+        for cells in [HEADINGS, *map(_cells, diagnosis.bandwidth)]:
+            console.print("".join(f"{cell:>16s}" for cell in cells))
+    problems = [check for check in diagnosis.checks if check.status in ("failed", "warning")]
+    for check in sorted(problems, key=lambda check: check.status):
+        line = f"\n{check.status}: {check.name}: {check.problem or check.found}\n  -> {check.fix}"
+        console.print(Text(line, COLORS[check.status]))
+    counts = Counter[str](check.status for check in diagnosis.checks)
+    numbers = ", ".join(f"{counts[status]} {status}" for status in COLORS if counts[status])
+    conclusion = "Everything that was checked works here" if diagnosis.passed else "Not everything works here"
+    console.print(f"\n{conclusion}: {numbers}.")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    speeds = [f"{row[key]:.3f}" for key in ("algorithm_gb_per_s", "bus_gb_per_s")]
+    return [size(row["bytes"]), f"{row['seconds'] * 1e3:.3f} ms", *speeds, "correct" if row["correct"] else "WRONG"]

@@ -1,0 +1,123 @@
+"""Start ranks as a training does, and check that they connect, sum correctly and wait for each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from launch.accelerate import command, environment, for_launcher
+from launch.configs import LaunchPlan
+from launch.findings import Check, Findings, size
+from launch.tools.engine_facts import ENGINES
+from trainer.rank_env import RANK_VARIABLES
+from trainer.redaction import redacted
+from trainer.rundir import read_json
+
+Result = dict[str, Any]  # see collectives.measure
+
+NO_PROGRESS_SHARE = 4  # a rank without progress for this part of the time limit is named and ended
+SHUTDOWN_SECONDS = 5  # that torch's agent gives the other ranks after one has died
+SLOW = 0.1  # GB/s of bus bandwidth at the largest size: a network of 1 Gbit/s is as fast
+SLOW_NCCL = 1.0  # GB/s within one machine
+FIXES = {  # by a part of the message
+    "is stopped": "find out what stopped it: a debugger, kill -STOP, or a batch system that suspends jobs",
+    "SIGKILL": "dmesg | grep -i 'out of memory'; more memory (sbatch --mem), or fewer ranks (--nproc)",
+    "UsageError": "correct what the message names, in the environment or in the config",
+    "": "slow disk or busy machine: larger --timeout. GPUs: NCCL_DEBUG=INFO, dmesg | grep -i xid, NCCL_P2P_DISABLE=1. "
+    "Several machines: the same command on each within the time limit, each with its machine_rank; open "
+    "main_process_port, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
+}
+
+
+def measure(plan: LaunchPlan | None, timeout: float, *, quick: bool) -> tuple[Check, Result | None]:
+    """Start the ranks of `plan` and wait at most `timeout` seconds for them. Afterwards none of them runs.
+
+    Returns:
+        The result of the check "ranks", and what was measured, if all ranks finished.
+    """
+    findings = Findings("ranks")
+    if quick:
+        findings.skip("left out by --quick")
+    elif plan is None:
+        findings.skip("the config does not run here")
+    elif "WORLD_SIZE" in os.environ:
+        findings.skip("a launcher has started this process: WORLD_SIZE is set")
+    elif ENGINES[plan.engine].one_process:
+        findings.skip(f"config {plan.config} is one process here; for several, use --config cpu or ddp")
+    else:
+        with tempfile.TemporaryDirectory(prefix="rankzero-doctor-", ignore_cleanup_errors=True) as folder:
+            code = _run(plan, Path(folder), timeout)
+            log, result = (Path(folder) / "log").read_text(errors="replace"), read_json(Path(folder) / "result.json")
+        if code == 0 and result:
+            hosts = ", ".join(f"{count} on {host}" for host, count in Counter(result["hosts"]).items())
+            findings.fact(f"{plan.ranks} ranks ({hosts}), engine {result['engine']}, {result['backend']}")
+            findings.fact(f"connected within {result['connect_seconds']:.2f} s")
+            return findings.check(), result
+        report_failure(findings, log, f"not finished within {timeout:g} s" if code is None else f"exit code {code}")
+    return findings.check(), None
+
+
+def _run(plan: LaunchPlan, folder: Path, timeout: float) -> int | None:
+    """Return the exit code of the launcher, or None if it had to be ended."""
+    limit = timeout / NO_PROGRESS_SHARE
+    words = command(plan, [str(folder), str(timeout - limit), str(limit)], module="launch.tools.doctor.collectives")
+    env = {key: value for key, value in environment(plan).items() if key not in RANK_VARIABLES}
+    env = for_launcher(env) | {"PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        process.kill()  # the kernel then kills the ranks: see end_with_parent in collectives.py
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may delay even SIGKILL
+            process.wait(SHUTDOWN_SECONDS)
+
+
+def report_failure(findings: Findings, log: str, ending: str) -> None:
+    """Report which ranks failed, by the messages of the ranks and of the launcher."""
+    lines = log.strip().splitlines()
+    messages = [line.removeprefix("rankzero: ").split("; its stack")[0] for line in lines if line[:9] == "rankzero:"]
+    failed = redacted("; ".join([*dict.fromkeys(messages or lines[-1:] or ["no rank printed a message"]), ending]))
+    findings.fail(failed, next(fix for part, fix in FIXES.items() if part in failed))
+
+
+def check_all_reduce(findings: Findings, result: Result | None) -> None:
+    """Check the speed and the sums of an all-reduce."""
+    if result is None:
+        findings.skip("no ranks were measured")
+        return
+    rows = result["bandwidth"]
+    largest, bandwidth = rows[-1], rows[-1]["bus_gb_per_s"]
+    findings.fact(f"latency {result['latency_seconds'] * 1e6:.0f} µs")
+    findings.fact(f"{size(largest['bytes'])} at {bandwidth:.2f} GB/s (bus) in {largest['seconds']:.3g} s")
+    wrong = [size(row["bytes"]) for row in rows if not row["correct"]]
+    if wrong:
+        fix = "faulty memory, GPU or link: dmesg, nvidia-smi -q -d ECC; try NCCL_P2P_DISABLE=1, and each GPU alone"
+        findings.fail(f"the sum is wrong at {', '.join(wrong)}", fix)
+    if not result["same_bits"]:
+        text = "ranks hold different bits of the same sum: their weights would become different"
+        findings.fail(text, "install the same torch and NCCL on all machines; NCCL_ALGO=Ring")
+    elif not wrong:
+        findings.fact("sums correct, the same bits on all ranks")
+    if result["backend"] == "nccl" and len(set(result["hosts"])) == 1 and bandwidth < SLOW_NCCL:
+        fix = "nvidia-smi topo -m; unset NCCL_P2P_DISABLE and NCCL_SHM_DISABLE; NCCL_DEBUG=INFO shows the transport"
+        findings.warn("slow for GPUs of one machine", fix)
+    elif bandwidth < SLOW:
+        fix = "end other programs; on a cluster, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the fast interface"
+        findings.warn("slow: ranks would wait for each other at every step", fix)
+
+
+def check_barrier(findings: Findings, result: Result | None) -> None:
+    if result is None:
+        findings.skip("no ranks were measured")
+    else:
+        findings.fact(f"all ranks came within {result['barrier_seconds'] * 1e3:.1f} ms")
