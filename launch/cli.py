@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from launch.plan import plan_command
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
 from launch.tools.doctor.command import doctor_command
+from launch.tools.verify.command import verify_command
 from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
 
@@ -72,34 +72,6 @@ def train(
     raise typer.Exit(code)
 
 
-@app.command("verify")
-def verify(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    nproc: Annotated[int, typer.Option("--nproc", metavar="N", min=2, help="ranks; DDP is tried on 4 as well")] = 2,
-    engines: Annotated[str | None, typer.Option("--engines", metavar="A,B,…", help="default: all")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
-    """Prove on this machine that every engine makes the same steps, and that nothing is lost or repeated."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from launch.verify import ENGINES, show, shown
-    from launch.verify import verify as prove
-    from trainer.recipe_loading import load_recipe
-
-    asked = [name.strip() for name in engines.split(",")] if engines else ENGINES
-    with shown(Console(stderr=True, soft_wrap=True)) as say:
-        checks = prove(load_recipe(recipe, overrides or ()), asked, nproc, say=say)
-    passed = all(check.status == "passed" for check in checks)
-    if as_json:
-        print(json.dumps({"passed": passed, "checks": [asdict(check) for check in checks]}, indent=2))
-    else:
-        show(checks, Console())
-    raise typer.Exit(0 if passed else 1)
-
-
 def _arguments() -> list[str]:
     """The command line as typed, without what only the launcher reads."""
     words, kept, skip = sys.argv[1:], [], False
@@ -113,6 +85,7 @@ def _arguments() -> list[str]:
     return kept
 
 
+app.command("verify")(verify_command)
 app.command("plan")(plan_command)
 app.command("doctor")(doctor_command)
 app.command("submit")(submit_command)

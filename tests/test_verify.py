@@ -1,4 +1,4 @@
-"""`rankzero verify` passes what is right, and finds every planted fault (see mutants.py)."""
+"""`rankzero verify` passes correct engines and finds every planted fault (see mutants.py)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import yaml
 from conftest import tiny_recipe, write_corpus
 from review_world import recipe as review_recipe
 
-from launch import proving
-from launch import verify as module
-from launch.comparing import difference, misplaced
 from launch.launched import launcher_environment
-from launch.verify import Check, Proof, verify
+from launch.tools import engine_facts
+from launch.tools.verify import testbed
+from launch.tools.verify.checks import Check, Verification, verify
+from launch.tools.verify.compare import difference, misplaced_rows
 from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.errors import DataError, NumericsError, RankError, UsageError
@@ -28,10 +28,10 @@ from trainer.recipe_loading import load_recipe
 from trainer.rundir import write_json
 
 
-def proof(recipe: Path, folder: Path, hook: Callable[[], None] | None, ranks: int = 2) -> dict[str, Check]:
-    """The checks of DDP on two ranks by name."""
-    ground = proving.make_ground(load_recipe(recipe), folder, hook)
-    checks = Proof(ground, [("ddp", ranks)], on_gpus=False, say=print).run()
+def run_checks(recipe: Path, folder: Path, hook: Callable[[], None] | None, ranks: int = 2) -> dict[str, Check]:
+    """Check DDP on two ranks and return the results by name."""
+    bed = testbed.make_testbed(load_recipe(recipe), folder, hook)
+    checks = Verification(bed, [("ddp", ranks)], on_gpus=False, report=print).run()
     return {check.name: check for check in checks}
 
 
@@ -43,8 +43,8 @@ ALL = {"one step", "20 steps of SGD", "killed and resumed", "resumed from single
 
 
 @pytest.mark.ranks
-def test_what_is_right_passes(recipe: Path, tmp_path: Path) -> None:
-    checks = proof(recipe, tmp_path, None, ranks=3)  # three ranks do not divide four lanes: fillers
+def test_correct_engines_pass(recipe: Path, tmp_path: Path) -> None:
+    checks = run_checks(recipe, tmp_path, None, ranks=3)  # three ranks do not divide four lanes: fillers
     assert checks.keys() == ALL
     assert failed(checks) == set()
     assert checks["killed and resumed"].difference == 0
@@ -66,7 +66,7 @@ def test_what_is_right_passes(recipe: Path, tmp_path: Path) -> None:
 def test_a_planted_fault_is_found(
     recipe: Path, tmp_path: Path, mutant: Callable[[], None], found_by: set[str], not_by: set[str]
 ) -> None:
-    checks = proof(recipe, tmp_path, mutant)
+    checks = run_checks(recipe, tmp_path, mutant)
     assert found_by <= failed(checks), checks
     assert not not_by & failed(checks), checks
     for name in found_by:
@@ -75,15 +75,15 @@ def test_a_planted_fault_is_found(
 
 
 @pytest.mark.ranks
-def test_a_rank_that_dies_is_a_failure_that_says_why(recipe: Path, tmp_path: Path) -> None:
-    checks = proof(recipe, tmp_path, mutants.dies_with_company)
+def test_a_rank_that_dies_fails_every_check_with_its_error(recipe: Path, tmp_path: Path) -> None:
+    checks = run_checks(recipe, tmp_path, mutants.dies_with_company)
     assert failed(checks) == ALL
     assert "ValueError: no company" in checks["one step"].explanation
     assert checks["one step"].difference is None
 
 
 @pytest.mark.ranks
-def test_the_command_prints_the_designs_json(recipe: Path) -> None:
+def test_the_command_prints_json(recipe: Path) -> None:
     command = [sys.executable, "-c", "from launch.cli import main; main()", "verify", str(recipe)]
     ended = subprocess.run([*command, "--engines", "single", "--json"], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
@@ -97,11 +97,11 @@ def test_the_command_prints_the_designs_json(recipe: Path) -> None:
 # -- the pieces --------------------------------------------------------------------------------------------------------
 
 
-def test_the_ground_is_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corpus: Path, tmp_path: Path) -> None:
-    ground = proving.make_ground(load_recipe(recipe, ["data.lanes=64", "loop.fuse_lanes=2"]), tmp_path)
-    made = load_recipe(ground.recipe)
+def test_the_testbed_has_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corpus: Path, tmp_path: Path) -> None:
+    bed = testbed.make_testbed(load_recipe(recipe, ["data.lanes=64", "loop.fuse_lanes=2"]), tmp_path)
+    made = load_recipe(bed.recipe)
     rows = [json.loads(line) for file in (tmp_path / "corpus").iterdir() for line in file.read_text().splitlines()]
-    assert len(rows) == ground.rows == 1 * 8 * 13 + 3, "200 rows are enough for one in a micro-batch of 8 lanes"
+    assert len(rows) == bed.rows == 1 * 8 * 13 + 3, "200 rows are enough for one in a micro-batch of 8 lanes"
     own = {json.loads(line)["de"] for line in (corpus / "train.jsonl").read_text().splitlines()}
     assert {row["src"] for row in rows} <= own
     assert (made.data.lanes, made.data.rows_per_batch, made.data.max_length) == (8, 1, 16)
@@ -109,7 +109,7 @@ def test_the_ground_is_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corpus
 
 
 def test_a_corpus_sorted_by_label_gives_rows_of_all_labels(reviews: Path) -> None:
-    rows, size = proving._drawn(load_recipe(review_recipe(reviews)), 4)
+    rows, size = testbed.draw_rows(load_recipe(review_recipe(reviews)), 4)
     assert {row["label"] for row in rows} == {"0", "1"}
     assert (len(rows), size) == (2 * 4 * 13 + 3, 2)
 
@@ -117,7 +117,7 @@ def test_a_corpus_sorted_by_label_gives_rows_of_all_labels(reviews: Path) -> Non
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(tiny_recipe(write_corpus(tmp_path / "data", train=50))))
-    with pytest.raises(DataError, match=r"55 usable rows of data\.train; 50 were found"):
+    with pytest.raises(DataError, match=r"55 usable rows of data\.train, which has 50"):
         verify(load_recipe(path))
 
 
@@ -131,27 +131,27 @@ def test_unknown_engines_and_too_many_ranks_are_refused(recipe: Path) -> None:
 def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    ground = proving.Ground(tmp_path, tmp_path / "recipe.yaml", 211, [], 1e-3)
-    monkeypatch.setattr(proving.Ground, "train", lambda self, run, *more, **words: run)
-    monkeypatch.setattr(Proof, "_ask_for_movement", lambda self: None)
-    (check,) = Proof(ground, [("zero2", 2)], on_gpus=False, say=print).run()
+    monkeypatch.setattr(engine_facts.importlib.util, "find_spec", lambda name: None)
+    bed = testbed.Testbed(tmp_path, tmp_path / "recipe.yaml", 211, [], 1e-3)
+    monkeypatch.setattr(testbed.Testbed, "train", lambda self, run, *more, **words: run)
+    monkeypatch.setattr(Verification, "_require_change", lambda self: None)
+    (check,) = Verification(bed, [("zero2", 2)], on_gpus=False, report=print).run()
     assert (check.status, check.difference) == ("skipped", None)
     assert "pip install 'rankzero[deepspeed]'" in check.explanation
 
 
 @pytest.mark.ranks
-def test_a_recipe_that_does_not_train_is_an_error_that_says_why(recipe: Path, tmp_path: Path) -> None:
-    ground = proving.make_ground(load_recipe(recipe), tmp_path, mutants.dies)
+def test_a_recipe_that_does_not_train_is_an_error_with_the_reason(recipe: Path, tmp_path: Path) -> None:
+    bed = testbed.make_testbed(load_recipe(recipe), tmp_path, mutants.dies)
     with pytest.raises(RankError, match=r"does not train in one process: rank 0 .* ValueError: no company"):
-        Proof(ground, [("ddp", 2)], on_gpus=False, say=print).run()
+        Verification(bed, [("ddp", 2)], on_gpus=False, report=print).run()
 
 
 @pytest.mark.ranks
-def test_weights_that_stand_still_prove_nothing(recipe: Path, tmp_path: Path) -> None:
-    ground = proving.make_ground(load_recipe(recipe), tmp_path, mutants.no_updates)
-    with pytest.raises(NumericsError, match="move no weight"):
-        Proof(ground, [("ddp", 2)], on_gpus=False, say=print).run()
+def test_weights_that_do_not_change_are_an_error(recipe: Path, tmp_path: Path) -> None:
+    bed = testbed.make_testbed(load_recipe(recipe), tmp_path, mutants.no_updates)
+    with pytest.raises(NumericsError, match="change no weight"):
+        Verification(bed, [("ddp", 2)], on_gpus=False, report=print).run()
 
 
 def test_differences_are_explained() -> None:
@@ -162,13 +162,13 @@ def test_differences_are_explained() -> None:
     assert "the cosine 1" in text
     assert difference(one, one, "weight")[0] == 0
     assert difference(one, {"v": one["w"]}, "weight")[0] == float("inf")
-    assert difference({}, {}, "moment")[0] == float("inf"), "nothing to compare is no proof"
+    assert difference({}, {}, "moment")[0] == float("inf"), "nothing to compare is a failure"
     nan = {"w": np.full((2, 2), np.nan, np.float32)}
     assert not difference(nan, one, "weight")[0] <= 1.0
 
 
-def test_checkpoints_in_parts_are_read_as_a_whole(tmp_path: Path) -> None:
-    folder = proving.place_of(tmp_path, 20)
+def test_checkpoints_in_several_files_are_read_completely(tmp_path: Path) -> None:
+    folder = testbed.checkpoint_folder(tmp_path, 20)
     folder.mkdir(parents=True)
     for name, value in (("model", 1.0), ("optimizer", 2.0)):
         made = {f"{name}.{i}": torch.full((4,), value + i) for i in range(3)}
@@ -177,7 +177,7 @@ def test_checkpoints_in_parts_are_read_as_a_whole(tmp_path: Path) -> None:
     write_json(folder / "state.json", {})
     files = {path.name: checkpoint._describe(path) for path in folder.iterdir()}
     write_json(folder / "manifest.json", {"format": 1, "step": 20, "files": files})
-    weights, moments = proving.checkpoint_of(tmp_path, 20)
+    weights, moments = testbed.read_checkpoint(tmp_path, 20)
     assert difference(weights, {f"model.{i}": np.full(4, 1.0 + i) for i in range(3)}, "weight")[0] == 0
     assert difference(moments, {f"optimizer.{i}": np.full(4, 2.0 + i) for i in range(3)}, "moment")[0] == 0
 
@@ -190,7 +190,7 @@ def line(step: int, *ids: str) -> dict[str, object]:
     ("ledger", "wrong", "words"),
     [
         ([line(1, "a", "b"), line(2, "c"), line(3, "b")], 0, ""),
-        ([line(1, "a", "b"), line(2, "b"), line(3, "c")], 4, "1 are missing from the first epoch and 1 come again"),
+        ([line(1, "a", "b"), line(2, "b"), line(3, "c")], 4, "1 are missing from the first epoch and 1 are repeated"),
         ([line(1, "a", "b"), line(2, "c")], 1, r"the ledger holds the steps \[1, 2\]"),
         ([line(1, "a", "b"), line(2, "c"), line(2, "c"), line(3, "b")], 1, "the ledger holds the steps"),
         ([line(1, "a", "c"), line(2, "b"), line(3, "b")], 2, r"steps \[1, 2\] hold other rows"),
@@ -201,18 +201,18 @@ def test_misplaced_rows_are_counted(ledger: list[dict[str, object]], wrong: int,
     import re
 
     expected = [line(1, "a", "b"), line(2, "c"), line(3, "b")]
-    found, text = misplaced(ledger, expected, 3)
+    found, text = misplaced_rows(ledger, expected, 3)
     assert found == wrong, text
     assert re.search(words, text)
 
 
 def test_the_environment_of_the_ranks_is_the_launchers(tmp_path: Path) -> None:
-    env = launcher_environment(proving.fp32("cpu_zero3", 2, tmp_path))
+    env = launcher_environment(testbed.fp32_plan("cpu_zero3", 2, tmp_path))
     assert env["ACCELERATE_USE_DEEPSPEED"] == "true"
     assert env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
     assert env["ACCELERATE_MIXED_PRECISION"] == "no"
     assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("zero3", "2")
     assert "ACCELERATE_USE_CPU" not in env
-    sharded = launcher_environment(proving.fp32("cpu_fsdp2", 2, tmp_path))
+    sharded = launcher_environment(testbed.fp32_plan("cpu_fsdp2", 2, tmp_path))
     assert (sharded["ACCELERATE_USE_FSDP"], sharded["FSDP_VERSION"]) == ("true", "2")
-    assert launcher_environment(proving.fp32("cpu", 2, tmp_path))["ACCELERATE_USE_CPU"] == "true"
+    assert launcher_environment(testbed.fp32_plan("cpu", 2, tmp_path))["ACCELERATE_USE_CPU"] == "true"

@@ -1,0 +1,35 @@
+"""The command `rankzero verify`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from trainer.cli import Overrides, RecipeArgument
+
+
+def verify_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    nproc: Annotated[int, typer.Option("--nproc", metavar="N", min=2, help="ranks; DDP also runs on 4")] = 2,
+    engines: Annotated[str | None, typer.Option("--engines", metavar="A,B,…", help="default: all")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Check on this machine that every engine makes the same steps, and that no row is lost or repeated."""
+    from rich.console import Console
+
+    from launch.tools.verify.checks import show, show_progress, verify
+    from trainer.loading import load_recipe
+
+    names = [name.strip() for name in engines.split(",")] if engines else None
+    with show_progress(Console(stderr=True, soft_wrap=True)) as report:
+        checks = verify(load_recipe(recipe, overrides or ()), names, nproc, report=report)
+    passed = all(check.status == "passed" for check in checks)
+    if as_json:
+        print(json.dumps({"passed": passed, "checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        show(checks, Console())
+    raise typer.Exit(0 if passed else 1)
