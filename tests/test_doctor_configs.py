@@ -13,7 +13,7 @@ from doctor_world import check
 from launch import configs
 from launch.configs import shipped
 from launch.tools import engine_facts
-from launch.tools.doctor import packages, setup
+from launch.tools.doctor import launching, packages
 from trainer.errors import UsageError
 
 # -- versions --------------------------------------------------------------------------------------------------------
@@ -65,21 +65,21 @@ def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, gpus: int, *, deepspeed: bool) -> None:
-    for module in (setup, configs):
+    for module in (launching, configs):
         monkeypatch.setattr(module, "gpus", lambda: gpus)
     monkeypatch.setattr(engine_facts.importlib.util, "find_spec", lambda name: object() if deepspeed else None)
 
 
 def test_shipped_configs_and_why_others_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend(monkeypatch, 0, deepspeed=False)
-    assert {name for name in shipped() if not setup.why_not(name)} == {"debug", "cpu", "cpu_bf16", "cpu_fsdp2"}
-    assert setup.why_not("cpu_zero1") == "deepspeed is not installed"
-    assert setup.why_not("ddp") == "no GPU"
+    assert {name for name in shipped() if not launching.why_not(name)} == {"debug", "cpu", "cpu_bf16", "cpu_fsdp2"}
+    assert launching.why_not("cpu_zero1") == "deepspeed is not installed"
+    assert launching.why_not("ddp") == "no GPU"
     _pretend(monkeypatch, 1, deepspeed=True)
-    assert "one process" in setup.why_not("ddp")
-    assert setup.why_not("zero1") == ""
+    assert "one process" in launching.why_not("ddp")
+    assert launching.why_not("zero1") == ""
     _pretend(monkeypatch, 2, deepspeed=True)
-    result = check(setup.check_shipped)
+    result = check(launching.check_shipped)
     assert "run here: cpu, cpu_bf16, cpu_fsdp2, cpu_zero1, cpu_zero2, cpu_zero3, ddp" in result.found
     several = "cpu_multinode, ddp_multinode, fsdp2_multinode, zero2_multinode, zero3_multinode"
     assert f"not {several}: for 2 machines, needs the address" in result.found
@@ -87,31 +87,31 @@ def test_shipped_configs_and_why_others_do_not_run(monkeypatch: pytest.MonkeyPat
 
 def test_the_ranks_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _pretend(monkeypatch, 0, deepspeed=True)
-    plan, result = setup.choose_plan(None, 3)
+    plan, result = launching.choose_plan(None, 3)
     assert plan
     assert (plan.config, plan.ranks, result.status) == ("cpu", 3, "ok")
     assert "cpu: engine ddp, 3 ranks, fp32; rankzero train uses config debug" in result.found
-    plan, result = setup.choose_plan("ddp", None)
+    plan, result = launching.choose_plan("ddp", None)
     assert plan is None
     assert (result.status, "needs GPUs" in result.found) == ("failed", True)
     alone = tmp_path / "alone.yaml"
     alone.write_text(shipped()["cpu"].read_text().replace("MULTI_GPU", "MULTI_CPU"))
-    assert "MULTI_CPU" in setup.choose_plan(str(alone), None)[1].found
+    assert "MULTI_CPU" in launching.choose_plan(str(alone), None)[1].found
     _pretend(monkeypatch, 0, deepspeed=False)
-    assert "rankzero[deepspeed]" in setup.choose_plan("cpu_zero2", None)[1].fix
+    assert "rankzero[deepspeed]" in launching.choose_plan("cpu_zero2", None)[1].fix
     for config, nproc in (("nosuch", None), ("debug", 2)):
         with pytest.raises(UsageError):
-            setup.choose_plan(config, nproc)
+            launching.choose_plan(config, nproc)
 
 
 def test_a_default_file_of_accelerate_that_would_train_in_one_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(setup.constants, "HF_HOME", str(tmp_path))
-    assert check(setup.check_default_file).status == "ok"
+    monkeypatch.setattr(launching.constants, "HF_HOME", str(tmp_path))
+    assert check(launching.check_default_file).status == "ok"
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text("{distributed_type: MULTI_CPU, num_processes: 2}")
-    result = check(setup.check_default_file)
+    result = check(launching.check_default_file)
     assert (result.status, "MULTI_CPU" in result.found) == ("warning", True)
 
 
@@ -125,15 +125,15 @@ def _with_port(folder: Path, port: object, name: str = "cpu", **more: object) ->
 def test_the_port_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        result = check(setup.check_port, _with_port(tmp_path, port))
+        result = check(launching.check_port, _with_port(tmp_path, port))
         assert (result.status, f"{port} cannot be opened" in result.found) == ("failed", True), result
-    monkeypatch.setattr(setup, "EPHEMERAL", tmp_path / "range")
-    assert check(setup.check_port, _with_port(tmp_path, port)).status == "ok"
+    monkeypatch.setattr(launching, "EPHEMERAL", tmp_path / "range")
+    assert check(launching.check_port, _with_port(tmp_path, port)).status == "ok"
     (tmp_path / "range").write_text(f"{port}\t65000\n")
-    assert "the system gives to any program" in check(setup.check_port, _with_port(tmp_path, port)).problem
-    assert check(setup.check_port, _with_port(tmp_path, 0)).found.startswith("any free one")
+    assert "the system gives to any program" in check(launching.check_port, _with_port(tmp_path, port)).problem
+    assert check(launching.check_port, _with_port(tmp_path, 0)).found.startswith("any free one")
     for wrong in (70_000, "a name"):
-        assert check(setup.check_port, _with_port(tmp_path, wrong)).status == "failed"
+        assert check(launching.check_port, _with_port(tmp_path, wrong)).status == "failed"
     several_machines = _with_port(tmp_path, 29500, "ddp_multinode", machine_rank=1)
     for plan in (several_machines, configs.describe("debug"), None):
-        assert check(setup.check_port, plan).status == "skipped"
+        assert check(launching.check_port, plan).status == "skipped"

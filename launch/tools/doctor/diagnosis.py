@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 from launch.findings import Check, Findings, size
-from launch.tools.doctor import devices, disk, machine, packages, ranks, setup
+from launch.tools.doctor import devices, disk, launching, machine, packages, ranks
 from trainer.redaction import redacted
 
 LIMIT = 90.0  # seconds for one check
 COLORS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "dim"}
 HEADINGS = ("size", "time", "algorithm GB/s", "bus GB/s", "sum")
 CheckFunction = Callable[[Findings], None]
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The results in the order of the checks, and a row for each size of the all-reduce."""
-
-    checks: list[Check]
-    bandwidth: list[dict[str, Any]]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check failed. Warnings and skipped checks are allowed."""
-        return all(check.status != "failed" for check in self.checks)
 
 
 def diagnose(
@@ -45,13 +31,16 @@ def diagnose(
     *,
     timeout: float = 120.0,
     quick: bool = False,
-) -> Diagnosis:
+) -> tuple[list[Check], list[dict[str, Any]]]:
     """Run all checks, with the options of `rankzero doctor`.
+
+    Returns:
+        The results in the order of the checks, and a row for each size of the all-reduce.
 
     Raises:
         UsageError: there is no such config, or `nproc` does not fit it.
     """
-    plan, config_check = setup.choose_plan(config, nproc)
+    plan, config_check = launching.choose_plan(config, nproc)
     if not quick:
         print(f"rankzero: checking, {timeout:g} s at most for the ranks", file=sys.stderr, flush=True)
     ranks_check, result = ranks.measure(plan, timeout, quick=quick)
@@ -66,17 +55,17 @@ def diagnose(
         "open files": machine.check_open_files,
         "devices": devices.check_devices,
         "config": config_check,
-        "shipped configs": setup.check_shipped,
-        "accelerate's default": setup.check_default_file,
-        "port": partial(setup.check_port, plan=plan),
-        "environment": partial(setup.check_variables, plan=plan),
-        "threads": partial(setup.check_threads, plan=plan),
-        "network": partial(setup.check_network, plan=plan),
-        "hub": setup.check_hub,
+        "shipped configs": launching.check_shipped,
+        "accelerate's default": launching.check_default_file,
+        "port": partial(launching.check_port, plan=plan),
+        "environment": partial(launching.check_variables, plan=plan),
+        "threads": partial(launching.check_threads, plan=plan),
+        "network": partial(launching.check_network, plan=plan),
+        "hub": launching.check_hub,
         "disk space": partial(disk.check_space, run=run),
         "saving": partial(disk.check_saving, run=run),
         "disk speed": partial(disk.check_speed, run=run),
-        "slurm": setup.check_slurm,
+        "slurm": launching.check_slurm,
         "ranks": ranks_check,
         "all-reduce": partial(ranks.check_all_reduce, result=result),
         "barrier": partial(ranks.check_barrier, result=result),
@@ -84,7 +73,7 @@ def diagnose(
     if quick:
         del checks["disk speed"]
     results = [check if isinstance(check, Check) else run_check(name, check) for name, check in checks.items()]
-    return Diagnosis(results, result["bandwidth"] if result else [])
+    return results, result["bandwidth"] if result else []
 
 
 def run_check(name: str, function: CheckFunction, limit: float = LIMIT) -> Check:
@@ -108,22 +97,22 @@ def run_check(name: str, function: CheckFunction, limit: float = LIMIT) -> Check
         return Check(name, "failed", f"no answer within {limit:g} s", fix)
 
 
-def show(diagnosis: Diagnosis) -> None:
+def show(checks: Sequence[Check], bandwidth: Sequence[dict[str, Any]]) -> None:
     """Print the results, in color on a terminal. Problems and what to do are last."""
     console = Console(highlight=False, soft_wrap=True)
-    for check in diagnosis.checks:
+    for check in checks:
         console.print(Text(f"{check.status:8s} {check.name:20s} {check.found}", COLORS[check.status]))
-    if diagnosis.bandwidth:
+    if bandwidth:
         console.print("\nall-reduce between the ranks, fp32")
-        for cells in [HEADINGS, *map(_cells, diagnosis.bandwidth)]:
+        for cells in [HEADINGS, *map(_cells, bandwidth)]:
             console.print("".join(f"{cell:>16s}" for cell in cells))
-    problems = [check for check in diagnosis.checks if check.status in ("failed", "warning")]
+    problems = [check for check in checks if check.status in ("failed", "warning")]
     for check in sorted(problems, key=lambda check: check.status):
         line = f"\n{check.status}: {check.name}: {check.problem or check.found}\n  -> {check.fix}"
         console.print(Text(line, COLORS[check.status]))
-    counts = Counter[str](check.status for check in diagnosis.checks)
+    counts = Counter[str](check.status for check in checks)
     numbers = ", ".join(f"{counts[status]} {status}" for status in COLORS if counts[status])
-    conclusion = "Everything that was checked works here" if diagnosis.passed else "Not everything works here"
+    conclusion = "Not everything works here" if counts["failed"] else "Everything that was checked works here"
     console.print(f"\n{conclusion}: {numbers}.")
 
 

@@ -1,4 +1,4 @@
-"""Check the configs, the port, and the environment variables that change a training."""
+"""Check what starting ranks depends on: configs, port, environment variables, network and SLURM."""
 
 from __future__ import annotations
 
@@ -104,11 +104,10 @@ def check_port(findings: Findings, plan: LaunchPlan | None) -> None:
         findings.skip("the config does not run here" if plan is None else "one process needs none")
         return
     values = yaml.safe_load(plan.path.read_text(encoding="utf-8"))
-    port = values.get("main_process_port")
-    port = ACCELERATE_PORT if port is None else port
     if values.get("machine_rank", 0) != 0:
-        findings.skip(f"{port} is opened on the first machine")
+        findings.skip("it is opened on the first machine")
         return
+    port = ACCELERATE_PORT if values.get("main_process_port") is None else values["main_process_port"]
     fix = f"set another main_process_port in {plan.path}" + (" (0: any free one)" if plan.machines == 1 else "")
     try:
         with socket.socket() as trial:
@@ -157,11 +156,11 @@ def check_threads(findings: Findings, plan: LaunchPlan | None) -> None:
     if not threads.isdigit():
         findings.warn("OMP_NUM_THREADS is not a number", "unset OMP_NUM_THREADS: rankzero train chooses it")
     elif ranks > usable:
-        text = "more ranks than cores: on a CPU each small matrix product waits for the scheduler"
-        findings.warn(text, f"--nproc {usable} at most, or more cores (sbatch --cpus-per-task)")
+        fix = f"--nproc {usable} at most, or more cores (sbatch --cpus-per-task)"
+        findings.warn("more ranks than cores: on a CPU, small matrix products wait for the scheduler", fix)
     elif ranks * int(threads) > usable:
-        text = "more threads than cores: small matrix products take ten times as long"
-        findings.warn(text, f"unset OMP_NUM_THREADS, or set it to {usable // ranks}")
+        fix = f"unset OMP_NUM_THREADS, or set it to {usable // ranks}"
+        findings.warn("more threads than cores: small matrix products take ten times as long", fix)
 
 
 def check_network(findings: Findings, plan: LaunchPlan | None) -> None:
