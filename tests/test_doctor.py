@@ -87,7 +87,7 @@ def test_threads_times_ranks(
     monkeypatch: pytest.MonkeyPatch, threads: str | None, ranks: int, status: str, words: str
 ) -> None:
     monkeypatch.setattr(launching, "cores", lambda: 4)
-    monkeypatch.setattr("launch.accelerate.cores", lambda: 4)
+    monkeypatch.setattr("launch.local.cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)

@@ -18,7 +18,7 @@ from doctor_world import check
 
 from launch.configs import gpu_device_files
 from launch.tools.doctor import devices, disk, machine
-from trainer import cores
+from trainer import cpu_info
 
 # -- machine ---------------------------------------------------------------------------------------------------------
 
@@ -57,8 +57,8 @@ def test_memory_limits_of_both_versions(
     for name, text in (files | {"memory.stat": "inactive_file 600\nactive_file 400\nshmem 5"}).items():
         (tmp_path / folder / name).write_text(text + "\n")
     (tmp_path / "own").write_text("3:cpuset:/other\n" + line)
-    monkeypatch.setattr(cores, "_GROUPS", tmp_path)
-    monkeypatch.setattr(cores, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(cpu_info, "_GROUPS", tmp_path)
+    monkeypatch.setattr(cpu_info, "_OWN_GROUPS", tmp_path / "own")
     assert machine.memory_limit() == (4096.0, 2000.0)
 
 

@@ -99,7 +99,7 @@ def _row(runtime: Runtime, size: int) -> dict[str, Any]:
 
 def _all_reduce_seconds(runtime: Runtime, size: int, times: int) -> float:
     """Return the mean seconds of one all-reduce, after one that does not count, on the slowest rank."""
-    runtime.beat(f"an all-reduce of {size} bytes", step=0)
+    runtime.heartbeat(f"an all-reduce of {size} bytes", step=0)
     tensor = torch.zeros(size // 4, device=runtime.device)
     for repetitions in (1, times):
         began = time.perf_counter()

@@ -11,9 +11,9 @@ import subprocess
 import sys
 from typing import Any
 
-from launch.accelerate import for_launcher
 from launch.configs import gpu_device_files
 from launch.findings import Findings, size
+from launch.local import for_launcher
 
 SECONDS = 60.0  # to load torch from a slow disk and find the GPUs
 TORCH_BUILDS = "https://pytorch.org/get-started/locally/"

@@ -12,12 +12,12 @@ import psutil
 import yaml
 from huggingface_hub import constants
 
-from launch.accelerate import MISLEADING, environment, settings
 from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
 from launch.findings import Check, Findings
+from launch.local import MISLEADING, environment, settings
 from launch.slurm import queue
 from launch.tools.engine_facts import ENGINES
-from trainer.cores import cores
+from trainer.cpu_info import cores
 from trainer.errors import UsageError
 from trainer.rank_env import UNSET, check_environment
 

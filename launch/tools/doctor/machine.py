@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from launch.findings import GIB, Findings, size
-from trainer.cores import control_groups, cores, cpuinfo
+from trainer.cpu_info import control_groups, cores, cpuinfo
 
 LITTLE_MEMORY = 2 * GIB
 LITTLE_SHARED = GIB  # Docker's default is 64 MiB; loader workers and NCCL need more

@@ -10,9 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from launch.accelerate import command, environment, for_launcher
 from launch.configs import LaunchPlan
 from launch.findings import Check, Findings, size
+from launch.local import command, environment, for_launcher
 from launch.tools.engine_facts import ENGINES
 from trainer.rank_env import RANK_VARIABLES
 from trainer.redaction import redacted

@@ -36,8 +36,8 @@ from launch.tools.verify.testbed import (
     read_checkpoint,
 )
 from trainer.errors import NumericsError, RankError, UsageError
-from trainer.loading import Recipe
 from trainer.recipe import Recipe as BaseRecipe
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 
 ONE_STEP, SGD, ADAMW, BITWISE = 1e-6, 1e-6, 5e-4, 0.0  # tolerances; Adam divides by the root of gradients near zero

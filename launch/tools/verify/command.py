@@ -22,7 +22,7 @@ def verify_command(
     from rich.console import Console
 
     from launch.tools.verify.checks import show, show_progress, verify
-    from trainer.loading import load_recipe
+    from trainer.recipe_loading import load_recipe
 
     names = [name.strip() for name in engines.split(",")] if engines else None
     with show_progress(Console(stderr=True, soft_wrap=True)) as report:
