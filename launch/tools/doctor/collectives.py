@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from launch.shim import end_with_parent
+from launch.tools.doctor.ranks import NO_PROGRESS
 from trainer.engine.runtime import Runtime, start
 from trainer.engine.signals import StopFlag
 from trainer.rundir import write_json
@@ -38,7 +39,7 @@ def main() -> int:
         began = time.perf_counter()
         runtime = start(StopFlag(), rendezvous_seconds=seconds)
         connect = time.perf_counter() - began
-        runtime.watch(limit, folder, lambda message: _print(f"no progress: {message}"))
+        runtime.watch(limit, folder, lambda message: _print(f"{NO_PROGRESS}: {message}"))
         result = {"connect_seconds": connect} | measure(runtime)
         if os.environ["LOCAL_RANK"] == "0":
             write_json(folder / "result.json", result)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from trainer.rundir import read_json
 Result = dict[str, Any]  # see collectives.measure
 
 NO_PROGRESS_SHARE = 4  # a rank without progress for this part of the time limit is named and ended
-SHUTDOWN_SECONDS = 5  # that torch's agent gives the other ranks after one has died
+LAST_MESSAGES = 5.0  # seconds for the other ranks to name the one without progress
+NO_PROGRESS = "no progress"  # printed by a rank, see collectives.py
 SLOW = 0.1  # GB/s of bus bandwidth at the largest size: a network of 1 Gbit/s is as fast
 SLOW_NCCL = 1.0  # GB/s within one machine
 FIXES = {  # by a part of the message
@@ -58,7 +60,11 @@ def measure(plan: LaunchPlan | None, timeout: float, *, quick: bool) -> tuple[Ch
             findings.fact(f"{plan.ranks} ranks ({hosts}), engine {result['engine']}, {result['backend']}")
             findings.fact(f"connected within {result['connect_seconds']:.2f} s")
             return findings.check(), result
-        report_failure(findings, log, f"not finished within {timeout:g} s" if code is None else f"exit code {code}")
+        report_failure(
+            findings,
+            log,
+            f"not finished, ended by doctor (--timeout {timeout:g})" if code is None else f"exit code {code}",
+        )
     return findings.check(), None
 
 
@@ -67,19 +73,21 @@ def _run(plan: LaunchPlan, folder: Path, timeout: float) -> int | None:
     limit = timeout / NO_PROGRESS_SHARE
     words = command(plan, [str(folder), str(timeout - limit), str(limit)], module="launch.tools.doctor.collectives")
     env = {key: value for key, value in environment(plan).items() if key not in RANK_VARIABLES}
-    env = for_launcher(env) | {"PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            words, env=for_launcher(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
+    end = time.monotonic() + timeout
     try:
-        return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return None
+        while process.poll() is None and time.monotonic() < end:
+            if NO_PROGRESS in (folder / "log").read_text(errors="replace"):
+                end = min(end, time.monotonic() + LAST_MESSAGES)
+            time.sleep(0.1)
+        return process.returncode
     finally:
         process.kill()  # the kernel then kills the ranks: see end_with_parent in collectives.py
         with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may delay even SIGKILL
-            process.wait(SHUTDOWN_SECONDS)
+            process.wait(LAST_MESSAGES)
 
 
 def report_failure(findings: Findings, log: str, ending: str) -> None:
