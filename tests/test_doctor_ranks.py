@@ -60,8 +60,9 @@ def test_the_all_reduce(changes: dict[str, Any], row: dict[str, Any], status: st
 
 
 def test_one_process_has_nothing_to_measure() -> None:
-    found, result = ranks.measure(choose("debug", None), 60, quick=False)
-    assert (found.status, result) == ("skipped", None)
+    result: dict[str, Any] = {}
+    assert check(ranks.check_ranks, choose("debug", None), 60, False, result).status == "skipped"
+    assert check(ranks.check_all_reduce, result).status == check(ranks.check_barrier, result).status == "skipped"
 
 
 # -- real ranks ------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def test_a_rank_that_stops_is_named_and_no_process_is_left(
     monkeypatch.setattr(ranks, "NO_PROGRESS_SHARE", 100)  # 4 s
     outcomes: list[Check] = []
     plan = choose("cpu", None)
-    thread = threading.Thread(target=lambda: outcomes.append(ranks.measure(plan, 400, quick=False)[0]))
+    thread = threading.Thread(target=lambda: outcomes.append(check(ranks.check_ranks, plan, 400, False, {})))
     thread.start()
     started = connected_ranks()
     time.sleep(2)  # for the watchdogs to publish the process numbers

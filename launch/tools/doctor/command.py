@@ -20,7 +20,7 @@ def doctor_command(
         Path, typer.Option("--run", metavar="DIR", help="run directory whose disk is checked; it is not created")
     ] = Path("runs"),
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=8, help="for starting and measuring the ranks")
+        float, typer.Option("--timeout", metavar="SECONDS", min=8.0, help="for starting and measuring the ranks")
     ] = 120.0,
     quick: Annotated[bool, typer.Option("--quick", help="start no ranks and do not measure the disk speed")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from launch.configs import LaunchPlan
 from launch.findings import Check, Findings, size
 from launch.tools.doctor import devices, disk, launching, machine, packages, ranks
 from trainer.redaction import redacted
@@ -43,8 +44,25 @@ def diagnose(
     plan, config_check = launching.choose_plan(config, nproc)
     if not quick:
         print(f"rankzero: checking, {timeout:g} s at most for the ranks", file=sys.stderr, flush=True)
-    ranks_check, result = ranks.measure(plan, timeout, quick=quick)
-    checks: dict[str, CheckFunction | Check] = {
+    result: dict[str, Any] = {}
+    checks = _checks(config_check, plan, run) | {
+        "ranks": partial(ranks.check_ranks, plan=plan, timeout=timeout, quick=quick, result=result),
+        "all-reduce": partial(ranks.check_all_reduce, result=result),
+        "barrier": partial(ranks.check_barrier, result=result),
+    }
+    if quick:
+        del checks["disk speed"]
+    limits = {"ranks": timeout + LIMIT}
+    results = [
+        check if isinstance(check, Check) else run_check(name, check, limits.get(name, LIMIT))
+        for name, check in checks.items()
+    ]
+    return results, result.get("bandwidth", [])
+
+
+def _checks(config: Check, plan: LaunchPlan | None, run: Path) -> dict[str, CheckFunction | Check]:
+    """Return the checks that start no ranks, in the order of the output. The one of the config has been made."""
+    return {
         "python": packages.check_python,
         "packages": packages.check_packages,
         "known bad versions": packages.check_known_bad,
@@ -54,7 +72,7 @@ def diagnose(
         "shared memory": machine.check_shared_memory,
         "open files": machine.check_open_files,
         "devices": devices.check_devices,
-        "config": config_check,
+        "config": config,
         "shipped configs": launching.check_shipped,
         "accelerate's default": launching.check_default_file,
         "port": partial(launching.check_port, plan=plan),
@@ -66,14 +84,7 @@ def diagnose(
         "saving": partial(disk.check_saving, run=run),
         "disk speed": partial(disk.check_speed, run=run),
         "slurm": launching.check_slurm,
-        "ranks": ranks_check,
-        "all-reduce": partial(ranks.check_all_reduce, result=result),
-        "barrier": partial(ranks.check_barrier, result=result),
     }
-    if quick:
-        del checks["disk speed"]
-    results = [check if isinstance(check, Check) else run_check(name, check) for name, check in checks.items()]
-    return results, result["bandwidth"] if result else []
 
 
 def run_check(name: str, function: CheckFunction, limit: float = LIMIT) -> Check:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.configs import LaunchPlan
-from launch.findings import Check, Findings, size
+from launch.findings import Findings, size
 from launch.local import command, environment, for_launcher
 from launch.tools.engine_facts import ENGINES
 from trainer.rank_env import RANK_VARIABLES
 from trainer.redaction import redacted
 from trainer.rundir import read_json
-
-Result = dict[str, Any]  # see collectives.measure
 
 NO_PROGRESS_SHARE = 4  # a rank without progress for this part of the time limit is named and ended
 LAST_MESSAGES = 5.0  # seconds for the other ranks to name the one without progress
@@ -36,13 +34,14 @@ FIXES = {  # by a part of the message
 }
 
 
-def measure(plan: LaunchPlan | None, timeout: float, *, quick: bool) -> tuple[Check, Result | None]:
+def check_ranks(
+    findings: Findings, plan: LaunchPlan | None, timeout: float, quick: bool, result: dict[str, Any]
+) -> None:
     """Start the ranks of `plan` and wait at most `timeout` seconds for them. Afterwards none of them runs.
 
-    Returns:
-        The result of the check "ranks", and what was measured, if all ranks finished.
+    Args:
+        result: gets what the ranks measured (see collectives.py), if all of them finished.
     """
-    findings = Findings("ranks")
     if quick:
         findings.skip("left out by --quick")
     elif plan is None:
@@ -54,18 +53,14 @@ def measure(plan: LaunchPlan | None, timeout: float, *, quick: bool) -> tuple[Ch
     else:
         with tempfile.TemporaryDirectory(prefix="rankzero-doctor-", ignore_cleanup_errors=True) as folder:
             code = _run(plan, Path(folder), timeout)
-            log, result = (Path(folder) / "log").read_text(errors="replace"), read_json(Path(folder) / "result.json")
-        if code == 0 and result:
-            hosts = ", ".join(f"{count} on {host}" for host, count in Counter(result["hosts"]).items())
-            findings.fact(f"{plan.ranks} ranks ({hosts}), engine {result['engine']}, {result['backend']}")
-            findings.fact(f"connected within {result['connect_seconds']:.2f} s")
-            return findings.check(), result
-        report_failure(
-            findings,
-            log,
-            f"not finished, ended by doctor (--timeout {timeout:g})" if code is None else f"exit code {code}",
-        )
-    return findings.check(), None
+            log, measured = (Path(folder) / "log").read_text(errors="replace"), read_json(Path(folder) / "result.json")
+        if code != 0 or not measured:
+            report_failure(findings, log, "not finished, ended by doctor" if code is None else f"exit code {code}")
+            return
+        result.update(measured)
+        hosts = ", ".join(f"{count} on {host}" for host, count in Counter(result["hosts"]).items())
+        findings.fact(f"{plan.ranks} ranks ({hosts}), engine {result['engine']}, {result['backend']}")
+        findings.fact(f"connected within {result['connect_seconds']:.2f} s")
 
 
 def _run(plan: LaunchPlan, folder: Path, timeout: float) -> int | None:
@@ -98,9 +93,9 @@ def report_failure(findings: Findings, log: str, ending: str) -> None:
     findings.fail(failed, next(fix for part, fix in FIXES.items() if part in failed))
 
 
-def check_all_reduce(findings: Findings, result: Result | None) -> None:
+def check_all_reduce(findings: Findings, result: dict[str, Any]) -> None:
     """Check the speed and the sums of an all-reduce."""
-    if result is None:
+    if not result:
         findings.skip("no ranks were measured")
         return
     rows = result["bandwidth"]
@@ -124,8 +119,8 @@ def check_all_reduce(findings: Findings, result: Result | None) -> None:
         findings.warn("slow: ranks would wait for each other at every step", fix)
 
 
-def check_barrier(findings: Findings, result: Result | None) -> None:
-    if result is None:
+def check_barrier(findings: Findings, result: dict[str, Any]) -> None:
+    if not result:
         findings.skip("no ranks were measured")
     else:
         findings.fact(f"all ranks came within {result['barrier_seconds'] * 1e3:.1f} ms")
