@@ -398,8 +398,8 @@ import sys
 from pathlib import Path
 from launch import local
 
-accelerate._ROOT = Path(sys.argv[2])  # where the stub stands in for trainer
-sys.exit(accelerate.start("cpu", None, sys.argv[1:3], Path(sys.argv[2]), in_process=lambda: 99))
+local._ROOT = Path(sys.argv[2])  # where the stub stands in for trainer
+sys.exit(local.start("cpu", None, sys.argv[1:3], Path(sys.argv[2]), in_process=lambda: 99))
 """
 
 Begin = Callable[[str], "subprocess.Popen[str]"]
