@@ -34,12 +34,16 @@ WORDS = {
         "tokenizer.train.vocab_size=200",
         "evaluation.beam_size=1",
     ],
-    "TINY_TICKETS": [
-        "model={kind: encoder, d_model: 16, layers: 1, heads: 2, feed_forward: 16}",
-        "tokenizer={train: {kind: wordpiece, vocab_size: 200}}",
+    "TINY_ENCODER": ["model={kind: encoder, d_model: 16, layers: 1, heads: 2, feed_forward: 16}"],
+    "TINY_TOKENIZER": ["tokenizer={train: {kind: wordpiece, vocab_size: 200}}"],
+    "TINY_T5": [
+        "model={kind: pretrained, architecture: t5, size: tiny}",
+        "tokenizer={train: {kind: unigram, vocab_size: 100}}",
+        "evaluation.beam_size=1",
     ],
 }
 WORDS["TINY_MT"] = WORDS["TINY_CORPUS"] + WORDS["TINY_MODEL"]
+WORDS["TINY_TICKETS"] = WORDS["TINY_ENCODER"] + WORDS["TINY_TOKENIZER"]
 TAKING_WORDS = ("train", "prepare", "plan", "export", "bench", "evaluate")
 BLOCK = re.compile(r'^(?:<!-- test: (.+?) -->\n)?```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.M | re.S)
 
