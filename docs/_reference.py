@@ -60,7 +60,9 @@ def key_table(model: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
     yield from ("| key | type and allowed values | default | meaning |", "|---|---|---|---|")
     for key, value in model["properties"].items():
         nested = models(value, schema)
-        default = "required" if key in model.get("required", ()) else default_of(model["title"], key)
+        default = (
+            "required" if key in model.get("required", ()) or "const" in value else default_of(model["title"], key)
+        )
         meaning = value.get("description") or ("see below" if nested else "chooses this section" * ("const" in value))
         yield row(f"`{key}`", "section" if nested else kind_of(value), default, meaning)
 
@@ -153,9 +155,14 @@ def python_api(_: str = "") -> Iterator[str]:
 
     for name in sorted(trainer.__all__):
         value = getattr(trainer, name)
-        options = ["heading_level: 3", "show_root_toc_entry: false", "show_root_full_path: false"]
+        options = [
+            f"heading: trainer.{name}",
+            f"toc_label: trainer.{name}",
+            "heading_level: 2",
+            "show_root_heading: true",
+        ]
         options += ["members: [load, parse, to_yaml]"] if name == "Recipe" else []
-        yield from ("", f"## trainer.{name}", "", f"::: {value.__module__}.{value.__name__}", "    options:")
+        yield from ("", f"::: {value.__module__}.{value.__name__}", "    options:")
         yield from (f"      {option}" for option in options)
 
 

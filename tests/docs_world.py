@@ -26,7 +26,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {
-    "FAST": ["evaluation.bootstrap=10"],
+    "FAST": ["evaluation.bootstrap=10", "evaluation.max_rows=8", "evaluation.splits=[test]"],
     "NO_EXPORT": ["export.onnx=false", "export.int8=false"],
     "TINY_CORPUS": ["data.train=train?rows=200", "data.validation=validation?rows=8", "data.test=test?rows=8"],
     "TINY_MODEL": [
