@@ -26,7 +26,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def recipe_tables(section: str = "") -> Iterator[str]:
     """Every key of every section, or those of one (`export.gates`)."""
-    from trainer.loading import Recipe
+    from trainer import Recipe
 
     schema = Recipe.model_json_schema()
     if section:
@@ -68,15 +68,15 @@ def key_table(model: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
 
 
 def default_of(section: str, key: str) -> str:
-    """The default of a key; a factory's value is not part of the schema."""
-    from trainer.sections import Section
+    """The default of a key, also one that a factory makes, which is not part of the schema."""
+    from pydantic import BaseModel
 
-    classes = Section.__subclasses__()
+    classes = BaseModel.__subclasses__()
     for found in classes:
         classes += found.__subclasses__()
-        if found.__name__ == section and key in found.model_fields:
+        if section == found.__name__ and key in found.model_fields:
             value = found.model_fields[key].get_default(call_default_factory=True)
-            return "its defaults" if isinstance(value, Section) else f"`{json.dumps(value, ensure_ascii=False)}`"
+            return "its defaults" if isinstance(value, BaseModel) else f"`{json.dumps(value, ensure_ascii=False)}`"
     return ""
 
 
@@ -134,10 +134,9 @@ def exit_codes(_: str = "") -> Iterator[str]:
 
 def recipe_list(_: str = "") -> Iterator[str]:
     """The shipped recipes and the first line of each."""
-    from trainer.loading import SHIPPED
-
     yield from ("| recipe | trains |", "|---|---|")
-    for path in sorted(SHIPPED.glob("*.yaml")):
+    folder = next((ROOT / "trainer").rglob("demo-translation.yaml")).parent
+    for path in sorted(folder.glob("*.yaml")):
         yield row(f"`{path.stem}`", path.read_text(encoding="utf-8").split("\n")[0].lstrip("# "))
 
 
@@ -155,6 +154,8 @@ def python_api(_: str = "") -> Iterator[str]:
 
     for name in sorted(trainer.__all__):
         value = getattr(trainer, name)
+        if isinstance(value, type):  # a class made at run time: its documented base
+            value = next(base for base in value.__mro__ if "load" in vars(base))
         options = [
             f"heading: trainer.{name}",
             f"toc_label: trainer.{name}",

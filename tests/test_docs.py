@@ -15,7 +15,7 @@ from docs_world import DOCS, Workspace, blocks, commands, pages
 from launch.cli import app
 from launch.configs import find
 from trainer.cli import app as trainer_app
-from trainer.loading import SHIPPED, Recipe, load_recipe
+from trainer.recipe_loading import SHIPPED, Recipe, load_recipe
 
 ROOT = DOCS.parent
 FIRST = ("tutorials/classifier.md", "tutorials/translation.md")  # the guides use their runs
