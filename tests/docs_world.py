@@ -27,6 +27,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {
     "FAST": ["evaluation.bootstrap=10", "evaluation.max_rows=8", "evaluation.splits=[test]"],
+    "FAST_VALIDATION": ["evaluation.bootstrap=10", "evaluation.max_rows=8", "export.onnx=false", "export.int8=false"],
     "NO_EXPORT": ["export.onnx=false", "export.int8=false"],
     "TINY_CORPUS": ["data.train=train?rows=200", "data.validation=validation?rows=8", "data.test=test?rows=8"],
     "TINY_MODEL": [
@@ -189,6 +190,7 @@ def _answer(client: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 - for the whole process
     os.chdir(folder)
+    sys.path[1:1] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     os.environ.clear()
     os.environ.update(env)
     sys.argv = ["rankzero", *words]

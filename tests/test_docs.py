@@ -24,7 +24,8 @@ FIRST = ("tutorials/classifier.md", "tutorials/translation.md")  # the guides us
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     made = Workspace(tmp_path_factory.mktemp("docs"))
-    (made.folder / "accelerate_configs").symlink_to(ROOT / "accelerate_configs")
+    for name in ("accelerate_configs", "examples"):
+        (made.folder / name).symlink_to(ROOT / name)
     yield made
     made.close()
 
@@ -40,6 +41,11 @@ def test_the_commands_of_a_page_run(workspace: Workspace, page: str) -> None:
 def test_the_commands_of_a_page_have_known_options(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for blocks that cannot run here, each of which gives a reason."""
     monkeypatch.chdir(tmp_path)
+    for name in ("accelerate_configs", "examples"):
+        Path(name).symlink_to(ROOT / name)
+    monkeypatch.setenv("RANKZERO_TASK_MODULES", "")  # recipes below add their module
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path / "examples"))
     for block in (block for name in (*FIRST, page) for block in blocks(name) if block.title):
         Path(block.title).write_text(block.text, encoding="utf-8")
     for block in (block for block in blocks(page) if block.language == "bash"):
