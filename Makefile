@@ -52,6 +52,7 @@ lint: setup ## format, lint, types, layers
 
 docs: setup ## the documentation site in site/; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
 
 bench: setup ## data path, training step and fine-tuning against others, half an hour on a quiet machine; needs RANKZERO_DATA
 	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json

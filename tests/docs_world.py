@@ -10,12 +10,12 @@ A comment before a bash block says how a test treats it. Without a comment the b
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -172,9 +172,11 @@ def serve(path: str) -> None:
     listening.bind(path + ".new")
     listening.listen()
     Path(path + ".new").rename(path)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     while True:
         client, _ = listening.accept()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # commands that have ended
+                pass
         if os.fork() == 0:
             _answer(client)
         client.close()
@@ -187,7 +189,6 @@ def _answer(client: socket.socket) -> None:
     words, folder, env = json.loads(request)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115 - for the whole process
     os.chdir(folder)
     sys.path[1:1] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
