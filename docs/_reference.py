@@ -1,7 +1,7 @@
 """MkDocs hook: generate the reference from the code.
 
 A page asks for a generated part by a comment: <!-- generate: recipe -->, <!-- generate: recipe export.gates -->,
-<!-- generate: cli -->, exit-codes, recipes, configs or python.
+<!-- generate: cli -->, exit-codes, recipes, configs, python, or file examples/x.py.
 """
 
 from __future__ import annotations
@@ -167,12 +167,23 @@ def python_api(_: str = "") -> Iterator[str]:
         yield from (f"      {option}" for option in options)
 
 
+def file_text(path: str) -> Iterator[str]:
+    """A file of the repository."""
+    yield from (
+        f'```{path.rpartition(".")[2]} title="{path}"',
+        (ROOT / path).read_text(encoding="utf-8").rstrip(),
+        "```",
+    )
+
+
 def paragraph(text: str | None) -> str:
     return " ".join((text or "").split("\n\n")[0].split())
 
 
 def row(*cells: str) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    """A row of a table. A pipe ends a cell unless it is in code or escaped."""
+    escaped = (re.sub(r"(`[^`]*`)|\|", lambda m: m[1] or "\\|", " ".join(cell.split())) for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 GENERATORS = {
@@ -182,4 +193,5 @@ GENERATORS = {
     "recipes": recipe_list,
     "configs": config_list,
     "python": python_api,
+    "file": file_text,
 }
