@@ -15,7 +15,7 @@ from docs_world import DOCS, Workspace, blocks, commands, pages
 from launch.cli import app
 from launch.configs import find
 from trainer.cli import app as trainer_app
-from trainer.recipe_loading import SHIPPED, Recipe, load_recipe
+from trainer.recipe_loading import Recipe, load_recipe
 
 ROOT = DOCS.parent
 FIRST = ("tutorials/classifier.md", "tutorials/translation.md")  # the guides use their runs
@@ -116,7 +116,9 @@ def test_links_of_pages_outside_of_the_site_resolve(name: str) -> None:
         assert (path.parent / target).exists(), target
 
 
-def test_shipped_recipes_name_existing_pages() -> None:
-    for path in [*SHIPPED.glob("*.yaml"), *(ROOT / "accelerate_configs").glob("*.yaml")]:
-        for target in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), f"{path.name}: {target}"
+@pytest.mark.parametrize("folder", ["trainer", "launch", "slurm", "accelerate_configs", "benchmarks", "examples"])
+def test_files_name_existing_pages(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*"):
+        if path.suffix in (".py", ".yaml", ".sbatch", ".jinja"):
+            for target in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")):
+                assert (ROOT / target).exists(), f"{path.relative_to(ROOT)}: {target}"

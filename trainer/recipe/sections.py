@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Source of the rows, and how they become micro-batches (see docs/data.md)."""
+    """Source of the rows, and how they become micro-batches (see docs/explanation/lanes.md)."""
 
     root: str = Field(description="any fsspec URL: a folder, hf://datasets/…, s3://…, embedded://translation")
     train: Patterns = Field(description="file pattern(s) below root, or a mapping role: file for parallel text files")
@@ -309,7 +309,7 @@ class EvaluationConfig(Section):
 
 
 class GatesConfig(Section):
-    """Limits that an artifact must meet to be published (docs/design.md)."""
+    """Limits that an artifact must meet to be published (docs/reference/gates.md)."""
 
     logits: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest difference of a logit (onnx)")
     rows: Annotated[int, Field(ge=1)] = Field(64, description="rows of all lengths whose logits are compared")
