@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden test-slurm test-slurm-full lint bench
+.PHONY: help setup demo test golden test-slurm test-slurm-full lint docs bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'make setup: needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv), or PYTHON=…'; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,track,deepspeed]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,track,deepspeed,docs]'
 	@touch $@
 
 demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to reports, ONNX and int8; about ten minutes
@@ -49,6 +49,10 @@ lint: setup ## format, lint, types, layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup ## the documentation site in site/; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
 
 bench: setup ## data path, training step and fine-tuning against others, half an hour on a quiet machine; needs RANKZERO_DATA
 	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json

@@ -5,7 +5,7 @@
 The lanes are the real ones; rows are an id and a length only (benchmarks/simulated_lanes.py). Work is counted in padded
 tokens, time in seconds of one processor (a checkpoint: of the clock). Ends with 1 where a row is lost or repeated,
 a resumed lane serves other rows, a rank's memory grows with the corpus, or a rank of the large cases does 5% more than
-the mean. docs/scale.md tells what the numbers mean.
+the mean. docs/explanation/scale.md tells what the numbers mean.
 """
 
 from __future__ import annotations

@@ -40,5 +40,5 @@ def launcher_environment(plan: LaunchPlan, env: Mapping[str, str] | None = None)
     ):
         launch_command(launch_command_parser().parse_args(words))
     if not found:
-        raise RankError(f"config {plan.config}: accelerate launch would start no ranks; see docs/launching.md")
+        raise RankError(f"config {plan.config}: accelerate launch would start no ranks; see docs/how-to/launch.md")
     return found | {name: env[name] for name in ("OMP_NUM_THREADS",) if name in env}  # of which the launcher makes 1

@@ -164,7 +164,7 @@ def padding(served: dict[int, list[MicroBatch]]) -> float:
 
 
 def assert_even(lengths: Sequence[int]) -> None:
-    """The figures of docs/data.md for captions: 8 lanes of 512 tokens."""
+    """The case of captions: 8 lanes of 512 tokens."""
     served = serve(one_shard(lengths), LanePlan(1, 8, 16_384, 512, None))
     fillers = 1 - sum(map(len, served.values())) / (8 * max(map(len, served.values())))
     assert idle(served, 2) < 0.03

@@ -150,7 +150,7 @@ def test_work_is_counted_as_padded_and_idle_as_waiting() -> None:
 
 
 def test_the_published_figures_hold_what_is_promised() -> None:
-    """benchmarks/results/scale.json, from which docs/scale.md quotes."""
+    """benchmarks/results/scale.json, from which docs/explanation/scale.md quotes."""
     report = json.loads(RESULTS.read_text(encoding="utf-8"))
     large = [case for case in report["proofs"] if case["ranks"] >= 1024]
     assert {case["lanes"] for case in large} == {1024, 2048}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-# Results must not depend on the number of threads or on memory alignment (docs/design.md, "bit for bit"); MKL reads
-# its line at its first call, so it is set before torch is imported.
+# Results must not depend on the number of threads or on memory alignment (docs/explanation/steps.md). MKL reads its
+# variable at its first call, so it is set before torch is imported.
 # Kernels of the Hub are code that a config.json can ask for.
 ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false", "USE_HUB_KERNELS": "NO"}
 for _name, _value in ENVIRONMENT.items():

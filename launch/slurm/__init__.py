@@ -1,1 +1,1 @@
-"""SLURM: rendering and submitting jobs, following and ending them, and what runs inside them (docs/slurm.md)."""
+"""SLURM: render and submit jobs, follow and end them, and what runs inside them (docs/reference/slurm.md)."""

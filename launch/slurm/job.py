@@ -62,7 +62,7 @@ class Job:
         return {frozen_path(self.run, name, text): text for name, text in texts.items()}
 
     def values(self) -> dict[str, Any]:
-        """The variables of the templates (docs/slurm.md says what each is)."""
+        """The variables of the templates (docs/reference/slurm.md says what each is)."""
         launch, tasks = self.recipe.launch, self.ranks_per_node if self.mode == "task" else 1
         return {
             "title": f"rankzero submit {shlex.join(self.command)} --config {self.plan.config} --nodes {launch.nodes}",

@@ -2,7 +2,7 @@
 
 A corpus is dealt to L lanes. A lane is a deterministic source of micro-batches, each of which carries the bookmark that
 follows it. Rank r of W owns lanes r, r+W, …; one optimizer step is one micro-batch of every lane. All randomness comes
-from `key(seed, epoch, …)`: nothing has a state that would have to be saved. See docs/data.md.
+from `key(seed, epoch, …)`: nothing has a state that would have to be saved. See docs/explanation/lanes.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Accelerator of each engine, and what Accelerate and DeepSpeed would do behind one's back, undone.
 
 An Accelerate config says which engine runs, on what, and in which precision. Everything that belongs to a step comes
-from the recipe: accumulation (from its lanes), clipping, rates. docs/engines.md tells what each engine does otherwise.
+from the recipe: accumulation (from its lanes), clipping, rates. See docs/explanation/engines.md.
 """
 
 from __future__ import annotations

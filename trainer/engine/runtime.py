@@ -240,7 +240,7 @@ def _engine(accelerator: Accelerator) -> str:
 
 
 def _check(runtime: Runtime, asked_engine: str) -> None:
-    """Several wrong configurations train silently alone, or without the engine asked for (docs/launching.md)."""
+    """Several wrong configurations train silently alone, or without the engine asked for (docs/how-to/launch.md)."""
     asked_ranks = int(os.environ.get("RANKZERO_RANKS") or os.environ.get("WORLD_SIZE") or _parents_ranks() or 1)
     if runtime.world != asked_ranks:
         raise RankError(

@@ -1,4 +1,4 @@
-"""Signals set a flag, nothing else: saving inside a handler stalls (see docs/design.md). Ranks agree in the loop."""
+"""Signals set a flag and do nothing else; ranks agree in the loop (docs/explanation/steps.md)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
         backward(loss_sum * W * A / n)                  (undoes DDP's mean over ranks and Accelerate's division by A)
     clip, step, zero
 
-So a step is the same sum on any number of ranks: no mean of means (docs/design.md, "the loss of a step").
+So a step is the same sum on any number of ranks: no mean of means (docs/explanation/steps.md).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ ENDS_ONLY = ("t5", "mt5", "umt5", "marian", "pegasus")  # a text has a special t
 class LayersConfig(Section):
     """Settings of all architectures of this project."""
 
-    d_model: Positive = 256
-    heads: Positive = 4
+    d_model: Positive = Field(256, description="width of the hidden states")
+    heads: Positive = Field(4, description="attention heads")
     feed_forward: Positive = Field(512, description="width of the feed-forward layers")
     dropout: Fraction = Field(
         0.1, description="dropout on embeddings and on the output of every sublayer, as in the paper"
@@ -31,7 +31,7 @@ class LayersConfig(Section):
     activation: Literal["relu", "gelu"] = Field(
         "gelu", description="gelu is smooth; relu, as in the paper, is not at 0"
     )
-    norm: Literal["pre", "post"] = "pre"
+    norm: Literal["pre", "post"] = Field("pre", description="layer norm before or after each sublayer")
     attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
 
     @model_validator(mode="after")
@@ -47,8 +47,8 @@ class TransformerConfig(LayersConfig):
     """Encoder-decoder Transformer trained from scratch (Vaswani et al. 2017), in transformer.py."""
 
     kind: Literal["transformer"] = "transformer"
-    encoder_layers: Positive = 3
-    decoder_layers: Positive = 3
+    encoder_layers: Positive = Field(3, description="layers of the encoder")
+    decoder_layers: Positive = Field(3, description="layers of the decoder")
     tied_embeddings: bool = Field(True, description="source and target embedding and output projection are one matrix")
 
 
@@ -56,7 +56,7 @@ class EncoderConfig(LayersConfig):
     """BERT-style encoder trained from scratch (Devlin et al. 2019), in encoder.py."""
 
     kind: Literal["encoder"] = "encoder"
-    layers: Positive = 4
+    layers: Positive = Field(4, description="number of layers")
     feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
     pooling: Pooling = Field(
         "mean", description="input of the classifier: the first token, or the mean or maximum of all tokens"
@@ -80,7 +80,7 @@ class TransformerXLConfig(LayersConfig):
     """Transformer-XL trained from scratch (Dai et al. 2019), in transformer_xl.py."""
 
     kind: Literal["transformer_xl"] = "transformer_xl"
-    layers: Positive = 6
+    layers: Positive = Field(6, description="number of layers")
     feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
     memory: int = Field(128, ge=0, description="positions before a segment that it attends to in training")
 

@@ -41,8 +41,10 @@ class Recipe(Section):
     """The whole recipe. `task` and `model` are narrowed to the classes found by `recipe_class`."""
 
     version: Literal[1] = Field(1, description="format version of this file")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the run directory below runs/")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; also its directory below runs/"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(1, description="seed of weights, rows and dropout")
     task: Section
     data: DataConfig
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
@@ -51,7 +53,9 @@ class Recipe(Section):
     loop: LoopConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
-    track: list[Literal["tensorboard", "ledger"]] = Field(default_factory=list)
+    track: list[Literal["tensorboard", "ledger"]] = Field(
+        default_factory=list, description="tensorboard: event files; ledger: the rows of each step"
+    )
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
 
     @property

@@ -18,14 +18,14 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Source of the rows, and how they become micro-batches (see docs/data.md)."""
+    """Source of the rows, and how they become micro-batches (see docs/explanation/lanes.md)."""
 
     root: str = Field(description="any fsspec URL: a folder, hf://datasets/…, s3://…, embedded://translation")
     train: Patterns = Field(description="file pattern(s) below root, or a mapping role: file for parallel text files")
     validation: Patterns | Fraction | None = Field(
         None, description="file pattern(s), or the share of train to hold out"
     )
-    test: Patterns | None = None
+    test: Patterns | None = Field(None, description="file pattern(s); null: none")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="role: column, e.g. src: de, or the path of a nested column, e.g. translation.de",
@@ -41,18 +41,26 @@ class DataConfig(Section):
         None,
         description="encoding of text, CSV and JSON files, such as cp1252; null = UTF-8, or by the byte order mark",
     )
-    cleaning: list[str] = Field(default_factory=lambda: ["normalize_unicode", "fold_whitespace"])
-    lanes: Positive = 8
-    block_rows: Positive = 16_384
+    cleaning: list[str] = Field(
+        default_factory=lambda: ["normalize_unicode", "fold_whitespace"],
+        description="ordered list of unescape_html, strip_tags, replace_urls, replace_emails, normalize_unicode, "
+        "normalize_compatibility, fold_whitespace and lowercase",
+    )
+    lanes: Positive = Field(8, description="number of lanes; a step is one micro-batch of each lane")
+    block_rows: Positive = Field(
+        16_384, description="rows of a lane that are read, permuted and sorted by length together"
+    )
     tokens_per_batch: Positive | None = Field(1024, description="most padded tokens of a micro-batch")
     rows_per_batch: Positive | None = Field(None, description="most rows of a micro-batch")
     max_length: Positive = Field(
         128, description="most tokens of a row, special tokens included; longer rows are truncated"
     )
     pad_multiple: Positive = Field(8, description="lengths are padded to a multiple of this, so that few shapes occur")
-    order: Literal["shuffled", "sequential"] = "shuffled"
-    on_bad_row: Literal["fail", "skip"] = "fail"
-    max_bad_fraction: Fraction = 0.01
+    order: Literal["shuffled", "sequential"] = Field(
+        "shuffled", description="sequential: rows keep their order within a lane (Transformer-XL)"
+    )
+    on_bad_row: Literal["fail", "skip"] = Field("fail", description="fail: end with 3; skip: leave bad rows out")
+    max_bad_fraction: Fraction = Field(0.01, description="share of bad rows above which skip ends with 3")
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="loader processes per rank; 0 = load in the training process"
     )
@@ -100,10 +108,12 @@ class TokenizerTraining(Section):
     kind: Literal["bpe", "byte_bpe", "unigram", "wordpiece"] = Field(
         "bpe", description="bpe: translation; byte_bpe: GPT-2, RoBERTa; unigram: T5, ALBERT, XLNet; wordpiece: BERT"
     )
-    vocab_size: Annotated[int, Field(ge=16)] = 6000
-    min_frequency: Positive = 2
-    limit_alphabet: Positive = 1000
-    lowercase: bool = False
+    vocab_size: Annotated[int, Field(ge=16)] = Field(
+        6000, description="tokens of the vocabulary, special tokens included"
+    )
+    min_frequency: Positive = Field(2, description="occurrences that a pair or word needs to become a token")
+    limit_alphabet: Positive = Field(1000, description="different characters that are kept")
+    lowercase: bool = Field(False, description="lowercase the texts")
     begin: bool | None = Field(
         None, description="add a special token (<s>, [CLS]) at the start of a text; null = as the architecture does"
     )
@@ -121,7 +131,7 @@ class TokenizerTraining(Section):
 class TokenizerConfig(Section):
     """Either `train:` or `pretrained:`, or neither to use the tokenizer of the pretrained model."""
 
-    train: TokenizerTraining | None = None
+    train: TokenizerTraining | None = Field(None, description="train a tokenizer on the training rows; null: do not")
     pretrained: str | None = Field(None, description="folder, Hub id, or pkg://package/folder")
 
     @model_validator(mode="after")
@@ -134,15 +144,17 @@ class TokenizerConfig(Section):
 class PlateauConfig(Section):
     """Reduce the learning rate when the validation metric stops improving."""
 
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="the rate is multiplied by this")
     patience: Positive = Field(2, description="evaluations without improvement before the learning rate is reduced")
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest change that counts as an improvement")
 
 
 class AveragingConfig(Section):
     """Weight averaging: the last k checkpoints of loop.eval_every, or an exponential moving average."""
 
-    kind: Literal["none", "last", "ema"] = "none"
+    kind: Literal["none", "last", "ema"] = Field(
+        "none", description="last: average of the last checkpoints; ema: moving average"
+    )
     last: Annotated[int, Field(ge=2)] = Field(5, description="checkpoints to average (kind: last)")
     decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, description="decay per step (kind: ema)")
 
@@ -164,22 +176,24 @@ class AdversarialConfig(Section):
 class OptimConfig(Section):
     """Optimizer, learning rate, regularization and freezing."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    name: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
+    lr: Annotated[float, Field(gt=0)] = Field(5e-4, description="learning rate at its peak")
     relative_rates: bool = Field(
         False, description="scale the rate of each tensor by the RMS of its initial values, as Adafactor does: for T5"
     )
-    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "noam", "slanted_triangular", "plateau"] = (
-        "linear"
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "noam", "slanted_triangular", "plateau"] = Field(
+        "linear", description="how the rate changes after the warm-up"
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    momentum: Fraction = 0.0
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps in which the rate rises linearly")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="of AdamW")
+    momentum: Fraction = Field(0.0, description="of SGD")
+    nesterov: bool = Field(False, description="Nesterov momentum for SGD")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="decoupled weight decay of matrices; not of biases, norms and embeddings"
+    )
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = no clipping")
-    label_smoothing: Fraction = 0.0
+    label_smoothing: Fraction = Field(0.0, description="share of the probability that is spread over all labels")
     cut_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the steps with a rising rate (slanted_triangular)"
     )
@@ -206,31 +220,37 @@ class OptimConfig(Section):
 class EarlyStopping(Section):
     """The validation metric that selects the best checkpoint, and when to stop early."""
 
-    metric: str = "loss"
+    metric: str = Field("loss", description="validation metric that selects the checkpoint")
     patience: Positive | None = Field(
         None, description="evaluations without improvement before the run stops; null = never stop early"
     )
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest change that counts as an improvement")
 
 
 class LoopConfig(Section):
     """When to log, evaluate, save and stop. All counts are optimizer steps."""
 
-    epochs: Positive | None = None
-    max_steps: Positive | None = None
-    eval_every: Positive | Literal["epoch"] = "epoch"
-    save_every: Positive | Literal["epoch"] = 500
-    log_every: Positive = 50
+    epochs: Positive | None = Field(None, description="passes over the training rows; null: no limit")
+    max_steps: Positive | None = Field(
+        None, description="optimizer steps; null: no limit. The limit that comes first counts"
+    )
+    eval_every: Positive | Literal["epoch"] = Field(
+        "epoch", description="steps between evaluations on validation, or epoch"
+    )
+    save_every: Positive | Literal["epoch"] = Field(500, description="steps between checkpoints, or epoch")
+    log_every: Positive = Field(50, description="steps between log lines")
     keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints to keep")
     early_stopping: EarlyStopping = Field(default_factory=EarlyStopping)
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="on NaN or Inf: end with exit code 5, or skip the step"
     )
     max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with exit code 5")
-    fuse_lanes: Positive = 1
-    compile: bool = False
+    fuse_lanes: Positive = Field(1, description="lanes of a rank in one forward; changes dropout masks")
+    compile: bool = Field(False, description="torch.compile the model")
     tf32: bool = Field(False, description="compute fp32 matrix products in TF32 on GPUs that support it")
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> LoopConfig:
@@ -269,13 +289,17 @@ class GenerationConfig(Section):
 class EvaluationConfig(Section):
     """Decoding and metrics."""
 
-    splits: list[Literal["validation", "test"]] = ["validation", "test"]
+    splits: list[Literal["validation", "test"]] = Field(
+        ["validation", "test"], description="splits that are evaluated at the end"
+    )
     max_rows: Positive | None = Field(
         None, description="most rows to evaluate, always the same sample of the split; null = all"
     )
-    tokens_per_batch: Positive = 4096
-    beam_size: Positive = 5
-    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    tokens_per_batch: Positive = Field(4096, description="padded tokens of an evaluation batch")
+    beam_size: Positive = Field(5, description="beams of translation and text to text; 1: greedy")
+    length_penalty: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="exponent of the length by which a beam's score is divided"
+    )
     max_length_factor: Annotated[float, Field(gt=0)] = Field(1.5, description="longest output = factor x source + 10")
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     memory: Annotated[int, Field(ge=0)] | None = Field(
@@ -285,7 +309,7 @@ class EvaluationConfig(Section):
 
 
 class GatesConfig(Section):
-    """Limits that an artifact must meet to be published (docs/design.md)."""
+    """Limits that an artifact must meet to be published (docs/reference/gates.md)."""
 
     logits: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest difference of a logit (onnx)")
     rows: Annotated[int, Field(ge=1)] = Field(64, description="rows of all lengths whose logits are compared")
@@ -310,8 +334,8 @@ class GatesConfig(Section):
 class ExportConfig(Section):
     """The artifacts that rank zero writes, and their gates."""
 
-    onnx: bool = True
-    int8: bool = True
+    onnx: bool = Field(True, description="write export/onnx")
+    int8: bool = Field(True, description="write export/int8")
     bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = if the device computes in bf16")
     safetensors: bool | None = Field(
         None, description="weights in fp32 for PyTorch; null = if onnx and int8 cannot be made"
@@ -335,10 +359,10 @@ class ExportConfig(Section):
 class LaunchConfig(Section):
     """SLURM resources; null = the site's default."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    nodes: Positive = 1
+    partition: str | None = Field(None, description="SLURM partition")
+    account: str | None = Field(None, description="SLURM account")
+    qos: str | None = Field(None, description="SLURM quality of service")
+    nodes: Positive = Field(1, description="number of nodes")
     gpus_per_node: Annotated[int, Field(ge=0)] | str | None = Field(
         None, description="a number, or with the type of the GPUs as a100:4"
     )
@@ -347,7 +371,7 @@ class LaunchConfig(Section):
     cpus_per_task: Positive | None = Field(None, description="of a task: a node's launcher with its ranks, or a rank")
     memory: str | None = Field(None, description="of a node, as 64G")
     time: str = Field("24:00:00", description="of one go; a run that takes longer is requeued and goes on")
-    constraint: str | None = None
+    constraint: str | None = Field(None, description="features that nodes must have")
     mail: str | None = Field(None, description="address for mails at the end, on failures and requeues")
     setup: list[str] = Field(default_factory=list, description="shell lines before the launch (modules, container)")
     extra: list[str] = Field(default_factory=list, description="further #SBATCH options")

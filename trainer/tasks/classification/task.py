@@ -39,15 +39,15 @@ class ClassificationConfig(Section):
 
     kind: Literal["classification"] = "classification"
     labels: dict[str, str] = Field(
-        description="value in the files: name of the class, in the order of the class ids; a list where both are one",
+        description="value in the files: name of the class, in the order of the ids; or a list of the names",
         min_length=2,
     )
     pair: bool = Field(False, description="two texts per row: the roles are text, text_pair and label")
     class_weights: Literal["balanced"] | list[Weight] | None = Field(
-        None, description="of the classes in their order; balanced: rows / (classes x rows of the class)"
+        None, description="weights of the classes in their order; balanced: rows / (classes x rows of the class)"
     )
     truncation: Literal["head", "tail", "head_tail"] = Field(
-        "head", description="which part of a text stays that is longer than data.max_length"
+        "head", description="which part of a text longer than data.max_length is kept"
     )
     head_share: Fraction = Field(0.25, description="share of the beginning (truncation: head_tail; Sun et al. 2019)")
 

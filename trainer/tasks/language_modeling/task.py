@@ -20,16 +20,14 @@ class LanguageModelingConfig(Section):
     """`task` section of a language modelling recipe."""
 
     kind: Literal["language_modeling"] = "language_modeling"
-    objective: Literal["mlm", "causal"] = "mlm"
+    objective: Literal["mlm", "causal"] = Field("mlm", description="mlm: masked words; causal: the next token")
     mask_share: float = Field(
-        0.15, gt=0, lt=1, description="share of a row's tokens that are asked for, at least one (mlm)"
+        0.15, gt=0, lt=1, description="share of a row's tokens that are masked, at least one (mlm)"
     )
     packing: bool = Field(
         True, description="documents share sequences of data.max_length tokens; false: each has its own (causal)"
     )
-    cross_documents: bool = Field(
-        False, description="a document sees those before it in its sequence, with positions that run on (causal)"
-    )
+    cross_documents: bool = Field(False, description="a document sees those before it in its sequence (causal)")
 
 
 class LanguageModeling(Task):

@@ -26,12 +26,12 @@ class TextToTextConfig(Section):
     """`task` section of a text-to-text recipe."""
 
     kind: Literal["text_to_text"] = "text_to_text"
-    prefix: str = Field("", description='stands before every source: "summarize: "; it counts in data.max_length')
+    prefix: str = Field("", description='text before every source, such as "summarize: "; counts in data.max_length')
     max_target_length: Positive | None = Field(
-        None, description="tokens of a target, special ones included; longer ones are cut; null = data.max_length"
+        None, description="tokens of a target, special tokens included; longer targets are cut; null: data.max_length"
     )
     trg_language: str | None = Field(
-        None, description="name or tag of the target language, for how BLEU splits words (zh, ja, …); null = at spaces"
+        None, description="name or tag of the target language, for how BLEU splits words (zh, ja, …); null: at spaces"
     )
 
 
