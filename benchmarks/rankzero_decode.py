@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contestant import serve_decoding
-from trainer.export.programs.common import Array
-from trainer.export.programs.translator import Translator
+from trainer.export.artifact import Array
+from trainer.tasks.pairs_program import Translator
 
 NEVER = -1e4  # added to the logit of <eos> before its time: a number, as it stands in sums
 

@@ -1,6 +1,6 @@
-"""Writing one graph: torch's exporter, what onnxruntime needs of a model before, and what a search needs added after.
+"""Write one graph: prepare the model for onnxruntime, run torch's exporter, add outputs that a search needs.
 
-Opset 23 has an Attention operator, with which int8 is a fifth to a third faster than without (docs/results.md).
+Opset 23 has an Attention operator, which makes int8 a fifth to a third faster (docs/results.md).
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from trainer.models.attention import Attention
 from trainer.models.fast_attention import use_attention
 
 OPSET = 23
-LARGE = 1_900_000_000  # bytes of weights: one file of protobuf holds 2 GiB
+LARGE = 1_900_000_000  # bytes of weights; a protobuf file holds at most 2 GiB
 Names = Sequence[str]
+Axes = dict[int, str]  # names of the dimensions that are free
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter's warnings are about packages that are not needed here and about its own future."""
+    """Hide the exporter's warnings, which are about packages not needed here and its own deprecations."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
@@ -44,7 +45,7 @@ def quiet() -> Iterator[None]:
 
 
 def prepared(model: nn.Module, attention: str) -> nn.Module:
-    """A copy with that attention; ours with masks as large as the Attention operator of onnxruntime wants them."""
+    """Return a copy of the model with that attention. Our own attention gets masks as large as onnxruntime requires."""
 
     def expand(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, mask = inputs
@@ -62,7 +63,7 @@ def prepared(model: nn.Module, attention: str) -> nn.Module:
 
 
 def untie(model: nn.Module) -> None:
-    """Gives the output projection a matrix of its own: one that is an embedding, too, would not be quantized."""
+    """Give the output projection its own matrix: one shared with the embedding would not be quantized."""
     output = model.get_output_embeddings()  # type: ignore[operator]
     output.weight = nn.Parameter(output.weight.detach().clone())
 
@@ -70,11 +71,9 @@ def untie(model: nn.Module) -> None:
 def write_graph(
     module: nn.Module, inputs: tuple[Any, ...], path: Path, names: Names, outputs: Names, axes: Any
 ) -> None:
-    """Writes a graph without the notes that the exporter leaves in it: shapes that are stale once it is quantized, and
-    where in the source a node came from.
-    """
+    """Write a graph without the exporter's metadata: shapes that quantization changes, and source locations."""
     torch.onnx.export(
-        module.eval(),  # or the exporter sets the whole tree back to training mode
+        module.eval(),  # otherwise the exporter sets all modules back to training mode
         inputs,
         str(path),
         dynamo=True,
@@ -82,7 +81,7 @@ def write_graph(
         input_names=list(names),
         output_names=list(outputs),
         dynamic_shapes=axes,
-        external_data=False,  # of a large one it writes them beside the graph nevertheless
+        external_data=False,  # for a large model it writes a second file nevertheless
         verbose=False,
     )
     graph = onnx.load(path)
@@ -96,26 +95,27 @@ def write_graph(
 
 
 def is_large(graph: onnx.ModelProto) -> bool:
-    """Whether its weights need a file of their own."""
+    """Whether the weights need a second file."""
     return sum(len(weights.raw_data) for weights in graph.graph.initializer) > LARGE
 
 
 def data_file(path: Path) -> Path:
-    """Where the weights of a large graph stand: beside it, in `export/onnx/model.onnx.data`."""
+    """Path of the weights of a large graph, such as `export/onnx/model.onnx.data`."""
     return path.with_name(f"{path.name}.data")
 
 
 def save(graph: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph, of a large one the weights into a file beside it."""
-    data_file(path).unlink(missing_ok=True)  # it would be appended to
+    """Write a graph; the weights of a large one go to `data_file`."""
+    data_file(path).unlink(missing_ok=True)  # an existing file would be appended to
     large = is_large(graph)
     onnx.save_model(graph, path, save_as_external_data=large, location=data_file(path).name if large else None)
 
 
 def add_candidates(path: Path, eos_id: int) -> None:
-    """Lets the decoder choose: log_probs and ids (R, K, C) of the C = `count` likeliest tokens of each hypothesis, best
-    first and of equals the smaller id, and closing (R, K), the log probability of <eos>. In numpy that took half as
-    long as the decoder itself.
+    """Add the choice of candidates to a decoder: in numpy it took half as long as the decoder itself.
+
+    Outputs: log_probs and ids (R, K, C) of the C = `count` most probable tokens of each hypothesis, best first, ties
+    by the smaller id; closing (R, K), the log probability of <eos>.
     """
     model = onnx.load(path)
     graph, shape = model.graph, ["batch", "beam", "candidates"]
@@ -136,4 +136,14 @@ def add_candidates(path: Path, eos_id: int) -> None:
         ]
     )
     save(model, path)
-    onnx.checker.check_model(path)  # of the model itself it would refuse more than 2 GiB
+    onnx.checker.check_model(path)  # by path: a model in memory may have at most 2 GiB
+
+
+def layers(flat: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Group a list of keys and values into the pair of each layer."""
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def tensors(cache: Any) -> list[torch.Tensor]:
+    """Return keys and values of a cache of the transformers library in one list."""
+    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

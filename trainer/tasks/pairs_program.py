@@ -1,9 +1,9 @@
-"""Lines of stdin to JSON lines: the translation of each, or its answer, by the ONNX graphs in this folder.
+"""Lines of stdin to JSON lines: the target text of each source text, by the ONNX graphs in this folder.
 
     python run.py < texts.txt
-    python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its neighbours
+    python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its batch
 
-Needs onnxruntime, tokenizers and numpy alone. Shapes: R rows still searched, K hypotheses of each, C candidates of a
+Needs onnxruntime, tokenizers and numpy alone. Shapes: R unfinished rows, K hypotheses of each, C candidates of a
 hypothesis.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.export.programs.common import Array, Artifact
+from trainer.export.artifact import Array, Artifact
 
 
 class Translator(Artifact):
@@ -30,11 +30,11 @@ class Translator(Artifact):
             yield {"prediction": self.tokenizer.decode(ids, skip_special_tokens=True), "score": score}
 
     def start(self, sources: Sequence[Sequence[int]]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """What the decoder is fed besides tokens: of the sources, and the cache of R hypotheses without a token."""
+        """Encode the sources. Return the decoder's fixed inputs and the empty cache of R hypotheses."""
         encoder, src = self.sessions["encoder"], self.pad(sources, self.settings["pad_id"])
         read = {"src": src, "source_mask": self.pad([[1] * len(ids) for ids in sources], 0)}
-        feeds = {put.name: read[put.name] for put in encoder.get_inputs()}
-        if feeds.keys() != read.keys():  # it tells padding by its id
+        feeds = {tensor.name: read[tensor.name] for tensor in encoder.get_inputs()}
+        if feeds.keys() != read.keys():  # this encoder recognizes padding by its id
             read["source_mask"] = (src != self.settings["pad_id"]).astype(np.int64)
         names = [output.name for output in encoder.get_outputs()]
         source = dict(zip(names, encoder.run(names, feeds), strict=True))
@@ -45,16 +45,16 @@ class Translator(Artifact):
     def step(
         self, outputs: Sequence[str], tokens: Array, parents: Array, fixed: dict[str, Array], cache: dict[str, Array]
     ) -> tuple[list[Array], dict[str, Array]]:
-        """tokens and parents (R, K): hypothesis k of row r continues what was number parents[r, k] of all."""
+        """Run the decoder: hypothesis k of row r continues number parents[r, k] of the step before."""
         names = [*outputs, *(f"new_{name}" for name in cache)]
-        found = self.sessions["decoder"].run(names, {"tokens": tokens, "parents": parents, **fixed, **cache})
-        return found[: len(outputs)], dict(zip(cache, found[len(outputs) :], strict=True))
+        tensors = self.sessions["decoder"].run(names, {"tokens": tokens, "parents": parents, **fixed, **cache})
+        return tensors[: len(outputs)], dict(zip(cache, tensors[len(outputs) :], strict=True))
 
     def search(self, sources: Sequence[Sequence[int]]) -> list[tuple[list[int], float]]:
-        """Ids and score of the best hypothesis of each row; a beam of 1 is greedy search.
+        """Ids and score of the best hypothesis of each row. A beam of 1 is greedy search.
 
-        A score is a sum of log probabilities over length ** length_penalty, <eos> counted. Of a row's 2K candidates
-        those that are <eos> finish a hypothesis when they are among the best K; the best K others are searched further.
+        The score is the sum of log probabilities over length ** length_penalty, <eos> included. A row has 2K
+        candidates: an <eos> among the best K finishes a hypothesis, and the best K others are searched further.
         """
         s, beam, eos, length = self.settings, self.settings["beam_size"], self.settings["eos_id"], 0
         fixed, cache = self.start(sources)
@@ -69,10 +69,11 @@ class Translator(Artifact):
         tokens, parents = np.full((len(rows), 1), s["start_id"]), rows[:, None]
         while len(rows):
             length += 1
-            found, cache = self.candidates(tokens, parents, fixed, cache, length >= limits)
-            gains, ids = (x.reshape(len(rows), -1) for x in (found[0] + scores[..., None], found[1]))
-            order = np.argsort(-gains, 1, kind="stable")[:, : 2 * beam]  # of equals the first parent, the smaller id
-            gains, ids, parent = take(gains, order), take(ids, order), order // found[0].shape[2]
+            (gains, ids), cache = self.candidates(tokens, parents, fixed, cache, length >= limits)
+            width = ids.shape[2]
+            gains, ids = (x.reshape(len(rows), -1) for x in (gains + scores[..., None], ids))
+            order = np.argsort(-gains, 1, kind="stable")[:, : 2 * beam]  # ties: the first parent, the smaller id
+            gains, ids, parent = take(gains, order), take(ids, order), order // width
             penalty = np.float32(length ** s["length_penalty"])
 
             closed = np.where(ids == eos, gains / penalty, -np.inf)[:, :beam]
@@ -83,10 +84,10 @@ class Translator(Artifact):
             gains = np.where(ids == eos, -np.inf, gains)
             order = np.argsort(-gains, 1, kind="stable")[:, :beam]
             scores, ids, parent = take(gains, order), take(ids, order), take(parent, order)
-            width, every = history.shape[1], np.arange(len(rows))[:, None]
+            beams, every = history.shape[1], np.arange(len(rows))[:, None]
             history = np.concatenate([history[every, parent], ids[..., None]], 2)
             stay = scores[:, 0] / penalty > kept[:, -1]
-            tokens, parents = ids[stay], (parent + every * width)[stay]
+            tokens, parents = ids[stay], (parent + every * beams)[stay]
             rows, limits, kept, scores, history = (x[stay] for x in (rows, limits, kept, scores, history))
             fixed = fixed if stay.all() else {name: x[stay] for name, x in fixed.items()}
         return best
@@ -94,7 +95,7 @@ class Translator(Artifact):
     def candidates(
         self, tokens: Array, parents: Array, fixed: dict[str, Array], cache: dict[str, Array], last: Array
     ) -> tuple[tuple[Array, Array], dict[str, Array]]:
-        """Log probabilities and ids (R, K, C) of what may follow each hypothesis; <eos> alone in rows with last (R)."""
+        """Log probabilities and ids (R, K, C) of the best next tokens; in rows with last (R) only <eos>."""
         banned = self.settings["banned"]
         count = np.array([min(2 * self.settings["beam_size"] + len(banned), self.settings["vocab_size"])])
         outputs, feeds = ("log_probs", "ids", "closing"), {**fixed, "count": count}
