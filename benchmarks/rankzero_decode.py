@@ -34,9 +34,9 @@ def with_onnx(settings: dict[str, Any]) -> Callable[[Sequence[Any], int], list[i
             limits = fixed["limits"]
             last = limits == next(iter(cache.values())).shape[2] + 1
             feeds = {name: value for name, value in fixed.items() if name != "limits"}
-            (gains, ids), cache = super().candidates(tokens, parents, feeds, cache, last)
+            gains, ids, cache = super().candidates(tokens, parents, feeds, cache, last)
             gains[~last[:, None, None] & (ids == self.settings["eos_id"])] = -np.inf
-            return (gains, ids), cache
+            return gains, ids, cache
 
     folder = Path(settings["run"]) / "export" / settings["backend"]
     artifact = Forced(folder, json.loads((folder / "settings.json").read_text(encoding="utf-8")))

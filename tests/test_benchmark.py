@@ -18,7 +18,7 @@ from trainer import api
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
 from trainer.export import bench_runner, benchmark, gates, stage
-from trainer.export.bench_runner import BenchRunner, Candidate, Scenario, TimeUp
+from trainer.export.bench_runner import BenchRunner, TimeUp
 from trainer.export.benchmark import LEAST_ROUNDS, bench_run, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.stage import export_run
@@ -229,10 +229,10 @@ def test_only_what_has_passed_is_recommended(report: Report, run: RunDir, tmp_pa
     verdict = read_json(copy.export / "int8" / "gate.json")
     write_json(copy.export / "int8" / "gate.json", {**verdict, "passed": False, "failed": ["accuracy"]})
     assert recommended(copy, courses, 1) == {"8": "bf16"}
-    entries, left_out = benchmark._candidates(copy, ClassificationExport, False)
-    assert not {"int8", "int8-batch"} & {entry.name for entry in entries}
+    candidates, programs, left_out = benchmark._candidates(copy, ClassificationExport, False)
+    assert not {"int8", "int8-batch"} & {*candidates, *programs}
     assert "failed its gate: accuracy" in left_out["int8"]
-    assert "not for this task" in benchmark._candidates(copy, TranslationExport, True)[1]["compiled"]
+    assert "not for this task" in benchmark._candidates(copy, TranslationExport, True)[2]["compiled"]
     (copy.export / "bf16" / "model.safetensors").write_bytes(b"other")
     assert recommended(copy, courses, 1) == {"8": "onnx"}
     assert recommended(copy, courses, 5) == {}
@@ -291,13 +291,14 @@ for name in asked["channels"]:
         except EOFError:
             break
         with open(os.path.join(asked["run"], name + ".jsonl"), "a") as log:
-            log.write(json.dumps([job["padded"], job["requests"]]) + "\\n")
+            padded = job["candidate"].startswith("tutorial")
+            log.write(json.dumps([padded, job["requests"]]) + "\\n")
         if name == "hangs":
             time.sleep(600)
         if name == "dies":
             print("out of luck", file=sys.stderr, flush=True)
             sys.exit(3)
-        speed = speeds["tutorial" if job["padded"] else name]
+        speed = speeds["tutorial" if padded else name]
         n = sum(map(len, job["requests"]))
         reply = {"seconds": [speed / 1000 * len(r) for r in job["requests"]], "tokens": 7 * n, "imported": 0.0}
         connection.send_bytes(json.dumps(reply | {"peak_bytes": 1000 * n}).encode())
@@ -310,7 +311,7 @@ def recommended(run: RunDir, courses: list[Report], beam: int) -> dict[str, str]
     return benchmark._recommendations(run, courses, beam, 30.0)["recommended"]
 
 
-TORCH = [Candidate("tutorial", "torch", padded=True), Candidate("torch", "torch")]
+TORCH = ["tutorial", "torch"]
 Make = Callable[..., BenchRunner]
 
 
@@ -321,9 +322,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.setattr(bench_runner.bench_worker, "__file__", str(tmp_path / "fake.py"))
     made: list[BenchRunner] = []
 
-    def make(*more: Candidate, seconds: float = 60.0) -> BenchRunner:
+    def make(*more: str, seconds: float = 60.0) -> BenchRunner:
         made.append(BenchRunner([*TORCH, *more], [f"text {i}" for i in range(11)], 1, time.monotonic() + seconds))
-        made[0].start(list(dict.fromkeys(entry.channel for entry in made[0].candidates)), tmp_path)
+        made[0].start(tmp_path, {})
         return made[0]
 
     yield make
@@ -332,7 +333,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
-    found = list(fake(Candidate("onnx", "onnx"), Candidate("bf16", "bf16")).run([Scenario(1, 1), Scenario(8, 1)]))
+    found = list(fake("onnx", "bf16").run([(1, 1), (8, 1)]))
     ratios = {name: cell["times_tutorial"]["median"] for name, cell in found[0]["contestants"].items()}
     assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
     assert found[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
@@ -348,13 +349,13 @@ def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
 
 def test_what_the_others_are_compared_with_is_asked_to_the_end(fake: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_runner, "SLOW", 3.0)
-    *_, last = fake(Candidate("onnx", "onnx"), Candidate("bf16", "bf16")).run([Scenario(1, 1), Scenario(8, 1)])
+    *_, last = fake("onnx", "bf16").run([(1, 1), (8, 1)])
     assert last["contestants"].keys() == {"tutorial", "torch", "onnx"}  # torch is 2.0 times the tutorial's speed
 
 
 def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
-    made = fake(Candidate("dies", "dies"), Candidate("onnx", "onnx"))
-    (course,) = made.run([Scenario(1, 1)])
+    made = fake("dies", "onnx")
+    (course,) = made.run([(1, 1)])
     assert set(course["contestants"]) == {"tutorial", "torch", "onnx"}
     assert "out of luck" in made.left_out["dies"]
 
@@ -362,13 +363,13 @@ def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
 def test_the_budget_ends_a_contestant_that_hangs(fake: Make) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeUp):
-        fake(Candidate("hangs", "hangs"), seconds=3.0)
+        fake("hangs", seconds=3.0)
     assert time.monotonic() - begun < 60
 
 
 def test_a_course_that_does_not_fit_is_told(fake: Make) -> None:
     made = fake(seconds=20.0)
-    found = list(made.run([Scenario(1, 1), Scenario(10**6, 1), Scenario(8, 1)]))
+    found = list(made.run([(1, 1), (10**6, 1), (8, 1)]))
     assert [course["batch"] for course in found] == [1, 8]
     assert "one round takes about 6000 s" in made.left_out["batch 1000000, beam 1"]
 

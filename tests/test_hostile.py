@@ -224,8 +224,7 @@ def test_bench_runs_a_program_of_this_package(attack: Attack) -> None:
     assert problems(folder) == []  # its hashes are right
     attack.run("bench", attack.path, "--seconds", "30", "--threads", "1", codes={0})
     assert "onnx" in read_json(attack.path / "export/benchmark.json")["contestants"]
-    (program := attack.path.parent / "program.py").write_text(generated(ClassificationExport, folder))
-    tokens = graphs(folder, program)(["a good film"], {"beam": 1, "together": False})
+    tokens = graphs(folder, generated(ClassificationExport, folder))(["a good film"], {"beam": 1, "candidate": "onnx"})
     assert tokens() > 0
     assert not attack.marker.exists()
 

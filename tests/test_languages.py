@@ -16,7 +16,7 @@ from trainer.evaluation.rouge import score_rouge
 from trainer.export.parity_checks import Comparison
 from trainer.export.rows import Row
 from trainer.recipe.sections import GatesConfig
-from trainer.tasks.pairs_export import compare_texts
+from trainer.tasks.pairs_export import compare_translations
 
 CHINESE = [
     ("他昨天在公园里看见了一只黑色的狗。", "他昨天在公园里看见了一只黑色的猫。"),
@@ -109,7 +109,7 @@ def test_the_gate_of_an_artifact_splits_as_the_evaluation_does():
         for i, (_, target) in enumerate(CHINESE)
     ]
     found = [{"prediction": made, "score": 0.0} for made, _ in CHINESE]
-    checks, _ = compare_texts(Comparison(rows, found, False, GatesConfig(), 20), "Chinese")
+    checks, _ = compare_translations(Comparison(rows, found, False, GatesConfig(), 20), "Chinese")
     check = checks["bleu"]
     assert check["reference"] == pytest.approx(100.0)
     assert check["artifact"] == score_translation(records(CHINESE), resamples=0, language="zh")["bleu"]

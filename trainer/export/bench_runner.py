@@ -2,6 +2,9 @@
 
 Speed varies with the load of the machine. So all candidates answer the same texts in a round, in alternating order,
 and a ratio is computed within a round. The first round is a warm-up if there is time for more.
+
+A scenario is a batch size and a beam size (1 = greedy). A candidate is a name: "tutorial…" pads to data.max_length,
+"…-cuda" runs on a GPU, "…-batch" is int8 in batches. Its channel names the process that answers for it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -34,29 +37,11 @@ REFERENCES = ("tutorial", "torch")  # of the ratios
 PERCENTILES = (50, 95, 99)
 PACKAGE = Path(bench_worker.__file__).parents[2]
 Answer = dict[str, Any]
+Scenario = tuple[int, int]
 
 
-class Candidate(NamedTuple):
-    """What is measured: `channel` names its process, `padded`: to data.max_length, `together`: int8 in batches."""
-
-    name: str
-    channel: str
-    padded: bool = False
-    together: bool = False
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.name.endswith("-cuda") else "cpu"
-
-
-class Scenario(NamedTuple):
-    """So many texts per request, decoded with a beam of this size (1 = greedy)."""
-
-    batch: int
-    beam: int
-
-    def __str__(self) -> str:
-        return f"batch {self.batch}, beam {self.beam}"
+def channel_of(candidate: str) -> str:
+    return candidate.replace("tutorial", "torch").removesuffix("-batch")
 
 
 class TimeUp(Exception):
@@ -66,7 +51,7 @@ class TimeUp(Exception):
 class BenchRunner:
     """Starts the processes and measures. A candidate that fails is left out, with the reason in `left_out`."""
 
-    def __init__(self, candidates: Sequence[Candidate], texts: Sequence[str], threads: int, until: float) -> None:
+    def __init__(self, candidates: Sequence[str], texts: Sequence[str], threads: int, until: float) -> None:
         """`until`: the monotonic time at which the budget is spent."""
         self.candidates, self.threads, self.until = list(candidates), threads, until
         self.left_out: dict[str, str] = {}
@@ -76,117 +61,112 @@ class BenchRunner:
         self._slow: set[str] = set()
         self._texts = itertools.cycle(texts)
         self._connections: dict[str, Connection] = {}
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="rankzero-bench-")
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
+        self._process: subprocess.Popen[bytes] | None = None
         self._rates: dict[tuple[int, str], float] = {}  # seconds per text, by beam and candidate
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
-    def start(self, channels: Sequence[str], run: Path, artifact: Path | None = None, program: str = "") -> None:
-        """Start one process for these channels, and let each of them answer one text."""
-        folder, first = Path(self._folder.name), channels[0]
-        (file := folder / f"run-{first}.py").write_text(program, encoding="utf-8")
-        pipes = {name: Pipe() for name in channels}
-        self._connections |= {name: ours for name, (ours, _) in pipes.items()}
-        sockets = {name: theirs.fileno() for name, (_, theirs) in pipes.items()}
-        options = {"run": str(run), "artifact": artifact and str(artifact), "program": str(file)}
-        command = json.dumps({**options, "threads": self.threads, "channels": sockets})
-        begun = time.monotonic()
-        with (folder / f"{first}.txt").open("wb") as output:
-            self._processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-P", bench_worker.__file__, command],
-                    pass_fds=list(sockets.values()), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    env=self._environment(), start_new_session=True,  # so that its forks can be ended with it
-                )
-            )  # fmt: skip
-        for _, theirs in pipes.values():
-            theirs.close()
+    def start(self, run: Path, programs: dict[str, str]) -> None:
+        """Start the processes, and let each of them answer one text. `programs`: run.py of the artifacts, by name."""
+        channels = list(dict.fromkeys(map(channel_of, self.candidates)))
+        sockets = {}
         for name in channels:
-            candidate = next(c for c in self.candidates if c.channel == name and not (c.padded or c.together))
-            asked = time.monotonic()
-            if (answer := self._ask(candidate, [[next(self._texts)]], 1)) is not None:
-                # the import, which the channels share, and its own work
-                imported = max(answer["imported"], begun)
-                self.cold[name] = imported - begun + time.monotonic() - max(asked, imported)
-
-    def _environment(self) -> dict[str, str]:
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+            self._connections[name], sockets[name] = Pipe()
+        fds = {name: socket.fileno() for name, socket in sockets.items()}
+        options = {"run": str(run), "threads": self.threads, "channels": fds, "programs": programs}
         path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
+        limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(self.threads))
         # the search for a GPU must not initialize CUDA, which does not survive a fork; MKL's reproducible mode, which
         # training sets, takes up to a third of the speed on some processors, and a tutorial would not set it
         others = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "MKL_CBWR": "", "PYTHONPATH": path}
-        return {**os.environ, **dict.fromkeys(names, str(self.threads)), **others}
+        begun = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", bench_worker.__file__, json.dumps(options)],
+            pass_fds=list(fds.values()), stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output,
+            env={**os.environ, **limits, **others}, start_new_session=True,  # so that its forks end with it
+        )  # fmt: skip
+        for socket in sockets.values():
+            socket.close()
+        for name in channels:
+            asked = time.monotonic()
+            if (answer := self._ask(name, [[next(self._texts)]], 1)) is not None:
+                imported = answer["imported"]  # the import counts for every channel, the wait for other channels not
+                self.cold[name] = imported - begun + time.monotonic() - max(asked, imported)
 
     def close(self) -> None:
-        for process in self._processes:
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         for connection in self._connections.values():
             connection.close()
-        self._folder.cleanup()
+        self._output.close()
 
-    def _ask(self, candidate: Candidate, requests: Sequence[Sequence[str]], beam: int) -> Answer | None:
+    def _ask(self, candidate: str, requests: Sequence[Sequence[str]], beam: int) -> Answer | None:
         """Return the answer, None if the candidate failed.
 
         Raises:
             TimeUp: there is none within the budget.
         """
-        connection = self._connections[candidate.channel]
-        job = {"requests": requests, "beam": beam, "padded": candidate.padded, "together": candidate.together}
+        channel = channel_of(candidate)
+        connection, job = self._connections[channel], {"candidate": candidate, "beam": beam, "requests": requests}
         try:
             connection.send_bytes(json.dumps(job).encode())
             if not connection.poll(max(0.0, self.until - time.monotonic())):
                 raise TimeUp
             answer: Answer = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
-            answer = {"error": self._last_output()}
+            self._output.seek(0)
+            lines = self._output.read().decode(errors="replace").strip().split("\n")
+            answer = {"error": f"its process ended: {lines[-1][-300:]}".removesuffix(": ")}
         if "error" in answer:
-            for other in [other for other in self.candidates if other.channel == candidate.channel]:
+            for other in [other for other in self.candidates if channel_of(other) == channel]:
                 self.candidates.remove(other)
                 if answer["error"]:
-                    self.left_out[other.name] = answer["error"]
+                    self.left_out[other] = answer["error"]
             return None
         self.gpu = answer.get("gpu", self.gpu)
-        peaks = self.peaks.setdefault(candidate.name, {"peak_bytes": None, "gpu_peak_bytes": None})
+        peaks = self.peaks.setdefault(candidate, {"peak_bytes": None, "gpu_peak_bytes": None})
         for key in peaks:
-            peaks[key] = max(filter(None, (peaks[key], answer.get(key))), default=None)
+            peaks[key] = _largest([peaks[key], answer.get(key)])
         return answer
-
-    def _last_output(self) -> str:
-        texts = [path.read_text(errors="replace").strip() for path in Path(self._folder.name).glob("*.txt")]
-        lines = [text.splitlines()[-1] for text in texts if text]
-        return f"its process ended: {lines[-1][-300:]}" if lines else "its process ended"
 
     # -- measurements --------------------------------------------------------------------------------------------------
 
     def run(self, scenarios: Sequence[Scenario]) -> Iterator[dict[str, Any]]:
         """Measure the scenarios one after another. One that does not fit the budget is left out."""
-        for number, scenario in enumerate(scenarios):
-            left, needed = self.until - time.monotonic(), self._estimate(scenario)
+        for number, (batch, beam) in enumerate(scenarios):
+            left, needed = self.until - time.monotonic(), self._estimate(batch, beam)
+            title = f"batch {batch}, beam {beam}"
             if needed > left:
-                self.left_out[str(scenario)] = f"one round takes about {needed:.0f} s, of which {left:.0f} s were left"
+                self.left_out[title] = f"one round takes about {needed:.0f} s, of which {left:.0f} s were left"
                 continue
-            later = sum(self._estimate(other) + needed < left for other in scenarios[number + 1 :])
+            later = sum(self._estimate(*other) + needed < left for other in scenarios[number + 1 :])
             try:
-                course = self._measure(scenario, time.monotonic() + left / (later + 1))
+                course = self._measure(batch, beam, time.monotonic() + left / (later + 1))
             except TimeUp:
-                self.left_out[str(scenario)] = "it took longer than the time that was left"
+                self.left_out[title] = "it took longer than the time that was left"
                 return
             yield course
             for name, cell in course["contestants"].items():
                 ratio = cell.get("times_tutorial", {"median": 1.0})["median"]
                 if ratio < SLOW and name.removesuffix("-cuda") not in REFERENCES:
-                    self.left_out[f"{name}, after batch {scenario.batch}"] = f"{ratio:.2f} times the tutorial's speed"
+                    self.left_out[f"{name}, after batch {batch}"] = f"{ratio:.2f} times the tutorial's speed"
                     self._slow.add(name)
 
-    def _measure(self, scenario: Scenario, until: float) -> dict[str, Any]:
+    def _measure(self, batch: int, beam: int, until: float) -> dict[str, Any]:
         rounds: list[dict[str, Answer]] = []
         requests, longest, begun = 1, 0.0, time.monotonic()
         while not rounds or (len(rounds) <= ROUNDS and time.monotonic() + longest < until):
             started = time.monotonic()
-            rounds.append(self._round(scenario, requests, backwards=len(rounds) % 2 == 1))
+            texts = [list(itertools.islice(self._texts, batch)) for _ in range(requests)]
+            answers = {}
+            for candidate in self._running(batch)[:: -1 if len(rounds) % 2 else 1]:
+                if (answer := self._ask(candidate, texts, beam)) is not None:
+                    answers[candidate] = answer
+                    self._rates[beam, candidate] = sum(answer["seconds"]) / requests / batch
+            rounds.append(answers)
             longest = max(longest, time.monotonic() - started)
             if len(rounds) == 1:
                 requests = max(1, min(REQUESTS, int((until - started) / TARGET_ROUNDS / longest)))
@@ -194,58 +174,46 @@ class BenchRunner:
         warm = len(rounds) > 2
         rounds = rounds[1:] if warm else rounds
         return {
-            "batch": scenario.batch,
-            "beam": scenario.beam,
+            "batch": batch,
+            "beam": beam,
             "rounds": len(rounds),
             "warm_up": warm,
             "seconds": round(time.monotonic() - begun, 2),
-            "contestants": {c.name: _cell(c, scenario.batch, rounds) for c in self._running(scenario)},
+            "contestants": {name: _cell(name, batch, rounds) for name in self._running(batch)},
         }
 
-    def _running(self, scenario: Scenario) -> list[Candidate]:
-        return [c for c in self.candidates if c.name not in self._slow and (scenario.batch > 1 or not c.together)]
+    def _running(self, batch: int) -> list[str]:
+        return [c for c in self.candidates if c not in self._slow and (batch > 1 or not c.endswith("-batch"))]
 
-    def _round(self, scenario: Scenario, count: int, *, backwards: bool) -> dict[str, Answer]:
-        requests = [list(itertools.islice(self._texts, scenario.batch)) for _ in range(count)]
-        answers = {}
-        for candidate in self._running(scenario)[:: -1 if backwards else 1]:
-            if (answer := self._ask(candidate, requests, scenario.beam)) is not None:
-                answers[candidate.name] = answer
-                self._rates[scenario.beam, candidate.name] = sum(answer["seconds"]) / count / scenario.batch
-        return answers
-
-    def _estimate(self, scenario: Scenario) -> float:
+    def _estimate(self, batch: int, beam: int) -> float:
         """Seconds of a round of one request, by the latest speeds; 0 if nothing is known yet."""
-        rates = [self._rates.get((scenario.beam, candidate.name), 0.0) for candidate in self._running(scenario)]
-        return sum(rates) * scenario.batch
+        return sum(self._rates.get((beam, candidate), 0.0) for candidate in self._running(batch)) * batch
 
 
-def _cell(candidate: Candidate, batch: int, rounds: Sequence[dict[str, Answer]]) -> dict[str, Any]:
+def _cell(candidate: str, batch: int, rounds: Sequence[dict[str, Answer]]) -> dict[str, Any]:
     """The figures of one candidate. Ratios are of tokens per second, round by round, on the same device."""
-    answers = [answers[candidate.name] for answers in rounds]
+    answers = [answers[candidate] for answers in rounds]
     seconds = [second for answer in answers for second in answer["seconds"]]
-    device = "-cuda" if candidate.device == "cuda" else ""
-    ratios = {
-        f"times_{other}": _spread([_rate(r[candidate.name]) / _rate(r[other + device]) for r in rounds])
-        for other in REFERENCES
-        if all(other + device in r for r in rounds)
-    }
-    return {
+    device = "-cuda" if candidate.endswith("-cuda") else ""
+    cell: dict[str, Any] = {
         "requests": len(seconds),
         **latencies(seconds),
         "rows_per_second": len(seconds) * batch / sum(seconds),
         "tokens_per_second": sum(answer["tokens"] for answer in answers) / sum(seconds),
-        "peak_bytes": max(filter(None, (answer["peak_bytes"] for answer in answers)), default=None),
-        **ratios,
+        "peak_bytes": _largest([answer["peak_bytes"] for answer in answers]),
     }
+    for other in (other for other in REFERENCES if all(other + device in answers for answers in rounds)):
+        ratios = [_rate(answers[candidate]) / _rate(answers[other + device]) for answers in rounds]
+        cell[f"times_{other}"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return cell
 
 
 def _rate(answer: Answer) -> float:
     return max(1, answer["tokens"]) / sum(answer["seconds"])
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+def _largest(values: Sequence[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def latencies(seconds: Sequence[float]) -> dict[str, float | None]:

@@ -24,8 +24,8 @@ from trainer.data.formats import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
 from trainer.export.artifact_integrity import facts, problems, read_gate
-from trainer.export.bench_runner import PERCENTILES, BenchRunner, Candidate, Scenario, TimeUp, fewest_requests
-from trainer.export.program import generated, settings_problems
+from trainer.export.bench_runner import PERCENTILES, BenchRunner, TimeUp, channel_of, fewest_requests
+from trainer.export.program import generated
 from trainer.export.task_export import TaskExport
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
@@ -118,12 +118,12 @@ def bench_run(
         raise DataError(f"{run.path} has no evaluated split to take texts from: rankzero evaluate {run.path}")
     inputs = _inputs(run, {"seconds": seconds, "threads": threads, "compiled": compiled})
     texts, words = _texts(run, split)
-    candidates, left_out = _candidates(run, export, compiled)
+    candidates, programs, left_out = _candidates(run, export, compiled)
     runner = BenchRunner(candidates, texts, threads, begun + seconds)
     courses: list[Report] = []
     try:
-        _start(runner, run, export)
-        courses += runner.run([Scenario(batch, beam) for batch in BATCHES for beam in export.beams])
+        runner.start(run.path.resolve(), programs)
+        courses += runner.run([(batch, beam) for batch in BATCHES for beam in export.beams])
     except TimeUp:
         pass
     finally:
@@ -132,7 +132,6 @@ def bench_run(
         raise CheckpointError(f"the trained weights cannot be run: {runner.left_out['torch']}")
     if not courses:
         raise TooShort(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
-    together = any(candidate.together for candidate in runner.candidates)
     report = {
         "format": FORMAT,
         "inputs": inputs,
@@ -145,11 +144,11 @@ def bench_run(
         "texts": len(texts),
         "words": words,
         "max_length": recipe.data.max_length,
-        "contestants": {c.name: _about(run, export, c, runner) for c in runner.candidates if c.name in runner.peaks},
+        "contestants": {c: _about(run, export, c, runner) for c in runner.candidates if c in runner.peaks},
         "courses": courses,
         **_recommendations(run, courses, 1 if recipe.evaluation.beam_size == 1 else export.beams[-1], seconds),
         "left_out": left_out | runner.left_out,
-        "notes": _missing_percentiles(courses) + [NEIGHBOURS] * together,
+        "notes": _missing_percentiles(courses) + [NEIGHBOURS] * ("int8-batch" in runner.candidates),
     }
     run.export.mkdir(parents=True, exist_ok=True)
     write_json(run.export / "benchmark.json", shareable(report))
@@ -159,51 +158,43 @@ def bench_run(
 # -- candidates --------------------------------------------------------------------------------------------------------
 
 
-def _candidates(run: RunDir, export: type[TaskExport], compiled: bool) -> tuple[list[Candidate], dict[str, str]]:
-    """Return the candidates, and why artifacts are not among them."""
+def _candidates(
+    run: RunDir, export: type[TaskExport], compiled: bool
+) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Return the candidates, the run.py of artifacts among them, and why other artifacts are left out."""
     names = ["tutorial", "torch", "bf16", *["compiled"] * (compiled and export.compiles)]
     names += ["tutorial-cuda", "torch-cuda", "bf16-cuda"]
-    candidates = [Candidate(n, n.replace("tutorial", "torch"), padded=n.startswith("tutorial")) for n in names]
-    left_out, impossible = {}, run.reasons()
+    programs, left_out, impossible = {}, {}, run.reasons()
     if compiled and not export.compiles:
         left_out["compiled"] = "not for this task: while decoding, the cache has another shape at every position"
     for name in ("onnx", "int8"):
         folder = run.export / name
         if not folder.is_dir():
             left_out[name] = impossible.get(name) or f"not published: rankzero export {run.path}"
-        elif wrong := problems(folder) or settings_problems(export, folder):
+        elif wrong := problems(folder):
             left_out[name] = wrong[0]
         else:
-            candidates.append(Candidate(name, name))
-    if "int8" not in left_out:
-        candidates.append(Candidate("int8-batch", "int8", together=True))
-    return candidates, left_out
+            try:
+                programs[name] = generated(export, folder)
+            except Exception as error:  # whatever is in the file
+                left_out[name] = f"{folder / 'settings.json'} cannot be used: {error}"
+    return [*names, *programs, *["int8-batch"] * ("int8" in programs)], programs, left_out
 
 
-def _start(runner: BenchRunner, run: RunDir, export: type[TaskExport]) -> None:
-    channels = dict.fromkeys(candidate.channel for candidate in runner.candidates)
-    artifacts = [channel for channel in channels if channel in ("onnx", "int8")]
-    runner.start([channel for channel in channels if channel not in artifacts], run.path.resolve())
-    for name in artifacts:
-        folder = (run.export / name).resolve()
-        runner.start([name], run.path.resolve(), folder, generated(export, folder))
-
-
-def _about(run: RunDir, export: type[TaskExport], candidate: Candidate, runner: BenchRunner) -> Report:
+def _about(run: RunDir, export: type[TaskExport], name: str, runner: BenchRunner) -> Report:
     """Facts of a candidate that do not depend on the batch size."""
-    name, folder = candidate.name.removesuffix("-cuda"), run.export / candidate.channel
-    files = folder.glob("*.onnx*") if candidate.channel in ("onnx", "int8") else run.model.glob("*.safetensors")
-    if name == "bf16" and (run.export / name).is_dir():
-        files = (run.export / name).glob("*.safetensors")
+    kind, device = name.removesuffix("-cuda"), "cuda" if name.endswith("-cuda") else "cpu"
+    folder = run.export / channel_of(kind)
+    files = folder if folder.is_dir() else run.model
     about = {
-        "what": (WHAT if export.pads_to_max_length else UNPADDED)[name],
-        "device": candidate.device,
-        "bytes": sum(path.stat().st_size for path in files),
-        "cold_start_seconds": round(runner.cold[candidate.channel], 2),
-        **runner.peaks[candidate.name],
-        "deployable": _deployable(run, candidate.name),
+        "what": (WHAT if export.pads_to_max_length else UNPADDED)[kind],
+        "device": device,
+        "bytes": sum(p.stat().st_size for p in files.iterdir() if ".onnx" in p.name or p.suffix == ".safetensors"),
+        "cold_start_seconds": round(runner.cold[channel_of(name)], 2),
+        **runner.peaks[name],
+        "deployable": _deployable(run, name),
     }
-    if candidate.together:
+    if name == "int8-batch":
         about["neighbours"] = (read_gate(folder) or {})["checks"].get("logits", {}).get("batch_neighbours")
     return about
 

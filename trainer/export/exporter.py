@@ -1,4 +1,4 @@
-"""Write one graph: prepare the model for onnxruntime, run torch's exporter, add outputs that a search needs.
+"""Write one graph: prepare the model for onnxruntime, and run torch's exporter.
 
 Opset 23 has an Attention operator, which makes int8 a fifth to a third faster (docs/results.md).
 """
@@ -16,7 +16,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import TensorProto, helper
 from torch import nn
 
 from trainer.models.attention import Attention
@@ -62,12 +61,6 @@ def prepared(model: nn.Module, attention: str) -> nn.Module:
     return ready
 
 
-def untie(model: nn.Module) -> None:
-    """Give the output projection its own matrix: one shared with the embedding would not be quantized."""
-    output = model.get_output_embeddings()  # type: ignore[operator]
-    output.weight = nn.Parameter(output.weight.detach().clone())
-
-
 def write_graph(
     module: nn.Module, inputs: tuple[Any, ...], path: Path, names: Names, outputs: Names, axes: Any
 ) -> None:
@@ -109,41 +102,3 @@ def save(graph: onnx.ModelProto, path: Path) -> None:
     data_file(path).unlink(missing_ok=True)  # an existing file would be appended to
     large = is_large(graph)
     onnx.save_model(graph, path, save_as_external_data=large, location=data_file(path).name if large else None)
-
-
-def add_candidates(path: Path, eos_id: int) -> None:
-    """Add the choice of candidates to a decoder: in numpy it took half as long as the decoder itself.
-
-    Outputs: log_probs and ids (R, K, C) of the C = `count` most probable tokens of each hypothesis, best first, ties
-    by the smaller id; closing (R, K), the log probability of <eos>.
-    """
-    model = onnx.load(path)
-    graph, shape = model.graph, ["batch", "beam", "candidates"]
-    graph.initializer.append(helper.make_tensor("eos_id", TensorProto.INT64, [], [eos_id]))
-    graph.input.append(helper.make_tensor_value_info("count", TensorProto.INT64, [1]))
-    graph.node.extend(
-        [
-            helper.make_node("LogSoftmax", ["logits"], ["all_log_probs"], "log_probabilities", axis=-1),
-            helper.make_node("TopK", ["all_log_probs", "count"], ["log_probs", "ids"], "candidates", axis=-1),
-            helper.make_node("Gather", ["all_log_probs", "eos_id"], ["closing"], "closing", axis=-1),
-        ]
-    )
-    graph.output.extend(
-        [
-            helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, shape),
-            helper.make_tensor_value_info("ids", TensorProto.INT64, shape),
-            helper.make_tensor_value_info("closing", TensorProto.FLOAT, shape[:2]),
-        ]
-    )
-    save(model, path)
-    onnx.checker.check_model(path)  # by path: a model in memory may have at most 2 GiB
-
-
-def layers(flat: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Group a list of keys and values into the pair of each layer."""
-    return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-def tensors(cache: Any) -> list[torch.Tensor]:
-    """Return keys and values of a cache of the transformers library in one list."""
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

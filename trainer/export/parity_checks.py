@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,27 +78,6 @@ class Comparison:
         if len(self.rows) < FEW:
             check["note"] = f"only {len(self.rows):,} rows (under {FEW:,}): the interval is wide"
         return check
-
-    def identical(self) -> tuple[Check, list[Record]]:
-        """Check how many predicted texts are the same, over the rows for which the weights predicted one."""
-        pairs = [(row.answer, answer) for row, answer in zip(self.rows, self.answers, strict=True)]
-        gaps = [_distance(a["prediction"], b["prediction"]) if "prediction" in a else 0.0 for a, b in pairs]
-        pairs = [(ours, theirs) for ours, theirs in pairs if "prediction" in ours]
-        share = sum(a["prediction"] == b["prediction"] for a, b in pairs) / len(pairs)
-        limit = self.limits.identical if self.exact else None
-        check = {
-            "passed": limit is None or share >= limit,
-            "share": share,
-            "limit": limit,
-            "texts": len(pairs),
-            "largest_score_difference": max(largest_gap(a["score"], b["score"]) for a, b in pairs),
-        }
-        return check, self.worst_rows(gaps, "prediction")
-
-
-def _distance(a: str, b: str) -> float:
-    """0 for equal texts, 1 for texts without a word in common."""
-    return 1 - difflib.SequenceMatcher(None, a.split(), b.split()).ratio() if a != b else 0.0
 
 
 def largest_gap(a: Any, b: Any) -> float:

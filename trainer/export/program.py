@@ -46,15 +46,6 @@ def generated(export: type[TaskExport] | TaskExport, folder: Path) -> str:
     return source(export.program, settings["cleaning"])
 
 
-def settings_problems(export: type[TaskExport], folder: Path) -> list[str]:
-    """Return why no program can be generated for the artifact in a folder; empty if one can."""
-    try:
-        generated(export, folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return [f"{folder / 'settings.json'} cannot be used: {error}"]
-    return []
-
-
 def _settings(export: type[TaskExport] | TaskExport, folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     name = settings.get("program", settings["task"])
@@ -82,7 +73,7 @@ def source(program: type[Artifact], steps: Sequence[str]) -> str:
         UsageError: an unknown step. Steps may come from a file of a run, and become part of a program.
     """
     cleaning.cleaner(steps)
-    modules = dict.fromkeys(sys.modules[c.__module__] for c in reversed(program.__mro__) if issubclass(c, Artifact))
+    modules = dict.fromkeys(sys.modules[c.__module__] for c in reversed(program.__mro__) if c.__module__ != "builtins")
     parts = [_Part(cleaning), *map(_Part, modules)]
     table = "".join(f'    "{step}": {step},\n' for step in dict.fromkeys(steps))
     cleaners = f"CLEANERS: dict[str, Any] = {{\n{table}}}" if table else "CLEANERS: dict[str, Any] = {}"

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from trainer.evaluation.languages import bleu_of
 from trainer.export.artifact import Array
-from trainer.export.exporter import Axes, add_candidates, write_graph
+from trainer.export.exporter import Axes, write_graph
 from trainer.export.parity_checks import Check, Comparison
 from trainer.export.task_export import TaskExport
 from trainer.task.base import Batch, Example, Record
+from trainer.tasks.generation_export import add_candidates, compare_texts
 from trainer.tasks.pairs_program import Translator
 
 
@@ -97,15 +98,15 @@ class PairsExport(TaskExport):
         parents, steps = np.arange(len(examples))[:, None], []
         for step in range(max(map(len, labels))):
             feeds = {**fixed, "count": np.array([1])}
-            (logits,), cache = artifact.step(["logits"], inputs[:, step : step + 1], parents, feeds, cache)
+            (logits,), cache = artifact.run_decoder(["logits"], inputs[:, step : step + 1], parents, feeds, cache)
             steps.append(logits[:, 0])
         return self.unpadded(np.stack(steps, 1), examples)
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
-        return compare_texts(comparison, self.task.recipe.task.trg_language)
+        return compare_translations(comparison, self.task.recipe.task.trg_language)
 
 
-def compare_texts(comparison: Comparison, language: str | None) -> tuple[dict[str, Check], list[Record]]:
+def compare_translations(comparison: Comparison, language: str | None) -> tuple[dict[str, Check], list[Record]]:
     """Compare predicted texts with each other, and the BLEU of both with the targets in `language`."""
     c, scorer = comparison, bleu_of(language)
     systems = [answer["prediction"] for answer in c.answers], [row.answer["prediction"] for row in c.rows]
@@ -117,7 +118,7 @@ def compare_texts(comparison: Comparison, language: str | None) -> tuple[dict[st
     def bleu(sums: Sequence[float]) -> float:
         return float(scorer._compute_score_from_stats(list(sums)).score)
 
-    identical, worst = c.identical()
+    identical, worst = compare_texts(c)
     score = c.paired(
         [bleu(table.sum(0).tolist()) for table in tables],
         limit=c.limits.bleu if c.exact else c.limits.int8_bleu,

@@ -14,13 +14,14 @@ from transformers import DynamicCache
 
 from trainer.errors import GateError
 from trainer.export.artifact import Array
-from trainer.export.exporter import Axes, add_candidates, layers, tensors, untie, write_graph
+from trainer.export.exporter import Axes, write_graph
 from trainer.export.gates import fitting
 from trainer.export.parity_checks import HUGE, TOLERANCE, Check, Comparison
 from trainer.export.rows import Progress, Row, spread
 from trainer.export.task_export import TaskExport, log_sum_exp
 from trainer.models.attention import MASKED
 from trainer.task.base import PROMPT, Example, Record
+from trainer.tasks.generation_export import add_candidates, compare_texts, layers, tensors, untie
 from trainer.tasks.language_modeling.program import Generator
 
 SINGLE = 4  # tokens that are fed to the decoder one by one, as in a search
@@ -228,7 +229,7 @@ class CausalExport(LanguageModelExport):
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
         checks, largest_losses = super().compare(comparison)
-        identical, worst = comparison.identical()
+        identical, worst = compare_texts(comparison)
         return {"identical": identical, **checks}, worst if checks["perplexity"]["passed"] else largest_losses
 
 

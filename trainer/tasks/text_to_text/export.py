@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
-from trainer.export.exporter import layers, tensors, untie
 from trainer.models.attention import MASKED
 from trainer.task.base import Batch, Example
+from trainer.tasks.generation_export import layers, tensors, untie
 from trainer.tasks.pairs_export import PairsExport
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.export.exporter import layers
 from trainer.models.attention import MASKED
 from trainer.models.transformer import Cache, LayerCache, Transformer
 from trainer.task.base import Batch, Example
+from trainer.tasks.generation_export import layers
 from trainer.tasks.pairs_export import PairsExport
 
 
