@@ -333,7 +333,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
-    found = list(fake("onnx", "bf16").run([(1, 1), (8, 1)]))
+    runner = fake("onnx", "bf16")
+    runner.run([(1, 1), (8, 1)])
+    found = runner.courses
     ratios = {name: cell["times_tutorial"]["median"] for name, cell in found[0]["contestants"].items()}
     assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
     assert found[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
@@ -349,13 +351,16 @@ def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
 
 def test_what_the_others_are_compared_with_is_asked_to_the_end(fake: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_runner, "SLOW", 3.0)
-    *_, last = fake("onnx", "bf16").run([(1, 1), (8, 1)])
+    runner = fake("onnx", "bf16")
+    runner.run([(1, 1), (8, 1)])
+    last = runner.courses[-1]
     assert last["contestants"].keys() == {"tutorial", "torch", "onnx"}  # torch is 2.0 times the tutorial's speed
 
 
 def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
     made = fake("dies", "onnx")
-    (course,) = made.run([(1, 1)])
+    made.run([(1, 1)])
+    (course,) = made.courses
     assert set(course["contestants"]) == {"tutorial", "torch", "onnx"}
     assert "out of luck" in made.left_out["dies"]
 
@@ -369,8 +374,8 @@ def test_the_budget_ends_a_contestant_that_hangs(fake: Make) -> None:
 
 def test_a_course_that_does_not_fit_is_told(fake: Make) -> None:
     made = fake(seconds=20.0)
-    found = list(made.run([(1, 1), (10**6, 1), (8, 1)]))
-    assert [course["batch"] for course in found] == [1, 8]
+    made.run([(1, 1), (10**6, 1), (8, 1)])
+    assert [course["batch"] for course in made.courses] == [1, 8]
     assert "one round takes about 6000 s" in made.left_out["batch 1000000, beam 1"]
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
-from trainer.export import exporter, stage
+from trainer.export import onnx, stage
 from trainer.export.artifact_integrity import problems
 from trainer.export.backend import open_artifact
 from trainer.export.quantize import sensitivity
@@ -68,7 +68,7 @@ def test_weights_of_large_graphs_stand_beside_them(
     """As of models of more than 2 GB, which one file of protobuf cannot hold."""
     made: Exported = request.getfixturevalue(kind)
     shutil.copytree(made.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact", "export"))
-    monkeypatch.setattr(exporter, "LARGE", 0)
+    monkeypatch.setattr(onnx, "LARGE", 0)
     large = RunDir(tmp_path / "run")
     limits = ["export.gates.int8_accuracy=1", "export.gates.int8_bleu=100", "export.bf16=false"]
     folders = export_run(large, Recipe, limits, progress=quiet)  # proven in a fresh process, too

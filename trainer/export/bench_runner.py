@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class BenchRunner:
     def __init__(self, candidates: Sequence[str], texts: Sequence[str], threads: int, until: float) -> None:
         """`until`: the monotonic time at which the budget is spent."""
         self.candidates, self.threads, self.until = list(candidates), threads, until
+        self.courses: list[dict[str, Any]] = []  # the figures of each scenario
         self.left_out: dict[str, str] = {}
         self.cold: dict[str, float] = {}  # seconds from the start of a channel to its first answer
         self.peaks: dict[str, dict[str, Any]] = {}
@@ -134,8 +135,8 @@ class BenchRunner:
 
     # -- measurements --------------------------------------------------------------------------------------------------
 
-    def run(self, scenarios: Sequence[Scenario]) -> Iterator[dict[str, Any]]:
-        """Measure the scenarios one after another. One that does not fit the budget is left out."""
+    def run(self, scenarios: Sequence[Scenario]) -> None:
+        """Measure the scenarios one after another into `courses`. One that does not fit the budget is left out."""
         for number, (batch, beam) in enumerate(scenarios):
             left, needed = self.until - time.monotonic(), self._estimate(batch, beam)
             title = f"batch {batch}, beam {beam}"
@@ -148,7 +149,7 @@ class BenchRunner:
             except TimeUp:
                 self.left_out[title] = "it took longer than the time that was left"
                 return
-            yield course
+            self.courses.append(course)
             for name, cell in course["contestants"].items():
                 ratio = cell.get("times_tutorial", {"median": 1.0})["median"]
                 if ratio < SLOW and name.removesuffix("-cuda") not in REFERENCES:

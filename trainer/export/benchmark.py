@@ -10,6 +10,7 @@ export/benchmark.json: {"contestants": {name: {…}}, "courses": [{"batch", "bea
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import math
@@ -120,18 +121,14 @@ def bench_run(
     texts, words = _texts(run, split)
     candidates, programs, left_out = _candidates(run, export, compiled)
     runner = BenchRunner(candidates, texts, threads, begun + seconds)
-    courses: list[Report] = []
-    try:
+    with contextlib.closing(runner), contextlib.suppress(TimeUp):
         runner.start(run.path.resolve(), programs)
-        courses += runner.run([(batch, beam) for batch in BATCHES for beam in export.beams])
-    except TimeUp:
-        pass
-    finally:
-        runner.close()
-    if not courses and "torch" in runner.left_out:
+        runner.run([(batch, beam) for batch in BATCHES for beam in export.beams])
+    if not runner.courses and "torch" in runner.left_out:
         raise CheckpointError(f"the trained weights cannot be run: {runner.left_out['torch']}")
-    if not courses:
+    if not runner.courses:
         raise TooShort(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
+    beam = 1 if recipe.evaluation.beam_size == 1 else export.beams[-1]
     report = {
         "format": FORMAT,
         "inputs": inputs,
@@ -145,10 +142,10 @@ def bench_run(
         "words": words,
         "max_length": recipe.data.max_length,
         "contestants": {c: _about(run, export, c, runner) for c in runner.candidates if c in runner.peaks},
-        "courses": courses,
-        **_recommendations(run, courses, 1 if recipe.evaluation.beam_size == 1 else export.beams[-1], seconds),
+        "courses": runner.courses,
+        **_recommendations(run, runner.courses, beam, seconds),
         "left_out": left_out | runner.left_out,
-        "notes": _missing_percentiles(courses) + [NEIGHBOURS] * ("int8-batch" in runner.candidates),
+        "notes": _missing_percentiles(runner.courses) + [NEIGHBOURS] * ("int8-batch" in runner.candidates),
     }
     run.export.mkdir(parents=True, exist_ok=True)
     write_json(run.export / "benchmark.json", shareable(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -36,12 +37,10 @@ def show(report: Report, console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _table(texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+def _table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for name in texts:
-        table.add_column(name, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, no_wrap=True, justify="right")
+    for name, justify in [*((name, "left") for name in texts), *((name, "right") for name in numbers)]:
+        table.add_column(name, no_wrap=True, justify=justify)  # type: ignore[arg-type]
     return table
 
 
@@ -55,9 +54,10 @@ def _speeds(report: Report) -> Table:
             title = ""
         for name, cell in course["contestants"].items():
             numbers = [_number(cell[key]) for key in ("p50_ms", "p95_ms", "p99_ms", "rows_per_second")]
-            ratio = cell.get("times_tutorial")
-            shown = f"{_short(ratio['median'])} ({_short(ratio['low'])} - {_short(ratio['high'])})" if ratio else ""
-            table.add_row(title, name, *numbers, f"{cell['tokens_per_second']:,.0f}", shown)
+            ratio = ""
+            if spread := cell.get("times_tutorial"):
+                ratio = f"{_short(spread['median'])} ({_short(spread['low'])} - {_short(spread['high'])})"
+            table.add_row(title, name, *numbers, f"{cell['tokens_per_second']:,.0f}", ratio)
             title = ""
         table.add_section()
     return table
@@ -76,11 +76,7 @@ def _costs(report: Report) -> Table:
     table = _table(("",), ("cold start s", "peak MB", "files MB", "may be deployed"))
     for name, about in report["contestants"].items():
         peak = about["gpu_peak_bytes"] if about["device"] == "cuda" else about["peak_bytes"]
-        table.add_row(
-            name,
-            f"{about['cold_start_seconds']:.1f}",
-            f"{peak / 1e6:,.0f}" if peak else "",
-            f"{about['bytes'] / 1e6:,.1f}",
-            "yes" if about["deployable"] else "no",
-        )
+        deployable = "yes" if about["deployable"] else "no"
+        start, files = f"{about['cold_start_seconds']:.1f}", f"{about['bytes'] / 1e6:,.1f}"
+        table.add_row(name, start, f"{peak / 1e6:,.0f}" if peak else "", files, deployable)
     return table

@@ -14,7 +14,7 @@ from trainer.recipe.sections import GatesConfig
 from trainer.task.base import Record
 
 Check = dict[str, Any]  # an entry of "checks" in gate.json
-HUGE = 1e30  # stands for NaN and Inf, which JSON cannot hold
+HUGE = 1e30  # replaces NaN and Inf, which JSON cannot hold
 SHOWN = 10  # rows in worst_rows
 CUT = 100  # characters of a row's text in worst_rows
 TOLERANCE = 1e-3  # of probabilities that another process computes, or another graph output

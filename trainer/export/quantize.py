@@ -9,21 +9,21 @@ artifact's settings have one_by_one = true.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, patch
 
 import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from trainer.export.exporter import data_file, is_large
 from trainer.export.gates import fitting
+from trainer.export.onnx import data_file, is_large
 from trainer.export.program import NAME, generated, load
 from trainer.export.rows import Progress
 from trainer.export.task_export import TaskExport
@@ -125,7 +125,7 @@ def _quantize(source: Path, target: Path, excluded: Sequence[str] = (), only: st
     selected: dict[str, Any] = {} if only is None else {"nodes_to_quantize": [only, f"{only}_MatMul"]}
     model = onnx.load(source)  # given a path, onnxruntime would write a file next to it
     data_file(target).unlink(missing_ok=True)
-    with _quiet():
+    with patch.multiple(logging, info=DEFAULT, warning=DEFAULT):  # its advice would set the root logger up
         quantize_dynamic(
             model,
             target,
@@ -137,16 +137,3 @@ def _quantize(source: Path, target: Path, excluded: Sequence[str] = (), only: st
             nodes_to_exclude=[name for node in excluded for name in (node, f"{node}_MatMul")],
             **selected,
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide onnxruntime's advice, which it logs through the root logger; without a handler that would set logging up."""
-    root, handler, before = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
-    root.addHandler(handler)
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        root.removeHandler(handler)

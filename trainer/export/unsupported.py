@@ -10,7 +10,7 @@ from trainer.task.base import Task
 
 # By model_type (for our own models: model.kind). tests/test_export_families.py fails once one can be exported.
 ARCHITECTURES = {
-    "longformer": "torch's exporter cannot follow its windows of attention, which are counted anew for each length",
+    "longformer": "torch's exporter cannot follow its windows of attention, whose number differs for each length",
     "reformer": "torch's exporter fixes its hashed attention to the batch that it was shown",
     "transformer_xl": "its memory of the segments before has no place in a graph of one call",
 }
@@ -27,5 +27,5 @@ def why_not(task: Task, run: RunDir) -> str | None:
     model_type = str(config.get("model_type", "")).removeprefix("rankzero-")
     reason = ARCHITECTURES.get(model_type)
     if model_type == "big_bird" and config.get("attention_type") == "block_sparse":
-        reason = f"{BLOCKS}; model.config={{attention_type: original_full}} has none"
+        reason = f"{BLOCKS}; model.config={{attention_type: original_full}} avoids that"
     return None if reason is None else f"{model_type}: {reason}"

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from trainer.export.exporter import save
+from trainer.export.onnx import save
 from trainer.export.parity_checks import Check, Comparison, largest_gap
 from trainer.task.base import Record
 
@@ -80,5 +80,5 @@ def compare_texts(comparison: Comparison) -> tuple[Check, list[Record]]:
 
 
 def _distance(a: str, b: str) -> float:
-    """0 for equal texts, 1 for texts without a word in common."""
+    """0 for equal texts, 1 for texts with no common word."""
     return 1 - difflib.SequenceMatcher(None, a.split(), b.split()).ratio() if a != b else 0.0

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from trainer.evaluation.languages import bleu_of
 from trainer.export.artifact import Array
-from trainer.export.exporter import Axes, write_graph
+from trainer.export.onnx import Axes, write_graph
 from trainer.export.parity_checks import Check, Comparison
 from trainer.export.task_export import TaskExport
 from trainer.task.base import Batch, Example, Record

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, arange, nn
 
 from trainer.export.artifact import Array
-from trainer.export.exporter import Names, write_graph
+from trainer.export.onnx import Names, write_graph
 from trainer.export.parity_checks import Check, Comparison, largest_gap
 from trainer.export.task_export import TaskExport
 from trainer.task.base import Example, Record

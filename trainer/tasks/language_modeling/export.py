@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 from trainer.errors import GateError
 from trainer.export.artifact import Array
-from trainer.export.exporter import Axes, write_graph
 from trainer.export.gates import fitting
+from trainer.export.onnx import Axes, write_graph
 from trainer.export.parity_checks import HUGE, TOLERANCE, Check, Comparison
 from trainer.export.rows import Progress, Row, spread
 from trainer.export.task_export import TaskExport, log_sum_exp
