@@ -30,6 +30,7 @@ from trainer.export.onnx import write_artifact
 from trainer.export.rows import Rows
 from trainer.export.stage import export_run
 from trainer.export.weights import WEIGHTS
+from trainer.models.families import Family
 from trainer.recipe_loading import Recipe
 from trainer.report.card import write_card
 from trainer.rundir import RunDir, read_json, write_json
@@ -109,7 +110,7 @@ def test_big_bird_with_full_attention_has_a_graph(reviews: Path, tmp_path: Path)
 
 
 def test_a_failure_that_nobody_knows_is_one(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unsupported, "ARCHITECTURES", {})
+    monkeypatch.setattr(unsupported, "family_of", lambda config: Family())
     run = family_run(tmp_path, reviews, "longformer")
     with pytest.raises(GateError, match=r"(?s)onnx failed its gate.*LongformerFor\w+ cannot be exported"):
         export_run(run, Recipe, ["export.bf16=false"], quiet)

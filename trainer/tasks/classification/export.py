@@ -14,10 +14,9 @@ from trainer.export.artifact import Array
 from trainer.export.onnx import Names, write_graph
 from trainer.export.parity_checks import Check, Comparison, largest_gap
 from trainer.export.task_export import TaskExport
+from trainer.models.families import family_of
 from trainer.task.base import Example, Record
 from trainer.tasks.classification.program import Classifier
-
-SUBTRACTING = ("xlnet", "big_bird")  # compute 1.0 - mask, which torch's exporter supports for floats only
 
 
 class ClassifierGraph(nn.Module):
@@ -27,13 +26,13 @@ class ClassifierGraph(nn.Module):
         super().__init__()
         self.model, self.names = model, names
         trunk = getattr(model, "trunk", model)
-        self.subtracts = getattr(getattr(trunk, "config", None), "model_type", None) in SUBTRACTING
+        self.float_mask = family_of(getattr(trunk, "config", None)).subtracts_mask
         if _rotates(trunk):
             trunk.register_forward_pre_hook(_with_positions, with_kwargs=True)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         named = dict(zip(self.names, inputs, strict=True))
-        if self.subtracts:
+        if self.float_mask:
             named["attention_mask"] = named["attention_mask"].float()
         output = self.model(**named)
         return getattr(output, "logits", output)

@@ -233,6 +233,11 @@ class CausalExport(LanguageModelExport):
         return {"identical": identical, **checks}, worst if checks["perplexity"]["passed"] else largest_losses
 
 
+class RecurrentExport(CausalExport):
+    program = None
+    no_graphs = "transformer_xl: its memory of the segments has no place in a graph of one call"
+
+
 def _forced(artifact: Any, texts: Sequence[Sequence[int]]) -> list[Array]:
     """Logits (T, V) along each text, through the cache: half of it at once, then single tokens, then the rest."""
     tokens, mask, cache = artifact.start(texts)
