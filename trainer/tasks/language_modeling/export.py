@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from trainer.errors import GateError
-from trainer.export.artifact import Array
+from trainer.export.artifact import Array, Artifact
 from trainer.export.gates import fitting
 from trainer.export.onnx import Axes, write_graph
 from trainer.export.parity_checks import HUGE, TOLERANCE, Check, Comparison
@@ -102,7 +102,7 @@ class GeneratorGraph(nn.Module):
 class CausalExport(LanguageModelExport):
     """Documents are compared in the pieces of their evaluation, and some of them by their continuation, too."""
 
-    program = Generator
+    program: ClassVar[type[Artifact] | None] = Generator
     program_name = "generation"
     beams = (1,)
     pads_to_max_length = False
