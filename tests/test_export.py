@@ -232,7 +232,7 @@ def test_run_py_holds_what_its_kind_needs(program: type[Artifact]) -> None:
         helpers = {"_short_number", "_sorted_marks"} if steps == list(CLEANERS) else set()
         assert {n for n in functions if n.startswith("_")} == helpers
         others = [n for n in functions if not n.startswith("_")]
-        assert others == [*steps, "main", *(["take"] if program is Translator else [])]
+        assert others == [*steps, "open_graph", "main", *(["take"] if program is Translator else [])]
         loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)][1:]
         assert {a.asname or a.name for n in imports for a in n.names} <= loaded

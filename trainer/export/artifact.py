@@ -26,13 +26,7 @@ class Artifact:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        options = onnxruntime.SessionOptions()
-        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # the outermost of nested teams
-        options.intra_op_num_threads = int(threads) if threads.isdigit() else 0  # 0: one per core
-        self.sessions = {
-            path.stem: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            for path in sorted(folder.glob("*.onnx"))
-        }
+        self.sessions = {path.stem: open_graph(path) for path in sorted(folder.glob("*.onnx"))}
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -101,6 +95,13 @@ class Artifact:
         width, left = max(1, *map(len, sequences)), self.settings.get("left", False)
         rows = [(list(ids), [value] * (width - len(ids))) for ids in sequences]
         return np.array([fill + ids if left else ids + fill for ids, fill in rows], dtype=np.int64)
+
+
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # the outermost of nested teams
+    options.intra_op_num_threads = int(threads) if threads.isdigit() else 0  # 0: one per core
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def main(artifact: Artifact) -> None:

@@ -36,12 +36,10 @@ def graphs(folder: Path, program: str) -> Answer:
     artifact = module["load"](folder)
 
     def answer(texts: Sequence[str], job: Job) -> Callable[[], int]:
-        artifact.settings["beam_size"] = job["beam"]
-        examples = [artifact.encode(artifact.sides(text)) for text in texts]
-        one_by_one = artifact.settings["one_by_one"] and not job["candidate"].endswith("-batch")
-        groups = [[example] for example in examples] if one_by_one else [examples]
-        records = [record for group in groups for record in artifact.predict(group)]
-        return lambda: _tokens(records, artifact.tokenizer, [len(example[0]) for example in examples])
+        artifact.settings |= {"beam_size": job["beam"], "tokens_per_batch": sys.maxsize}
+        records = list(artifact(texts, batch=job["candidate"].endswith("-batch")))
+        read = (len(artifact.encode(artifact.sides(text))[0]) for text in texts)
+        return lambda: _tokens(records, artifact.tokenizer, read)
 
     return answer
 
@@ -88,7 +86,7 @@ def weights(run: Path, channel: str) -> Answer:
     return answer
 
 
-def _tokens(records: Sequence[dict[str, Any]], tokenizer: Any, read: Sequence[int]) -> int:
+def _tokens(records: Sequence[dict[str, Any]], tokenizer: Any, read: Iterable[int]) -> int:
     """Count generated tokens with their end; where nothing is generated the tokens that were read, without padding."""
     if "prediction" not in records[0]:
         return sum(read)

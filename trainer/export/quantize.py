@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from trainer.export.artifact import open_graph
 from trainer.export.gates import fitting
 from trainer.export.onnx import data_file, is_large
 from trainer.export.program import NAME, generated, load
@@ -86,26 +87,18 @@ def quantize(
 
 def sensitivity(export: TaskExport, source: Path, examples: Sequence[Example], progress: Progress) -> list[str]:
     """Return all matrices as "graph:node", those first that change the logits most if only they are quantized."""
-    examples = fitting(examples, export.logit_count)
-    before = export.artifact_logits(load(export, source), examples)
-    change: dict[str, float] = {}
-    names = matrices(source)
+    examples, artifact, changes = fitting(examples, export.logit_count), load(export, source), dict[str, float]()
+    before, sessions, names = export.artifact_logits(artifact, examples), artifact.sessions, matrices(source)
     with tempfile.TemporaryDirectory(prefix="rankzero-int8-") as scratch:
-        for number, name in enumerate(names):
+        for number, name in enumerate(names, 1):
             graph, _, node = name.partition(":")
-            folder = Path(scratch) / str(number)
-            folder.mkdir()
-            for path in source.iterdir():
-                (folder / path.name).symlink_to(path.resolve())
-            target = folder / f"{graph}.onnx"
-            target.unlink()
-            data_file(target).unlink(missing_ok=True)
+            target = Path(scratch) / f"{graph}.onnx"
             _quantize(source / target.name, target, only=node)
-            after = export.artifact_logits(load(export, folder), examples)
-            change[name] = float(np.mean([np.abs(a - b).mean() for a, b in zip(after, before, strict=True)]))
-            shutil.rmtree(folder)
-            progress(f"int8: measured {number + 1} of {len(names)} matrices")
-    return sorted(names, key=lambda name: -change[name])
+            artifact.sessions = sessions | {graph: open_graph(target)}
+            after = export.artifact_logits(artifact, examples)
+            changes[name] = float(np.mean([np.abs(a - b).mean() for a, b in zip(after, before, strict=True)]))
+            progress(f"int8: measured {number} of {len(names)} matrices")
+    return sorted(names, key=lambda name: -changes[name])
 
 
 def matrices(source: Path) -> list[str]:

@@ -17,6 +17,14 @@ from trainer.export.parity_checks import Check, Comparison, largest_gap
 from trainer.task.base import Record
 
 
+class Graph(nn.Module):
+    """A part of a model whose forward is exported."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+
 def untie(model: nn.Module) -> None:
     """Give the output projection its own matrix: one shared with the embedding would not be quantized."""
     output = model.get_output_embeddings()  # type: ignore[operator]

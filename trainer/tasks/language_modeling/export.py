@@ -21,7 +21,7 @@ from trainer.export.rows import Progress, Row, spread
 from trainer.export.task_export import TaskExport, log_sum_exp
 from trainer.models.attention import MASKED
 from trainer.task.base import PROMPT, Example, Record
-from trainer.tasks.generation_export import add_candidates, compare_texts, layers, tensors, untie
+from trainer.tasks.generation_export import Graph, add_candidates, compare_texts, layers, tensors, untie
 from trainer.tasks.language_modeling.program import Generator
 
 SINGLE = 4  # tokens that are fed to the decoder one by one, as in a search
@@ -69,17 +69,13 @@ class MaskedExport(LanguageModelExport):
         return np.split(logits, np.cumsum([len(example["places"]) for example in examples])[:-1])
 
 
-class GeneratorGraph(nn.Module):
+class GeneratorGraph(Graph):
     """The decoder of a causal language model: T new tokens of R rows, P tokens of each in the cache.
 
     input_ids, position_ids (R, T), attention_mask (R, P + T), 1 = token, and wanted (W), all int64: the places among
     the T whose logits are returned; past: keys and values (R, H, P, D) of each layer in turn.
     Outputs: logits (R, W, V), keys and values (R, H, P + T, D), and those of `add_candidates`.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, wanted: Tensor, past: list[Tensor]

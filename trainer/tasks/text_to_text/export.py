@@ -10,22 +10,17 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from trainer.models.attention import MASKED
 from trainer.task.base import Batch, Example
-from trainer.tasks.generation_export import layers, tensors, untie
+from trainer.tasks.generation_export import Graph, layers, tensors, untie
 from trainer.tasks.pairs_export import PairsExport
 
 
-class EncoderGraph(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
+class EncoderGraph(Graph):
     def forward(self, src: Tensor, source_mask: Tensor) -> tuple[Tensor, ...]:
-        model: Any = self.model
         mask, cache = _additive(source_mask), EncoderDecoderCache(DynamicCache(), DynamicCache())
         square = mask.expand(-1, -1, src.shape[1], -1)  # as large as onnxruntime's Attention operator requires
-        memory = model.get_encoder()(input_ids=src, attention_mask=square).last_hidden_state
+        memory = self.model.get_encoder()(input_ids=src, attention_mask=square).last_hidden_state
         # of this step the graph keeps only what computes the source's keys and values
-        model.get_decoder()(
+        self.model.get_decoder()(
             input_ids=src[:, :1],
             encoder_hidden_states=memory,
             encoder_attention_mask=mask,
@@ -35,11 +30,7 @@ class EncoderGraph(nn.Module):
         return tuple(tensors(cache.cross_attention_cache))
 
 
-class DecoderGraph(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
+class DecoderGraph(Graph):
     def forward(
         self, tokens: Tensor, parents: Tensor, source_mask: Tensor, source: list[Tensor], target: list[Tensor]
     ) -> tuple[Tensor, ...]:

@@ -7,27 +7,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainer.models.attention import MASKED
-from trainer.models.transformer import Cache, LayerCache, Transformer
+from trainer.models.transformer import Cache, LayerCache
 from trainer.task.base import Batch, Example
-from trainer.tasks.generation_export import layers
+from trainer.tasks.generation_export import Graph, layers
 from trainer.tasks.pairs_export import PairsExport
 
 
-class EncoderGraph(nn.Module):
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = model
-
+class EncoderGraph(Graph):
     def forward(self, src: Tensor) -> tuple[Tensor, ...]:
         cache = self.model.start_decoding(self.model.encode(src), src)
         return tuple(tensor for layer in cache.layers for tensor in layer.source)
 
 
-class DecoderGraph(nn.Module):
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = model
-
+class DecoderGraph(Graph):
     def forward(
         self, tokens: Tensor, parents: Tensor, source_mask: Tensor, source: list[Tensor], target: list[Tensor]
     ) -> tuple[Tensor, ...]:
