@@ -124,8 +124,7 @@ class BenchRunner:
         if "error" in answer:
             for other in [other for other in self.candidates if channel_of(other) == channel]:
                 self.candidates.remove(other)
-                if answer["error"]:
-                    self.left_out[other] = answer["error"]
+                self.left_out[other] = answer["error"]
             return None
         self.gpu = answer.get("gpu", self.gpu)
         peaks = self.peaks.setdefault(candidate, {"peak_bytes": None, "gpu_peak_bytes": None})

@@ -25,10 +25,6 @@ Job = dict[str, Any]  # "candidate", "beam", "requests": [[text, …], …]
 Answer = Callable[[Sequence[str], Job], Callable[[], int]]  # returns a function that counts the tokens
 
 
-class NoGPU(Exception):
-    """There is no GPU for this channel, which needs no report."""
-
-
 def graphs(folder: Path, program: str) -> Answer:
     """Return the answers of an artifact. int8 answers text by text, as `predict` does; int8-batch does not."""
     module: dict[str, Any] = {"__name__": "artifact_run"}
@@ -54,8 +50,6 @@ def weights(run: Path, channel: str) -> Answer:
     from trainer.task.registry import make_task
 
     kind, _, device = channel.partition("-")
-    if device and not torch.cuda.is_available():
-        raise NoGPU
     trained = TrainedRun.open(RunDir(run), Recipe)
     recipe, export = trained.recipe, trained.task.exporter()(trained.task)  # type: ignore[misc]
     model: Any = trained.model.to(device or "cpu", torch.bfloat16 if kind == "bf16" else None)
@@ -106,8 +100,6 @@ def serve(connection: Connection, make: Callable[[], Answer], imported: float) -
         try:
             answer = answer or make()
             reply = {**_measure(answer, job), **_memory(), "imported": imported}
-        except NoGPU:
-            reply = {"error": ""}
         except Exception as error:  # any error of a library: the candidate is left out, with the reason
             reply = {"error": f"{type(error).__name__}: {str(error).strip()}"[:500]}
         connection.send_bytes(json.dumps(reply).encode())

@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from trainer.cpu_info import cores, cpuinfo
 from trainer.data.formats import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
@@ -121,13 +123,7 @@ def bench_run(
     texts, words = _texts(run, split)
     candidates, programs, left_out = _candidates(run, export, compiled)
     runner = BenchRunner(candidates, texts, threads, begun + seconds)
-    with contextlib.closing(runner), contextlib.suppress(TimeUp):
-        runner.start(run.path.resolve(), programs)
-        runner.run([(batch, beam) for batch in BATCHES for beam in export.beams])
-    if not runner.courses and "torch" in runner.left_out:
-        raise CheckpointError(f"the trained weights cannot be run: {runner.left_out['torch']}")
-    if not runner.courses:
-        raise TooShort(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
+    _measure(runner, run, programs, export.beams, seconds)
     beam = 1 if recipe.evaluation.beam_size == 1 else export.beams[-1]
     report = {
         "format": FORMAT,
@@ -152,6 +148,16 @@ def bench_run(
     return report
 
 
+def _measure(runner: BenchRunner, run: RunDir, programs: dict[str, str], beams: Sequence[int], seconds: float) -> None:
+    with contextlib.closing(runner), contextlib.suppress(TimeUp):
+        runner.start(run.path.resolve(), programs)
+        runner.run([(batch, beam) for batch in BATCHES for beam in beams])
+    if not runner.courses and "torch" in runner.left_out:
+        raise CheckpointError(f"the trained weights cannot be run: {runner.left_out['torch']}")
+    if not runner.courses:
+        raise TooShort(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
+
+
 # -- candidates --------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +166,7 @@ def _candidates(
 ) -> tuple[list[str], dict[str, str], dict[str, str]]:
     """Return the candidates, the run.py of artifacts among them, and why other artifacts are left out."""
     names = ["tutorial", "torch", "bf16", *["compiled"] * (compiled and export.compiles)]
-    names += ["tutorial-cuda", "torch-cuda", "bf16-cuda"]
+    names += ["tutorial-cuda", "torch-cuda", "bf16-cuda"] * torch.cuda.is_available()
     programs, left_out, impossible = {}, {}, run.reasons()
     if compiled and not export.compiles:
         left_out["compiled"] = "not for this task: while decoding, the cache has another shape at every position"
