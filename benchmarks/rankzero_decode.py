@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contestant import serve_decoding
-from trainer.export.programs.common import Array
-from trainer.export.programs.translator import Translator
+from trainer.export.artifact import Array
+from trainer.tasks.pairs_program import Translator
 
 NEVER = -1e4  # added to the logit of <eos> before its time: a number, as it stands in sums
 
@@ -34,9 +34,9 @@ def with_onnx(settings: dict[str, Any]) -> Callable[[Sequence[Any], int], list[i
             limits = fixed["limits"]
             last = limits == next(iter(cache.values())).shape[2] + 1
             feeds = {name: value for name, value in fixed.items() if name != "limits"}
-            (gains, ids), cache = super().candidates(tokens, parents, feeds, cache, last)
+            gains, ids, cache = super().candidates(tokens, parents, feeds, cache, last)
             gains[~last[:, None, None] & (ids == self.settings["eos_id"])] = -np.inf
-            return (gains, ids), cache
+            return gains, ids, cache
 
     folder = Path(settings["run"]) / "export" / settings["backend"]
     artifact = Forced(folder, json.loads((folder / "settings.json").read_text(encoding="utf-8")))

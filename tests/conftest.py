@@ -169,8 +169,9 @@ def translator(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Any:
 @pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates run the artifact in this process: a fresh one takes a second, and others test that."""
+    from export_world import load
+
     from trainer.export import gates
-    from trainer.export.program import load
 
     monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
 

@@ -17,15 +17,18 @@ from trainer import tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.engine.trained_run import TrainedRun, build_model, write_evaluation
-from trainer.export import bench_runner
+from trainer.export import bench_runner, program
+from trainer.export.artifact import Artifact
 from trainer.export.benchmark import bench_run
 from trainer.export.onnx import write_artifact
-from trainer.export.program import load
-from trainer.export.programs.common import Artifact
 from trainer.export.rows import Row, Rows
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir, write_json
 from trainer.task.registry import make_task
+from trainer.tasks.classification.export import ClassificationExport
+from trainer.tasks.language_modeling.export import CausalExport
+from trainer.tasks.text_to_text.export import TextToTextExport
+from trainer.tasks.translation.export import TranslationExport
 
 STEPS = 60
 EXPORT = {"onnx": True, "int8": True, "bf16": True}  # bf16 whatever the processor
@@ -43,6 +46,18 @@ LINES = [
 ]
 
 
+EXPORTERS: dict[str, Any] = {
+    exporter.program_name: exporter
+    for exporter in (ClassificationExport, CausalExport, TextToTextExport, TranslationExport)
+}
+
+
+def load(folder: Path) -> Artifact:
+    """The artifact in a folder, whatever its task."""
+    name = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["program"]
+    return program.load(EXPORTERS[name], folder)
+
+
 @dataclass(frozen=True)
 class Exported:
     """A finished run and its fp32 artifact, without a gate.json. Read only."""
@@ -54,6 +69,10 @@ class Exported:
     @property
     def artifact(self) -> Artifact:
         return load(self.folder)
+
+    @property
+    def export(self) -> Any:
+        return self.finished.task.exporter()(self.finished.task)
 
     def rows(self) -> tuple[Rows, list[Row]]:
         """The rows that decide, with what the weights say."""
@@ -117,8 +136,9 @@ def exported(run: RunDir, *overrides: str) -> Exported:
     finished = TrainedRun.open(run, Recipe, overrides)
     folder = run.path / "artifact"
     folder.mkdir()
-    write_artifact(finished.task, finished.model, folder)
-    return Exported(run, finished, folder)
+    made = Exported(run, finished, folder)
+    write_artifact(made.export, finished.model, folder)
+    return made
 
 
 def encoder_run(root: Path, reviews: Path, model: dict[str, Any] | None = None, **task: Any) -> RunDir:

@@ -22,7 +22,7 @@ def quiet(text: str) -> None:
 
 def verdict(made: Exported, folder: Path, name: str = "onnx") -> dict[str, Any]:
     rows, answered = made.rows()
-    found = Gate(name, folder, rows, answered, quiet).verdict()
+    found = Gate(name, folder, rows, answered, quiet).run()
     json.dumps(found, allow_nan=False)
     assert found["passed"] == (not found["failed"])
     return found

@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 import sklearn  # noqa: F401 - at its first import it writes into os.environ
-from export_world import Exported, write_answers
+from export_world import Exported, load, write_answers
 from rich.console import Console
 
 from trainer import api
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
-from trainer.export import bench_runner, benchmark, gates, sample_sizes, stage
-from trainer.export.bench_runner import BenchRunner, Candidate, Scenario, TimeUp
-from trainer.export.benchmark import bench_run, bench_stage
+from trainer.export import bench_runner, benchmark, gates, stage
+from trainer.export.bench_runner import BenchRunner, TimeUp
+from trainer.export.benchmark import LEAST_ROUNDS, bench_run, bench_stage
 from trainer.export.benchmark_table import show
-from trainer.export.program import load
-from trainer.export.sample_sizes import LEAST_ROUNDS
 from trainer.export.stage import export_run
 from trainer.recipe_loading import Recipe
 from trainer.report.card import write_card
 from trainer.report.report import write_report
 from trainer.rundir import RunDir, read_json, write_json
+from trainer.tasks.classification.export import ClassificationExport
+from trainer.tasks.translation.export import TranslationExport
 
 SECONDS = 180.0  # the processes of a busy machine may take a minute to start; a tiny run is measured in one
 Report = dict[str, Any]
@@ -38,7 +38,7 @@ def few_rounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_runner, "ROUNDS", 3)
         patch.setattr(bench_runner, "REQUESTS", 3)
-        patch.setattr(sample_sizes, "LEAST_ROUNDS", 1)
+        patch.setattr(benchmark, "LEAST_ROUNDS", 1)
         yield
 
 
@@ -62,7 +62,7 @@ def run(encoder: Exported, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
         patch.setattr(stage, "write_artifact", copied)
-        export_run(made, Recipe, say=lambda text: None)
+        export_run(made, Recipe, progress=lambda text: None)
     return made
 
 
@@ -224,18 +224,18 @@ def test_only_what_has_passed_is_recommended(report: Report, run: RunDir, tmp_pa
     shutil.copytree(run.path, copy.path)
     order = ("int8-batch", "int8", "bf16", "compiled", "onnx", "torch", "tutorial")
     cells = {name: {"rows_per_second": 100.0 - i} for i, name in enumerate(order)}
-    courses = [{"batch": 8, "beam": 1, "contestants": cells}]
-    assert benchmark._recommended(copy, courses, 1) == {"8": "int8"}
+    courses = [{"batch": 8, "beam": 1, "rounds": LEAST_ROUNDS, "contestants": cells}]
+    assert recommended(copy, courses, 1) == {"8": "int8"}
     verdict = read_json(copy.export / "int8" / "gate.json")
     write_json(copy.export / "int8" / "gate.json", {**verdict, "passed": False, "failed": ["accuracy"]})
-    assert benchmark._recommended(copy, courses, 1) == {"8": "bf16"}
-    entries, left_out = benchmark._entries(copy, "classification", False)
-    assert not {"int8", "int8-batch"} & {entry.name for entry in entries}
+    assert recommended(copy, courses, 1) == {"8": "bf16"}
+    candidates, programs, left_out = benchmark._candidates(copy, ClassificationExport, False)
+    assert not {"int8", "int8-batch"} & {*candidates, *programs}
     assert "failed its gate: accuracy" in left_out["int8"]
-    assert "classification only" in benchmark._entries(copy, "translation", True)[1]["compiled"]
+    assert "not for this task" in benchmark._candidates(copy, TranslationExport, True)[2]["compiled"]
     (copy.export / "bf16" / "model.safetensors").write_bytes(b"other")
-    assert benchmark._recommended(copy, courses, 1) == {"8": "onnx"}
-    assert benchmark._recommended(copy, courses, 5) == {}
+    assert recommended(copy, courses, 1) == {"8": "onnx"}
+    assert recommended(copy, courses, 5) == {}
 
 
 @pytest.mark.parametrize("rounds", [1, 2, LEAST_ROUNDS])
@@ -244,8 +244,8 @@ def test_nothing_is_recommended_from_a_few_rounds(report: Report, run: RunDir, t
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     courses = [{**course, "rounds": rounds, "warm_up": rounds > 1} for course in report["courses"]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_sizes, "LEAST_ROUNDS", LEAST_ROUNDS)
-        found = {**report, "courses": courses, **benchmark._advice(copy, courses, 1, 30.0)}
+        patch.setattr(benchmark, "LEAST_ROUNDS", LEAST_ROUNDS)
+        found = {**report, "courses": courses, **benchmark._recommendations(copy, courses, 1, 30.0)}
     write_json(copy.export / "benchmark.json", found)
     enough = rounds >= LEAST_ROUNDS
     assert [name is not None for name in found["recommended"].values()] == [enough] * 3
@@ -266,7 +266,7 @@ def test_nothing_is_recommended_from_a_few_rounds(report: Report, run: RunDir, t
 
 @pytest.mark.parametrize(("requests", "known"), [(1, 0), (2, 1), (19, 1), (20, 2), (99, 2), (100, 3)])
 def test_a_percentile_needs_a_request_beyond_it(requests: int, known: int) -> None:
-    found = list(sample_sizes.latencies([n / 1000 for n in range(requests)]).values())
+    found = list(bench_runner.latencies([n / 1000 for n in range(requests)]).values())
     assert [value is not None for value in found] == [True] * known + [False] * (3 - known)
 
 
@@ -274,32 +274,44 @@ def test_a_percentile_needs_a_request_beyond_it(requests: int, known: int) -> No
 
 FAKE = """
 import json, os, sys, time
+from multiprocessing.connection import Connection
 speeds = {"tutorial": 4.0, "torch": 2.0, "bf16": 16.0, "onnx": 1.0}
 asked = json.loads(sys.argv[1])
 texts = json.loads(open(os.path.join(asked["run"], "log.json")).read() or "[]")
-for name, (reading, writing) in asked["channels"].items():
+for name in asked["channels"]:
     if os.fork():
         continue
     for other in asked["channels"]:
         if other != name:
-            [os.close(d) for d in asked["channels"][other]]
-    for line in os.fdopen(reading):
-        job = json.loads(line)
+            os.close(asked["channels"][other])
+    connection = Connection(asked["channels"][name])
+    while True:
+        try:
+            job = json.loads(connection.recv_bytes())
+        except EOFError:
+            break
         with open(os.path.join(asked["run"], name + ".jsonl"), "a") as log:
-            log.write(json.dumps([job["padded"], job["requests"]]) + "\\n")
+            padded = job["candidate"].startswith("tutorial")
+            log.write(json.dumps([padded, job["requests"]]) + "\\n")
         if name == "hangs":
             time.sleep(600)
         if name == "dies":
             print("out of luck", file=sys.stderr, flush=True)
             sys.exit(3)
-        speed = speeds["tutorial" if job["padded"] else name]
+        speed = speeds["tutorial" if padded else name]
         n = sum(map(len, job["requests"]))
         reply = {"seconds": [speed / 1000 * len(r) for r in job["requests"]], "tokens": 7 * n, "imported": 0.0}
-        os.write(writing, (json.dumps(reply | {"peak_bytes": 1000 * n}) + "\\n").encode())
+        connection.send_bytes(json.dumps(reply | {"peak_bytes": 1000 * n}).encode())
     os._exit(0)
 os.wait()
 """
-TORCH = [Candidate("tutorial", "torch", padded=True), Candidate("torch", "torch")]
+
+
+def recommended(run: RunDir, courses: list[Report], beam: int) -> dict[str, str]:
+    return benchmark._recommendations(run, courses, beam, 30.0)["recommended"]
+
+
+TORCH = ["tutorial", "torch"]
 Make = Callable[..., BenchRunner]
 
 
@@ -307,12 +319,12 @@ Make = Callable[..., BenchRunner]
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
     (tmp_path / "log.json").write_text("[]", encoding="utf-8")
-    monkeypatch.setattr(bench_runner.contestant, "__file__", str(tmp_path / "fake.py"))
+    monkeypatch.setattr(bench_runner.bench_worker, "__file__", str(tmp_path / "fake.py"))
     made: list[BenchRunner] = []
 
-    def make(*more: Candidate, seconds: float = 60.0) -> BenchRunner:
+    def make(*more: str, seconds: float = 60.0) -> BenchRunner:
         made.append(BenchRunner([*TORCH, *more], [f"text {i}" for i in range(11)], 1, time.monotonic() + seconds))
-        made[0].start(list(dict.fromkeys(entry.channel for entry in made[0].entries)), tmp_path, None)
+        made[0].start(tmp_path, {})
         return made[0]
 
     yield make
@@ -321,7 +333,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
-    found = list(fake(Candidate("onnx", "onnx"), Candidate("bf16", "bf16")).run([Scenario(1, 1), Scenario(8, 1)]))
+    runner = fake("onnx", "bf16")
+    runner.run([(1, 1), (8, 1)])
+    found = runner.courses
     ratios = {name: cell["times_tutorial"]["median"] for name, cell in found[0]["contestants"].items()}
     assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
     assert found[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
@@ -337,13 +351,16 @@ def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
 
 def test_what_the_others_are_compared_with_is_asked_to_the_end(fake: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_runner, "SLOW", 3.0)
-    *_, last = fake(Candidate("onnx", "onnx"), Candidate("bf16", "bf16")).run([Scenario(1, 1), Scenario(8, 1)])
+    runner = fake("onnx", "bf16")
+    runner.run([(1, 1), (8, 1)])
+    last = runner.courses[-1]
     assert last["contestants"].keys() == {"tutorial", "torch", "onnx"}  # torch is 2.0 times the tutorial's speed
 
 
 def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
-    made = fake(Candidate("dies", "dies"), Candidate("onnx", "onnx"))
-    (course,) = made.run([Scenario(1, 1)])
+    made = fake("dies", "onnx")
+    made.run([(1, 1)])
+    (course,) = made.courses
     assert set(course["contestants"]) == {"tutorial", "torch", "onnx"}
     assert "out of luck" in made.left_out["dies"]
 
@@ -351,14 +368,14 @@ def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
 def test_the_budget_ends_a_contestant_that_hangs(fake: Make) -> None:
     begun = time.monotonic()
     with pytest.raises(TimeUp):
-        fake(Candidate("hangs", "hangs"), seconds=3.0)
+        fake("hangs", seconds=3.0)
     assert time.monotonic() - begun < 60
 
 
 def test_a_course_that_does_not_fit_is_told(fake: Make) -> None:
     made = fake(seconds=20.0)
-    found = list(made.run([Scenario(1, 1), Scenario(10**6, 1), Scenario(8, 1)]))
-    assert [course["batch"] for course in found] == [1, 8]
+    made.run([(1, 1), (10**6, 1), (8, 1)])
+    assert [course["batch"] for course in made.courses] == [1, 8]
     assert "one round takes about 6000 s" in made.left_out["batch 1000000, beam 1"]
 
 

@@ -12,7 +12,6 @@ from gate_world import verdict
 from pydantic import ValidationError
 from review_world import recipe, task_of
 
-from trainer.export.answers import artifact_logits, torch_logits
 from trainer.models.attention import MASKED, alibi
 from trainer.models.configs import EncoderConfig
 from trainer.models.encoder import Encoder
@@ -73,6 +72,6 @@ def test_its_artifact_passes_the_gate(reviews: Path, tmp_path: Path) -> None:
     found = verdict(made, made.folder)
     assert found["passed"], found
     examples = [row.example for row in made.rows()[1][:7]]
-    ours = torch_logits(made.finished.task, made.finished.model, examples)
-    for a, b in zip(artifact_logits(made.finished.task, made.artifact, examples), ours, strict=True):
+    ours = made.export.torch_logits(made.finished.model, examples)
+    for a, b in zip(made.export.artifact_logits(made.artifact, examples), ours, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

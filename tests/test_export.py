@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import LINES, Exported
+from export_world import LINES, Exported, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from review_world import task_of
@@ -24,15 +24,15 @@ from review_world import task_of
 from trainer.data.cleaning import CLEANERS
 from trainer.engine.trained_run import TrainedRun
 from trainer.export import onnx as exporting
-from trainer.export.answers import artifact_logits, as_artifact, torch_logits
-from trainer.export.program import PROGRAMS, load, source
-from trainer.export.programs.classifier import Classifier
-from trainer.export.programs.common import WINDOW
-from trainer.export.programs.translator import Translator
-from trainer.export.quantize import matrices, quantized, sensitivity, write_quantized
+from trainer.export.artifact import WINDOW, Artifact
+from trainer.export.program import source
+from trainer.export.quantize import matrices, quantize, sensitivity, write_quantized
 from trainer.export.rows import ODD
 from trainer.export.subprocess_check import in_fresh_process
 from trainer.recipe_loading import Recipe
+from trainer.tasks.classification.program import Classifier
+from trainer.tasks.language_modeling.program import Generator
+from trainer.tasks.pairs_program import Translator
 
 Record = dict[str, Any]
 
@@ -90,7 +90,7 @@ def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, fa
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
     finished = TrainedRun.open(translator.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
     artifact = translator.artifact
-    artifact.settings = exporting.settings(finished.task, finished.model)
+    artifact.settings = exporting.settings(type(translator.export)(finished.task), finished.model)
     lines = [row.line for row in translator.rows()[1][: 6 if beam > 50 else 25]]
     wanted = list(finished.predict(lines))
     assert len({record["prediction"] for record in wanted}) > len(lines) // 2
@@ -100,10 +100,10 @@ def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, fa
 @pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
 def test_logits_of_batches_of_any_shape(kind: str, request: pytest.FixtureRequest) -> None:
     made: Exported = request.getfixturevalue(kind)
-    task, examples = made.finished.task, [row.example for row in made.rows()[1]]
+    examples = [row.example for row in made.rows()[1]]
     for start, end in ((0, 1), (1, 3), (3, 20), (0, 30)):
-        ours = torch_logits(task, made.finished.model, examples[start:end])
-        for a, b in zip(artifact_logits(task, made.artifact, examples[start:end]), ours, strict=True):
+        ours = made.export.torch_logits(made.finished.model, examples[start:end])
+        for a, b in zip(made.export.artifact_logits(made.artifact, examples[start:end]), ours, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -112,16 +112,17 @@ def test_logits_of_batches_of_any_shape(kind: str, request: pytest.FixtureReques
 def test_texts_are_cut_alike(truncation: str, pair: bool, encoder: Exported, tmp_path: Path) -> None:
     data = encoder.finished.recipe.model_dump(mode="json")
     data["task"] |= {"truncation": truncation, "pair": pair, "head_share": 0.3}
-    task = task_of(Recipe.parse(data))
+    task: Any = task_of(Recipe.parse(data))
+    export = task.exporter()(task)
     task.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    artifact = Classifier(tmp_path, exporting.settings(task, encoder.finished.model))
+    artifact = Classifier(tmp_path, exporting.settings(export, encoder.finished.model))
     words = ["the", "film", "was", "very", "good", "and", "some", "scenes", "bad", "it", "this", "dull", "plot"]
     for first in (0, 1, 13, 14, 29, 30, 31, 60):
         for second in (0, 1, 14, 15, 29, 60) if pair else (0,):
             sides = [" ".join((words * 6)[:first]), " ".join((words[::-1] * 6)[:second])][: 1 + pair]
             row = dict(zip(("text", "text_pair"), sides, strict=False))
             example, line = task.encode([row])[0], "\t".join(sides)
-            assert tuple(artifact.encode(sides)) == as_artifact(task, example), (first, second)
+            assert artifact.encode(sides) == export.encoded(example), (first, second)
             cut = len(task.tokenizer(*sides, truncation=False)["input_ids"]) > task.recipe.data.max_length
             assert task.truncated(line, example) == artifact.truncated(line, artifact.encode(sides)) == cut
 
@@ -141,7 +142,7 @@ def test_an_answer_to_a_part_of_a_text_is_marked_alike(kind: str, request: pytes
 def shipped() -> dict[str, Any]:
     """The cleaning steps of a run.py that needs all of them."""
     program: dict[str, Any] = {"__name__": "shipped"}
-    exec(source("classification", list(CLEANERS)), program)
+    exec(source(Classifier, list(CLEANERS)), program)
     return program["CLEANERS"]
 
 
@@ -215,20 +216,23 @@ def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:
     assert (ended.returncode, ended.stderr.strip()) == (1, b"line 2 is not UTF-8, at byte 0")
 
 
-@pytest.mark.parametrize("kind", list(PROGRAMS))
-def test_run_py_holds_what_its_kind_needs(kind: str) -> None:
+@pytest.mark.parametrize("program", [Classifier, Generator, Translator])
+def test_run_py_holds_what_its_kind_needs(program: type[Artifact]) -> None:
     """One class beside the common one, the recipe's cleaning steps alone, nothing of this package, no dead name."""
-    assert len(source(kind, []).splitlines()) < 240
+    assert len(source(program, []).splitlines()) < 290
     for steps in ([], ["strip_tags"], list(CLEANERS)):
-        text = source(kind, steps)
+        text = source(program, steps)
         tree = ast.parse(text)
         assert "trainer" not in text
-        assert [n.name for n in tree.body if isinstance(n, ast.ClassDef)] == ["Artifact", PROGRAMS[kind].__name__]
+        assert [n.name for n in tree.body if isinstance(n, ast.ClassDef)] == [
+            *(["Artifact", "BeamSearch"] if program is Translator else ["Artifact"]),
+            program.__name__,
+        ]
         functions = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
         helpers = {"_short_number", "_sorted_marks"} if steps == list(CLEANERS) else set()
         assert {n for n in functions if n.startswith("_")} == helpers
         others = [n for n in functions if not n.startswith("_")]
-        assert others == [*steps, "main", *(["take"] if PROGRAMS[kind] is Translator else [])]
+        assert others == [*steps, "open_graph", "main", *(["take"] if program is Translator else [])]
         loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
         imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)][1:]
         assert {a.asname or a.name for n in imports for a in n.names} <= loaded
@@ -270,7 +274,7 @@ def test_int8_multiplies_in_integers(kind: str, request: pytest.FixtureRequest, 
     """All matrices, the output projection too, although it is the embedding in the weights; and rows go one by one."""
     made: Exported = request.getfixturevalue(kind)
     before = {path: path.stat().st_mtime_ns for path in (made.folder, *made.folder.iterdir())}
-    write_quantized(made.folder, tmp_path)
+    write_quantized(made.export, made.folder, tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in (made.folder, *made.folder.iterdir())}
     assert not matrices(tmp_path)
     assert len(matrices(made.folder)) >= 6
@@ -282,7 +286,7 @@ def test_int8_multiplies_in_integers(kind: str, request: pytest.FixtureRequest, 
     alone = [next(artifact([line])) for line in lines]
     agree(list(artifact(lines)), alone, tolerance=1e-6)
     examples = [row.example for row in rows]
-    both = (artifact_logits(made.finished.task, one, examples) for one in (artifact, made.artifact))
+    both = (made.export.artifact_logits(one, examples) for one in (artifact, made.artifact))
     gap = [np.abs(a - b).max() for a, b in zip(*both, strict=True)]
     assert 0 < max(gap) < 0.5, "on any processor: with 8-bit weights those without VNNI are off by 3"
 
@@ -303,7 +307,7 @@ def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, source / "model.onnx")
     examples = [row.example for row in encoder.rows()[1][:8]]
-    order = sensitivity(encoder.finished.task, source, examples, lambda text: None)
+    order = sensitivity(encoder.export, source, examples, lambda text: None)
     assert order[0] == broken
     assert sorted(order) == sorted(matrices(source))
 
@@ -313,7 +317,7 @@ def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path
         checks = {"accuracy": {"passed": passed, "difference": -0.1 + 0.05 * len(left)}}
         return {"passed": passed, "failed": [] if passed else ["accuracy"], "checks": checks}
 
-    verdict = quantized(encoder.finished.task, source, folder, lambda: examples, gate, lambda text: None)
+    verdict = quantize(encoder.export, source, folder, lambda: examples, gate, lambda text: None)
     assert verdict["kept_fp32"] == order[:2]
     assert {name.removesuffix("_MatMul") for name in matrices(folder)} == set(order[:2])
     assert [attempt["kept_fp32"] for attempt in verdict["attempts"]] == [0, 1, 2]
@@ -321,6 +325,6 @@ def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path
 
 def test_other_failures_are_not_mended_with_fp32(encoder: Exported, tmp_path: Path) -> None:
     refused = {"passed": False, "failed": ["inputs"], "checks": {}}
-    verdict = quantized(encoder.finished.task, encoder.folder, tmp_path, list, lambda: dict(refused), lambda text: None)
+    verdict = quantize(encoder.export, encoder.folder, tmp_path, list, lambda: dict(refused), lambda text: None)
     assert verdict["kept_fp32"] == []
     assert len(verdict["attempts"]) == 1

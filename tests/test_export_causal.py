@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_world import LINES, Exported, benchmark_of, exported, finished_run
+from export_world import LINES, Exported, benchmark_of, exported, finished_run, load
 from gate_world import Change, mutant, quiet, verdict
 from language_world import task_with, write_documents
 from onnx import helper, numpy_helper
@@ -19,10 +19,8 @@ from test_causal import GPT2, LENGTH, document, recipe
 
 from trainer.engine.corpus import Corpus
 from trainer.engine.trained_run import TrainedRun
-from trainer.export import answers
-from trainer.export.answers import artifact_logits, artifact_losses, prompt, torch_answers, torch_logits
+from trainer.export import gates
 from trainer.export.onnx import settings
-from trainer.export.program import load
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
 from trainer.export.subprocess_check import in_fresh_process
@@ -105,8 +103,8 @@ def test_perplexity_is_that_of_the_evaluation(gpt2: Exported) -> None:
     task, examples = gpt2.finished.task, [row.example for row in gpt2.rows()[1]]
     assert max(len(list(task.pieces(example))) for example in examples) > 2
     done: list[int] = []
-    found = artifact_losses(task, gpt2.artifact, examples, done.append)  # type: ignore[arg-type]
-    wanted = [record["loss"] for record in torch_answers(task, gpt2.finished.model, examples)]
+    found = gpt2.export.losses(gpt2.artifact, examples, done.append)
+    wanted = [record["loss"] for record in gpt2.export.answers(gpt2.finished.model, examples)]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     assert done[-1] == sum(len(list(task.pieces(example))) for example in examples)
 
@@ -114,9 +112,9 @@ def test_perplexity_is_that_of_the_evaluation(gpt2: Exported) -> None:
 @pytest.mark.parametrize(("asked", "made"), [(6, 6), (LENGTH, LENGTH - 1), (500, LENGTH - 1)])
 def test_there_is_room_for_a_beginning(gpt2: Exported, asked: int, made: int) -> None:
     task = TrainedRun.task_of(gpt2.run, Recipe, [f"evaluation.generation.new_tokens={asked}"])
-    assert settings(task, gpt2.finished.model)["new_tokens"] == made
+    assert settings(task.exporter()(task), gpt2.finished.model)["new_tokens"] == made
     example = task.encode([{"text": "the film was good " * 9}])[0]
-    assert 1 <= len(prompt(task, example)) <= LENGTH - made
+    assert 1 <= len(task.exporter()(task).prompt(example)) <= LENGTH - made
     artifact = gpt2.artifact
     artifact.settings["new_tokens"] = made
     [record] = artifact(["the film was good " * 9])
@@ -126,17 +124,18 @@ def test_there_is_room_for_a_beginning(gpt2: Exported, asked: int, made: int) ->
 def test_beams_and_sampling_are_for_torch(gpt2: Exported, tmp_path: Path) -> None:
     """run.py goes on greedily, says so in its settings, and is proven by that."""
     task = TrainedRun.task_of(gpt2.run, Recipe, ["evaluation.generation.temperature=0.7"])
-    assert settings(task, gpt2.finished.model)["search"] == "greedy"
-    assert settings(task, gpt2.finished.model) == settings(gpt2.finished.task, gpt2.finished.model)
+    sampled = settings(task.exporter()(task), gpt2.finished.model)
+    assert sampled["search"] == "greedy"
+    assert sampled == settings(gpt2.export, gpt2.finished.model)
 
 
 def test_losses_do_not_depend_on_how_many_logits_are_held(gpt2: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a vocabulary of 50,000 a batch of long pieces would hold gigabytes of them."""
-    task, examples, told = gpt2.finished.task, [row.example for row in gpt2.rows()[1]], list[int]()
-    whole = artifact_losses(task, gpt2.artifact, examples, told.append)
-    monkeypatch.setattr(answers, "NUMBERS", 1)
+    examples, told = [row.example for row in gpt2.rows()[1]], list[int]()
+    whole = gpt2.export.losses(gpt2.artifact, examples, told.append)
+    monkeypatch.setattr(gates, "MOST_LOGITS", 1)
     one_by_one = list[int]()
-    np.testing.assert_allclose(artifact_losses(task, gpt2.artifact, examples, one_by_one.append), whole, rtol=1e-5)
+    np.testing.assert_allclose(gpt2.export.losses(gpt2.artifact, examples, one_by_one.append), whole, rtol=1e-5)
     assert len(one_by_one) == one_by_one[-1] == told[-1] > len(told)
 
 
@@ -145,7 +144,7 @@ def test_losses_do_not_depend_on_how_many_logits_are_held(gpt2: Exported, monkey
 
 def test_int8_is_published_or_says_what_it_costs(gpt2: Exported, tmp_path: Path) -> None:
     """All matrices in integers, the output projection too, although it is the embedding in the weights."""
-    write_quantized(gpt2.folder, tmp_path)
+    write_quantized(gpt2.export, gpt2.folder, tmp_path)
     assert not matrices(tmp_path)
     assert sorted(projection(onnx.load(gpt2.folder / "decoder.onnx")).dims) == [64, len(gpt2.finished.task.tokenizer)]
     found = verdict(gpt2, tmp_path, "int8")
@@ -326,7 +325,7 @@ def dulled(model: onnx.ModelProto) -> None:
 
 def test_logits_are_compared_along_the_cache(gpt2: Exported) -> None:
     """A beginning at once, tokens one by one, the rest at once; rows of all lengths beside each other."""
-    task, examples = gpt2.finished.task, [row.example for row in gpt2.rows()[1]]
+    examples = [row.example for row in gpt2.rows()[1]]
     asked: list[int] = []
     artifact: Any = gpt2.artifact
     step = artifact.step
@@ -335,8 +334,8 @@ def test_logits_are_compared_along_the_cache(gpt2: Exported) -> None:
     )
     for start, end in ((0, 1), (1, 3), (3, 20)):
         asked.clear()
-        found = artifact_logits(task, artifact, examples[start:end])
-        for a, b in zip(found, torch_logits(task, gpt2.finished.model, examples[start:end]), strict=True):
+        found = gpt2.export.artifact_logits(artifact, examples[start:end])
+        for a, b in zip(found, gpt2.export.torch_logits(gpt2.finished.model, examples[start:end]), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
     assert asked[1:5] == [1, 1, 1, 1]
     assert asked[0] > 1

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import exported
+from export_world import exported, load
 from gate_world import quiet
 from test_encoders import FAMILIES
 from test_export_families import family_run
 
 from trainer.export import gates
-from trainer.export.answers import artifact_logits, torch_logits
 from trainer.export.gates import Gate
-from trainer.export.program import load
 from trainer.export.quantize import matrices, write_quantized
 
 EXPORTED: dict[str, dict[str, Any]] = {
@@ -39,24 +37,24 @@ def test_an_encoder_passes_the_gate(
     monkeypatch.setitem(FAMILIES, family, EXPORTED[family])
     made = exported(family_run(tmp_path, reviews, family, pooling, data={"max_length": 96}))
     rows, answered = made.rows()
-    verdict = Gate("onnx", made.folder, rows, answered, quiet).verdict()
+    verdict = Gate("onnx", made.folder, rows, answered, quiet).run()
     assert verdict["passed"], verdict
     checks = verdict["checks"]
     assert checks["logits"]["largest_difference"] <= 2e-5
     assert checks["logits"]["lengths"][1] > 2 * checks["logits"]["lengths"][0]
     assert checks["classes"]["rows_beyond_margin"] > 20, "the rows decide something"
 
-    task, examples = made.finished.task, [row.example for row in answered[:7]]
+    export, examples = made.export, [row.example for row in answered[:7]]
     one = [{**examples[0], "input_ids": examples[0]["input_ids"][:1]}]  # the shortest there can be
     for batch in (one, examples, [*examples[1:3], *one]):
-        ours = torch_logits(task, made.finished.model, batch)
-        for a, b in zip(artifact_logits(task, made.artifact, batch), ours, strict=True):
+        ours = export.torch_logits(made.finished.model, batch)
+        for a, b in zip(export.artifact_logits(made.artifact, batch), ours, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)
 
     used = {node.op_type for node in onnx.load(made.folder / "model.onnx").graph.node}
     assert ("Attention" in used) == (family not in NO_ATTENTION)
     (tmp_path / "int8").mkdir()
-    write_quantized(made.folder, tmp_path / "int8")
+    write_quantized(made.export, made.folder, tmp_path / "int8")
     assert not matrices(tmp_path / "int8")
-    found = Gate("int8", tmp_path / "int8", rows, answered, quiet).verdict()
+    found = Gate("int8", tmp_path / "int8", rows, answered, quiet).run()
     assert set(found["failed"]) <= {"accuracy"}, "of random weights int8 may cost more than its limit"

@@ -30,6 +30,7 @@ from trainer.export.onnx import write_artifact
 from trainer.export.rows import Rows
 from trainer.export.stage import export_run
 from trainer.export.weights import WEIGHTS
+from trainer.models.families import Family
 from trainer.recipe_loading import Recipe
 from trainer.report.card import write_card
 from trainer.rundir import RunDir, read_json, write_json
@@ -57,7 +58,7 @@ def test_weights_are_published_where_there_is_no_graph(
 ) -> None:
     run = family_run(tmp_path, reviews, family)
     with caplog.at_level(logging.INFO, "rankzero"):
-        folders = export_run(run, Recipe, say=quiet)
+        folders = export_run(run, Recipe, progress=quiet)
     assert [folder.name for folder in folders] == ["bf16", "safetensors"]
     assert check_export(run.path) == []
     [told] = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
@@ -82,16 +83,17 @@ def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> Non
     """One that can be exported after all no longer belongs into the table."""
     run = family_run(tmp_path, reviews, family)
     finished = TrainedRun.open(run, Recipe)
+    export = finished.task.exporter()(finished.task)
     assert unsupported.why_not(finished.task, run)
     folder = tmp_path / "artifact"
     folder.mkdir()
     if family != "big_bird":
         with pytest.raises(GateError, match="cannot be exported to ONNX"):
-            write_artifact(finished.task, finished.model, folder)
+            write_artifact(export, finished.model, folder)
         return
-    write_artifact(finished.task, finished.model, folder)
+    write_artifact(export, finished.model, folder)
     rows = Rows(finished.task, finished.model)
-    verdict = Gate("onnx", folder, rows, rows.all(rows.answers(quiet)), quiet).verdict()
+    verdict = Gate("onnx", folder, rows, rows.all(rows.answers(quiet)), quiet).run()
     assert verdict["failed"] == ["logits"]
     why = verdict["checks"]["logits"]["error"]
     assert "onnxruntime" in why.lower(), "a shape of the length that was traced"
@@ -108,7 +110,7 @@ def test_big_bird_with_full_attention_has_a_graph(reviews: Path, tmp_path: Path)
 
 
 def test_a_failure_that_nobody_knows_is_one(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unsupported, "ARCHITECTURES", {})
+    monkeypatch.setattr(unsupported, "family_of", lambda config: Family())
     run = family_run(tmp_path, reviews, "longformer")
     with pytest.raises(GateError, match=r"(?s)onnx failed its gate.*LongformerFor\w+ cannot be exported"):
         export_run(run, Recipe, ["export.bf16=false"], quiet)
@@ -138,7 +140,7 @@ def test_other_weights_are_caught(encoder: Any, tmp_path: Path, monkeypatch: pyt
         tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}},
     )  # fmt: skip
     run = finished_run(tmp_path / "run", made, encoder.finished.task.tokenizer, decided)
-    assert [folder.name for folder in export_run(run, Recipe, say=quiet)] == ["safetensors"]
+    assert [folder.name for folder in export_run(run, Recipe, progress=quiet)] == ["safetensors"]
     monkeypatch.setattr(stage, "write_weights", wrong)
     with pytest.raises(GateError, match=r"safetensors failed its gate(?s:.*)weights: differ \['head.weight'\]"):
         export_run(run, Recipe, ["export.gates.rows=7"], quiet)
@@ -155,7 +157,7 @@ def test_a_masked_language_model_ships_its_weights(kind: str, reviews: Path, ber
     made = Recipe.parse(values)
     tokenizer = review_world.task_of(review_world.recipe(reviews)).tokenizer
     run = finished_run(tmp_path / "run", made, tokenizer, lambda task, model: None)
-    assert [folder.name for folder in export_run(run, Recipe, say=quiet)] == ["bf16", "safetensors"]
+    assert [folder.name for folder in export_run(run, Recipe, progress=quiet)] == ["bf16", "safetensors"]
     check = json.loads((run.export / "bf16" / "gate.json").read_text())["checks"]["perplexity"]
     assert 0 < abs(check["change"]) < 0.02
     assert np.isclose(check["artifact"] / check["reference"] - 1, check["change"])

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import Exported
+from export_world import Exported, load
 from gate_world import Change, mutant, verdict
 from onnx import TensorProto, helper, numpy_helper
 
 from trainer.export import gates
 from trainer.export.onnx import write_artifact
-from trainer.export.program import load
 
 pytestmark = pytest.mark.usefixtures("near")
 
@@ -114,7 +113,7 @@ def test_a_wrong_translation_graph_is_caught(graph: str, check: str, translator:
 def test_wrong_pooling_is_caught(encoder: Exported, tmp_path: Path) -> None:
     wrong: Any = copy.deepcopy(encoder.finished.model)
     wrong.pooling = "cls"
-    write_artifact(encoder.finished.task, wrong, tmp_path)
+    write_artifact(encoder.export, wrong, tmp_path)
     assert verdict(encoder, tmp_path)["failed"] == ["logits"]
 
 

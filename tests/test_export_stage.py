@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
-from trainer.export import exporter, stage
+from trainer.export import onnx, stage
 from trainer.export.artifact_integrity import problems
 from trainer.export.backend import open_artifact
 from trainer.export.quantize import sensitivity
@@ -34,7 +34,7 @@ class Killed(BaseException):
 def run(encoder: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: None) -> RunDir:
     """A finished run, whose export takes no time."""
     shutil.copytree(encoder.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact"))
-    monkeypatch.setattr(stage, "write_artifact", lambda task, model, folder: _copy(encoder.folder, folder))
+    monkeypatch.setattr(stage, "write_artifact", lambda export, model, folder: _copy(encoder.folder, folder))
     return RunDir(tmp_path / "run")
 
 
@@ -44,7 +44,7 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = export_run(run, Recipe, say=quiet)
+    folders = export_run(run, Recipe, progress=quiet)
     assert [folder.name for folder in folders] == ["bf16", "onnx", "int8"]
     assert sorted(path.name for path in run.export.iterdir()) == ["bf16", "int8", "onnx"]
     for folder in folders:
@@ -57,7 +57,7 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
     assert found["size_ratio"] > 1.2
     before = {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
     monkeypatch.setattr(stage.TrainedRun, "open", None)  # nothing has changed: the model is not even read
-    assert export_run(run, Recipe, say=quiet) == folders
+    assert export_run(run, Recipe, progress=quiet) == folders
     assert before == {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
 
 
@@ -68,10 +68,10 @@ def test_weights_of_large_graphs_stand_beside_them(
     """As of models of more than 2 GB, which one file of protobuf cannot hold."""
     made: Exported = request.getfixturevalue(kind)
     shutil.copytree(made.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact", "export"))
-    monkeypatch.setattr(exporter, "LARGE", 0)
+    monkeypatch.setattr(onnx, "LARGE", 0)
     large = RunDir(tmp_path / "run")
     limits = ["export.gates.int8_accuracy=1", "export.gates.int8_bleu=100", "export.bf16=false"]
-    folders = export_run(large, Recipe, limits, say=quiet)  # proven in a fresh process, too
+    folders = export_run(large, Recipe, limits, progress=quiet)  # proven in a fresh process, too
     assert [folder.name for folder in folders] == ["onnx", "int8"]
     for folder in folders:
         graphs = {path.name for path in made.folder.glob("*.onnx")}
@@ -84,7 +84,7 @@ def test_weights_of_large_graphs_stand_beside_them(
     assert list(open_artifact(large, "onnx")(lines)) == list(made.artifact(lines))
     task = made.finished.task
     matrices = sensitivity(
-        task, folders[0], [next(iter(Corpus(task.recipe, task).batches("test")))[0].examples[0]], quiet
+        made.export, folders[0], [next(iter(Corpus(task.recipe, task).batches("test")))[0].examples[0]], quiet
     )
     assert len(matrices) > 2
     assert problems(folders[0]) == [], "measuring has not touched them"
@@ -100,7 +100,7 @@ def test_what_has_changed_is_made_again(run: RunDir) -> None:
     export_run(run, Recipe, only, quiet)
     assert problems(onnx_folder) == []
     (onnx_folder / "more.onnx").touch()
-    assert problems(onnx_folder) == [f"{onnx_folder / 'more.onnx'} is not part of what was proven"]
+    assert problems(onnx_folder) == [f"{onnx_folder / 'more.onnx'} is not part of the artifact that passed the gate"]
     export_run(run, Recipe, [*only, "export.gates.rows=3"], quiet)
     found = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))
     assert found["checks"]["logits"]["rows"] == 3
@@ -108,7 +108,7 @@ def test_what_has_changed_is_made_again(run: RunDir) -> None:
 
 
 def test_a_limit_is_of_the_artifacts_on_which_it_decides(run: RunDir) -> None:
-    export_run(run, Recipe, say=quiet)
+    export_run(run, Recipe, progress=quiet)
     before = {path: path.stat().st_mtime_ns for path in run.export.rglob("gate.json")}
     with suppress(GateError):
         export_run(run, Recipe, ["export.gates.int8_accuracy=0"], quiet)
@@ -130,20 +130,20 @@ def test_what_a_library_meets_is_no_traceback_and_is_tried_again(run: RunDir, mo
         raise RuntimeError("no such kernel")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "quantized", broken)
+        patch.setattr(stage, "quantize", broken)
         with pytest.raises(GateError, match=r"(?s)int8 failed its gate.*RuntimeError: no such kernel"):
-            export_run(run, Recipe, say=quiet)
-    assert [path.name for path in export_run(run, Recipe, say=quiet)] == ["bf16", "onnx", "int8"]
+            export_run(run, Recipe, progress=quiet)
+    assert [path.name for path in export_run(run, Recipe, progress=quiet)] == ["bf16", "onnx", "int8"]
 
 
 def test_artifacts_of_other_weights_are_taken_away(run: RunDir) -> None:
     """int8 is not made where onnx fails; what stood there would be served as the new weights'."""
-    export_run(run, Recipe, say=quiet)
+    export_run(run, Recipe, progress=quiet)
     write_json(run.export / "benchmark.json", {"inputs": {"files": {"export/int8/gate.json": "0" * 64}}})
     weights = load_file(run.model / "model.safetensors")
     save_file({name: -tensor for name, tensor in weights.items()}, run.model / "model.safetensors")
     with pytest.raises(GateError, match="onnx failed its gate"):
-        export_run(run, Recipe, say=quiet)
+        export_run(run, Recipe, progress=quiet)
     assert not (run.export / "int8").exists()
     assert not (run.export / "benchmark.json").exists()
     assert load_file(run.export / "bf16" / "model.safetensors").keys() == weights.keys()
@@ -154,7 +154,7 @@ def test_artifacts_of_other_weights_are_taken_away(run: RunDir) -> None:
 
 
 def test_a_failed_gate_keeps_the_file_out(run: RunDir, encoder: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    export_run(run, Recipe, say=quiet)
+    export_run(run, Recipe, progress=quiet)
     with pytest.raises(
         GateError, match=r"(?s)onnx failed its gate.*logits.*limit 1e-09.*differs most: id 'test.jsonl:"
     ):
@@ -162,7 +162,7 @@ def test_a_failed_gate_keeps_the_file_out(run: RunDir, encoder: Exported, monkey
     assert [path.name for path in (run.export / "onnx").iterdir()] == ["gate.json"]
     with pytest.raises(UsageError, match="failed its gate"):
         open_artifact(run, "onnx")
-    export_run(run, Recipe, say=quiet)
+    export_run(run, Recipe, progress=quiet)
     texts = ["a good film", ""]
     assert list(open_artifact(run, "onnx")(texts)) == list(encoder.artifact(texts))
     assert [record["text"] for record in open_artifact(run, "int8")(texts)] == texts
@@ -187,8 +187,8 @@ def test_what_a_backend_needs(run: RunDir) -> None:
         "facts",
         "write_json",
         "Rows.answers",
-        "Gate.verdict",
-        "quantized",
+        "Gate.run",
+        "quantize",
         "publish",
         "os.fsync",
         "rename",
@@ -222,7 +222,7 @@ def test_a_killed_stage_is_completed(point: str, after: bool, run: RunDir, monke
     for fatal in (1, 3, 4, 9, 99):  # noqa: B007 - read by `killed`
         calls = 0
         try:
-            folders = export_run(run, Recipe, say=quiet)
+            folders = export_run(run, Recipe, progress=quiet)
             break
         except Killed:
             visible = run.export.glob("[!.]*")

@@ -88,7 +88,7 @@ def test_every_way_to_search(t5: Exported, beam: int, penalty: float, factor: fl
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
     finished = TrainedRun.open(t5.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
     artifact = t5.artifact
-    artifact.settings = settings(finished.task, finished.model)
+    artifact.settings = settings(t5.export.__class__(finished.task), finished.model)
     lines = [row.line for row in t5.rows()[1][:25]]
     for made, ours in zip(artifact(lines), finished.predict(lines), strict=True):
         assert made["prediction"] == ours["prediction"]
@@ -101,7 +101,7 @@ def test_int8_multiplies_in_integers_and_the_stage_publishes_all(
     from trainer.api import predict
 
     (tmp_path / "int8").mkdir()
-    write_quantized(t5.folder, tmp_path / "int8")
+    write_quantized(t5.export, t5.folder, tmp_path / "int8")
     assert not matrices(tmp_path / "int8")
     run = RunDir(shutil.copytree(t5.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact")))
     folders = export_run(run, Recipe, ["export.gates.int8_bleu=20"], quiet)  # of a model this small

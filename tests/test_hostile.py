@@ -24,6 +24,8 @@ from trainer.export.artifact_integrity import facts, problems
 from trainer.export.bench_worker import graphs
 from trainer.export.program import generated, source
 from trainer.rundir import RunDir, inside, read_json
+from trainer.tasks.classification.export import ClassificationExport
+from trainer.tasks.classification.program import Classifier
 
 pytestmark = pytest.mark.ranks
 
@@ -222,8 +224,7 @@ def test_bench_runs_a_program_of_this_package(attack: Attack) -> None:
     assert problems(folder) == []  # its hashes are right
     attack.run("bench", attack.path, "--seconds", "30", "--threads", "1", codes={0})
     assert "onnx" in read_json(attack.path / "export/benchmark.json")["contestants"]
-    (program := attack.path.parent / "program.py").write_text(generated(folder))
-    tokens = graphs(folder, program)(["a good film"], {"beam": 1, "together": False})
+    tokens = graphs(folder, generated(ClassificationExport, folder))(["a good film"], {"beam": 1, "candidate": "onnx"})
     assert tokens() > 0
     assert not attack.marker.exists()
 
@@ -254,9 +255,7 @@ def test_settings_do_not_become_code(attack: Attack) -> None:
         assert "onnx" in text
         attack.change("export/onnx/settings.json", lambda old: old | {"cleaning": [], "program": "classification"})
     with pytest.raises(UsageError, match="unknown step"):
-        source("classification", [*CLEANERS, step])
-    with pytest.raises(UsageError, match="program 'os' is unknown"):
-        source("os", [])
+        source(Classifier, [*CLEANERS, step])
 
 
 PYTHON_TAG = "!!python/object/apply:os.system ['touch {marker}']"

@@ -13,9 +13,10 @@ from trainer.evaluation import languages
 from trainer.evaluation.languages import code_of
 from trainer.evaluation.metrics import score_translation
 from trainer.evaluation.rouge import score_rouge
-from trainer.export.parity_checks import Comparison, translations
+from trainer.export.parity_checks import Comparison
 from trainer.export.rows import Row
 from trainer.recipe.sections import GatesConfig
+from trainer.tasks.pairs_export import compare_translations
 
 CHINESE = [
     ("他昨天在公园里看见了一只黑色的狗。", "他昨天在公园里看见了一只黑色的猫。"),
@@ -108,8 +109,8 @@ def test_the_gate_of_an_artifact_splits_as_the_evaluation_does():
         for i, (_, target) in enumerate(CHINESE)
     ]
     found = [{"prediction": made, "score": 0.0} for made, _ in CHINESE]
-    case = Comparison(rows, found, False, GatesConfig(), 20, language="Chinese")
-    check = translations(case)["bleu"]
+    checks, _ = compare_translations(Comparison(rows, found, False, GatesConfig(), 20), "Chinese")
+    check = checks["bleu"]
     assert check["reference"] == pytest.approx(100.0)
     assert check["artifact"] == score_translation(records(CHINESE), resamples=0, language="zh")["bleu"]
 

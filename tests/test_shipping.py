@@ -69,7 +69,8 @@ def test_a_training_ends_with_proven_artifacts_report_and_card(recipe: Path, tmp
         path.write_bytes(kept[path] + b" ")
     shutil.move(run / "export/bf16", tmp_path / "bf16")
     told = [
-        f"{path} is missing or not what the model card tells of" for path in [run / "export/bf16/gate.json", *changed]
+        f"{path} is missing or not the file that the model card describes"
+        for path in [run / "export/bf16/gate.json", *changed]
     ]
     assert sorted(check_export(run)) == sorted(told)
     shutil.move(tmp_path / "bf16", run / "export/bf16")

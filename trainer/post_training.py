@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
-from trainer.export.stage import export_run, throttled
+from trainer.export.stage import export_run, log_progress
 from trainer.recipe_loading import Recipe
 from trainer.report_stages import attempt, card_stage, render_reports, report_stage
 from trainer.rundir import RunDir, read_json
@@ -46,14 +46,14 @@ def run_post_training(
     Raises:
         GateError: artifacts were refused. Reports and card, which show it, have been written.
     """
-    refused, log_progress = None, throttled(log.info)
+    refused, log_message = None, log_progress()
 
-    def say(text: str) -> None:
+    def progress(text: str) -> None:
         alive()
-        log_progress(text)
+        log_message(text)
 
     try:
-        export_run(run, Recipe, say=say)
+        export_run(run, Recipe, progress=progress)
     except GateError as error:
         refused = error
     before = read_json(run.export / "benchmark.json")

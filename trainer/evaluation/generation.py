@@ -1,8 +1,7 @@
-"""How a causal language model goes on with a text: greedy, by beams or by sampling, whole or streamed; and how a
-sequence-to-sequence model answers one.
+"""Generate text with models of the transformers library: continuations by causal models, targets by encoder-decoders.
 
-The search is that of the transformers library (`generate`). A text does not depend on its neighbours in a batch, up to
-rounding: sampled ones are drawn one by one, each from its own generator, and answers have a limit each.
+The search is the library's `generate`. A text does not depend on its neighbours in a batch, up to rounding: sampled
+texts are drawn one by one, each with its own generator, and every target has its own limit.
 """
 
 from __future__ import annotations
@@ -26,41 +25,41 @@ Continued = tuple[list[int], float]  # the new ids, the end of text left out, an
 def continue_texts(
     model: nn.Module, prompts: Sequence[Sequence[int]], settings: GenerationConfig, end_id: int, pad_id: int
 ) -> list[Continued]:
-    """The tokens that follow each prompt, and their mean log-probability (under beam search the beam's score).
+    """Return the tokens that follow each prompt, and their mean log-probability (with beam search the beam's score).
 
     Args:
         model: of the transformers library, in eval mode.
         prompts: token ids, each at least one.
         settings: of the search.
         end_id: ends a text.
-        pad_id: stands before shorter prompts.
+        pad_id: added before shorter prompts.
     """
     batches = [[prompt] for prompt in prompts] if settings.temperature else [prompts] if prompts else []
-    return [found for batch in batches for found in _generate(model, batch, settings, end_id, pad_id)]
+    return [text for batch in batches for text in _generate(model, batch, settings, end_id, pad_id)]
 
 
 def stream_text(
     model: nn.Module, prompt: Sequence[int], settings: GenerationConfig, tokenizer: PreTrainedTokenizerFast, end_id: int
 ) -> Iterator[str]:
-    """The text that follows the prompt, in pieces as they are found. Beam search knows its text only at the end."""
+    """Yield the text that follows the prompt in pieces. Beam search knows its text only at the end."""
     from transformers import TextIteratorStreamer
 
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def generate() -> None:
         try:
             _generate(model, [prompt], settings, end_id, end_id, streamer=streamer)
         except BaseException as error:  # raised where the text is read
-            failed.append(error)
+            errors.append(error)
             streamer.end()
 
     thread = threading.Thread(target=generate, daemon=True)
     thread.start()
     yield from (piece for piece in streamer if piece)
     thread.join()
-    if failed:
-        raise failed[0]
+    if errors:
+        raise errors[0]
 
 
 @torch.no_grad()
@@ -75,26 +74,25 @@ def write_targets(
     end_id: int,
     pad_id: int,
 ) -> list[Continued]:
-    """What a sequence-to-sequence model answers to each source, and its score: a sum of log-probabilities over the
-    length to the power of `length_penalty`.
+    """Return the target of each source, and its score: the sum of log-probabilities over length ** `length_penalty`.
 
-    No rank waits for another in here: the model is whole, and ranks may have different numbers of batches.
+    No rank waits for another one here: every rank has the complete model, and the numbers of batches may differ.
 
     Args:
         model: of the transformers library, in eval mode.
         input_ids, attention_mask: (B, S) int64, 1 = token.
-        limits: (B,) int64, tokens of each answer at most, its end included, which is forced there.
+        limits: (B,) int64, tokens of each answer at most, the end included, which is forced there.
         beam_size, length_penalty: of the search; one beam is greedy search.
-        end_id, pad_id: of the tokenizer; padding is never written.
+        end_id, pad_id: of the tokenizer; padding is never generated.
     """
     from transformers import GenerationConfig as Search
 
-    made: Any = model
+    module: Any = model
     search = Search(
         max_new_tokens=int(limits.max()),
         num_beams=beam_size,
         **({"length_penalty": length_penalty} if beam_size > 1 else {}),
-        decoder_start_token_id=made.config.decoder_start_token_id,
+        decoder_start_token_id=module.config.decoder_start_token_id,
         eos_token_id=end_id,
         pad_token_id=pad_id,
         return_dict_in_generate=True,
@@ -102,41 +100,40 @@ def write_targets(
         output_logits=beam_size == 1,
     )
     bound = _Bound(limits.repeat_interleave(beam_size), end_id, pad_id)
-    found = made.generate(
+    output = module.generate(
         input_ids, attention_mask=attention_mask, generation_config=search, logits_processor=[bound], synced_gpus=False
     )
-    return _scored(found, found.sequences[:, 1:], end_id, beam_size, length_penalty)
+    return _scored(output, output.sequences[:, 1:], end_id, beam_size, length_penalty)
 
 
-def _scored(found: Any, written: Tensor, end_id: int, beam_size: int, length_penalty: float) -> list[Continued]:
-    """The texts of a search, written (B, T), with the score of their beam; without beams with one of the same kind."""
+def _scored(output: Any, written: Tensor, end_id: int, beam_size: int, length_penalty: float) -> list[Continued]:
+    """Texts of a search, written (B, T), with the score of their beam, or one of the same kind without beams."""
     texts = [_until(row, end_id) for row in written.tolist()]
-    scores = found.sequences_scores if beam_size > 1 else _greedy_scores(written, found.logits, texts, length_penalty)
+    scores = output.sequences_scores if beam_size > 1 else _greedy_scores(written, output.logits, texts, length_penalty)
     return list(zip(texts, scores.tolist(), strict=True))
 
 
 def _greedy_scores(
     written: Tensor, logits: Sequence[Tensor], texts: Sequence[Sequence[int]], length_penalty: float
 ) -> Tensor:
-    """(B,) of written (B, T), from logits (B, V) of each step; a text counts with its end if it has one, what follows
-    does not."""
+    """Scores (B,) of written (B, T), from logits (B, V) of each step. A text counts up to its end."""
     totals = torch.zeros(len(texts), device=written.device)
     lengths = torch.tensor([len(text) + 1 for text in texts], device=written.device).clamp(max=written.shape[1])
-    for step, said in enumerate(logits):
-        log_p = said.float().log_softmax(-1).gather(1, written[:, step, None])[:, 0]
+    for step, step_logits in enumerate(logits):
+        log_p = step_logits.float().log_softmax(-1).gather(1, written[:, step, None])[:, 0]
         totals += torch.where(step < lengths, log_p, 0.0)
     return totals / lengths**length_penalty
 
 
 class _Bound:
-    """A logits processor: a row ends at its own limit, whatever its neighbours' are, and holds no padding."""
+    """A logits processor: a row ends at its own limit and has no padding."""
 
     def __init__(self, limits: Tensor, end_id: int, pad_id: int) -> None:
         self.limits, self.end_id, self.pad_id = limits, end_id, pad_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids (R, t), the decoder's start included, scores (R, V) -> scores (R, V)."""
-        scores = scores.clone()  # the caller keeps what the model said
+        scores = scores.clone()  # the caller keeps the model's own
         if self.pad_id != self.end_id:
             scores[:, self.pad_id] = -torch.inf
         last = (input_ids.shape[1] >= self.limits).nonzero()[:, 0]
@@ -170,8 +167,8 @@ def _generate(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(settings.seed)
-        found = model.generate(ids, attention_mask=mask, generation_config=search, **more)
-    return _scored(found, found.sequences[:, width:], end_id, settings.beam_size, 1.0)
+        output = model.generate(ids, attention_mask=mask, generation_config=search, **more)
+    return _scored(output, output.sequences[:, width:], end_id, settings.beam_size, 1.0)
 
 
 def _until(ids: list[int], end_id: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Whether an artifact is what was proven: sizes and hashes of its files. No torch here."""
+"""Compare the files of an artifact with the sizes and hashes in its gate.json. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.rundir import read_json
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """Size and hash of a file; of one that is not there neither."""
+    """Return size and hash of a file, both None if it is missing."""
     if not path.is_file():
         return {"bytes": None, "sha256": None}
     with path.open("rb") as file:
@@ -19,10 +19,10 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def read_gate(folder: Path) -> dict[str, Any] | None:
-    """The gate.json of an artifact; None when there is none.
+    """Return the gate.json of an artifact, None if there is none.
 
     Raises:
-        CheckpointError: it does not have the form in which a gate writes it.
+        CheckpointError: a key is missing.
     """
     gate: dict[str, Any] | None = read_json(folder / "gate.json")
     lacking = [key for key in ("passed", "failed", "checks", "files", "inputs") if gate is not None and key not in gate]
@@ -32,16 +32,16 @@ def read_gate(folder: Path) -> dict[str, Any] | None:
 
 
 def problems(folder: Path) -> list[str]:
-    """What differs between an artifact and the hashes in its gate.json; empty for a published one that is whole."""
-    verdict = read_gate(folder)
-    if verdict is None:
+    """Return how an artifact differs from its gate.json; empty for a complete artifact that passed its gate."""
+    gate = read_gate(folder)
+    if gate is None:
         return [f"{folder / 'gate.json'} is missing"]
-    if not verdict["passed"]:
-        return [f"{folder}: failed its gate: {', '.join(map(str, verdict['failed']))}"]
-    files = verdict["files"]
+    if not gate["passed"]:
+        return [f"{folder}: failed its gate: {', '.join(map(str, gate['failed']))}"]
+    files = gate["files"]
     wrong = [name for name, known in files.items() if Path(name).name != name or facts(folder / name) != known]
-    more = {path.name for path in folder.glob("[!._]*")} - {*files, "gate.json"}  # run.py takes every graph
+    more = {path.name for path in folder.glob("[!._]*")} - {*files, "gate.json"}  # run.py loads every graph it sees
     return [
-        *(f"{folder / name} is missing or not what was proven" for name in wrong),
-        *(f"{folder / name} is not part of what was proven" for name in sorted(more)),
+        *(f"{folder / name} is missing or not the file that passed the gate" for name in wrong),
+        *(f"{folder / name} is not part of the artifact that passed the gate" for name in sorted(more)),
     ]

@@ -1,70 +1,59 @@
-"""The gates: an artifact is published only after it has been run against the trained weights and agrees with them.
+"""Gates: an artifact is published only after its answers have been compared with those of the trained weights.
 
-gate.json: {"artifact", "passed", "failed": [names], "checks": {name: {"passed", …numbers}}, "worst_rows": […], …}. A
-check that only reports has no limit and is always passed. What is cheap comes first; the whole split is run only when
-that has passed.
+gate.json: {"artifact", "passed", "failed": [names], "checks": {name: {"passed", …}}, "worst_rows": […], …}. A check
+with limit null only reports and always passes. Cheap checks come first. The whole split follows only if they pass.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from trainer.errors import Preempted
-from trainer.export.answers import (
-    artifact_continued,
-    artifact_logits,
-    artifact_losses,
-    as_artifact,
-    chosen_gap,
-    first_piece,
-    fitting,
-    numbers,
-    torch_logits,
-)
-from trainer.export.parity_checks import CUT, JUDGES, SHOWN, Check, Comparison, gap
+from trainer.export.artifact import Array, Artifact
+from trainer.export.parity_checks import CUT, SHOWN, TOLERANCE, Check, Comparison, largest_gap
 from trainer.export.program import load
-from trainer.export.programs.common import Artifact
-from trainer.export.programs.generator import Generator
-from trainer.export.rows import ODD, Row, Rows, Say, spread
+from trainer.export.rows import ODD, Progress, Row, Rows, spread
 from trainer.export.subprocess_check import in_fresh_process
 from trainer.recipe.sections import GatesConfig
-from trainer.task.base import Record
+from trainer.task.base import Example, Record
 
-BATCHES = (1, 2, 5, 8, 16)  # rows that are run together, in turn
-CONFIDENCE = 1e-3  # a probability from another process, or from the weights where they are not asked for logits
+BATCHES = (1, 2, 5, 8, 16)  # batch sizes, in turn
+MOST_LOGITS = 2**27  # in memory at once
+T = TypeVar("T")
+Step = tuple[str, Callable[[], Check]]
 
 
 class Gate:
-    """One artifact's proof."""
+    """The checks of one artifact."""
 
-    def __init__(self, name: str, folder: Path, rows: Rows, answered: Sequence[Row], say: Say) -> None:
+    def __init__(self, name: str, folder: Path, rows: Rows, answered: Sequence[Row], progress: Progress) -> None:
         """
         Args:
-            name: onnx, int8, bf16 or safetensors: which limits hold.
-            folder: the artifact, complete.
+            name: onnx, int8, bf16 or safetensors; decides which limits apply.
+            folder: the complete artifact.
             rows: with the task and the trained model.
-            answered: every row of the split, with what the weights answer.
-            say: told how far it is.
+            answered: every row of the split, with the answer of the weights.
         """
-        self.name, self.folder, self.rows, self.answered, self.say = name, folder, rows, answered, say
-        self.task = rows.task
+        self.name, self.folder, self.rows, self.answered, self.progress = name, folder, rows, answered, progress
+        self.task, self.export = rows.task, rows.export
         self.limits: GatesConfig = rows.task.recipe.export.gates
         self.exact = name in ("onnx", "safetensors")
         self.worst: list[Record] = []
 
-    def verdict(self) -> Record:
-        """Runs the checks; never raises because of the artifact, but where the run is told to stop."""
+    def run(self) -> Record:
+        """Run the checks. An error of the artifact is a failed check; only `Preempted` is raised."""
         checks: dict[str, Check] = {}
-        for name, check in self.steps().items():
-            checks[name] = _guarded(check)
+        for name, check in self.quick_checks():
+            checks[name] = _result(check)
             if not checks[name]["passed"]:
                 break
         else:
-            checks |= self.whole_split()
+            checks |= self.split_checks()
         failed = [name for name, check in checks.items() if not check["passed"]]
         return {
             "artifact": self.name,
@@ -76,164 +65,150 @@ class Gate:
             "worst_rows": self.worst[:SHOWN],
         }
 
-    # -- what is cheap -------------------------------------------------------------------------------------------------
+    # -- checks of a few rows ------------------------------------------------------------------------------------------
 
-    def steps(self) -> dict[str, Callable[[], Check]]:
-        written = {"chosen": self.chosen} if self.task.artifact == "generation" else {}
-        return {"loads": self.loads, "dynamic": self.dynamic, "inputs": self.inputs, "logits": self.logits,
-                **written, "fresh_process": self.fresh_process}  # fmt: skip
+    def quick_checks(self) -> Iterator[Step]:
+        yield "loads", self.loads
+        yield "dynamic", self.dynamic
+        yield "inputs", self.inputs
+        yield "logits", self.logits
+        yield from self.export.extra_checks(self.artifact, self.answered).items()
+        yield "fresh_process", self.fresh_process
 
     def loads(self) -> Check:
-        self.artifact: Artifact = load(self.folder)
+        self.artifact: Artifact = load(self.export, self.folder)
         sizes = {path.name: path.stat().st_size for path in sorted(self.folder.glob("*.onnx*"))}
         return {"passed": True, "bytes": sizes}
 
     def dynamic(self) -> Check:
-        """Batch and lengths are free, and ids and masks int64."""
-        wrong, found = [], {}
+        """Check that batch size and lengths are free, and ids and masks int64."""
+        wrong, inputs = [], {}
         for graph, session in self.artifact.sessions.items():
-            for put in session.get_inputs():
-                found[f"{graph}.{put.name}"] = [put.type, *put.shape]
-                free = [*put.shape[:2]] if len(put.shape) == 2 else [*put.shape[::2]][:2]
-                kind = "tensor(int64)" if len(put.shape) < 3 else "tensor(float)"
-                if put.type != kind or (len(put.shape) > 1 and not all(isinstance(n, str) for n in free)):
-                    wrong.append(f"{graph}.{put.name}")
-        return {"passed": not wrong, "wrong": wrong, "inputs": found}
+            for tensor in session.get_inputs():
+                name, rank = f"{graph}.{tensor.name}", len(tensor.shape)
+                inputs[name] = [tensor.type, *tensor.shape]
+                free = tensor.shape[:2] if rank == 2 else tensor.shape[:3:2]  # (batch, length) or (batch, …, length)
+                dtype = "tensor(int64)" if rank < 3 else "tensor(float)"
+                if tensor.type != dtype or (rank > 1 and not all(isinstance(size, str) for size in free)):
+                    wrong.append(name)
+        return {"passed": not wrong, "wrong": wrong, "inputs": inputs}
 
     def inputs(self) -> Check:
-        """run.py makes the same token ids of every row as the task does."""
-        reader = load(self.folder)
-        if self.rows.prepared:  # cleaned already
-            reader.settings["cleaning"] = []
-        wrong = [row for row in self.answered if tuple(reader.encode(row.sides)) != as_artifact(self.task, row.example)]
-        odd = [line for line in self._odd() if not self._reads_alike(line)]
-        self.worst = [*({"input": line[:CUT]} for line in odd), *({"id": r.id, "input": r.input[:CUT]} for r in wrong)]
-        return {"passed": not self.worst, "differ": len(wrong), "limit": 0, "rows": len(self.answered),
-                "odd_lines_differ": len(odd), "odd_lines": len(self._odd())}  # fmt: skip
+        """Check that run.py and the task encode every row alike, and odd lines too."""
+        reader = copy.copy(self.artifact)
+        if self.rows.prepared:
+            reader.settings = reader.settings | {"cleaning": []}
+        differ = [row for row in self.answered if reader.encode(row.sides) != self.export.encoded(row.example)]
+        odd = [line for line in self._odd() if not self._encoded_alike(line)]
+        self.worst = [{"input": line[:CUT]} for line in odd]
+        self.worst += [{"id": row.id, "input": row.input[:CUT]} for row in differ]
+        return {
+            "passed": not self.worst,
+            "differ": len(differ),
+            "limit": 0,
+            "rows": len(self.answered),
+            "odd_lines_differ": len(odd),
+            "odd_lines": len(self._odd()),
+        }
 
     def _odd(self) -> list[str]:
-        """Odd lines, as pairs where the task has them."""
-        pair = self.artifact.settings["pair"]
-        return [f"{a}\t{b}" for a, b in zip(ODD, reversed(ODD), strict=True)] if pair else list(ODD)
+        """Odd lines; for a task with two inputs, pairs of them."""
+        if len(self.answered[0].sides) == 1:
+            return list(ODD)
+        return [f"{a}\t{b}" for a, b in zip(ODD, reversed(ODD), strict=True)]
 
-    def _reads_alike(self, line: str) -> bool:
-        return tuple(self.artifact.encode(self.artifact.sides(line))) == as_artifact(
-            self.task, self.task.encode_lines([line])[0]
-        )
+    def _encoded_alike(self, line: str) -> bool:
+        example = self.task.encode_lines([line])[0]
+        return self.artifact.encode(self.artifact.sides(line)) == self.export.encoded(example)
 
     def logits(self) -> Check:
-        """Rows of all lengths in batches of several sizes; and each of them alone."""
+        """Compare logits of rows of all lengths, in batches of several sizes, and each row alone."""
         chosen: list[Row] = spread(self.answered, lambda row: self.task.length(row.example), self.limits.rows)
-        differences, neighbours = [], []
-        batches = list(_batches(chosen, lambda row: numbers(self.task, row.example)))
-        for batch in batches:
-            examples = [row.example for row in batch]
-            found, ours = self._logits(examples), torch_logits(self.task, self.rows.model, examples)
-            differences += [gap(a, b) for a, b in zip(found, ours, strict=True)]
-            alone = [self._logits([example])[0] for example in examples]
-            neighbours += [gap(a, b) for a, b in zip(found, alone, strict=True)]
+        differences, neighbours, sizes = [], [], set()
+        for batch in self._batches([row.example for row in chosen]):
+            logits, ours = self.artifact_logits(batch), self.export.torch_logits(self.rows.model, batch)
+            alone = [self.artifact_logits([example])[0] for example in batch]
+            differences += [largest_gap(a, b) for a, b in zip(logits, ours, strict=True)]
+            neighbours += [largest_gap(a, b) for a, b in zip(logits, alone, strict=True)]
+            sizes.add(len(batch))
         order = np.argsort([-d for d in differences], kind="stable")
         self.worst = [{"id": chosen[i].id, "input": chosen[i].input[:CUT], "difference": differences[i]} for i in order]
         limit = self.limits.logits if self.exact else None
-        lengths = [self.task.length(first_piece(self.task, row.example)) for row in chosen]
+        lengths = [self.task.length(self.export.compared(row.example)) for row in chosen]
         return {
             "passed": limit is None or max(differences) <= limit,
             "largest_difference": max(differences),
             "mean_of_largest": float(np.mean(differences)),
             "limit": limit,
-            "batch_neighbours": max(neighbours),  # the same row alone and in a batch
+            "batch_neighbours": max(neighbours),  # of a row alone and in a batch
             "rows": len(chosen),
-            "batch_sizes": sorted(set(map(len, batches))),
+            "batch_sizes": sorted(sizes),
             "lengths": [min(lengths), max(lengths)],
         }
 
-    def chosen(self) -> Check:
-        """What a language model's search takes is what the logits, which are judged, say."""
-        texts = [self.rows.prompts[row.id] for row in self.answered if row.id in self.rows.prompts]
-        largest = max(chosen_gap(self.artifact, [text]) for text in texts)  # type: ignore[arg-type]
-        return {"passed": largest <= CONFIDENCE, "largest_difference": largest, "limit": CONFIDENCE}
+    def _batches(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+        """Batches of the sizes in BATCHES in turn, smaller ones where their logits would take too much memory."""
+        start = turn = 0
+        while start < len(examples):
+            batch = fitting(examples[start : start + BATCHES[turn % len(BATCHES)]], self.export.logit_count)
+            yield batch
+            start, turn = start + len(batch), turn + 1
 
-    def _logits(self, examples: Sequence[Any]) -> list[Any]:
-        return artifact_logits(self.task, self.artifact, examples)
+    def artifact_logits(self, examples: Sequence[Example]) -> list[Array]:
+        return self.export.artifact_logits(self.artifact, examples)
 
     def fresh_process(self) -> Check:
-        """run.py where nothing but onnxruntime, tokenizers and numpy can be imported, on odd lines and real ones."""
+        """Run run.py where only onnxruntime, tokenizers and numpy can be imported, on odd lines and real ones."""
         lines = [*self._odd(), *(row.line for row in spread(self.answered, lambda row: len(row.line), len(BATCHES)))]
-        found, seconds = in_fresh_process(self.folder, lines)
+        records, seconds = in_fresh_process(self.folder, lines)
         here = list(self.artifact(lines))
-        wrong = [line for line, a, b in zip(lines, found, here, strict=True) if not _same(a, b)]
+        wrong = [line for line, a, b in zip(lines, records, here, strict=True) if not _same(a, b)]
         self.worst = [{"input": line[:CUT]} for line in wrong]
         return {"passed": not wrong, "differ": len(wrong), "lines": len(lines), "seconds": round(seconds, 2)}
 
     # -- the whole split -----------------------------------------------------------------------------------------------
 
-    def whole_split(self) -> dict[str, Check]:
-        try:
-            found = self._answers()
-            case = Comparison(self.answered, found, self.exact, self.limits, self.task.recipe.evaluation.bootstrap)
-            case.language = getattr(self.task.recipe.task, "trg_language", None)
-            checks = JUDGES[self.task.artifact](case)
-        except Preempted:
-            raise
-        except Exception as error:  # whatever onnxruntime meets in a graph
-            return {"whole_split": {"passed": False, "error": reason_of(error)}}
-        self.worst = case.worst
-        return checks
+    def split_checks(self) -> dict[str, Check]:
+        def compare() -> Check:
+            comparison = Comparison(
+                self.answered, self.answers(), self.exact, self.limits, self.task.recipe.evaluation.bootstrap
+            )
+            checks, self.worst = self.export.compare(comparison)
+            return {"passed": True, "checks": checks}
 
-    def _answers(self) -> list[Record]:
-        """In the order of `answered`."""
-        if isinstance(self.artifact, Generator):
-            return self._continued(self.artifact)
-        examples: list[Any] = [as_artifact(self.task, row.example) for row in self.answered]
-        found: dict[int, Record] = {}
-        alone = self.artifact.settings["one_by_one"]
-        for batch in self.artifact.batches([len(example[0]) for example in examples], alone):
-            found |= zip(batch, self.artifact.predict([examples[i] for i in batch]), strict=True)
-            self.say(f"{self.name} on {self.rows.split}: {len(found):,} of {len(examples):,} rows")
-        return [found[i] for i in range(len(examples))]
+        result = _result(compare)
+        return result["checks"] if result["passed"] else {"whole_split": result}
 
-    def _continued(self, artifact: Generator) -> list[Record]:
-        """Losses of all documents, and how those go on that the weights have gone on with."""
-        losses = artifact_losses(
-            self.task,
-            artifact,
-            [row.example for row in self.answered],
-            lambda done: self.say(f"{self.name} on {self.rows.split}: {done:,} pieces of {len(self.answered):,} texts"),
+    def answers(self) -> list[Record]:
+        """Return the artifact's answers to `answered`, in order."""
+        return self.export.artifact_answers(
+            self.artifact, self.answered, lambda text: self.progress(f"{self.name} on {self.rows.split}: {text}")
         )
-        found: list[Record] = [{"loss": float(loss)} for loss in losses]
-        asked = [i for i, row in enumerate(self.answered) if row.id in self.rows.prompts]
-        self.say(f"{self.name}: going on with {len(asked):,} texts")
-        made = artifact_continued(artifact, [self.rows.prompts[self.answered[i].id] for i in asked])
-        for i, record in zip(asked, made, strict=True):
-            found[i] |= record
-        return found
 
 
-def _batches(rows: Sequence[Row], count: Callable[[Row], int]) -> Iterator[list[Row]]:
-    """Of the sizes in BATCHES in turn; smaller ones where they would hold too many logits."""
-    start = turn = 0
-    while start < len(rows):
-        batch = list(rows[start : start + BATCHES[turn % len(BATCHES)]])
-        batch = batch[: fitting(batch, count)]
-        yield batch
-        start, turn = start + len(batch), turn + 1
+def fitting(rows: Sequence[T], logit_count: Callable[[T], int]) -> Sequence[T]:
+    """Return the first of these rows whose logits, padded to the largest count, fit the memory; at least one."""
+    size = len(rows)
+    while size > 1 and size * max(map(logit_count, rows[:size])) > MOST_LOGITS:
+        size -= 1
+    return rows[:size]
 
 
-def _same(a: Record, b: Record) -> bool:
-    """Whether two records of the same line agree: words exactly, numbers to 1e-3."""
+def _same(a: Any, b: Any) -> bool:
+    """Whether two records of the same line agree: words exactly, numbers within `TOLERANCE`."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return a == b if isinstance(a, str) else abs(a - b) <= CONFIDENCE
+    return a == b if isinstance(a, str) else abs(a - b) <= TOLERANCE
 
 
-def _guarded(check: Callable[[], Check]) -> Check:
+def _result(check: Callable[[], Check]) -> Check:
     try:
         return check()
-    except Preempted:  # is no verdict
+    except Preempted:  # the run has been stopped; nothing is known about the artifact
         raise
-    except Exception as error:  # whatever onnxruntime meets in a graph
-        return {"passed": False, "error": reason_of(error)}
+    except Exception as error:  # any error of onnxruntime with this graph
+        return {"passed": False, "error": describe(error)}
 
 
-def reason_of(error: Exception) -> str:
+def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}"[:500]

@@ -1,6 +1,6 @@
-"""run.py of an artifact: the common part, what its kind needs, and the cleaning steps of its recipe, in one file.
+"""Generate run.py: the cleaning steps of the recipe, the base class `Artifact`, and the class of the task, in one file.
 
-The package runs the same code: the parts are its modules in `programs/`, the steps those of `trainer.data.cleaning`.
+The package runs the same code: the parts are the modules of these classes and `trainer.data.cleaning`.
 """
 
 from __future__ import annotations
@@ -13,87 +13,78 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from trainer.data import cleaning
 from trainer.errors import UsageError
-from trainer.export.programs import classifier, common, generator, translator
-from trainer.export.programs.common import Artifact
+from trainer.export.artifact import Artifact
+from trainer.export.task_export import TaskExport
 
 NAME = "run.py"
-PROGRAMS: dict[str, type[Artifact]] = {  # by what a task calls its artifact
-    "classification": classifier.Classifier,
-    "translation": translator.Translator,
-    "text_to_text": translator.Translator,
-    "generation": generator.Generator,
-}
 
 
-def load(folder: Path | str) -> Artifact:
-    """The artifact in a folder, run by the package's own copy of its program."""
-    settings = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
+def load(export: type[TaskExport] | TaskExport, folder: Path) -> Artifact:
+    """Open the artifact in a folder. The package's own copy of the program runs it, never the folder's run.py.
+
+    Raises:
+        UsageError: its settings.json is of another program, or names an unknown cleaning step.
+    """
+    settings = _settings(export, folder)
     cleaning.cleaner(settings["cleaning"])
-    return program_of(settings.get("program", settings["task"]))(Path(folder), settings)
+    assert export.program is not None
+    return export.program(folder, settings)
 
 
-def program_of(kind: str) -> type[Artifact]:
-    """The program of a kind of artifact.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if kind not in PROGRAMS:
-        raise UsageError(f"program {kind!r} is unknown; known: {', '.join(PROGRAMS)}")
-    return PROGRAMS[kind]
-
-
-def generated(folder: Path) -> str:
-    """The text of run.py for the artifact in a folder, from this package; the file in the folder is not read.
+def generated(export: type[TaskExport] | TaskExport, folder: Path) -> str:
+    """Return the text that run.py of the artifact in a folder must have; the file itself is not read.
 
     Raises:
-        UsageError: its settings.json names an unknown kind or cleaning step.
+        UsageError: its settings.json is of another program, or names an unknown cleaning step.
     """
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    return source(settings.get("program", settings["task"]), settings["cleaning"])
+    settings = _settings(export, folder)
+    assert export.program is not None
+    return source(export.program, settings["cleaning"])
 
 
-def digest(kind: str, steps: Sequence[str]) -> str:
-    """Changes with anything that the program does."""
-    return hashlib.sha256(source(kind, steps).encode()).hexdigest()
+def _settings(export: type[TaskExport] | TaskExport, folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    name = settings.get("program", settings["task"])
+    if name != export.program_name:
+        raise UsageError(
+            f"{folder / 'settings.json'}: program {name!r} is not this run's, which is {export.program_name!r}; "
+            f"export it again"
+        )
+    return settings
 
 
-def source(kind: str, steps: Sequence[str]) -> str:
-    """The text of run.py.
+def digest(program: type[Artifact], steps: Sequence[str]) -> str:
+    """Return a hash that changes with anything that the program does."""
+    return hashlib.sha256(source(program, steps).encode()).hexdigest()
+
+
+def source(program: type[Artifact], steps: Sequence[str]) -> str:
+    """Return the text of run.py.
 
     Args:
-        kind: one of PROGRAMS.
+        program: the class of the task.
         steps: cleaning steps, as in `data.cleaning`.
 
     Raises:
-        UsageError: an unknown kind or step. Both may come from a file of a run, and become part of a program.
+        UsageError: an unknown step. Steps may come from a file of a run, and become part of a program.
     """
     cleaning.cleaner(steps)
-    program = program_of(kind)
-    own = sys.modules[program.__module__]
-    parts = [_Part(cleaning), _Part(common), _Part(own)]
+    modules = dict.fromkeys(sys.modules[c.__module__] for c in reversed(program.__mro__) if c.__module__ != "builtins")
+    parts = [_Part(cleaning), *map(_Part, modules)]
     table = "".join(f'    "{step}": {step},\n' for step in dict.fromkeys(steps))
     cleaners = f"CLEANERS: dict[str, Any] = {{\n{table}}}" if table else "CLEANERS: dict[str, Any] = {}"
     end = f'load = {program.__name__}.load\n\nif __name__ == "__main__":\n    main(load(Path(__file__).parent))'
     bodies = [parts[0].only(steps), cleaners, *(part.body for part in parts[1:]), end]
     code = "\n\n\n".join(filter(None, bodies))
-    return f'"""{own.__doc__}"""\n\n{_imports(parts, code)}\n\n{code}\n'
-
-
-def settings_problems(folder: Path) -> list[str]:
-    """Why no program can be generated for the artifact in a folder; empty where one can."""
-    try:
-        generated(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return [f"{folder / 'settings.json'} cannot be used: {error}"]
-    return []
+    return f'"""{sys.modules[program.__module__].__doc__}"""\n\n{_imports(parts, code)}\n\n{code}\n'
 
 
 class _Part:
-    """A module as text: its imports, and what stands below them."""
+    """The text of a module: its imports, and what follows them."""
 
     def __init__(self, module: ModuleType) -> None:
         self.lines = inspect.getsource(module).splitlines()
@@ -105,14 +96,14 @@ class _Part:
         return "\n".join(self.lines[self.imports[-1].end_lineno or 0 :]).strip()
 
     def only(self, names: Iterable[str]) -> str:
-        """The functions of these names, and the functions and constants that they use, in the order of the module."""
+        """Return the functions of these names, and what they use of the module, in its order."""
         defined = {name: node for node in self.nodes for name in _defined(node)}
-        wanted, found = list(names), set[str]()
-        while wanted:
-            if (name := wanted.pop()) in defined and name not in found:
-                found.add(name)
-                wanted += _names(defined[name])
-        nodes = [defined[name] for name in sorted(found, key=lambda name: defined[name].lineno)]
+        todo, used = list(names), set[str]()
+        while todo:
+            if (name := todo.pop()) in defined and name not in used:
+                used.add(name)
+                todo += _names(defined[name])
+        nodes = [defined[name] for name in sorted(used, key=lambda name: defined[name].lineno)]
         constants = [node for node in nodes if isinstance(node, ast.Assign)]
         text = ["\n".join(map(self._text, constants)), *(self._text(n) for n in nodes if n not in constants)]
         return "\n\n\n".join(filter(None, text))
@@ -122,18 +113,18 @@ class _Part:
 
 
 def _defined(node: ast.stmt) -> set[str]:
-    """The name of a function, or those that an assignment binds."""
+    """Names that a function definition or an assignment binds."""
     if isinstance(node, ast.FunctionDef):
         return {node.name}
     return _names(node.targets[0]) if isinstance(node, ast.Assign) else set()
 
 
 def _names(node: ast.AST) -> set[str]:
-    return {found.id for found in ast.walk(node) if isinstance(found, ast.Name)}
+    return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
 
 
 def _imports(parts: Sequence[_Part], code: str) -> str:
-    """What `code` needs of the parts' imports: of the standard library, then of others; nothing of this package."""
+    """Return the imports that `code` needs: of the standard library, then of others, none of this package."""
     used, plain, named = _names(ast.parse(code)), set(), dict[str, set[str]]()
     for node in (node for part in parts for node in part.imports):
         for alias in node.names:

@@ -1,4 +1,4 @@
-"""The rows that an artifact is proven on: as the files hold them, as the task encodes them, as the weights answer."""
+"""The rows on which artifacts are checked: texts as in the files, encoded by the task, answered by the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -16,13 +15,12 @@ from trainer.data.sources import open_split
 from trainer.engine.corpus import Corpus, EvalBatch
 from trainer.errors import DataError
 from trainer.evaluation.predictions import corpus_order
-from trainer.export.answers import prompt, torch_answers, torch_continued
 from trainer.task.base import Example, Record, Task
 
-FEW = 1000  # rows: with fewer a verdict says so; as many of the training rows are taken where there are no others
-Say = Callable[[str], None]
+FEW = 1000  # rows: gate.json notes if there are fewer; so many training rows are taken if there is no other split
+Progress = Callable[[str], None]  # receives messages on how far a long step is
 
-# What people paste into a box: nothing, a letter, far too much, pictures, markup, another line end, another script.
+# Texts that users paste into a form: empty, one letter, too long, emoji, markup, other line ends and scripts.
 ODD = (
     "",
     "a",
@@ -40,10 +38,9 @@ class Row:
     """One row of the split.
 
     Attributes:
-        sides: the texts as they stand in the file, one or a pair; cleaned already in a prepared corpus.
+        sides: its input texts as in the file, one or a pair; already cleaned in a prepared corpus.
         input: as predictions.jsonl shows it.
-        answer: what the trained weights say in fp32, with the keys of `rankzero predict`; of a language model's row
-            its loss and tokens, and how its beginning is gone on with if it is one of `Rows.prompts`.
+        answer: of the trained weights in fp32, see `TaskExport.answers` and `TaskExport.more_answers`.
     """
 
     id: str
@@ -55,22 +52,24 @@ class Row:
 
     @property
     def line(self) -> str:
-        """As a line of stdin."""
+        """The row as a line of stdin."""
         return "\t".join(re.sub(r"[\t\r\n]+", " ", side) for side in self.sides)
 
 
 class Rows:
-    """The rows of the split that decides: test; validation, or some of the training rows, where there is no other."""
+    """The rows of the test split; without one of validation; without that some of the training rows."""
 
     def __init__(self, task: Task, model: nn.Module) -> None:
         """`model` is on the CPU, in fp32 and in eval mode."""
-        self.task, self.model = task, model
+        exporter = task.exporter()
+        assert exporter is not None
+        self.task, self.model, self.export = task, model, exporter(task)
         data = task.recipe.data
         self.split = next(split for split in ("test", "validation", "train") if getattr(data, split) is not None)
-        self.prepared = False
+        self.prepared = False  # whether the texts are cleaned already; known after `all`
         self._batches = list(self._read(self.split, FEW if self.split == "train" else None))
         if not self._batches:
-            raise DataError(f"data.{self.split} has no row to prove an artifact on")
+            raise DataError(f"data.{self.split} has no row to check an artifact on")
 
     def _read(self, split: str, most: int | None) -> Iterator[EvalBatch]:
         recipe = self.task.recipe
@@ -80,64 +79,49 @@ class Rows:
         for window in corpus.batches(split):
             yield from window
 
-    @property
-    def ids(self) -> list[str]:
-        return [row_id for batch in self._batches for row_id in batch.ids]
-
     def tuning_examples(self, most: int) -> list[Example]:
-        """Rows that decide nothing: of validation, or of training where there is none or it decides."""
+        """Return examples of a split on which no artifact is checked: validation if it is free, or training."""
         other = "validation" if self.split == "test" and self.task.recipe.data.validation is not None else "train"
         examples = [example for batch in self._read(other, FEW) for example in batch.examples]
         return spread(examples, self.task.length, most)
 
-    @cached_property
-    def prompts(self) -> dict[str, list[int]]:
-        """Beginnings of documents of all lengths that a causal language model goes on with, by id."""
-        if self.task.artifact != "generation":
-            return {}
-        rows = [pair for batch in self._batches for pair in zip(batch.ids, batch.examples, strict=True)]
-        chosen = spread(rows, lambda row: self.task.length(row[1]), self.task.recipe.export.gates.prompts)
-        return {row_id: prompt(self.task, example) for row_id, example in chosen}
-
-    def answers(self, say: Say, model: nn.Module | None = None) -> dict[str, Record]:
-        """What the weights answer, by id; or those of another model of the task."""
-        found: dict[str, Record] = {}
-        model, what = (self.model, "the trained weights") if model is None else (model, "the artifact's weights")
+    def answers(self, progress: Progress, model: nn.Module | None = None) -> dict[str, Record]:
+        """Return the answers of the trained weights by row id, or those of another model of the task."""
+        examples = {row_id: e for batch in self._batches for row_id, e in zip(batch.ids, batch.examples, strict=True)}
+        answers: dict[str, Record] = {}
+        model, name = (self.model, "the trained weights") if model is None else (model, "the artifact's weights")
         for batch in self._batches:
-            found |= zip(batch.ids, torch_answers(self.task, model, batch.examples), strict=True)
-            say(f"{what} on {self.split}: {len(found):,} of {len(self.ids):,} rows")
-        if self.prompts:
-            say(f"{what}: going on with {len(self.prompts):,} texts")
-            made = torch_continued(self.task, model, list(self.prompts.values()))
-            for row_id, record in zip(self.prompts, made, strict=True):
-                found[row_id] |= record
-        return found
+            answers |= zip(batch.ids, self.export.answers(model, batch.examples), strict=True)
+            progress(f"{name} on {self.split}: {len(answers):,} of {len(examples):,} rows")
+        for row_id, more in self.export.more_answers(model, examples, lambda text: progress(f"{name}: {text}")).items():
+            answers[row_id] |= more
+        return answers
 
     def all(self, answers: dict[str, Record]) -> list[Row]:
-        """In the order of the corpus; without answers where there are none."""
-        raw, rows = self._raw(), []
+        """Return all rows in the order of the corpus, with their answers if there are any."""
+        sides, rows = self._sides(), []
         for batch in self._batches:
             for row_id, texts, example in zip(batch.ids, batch.texts, batch.examples, strict=True):
                 shown, target = self.task.input_text(texts), self.task.target_text(texts)
-                rows.append(Row(row_id, raw[row_id], shown, target, example, answers.get(row_id, {})))
+                rows.append(Row(row_id, sides[row_id], shown, target, example, answers.get(row_id, {})))
         return sorted(rows, key=lambda row: corpus_order(row.id))
 
-    def _raw(self) -> dict[str, list[str]]:
-        """The texts of the rows as they stand in the files, by id."""
-        data, wanted = self.task.recipe.data, set(self.ids)
-        roles = [role for role in self.task.roles(self.task.recipe.task) if role not in ("label", "trg")]
-        source, found = open_split(data, self.split, self.task.roles(self.task.recipe.task)), {}  # type: ignore[arg-type]
+    def _sides(self) -> dict[str, list[str]]:
+        """Input texts of the rows as in the files, by row id."""
+        data, wanted = self.task.recipe.data, {row_id for batch in self._batches for row_id in batch.ids}
+        source, sides = open_split(data, self.split, self.task.roles(self.task.recipe.task)), {}  # type: ignore[arg-type]
         assert source is not None
         for row in source:
             if (row_id := source.name_of(row.id)) in wanted:
                 self.prepared = row.example is not None
                 columns = {} if self.prepared else data.columns
-                found[row_id] = [str(value_at(row.values, columns.get(role, role))) for role in roles]
-        return found
+                roles = self.task.row_of("")  # of a line of `rankzero predict`: the inputs
+                sides[row_id] = [str(value_at(row.values, columns.get(role, role))) for role in roles]
+        return sides
 
 
 def spread(values: Sequence[Any], length: Callable[[Any], int], most: int) -> list[Any]:
-    """At most so many of them, of all lengths alike, in an order in which short and long ones are neighbours."""
+    """Pick at most `most` values evenly over all lengths, in an order that mixes short and long ones."""
     ordered = sorted(values, key=length)
     count = min(most, len(ordered))
     chosen = [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]

@@ -1,12 +1,12 @@
-"""The export stage of a finished run: each artifact is built beside its place, proven, and then put there at once.
+"""The export stage of a finished run: make each artifact in a temporary folder, check it, and publish it.
 
-    export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, gate.json; of one that failed its gate
-                                  only gate.json; export/bf16/, export/safetensors/ likewise (see weights.py)
-    export/left_out.json          what there can be none of, and why
-    export/.onnx.making-…         in progress; when gate.json is in it, it is complete and only has to be renamed
-    export/.answers.json          what the trained weights say on the split, until all artifacts are done
+    export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, gate.json; only gate.json if the gate
+                                  failed; likewise export/bf16/ and export/safetensors/ (see weights.py)
+    export/left_out.json          the artifacts that are not possible, and why
+    export/.onnx.making-…         in progress; complete once gate.json is in it, and then only renamed
+    export/.answers.json          answers of the trained weights on the split, until all artifacts are made
 
-A stage killed at any point is completed by running it again. Rank zero alone runs it, and holds the run's lock.
+A killed stage is completed by running it again. Only rank zero runs it, with the run's lock held.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,13 +26,12 @@ from trainer.cpu_info import bf16_arithmetic
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import GateError, RankzeroError
 from trainer.export.artifact_integrity import facts, problems, read_gate
-from trainer.export.gates import Gate, reason_of
+from trainer.export.gates import Gate, describe
 from trainer.export.onnx import write_artifact
-from trainer.export.parity_checks import JUDGES
 from trainer.export.program import NAME, generated
-from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, sources, weights
-from trainer.export.quantize import TUNING_ROWS, quantized
-from trainer.export.rows import Row, Rows, Say
+from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, weight_hashes
+from trainer.export.quantize import TUNING_ROWS, quantize
+from trainer.export.rows import Progress, Row, Rows
 from trainer.export.unsupported import why_not
 from trainer.export.weights import TYPES, WeightsGate, write_weights
 from trainer.lock import check_held
@@ -41,102 +41,104 @@ from trainer.task.base import Record, Task
 
 log = logging.getLogger("rankzero")
 
-SAY_EVERY = 10.0  # seconds
+REPORT_EVERY = 10.0  # seconds
 REMEDY = "export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out"
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 
 def export_run(
-    run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = (), say: Say | None = None
+    run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = (), progress: Progress | None = None
 ) -> list[Path]:
-    """Builds, proves and publishes the artifacts that the recipe asks for, unless that has been done already.
+    """Make, check and publish the artifacts that the recipe sets, unless that has been done already.
 
     Args:
-        run: a run whose model has been written; the caller holds its lock.
-        recipe_type: as `TrainedRun.open` takes it.
+        run: a run with a model; the caller holds its lock.
+        recipe_type: as for `TrainedRun.open`.
         overrides: `key=value`, such as export.gates.int8_accuracy=0.01.
-        say: told how far it is; by default the log, every ten seconds.
+        progress: receives messages; by default they are logged every ten seconds.
 
     Returns:
-        The folders published; none where the task has nothing to export.
+        The published folders; empty if the task has nothing to export.
 
     Raises:
-        GateError: artifacts failed their gates and were kept out; there is no int8 of what failed as ONNX.
+        GateError: artifacts failed their gates and were not published. int8 is not tried if onnx failed.
         UsageError, CheckpointError: no run directory, or no model in it.
     """
     task = TrainedRun.task_of(run, recipe_type, overrides)
-    held = weights(run)
+    hashes = weight_hashes(run)
     check_held(run.path)
-    remove_stale(run, held)
-    wanted = _wanted(run, task, has_model=bool(held))
-    if not wanted:
+    remove_stale(run, hashes)
+    names = _wanted(run, task, has_model=bool(hashes))
+    if not names:
         return []
-    stage = _Stage(run, task, held, lambda: TrainedRun.open(run, recipe_type, overrides), say or throttled(log.info))
+    stage = _Stage(run, task, hashes, lambda: TrainedRun.open(run, recipe_type, overrides), progress or log_progress())
     run.export.mkdir(parents=True, exist_ok=True)
     folders: list[Path] = []
-    failed: dict[str, str] = {}
-    for name in wanted:
-        if name == "int8" and "onnx" in failed:  # of which it would be made
+    errors: dict[str, str] = {}
+    for name in names:
+        if name == "int8" and "onnx" in errors:  # int8 is made from it
             shutil.rmtree(run.export / name, ignore_errors=True)
             continue
         try:
             folders.append(stage.publish(name))
         except GateError as error:
-            failed[name] = str(error)
-    remove_stale_benchmark(run, held)
-    if failed:  # another try, perhaps with another limit, needs the answers again
-        raise GateError("\n".join([*failed.values(), REMEDY]))
+            errors[name] = str(error)
+    remove_stale_benchmark(run, hashes)
+    if errors:  # the answers are kept: another attempt, perhaps with another limit, needs them
+        raise GateError("\n".join([*errors.values(), REMEDY]))
     stage.answers_file.unlink(missing_ok=True)
     return folders
 
 
 def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
-    """The artifacts to make; says what the recipe asks for and cannot be had, and writes it down for the pages."""
-    export = task.recipe.export
-    reason = why_not(task, run) if export.graphs and has_model else None
-    wanted = export.wanted(graphs=reason is None) if task.artifact in JUDGES else []
-    if "bf16" in wanted and export.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
-        wanted.remove("bf16")  # nothing to gain, and its proof would take longer than all others'
+    """Return the artifacts to make. Log those that are not possible, and write them to left_out.json."""
+    config = task.recipe.export
+    reason = why_not(task, run) if config.graphs and has_model else None
+    names = config.wanted(graphs=reason is None) if task.exporter() else []
+    if "bf16" in names and config.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
+        names.remove("bf16")  # no faster here, and its check would take longer than all others
         log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
     if reason is None:
         run.left_out.unlink(missing_ok=True)
-        return wanted
-    log.info("%s left out: %s", " and ".join(export.graphs), reason)
+        return names
+    log.info("%s left out: %s", " and ".join(config.graphs), reason)
     run.export.mkdir(parents=True, exist_ok=True)
-    write_json(run.left_out, dict.fromkeys(export.graphs, reason))
-    for name in export.graphs:  # what an earlier version tried and failed
+    write_json(run.left_out, dict.fromkeys(config.graphs, reason))
+    for name in config.graphs:  # an earlier version may have tried and failed
         if not (read_gate(run.export / name) or {"passed": True})["passed"]:
             shutil.rmtree(run.export / name)
-    return wanted
+    return names
 
 
 class _Stage:
-    """The artifacts of one run; what they share is made once, when it is first needed."""
+    """The artifacts of one run. What several of them need is computed once, when first used."""
 
     def __init__(
-        self, run: RunDir, task: Task, held: dict[str, str], opened: Callable[[], TrainedRun], say: Say
+        self, run: RunDir, task: Task, hashes: dict[str, str], open_run: Callable[[], TrainedRun], progress: Progress
     ) -> None:
-        """`held`: names and hashes of the run's weights."""
-        self.run, self.task, self._opened, self.say = run, task, opened, say
+        self.run, self.task, self._open_run, self.progress = run, task, open_run, progress
         self.answers_file = run.export / ".answers.json"
-        self._inputs = partial(inputs, task, sources(run, task, held))
+        self._inputs = partial(inputs, run, task, hashes)
+        self._exporter: Any = task.exporter()
 
     @cached_property
     def rows(self) -> Rows:
-        finished = self._opened()
-        return Rows(finished.task, finished.model.cpu().float().eval())
+        trained = self._open_run()
+        return Rows(trained.task, trained.model.cpu().float().eval())
 
     @cached_property
     def answered(self) -> list[Row]:
-        """Every row with what the weights say of it, from an earlier start where there was one."""
-        kept, of = read_json(self.answers_file), self._inputs("answers")
-        if kept is None or kept["inputs"] != of:
-            kept = {"inputs": of, "answers": self.rows.answers(self.say)}
-            write_json(self.answers_file, kept)
-        return self.rows.all(kept["answers"])
+        """Every row with the answer of the weights, from an interrupted start if there was one."""
+        saved, current = read_json(self.answers_file), self._inputs("answers")
+        if saved is None or saved["inputs"] != current:
+            saved = {"inputs": current, "answers": self.rows.answers(self.progress)}
+            write_json(self.answers_file, saved)
+        return self.rows.all(saved["answers"])
+
+    # -- whether it has to be made -------------------------------------------------------------------------------------
 
     def publish(self, name: str) -> Path:
-        """Makes the artifact, unless there is one of the same inputs that is whole, or has been refused."""
+        """Make the artifact and put it in its place, unless it has been made, or refused, from the same inputs."""
         place = self.run.export / name
         if not self._done(name, place):
             complete = [path for path in self.run.export.glob(f".{name}.making-*") if self._done(name, path)]
@@ -144,52 +146,57 @@ class _Stage:
             if not complete:
                 self._make(name, making)
             publish(making, place)
-        verdict: Record = read_gate(place) or {}
-        if not verdict["passed"]:
-            raise GateError(_explain(place, verdict))
+        gate: Record = read_gate(place) or {}
+        if not gate["passed"]:
+            raise GateError(_explain(place, gate))
         return place
 
     def _done(self, name: str, folder: Path) -> bool:
-        verdict = read_gate(folder)
-        if verdict is None or verdict["inputs"] != self._inputs(name):
+        gate = read_gate(folder)
+        if gate is None or gate["inputs"] != self._inputs(name):
             return False
-        if verdict["passed"]:
-            program = folder / NAME  # it is executed by the gate of what is made of this artifact
-            return not problems(folder) and (name in TYPES or program.read_text("utf-8") == generated(folder))
-        # numbers would be the same again, what a library met need not be
-        return not any("error" in told for told in (verdict, *verdict["checks"].values()))
+        if gate["passed"]:
+            if problems(folder):
+                return False
+            # int8 is made from this folder, and its gate runs the program
+            return name in TYPES or (folder / NAME).read_text("utf-8") == generated(self._exporter, folder)
+        # a failed check is deterministic; a library error may not be, so retry only the latter
+        return not any("error" in check for check in (gate, *gate["checks"].values()))
+
+    # -- making it -----------------------------------------------------------------------------------------------------
 
     def _make(self, name: str, folder: Path) -> None:
-        """The artifact and, last, its verdict."""
+        """Write the artifact and, last, gate.json."""
         started = time.time()
-        make = {"onnx": self._onnx, "int8": self._int8}.get(name) or partial(self._of_weights, name)
+        make = {"onnx": self._onnx, "int8": self._int8}.get(name) or partial(self._weights, name)
         try:
-            verdict = make(folder)
+            gate = make(folder)
         except GateError as error:
-            verdict = _failed(name, str(error))
+            gate = _failed(name, str(error))
         except (RankzeroError, OSError):  # of the run or the machine
             raise
-        except Exception as error:  # whatever the libraries meet in a model
-            verdict = _failed(name, reason_of(error))
+        except Exception as error:  # any error of the libraries with this model
+            gate = _failed(name, describe(error))
         files = {path.name: facts(path) for path in sorted(folder.iterdir())}
-        if not verdict["passed"]:
+        if not gate["passed"]:
             for file in files:
                 (folder / file).unlink()
-        about = {"inputs": self._inputs(name), "versions": {p: importlib.metadata.version(p) for p in PACKAGES}}
-        seconds = round(time.time() - started, 1)
-        write_json(folder / "gate.json", {"format": FORMAT, **verdict, "seconds": seconds, "files": files, **about})
+        versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+        gate |= {"seconds": round(time.time() - started, 1), "files": files}
+        gate |= {"inputs": self._inputs(name), "versions": versions}
+        write_json(folder / "gate.json", {"format": FORMAT, **gate})
 
     def _gate(self, name: str, folder: Path) -> Record:
-        return Gate(name, folder, self.rows, self.answered, self.say).verdict()
+        return Gate(name, folder, self.rows, self.answered, self.progress).run()
 
-    def _of_weights(self, name: str, folder: Path) -> Record:
+    def _weights(self, name: str, folder: Path) -> Record:
         write_weights(self.task, self.rows.model, folder, TYPES[name])
         rows = self.rows.all({}) if TYPES[name] == torch.float32 else self.answered
-        return WeightsGate(name, folder, self.rows, rows, self.say).verdict()
+        return WeightsGate(name, folder, self.rows, rows, self.progress).run()
 
     def _onnx(self, folder: Path) -> Record:
-        self.say("onnx: exporting")
-        write_artifact(self.task, self.rows.model, folder)
+        self.progress("onnx: exporting")
+        write_artifact(self.rows.export, self.rows.model, folder)
         return self._gate("onnx", folder)
 
     def _int8(self, folder: Path) -> Record:
@@ -197,50 +204,48 @@ class _Stage:
         if not self.task.recipe.export.onnx:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
-            write_artifact(self.task, self.rows.model, scratch)
+            write_artifact(self.rows.export, self.rows.model, scratch)
             source = scratch
-        self.say("int8: quantizing")
-        verdict = quantized(
-            self.task,
+        self.progress("int8: quantizing")
+        gate = quantize(
+            self.rows.export,
             source,
             folder,
             lambda: self.rows.tuning_examples(TUNING_ROWS),
             lambda: self._gate("int8", folder),
-            self.say,
+            self.progress,
         )
         before, after = (sum(path.stat().st_size for path in f.glob("*.onnx*")) for f in (source, folder))
         shutil.rmtree(scratch, ignore_errors=True)
-        return verdict | {"size_ratio": before / after}
+        return gate | {"size_ratio": before / after}
 
 
 def _failed(name: str, error: str) -> Record:
     return {"artifact": name, "passed": False, "failed": ["export"], "error": error, "checks": {}}
 
 
-def _explain(place: Path, verdict: Record) -> str:
-    """Which checks failed, with their numbers, and the rows that differ most."""
-    lines = [
-        f"{place.name} failed its gate and is kept out of {place.parent}; all numbers are in {place / 'gate.json'}"
-    ]
-    if "error" in verdict:
-        lines.append(f"  {verdict['error']}")
-    for name in verdict["failed"]:
-        facts = verdict["checks"].get(name, {})
-        numbers = (f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items() if k != "passed")
+def _explain(place: Path, gate: Record) -> str:
+    """Return the failed checks with their numbers, and the rows that differ most."""
+    lines = [f"{place.name} failed its gate and is not in {place.parent}; all numbers are in {place / 'gate.json'}"]
+    if "error" in gate:
+        lines.append(f"  {gate['error']}")
+    for name in gate["failed"]:
+        check = gate["checks"].get(name, {})
+        numbers = (f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in check.items() if k != "passed")
         lines.append(f"  {name}: {', '.join(n for n in numbers if len(n) < 300)}")
-    for row in verdict.get("worst_rows", [])[:3]:
+    for row in gate.get("worst_rows", [])[:3]:
         lines.append("  differs most: " + ", ".join(f"{key} {value!r}" for key, value in row.items()))
     return "\n".join(lines)
 
 
-def throttled(tell: Callable[[str], None]) -> Say:
-    """Passes on what is said, at most every ten seconds."""
+def log_progress() -> Progress:
+    """Return a function that logs a message at most every ten seconds."""
     last = 0.0
 
-    def say(text: str) -> None:
+    def progress(text: str) -> None:
         nonlocal last
-        if (now := time.monotonic()) - last >= SAY_EVERY:
+        if (now := time.monotonic()) - last >= REPORT_EVERY:
             last = now
-            tell(text)
+            log.info(text)
 
-    return say
+    return progress

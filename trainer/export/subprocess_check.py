@@ -1,4 +1,4 @@
-"""run.py in a process of its own that can import onnxruntime, tokenizers and numpy alone."""
+"""Run run.py in a new process that can import only onnxruntime, tokenizers and numpy."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def in_fresh_process(folder: Path, lines: Sequence[str], *options: str) -> tuple[list[dict[str, Any]], float]:
-    """What run.py of an artifact prints for these lines, and how many seconds start, loading and work took.
+    """Return the records that run.py of an artifact prints for these lines, and the seconds of the whole process.
 
     Raises:
-        RuntimeError: it failed; with the last of what it said.
+        RuntimeError: it failed; with the end of its stderr.
     """
     started = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-c", ALONE, str(folder / "run.py"), *options],
         input="".join(f"{line}\n" for line in lines).encode(),
         capture_output=True,
         timeout=TIMEOUT,
     )
     seconds = time.perf_counter() - started
-    if done.returncode:
-        raise RuntimeError(f"run.py ended with {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
-    return [json.loads(line) for line in done.stdout.split(b"\n") if line], seconds
+    if process.returncode:
+        error = process.stderr.decode(errors="replace")[-400:]
+        raise RuntimeError(f"run.py ended with {process.returncode}: {error}")
+    return [json.loads(line) for line in process.stdout.split(b"\n") if line], seconds

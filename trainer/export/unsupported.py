@@ -1,35 +1,21 @@
-"""Which models cannot be exported to ONNX, and why: what is known is said in a sentence, and is no failure.
+"""Which models cannot be exported to ONNX. The reason is reported in a sentence, and the export does not fail.
 
-Whatever else the exporter meets is a failure of the gate.
+Any other error of the exporter is a failure of the gate. tests/test_export_families.py fails once a reason is outdated.
 """
 
 from __future__ import annotations
 
+from trainer.models.families import family_of
 from trainer.rundir import RunDir, read_json
 from trainer.task.base import Task
 
-# By model_type (of our own kinds: model.kind); tests/test_export_families.py tells when one can be exported after all.
-ARCHITECTURES = {
-    "longformer": "torch's exporter cannot follow its windows of attention, which are counted anew for each length",
-    "reformer": "torch's exporter fixes its hashed attention to the batch that it was shown",
-    "transformer_xl": "its memory of the segments before has no place in a graph of one call",
-}
-BLOCKS = "torch's exporter fixes its blocks of attention to the length that it was shown"
-# By what a task calls its artifact.
-TASKS = {
-    "": "its task has no exporter",
-    "masked": "a masked language model is where others begin (model.init_from): what is fine-tuned from it is exported",
-}
-
 
 def why_not(task: Task, run: RunDir) -> str | None:
-    """Why the model of a run cannot be exported, as a part of a sentence; None if it can, as far as we know."""
-    if (reason := TASKS.get(task.artifact)) is not None:
-        return reason
+    """Return why the model of a run cannot be exported, as a part of a sentence; None if no reason is known."""
+    export = task.exporter()
+    if export is None or export.program is None:
+        return "its task has no exporter" if export is None else export.no_graphs
     config = read_json(run.model / "config.json") or {}
     config = config.get("trunk", config)
-    found = str(config.get("model_type", "")).removeprefix("rankzero-")
-    reason = ARCHITECTURES.get(found)
-    if found == "big_bird" and config.get("attention_type") == "block_sparse":
-        reason = f"{BLOCKS}; model.config={{attention_type: original_full}} has none"
-    return None if reason is None else f"{found}: {reason}"
+    reason = family_of(config).export_problem(config)
+    return None if reason is None else f"{config['model_type']}: {reason}"

@@ -1,18 +1,17 @@
-"""The trained weights for PyTorch, with all that is needed to use them: of every model, whether it has graphs or not.
+"""Export the trained weights for PyTorch, with all that is needed to use them. Every model can be exported so.
 
-    export/bf16/           half as large, and on recent processors the fastest for large batches
-    export/safetensors/    fp32; where there can be no ONNX graph, or where it is asked for
+    export/bf16/           half as large; on recent processors the fastest for large batches
+    export/safetensors/    fp32; if the model has no ONNX graph, or if the recipe sets export.safetensors
     each                   model.safetensors, config.json, the tokenizer's files, gate.json
 
-A pretrained model's folder is one of the transformers library, for `AutoModel….from_pretrained`; `rankzero predict RUN
---backend NAME` runs those of all models.
+The folder of a pretrained model can be loaded with `AutoModel….from_pretrained`. `rankzero predict RUN --backend NAME`
+works for all models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,28 +19,28 @@ from torch import nn
 from trainer import tensors
 from trainer.engine.state import copy_weights
 from trainer.engine.trained_run import build_model
-from trainer.export.answers import torch_logits
-from trainer.export.gates import Gate
+from trainer.export.artifact import Array
+from trainer.export.gates import Gate, Step
 from trainer.export.parity_checks import SHOWN, Check
 from trainer.rundir import write_json
-from trainer.task.base import Record, Task
+from trainer.task.base import Example, Record, Task
 
 WEIGHTS = "model.safetensors"
 TYPES = {"bf16": torch.bfloat16, "safetensors": torch.float32}
 
 
 def write_weights(task: Task, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """`model`, which is left as it is, in `folder`, which exists and is empty."""
-    held = {**dict(model.named_parameters()), **tensors.constants(model)}
-    made = {name: t.detach().to(dtype if t.is_floating_point() else t.dtype) for name, t in held.items()}
-    tensors.write(folder / WEIGHTS, made)
+    """Write the weights of `model`, which is not changed, to the empty `folder`."""
+    weights = {**dict(model.named_parameters()), **tensors.constants(model)}
+    cast = {name: t.detach().to(dtype if t.is_floating_point() else t.dtype) for name, t in weights.items()}
+    tensors.write(folder / WEIGHTS, cast)
     write_json(folder / "config.json", {**task.model_config(model), "dtype": str(dtype).removeprefix("torch.")})
     task.save_tokenizer(folder)
 
 
 @torch.no_grad()
 def read_weights(task: Task, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of such a folder, in eval mode, on the CPU.
+    """Return the model of such a folder, in eval mode, on the CPU.
 
     Raises:
         CheckpointError: the weights are not those of this task's model.
@@ -52,15 +51,20 @@ def read_weights(task: Task, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 class WeightsGate(Gate):
-    """bf16 has the same limits as int8: what the lower precision costs on the whole split. fp32 must hold the same
-    numbers, and give the same logits; the split would add nothing.
+    """The gate of exported weights.
+
+    bf16 is compared on the whole split, with the limits of int8. fp32 must hold the same numbers and give the same
+    logits, after which the split would add nothing.
     """
 
-    def steps(self) -> dict[str, Callable[[], Check]]:
-        return {"loads": self.loads, **({"weights": self.weights, "logits": self.logits} if self.exact else {})}
+    def quick_checks(self) -> Iterator[Step]:
+        yield "loads", self.loads
+        if self.exact:
+            yield "weights", self.weights
+            yield "logits", self.logits
 
-    def whole_split(self) -> dict[str, Check]:
-        return {} if self.exact else super().whole_split()
+    def split_checks(self) -> dict[str, Check]:
+        return {} if self.exact else super().split_checks()
 
     def weights(self) -> Check:
         ours, theirs = self.rows.model.state_dict(), self.model.state_dict()
@@ -71,9 +75,9 @@ class WeightsGate(Gate):
         self.model = read_weights(self.task, self.folder, TYPES[self.name])
         return {"passed": True, "bytes": {path.name: path.stat().st_size for path in self.folder.glob("*.safetensors")}}
 
-    def _logits(self, examples: Sequence[Any]) -> list[Any]:
-        return torch_logits(self.task, self.model, examples)
+    def artifact_logits(self, examples: Sequence[Example]) -> list[Array]:
+        return self.export.torch_logits(self.model, examples)
 
-    def _answers(self) -> list[Record]:
-        found = self.rows.answers(self.say, self.model)
-        return [found[row.id] for row in self.answered]
+    def answers(self) -> list[Record]:
+        answers = self.rows.answers(self.progress, self.model)
+        return [answers[row.id] for row in self.answered]

@@ -8,6 +8,7 @@ imported inside functions only: the config is read on login nodes.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -53,7 +54,6 @@ class Task(ABC):
     kind: ClassVar[str]
     config: ClassVar[type[Section]]
     models: ClassVar[tuple[str, ...]]  # the kinds of model that can do it
-    artifact: ClassVar[str] = ""  # which graphs, program and gate it has in trainer.export; "" = none
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint
     cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # those that need no prediction
@@ -345,6 +345,16 @@ class Task(ABC):
 
         `resamples`: behind the intervals; 0 = no intervals, for evaluations in the middle of the training.
         """
+
+    # -- export (what trainer.export asks) -------------------------------------------------------------------------
+
+    exporter_path: ClassVar[str] = ""  # "module:class" of its trainer.export.task_export.TaskExport; "": no artifacts
+
+    @classmethod
+    def exporter(cls) -> type[Any] | None:
+        """Import the class in `exporter_path`, which needs torch and onnx."""
+        module, _, name = cls.exporter_path.partition(":")
+        return getattr(importlib.import_module(module), name) if module else None
 
 
 def rounded(values: Tensor) -> Any:

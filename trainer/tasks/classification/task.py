@@ -91,7 +91,7 @@ class Classification(Task):
     kind = "classification"
     config = ClassificationConfig
     models = ("encoder", "pretrained")
-    artifact = "classification"
+    exporter_path = "trainer.tasks.classification.export:ClassificationExport"
     inputs = ("input_ids",)
     metrics: ClassVar[dict[str, str]] = {
         "loss": "min",

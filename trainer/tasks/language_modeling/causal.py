@@ -32,7 +32,7 @@ class CausalLanguageModeling(LanguageModeling):
     """
 
     models = ("pretrained", "transformer_xl")
-    artifact = "generation"
+    exporter_path = "trainer.tasks.language_modeling.export:CausalExport"
     metrics: ClassVar[dict[str, str]] = {
         "loss": "min",
         "perplexity": "min",

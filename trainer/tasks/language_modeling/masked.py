@@ -19,7 +19,7 @@ class MaskedLanguageModeling(LanguageModeling):
     random ones and 10% stay. The loss is the mean over the tokens asked for.
     """
 
-    artifact = "masked"
+    exporter_path = "trainer.tasks.language_modeling.export:MaskedExport"
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """`input_ids` with special tokens, the text cut to `data.max_length`."""

@@ -33,6 +33,8 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
     before it is not in the memory: it begins there at position 0, as a document does.
     """
 
+    exporter_path = "trainer.tasks.language_modeling.export:RecurrentExport"
+
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
         model: Any = recipe.model

@@ -46,7 +46,7 @@ class TextToText(Pairs, Task):
     kind = "text_to_text"
     config = TextToTextConfig
     models = ("pretrained",)
-    artifact = "text_to_text"
+    exporter_path = "trainer.tasks.text_to_text.export:TextToTextExport"
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
     metrics: ClassVar[dict[str, str]] = {**Pairs.metrics, "rouge1": "max", "rouge2": "max", "rougeL": "max"}
 

@@ -33,7 +33,7 @@ class Translation(Pairs, Task):
     kind = "translation"
     config = TranslationConfig
     models = ("transformer",)
-    artifact = "translation"
+    exporter_path = "trainer.tasks.translation.export:TranslationExport"
     inputs = ("src", "trg_in")
 
     @property

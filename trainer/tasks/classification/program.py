@@ -1,7 +1,7 @@
 """Lines of stdin to JSON lines: the class of each text, by the ONNX graph in this folder.
 
     python run.py < texts.txt            (a pair of texts: one line, a tab between them)
-    python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its neighbours
+    python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its batch
 
 Needs onnxruntime, tokenizers and numpy alone.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.export.programs.common import Array, Artifact
+from trainer.export.artifact import Array, Artifact
 
 
 class Classifier(Artifact):
@@ -21,13 +21,13 @@ class Classifier(Artifact):
         return list(line.partition("\t")[::2]) if self.settings["pair"] else [line]
 
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
-        """Ids and type ids; of a pair the longer text loses more."""
-        s, texts, room = self.settings, [self.ids(side) for side in sides], self.room
+        """Token ids and type ids. The longer text of a pair loses more."""
+        texts, room = [self.ids(side) for side in sides], self.room
         if len(texts) == 2 and len(texts[0]) + len(texts[1]) > room:
             first = min(len(texts[0]), max(room // 2, room - len(texts[1])))
             texts = [self.cut(texts[0], first), self.cut(texts[1], room - first)]
         texts = [self.cut(ids, room) for ids in texts]
-        parts = [([token] if side < 0 else texts[side], kind) for token, side, kind in s["layout"]]
+        parts = [([token] if side < 0 else texts[side], kind) for token, side, kind in self.settings["layout"]]
         return [i for ids, _ in parts for i in ids], [kind for ids, kind in parts for _ in ids]
 
     @property
@@ -48,7 +48,7 @@ class Classifier(Artifact):
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         names, logits = self.settings["labels"], self.logits(examples).astype(np.float64)
-        shares = np.exp(logits - logits.max(1, keepdims=True))
-        for row in (shares / shares.sum(1, keepdims=True)).tolist():
+        exps = np.exp(logits - logits.max(1, keepdims=True))
+        for row in (exps / exps.sum(1, keepdims=True)).tolist():
             best = max(range(len(row)), key=row.__getitem__)
             yield {"label": names[best], "confidence": row[best], "probabilities": dict(zip(names, row, strict=True))}

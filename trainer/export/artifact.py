@@ -1,4 +1,4 @@
-"""What every run.py has in common: lines in, batches of like length, JSON lines out."""
+"""Run an artifact: read lines, answer them in batches of similar length, write JSON lines. Part of every run.py."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ import tokenizers
 
 from trainer.data.cleaning import CLEANERS
 
-WINDOW = 512  # lines that are sorted by length together
+WINDOW = 512  # lines that are read ahead and sorted by length
 Array = np.ndarray[Any, Any]
 
 
 class Artifact:
-    """Settings, tokenizer and graphs of a folder. `__call__` makes one record per line, in order."""
+    """The settings, tokenizer and graphs of a folder. Call it with lines: one record per line, in order."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        options = onnxruntime.SessionOptions()
-        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # of nested teams the outer one's
-        options.intra_op_num_threads = int(threads) if threads.isdigit() else 0  # 0: one per core
-        self.sessions = {
-            path.stem: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            for path in sorted(folder.glob("*.onnx"))
-        }
+        self.sessions = {path.stem: open_graph(path) for path in sorted(folder.glob("*.onnx"))}
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -46,17 +40,18 @@ class Artifact:
             for i, line in enumerate(window):
                 try:
                     examples[i] = self.encode(self.sides(line))
-                except Exception as error:  # the other lines are answered
+                except Exception as error:  # the other lines are still answered
                     answers[i] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
             rows = list(examples)
             for places in self.batches([len(examples[i][0]) for i in rows], one_by_one):
-                chosen = [rows[place] for place in places]
-                answers |= dict(zip(chosen, self.predict([examples[i] for i in chosen]), strict=True))
+                batch_rows = [rows[place] for place in places]
+                answers |= zip(batch_rows, self.predict([examples[i] for i in batch_rows]), strict=True)
             for i, line in enumerate(window):
                 cut = i in examples and self.truncated(line, examples[i])
                 yield {"text": line, **answers[i], **({"truncated": True} if cut else {})}
 
     def batches(self, lengths: Sequence[int], one_by_one: bool) -> Iterator[list[int]]:
+        """Indices of examples of these lengths, shortest first, in batches of at most tokens_per_batch tokens."""
         rows: list[int] = []
         for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
             if rows and (one_by_one or lengths[i] * (len(rows) + 1) > self.settings["tokens_per_batch"]):
@@ -67,44 +62,52 @@ class Artifact:
             yield rows
 
     def sides(self, line: str) -> list[str]:
+        """The texts of a line: one, or the two of a pair."""
         return [line]
 
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
-        """The token ids that a model is given, first; cleaned, and with special tokens."""
+        """Return the model's inputs for a line's texts, cleaned; the first are token ids with special tokens."""
         raise NotImplementedError
 
     @property
     def room(self) -> int:
-        """Tokens of a line that are read, without special ones."""
+        """Tokens of a line that are read, special tokens not counted."""
         raise NotImplementedError
 
     def truncated(self, line: str, example: tuple[list[int], ...]) -> bool:
-        """Whether only a part of a line was read, given what `encode` made of it."""
+        """Whether `encode` cut this line."""
         if len(example[0]) < self.settings["max_length"]:
             return False
         return sum(len(self.ids(side)) for side in self.sides(line)) > self.room
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        """Of a batch of encoded lines, in its order, what is printed beside the text."""
+        """Answer a batch of encoded lines: one record each, in order, without the text."""
         raise NotImplementedError
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text as it was written, behind the task's prefix, without special tokens."""
+        """Token ids of a text after cleaning, with the task's prefix, without special tokens."""
         for step in self.settings["cleaning"]:
             text = CLEANERS[step](text)
         return self.tokenizer.encode(self.settings["prefix"] + text, add_special_tokens=False).ids
 
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Array:
-        """int64, all rows of the width of the longest, 1 at least; on the left where the last token is looked at."""
+        """Pad to an int64 array as wide as the longest sequence, at least 1; on the left if settings say "left"."""
         width, left = max(1, *map(len, sequences)), self.settings.get("left", False)
         rows = [(list(ids), [value] * (width - len(ids))) for ids in sequences]
         return np.array([fill + ids if left else ids + fill for ids, fill in rows], dtype=np.int64)
 
 
-def main(artifact: Artifact) -> None:
-    """A line ends at a line feed only: texts may contain U+0085 and others that Python takes for line ends.
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # the outermost of nested teams
+    options.intra_op_num_threads = int(threads) if threads.isdigit() else 0  # 0: one per core
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    Exits with 3 where a line could not be answered; its record says why.
+
+def main(artifact: Artifact) -> None:
+    """Answer the lines of stdin. Exit with 3 if a line could not be answered; its record has the reason.
+
+    Lines end at a line feed only: texts may contain U+0085 and other characters that Python takes for line ends.
     """
 
     def lines() -> Iterator[str]:

@@ -1,0 +1,118 @@
+"""What the export asks a task. Each task implements it in trainer/tasks/<kind>/export.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.export.artifact import Array, Artifact
+from trainer.export.parity_checks import Check, Comparison
+from trainer.export.rows import Progress, Row
+from trainer.task.base import Example, Record, Task
+
+
+class TaskExport:
+    """Graphs, settings and answers of one task. Attributes other than `task` hold for every run of the task.
+
+    Logits are compared under teacher forcing: both sides read the row's own text, so they compute the same quantity.
+
+    Attributes:
+        program: the class that run.py is generated from. None: the task has no graphs, only weights are exported.
+        program_name: "program" in settings.json.
+        no_graphs: why there is no program, as a part of a sentence.
+        beams: the beam sizes that `rankzero bench` measures. Empty: the task has no benchmark.
+        pads_to_max_length: whether the tutorial's way pads every text to data.max_length.
+        compiles: whether torch.compile can be measured.
+    """
+
+    program: ClassVar[type[Artifact] | None] = None
+    program_name: ClassVar[str] = ""
+    no_graphs: ClassVar[str] = ""
+    beams: ClassVar[tuple[int, ...]] = ()
+    pads_to_max_length: ClassVar[bool] = True
+    compiles: ClassVar[bool] = False
+
+    def __init__(self, task: Task) -> None:
+        self.task: Any = task
+
+    # -- the artifact --------------------------------------------------------------------------------------------------
+
+    def write_graphs(self, model: Any, folder: Path) -> None:
+        """Write the graphs of a model that `prepared` has copied; it may be changed."""
+        raise NotImplementedError
+
+    def settings(self, model: Any) -> dict[str, Any]:
+        """Return what the program reads from settings.json, besides the keys that every task has."""
+        raise NotImplementedError
+
+    def encoded(self, example: Example) -> tuple[list[int], ...]:
+        """Return an example of the task as run.py encodes it."""
+        return (example["input_ids"],)
+
+    def evaluation(self, beam: int) -> Any:
+        """Return the `evaluation` section of the recipe with which PyTorch searches as the artifact does."""
+        return self.task.recipe.evaluation.model_copy(update={"beam_size": beam})
+
+    # -- logits of the same rows ---------------------------------------------------------------------------------------
+
+    def compared(self, example: Example) -> Example:
+        """Return the part of an example whose logits are compared."""
+        return example
+
+    def logit_count(self, example: Example) -> int:
+        """Return how many logits `compared` has. A large vocabulary makes many, which bounds the batch."""
+        return 1
+
+    @torch.no_grad()
+    def torch_logits(self, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
+        """Return fp32 logits of each example, without padding."""
+        examples = self.task.corrupt([self.compared(example) for example in examples])
+        logits = self.task.logits(model, self.task.collate(examples)).float().numpy()
+        return self.unpadded(logits, examples)
+
+    def unpadded(self, logits: Array, examples: Sequence[Example]) -> list[Array]:
+        """Split the logits of a batch into those of each example."""
+        return list(logits)
+
+    def artifact_logits(self, artifact: Any, examples: Sequence[Example]) -> list[Array]:
+        """Return the same logits, computed by the artifact."""
+        raise NotImplementedError
+
+    def extra_checks(self, artifact: Any, rows: Sequence[Row]) -> dict[str, Callable[[], Check]]:
+        """Return checks of a few rows that only this task has, by name."""
+        return {}
+
+    # -- answers on the whole split ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[Record]:
+        """Return what `rankzero predict` prints for each example of a batch, by the weights."""
+        return [self.task.answer(record) for record in self.task.predict(model, self.task.collate(examples))]
+
+    def more_answers(self, model: nn.Module, examples: Mapping[str, Example], progress: Progress) -> dict[str, Record]:
+        """Return further keys of the answers to some of all rows, by row id."""
+        return {}
+
+    def artifact_answers(self, artifact: Artifact, rows: Sequence[Row], progress: Progress) -> list[Record]:
+        """Return the artifact's answers to these rows, in order."""
+        examples = [self.encoded(row.example) for row in rows]
+        answers: dict[int, Record] = {}
+        for batch in artifact.batches([len(example[0]) for example in examples], artifact.settings["one_by_one"]):
+            answers |= zip(batch, artifact.predict([examples[i] for i in batch]), strict=True)
+            progress(f"{len(answers):,} of {len(rows):,} rows")
+        return [answers[i] for i in range(len(rows))]
+
+    def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
+        """Compare the answers of artifact and weights: checks by name, and the rows that differ most."""
+        raise NotImplementedError
+
+
+def log_sum_exp(logits: Array) -> Array:
+    """(…, V) -> (…)"""
+    largest = logits.max(-1, keepdims=True)
+    return np.log(np.exp(logits - largest).sum(-1)) + largest[..., 0]

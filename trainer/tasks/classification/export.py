@@ -1,0 +1,112 @@
+"""Export classifiers: one graph of the logits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, arange, nn
+
+from trainer.export.artifact import Array
+from trainer.export.onnx import Names, write_graph
+from trainer.export.parity_checks import Check, Comparison, largest_gap
+from trainer.export.task_export import TaskExport
+from trainer.models.families import family_of
+from trainer.task.base import Example, Record
+from trainer.tasks.classification.program import Classifier
+
+
+class ClassifierGraph(nn.Module):
+    """input_ids, attention_mask (, token_type_ids) (B, T) int64, by position -> logits (B, classes)"""
+
+    def __init__(self, model: nn.Module, names: Names) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+        trunk = getattr(model, "trunk", model)
+        self.float_mask = family_of(getattr(trunk, "config", None)).subtracts_mask
+        if _rotates(trunk):
+            trunk.register_forward_pre_hook(_with_positions, with_kwargs=True)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        named = dict(zip(self.names, inputs, strict=True))
+        if self.float_mask:
+            named["attention_mask"] = named["attention_mask"].float()
+        output = self.model(**named)
+        return getattr(output, "logits", output)
+
+
+def _rotates(model: nn.Module) -> bool:
+    """Whether it computes rotary positions from position_ids."""
+    takes = "position_ids" in inspect.signature(model.forward).parameters
+    return takes and any(type(module).__name__.endswith("RotaryEmbedding") for module in model.modules())
+
+
+def _with_positions(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Pass positions for each row, which onnxruntime needs; the library passes one row for all."""
+    rows, length = named["input_ids"].shape
+    return inputs, {**named, "position_ids": arange(length).expand(rows, -1)}
+
+
+class ClassificationExport(TaskExport):
+    program = Classifier
+    program_name = "classification"
+    beams = (1,)
+    compiles = True
+
+    def write_graphs(self, model: Any, folder: Path) -> None:
+        names, batch = self._inputs, self.task.collate(self.task.encode(self.task.toy_rows[:2]))
+        axes = tuple({0: "batch", 1: "length"} for _ in names)
+        inputs = tuple(batch[name] for name in names)
+        write_graph(ClassifierGraph(model, names), inputs, folder / "model.onnx", names, ["logits"], (axes,))
+
+    @property
+    def _inputs(self) -> list[str]:
+        return [name for name in self.task.collate(self.task.encode(self.task.toy_rows[:1])) if name != "labels"]
+
+    def settings(self, model: Any) -> dict[str, Any]:
+        config = self.task.settings
+        return {
+            "pair": config.pair,
+            "labels": config.names,
+            "layout": [list(part) for part in self.task.layout.parts],
+            "head_share": {"head": 1.0, "tail": 0.0, "head_tail": config.head_share}[config.truncation],
+            "inputs": self._inputs,
+        }
+
+    def encoded(self, example: Example) -> tuple[list[int], ...]:
+        return example["input_ids"], example.get("token_type_ids", [0] * len(example["input_ids"]))
+
+    def artifact_logits(self, artifact: Any, examples: Sequence[Example]) -> list[Array]:
+        return list(artifact.logits([self.encoded(example) for example in examples]))
+
+    def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
+        """An exact artifact may change the class only of rows whose best two classes are within the margin."""
+        c, margin = comparison, comparison.limits.margin
+        gaps, certain = [], []
+        for row, answer in zip(c.rows, c.answers, strict=True):
+            first, second = sorted(row.answer["probabilities"].values(), reverse=True)[:2]
+            certain.append(first - second > margin)
+            gaps.append(largest_gap(answer["probabilities"][row.answer["label"]], row.answer["confidence"]))
+        ours, theirs = ([a["label"] for a in answers] for answers in ([row.answer for row in c.rows], c.answers))
+        differ = np.array(ours) != np.array(theirs)
+        beyond = int((differ & certain).sum())
+        classes: Check = {
+            "passed": not (c.exact and beyond),
+            "differ": int(differ.sum()),
+            "differ_beyond_margin": beyond,
+            "rows_beyond_margin": sum(certain),
+            "margin": margin,
+            "limit": 0 if c.exact else None,
+            "largest_probability_difference": max(gaps),
+        }
+        hits = np.array([[t == row.target, o == row.target] for row, o, t in zip(c.rows, ours, theirs, strict=True)])
+        accuracy = c.paired(
+            hits.mean(0).tolist(),
+            limit=None if c.exact else c.limits.int8_accuracy,
+            table=np.pad(hits.astype(float), ((0, 0), (0, 1)), constant_values=1.0),
+            difference=lambda sums: (sums[0] - sums[1]) / sums[2],
+        )
+        return {"classes": classes, "accuracy": accuracy}, c.worst_rows(gaps, "label")
