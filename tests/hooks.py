@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -372,3 +373,8 @@ def no_memory_for_pictures_and_card() -> None:
 
     confusion.draw_confusion = fail  # type: ignore[assignment]
     card.write_card = fail  # type: ignore[assignment]
+
+
+def import_examples() -> None:
+    """Let the rank import the examples, as PYTHONPATH=examples would."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

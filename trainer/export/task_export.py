@@ -32,7 +32,7 @@ class TaskExport:
 
     program: ClassVar[type[Artifact] | None] = None
     program_name: ClassVar[str] = ""
-    no_graphs: ClassVar[str] = ""
+    no_graphs: ClassVar[str] = "its task has no graph"
     beams: ClassVar[tuple[int, ...]] = ()
     pads_to_max_length: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
@@ -108,8 +108,26 @@ class TaskExport:
         return [answers[i] for i in range(len(rows))]
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
-        """Compare the answers of artifact and weights: checks by name, and the rows that differ most."""
-        raise NotImplementedError
+        """Compare the answers of artifact and weights: checks by name, and the rows that differ most.
+
+        By default, the share of rows whose "prediction" is the target.
+        """
+        c = comparison
+        hits = np.array(
+            [
+                [a["prediction"] == row.target, row.answer["prediction"] == row.target]
+                for row, a in zip(c.rows, c.answers, strict=True)
+            ],
+            dtype=float,
+        )
+        accuracy = c.paired(
+            hits.mean(0).tolist(),
+            limit=c.limits.int8_accuracy,
+            table=np.pad(hits, ((0, 0), (0, 1)), constant_values=1.0),
+            difference=lambda sums: (sums[0] - sums[1]) / sums[2],
+        )
+        gaps = [float(a["prediction"] != row.answer["prediction"]) for row, a in zip(c.rows, c.answers, strict=True)]
+        return {"accuracy": accuracy}, c.worst_rows(gaps, "prediction")
 
 
 def log_sum_exp(logits: Array) -> Array:

@@ -348,7 +348,8 @@ class Task(ABC):
 
     # -- export (what trainer.export asks) -------------------------------------------------------------------------
 
-    exporter_path: ClassVar[str] = ""  # "module:class" of its trainer.export.task_export.TaskExport; "": no artifacts
+    # "module:class" of its trainer.export.task_export.TaskExport, which by itself exports weights; "": no artifacts
+    exporter_path: ClassVar[str] = "trainer.export.task_export:TaskExport"
 
     @classmethod
     def exporter(cls) -> type[Any] | None:
