@@ -26,7 +26,7 @@ from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
 from launch.shim import ERROR_CODES, PARENT, PASSED_ON, PREEMPTED
 from trainer.cpu_info import cores
 from trainer.errors import UsageError
-from trainer.rank_env import UNSET, asked_engine, check_environment, clean_environment
+from trainer.rank_env import UNSET, check_environment, clean_environment, requested_engine
 
 __all__ = ["LaunchPlan", "choose", "describe", "exit_code_of", "find", "gpus", "shipped", "start", "status_of"]
 
@@ -96,7 +96,7 @@ def _join(config: str | None, nproc: int | None) -> None:
         )
     if plan is None:
         return
-    running = asked_engine(world)
+    running = requested_engine(world)
     wanted = "single" if world == 1 and plan.engine == "ddp" else plan.engine
     if wanted != running:
         raise UsageError(

@@ -39,6 +39,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from trainer.data.lanes import Bookmark, LanePlan, LaneServer
 from trainer.data.loader import Loaded, _unchanged, load_epoch, owned_lanes
+from trainer.data_parallel import DataParallel
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.errors import DataError, UsageError
@@ -99,21 +100,21 @@ class Threads:
     """A runtime whose ranks are threads: `sum` waits for all of them."""
 
     def __init__(self, ranks: int) -> None:
-        self.world, self.device = ranks, torch.device("cpu")
+        self._size, self.device = ranks, torch.device("cpu")
         self.stop = SimpleNamespace(received=None)
         self._barrier = threading.Barrier(ranks, timeout=60)
         self._values: dict[int, list[int]] = {}
         self._local = threading.local()
 
     @property
-    def rank(self) -> int:
-        return int(self._local.rank)
+    def data_parallel(self) -> DataParallel:
+        return DataParallel(self._local.rank, self._size)
 
     def heartbeat(self, where: str, step: int | None = None) -> None:
         pass  # no watchdog
 
     def sum(self, values: list[int]) -> list[int]:
-        self._values[self.rank] = values
+        self._values[self._local.rank] = values
         self._barrier.wait()
         total = [sum(column) for column in zip(*self._values.values(), strict=True)]
         self._barrier.wait()
@@ -133,12 +134,12 @@ class Threads:
                 self._barrier.abort()
                 raise
 
-        threads = [threading.Thread(target=enter, args=(rank,)) for rank in range(self.world)]
+        threads = [threading.Thread(target=enter, args=(rank,)) for rank in range(self._size)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return [results[rank] for rank in range(self.world)]
+        return [results[rank] for rank in range(self._size)]
 
 
 def test_all_ranks_of_the_loop_step_equally_often() -> None:

@@ -14,7 +14,7 @@ from processes import status, wait_until
 
 from launch import local
 from trainer.errors import UsageError
-from trainer.rank_env import RANK_VARIABLES, asked_engine, check_environment, clean_environment, ranks_text
+from trainer.rank_env import RANK_VARIABLES, check_environment, clean_environment, ranks_text, requested_engine
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("loop.max_steps=4", "loop.eval_every=4", "loop.save_every=2", "evaluation.bootstrap=10", "export.onnx=false")
@@ -100,7 +100,7 @@ def test_a_config_that_agrees_with_the_launcher_applies(environ: pytest.MonkeyPa
     seen: list[tuple[str, str]] = []
 
     def here() -> int:
-        seen.append((asked_engine(2), os.environ["ACCELERATE_MIXED_PRECISION"]))
+        seen.append((requested_engine(2), os.environ["ACCELERATE_MIXED_PRECISION"]))
         return 0
 
     assert local.start("cpu_bf16", None, ["train", "x"], tmp_path, here) == 0

@@ -72,11 +72,11 @@ def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, spl
     records: list[Record] = []
     for window in corpus.batches(split):
         mine: list[Record] = []
-        for first in range(0, len(window), runtime.world):
+        for batch in runtime.data_parallel.rounds(window):
             runtime.check_stop(f"during the evaluation of {split}")
-            if first + runtime.rank < len(window):
+            if batch is not None:
                 runtime.heartbeat(f"the evaluation of {split}")
-                mine += evaluate_batch(runtime, task, model, window[first + runtime.rank], predict)
+                mine += evaluate_batch(runtime, task, model, batch, predict)
         for part in runtime.gather(mine) or []:
             records += part
     return in_corpus_order(records)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from trainer.data.lanes import Bookmark, LaneServer
-from trainer.data.loader import Loaded, load_epoch, owned_lanes
+from trainer.data.loader import Loaded, load_epoch
 from trainer.engine import checkpoint
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate, selection_score
@@ -61,9 +61,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._loop = self.task.recipe.loop
-        self._groups = owned_lanes(
-            self.task.recipe.data.lanes, self.runtime.rank, self.runtime.world, self._loop.fuse_lanes
-        )
+        self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self._loop.fuse_lanes)
         self._saved = self.progress.step if self.progress.step else -1
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self._targets = 0

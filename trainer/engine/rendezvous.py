@@ -26,18 +26,18 @@ from trainer.errors import RankError
 from trainer.rank_env import UNSET, ranks_text
 
 SECONDS = 600.0  # that ranks wait for each other
+GROUP_TIMEOUT = timedelta(hours=1)  # of collectives: rank zero reads the corpus and trains the tokenizer meanwhile
 REPORT_SECONDS = 30.0  # between two messages about who is missing
 POLL_SECONDS = 0.1
 ATTEMPT = "RANKZERO_ATTEMPT"  # set here: the number of this attempt, the same on all ranks
 log = logging.getLogger("rankzero")
 
 
-def meet(backend: str, group_timeout: timedelta, seconds: float, check: Callable[[], None]) -> None:
+def meet(backend: str, seconds: float, check: Callable[[], None]) -> None:
     """Wait for all ranks that WORLD_SIZE names, then make the process group. All ranks call this.
 
     Args:
         backend: gloo or nccl.
-        group_timeout: for the collectives of the process group.
         seconds: how long ranks wait for each other.
         check: called often while waiting; it may raise to give up.
 
@@ -50,7 +50,7 @@ def meet(backend: str, group_timeout: timedelta, seconds: float, check: Callable
     store = PrefixStore(f"rankzero-group-{number}", meeting.store)
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=group_timeout)
+    dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=GROUP_TIMEOUT)
 
 
 class _Meeting:

@@ -15,16 +15,17 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from trainer.cpu_info import EMULATED, bf16_arithmetic, cores
 from trainer.data.counter_rng import key
+from trainer.data_parallel import DataParallel
 from trainer.engine import rendezvous
-from trainer.engine.engines import PATIENCE, make_accelerator
+from trainer.engine.engines import Engine, EngineOptions, make_engine, running_engine
 from trainer.engine.signals import StopFlag
 from trainer.engine.watchdog import Watchdog
+from trainer.engine_specs import ENGINES
 from trainer.errors import Preempted, RankError, UsageError
-from trainer.rank_env import asked_engine, check_environment, clean_environment
+from trainer.rank_env import check_environment, clean_environment, requested_engine
 
 log = logging.getLogger("rankzero")
 
@@ -37,15 +38,14 @@ _KEPT: list[Any] = []
 class Runtime:
     """One rank. All methods that say "all ranks" must be entered by all ranks, in the same order."""
 
-    accelerator: Accelerator
-    engine: str
+    engine: Engine
     stop: StopFlag
     watchdog: Watchdog | None = None
 
     def watch(self, limit: float, folder: Path, told: Callable[[str], None]) -> None:
         """From here on a rank that makes no progress for `limit` seconds ends the run; see `watchdog`."""
         if self.world > 1 and limit:
-            self.watchdog = Watchdog(self.rank, self.world, limit, folder, told)
+            self.watchdog = Watchdog(self.data_parallel, limit, folder, told)
 
     def heartbeat(self, where: str, step: int | None = None) -> None:
         """This rank has got here: it does not hang."""
@@ -53,16 +53,24 @@ class Runtime:
             self.watchdog.heartbeat(where, step)
 
     @property
+    def accelerator(self) -> Accelerator:
+        return self.engine.accelerator
+
+    @property
+    def data_parallel(self) -> DataParallel:
+        return self.engine.data_parallel
+
+    @property
     def rank(self) -> int:
-        return self.accelerator.process_index
+        return self.data_parallel.rank
 
     @property
     def world(self) -> int:
-        return self.accelerator.num_processes
+        return self.data_parallel.size
 
     @property
     def main(self) -> bool:
-        return self.rank == 0
+        return self.data_parallel.main
 
     @property
     def device(self) -> torch.device:
@@ -188,8 +196,9 @@ def start(
     check_environment()
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    asked = asked_engine(ranks)
-    if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not asked.startswith("zero"):
+    requested = requested_engine(ranks)
+    fp16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
+    if on_cpu and fp16 and requested in ENGINES and not ENGINES[requested].fp16_on_cpu:
         configs = "cpu_bf16 or cpu" if bf16_arithmetic() else "cpu"
         raise UsageError(f"fp16 needs a GPU: on a CPU it would silently be fp32; choose --config {configs}")
     _share_cores(ranks, on_cpu)
@@ -197,16 +206,15 @@ def start(
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    options = EngineOptions(on_cpu, accumulation, clip_norm)
     if ranks > 1 and not dist.is_initialized():
-        backend = "gloo" if on_cpu else "nccl"
-        rendezvous.meet(backend, PATIENCE, rendezvous_seconds, functools.partial(_stop_waiting, stop))
-    accelerator = make_accelerator(asked, on_cpu=on_cpu, ranks=ranks, accumulation=accumulation, clip_norm=clip_norm)
-    runtime = Runtime(accelerator, _engine(accelerator), stop)
+        rendezvous.meet(options.backend, rendezvous_seconds, functools.partial(_stop_waiting, stop))
+    runtime = Runtime(make_engine(requested, options), stop)
     if on_cpu and runtime.main:
-        _warn_of_emulation(accelerator.mixed_precision)
+        _warn_of_emulation(runtime.accelerator.mixed_precision)
     if dist.is_initialized():
         _KEPT.append(dist.group.WORLD)
-    _check(runtime, asked)
+    _check(runtime)
     return runtime
 
 
@@ -230,16 +238,7 @@ def _share_cores(ranks: int, on_cpu: bool) -> None:
         torch.set_num_threads(max(1, cores() // local))
 
 
-def _engine(accelerator: Accelerator) -> str:
-    kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED:
-        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
-    if kind == DistributedType.FSDP:
-        return "fsdp2"
-    return "ddp" if accelerator.num_processes > 1 else "single"
-
-
-def _check(runtime: Runtime, asked_engine: str) -> None:
+def _check(runtime: Runtime) -> None:
     """Several wrong configurations train silently alone, or without the engine asked for (docs/how-to/launch.md)."""
     asked_ranks = int(os.environ.get("RANKZERO_RANKS") or os.environ.get("WORLD_SIZE") or _parents_ranks() or 1)
     if runtime.world != asked_ranks:
@@ -248,9 +247,10 @@ def _check(runtime: Runtime, asked_engine: str) -> None:
             "On a CPU use distributed_type MULTI_GPU with ACCELERATE_USE_CPU=true (accelerate_configs/cpu.yaml), "
             "not MULTI_CPU or --cpu"
         )
-    if runtime.engine != asked_engine:
+    requested, running = runtime.engine.spec.name, running_engine(runtime.accelerator)
+    if running != requested:
         raise RankError(
-            f"engine {asked_engine} was asked for but {runtime.engine} runs: the Accelerate config is not in force; "
+            f"engine {requested} was asked for but {running} runs: the Accelerate config is not in force; "
             "unset ACCELERATE_USE_CPU for ZeRO and FSDP, and compare your file with accelerate_configs/"
         )
 

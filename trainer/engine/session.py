@@ -11,7 +11,6 @@ import torch
 from trainer.engine import checkpoint, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
-from trainer.engine.engines import SHARDED, wrap_layers
 from trainer.engine.evaluate import evaluate
 from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.loop import Loop
@@ -21,7 +20,7 @@ from trainer.engine.resume_checks import trained_step
 from trainer.engine.run_checks import warnings_of
 from trainer.engine.runtime import Runtime
 from trainer.engine.selection import model_stage, select_checkpoint
-from trainer.engine.state import TrainingState, storage_of
+from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
@@ -54,7 +53,7 @@ class Session:
         self.task = make_task(recipe, setup.read_tokenizer(run), data)
         self.corpus = Corpus(recipe, self.task)
         self.model = model = build_model(self.task)
-        if runtime.engine in SHARDED:  # they train a copy, cut up; the whole one is for evaluation
+        if runtime.engine.spec.sharded:  # it trains parts of a copy; the whole model is for evaluation
             model = copy.deepcopy(model)
         model.to(runtime.device)
         if recipe.loop.activation_checkpointing:
@@ -68,10 +67,9 @@ class Session:
         bare = Objective(self.task, model, frozen)
         self._unused = freeze_unused(bare)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
-        wrap_layers(runtime.accelerator, model)
-        objective, prepared = runtime.accelerator.prepare(bare, optimizer)
-        self.state = TrainingState(recipe, runtime, self.model, storage_of(runtime, model, optimizer))
-        self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation, parts)
+        runtime.engine.prepare(bare, model, optimizer)
+        self.state = TrainingState(recipe, runtime, self.model)
+        self.stepper = Stepper(runtime, self.task, accumulation, parts)
         self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
         self._warnings: list[str] = []
@@ -144,7 +142,7 @@ class Session:
             state = checkpoint.read_state(self.run.checkpoints, step)
             self.state.restore(path, state)
             if self.stepper.lane_memory.anything:
-                own = range(self.runtime.rank, self.recipe.data.lanes, self.runtime.world)
+                own = self.runtime.data_parallel.lanes(self.recipe.data.lanes)
                 self.stepper.lane_memory.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
             progress = Progress.from_json(state)
             progress.reopen(self.recipe.loop.early_stopping.patience)
@@ -201,6 +199,6 @@ class Session:
         parameters = sum(p.numel() for p in self.model.parameters())
         self.reporter.say(
             f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters, {data['train']['rows']:,} training rows, "
-            f"{self.runtime.engine} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
+            f"{self.runtime.engine.spec.name} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
             f"precision {self.runtime.accelerator.mixed_precision}"
         )

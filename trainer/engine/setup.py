@@ -203,7 +203,7 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
         "versions": _versions(),
         "git_commit": git_commit(),
         "command": shareable(sys.argv),
-        "engine": runtime.engine,
+        "engine": runtime.engine.spec.name,
         "ranks": runtime.world,
         "precision": runtime.accelerator.mixed_precision,
         "devices": _devices(),

@@ -10,38 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.engines import SHARDED
 from trainer.engine.runtime import Runtime
-from trainer.engine.storage import Storage
 from trainer.errors import CheckpointError
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
 from trainer.tensors import TensorFile, constants
 
 
-def storage_of(runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer) -> Storage:
-    """Where this engine keeps the weights of the prepared `model` and the moments of its optimizer."""
-    if runtime.engine.startswith("zero"):
-        from trainer.engine.zero import ZeroStorage
-
-        return ZeroStorage(model, runtime.accelerator.deepspeed_engine_wrapped.engine)
-    if runtime.engine == "fsdp2":
-        from trainer.engine.fsdp import ShardedStorage
-
-        return ShardedStorage(model, optimizer, runtime.accelerator.scaler)
-    return Storage(model, optimizer, runtime.accelerator.scaler)
-
-
 class TrainingState:
-    """Weights, moments, and the moving average if there is one.
+    """Weights, moments, and the moving average if there is one. All methods are entered by all ranks.
 
-    `model` is the one that is evaluated: the trained one itself where every rank holds it whole, else a whole copy that
-    gets the weights when they are to be judged. All methods are entered by all ranks.
+    Args:
+        recipe: of the run.
+        runtime: its engine trains the model.
+        model: the one that is evaluated. Under a sharded engine it is a copy, which gets the weights before each
+            evaluation. Otherwise it is the trained model itself.
     """
 
-    def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module, storage: Storage) -> None:
-        self._runtime, self._model, self._storage = runtime, model, storage
-        self.sharded = runtime.engine in SHARDED
+    def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module) -> None:
+        self._runtime, self._model, self._engine = runtime, model, runtime.engine
+        self.sharded = runtime.engine.spec.sharded
         averaging = recipe.optim.averaging
         self.average = ExponentialAverage(averaging.decay) if averaging.kind == "ema" else None
 
@@ -75,26 +63,26 @@ class TrainingState:
         engine is a sharded one, else those in training."""
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
-        for name, p in self._storage.parameters():
-            weight, found = self._weight(name, p), self._storage.moments(p)
+        for name, p in self._engine.parameters():
+            weight, found = self._weight(name, p), self._engine.moments(p)
             if self._runtime.main:
                 weights[name] = self._kept(weight)
                 moments |= {f"{name}.{m}": self._kept(tensor) for m, tensor in found.items()}
         files = {"model.safetensors": weights, "optimizer.safetensors": moments}
         if self.average is not None:
             files["ema.safetensors"] = {name: self._kept(t) for name, t in self.average.state().items()}
-        return files, {"optimizer_step": self._storage.step(), "scaler": self._storage.scaler()}
+        return files, {"optimizer_step": self._engine.optimizer_step(), "scaler": self._engine.scaler_state()}
 
     def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
         """Puts a checkpoint's tensors back, bit for bit, whatever engine has saved them; one after another."""
         weights_file, moments_file = checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
         with TensorFile(weights_file) as weights, TensorFile(moments_file) as moments:
             copy_weights(self._model, weights, str(weights_file))
-            self._storage.restore(weights, moments, state["optimizer_step"])
+            self._engine.load(weights, moments, state["optimizer_step"])
         if self.average is not None:
             with TensorFile(checkpoint / "ema.safetensors") as average:
                 self.average.load({name: tensor.to(self._runtime.device) for name, tensor in average.items()})
-        self._storage.restore_scaler(state["scaler"])
+        self._engine.load_scaler(state["scaler"])
 
     @torch.no_grad()
     def _gather(self) -> None:
@@ -103,13 +91,13 @@ class TrainingState:
             self._model.get_parameter(name).copy_(weight)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self._weight(name, p)) for name, p in self._storage.parameters())
+        return ((name, self._weight(name, p)) for name, p in self._engine.parameters())
 
     def _weight(self, name: str, p: nn.Parameter) -> Tensor:
         """The whole weight; of what is frozen under a sharded engine the copy's, which nothing has rounded to bf16."""
         if self.sharded and not p.requires_grad:
             return self._model.get_parameter(name)
-        return self._storage.weight(p)
+        return self._engine.weight(p)
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """A gathered tensor lives in a buffer that the next one may overwrite."""

@@ -28,7 +28,6 @@ from trainer.errors import OutOfMemory, RankError, RankzeroError
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import family_of
 from trainer.optim.adversarial import Perturbation
-from trainer.optim.clipping import clip, idle_parameters, square_sum
 from trainer.optim.optimizers import set_rates
 from trainer.task.base import Batch, Task
 
@@ -117,10 +116,9 @@ def freeze_unused(objective: Objective) -> list[str]:
 class Stepper:
     """Makes optimizer steps over the micro-batches of the lanes that this rank owns."""
 
-    def __init__(
-        self, runtime: Runtime, task: Task, objective: nn.Module, optimizer: Any, accumulation: int, parts: int = 1
-    ) -> None:
-        self.runtime, self.task, self.objective, self.optimizer = runtime, task, objective, optimizer
+    def __init__(self, runtime: Runtime, task: Task, accumulation: int, parts: int = 1) -> None:
+        self.runtime, self.task, self.engine = runtime, task, runtime.engine
+        self.objective = self.engine.objective
         self.accumulation = accumulation  # forwards per rank, the same on all; short ranks add fillers
         self.parts = parts  # of each micro-batch, so that one fits the memory of every rank
         self.lane_memory = LaneMemory(runtime, task)
@@ -128,29 +126,18 @@ class Stepper:
         optim = task.recipe.optim
         self._perturbation = None
         if optim.adversarial.kind != "none":
-            model: Any = _inner(objective).model
+            model: Any = self.engine.model
             rows = family_of(getattr(getattr(model, "trunk", model), "config", None)).rows_dimension
             self._perturbation = Perturbation(reading_embedding(model), optim.adversarial, rows=rows)
-        self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
-        if runtime.engine.startswith("zero"):
-            from trainer.engine.zero import leave_out_idle_groups
-
-            leave_out_idle_groups(runtime.accelerator.deepspeed_engine_wrapped.engine.optimizer)
 
     def warm_up(self) -> None:
-        """One backward of a filler, thrown away.
+        """Run what the engine does only in its first backward, on a filler. The gradient is dropped."""
 
-        Only under DDP, which regroups its gradient buckets after the first backward, and with three or more ranks the
-        order of a sum depends on the grouping: without this, the first step of a resumed run would differ in its last
-        bits.
-        """
-        if self.runtime.engine != "ddp":  # DeepSpeed would make a step of it
-            return
-        self.runtime.accelerator.gradient_state._set_sync_gradients(True)
-        seed_for(0, 0, 0)
-        loss, _ = Objective.parts(self.objective(**self._filler))
-        self.runtime.accelerator.backward(loss * 0.0)
-        self.optimizer.zero_grad()
+        def loss() -> Tensor:
+            seed_for(0, 0, 0)
+            return Objective.parts(self.objective(**self._filler))[0]
+
+        self.engine.warm_up(loss)
 
     def gradients(self, batches: Sequence[Loaded | None], step: int, totals: Totals) -> Tensor:
         """Accumulates the gradient of the whole step; returns this rank's loss sum (float64 scalar)."""
@@ -213,16 +200,12 @@ class Stepper:
     def _backward(
         self, batch: Batch, noise: tuple[int, int, int, int], scale: float, *, reduce: bool
     ) -> tuple[Tensor, Tensor | None]:
-        accelerator = self.runtime.accelerator
         seed_for(*noise)
-        accelerator.gradient_state._set_sync_gradients(reduce)
-        # DeepSpeed is told of the boundary by the line above, and refuses to be told by no_sync
-        wait = reduce or self.runtime.engine.startswith("zero")
-        with contextlib.nullcontext() if wait else accelerator.no_sync(self.objective):
+        with self.engine.accumulate(last=reduce):
             self.runtime.heartbeat("a forward")
             loss, memory = Objective.parts(self.objective(**batch))
             self.runtime.heartbeat("a backward")
-            accelerator.backward(loss * scale)
+            self.engine.accelerator.backward(loss * scale)
         self.runtime.heartbeat("a step")
         return loss.detach(), memory
 
@@ -238,59 +221,12 @@ class Stepper:
         fp16: where the scaler found an overflow the same rows are run again with a smaller scale, so that neither rate
         nor step nor bookmark advances for nothing.
         """
-        accelerator = self.runtime.accelerator
-        set_rates(self.optimizer, multiplier)
+        set_rates(self.engine.optimizer, multiplier)
         while True:
             loss_sum = self.gradients(batches, step, totals)
-            if self.runtime.engine.startswith("zero"):
-                norm, again = self._deepspeed_has_stepped()
-                if again:
-                    continue
-                return StepResult(loss_sum, norm, finite=math.isfinite(norm))
-            # the norm is the same on all ranks, so all take the same branch below without asking each other
-            norm = self._clipped()
-            scaler = accelerator.scaler
-            if scaler is None and not math.isfinite(norm):
-                self.optimizer.zero_grad()
-                return StepResult(loss_sum, norm, finite=False)
-            scale_before = scaler.get_scale() if scaler is not None else 1.0
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if scaler is None or not accelerator.optimizer_step_was_skipped:
-                return StepResult(loss_sum, norm, finite=True)
-            if scale_before <= 1.0:
-                return StepResult(loss_sum, norm, finite=False)
-
-    def _clipped(self) -> float:
-        """Clip the gradient and return its norm before that, over the parameters that this step updates.
-
-        Waits for the device; under FSDP2 for all ranks.
-        """
-        self.runtime.accelerator.unscale_gradients()
-        sharded = self.runtime.engine == "fsdp2"
-        left_out = idle_parameters(self.optimizer.param_groups)
-        found: list[tuple[bool, Tensor]] = []
-        for p in self.objective.parameters():
-            if p.grad is not None:
-                grad: Any = p.grad
-                found.append((id(p) in left_out, grad.to_local() if sharded else grad))
-        sums = [float(square_sum([g for idle, g in found if idle == wanted])) for wanted in (False, True)]
-        total, idle_total = self.runtime.sum_float(sums) if sharded else sums
-        # A gradient that is not finite would spoil moments even at rate 0.
-        norm = math.sqrt(total if math.isfinite(idle_total) else idle_total)
-        local = [g for _, g in found]  # moments are kept at rate 0, too
-        if math.isfinite(norm):  # else the step is not made, or the scaler skips it
-            clip(local, norm, self._clip)
-        return norm
-
-    def _deepspeed_has_stepped(self) -> tuple[float, bool]:
-        """Gradient norm of the step that the last backward has made, infinity if it was skipped; and whether to run the
-        rows again, with the smaller scale that fp16 has now."""
-        engine = self.runtime.accelerator.deepspeed_engine_wrapped.engine
-        if not engine.optimizer.overflow:
-            return float(engine.get_global_grad_norm()), False
-        scaler = engine.optimizer.loss_scaler
-        return math.inf, engine.fp16_enabled() and scaler.cur_scale > 1.0
+            update = self.engine.step()
+            if not update.retry:
+                return StepResult(loss_sum, update.grad_norm, update.finite)
 
     def explain(self, batches: Sequence[Loaded | None], step: int, epoch: int, shard_names: Sequence[str]) -> str:
         """Which step, lanes and rows hold NaN or Inf: each rank runs its micro-batches once more. All ranks enter."""
@@ -314,8 +250,3 @@ class Stepper:
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The objective within what DDP or DeepSpeed wraps around it."""
-    return model if isinstance(model, Objective) else model.module  # type: ignore[return-value]

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from trainer.data_parallel import DataParallel
 from trainer.engine.rendezvous import ATTEMPT
 
 START_SECONDS = 600.0
@@ -44,20 +45,20 @@ class Watchdog:
     """Watches the main thread of this rank; all ranks of a run have one.
 
     Args:
-        rank, world: of this process.
+        data_parallel: the place of this process.
         limit: seconds without progress that count as hanging; before the first step, when libraries are imported,
             weights loaded and kernels compiled, at least `START_SECONDS`.
         folder: the run directory, where stacks are written (hang-rank-N.txt) while somebody hangs.
         told: called with the verdict by each rank that can still speak, just before it ends with 1.
     """
 
-    def __init__(self, rank: int, world: int, limit: float, folder: Path, told: Callable[[str], None]) -> None:
-        self._rank, self._world, self._told = rank, world, told
+    def __init__(self, data_parallel: DataParallel, limit: float, folder: Path, told: Callable[[str], None]) -> None:
+        self._rank, self._world, self._told = data_parallel.rank, data_parallel.size, told
         self._asked, self._limit = limit, max(limit, START_SECONDS)  # until the first step has been made
         self._folder = folder
         self._count, self._where, self._step, self._alone = 0, "the start", 0, False
         self._moved = self._armed = time.monotonic()
-        self._file = stack_file(folder, rank).open("w+", encoding="utf-8")
+        self._file = stack_file(folder, self._rank).open("w+", encoding="utf-8")
         self._me = {"pid": os.getpid(), "host": socket.gethostname()}
         self._stop = threading.Event()
         self.spoken = threading.Event()
