@@ -14,9 +14,10 @@ from typing import Any, Literal, NoReturn, cast
 import yaml
 
 from trainer.cpu_info import EMULATED, bf16_arithmetic
+from trainer.engine_specs import ENGINES, EngineName, EngineSpec
 from trainer.errors import UsageError
 
-Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+Engine = EngineName
 Precision = Literal["no", "bf16", "fp16"]
 
 _HERE = Path(__file__).parent
@@ -41,10 +42,24 @@ class LaunchPlan:
     note: str = ""
 
     @property
+    def spec(self) -> EngineSpec:
+        """The facts about the engine."""
+        return ENGINES[self.engine]
+
+    @property
     def ranks_here(self) -> int:
         """Ranks on one machine; asserts that their number is settled (see `choose`)."""
         assert self.ranks is not None, self
         return self.ranks // self.machines
+
+    def with_ranks(self, ranks: int) -> LaunchPlan:
+        """Return the plan with a settled number of ranks. DDP with one rank is one process, which the note says."""
+        plan = replace(self, ranks=ranks)
+        alone = self.spec.on_one_rank
+        if ranks > 1 or alone is self.spec:
+            return plan
+        text = f"config {self.config} with one rank is one process: engine {alone.name} instead of {self.engine}"
+        return replace(plan, engine=alone.name, note=text)
 
 
 def shipped() -> dict[str, Path]:
@@ -96,7 +111,7 @@ def describe(config: str | Path) -> LaunchPlan:
         machines=_integer(values, path, "num_machines", 1),
     )
     _check_machines(plan, values)
-    if plan.cpu and plan.precision == "fp16" and engine in ("single", "ddp"):
+    if plan.cpu and plan.precision == "fp16" and not plan.spec.fp16_on_cpu:
         _refuse(path, "mixed_precision", "fp16", "no or bf16 on CPU, where fp16 silently trains in fp32")
     return plan
 
@@ -114,21 +129,19 @@ def choose(config: str | None, nproc: int | None) -> LaunchPlan:
     plan = describe(config or ("ddp" if gpus() >= 2 else "debug"))
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least 1 rank")
-    if nproc not in (None, 1) and plan.engine == "single":
+    if nproc not in (None, 1) and plan.spec.one_process:
         raise UsageError(f"--nproc {nproc}: config {plan.config} is one process; for more take --config cpu or ddp")
     ranks = nproc or plan.ranks
-    if not plan.cpu and plan.engine != "single":
+    if not plan.cpu and not plan.spec.one_process:
         ranks = _fit_gpus(plan, ranks)
     assert ranks is not None, "only configs for GPUs may leave the number of ranks open"
     if ranks % plan.machines:
         raise UsageError(f"--nproc {ranks}: not divisible by the {plan.machines} machines of config {plan.config}")
-    notes = []
-    if plan.engine == "ddp" and ranks == 1:
-        notes.append(f"config {plan.config} with one rank is one process: engine single instead of ddp")
-        plan = replace(plan, engine="single")
+    plan = plan.with_ranks(ranks)
     if plan.cpu and plan.precision == "bf16" and not bf16_arithmetic():
-        notes.append(f"config {plan.config}: {EMULATED}: --config cpu")
-    return replace(plan, ranks=ranks, note="; ".join(notes))
+        emulated = f"config {plan.config}: {EMULATED}: --config cpu"
+        plan = replace(plan, note=f"{plan.note}; {emulated}" if plan.note else emulated)
+    return plan
 
 
 def gpu_device_files(folder: Path = Path("/dev")) -> bool:
@@ -176,7 +189,7 @@ def _engine(values: dict[str, Any], path: Path) -> Engine:
 
 
 def _ranks(values: dict[str, Any], path: Path, engine: Engine) -> int | None:
-    if engine == "single":
+    if ENGINES[engine].one_process:
         if values.get("num_processes", 1) != 1:
             _refuse(path, "num_processes", values["num_processes"], "1 with distributed_type 'NO'")
         return 1

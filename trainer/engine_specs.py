@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+EngineName = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 State = Literal["optimizer", "gradients", "parameters"]
 
 
@@ -29,7 +30,7 @@ class EngineSpec:
         package: a package that it needs and that rankzero installs only on request.
     """
 
-    name: str
+    name: EngineName
     distributed_type: str
     cpu_config: str
     gpu_config: str
@@ -65,8 +66,7 @@ class EngineSpec:
         return self.package if self.package and importlib.util.find_spec(self.package) is None else ""
 
 
-def _zero(stage: int, *shards: State) -> EngineSpec:
-    name = f"zero{stage}"
+def _zero(name: EngineName, stage: int, *shards: State) -> EngineSpec:
     return EngineSpec(
         name, "DEEPSPEED", f"cpu_{name}", name,
         shards=shards, switch="ACCELERATE_USE_DEEPSPEED", zero_stage=stage, package="deepspeed",
@@ -76,9 +76,9 @@ def _zero(stage: int, *shards: State) -> EngineSpec:
 _SPECS = (  # by the bytes that they send, fewest first
     EngineSpec("single", "NO", "debug", "debug", one_process=True),
     EngineSpec("ddp", "MULTI_GPU", "cpu", "ddp"),
-    _zero(1, "optimizer"),
-    _zero(2, "optimizer", "gradients"),
-    _zero(3, "optimizer", "gradients", "parameters"),
+    _zero("zero1", 1, "optimizer"),
+    _zero("zero2", 2, "optimizer", "gradients"),
+    _zero("zero3", 3, "optimizer", "gradients", "parameters"),
     EngineSpec(
         "fsdp2", "FSDP", "cpu_fsdp2", "fsdp2",
         shards=("optimizer", "gradients", "parameters"), switch="ACCELERATE_USE_FSDP",
