@@ -1,7 +1,7 @@
-"""Accelerate configs: where they are, what they ask for, and whether this machine can give it.
+"""Accelerate configs: find, read and check them, and fit them to this machine.
 
-Accelerate itself reads these files again when it launches; here they are read to know what was asked for, because
-several wrong ones train silently alone: the ranks compare what runs with RANKZERO_ENGINE and RANKZERO_RANKS.
+Accelerate reads these files again when it launches. Several wrong ones silently train in one process. So the ranks
+compare what runs with what is read here, by RANKZERO_ENGINE and RANKZERO_RANKS.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ FOLDERS = (_HERE / "accelerate_configs", _HERE.parent / "accelerate_configs")  #
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What an Accelerate config asks for.
+    """The content of an Accelerate config.
 
-    `ranks` counts the processes of all `machines` together; None: one for each GPU. `cpu`: the GPUs, if any, stay
-    unused. `note` says where the plan differs from the file.
+    Attributes:
+        config: name or path, as on the command line.
+        ranks: processes of all machines together. None: one for each GPU.
+        cpu: no GPU is used.
+        note: how the plan differs from the file, for the user.
     """
 
     config: str
@@ -48,7 +51,7 @@ class LaunchPlan:
 
     @property
     def ranks_here(self) -> int:
-        """Ranks on one machine; asserts that their number is settled (see `choose`)."""
+        """The ranks on one machine. Their number must be settled (see `choose`)."""
         assert self.ranks is not None, self
         return self.ranks // self.machines
 
@@ -63,7 +66,7 @@ class LaunchPlan:
 
 
 def shipped() -> dict[str, Path]:
-    """The shipped configs by name, sorted."""
+    """Return the shipped configs by name, sorted."""
     for folder in FOLDERS:
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -71,7 +74,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(config: str) -> Path:
-    """The file for a shipped name or a path.
+    """Return the file for a shipped name or a path.
 
     Raises:
         UsageError: neither a shipped name nor an existing file.
@@ -88,7 +91,7 @@ def find(config: str) -> Path:
 
 
 def describe(config: str | Path) -> LaunchPlan:
-    """Reads what a config (shipped name or path) asks for; this machine is not looked at.
+    """Read a config (shipped name or path), without a look at this machine.
 
     Raises:
         UsageError: missing file, not YAML, or a value that would not run as written; names the key and the fix.
@@ -117,11 +120,13 @@ def describe(config: str | Path) -> LaunchPlan:
 
 
 def choose(config: str | None, nproc: int | None) -> LaunchPlan:
-    """The plan for this machine, with a settled number of ranks.
+    """Return the plan for this machine, with a settled number of ranks.
 
-    Without a config: `ddp` where there are two or more GPUs, else `debug`. `nproc` counts the ranks of all machines and
-    overrides the file. DDP with one rank is one process: its engine becomes "single", and the note says so. It also
-    says where bf16 is asked of a processor that has no arithmetic for it.
+    The note says if DDP becomes one process, and if the processor only emulates bf16.
+
+    Args:
+        config: shipped name or path. None: `ddp` if there are two or more GPUs, otherwise `debug`.
+        nproc: ranks of all machines together. It overrides the file.
 
     Raises:
         UsageError: as `describe`; or more ranks than GPUs, or a number that does not fit the config.
@@ -150,7 +155,7 @@ def gpu_device_files(folder: Path = Path("/dev")) -> bool:
 
 
 def gpus() -> int:
-    """The CUDA devices that this process may use. Imports torch only where there is a device file of a GPU."""
+    """Return the number of usable CUDA devices. Import torch only if there is a device file of a GPU."""
     if not gpu_device_files():
         return 0
     import torch

@@ -113,15 +113,12 @@ class Threads:
     def heartbeat(self, where: str, step: int | None = None) -> None:
         pass  # no watchdog
 
-    def sum(self, values: list[int]) -> list[int]:
+    def sum(self, values: list[Any], dtype: torch.dtype = torch.int64) -> list[Any]:
         self._values[self._local.rank] = values
         self._barrier.wait()
         total = [sum(column) for column in zip(*self._values.values(), strict=True)]
         self._barrier.wait()
         return total
-
-    def sum_float(self, values: list[float]) -> list[float]:
-        return values  # only for the log
 
     def run(self, work: Callable[[], Any]) -> list[Any]:
         results: dict[int, Any] = {}
@@ -167,7 +164,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
             seen.append([loaded.ids if loaded else {} for loaded in batches])
             return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
 
-        stepper.lane_memory = SimpleNamespace(keep=lambda: None)  # type: ignore[attr-defined]
+        stepper.lane_memory = SimpleNamespace(commit=lambda: None)  # type: ignore[attr-defined]
         loop: Any = Loop(
             runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
             Progress.start(5), None, SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,

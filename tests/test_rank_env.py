@@ -132,7 +132,7 @@ def test_a_rank_that_does_not_come_is_named_and_ends_the_start(recipe: Path, tmp
     command = [sys.executable, "-m", *_trainer(recipe, tmp_path / "run", "data.lanes=3", "launch.rendezvous_seconds=3")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
-    assert "rank 0 of 3 meets the others at 127.0.0.1:29563" in done.stderr
+    assert "rank 0 of 3 connects to the others at 127.0.0.1:29563" in done.stderr
     assert "rank 0 of 3 at 127.0.0.1:29563 waited 3 s for ranks 1, 2 (launch.rendezvous_seconds)" in done.stderr
     assert not (tmp_path / "run").exists(), "nothing was started"
 

@@ -54,7 +54,7 @@ def meet(backend: str, seconds: float, check: Callable[[], None]) -> None:
 
 
 class _Meeting:
-    """One rank's part in the meeting."""
+    """The rendezvous, as one rank sees it."""
 
     def __init__(self, seconds: float, check: Callable[[], None]) -> None:
         env = os.environ
@@ -62,7 +62,7 @@ class _Meeting:
         self._address, self._port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
         self._check, self._seconds = check, seconds
         self._start = self._reported = time.monotonic()
-        log.info("rank %d of %d meets the others at %s:%d", self.rank, self.world, self._address, self._port)
+        log.info("rank %d of %d connects to the others at %s:%d", self.rank, self.world, self._address, self._port)
         self.store = self._connect()
 
     def number(self) -> int:
@@ -100,12 +100,12 @@ class _Meeting:
         return int(number)
 
     def _follow(self) -> int:
-        word, told = secrets.token_hex(8), 0
+        word, answered = secrets.token_hex(8), 0
         while True:
             number = int(self.store.add("rankzero-attempts", 0))
-            if number != told and number:
+            if number != answered and number:
                 self.store.set(f"rankzero-{number}-hello-{self.rank}", word)
-                told = number
+                answered = number
             if number and self.store.check([f"rankzero-{number}-ready"]):
                 words = json.loads(self.store.get(f"rankzero-{number}-ready"))
                 if words[str(self.rank)] == word:
@@ -129,7 +129,7 @@ class _Meeting:
         time.sleep(POLL_SECONDS)
 
     def _origin(self) -> str:
-        """Where the number of ranks comes from, for a person who did not mean it."""
+        """Return where the number of ranks comes from, for users who did not set it on purpose."""
         if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ["WORLD_SIZE"]:
             return (
                 f". SLURM started {self.world} tasks (SLURM_STEP_NUM_TASKS); a shell of `srun --pty` is only the "

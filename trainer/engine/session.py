@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer.engine import checkpoint, setup
+from trainer.engine import checkpoint, lane_memory, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.evaluate import evaluate
-from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
@@ -110,7 +109,7 @@ class Session:
         stage = Stage(f"evaluation/{split}", {"step": self.progress.step, "settings": settings}, [file])
         if self.runtime.on_main(lambda: stage.is_done(self.run)):
             return dict(read_json(file) or {})
-        self.reporter.say(f"evaluating {split} …")
+        self.reporter.print(f"evaluating {split} …")
         resamples = self.recipe.evaluation.bootstrap
         scores, records = evaluate(
             self.runtime, self.task, self.model, self.corpus, split, predict=True, resamples=resamples
@@ -127,8 +126,8 @@ class Session:
         """Log the scores of each split in a line."""
         for split, values in scores.items():
             shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
-            self.reporter.say(f"{split}: {shown}")
-        self.reporter.say(f"run directory: {self.run.path}")
+            self.reporter.print(f"{split}: {shown}")
+        self.reporter.print(f"run directory: {self.run.path}")
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
@@ -141,9 +140,9 @@ class Session:
             path = checkpoint.checked(self.run.checkpoints, step)
             state = checkpoint.read_state(self.run.checkpoints, step)
             self.state.restore(path, state)
-            if self.stepper.lane_memory.anything:
+            if self.stepper.lane_memory.enabled:
                 own = self.runtime.data_parallel.lanes(self.recipe.data.lanes)
-                self.stepper.lane_memory.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
+                self.stepper.lane_memory.restore(checkpoint.read(self.run.checkpoints, step, lane_memory.FILE), own)
             progress = Progress.from_json(state)
             progress.reopen(self.recipe.loop.early_stopping.patience)
         if self.runtime.main:
@@ -152,7 +151,7 @@ class Session:
             if self.status is not None:
                 self.status.update(step=progress.step)
             if step is not None:
-                self.reporter.say(f"resumed from step {step} (epoch {progress.last_epoch})")
+                self.reporter.print(f"resumed from step {step} (epoch {progress.last_epoch})")
         return progress
 
     def _without_checkpoints(self) -> Progress:
@@ -165,7 +164,9 @@ class Session:
         step = self.runtime.on_main(lambda: trained_step(self.run))
         if step is not None:
             progress.step, progress.ended, self._only_model = step, True, True
-            self.reporter.say(f"already trained to step {step}; its checkpoints were deleted, model/ is kept as it is")
+            self.reporter.print(
+                f"already trained to step {step}; its checkpoints were deleted, model/ is kept as it is"
+            )
         return progress
 
     def _profiler(self) -> Any:
@@ -184,8 +185,8 @@ class Session:
     def _say_notes(self, data: dict[str, Any]) -> None:
         if not self.runtime.main:
             return
-        if self.stepper.parts > 1:
-            log.warning("a rank ran out of memory before: micro-batches go in %d parts", self.stepper.parts)
+        if self.stepper.splits > 1:
+            log.warning("a rank ran out of memory before: micro-batches go in %d parts", self.stepper.splits)
         for name in unused_keys(self.recipe.optim):
             log.warning("optim.%s is not used by the chosen optimizer or schedule", name)
         if self._unused:
@@ -197,7 +198,7 @@ class Session:
         for note in notes(self.recipe, data):
             log.warning("%s", note)
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.reporter.say(
+        self.reporter.print(
             f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters, {data['train']['rows']:,} training rows, "
             f"{self.runtime.engine.spec.name} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
             f"precision {self.runtime.accelerator.mixed_precision}"

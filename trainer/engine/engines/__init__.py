@@ -6,7 +6,7 @@ import os
 
 from accelerate import Accelerator
 
-from trainer.engine.engines.base import Engine, EngineOptions, Update
+from trainer.engine.engines.base import Engine, EngineOptions
 from trainer.engine.engines.ddp import DDPEngine
 from trainer.engine.engines.fsdp import FSDPEngine, layer_classes
 from trainer.engine.engines.single import SingleEngine
@@ -14,21 +14,7 @@ from trainer.engine.engines.zero_config import BUCKET, deepspeed_config
 from trainer.engine_specs import ENGINES, EngineSpec
 from trainer.errors import UsageError
 
-__all__ = [
-    "BUCKET",
-    "SHARDED",
-    "DDPEngine",
-    "Engine",
-    "EngineOptions",
-    "FSDPEngine",
-    "SingleEngine",
-    "Update",
-    "deepspeed_config",
-    "layer_classes",
-    "make_engine",
-    "running_engine",
-]
-
+__all__ = ["BUCKET", "Engine", "EngineOptions", "deepspeed_config", "layer_classes", "make_engine", "running_engine"]
 
 SHARDED = tuple(name for name, spec in ENGINES.items() if spec.sharded)
 

@@ -45,8 +45,8 @@ class FSDPEngine(Engine):
         """As `Engine.prepare`. The layers of the model are gathered and freed one by one."""
         if any(hasattr(module, "backward_pass") for module in model.modules()):
             raise UsageError(
-                f"engine {self.spec.name}: {type(model).__name__} runs its reversible layers again in a backward pass "
-                "of its own, where their weights are in pieces; use a config with ddp, zero1, zero2 or zero3"
+                f"engine {self.spec.name}: {type(model).__name__} runs its reversible layers again in its own backward "
+                "pass, where their weights are sharded; use a config with ddp, zero1, zero2 or zero3"
             )
         self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(model)
         super().prepare(objective, model, optimizer)

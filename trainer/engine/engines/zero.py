@@ -47,7 +47,7 @@ class ZeroEngine(Engine):
         config = deepspeed_config(self._stage, precision, options.accumulation, options.clip_norm, read_config_file())
         if precision == "fp16" and not get_accelerator().is_fp16_supported():  # DeepSpeed checks after loading a model
             raise UsageError(
-                "fp16: DeepSpeed has none on this processor, which lacks AVX-512 FP16 and AMX; "
+                "fp16: DeepSpeed does not support it on this processor, which lacks AVX-512 FP16 and AMX; "
                 "mixed_precision: no or bf16"
             )
         plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
