@@ -1,4 +1,4 @@
-"""One start of a run: everything that is made for it, and the stages that it goes through."""
+"""One start of a run: its model, optimizer, data and loop, and the stages that follow the training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger("rankzero")
 
 
 class Session:
-    """Model, optimizer, data and loop of one start. All ranks make one, and call its methods together."""
+    """Model, optimizer, data and loop of one start. All ranks have one, and call its methods together."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Session:
         status: Status | None,
         data: dict[str, Any],
         accumulation: int,
-        parts: int,
+        splits: int,
         debug: bool,
         profile: bool,
     ) -> None:
@@ -68,12 +68,12 @@ class Session:
         optimizer = build_optimizer(model, recipe.optim, depths(model))
         runtime.engine.prepare(bare, model, optimizer)
         self.state = TrainingState(recipe, runtime, self.model)
-        self.stepper = Stepper(runtime, self.task, accumulation, parts)
+        self.stepper = Stepper(runtime, self.task, accumulation, splits)
         self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
         self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
-        self._say_notes(data)
+        self._log_notes(data)
 
     def train(self) -> None:
         """Train to the end of the recipe. Return at once if it is already trained."""
@@ -132,7 +132,7 @@ class Session:
     # -- set-up ----------------------------------------------------------------------------------------------------
 
     def _resume(self) -> Progress:
-        """Resume from the newest complete checkpoint, which rank zero finds; from step 0 where none was ever begun."""
+        """Resume from the newest complete checkpoint, or start at step 0 if no save was ever begun."""
         step = self.runtime.on_main(lambda: checkpoint.newest(self.run.checkpoints))
         if step is None:
             progress = self._without_checkpoints()
@@ -155,7 +155,7 @@ class Session:
         return progress
 
     def _without_checkpoints(self) -> Progress:
-        """Step 0 of a new run, or the end of a finished one whose checkpoints were deleted.
+        """Return the start of a new run, or the end of a finished run whose checkpoints were deleted.
 
         Raises:
             CheckpointError: there is a finished stage but no model to complete the others with.
@@ -182,7 +182,7 @@ class Session:
             on_trace_ready=lambda p: p.export_chrome_trace(str(trace)),
         )
 
-    def _say_notes(self, data: dict[str, Any]) -> None:
+    def _log_notes(self, data: dict[str, Any]) -> None:
         if not self.runtime.main:
             return
         if self.stepper.splits > 1:
