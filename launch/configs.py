@@ -1,7 +1,7 @@
-"""Accelerate configs: where they are, what they ask for, and whether this machine can give it.
+"""Accelerate configs: find, read and check them, and fit them to this machine.
 
-Accelerate itself reads these files again when it launches; here they are read to know what was asked for, because
-several wrong ones train silently alone: the ranks compare what runs with RANKZERO_ENGINE and RANKZERO_RANKS.
+Accelerate reads these files again when it launches. Several wrong ones silently train in one process. So the ranks
+compare what runs with what is read here, by RANKZERO_ENGINE and RANKZERO_RANKS.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any, Literal, NoReturn, cast
 import yaml
 
 from trainer.cpu_info import EMULATED, bf16_arithmetic
+from trainer.engine_specs import ENGINES, EngineName, EngineSpec
 from trainer.errors import UsageError
 
-Engine = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
+Engine = EngineName
 Precision = Literal["no", "bf16", "fp16"]
 
 _HERE = Path(__file__).parent
@@ -25,10 +26,13 @@ FOLDERS = (_HERE / "accelerate_configs", _HERE.parent / "accelerate_configs")  #
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What an Accelerate config asks for.
+    """The content of an Accelerate config.
 
-    `ranks` counts the processes of all `machines` together; None: one for each GPU. `cpu`: the GPUs, if any, stay
-    unused. `note` says where the plan differs from the file.
+    Attributes:
+        config: name or path, as on the command line.
+        ranks: processes of all machines together. None: one for each GPU.
+        cpu: no GPU is used.
+        note: how the plan differs from the file, for the user.
     """
 
     config: str
@@ -41,14 +45,28 @@ class LaunchPlan:
     note: str = ""
 
     @property
+    def spec(self) -> EngineSpec:
+        """The facts about the engine."""
+        return ENGINES[self.engine]
+
+    @property
     def ranks_here(self) -> int:
-        """Ranks on one machine; asserts that their number is settled (see `choose`)."""
+        """The ranks on one machine. Their number must be settled (see `choose`)."""
         assert self.ranks is not None, self
         return self.ranks // self.machines
 
+    def with_ranks(self, ranks: int) -> LaunchPlan:
+        """Return the plan with a settled number of ranks. DDP with one rank is one process, which the note says."""
+        plan = replace(self, ranks=ranks)
+        alone = self.spec.on_one_rank
+        if ranks > 1 or alone is self.spec:
+            return plan
+        text = f"config {self.config} with one rank is one process: engine {alone.name} instead of {self.engine}"
+        return replace(plan, engine=alone.name, note=text)
+
 
 def shipped() -> dict[str, Path]:
-    """The shipped configs by name, sorted."""
+    """Return the shipped configs by name, sorted."""
     for folder in FOLDERS:
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -56,7 +74,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(config: str) -> Path:
-    """The file for a shipped name or a path.
+    """Return the file for a shipped name or a path.
 
     Raises:
         UsageError: neither a shipped name nor an existing file.
@@ -73,7 +91,7 @@ def find(config: str) -> Path:
 
 
 def describe(config: str | Path) -> LaunchPlan:
-    """Reads what a config (shipped name or path) asks for; this machine is not looked at.
+    """Read a config (shipped name or path), without a look at this machine.
 
     Raises:
         UsageError: missing file, not YAML, or a value that would not run as written; names the key and the fix.
@@ -96,17 +114,19 @@ def describe(config: str | Path) -> LaunchPlan:
         machines=_integer(values, path, "num_machines", 1),
     )
     _check_machines(plan, values)
-    if plan.cpu and plan.precision == "fp16" and engine in ("single", "ddp"):
+    if plan.cpu and plan.precision == "fp16" and not plan.spec.fp16_on_cpu:
         _refuse(path, "mixed_precision", "fp16", "no or bf16 on CPU, where fp16 silently trains in fp32")
     return plan
 
 
 def choose(config: str | None, nproc: int | None) -> LaunchPlan:
-    """The plan for this machine, with a settled number of ranks.
+    """Return the plan for this machine, with a settled number of ranks.
 
-    Without a config: `ddp` where there are two or more GPUs, else `debug`. `nproc` counts the ranks of all machines and
-    overrides the file. DDP with one rank is one process: its engine becomes "single", and the note says so. It also
-    says where bf16 is asked of a processor that has no arithmetic for it.
+    The note says if DDP becomes one process, and if the processor only emulates bf16.
+
+    Args:
+        config: shipped name or path. None: `ddp` if there are two or more GPUs, otherwise `debug`.
+        nproc: ranks of all machines together. It overrides the file.
 
     Raises:
         UsageError: as `describe`; or more ranks than GPUs, or a number that does not fit the config.
@@ -114,21 +134,19 @@ def choose(config: str | None, nproc: int | None) -> LaunchPlan:
     plan = describe(config or ("ddp" if gpus() >= 2 else "debug"))
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least 1 rank")
-    if nproc not in (None, 1) and plan.engine == "single":
+    if nproc not in (None, 1) and plan.spec.one_process:
         raise UsageError(f"--nproc {nproc}: config {plan.config} is one process; for more take --config cpu or ddp")
     ranks = nproc or plan.ranks
-    if not plan.cpu and plan.engine != "single":
+    if not plan.cpu and not plan.spec.one_process:
         ranks = _fit_gpus(plan, ranks)
     assert ranks is not None, "only configs for GPUs may leave the number of ranks open"
     if ranks % plan.machines:
         raise UsageError(f"--nproc {ranks}: not divisible by the {plan.machines} machines of config {plan.config}")
-    notes = []
-    if plan.engine == "ddp" and ranks == 1:
-        notes.append(f"config {plan.config} with one rank is one process: engine single instead of ddp")
-        plan = replace(plan, engine="single")
+    plan = plan.with_ranks(ranks)
     if plan.cpu and plan.precision == "bf16" and not bf16_arithmetic():
-        notes.append(f"config {plan.config}: {EMULATED}: --config cpu")
-    return replace(plan, ranks=ranks, note="; ".join(notes))
+        emulated = f"config {plan.config}: {EMULATED}: --config cpu"
+        plan = replace(plan, note=f"{plan.note}; {emulated}" if plan.note else emulated)
+    return plan
 
 
 def gpu_device_files(folder: Path = Path("/dev")) -> bool:
@@ -137,7 +155,7 @@ def gpu_device_files(folder: Path = Path("/dev")) -> bool:
 
 
 def gpus() -> int:
-    """The CUDA devices that this process may use. Imports torch only where there is a device file of a GPU."""
+    """Return the number of usable CUDA devices. Import torch only if there is a device file of a GPU."""
     if not gpu_device_files():
         return 0
     import torch
@@ -176,7 +194,7 @@ def _engine(values: dict[str, Any], path: Path) -> Engine:
 
 
 def _ranks(values: dict[str, Any], path: Path, engine: Engine) -> int | None:
-    if engine == "single":
+    if ENGINES[engine].one_process:
         if values.get("num_processes", 1) != 1:
             _refuse(path, "num_processes", values["num_processes"], "1 with distributed_type 'NO'")
         return 1

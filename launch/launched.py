@@ -25,7 +25,7 @@ def launcher_environment(plan: LaunchPlan, env: Mapping[str, str] | None = None)
         RankError: the config starts no ranks.
     """
     env = {key: value for key, value in (environment(plan) if env is None else env).items() if key not in LAUNCHER}
-    if plan.engine == "single":
+    if plan.spec.one_process:
         return env
     import torch.distributed.run
     from accelerate.commands.launch import launch_command, launch_command_parser

@@ -26,7 +26,7 @@ from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
 from launch.shim import ERROR_CODES, PARENT, PASSED_ON, PREEMPTED
 from trainer.cpu_info import cores
 from trainer.errors import UsageError
-from trainer.rank_env import UNSET, asked_engine, check_environment, clean_environment
+from trainer.rank_env import UNSET, check_environment, clean_environment, requested_engine
 
 __all__ = ["LaunchPlan", "choose", "describe", "exit_code_of", "find", "gpus", "shipped", "start", "status_of"]
 
@@ -59,7 +59,7 @@ def start(
     plan = choose(config, nproc)
     if plan.note:
         print(f"rankzero: {plan.note}", file=sys.stderr)
-    if plan.engine == "single":
+    if plan.spec.one_process:
         for name in MISLEADING:
             os.environ.pop(name, None)
         os.environ.update(environment(plan))
@@ -96,8 +96,8 @@ def _join(config: str | None, nproc: int | None) -> None:
         )
     if plan is None:
         return
-    running = asked_engine(world)
-    wanted = "single" if world == 1 and plan.engine == "ddp" else plan.engine
+    running = requested_engine(world)
+    wanted = plan.spec.on_one_rank.name if world == 1 else plan.engine
     if wanted != running:
         raise UsageError(
             f"{asked} asks for engine {plan.engine}, but the launcher that set WORLD_SIZE={world} asks for {running}. "
@@ -134,7 +134,7 @@ def settings(plan: LaunchPlan) -> dict[str, str]:
     }
     if plan.cpu:
         env["CUDA_VISIBLE_DEVICES"] = ""
-    if plan.cpu and plan.engine in ("single", "ddp"):  # with ZeRO or FSDP it would silently give DDP
+    if plan.cpu and plan.spec.obeys_use_cpu:
         env["ACCELERATE_USE_CPU"] = "true"
     return env
 

@@ -156,7 +156,7 @@ def mean_of_means(path: Path) -> None:
 
     def wrapped(self: Stepper, batches: Any, step: int, totals: Any) -> Any:
         own = sum(self.task.targets(b.inputs) for b in batches if b is not None)
-        return gradients(self, batches, step, replace(totals, targets=own * self.runtime.world))
+        return gradients(self, batches, step, replace(totals, targets=own * self.runtime.data_parallel.size))
 
     Stepper.gradients = wrapped  # type: ignore[method-assign]
 
@@ -327,9 +327,9 @@ def slow_export(seconds: float, timeout: float) -> None:
     """Collectives time out sooner than rank zero has exported."""
     from datetime import timedelta
 
-    from trainer.engine import engines
+    from trainer.engine import rendezvous
 
-    engines.PATIENCE = timedelta(seconds=timeout)
+    rendezvous.GROUP_TIMEOUT = timedelta(seconds=timeout)
     _before_export(lambda: time.sleep(seconds))
 
 

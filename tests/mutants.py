@@ -15,7 +15,7 @@ def mean_of_means() -> None:
 
     def wrapped(self: Stepper, batches: Any, step: int, totals: Any) -> Any:
         own = sum(self.task.targets(b.inputs) for b in batches if b is not None)
-        return gradients(self, batches, step, replace(totals, targets=own * self.runtime.world))
+        return gradients(self, batches, step, replace(totals, targets=own * self.runtime.data_parallel.size))
 
     Stepper.gradients = wrapped  # type: ignore[method-assign]
 
@@ -40,9 +40,9 @@ def lane_read_twice() -> None:
 
 def moments_not_restored() -> None:
     """A resumed run begins with empty moments."""
-    from trainer.engine import storage
+    from trainer.engine.engines import base
 
-    storage.of_parameter = lambda moments, name: {}
+    base.moments_of = lambda moments, name: {}
 
 
 def batch_repeated_after_resume() -> None:

@@ -29,8 +29,9 @@ def save_states(path: Path) -> None:
 
     def made(self: Session, *arguments: Any, **named: Any) -> None:
         init(self, *arguments, **named)
-        if self.runtime.engine.startswith("zero"):
-            _watch_zero(self.state._storage.zero, self.state._storage.stage, seen)
+        engine: Any = self.runtime.engine
+        if engine.spec.zero_stage:
+            _watch_zero(engine._zero, engine.spec.zero_stage, seen)
         else:
             _watch(self.stepper, seen)
         call = self.stepper.__class__.__call__
@@ -83,18 +84,19 @@ def _watch_zero(zero: Any, stage: int, seen: dict[str, int]) -> None:
 
 
 def _after(session: Any) -> dict[str, int]:
-    storage = session.state._storage
-    moments = [t for state in storage.optimizer.state.values() for t in state.values() if hasattr(t, "numel")]
-    parameters: list[Any] = [p for _, p in storage.parameters()]
+    engine = session.runtime.engine
+    stage, zero = engine.spec.zero_stage, getattr(engine, "_zero", None)
+    states = engine._states if stage else engine.optimizer.state
+    moments = [t for state in states.values() for t in state.values() if hasattr(t, "numel")]
+    parameters: list[Any] = [p for _, p in engine.parameters()]
     masters: list[Any] = []
-    if session.runtime.engine == "zero3":
+    if stage == 3:
         whole = [p.data for p in parameters if p.ds_persist]
-        masters = [f for f in storage.zero.fp32_partitioned_groups_flat if not _within(f, storage.zero.lp_param_buffer)]
+        masters = [f for f in zero.fp32_partitioned_groups_flat if not _within(f, zero.lp_param_buffer)]
         parameters = [*whole, *(p.ds_tensor for p in parameters)]
-    elif session.runtime.engine.startswith("zero"):
-        masters = list(storage.zero.single_partition_of_fp32_groups)
-    sharded = session.state.sharded
-    copy = [*session.model.parameters(), *session.model.buffers()] if sharded else []
+    elif stage:
+        masters = list(zero.single_partition_of_fp32_groups)
+    copy = [*session.model.parameters(), *session.model.buffers()] if engine.spec.sharded else []
     return {
         "parameters": storages(p.data for p in parameters),
         "optimizer": storages([*moments, *masters]),

@@ -202,8 +202,8 @@ def test_a_share_held_out_that_misses_a_class(tmp_path):
     write(tmp_path, labelled({"a": 90, "b": 90, "c": 1}))
     [note] = class_notes(tmp_path, validation=0.1)
     assert note == (
-        "data.validation: no row of class 'c' (1 in data.train): the share data.validation=0.1, drawn by hash, has "
-        "none. Raise it"
+        "data.validation: no row of class 'c' (1 in data.train): the share data.validation=0.1, drawn by hash, is "
+        "too small. Raise it"
     )
 
 

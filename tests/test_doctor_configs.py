@@ -12,8 +12,8 @@ from doctor_world import check
 
 from launch import configs
 from launch.configs import shipped
-from launch.tools import engine_facts
 from launch.tools.doctor import launching, packages
+from trainer import engine_specs
 from trainer.errors import UsageError
 
 # -- versions --------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
 def _pretend(monkeypatch: pytest.MonkeyPatch, gpus: int, *, deepspeed: bool) -> None:
     for module in (launching, configs):
         monkeypatch.setattr(module, "gpus", lambda: gpus)
-    monkeypatch.setattr(engine_facts.importlib.util, "find_spec", lambda name: object() if deepspeed else None)
+    monkeypatch.setattr(engine_specs.importlib.util, "find_spec", lambda name: object() if deepspeed else None)
 
 
 def test_shipped_configs_and_why_others_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

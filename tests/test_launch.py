@@ -24,6 +24,7 @@ import yaml
 from launch import configs, local, shim
 from launch.configs import choose, describe, shipped
 from trainer import cpu_info
+from trainer.engine_specs import ENGINES
 from trainer.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +60,17 @@ def test_shipped_configs_ask_for_what_the_table_says() -> None:
     for name, expected in TABLE.items():
         plan = describe(name)
         assert (plan.engine, plan.ranks, plan.precision, plan.cpu, plan.machines) == expected, name
+
+
+def test_the_table_of_engines_agrees_with_the_shipped_configs() -> None:
+    for name, spec in ENGINES.items():
+        for config, on_cpu in ((spec.cpu_config, True), (spec.gpu_config, False)):
+            plan, values = describe(config), yaml.safe_load(shipped()[config].read_text(encoding="utf-8"))
+            assert (plan.spec, values["distributed_type"]) == (spec, spec.distributed_type), name
+            assert spec.one_process or plan.cpu == on_cpu, name
+    assert [name for name, spec in ENGINES.items() if not spec.sharded] == ["single", "ddp"]
+    assert choose("cpu", 1).spec.one_process, "DDP with one rank"
+    assert not choose("cpu_zero2", 1).spec.one_process
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))

@@ -39,6 +39,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from trainer.data.lanes import Bookmark, LanePlan, LaneServer
 from trainer.data.loader import Loaded, _unchanged, load_epoch, owned_lanes
+from trainer.data_parallel import DataParallel
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.errors import DataError, UsageError
@@ -99,28 +100,25 @@ class Threads:
     """A runtime whose ranks are threads: `sum` waits for all of them."""
 
     def __init__(self, ranks: int) -> None:
-        self.world, self.device = ranks, torch.device("cpu")
+        self._size, self.device = ranks, torch.device("cpu")
         self.stop = SimpleNamespace(received=None)
         self._barrier = threading.Barrier(ranks, timeout=60)
         self._values: dict[int, list[int]] = {}
         self._local = threading.local()
 
     @property
-    def rank(self) -> int:
-        return int(self._local.rank)
+    def data_parallel(self) -> DataParallel:
+        return DataParallel(self._local.rank, self._size)
 
     def heartbeat(self, where: str, step: int | None = None) -> None:
         pass  # no watchdog
 
-    def sum(self, values: list[int]) -> list[int]:
-        self._values[self.rank] = values
+    def sum(self, values: list[Any], dtype: torch.dtype = torch.int64) -> list[Any]:
+        self._values[self._local.rank] = values
         self._barrier.wait()
         total = [sum(column) for column in zip(*self._values.values(), strict=True)]
         self._barrier.wait()
         return total
-
-    def sum_float(self, values: list[float]) -> list[float]:
-        return values  # only for the log
 
     def run(self, work: Callable[[], Any]) -> list[Any]:
         results: dict[int, Any] = {}
@@ -133,12 +131,12 @@ class Threads:
                 self._barrier.abort()
                 raise
 
-        threads = [threading.Thread(target=enter, args=(rank,)) for rank in range(self.world)]
+        threads = [threading.Thread(target=enter, args=(rank,)) for rank in range(self._size)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return [results[rank] for rank in range(self.world)]
+        return [results[rank] for rank in range(self._size)]
 
 
 def test_all_ranks_of_the_loop_step_equally_often() -> None:
@@ -166,7 +164,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
             seen.append([loaded.ids if loaded else {} for loaded in batches])
             return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
 
-        stepper.lane_memory = SimpleNamespace(keep=lambda: None)  # type: ignore[attr-defined]
+        stepper.lane_memory = SimpleNamespace(commit=lambda: None)  # type: ignore[attr-defined]
         loop: Any = Loop(
             runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
             Progress.start(5), None, SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,

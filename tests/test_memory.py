@@ -16,7 +16,7 @@ import torch
 from processes import Ended, read_lines, status, train
 from safetensors.numpy import load_file
 
-from trainer.engine.oom import ran_out
+from trainer.errors import ran_out_of_memory
 
 SGD = ("optim.name=sgd", "optim.lr=0.3", "optim.momentum=0.9", "model.dropout=0.0")
 QUIET = ("loop.eval_every=100", "loop.save_every=3", "evaluation.splits=[]", "data.validation=null", "loop.max_steps=8")
@@ -42,13 +42,13 @@ def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     ],
 )
 def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
-    assert ran_out(error) == expected
+    assert ran_out_of_memory(error) == expected
 
 
 def test_torchs_own_error_on_a_cpu_is_recognized() -> None:
     with pytest.raises(RuntimeError) as found:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert ran_out(found.value)
+    assert ran_out_of_memory(found.value)
 
 
 def short(recipe: Path, run: Path, rows: int, *, world: int, engine: str, guilty: int = 0, step: int = 5) -> Ended:

@@ -120,10 +120,10 @@ def steps_with(
 ) -> tuple[list[np.ndarray], float, list[bool]]:
     """Three AdamW steps of one linear layer with a loss scaler (or none): weights after each, AdamW's count, finite."""
     import torch
-    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     from trainer.data.loader import Loaded
+    from trainer.engine.engines import EngineOptions, make_engine
     from trainer.engine.runtime import Runtime
     from trainer.engine.signals import StopFlag
     from trainer.engine.step import Stepper, Totals
@@ -139,24 +139,27 @@ def steps_with(
             return (self.layer(x) ** 2).sum()
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    engine = make_engine("single", EngineOptions(on_cpu=True, clip_norm=1.0))
+    accelerator = engine.accelerator
     if scale is not None:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         accelerator.native_amp = True
         monkeypatch.setattr(AcceleratorState, "mixed_precision", property(lambda state: "fp16"))
     objective = Objective()
     inner = torch.optim.AdamW([{"params": objective.parameters(), "name": "decay", "base_lr": 0.1, "depth": 0}])
-    optimizer = accelerator.prepare_optimizer(inner)
-    optim = OptimConfig(clip_norm=1.0)
+    engine.objective, engine.optimizer = objective, accelerator.prepare_optimizer(inner)
 
     def whole(batch: Any, parts: int) -> list[Any]:
         return [batch]
 
     filler = {"x": torch.zeros(1, 4)}
     task = SimpleNamespace(
-        recipe=SimpleNamespace(seed=1, optim=optim), filler=lambda: filler, split=whole, memory=lambda rows: None
+        recipe=SimpleNamespace(seed=1, optim=OptimConfig()),
+        filler=lambda: filler,
+        split=whole,
+        memory=lambda rows: None,
     )
-    stepper = Stepper(Runtime(accelerator, "single", StopFlag()), task, objective, optimizer, 1)  # type: ignore[arg-type]
+    stepper = Stepper(Runtime(engine, StopFlag()), task, 1)  # type: ignore[arg-type]
     weights, finite = [], []
     for step in (1, 2, 3):
         x = 30 * torch.randn(8, 4, generator=torch.Generator().manual_seed(step))

@@ -14,7 +14,7 @@ from processes import status, wait_until
 
 from launch import local
 from trainer.errors import UsageError
-from trainer.rank_env import RANK_VARIABLES, asked_engine, check_environment, clean_environment, ranks_text
+from trainer.rank_env import RANK_VARIABLES, check_environment, clean_environment, ranks_text, requested_engine
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("loop.max_steps=4", "loop.eval_every=4", "loop.save_every=2", "evaluation.bootstrap=10", "export.onnx=false")
@@ -100,7 +100,7 @@ def test_a_config_that_agrees_with_the_launcher_applies(environ: pytest.MonkeyPa
     seen: list[tuple[str, str]] = []
 
     def here() -> int:
-        seen.append((asked_engine(2), os.environ["ACCELERATE_MIXED_PRECISION"]))
+        seen.append((requested_engine(2), os.environ["ACCELERATE_MIXED_PRECISION"]))
         return 0
 
     assert local.start("cpu_bf16", None, ["train", "x"], tmp_path, here) == 0
@@ -132,7 +132,7 @@ def test_a_rank_that_does_not_come_is_named_and_ends_the_start(recipe: Path, tmp
     command = [sys.executable, "-m", *_trainer(recipe, tmp_path / "run", "data.lanes=3", "launch.rendezvous_seconds=3")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
-    assert "rank 0 of 3 meets the others at 127.0.0.1:29563" in done.stderr
+    assert "rank 0 of 3 connects to the others at 127.0.0.1:29563" in done.stderr
     assert "rank 0 of 3 at 127.0.0.1:29563 waited 3 s for ranks 1, 2 (launch.rendezvous_seconds)" in done.stderr
     assert not (tmp_path / "run").exists(), "nothing was started"
 

@@ -50,7 +50,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
     run = RunDir(tmp_path)
     made, lines = Reporter(run, None, True, ()), []
     made._bar = None
-    monkeypatch.setattr(made, "say", lines.append)
+    monkeypatch.setattr(made, "print", lines.append)
     progress = Progress.start(1)
     totals: Any = SimpleNamespace(tokens=80, padded=100)
     for step in (1, 2, 3):

@@ -143,7 +143,7 @@ def test_many_small_gains_end_the_waiting_and_a_resume_changes_nothing() -> None
         progress, waits, bests = Progress.start(1), [], []
         for step, value in enumerate(values):
             progress.step = step
-            bests.append(progress.judge(value, True, 0.1))
+            bests.append(progress.record_evaluation(value, True, 0.1))
             waits.append(progress.bad_evals)
             if resumed:
                 progress = Progress.from_json(json.loads(json.dumps(progress.to_json(progress.marks))))
@@ -153,5 +153,5 @@ def test_many_small_gains_end_the_waiting_and_a_resume_changes_nothing() -> None
     del state["reference"]
     assert Progress.from_json(state).reference == 0.5, "of a checkpoint of before"
     rising = Progress.start(1)
-    assert [rising.judge(value, False, 0.0) for value in (0.5, 0.5, 0.4, 0.6)] == [True, True, False, True]
+    assert [rising.record_evaluation(value, False, 0.0) for value in (0.5, 0.5, 0.4, 0.6)] == [True, True, False, True]
     assert rising.bad_evals == 0 and rising.best is not None and rising.best.value == 0.6

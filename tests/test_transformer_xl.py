@@ -265,7 +265,9 @@ def test_a_memory_of_another_size_is_refused(corpus: Path, tmp_path: Path) -> No
     made = recipe(corpus, loop={"max_steps": 6}, model={"memory": 8})
     words = ["--allow-change", "model.memory", "--allow-change", "loop.max_steps"]
     ended = processes.train(written(tmp_path, made), run, *words).check(4)
-    assert "a memory of (2, 48, 32), the recipe's model of (2, 8, 32): go on with the same model.memory" in ended.err[0]
+    assert (
+        "a memory of (2, 48, 32), the recipe's model of (2, 8, 32): resume with the same model.memory" in ended.err[0]
+    )
 
 
 # -- what the memory is worth ------------------------------------------------------------------------------------------

@@ -17,11 +17,10 @@ from conftest import tiny_recipe, write_corpus
 from review_world import recipe as review_recipe
 
 from launch.launched import launcher_environment
-from launch.tools import engine_facts
 from launch.tools.verify import testbed
 from launch.tools.verify.checks import Check, Verification, verify
 from launch.tools.verify.compare import difference, misplaced_rows
-from trainer import tensors
+from trainer import engine_specs, tensors
 from trainer.engine import checkpoint
 from trainer.errors import DataError, NumericsError, RankError, UsageError
 from trainer.recipe_loading import load_recipe
@@ -131,7 +130,7 @@ def test_unknown_engines_and_too_many_ranks_are_refused(recipe: Path) -> None:
 def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_facts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_specs.importlib.util, "find_spec", lambda name: None)
     bed = testbed.Testbed(tmp_path, tmp_path / "recipe.yaml", 211, [], 1e-3)
     monkeypatch.setattr(testbed.Testbed, "train", lambda self, run, *more, **words: run)
     monkeypatch.setattr(Verification, "_require_change", lambda self: None)

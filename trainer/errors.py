@@ -80,3 +80,13 @@ class LockLost(RankzeroError):
 
     exit_code = 75
     everywhere = True
+
+
+_NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, an engine or Python reports that memory ran out. Needs no torch, whose error is known by name."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _NO_MEMORY)

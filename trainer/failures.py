@@ -7,7 +7,15 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from trainer.errors import CheckpointError, LockLost, OutOfMemory, Preempted, RankError, RankzeroError
+from trainer.errors import (
+    CheckpointError,
+    LockLost,
+    OutOfMemory,
+    Preempted,
+    RankError,
+    RankzeroError,
+    ran_out_of_memory,
+)
 from trainer.lock import check_held
 from trainer.rundir import RunDir, Status, read_json, write_json
 
@@ -74,9 +82,7 @@ def _full_disk(run: RunDir, error: BaseException) -> CheckpointError | None:
 
 def _out_of_memory(error: BaseException) -> RankError | None:
     """Return the error of memory that ran out outside a micro-batch, where nothing can be split."""
-    from trainer.engine.oom import ran_out
-
-    if isinstance(error, RankzeroError) or not ran_out(error):
+    if isinstance(error, RankzeroError) or not ran_out_of_memory(error):
         return None
     advice = "`rankzero plan RECIPE` shows which engine and how many ranks fit; an evaluation needs less with a smaller"
     return RankError(f"out of memory: {str(error).splitlines()[0]}; {advice} evaluation.tokens_per_batch")

@@ -51,7 +51,7 @@ def check_environment() -> None:
         raise _refused(f"{shown}: RANK must be below WORLD_SIZE")
 
 
-def asked_engine(ranks: int) -> str:
+def requested_engine(ranks: int) -> str:
     """Return the engine that the launcher has set: by RANKZERO_ENGINE, else by the variables of Accelerate."""
     if ours := os.environ.get("RANKZERO_ENGINE"):
         return ours

@@ -48,7 +48,7 @@ class Job:
 
     @property
     def mode(self) -> Literal["single", "node", "task"]:
-        if self.plan.engine == "single":
+        if self.plan.spec.one_process:
             return "single"
         return "task" if self.recipe.launch.launcher == "task" else "node"
 
@@ -90,7 +90,7 @@ class Job:
             "mode": self.mode,
             "config": list(self.frozen)[1],
             "labels": launch.nodes * tasks > 1,
-            "deepspeed": self.plan.engine.startswith("zero"),
+            "deepspeed": bool(self.plan.spec.package),
             "unset": UNSET,
             "environment": sorted(self._environment().items()),
         }
@@ -189,7 +189,7 @@ def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
     several = launch.nodes * (launch.ranks_per_node or max(1, gpus)) > 1
     plan = describe(config or (("ddp" if gpus else "cpu_multinode") if several else "debug"))
     per_node = launch.ranks_per_node
-    if plan.engine == "single":
+    if plan.spec.one_process:
         if launch.nodes * (per_node or 1) > 1:
             raise UsageError(
                 f"config {plan.config} is one process, and {launch.nodes} nodes x {per_node or 1} ranks are asked for: "
@@ -202,10 +202,7 @@ def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
         if gpus and (per_node or 0) > gpus:
             raise UsageError(f"launch.ranks_per_node={per_node} is more than {gpus} GPUs per node: at most one each")
     per_node = per_node or (plan.ranks_here if plan.cpu else gpus)
-    plan = replace(plan, ranks=per_node * launch.nodes, machines=launch.nodes)
-    if plan.engine == "ddp" and plan.ranks == 1:
-        return replace(plan, engine="single", note=f"config {plan.config} with one rank is one process")
-    return plan
+    return replace(plan, machines=launch.nodes).with_ranks(per_node * launch.nodes)
 
 
 def seconds(time: str) -> int | None:

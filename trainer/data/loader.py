@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
+from trainer.data_parallel import DataParallel
 from trainer.errors import RankzeroError, UsageError
 
 Batch = dict[str, torch.Tensor]
@@ -47,9 +48,8 @@ def _received(fields: dict[str, Any]) -> Loaded:
 
 
 def owned_lanes(lanes: int, rank: int, world: int, fuse: int) -> list[list[int]]:
-    """The lanes of a rank (r, r + W, …) in groups that are fused into one forward."""
-    own = list(range(rank, lanes, world))
-    return [own[at : at + fuse] for at in range(0, len(own), fuse)]
+    """Return the lanes of a rank in groups that are fused into one forward."""
+    return DataParallel(rank, world).lane_groups(lanes, fuse)
 
 
 class _Steps(IterableDataset):  # type: ignore[type-arg]

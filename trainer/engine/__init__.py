@@ -1,1 +1,1 @@
-"""The training engine: runtime, step, loop, checkpoint, signals, evaluation."""
+"""Training: engines, step, loop, state, checkpoints, evaluation, watchdog."""

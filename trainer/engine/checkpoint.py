@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there.
+"""Save and read checkpoints. A save is complete or leaves nothing behind.
 
     checkpoints/step-00000200/
-      model.safetensors  optimizer.safetensors  [ema.safetensors]  state.json  (above 1 GB in parts: trainer/tensors.py)
+      model.safetensors  optimizer.safetensors  [ema.safetensors]  state.json  (in parts above 1 GB: trainer/tensors.py)
       manifest.json      sizes and SHA-256 of the others, written last
 
 Files are written into a temporary directory, flushed to disk, and the directory is renamed. A directory without its
-manifest, or with a file of another size or hash, is no checkpoint. Old ones go only after a new one is committed. The
+manifest, or with a file of another size or hash, does not count. Old ones are deleted after a new one is committed. The
 format is by parameter name and the same for every engine; only safetensors and JSON are ever read back.
 
 Every read compares the file with its hash, once per file in a process. A damaged checkpoint that is newer than the
@@ -46,7 +46,13 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Commits one checkpoint: `content` maps file name to {parameter name: tensor}. Rank zero alone calls this.
+    """Save one checkpoint and return its folder. Only rank zero calls this.
+
+    Args:
+        folder: of all checkpoints.
+        step: of the checkpoint.
+        content: tensors by parameter name, by file name.
+        state: the content of state.json.
 
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints are as they were.
@@ -93,7 +99,7 @@ def _replaced(folder: Path, step: int) -> Path:
 
 
 def put_back(folder: Path) -> None:
-    """Undoes the replacement of a checkpoint by itself that came to its end between two renames."""
+    """Undo a replacement of a checkpoint that was interrupted between two renames."""
     check_held(folder)
     for aside in folder.glob(".replaced-*"):
         final = path_of(folder, int(aside.name.rpartition("-")[2]))
@@ -111,7 +117,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a file, computed once in this process while `stat` says the same of the file."""
+    """Return the SHA-256 of a file, computed once in this process unless `stat` of the file changes."""
     status = path.stat()
     key = (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _hashes:
@@ -121,14 +127,14 @@ def _hash(path: Path) -> str:
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps of all directories that are named like a checkpoint, whole or not, ascending."""
+    """Return the steps of all directories that are named like a checkpoint, complete or not, ascending."""
     if not folder.is_dir():
         return []
     return sorted(int(m.group(1)) for p in folder.iterdir() if p.is_dir() and (m := NAME.match(p.name)))
 
 
 def fault(path: Path, *, only: str | None = None, hashes: bool = True) -> str | None:
-    """Return what keeps a directory from being a checkpoint: the file and why. None for a complete one.
+    """Return why a directory is not a complete checkpoint, with the file. None for a complete one.
 
     Args:
         path: the directory.
@@ -163,10 +169,10 @@ def _fault_of_file(file: Path, expected: Any, hashes: bool) -> str | None:
     return None
 
 
-def _is_part(name: str, whole: str) -> bool:
-    """Whether a file is `whole`, one of the parts that it is saved in, or their index."""
-    stem, suffix = Path(whole).stem, Path(whole).suffix
-    return name in (whole, f"{whole}.index.json") or (name.startswith(f"{stem}-") and name.endswith(suffix))
+def _is_part(name: str, file: str) -> bool:
+    """Whether `name` is `file` itself, one of the parts that it is saved in, or their index."""
+    stem, suffix = Path(file).stem, Path(file).suffix
+    return name in (file, f"{file}.index.json") or (name.startswith(f"{stem}-") and name.endswith(suffix))
 
 
 def checked(folder: Path, step: int, name: str | None = None) -> Path:
@@ -187,8 +193,7 @@ def checked(folder: Path, step: int, name: str | None = None) -> Path:
 def newest(folder: Path, *, set_aside: bool = True) -> int | None:
     """Return the step of the newest complete checkpoint, or None where none was ever begun. Reads all of its files.
 
-    Damaged ones that are newer are renamed (`set_aside`): saves that follow would count them, and take their own for
-    old.
+    Damaged ones that are newer are renamed (`set_aside`). Otherwise later saves would count them as the newest ones.
 
     Raises:
         CheckpointError: there are checkpoint directories but none is complete. Never a silent start from scratch.
@@ -211,7 +216,7 @@ def newest(folder: Path, *, set_aside: bool = True) -> int | None:
 
 
 def _set_aside(folder: Path, step: int, why: str) -> None:
-    """Rename a damaged checkpoint, so that it neither counts nor gets in the way of the next save of its step."""
+    """Rename a damaged checkpoint, so that it does not count and a later save can use its name."""
     check_held(folder)
     path = path_of(folder, step)
     to, number = folder / f"damaged-{path.name}", 1
@@ -246,7 +251,7 @@ def read_state(folder: Path, step: int) -> dict[str, Any]:
 def clean(folder: Path, keep: int, protected: Iterable[int]) -> None:
     """Delete all but the newest `keep` complete checkpoints and the protected ones, and files of killed saves.
 
-    Damaged ones, as far as presence and size of their files tell, are renamed and never deleted.
+    Damaged ones (by presence and size of their files) are renamed and never deleted.
     """
     check_held(folder)
     complete = []
@@ -256,10 +261,10 @@ def clean(folder: Path, keep: int, protected: Iterable[int]) -> None:
         else:
             complete.append(step)
     for step in set(complete[:-keep]) - set(protected):
-        doomed = folder / f".deleting-{step:08d}"
-        with contextlib.suppress(OSError):  # a kill in between leaves a name that no one takes for a checkpoint
-            path_of(folder, step).rename(doomed)
-            shutil.rmtree(doomed)
+        deleted = folder / f".deleting-{step:08d}"
+        with contextlib.suppress(OSError):  # a kill in between leaves a name that does not count as a checkpoint
+            path_of(folder, step).rename(deleted)
+            shutil.rmtree(deleted)
     put_back(folder)
-    for left in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The corpus of a recipe as the engine reads it: raw rows cleaned, held-out rows kept apart, encoded by the task."""
+"""The corpus of a recipe: rows are cleaned, validation rows are held out, and the task encodes them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trainer.errors import DataError
 from trainer.recipe import Recipe
 from trainer.task.base import Example, Task, Texts
 
-EVAL_WINDOW = 20_000  # rows of a split that are held and sorted together
-SAMPLED_FROM = 200_000  # its first ones, of which evaluation.max_rows are taken: reading all of a huge one takes hours
+EVAL_WINDOW = 20_000  # rows of a split that are in memory and sorted together
+SAMPLED_FROM = 200_000  # first rows of a split that evaluation.max_rows draws from: reading a huge split takes hours
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Rows of one evaluation batch; `ids` as they stand in predictions.jsonl."""
+    """Rows of one evaluation batch, with their ids as in predictions.jsonl."""
 
     ids: list[str]
     texts: list[Texts]
@@ -45,7 +45,7 @@ class Corpus:
         return self._train
 
     def lanes(self) -> LaneServer:
-        """The training rows as lanes."""
+        """Return the training rows as lanes."""
         data, padding = self.recipe.data, self.task.padding
         plan = LanePlan(
             self.recipe.seed,
@@ -61,7 +61,7 @@ class Corpus:
         return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack)
 
     def batches(self, split: str) -> Iterator[list[EvalBatch]]:
-        """Evaluation batches, fixed before they are dealt to ranks, a window of rows at a time.
+        """Yield evaluation batches, a window of rows at a time. They do not depend on the ranks.
 
         Rows are sorted by length within a window, so that memory is bounded and padding is small.
 
@@ -77,22 +77,30 @@ class Corpus:
             ]
 
     def texts(self, split: str) -> Iterator[tuple[str, Texts]]:
-        """Ids and cleaned texts of a split's rows, in order; bad rows as `data.on_bad_row` says."""
+        """Yield ids and cleaned texts of a split's rows, in order. `data.on_bad_row` decides about bad rows.
+
+        Raises:
+            DataError: the recipe has no such split, or a row is bad.
+        """
         data = self.recipe.data
         source = self.train if split == "train" else open_split(data, split, self.roles)  # type: ignore[arg-type]
         if source is None:
             raise DataError(f"the recipe has no data.{split}; set it to a file pattern below data.root={data.root!r}")
         for row in source:
-            texts = self.cleaned(row)
-            if isinstance(texts, BadRow):
-                if data.on_bad_row == "fail":
-                    raise DataError(texts.describe(source.shards[row.id[0]].name))
-                continue
-            if self._belongs(texts, split):
+            if (texts := self._usable(row, source, split)) is not None:
                 yield source.name_of(row.id), texts
 
-    def cleaned(self, row: Row) -> Texts | BadRow:
-        return clean_row(row, self.roles, self.recipe.data.columns, self._clean)
+    def _usable(self, row: Row, source: Source, split: str) -> Texts | None:
+        """Return the cleaned texts of a row. None for a bad row that is skipped, and for a row of another split."""
+        data = self.recipe.data
+        texts = clean_row(row, self.roles, data.columns, self._clean)
+        if isinstance(texts, BadRow):
+            if data.on_bad_row == "fail":
+                raise DataError(texts.describe(source.shards[row.id[0]].name))
+            return None
+        if not isinstance(data.validation, float) or split == "test":
+            return texts
+        return texts if held_out(texts, data.validation) == (split == "validation") else None
 
     def _windows(self, split: str) -> Iterator[list[tuple[str, Texts]]]:
         most = self.recipe.evaluation.max_rows
@@ -101,37 +109,24 @@ class Corpus:
             yield window
 
     def _sample(self, split: str, most: int) -> list[tuple[str, Texts]]:
-        """At most so many rows of a split, in order: those of the least keys, so that they are the same every time.
+        """Return at most `most` rows of a split, in order, and the same ones every time: those with the least keys.
 
-        The first rows of a split are often all of one class. The sample is kept: later evaluations read no file.
+        The first rows of a split are often all of one class. The sample is cached: later evaluations read no file.
         """
         if (split, most) not in self._samples:
             rows = enumerate(islice(self.texts(split), max(most, SAMPLED_FROM)))
             least = heapq.nsmallest(most, rows, key=lambda row: key("evaluation", row[1][0]))
-            self._samples[split, most] = [found for _, found in sorted(least, key=itemgetter(0))]
+            self._samples[split, most] = [row for _, row in sorted(least, key=itemgetter(0))]
         return self._samples[split, most]
 
-    def _belongs(self, texts: Texts, split: str) -> bool:
-        share = self.recipe.data.validation
-        if not isinstance(share, float) or split == "test":
-            return True
-        return held_out(texts, share) == (split == "validation")
-
     def _encode(self, rows: list[Row]) -> list[tuple[Example, int] | None]:
-        cleaned: list[Texts | None] = []
-        for row in rows:
-            texts = self.cleaned(row)
-            if isinstance(texts, BadRow):
-                if self.recipe.data.on_bad_row == "fail":
-                    raise DataError(texts.describe(self.train.shards[row.id[0]].name))
-                cleaned.append(None)
-            else:
-                cleaned.append(texts if self._belongs(texts, "train") else None)
-        kept = [(row, texts) for row, texts in zip(rows, cleaned, strict=True) if texts is not None]
-        encoded = iter(self.task.encode([texts for row, texts in kept if row.example is None]))
-        ready = iter([row.example if row.example is not None else next(encoded) for row, _ in kept])
-        made = [next(ready) if texts is not None else None for texts in cleaned]
-        return [(example, self.task.length(example)) if example is not None else None for example in made]
+        """Return the example and length of each training row. None for rows that are not usable."""
+        usable = [self._usable(row, self.train, "train") for row in rows]
+        pairs = [(row, texts) for row, texts in zip(rows, usable, strict=True) if texts is not None]
+        encoded = iter(self.task.encode([texts for row, texts in pairs if row.example is None]))
+        ready = iter([row.example if row.example is not None else next(encoded) for row, _ in pairs])
+        examples = [None if texts is None else next(ready) for texts in usable]
+        return [None if example is None else (example, self.task.length(example)) for example in examples]
 
     def _pack(self, examples: list[Example]) -> list[tuple[Example, int, list[int]]]:
         return [(example, self.task.length(example), begun) for example, begun in self.task.pack(examples)]
@@ -145,7 +140,10 @@ class Corpus:
 
 
 def batches_by_length(lengths: Sequence[int], padded: Callable[[int], int], limit: int) -> list[list[int]]:
-    """Numbers of texts in batches of like lengths, each of at most `limit` padded tokens unless one alone has more."""
+    """Return the indices of texts in batches of similar lengths.
+
+    A batch has at most `limit` padded tokens, unless one text alone has more.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if not batches or padded(lengths[i]) * (len(batches[-1]) + 1) > limit:
@@ -155,10 +153,10 @@ def batches_by_length(lengths: Sequence[int], padded: Callable[[int], int], limi
 
 
 def deals_whole_shards(source: Source, plan: LanePlan) -> bool:
-    """Whether whole shards go to lanes: there are at least as many as lanes, and every lane gets as much, in bytes.
+    """Whether whole shards are dealt to lanes: every lane gets at least one, and about as many bytes as the others.
 
-    The sum for each lane matters, not one shard's size. Shards of unknown size count as equal, so their number must
-    be a multiple of the lanes; so do prepared ones, to which rows were dealt in turn.
+    The sum for each lane matters, not the size of one shard. Shards of unknown size count as equal, so their number
+    must be a multiple of the lanes. The same holds for prepared shards, to which rows were dealt in turn.
     """
     shards = source.shards
     if len(shards) < plan.lanes:

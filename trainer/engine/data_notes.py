@@ -1,4 +1,4 @@
-"""Warnings about surveyed data that a run may be trained on, but that is seldom meant."""
+"""Warnings about surveyed data that a run can be trained on, but that are often a mistake."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 8  # classes that a warning lists
 
 
 def notes(recipe: Recipe, data: Mapping[str, Any]) -> list[str]:
-    """Sentences about bad rows, cut rows, unknown tokens, classes without rows, and rows that are also in train.
+    """Return warnings about bad rows, cut rows, unknown tokens, missing classes, and rows that are also in train.
 
     Args:
         recipe: of the run.
@@ -46,7 +46,7 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
 
 
 def cut_by(recipe: Recipe, role: str) -> str:
-    """The key that a role is cut by, with its value."""
+    """Return the recipe key that limits the length of a role, with its value."""
     own = getattr(recipe.task, "max_target_length", None) if role == "trg" else None
     return f"data.max_length={recipe.data.max_length}" if own is None else f"task.max_target_length={own}"
 
@@ -75,5 +75,5 @@ def _classes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping
         shown = ", ".join(map(repr, missing[:SHOWN]))
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     share = recipe.data.validation if split == "validation" and isinstance(recipe.data.validation, float) else None
-    held = "" if share is None else f": the share data.validation={share:g}, drawn by hash, has none. Raise it"
-    yield f"data.{split}: no row of class {shown}{more}{held}"
+    fix = "" if share is None else f": the share data.validation={share:g}, drawn by hash, is too small. Raise it"
+    yield f"data.{split}: no row of class {shown}{more}{fix}"

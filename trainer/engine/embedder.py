@@ -1,4 +1,4 @@
-"""Texts to vectors: the last hidden states of a run's trunk, or of any model of the transformers library.
+"""Embed texts as vectors: the last hidden states of a run's trunk, or of any model of the transformers library.
 
 Shapes: B texts, T tokens, M features.
 """
@@ -33,13 +33,13 @@ Pooling = Literal["cls", "mean", "tokens"]
 POOLINGS = ("cls", "mean", "tokens")
 KINDS = ("classification", "language_modeling")  # tasks whose trunk reads one text
 TOKENS_PER_BATCH = 4096
-WINDOW = {"cls": 512, "mean": 512, "tokens": 64}  # texts that are held and sorted by length together
-FEW = 8  # widths are multiples of this where they can be: few shapes occur
-ENDLESS = 10**9  # a tokenizer that knows no limit says a greater number
+WINDOW = {"cls": 512, "mean": 512, "tokens": 64}  # texts that are in memory and sorted by length together
+WIDTH_MULTIPLE = 8  # of widths where possible, so that few shapes occur
+UNLIMITED = 10**9  # tokenizers without a limit report a greater number
 
 
 class Embedded(NamedTuple):
-    """What is known of one text."""
+    """The embedding of one text."""
 
     text: str
     tokens: list[str]  # special ones included
@@ -49,16 +49,17 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class Embedder:
-    """A trunk and how texts get to it.
+    """A trunk with the encoding of its input.
 
     Attributes:
-        trunk: gives hidden states; in eval mode.
-        encode: texts to `input_ids` (and `token_type_ids`), cut to what the trunk reads, and whether one was cut.
+        trunk: returns hidden states; in eval mode.
+        encode: turns texts into `input_ids` (and `token_type_ids`), truncated to what the trunk reads, and returns
+            whether a text was truncated.
         tokenizer: names the tokens.
-        pad_id: what rows are padded with.
-        padding: how wide batches are.
+        pad_id: the padding token.
+        padding: the widths of batches.
         width: M.
-        last: with pooling cls, the last token stands for the text.
+        last: pooling `cls` takes the last token.
         limit: padded tokens of a batch, at most.
     """
 
@@ -73,10 +74,10 @@ class Embedder:
 
     @classmethod
     def of_run(cls, run: RunDir, recipe_type: type[Recipe], max_length: int | None = None) -> Embedder:
-        """With the run's cleaning, tokenizer and max_length.
+        """Return the embedder of a run, with its cleaning, tokenizer and max_length.
 
         Raises:
-            UsageError: this is no run directory, its task reads no single text, or max_length is more than the run's.
+            UsageError: this is not a run directory, its task reads pairs of texts, or max_length exceeds the run's.
             CheckpointError: its model has not been written yet.
         """
         task = TrainedRun.task_of(run, recipe_type)
@@ -87,8 +88,8 @@ class Embedder:
             raise UsageError(
                 f"--max-length {room}: the run was trained with data.max_length={task.recipe.data.max_length}; lower it"
             )
-        finished = TrainedRun.open(run, recipe_type, [f"data.max_length={room}"])
-        task, recipe, model = finished.task, finished.recipe, finished.model
+        trained = TrainedRun.open(run, recipe_type, [f"data.max_length={room}"])
+        task, recipe, model = trained.task, trained.recipe, trained.model
         if (prefix := trunk_prefix(model)) is None:
             raise UsageError(f"embed: {type(model).__name__} of {run.path} is not divided into trunk and head")
         choose_attention(model, getattr(recipe.model, "attention", None))
@@ -116,7 +117,7 @@ class Embedder:
 
     @classmethod
     def of_model(cls, name: str, max_length: int | None = None) -> Embedder:
-        """A model of the transformers library by Hub id, folder, or pkg://package/folder, with its own tokenizer.
+        """Return the embedder of a transformers model by Hub id, folder, or pkg://package/folder.
 
         Raises:
             UsageError: it cannot be loaded, or has fewer positions than max_length.
@@ -128,7 +129,7 @@ class Embedder:
         limit = position_limit(config)
         if max_length is not None and limit is not None and max_length > limit:
             raise UsageError(f"--max-length {max_length}: {name!r} has {limit} positions; lower it")
-        own = tokenizer.model_max_length if tokenizer.model_max_length < ENDLESS else None
+        own = tokenizer.model_max_length if tokenizer.model_max_length < UNLIMITED else None
         room = max_length or min((n for n in (own, limit) if n is not None), default=None)
         layout = Layout.of(tokenizer, pair=False)
 
@@ -141,16 +142,16 @@ class Embedder:
 
         use_attention(trunk, "sdpa")
         pad, narrow = tokenizer.pad_token_id, padding_of(config, training=False)
-        wide = narrow.also(FEW)
+        wide = narrow.also(WIDTH_MULTIPLE)
         padding = wide if limit is None or (room is not None and wide.width(room) <= limit) else narrow
         last = ends_with_summary(trunk)
         return cls(trunk, encode, tokenizer, 0 if pad is None else pad, padding, hidden_width(config), last)
 
     @torch.no_grad()
     def __call__(self, texts: Iterable[str], pooling: Pooling = "mean") -> Iterator[Embedded]:
-        """One record per text, in order and in constant memory.
+        """Yield one record per text, in order and in constant memory.
 
-        With `cls`, the last token of a causal model stands for the text: its first token sees nothing else.
+        With `cls`, the last token of a causal model is used: its first token attends to nothing else.
         """
         device = best_device()
         self.trunk.to(device)
@@ -158,30 +159,30 @@ class Embedder:
         while window := list(islice(source, WINDOW[pooling])):
             encoded = self.encode(window)
             examples = [example for example, _ in encoded]
-            found: dict[int, np.ndarray] = {}
+            vectors: dict[int, np.ndarray] = {}
             some = [i for i, e in enumerate(examples) if e["input_ids"]]  # without special ones a text may have none
             lengths = [len(examples[i]["input_ids"]) for i in some]
             for numbers in batches_by_length(lengths, self.padding.width, self.limit):
                 batch = [some[number] for number in numbers]
-                found |= dict(zip(batch, self._embed([examples[i] for i in batch], pooling, device), strict=True))
+                vectors |= dict(zip(batch, self._embed([examples[i] for i in batch], pooling, device), strict=True))
             nothing = np.zeros((0, self.width) if pooling == "tokens" else self.width, np.float32)
             for i, text in enumerate(window):
                 ids = examples[i]["input_ids"] if pooling == "tokens" else []
-                yield Embedded(text, self.tokenizer.convert_ids_to_tokens(ids), found.get(i, nothing), encoded[i][1])
+                yield Embedded(text, self.tokenizer.convert_ids_to_tokens(ids), vectors.get(i, nothing), encoded[i][1])
 
     def _embed(self, examples: Sequence[Example], pooling: Pooling, device: torch.device) -> list[np.ndarray]:
-        """Of each example (M,), or (T, M) with as many rows as it has tokens."""
+        """Return a vector (M,) of each example, or (T, M) for its tokens."""
         lengths = [len(e["input_ids"]) for e in examples]
         inputs = {"input_ids": self._padded([e["input_ids"] for e in examples], self.pad_id, device)}
         inputs["attention_mask"] = mask = self._padded([[1] * n for n in lengths], 0, device)
         if "token_type_ids" in examples[0]:
             inputs["token_type_ids"] = self._padded([e["token_type_ids"] for e in examples], 0, device)
-        found = self.trunk(**inputs)
-        hidden = (found if isinstance(found, Tensor) else found.last_hidden_state).float()
+        output = self.trunk(**inputs)
+        hidden = (output if isinstance(output, Tensor) else output.last_hidden_state).float()
         if pooling == "tokens":
             return [row[m > 0].cpu().numpy() for row, m in zip(hidden, mask, strict=True)]
         return list(pool(hidden, mask, pooling, self.last).cpu().numpy())
 
     def _padded(self, sequences: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-        """(B, W) int64."""
+        """Return the padded sequences: (B, W) int64."""
         return torch.tensor(self.padding.rows(sequences, value), dtype=torch.int64, device=device)

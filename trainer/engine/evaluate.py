@@ -21,14 +21,15 @@ from trainer.task.base import Record, Task
 def evaluate(
     runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, *, predict: bool, resamples: int = 0
 ) -> tuple[dict[str, Any], list[Record]]:
-    """Scores of a split on all ranks, and the records behind them on rank zero (elsewhere none). All ranks enter.
+    """Return the scores of a split on all ranks, and its records on rank zero (elsewhere none). All ranks.
 
-    With `predict=False` only what needs no prediction: loss, perplexity, rows. `resamples` of the rows are drawn for
-    the intervals; 0 = none.
+    Args:
+        predict: False computes only what needs no prediction: loss, perplexity, rows.
+        resamples: bootstrap samples for the intervals. 0 = no intervals.
 
     Raises:
         DataError: the split has no row.
-        Preempted: a rank was told to stop; nothing of the evaluation is kept.
+        Preempted: a rank has received a stop signal. The evaluation is dropped.
     """
     was_training = [module for module in model.modules() if module.training]  # a frozen trunk is not
     model.eval()
@@ -47,18 +48,18 @@ def evaluate(
 
 
 def selection_score(runtime: Runtime, scores: dict[str, Any], metric: str) -> float:
-    """The score of `validation` that selects and stops. All ranks enter.
+    """Return the score of `validation` by which checkpoints are selected and training stops. All ranks.
 
     Raises:
-        DataError: there is none.
+        DataError: the metric has no value.
     """
 
     def read() -> float:
         if metric not in scores:
             raise no_score(metric, "not all classes occur in the rows of data.validation that are evaluated")
-        return scores[metric]
+        return float(scores[metric])
 
-    return runtime.on_main(read)
+    return float(runtime.on_main(read))
 
 
 def no_score(metric: str, reason: str) -> DataError:
@@ -71,14 +72,14 @@ def no_score(metric: str, reason: str) -> DataError:
 def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, predict: bool) -> list[Record]:
     records: list[Record] = []
     for window in corpus.batches(split):
-        mine: list[Record] = []
-        for first in range(0, len(window), runtime.world):
+        own: list[Record] = []
+        for batch in runtime.data_parallel.rounds(window):
             runtime.check_stop(f"during the evaluation of {split}")
-            if first + runtime.rank < len(window):
+            if batch is not None:
                 runtime.heartbeat(f"the evaluation of {split}")
-                mine += evaluate_batch(runtime, task, model, window[first + runtime.rank], predict)
-        for part in runtime.gather(mine) or []:
-            records += part
+                own += evaluate_batch(runtime, task, model, batch, predict)
+        for gathered in runtime.gather(own) or []:
+            records += gathered
     return in_corpus_order(records)
 
 
@@ -86,10 +87,11 @@ def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, spl
 def evaluate_batch(
     runtime: Runtime, task: Task, model: nn.Module, batch: EvalBatch, predict: bool = True
 ) -> list[Record]:
-    """Records of one batch."""
+    """Return the records of one batch."""
     inputs = {name: tensor.to(runtime.device) for name, tensor in task.collate(task.corrupt(batch.examples)).items()}
     with runtime.accelerator.autocast():
         losses, counts, predictions = task.assess(model, inputs, predict=predict)
+    rows = zip(batch.ids, batch.texts, predictions, losses.tolist(), counts.tolist(), strict=True)
     return [
         {
             "id": row_id,
@@ -99,13 +101,11 @@ def evaluate_batch(
             "loss": loss,
             "tokens": count,
         }
-        for row_id, texts, prediction, loss, count in zip(
-            batch.ids, batch.texts, predictions, losses.tolist(), counts.tolist(), strict=True
-        )
+        for row_id, texts, prediction, loss, count in rows
     ]
 
 
 def cheap_scores(records: list[Record]) -> dict[str, Any]:
-    """Mean loss per label, its exponential, and the number of rows."""
+    """Return the mean loss per label, its exponential, and the number of rows."""
     loss = math.fsum(r["loss"] for r in records) / max(1, sum(r["tokens"] for r in records))
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "rows": len(records)}

@@ -1,6 +1,6 @@
-"""What a lane's micro-batch leaves for the lane's next one: the memory of a recurrent model.
+"""The memory of a recurrent model: what a lane's micro-batch passes on to the lane's next one.
 
-It belongs to the lane as the bookmark does, and is saved beside it, so that it is the same on any number of ranks.
+It belongs to the lane, as the bookmark does, and is saved with it. So it is the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -15,89 +15,89 @@ from trainer.engine.runtime import Runtime
 from trainer.errors import CheckpointError
 from trainer.task.base import Batch, Task
 
-FILE = "lanes.safetensors"  # in a checkpoint: by lane, where a task carries something
+FILE = "lanes.safetensors"  # in a checkpoint: memories by lane, for tasks that have a memory
 
 
 class LaneMemory:
-    """The memories (rows, …) of the lanes that this rank owns; nothing for a task without (`Task.memory`)."""
+    """The memories (rows, …) of the lanes that this rank owns. Empty for a task without memory (`Task.memory`)."""
 
     def __init__(self, runtime: Runtime, task: Task) -> None:
         self._runtime, self._task = runtime, task
         self._blank = task.memory(1)
         self._lanes: dict[int, Tensor] = {}
-        self._left: list[tuple[Loaded, list[Tensor]]] = []
+        self._pending: list[tuple[Loaded, list[Tensor]]] = []
 
     @property
-    def anything(self) -> bool:
-        """Whether the task carries something."""
+    def enabled(self) -> bool:
+        """Whether the task has a memory."""
         return self._blank is not None
 
-    def given(self, loaded: Loaded) -> Batch:
-        """The inputs of a micro-batch, and as `memory` what the last one of each of its lanes has left."""
-        if not self.anything:
+    def inputs(self, loaded: Loaded) -> Batch:
+        """Return the inputs of a micro-batch with the memory of its lanes."""
+        if not self.enabled:
             return loaded.inputs
-        return {**loaded.inputs, "memory": _joined([self._of(lane, n) for lane, n in loaded.sequences.items()])}
+        return {**loaded.inputs, "memory": _concat([self._of(lane, n) for lane, n in loaded.sequences.items()])}
 
     def _of(self, lane: int, rows: int) -> Tensor:
-        """Of a lane, for so many rows: rows beyond those of its last micro-batch begin anew."""
-        before = self._lanes.get(lane)
-        if before is not None and len(before) >= rows:
-            return before[:rows]
-        blank = self._task.memory(rows if before is None else rows - len(before))
+        """Return a lane's memory for `rows` rows. Rows beyond those of its last micro-batch get a blank memory."""
+        memory = self._lanes.get(lane)
+        if memory is not None and len(memory) >= rows:
+            return memory[:rows]
+        blank = self._task.memory(rows if memory is None else rows - len(memory))
         assert blank is not None
         blank = blank.to(self._runtime.device)
-        return blank if before is None else torch.cat([before, blank.to(before.dtype)])
+        return blank if memory is None else torch.cat([memory, blank.to(memory.dtype)])
 
-    def begin(self) -> None:
-        """Before the first forward of a step, also where a step is begun again."""
-        self._left.clear()
+    def start_step(self) -> None:
+        """Drop what an earlier attempt at this step has added."""
+        self._pending.clear()
 
-    def leave(self, loaded: Loaded, memory: Tensor | None) -> None:
-        """After a forward: what the next micro-batch of these lanes will be given; the parts of one in their order."""
+    def add(self, loaded: Loaded, memory: Tensor | None) -> None:
+        """Add the memory after a forward. Parts of one micro-batch are added in their order."""
         if memory is None:
             return
-        if not self._left or self._left[-1][0] is not loaded:
-            self._left.append((loaded, []))
-        self._left[-1][1].append(memory.detach())
+        if not self._pending or self._pending[-1][0] is not loaded:
+            self._pending.append((loaded, []))
+        self._pending[-1][1].append(memory.detach())
 
-    def keep(self) -> None:
-        """After a step that was made: from now on the next micro-batches are given what these have left."""
-        for loaded, parts in self._left:
-            memory = _joined(parts)
-            apart = memory.split(list(loaded.sequences.values()))
-            # views of one tensor could not be saved: safetensors wants each to have its own memory
-            own = [memory] if len(apart) == 1 else [rows.clone() for rows in apart]
+    def commit(self) -> None:
+        """Pass what was added in this step on to the next one, after the update."""
+        for loaded, parts in self._pending:
+            memory = _concat(parts)
+            by_lane = memory.split(list(loaded.sequences.values()))
+            # views of one tensor could not be saved: safetensors needs separate storage for each
+            own = [memory] if len(by_lane) == 1 else [rows.clone() for rows in by_lane]
             self._lanes |= dict(zip(loaded.sequences, own, strict=True))
-        self._left.clear()
+        self._pending.clear()
 
-    def forget(self) -> None:
-        """After a step that was skipped for NaN or Inf: all lanes begin anew, rather than with what it has left."""
+    def reset(self) -> None:
+        """Give all lanes a blank memory, after a step that was skipped for NaN or Inf."""
         self._lanes.clear()
-        self._left.clear()
+        self._pending.clear()
 
     def collect(self) -> dict[str, Tensor]:
-        """Memories by lane, of all ranks on rank zero. All ranks enter."""
-        if not self.anything:
+        """Return the memories of all ranks by lane, on rank zero. All ranks."""
+        if not self.enabled:
             return {}
-        parts = self._runtime.gather({str(lane): memory.cpu() for lane, memory in self._lanes.items()})
-        return {lane: memory for part in parts or [] for lane, memory in part.items()}
+        gathered = self._runtime.gather({str(lane): memory.cpu() for lane, memory in self._lanes.items()})
+        return {lane: memory for rank in gathered or [] for lane, memory in rank.items()}
 
     def restore(self, saved: Mapping[str, Tensor], lanes: Iterable[int]) -> None:
-        """Takes those of its own lanes out of a checkpoint's.
+        """Restore the memories of this rank's lanes from a checkpoint.
 
         Raises:
-            CheckpointError: they are of another size than this recipe's.
+            CheckpointError: their size differs from this recipe's.
         """
         assert self._blank is not None
         for lane, memory in saved.items():
             if memory.shape[1:] != self._blank.shape[1:]:
                 raise CheckpointError(
                     f"{FILE}: lane {lane} has a memory of {tuple(memory.shape[1:])}, the recipe's model of "
-                    f"{tuple(self._blank.shape[1:])}: go on with the same model.memory and sizes"
+                    f"{tuple(self._blank.shape[1:])}: resume with the same model.memory and sizes"
                 )
         self._lanes = {lane: saved[str(lane)].to(self._runtime.device) for lane in lanes if str(lane) in saved}
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """One after another, without a copy of one alone."""
+def _concat(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate along rows. One part alone is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

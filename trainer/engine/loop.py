@@ -1,4 +1,4 @@
-"""When to step, log, evaluate, save and stop. All ranks take every branch together."""
+"""The training loop: when to step, log, evaluate, save and stop. All ranks take every branch together."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.data.lanes import Bookmark, LaneServer
-from trainer.data.loader import Loaded, load_epoch, owned_lanes
-from trainer.engine import checkpoint
+from trainer.data.loader import Loaded, load_epoch
+from trainer.engine import checkpoint, lane_memory
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate, selection_score
-from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.progress import Progress
+from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals, agree
@@ -31,24 +31,18 @@ from trainer.task.base import Task
 log = logging.getLogger("rankzero")
 
 
-class Reporter(Protocol):
-    """What rank zero shows and writes while training (`trainer.engine.reporter`)."""
-
-    def step(self, progress: Progress, share: float, totals: Totals, lr: float, grad_norm: float) -> None: ...
-    def logged(self, progress: Progress, loss: float) -> None: ...
-    def evaluating(self) -> None: ...
-    def evaluated(self, progress: Progress, scores: dict[str, Any], best: bool, tied: bool = False) -> None: ...
-    def stopped_early(self, facts: dict[str, Any]) -> None: ...
-    def rows(self, step: int, ids: dict[str, list[str]]) -> None: ...
-
-
 @dataclass
 class Loop:
-    """One run's training, from where `progress` stands to the end of the recipe."""
+    """The training of one run, from `progress` to the end of the recipe.
+
+    Attributes:
+        model: the one that is evaluated.
+        total_rows: training rows of one epoch. None = unknown, and `max_steps` ends the run.
+    """
 
     runtime: Runtime
     task: Task
-    model: nn.Module  # the bare one
+    model: nn.Module
     corpus: Corpus
     server: LaneServer
     stepper: Stepper
@@ -56,36 +50,34 @@ class Loop:
     progress: Progress
     run: RunDir
     reporter: Reporter
-    total_rows: int | None  # training rows of one epoch; None = unknown (max_steps ends)
+    total_rows: int | None
     profiler: AbstractContextManager[Any] | None = None
 
     def __post_init__(self) -> None:
         self._loop = self.task.recipe.loop
-        self._groups = owned_lanes(
-            self.task.recipe.data.lanes, self.runtime.rank, self.runtime.world, self._loop.fuse_lanes
-        )
+        self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self._loop.fuse_lanes)
         self._saved = self.progress.step if self.progress.step else -1
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self._targets = 0
         self._writer = Writer()
 
     def train(self) -> None:
-        """Trains to the end; the last step is always evaluated and saved.
+        """Train to the end. The last step is always evaluated and saved.
 
         Raises:
-            Preempted: a rank was told to stop; the last finished step is saved.
-            NumericsError: NaN or Inf; the last grid checkpoint stands.
+            Preempted: a rank has received a stop signal. The last finished step is saved.
+            NumericsError: NaN or Inf. The last checkpoint is kept.
         """
         try:
-            if self.progress.eval_pending:  # a stop came in the middle of this step's evaluation
-                self._on_grid(evaluate_now=True)
+            if self.progress.eval_pending:  # the run was stopped during the evaluation of this step
+                self._evaluate_and_save(evaluate_now=True)
             with self.profiler or nullcontext() as profile:
                 while not self.finished():
                     self._epoch(profile)
             if self._targets:  # the same on all ranks
                 self._log()
             if self.progress.evaluated < self.progress.step or self._saved < self.progress.step:
-                self._on_grid(evaluate_now=self.progress.evaluated < self.progress.step)
+                self._evaluate_and_save(evaluate_now=self.progress.evaluated < self.progress.step)
             if facts := self.progress.stopped_early(self._loop.early_stopping):
                 self.reporter.stopped_early(facts)
             self.runtime.on_main(self._writer.wait)
@@ -95,12 +87,12 @@ class Loop:
             self.runtime.on_main(self._writer.wait)
             raise
         finally:
-            self._writer.wait()  # whatever happened, what has been begun is finished
+            self._writer.wait()  # a save that has begun is finished, whatever has happened
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _epoch(self, profile: Any) -> None:
-        """The rest of the current epoch, or to the end of the run if that comes first."""
+        """Train the rest of the current epoch, or to the end of the run if that comes first."""
         for batches in self._batches():
             totals = agree(self.runtime, self.task, batches)  # waits for all ranks
             if totals.stopping:
@@ -112,7 +104,7 @@ class Loop:
                 profile.step()
             due_eval, due_save = self._due(self._loop.eval_every), self._due(self._loop.save_every)
             if due_eval or due_save:
-                self._on_grid(evaluate_now=due_eval)
+                self._evaluate_and_save(evaluate_now=due_eval)
             if self.finished():
                 return
         if self._loop.epochs == self.progress.epoch + 1 and self._targets:  # the rest belongs to this epoch
@@ -120,10 +112,10 @@ class Loop:
         self.progress.next_epoch()
         at_end = "epoch" in (self._loop.eval_every, self._loop.save_every) and self.progress.step > 0
         if at_end and not self.finished():
-            self._on_grid(evaluate_now=self._loop.eval_every == "epoch")
+            self._evaluate_and_save(evaluate_now=self._loop.eval_every == "epoch")
 
     def _batches(self) -> Iterator[list[Loaded | None]]:
-        """For each step what this rank's groups hold, then nothing for ever: other ranks may have more."""
+        """Return the micro-batches of each step, without end: other ranks may have more steps than this one."""
         data = self.task.recipe.data
         loaded = load_epoch(
             self.server,
@@ -156,33 +148,34 @@ class Loop:
         if result.finite:
             progress.skipped = 0
             self.state.after_step(number)
-            self.stepper.lane_memory.keep()
+            self.stepper.lane_memory.commit()
+            self._loss_sum += result.loss_sum
+            self._targets += totals.targets
         else:
-            self._not_finite(batches, number)
+            self._skip(batches, number)
         for loaded in batches:
             progress.marks.update(loaded.lanes if loaded else {})
         progress.step, progress.rows = number, progress.rows + totals.rows
         self.runtime.heartbeat("the end of a step", number)
-        self._loss_sum += result.loss_sum if result.finite else 0.0
-        self._targets += totals.targets if result.finite else 0
-        self._keep_ledger(number, batches)
-        self.reporter.step(
-            progress, self._share(), totals, (optim.head_lr or optim.lr) * multiplier(0), result.grad_norm
-        )
+        self._append_to_ledger(number, batches)
+        lr = (optim.head_lr or optim.lr) * multiplier(0)
+        self.reporter.step(progress, self._share(), totals, lr, result.grad_norm)
         if number % self._loop.log_every == 0:
             self._log()
 
     def _log(self) -> None:
-        loss = self.runtime.sum_float([float(self._loss_sum)])[0] / max(1, self._targets)  # waits for all ranks
+        loss = self.runtime.sum([float(self._loss_sum)], torch.float64)[0] / max(
+            1, self._targets
+        )  # waits for all ranks
         self._loss_sum.zero_()
         self._targets = 0
         self.reporter.logged(self.progress, loss)
 
-    def _not_finite(self, batches: list[Loaded | None], number: int) -> None:
-        """Ends the run, or counts the step as skipped. All ranks are here: the gradient is the same on all."""
+    def _skip(self, batches: list[Loaded | None], number: int) -> None:
+        """Count a step as skipped for NaN or Inf, or end the run. All ranks: the gradient is the same on all."""
         names = [shard.name for shard in self.corpus.train.shards]
         message = self.stepper.explain(batches, number, self.progress.epoch, names)
-        self.stepper.lane_memory.forget()
+        self.stepper.lane_memory.reset()
         self.progress.skipped += 1
         if self._loop.on_nonfinite == "stop":
             raise NumericsError(message)
@@ -191,62 +184,58 @@ class Loop:
         if self.runtime.main:
             log.warning("step %d is skipped: %s", number, message)
 
-    def _keep_ledger(self, number: int, batches: list[Loaded | None]) -> None:
-        """`track: [ledger]`: which rows each lane gave to each step, for proofs."""
+    def _append_to_ledger(self, number: int, batches: list[Loaded | None]) -> None:
+        """With `track: [ledger]`, write which rows of each lane a step has used."""
         if "ledger" not in self.task.recipe.track:
             return
         source = self.corpus.train
-        mine = {
+        own = {
             str(lane): [source.name_of(i) for i in ids]
             for loaded in batches
             if loaded
             for lane, ids in loaded.ids.items()
         }
-        parts = self.runtime.gather(mine)
-        if parts is not None:
-            self.reporter.rows(number, {lane: ids for part in parts for lane, ids in part.items()})
+        gathered = self.runtime.gather(own)
+        if gathered is not None:
+            self.reporter.rows(number, {lane: ids for rank in gathered for lane, ids in rank.items()})
 
-    # -- the grid --------------------------------------------------------------------------------------------------
+    # -- evaluation and checkpoints --------------------------------------------------------------------------------
 
     def _due(self, every: int | str) -> bool:
         return isinstance(every, int) and self.progress.step > 0 and self.progress.step % every == 0
 
-    def _on_grid(self, *, evaluate_now: bool) -> None:
-        """Evaluation (which selects) and a checkpoint. Only these steps count for best and for averaging."""
+    def _evaluate_and_save(self, *, evaluate_now: bool) -> None:
+        """Evaluate and save at a scheduled step. Only these steps count for the best one and for averaging."""
         progress = self.progress
         if evaluate_now and progress.evaluated < progress.step:
             progress.eval_pending = True
             self._evaluate()
             progress.eval_pending, progress.evaluated = False, progress.step
         if progress.step not in progress.scheduled_steps:
-            progress.scheduled_steps = [*progress.scheduled_steps, progress.step][-self._averaged() :]
+            averaging = self.task.recipe.optim.averaging
+            kept = averaging.last if averaging.kind == "last" else 1
+            progress.scheduled_steps = [*progress.scheduled_steps, progress.step][-kept:]
         self._save()
 
     def _evaluate(self) -> None:
-        """Selection reads `validation` only, never `test`; all ranks decide alike."""
+        """Evaluate `validation`, and never `test`, to select and to stop. All ranks decide alike."""
         progress, stopping = self.progress, self._loop.early_stopping
         if self.task.recipe.data.validation is None:
             return
         self.reporter.evaluating()
+        predict = stopping.metric not in self.task.cheap_metrics
         with self.state.eval_weights():
-            scores, _ = evaluate(
-                self.runtime,
-                self.task,
-                self.model,
-                self.corpus,
-                "validation",
-                predict=stopping.metric not in self.task.cheap_metrics,
-            )
+            scores, _ = evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)
         value = selection_score(self.runtime, scores, stopping.metric)
         lower = self.task.metrics[stopping.metric] == "min"
         tied = progress.best is not None and value == progress.best.value
-        better = progress.judge(value, lower, stopping.min_delta)
+        better = progress.record_evaluation(value, lower, stopping.min_delta)
         progress.ended = stopping.patience is not None and progress.bad_evals >= stopping.patience
         if self.task.recipe.optim.schedule == "plateau":
-            self._reduce(value, "min" if lower else "max")
+            self._update_plateau(value, "min" if lower else "max")
         self.reporter.evaluated(progress, scores, better, tied)
 
-    def _reduce(self, value: float, mode: str) -> None:
+    def _update_plateau(self, value: float, mode: str) -> None:
         settings = self.task.recipe.optim.plateau
         state = self.progress.plateau
         plateau = (
@@ -258,15 +247,16 @@ class Loop:
         self.progress.plateau = {"current": plateau.current, "state": plateau.state()}
 
     def _save(self) -> None:
-        """One checkpoint by rank zero, written beside the next steps; its error is that of all ranks. All ranks wait
-        until rank zero has its snapshot."""
+        """Save a checkpoint on rank zero, in the background. Its error is raised on all ranks.
+
+        All ranks wait until rank zero has its snapshot.
+        """
         progress = self.progress
-        own = {lane: progress.marks[lane] for group in self._groups for lane in group}
-        parts = self.runtime.gather(own)
-        marks: dict[int, Bookmark] = {lane: mark for part in parts or [] for lane, mark in part.items()}
+        gathered = self.runtime.gather({lane: progress.marks[lane] for group in self._groups for lane in group})
+        marks: dict[int, Bookmark] = {lane: mark for rank in gathered or [] for lane, mark in rank.items()}
         tensors, extra = self.state.collect()
-        if carried := self.stepper.lane_memory.collect():
-            tensors[CARRIED] = carried
+        if memories := self.stepper.lane_memory.collect():
+            tensors[lane_memory.FILE] = memories
         step, state = progress.step, {"format": 1, **extra, **progress.to_json(marks)}
         protected = [step, *([progress.best.step] if progress.best else []), *progress.scheduled_steps]
 
@@ -277,14 +267,10 @@ class Loop:
         self.runtime.on_main(lambda: self._writer.submit(tensors, write, owned=self.state.sharded))
         self._saved = step
 
-    def _averaged(self) -> int:
-        averaging = self.task.recipe.optim.averaging
-        return averaging.last if averaging.kind == "last" else 1
-
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def _share(self) -> float:
-        """Share of the planned training that is done: by rows or by steps, whichever ends first."""
+        """Return the share of the planned training that is done: by rows or by steps, whichever ends first."""
         progress, shares = self.progress, [0.0]
         if self._loop.max_steps is not None:
             shares.append(progress.step / self._loop.max_steps)

@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint's state.json holds beside weights and moments."""
+"""The position of a run in its training: what state.json of a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON_KEYS = {"bad_evals": "waited", "eval_pending": "owed", "scheduled_steps": "
 
 @dataclass
 class Best:
-    """The best evaluation so far on the grid of eval_every; ties go to the later step."""
+    """The best evaluation so far at steps of `loop.eval_every`. Of equal ones, the later step."""
 
     step: int
     value: float
@@ -23,21 +23,35 @@ class Best:
 
 @dataclass
 class Progress:
-    """All counts are of finished steps; bookmarks are those of the last finished step."""
+    """Counts are of finished steps, and bookmarks are those of the last finished step.
+
+    Attributes:
+        marks: the bookmark of each lane.
+        epoch: that the next step belongs to, counted from 0.
+        rows: used since the run began.
+        reference: an evaluation must be better than this by more than `min_delta` to count as an improvement.
+        bad_evals: evaluations in a row without improvement.
+        plateau: the state of the plateau schedule.
+        evaluated: the last step that was evaluated.
+        eval_pending: the run was stopped during the evaluation of this step.
+        scheduled_steps: the last steps of `loop.eval_every`, for averaging.
+        skipped: steps in a row that were skipped for NaN or Inf.
+        ended: early stopping has ended the run.
+    """
 
     marks: dict[int, Bookmark]
     step: int = 0
-    epoch: int = 0  # that the next step belongs to, counted from 0
-    rows: int = 0  # consumed since the run began
+    epoch: int = 0
+    rows: int = 0
     best: Best | None = None
-    reference: float | None = None  # what an evaluation must be better than by more than min_delta to end the waiting
-    bad_evals: int = 0  # evaluations in a row without improvement
+    reference: float | None = None
+    bad_evals: int = 0
     plateau: dict[str, Any] | None = None
-    evaluated: int = -1  # last step that was evaluated
-    eval_pending: bool = False  # a stop came in the middle of this step's evaluation
-    scheduled_steps: list[int] = field(default_factory=list)  # the last steps of loop.eval_every, for averaging
-    skipped: int = 0  # steps in a row that were skipped for NaN or Inf
-    ended: bool = False  # early stopping has decided
+    evaluated: int = -1
+    eval_pending: bool = False
+    scheduled_steps: list[int] = field(default_factory=list)
+    skipped: int = 0
+    ended: bool = False
 
     @classmethod
     def start(cls, lanes: int) -> Progress:
@@ -45,12 +59,12 @@ class Progress:
 
     @property
     def last_epoch(self) -> int:
-        """Epoch of the last finished step, counted from 0. `epoch` is the next one once all lanes have finished it."""
+        """The epoch of the last finished step, counted from 0."""
         between = all(mark == Bookmark(self.epoch) for mark in self.marks.values())
         return max(0, self.epoch - 1) if between else self.epoch
 
     def stopped_early(self, stopping: EarlyStopping) -> dict[str, Any] | None:
-        """Where and why early stopping ended the run. None if it has not."""
+        """Return where and why early stopping ended the run. None if it has not."""
         if not self.ended:
             return None
         why = {"metric": stopping.metric, "patience": stopping.patience, "min_delta": stopping.min_delta}
@@ -61,7 +75,7 @@ class Progress:
         self.marks = {lane: Bookmark(self.epoch) for lane in self.marks}
 
     def finished(self, loop: LoopConfig) -> bool:
-        """Whether no step is left to train: early stopping has decided, or an end of the recipe is reached."""
+        """Whether no step is left to train: early stopping has ended the run, or an end of the recipe is reached."""
         return (
             self.ended
             or (loop.max_steps is not None and self.step >= loop.max_steps)
@@ -69,7 +83,7 @@ class Progress:
         )
 
     def epochs_begun(self) -> int:
-        """Epochs of which at least one step was trained."""
+        """Return the number of epochs of which at least one step was trained."""
         begun = any(mark != Bookmark(self.epoch) for mark in self.marks.values())
         return self.epoch + int(begun)
 
@@ -77,10 +91,13 @@ class Progress:
         """Undo an early stop that a higher patience would not have made."""
         self.ended = self.ended and patience is not None and self.bad_evals >= patience
 
-    def judge(self, value: float, lower: bool, min_delta: float) -> bool:
-        """Takes the value of an evaluation, of which lower or higher ones are better; whether it is the best so far.
+    def record_evaluation(self, value: float, lower: bool, min_delta: float) -> bool:
+        """Record the value of an evaluation. Return whether it is the best so far.
 
-        `best` moves with any gain and `reference` by more than `min_delta` alone, so that many small gains are one.
+        Any gain moves `best`. Only a gain of more than `min_delta` moves `reference`, so that many small gains add up.
+
+        Args:
+            lower: lower values are better.
         """
 
         def gain(before: float | None) -> float:
@@ -99,7 +116,7 @@ class Progress:
         return better
 
     def to_json(self, marks: dict[int, Bookmark]) -> dict[str, Any]:
-        """`marks`: of all lanes; a rank alone keeps up only its own."""
+        """Return the content of state.json. `marks` are those of all lanes: a rank knows only its own."""
         values = {
             JSON_KEYS.get(name, name): value for name, value in vars(self).items() if name not in ("marks", "best")
         }
@@ -110,6 +127,6 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> Progress:
         names = cls.__dataclass_fields__.keys() - {"marks", "best"}
         best = Best(**state["best"]) if state["best"] else None
-        state = {"reference": best.value if best else None, **state}  # checkpoints of before have none
+        state = {"reference": best.value if best else None, **state}  # older checkpoints have no reference
         marks = {lane: Bookmark(**mark) for lane, mark in enumerate(state["bookmarks"])}
         return cls(marks=marks, best=best, **{name: state[JSON_KEYS.get(name, name)] for name in names})

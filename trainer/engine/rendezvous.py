@@ -26,18 +26,18 @@ from trainer.errors import RankError
 from trainer.rank_env import UNSET, ranks_text
 
 SECONDS = 600.0  # that ranks wait for each other
+GROUP_TIMEOUT = timedelta(hours=1)  # of collectives: rank zero reads the corpus and trains the tokenizer meanwhile
 REPORT_SECONDS = 30.0  # between two messages about who is missing
 POLL_SECONDS = 0.1
 ATTEMPT = "RANKZERO_ATTEMPT"  # set here: the number of this attempt, the same on all ranks
 log = logging.getLogger("rankzero")
 
 
-def meet(backend: str, group_timeout: timedelta, seconds: float, check: Callable[[], None]) -> None:
+def meet(backend: str, seconds: float, check: Callable[[], None]) -> None:
     """Wait for all ranks that WORLD_SIZE names, then make the process group. All ranks call this.
 
     Args:
         backend: gloo or nccl.
-        group_timeout: for the collectives of the process group.
         seconds: how long ranks wait for each other.
         check: called often while waiting; it may raise to give up.
 
@@ -50,11 +50,11 @@ def meet(backend: str, group_timeout: timedelta, seconds: float, check: Callable
     store = PrefixStore(f"rankzero-group-{number}", meeting.store)
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=group_timeout)
+    dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=GROUP_TIMEOUT)
 
 
 class _Meeting:
-    """One rank's part in the meeting."""
+    """The rendezvous, as one rank sees it."""
 
     def __init__(self, seconds: float, check: Callable[[], None]) -> None:
         env = os.environ
@@ -62,7 +62,7 @@ class _Meeting:
         self._address, self._port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
         self._check, self._seconds = check, seconds
         self._start = self._reported = time.monotonic()
-        log.info("rank %d of %d meets the others at %s:%d", self.rank, self.world, self._address, self._port)
+        log.info("rank %d of %d connects to the others at %s:%d", self.rank, self.world, self._address, self._port)
         self.store = self._connect()
 
     def number(self) -> int:
@@ -100,12 +100,12 @@ class _Meeting:
         return int(number)
 
     def _follow(self) -> int:
-        word, told = secrets.token_hex(8), 0
+        word, answered = secrets.token_hex(8), 0
         while True:
             number = int(self.store.add("rankzero-attempts", 0))
-            if number != told and number:
+            if number != answered and number:
                 self.store.set(f"rankzero-{number}-hello-{self.rank}", word)
-                told = number
+                answered = number
             if number and self.store.check([f"rankzero-{number}-ready"]):
                 words = json.loads(self.store.get(f"rankzero-{number}-ready"))
                 if words[str(self.rank)] == word:
@@ -129,7 +129,7 @@ class _Meeting:
         time.sleep(POLL_SECONDS)
 
     def _origin(self) -> str:
-        """Where the number of ranks comes from, for a person who did not mean it."""
+        """Return where the number of ranks comes from, for users who did not set it on purpose."""
         if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ["WORLD_SIZE"]:
             return (
                 f". SLURM started {self.world} tasks (SLURM_STEP_NUM_TASKS); a shell of `srun --pty` is only the "

@@ -1,4 +1,4 @@
-"""What rank zero shows and writes while training: bar or plain lines, metrics.jsonl, status.json, TensorBoard.
+"""Report the training on rank zero: progress bar or plain lines, metrics.jsonl, status.json, TensorBoard.
 
 Epochs are counted from 0 everywhere; a line has the epoch of its step.
 """
@@ -34,7 +34,7 @@ class _Interval:
 
 
 class Reporter:
-    """On rank zero; on the other ranks all methods do nothing."""
+    """Reports on rank zero. On other ranks all methods do nothing."""
 
     def __init__(self, run: RunDir, status: Status | None, main: bool, track: Sequence[str]) -> None:
         self._run, self._status, self._main = run, status, main
@@ -63,7 +63,7 @@ class Reporter:
         if self._status is not None:
             self._status.values["step"] = progress.step  # written by the heartbeat
         now = time.monotonic()
-        if self._began is None:  # the first step pays for what libraries do only once
+        if self._began is None:  # the first step includes what libraries do only once
             self._began, self._interval = (now, share), _Interval(untimed=totals.tokens)
         self._interval.tokens += totals.tokens
         self._interval.padded += totals.padded
@@ -103,28 +103,28 @@ class Reporter:
         if self._bar is not None:
             self._bar.update(self._task, note=note)
         else:
-            self.say(f"step {progress.step:6d}  epoch {progress.last_epoch}  {self._last['share']:6.1%}  {note}")
+            self.print(f"step {progress.step:6d}  epoch {progress.last_epoch}  {self._last['share']:6.1%}  {note}")
 
     def evaluating(self) -> None:
-        """An evaluation begins: its time is no training time."""
+        """Pause the clock of the training for an evaluation."""
         self._paused = time.monotonic()
 
     def evaluated(self, progress: RunProgress, scores: dict[str, Any], best: bool, tied: bool = False) -> None:
-        """`best`: the best evaluation so far. `tied`: equal to the best so far, whose place the later step takes."""
+        """Report an evaluation. `best`: the best one so far. `tied`: equal to the best one, which it replaces."""
         if not self._main:
             return
         numbers = {k: v for k, v in scores.items() if isinstance(v, int | float)}
         self._write({"step": progress.step, "epoch": progress.last_epoch, "split": "validation", **numbers})
         shown = "  ".join(f"{k} {v:.4f}" for k, v in numbers.items() if k != "rows")
         mark = "  (equal to the best: the later step is kept)" if tied else "  *best" if best else ""
-        self.say(f"step {progress.step:6d}  validation  {shown}{mark}")
+        self.print(f"step {progress.step:6d}  validation  {shown}{mark}")
         self._interval.began += time.monotonic() - self._paused
 
     def stopped_early(self, facts: dict[str, Any]) -> None:
-        """Early stopping ended the run: see `Progress.stopped_early`."""
+        """Report an early stop; see `Progress.stopped_early`."""
         if not self._main:
             return
-        self.say(
+        self.print(
             f"stopped early at step {facts['step']} (epoch {facts['epoch']}): validation {facts['metric']} has not "
             f"improved in {facts['patience']} {'evaluation' if facts['patience'] == 1 else 'evaluations'}"
         )
@@ -136,8 +136,8 @@ class Reporter:
             with contextlib.suppress(LockLost):  # as in `_write`
                 self._run.append(self._run.ledger, {"step": step, "rows": ids})
 
-    def say(self, text: str) -> None:
-        """One plain line for people, above the bar if there is one."""
+    def print(self, text: str) -> None:
+        """Print a line, above the progress bar if there is one."""
         if self._main:
             (self._bar.console if self._bar is not None else _LOG).print(text, highlight=False, markup=False)
 
@@ -148,8 +148,8 @@ class Reporter:
             self._board.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        # This is rank zero alone: if it raised LockLost, the others would only see a lost connection. The heartbeat of
-        # the lock asks all ranks to stop within two seconds, and a save raises it on all ranks.
+        # Only rank zero runs this: if it raised LockLost, the other ranks would only see a lost connection. The
+        # heartbeat of the lock stops all ranks within two seconds, and a save raises LockLost on all ranks.
         try:
             self._run.append(self._run.metrics, line)
             if self._status is not None:
@@ -172,7 +172,7 @@ def _board(run: RunDir) -> Any:
 
 
 def memory_bytes() -> int:
-    """Most GPU memory allocated so far, or the resident set of this process."""
+    """Return the peak of allocated GPU memory, or the resident set of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
     return int(psutil.Process().memory_info().rss)

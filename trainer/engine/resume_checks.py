@@ -1,4 +1,4 @@
-"""What a run directory holds from earlier starts, and whether the recipe of this start agrees with it.
+"""Compare the recipe of a start with the run directory of earlier starts.
 
 The recipe of a run describes its weights: recipe.yaml gets a changed key only if steps are trained with it.
 """
@@ -21,16 +21,14 @@ from trainer.rundir import RunDir, read_json, write_atomically
 
 log = logging.getLogger("rankzero")
 
-OTHERWISE = "use another --run, or --fresh (which keeps this run)"
+ALTERNATIVE = "use another --run, or --fresh (which keeps this run)"
 
 
 def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:
     """Compare the recipe with the one that the run directory was made with.
 
-    The first recipe is written here. `write_recipe` writes a changed one, once its data are compared.
-
-    A start that failed before its first checkpoint (a wrong file pattern, say) has trained nothing, and its recipe is
-    replaced.
+    The first recipe is written here. `write_recipe` writes a changed one, once its data are compared. A start that
+    failed before its first checkpoint (by a wrong file pattern, say) has trained nothing: its recipe is replaced.
 
     Raises:
         UsageError: a key that changes a step differs and is not allowed (names all of them with old and new value),
@@ -39,7 +37,7 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
     """
     if run.recipe.exists():
         old = read_yaml(run.recipe)
-        with suppress(UsageError):  # keys that a newer version has added: what they are by default
+        with suppress(UsageError):  # keys that a newer version has added get their defaults
             old = type(recipe).parse(old, (), str(run.recipe)).model_dump(mode="json")
         changed = changed_keys(redacted(old), redacted(recipe.model_dump(mode="json")))
         if changed and not any(run.checkpoints.iterdir()) and not _finished_parts(run):
@@ -51,7 +49,7 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
         if refused:
             lines = "".join(f"\n  {key}: {before!r} -> {after!r}" for key, (before, after) in refused.items())
             raise UsageError(
-                f"run directory {run.path} belongs to another recipe; these keys differ:{lines}\n{OTHERWISE}, or "
+                f"run directory {run.path} belongs to another recipe; these keys differ:{lines}\n{ALTERNATIVE}, or "
                 "--allow-change KEY"
             )
         if changed:
@@ -77,7 +75,7 @@ def trained_step(run: RunDir) -> int | None:
     """Return the last step of a finished run that has no checkpoints any more; None for a run that has not begun.
 
     Raises:
-        CheckpointError: it was finished, but its model/ is gone, too.
+        CheckpointError: it was finished, but its model/ is missing, too.
     """
     if not (parts := _finished_parts(run)):
         return None
@@ -85,7 +83,7 @@ def trained_step(run: RunDir) -> int | None:
     if stage is None or not tensors.exists(run.model / "model.safetensors"):
         raise CheckpointError(
             f"run directory {run.path} holds {', '.join(parts)} of a finished run, but neither checkpoints nor a "
-            f"model/ that manifest.json lists: nothing can be resumed. Restore them from a backup, {OTHERWISE}"
+            f"model/ that manifest.json lists: nothing can be resumed. Restore them from a backup, {ALTERNATIVE}"
         )
     return int(stage["step"])
 
@@ -106,7 +104,7 @@ def _check_effect(run: RunDir, recipe: Recipe, changed: Mapping[str, Any]) -> No
     if step is None:
         raise CheckpointError(
             f"run directory {run.path} is finished and has no checkpoints to train on from, so that "
-            f"{', '.join(changed)} cannot be changed: {OTHERWISE}"
+            f"{', '.join(changed)} cannot be changed: {ALTERNATIVE}"
         )
     progress = Progress.from_json(checkpoint.read_state(run.checkpoints, step))
     for key, end, trained in (
@@ -116,12 +114,12 @@ def _check_effect(run: RunDir, recipe: Recipe, changed: Mapping[str, Any]) -> No
         if key in changed and end is not None and end < trained:
             raise UsageError(
                 f"{key}={end} is less than run directory {run.path} has trained ({key.partition('.')[2]} {trained}), "
-                f"and the recipe of a run describes its weights: give {trained} or more, {OTHERWISE}"
+                f"and the recipe of a run describes its weights: give {trained} or more, {ALTERNATIVE}"
             )
     progress.reopen(recipe.loop.early_stopping.patience)
     if progress.finished(recipe.loop):
         more = "loop.early_stopping.patience" if progress.ended else "loop.max_steps or loop.epochs"
         raise UsageError(
             f"run directory {run.path} is trained to its end (step {step}): no step would be trained with the changed "
-            f"{', '.join(changed)}, and the recipe of a run describes its weights. Raise {more} as well, {OTHERWISE}"
+            f"{', '.join(changed)}, and the recipe of a run describes its weights. Raise {more} as well, {ALTERNATIVE}"
         )

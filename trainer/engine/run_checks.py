@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from trainer.engine.corpus import Corpus
 
 FEWEST_STEPS = 50  # of a run without a warning
-LABELS = 100_000  # that are counted for the loss of guessing
+LABELS = 100_000  # labels that are counted for the loss of guessing
 
 
 def warnings_of(run: RunDir, task: Task, corpus: Corpus, steps: int) -> list[str]:
-    """What a user should know about a training of so many steps, a sentence each. Rank zero alone calls it."""
+    """Return warnings about a training of `steps` steps, a sentence each. Only rank zero calls this."""
     return [
         text for text in (_few_steps(steps), _warm_up(task.recipe.optim, steps), _guessing(run, task, corpus)) if text
     ]
@@ -62,7 +62,7 @@ def _guessing(run: RunDir, task: Task, corpus: Corpus) -> str | None:
 
 
 def _last_loss(run: RunDir, task: Task) -> tuple[float, str] | None:
-    """Loss per label, and the split it is of: validation, or training where its loss is a plain cross-entropy."""
+    """Return the loss per label and its split: validation, or training if its loss is a plain cross-entropy."""
     optim = task.recipe.optim
     plain = not optim.label_smoothing and not getattr(task.recipe.task, "class_weights", None)
     wanted = "train" if task.recipe.data.validation is None else "validation"
@@ -78,7 +78,7 @@ def _last_loss(run: RunDir, task: Task) -> tuple[float, str] | None:
 
 
 def _entropy(task: Task, corpus: Corpus, split: str) -> float:
-    """Nats per label of the label frequencies, from up to LABELS labels, corrected for few (Miller and Madow 1955)."""
+    """Return the entropy of up to LABELS labels in nats, corrected for few labels (Miller and Madow, 1955)."""
     import torch
 
     counts, total = torch.zeros(0, dtype=torch.int64), 0
@@ -92,5 +92,5 @@ def _entropy(task: Task, corpus: Corpus, split: str) -> float:
             break
     if total == 0:
         return math.inf
-    there = counts[counts > 0].double()
-    return float(math.log(total) - (there * there.log()).sum() / total) + (len(there) - 1) / (2 * total)
+    seen = counts[counts > 0].double()
+    return float(math.log(total) - (seen * seen.log()).sum() / total) + (len(seen) - 1) / (2 * total)

@@ -1,4 +1,4 @@
-"""The process's place in the run: the Accelerator, the check that what runs is what was asked for, and agreement."""
+"""One rank of a run: its engine, the check that the right engine runs, and communication with the other ranks."""
 
 from __future__ import annotations
 
@@ -8,110 +8,76 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from trainer.cpu_info import EMULATED, bf16_arithmetic, cores
 from trainer.data.counter_rng import key
 from trainer.engine import rendezvous
-from trainer.engine.engines import PATIENCE, make_accelerator
+from trainer.engine.engines import Engine, EngineOptions, make_engine, running_engine
 from trainer.engine.signals import StopFlag
 from trainer.engine.watchdog import Watchdog
+from trainer.engine_specs import ENGINES
 from trainer.errors import Preempted, RankError, UsageError
-from trainer.rank_env import asked_engine, check_environment, clean_environment
+from trainer.rank_env import check_environment, clean_environment, requested_engine
 
 log = logging.getLogger("rankzero")
 
-# Process groups, held to the end of the process. If DDP's reducer were the last to hold one, it would join gloo's
-# threads without giving up Python's lock, for which one of them may wait to free a tensor: the rank would hang.
-_KEPT: list[Any] = []
+# Process groups, referenced to the end of the process. If DDP's reducer had the last reference, it would join gloo's
+# threads without releasing the GIL, for which one of them may wait to free a tensor: the rank would hang.
+_GROUPS: list[Any] = []
 
 
-@dataclass
 class Runtime:
-    """One rank. All methods that say "all ranks" must be entered by all ranks, in the same order."""
+    """One rank. Methods that say "all ranks" must be entered by all ranks, in the same order."""
 
-    accelerator: Accelerator
-    engine: str
-    stop: StopFlag
-    watchdog: Watchdog | None = None
+    def __init__(self, engine: Engine, stop: StopFlag) -> None:
+        self.engine, self.stop = engine, stop
+        self.accelerator, self.data_parallel = engine.accelerator, engine.data_parallel
+        self.device = engine.accelerator.device
+        self.rank, self.world, self.main = self.data_parallel.rank, self.data_parallel.size, self.data_parallel.main
+        self.watchdog: Watchdog | None = None
 
-    def watch(self, limit: float, folder: Path, told: Callable[[str], None]) -> None:
-        """From here on a rank that makes no progress for `limit` seconds ends the run; see `watchdog`."""
-        if self.world > 1 and limit:
-            self.watchdog = Watchdog(self.rank, self.world, limit, folder, told)
+    # -- communication ---------------------------------------------------------------------------------------------
 
-    def heartbeat(self, where: str, step: int | None = None) -> None:
-        """This rank has got here: it does not hang."""
-        if self.watchdog is not None:
-            self.watchdog.heartbeat(where, step)
-
-    @property
-    def rank(self) -> int:
-        return self.accelerator.process_index
-
-    @property
-    def world(self) -> int:
-        return self.accelerator.num_processes
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
-
-    def sum(self, values: list[int]) -> list[int]:
-        """Integers summed over all ranks. Waits for all ranks."""
+    def sum(self, values: list[Any], dtype: torch.dtype = torch.int64) -> list[Any]:
+        """Return the numbers summed over all ranks, as integers or in the precision of `dtype`. All ranks."""
         if self.world == 1:
             return values
         self.heartbeat("a sum over ranks")
-        tensor = torch.tensor(values, dtype=torch.int64, device=self.device)
+        tensor = torch.tensor(values, dtype=dtype, device=self.device)
         dist.all_reduce(tensor)
-        return cast("list[int]", tensor.tolist())
-
-    def sum_float(self, values: list[float]) -> list[float]:
-        """Floats (float64) summed over all ranks. Waits for all ranks."""
-        if self.world == 1:
-            return values
-        self.heartbeat("a sum over ranks")
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return cast("list[float]", tensor.tolist())
+        return list(tensor.tolist())
 
     def gather(self, value: Any) -> list[Any] | None:
-        """What each rank holds, on rank zero; None elsewhere. Waits for all ranks."""
+        """Return the value of each rank on rank zero, None elsewhere. All ranks."""
         if self.world == 1:
             return [value]
         self.heartbeat("a gathering on rank zero")
-        found: list[Any] | None = [None] * self.world if self.main else None
-        dist.gather_object(value, found)
-        return found
+        values: list[Any] | None = [None] * self.world if self.main else None
+        dist.gather_object(value, values)
+        return values
 
     def broadcast(self, value: Any) -> Any:
-        """Rank zero's value on all ranks. Waits for rank zero."""
+        """Return rank zero's value on all ranks. All ranks."""
         if self.world == 1:
             return value
         self.heartbeat("a broadcast of rank zero")
-        box = [value]
-        dist.broadcast_object_list(box)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
     def wait(self) -> None:
-        """All ranks wait for each other."""
+        """Wait for all ranks."""
         if self.world > 1:
             self.heartbeat("a barrier")
             dist.barrier()
 
-    def on_main(self, work: Any) -> Any:
-        """Runs `work()` on rank zero; its result, or its error, is that of all ranks. All ranks wait."""
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Run `work()` on rank zero. Return its result, or raise its error, on all ranks. All ranks."""
         result, error = None, None
         if self.main:
             try:
@@ -125,8 +91,10 @@ class Runtime:
             raise error
         return result
 
+    # -- stopping --------------------------------------------------------------------------------------------------
+
     def check_stop(self, where: str) -> None:
-        """All ranks agree on whether one of them has been told to stop.
+        """Stop all ranks if one of them has received a stop signal. All ranks.
 
         Raises:
             Preempted: on all ranks alike.
@@ -135,38 +103,50 @@ class Runtime:
             raise self.stopped(where)
 
     def stopped(self, where: str) -> Preempted:
-        """What all ranks raise when they have agreed to stop."""
-        by = self.stop.received or "a signal to another rank"
-        return Preempted(f"stopped by {by} {where}: all is saved, the same command goes on")
+        """Return the error that all ranks raise when they have agreed to stop."""
+        source = self.stop.received or "a signal to another rank"
+        return Preempted(f"stopped by {source} {where}: everything is saved, and the same command resumes the run")
 
     def close(self) -> None:
-        """Ends the process group: rank zero may now work for hours without a collective that times out."""
+        """End the process group, so that no collective times out while rank zero works for hours. All ranks."""
         if self.world > 1 and dist.is_initialized():
             self.wait()
             self.leave()
 
-    def lost_connection(self, error: BaseException) -> bool:
-        """Whether this is what a rank meets when another one has gone."""
-        known = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
-        return self.world > 1 and known
-
-    def let_watchdog_end(self) -> None:
-        """When the watchdog has found who hangs, an error of this rank is no more than a consequence: it ends us."""
-        if self.watchdog is not None and self.watchdog.spoken.is_set():
-            threading.Event().wait()
-
-    def announce_failure(self) -> None:
-        """This rank ends alone, with an error: the watchdogs of the others do not let them wait for it."""
-        if self.watchdog is not None:
-            self.watchdog.leave()
-
     def leave(self) -> None:
-        """Drops the process group after an error, without waiting for ranks that may be dead."""
+        """Destroy the process group without waiting for ranks that may be dead."""
         if self.watchdog is not None:
             self.watchdog.close()
             self.watchdog = None
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+    def lost_connection(self, error: BaseException) -> bool:
+        """Whether an error is what a rank sees when another one has died."""
+        known = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+        return self.world > 1 and known
+
+    # -- the watchdog ----------------------------------------------------------------------------------------------
+
+    def watch(self, limit: float, folder: Path, report: Callable[[str], None]) -> None:
+        """End the run if a rank makes no progress for `limit` seconds from now on; see `Watchdog`."""
+        if self.world > 1 and limit:
+            self.watchdog = Watchdog(self.data_parallel, limit, folder, report)
+
+    def heartbeat(self, where: str, step: int | None = None) -> None:
+        """Record progress of this rank."""
+        if self.watchdog is not None:
+            self.watchdog.heartbeat(where, step)
+
+    def let_watchdog_end(self) -> None:
+        """Wait for the watchdog to end the process if it has found a hanging rank, which explains this rank's error."""
+        if self.watchdog is not None and self.watchdog.reported.is_set():
+            threading.Event().wait()
+
+    def announce_failure(self) -> None:
+        """Notify the watchdogs of the other ranks not to wait for this rank, which ends with an error."""
+        if self.watchdog is not None:
+            self.watchdog.announce_failure()
 
 
 def start(
@@ -178,35 +158,35 @@ def start(
     tf32: bool = False,
     rendezvous_seconds: float = rendezvous.SECONDS,
 ) -> Runtime:
-    """Makes the Accelerator for the environment that a launcher has set up, and checks it.
+    """Make the engine for the environment that a launcher has set up, and check it.
 
     Raises:
-        RankError: another engine or number of ranks runs than was asked for, or a rank did not come.
+        RankError: another engine or number of ranks runs than was requested, or a rank did not come.
         UsageError: variables of a launcher that contradict each other; fp16 on a CPU, where it would silently be fp32.
     """
     clean_environment()
     check_environment()
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    asked = asked_engine(ranks)
-    if on_cpu and os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16" and not asked.startswith("zero"):
+    requested = requested_engine(ranks)
+    fp16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
+    if on_cpu and fp16 and requested in ENGINES and not ENGINES[requested].fp16_on_cpu:
         configs = "cpu_bf16 or cpu" if bf16_arithmetic() else "cpu"
         raise UsageError(f"fp16 needs a GPU: on a CPU it would silently be fp32; choose --config {configs}")
-    _share_cores(ranks, on_cpu)
+    _set_threads(ranks, on_cpu)
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    options = EngineOptions(on_cpu, accumulation, clip_norm)
     if ranks > 1 and not dist.is_initialized():
-        backend = "gloo" if on_cpu else "nccl"
-        rendezvous.meet(backend, PATIENCE, rendezvous_seconds, functools.partial(_stop_waiting, stop))
-    accelerator = make_accelerator(asked, on_cpu=on_cpu, ranks=ranks, accumulation=accumulation, clip_norm=clip_norm)
-    runtime = Runtime(accelerator, _engine(accelerator), stop)
+        rendezvous.meet(options.backend, rendezvous_seconds, functools.partial(_stop_waiting, stop))
+    runtime = Runtime(make_engine(requested, options), stop)
     if on_cpu and runtime.main:
-        _warn_of_emulation(accelerator.mixed_precision)
+        _warn_of_emulation(runtime.accelerator.mixed_precision)
     if dist.is_initialized():
-        _KEPT.append(dist.group.WORLD)
-    _check(runtime, asked)
+        _GROUPS.append(dist.group.WORLD)
+    _check(runtime)
     return runtime
 
 
@@ -218,45 +198,39 @@ def _stop_waiting(stop: StopFlag) -> None:
 
 
 def _warn_of_emulation(precision: str) -> None:
-    """bf16 on a processor without bf16 arithmetic. `rankzero train` has warned before it started the ranks."""
+    """Warn of bf16 on a processor without bf16 arithmetic, unless `rankzero train` has done so before the start."""
     if precision == "bf16" and "RANKZERO_NOTED" not in os.environ and not bf16_arithmetic():
         log.warning("%s: use --config cpu, or mixed_precision: 'no'", EMULATED)
 
 
-def _share_cores(ranks: int, on_cpu: bool) -> None:
-    """Threads x ranks ≤ cores: with more, small matrix products wait a scheduler slice each (10 times slower)."""
+def _set_threads(ranks: int, on_cpu: bool) -> None:
+    """Keep threads x ranks ≤ cores. With more, small matrix products wait for the scheduler (10 times slower)."""
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
         torch.set_num_threads(max(1, cores() // local))
 
 
-def _engine(accelerator: Accelerator) -> str:
-    kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED:
-        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
-    if kind == DistributedType.FSDP:
-        return "fsdp2"
-    return "ddp" if accelerator.num_processes > 1 else "single"
-
-
-def _check(runtime: Runtime, asked_engine: str) -> None:
-    """Several wrong configurations train silently alone, or without the engine asked for (docs/how-to/launch.md)."""
-    asked_ranks = int(os.environ.get("RANKZERO_RANKS") or os.environ.get("WORLD_SIZE") or _parents_ranks() or 1)
-    if runtime.world != asked_ranks:
+def _check(runtime: Runtime) -> None:
+    """Compare what runs with what was requested. Several wrong configurations silently train in one process, or
+    without the requested engine (docs/how-to/launch.md).
+    """
+    ranks = int(os.environ.get("RANKZERO_RANKS") or os.environ.get("WORLD_SIZE") or _ranks_of_launcher() or 1)
+    if runtime.world != ranks:
         raise RankError(
-            f"{asked_ranks} ranks were asked for but {runtime.world} runs here: each would train alone. "
+            f"{ranks} ranks were requested but {runtime.world} runs here: each would train alone. "
             "On a CPU use distributed_type MULTI_GPU with ACCELERATE_USE_CPU=true (accelerate_configs/cpu.yaml), "
             "not MULTI_CPU or --cpu"
         )
-    if runtime.engine != asked_engine:
+    requested, running = runtime.engine.spec.name, running_engine(runtime.accelerator)
+    if running != requested:
         raise RankError(
-            f"engine {asked_engine} was asked for but {runtime.engine} runs: the Accelerate config is not in force; "
+            f"engine {requested} was requested but {running} runs: the Accelerate config is not in effect; "
             "unset ACCELERATE_USE_CPU for ZeRO and FSDP, and compare your file with accelerate_configs/"
         )
 
 
-def _parents_ranks() -> int | None:
-    """`--num_processes N` of an `accelerate launch` that started this process without telling it a world size."""
+def _ranks_of_launcher() -> int | None:
+    """Return `--num_processes` of an `accelerate launch` that started this process without setting WORLD_SIZE."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -272,8 +246,8 @@ def _parents_ranks() -> int | None:
 
 
 def seed_for(seed: int, step: int, lane: int, part: int = 0) -> None:
-    """Dropout and noise of a micro-batch belong to (seed, step, lane): the same on any rank and after any restart.
+    """Seed dropout and noise of a micro-batch by (seed, step, lane): the same on any rank and after any restart.
 
-    `part`: of a micro-batch that is split because a rank ran out of memory.
+    `part` counts the parts of a micro-batch that is split because a rank ran out of memory.
     """
     torch.manual_seed(key(seed, "noise", step, lane, *([part] if part else [])) % 2**63)

@@ -86,7 +86,7 @@ def _average_if_better(
     predict = metric not in session.task.cheap_metrics
     scores, _ = evaluate(runtime, session.task, session.model, session.corpus, "validation", predict=predict)
     value = selection_score(runtime, scores, metric)
-    session.reporter.say(f"average of the last {len(steps)} scheduled checkpoints: validation {metric} {value:.4f}")
+    session.reporter.print(f"average of the last {len(steps)} scheduled checkpoints: validation {metric} {value:.4f}")
     gain = (session.progress.best.value - value) * (1 if session.task.metrics[metric] == "min" else -1)
     return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)
 

@@ -1,4 +1,4 @@
-"""One start of a run: everything that is made for it, and the stages that it goes through."""
+"""One start of a run: its model, optimizer, data and loop, and the stages that follow the training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer.engine import checkpoint, setup
+from trainer.engine import checkpoint, lane_memory, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
-from trainer.engine.engines import SHARDED, wrap_layers
 from trainer.engine.evaluate import evaluate
-from trainer.engine.lane_memory import FILE as CARRIED
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
@@ -21,7 +19,7 @@ from trainer.engine.resume_checks import trained_step
 from trainer.engine.run_checks import warnings_of
 from trainer.engine.runtime import Runtime
 from trainer.engine.selection import model_stage, select_checkpoint
-from trainer.engine.state import TrainingState, storage_of
+from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
@@ -35,7 +33,7 @@ log = logging.getLogger("rankzero")
 
 
 class Session:
-    """Model, optimizer, data and loop of one start. All ranks make one, and call its methods together."""
+    """Model, optimizer, data and loop of one start. All ranks have one, and call its methods together."""
 
     def __init__(
         self,
@@ -45,7 +43,7 @@ class Session:
         status: Status | None,
         data: dict[str, Any],
         accumulation: int,
-        parts: int,
+        splits: int,
         debug: bool,
         profile: bool,
     ) -> None:
@@ -54,7 +52,7 @@ class Session:
         self.task = make_task(recipe, setup.read_tokenizer(run), data)
         self.corpus = Corpus(recipe, self.task)
         self.model = model = build_model(self.task)
-        if runtime.engine in SHARDED:  # they train a copy, cut up; the whole one is for evaluation
+        if runtime.engine.spec.sharded:  # it trains parts of a copy; the whole model is for evaluation
             model = copy.deepcopy(model)
         model.to(runtime.device)
         if recipe.loop.activation_checkpointing:
@@ -68,15 +66,14 @@ class Session:
         bare = Objective(self.task, model, frozen)
         self._unused = freeze_unused(bare)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
-        wrap_layers(runtime.accelerator, model)
-        objective, prepared = runtime.accelerator.prepare(bare, optimizer)
-        self.state = TrainingState(recipe, runtime, self.model, storage_of(runtime, model, optimizer))
-        self.stepper = Stepper(runtime, self.task, objective, prepared, accumulation, parts)
+        runtime.engine.prepare(bare, model, optimizer)
+        self.state = TrainingState(recipe, runtime, self.model)
+        self.stepper = Stepper(runtime, self.task, accumulation, splits)
         self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
         self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
-        self._say_notes(data)
+        self._log_notes(data)
 
     def train(self) -> None:
         """Train to the end of the recipe. Return at once if it is already trained."""
@@ -112,7 +109,7 @@ class Session:
         stage = Stage(f"evaluation/{split}", {"step": self.progress.step, "settings": settings}, [file])
         if self.runtime.on_main(lambda: stage.is_done(self.run)):
             return dict(read_json(file) or {})
-        self.reporter.say(f"evaluating {split} …")
+        self.reporter.print(f"evaluating {split} …")
         resamples = self.recipe.evaluation.bootstrap
         scores, records = evaluate(
             self.runtime, self.task, self.model, self.corpus, split, predict=True, resamples=resamples
@@ -129,13 +126,13 @@ class Session:
         """Log the scores of each split in a line."""
         for split, values in scores.items():
             shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))
-            self.reporter.say(f"{split}: {shown}")
-        self.reporter.say(f"run directory: {self.run.path}")
+            self.reporter.print(f"{split}: {shown}")
+        self.reporter.print(f"run directory: {self.run.path}")
 
     # -- set-up ----------------------------------------------------------------------------------------------------
 
     def _resume(self) -> Progress:
-        """Resume from the newest complete checkpoint, which rank zero finds; from step 0 where none was ever begun."""
+        """Resume from the newest complete checkpoint, or start at step 0 if no save was ever begun."""
         step = self.runtime.on_main(lambda: checkpoint.newest(self.run.checkpoints))
         if step is None:
             progress = self._without_checkpoints()
@@ -143,9 +140,9 @@ class Session:
             path = checkpoint.checked(self.run.checkpoints, step)
             state = checkpoint.read_state(self.run.checkpoints, step)
             self.state.restore(path, state)
-            if self.stepper.lane_memory.anything:
-                own = range(self.runtime.rank, self.recipe.data.lanes, self.runtime.world)
-                self.stepper.lane_memory.restore(checkpoint.read(self.run.checkpoints, step, CARRIED), own)
+            if self.stepper.lane_memory.enabled:
+                own = self.runtime.data_parallel.lanes(self.recipe.data.lanes)
+                self.stepper.lane_memory.restore(checkpoint.read(self.run.checkpoints, step, lane_memory.FILE), own)
             progress = Progress.from_json(state)
             progress.reopen(self.recipe.loop.early_stopping.patience)
         if self.runtime.main:
@@ -154,11 +151,11 @@ class Session:
             if self.status is not None:
                 self.status.update(step=progress.step)
             if step is not None:
-                self.reporter.say(f"resumed from step {step} (epoch {progress.last_epoch})")
+                self.reporter.print(f"resumed from step {step} (epoch {progress.last_epoch})")
         return progress
 
     def _without_checkpoints(self) -> Progress:
-        """Step 0 of a new run, or the end of a finished one whose checkpoints were deleted.
+        """Return the start of a new run, or the end of a finished run whose checkpoints were deleted.
 
         Raises:
             CheckpointError: there is a finished stage but no model to complete the others with.
@@ -167,7 +164,9 @@ class Session:
         step = self.runtime.on_main(lambda: trained_step(self.run))
         if step is not None:
             progress.step, progress.ended, self._only_model = step, True, True
-            self.reporter.say(f"already trained to step {step}; its checkpoints were deleted, model/ is kept as it is")
+            self.reporter.print(
+                f"already trained to step {step}; its checkpoints were deleted, model/ is kept as it is"
+            )
         return progress
 
     def _profiler(self) -> Any:
@@ -183,11 +182,11 @@ class Session:
             on_trace_ready=lambda p: p.export_chrome_trace(str(trace)),
         )
 
-    def _say_notes(self, data: dict[str, Any]) -> None:
+    def _log_notes(self, data: dict[str, Any]) -> None:
         if not self.runtime.main:
             return
-        if self.stepper.parts > 1:
-            log.warning("a rank ran out of memory before: micro-batches go in %d parts", self.stepper.parts)
+        if self.stepper.splits > 1:
+            log.warning("a rank ran out of memory before: micro-batches go in %d parts", self.stepper.splits)
         for name in unused_keys(self.recipe.optim):
             log.warning("optim.%s is not used by the chosen optimizer or schedule", name)
         if self._unused:
@@ -199,8 +198,8 @@ class Session:
         for note in notes(self.recipe, data):
             log.warning("%s", note)
         parameters = sum(p.numel() for p in self.model.parameters())
-        self.reporter.say(
+        self.reporter.print(
             f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters, {data['train']['rows']:,} training rows, "
-            f"{self.runtime.engine} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
+            f"{self.runtime.engine.spec.name} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
             f"precision {self.runtime.accelerator.mixed_precision}"
         )

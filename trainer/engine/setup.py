@@ -1,7 +1,8 @@
-"""What stands between a recipe and its loop: agreement with an earlier start, data survey, tokenizer, manifest."""
+"""Prepare a run before its training: check files, survey the data, make the tokenizer, write the manifest."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -35,7 +36,7 @@ from trainer.task.registry import make_task, roles_of, task_class
 log = logging.getLogger("rankzero")
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
-OTHER_IDS = 0.1  # share of tokens that may have another id than the one that weights were trained with
+OTHER_IDS = 0.1  # share of tokens that may have another id than in the training of pretrained weights
 
 
 def check_beginning(run: RunDir, recipe: Recipe) -> None:
@@ -83,17 +84,18 @@ def _check_same_ids(tokenizer: PreTrainedTokenizerFast, name: str, weights: str)
 
 
 def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    """Checks every row of every split once; on a later start only that the files are still the same.
+    """Check every row of every split. A later start only checks that the files have not changed.
 
-    Returns the `data` part of the manifest: for each split its rows, bad rows and fingerprint.
+    Returns:
+        "data" of the manifest: for each split its rows, bad rows and fingerprint.
 
     Raises:
         DataError: a missing, empty or bad split, more lanes than rows, other content than at the first start, or
-            rows on which the metric that selects has no value.
+            rows on which the metric of `loop.early_stopping` has no value.
     """
     earlier = (read_json(run.manifest) or {}).get("data", {})
     roles = roles_of(recipe)
-    found: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     train: tuple[Survey, Source] | None = None
     for split in ("train", "validation", "test"):
         source = open_split(recipe.data, split, roles)
@@ -107,27 +109,27 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
                     f"{earlier[split]['fingerprint'][:12]} -> {now[:12]}): restore the files, or start with --fresh. "
                     "--allow-change does not cover other rows: the positions of the lanes belong to these files"
                 )
-            found[split] = earlier[split]
+            data[split] = earlier[split]
             continue
         log.info("reading every row of data.%s …", split)
         surveyed = survey(source, recipe.data, roles, split)
-        found[split] = surveyed.report()
+        data[split] = surveyed.report()
         if split == "train":
             train = surveyed, source
         elif train is not None:
-            found[split]["in_train"] = surveyed.shared_with(train[0])
+            data[split]["in_train"] = surveyed.shared_with(train[0])
             if not isinstance(getattr(recipe.data, split), float):
                 names = {shard.name for shard in train[1].shards}
-                found[split]["files_in_train"] = [shard.name for shard in source.shards if shard.name in names][:10]
-    if reason := task_class(recipe).lacking(recipe, found):
+                data[split]["files_in_train"] = [shard.name for shard in source.shards if shard.name in names][:10]
+    if reason := task_class(recipe).lacking(recipe, data):
         raise no_score(recipe.loop.early_stopping.metric, reason)
-    return found
+    return data
 
 
 def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
-    """Add to each split what the tokenizer makes of it: cut rows, and the share of unknown tokens.
+    """Add the number of cut rows and the share of unknown tokens to each split of `data`.
 
-    Counts of an earlier start stay, unless the tokenizer or a length has changed.
+    Counts of an earlier start are kept, unless the tokenizer or a length has changed.
 
     Raises:
         DataError: too many unknown tokens.
@@ -182,58 +184,40 @@ def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:
 
 def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
     """Versions, command, engine and ranks of this start; earlier starts go under "starts"."""
-    old = read_json(run.manifest) or {}
-    latest = (
-        "command",
-        "engine",
-        "ranks",
-        "precision",
-        "devices",
-        "git_commit",
-        "versions",
-        "started",
-        "slurm_restart",
-    )
-    starts = old.get("starts", [])
-    if old:
-        starts = [*starts, {key: old.get(key) for key in latest}]
-    manifest = {
-        **old,
-        "format": 1,
+    start = {
         "versions": _versions(),
         "git_commit": git_commit(),
         "command": shareable(sys.argv),
-        "engine": runtime.engine,
+        "engine": runtime.engine.spec.name,
         "ranks": runtime.world,
         "precision": runtime.accelerator.mixed_precision,
         "devices": _devices(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
+    }
+    old = read_json(run.manifest) or {}
+    earlier = [{key: old.get(key) for key in start}] if old else []
+    rest = {
         "data": data,
         "tokenizer": _tokenizer_fingerprint(run),
         "micro_batch_splits": old.get("micro_batch_splits", 1),
         "stages": old.get("stages", {}),
-        "starts": starts,
+        "starts": [*old.get("starts", []), *earlier],
     }
-    write_json(run.manifest, manifest)
+    write_json(run.manifest, {**old, "format": 1, **start, **rest})
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("rankzero", *PACKAGES):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _devices() -> dict[str, Any]:
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
     return {
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cpu": cpuinfo("model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),

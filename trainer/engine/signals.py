@@ -1,4 +1,4 @@
-"""Signals set a flag and do nothing else; ranks agree in the loop (docs/explanation/steps.md)."""
+"""Signals set a flag only: saving inside a handler would stall. Ranks agree in the loop (docs/explanation/steps.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensors of a run in training, to and from the checkpoint's files by parameter name, under any engine."""
+"""The tensors of a run in training, to and from the files of a checkpoint, by parameter name under any engine."""
 
 from __future__ import annotations
 
@@ -10,38 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.engines import SHARDED
 from trainer.engine.runtime import Runtime
-from trainer.engine.storage import Storage
 from trainer.errors import CheckpointError
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
 from trainer.tensors import TensorFile, constants
 
 
-def storage_of(runtime: Runtime, model: nn.Module, optimizer: torch.optim.Optimizer) -> Storage:
-    """Where this engine keeps the weights of the prepared `model` and the moments of its optimizer."""
-    if runtime.engine.startswith("zero"):
-        from trainer.engine.zero import ZeroStorage
-
-        return ZeroStorage(model, runtime.accelerator.deepspeed_engine_wrapped.engine)
-    if runtime.engine == "fsdp2":
-        from trainer.engine.fsdp import ShardedStorage
-
-        return ShardedStorage(model, optimizer, runtime.accelerator.scaler)
-    return Storage(model, optimizer, runtime.accelerator.scaler)
-
-
 class TrainingState:
-    """Weights, moments, and the moving average if there is one.
+    """Weights, moments, and the moving average if there is one. All ranks enter all methods.
 
-    `model` is the one that is evaluated: the trained one itself where every rank holds it whole, else a whole copy that
-    gets the weights when they are to be judged. All methods are entered by all ranks.
+    Args:
+        recipe: of the run.
+        runtime: its engine trains the model.
+        model: the one that is evaluated. Under a sharded engine it is a copy, which gets the weights before each
+            evaluation. Otherwise it is the trained model itself.
     """
 
-    def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module, storage: Storage) -> None:
-        self._runtime, self._model, self._storage = runtime, model, storage
-        self.sharded = runtime.engine in SHARDED
+    def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module) -> None:
+        self._runtime, self._model, self._engine = runtime, model, runtime.engine
+        self.sharded = runtime.engine.spec.sharded
         averaging = recipe.optim.averaging
         self.average = ExponentialAverage(averaging.decay) if averaging.kind == "ema" else None
 
@@ -51,7 +39,7 @@ class TrainingState:
 
     @contextlib.contextmanager
     def eval_weights(self) -> Iterator[None]:
-        """The evaluated model holds the moving average where there is one, else the weights in training."""
+        """Put the moving average into the evaluated model if there is one, otherwise the weights in training."""
         average = self.average.state() if self.average is not None else {}
         if not self.sharded and not average:
             yield
@@ -71,72 +59,75 @@ class TrainingState:
             self._model.to(device)
 
     def collect(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Files of the checkpoint (on rank zero), and what goes into its state.json. The tensors are copies where the
-        engine is a sharded one, else those in training."""
+        """Return the tensors of a checkpoint by file (on rank zero), and what state.json gets from here.
+
+        The tensors are copies under a sharded engine. Otherwise they are those in training.
+        """
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
-        for name, p in self._storage.parameters():
-            weight, found = self._weight(name, p), self._storage.moments(p)
+        for name, p in self._engine.parameters():
+            weight, own_moments = self._weight(name, p), self._engine.moments(p)
             if self._runtime.main:
-                weights[name] = self._kept(weight)
-                moments |= {f"{name}.{m}": self._kept(tensor) for m, tensor in found.items()}
+                weights[name] = self._copy_if_sharded(weight)
+                moments |= {f"{name}.{m}": self._copy_if_sharded(tensor) for m, tensor in own_moments.items()}
         files = {"model.safetensors": weights, "optimizer.safetensors": moments}
         if self.average is not None:
-            files["ema.safetensors"] = {name: self._kept(t) for name, t in self.average.state().items()}
-        return files, {"optimizer_step": self._storage.step(), "scaler": self._storage.scaler()}
+            average = self.average.state().items()
+            files["ema.safetensors"] = {name: self._copy_if_sharded(tensor) for name, tensor in average}
+        return files, {"optimizer_step": self._engine.optimizer_step(), "scaler": self._engine.scaler_state()}
 
     def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        """Puts a checkpoint's tensors back, bit for bit, whatever engine has saved them; one after another."""
+        """Restore a checkpoint's tensors bit for bit, whatever engine has saved them. One tensor is read at a time."""
         weights_file, moments_file = checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
         with TensorFile(weights_file) as weights, TensorFile(moments_file) as moments:
             copy_weights(self._model, weights, str(weights_file))
-            self._storage.restore(weights, moments, state["optimizer_step"])
+            self._engine.load(weights, moments, state["optimizer_step"])
         if self.average is not None:
             with TensorFile(checkpoint / "ema.safetensors") as average:
                 self.average.load({name: tensor.to(self._runtime.device) for name, tensor in average.items()})
-        self._storage.restore_scaler(state["scaler"])
+        self._engine.load_scaler(state["scaler"])
 
     @torch.no_grad()
     def _gather(self) -> None:
-        """One parameter after another: all of them beside the whole copy would take its memory twice."""
+        """Gather one parameter after another: all of them at once would take the memory of a second model."""
         for name, weight in self._weights():
             self._model.get_parameter(name).copy_(weight)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self._weight(name, p)) for name, p in self._storage.parameters())
+        return ((name, self._weight(name, p)) for name, p in self._engine.parameters())
 
     def _weight(self, name: str, p: nn.Parameter) -> Tensor:
-        """The whole weight; of what is frozen under a sharded engine the copy's, which nothing has rounded to bf16."""
+        """Return the whole weight. A frozen one comes from the copy, because a sharded engine may round it to bf16."""
         if self.sharded and not p.requires_grad:
             return self._model.get_parameter(name)
-        return self._storage.weight(p)
+        return self._engine.weight(p)
 
-    def _kept(self, tensor: Tensor) -> Tensor:
-        """A gathered tensor lives in a buffer that the next one may overwrite."""
+    def _copy_if_sharded(self, tensor: Tensor) -> Tensor:
+        """Copy a gathered tensor, because its buffer may be used for the next one."""
         return tensor.detach().to("cpu", torch.float32, copy=True) if self.sharded else tensor
 
 
 @torch.no_grad()
-def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Copies weights into the model's parameters, and into its constants those that are among them.
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into the model's parameters, and into those of its constants that `weights` has.
 
-    Checkpoints have none: a training takes them from where the model begins.
+    Checkpoints have no constants: a training takes them from the untrained model.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: names or shapes differ. It names the `source`.
     """
     own: dict[str, Tensor] = dict(model.named_parameters())
     others = constants(model)
     wrong = sorted((own.keys() ^ weights.keys()) - others.keys())
     own |= {name: others[name] for name in others.keys() & weights.keys()}
     for name, p in own.items() if not wrong else ():
-        weight = weights[name]  # read from a file here and now: once
+        weight = weights[name]  # a file reads it at every access
         if weight.shape == p.shape:
             p.copy_(weight)
         else:
             wrong.append(name)
     if wrong:
         raise CheckpointError(
-            f"{what} does not fit the model of this recipe: {', '.join(wrong[:5])}"
+            f"{source} does not fit the model of this recipe: {', '.join(wrong[:5])}"
             f"{' …' if len(wrong) > 5 else ''} differ in name or shape"
         )

@@ -11,7 +11,6 @@ So a step is the same sum on any number of ranks: no mean of means (docs/explana
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,57 +21,69 @@ from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
 from trainer.engine.lane_memory import LaneMemory
-from trainer.engine.oom import ran_out
 from trainer.engine.runtime import Runtime, seed_for
-from trainer.errors import OutOfMemory, RankError, RankzeroError
+from trainer.errors import OutOfMemory, RankError, RankzeroError, ran_out_of_memory
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import family_of
 from trainer.optim.adversarial import Perturbation
-from trainer.optim.clipping import clip, idle_parameters, square_sum
 from trainer.optim.optimizers import set_rates
 from trainer.task.base import Batch, Task
+
+NoiseKey = tuple[int, int, int, int]  # what noise is seeded by: seed, step, lane, part of the micro-batch
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What a step holds over all ranks, agreed before its first forward."""
+    """Sums over all ranks for one step, known before its first forward.
 
-    targets: int  # labels that count: the denominator
+    Attributes:
+        targets: labels that count, by which the loss is divided.
+        padded: tokens with padding.
+        lanes: lanes that still have rows. 0 = the epoch is over.
+        stopping: ranks that have received a stop signal.
+    """
+
+    targets: int
     rows: int
     tokens: int
     padded: int
-    lanes: int  # lanes that still have rows; 0 = the epoch is over
-    stopping: int  # ranks that have been told to stop
+    lanes: int
+    stopping: int
 
 
 def agree(runtime: Runtime, task: Task, batches: Sequence[Loaded | None]) -> Totals:
-    """Sums what all ranks are about to do. Waits for all ranks: the one collective before the backward's own."""
-    have = [b for b in batches if b is not None]
-    return Totals(
-        *runtime.sum(
-            [
-                sum(task.targets(b.inputs) for b in have),
-                sum(b.rows for b in have),
-                sum(b.tokens for b in have),
-                sum(b.padded for b in have),
-                sum(len(b.lanes) for b in have),
-                int(runtime.stop.received is not None),
-            ]
-        )
-    )
+    """Return the totals of the next step. All ranks: this is the only collective before those of the backward."""
+    loaded = [b for b in batches if b is not None]
+    own = [
+        sum(task.targets(b.inputs) for b in loaded),
+        sum(b.rows for b in loaded),
+        sum(b.tokens for b in loaded),
+        sum(b.padded for b in loaded),
+        sum(len(b.lanes) for b in loaded),
+        int(runtime.stop.received is not None),
+    ]
+    return Totals(*runtime.sum(own))
 
 
 @dataclass(frozen=True)
 class StepResult:
-    loss_sum: Tensor  # of this rank's rows, float64 scalar on the device; summed over ranks when it is logged
-    grad_norm: float  # before clipping
+    """The result of a step.
+
+    Attributes:
+        loss_sum: of this rank's rows, float64 scalar on the device. It is summed over ranks when it is logged.
+        grad_norm: before clipping.
+        finite: whether the weights were updated.
+    """
+
+    loss_sum: Tensor
+    grad_norm: float
     finite: bool
 
 
 class Objective(nn.Module):
-    """The loss sum of a micro-batch as a module: what Accelerate wraps, so that its forward is the whole of the step's.
+    """The loss sum of a micro-batch as a module. Accelerate wraps it, so that its forward is all that a step computes.
 
-    Wrapping the bare model instead would make Accelerate copy all logits to fp32.
+    If the bare model were wrapped instead, Accelerate would copy all logits to fp32.
     """
 
     def __init__(self, task: Task, model: nn.Module, frozen: nn.Module | None = None) -> None:
@@ -82,7 +93,7 @@ class Objective(nn.Module):
         self._frozen = [frozen] if frozen is not None else []  # in a list: it is a part of the model already
 
     def train(self, mode: bool = True) -> Self:
-        """A frozen trunk stays in eval mode: dropout in it would be noise that nothing learns from."""
+        """Set the mode. A frozen trunk stays in eval mode: dropout in it would be noise that nothing learns from."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -93,15 +104,15 @@ class Objective(nn.Module):
         return loss if memory is None else (loss, memory)
 
     @staticmethod
-    def parts(found: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Loss and memory, from what the wrapped module's forward gives."""
-        return found if isinstance(found, tuple) else (found, None)
+    def parts(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return loss and memory from the output of the forward."""
+        return output if isinstance(output, tuple) else (output, None)
 
 
 def freeze_unused(objective: Objective) -> list[str]:
-    """Takes parameters out of training that the loss does not depend on (heads that a pretrained model does not need).
+    """Freeze parameters that the loss does not depend on (unneeded heads of a pretrained model). Return their names.
 
-    DDP would wait for their gradients, and weight decay would wear them down. Returns their names.
+    DDP would wait for their gradients, and weight decay would shrink them.
     """
     task, device = objective.task, next(objective.parameters()).device
     objective.train()
@@ -115,198 +126,136 @@ def freeze_unused(objective: Objective) -> list[str]:
 
 
 class Stepper:
-    """Makes optimizer steps over the micro-batches of the lanes that this rank owns."""
+    """Makes optimizer steps over the micro-batches of the lanes that this rank owns.
 
-    def __init__(
-        self, runtime: Runtime, task: Task, objective: nn.Module, optimizer: Any, accumulation: int, parts: int = 1
-    ) -> None:
-        self.runtime, self.task, self.objective, self.optimizer = runtime, task, objective, optimizer
-        self.accumulation = accumulation  # forwards per rank, the same on all; short ranks add fillers
-        self.parts = parts  # of each micro-batch, so that one fits the memory of every rank
+    Args:
+        runtime: its engine is prepared.
+        task: computes the loss.
+        accumulation: forwards of each rank in a step, the same on all. Ranks with fewer micro-batches add fillers.
+        splits: parts of each micro-batch, so that one part fits the memory of every rank.
+    """
+
+    def __init__(self, runtime: Runtime, task: Task, accumulation: int, splits: int = 1) -> None:
+        self.runtime, self.task, self.engine = runtime, task, runtime.engine
+        self.accumulation, self.splits = accumulation, splits
+        self.objective = self.engine.objective
         self.lane_memory = LaneMemory(runtime, task)
         self._filler = self._to_device(task.filler())
-        optim = task.recipe.optim
         self._perturbation = None
-        if optim.adversarial.kind != "none":
-            model: Any = _inner(objective).model
+        adversarial = task.recipe.optim.adversarial
+        if adversarial.kind != "none":
+            model: Any = self.engine.model
             rows = family_of(getattr(getattr(model, "trunk", model), "config", None)).rows_dimension
-            self._perturbation = Perturbation(reading_embedding(model), optim.adversarial, rows=rows)
-        self._clip = optim.clip_norm or math.inf  # infinity: the norm is still computed, for the log
-        if runtime.engine.startswith("zero"):
-            from trainer.engine.zero import leave_out_idle_groups
-
-            leave_out_idle_groups(runtime.accelerator.deepspeed_engine_wrapped.engine.optimizer)
+            self._perturbation = Perturbation(reading_embedding(model), adversarial, rows=rows)
 
     def warm_up(self) -> None:
-        """One backward of a filler, thrown away.
+        """Run what the engine does only in its first backward, on a filler. The gradient is dropped."""
 
-        Only under DDP, which regroups its gradient buckets after the first backward, and with three or more ranks the
-        order of a sum depends on the grouping: without this, the first step of a resumed run would differ in its last
-        bits.
+        def loss() -> Tensor:
+            seed_for(0, 0, 0)
+            return Objective.parts(self.objective(**self._filler))[0]
+
+        self.engine.warm_up(loss)
+
+    def __call__(
+        self, batches: Sequence[Loaded | None], step: int, totals: Totals, multiplier: Callable[[int], float]
+    ) -> StepResult:
+        """Compute the gradient, clip and update. Nothing is updated where the gradient is not finite.
+
+        If fp16 overflows, the same rows are run again with a smaller loss scale. So neither the learning rate nor the
+        bookmarks advance without an update.
         """
-        if self.runtime.engine != "ddp":  # DeepSpeed would make a step of it
-            return
-        self.runtime.accelerator.gradient_state._set_sync_gradients(True)
-        seed_for(0, 0, 0)
-        loss, _ = Objective.parts(self.objective(**self._filler))
-        self.runtime.accelerator.backward(loss * 0.0)
-        self.optimizer.zero_grad()
+        set_rates(self.engine.optimizer, multiplier)
+        while True:
+            loss_sum = self.gradients(batches, step, totals)
+            update = self.engine.step()
+            if not update.retry:
+                return StepResult(loss_sum, update.grad_norm, update.finite)
 
     def gradients(self, batches: Sequence[Loaded | None], step: int, totals: Totals) -> Tensor:
-        """Accumulates the gradient of the whole step; returns this rank's loss sum (float64 scalar)."""
-        scale = self.runtime.world * self.accumulation / max(1, totals.targets)
+        """Accumulate the gradient of the step. Return this rank's loss sum (float64 scalar)."""
+        scale = self.runtime.data_parallel.size * self.accumulation / max(1, totals.targets)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        self.lane_memory.begin()
+        self.lane_memory.start_step()
         for number, (loaded, part, noise) in enumerate(self._forwards(batches, step)):
             batch = self._filler if part is None else self._to_device(part)
             try:
                 loss, memory = self._micro_batch(batch, noise, scale, number == self.accumulation - 1)
             except Exception as error:
-                if not ran_out(error):
+                if not ran_out_of_memory(error):
                     raise
                 raise self._too_large(batch, step) from error
             if loaded is not None and part is not None:
                 loss_sum += loss
-                self.lane_memory.leave(loaded, memory)
+                self.lane_memory.add(loaded, memory)
         return loss_sum
 
     def _forwards(
         self, batches: Sequence[Loaded | None], step: int
-    ) -> Iterator[tuple[Loaded | None, Batch | None, tuple[int, int, int, int]]]:
-        """The rank's forwards of a step: the micro-batch, what they hold of it, and what their noise belongs to.
+    ) -> Iterator[tuple[Loaded | None, Batch | None, NoiseKey]]:
+        """Return the rank's forwards of a step: the micro-batch, the part of it, and what its noise is seeded by.
 
-        As many on every rank: micro-batches that it has not and parts that are empty are fillers (None).
+        There are as many on every rank. Missing micro-batches and empty parts are fillers (None).
         """
         seed = self.task.recipe.seed
-        padded = [*batches, *[None] * (self.accumulation // self.parts - len(batches))]
+        padded = [*batches, *[None] * (self.accumulation // self.splits - len(batches))]
         for loaded in padded:
-            parts = self.task.split(self.lane_memory.given(loaded), self.parts) if loaded else [None] * self.parts
+            parts: Sequence[Batch | None] = [None] * self.splits
+            if loaded:
+                parts = self.task.split(self.lane_memory.inputs(loaded), self.splits)
             for number, part in enumerate(parts):
                 yield loaded, part, (seed, step, min(loaded.lanes) if loaded else -1, number)
 
     def _too_large(self, batch: Batch, step: int) -> RankzeroError:
-        """What a rank raises that has run out of memory in a forward or backward."""
+        """Return the error of a rank that has run out of memory in a forward or backward."""
         labels = batch["labels"]
         shape = " x ".join(map(str, next(iter(batch.values())).shape))
         where = f"rank {self.runtime.rank} ran out of memory at step {step} in a micro-batch of {shape} tokens"
         if len(labels) == 1:
             return RankError(
                 f"{where}, which cannot be split: lower data.max_length, set loop.activation_checkpointing, or choose "
-                "zero3 or fsdp2 and more ranks (`rankzero plan` tells what fits)"
+                "zero3 or fsdp2 and more ranks (`rankzero plan` shows what fits)"
             )
-        splits = 2 * self.parts
-        text = f"{where}; the same command goes on from the newest checkpoint with each one in {splits} parts"
+        splits = 2 * self.splits
+        text = f"{where}; the same command resumes from the newest checkpoint with each one in {splits} parts"
         return OutOfMemory(text, splits)
 
-    def _micro_batch(
-        self, batch: Batch, noise: tuple[int, int, int, int], scale: float, last: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Forward and backward of one micro-batch, and of its perturbed twin; gradients are reduced after the last."""
-        twin = self._perturbation
-        with twin.clean() if twin else contextlib.nullcontext():
-            found = self._backward(batch, noise, scale, reduce=last and twin is None)
-        if twin is not None:
-            with twin.moved_by(twin.direction(batch.get("attention_mask"))):
-                self._backward(batch, noise, scale * twin.settings.weight, reduce=last)
-        return found
+    def _micro_batch(self, batch: Batch, noise: NoiseKey, scale: float, last: bool) -> tuple[Tensor, Tensor | None]:
+        """Run a micro-batch and, in adversarial training, the perturbed one. Return loss and memory of the first."""
+        perturbation = self._perturbation
+        if perturbation is None:
+            return self._backward(batch, noise, scale, last=last)
+        with perturbation.clean():
+            result = self._backward(batch, noise, scale, last=False)
+        with perturbation.moved_by(perturbation.direction(batch.get("attention_mask"))):
+            self._backward(batch, noise, scale * perturbation.settings.weight, last=last)
+        return result
 
-    def _backward(
-        self, batch: Batch, noise: tuple[int, int, int, int], scale: float, *, reduce: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        accelerator = self.runtime.accelerator
+    def _backward(self, batch: Batch, noise: NoiseKey, scale: float, *, last: bool) -> tuple[Tensor, Tensor | None]:
         seed_for(*noise)
-        accelerator.gradient_state._set_sync_gradients(reduce)
-        # DeepSpeed is told of the boundary by the line above, and refuses to be told by no_sync
-        wait = reduce or self.runtime.engine.startswith("zero")
-        with contextlib.nullcontext() if wait else accelerator.no_sync(self.objective):
+        with self.engine.accumulate(last=last):
             self.runtime.heartbeat("a forward")
             loss, memory = Objective.parts(self.objective(**batch))
             self.runtime.heartbeat("a backward")
-            accelerator.backward(loss * scale)
+            self.engine.accelerator.backward(loss * scale)
         self.runtime.heartbeat("a step")
         return loss.detach(), memory
 
-    def __call__(
-        self,
-        batches: Sequence[Loaded | None],
-        step: int,
-        totals: Totals,
-        multiplier: Callable[[int], float],
-    ) -> StepResult:
-        """Gradient, clipping and update. A non-finite gradient updates nothing: the caller decides what it means.
-
-        fp16: where the scaler found an overflow the same rows are run again with a smaller scale, so that neither rate
-        nor step nor bookmark advances for nothing.
-        """
-        accelerator = self.runtime.accelerator
-        set_rates(self.optimizer, multiplier)
-        while True:
-            loss_sum = self.gradients(batches, step, totals)
-            if self.runtime.engine.startswith("zero"):
-                norm, again = self._deepspeed_has_stepped()
-                if again:
-                    continue
-                return StepResult(loss_sum, norm, finite=math.isfinite(norm))
-            # the norm is the same on all ranks, so all take the same branch below without asking each other
-            norm = self._clipped()
-            scaler = accelerator.scaler
-            if scaler is None and not math.isfinite(norm):
-                self.optimizer.zero_grad()
-                return StepResult(loss_sum, norm, finite=False)
-            scale_before = scaler.get_scale() if scaler is not None else 1.0
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if scaler is None or not accelerator.optimizer_step_was_skipped:
-                return StepResult(loss_sum, norm, finite=True)
-            if scale_before <= 1.0:
-                return StepResult(loss_sum, norm, finite=False)
-
-    def _clipped(self) -> float:
-        """Clip the gradient and return its norm before that, over the parameters that this step updates.
-
-        Waits for the device; under FSDP2 for all ranks.
-        """
-        self.runtime.accelerator.unscale_gradients()
-        sharded = self.runtime.engine == "fsdp2"
-        left_out = idle_parameters(self.optimizer.param_groups)
-        found: list[tuple[bool, Tensor]] = []
-        for p in self.objective.parameters():
-            if p.grad is not None:
-                grad: Any = p.grad
-                found.append((id(p) in left_out, grad.to_local() if sharded else grad))
-        sums = [float(square_sum([g for idle, g in found if idle == wanted])) for wanted in (False, True)]
-        total, idle_total = self.runtime.sum_float(sums) if sharded else sums
-        # A gradient that is not finite would spoil moments even at rate 0.
-        norm = math.sqrt(total if math.isfinite(idle_total) else idle_total)
-        local = [g for _, g in found]  # moments are kept at rate 0, too
-        if math.isfinite(norm):  # else the step is not made, or the scaler skips it
-            clip(local, norm, self._clip)
-        return norm
-
-    def _deepspeed_has_stepped(self) -> tuple[float, bool]:
-        """Gradient norm of the step that the last backward has made, infinity if it was skipped; and whether to run the
-        rows again, with the smaller scale that fp16 has now."""
-        engine = self.runtime.accelerator.deepspeed_engine_wrapped.engine
-        if not engine.optimizer.overflow:
-            return float(engine.get_global_grad_norm()), False
-        scaler = engine.optimizer.loss_scaler
-        return math.inf, engine.fp16_enabled() and scaler.cur_scale > 1.0
-
     def explain(self, batches: Sequence[Loaded | None], step: int, epoch: int, shard_names: Sequence[str]) -> str:
-        """Which step, lanes and rows hold NaN or Inf: each rank runs its micro-batches once more. All ranks enter."""
-        found = []
+        """Return which step, lanes and rows have NaN or Inf. Each rank runs its micro-batches once more. All ranks."""
+        own = []
         for loaded, part, noise in self._forwards(batches, step):
             with torch.no_grad():
                 seed_for(*noise)
                 loss, _ = Objective.parts(self.objective(**(self._filler if part is None else self._to_device(part))))
             if loaded is not None and part is not None and not math.isfinite(float(loss)):
-                found += [
+                own += [
                     f"lane {lane} rows {', '.join(f'{shard_names[s]}:{r}' for s, r in ids)}"
                     for lane, ids in loaded.ids.items()
                 ]
-        gathered = self.runtime.gather(found)
-        every = self.runtime.broadcast([text for part in gathered or [] for text in dict.fromkeys(part)])
-        where = "; ".join(every) or "the loss is finite in every lane, so a gradient overflowed"
+        gathered = self.runtime.gather(own)
+        texts = self.runtime.broadcast([text for rank in gathered or [] for text in dict.fromkeys(rank)])
+        where = "; ".join(texts) or "the loss is finite in every lane, so a gradient overflowed"
         return (
             f"NaN or Inf at step {step} (epoch {epoch}): {where}. Lower optim.lr, set optim.clip_norm, look at these "
             "rows, or set loop.on_nonfinite=skip"
@@ -314,8 +263,3 @@ class Stepper:
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The objective within what DDP or DeepSpeed wraps around it."""
-    return model if isinstance(model, Objective) else model.module  # type: ignore[return-value]

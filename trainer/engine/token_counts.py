@@ -1,4 +1,4 @@
-"""What a tokenizer makes of a split: rows that `data.max_length` cuts, and the share of unknown tokens."""
+"""Count the tokens of a split: rows that `data.max_length` cuts, and the share of unknown tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from trainer.data.counter_rng import uniform
+from trainer.data.tokenization import encode_batch
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
 from trainer.recipe import Recipe
@@ -18,7 +19,7 @@ from trainer.task.base import Task, Texts
 WINDOW = 1000  # rows that are tokenized together
 SAMPLE = 20_000  # rows whose unknown tokens are counted, about
 WARNED = 0.02  # share of unknown tokens
-REFUSED = {"train": 0.2, "validation": 0.5, "test": 0.5}  # an evaluation of rarer texts says something, too
+REFUSED = {"train": 0.2, "validation": 0.5, "test": 0.5}  # an evaluation of rare texts is still of use
 EXAMPLES = 8  # unknown characters that are shown
 
 
@@ -45,7 +46,7 @@ class TokenCounts:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
-        """The part that belongs into manifest.json."""
+        """Return the entry for manifest.json."""
         return {
             "cut": dict(sorted(self.cut.items())),
             "cut_rows": self.cut_rows,
@@ -64,7 +65,7 @@ def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
         rows: usable rows of the split, as surveyed; None = look at the first SAMPLE rows only.
 
     Raises:
-        DataError: more tokens of a role are unknown than REFUSED says of the split.
+        DataError: more tokens of a role are unknown than REFUSED allows.
     """
     task, found = corpus.task, TokenCounts()
     unknown, spans = unknown_id(task), {role: Counter[str]() for role in corpus.roles}
@@ -92,7 +93,7 @@ def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
 def _sizes(
     task: Task, rows: list[tuple[bool, Texts]], unknown: int | None
 ) -> Iterator[tuple[bool, Texts, dict[str, int], dict[str, int]]]:
-    """Of each row its texts, and by role its tokens and those that are unknown."""
+    """Yield each row with the number of its tokens and of its unknown tokens, by role."""
     ids = task.token_ids([row for _, row in rows])
     for i, (sampled, row) in enumerate(rows):
         sizes = {role: len(texts[i]) for role, texts in ids.items()}
@@ -119,16 +120,9 @@ def _bytes(text: str) -> int:
 
 
 def _unknown_characters(task: Task, unknown: int | None, counts: Counter[str]) -> list[str]:
-    """The most frequent characters that are unknown on their own."""
-    from trainer.data.tokenization import encode_batch
-
-    found: list[str] = []
-    for char, _ in counts.most_common():
-        if len(found) == EXAMPLES:
-            break
-        if not char.isspace() and unknown in encode_batch(task.tokenizer, [char])[0]:
-            found.append(char)
-    return found
+    """Return the most frequent characters that are unknown when encoded alone."""
+    characters = (char for char, _ in counts.most_common() if not char.isspace())
+    return list(islice((c for c in characters if unknown in encode_batch(task.tokenizer, [c])[0]), EXAMPLES))
 
 
 def _check(recipe: Recipe, split: str, counts: TokenCounts) -> None:
@@ -141,13 +135,13 @@ def _check(recipe: Recipe, split: str, counts: TokenCounts) -> None:
 
 
 def describe_unknown(role: str, share: float, report: Mapping[str, Any]) -> str:
-    """'18.7% of the tokens of "trg" are unknown (such as '葡', '萄')'"""
+    """Return a text such as '18.7% of the tokens of "trg" are unknown (such as '葡', '萄')'."""
     examples = ", ".join(map(repr, report["unknown_examples"].get(role, ())))
     return f'{share:.1%} of the tokens of "{role}" are unknown' + (f" (such as {examples})" if examples else "")
 
 
 def unknown_fix(recipe: Recipe) -> str:
-    """What to change so that fewer tokens are unknown."""
+    """Return what to change so that fewer tokens are unknown."""
     training = recipe.tokenizer_training
     if training is None:
         return (

@@ -26,16 +26,22 @@ from trainer.rundir import RunDir, without_nan, write_json
 from trainer.task.base import Record, Task
 from trainer.task.registry import make_task
 
-PREDICT_WINDOW = 512  # lines that are sorted by length together
+PREDICT_WINDOW = 512  # texts that are sorted by length together
 
 
 def build_model(task: Task, trained: Path | None = None) -> nn.Module:
-    """The untrained model: the same weights on every rank and at every start; or a trained one's, from its folder."""
+    """Return the untrained model, with the same weights on every rank and at every start.
+
+    Args:
+        task: builds it.
+        trained: the folder of a trained model, for parts that are read from it instead.
+    """
     torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
     return task.build_model(trained)
 
 
 def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:
+    """Write predictions.jsonl and metrics.json of a split."""
     folder = run.evaluation(split)
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.jsonl", records)
@@ -43,12 +49,15 @@ def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: S
 
 
 def best_device() -> torch.device:
-    """Where a finished model answers."""
+    """Return the device for the inference of a finished model."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def choose_attention(model: nn.Module, attention: str | None) -> None:
-    """How a pretrained model answers, from model.attention: auto is SDPA here; ours is made for training in bf16."""
+    """Set the attention of a pretrained model for inference.
+
+    `model.attention=auto` is SDPA here, because our own attention is for training in bf16.
+    """
     trunk = getattr(model, "trunk", model)
     if attention is not None and hasattr(trunk, "set_attn_implementation"):
         use_attention(trunk, "sdpa" if attention == "auto" else attention)
@@ -84,10 +93,10 @@ class TrainedRun:
 
     @classmethod
     def open(cls, run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = ()) -> TrainedRun:
-        """Recipe, tokenizer and weights of a run.
+        """Open a run with its recipe, tokenizer and weights.
 
         Raises:
-            UsageError: this is no run directory.
+            UsageError: this is not a run directory.
             CheckpointError: its model has not been written yet, or does not fit its recipe.
         """
         task = cls.task_of(run, recipe_type, overrides)
@@ -100,10 +109,10 @@ class TrainedRun:
 
     @staticmethod
     def task_of(run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = ()) -> Task:
-        """The task of a run, without its model.
+        """Return the task of a run, without its model.
 
         Raises:
-            UsageError: this is no run directory, or an override changes what the trained weights are for.
+            UsageError: this is not a run directory, or an override changes what the trained weights are for.
         """
         run.check()
         recipe = recipe_type.load(run.recipe, overrides)
@@ -112,6 +121,7 @@ class TrainedRun:
         return make_task(recipe, setup.read_tokenizer(run))
 
     def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
+        """Return the scores of a split. Rank zero writes evaluation/<split>/. All ranks."""
         model = self.model.to(runtime.device)
         corpus = Corpus(self.recipe, self.task)
         resamples = self.recipe.evaluation.bootstrap
@@ -121,39 +131,38 @@ class TrainedRun:
 
     @torch.no_grad()
     def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """One record per text, in order; a window of texts is sorted by length and cut into batches.
+        """Return one record per text, in order. A window of texts is sorted by length and cut into batches.
 
-        The record of a text of which only a part was read has "truncated": true. That of a text that cannot be encoded
-        has an "error" in place of an answer.
+        The record of a text that was truncated has "truncated": true. The record of a text that cannot be encoded has
+        an "error" in place of a prediction.
         """
-        model, device = self._ready()
+        model, device = self._for_inference()
         width, limit = self.task.padding.width, self.recipe.evaluation.tokens_per_batch
         source = iter(texts)
         while window := list(islice(source, PREDICT_WINDOW)):
             examples, errors = self.task.encode_lines_apart(window)
             rows = list(examples)
-            answers: dict[int, Record] = {i: {"error": error} for i, error in errors.items()}
-            for places in batches_by_length([self.task.length(examples[i]) for i in rows], width, limit):
-                batch = [rows[place] for place in places]
+            predictions: dict[int, Record] = {i: {"error": error} for i, error in errors.items()}
+            for positions in batches_by_length([self.task.length(examples[i]) for i in rows], width, limit):
+                batch = [rows[position] for position in positions]
                 inputs = self.task.collate([examples[i] for i in batch])
                 records = self.task.predict(model, {name: t.to(device) for name, t in inputs.items()})
-                answers |= dict(zip(batch, map(self.task.answer, records), strict=True))
+                predictions |= dict(zip(batch, map(self.task.answer, records), strict=True))
             for i, text in enumerate(window):
                 cut = i in examples and self.task.truncated(text, examples[i])
-                yield {"text": text, **answers[i], **({"truncated": True} if cut else {})}
+                yield {"text": text, **predictions[i], **({"truncated": True} if cut else {})}
 
     def stream(self, text: str) -> Iterator[str]:
-        """How a language model goes on with a text, in pieces as they are found.
+        """Yield the continuation of a text by a language model, in pieces as they are generated.
 
         Raises:
-            UsageError: the task does not go on with texts.
+            UsageError: the task does not continue texts.
         """
-        model, device = self._ready()
+        model, device = self._for_inference()
         inputs = {name: tensor.to(device) for name, tensor in self.task.collate(self.task.encode_lines([text])).items()}
         yield from self.task.stream(model, inputs)
 
-    def _ready(self) -> tuple[nn.Module, torch.device]:
-        """The model where it answers, with the attention that it answers by."""
+    def _for_inference(self) -> tuple[nn.Module, torch.device]:
         device = best_device()
         choose_attention(self.model, getattr(self.recipe.model, "attention", None))
         return self.model.to(device), device

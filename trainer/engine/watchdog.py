@@ -1,9 +1,9 @@
-"""A rank that hangs is named, with its stack and last step, and nobody waits for it for ever.
+"""End a run in which a rank hangs, and name that rank with its stack and last step.
 
-Each rank counts what it gets through: collectives entered, micro-batches begun and ended. A thread beside the training
-publishes the count in the store of the process group. When a rank has not moved for the limit, its thread compares
-the counts: the one that hangs is behind the others, which wait for it. Stacks come from `faulthandler`, whose timer
-needs no cooperation of a hanging interpreter.
+Each rank counts its progress: collectives entered, micro-batches begun and ended. A background thread publishes the
+count in the store of the process group. When a rank has made no progress for the limit, its thread compares the counts:
+the hanging rank is behind the others, which wait for it. Stacks come from `faulthandler`, whose timer works even if the
+interpreter is blocked.
 """
 
 from __future__ import annotations
@@ -26,62 +26,63 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from trainer.data_parallel import DataParallel
 from trainer.engine.rendezvous import ATTEMPT
 
-START_SECONDS = 600.0
-GRACE_SECONDS = 8.0  # for a hanging rank whose watchdog works to tell and end by itself
-ARM_SECONDS = 1.0  # the timer that writes the stack is set anew at most this often
-LEFT, TOLD = "left", "told"  # keys of the store
-STACK_AT = 0.7  # of the limit: so that at its end all stacks are written and all counts told
+START_SECONDS = 600.0  # the least limit before the first step: imports, loading of weights, compilation of kernels
+GRACE_SECONDS = 8.0  # for a hanging rank whose watchdog works to report and end
+ARM_SECONDS = 1.0  # the timer that writes the stack is restarted at most this often
+FAILED, REPORTED = "failed", "reported"  # keys of the store
+STACK_AT = 0.7  # of the limit: so that at its end all stacks are written and all counts published
 WAITS = ("torch/distributed/", "_engine_run_backward")  # in the stack of a rank that waits for others
-ASK_SECONDS = 10.0  # for the store to answer: its own limit does not hold for a server that is stopped
+STORE_SECONDS = 10.0  # for the store to answer: its own timeout does not apply to a server that is stopped
 
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 class Watchdog:
-    """Watches the main thread of this rank; all ranks of a run have one.
+    """Watches the main thread of this rank. All ranks of a run have one.
 
     Args:
-        rank, world: of this process.
-        limit: seconds without progress that count as hanging; before the first step, when libraries are imported,
-            weights loaded and kernels compiled, at least `START_SECONDS`.
-        folder: the run directory, where stacks are written (hang-rank-N.txt) while somebody hangs.
-        told: called with the verdict by each rank that can still speak, just before it ends with 1.
+        data_parallel: the place of this process.
+        limit: seconds without progress that count as hanging. Before the first step at least `START_SECONDS`.
+        folder: the run directory, where stacks are written (hang-rank-N.txt) while a rank hangs.
+        report: called with the reason on each rank that is not blocked, just before it ends with exit code 1.
     """
 
-    def __init__(self, rank: int, world: int, limit: float, folder: Path, told: Callable[[str], None]) -> None:
-        self._rank, self._world, self._told = rank, world, told
-        self._asked, self._limit = limit, max(limit, START_SECONDS)  # until the first step has been made
+    def __init__(self, data_parallel: DataParallel, limit: float, folder: Path, report: Callable[[str], None]) -> None:
+        self._rank, self._size, self._report = data_parallel.rank, data_parallel.size, report
+        self._step_limit, self._limit = limit, max(limit, START_SECONDS)
         self._folder = folder
         self._count, self._where, self._step, self._alone = 0, "the start", 0, False
-        self._moved = self._armed = time.monotonic()
-        self._file = stack_file(folder, rank).open("w+", encoding="utf-8")
-        self._me = {"pid": os.getpid(), "host": socket.gethostname()}
+        self._last_progress = self._armed = time.monotonic()
+        self._file = stack_file(folder, self._rank).open("w+", encoding="utf-8")
+        self._process = {"pid": os.getpid(), "host": socket.gethostname()}
         self._stop = threading.Event()
-        self.spoken = threading.Event()
+        self.reported = threading.Event()
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # a connection of its own: that of the process group may be blocked by what hangs
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ASK_SECONDS))
+        # a second connection, because the one of the process group may be blocked by what hangs
+        timeout = timedelta(seconds=STORE_SECONDS)
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
         self._store = PrefixStore(f"watch-{os.environ.get(ATTEMPT, '0')}", store)
         self._arm()
         self._thread = threading.Thread(target=self._watch, name="rankzero-watchdog", daemon=True)
         self._thread.start()
 
     def heartbeat(self, where: str, step: int | None = None) -> None:
-        """The main thread has got here."""
+        """Record progress of the main thread."""
         self._count, self._where = self._count + 1, where
-        self._moved = time.monotonic()
-        first = step is not None and self._limit != self._asked
+        self._last_progress = time.monotonic()
+        first = step is not None and self._limit != self._step_limit
         if step is not None:
-            self._step, self._limit = step, self._asked
-        if first or self._moved - self._armed > ARM_SECONDS:
+            self._step, self._limit = step, self._step_limit
+        if first or self._last_progress - self._armed > ARM_SECONDS:
             self._arm()
 
     @contextmanager
     def working_alone(self) -> Iterator[None]:
-        """Rank zero works and the others wait: that may take long and is no hanging."""
+        """Let rank zero work for any time while the other ranks wait."""
         self._alone = True
         try:
             yield
@@ -95,54 +96,53 @@ class Watchdog:
         self._file.close()
         stack_file(self._folder, self._rank).unlink(missing_ok=True)
 
+    def announce_failure(self) -> None:
+        """Notify the other ranks that this one ends with an error, so that they do not wait for it."""
+        _within(STORE_SECONDS, partial(self._store.set, FAILED, str(self._rank)))
+
     def _arm(self) -> None:
         self._armed = time.monotonic()
         faulthandler.dump_traceback_later(STACK_AT * self._limit, file=self._file)
-
-    def leave(self) -> None:
-        """This rank ends with an error: nobody shall wait for it."""
-        _within(ASK_SECONDS, partial(self._store.set, LEFT, str(self._rank)))
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         published = None
-        while not self._stop.wait(min(2.0, self._asked / 10)):
-            now = {"count": self._count, "where": self._where, "step": self._step, "alone": self._alone}
-            if now != published:
-                published = now
-                _within(ASK_SECONDS, partial(self._store.set, str(self._rank), json.dumps(now | self._me)))
-            if time.monotonic() - self._moved > self._limit:
-                self._judge()
-            if _within(ASK_SECONDS, partial(self._store.check, [LEFT])) and not self._stop.wait(GRACE_SECONDS):
-                self._end("", {})  # the main thread still waits for the rank that has left
+        while not self._stop.wait(min(2.0, self._step_limit / 10)):
+            progress = {"count": self._count, "where": self._where, "step": self._step, "alone": self._alone}
+            if progress != published:
+                published = progress
+                text = json.dumps(progress | self._process)
+                _within(STORE_SECONDS, partial(self._store.set, str(self._rank), text))
+            if time.monotonic() - self._last_progress > self._limit:
+                self._find_hanging()
+            if _within(STORE_SECONDS, partial(self._store.check, [FAILED])) and not self._stop.wait(GRACE_SECONDS):
+                self._end("", {})  # the main thread still waits for the rank that has failed
 
-    def _judge(self) -> None:
-        ranks = _within(ASK_SECONDS, self._all)
+    def _find_hanging(self) -> None:
+        ranks = _within(STORE_SECONDS, self._read_all)
         if ranks is None:
             self._end("rank 0, which keeps the ranks' common store, does not answer", {})
             return
-        if any(seen["alone"] for seen in ranks.values()):
+        if any(progress["alone"] for progress in ranks.values()):
             return
-        last = min(seen["count"] for seen in ranks.values())
-        behind = {rank: seen for rank, seen in ranks.items() if seen["count"] == last}
+        least = min(progress["count"] for progress in ranks.values())
+        behind = {rank: progress for rank, progress in ranks.items() if progress["count"] == least}
         stacks = {rank: self._stack(rank) for rank in behind}
-        active = {rank for rank, stack in stacks.items() if not any(word in _top(stack) for word in WAITS)}
-        guilty = {rank: seen for rank, seen in behind.items() if rank in active} or behind
-        self._end("\n".join(self._describe(rank, guilty[rank], stacks[rank]) for rank in sorted(guilty)), guilty)
+        active = {rank for rank, stack in stacks.items() if not any(word in _innermost(stack) for word in WAITS)}
+        hanging = {rank: progress for rank, progress in behind.items() if rank in active} or behind
+        lines = [self._describe(rank, hanging[rank], stacks[rank]) for rank in sorted(hanging)]
+        self._end("\n".join(lines), hanging)
 
-    def _all(self) -> dict[int, dict[str, Any]]:
-        """What every rank has published; one that never did has got nowhere.
-
-        In one request where all have: every rank asks, and rank zero answers them all.
-        """
-        ranks = list(range(self._world))
+    def _read_all(self) -> dict[int, dict[str, Any]]:
+        """Return what every rank has published, in one request if all have. Every rank reads, and rank zero answers."""
+        ranks = list(range(self._size))
         if not self._store.check([str(rank) for rank in ranks]):
             ranks = [rank for rank in ranks if self._store.check([str(rank)])]
-        told = self._store.multi_get([str(rank) for rank in ranks])
+        texts = self._store.multi_get([str(rank) for rank in ranks])
         nothing = {"count": -1, "where": "the start", "step": 0, "alone": False, "pid": None, "host": None}
-        return dict.fromkeys(range(self._world), nothing) | {
-            rank: json.loads(text) for rank, text in zip(ranks, told, strict=True)
+        return dict.fromkeys(range(self._size), nothing) | {
+            rank: json.loads(text) for rank, text in zip(ranks, texts, strict=True)
         }
 
     def _stack(self, rank: int) -> str:
@@ -151,45 +151,47 @@ class Watchdog:
         except OSError:
             return ""
 
-    def _describe(self, rank: int, seen: Mapping[str, Any], stack: str) -> str:
-        place = f"rank {rank} (process {seen['pid']} on {seen['host']})"
-        text = f"{place} hangs for more than {self._limit:g} s in {seen['where']} after step {seen['step']}"
+    def _describe(self, rank: int, progress: Mapping[str, Any], stack: str) -> str:
+        text = (
+            f"rank {rank} (process {progress['pid']} on {progress['host']}) made no progress for {self._limit:g} s "
+            f"(last seen in {progress['where']}, after step {progress['step']})"
+        )
         if not stack:
-            return f"{text}; it gives no stack: the process is stopped, or its machine is gone"
+            return f"{text}; it gives no stack: the process is stopped, or its machine is down"
         return f"{text}; its stack, also in {stack_file(self._folder, rank)}:\n{_main_thread(stack)}"
 
-    def _end(self, verdict: str, guilty: Mapping[int, Mapping[str, Any]]) -> None:
-        """Tells and ends this rank; first kills those of this machine that do not end by themselves."""
+    def _end(self, reason: str, hanging: Mapping[int, Mapping[str, Any]]) -> None:
+        """Report and end this rank. Before, kill the hanging ranks on this machine that do not end in time."""
         if self._stop.is_set():
             return
-        self.spoken.set()
-        self._told(verdict)
-        others = [seen for rank, seen in guilty.items() if rank != self._rank]
+        self.reported.set()
+        self._report(reason)
+        others = [progress for rank, progress in hanging.items() if rank != self._rank]
         if self._rank == 0:
-            _within(ASK_SECONDS, partial(self._store.set, TOLD, ""))
-        elif self._rank in guilty:  # rank zero speaks first: our end would break its connection
-            _within(GRACE_SECONDS / 2, partial(self._store.wait, [TOLD]))
+            _within(STORE_SECONDS, partial(self._store.set, REPORTED, ""))
+        elif self._rank in hanging:  # rank zero reports first: if this rank ended now, it would break the connection
+            _within(GRACE_SECONDS / 2, partial(self._store.wait, [REPORTED]))
         time.sleep(GRACE_SECONDS if others else 0)
-        for seen in others:
-            if seen["host"] == socket.gethostname() and seen["pid"]:
+        for progress in others:
+            if progress["host"] == socket.gethostname() and progress["pid"]:
                 with suppress(OSError):
-                    os.kill(seen["pid"], signal.SIGKILL)
+                    os.kill(progress["pid"], signal.SIGKILL)
         sys.stderr.flush()
         os._exit(1)
 
 
-def _within(seconds: float, work: Callable[[], _Found]) -> _Found | None:
-    """What `work` finds, in a thread that is left behind if it takes too long; None then, or when it fails."""
-    found: list[_Found] = []
+def _within(seconds: float, work: Callable[[], _Result]) -> _Result | None:
+    """Return the result of `work`, which runs in a thread. Return None if it fails or takes longer than `seconds`."""
+    results: list[_Result] = []
 
     def run() -> None:
         with suppress(dist.DistError, RuntimeError):
-            found.append(work())
+            results.append(work())
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else None
+    return results[0] if results else None
 
 
 def stack_file(folder: Path, rank: int) -> Path:
@@ -197,10 +199,10 @@ def stack_file(folder: Path, rank: int) -> Path:
 
 
 def _main_thread(stack: str) -> str:
-    """The main thread's part of a faulthandler dump: the last one."""
+    """Return the main thread's part of a faulthandler dump: the last one."""
     return stack.rstrip().rpartition("\n\n")[2]
 
 
-def _top(stack: str, frames: int = 4) -> str:
-    """The innermost frames of the main thread."""
+def _innermost(stack: str, frames: int = 4) -> str:
+    """Return the innermost frames of the main thread."""
     return "\n".join(_main_thread(stack).splitlines()[1 : frames + 1])

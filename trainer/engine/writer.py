@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training: rank zero takes a snapshot; a thread hashes, writes and commits it."""
+"""Write checkpoints in the background: rank zero takes a snapshot, and a thread hashes, writes and commits it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ ROOM = 2.0  # times the snapshot's size must be free, so that the machine does n
 
 
 class Writer:
-    """One save at a time: a second one waits for the first, and what went wrong is raised at the next call."""
+    """Runs one save at a time. A second one waits for the first. An error of a save is raised at the next call."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def submit(self, files: Files, write: Callable[[Files], None], *, owned: bool = False) -> None:
-        """`write(files)`: in the background with a copy where memory is free for one, else at once.
+        """Call `write(files)` in the background with a copy, or at once if there is no memory for a copy.
 
-        `owned`: nobody else changes the tensors, so that no copy is needed.
+        Args:
+            files: tensors by file name.
+            write: writes them.
+            owned: the tensors do not change, so that no copy is needed.
 
         Raises:
             CheckpointError: of the save before, or of this one if it was not put off.
@@ -38,7 +41,7 @@ class Writer:
         self._pending = self._pool.submit(write, files)
 
     def wait(self) -> None:
-        """Until nothing is being written.
+        """Wait until nothing is being written.
 
         Raises:
             CheckpointError: of the save that was waited for.

@@ -67,7 +67,7 @@ def measure(runtime: Runtime) -> dict[str, Any]:
     ranks: list[Any] = [None] * runtime.world
     dist.all_gather_object(ranks, (socket.gethostname(), hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()))
     return {
-        "engine": runtime.engine,
+        "engine": runtime.engine.spec.name,
         "backend": dist.get_backend(),
         "hosts": [host for host, _ in ranks],
         "latency_seconds": latency,

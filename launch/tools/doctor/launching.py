@@ -16,8 +16,8 @@ from launch.configs import LaunchPlan, choose, describe, find, gpus, shipped
 from launch.findings import Check, Findings
 from launch.local import MISLEADING, environment, settings
 from launch.slurm import queue
-from launch.tools.engine_facts import ENGINES
 from trainer.cpu_info import cores
+from trainer.engine_specs import ENGINES
 from trainer.errors import UsageError
 from trainer.rank_env import UNSET, check_environment
 

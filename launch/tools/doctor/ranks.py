@@ -14,7 +14,7 @@ from typing import Any
 from launch.configs import LaunchPlan
 from launch.findings import Findings, size
 from launch.local import command, environment, for_launcher
-from launch.tools.engine_facts import ENGINES
+from trainer.engine_specs import ENGINES
 from trainer.rank_env import RANK_VARIABLES
 from trainer.redaction import redacted
 from trainer.rundir import read_json

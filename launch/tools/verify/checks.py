@@ -23,7 +23,6 @@ from rich.table import Table
 
 from launch.configs import gpus
 from launch.launched import launcher_environment
-from launch.tools.engine_facts import ENGINES
 from launch.tools.verify.compare import Tensors, difference, largest_difference, misplaced_rows, read_ledger
 from launch.tools.verify.testbed import (
     LAST_STEP,
@@ -35,12 +34,14 @@ from launch.tools.verify.testbed import (
     make_testbed,
     read_checkpoint,
 )
+from trainer.engine_specs import ENGINES
 from trainer.errors import NumericsError, RankError, UsageError
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 
 ONE_STEP, SGD, ADAMW, BITWISE = 1e-6, 1e-6, 5e-4, 0.0  # tolerances; Adam divides by the root of gradients near zero
+MORE_RANKS = {"ddp": (4,)}  # numbers of ranks that are verified besides the one on the command line
 LEAST_CHANGE = 1e-4  # of some weight in the second half of a run
 COLORS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -90,7 +91,7 @@ def verify(
         if ranks > lanes:
             raise UsageError(f"--nproc {ranks}: the check has {lanes} lanes, and each rank needs one")
         most = min(lanes, gpus()) if on_gpus else lanes
-        counts = {name: {ranks, *(n for n in ENGINES[name].rank_counts if n <= most)} for name in names}
+        counts = {name: {ranks, *(n for n in MORE_RANKS.get(name, ()) if n <= most)} for name in names}
         counts |= {name: {1} for name in names if ENGINES[name].one_process}
         pairs = [(name, count) for name in names for count in sorted(counts[name])]
         return Verification(testbed, pairs, on_gpus, report).run()

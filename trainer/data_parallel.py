@@ -1,0 +1,36 @@
+"""The place of a process among the ranks that train one model on different lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class DataParallel:
+    """One rank of `size` data-parallel ranks. Lanes are dealt to the ranks in turn."""
+
+    rank: int
+    size: int
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank zero, which reads, writes and reports for all."""
+        return self.rank == 0
+
+    def lanes(self, count: int) -> range:
+        """Return this rank's lanes among lanes 0 to `count` - 1."""
+        return range(self.rank, count, self.size)
+
+    def lane_groups(self, count: int, fuse: int) -> list[list[int]]:
+        """Return this rank's lanes in groups of `fuse` lanes, each of which is one forward."""
+        own = self.lanes(count)
+        return [list(own[at : at + fuse]) for at in range(0, len(own), fuse)]
+
+    def rounds(self, items: Sequence[Item]) -> Iterable[Item | None]:
+        """Return this rank's share of `items`, as many on every rank: None where there is none left."""
+        for first in range(0, len(items), self.size):
+            yield items[first + self.rank] if first + self.rank < len(items) else None

@@ -1,0 +1,220 @@
+"""What a training asks of its engine. `Engine` implements it for engines that hold the whole model on every rank.
+
+Names and shapes are those of the whole model, and numbers are fp32, under every engine. So the files of a checkpoint
+are the same for all of them. Methods that say "all ranks" must be entered by all ranks in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, KwargsHandler
+from torch import Tensor, nn
+
+from trainer.data_parallel import DataParallel
+from trainer.engine import rendezvous
+from trainer.engine_specs import EngineSpec
+from trainer.optim.clipping import clip, idle_parameters, square_sum
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of SGD
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is made with.
+
+    Attributes:
+        on_cpu: no GPU is used.
+        accumulation: micro-batches of each rank in a step.
+        clip_norm: largest gradient norm. 0 = no clipping.
+    """
+
+    on_cpu: bool
+    accumulation: int = 1
+    clip_norm: float = 0.0
+
+    @property
+    def backend(self) -> str:
+        return "gloo" if self.on_cpu else "nccl"
+
+
+@dataclass(frozen=True)
+class Update:
+    """The result of an attempt at an optimizer step.
+
+    Attributes:
+        grad_norm: before clipping, over the parameters that the step updates.
+        finite: whether the weights were updated.
+        retry: fp16 gradients overflowed and the loss scale was lowered: run the same rows again.
+    """
+
+    grad_norm: float
+    finite: bool
+    retry: bool = False
+
+
+class Engine:
+    """Trains one model. Made with the accelerator; `prepare` gives it model and optimizer, which all else needs."""
+
+    model: nn.Module  # as trained, without wrappers
+    objective: nn.Module  # the wrapped module whose forward computes the loss
+    optimizer: Any  # as wrapped by Accelerate
+
+    def __init__(self, spec: EngineSpec, options: EngineOptions) -> None:
+        self.spec, self.options = spec, options
+        self.accelerator = self._make_accelerator()
+        self.data_parallel = DataParallel(self.accelerator.process_index, self.accelerator.num_processes)
+
+    def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take over the training of `model`, whose loss `objective` computes.
+
+        Raises:
+            UsageError: this engine cannot train this model.
+        """
+        self.model = model
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+
+    def _make_accelerator(self) -> Accelerator:
+        """Return the Accelerator for the environment that a launcher has set up.
+
+        An Accelerate config says which engine runs, on what, and in which precision. What belongs to a step comes from
+        the recipe: accumulation, clipping, rates.
+        """
+        return self._accelerator(cpu=self.options.on_cpu)
+
+    def _accelerator(self, *handlers: KwargsHandler, **arguments: Any) -> Accelerator:
+        return Accelerator(
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=self.options.accumulation, adjust_scheduler=False, sync_with_dataloader=False
+            ),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=list(handlers),
+            **arguments,
+        )
+
+    def _process_group(self) -> InitProcessGroupKwargs:
+        return InitProcessGroupKwargs(backend=self.options.backend, timeout=rendezvous.GROUP_TIMEOUT)
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def warm_up(self, loss: Callable[[], Tensor]) -> None:
+        """Run what an engine does only in its first backward. `loss` runs a forward that counts for nothing."""
+
+    @contextlib.contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        """Run a forward and its backward inside. Ranks add up their gradients in the last backward of a step only."""
+        self.accelerator.sync_gradients = last
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+            yield
+
+    def step(self) -> Update:
+        """Clip and update, after the last backward. Nothing is updated where a gradient is not finite. All ranks.
+
+        The norm is the same on all ranks, so that all take the same branch without asking each other.
+        """
+        norm, scaler = self._clip(), self.accelerator.scaler
+        if scaler is None:
+            if math.isfinite(norm):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+            return Update(norm, finite=math.isfinite(norm))
+        scale = scaler.get_scale()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        skipped = self.accelerator.optimizer_step_was_skipped
+        return Update(norm, finite=not skipped, retry=skipped and scale > 1.0)
+
+    def _clip(self) -> float:
+        """Clip the gradient and return its norm before that. Waits for the device."""
+        self.accelerator.unscale_gradients()
+        idle = idle_parameters(self.optimizer.param_groups)
+        gradients = [(id(p) in idle, self._own_part(p.grad)) for p in self.objective.parameters() if p.grad is not None]
+        sums = [float(square_sum([g for is_idle, g in gradients if is_idle == wanted])) for wanted in (False, True)]
+        total, idle_total = self._sum_over_parts(sums)
+        # A gradient that is not finite would spoil moments even at rate 0.
+        norm = math.sqrt(total if math.isfinite(idle_total) else idle_total)
+        if math.isfinite(norm):  # otherwise no update follows
+            # moments are kept at rate 0, too
+            clip([gradient for _, gradient in gradients], norm, self.options.clip_norm or math.inf)
+        return norm
+
+    def _own_part(self, tensor: Tensor) -> Tensor:
+        """Return the part of a sharded tensor that is on this rank."""
+        return tensor
+
+    def _sum_over_parts(self, values: list[float]) -> list[float]:
+        return values
+
+    # -- the state, by parameter -----------------------------------------------------------------------------------
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return names and parameters. A tied parameter is listed once."""
+        return list(self.model.named_parameters())
+
+    def weight(self, p: nn.Parameter) -> Tensor:
+        """Return the whole parameter in fp32. All ranks."""
+        return p.detach()
+
+    def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step. All ranks."""
+        state = self.optimizer.state.get(p, {})
+        return {name: state[name] for name in MOMENTS if isinstance(state.get(name), Tensor)}
+
+    def optimizer_step(self) -> float | None:
+        """Return the optimizer's own count of steps. None if it keeps no count."""
+        state = self.optimizer.state
+        return common_step(state[p] for _, p in self.parameters() if p in state)
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """Return the state of the loss scaler (fp16). None without one."""
+        scaler = self.accelerator.scaler
+        return None if scaler is None else dict(scaler.state_dict())
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
+        """Restore weights and moments ("NAME.exp_avg") bit for bit. All ranks.
+
+        Names and shapes have been checked. Here the model has its weights already: it is the one that is evaluated.
+        """
+        self._load_moments(moments, step)
+
+    def _load_moments(self, moments: Mapping[str, Tensor], step: float | None) -> None:
+        for name, p in self.parameters():
+            if own := moments_of(moments, name):
+                count = {} if step is None else {"step": self._step_tensor(p, step)}
+                self.optimizer.state[p] = {**count, **{m: self._shard_like(p, t) for m, t in own.items()}}
+
+    def _step_tensor(self, p: Tensor, step: float) -> Tensor:
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        return torch.tensor(step, dtype=torch.float32, device=p.device if fused else "cpu")
+
+    def _shard_like(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
+        """Return a whole tensor in the layout of a parameter."""
+        return tensor.to(p.device)
+
+    def load_scaler(self, state: dict[str, Any] | None) -> None:
+        """Restore the loss scaler from its own state, or from the scale that DeepSpeed has saved."""
+        scaler = self.accelerator.scaler
+        if scaler is None or not state:
+            return
+        if "cur_scale" in state:
+            state = {**scaler.state_dict(), "scale": state["cur_scale"]}
+        scaler.load_state_dict(state)
+
+
+def moments_of(moments: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the moments of one parameter."""
+    return {m: moments[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in moments}
+
+
+def common_step(states: Any) -> float | None:
+    """Return the one count of steps in the states of an optimizer."""
+    counts = {float(state["step"]) for state in states if "step" in state}
+    assert len(counts) <= 1, "all parameters are stepped together"
+    return counts.pop() if counts else None

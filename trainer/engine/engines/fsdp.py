@@ -1,0 +1,96 @@
+"""FSDP2: parameters are DTensors, of which each rank holds a slice of the first dimension."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from trainer.engine import rendezvous
+from trainer.engine.engines.base import Engine
+from trainer.errors import UsageError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FSDPEngine(Engine):
+    """`fully_shard` by torch."""
+
+    def _make_accelerator(self) -> Accelerator:
+        if self.options.on_cpu:
+            # Accelerate allows FSDP only where a type of GPU runs. This is private; another engine would be an error.
+            PartialState(backend="gloo", timeout=rendezvous.GROUP_TIMEOUT)
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            reshard_after_forward=_switched_on("FSDP_RESHARD_AFTER_FORWARD", "true"),
+            state_dict_type="SHARDED_STATE_DICT",
+            cpu_ram_efficient_loading=False,  # it would silently untie embeddings
+            cpu_offload=_switched_on("FSDP_OFFLOAD_PARAMS", "false") or None,
+        )
+        accelerator = self._accelerator(*([] if self.options.on_cpu else [self._process_group()]), fsdp_plugin=plugin)
+        if dtype := DTYPES.get(accelerator.mixed_precision):
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        return accelerator
+
+    def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """As `Engine.prepare`. The layers of the model are gathered and freed one by one."""
+        if any(hasattr(module, "backward_pass") for module in model.modules()):
+            raise UsageError(
+                f"engine {self.spec.name}: {type(model).__name__} runs its reversible layers again in its own backward "
+                "pass, where their weights are sharded; use a config with ddp, zero1, zero2 or zero3"
+            )
+        self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layer_classes(model)
+        super().prepare(objective, model, optimizer)
+
+    def _own_part(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def _sum_over_parts(self, values: list[float]) -> list[float]:
+        sums = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        return cast("list[float]", self.accelerator.reduce(sums, "sum").tolist())
+
+    def weight(self, p: nn.Parameter) -> Tensor:
+        return _gathered(p.detach())
+
+    def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
+        return {name: _gathered(moment) for name, moment in super().moments(p).items()}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
+        for name, p in self.parameters():
+            self._own_part(p).copy_(self._own_part(self._shard_like(p, weights[name])))
+        self._load_moments(moments, step)
+
+    def _shard_like(self, p: Any, tensor: Tensor) -> Tensor:
+        """Return this rank's slice of a tensor that every rank has. Nothing is sent."""
+        if not isinstance(p, DTensor):
+            return tensor.to(p.device, copy=True)
+        return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Return the class names of the layers: what the model's module lists hold, except lists inside of a layer."""
+    names: set[str] = set()
+    prefixes: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(prefixes)):
+            prefixes.append(f"{name}.")
+            names |= {type(layer).__name__ for layer in module}
+    return sorted(names)
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _switched_on(variable: str, default: str) -> bool:
+    return os.environ.get(variable, default).lower() == "true"
