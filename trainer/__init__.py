@@ -20,9 +20,13 @@ __all__ = ["Recipe", "embed", "evaluate", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """The Python API, imported when it is asked for: `rankzero --help` must not wait for pydantic models or torch."""
-    if name in __all__:
-        from trainer import api, embedding
-
-        return getattr(embedding if name == "embed" else api, name)
-    raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    """Import a public function when it is used: `rankzero --help` must not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    if name == "Recipe":
+        from trainer import recipe_loading as module
+    elif name == "embed":
+        from trainer import embedding as module  # type: ignore[no-redef]
+    else:
+        from trainer import api as module  # type: ignore[no-redef]
+    return getattr(module, name)

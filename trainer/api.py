@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from trainer.data.prepare import prepare as write_corpus
+from trainer.engine.corpus import Corpus
+from trainer.engine.runtime import start
+from trainer.engine.signals import StopFlag
+from trainer.engine.token_counts import count_tokens
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import RankzeroError, UsageError
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
@@ -18,7 +24,7 @@ from trainer.report_stages import attempt, card_stage, reason_of, refresh_report
 from trainer.run import run_recipe
 from trainer.run_options import Options, Run
 from trainer.rundir import RunDir, read_json
-from trainer.task.registry import roles_of
+from trainer.task.registry import make_task, roles_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -77,9 +83,6 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
     Raises:
         RankzeroError: no such run, no model in it yet, no such split.
     """
-    from trainer.engine.runtime import start
-    from trainer.engine.signals import StopFlag
-    from trainer.engine.trained_run import TrainedRun
 
     trained = (read_json(RunDir(run).manifest) or {}).get("precision") or "no"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", trained)
@@ -117,7 +120,6 @@ def predict(
     Raises:
         UsageError: a backend that this run has no artifact for, or settings that the artifact was not made with.
     """
-    from trainer.engine.trained_run import TrainedRun
 
     if backend != "torch":
         from trainer.export.backend import open_artifact
@@ -137,7 +139,6 @@ def stream(
     Raises:
         UsageError: another backend than torch, or a task that does not go on with texts.
     """
-    from trainer.engine.trained_run import TrainedRun
 
     if backend != "torch":
         raise UsageError(f"--stream: backend {backend} answers whole texts; leave --backend out")
@@ -160,7 +161,6 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
         GateError: an artifact failed its gate and was kept out.
         RankzeroError: no such run, no model in it yet.
     """
-    from trainer.engine.trained_run import TrainedRun
     from trainer.export.stage import export_run
 
     folder = RunDir(run)
@@ -213,8 +213,6 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
         RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them. Or a part of the
             report could not be written; exit code 1, with the reason.
     """
-    from trainer.engine.corpus import Corpus
-    from trainer.engine.trained_run import TrainedRun
     from trainer.report.inputs import KINDS
 
     finished = TrainedRun.open(RunDir(run), Recipe)
@@ -242,7 +240,6 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
     Raises:
         RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
     """
-    from trainer.engine.trained_run import TrainedRun
     from trainer.report.ensemble import ensemble as average
 
     task = TrainedRun.task_of(RunDir(runs[0]), Recipe)
@@ -255,10 +252,6 @@ def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, o
     Raises:
         RankzeroError: bad data, or a folder that holds something else.
     """
-    from trainer.data.prepare import prepare as write_corpus
-    from trainer.engine.corpus import Corpus
-    from trainer.engine.token_counts import count_tokens
-    from trainer.task.registry import make_task
 
     resolved = load_recipe(recipe, overrides)
     folder = Path(out) if out else Path("prepared") / resolved.name

@@ -9,17 +9,19 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trainer.engine import setup
+from trainer.engine.resume_checks import agree_with_earlier, write_recipe
+from trainer.engine.runtime import Runtime, start
+from trainer.engine.session import Session
+from trainer.engine.signals import StopFlag
 from trainer.errors import UsageError
 from trainer.failures import report_failure, report_hang
 from trainer.lock import follow
 from trainer.recipe import Recipe
 from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir, Status, read_json, write_json
-
-if TYPE_CHECKING:
-    from trainer.engine.runtime import Runtime
 
 log = logging.getLogger("rankzero")
 
@@ -33,9 +35,6 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
         RankzeroError: with the exit code of the design.
         Preempted: stopped by a signal, with everything saved.
     """
-    from trainer.engine.runtime import start
-    from trainer.engine.session import Session
-    from trainer.engine.signals import StopFlag
 
     run = RunDir(run_path(recipe, options))
     with StopFlag().listening() as stop:
@@ -117,7 +116,6 @@ def attempt(recipe: Recipe, options: Options, run: RunDir, runtime: Runtime, spl
 
 def _take(recipe: Recipe, options: Options, run: RunDir, splits: int, lock: contextlib.ExitStack) -> tuple[int, str]:
     """Lock the run directory on rank zero. Return the number of this attempt and the token of the lock."""
-    from trainer.engine.resume_checks import agree_with_earlier
 
     if options.restart:
         _make_room(run, keep=options.fresh)
@@ -145,8 +143,6 @@ def _make_room(run: RunDir, *, keep: bool) -> None:
 
 def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, Any]:
     """Check files and rows, make the tokenizer, and write recipe and manifest. Return the manifest's "data"."""
-    from trainer.engine import setup
-    from trainer.engine.resume_checks import write_recipe
 
     setup.check_beginning(run, recipe)
     data = setup.survey_data(run, recipe)
@@ -157,7 +153,7 @@ def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, A
     return data
 
 
-def finish_alone(session: Any, scores: dict[str, dict[str, Any]]) -> None:
+def finish_alone(session: Session, scores: dict[str, dict[str, Any]]) -> None:
     """Make artifacts, reports and model card on rank zero."""
     from trainer.post_training import run_post_training
 
