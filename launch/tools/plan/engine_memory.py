@@ -131,6 +131,7 @@ def zero1(layout: ParamLayout, setting: Setting) -> RankMemory:
     bucket, copy = _bucket(layout, setting, setting.width)
     written = setting.width * min(layout.trained_elements, BUCKET)
     gradients, allocated = setting.width * layout.trained_elements, 0 if setting.on_cpu else bucket
+    flat = rank.gradients + (setting.width * rank.gradients // FULL if setting.width < FULL else 0)  # for the update
     return replace(
         rank,
         gradients=gradients,
@@ -139,7 +140,7 @@ def zero1(layout: ParamLayout, setting: Setting) -> RankMemory:
         kept=0 if again else setting.width,
         working=allocated if again else 0,
         bucket=0 if again else allocated,
-        after=max(gradients - written + bucket + copy, 3 * rank.gradients),
+        after=max(gradients - written + bucket + copy, setting.width * _touched(layout, setting.ranks) + flat),
     )
 
 
