@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -45,7 +44,7 @@ def plan_command(
         options = PlanOptions(gpu, memory, _integers(ranks), _words(precision), throughput, price, cpu, run)
         plan = make_plan(recipe, overrides or (), options)
     if as_json:
-        print(json.dumps(asdict(plan), indent=2, ensure_ascii=False))
+        print(json.dumps(plan.document(), indent=2, ensure_ascii=False))
         return
     from launch.tools.plan.show import print_plan
 

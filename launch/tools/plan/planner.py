@@ -7,7 +7,7 @@ import logging
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Answer(Configuration):
 
 @dataclass(frozen=True)
 class Plan:
-    """The JSON document of `rankzero plan`. Sizes are in bytes."""
+    """What `rankzero plan` knows of a run. Sizes are in bytes."""
 
     recipe: str
     model: dict[str, Any]
@@ -78,6 +78,13 @@ class Plan:
     answer: Answer | None
     notes: list[str]
     configurations: list[Configuration]
+
+    def document(self) -> dict[str, Any]:
+        """Return the plan as one JSON object."""
+        values = asdict(self)
+        if self.answer is not None:
+            del values["answer"]["fits"]
+        return values
 
 
 def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), options: PlanOptions | None = None) -> Plan:
