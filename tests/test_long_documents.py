@@ -346,8 +346,8 @@ def test_what_does_not_fit_is_refused_with_both_numbers(tmp_path: Path, family: 
         task_of(recipe_of(tmp_path, family, **changes)).build_model()
 
 
-def test_a_plan_says_what_it_cannot_rehearse(tmp_path: Path) -> None:
-    """Reformer asks its mask for a sum, and a plan has shapes only; BigBird's blocks are drawn without looking."""
+def test_a_plan_refuses_models_that_need_values(tmp_path: Path) -> None:
+    """Reformer needs the sum of its mask, and a plan has only shapes. BigBird needs no values."""
     from launch.tools.plan.layout import fake_model
 
     with pytest.raises(UsageError, match=r"ReformerFor.* cannot be planned.* needs the values of tensors.*--debug"):

@@ -1,4 +1,4 @@
-"""`rankzero plan`: its arithmetic by hand, its model states against the tensors of real runs, and what it says."""
+"""`rankzero plan`: its arithmetic by hand, its model states against the tensors of real runs, and its output."""
 
 from __future__ import annotations
 
@@ -37,19 +37,21 @@ KEYS |= {"host", "activations", "logits", "step_parts", "step", "start", "evalua
 
 @pytest.fixture(scope="module")
 def plan(recipe: Path) -> Plan:
-    """Of the tiny translation recipe, for GPUs."""
+    """Return a plan of the tiny translation recipe for GPUs."""
     return make_plan(recipe, (), PlanOptions(gpu="A100", ranks=(1, 2), throughput=1000.0, price=2.0))
 
 
 def of(plan: Plan, engine: str, precision: str = "fp32", checkpointing: bool = False, offload: bool = False) -> Any:
-    """The one configuration with most ranks."""
+    """Return the configuration with most ranks."""
     wanted = (engine, precision, checkpointing, offload)
-    found = [c for c in plan.configurations if (c.engine, c.precision, c.activation_checkpointing, c.offload) == wanted]
-    return found[-1]
+    planned = [
+        c for c in plan.configurations if (c.engine, c.precision, c.activation_checkpointing, c.offload) == wanted
+    ]
+    return planned[-1]
 
 
 def transformer_elements(vocabulary: int, d: int, ff: int, matrices: int) -> int:
-    """Parameters of one encoder and one decoder layer, pre-norm, with `matrices` embeddings, counted by hand."""
+    """Count the parameters of one pre-norm encoder and decoder layer with `matrices` embeddings."""
     norm = 2 * d
     feed_forward = d * ff + ff + ff * d + d
     encoder = 3 * d * d + d * d + feed_forward + 2 * norm
@@ -68,7 +70,7 @@ def test_parameters_are_those_counted_by_hand_and_tied_ones_count_once(plan: Pla
     assert untied.model["parameters"] == transformer_elements(vocabulary, 32, 64, 3)
 
 
-def test_states_of_engines_that_hold_everything(plan: Plan) -> None:
+def test_states_of_engines_without_sharding(plan: Plan) -> None:
     elements = plan.model["parameters"]
     for engine in ("single", "ddp"):
         for precision in ("fp32", "bf16", "fp16"):  # autocast: the weights stay fp32
@@ -114,32 +116,32 @@ def test_states_of_sharded_engines_by_hand(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_frozen_parameters_have_neither_gradient_nor_moments(reviews: Path, bert: Path) -> None:
     made = review_recipe(reviews, {"kind": "pretrained", "name": str(bert)}, optim={"freeze_trunk": True})
-    found = make_plan(made, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
+    planned = make_plan(made, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
     head = 32 * 2 + 2
-    elements = found.model["parameters"]
-    assert found.model["trained"] == head < elements
-    alone = of(found, "single")
+    elements = planned.model["parameters"]
+    assert planned.model["trained"] == head < elements
+    alone = of(planned, "single")
     assert (alone.parameters, alone.gradients, alone.optimizer) == (4 * elements, 4 * head, 8 * head + 8)
-    assert found.checkpoint.size == 4 * elements + 8 * head
+    assert planned.checkpoint.size == 4 * elements + 8 * head
 
 
-def test_a_pretrained_model_is_made_without_its_weights(reviews: Path, bert: Path, tmp_path: Path) -> None:
+def test_a_pretrained_model_is_built_without_its_weights(reviews: Path, bert: Path, tmp_path: Path) -> None:
     folder = tmp_path / "config-only"
     folder.mkdir()
     for path in bert.iterdir():
         if "safetensors" not in path.name:
             (folder / path.name).write_bytes(path.read_bytes())
     made = review_recipe(reviews, {"kind": "pretrained", "name": str(folder), "pooling": "mean"})
-    found = make_plan(made, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
+    planned = make_plan(made, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
     whole = make_plan(made.model_copy(update={"model": made.model.model_copy(update={"name": str(bert)})}), (), ALL)
-    assert found.model["parameters"] == whole.model["parameters"]
-    assert found.notes == []
+    assert planned.model["parameters"] == whole.model["parameters"]
+    assert planned.notes == []
 
 
 # -- activations, traffic, peaks ---------------------------------------------------------------------------------------
 
 
-def test_checkpointing_and_half_precision_need_less_and_logits_are_apart(plan: Plan) -> None:
+def test_checkpointing_and_half_precision_need_less_memory(plan: Plan) -> None:
     plain = of(plan, "single")
     assert of(plan, "single", checkpointing=True).activations < 0.85 * plain.activations  # of one layer on each side
     assert of(plan, "zero2", "bf16").activations < plain.activations
@@ -148,7 +150,7 @@ def test_checkpointing_and_half_precision_need_less_and_logits_are_apart(plan: P
     assert least <= plain.logits <= 6 * least
 
 
-def test_a_gradient_is_kept_once_it_is_ready_and_the_peak_is_where_the_sum_is_largest() -> None:
+def test_peak_of_a_trace_by_hand() -> None:
     trace: Trace = [
         ("activations", 100), ("logits", 60), ("backward", 0), ("activations", 84), ("logits", -60), ("gradient", 21),
         ("activations", -84), ("activations", 60), ("gradient", 15), ("activations", -60), ("activations", -100),
@@ -204,7 +206,7 @@ def test_steps_tokens_time_and_disk(plan: Plan, recipe: Path) -> None:
 
 
 def test_steps_are_those_of_a_run(recipe: Path, tmp_path: Path) -> None:
-    """One epoch, whose steps the plan has counted; and a run tells speed, rows and vocabulary to the next plan."""
+    """A plan counts the steps of an epoch, and takes throughput, rows and vocabulary of an earlier run."""
     words = [
         "loop.max_steps=null",
         "loop.epochs=1",
@@ -230,20 +232,20 @@ def test_steps_are_those_of_a_run(recipe: Path, tmp_path: Path) -> None:
 def test_a_large_corpus_is_sampled_over_its_whole_length(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "SAMPLE", 8000)
     monkeypatch.setattr(corpus, "TOKENIZER_ROWS", 40)
-    found = make_plan(recipe, ("data.block_rows=16",), PlanOptions(ranks=(1,), precisions=("fp32",)))
-    assert found.data["sampled_rows"] < 100
-    assert found.data["rows"] == 200
-    assert found.model["vocabulary"] == 200  # the recipe's: forty rows give fewer
+    planned = make_plan(recipe, ("data.block_rows=16",), PlanOptions(ranks=(1,), precisions=("fp32",)))
+    assert planned.data["sampled_rows"] < 100
+    assert planned.data["rows"] == 200
+    assert planned.model["vocabulary"] == 200  # the recipe's: forty rows give fewer
     whole = make_plan(recipe, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
-    tokens = [plan.training.tokens / plan.training.epochs for plan in (found, whole)]
+    tokens = [plan.training.tokens / plan.training.epochs for plan in (planned, whole)]
     assert tokens[0] == pytest.approx(tokens[1], rel=0.25)
-    assert found.training.steps_per_epoch == pytest.approx(whole.training.steps_per_epoch, rel=0.5)
+    assert planned.training.steps_per_epoch == pytest.approx(whole.training.steps_per_epoch, rel=0.5)
 
 
 # -- what fits ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_cheapest_that_fits_has_fewest_ranks_then_the_simplest_engine(plan: Plan, recipe: Path) -> None:
+def test_the_cheapest_configuration_has_fewest_ranks_then_the_simplest_engine(plan: Plan, recipe: Path) -> None:
     assert plan.answer is not None
     assert vars(of(plan, "single", "bf16")).items() <= vars(plan.answer).items()
     assert plan.answer.command.endswith("--config ddp_bf16 --nproc 1")
@@ -257,7 +259,7 @@ def test_the_cheapest_that_fits_has_fewest_ranks_then_the_simplest_engine(plan: 
     assert make_plan(recipe, (), PlanOptions(ranks=(1,), memory=1.0)).answer is None  # CUDA alone takes as much
 
 
-def test_configs_that_are_proposed_are_what_they_are_said_to_be() -> None:
+def test_proposed_configs_have_the_engine_and_precision() -> None:
     for engine, precision, cpu in product(ENGINES, PRECISIONS, (False, True)):
         if (words := engine.config(precision, on_cpu=cpu)) is not None:
             name, *alone = words.split()
@@ -268,7 +270,7 @@ def test_configs_that_are_proposed_are_what_they_are_said_to_be() -> None:
             assert name.endswith("_offload") == engine.offload
 
 
-def test_a_gpu_by_any_spelling_and_unknown_ones_refused() -> None:
+def test_spelling_of_gpus_and_unknown_ones() -> None:
     assert find_gpu("nvidia a100-40gb").memory == 40
     assert find_gpu("rtx 4090") is GPUS["RTX4090"]
     with pytest.raises(UsageError, match="did you mean H100"):
@@ -285,19 +287,19 @@ def app() -> typer.Typer:
     return made
 
 
-def test_what_it_prints_fits_the_page(recipe: Path) -> None:
-    found = CliRunner().invoke(app(), ["plan", str(recipe), "--gpu", "L4", "--ranks", "1,2"], catch_exceptions=False)
-    assert found.exit_code == 0
-    assert max(map(len, found.stdout.splitlines())) <= 120
-    first = found.stdout.splitlines()[:6]
+def test_printed_lines_fit_the_page(recipe: Path) -> None:
+    result = CliRunner().invoke(app(), ["plan", str(recipe), "--gpu", "L4", "--ranks", "1,2"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 120
+    first = result.stdout.splitlines()[:6]
     assert any(line.startswith("Cheapest  single on 1 rank") for line in first)
     for word in ("zero3 offload", "fsdp2", "12 steps (loop.max_steps)", "--throughput"):
-        assert word in found.stdout
+        assert word in result.stdout
 
 
 def test_json_is_one_object_with_every_configuration(recipe: Path) -> None:
-    found = CliRunner().invoke(app(), ["plan", str(recipe), "--json", "--ranks", "2", "--memory", "24"])
-    plan = json.loads(found.stdout)
+    result = CliRunner().invoke(app(), ["plan", str(recipe), "--json", "--ranks", "2", "--memory", "24"])
+    plan = json.loads(result.stdout)
     assert {"recipe", "model", "data", "training", "checkpoint", "memory", "answer", "configurations"} <= plan.keys()
     assert all(c.keys() >= KEYS for c in plan["configurations"])
     shown = {(c["engine"], c["offload"]) for c in plan["configurations"]}
@@ -308,15 +310,15 @@ def test_json_is_one_object_with_every_configuration(recipe: Path) -> None:
 
 
 def test_cpu_plans_name_cpu_configs_and_share_the_memory(recipe: Path) -> None:
-    found = make_plan(recipe, (), PlanOptions(cpu=True, ranks=(2,), memory=1.0))
-    libraries = {(c.engine, c.precision): c.step_parts["libraries"] for c in found.configurations}
+    planned = make_plan(recipe, (), PlanOptions(cpu=True, ranks=(2,), memory=1.0))
+    libraries = {(c.engine, c.precision): c.step_parts["libraries"] for c in planned.configurations}
     assert libraries["ddp", "fp32"] < libraries["zero2", "fp32"] < libraries["zero2", "bf16"]
-    assert all(c.step == sum(c.step_parts.values()) for c in found.configurations)
-    assert {c.precision for c in found.configurations} == {"fp32", "bf16"}
-    assert not any(c.offload for c in found.configurations)
-    assert found.answer is not None
-    assert {c.config for c in found.configurations} >= {"cpu", "cpu_bf16", "cpu_zero3", "cpu_fsdp2"}
-    peak = of(found, "ddp").peak
+    assert all(c.step == sum(c.step_parts.values()) for c in planned.configurations)
+    assert {c.precision for c in planned.configurations} == {"fp32", "bf16"}
+    assert not any(c.offload for c in planned.configurations)
+    assert planned.answer is not None
+    assert {c.config for c in planned.configurations} >= {"cpu", "cpu_bf16", "cpu_zero3", "cpu_fsdp2"}
+    peak = of(planned, "ddp").peak
     for total, fits in ((2 * peak, True), (2 * peak - 1, False)):
         again = make_plan(recipe, (), PlanOptions(cpu=True, ranks=(2,), precisions=("fp32",), memory=total / GIB))
         assert of(again, "ddp").fits == fits
@@ -364,13 +366,13 @@ def test_model_states_are_those_of_a_real_run_to_the_byte(
     recipe: Path, tmp_path: Path, engine: str, precision: str
 ) -> None:
     words = ["loop.max_steps=1", "evaluation.splits=[]", "data.validation=null", "optim.weight_decay=0.01"]
-    found = make_plan(recipe, words, PlanOptions(cpu=True, ranks=(1, 2), precisions=(precision,)))
+    planned = make_plan(recipe, words, PlanOptions(cpu=True, ranks=(1, 2), precisions=(precision,)))
     env = engine_environment(engine) | {"ACCELERATE_MIXED_PRECISION": "bf16" if precision == "bf16" else "no"}
     run, world = tmp_path / "run", 1 if engine == "single" else 2
     hook = partial(save_states, tmp_path / "states")
     run_ranks(["train", recipe, *words, "--run", run], next_logs(run), world, hook=hook, env=env).check()
     seen = json.loads((tmp_path / "states-0").read_text())
-    kept = of(found, engine, precision)
+    kept = of(planned, engine, precision)
     assert seen == {name: getattr(kept, name) for name in ("parameters", "gradients", "optimizer", "host")}
 
 
@@ -382,10 +384,10 @@ def test_bf16_is_proposed_for_processors_that_have_it(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, emulated: bool, best: tuple[str, str]
 ) -> None:
     monkeypatch.setattr(planner, "bf16_arithmetic", lambda: not emulated)
-    found = make_plan(recipe, (), PlanOptions(cpu=True, ranks=(1,), memory=4.0))
-    assert found.answer is not None
-    assert (found.answer.precision, found.answer.config) == best
-    assert any("emulates bf16" in note for note in found.notes) == emulated
+    planned = make_plan(recipe, (), PlanOptions(cpu=True, ranks=(1,), memory=4.0))
+    assert planned.answer is not None
+    assert (planned.answer.precision, planned.answer.config) == best
+    assert any("emulates bf16" in note for note in planned.notes) == emulated
     fp32 = make_plan(recipe, (), PlanOptions(cpu=True, ranks=(1,), precisions=("fp32",)))
     assert not any("bf16" in note for note in fp32.notes)
 
@@ -415,11 +417,11 @@ def test_hours_are_known_where_the_speed_was_measured_on_the_planned_device(
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     manifest = {"ranks": 1, "engine": "single", "precision": "no", "devices": devices}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    found = make_plan(recipe, (), PlanOptions(ranks=(1,), precisions=("fp32",), run=tmp_path, **options))
-    assert found.throughput is not None
-    hours = found.configurations[0].hours
-    assert hours == (pytest.approx(found.training.tokens / 500 / 3600) if known else None)
-    time = next(line for line in summary(found) if line.startswith("Time"))
+    planned = make_plan(recipe, (), PlanOptions(ranks=(1,), precisions=("fp32",), run=tmp_path, **options))
+    assert planned.throughput is not None
+    hours = planned.configurations[0].hours
+    assert hours == (pytest.approx(planned.training.tokens / 500 / 3600) if known else None)
+    time = next(line for line in summary(planned) if line.startswith("Time"))
     assert ("not known for" in time) != known
     assert "500 tokens/s" in time
 
