@@ -1,12 +1,12 @@
-"""What `rankzero plan --cpu` says of a rank's memory beside what real runs take: every engine, two ranks, here.
+"""Compare the memory of a rank in `rankzero plan --cpu` with that of real runs of every engine on this machine.
 
     python benchmarks/plan_memory.py [--bf16] [--engines single,ddp,…] [--out benchmarks/results/plan_memory.json]
 
-Each run is one epoch of a small corpus (all micro-batches that the plan has seen) started by the real launcher. A rank
-notes the largest resident set (VmHWM, set back before the model is made) up to the last step, less what was resident
-before the model: the tokenizer and libraries, also those that are imported late (LATE), are not counted; what libraries
-take for themselves afterwards is.
-malloc gives freed blocks of 64 KiB and more back at once (MALLOC_MMAP_THRESHOLD_), as a GPU's allocator reuses them.
+Each run is one epoch of a small corpus on two ranks, so that the plan has seen all micro-batches. A rank records its
+largest resident set (VmHWM, reset before the model is built) up to the last step, less what was resident before the
+model. The tokenizer and libraries are not counted, also those that are imported late (LATE). What libraries allocate
+afterwards is counted. malloc returns freed blocks of 64 KiB and more at once (MALLOC_MMAP_THRESHOLD_), as a GPU's
+allocator reuses them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ OVERRIDES = (
 
 
 def resident() -> tuple[int, int]:
-    """Bytes of this process's memory: now, and at most since `forget`."""
+    """Return the bytes of this process's memory: now, and the most since `reset_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     found = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Vm")}
     return found["VmRSS"], found["VmHWM"]
 
 
-def forget() -> None:
-    """The most so far becomes what is resident now."""
+def reset_peak() -> None:
+    """Set the recorded peak to what is resident now."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def as_rank(out: Path, run: Path) -> None:
-    """In a rank: trains, and writes what it has seen."""
+    """Train as a rank, and write the memory of each step."""
     for name in LATE:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -63,7 +63,7 @@ def as_rank(out: Path, run: Path) -> None:
     build, call = session.build_model, Stepper.__call__
 
     def built(*arguments: Any, **more: Any) -> Any:
-        forget()
+        reset_peak()
         seen["before"] = resident()[0]
         return build(*arguments, **more)
 
@@ -80,7 +80,7 @@ def as_rank(out: Path, run: Path) -> None:
 
 
 def measure(engine: str, precision: str, folder: Path) -> dict[str, Any]:
-    """The most that any rank of a real run took."""
+    """Return the largest memory of any rank of a real run."""
     from launch.configs import choose
     from launch.local import environment
 
@@ -106,11 +106,11 @@ def measure(engine: str, precision: str, folder: Path) -> dict[str, Any]:
 
 
 def planned() -> dict[tuple[str, str], Any]:
-    """The plan's configurations of the same recipe, by engine and precision."""
-    from launch.plan import Wishes, make_plan
+    """Return the planned configurations of the same recipe, by engine and precision."""
+    from launch.tools.plan.planner import PlanOptions, make_plan
 
-    plan = make_plan(RECIPE, OVERRIDES, Wishes(cpu=True, ranks=(1, 2)))
-    return {(c.setup.engine, c.setup.precision): c for c in plan.configurations if not c.setup.checkpointing}
+    plan = make_plan(RECIPE, OVERRIDES, PlanOptions(cpu=True, ranks=(1, 2)))
+    return {(c.engine, c.precision): c for c in plan.configurations if not c.activation_checkpointing}
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             seen = measure(engine, precision, Path(name))
         plan = plans[engine, precision]
-        row = {"engine": engine, "precision": precision, "planned": plan.step.total, **seen, "parts": plan.step.parts}
+        row = {"engine": engine, "precision": precision, "planned": plan.step, **seen, "parts": plan.step_parts}
         row["difference"] = row["planned"] / row["measured"] - 1
         found["rows"] = [r for r in found["rows"] if (r["engine"], r["precision"]) != (engine, precision)] + [row]
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from launch.plan import plan_command
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
 from launch.tools.doctor.command import doctor_command
+from launch.tools.plan.command import plan_command
 from launch.tools.verify.command import verify_command
 from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption

@@ -1,4 +1,4 @@
-"""What a rank of a real run holds between two steps, by walking its tensors; see hooks.py for how hooks work."""
+"""Measure the model states of a rank in a real run by its tensors. hooks.py describes how hooks work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def storages(tensors: Iterable[Any]) -> int:
-    """Bytes of the memory behind tensors, each piece once; of a DTensor this rank's."""
+    """Return the bytes of the storages of tensors, each once. Of a DTensor that of this rank."""
     found = {}
     for tensor in tensors:
         if tensor is not None:
@@ -21,7 +21,7 @@ def storages(tensors: Iterable[Any]) -> int:
 
 
 def save_states(path: Path) -> None:
-    """Each rank writes {"parameters", "gradients", "optimizer", "host"} in bytes, as they are in its first step."""
+    """Write {"parameters", "gradients", "optimizer", "host"} of each rank in bytes, as in its first step."""
     from trainer.engine.session import Session
     from trainer.engine.step import Stepper
 
@@ -60,7 +60,7 @@ def _watch(stepper: Any, seen: dict[str, int]) -> None:
 
 
 def _watch_zero(zero: Any, stage: int, seen: dict[str, int]) -> None:
-    """Stage 1 holds whole gradients until it reduces them, 2 its part when it steps, 3 a buffer for its part."""
+    """Record gradients: whole ones before stage 1 reduces them, the rank's part under stages 2 and 3."""
     if stage == 1:
         reduce = zero.reduce_gradients
 

@@ -349,9 +349,9 @@ def test_predict_goes_on_with_texts(run: Path) -> None:
 
 def test_plan_knows_causal_models(documents: Path, tmp_path: Path) -> None:
     """On a device without numbers, where the library asks tensors for some; packed micro-batches are its largest."""
-    from launch.plan import Wishes, make_plan
+    from launch.tools.plan.planner import PlanOptions, make_plan
 
-    plan = make_plan(written(tmp_path, recipe(documents)), (), Wishes(ranks=(1,), precisions=("fp32",)))
+    plan = make_plan(written(tmp_path, recipe(documents)), (), PlanOptions(ranks=(1,), precisions=("fp32",)))
     assert plan.configurations
-    assert plan.sketch.all_elements == sum(p.numel() for p in model_of(task_of(recipe())).parameters())
-    assert {name: shape[1] for shapes in plan.data.largest for name, shape in shapes.items()}["input_ids"] == LENGTH
+    assert plan.model["parameters"] == sum(p.numel() for p in model_of(task_of(recipe())).parameters())
+    assert plan.data["largest_micro_batch"]["input_ids"][1] == LENGTH

@@ -346,14 +346,14 @@ def test_what_does_not_fit_is_refused_with_both_numbers(tmp_path: Path, family: 
         task_of(recipe_of(tmp_path, family, **changes)).build_model()
 
 
-def test_a_plan_says_what_it_cannot_rehearse(tmp_path: Path) -> None:
-    """Reformer asks its mask for a sum, and a plan has shapes only; BigBird's blocks are drawn without looking."""
-    from launch.planning.model import make
+def test_a_plan_refuses_models_that_need_values(tmp_path: Path) -> None:
+    """Reformer needs the sum of its mask, and a plan has only shapes. BigBird needs no values."""
+    from launch.tools.plan.layout import fake_model
 
-    with pytest.raises(UsageError, match=r"ReformerFor.* looks at numbers in its forward.*--debug` tells"):
-        make(task_of(recipe_of(tmp_path, "reformer")), "cpu", "fp32", checkpointing=False)
-    made = make(task_of(recipe_of(tmp_path, "big_bird")), "cpu", "fp32", checkpointing=False)
-    assert made.sketch.blocks == 2
+    with pytest.raises(UsageError, match=r"ReformerFor.* cannot be planned.* needs the values of tensors.*--debug"):
+        fake_model(task_of(recipe_of(tmp_path, "reformer")), on_cpu=True)
+    fake = fake_model(task_of(recipe_of(tmp_path, "big_bird")), on_cpu=True)
+    assert fake.layout.blocks.keys() == {None, 0, 1}
 
 
 def test_sizes_at_which_full_attention_is_cheaper_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -70,14 +70,15 @@ def _planned(job: Job, throughput: float | None) -> tuple[float | None, int | No
     run = RunDir(job.run)
     if throughput is None and not run.metrics.exists():
         return None, None
-    from launch.plan import Wishes, make_plan
+    from launch.tools.plan.planner import PlanOptions, make_plan
 
     try:
         ranks = job.plan.ranks or 1
-        plan = make_plan(job.recipe, (), Wishes(ranks=[ranks], throughput=throughput, cpu=job.plan.cpu, run=job.run))
+        options = PlanOptions(ranks=[ranks], throughput=throughput, cpu=job.plan.cpu, run=job.run)
+        plan = make_plan(job.recipe, (), options)
     except (RankzeroError, OSError, ImportError):  # it advises; the run itself will say what is wrong
         return None, None
-    return plan.hours.get(ranks), plan.checkpoint.on_disk
+    return plan.configurations[0].hours, plan.checkpoint.on_disk
 
 
 def _time(job: Job, hours: float | None) -> Check:
