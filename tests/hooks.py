@@ -366,7 +366,8 @@ def fail_on_bears() -> None:
 
 def no_memory_for_pictures_and_card() -> None:
     """The confusion matrix and the model card run out of memory."""
-    from trainer.report import card, confusion
+    from trainer.report import card
+    from trainer.tasks.classification import confusion
 
     def fail(*arguments: Any) -> None:
         raise MemoryError("Unable to allocate 23 GiB")

@@ -215,11 +215,8 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
     """
     from trainer.engine.corpus import Corpus
     from trainer.engine.trained_run import TrainedRun
-    from trainer.report.inputs import KINDS
 
     finished = TrainedRun.open(RunDir(run), Recipe)
-    if finished.task.kind not in KINDS:
-        raise UsageError(f"report: task {finished.task.kind} has none; allowed: {', '.join(KINDS)}")
     try:
         corpus = Corpus(finished.recipe, finished.task)
     except RankzeroError as error:
@@ -243,7 +240,7 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
         RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
     """
     from trainer.engine.trained_run import TrainedRun
-    from trainer.report.ensemble import ensemble as average
+    from trainer.tasks.classification.ensemble import ensemble as average
 
     task = TrainedRun.task_of(RunDir(runs[0]), Recipe)
     return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))

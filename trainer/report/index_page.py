@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from trainer.report import run_summary
-from trainer.report.inputs import read_inputs
-from trainer.report.metric_specs import cards
 from trainer.report.page import write_page
+from trainer.report.run_summary import lede
+from trainer.report.scores import headline
+from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
+
+CARDS = 3  # headline numbers of a run
 
 
 def write_index(reports: Sequence[tuple[str, Path]], to: Path) -> Path:
-    """Writes a self-contained page with a link and the headline numbers of each report.
+    """Write a self-contained page with a link and the headline numbers of each report.
 
     Args:
         reports: (title, path of a report.html in a run's `evaluation/<split>/`).
@@ -26,14 +28,13 @@ def write_index(reports: Sequence[tuple[str, Path]], to: Path) -> Path:
     return write_page(Path(to), "index.html.jinja", entries=entries)
 
 
-def _entry(title: str, report: Path, base: Path) -> dict[str, Any]:
-    split, run = report.parent.name, RunDir(report.resolve().parents[2])
-    inputs = read_inputs(run, split)
-    labels = list(inputs.records[0]["probabilities"]) if inputs.kind == "classification" else None
+def _entry(title: str, page: Path, base: Path) -> dict[str, Any]:
+    report = open_report(RunDir(page.resolve().parents[2]), page.parent.name)
+    href = quote(Path(os.path.relpath(page.resolve(), base.resolve())).as_posix())
     return {
         "title": title,
-        "href": quote(Path(os.path.relpath(report.resolve(), base.resolve())).as_posix()),
-        "split": split,
-        "lede": run_summary.lede(inputs, labels),
-        "cards": cards(inputs.scores, inputs.kind)[:3],
+        "href": href,
+        "split": report.split,
+        "lede": lede(report),
+        "cards": headline(report)[:CARDS],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,7 @@ from trainer.task.base import (
     attention_row,
     rounded,
 )
+from trainer.tasks.classification.metric_specs import SPECS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,17 +94,7 @@ class Classification(Task):
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
     inputs = ("input_ids",)
-    metrics: ClassVar[dict[str, str]] = {
-        "loss": "min",
-        "accuracy": "max",
-        "f1": "max",
-        "precision": "max",
-        "recall": "max",
-        "mcc": "max",
-        "roc_auc": "max",
-        "average_precision": "max",
-        "ece": "min",
-    }
+    metric_specs = SPECS
     cheap_metrics = ()
     toy_rows = (
         {"text": "A wonderful film.", "text_pair": "I liked it.", "label": "positive"},
@@ -301,6 +292,12 @@ class Classification(Task):
         return self.settings.labels[row["label"]]
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        from trainer.evaluation.classification import score_classification
+        from trainer.tasks.classification.metrics import score_classification
 
         return score_classification(records, self.settings.names, resamples=resamples)
+
+    @classmethod
+    def reporter(cls) -> type[Any]:
+        from trainer.tasks.classification.report import ClassificationReport
+
+        return ClassificationReport

@@ -11,6 +11,8 @@ from pydantic import Field
 from trainer.models.configs import TransformerXLConfig
 from trainer.recipe.sections import Section
 from trainer.task.base import Record, Roles, Task, Texts
+from trainer.task.metrics import Metric
+from trainer.tasks.language_modeling.metric_specs import SPECS
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
@@ -37,7 +39,7 @@ class LanguageModeling(Task):
     config = LanguageModelingConfig
     models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
     inputs = ("input_ids",)
-    metrics: ClassVar[dict[str, str]] = {"loss": "min", "perplexity": "min", "accuracy": "max"}
+    metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
     toy_rows = (
         {"text": "A wonderful film that nobody should miss."},
         {"text": "Two hours of boredom, and no end."},
@@ -88,3 +90,9 @@ class LanguageModeling(Task):
     def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
         """Those of this objective alone, from records in corpus order."""
         return {}
+
+    @classmethod
+    def reporter(cls) -> type[Any]:
+        from trainer.tasks.language_modeling.report import LanguageModelingReport
+
+        return LanguageModelingReport

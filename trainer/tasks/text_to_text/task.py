@@ -11,6 +11,7 @@ from pydantic import Field
 from trainer.errors import UsageError
 from trainer.recipe.sections import Positive, Section
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.task.metrics import Metric
 from trainer.tasks.pairs import Pairs
 
 if TYPE_CHECKING:
@@ -48,7 +49,23 @@ class TextToText(Pairs, Task):
     models = ("pretrained",)
     exporter_path = "trainer.tasks.text_to_text.export:TextToTextExport"
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
-    metrics: ClassVar[dict[str, str]] = {**Pairs.metrics, "rouge1": "max", "rouge2": "max", "rougeL": "max"}
+    metric_specs: ClassVar[tuple[Metric, ...]] = (
+        *Pairs.metric_specs,
+        *(
+            Metric(
+                key,
+                "max",
+                name,
+                f"{what} shared with the reference. Mean F1 of rows, without stemming.",
+                scale=(0, 1),
+            )
+            for key, name, what in (
+                ("rouge1", "ROUGE-1", "Words"),
+                ("rouge2", "ROUGE-2", "Pairs of words"),
+                ("rougeL", "ROUGE-L", "Longest common subsequence of words"),
+            )
+        ),
+    )
 
     def __init__(
         self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
@@ -243,10 +260,16 @@ class TextToText(Pairs, Task):
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.evaluation.metrics import score_translation
-        from trainer.evaluation.rouge import score_rouge
+        from trainer.tasks.text_to_text.metrics import score_rouge
 
         found = list(records)
         return {
             **score_translation(found, resamples=resamples, language=self.settings.trg_language),
             **score_rouge(found, resamples),
         }
+
+    @classmethod
+    def reporter(cls) -> type[Any]:
+        from trainer.tasks.text_to_text.report import TextToTextReport
+
+        return TextToTextReport

@@ -139,3 +139,9 @@ class Translation(Pairs, Task):
 
         config: Any = self.recipe.task
         return score_translation(records, resamples=resamples, language=config.trg_language)
+
+    @classmethod
+    def reporter(cls) -> type[Any]:
+        from trainer.tasks.translation.report import TranslationReport
+
+        return TranslationReport

@@ -1,0 +1,138 @@
+"""What the report and the model card of a run ask its task. The defaults give a new task a plain report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from trainer.errors import DataError
+from trainer.evaluation.predictions import Record, json_line
+from trainer.report.run_files import RunFiles, read_files, read_records
+from trainer.rundir import RunDir, write_atomically
+from trainer.task.metrics import Metric
+from trainer.task.registry import class_of_kind
+
+SHOWN = 6  # rows with the largest loss in the plain report, and as many with the smallest
+
+
+class Section(NamedTuple):
+    """A section of report.html: its id and title, the template of its content, and the values for it."""
+
+    key: str
+    title: str
+    template: str
+    data: Mapping[str, Any]
+
+
+class Measure(NamedTuple):
+    """A score of any rows of the split: its key in JSON, its name, and how it is written."""
+
+    key: str
+    name: str
+    form: str
+    score: Callable[[Sequence[Record]], float]
+
+    def text(self, value: float) -> str:
+        """The value as reports show it."""
+        return self.form.format(value)
+
+
+@dataclass(frozen=True)
+class TaskReport(RunFiles):
+    """One split of one run, and what is specific to its task. A task's `reporter` gives its own subclass."""
+
+    metrics: tuple[Metric, ...] = field(default=())
+
+    folders: ClassVar[tuple[Path, ...]] = ()  # with the templates of `sections`
+    beam_search: ClassVar[bool] = False  # predictions are decoded with evaluation.beam_size
+    bench_baseline: ClassVar[str] = "every text padded to {length:,} tokens"  # of `rankzero bench`
+    units: ClassVar[str] = "texts"  # the inputs of rows, in a sentence
+
+    def read_record(self, record: Record) -> Record:
+        """What the report needs of a line of predictions.jsonl.
+
+        Raises:
+            DataError: the record has not what a record of this task has; names its id.
+        """
+        for key in ("input", "target", "prediction"):
+            if not isinstance(record[key], str):
+                raise DataError(f"prediction {record['id']!r}: {key} is {record[key]!r}; a text is expected")
+        return record
+
+    def files(self) -> list[Callable[[], list[Path]]]:
+        """Functions that write more files into evaluation/<split>/ and return their paths. One may fail alone."""
+        return []
+
+    def sections(self, with_rows: bool) -> list[Section]:
+        """Sections of report.html between the learning curves and attention; no row is quoted unless `with_rows`."""
+        if not with_rows:
+            return []
+        rows = sorted(self.records, key=lambda record: -record["loss"])
+        largest, smallest = ([*map(_sample, part)] for part in (rows[:SHOWN], rows[SHOWN:][-SHOWN:][::-1]))
+        groups = [
+            ("Largest loss", "The rows with the least probable targets.", largest),
+            ("Smallest loss", "The rows with the most probable targets.", smallest),
+        ]
+        return [Section("samples", "Rows worth reading", "samples.html.jinja", {"groups": groups})]
+
+    def measure(self) -> Measure | None:
+        """The score that is compared between rows known from training and others; None = they are not searched."""
+        return None
+
+    def goal(self) -> tuple[str, str]:
+        """What the model was trained to do (after "trained to"), and the name of training rows."""
+        return f"do {self.kind}", "rows"
+
+    def baseline(self) -> str:
+        """A sentence on what a trivial model would score; empty = none."""
+        return ""
+
+    def row_groups(self, rows: Mapping[str, int]) -> dict[str, int]:
+        """Training rows by group, from the counts of the labels that stand in the files."""
+        return dict(rows)
+
+    @property
+    def pipeline(self) -> str:
+        """The name of the task on the Hugging Face Hub."""
+        return self.kind
+
+    @property
+    def auto_class(self) -> str | None:
+        """The class of transformers that loads the weights."""
+        return None
+
+
+def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskReport:
+    """Read all that the report of a split needs.
+
+    Args:
+        run: a run directory.
+        split: validation or test.
+        with_records: read predictions.jsonl, too; without, the split need not have been evaluated.
+
+    Raises:
+        DataError: no run directory, a split that was not evaluated, or a record that is not one of its task.
+        UsageError: a task that is not known.
+        CheckpointError: a JSON file of the run is damaged.
+    """
+    files = read_files(run, split)
+    task = class_of_kind(files["recipe"]["task"]["kind"])
+    report: TaskReport = (task.reporter() or TaskReport)(**files, metrics=task.metric_specs)
+    if with_records:
+        for record in read_records(run, split):
+            report.records.append(report.read_record(record))
+    return report
+
+
+def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
+    """Write JSON lines, atomically."""
+    write_atomically(path, "".join(map(json_line, lines)))
+    return path
+
+
+def _sample(record: Record) -> dict[str, Any]:
+    texts = {"Input": record["input"], "Target": record["target"], "Prediction": record["prediction"]}
+    lines = [(name, [(text, "")]) for name, text in texts.items()]
+    return {"lines": lines, "note": f"{record['id']} · loss {record['loss']:.2f}"}
