@@ -25,15 +25,16 @@ from trainer.report.report import analyse
 from trainer.report.rows import find_shared_texts
 from trainer.report.task_report import Measure, TaskReport, open_report
 from trainer.rundir import RunDir, read_json
-from trainer.tasks.classification import errors
-from trainer.tasks.classification.calibration import calibration
-from trainer.tasks.classification.confusion import classification_report, confusion, draw_confusion, write_confusion
+from trainer.tasks.classification import analysis
+from trainer.tasks.classification.analysis import calibration, classification_report, confusion
 from trainer.tasks.classification.ensemble import ensemble
+from trainer.tasks.classification.figures import draw_confusion
+from trainer.tasks.classification.report import write_confusion
 from trainer.tasks.translation import report as translations
 from trainer.tasks.translation.task import Translation
 
 LABELS = ("negative", "positive")
-ACCURACY = Measure("accuracy", "Accuracy", "{:.1%}", errors.accuracy)
+ACCURACY = Measure("accuracy", "Accuracy", "{:.1%}", analysis.accuracy)
 Rows = Sequence[dict[str, Any]]
 
 
@@ -158,7 +159,8 @@ def test_the_picture_grows_with_the_classes(tmp_path: Path, size: int) -> None:
 
 
 def test_confusion_files(tmp_path: Path) -> None:
-    files = write_confusion([binary(0, "negative", 0.1), binary(1, "positive", 0.2)], LABELS, tmp_path)
+    rows = [binary(0, "negative", 0.1), binary(1, "positive", 0.2)]
+    files = write_confusion(confusion(rows, LABELS), *classification_report(rows, LABELS), tmp_path)
     assert {path.name for path in files} == {path.name for path in tmp_path.iterdir()}
     assert read_json(tmp_path / "classification_report.json")["positive"]["recall"] == 0
     assert "weighted avg" in (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
@@ -213,7 +215,7 @@ def test_a_perfectly_sure_and_right_model_has_no_error() -> None:
 
 def test_wrong_rows_most_confident_first() -> None:
     rows = [binary(0, "negative", 0.6), binary(1, "negative", 0.9, "two words"), binary(2, "positive", 0.9)]
-    found = errors.wrong_rows(confident(rows))
+    found = analysis.wrong_rows(confident(rows))
     assert [row["id"] for row in found] == ["test.jsonl:1", "test.jsonl:0"]
     assert found[0] | {"loss": None} == {
         "id": "test.jsonl:1", "text": "two words", "target": "negative", "prediction": "positive", "confidence": 0.9,
@@ -223,7 +225,7 @@ def test_wrong_rows_most_confident_first() -> None:
 
 def test_errors_by_length_and_class() -> None:
     rows = [binary(n, "negative", 0.9 if n == 0 else 0.1, "w " * words) for n, words in enumerate([10, 10, 11, 401])]
-    rates = errors.error_rates(rows, LABELS)
+    rates = analysis.error_rates(rows, LABELS)
     assert [(b["from"], b["to"], b["rows"], b["errors"]) for b in rates["by_length"]] == [
         (0, 10, 2, 1),
         (11, 25, 1, 0),
@@ -238,7 +240,7 @@ def test_errors_by_length_and_class() -> None:
     ("hits", "trials", "interval"), [(0, 10, [0, 0.2775]), (5, 10, [0.2366, 0.7634]), (3, 3, [0.4385, 1])]
 )
 def test_wilson_as_in_the_tables(hits: int, trials: int, interval: list[float]) -> None:
-    assert errors.wilson(hits, trials) == pytest.approx(interval, abs=1e-4)
+    assert analysis.wilson(hits, trials) == pytest.approx(interval, abs=1e-4)
 
 
 def test_shared_texts_are_found_and_scored() -> None:
@@ -361,7 +363,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_task_and_a_wrong_record_are_refused(tmp_path: Path) -> None:
     row = binary(7, "positive", 0.9)
-    with pytest.raises(UsageError, match="task.kind='chess' is not known; allowed: classification"):
+    with pytest.raises(UsageError, match=r"task\.kind='chess' is not known; allowed: classification"):
         open_report(write_run(tmp_path / "a", [row], {"kind": "chess"}), "test")
     for number, (change, words) in enumerate(
         [
@@ -439,12 +441,12 @@ def test_analyse_a_translator(tmp_path: Path) -> None:
     assert shared["count"] == 1 and shared["mean_chrf_shared"] == pytest.approx(100)
 
 
-def test_analysis_needs_no_torch() -> None:
-    modules = (
-        "trainer.report.report, trainer.tasks.classification.ensemble, trainer.report.index_page, trainer.report.card"
-    )
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_analysis_needs_no_torch(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [binary(0, "positive", 0.9), binary(1, "negative", 0.1)], CLASSIFICATION)
+    code = "import sys, trainer.tasks.classification.ensemble, trainer.report.card; from pathlib import Path; "
+    code += "from trainer.report.report import analyse; from trainer.rundir import RunDir; "
+    code += "analyse(RunDir(Path(sys.argv[1])), 'test'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 

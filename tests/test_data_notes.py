@@ -159,7 +159,7 @@ def test_a_few_unknown_tokens_are_a_warning(tmp_path):
     facts = {"rows": 320, "bad_rows": {}, "labels": {}, "tokens": found.report()}
     [note] = notes(task.recipe, {"train": facts})
     assert note.startswith(f'data.train: {share:.1%} of the tokens of "trg" are unknown (such as')
-    lines = sentences("facts.txt.jinja", data={"train": facts}, seconds=None)
+    lines = sentences("facts.txt.jinja", data={"train": facts}, seconds=-1)
     assert f"Unknown tokens: train src 1.60%, train trg {share:.2%}" in lines
 
 

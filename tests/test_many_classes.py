@@ -20,8 +20,8 @@ from trainer.report.formats import code, label
 from trainer.report.report import analyse
 from trainer.report.task_report import open_report
 from trainer.rundir import read_json
-from trainer.tasks.classification import confusion as confusion_module
-from trainer.tasks.classification.confusion import MOST_CLASSES, classification_report, confusion, most_confused
+from trainer.tasks.classification import figures
+from trainer.tasks.classification.analysis import MOST_CLASSES, classification_report, confusion, most_confused
 from trainer.tasks.classification.metrics import Ranking, from_confusion, score_classification
 from trainer.tasks.classification.report import MOST_LINES
 from trainer.tasks.classification.task import ClassificationConfig
@@ -33,10 +33,11 @@ NAMES = ["<b>bold</b>", "two\nlines", "$x_1$", "$", "\\frac", "\N{PILE OF POO}",
 PEAK = """
 import sys
 from pathlib import Path
-from trainer.tasks.classification.confusion import classification_report, confusion, write_confusion
+from trainer.tasks.classification.analysis import classification_report, confusion
+from trainer.tasks.classification.report import write_confusion
 labels = [f"class {n}, with a name of some length" for n in range(int(sys.argv[1]))]
 records = [{"target": t, "prediction": p} for t, p in zip(labels, labels[1:] + labels[:1])]
-write_confusion(confusion(records, labels), classification_report(records, labels), Path(sys.argv[2]))
+write_confusion(confusion(records, labels), *classification_report(records, labels), Path(sys.argv[2]))
 status = Path("/proc/self/status").read_text()  # ru_maxrss of a child begins at that of its parent
 print(status.partition("VmHWM:")[2].split()[0])
 """
@@ -189,7 +190,7 @@ def test_a_picture_that_fails_costs_no_other_part(tmp_path: Path, monkeypatch: p
 
     labels = ["a", "b"]
     run = write_run(tmp_path / "run", random_records(30, labels), task(labels))
-    monkeypatch.setattr(confusion_module, "draw_confusion", fail)
+    monkeypatch.setattr(figures, "draw_confusion", fail)
     with pytest.raises(MemoryError):
         analyse(run, "test")
     written = {path.name for path in run.evaluation("test").iterdir()}

@@ -22,9 +22,8 @@ from test_analysis import CLASSIFICATION, TRANSLATION, binary, classified, rando
 from trainer.errors import DataError
 from trainer.report.attention import LARGEST, pack, read_attention
 from trainer.report.formats import duration, round_words
-from trainer.report.index_page import write_index
 from trainer.report.page import TEMPLATES, content_policy, script_data
-from trainer.report.report import analyse, write_report
+from trainer.report.report import analyse, write_index, write_report
 from trainer.report.run_summary import parameters
 from trainer.rundir import RunDir
 from trainer.tasks.translation.report import word_diff

@@ -18,21 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import DataError
-from trainer.report.task_report import Section
 from trainer.rundir import read_json
 
 Floats = npt.NDArray[np.float64]
 LARGEST = 64  # tokens along one side of a matrix; longer rows show their beginning
-
-
-def attention_section(path: Path) -> list[Section]:
-    """The section of attention.json, if that file has rows.
-
-    Raises:
-        DataError: see `read_attention`.
-    """
-    rows = read_attention(path)
-    return [Section("attention", "Attention", "attention.html.jinja", {"rows": rows})] if rows else []
 
 
 def read_attention(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import yaml
 
 from trainer.report import run_summary
 from trainer.report.page import environment
-from trainer.report.scores import all_scores, headline
 from trainer.report.speed import read_benchmark, recommended
 from trainer.report.task_report import TaskReport, open_report
 from trainer.rundir import RunDir, read_json, write_atomically
@@ -40,7 +39,7 @@ def write_card(run: RunDir) -> Path:
         report=report,
         name=report.recipe.get("name") or run.path.name,
         lede=run_summary.lede(report),
-        splits=[(one.split, one.scores.get("rows"), all_scores(one.scores)) for one in evaluated],
+        splits=[(one.split, one.scores.get("rows"), run_summary.all_scores(one.scores)) for one in evaluated],
         facts=run_summary.facts(report),
         root=str(report.recipe["data"].get("root") or "/"),
         gates={name: {"checks": {}, **gate, "size": _size(gate)} for name, gate in gates.items()},
@@ -63,7 +62,7 @@ def front_matter(report: TaskReport) -> dict[str, Any]:
     name, root = str(recipe["model"].get("name") or ""), str(recipe["data"].get("root") or "")
     hub = root.removeprefix("hf://datasets/") if root.startswith("hf://datasets/") else None
     dataset = hub or recipe.get("name")
-    values = {item["metric"].key: round(item["value"], 6) for item in headline(report)}
+    values = {item["metric"].key: round(item["value"], 6) for item in run_summary.headline(report)}
     result = {
         "task": {"type": report.pipeline},
         "dataset": {"name": dataset, "type": dataset, "split": report.split},

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.report.figures import DOTTED, FIRST, INK, SECOND, draw, inline, standalone
 from trainer.report.formats import finite
@@ -15,12 +14,19 @@ from trainer.rundir import write_atomically
 NOT_A_CURVE = ("step", "epoch", "rows", "loss", "perplexity")
 FEW = 40  # points that are drawn with markers
 COLORS = {"training": FIRST, "learning rate": INK}  # of lines by name; others have SECOND
+LOSS = "Mean loss per label on the rows just trained on: it should fall and then flatten."
+OVERFITTING = "When the validation line rises while the training line still falls, the model overfits."
+SMOOTHED = (
+    " Training is measured with dropout and label smoothing ({:g}), validation without: compare the shapes of the"
+    " lines, not their heights."
+)
+METRIC = "The score on held-out rows, which no step has learned from: it says when to stop."
+RATE = "How large the steps were: the schedule as it ran."
 
 Points = list[tuple[int, float]]
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One small figure, and how to read it in a sentence."""
 
     title: str
@@ -31,31 +37,17 @@ class Panel:
 
 def panels(report: TaskReport) -> list[Panel]:
     """The panels for which the run has at least two points, in the order in which they are read."""
-    smoothing = report.recipe.get("optim", {}).get("label_smoothing", 0.0)
     validation, metric = _points(report, "validation", "loss"), _metric(report)
-    loss = "Mean loss per label on the rows just trained on: it should fall and then flatten."
-    if validation:
-        loss = "When the validation line rises while the training line still falls, the model overfits."
-        if smoothing:
-            loss += (
-                f" Training is measured with dropout and label smoothing ({smoothing:g}), validation without: compare"
-                " the shapes of the lines, not their heights."
-            )
-    held_out = "The score on held-out rows, which no step has learned from: it says when to stop."
+    smoothing = report.recipe.get("optim", {}).get("label_smoothing")
+    reading = OVERFITTING + (SMOOTHED.format(smoothing) if smoothing else "") if validation else LOSS
     used = tuple(map(int, re.findall(r"\d+", report.stage.get("weights", ""))))  # "average of steps 4, 6, 8"
     found = [
-        Panel("Loss", loss, {"training": _points(report, "train", "loss"), "validation": validation}, used),
-        Panel(f"Validation {metric}", held_out, {metric: _points(report, "validation", metric)}, used),
-        Panel(
-            "Learning rate",
-            "How large the steps were: the schedule as it ran.",
-            {"learning rate": _points(report, "train", "lr")},
-        ),
+        Panel("Loss", reading, {"training": _points(report, "train", "loss"), "validation": validation}, used),
+        Panel(f"Validation {metric}", METRIC, {metric: _points(report, "validation", metric)}, used),
+        Panel("Learning rate", RATE, {"learning rate": _points(report, "train", "lr")}),
     ]
-    for panel in found:
-        for name in [name for name, points in panel.lines.items() if len(points) < 2]:
-            del panel.lines[name]
-    return [panel for panel in found if panel.lines]
+    long = [panel._replace(lines={k: line for k, line in panel.lines.items() if len(line) > 1}) for panel in found]
+    return [panel for panel in long if panel.lines]
 
 
 def write_curves(report: TaskReport) -> list[Path]:
@@ -93,19 +85,17 @@ def _paint(ax: Any, panel: Panel) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for name, points in panel.lines.items():
-        steps, values = zip(*points, strict=True)
         marker = "o" if len(points) <= FEW and name != "learning rate" else None
-        ax.plot(steps, values, color=COLORS.get(name, SECOND), label=name, marker=marker, markersize=3.2)
+        ax.plot(*zip(*points, strict=True), color=COLORS.get(name, SECOND), label=name, marker=marker, markersize=3.2)
     for number, step in enumerate(panel.weights):
         ax.axvline(step, **DOTTED, label=None if number else "weights in use")
-    ax.set_title(panel.title)
-    ax.set_xlabel("step")
+    ax.set(title=panel.title, xlabel="step")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.margins(x=0.02)
     ax.tick_params(length=0)
     if panel.title == "Learning rate":
-        ax.yaxis.set_major_formatter(lambda value, _: "0" if value == 0 else f"{value:.2g}".replace("e-0", "e-"))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("e-0", "e-"))
     if len(panel.lines) > 1 or panel.weights:
         ax.legend(fontsize=10)
 
@@ -121,8 +111,8 @@ def _validations(report: TaskReport) -> list[dict[str, Any]]:
 
 def _metric(report: TaskReport) -> str:
     """The validation metric to draw beside the loss: the selecting one, else the first of a bounded scale."""
-    lines = _validations(report)
-    logged = {key: None for line in lines for key, value in line.items() if finite(value) and key not in NOT_A_CURVE}
+    lines = (line.items() for line in _validations(report))
+    logged = {key: None for line in lines for key, value in line if finite(value) and key not in NOT_A_CURVE}
     selecting = report.recipe.get("loop", {}).get("early_stopping", {}).get("metric")
     bounded = [spec.key for spec in report.metrics if spec.scale]
     return min(logged, key=lambda key: (key != selecting, key not in bounded), default=report.metrics[0].key)

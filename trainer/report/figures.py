@@ -11,7 +11,6 @@ import io
 import re
 from collections.abc import Callable
 from typing import Any
-from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
@@ -19,7 +18,6 @@ from trainer.report.page import TEMPLATES
 
 INK, LINE, FIRST, SECOND = "#1d2129", "#c9ccd1", "#2558a8", "#b4530f"  # as in figures.mplstyle
 VARIABLES = {INK: "--ink", LINE: "--line", FIRST: "--accent", SECOND: "--warm"}
-SVG = "http://www.w3.org/2000/svg"
 DOTTED = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}  # reference lines
 
 
@@ -44,10 +42,7 @@ def draw(paint: Callable[[Any], None], width: float = 5.0, height: float = 3.1) 
 
 def standalone(svg: str) -> str:
     """The figure as a file of its own."""
-    root = _rewrite(svg, "f")
-    root.set("font-family", "system-ui, sans-serif")
-    ET.register_namespace("", SVG)
-    return ET.tostring(root, encoding="unicode") + "\n"
+    return _rewrite(svg, "f").replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
 
 
 def inline(svg: str, prefix: str, label: str) -> Markup:
@@ -58,41 +53,21 @@ def inline(svg: str, prefix: str, label: str) -> Markup:
         prefix: for the figure's ids, unique in the page.
         label: what the figure shows, for screen readers.
     """
-    root = _rewrite(svg, prefix)
-    for size in ("width", "height"):
-        root.attrib.pop(size)
-    root.attrib |= {"class": "figure", "role": "img", "aria-label": label}
-    for element in root.iter():
-        element.tag = element.tag.partition("}")[2]  # HTML knows svg without a namespace
-    return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=False))  # noqa: S704  (escaped by ET)
+    head, _, body = _rewrite(svg, prefix).partition("<svg ")[2].partition(">")
+    head = re.sub(r'\b(width|height|xmlns|version)="[^"]*" ?', "", head)
+    return Markup('<svg class="figure" role="img" aria-label="{}" {}>{}').format(label, Markup(head), Markup(body))  # noqa: S704
 
 
-def _rewrite(svg: str, prefix: str) -> ET.Element:
-    root = ET.fromstring(svg)  # noqa: S314  (matplotlib's own text)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{SVG}}}style", f"{{{SVG}}}metadata"):
-                parent.remove(child)
-    used = set(re.findall(r'#([\w-]+)["\)]', svg))
-    for element in root.iter():
-        _rewrite_element(element, prefix, used)
-    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt", "fill": f"var(--ink, {INK})"}
-    return root
+def _rewrite(svg: str, prefix: str) -> str:
+    """Turn `style` into attributes, prefix ids, and make colors variables. The text is matplotlib's own."""
+    svg = re.sub(r"(?s)<\?xml.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>| xmlns:xlink=\"[^\"]*\"", "", svg)
+    svg = re.sub(r'style="([^"]*)"', lambda match: _attributes(match[1]), svg)
+    svg = re.sub(r'\bid="|(?:xlink:)?href="#|url\(#', lambda match: match[0].removeprefix("xlink:") + f"{prefix}-", svg)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(f'"{color}"', f'"var({variable}, {color})"')
+    return svg.replace("<svg ", f'<svg stroke-linejoin="round" stroke-linecap="butt" fill="var(--ink, {INK})" ', 1)
 
 
-def _rewrite_element(element: ET.Element, prefix: str, used: set[str]) -> None:
-    """Turn `style` into attributes, drop ids that nothing refers to, and prefix the others."""
-    for declaration in element.attrib.pop("style", "").split(";"):
-        name, _, value = (part.strip() for part in declaration.partition(":"))
-        if name and not name.startswith("font-family"):
-            element.set(name, value.removesuffix("px") if name == "font-size" else value)
-    if (own := element.attrib.pop("id", None)) in used:
-        element.set("id", f"{prefix}-{own}")
-    for key, value in list(element.attrib.items()):
-        if key.endswith("}href"):
-            del element.attrib[key]
-            element.set("href", f"#{prefix}-{value.removeprefix('#')}")
-        elif value.startswith("url(#"):
-            element.set(key, f"url(#{prefix}-{value[5:]}")
-        elif value in VARIABLES:
-            element.set(key, f"var({VARIABLES[value]}, {value})")
+def _attributes(style: str) -> str:
+    pairs = (part.split(":") for part in style.split(";") if part.strip() and "font-family" not in part)
+    return " ".join(f'{name.strip()}="{value.strip().removesuffix("px")}"' for name, value in pairs)

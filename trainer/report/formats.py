@@ -17,34 +17,11 @@ def finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def count(value: float) -> str:
-    """29000 -> 29,000"""
-    return f"{value:,.0f}"
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """0.9214 -> 92.1%"""
-    return f"{share:.{digits}%}"
-
-
-def fixed(value: float, digits: int = 2) -> str:
-    """0.9214 -> 0.92"""
-    return f"{value:.{digits}f}"
-
-
-def words_range(low: int, high: int | None) -> str:
-    """Name of a bucket of lengths; without `high` it has no upper end."""
-    if high is None:
-        return f"{low:,} or more"
-    return f"up to {high:,}" if low == 0 else f"{low:,} to {high:,}"
-
-
 def duration(seconds: float) -> str:
     """95 -> 1 min 35 s"""
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
+    if minutes >= 60:
+        return f"{minutes // 60:,} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
@@ -53,25 +30,20 @@ def round_words(number: int) -> str:
     for size, word in ((1_000_000_000, "billion"), (1_000_000, "million")):
         if number >= size:
             return f"{number / size:.1f} {word}"
-    return count(number)
+    return f"{number:,}"
 
 
 def label(name: str, longest: int = LONGEST_LABEL) -> str:
     """A class name on one line, without characters that cannot be printed; the middle of a long one is left out."""
-    line = one_line(without_surrogates(name))
+    line = " ".join(without_surrogates(name).split())
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) or "(empty)"
     head = longest * 2 // 3
     return line if len(line) <= longest else f"{line[:head]}…{line[head + 1 - longest :]}"
 
 
-def one_line(value: object) -> str:
-    """The value as text on one line."""
-    return " ".join(str(value).split())
-
-
 def preview(text: str) -> str:
     """The beginning of a text on one line."""
-    line = one_line(text)
+    line = " ".join(text.split())
     return line if len(line) <= PREVIEW else f"{line[:PREVIEW].rsplit(' ', 1)[0][:PREVIEW]} …"
 
 
@@ -87,10 +59,11 @@ def code(text: str) -> Markup:
 
 def cell(value: object) -> str:
     """Text within a line or table of Markdown, with no markup of its own."""
-    return re.sub(r"([|<>`*_\[\]\\])", r"\\\1", one_line(value))
+    return re.sub(r"([|<>`*_\[\]\\])", r"\\\1", " ".join(str(value).split()))
 
 
-FILTERS = {
-    form.__name__: form
-    for form in (count, percent, fixed, words_range, duration, round_words, label, preview, code, cell)
-}
+FILTERS: dict[str, Any] = {
+    "count": "{:,.0f}".format,  # 29,000
+    "percent": lambda share, digits=1: f"{share:.{digits}%}",  # 0.9214 -> 92.1%
+    "fixed": lambda value, digits=2: f"{value:.{digits}f}",
+} | {form.__name__: form for form in (duration, round_words, label, preview, code, cell)}

@@ -1,29 +1,32 @@
-"""`report.html` and the files of evaluation/<split>/, from the files of a run directory."""
+"""report.html, the files of evaluation/<split>/, and an index of reports, from the files of run directories."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from markupsafe import Markup
 
 from trainer.report import run_summary
-from trainer.report.attention import attention_section
+from trainer.report.attention import read_attention
 from trainer.report.curves import curve_section, write_curves
 from trainer.report.page import script_data, write_page
-from trainer.report.rows import write_shared
-from trainer.report.scores import headline, score_section
+from trainer.report.rows import SHARED_TEXTS, find_shared_texts
 from trainer.report.speed import speed_section
 from trainer.report.task_report import Section, TaskReport, open_report
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, write_json
 
 NO_ROWS = '<meta name="rankzero-rows" content="none">'  # in a page that quotes no row
+CARDS = 3  # headline numbers of a run in the index page
 
 
 def analyse(
     run: RunDir, split: str, train_texts: Iterable[str] | None = None, with_rows: bool | None = None
 ) -> list[Path]:
-    """Write the analysis files and report.html of a split.
+    """Write the analysis files and report.html of a split. Return their paths, report.html last.
 
     Args:
         run: a run whose split has predictions.jsonl.
@@ -32,9 +35,6 @@ def analyse(
             Rows with the same input are marked as known from training. None: an earlier search stays.
         with_rows: as in `write_report`.
 
-    Returns:
-        The files written, report.html last.
-
     Raises:
         DataError: no predictions, or records that do not fit the task.
         UsageError: a task that is not known.
@@ -42,10 +42,9 @@ def analyse(
     """
     report = open_report(run, split)
     parts: list[Callable[[], list[Path]]] = report.files()
-    if train_texts is not None and (measure := report.measure()) is not None:
-        texts = train_texts
-        parts.append(lambda: write_shared(report, texts, measure))
-    parts += [lambda: write_curves(report), lambda: [_render(report, with_rows)]]
+    if train_texts is not None:
+        parts.append(partial(_write_shared, report, train_texts))
+    parts += [partial(write_curves, report), lambda: [_render(report, with_rows)]]
     files: list[Path] = []
     failures: list[Exception] = []
     for part in parts:
@@ -73,37 +72,68 @@ def write_report(run: RunDir, split: str, *, with_rows: bool | None = None) -> P
     return _render(open_report(run, split), with_rows)
 
 
+def write_index(reports: Sequence[tuple[str, Path]], to: Path) -> Path:
+    """Write a self-contained page with a link and the headline numbers of each report.
+
+    Args:
+        reports: (title, path of a report.html in a run's `evaluation/<split>/`).
+        to: the page; links are relative to its folder, so that the whole tree can be moved.
+    """
+    entries = []
+    for title, page in reports:
+        report = open_report(RunDir(page.resolve().parents[2]), page.parent.name)
+        href = quote(Path(os.path.relpath(page.resolve(), to.parent.resolve())).as_posix())
+        values = {
+            "split": report.split,
+            "lede": run_summary.lede(report),
+            "cards": run_summary.headline(report)[:CARDS],
+        }
+        entries.append({"title": title, "href": href, **values})
+    return write_page(to, "index.html.jinja", entries=entries)
+
+
+def _write_shared(report: TaskReport, train_texts: Iterable[str]) -> list[Path]:
+    path, measure = report.folder / SHARED_TEXTS, report.measure()
+    if measure is None:
+        return []
+    write_json(path, find_shared_texts(train_texts, report.records, measure))
+    return [path]
+
+
 def _render(report: TaskReport, with_rows: bool | None) -> Path:
     page = report.folder / "report.html"
     if with_rows is None:
         with_rows = not page.is_file() or NO_ROWS not in page.read_text(encoding="utf-8")[:2000]
-    attention = attention_section(report.folder / "attention.json") if with_rows else []
-    scripts = [row["data"] for section in attention for row in section.data["rows"]]
+    sections = _sections(report, with_rows)
+    rows = next((section.data["rows"] for section in sections if section.key == "attention"), [])
     facts = [*run_summary.facts(report), *(("Artifacts", sentence) for sentence in run_summary.left_out(report))]
     return write_page(
         page,
         "report.html.jinja",
         *report.folders,
-        script="attention.js" if attention else None,
+        script="attention.js" if rows else None,
         report=report,
         title=str(report.recipe.get("name") or report.run.path.name),
         lede=run_summary.lede(report),
-        first=next(iter(headline(report)), None),
+        first=next(iter(run_summary.headline(report)), None),
         facts=facts,
-        sections=[
-            *score_section(report),
-            *curve_section(report),
-            *report.sections(with_rows),
-            *attention,
-            *speed_section(report),
-            _configuration(report),
-        ],
+        sections=sections,
         head=Markup("") if with_rows else Markup(NO_ROWS),  # noqa: S704  (our own)
         with_rows=with_rows,
-        attention_data=script_data({"rows": scripts}),
+        attention_data=script_data({"rows": [row["data"] for row in rows]}),
     )
 
 
-def _configuration(report: TaskReport) -> Section:
-    data = {"recipe": report.recipe_text, "manifest": report.manifest}
-    return Section("configuration", "Configuration and versions", "configuration.html.jinja", data)
+def _sections(report: TaskReport, with_rows: bool) -> list[Section]:
+    cards = run_summary.headline(report)
+    scores = {"cards": cards, "table": run_summary.all_scores(report.scores)}
+    attention = read_attention(report.folder / "attention.json") if with_rows else []
+    found = [
+        Section("scores", "Headline numbers", "scores.html.jinja", scores) if cards else None,
+        *curve_section(report),
+        *report.sections(with_rows),
+        Section("attention", "Attention", "attention.html.jinja", {"rows": attention}) if attention else None,
+        *speed_section(report),
+        Section("configuration", "Configuration and versions", "configuration.html.jinja", {}),
+    ]
+    return [section for section in found if section]

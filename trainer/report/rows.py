@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from trainer.evaluation.predictions import Record
 from trainer.report.task_report import Measure, TaskReport
-from trainer.rundir import read_json, write_json
+from trainer.rundir import read_json
 
 LENGTH_EDGES = (10, 25, 50, 100, 200, 400)  # words of a text; a bucket ends with its edge
 SHARED_TEXTS = "shared_texts.json"
@@ -32,17 +31,9 @@ def length_buckets(
 
 
 def find_shared_texts(train_texts: Iterable[str], records: Sequence[Record], measure: Measure) -> dict[str, Any]:
-    """Rows of the split whose input, after cleaning, is also the input of a training row.
+    """Return `shared_summary` of the rows of a split whose input is also the input of a training row.
 
-    The training texts are compared with hashes of the split's: the memory depends on the split alone.
-
-    Args:
-        train_texts: cleaned inputs of the training rows, in the form of a record's `input`.
-        records: of the evaluated split.
-        measure: what to compare.
-
-    Returns:
-        See `shared_summary`.
+    `train_texts` are compared with hashes of the split's inputs: the memory depends on the split alone.
     """
     rows: dict[bytes, list[str]] = {}
     for record in records:
@@ -54,36 +45,27 @@ def find_shared_texts(train_texts: Iterable[str], records: Sequence[Record], mea
 def shared_summary(ids: Iterable[str], records: Sequence[Record], measure: Measure) -> dict[str, Any]:
     """{"count", "rows", "ids"} and, under the measure's key, its score of all rows, of those that are not in the
     training set (`*_without`) and of those that are (`*_shared`); null where there is no such row."""
-    known = set(ids)
-    seen = [record for record in records if record["id"] in known]
-    new = [record for record in records if record["id"] not in known]
+    known, (key, score) = set(ids), (measure.key, measure.score)
+    seen, new = ([row for row in records if (row["id"] in known) == which] for which in (True, False))
     return {
         "count": len(seen),
         "rows": len(records),
-        measure.key: measure.score(records),
-        f"{measure.key}_without": measure.score(new) if new else None,
-        f"{measure.key}_shared": measure.score(seen) if seen else None,
+        key: score(records),
+        f"{key}_without": score(new) if new else None,
+        f"{key}_shared": score(seen) if seen else None,
         "ids": [record["id"] for record in seen],
     }
 
 
-def write_shared(report: TaskReport, train_texts: Iterable[str], measure: Measure) -> list[Path]:
-    """Write shared_texts.json."""
-    path = report.folder / SHARED_TEXTS
-    write_json(path, find_shared_texts(train_texts, report.records, measure))
-    return [path]
-
-
 def shared_rows(report: TaskReport) -> dict[str, Any] | None:
-    """The rows of shared_texts.json and the scores of today's records; None if they were never searched."""
+    """The rows of shared_texts.json with the scores of today's records; None if they were never searched."""
     known, measure = read_json(report.folder / SHARED_TEXTS), report.measure()
     if not known or measure is None:
         return None
     found = shared_summary(known["ids"], report.records, measure)
-    scores = {name: found[f"{measure.key}{part}"] for name, part in (("all", ""), ("without", "_without"))}
-    scores["alone"] = found[f"{measure.key}_shared"]
-    texts = {name: None if score is None else measure.text(score) for name, score in scores.items()}
-    return {**found, **texts, "name": measure.name, "units": report.units}
+    scores = (found[f"{measure.key}{part}"] for part in ("", "_without", "_shared"))
+    texts = [None if score is None else measure.form.format(score) for score in scores]
+    return {**found, "scores": texts, "name": measure.name, "units": report.units}
 
 
 def _digest(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What was trained on what, and how well it does: the sentences and facts at the head of a report."""
+"""What was trained on what, and how well it does: sentences, facts and scores of report, index page and model card."""
 
 from __future__ import annotations
 
@@ -10,48 +10,38 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.report.formats import finite
+from trainer.report.formats import finite, label
 from trainer.report.page import sentences
 from trainer.report.task_report import TaskReport
 
 FEW_GROUPS = 4  # of training rows are named in a sentence
-MODELS = {
-    "transformer": "encoder-decoder Transformer",
-    "encoder": "Transformer encoder",
-    "transformer_xl": "Transformer-XL",
-}
+MOST_NAMES, SHORT_LABEL = 12, 22  # names of a list in the table of all scores, and their characters
 
 
 def lede(report: TaskReport) -> str:
     """The run in a sentence."""
     goal, unit = report.goal()
-    rows = report.manifest.get("data", {}).get("train", {}).get("rows")
-    values = {"model": report.recipe.get("model", {}), "parameters": parameters(report.run.model)}
-    return " ".join(
-        sentences("lede.txt.jinja", name=model_name(report.recipe), goal=goal, unit=unit, rows=rows, **values)
-    )
+    model, rows = report.recipe.get("model", {}), report.manifest.get("data", {}).get("train", {}).get("rows")
+    size = parameters(report.run.model)
+    return " ".join(sentences("lede.txt.jinja", model=model, parameters=size, goal=goal, unit=unit, rows=rows))
 
 
 def facts(report: TaskReport) -> list[tuple[str, str]]:
     """(name, value) of what was trained on what; what is not known is left out."""
-    manifest, data = report.manifest, report.manifest.get("data", {})
-    train = data.get("train", {})
+    manifest = report.manifest
+    train = manifest.get("data", {}).get("train", {})
     groups = report.row_groups(train["labels"]) if isinstance(train.get("labels"), dict) else {}
     lines = sentences(
         "facts.txt.jinja",
-        name=model_name(report.recipe),
-        model=report.recipe.get("model", {}),
-        parameters=parameters(report.run.model),
-        train=train,
-        skipped=sum((train.get("bad_rows") or {}).values()),
-        groups=groups if len(groups) <= FEW_GROUPS and all(map(finite, groups.values())) else {},
-        data=data,
-        split=report.split,
-        rows=len(report.records),
+        report=report,
         manifest=manifest,
-        devices=Counter(map(str, manifest.get("devices", {}).get("gpus") or [])),
+        data=manifest.get("data", {}),
+        model=report.recipe.get("model", {}),
         stage=report.stage,
-        starts=len(manifest.get("starts", [])) + 1,
+        parameters=parameters(report.run.model),
+        groups=groups if len(groups) <= FEW_GROUPS and all(map(finite, groups.values())) else {},
+        gpus=Counter(map(str, manifest.get("devices", {}).get("gpus") or [])),
+        seconds=_elapsed(manifest, report.status),
         **_progress(report),
     )
     pairs = (line.partition(": ") for line in lines)
@@ -66,14 +56,35 @@ def left_out(report: TaskReport) -> list[str]:
     return [f"No {' and no '.join(of)}: {reason}." for reason, of in names.items()]
 
 
-def model_name(recipe: Mapping[str, Any]) -> str:
-    """The model in a few words, from the recipe."""
-    model = recipe.get("model", {})
-    if model.get("name") and not model.get("size"):
-        return str(model["name"])
-    if model.get("architecture"):
-        return f"{model['size']} {model['architecture']}" if model.get("size") else str(model["architecture"])
-    return MODELS.get(model.get("kind"), str(model.get("kind", "model")))
+def headline(report: TaskReport) -> list[dict[str, Any]]:
+    """The headline numbers that metrics.json holds, the most important one first: metric, value and interval."""
+    return [
+        {"metric": metric, "value": report.scores[metric.key], "interval": _interval(report.scores, metric.key)}
+        for metric in report.metrics
+        if metric.name and finite(report.scores.get(metric.key))
+    ]
+
+
+def all_scores(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Every number of metrics.json: name, value, interval."""
+    return [
+        (key, _plain(value), " to ".join(f"{end:.4f}" for end in _interval(scores, key) or []))
+        for key, value in scores.items()
+        if not key.endswith("_ci95")
+    ]
+
+
+def _interval(scores: Mapping[str, Any], key: str) -> list[float] | None:
+    """[low, high] of a score, None when there is none."""
+    ends = scores.get(f"{key}_ci95")
+    return ends if isinstance(ends, list) and len(ends) == 2 and all(map(finite, ends)) else None
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):  # names of classes
+        more = f" and {len(value) - MOST_NAMES:,} more" if len(value) > MOST_NAMES else ""
+        return ", ".join(label(str(name), SHORT_LABEL) for name in value[:MOST_NAMES]) + more
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def parameters(folder: Path) -> int | None:
@@ -94,27 +105,24 @@ def parameters(folder: Path) -> int | None:
 
 
 def _progress(report: TaskReport) -> dict[str, Any]:
-    """step, epochs, tokens_per_second (median) and seconds of the training; 0 or None if not known."""
-    history = report.history
-    last = max((line["step"] for line in history), default=report.status.get("step"))
-    trained = [line for line in history if line.get("split") == "train"]
-    lines = trained or [line for line in history if line.get("split") == "validation"]
+    """step, epochs and tokens_per_second (median) of the training; 0 if not known."""
+    last = max((line["step"] for line in report.history), default=report.status.get("step"))
+    trained, validated = ([x for x in report.history if x.get("split") == split] for split in ("train", "validation"))
     speeds = [line["tokens_per_second"] for line in trained if finite(line.get("tokens_per_second"))]
     speeds = sorted(speed for speed in speeds if speed > 0)
+    epochs = (line["epoch"] + 1 for line in trained or validated if "epoch" in line)  # counted from 0
     return {
         "step": max(last or 0, report.stage.get("step") or 0),
-        "epochs": max((line["epoch"] + 1 for line in lines if "epoch" in line), default=0),  # counted from 0
+        "epochs": max(epochs, default=0),
         "tokens_per_second": speeds[len(speeds) // 2] if speeds else 0,
-        "seconds": _elapsed(report.manifest, report.status),
     }
 
 
-def _elapsed(manifest: Mapping[str, Any], status: Mapping[str, Any]) -> float | None:
-    """Seconds from the first start to the last update of the status."""
+def _elapsed(manifest: Mapping[str, Any], status: Mapping[str, Any]) -> float:
+    """Seconds from the first start to the last update of the status; negative if not known."""
     try:
         times = [start["started"] for start in (*manifest.get("starts", []), manifest)]
         began = min(datetime.strptime(time, "%Y-%m-%dT%H:%M:%S%z").timestamp() for time in times)
-        seconds = float(status["updated"]) - began
+        return float(status["updated"]) - began
     except (KeyError, TypeError, ValueError):
-        return None
-    return seconds if seconds >= 0 else None
+        return -1

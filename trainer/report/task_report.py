@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from trainer.errors import DataError
 from trainer.evaluation.predictions import Record, json_line
 from trainer.report.run_files import RunFiles, read_files, read_records
-from trainer.rundir import RunDir, write_atomically
+from trainer.rundir import RunDir, write_atomically, write_json
 from trainer.task.metrics import Metric
 from trainer.task.registry import class_of_kind
 
@@ -33,10 +33,6 @@ class Measure(NamedTuple):
     name: str
     form: str
     score: Callable[[Sequence[Record]], float]
-
-    def text(self, value: float) -> str:
-        """The value as reports show it."""
-        return self.form.format(value)
 
 
 @dataclass(frozen=True)
@@ -126,10 +122,11 @@ def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskRe
     return report
 
 
-def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
-    """Write JSON lines, atomically."""
-    write_atomically(path, "".join(map(json_line, lines)))
-    return path
+def write_errors(folder: Path, rows: Sequence[dict[str, Any]], summary: Mapping[str, Any]) -> list[Path]:
+    """Write errors.jsonl, a line for each row, and errors.json, the summary."""
+    write_atomically(folder / "errors.jsonl", "".join(map(json_line, rows)))
+    write_json(folder / "errors.json", summary)
+    return [folder / "errors.jsonl", folder / "errors.json"]
 
 
 def _sample(record: Record) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from trainer.evaluation.predictions import Record, in_corpus_order
 from trainer.report.run_files import read_records
 from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
-from trainer.tasks.classification.errors import accuracy, is_wrong
+from trainer.tasks.classification.analysis import accuracy, is_wrong
 from trainer.tasks.classification.report import ClassificationReport
 
 SMALLEST = 1e-12  # a probability of 0 for the truth counts as this one: the loss stays a number

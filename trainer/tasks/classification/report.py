@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trainer.errors import DataError
 from trainer.evaluation.predictions import Record
-from trainer.report.formats import label, preview
+from trainer.report.formats import label, without_surrogates
 from trainer.report.rows import shared_rows
-from trainer.report.task_report import Measure, Section, TaskReport
-from trainer.rundir import write_json
-from trainer.tasks.classification.calibration import calibration, reliability_figure
-from trainer.tasks.classification.confusion import classification_report, confusion, most_confused, write_confusion
-from trainer.tasks.classification.errors import accuracy, error_rates, write_errors, wrong_rows
+from trainer.report.task_report import Measure, Section, TaskReport, write_errors
+from trainer.rundir import write_atomically, write_json
+from trainer.tasks.classification import analysis, figures
 
 MOST_ERRORS = 20  # wrong rows in the page
 MOST_LINES = 50  # classes in a table by class
@@ -61,79 +58,61 @@ class ClassificationReport(TaskReport):
 
     @cached_property
     def _matrix(self) -> dict[str, Any]:
-        return confusion(self.records, self.names)
+        return analysis.confusion(self.records, self.names)
 
     @cached_property
     def _by_class(self) -> tuple[dict[str, Any], str]:
-        return classification_report(self.records, self.names)
+        return analysis.classification_report(self.records, self.names)
 
     @cached_property
     def _calibration(self) -> dict[str, Any]:
-        return calibration(self.records)
+        return analysis.calibration(self.records)
 
     @cached_property
     def _wrong(self) -> list[dict[str, Any]]:
-        return wrong_rows(self.records)
+        return analysis.wrong_rows(self.records)
 
     @cached_property
     def _rates(self) -> dict[str, Any]:
-        return error_rates(self.records, self.names)
+        return analysis.error_rates(self.records, self.names)
 
     def files(self) -> list[Callable[[], list[Path]]]:
         return [
-            lambda: write_confusion(self._matrix, self._by_class, self.folder),
-            self._write_calibration,
-            lambda: write_errors(self._wrong, self._rates, self.folder),
+            lambda: write_confusion(self._matrix, *self._by_class, self.folder),
+            lambda: [_write(self.folder / "calibration.json", self._calibration)],
+            lambda: write_errors(self.folder, self._wrong, self._rates),
         ]
-
-    def _write_calibration(self) -> list[Path]:
-        path = self.folder / "calibration.json"
-        write_json(path, self._calibration)
-        return [path]
 
     def sections(self, with_rows: bool) -> list[Section]:
-        found = self._calibration
-        filled = [b for b in found["bins"] if b["rows"]]
-        reliability = {**found, "filled": filled, "svg": reliability_figure(found)}
-        return [
-            Section("confusion", "Confusion matrix", "confusion.html.jinja", self._confusion_data()),
-            Section("calibration", "Calibration", "calibration.html.jinja", reliability),
-            Section("errors", "Errors worth reading", "errors.html.jinja", self._error_data(with_rows)),
-        ]
-
-    def _confusion_data(self) -> dict[str, Any]:
-        """The matrix, its most frequent confusion, and the scores of each class; bounded for any number of classes."""
-        wrong = np.array(self._matrix["counts"], dtype=np.int64)
-        np.fill_diagonal(wrong, 0)
-        true, predicted = divmod(int(wrong.argmax()), len(self.names))
-        worst = int(wrong[true, predicted]), self._matrix["row_shares"][true][predicted]
-        classes = self._by_class[0]["classes"]
-        return {
-            **most_confused(self._matrix),
+        matrix, classes, rates = self._matrix, self._by_class[0]["classes"], self._rates
+        confusion = {
+            **analysis.most_confused(matrix),
             "total": len(self.names),
-            "worst": (*worst, self.names[true], self.names[predicted]) if worst[0] else None,
-            "classes": _worst_lines([line for line in classes if line["precision"] is not None], "f1-score", 1),
-            "absent": [line["label"] for line in classes if not line["support"]],
+            "worst": analysis.worst_confusion(matrix),
+            "classes": _worst_lines(
+                [row for row in by_class["classes"] if row["precision"] is not None], "f1-score", 1
+            ),
+            "absent": [row["label"] for row in classes if not row["support"]],
         }
-
-    def _error_data(self, with_rows: bool) -> dict[str, Any]:
-        pair, rates = bool(self.recipe["task"].get("pair")), self._rates
-        shown = [
-            {**row, "parts": row["text"].split("\t", 1) if pair else [row["text"]], "preview": preview(row["text"])}
-            for row in (self._wrong[:MOST_ERRORS] if with_rows else [])
-        ]
         lines = [row for row in (*rates["by_length"], *rates["by_class"]) if row["rows"] >= FEW_ROWS]
-        return {
+        errors = {
             **rates,
-            "shown": shown,
+            "shown": self._wrong[:MOST_ERRORS] if with_rows else [],
+            "pair": self.recipe["task"].get("pair"),
             "by_class": _worst_lines(rates["by_class"], "error_rate", -1),
             "largest": max(line["error_rate_ci95"][1] for line in lines or rates["by_class"]),
             "shared": shared_rows(self),
             "classes": len(self.names),
         }
+        reliability = {**self._calibration, "svg": figures.reliability_figure(self._calibration)}
+        return [
+            Section("confusion", "Confusion matrix", "confusion.html.jinja", confusion),
+            Section("calibration", "Calibration", "calibration.html.jinja", reliability),
+            Section("errors", "Errors worth reading", "errors.html.jinja", errors),
+        ]
 
     def measure(self) -> Measure:
-        return Measure("accuracy", "Accuracy", "{:.1%}", accuracy)
+        return Measure("accuracy", "Accuracy", "{:.1%}", analysis.accuracy)
 
     def goal(self) -> tuple[str, str]:
         names = f" ({', '.join(map(label, self.names))})" if len(self.names) <= FEW_CLASSES else ""
@@ -149,6 +128,23 @@ class ClassificationReport(TaskReport):
         for value, number in rows.items():
             groups[str(labels.get(value, value) if isinstance(labels, dict) else value)] += number
         return dict(groups)
+
+
+def write_confusion(matrix: dict[str, Any], by_class: dict[str, Any], table: str, folder: Path) -> list[Path]:
+    """Write confusion_matrix.json and .png, classification_report.json and .txt."""
+    names = ("confusion_matrix.json", "confusion_matrix.png", "classification_report.json", "classification_report.txt")
+    files = [folder / name for name in names]
+    lines = (f'  "{key}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n  ]" for key, rows in matrix.items())
+    write_atomically(files[0], "{\n" + ",\n".join(lines) + "\n}\n")  # a line for each class, not for each number
+    write_json(files[2], by_class)
+    write_atomically(files[3], without_surrogates(table))
+    figures.draw_confusion(matrix, files[1])
+    return files
+
+
+def _write(path: Path, value: Any) -> Path:
+    write_json(path, value)
+    return path
 
 
 def _worst_lines(lines: list[dict[str, Any]], key: str, sign: int) -> dict[str, Any]:

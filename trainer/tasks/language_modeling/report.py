@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.evaluation.predictions import Record
-from trainer.report.formats import preview
 from trainer.report.rows import length_buckets, shared_rows, words
-from trainer.report.task_report import Measure, Section, TaskReport, write_lines
-from trainer.rundir import read_json, write_json
+from trainer.report.task_report import Measure, Section, TaskReport, write_errors
+from trainer.rundir import read_json
 
 FEW_TOKENS = 8  # the loss per token of shorter texts is mostly chance
 SHOWN, LISTED = 8, 10  # hardest texts in the page and in errors.json, and as many of the easiest
@@ -65,19 +64,13 @@ class LanguageModelingReport(TaskReport):
         return known[:count], known[count:][-count:][::-1]
 
     def files(self) -> list[Callable[[], list[Path]]]:
-        return [self._write_errors]
-
-    def _write_errors(self) -> list[Path]:
-        """errors.jsonl (every row, the hardest first) and errors.json (perplexity by length, extremes)."""
         hardest, easiest = ([row["id"] for row in rows] for rows in self._extremes(LISTED))
         total = {"rows": len(self.rows), "perplexity": perplexity(self.records), "by_length": self._by_length}
-        write_json(self.folder / "errors.json", {**total, "hardest": hardest, "easiest": easiest})
-        return [write_lines(self.folder / "errors.jsonl", self.rows), self.folder / "errors.json"]
+        return [lambda: write_errors(self.folder, self.rows, {**total, "hardest": hardest, "easiest": easiest})]
 
     def sections(self, with_rows: bool) -> list[Section]:
-        shown = self._extremes(SHOWN) if with_rows else ([], [])
+        hardest, easiest = self._extremes(SHOWN) if with_rows else ([], [])
         continued = (read_json(self.folder / "samples.json") or {}).get("rows", []) if with_rows else []
-        hardest, easiest = ([{**row, "preview": preview(row["text"])} for row in rows] for rows in shown)
         data = {
             "continued": [*map(_continuation, continued)],
             "groups": [("The hardest texts", HARDEST, hardest), ("The easiest", EASIEST, easiest)],

@@ -12,8 +12,7 @@ import numpy as np
 
 from trainer.evaluation.predictions import Record
 from trainer.report.rows import length_buckets, shared_rows, words
-from trainer.report.task_report import Measure, Section, TaskReport, write_lines
-from trainer.rundir import write_json
+from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 
 SENTENCE_EDGES = (5, 8, 11, 14, 18, 25, 40)  # words of a sentence; a bucket ends with its edge
 WORST, BEST, OUTLIERS, LISTED = 8, 6, 5, 10  # rows in the page, and in errors.json
@@ -42,13 +41,8 @@ class TranslationReport(TaskReport):
         return summarize(self.records, self.rows)
 
     def files(self) -> list[Callable[[], list[Path]]]:
-        return [self._write_errors]
-
-    def _write_errors(self) -> list[Path]:
-        """errors.jsonl (rows that differ from their reference, worst first) and errors.json (the summary)."""
-        write_json(self.folder / "errors.json", self._summary)
         different = [row for row in self.rows if row["prediction"] != row["target"]]
-        return [write_lines(self.folder / "errors.jsonl", different), self.folder / "errors.json"]
+        return [lambda: write_errors(self.folder, different, self._summary)]
 
     def sections(self, with_rows: bool) -> list[Section]:
         worst = self.rows[:WORST]
