@@ -370,7 +370,7 @@ def test_an_unknown_task_and_a_wrong_record_are_refused(tmp_path: Path) -> None:
             ({"probabilities": None}, "'test.jsonl:7': probabilities is None"),
             ({"probabilities": {"negative": 2.0, "positive": 0.0}}, "from 0 to 1"),
             ({"target": "other"}, "target 'other' has no probability; labels: negative, positive"),
-            ({"prediction": 1}, "prediction is 1; a text"),
+            ({"prediction": 1}, "prediction 1 has no probability"),
         ]
     ):
         with pytest.raises(DataError, match=words):

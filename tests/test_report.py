@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from test_analysis import CLASSIFICATION, TRANSLATION, binary, classified, random_records, translated, write_run
 
 from trainer.errors import DataError
@@ -318,8 +319,7 @@ def test_numbers_in_words(tmp_path: Path) -> None:
         "22.7 million",
         "7.0 billion",
     ]
-    header = json.dumps({"__metadata__": {}, "a": {"shape": [3, 4]}, "b": {"shape": []}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    save_file({"a": np.zeros((3, 4)), "b": np.zeros(())}, tmp_path / "model.safetensors", {"format": "np"})
     assert parameters(tmp_path) == 13 and parameters(tmp_path / "none") is None
     (tmp_path / "model.safetensors").write_bytes(b"\x10")
     assert parameters(tmp_path) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,10 @@ def write_card(run: RunDir) -> Path:
     evaluated = [report for split in SPLITS if (report := open_report(run, split, with_records=False)).scores]
     report = evaluated[0] if evaluated else open_report(run, SPLITS[0], with_records=False)
     gates = {name: gate for name in ARTIFACTS if (gate := read_json(run.export / name / "gate.json"))}
+    files = {name: gate.get("files", {}).items() for name, gate in gates.items()}
+    sizes = {name: sum(f["bytes"] for path, f in of if path.endswith(FILES)) for name, of in files.items()}
+    model_type = (read_json(run.model / "config.json") or {}).get("model_type", "rankzero")
+    own_parts = str(model_type).startswith("rankzero")  # transformers cannot load those
     benchmark = read_benchmark(run)
     text = environment(html=False).get_template("card.md.jinja").render(
         front_matter=yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True),
@@ -42,13 +45,13 @@ def write_card(run: RunDir) -> Path:
         splits=[(one.split, one.scores.get("rows"), run_summary.all_scores(one.scores)) for one in evaluated],
         facts=run_summary.facts(report),
         root=str(report.recipe["data"].get("root") or "/"),
-        gates={name: {"checks": {}, **gate, "size": _size(gate)} for name, gate in gates.items()},
+        gates={name: {"checks": {}, **gate, "size": sizes[name]} for name, gate in gates.items()},
         published=[name for name, gate in gates.items() if gate["passed"]],
         weights=WEIGHTS,
         fastest=recommended(benchmark) if benchmark else [],
         not_recommended=benchmark["not_recommended"] if benchmark else {},
         left_out=run_summary.left_out(report),
-        auto=_auto_class(report),
+        auto=None if own_parts else report.auto_class,
         command=shlex.join(["rankzero", *report.manifest.get("command", [])[1:]]),
     )  # fmt: skip
     path = run.path / "README.md"
@@ -78,15 +81,3 @@ def front_matter(report: TaskReport) -> dict[str, Any]:
         "model-index": [{"name": recipe.get("name"), "results": [result]}] if values else None,
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _size(gate: Mapping[str, Any]) -> int:
-    """Bytes of the graphs and weights of an artifact."""
-    return sum(facts["bytes"] for name, facts in gate.get("files", {}).items() if name.endswith(FILES))
-
-
-def _auto_class(report: TaskReport) -> str | None:
-    """The class of transformers that loads the weights; None of a model that has parts of ours."""
-    known = read_json(report.run.model / "config.json") or {}
-    own = str(known.get("model_type", "rankzero")).startswith("rankzero")
-    return None if own else report.auto_class

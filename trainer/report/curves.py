@@ -115,4 +115,8 @@ def _metric(report: TaskReport) -> str:
     logged = {key: None for line in lines for key, value in line if finite(value) and key not in NOT_A_CURVE}
     selecting = report.recipe.get("loop", {}).get("early_stopping", {}).get("metric")
     bounded = [spec.key for spec in report.metrics if spec.scale]
-    return min(logged, key=lambda key: (key != selecting, key not in bounded), default=report.metrics[0].key)
+    return min(
+        logged,
+        key=lambda key: (key != selecting, key not in bounded),
+        default=next((spec.key for spec in report.metrics), ""),
+    )

@@ -22,12 +22,7 @@ DOTTED = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}  # reference
 
 
 def draw(paint: Callable[[Any], None], width: float = 5.0, height: float = 3.1) -> str:
-    """What `paint` draws on an empty matplotlib Figure, as SVG text. The same figure gives the same text.
-
-    Args:
-        paint: gets the Figure and adds axes.
-        width, height: in inches of 72 units; text is 11 units high.
-    """
+    """What `paint` draws on an empty matplotlib Figure of some inches, as SVG. The same figure gives the same text."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -46,13 +41,7 @@ def standalone(svg: str) -> str:
 
 
 def inline(svg: str, prefix: str, label: str) -> Markup:
-    """The figure as an element of an HTML page.
-
-    Args:
-        svg: from `draw`.
-        prefix: for the figure's ids, unique in the page.
-        label: what the figure shows, for screen readers.
-    """
+    """The figure as an element of a page, in which `prefix` makes its ids unique. `label`: for screen readers."""
     head, _, body = _rewrite(svg, prefix).partition("<svg ")[2].partition(">")
     head = re.sub(r'\b(width|height|xmlns|version)="[^"]*" ?', "", head)
     return Markup('<svg class="figure" role="img" aria-label="{}" {}>{}').format(label, Markup(head), Markup(body))  # noqa: S704

@@ -25,13 +25,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @functools.cache
 def environment(*folders: Path, html: bool) -> Environment:
-    """Templates of this package and of `folders`, of HTML or else of Markdown and text, whose texts go through `cell`.
-
-    A value that is missing is an error in HTML; a text leaves it out.
-    """
+    """Templates of HTML, in which a missing value is an error, or of Markdown and text, which leave it out."""
     found = Environment(
         loader=FileSystemLoader([TEMPLATES, *folders]),
-        autoescape=html,  # noqa: S701
+        autoescape=html,  # noqa: S701  (Markdown has `cell`)
         undefined=StrictUndefined if html else ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -42,14 +39,9 @@ def environment(*folders: Path, html: bool) -> Environment:
 
 
 def write_page(path: Path, template: str, *folders: Path, script: str | None = None, **context: Any) -> Path:
-    """Render a template into an HTML file, and replace the file atomically.
+    """Render a template of this package or of `folders` into an HTML file.
 
-    Args:
-        path: the HTML file.
-        template: name of the template; it gets `style`, `script` and `policy` besides the context.
-        folders: more folders with templates.
-        script: name of the script file that the page holds, if any.
-        context: values for the template.
+    The template gets `style`, `policy` and the text of `script`, the name of a file, besides the context.
     """
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""

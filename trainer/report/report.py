@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -29,8 +30,7 @@ def analyse(
     """Write the analysis files and report.html of a split. Return their paths, report.html last.
 
     Args:
-        run: a run whose split has predictions.jsonl.
-        split: validation or test.
+        run, split: what was evaluated.
         train_texts: cleaned inputs of the training rows, in the form of a record's `input`; read once, as a stream.
             Rows with the same input are marked as known from training. None: an earlier search stays.
         with_rows: as in `write_report`.
@@ -58,12 +58,9 @@ def analyse(
 
 
 def write_report(run: RunDir, split: str, *, with_rows: bool | None = None) -> Path:
-    """Write `evaluation/<split>/report.html`; what the run does not have is left out.
+    """Write report.html of a split; what the run does not have is left out.
 
-    Args:
-        run: a run whose split has predictions.jsonl.
-        split: validation or test.
-        with_rows: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
+    `with_rows`: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
 
     Raises:
         DataError: no predictions, or records or an attention.json that do not fit the task.
@@ -73,22 +70,13 @@ def write_report(run: RunDir, split: str, *, with_rows: bool | None = None) -> P
 
 
 def write_index(reports: Sequence[tuple[str, Path]], to: Path) -> Path:
-    """Write a self-contained page with a link and the headline numbers of each report.
-
-    Args:
-        reports: (title, path of a report.html in a run's `evaluation/<split>/`).
-        to: the page; links are relative to its folder, so that the whole tree can be moved.
-    """
+    """Write a page with a relative link and the headline numbers of each (title, path of a run's report.html)."""
     entries = []
     for title, page in reports:
         report = open_report(RunDir(page.resolve().parents[2]), page.parent.name)
         href = quote(Path(os.path.relpath(page.resolve(), to.parent.resolve())).as_posix())
-        values = {
-            "split": report.split,
-            "lede": run_summary.lede(report),
-            "cards": run_summary.headline(report)[:CARDS],
-        }
-        entries.append({"title": title, "href": href, **values})
+        cards = run_summary.headline(report)[:CARDS]
+        entries.append((title, href, report.split, run_summary.lede(report), cards))
     return write_page(to, "index.html.jinja", entries=entries)
 
 
@@ -105,7 +93,7 @@ def _render(report: TaskReport, with_rows: bool | None) -> Path:
     if with_rows is None:
         with_rows = not page.is_file() or NO_ROWS not in page.read_text(encoding="utf-8")[:2000]
     sections = _sections(report, with_rows)
-    rows = next((section.data["rows"] for section in sections if section.key == "attention"), [])
+    rows: list[dict[str, Any]] = next((section.data["rows"] for section in sections if section.key == "attention"), [])
     facts = [*run_summary.facts(report), *(("Artifacts", sentence) for sentence in run_summary.left_out(report))]
     return write_page(
         page,

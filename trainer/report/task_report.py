@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from trainer.errors import DataError
 from trainer.evaluation.predictions import Record, json_line
-from trainer.report.run_files import RunFiles, read_files, read_records
-from trainer.rundir import RunDir, write_atomically, write_json
+from trainer.redaction import shareable
+from trainer.report.run_files import read_history, read_recipe, read_records
+from trainer.rundir import RunDir, read_json, write_atomically, write_json
 from trainer.task.metrics import Metric
 from trainer.task.registry import class_of_kind
 
@@ -36,26 +37,62 @@ class Measure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TaskReport(RunFiles):
-    """One split of one run, and what is specific to its task. A task's `reporter` gives its own subclass."""
+class TaskReport:
+    """The files of one split of one run, and what is specific to its task, for which a task has its own subclass."""
 
-    metrics: tuple[Metric, ...] = field(default=())
+    run: RunDir
+    split: str
+    metrics: tuple[Metric, ...]
+    recipe: dict[str, Any]
+    manifest: dict[str, Any]
+    status: dict[str, Any]
+    scores: dict[str, Any]
+    history: list[dict[str, Any]]
+    records: list[Record] = field(default_factory=list)
 
     folders: ClassVar[tuple[Path, ...]] = ()  # with the templates of `sections`
     beam_search: ClassVar[bool] = False  # predictions are decoded with evaluation.beam_size
     bench_baseline: ClassVar[str] = "every text padded to {length:,} tokens"  # of `rankzero bench`
     units: ClassVar[str] = "texts"  # the inputs of rows, in a sentence
 
+    @property
+    def folder(self) -> Path:
+        """evaluation/<split>/ of the run."""
+        return self.run.evaluation(self.split)
+
+    @property
+    def recipe_text(self) -> str:
+        """recipe.yaml as a page shows it."""
+        return str(shareable(self.run.recipe.read_text(encoding="utf-8")))
+
+    @property
+    def kind(self) -> str:
+        return str(self.recipe["task"]["kind"])
+
+    @property
+    def stage(self) -> dict[str, Any]:
+        """Which weights the run uses, from the manifest."""
+        found: dict[str, Any] = self.manifest.get("stages", {}).get("model", {})
+        return found
+
+    @property
+    def pipeline(self) -> str:
+        """The name of the task on the Hugging Face Hub."""
+        return self.kind
+
+    @property
+    def auto_class(self) -> str | None:
+        """The class of transformers that loads the weights."""
+        return None
+
     def read_record(self, record: Record) -> Record:
-        """What the report needs of a line of predictions.jsonl.
+        """What the report needs of a line of predictions.jsonl; input, target and prediction as text.
 
         Raises:
-            DataError: the record has not what a record of this task has; names its id.
+            DataError: a record of this task must have more; names its id.
         """
-        for key in ("input", "target", "prediction"):
-            if not isinstance(record[key], str):
-                raise DataError(f"prediction {record['id']!r}: {key} is {record[key]!r}; a text is expected")
-        return record
+        values = {key: record[key] for key in ("input", "target", "prediction")}
+        return {**record, **{key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}}
 
     def files(self) -> list[Callable[[], list[Path]]]:
         """Functions that write more files into evaluation/<split>/ and return their paths. One may fail alone."""
@@ -86,36 +123,30 @@ class TaskReport(RunFiles):
         return ""
 
     def row_groups(self, rows: Mapping[str, int]) -> dict[str, int]:
-        """Training rows by group, from the counts of the labels that stand in the files."""
+        """Training rows by group, from the counts of the labels in the files."""
         return dict(rows)
-
-    @property
-    def pipeline(self) -> str:
-        """The name of the task on the Hugging Face Hub."""
-        return self.kind
-
-    @property
-    def auto_class(self) -> str | None:
-        """The class of transformers that loads the weights."""
-        return None
 
 
 def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskReport:
-    """Read all that the report of a split needs.
-
-    Args:
-        run: a run directory.
-        split: validation or test.
-        with_records: read predictions.jsonl, too; without, the split need not have been evaluated.
+    """Read all that the report of a split needs; without records the split need not have been evaluated.
 
     Raises:
         DataError: no run directory, a split that was not evaluated, or a record that is not one of its task.
         UsageError: a task that is not known.
         CheckpointError: a JSON file of the run is damaged.
     """
-    files = read_files(run, split)
-    task = class_of_kind(files["recipe"]["task"]["kind"])
-    report: TaskReport = (task.reporter() or TaskReport)(**files, metrics=task.metric_specs)
+    recipe = shareable(read_recipe(run))
+    task = class_of_kind(recipe["task"]["kind"])
+    report: TaskReport = (task.reporter() or TaskReport)(
+        run=run,
+        split=split,
+        metrics=task.metric_specs,
+        recipe=recipe,
+        manifest=shareable(read_json(run.manifest) or {}),
+        status=read_json(run.status) or {},
+        scores=read_json(run.evaluation(split) / "metrics.json") or {},
+        history=read_history(run.metrics),
+    )
     if with_records:
         for record in read_records(run, split):
             report.records.append(report.read_record(record))
@@ -130,6 +161,5 @@ def write_errors(folder: Path, rows: Sequence[dict[str, Any]], summary: Mapping[
 
 
 def _sample(record: Record) -> dict[str, Any]:
-    texts = {"Input": record["input"], "Target": record["target"], "Prediction": record["prediction"]}
-    lines = [(name, [(text, "")]) for name, text in texts.items()]
+    lines = [(key.capitalize(), [(record[key], "")]) for key in ("input", "target", "prediction")]
     return {"lines": lines, "note": f"{record['id']} · loss {record['loss']:.2f}"}

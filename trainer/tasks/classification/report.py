@@ -43,7 +43,7 @@ class ClassificationReport(TaskReport):
         return list(dict.fromkeys(map(str, labels.values() if isinstance(labels, dict) else labels)))
 
     def read_record(self, record: Record) -> Record:
-        record, where = super().read_record(record), f"prediction {record['id']!r}"
+        where = f"prediction {record['id']!r}"
         shares = record.get("probabilities")
         if not isinstance(shares, Mapping) or not all(map(_is_share, shares.values())):
             raise DataError(f"{where}: probabilities is {shares!r}; a number from 0 to 1 for each label is expected")
@@ -54,27 +54,13 @@ class ClassificationReport(TaskReport):
             if record[key] not in shares:
                 raise DataError(f"{where}: {key} {record[key]!r} has no probability; labels: {', '.join(shares)}")
         kept = {key: value for key, value in record.items() if key != "probabilities"}
-        return {**kept, "confidence": float(shares[record["prediction"]]), "labels": names}
+        return {**super().read_record(kept), "confidence": float(shares[record["prediction"]]), "labels": names}
 
-    @cached_property
-    def _matrix(self) -> dict[str, Any]:
-        return analysis.confusion(self.records, self.names)
-
-    @cached_property
-    def _by_class(self) -> tuple[dict[str, Any], str]:
-        return analysis.classification_report(self.records, self.names)
-
-    @cached_property
-    def _calibration(self) -> dict[str, Any]:
-        return analysis.calibration(self.records)
-
-    @cached_property
-    def _wrong(self) -> list[dict[str, Any]]:
-        return analysis.wrong_rows(self.records)
-
-    @cached_property
-    def _rates(self) -> dict[str, Any]:
-        return analysis.error_rates(self.records, self.names)
+    _matrix = cached_property(lambda self: analysis.confusion(self.records, self.names))
+    _by_class = cached_property(lambda self: analysis.classification_report(self.records, self.names))
+    _calibration = cached_property(lambda self: analysis.calibration(self.records))
+    _wrong = cached_property(lambda self: analysis.wrong_rows(self.records))
+    _rates = cached_property(lambda self: analysis.error_rates(self.records, self.names))
 
     def files(self) -> list[Callable[[], list[Path]]]:
         return [
@@ -85,13 +71,12 @@ class ClassificationReport(TaskReport):
 
     def sections(self, with_rows: bool) -> list[Section]:
         matrix, classes, rates = self._matrix, self._by_class[0]["classes"], self._rates
+        occurring = [row for row in classes if row["precision"] is not None]
         confusion = {
             **analysis.most_confused(matrix),
             "total": len(self.names),
             "worst": analysis.worst_confusion(matrix),
-            "classes": _worst_lines(
-                [row for row in by_class["classes"] if row["precision"] is not None], "f1-score", 1
-            ),
+            "classes": _worst_lines(occurring, "f1-score", 1),
             "absent": [row["label"] for row in classes if not row["support"]],
         }
         lines = [row for row in (*rates["by_length"], *rates["by_class"]) if row["rows"] >= FEW_ROWS]

@@ -37,26 +37,8 @@ class LanguageModelingReport(TaskReport):
     def auto_class(self) -> str:
         return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
 
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """Every row, the hardest first: id, text, words, tokens, and loss (nats) and perplexity per token."""
-        rows = [
-            {
-                "id": record["id"],
-                "text": record["input"],
-                "words": words(record),
-                "tokens": record["tokens"],
-                "loss_per_token": record["loss"] / max(1, record["tokens"]),
-                "perplexity": perplexity([record]),
-            }
-            for record in self.records
-        ]
-        return sorted(rows, key=lambda row: -row["loss_per_token"])
-
-    @cached_property
-    def _by_length(self) -> list[dict[str, Any]]:
-        buckets = length_buckets(self.records)
-        return [{**bucket, "rows": len(rows), "perplexity": perplexity(rows)} for bucket, rows in buckets]
+    rows = cached_property(lambda self: scored_rows(self.records))
+    _by_length = cached_property(lambda self: perplexity_by_length(self.records))
 
     def _extremes(self, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The hardest and the easiest texts of a few tokens or more; of all texts if there are no such."""
@@ -85,6 +67,27 @@ class LanguageModelingReport(TaskReport):
 
     def goal(self) -> tuple[str, str]:
         return "predict the next token of a text" if self.causal else "predict masked tokens", "texts"
+
+
+def scored_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Every row, the hardest first: id, text, words, tokens, and loss (nats) and perplexity per token."""
+    rows = [
+        {
+            "id": record["id"],
+            "text": record["input"],
+            "words": words(record),
+            "tokens": record["tokens"],
+            "loss_per_token": record["loss"] / max(1, record["tokens"]),
+            "perplexity": perplexity([record]),
+        }
+        for record in records
+    ]
+    return sorted(rows, key=lambda row: -row["loss_per_token"])
+
+
+def perplexity_by_length(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Rows and perplexity of each bucket of lengths in words."""
+    return [{**bucket, "rows": len(rows), "perplexity": perplexity(rows)} for bucket, rows in length_buckets(records)]
 
 
 def perplexity(records: Sequence[Record]) -> float:

@@ -32,13 +32,8 @@ class TranslationReport(TaskReport):
     beam_search = True
     units = "source sentences"
 
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        return scored_rows(self.records)
-
-    @cached_property
-    def _summary(self) -> dict[str, Any]:
-        return summarize(self.records, self.rows)
+    rows = cached_property(lambda self: scored_rows(self.records))
+    _summary = cached_property(lambda self: summarize(self.records, self.rows))
 
     def files(self) -> list[Callable[[], list[Path]]]:
         different = [row for row in self.rows if row["prediction"] != row["target"]]
