@@ -57,28 +57,19 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         relevance = _numbers(relevance, (len(keys),), f"{where}, relevance", signed=True)
     shown, top, left = weights[:, :, :LARGEST, :LARGEST], keys[:LARGEST], tokens[:LARGEST]
     mean = shown.mean(axis=(0, 1))
-    texts = {name: str(row.get(name) or "") for name in ("prediction", "target", "note")}
+    script = {"layers": layers, "heads": heads, "tokens": left, "keys": top, "weights": pack(shown)}
     return {
-        **texts,
+        **{name: str(row.get(name) or "") for name in ("prediction", "target", "note")},
         "number": row["number"],
         "id": str(row["id"]),
         "title": str(row.get("title") or row["id"]),
         "alignment": tokens != keys,
         "from_cls": row.get("cls") is not None,
-        "tokens": left,
-        "keys": top,
         "shares": (mean / max(float(mean.max()), 1e-9)).tolist(),
         "cut": (len(left), len(tokens), len(top), len(keys)) if max(len(tokens), len(keys)) > LARGEST else None,
         "strip": _pieces(keys, strip.mean(axis=(0, 1))) if strip is not None else None,
         "relevance": _pieces(keys, relevance) if relevance is not None else None,
-        "data": {  # for the script
-            "layers": layers,
-            "heads": heads,
-            "tokens": left,
-            "keys": top,
-            "weights": pack(shown),
-            "strip": pack(strip) if strip is not None else None,
-        },
+        "data": {**script, "strip": pack(strip) if strip is not None else None},
     }
 
 

@@ -42,7 +42,7 @@ def write_card(run: RunDir) -> Path:
         report=report,
         name=report.recipe.get("name") or run.path.name,
         lede=run_summary.lede(report),
-        splits=[(one.split, one.scores.get("rows"), run_summary.all_scores(one.scores)) for one in evaluated],
+        evaluated=evaluated,
         facts=run_summary.facts(report),
         root=str(report.recipe["data"].get("root") or "/"),
         gates={name: {"checks": {}, **gate, "size": sizes[name]} for name, gate in gates.items()},

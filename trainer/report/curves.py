@@ -14,37 +14,26 @@ from trainer.rundir import write_atomically
 NOT_A_CURVE = ("step", "epoch", "rows", "loss", "perplexity")
 FEW = 40  # points that are drawn with markers
 COLORS = {"training": FIRST, "learning rate": INK}  # of lines by name; others have SECOND
-LOSS = "Mean loss per label on the rows just trained on: it should fall and then flatten."
-OVERFITTING = "When the validation line rises while the training line still falls, the model overfits."
-SMOOTHED = (
-    " Training is measured with dropout and label smoothing ({:g}), validation without: compare the shapes of the"
-    " lines, not their heights."
-)
-METRIC = "The score on held-out rows, which no step has learned from: it says when to stop."
-RATE = "How large the steps were: the schedule as it ran."
 
 Points = list[tuple[int, float]]
 
 
 class Panel(NamedTuple):
-    """One small figure, and how to read it in a sentence."""
+    """One small figure; how to read it is in the template."""
 
     title: str
-    reading: str
     lines: dict[str, Points]
     weights: tuple[int, ...] = ()  # steps of the weights that the run uses; several that it averages
 
 
 def panels(report: TaskReport) -> list[Panel]:
     """The panels for which the run has at least two points, in the order in which they are read."""
-    validation, metric = _points(report, "validation", "loss"), _metric(report)
-    smoothing = report.recipe.get("optim", {}).get("label_smoothing")
-    reading = OVERFITTING + (SMOOTHED.format(smoothing) if smoothing else "") if validation else LOSS
+    train, validation, metric = _points(report, "train"), _points(report, "validation"), _metric(report)
     used = tuple(map(int, re.findall(r"\d+", report.stage.get("weights", ""))))  # "average of steps 4, 6, 8"
     found = [
-        Panel("Loss", reading, {"training": _points(report, "train", "loss"), "validation": validation}, used),
-        Panel(f"Validation {metric}", METRIC, {metric: _points(report, "validation", metric)}, used),
-        Panel("Learning rate", RATE, {"learning rate": _points(report, "train", "lr")}),
+        Panel("Loss", {"training": train, "validation": validation}, used),
+        Panel(f"Validation {metric}", {metric: _points(report, "validation", metric)}, used),
+        Panel("Learning rate", {"learning rate": _points(report, "train", "lr")}),
     ]
     long = [panel._replace(lines={k: line for k, line in panel.lines.items() if len(line) > 1}) for panel in found]
     return [panel for panel in long if panel.lines]
@@ -72,7 +61,7 @@ def curve_section(report: TaskReport) -> list[Section]:
         ends = "; ".join(f"{name} from {line[0][1]:.4g} to {line[-1][1]:.4g}" for name, line in panel.lines.items())
         last = next(iter(panel.lines.values()))[-1][0]
         svg = draw(lambda figure, panel=panel: _paint(figure.subplots(), panel))  # type: ignore[misc]
-        figures.append((inline(svg, f"c{number}", f"{panel.title} over {last:,} steps: {ends}"), panel.reading))
+        figures.append((inline(svg, f"c{number}", f"{panel.title} over {last:,} steps: {ends}"), panel))
     lines = _validations(report)
     keys = [key for key in lines[0] if finite(lines[0][key]) and key not in ("step", "epoch", "rows")] if lines else []
     table = [[f"{line['step']:,}", *(f"{line[k]:.4f}" if finite(line.get(k)) else "" for k in keys)] for line in lines]
@@ -100,7 +89,7 @@ def _paint(ax: Any, panel: Panel) -> None:
         ax.legend(fontsize=10)
 
 
-def _points(report: TaskReport, split: str, key: str) -> Points:
+def _points(report: TaskReport, split: str, key: str = "loss") -> Points:
     lines = [line for line in report.history if line.get("split") == split and finite(line.get(key))]
     return sorted({line["step"]: line[key] for line in lines}.items())  # a step logged twice counts as last logged
 
@@ -114,9 +103,5 @@ def _metric(report: TaskReport) -> str:
     lines = (line.items() for line in _validations(report))
     logged = {key: None for line in lines for key, value in line if finite(value) and key not in NOT_A_CURVE}
     selecting = report.recipe.get("loop", {}).get("early_stopping", {}).get("metric")
-    bounded = [spec.key for spec in report.metrics if spec.scale]
-    return min(
-        logged,
-        key=lambda key: (key != selecting, key not in bounded),
-        default=next((spec.key for spec in report.metrics), ""),
-    )
+    bounded, first = [spec.key for spec in report.metrics if spec.scale], [spec.key for spec in report.metrics[:1]]
+    return min([*logged, *first], key=lambda key: (key != selecting, key not in logged, key not in bounded), default="")

@@ -114,10 +114,9 @@ def _render(report: TaskReport, with_rows: bool | None) -> Path:
 
 def _sections(report: TaskReport, with_rows: bool) -> list[Section]:
     cards = run_summary.headline(report)
-    scores = {"cards": cards, "table": run_summary.all_scores(report.scores)}
     attention = read_attention(report.folder / "attention.json") if with_rows else []
     found = [
-        Section("scores", "Headline numbers", "scores.html.jinja", scores) if cards else None,
+        Section("scores", "Headline numbers", "scores.html.jinja", {"cards": cards}) if cards else None,
         *curve_section(report),
         *report.sections(with_rows),
         Section("attention", "Attention", "attention.html.jinja", {"rows": attention}) if attention else None,

@@ -11,12 +11,11 @@ from typing import Any
 
 import safetensors
 
-from trainer.report.formats import finite, label
+from trainer.report.formats import finite
 from trainer.report.page import sentences
 from trainer.report.task_report import TaskReport
 
 FEW_GROUPS = 4  # of training rows are named in a sentence
-MOST_NAMES, SHORT_LABEL = 12, 22  # names of a list in the table of all scores, and their characters
 
 
 def lede(report: TaskReport) -> str:
@@ -66,26 +65,10 @@ def headline(report: TaskReport) -> list[dict[str, Any]]:
     ]
 
 
-def all_scores(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Every number of metrics.json: name, value, interval."""
-    return [
-        (key, _plain(value), " to ".join(f"{end:.4f}" for end in _interval(scores, key) or []))
-        for key, value in scores.items()
-        if not key.endswith("_ci95")
-    ]
-
-
 def _interval(scores: Mapping[str, Any], key: str) -> list[float] | None:
     """[low, high] of a score, None when there is none."""
     ends = scores.get(f"{key}_ci95")
     return ends if isinstance(ends, list) and len(ends) == 2 and all(map(finite, ends)) else None
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):  # names of classes
-        more = f" and {len(value) - MOST_NAMES:,} more" if len(value) > MOST_NAMES else ""
-        return ", ".join(label(str(name), SHORT_LABEL) for name in value[:MOST_NAMES]) + more
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def parameters(folder: Path) -> int | None:

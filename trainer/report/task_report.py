@@ -103,12 +103,8 @@ class TaskReport:
         if not with_rows:
             return []
         rows = sorted(self.records, key=lambda record: -record["loss"])
-        largest, smallest = ([*map(_sample, part)] for part in (rows[:SHOWN], rows[SHOWN:][-SHOWN:][::-1]))
-        groups = [
-            ("Largest loss", "The rows with the least probable targets.", largest),
-            ("Smallest loss", "The rows with the most probable targets.", smallest),
-        ]
-        return [Section("samples", "Rows worth reading", "samples.html.jinja", {"groups": groups})]
+        groups = [[*map(_sample, part)] for part in (rows[:SHOWN], rows[SHOWN:][-SHOWN:][::-1])]
+        return [Section("samples", "Rows worth reading", "plain.html.jinja", {"groups": groups})]
 
     def measure(self) -> Measure | None:
         """The score that is compared between rows known from training and others; None = they are not searched."""

@@ -30,10 +30,9 @@ def accuracy(records: Sequence[Record]) -> float:
 
 
 def confusion(records: Sequence[Record], labels: Sequence[str]) -> dict[str, Any]:
-    """Counts and row shares: row = true class, column = predicted class, both in the order of `labels`.
+    """{"labels", "counts", "row_shares"}: row = true class, column = predicted class, in the order of `labels`.
 
-    Returns:
-        {"labels": […], "counts": [[int]], "row_shares": [[float or null]]}; a class without rows has null shares.
+    A class without rows has null shares.
     """
     truth, predicted = _ids(records, labels)
     counts = np.bincount(truth * len(labels) + predicted, minlength=len(labels) ** 2).reshape(len(labels), -1)
@@ -64,11 +63,8 @@ def worst_confusion(matrix: dict[str, Any]) -> tuple[int, float, str, str] | Non
 def most_confused(matrix: dict[str, Any], most: int = MOST_CLASSES) -> dict[str, Any]:
     """The part of a confusion matrix that can be read: at most `most` classes, those with the most mistakes.
 
-    A mistake counts for its true and for its predicted class. Predictions of classes that are left out are summed in
-    one more column, so that the shares of a row add up to 1.
-
-    Returns:
-        `matrix` with "columns", the labels over the columns, and "hidden", the number of classes left out.
+    A mistake counts for its true and for its predicted class. "columns" are the labels over the columns. In the last
+    are the predictions of the "hidden" other classes, so that the shares of a row add up to 1.
     """
     labels, counts = matrix["labels"], np.array(matrix["counts"], dtype=np.int64)
     if len(labels) <= most:

@@ -28,9 +28,9 @@ def draw_confusion(matrix: dict[str, Any], path: Path) -> None:
     shares = np.array(shown["row_shares"], dtype=float)  # null is NaN
     longest = max(map(len, [*rows, *columns]))
     side = max(2.6, 0.62 * len(columns)) + 0.09 * longest
-    slant: dict[str, Any] = (
-        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(columns) * longest > 30 else {}
-    )
+    slant: dict[str, Any] = {}
+    if len(columns) * longest > 30:  # the names do not fit side by side
+        slant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     with rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # emoji in a label: a box is drawn
         figure = Figure(figsize=(side + 0.6, side + 0.9), layout="constrained")

@@ -15,8 +15,6 @@ from trainer.rundir import read_json
 
 FEW_TOKENS = 8  # the loss per token of shorter texts is mostly chance
 SHOWN, LISTED = 8, 10  # hardest texts in the page and in errors.json, and as many of the easiest
-HARDEST = "The highest loss per token: often other languages, lists, names or broken text."
-EASIEST = "The lowest loss per token: often phrases that are frequent in the training set."
 
 
 class LanguageModelingReport(TaskReport):
@@ -51,11 +49,10 @@ class LanguageModelingReport(TaskReport):
         return [lambda: write_errors(self.folder, self.rows, {**total, "hardest": hardest, "easiest": easiest})]
 
     def sections(self, with_rows: bool) -> list[Section]:
-        hardest, easiest = self._extremes(SHOWN) if with_rows else ([], [])
         continued = (read_json(self.folder / "samples.json") or {}).get("rows", []) if with_rows else []
         data = {
             "continued": [*map(_continuation, continued)],
-            "groups": [("The hardest texts", HARDEST, hardest), ("The easiest", EASIEST, easiest)],
+            "groups": self._extremes(SHOWN) if with_rows else ([], []),
             "by_length": self._by_length,
             "causal": self.causal,
             "shared": shared_rows(self),

@@ -16,11 +16,6 @@ from trainer.report.task_report import Measure, Section, TaskReport, write_error
 
 SENTENCE_EDGES = (5, 8, 11, 14, 18, 25, 40)  # words of a sentence; a bucket ends with its edge
 WORST, BEST, OUTLIERS, LISTED = 8, 6, 5, 10  # rows in the page, and in errors.json
-GROUPS = (
-    ("Worst by chrF", "The sentences that share least with their one reference: mistakes, and other wordings."),
-    ("Too long or too short", "Of the others, those whose length differs most: dropped or repeated parts show here."),
-    ("Best by chrF", "The best, and of equally good ones the longest."),
-)
 
 
 class TranslationReport(TaskReport):
@@ -43,7 +38,7 @@ class TranslationReport(TaskReport):
         worst = self.rows[:WORST]
         others = [row for row in length_outliers(self.rows, OUTLIERS + WORST) if row not in worst]
         shown = (worst, others[:OUTLIERS], best_rows(self.rows, BEST)) if with_rows else ((), (), ())
-        groups = [(*reading, [*map(_sample, rows)]) for reading, rows in zip(GROUPS, shown, strict=True)]
+        groups = [[*map(_sample, rows)] for rows in shown]
         data = {**self._summary, "groups": groups, "shared": shared_rows(self)}
         return [Section("samples", "Translations worth reading", "translations.html.jinja", data)]
 
