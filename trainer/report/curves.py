@@ -99,7 +99,7 @@ def _validations(report: TaskReport) -> list[dict[str, Any]]:
 
 
 def _metric(report: TaskReport) -> str:
-    """The validation metric to draw beside the loss: the selecting one, else the first of a bounded scale."""
+    """The validation metric to draw in addition to the loss: the selecting one, else the first of a bounded scale."""
     lines = (line.items() for line in _validations(report))
     logged = {key: None for line in lines for key, value in line if finite(value) and key not in NOT_A_CURVE}
     selecting = report.recipe.get("loop", {}).get("early_stopping", {}).get("metric")

@@ -2,7 +2,7 @@
 
 matplotlib draws. A strict Content-Security-Policy refuses `style` attributes and elements, and a page holds several
 figures whose ids must differ, so the SVG is rewritten. Colors become CSS variables with the drawn color as fallback:
-the same text is also a file of its own.
+the same text can be written to a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def draw(paint: Callable[[Any], None], width: float = 5.0, height: float = 3.1) 
 
 
 def standalone(svg: str) -> str:
-    """The figure as a file of its own."""
+    """The figure as the text of a file."""
     return _rewrite(svg, "f").replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
 
 

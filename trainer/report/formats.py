@@ -53,7 +53,7 @@ def without_surrogates(text: str) -> str:
 
 
 def code(text: str) -> Markup:
-    """HTML of a text of our own: what is between backticks becomes code."""
+    """HTML of a text that is not from the data: what is between backticks becomes code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704  (escaped)
 
 

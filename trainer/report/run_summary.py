@@ -49,7 +49,7 @@ def facts(report: TaskReport) -> list[tuple[str, str]]:
 
 
 def left_out(report: TaskReport) -> list[str]:
-    """Which artifacts there can be none of, and why; a sentence for each reason."""
+    """The artifacts that cannot be made, and why; a sentence for each reason."""
     names: dict[str, list[str]] = {}
     for name, reason in report.run.reasons().items():
         names.setdefault(reason, []).append(name)

@@ -73,9 +73,7 @@ class ClassificationConfig(Section):
         if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.names):
             raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.names)} classes")
         if isinstance(self.class_weights, list) and not any(self.class_weights):
-            raise ValueError(
-                "class_weights are all 0: nothing would be learnt; give some class more, or leave them out"
-            )
+            raise ValueError("class_weights are all 0: raise the weight of some class, or leave class_weights out")
         if len(self.names) < 2:
             raise ValueError(f"labels maps everything to {self.names[0]!r}; two or more classes are needed")
         return self
@@ -241,8 +239,7 @@ class Classification(Task):
         return records
 
     def answer(self, record: Record) -> Record:
-        probabilities = record["probabilities"]
-        label = record["prediction"]
+        probabilities, label = record["probabilities"], record["prediction"]
         return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}
 
     def row_of(self, line: str) -> Texts:

@@ -44,9 +44,12 @@ class LanguageModelingReport(TaskReport):
         return known[:count], known[count:][-count:][::-1]
 
     def files(self) -> list[Callable[[], list[Path]]]:
+        return [self._write_errors]
+
+    def _write_errors(self) -> list[Path]:
         hardest, easiest = ([row["id"] for row in rows] for rows in self._extremes(LISTED))
         total = {"rows": len(self.rows), "perplexity": perplexity(self.records), "by_length": self._by_length}
-        return [lambda: write_errors(self.folder, self.rows, {**total, "hardest": hardest, "easiest": easiest})]
+        return write_errors(self.folder, self.rows, {**total, "hardest": hardest, "easiest": easiest})
 
     def sections(self, with_rows: bool) -> list[Section]:
         continued = (read_json(self.folder / "samples.json") or {}).get("rows", []) if with_rows else []

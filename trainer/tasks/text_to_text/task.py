@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 
+SHARED = (("1", "Words"), ("2", "Pairs of words"), ("L", "Longest common subsequence of words"))
+MEANING = "{} shared with the reference. Mean F1 of rows, without stemming."
+ROUGE = [Metric(f"rouge{n}", "max", f"ROUGE-{n}", MEANING.format(what), scale=(0, 1)) for n, what in SHARED]
+
+
 class TextToTextConfig(Section):
     """`task` section of a text-to-text recipe."""
 
@@ -49,23 +54,7 @@ class TextToText(Pairs, Task):
     models = ("pretrained",)
     exporter_path = "trainer.tasks.text_to_text.export:TextToTextExport"
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
-    metric_specs: ClassVar[tuple[Metric, ...]] = (
-        *Pairs.metric_specs,
-        *(
-            Metric(
-                key,
-                "max",
-                name,
-                f"{what} shared with the reference. Mean F1 of rows, without stemming.",
-                scale=(0, 1),
-            )
-            for key, name, what in (
-                ("rouge1", "ROUGE-1", "Words"),
-                ("rouge2", "ROUGE-2", "Pairs of words"),
-                ("rougeL", "ROUGE-L", "Longest common subsequence of words"),
-            )
-        ),
-    )
+    metric_specs: ClassVar[tuple[Metric, ...]] = (*Pairs.metric_specs, *ROUGE)
 
     def __init__(
         self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None

@@ -31,8 +31,11 @@ class TranslationReport(TaskReport):
     _summary = cached_property(lambda self: summarize(self.records, self.rows))
 
     def files(self) -> list[Callable[[], list[Path]]]:
+        return [self._write_errors]
+
+    def _write_errors(self) -> list[Path]:
         different = [row for row in self.rows if row["prediction"] != row["target"]]
-        return [lambda: write_errors(self.folder, different, self._summary)]
+        return write_errors(self.folder, different, self._summary)
 
     def sections(self, with_rows: bool) -> list[Section]:
         worst = self.rows[:WORST]
