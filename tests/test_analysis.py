@@ -25,6 +25,7 @@ from trainer.report.report import analyse
 from trainer.report.rows import find_shared_texts
 from trainer.report.task_report import Measure, TaskReport, open_report
 from trainer.rundir import RunDir, read_json
+from trainer.task import Task
 from trainer.tasks.classification import analysis
 from trainer.tasks.classification.analysis import calibration, classification_report, confusion
 from trainer.tasks.classification.ensemble import ensemble
@@ -386,7 +387,7 @@ def test_labels_keep_the_order_of_the_model_and_must_agree(tmp_path: Path) -> No
 
 
 def test_a_task_without_a_reporter_has_a_plain_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Translation, "reporter", classmethod(lambda cls: None))
+    monkeypatch.setattr(Translation, "reporter_path", Task.reporter_path)
     rows = [translated(n, f"<b>in {n}", f"out {n}", f"said {n}") | {"loss": float(n)} for n in range(20)]
     run = write_run(tmp_path / "run", rows, TRANSLATION, {"bleu": 42.0})
     assert type(open_report(run, "test")) is TaskReport

@@ -133,7 +133,7 @@ def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskRe
     """
     recipe = shareable(read_recipe(run))
     task = class_of_kind(recipe["task"]["kind"])
-    report: TaskReport = (task.reporter() or TaskReport)(
+    report: TaskReport = task.reporter()(
         run=run,
         split=split,
         metrics=task.metric_specs,

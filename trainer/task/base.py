@@ -366,18 +366,24 @@ class Task(ABC):
     @classmethod
     def exporter(cls) -> type[Any] | None:
         """Import the class in `exporter_path`, which needs torch and onnx."""
-        module, _, name = cls.exporter_path.partition(":")
-        return getattr(importlib.import_module(module), name) if module else None
+        return _import(cls.exporter_path) if cls.exporter_path else None
 
-    # -- report and model card -------------------------------------------------------------------------------------
+    # -- report and model card (what trainer.report asks) ----------------------------------------------------------
+
+    # "module:class" of its trainer.report.task_report.TaskReport, which by itself gives a plain report
+    reporter_path: ClassVar[str] = "trainer.report.task_report:TaskReport"
 
     @classmethod
-    def reporter(cls) -> type[Any] | None:
-        """The subclass of `trainer.report.TaskReport` for this task, imported here and not with the task.
+    def reporter(cls) -> type[Any]:
+        """Import the class in `reporter_path`, which needs no torch."""
+        return _import(cls.reporter_path)
 
-        None: the plain report, with scores, curves, configuration and the rows with the largest and smallest loss.
-        """
-        return None
+
+def _import(path: str) -> type[Any]:
+    """The class behind "module:class"."""
+    module, _, name = path.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def rounded(values: Tensor) -> Any:

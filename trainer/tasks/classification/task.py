@@ -91,6 +91,7 @@ class Classification(Task):
     config = ClassificationConfig
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
+    reporter_path = "trainer.tasks.classification.report:ClassificationReport"
     inputs = ("input_ids",)
     metric_specs = SPECS
     cheap_metrics = ()
@@ -292,9 +293,3 @@ class Classification(Task):
         from trainer.tasks.classification.metrics import score_classification
 
         return score_classification(records, self.settings.names, resamples=resamples)
-
-    @classmethod
-    def reporter(cls) -> type[Any]:
-        from trainer.tasks.classification.report import ClassificationReport
-
-        return ClassificationReport

@@ -37,6 +37,7 @@ class LanguageModeling(Task):
 
     kind = "language_modeling"
     config = LanguageModelingConfig
+    reporter_path = "trainer.tasks.language_modeling.report:LanguageModelingReport"
     models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
     inputs = ("input_ids",)
     metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
@@ -90,9 +91,3 @@ class LanguageModeling(Task):
     def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
         """Those of this objective alone, from records in corpus order."""
         return {}
-
-    @classmethod
-    def reporter(cls) -> type[Any]:
-        from trainer.tasks.language_modeling.report import LanguageModelingReport
-
-        return LanguageModelingReport

@@ -53,6 +53,7 @@ class TextToText(Pairs, Task):
     config = TextToTextConfig
     models = ("pretrained",)
     exporter_path = "trainer.tasks.text_to_text.export:TextToTextExport"
+    reporter_path = "trainer.tasks.text_to_text.report:TextToTextReport"
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
     metric_specs: ClassVar[tuple[Metric, ...]] = (*Pairs.metric_specs, *ROUGE)
 
@@ -256,9 +257,3 @@ class TextToText(Pairs, Task):
             **score_translation(found, resamples=resamples, language=self.settings.trg_language),
             **score_rouge(found, resamples),
         }
-
-    @classmethod
-    def reporter(cls) -> type[Any]:
-        from trainer.tasks.text_to_text.report import TextToTextReport
-
-        return TextToTextReport

@@ -34,6 +34,7 @@ class Translation(Pairs, Task):
     config = TranslationConfig
     models = ("transformer",)
     exporter_path = "trainer.tasks.translation.export:TranslationExport"
+    reporter_path = "trainer.tasks.translation.report:TranslationReport"
     inputs = ("src", "trg_in")
 
     @property
@@ -139,9 +140,3 @@ class Translation(Pairs, Task):
 
         config: Any = self.recipe.task
         return score_translation(records, resamples=resamples, language=config.trg_language)
-
-    @classmethod
-    def reporter(cls) -> type[Any]:
-        from trainer.tasks.translation.report import TranslationReport
-
-        return TranslationReport
