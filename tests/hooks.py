@@ -366,12 +366,13 @@ def fail_on_bears() -> None:
 
 def no_memory_for_pictures_and_card() -> None:
     """The confusion matrix and the model card run out of memory."""
-    from trainer.report import card, confusion
+    from trainer.report import card
+    from trainer.tasks.classification import figures
 
     def fail(*arguments: Any) -> None:
         raise MemoryError("Unable to allocate 23 GiB")
 
-    confusion.draw_confusion = fail  # type: ignore[assignment]
+    figures.draw_confusion = fail  # type: ignore[assignment]
     card.write_card = fail  # type: ignore[assignment]
 
 

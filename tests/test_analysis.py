@@ -19,17 +19,29 @@ from sacrebleu.metrics import CHRF
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score
 
 from trainer.errors import CheckpointError, DataError, UsageError
-from trainer.report import curves, errors, run_summary, samples
-from trainer.report.calibration import calibration
-from trainer.report.confusion import classification_report, confusion, draw_confusion, write_confusion
-from trainer.report.ensemble import ensemble
+from trainer.report import curves, run_summary
 from trainer.report.figures import draw, inline, standalone
-from trainer.report.inputs import label_names, read_inputs
-from trainer.report.stage import analyse
+from trainer.report.report import analyse
+from trainer.report.rows import find_shared_texts
+from trainer.report.task_report import Measure, TaskReport, open_report
 from trainer.rundir import RunDir, read_json
+from trainer.task import Task
+from trainer.tasks.classification import analysis
+from trainer.tasks.classification.analysis import calibration, classification_report, confusion
+from trainer.tasks.classification.ensemble import ensemble
+from trainer.tasks.classification.figures import draw_confusion
+from trainer.tasks.classification.report import write_confusion
+from trainer.tasks.translation import report as translations
+from trainer.tasks.translation.task import Translation
 
 LABELS = ("negative", "positive")
+ACCURACY = Measure("accuracy", "Accuracy", "{:.1%}", analysis.accuracy)
 Rows = Sequence[dict[str, Any]]
+
+
+def confident(rows: Rows) -> list[dict[str, Any]]:
+    """Records as the report of a classifier reads them."""
+    return [{**row, "confidence": row["probabilities"][row["prediction"]]} for row in rows]
 
 
 def classified(number: int, target: str, probabilities: dict[str, float], text: str = "a b c") -> dict[str, Any]:
@@ -148,7 +160,8 @@ def test_the_picture_grows_with_the_classes(tmp_path: Path, size: int) -> None:
 
 
 def test_confusion_files(tmp_path: Path) -> None:
-    files = write_confusion([binary(0, "negative", 0.1), binary(1, "positive", 0.2)], LABELS, tmp_path)
+    rows = [binary(0, "negative", 0.1), binary(1, "positive", 0.2)]
+    files = write_confusion(confusion(rows, LABELS), *classification_report(rows, LABELS), tmp_path)
     assert {path.name for path in files} == {path.name for path in tmp_path.iterdir()}
     assert read_json(tmp_path / "classification_report.json")["positive"]["recall"] == 0
     assert "weighted avg" in (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
@@ -164,7 +177,7 @@ def test_calibration_by_hand() -> None:
         binary(2, "negative", 0.45),
         binary(3, "positive", 1.0),
     ]
-    found = calibration(rows, bins=10)
+    found = calibration(confident(rows), bins=10)
     # three rows in [0.9, 1]: 2/3 right, (0.95 + 0.95 + 1) / 3 sure; one in [0.5, 0.6): right, 0.55 sure
     assert found["ece"] == pytest.approx(3 / 4 * abs(2 / 3 - 2.9 / 3) + 1 / 4 * 0.45)
     assert [b["rows"] for b in found["bins"]] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 3]
@@ -178,24 +191,24 @@ def test_calibration_agrees_with_another_way_to_count() -> None:
     right = np.array([r["target"] == r["prediction"] for r in rows])
     at = np.digitize(sure, np.linspace(0, 1, 16))
     ece = sum((at == k).mean() * abs(right[at == k].mean() - sure[at == k].mean()) for k in set(at.tolist()))
-    found = calibration(rows)
+    found = calibration(confident(rows))
     assert found["ece"] == pytest.approx(ece)
     assert sum(b["rows"] for b in found["bins"]) == found["rows"] == 500
 
 
 def test_calibration_is_the_one_of_metrics_json() -> None:
-    from trainer.evaluation.classification import calibration_error
+    from trainer.tasks.classification.metrics import calibration_error
 
     labels = ["a", "b", "c"]
     rows = random_records(300, labels)
     rows += [classified(300 + n, "a", {"a": n / 15, "b": 1 - n / 15, "c": 0.0}) for n in range(16)]  # on the edges
     shares = np.array([[row["probabilities"][label] for label in labels] for row in rows])
     truth = np.array([labels.index(row["target"]) for row in rows])
-    assert calibration(rows)["ece"] == pytest.approx(calibration_error(shares, truth), abs=1e-12)
+    assert calibration(confident(rows))["ece"] == pytest.approx(calibration_error(shares, truth), abs=1e-12)
 
 
 def test_a_perfectly_sure_and_right_model_has_no_error() -> None:
-    assert calibration([binary(n, "positive", 1.0) for n in range(3)])["ece"] == 0
+    assert calibration(confident([binary(n, "positive", 1.0) for n in range(3)]))["ece"] == 0
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -203,7 +216,7 @@ def test_a_perfectly_sure_and_right_model_has_no_error() -> None:
 
 def test_wrong_rows_most_confident_first() -> None:
     rows = [binary(0, "negative", 0.6), binary(1, "negative", 0.9, "two words"), binary(2, "positive", 0.9)]
-    found = errors.wrong_rows(rows)
+    found = analysis.wrong_rows(confident(rows))
     assert [row["id"] for row in found] == ["test.jsonl:1", "test.jsonl:0"]
     assert found[0] | {"loss": None} == {
         "id": "test.jsonl:1", "text": "two words", "target": "negative", "prediction": "positive", "confidence": 0.9,
@@ -213,13 +226,13 @@ def test_wrong_rows_most_confident_first() -> None:
 
 def test_errors_by_length_and_class() -> None:
     rows = [binary(n, "negative", 0.9 if n == 0 else 0.1, "w " * words) for n, words in enumerate([10, 10, 11, 401])]
-    found = errors.errors_by_length(rows)
-    assert [(b["from"], b["to"], b["rows"], b["errors"]) for b in found] == [
+    rates = analysis.error_rates(rows, LABELS)
+    assert [(b["from"], b["to"], b["rows"], b["errors"]) for b in rates["by_length"]] == [
         (0, 10, 2, 1),
         (11, 25, 1, 0),
         (401, None, 1, 0),
     ]
-    (negative,) = errors.errors_by_class(rows, LABELS)  # no row is positive
+    (negative,) = rates["by_class"]  # no row is positive
     assert (negative["label"], negative["rows"], negative["error_rate"]) == ("negative", 4, 0.25)
     assert negative["mostly_taken_for"] == "positive"
 
@@ -228,7 +241,7 @@ def test_errors_by_length_and_class() -> None:
     ("hits", "trials", "interval"), [(0, 10, [0, 0.2775]), (5, 10, [0.2366, 0.7634]), (3, 3, [0.4385, 1])]
 )
 def test_wilson_as_in_the_tables(hits: int, trials: int, interval: list[float]) -> None:
-    assert errors.wilson(hits, trials) == pytest.approx(interval, abs=1e-4)
+    assert analysis.wilson(hits, trials) == pytest.approx(interval, abs=1e-4)
 
 
 def test_shared_texts_are_found_and_scored() -> None:
@@ -238,19 +251,19 @@ def test_shared_texts_are_found_and_scored() -> None:
         binary(2, "positive", 0.1, "new too"),
     ]
     rows += [binary(3, "negative", 0.1, "seen"), binary(4, "negative", 0.1, "half \ud83d pair")]
-    found = errors.find_shared_texts(iter(["unknown", "seen", "seen", "Seen", "half \ud83d pair"]), rows)
+    found = find_shared_texts(iter(["unknown", "seen", "seen", "Seen", "half \ud83d pair"]), rows, ACCURACY)
     assert found["ids"] == ["test.jsonl:0", "test.jsonl:3", "test.jsonl:4"] and found["count"] == 3
     assert (found["accuracy"], found["accuracy_without"], found["accuracy_shared"]) == (0.8, 0.5, 1.0)
-    nothing = errors.find_shared_texts([], rows)
+    nothing = find_shared_texts([], rows, ACCURACY)
     assert (nothing["count"], nothing["accuracy_shared"], nothing["accuracy_without"]) == (0, None, 0.8)
-    assert errors.find_shared_texts(["seen"], rows[:1])["accuracy_without"] is None
+    assert find_shared_texts(["seen"], rows[:1], ACCURACY)["accuracy_without"] is None
 
 
 def test_shared_texts_stream_in_constant_memory() -> None:
     rows = [binary(n, "positive", 0.9, f"text {n} {'x' * 1000}") for n in range(0, 40_000, 4_000)]
     tracemalloc.start()
     try:
-        found = errors.find_shared_texts((f"text {n} {'x' * 1000}" for n in range(20_000)), rows)
+        found = find_shared_texts((f"text {n} {'x' * 1000}" for n in range(20_000)), rows, ACCURACY)
         assert tracemalloc.get_traced_memory()[1] < 200_000  # the training texts have 20 MB, their hashes 320 kB
     finally:
         tracemalloc.stop()
@@ -260,7 +273,7 @@ def test_shared_texts_stream_in_constant_memory() -> None:
 # -- translations ------------------------------------------------------------------------------------------------------
 
 
-def test_translations_are_judged_as_by_sacrebleu() -> None:
+def test_translations_are_scored_as_by_sacrebleu() -> None:
     rows = [
         translated(0, "Ein Hund läuft .", "A dog runs .", "A dog runs ."),
         translated(1, "Eine Katze schläft im Garten .", "A cat sleeps in the garden .", "A cat sleeps in the garden ."),
@@ -268,15 +281,15 @@ def test_translations_are_judged_as_by_sacrebleu() -> None:
         translated(3, "Ein Mann", "", "A man"),
         translated(4, "Die Frau liest .", "The woman reads .", "The woman eats a very long lunch again ."),
     ]
-    judged = samples.judged_rows(rows)
+    judged = translations.scored_rows(rows)
     for row in judged:
         assert row["chrf"] == pytest.approx(CHRF().sentence_score(row["prediction"], [row["target"]]).score)
     assert [row["chrf"] for row in judged] == sorted(row["chrf"] for row in judged)
     by_id = {row["id"]: row for row in judged}
     assert by_id["test.jsonl:3"]["length_ratio"] is None and by_id["test.jsonl:4"]["length_ratio"] == 2.25
-    assert [row["id"] for row in samples.best_rows(judged, 2)] == ["test.jsonl:1", "test.jsonl:0"]
-    assert [row["id"] for row in samples.length_outliers(judged, 2)] == ["test.jsonl:2", "test.jsonl:4"]
-    summary = samples.summarise(rows, judged)
+    assert [row["id"] for row in translations.best_rows(judged, 2)] == ["test.jsonl:1", "test.jsonl:0"]
+    assert [row["id"] for row in translations.length_outliers(judged, 2)] == ["test.jsonl:2", "test.jsonl:4"]
+    summary = translations.summarize(rows, judged)
     assert (summary["rows"], summary["identical"], summary["empty"]) == (5, 2, 1)
     assert sum(bucket["rows"] for bucket in summary["by_length"]) == 5
     assert summary["mean_chrf"] == pytest.approx(np.mean([row["chrf"] for row in judged]))
@@ -290,22 +303,23 @@ def test_curves_take_the_last_word_of_a_step_and_skip_what_is_no_number(tmp_path
     with run.metrics.open("a", encoding="utf-8") as file:
         file.write('{"step": 8, "epoch": 1, "split": "train", "loss": 0.5, "lr": 1e-4}\n')
         file.write('{"step": 9, "epoch": 1, "split": "train", "loss": null, "lr": 1e-4}\n{"step": 10, "spl')
-    loss, accuracy, rate = curves.panels(read_inputs(run, "test"))
-    assert loss.series[0].points[-1] == (8, 0.5) and loss.series[1].points == [(s, 1.2 / s) for s in (2, 4, 6, 8)]
-    assert (accuracy.title, loss.chosen, rate.chosen) == ("Validation accuracy", (4, 6), ())
-    assert rate.series[0].points[-1] == (9, 1e-4)
+    loss, accuracy, rate = curves.panels(open_report(run, "test"))
+    assert loss.lines["training"][-1] == (8, 0.5)
+    assert loss.lines["validation"] == [(s, 1.2 / s) for s in (2, 4, 6, 8)]
+    assert (accuracy.title, loss.weights, rate.weights) == ("Validation accuracy", (4, 6), ())
+    assert rate.lines["learning rate"][-1] == (9, 1e-4)
 
 
 def test_a_run_that_logged_nothing_has_no_curves(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [binary(0, "positive", 0.9)], CLASSIFICATION)
     run.metrics.unlink()
-    inputs = read_inputs(run, "test")
-    assert curves.panels(inputs) == [] and curves.write_curves(inputs) == []
+    report = open_report(run, "test")
+    assert curves.panels(report) == [] and curves.write_curves(report) == []
 
 
 def test_the_curve_file_stands_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [binary(0, "positive", 0.9)], CLASSIFICATION)
-    (path,) = curves.write_curves(read_inputs(run, "test"))
+    (path,) = curves.write_curves(open_report(run, "test"))
     text = path.read_text(encoding="utf-8")
     assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
     assert {"Loss", "Validation accuracy", "Learning rate"} <= {e.text for e in ET.fromstring(text).iter() if e.text}
@@ -313,7 +327,7 @@ def test_the_curve_file_stands_alone(tmp_path: Path) -> None:
         assert word not in text, word
     assert text.replace("http://www.w3.org/2000/svg", "").count("http") == 0
     first = text
-    curves.write_curves(read_inputs(run, "test"))
+    curves.write_curves(open_report(run, "test"))
     assert path.read_text(encoding="utf-8") == first
 
 
@@ -335,51 +349,71 @@ def test_inline_figures_do_not_meet() -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no is no run directory: recipe\.yaml"):
-        read_inputs(RunDir(tmp_path / "no"), "test")
+        open_report(RunDir(tmp_path / "no"), "test")
     run = write_run(tmp_path / "run", [binary(0, "positive", 0.9)], CLASSIFICATION)
     with pytest.raises(DataError, match=r"rankzero evaluate .*run --split validation"):
-        read_inputs(run, "validation")
+        open_report(run, "validation")
     (run.evaluation("test") / "metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"metrics\.json is not JSON"):
-        read_inputs(run, "test")
+        open_report(run, "test")
+    (run.evaluation("test") / "metrics.json").unlink()
     (run.evaluation("test") / "predictions.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="no row"):
-        read_inputs(run, "test")
+        open_report(run, "test")
 
 
 def test_an_unknown_task_and_a_wrong_record_are_refused(tmp_path: Path) -> None:
     row = binary(7, "positive", 0.9)
-    with pytest.raises(UsageError, match="'chess' cannot be analysed; known: classification, translation"):
-        read_inputs(write_run(tmp_path / "a", [row], {"kind": "chess"}), "test")
+    with pytest.raises(UsageError, match=r"task\.kind='chess' is not known; allowed: classification"):
+        open_report(write_run(tmp_path / "a", [row], {"kind": "chess"}), "test")
     for number, (change, words) in enumerate(
         [
             ({"probabilities": None}, "'test.jsonl:7': probabilities is None"),
             ({"probabilities": {"negative": 2.0, "positive": 0.0}}, "from 0 to 1"),
             ({"target": "other"}, "target 'other' has no probability; labels: negative, positive"),
-            ({"prediction": 1}, "prediction is 1; a text"),
+            ({"prediction": 1}, "prediction 1 has no probability"),
         ]
     ):
         with pytest.raises(DataError, match=words):
-            read_inputs(write_run(tmp_path / str(number), [row | change], CLASSIFICATION), "test")
+            open_report(write_run(tmp_path / str(number), [row | change], CLASSIFICATION), "test")
 
 
-def test_label_names_keep_an_order_and_must_agree() -> None:
+def test_labels_keep_the_order_of_the_model_and_must_agree(tmp_path: Path) -> None:
     rows = [binary(0, "positive", 0.9), classified(1, "b", {"b": 0.5, "a": 0.5})]
-    assert label_names(rows[:1]) == ["negative", "positive"] and label_names(rows[1:], ["a", "b"]) == ["a", "b"]
+    report: Any = open_report(write_run(tmp_path / "a", rows[1:], CLASSIFICATION), "test")
+    assert report.names == ["b", "a"]
     with pytest.raises(DataError, match=r"'test\.jsonl:1' has labels b, a; negative, positive are expected"):
-        label_names(rows)
+        open_report(write_run(tmp_path / "b", rows, CLASSIFICATION), "test")
+
+
+def test_a_task_without_a_reporter_has_a_plain_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Translation, "reporter_path", Task.reporter_path)
+    rows = [translated(n, f"<b>in {n}", f"out {n}", f"said {n}") | {"loss": float(n)} for n in range(20)]
+    run = write_run(tmp_path / "run", rows, TRANSLATION, {"bleu": 42.0})
+    assert type(open_report(run, "test")) is TaskReport
+    page = analyse(run, "test", train_texts=["in 3"])[-1].read_text(encoding="utf-8")
+    for words in (
+        "42.0",
+        "Rows worth reading",
+        "do translation",
+        "&lt;b&gt;in 19",
+        "test.jsonl:0 · loss 0.00",
+        "Learning curves",
+    ):
+        assert words in page, words
+    assert "test.jsonl" not in analyse(run, "test", with_rows=False)[-1].read_text(encoding="utf-8")
 
 
 def test_analyse_a_classifier(tmp_path: Path) -> None:
     rows = random_records(60)
     run = write_run(tmp_path / "run", rows, CLASSIFICATION, {"accuracy": 0.8, "accuracy_ci95": [0.7, 0.9]})
-    files = analyse(run, "test", train_texts=iter([rows[3]["input"]]), labels=["positive", "negative"])
+    files = analyse(run, "test", train_texts=iter([rows[3]["input"]]))
     assert {path.name for path in files} == {
         "confusion_matrix.json", "confusion_matrix.png", "classification_report.json", "classification_report.txt",
         "calibration.json", "errors.jsonl", "errors.json", "shared_texts.json", "learning_curves.svg", "report.html",
     }  # fmt: skip
     assert all(path.parent == run.evaluation("test") and path.stat().st_size for path in files)
-    assert read_json(files[0])["labels"] == ["positive", "negative"]
+    assert read_json(files[0])["labels"] == ["negative", "positive"]
     lines = [json.loads(line) for line in (files[0].parent / "errors.jsonl").read_text(encoding="utf-8").splitlines()]
     assert (
         len(lines)
@@ -389,7 +423,7 @@ def test_analyse_a_classifier(tmp_path: Path) -> None:
     assert read_json(files[0].parent / "shared_texts.json")["ids"] == [rows[3]["id"]]
     again = analyse(run, "test")  # the training texts are not at hand: what was found stays, and is told
     assert "shared_texts.json" not in {path.name for path in again}
-    assert "1 of 60 texts stands" in again[-1].read_text(encoding="utf-8")
+    assert "1 of 60 texts is also in the training set" in again[-1].read_text(encoding="utf-8")
 
 
 def test_analyse_a_translator(tmp_path: Path) -> None:
@@ -408,10 +442,12 @@ def test_analyse_a_translator(tmp_path: Path) -> None:
     assert shared["count"] == 1 and shared["mean_chrf_shared"] == pytest.approx(100)
 
 
-def test_analysis_needs_no_torch() -> None:
-    modules = "trainer.report.stage, trainer.report.ensemble, trainer.report.index_page"
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_analysis_needs_no_torch(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [binary(0, "positive", 0.9), binary(1, "negative", 0.1)], CLASSIFICATION)
+    code = "import sys, trainer.tasks.classification.ensemble, trainer.report.card; from pathlib import Path; "
+    code += "from trainer.report.report import analyse; from trainer.rundir import RunDir; "
+    code += "analyse(RunDir(Path(sys.argv[1])), 'test'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
@@ -464,7 +500,7 @@ def test_members_that_always_say_the_same_have_no_kappa(tmp_path: Path) -> None:
         ),
         (
             [classified(0, "positive", {"positive": 1.0}), binary(1, "negative", 0.1)],
-            r"'test\.jsonl:0': .* knows the labels negative, positive; .* knows positive",
+            r"b: prediction 'test\.jsonl:1' has labels negative, positive; positive are expected",
         ),
         ([translated(0, "x", "positive", "y")], "only classifiers can be averaged"),
     ],
@@ -478,9 +514,12 @@ def test_members_must_fit(tmp_path: Path, second: Rows, words: str) -> None:
         ensemble(runs[:1], "test")
 
 
-def test_training_rows_are_told_by_the_names_of_the_classes() -> None:
-    """The manifest counts what stands in the files; several values may be one class."""
-    labels = {"0": "negative", "neg": "negative", "1": "positive"}
-    train = {"rows": 30, "labels": {"0": 10, "neg": 5, "1": 15}}
-    assert run_summary._rows(train, labels) == "30 (15 negative, 15 positive)"
-    assert run_summary._rows({"rows": 30, "labels": {"0": 30}}, None) == "30 (30 0)"
+def test_training_rows_are_counted_by_the_names_of_the_classes(tmp_path: Path) -> None:
+    """The manifest counts the values in the files; several values may be one class."""
+    task = {"kind": "classification", "labels": {"0": "negative", "neg": "negative", "1": "positive"}}
+    run = write_run(tmp_path / "run", [binary(0, "positive", 0.9)], task)
+    manifest = read_json(run.manifest)
+    manifest["data"]["train"] |= {"rows": 30, "labels": {"0": 10, "neg": 5, "1": 15}}
+    run.manifest.write_text(json.dumps(manifest), encoding="utf-8")
+    facts = dict(run_summary.facts(open_report(run, "test")))
+    assert facts["Training rows"] == "30, 2 skipped as bad (15 negative, 15 positive)"

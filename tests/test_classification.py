@@ -25,13 +25,13 @@ from trainer.data.tokenization import train_tokenizer
 from trainer.engine.evaluate import selection_score
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
-from trainer.evaluation.classification import calibration_error, from_confusion, interval_of, score_classification
 from trainer.models.classifiers import depths, freeze_embeddings, pool, trunk_prefix
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.schedules import lr_multiplier
 from trainer.recipe.sections import AdversarialConfig, OptimConfig, TokenizerTraining
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.task.registry import make_task, task_classes
+from trainer.tasks.classification.metrics import calibration_error, from_confusion, interval_of, score_classification
 
 # -- rows to micro-batches ---------------------------------------------------------------------------------------------
 

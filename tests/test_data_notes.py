@@ -21,7 +21,7 @@ from trainer.engine.token_counts import TokenCounts, count_tokens
 from trainer.errors import DataError
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
-from trainer.report.data_facts import data_facts
+from trainer.report.page import sentences
 from trainer.task.base import Task
 from trainer.task.registry import make_task
 
@@ -159,7 +159,8 @@ def test_a_few_unknown_tokens_are_a_warning(tmp_path):
     facts = {"rows": 320, "bad_rows": {}, "labels": {}, "tokens": found.report()}
     [note] = notes(task.recipe, {"train": facts})
     assert note.startswith(f'data.train: {share:.1%} of the tokens of "trg" are unknown (such as')
-    assert ("Unknown tokens", f"train src 1.60%, train trg {share:.2%}") in data_facts({"train": facts})
+    lines = sentences("facts.txt.jinja", data={"train": facts}, seconds=-1)
+    assert f"Unknown tokens: train src 1.60%, train trg {share:.2%}" in lines
 
 
 # -- splits and classes ------------------------------------------------------------------------------------------------

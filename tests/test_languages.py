@@ -12,11 +12,11 @@ from sacrebleu.metrics import BLEU
 from trainer.evaluation import languages
 from trainer.evaluation.languages import code_of
 from trainer.evaluation.metrics import score_translation
-from trainer.evaluation.rouge import score_rouge
 from trainer.export.parity_checks import Comparison
 from trainer.export.rows import Row
 from trainer.recipe.sections import GatesConfig
 from trainer.tasks.pairs_export import compare_translations
+from trainer.tasks.text_to_text.metrics import score_rouge
 
 CHINESE = [
     ("他昨天在公园里看见了一只黑色的狗。", "他昨天在公园里看见了一只黑色的猫。"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
@@ -17,14 +16,14 @@ from test_analysis import classified, random_records, write_run
 
 from trainer import report_stages
 from trainer.errors import Preempted
-from trainer.evaluation.classification import Ranking, from_confusion, score_classification
-from trainer.report import confusion as confusion_module
-from trainer.report.confusion import MOST_CLASSES, classification_report, confusion, most_confused, shortened
-from trainer.report.inputs import read_inputs
-from trainer.report.page import code
-from trainer.report.sections import MOST_LINES
-from trainer.report.stage import analyse
+from trainer.report.formats import code, label
+from trainer.report.report import analyse
+from trainer.report.task_report import open_report
 from trainer.rundir import read_json
+from trainer.tasks.classification import figures
+from trainer.tasks.classification.analysis import MOST_CLASSES, classification_report, confusion, most_confused
+from trainer.tasks.classification.metrics import Ranking, from_confusion, score_classification
+from trainer.tasks.classification.report import MOST_LINES
 from trainer.tasks.classification.task import ClassificationConfig
 
 AVERAGES = ["accuracy", "macro avg", "weighted avg", "micro avg", "samples avg", "classes"]
@@ -34,10 +33,11 @@ NAMES = ["<b>bold</b>", "two\nlines", "$x_1$", "$", "\\frac", "\N{PILE OF POO}",
 PEAK = """
 import sys
 from pathlib import Path
-from trainer.report.confusion import write_confusion
+from trainer.tasks.classification.analysis import classification_report, confusion
+from trainer.tasks.classification.report import write_confusion
 labels = [f"class {n}, with a name of some length" for n in range(int(sys.argv[1]))]
 records = [{"target": t, "prediction": p} for t, p in zip(labels, labels[1:] + labels[:1])]
-write_confusion(records, labels, Path(sys.argv[2]))
+write_confusion(confusion(records, labels), *classification_report(records, labels), Path(sys.argv[2]))
 status = Path("/proc/self/status").read_text()  # ru_maxrss of a child begins at that of its parent
 print(status.partition("VmHWM:")[2].split()[0])
 """
@@ -116,9 +116,9 @@ def test_any_name_of_a_class_can_be_reported(tmp_path: Path) -> None:
 
 
 def test_a_name_is_shortened_in_the_middle() -> None:
-    assert shortened("a  b\nc") == "a b c"
-    assert shortened("") == "(empty)"
-    one, other = (shortened(f"a request about an invoice, part {n}") for n in "12")
+    assert label("a  b\nc") == "a b c"
+    assert label("") == "(empty)"
+    one, other = (label(f"a request about an invoice, part {n}", 22) for n in "12")
     assert one != other
     assert len(one) == len(other) == 22
 
@@ -190,7 +190,7 @@ def test_a_picture_that_fails_costs_no_other_part(tmp_path: Path, monkeypatch: p
 
     labels = ["a", "b"]
     run = write_run(tmp_path / "run", random_records(30, labels), task(labels))
-    monkeypatch.setattr(confusion_module, "draw_confusion", fail)
+    monkeypatch.setattr(figures, "draw_confusion", fail)
     with pytest.raises(MemoryError):
         analyse(run, "test")
     written = {path.name for path in run.evaluation("test").iterdir()}
@@ -215,12 +215,12 @@ def test_a_report_that_fails_is_one_warning(tmp_path: Path, caplog: pytest.LogCa
         report_stages.attempt("the report of test", run, stopped)
 
 
-def test_rows_share_the_names_of_their_labels(tmp_path: Path) -> None:
+def test_rows_keep_one_probability_and_share_the_names_of_their_labels(tmp_path: Path) -> None:
     labels = [f"class {n}" for n in range(30)]
     records = random_records(20, labels)
-    read = read_inputs(write_run(tmp_path / "run", records, task(labels)), "test").records
-    assert [dict(row["probabilities"]) for row in read] == [row["probabilities"] for row in records]
-    assert json.loads(json.dumps(records)) == records
+    read = open_report(write_run(tmp_path / "run", records, task(labels)), "test").records
+    assert [row["confidence"] for row in read] == [max(row["probabilities"].values()) for row in records]
+    assert all("probabilities" not in row and row["labels"] is read[0]["labels"] for row in read)
 
 
 def test_backticks_become_code() -> None:

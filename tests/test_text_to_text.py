@@ -21,13 +21,13 @@ from trainer import predict, tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import UsageError
-from trainer.evaluation.rouge import score_rouge
 from trainer.models.classifiers import reading_embedding
 from trainer.optim.adversarial import Perturbation
 from trainer.recipe.sections import AdversarialConfig
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 from trainer.task.registry import make_task
+from trainer.tasks.text_to_text.metrics import score_rouge
 
 ARCHITECTURES = ("t5", "bart", "marian")
 TEXTS = ["ein hund läuft", "zwei männer sitzen auf einer bank", "a dog runs", "two men are sitting on a bench", "ja"]

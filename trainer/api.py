@@ -213,11 +213,7 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
         RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them. Or a part of the
             report could not be written; exit code 1, with the reason.
     """
-    from trainer.report.inputs import KINDS
-
     finished = TrainedRun.open(RunDir(run), Recipe)
-    if finished.task.kind not in KINDS:
-        raise UsageError(f"report: task {finished.task.kind} has none; allowed: {', '.join(KINDS)}")
     try:
         corpus = Corpus(finished.recipe, finished.task)
     except RankzeroError as error:
@@ -240,7 +236,7 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
     Raises:
         RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
     """
-    from trainer.report.ensemble import ensemble as average
+    from trainer.tasks.classification.ensemble import ensemble as average
 
     task = TrainedRun.task_of(RunDir(runs[0]), Recipe)
     return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))

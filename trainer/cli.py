@@ -153,7 +153,7 @@ def report(
     """Write the report of an evaluated split again: report.html, confusion matrix, errors, attention."""
     checked_split(split)
     if index is not None:
-        from trainer.report.index_page import write_index
+        from trainer.report.report import write_index
 
         print(write_index([(run.name, run / "evaluation" / split / "report.html") for run in runs], index))
         return

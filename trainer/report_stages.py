@@ -26,12 +26,9 @@ SEARCHED = 2_000_000  # largest training set that is searched for texts of the s
 
 def report_stage(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, split: str, step: int) -> None:
     """Write the report of a split, unless it has been written since the split was evaluated."""
-    from trainer.report.inputs import KINDS
-
-    if task.kind in KINDS:
-        inputs = {"step": step, "of": run.stages().get(f"evaluation/{split}")}
-        stage = Stage(f"report/{split}", inputs, [run.evaluation(split) / "report.html"])
-        stage.make(run, lambda: write_report(run, task, model, corpus, split))
+    inputs = {"step": step, "of": run.stages().get(f"evaluation/{split}")}
+    stage = Stage(f"report/{split}", inputs, [run.evaluation(split) / "report.html"])
+    stage.make(run, lambda: write_report(run, task, model, corpus, split))
 
 
 def write_report(
@@ -45,17 +42,16 @@ def write_report(
     Raises:
         DataError: there are no predictions of the split.
     """
-    from trainer.report.inputs import read_records
-    from trainer.report.stage import analyse
+    from trainer.report.report import analyse
+    from trainer.report.task_report import open_report
 
-    records = read_records(run, split)
+    records = open_report(run, split).records
     rows = task.explain(model.cpu().float().eval(), chosen(records))
     note = "Special tokens and padding are left out; what a row gave to them is missing from its sum."
     write_json(run.evaluation(split) / "attention.json", {"note": note, "rows": rows})
     if continued := task.continued(model, records):
         write_json(run.evaluation(split) / "samples.json", {"rows": continued})
-    names: Any = getattr(task.recipe.task, "names", None)
-    return analyse(run, split, None if corpus is None else _train_texts(run, task, corpus), names, with_rows)
+    return analyse(run, split, None if corpus is None else _train_texts(run, task, corpus), with_rows)
 
 
 def render_reports(run: RunDir) -> None:

@@ -1,8 +1,8 @@
-"""Small figures as SVG that a page can hold: system fonts, no inline style, colours that follow the page's scheme.
+"""Figures as SVG within a page: system fonts, no inline style, colors that follow the page's color scheme.
 
-matplotlib draws; what it writes is then rewritten, because a strict Content-Security-Policy refuses `style` attributes
-and elements, and because a page holds several figures whose ids must not meet. Colours become CSS variables with the
-drawn colour as fallback, so that the same text is also a file of its own.
+matplotlib draws. A strict Content-Security-Policy refuses `style` attributes and elements, and a page holds several
+figures whose ids must differ, so the SVG is rewritten. Colors become CSS variables with the drawn color as fallback:
+the same text can be written to a file.
 """
 
 from __future__ import annotations
@@ -11,108 +11,52 @@ import io
 import re
 from collections.abc import Callable
 from typing import Any
-from xml.etree import ElementTree as ET
 
-INK, LINE, FIRST, SECOND = "#1d2129", "#c9ccd1", "#2558a8", "#b4530f"
+from markupsafe import Markup
+
+from trainer.report.page import TEMPLATES
+
+INK, LINE, FIRST, SECOND = "#1d2129", "#c9ccd1", "#2558a8", "#b4530f"  # as in figures.mplstyle
 VARIABLES = {INK: "--ink", LINE: "--line", FIRST: "--accent", SECOND: "--warm"}
-SVG = "http://www.w3.org/2000/svg"
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "rankzero",  # the same ids for the same figure
-    "text.parse_math": False,  # a name may hold dollar signs
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": LINE,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.5,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
+DOTTED = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}  # reference lines
 
 
 def draw(paint: Callable[[Any], None], width: float = 5.0, height: float = 3.1) -> str:
-    """What `paint` draws on an empty matplotlib Figure, as SVG text. Same figure, same text.
-
-    Args:
-        paint: gets the Figure and adds axes.
-        width, height: in inches of 72 units; text is 11 units high.
-    """
+    """What `paint` draws on an empty matplotlib Figure of some inches, as SVG. The same figure gives the same text."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     target = io.StringIO()
-    with rc_context(_SETTINGS):
+    with rc_context(fname=TEMPLATES / "figures.mplstyle"):
         figure = Figure(figsize=(width, height), layout="constrained")
         paint(figure)
-        bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(target, format="svg", transparent=True, metadata=bare)
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(target, format="svg", transparent=True, metadata=metadata)
     return target.getvalue()
 
 
 def standalone(svg: str) -> str:
-    """The figure as a file of its own."""
-    root = _rewrite(svg, "f")
-    root.set("font-family", "system-ui, sans-serif")
-    ET.register_namespace("", SVG)
-    return ET.tostring(root, encoding="unicode") + "\n"
+    """The figure as the text of a file."""
+    return _rewrite(svg, "f").replace("<svg ", '<svg font-family="system-ui, sans-serif" ', 1)
 
 
-def inline(svg: str, prefix: str, label: str) -> str:
-    """The figure as an element of an HTML page.
-
-    Args:
-        svg: from `draw`.
-        prefix: for the figure's ids, unique in the page.
-        label: what the figure shows, for those who do not see it.
-    """
-    root = _rewrite(svg, prefix)
-    for size in ("width", "height"):
-        root.attrib.pop(size)
-    root.attrib |= {"class": "figure", "role": "img", "aria-label": label}
-    for element in root.iter():
-        element.tag = element.tag.partition("}")[2]  # HTML knows svg without a namespace
-    return ET.tostring(root, encoding="unicode", short_empty_elements=False)
+def inline(svg: str, prefix: str, label: str) -> Markup:
+    """The figure as an element of a page, in which `prefix` makes its ids unique. `label`: for screen readers."""
+    head, _, body = _rewrite(svg, prefix).partition("<svg ")[2].partition(">")
+    head = re.sub(r'\b(width|height|xmlns|version)="[^"]*" ?', "", head)
+    return Markup('<svg class="figure" role="img" aria-label="{}" {}>{}').format(label, Markup(head), Markup(body))  # noqa: S704
 
 
-def _rewrite(svg: str, prefix: str) -> ET.Element:
-    root = ET.fromstring(svg)  # noqa: S314  (matplotlib's own text)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{SVG}}}style", f"{{{SVG}}}metadata"):
-                parent.remove(child)
-    used = set(re.findall(r"#([\w-]+)\"|url\(#([\w-]+)\)", svg))
-    names = {name for pair in used for name in pair if name}
-    for element in root.iter():
-        _rewrite_element(element, prefix, names)
-    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt", "fill": "var(--ink, #1d2129)"}
-    return root
+def _rewrite(svg: str, prefix: str) -> str:
+    """Turn `style` into attributes, prefix ids, and make colors variables. The text is matplotlib's own."""
+    svg = re.sub(r"(?s)<\?xml.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>| xmlns:xlink=\"[^\"]*\"", "", svg)
+    svg = re.sub(r'style="([^"]*)"', lambda match: _attributes(match[1]), svg)
+    svg = re.sub(r'\bid="|(?:xlink:)?href="#|url\(#', lambda match: match[0].removeprefix("xlink:") + f"{prefix}-", svg)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(f'"{color}"', f'"var({variable}, {color})"')
+    return svg.replace("<svg ", f'<svg stroke-linejoin="round" stroke-linecap="butt" fill="var(--ink, {INK})" ', 1)
 
 
-def _rewrite_element(element: ET.Element, prefix: str, names: set[str]) -> None:
-    for declaration in element.attrib.pop("style", "").split(";"):
-        name, _, value = (part.strip() for part in declaration.partition(":"))
-        if name and not name.startswith("font-family"):
-            element.set(name, value.removesuffix("px") if name == "font-size" else value)
-    for key, value in list(element.attrib.items()):
-        if key == "id":
-            if value in names:
-                element.set("id", f"{prefix}-{value}")
-            else:
-                del element.attrib["id"]
-        elif key.endswith("}href"):
-            del element.attrib[key]
-            element.set("href", f"#{prefix}-{value.removeprefix('#')}")
-        elif value.startswith("url(#"):
-            element.set(key, f"url(#{prefix}-{value[5:]}")
-        elif value in VARIABLES:
-            element.set(key, f"var({VARIABLES[value]}, {value})")
+def _attributes(style: str) -> str:
+    pairs = (part.split(":") for part in style.split(";") if part.strip() and "font-family" not in part)
+    return " ".join(f'{name.strip()}="{value.strip().removesuffix("px")}"' for name, value in pairs)

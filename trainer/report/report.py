@@ -1,138 +1,126 @@
-"""`report.html`: the story of a run on one self-contained page, from the files of its run directory."""
+"""report.html, the files of evaluation/<split>/, and an index of reports, from the files of run directories."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
-from trainer.report import attention, metric_specs, run_summary, sections
-from trainer.report.inputs import Inputs, label_names, read_inputs
+from trainer.report import run_summary
+from trainer.report.attention import read_attention
+from trainer.report.curves import curve_section, write_curves
 from trainer.report.page import script_data, write_page
+from trainer.report.rows import SHARED_TEXTS, find_shared_texts
 from trainer.report.speed import speed_section
-from trainer.rundir import RunDir
-
-TITLES = {
-    "scores": "Headline numbers",
-    "curves": "Learning curves",
-    "confusion": "Confusion matrix",
-    "calibration": "Calibration",
-    "errors": "Errors worth reading",
-    "samples": "Translations worth reading",
-    "texts": "Texts worth reading",
-    "attention": "Attention",
-    "speed": "Speed of the artifacts",
-    "configuration": "Configuration and versions",
-}
-
+from trainer.report.task_report import Section, TaskReport, open_report
+from trainer.rundir import RunDir, write_json
 
 NO_ROWS = '<meta name="rankzero-rows" content="none">'  # in a page that quotes no row
+CARDS = 3  # headline numbers of a run in the index page
 
 
-def shows_rows(page: Path) -> bool:
-    """Whether a report quotes rows of the data; true of one that has not been written yet."""
-    return not page.is_file() or NO_ROWS not in page.read_text(encoding="utf-8")[:2000]
-
-
-def write_report(
-    run: RunDir, split: str, labels: Sequence[str] | None = None, *, with_rows: bool | None = None
-) -> Path:
-    """Writes `evaluation/<split>/report.html`; what the run did not leave is left out.
+def analyse(
+    run: RunDir, split: str, train_texts: Iterable[str] | None = None, with_rows: bool | None = None
+) -> list[Path]:
+    """Write the analysis files and report.html of a split. Return their paths, report.html last.
 
     Args:
-        run: a run whose split has predictions.jsonl.
-        split: validation or test.
-        labels: names of the classes in the order in which to show them; None = the model's.
-        with_rows: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
+        run, split: what was evaluated.
+        train_texts: cleaned inputs of the training rows, in the form of a record's `input`; read once, as a stream.
+            Rows with the same input are marked as known from training. None: an earlier search stays.
+        with_rows: as in `write_report`.
+
+    Raises:
+        DataError: no predictions, or records that do not fit the task.
+        UsageError: a task that is not known.
+        Exception: the first failure of a part; the other parts and report.html have been written.
+    """
+    report = open_report(run, split)
+    parts: list[Callable[[], list[Path]]] = report.files()
+    if train_texts is not None:
+        parts.append(partial(_write_shared, report, train_texts))
+    parts += [partial(write_curves, report), lambda: [_render(report, with_rows)]]
+    files: list[Path] = []
+    failures: list[Exception] = []
+    for part in parts:
+        try:
+            files += part()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return files
+
+
+def write_report(run: RunDir, split: str, *, with_rows: bool | None = None) -> Path:
+    """Write report.html of a split; what the run does not have is left out.
+
+    `with_rows`: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
 
     Raises:
         DataError: no predictions, or records or an attention.json that do not fit the task.
-        UsageError: a task that this analysis does not know.
+        UsageError: a task that is not known.
     """
-    return render_report(read_inputs(run, split), labels, with_rows=with_rows)
+    return _render(open_report(run, split), with_rows)
 
 
-def render_report(inputs: Inputs, labels: Sequence[str] | None = None, *, with_rows: bool | None = None) -> Path:
-    """`write_report` for inputs that have been read."""
-    page = inputs.folder / "report.html"
-    with_rows = shows_rows(page) if with_rows is None else with_rows
-    names = label_names(inputs.records, labels) if inputs.kind == "classification" else None
-    found = _sections(inputs, names) if with_rows else _without_rows(_sections(inputs, names))
-    rows = found.get("attention") or []
+def write_index(reports: Sequence[tuple[str, Path]], to: Path) -> Path:
+    """Write a page with a relative link and the headline numbers of each (title, path of a run's report.html)."""
+    entries = []
+    for title, page in reports:
+        report = open_report(RunDir(page.resolve().parents[2]), page.parent.name)
+        href = quote(Path(os.path.relpath(page.resolve(), to.parent.resolve())).as_posix())
+        cards = run_summary.headline(report)[:CARDS]
+        entries.append((title, href, report.split, run_summary.lede(report), cards))
+    return write_page(to, "index.html.jinja", entries=entries)
+
+
+def _write_shared(report: TaskReport, train_texts: Iterable[str]) -> list[Path]:
+    path, measure = report.folder / SHARED_TEXTS, report.measure()
+    if measure is None:
+        return []
+    write_json(path, find_shared_texts(train_texts, report.records, measure))
+    return [path]
+
+
+def _render(report: TaskReport, with_rows: bool | None) -> Path:
+    page = report.folder / "report.html"
+    if with_rows is None:
+        with_rows = not page.is_file() or NO_ROWS not in page.read_text(encoding="utf-8")[:2000]
+    sections = _sections(report, with_rows)
+    rows: list[dict[str, Any]] = next((section.data["rows"] for section in sections if section.key == "attention"), [])
+    facts = [*run_summary.facts(report), *(("Artifacts", sentence) for sentence in run_summary.left_out(report))]
     return write_page(
         page,
         "report.html.jinja",
+        *report.folders,
         script="attention.js" if rows else None,
-        title=str(inputs.recipe.get("name") or inputs.run.path.name),
-        kind=inputs.kind,
-        split=inputs.split,
-        lede=run_summary.lede(inputs, names),
-        outcome=run_summary.outcome(inputs),
-        facts=[*run_summary.facts(inputs), *(("Artifacts", sentence) for sentence in run_summary.left_out(inputs))],
-        contents=[(key, TITLES[key]) for key in TITLES if found.get(key)],
-        sections=found,
+        report=report,
+        title=str(report.recipe.get("name") or report.run.path.name),
+        lede=run_summary.lede(report),
+        first=next(iter(run_summary.headline(report)), None),
+        facts=facts,
+        sections=sections,
         head=Markup("") if with_rows else Markup(NO_ROWS),  # noqa: S704  (our own)
         with_rows=with_rows,
-        attention_data=script_data(attention.page_data(rows)),
+        attention_data=script_data({"rows": [row["data"] for row in rows]}),
     )
 
 
-def _without_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """The sections without texts, predictions, attention and ids of rows: numbers stay."""
-    found = {**found, "attention": None}
-    for name, lists in (("errors", ("shown",)), ("samples", ("groups",)), ("texts", ("groups", "continued"))):
-        if section := found.get(name):
-            known = section.get("shared")
-            found[name] = {**section, **{key: [] for key in lists}, "shared": known and {**known, "ids": []}}
-    return found
-
-
-def _sections(inputs: Inputs, names: Sequence[str] | None) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "scores": _scores(inputs),
-        "curves": sections.curve_section(inputs),
-        "attention": attention.read_attention(inputs.folder / "attention.json"),
-        "speed": speed_section(inputs),
-        "configuration": _configuration(inputs),
-    }
-    if inputs.kind == "language_modeling":
-        return {**found, "texts": sections.text_section(inputs)}
-    if names is None:
-        return {**found, "samples": sections.sample_section(inputs)}
-    return {
-        **found,
-        "confusion": sections.confusion_section(inputs, names),
-        "calibration": sections.calibration_section(inputs),
-        "errors": sections.error_section(inputs, names),
-    }
-
-
-def _scores(inputs: Inputs) -> dict[str, Any] | None:
-    cards = metric_specs.cards(inputs.scores, inputs.kind)
-    if not cards:
-        return None
-    resamples = inputs.recipe.get("evaluation", {}).get("bootstrap")
-    return {
-        "cards": cards,
-        "reading": metric_specs.interval_reading(inputs.scores, resamples),
-        "signature": inputs.scores.get("signature"),
-        "table": metric_specs.all_scores(inputs.scores),
-    }
-
-
-def _configuration(inputs: Inputs) -> dict[str, Any]:
-    manifest = inputs.manifest
-    command = manifest.get("command")
-    return {
-        "recipe": inputs.recipe_text,
-        "versions": {str(k): str(v) for k, v in (manifest.get("versions") or {}).items()},
-        "command": " ".join(map(str, command)) if isinstance(command, list) else "",
-        "commit": str(manifest.get("git_commit") or ""),
-        "fingerprints": {
-            name: str(part["fingerprint"])
-            for name, part in (manifest.get("data") or {}).items()
-            if isinstance(part, dict) and part.get("fingerprint")
-        },
-    }
+def _sections(report: TaskReport, with_rows: bool) -> list[Section]:
+    cards = run_summary.headline(report)
+    attention = read_attention(report.folder / "attention.json") if with_rows else []
+    found = [
+        Section("scores", "Headline numbers", "scores.html.jinja", {"cards": cards}) if cards else None,
+        *curve_section(report),
+        *report.sections(with_rows),
+        Section("attention", "Attention", "attention.html.jinja", {"rows": attention}) if attention else None,
+        *speed_section(report),
+        Section("configuration", "Configuration and versions", "configuration.html.jinja", {}),
+    ]
+    return [section for section in found if section]

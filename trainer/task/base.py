@@ -18,6 +18,7 @@ from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
 from trainer.models.hf_config import padding_id
 from trainer.redaction import origin
+from trainer.task.metrics import Metric
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,9 +56,20 @@ class Task(ABC):
     config: ClassVar[type[Section]]
     models: ClassVar[tuple[str, ...]]  # the kinds of model that can do it
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
-    metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint
+    metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
+    metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs
     cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # those that need no prediction
     toy_rows: ClassVar[tuple[Texts, ...]]  # a few rows on which the contract test runs every task
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Derive `metrics` from `metric_specs`. A task may set only `metrics`: reports then name each by its key."""
+        super().__init_subclass__(**options)
+        if "metrics" in cls.__dict__:
+            known = {spec.key: spec for spec in cls.metric_specs}
+            directions: Mapping[str, Any] = cls.metrics
+            cls.metric_specs = tuple(known.get(key, Metric(key, better, key)) for key, better in directions.items())
+        else:
+            cls.metrics = {spec.key: spec.direction for spec in cls.metric_specs if spec.direction}
 
     def __init__(
         self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
@@ -354,8 +366,24 @@ class Task(ABC):
     @classmethod
     def exporter(cls) -> type[Any] | None:
         """Import the class in `exporter_path`, which needs torch and onnx."""
-        module, _, name = cls.exporter_path.partition(":")
-        return getattr(importlib.import_module(module), name) if module else None
+        return _import(cls.exporter_path) if cls.exporter_path else None
+
+    # -- report and model card (what trainer.report asks) ----------------------------------------------------------
+
+    # "module:class" of its trainer.report.task_report.TaskReport, which by itself gives a plain report
+    reporter_path: ClassVar[str] = "trainer.report.task_report:TaskReport"
+
+    @classmethod
+    def reporter(cls) -> type[Any]:
+        """Import the class in `reporter_path`, which needs no torch."""
+        return _import(cls.reporter_path)
+
+
+def _import(path: str) -> type[Any]:
+    """The class behind "module:class"."""
+    module, _, name = path.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def rounded(values: Tensor) -> Any:

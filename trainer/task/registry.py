@@ -71,18 +71,27 @@ def _allowed() -> list[str]:
     return [name for name in os.environ.get(ALLOWED, "").split(",") if name]
 
 
+def class_of_kind(kind: object) -> type[Task]:
+    """The class behind a value of `task.kind`.
+
+    Raises:
+        UsageError: no task has that kind.
+    """
+    if isinstance(kind, str) and ":" in kind:
+        return load_task(kind)
+    classes = task_classes()
+    if not isinstance(kind, str) or kind not in classes:
+        raise UsageError(f"task.kind={kind!r} is not known; allowed: {', '.join(sorted(classes))}")
+    return classes[kind]
+
+
 def task_class(recipe: Recipe) -> type[Task]:
     """The class of a recipe's task.
 
     Raises:
         UsageError: no task has that kind.
     """
-    kind, classes = getattr(recipe.task, "kind", None), task_classes()
-    if isinstance(kind, str) and ":" in kind:
-        return load_task(kind).of(recipe)
-    if kind not in classes:
-        raise UsageError(f"task.kind={kind!r} is not known; allowed: {', '.join(sorted(classes))}")
-    return classes[kind].of(recipe)
+    return class_of_kind(getattr(recipe.task, "kind", None)).of(recipe)
 
 
 def roles_of(recipe: Recipe) -> Roles:

@@ -5,18 +5,49 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from trainer.task.base import Roles, Texts
+from trainer.task.metrics import Metric
 
 
 class Pairs:
     """Stands before Task among the bases of a task: rows `src` and `trg`, and the scores of a translation."""
 
-    metrics: ClassVar[dict[str, str]] = {
-        "loss": "min",
-        "perplexity": "min",
-        "bleu": "max",
-        "chrf": "max",
-        "ter": "min",
-    }
+    metric_specs: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "bleu",
+            "max",
+            "BLEU",
+            "Word sequences shared with the reference, 0 to 100; comparable only under the same signature.",
+            "{:.1f}",
+            (0, 100),
+        ),
+        Metric(
+            "chrf",
+            "max",
+            "chrF",
+            "Character sequences shared with the reference, 0 to 100; it counts wrong word endings less than BLEU.",
+            "{:.1f}",
+            (0, 100),
+        ),
+        Metric(
+            "ter",
+            "min",
+            "TER",
+            "Edits that would turn the translations into the references, per 100 words of the references.",
+            "{:.1f}",
+            (0, 100),
+        ),
+        Metric(
+            "perplexity",
+            "min",
+            "Perplexity",
+            "Exponential of the loss: as hard as a choice among so many equally probable tokens.",
+            "{:.2f}",
+        ),
+        Metric(
+            "length_ratio", None, "Length ratio", "Length of all translations over that of all references: 1 is right."
+        ),
+        Metric("loss", "min"),
+    )
     toy_rows: ClassVar[tuple[Texts, ...]] = (
         {"src": "Ein Hund läuft.", "trg": "A dog runs."},
         {"src": "Zwei Männer sitzen auf einer Bank.", "trg": "Two men are sitting on a bench."},

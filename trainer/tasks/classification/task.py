@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,7 @@ from trainer.task.base import (
     attention_row,
     rounded,
 )
+from trainer.tasks.classification.metric_specs import SPECS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,9 +73,7 @@ class ClassificationConfig(Section):
         if isinstance(self.class_weights, list) and len(self.class_weights) != len(self.names):
             raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.names)} classes")
         if isinstance(self.class_weights, list) and not any(self.class_weights):
-            raise ValueError(
-                "class_weights are all 0: nothing would be learnt; give some class more, or leave them out"
-            )
+            raise ValueError("class_weights are all 0: raise the weight of some class, or leave class_weights out")
         if len(self.names) < 2:
             raise ValueError(f"labels maps everything to {self.names[0]!r}; two or more classes are needed")
         return self
@@ -92,18 +91,9 @@ class Classification(Task):
     config = ClassificationConfig
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
+    reporter_path = "trainer.tasks.classification.report:ClassificationReport"
     inputs = ("input_ids",)
-    metrics: ClassVar[dict[str, str]] = {
-        "loss": "min",
-        "accuracy": "max",
-        "f1": "max",
-        "precision": "max",
-        "recall": "max",
-        "mcc": "max",
-        "roc_auc": "max",
-        "average_precision": "max",
-        "ece": "min",
-    }
+    metric_specs = SPECS
     cheap_metrics = ()
     toy_rows = (
         {"text": "A wonderful film.", "text_pair": "I liked it.", "label": "positive"},
@@ -250,8 +240,7 @@ class Classification(Task):
         return records
 
     def answer(self, record: Record) -> Record:
-        probabilities = record["probabilities"]
-        label = record["prediction"]
+        probabilities, label = record["probabilities"], record["prediction"]
         return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}
 
     def row_of(self, line: str) -> Texts:
@@ -301,6 +290,6 @@ class Classification(Task):
         return self.settings.labels[row["label"]]
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        from trainer.evaluation.classification import score_classification
+        from trainer.tasks.classification.metrics import score_classification
 
         return score_classification(records, self.settings.names, resamples=resamples)

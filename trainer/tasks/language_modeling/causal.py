@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
 from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Record, Texts, attention_row
@@ -33,13 +33,6 @@ class CausalLanguageModeling(LanguageModeling):
 
     models = ("pretrained", "transformer_xl")
     exporter_path = "trainer.tasks.language_modeling.export:CausalExport"
-    metrics: ClassVar[dict[str, str]] = {
-        "loss": "min",
-        "perplexity": "min",
-        "word_perplexity": "min",
-        "bits_per_byte": "min",
-        "accuracy": "max",
-    }
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Whole documents: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT], however long."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.task.base import Assessed, Batch, Example, Record, Texts
+from trainer.tasks.language_modeling.metric_specs import MASKED_SPECS
 from trainer.tasks.language_modeling.task import LanguageModeling
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class MaskedLanguageModeling(LanguageModeling):
     """
 
     exporter_path = "trainer.tasks.language_modeling.export:MaskedExport"
+    metric_specs = MASKED_SPECS
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """`input_ids` with special tokens, the text cut to `data.max_length`."""

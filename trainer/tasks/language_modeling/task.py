@@ -11,6 +11,8 @@ from pydantic import Field
 from trainer.models.configs import TransformerXLConfig
 from trainer.recipe.sections import Section
 from trainer.task.base import Record, Roles, Task, Texts
+from trainer.task.metrics import Metric
+from trainer.tasks.language_modeling.metric_specs import SPECS
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
@@ -35,9 +37,10 @@ class LanguageModeling(Task):
 
     kind = "language_modeling"
     config = LanguageModelingConfig
+    reporter_path = "trainer.tasks.language_modeling.report:LanguageModelingReport"
     models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
     inputs = ("input_ids",)
-    metrics: ClassVar[dict[str, str]] = {"loss": "min", "perplexity": "min", "accuracy": "max"}
+    metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
     toy_rows = (
         {"text": "A wonderful film that nobody should miss."},
         {"text": "Two hours of boredom, and no end."},

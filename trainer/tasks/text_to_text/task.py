@@ -11,6 +11,7 @@ from pydantic import Field
 from trainer.errors import UsageError
 from trainer.recipe.sections import Positive, Section
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.task.metrics import Metric
 from trainer.tasks.pairs import Pairs
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
+
+
+SHARED = (("1", "Words"), ("2", "Pairs of words"), ("L", "Longest common subsequence of words"))
+MEANING = "{} shared with the reference. Mean F1 of rows, without stemming."
+ROUGE = [Metric(f"rouge{n}", "max", f"ROUGE-{n}", MEANING.format(what), scale=(0, 1)) for n, what in SHARED]
 
 
 class TextToTextConfig(Section):
@@ -47,8 +53,9 @@ class TextToText(Pairs, Task):
     config = TextToTextConfig
     models = ("pretrained",)
     exporter_path = "trainer.tasks.text_to_text.export:TextToTextExport"
+    reporter_path = "trainer.tasks.text_to_text.report:TextToTextReport"
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
-    metrics: ClassVar[dict[str, str]] = {**Pairs.metrics, "rouge1": "max", "rouge2": "max", "rougeL": "max"}
+    metric_specs: ClassVar[tuple[Metric, ...]] = (*Pairs.metric_specs, *ROUGE)
 
     def __init__(
         self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
@@ -243,7 +250,7 @@ class TextToText(Pairs, Task):
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.evaluation.metrics import score_translation
-        from trainer.evaluation.rouge import score_rouge
+        from trainer.tasks.text_to_text.metrics import score_rouge
 
         found = list(records)
         return {

@@ -34,6 +34,7 @@ class Translation(Pairs, Task):
     config = TranslationConfig
     models = ("transformer",)
     exporter_path = "trainer.tasks.translation.export:TranslationExport"
+    reporter_path = "trainer.tasks.translation.report:TranslationReport"
     inputs = ("src", "trg_in")
 
     @property

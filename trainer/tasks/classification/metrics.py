@@ -1,6 +1,6 @@
 """Scores of classifications, each with a bootstrap interval. The arithmetic is scikit-learn's.
 
-As in `metrics.py` the classes are `evaluate.Metric`s of our own, and all sums are taken in corpus order, in float64.
+As in `trainer.evaluation.metrics` the classes are local `evaluate.Metric`s. All sums are in corpus order, in float64.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def score_classification(
 
     Returns:
         accuracy, f1, precision, recall, mcc, roc_auc, average_precision, ece (as shares of 1), loss (mean
-        cross-entropy of a row, nats), an interval [low, high] as `*_ci95` beside each, rows. The two areas are left out
+        cross-entropy of a row, nats), an interval [low, high] of each as `*_ci95`, rows. The two areas are left out
         where a class does not occur, their intervals where a class is so rare that most resamples lack it. Where the
         truth lacks classes, absent_classes holds their names.
 

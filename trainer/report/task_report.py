@@ -1,0 +1,161 @@
+"""What the report and the model card of a run ask its task. The defaults give a new task a plain report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from trainer.evaluation.predictions import Record, json_line
+from trainer.redaction import shareable
+from trainer.report.run_files import read_history, read_recipe, read_records
+from trainer.rundir import RunDir, read_json, write_atomically, write_json
+from trainer.task.metrics import Metric
+from trainer.task.registry import class_of_kind
+
+SHOWN = 6  # rows with the largest loss in the plain report, and as many with the smallest
+
+
+class Section(NamedTuple):
+    """A section of report.html: its id and title, the template of its content, and the values for it."""
+
+    key: str
+    title: str
+    template: str
+    data: Mapping[str, Any]
+
+
+class Measure(NamedTuple):
+    """A score of any rows of the split: its key in JSON, its name, and how it is written."""
+
+    key: str
+    name: str
+    form: str
+    score: Callable[[Sequence[Record]], float]
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """The files of one split of one run, and what is specific to its task, for which a task has its own subclass."""
+
+    run: RunDir
+    split: str
+    metrics: tuple[Metric, ...]
+    recipe: dict[str, Any]
+    manifest: dict[str, Any]
+    status: dict[str, Any]
+    scores: dict[str, Any]
+    history: list[dict[str, Any]]
+    records: list[Record] = field(default_factory=list)
+
+    folders: ClassVar[tuple[Path, ...]] = ()  # with the templates of `sections`
+    beam_search: ClassVar[bool] = False  # predictions are decoded with evaluation.beam_size
+    bench_baseline: ClassVar[str] = "every text padded to {length:,} tokens"  # of `rankzero bench`
+    units: ClassVar[str] = "texts"  # the inputs of rows, in a sentence
+
+    @property
+    def folder(self) -> Path:
+        """evaluation/<split>/ of the run."""
+        return self.run.evaluation(self.split)
+
+    @property
+    def recipe_text(self) -> str:
+        """recipe.yaml as a page shows it."""
+        return str(shareable(self.run.recipe.read_text(encoding="utf-8")))
+
+    @property
+    def kind(self) -> str:
+        return str(self.recipe["task"]["kind"])
+
+    @property
+    def stage(self) -> dict[str, Any]:
+        """Which weights the run uses, from the manifest."""
+        found: dict[str, Any] = self.manifest.get("stages", {}).get("model", {})
+        return found
+
+    @property
+    def pipeline(self) -> str:
+        """The name of the task on the Hugging Face Hub."""
+        return self.kind
+
+    @property
+    def auto_class(self) -> str | None:
+        """The class of transformers that loads the weights."""
+        return None
+
+    def read_record(self, record: Record) -> Record:
+        """What the report needs of a line of predictions.jsonl; input, target and prediction as text.
+
+        Raises:
+            DataError: a record of this task must have more; names its id.
+        """
+        values = {key: record[key] for key in ("input", "target", "prediction")}
+        return {**record, **{key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}}
+
+    def files(self) -> list[Callable[[], list[Path]]]:
+        """Functions that write more files into evaluation/<split>/ and return their paths. One may fail alone."""
+        return []
+
+    def sections(self, with_rows: bool) -> list[Section]:
+        """Sections of report.html between the learning curves and attention; no row is quoted unless `with_rows`."""
+        if not with_rows:
+            return []
+        rows = sorted(self.records, key=lambda record: -record["loss"])
+        groups = [[*map(_sample, part)] for part in (rows[:SHOWN], rows[SHOWN:][-SHOWN:][::-1])]
+        return [Section("samples", "Rows worth reading", "plain.html.jinja", {"groups": groups})]
+
+    def measure(self) -> Measure | None:
+        """The score that is compared between rows known from training and others; None = they are not searched."""
+        return None
+
+    def goal(self) -> tuple[str, str]:
+        """What the model was trained to do (after "trained to"), and the name of training rows."""
+        return f"do {self.kind}", "rows"
+
+    def baseline(self) -> str:
+        """A sentence on what a trivial model would score; empty = none."""
+        return ""
+
+    def row_groups(self, rows: Mapping[str, int]) -> dict[str, int]:
+        """Training rows by group, from the counts of the labels in the files."""
+        return dict(rows)
+
+
+def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskReport:
+    """Read all that the report of a split needs; without records the split need not have been evaluated.
+
+    Raises:
+        DataError: no run directory, a split that was not evaluated, or a record that is not one of its task.
+        UsageError: a task that is not known.
+        CheckpointError: a JSON file of the run is damaged.
+    """
+    recipe = shareable(read_recipe(run))
+    task = class_of_kind(recipe["task"]["kind"])
+    report: TaskReport = task.reporter()(
+        run=run,
+        split=split,
+        metrics=task.metric_specs,
+        recipe=recipe,
+        manifest=shareable(read_json(run.manifest) or {}),
+        status=read_json(run.status) or {},
+        scores=read_json(run.evaluation(split) / "metrics.json") or {},
+        history=read_history(run.metrics),
+    )
+    if with_records:
+        for record in read_records(run, split):
+            report.records.append(report.read_record(record))
+    return report
+
+
+def write_errors(folder: Path, rows: Sequence[dict[str, Any]], summary: Mapping[str, Any]) -> list[Path]:
+    """Write errors.jsonl, a line for each row, and errors.json, the summary."""
+    write_atomically(folder / "errors.jsonl", "".join(map(json_line, rows)))
+    write_json(folder / "errors.json", summary)
+    return [folder / "errors.jsonl", folder / "errors.json"]
+
+
+def _sample(record: Record) -> dict[str, Any]:
+    lines = [(key.capitalize(), [(record[key], "")]) for key in ("input", "target", "prediction")]
+    return {"lines": lines, "note": f"{record['id']} · loss {record['loss']:.2f}"}
