@@ -51,8 +51,10 @@ def _guessing(run: RunDir, task: Task, corpus: Corpus) -> str | None:
     names = getattr(task.recipe.task, "names", None)
     if names is not None:
         guess, how = math.log(len(names)), f"guessing among {len(names)} classes"
-    else:
+    elif task.labels_are_tokens:
         guess, how = _entropy(task, corpus, split), "guessing tokens by their frequency"
+    else:
+        return None
     if not loss > guess:
         return None
     return (

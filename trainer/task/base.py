@@ -55,6 +55,7 @@ class Task(ABC):
     kind: ClassVar[str]
     config: ClassVar[type[Section]]
     models: ClassVar[tuple[str, ...]]  # the kinds of model that can do it
+    labels_are_tokens: ClassVar[bool] = False  # the loss is compared with that of guessing tokens by their frequency
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs

@@ -39,6 +39,7 @@ class LanguageModeling(Task):
     config = LanguageModelingConfig
     reporter_path = "trainer.tasks.language_modeling.report:LanguageModelingReport"
     models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
+    labels_are_tokens = True
     inputs = ("input_ids",)
     metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
     toy_rows = (

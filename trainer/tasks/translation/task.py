@@ -35,6 +35,7 @@ class Translation(Pairs, Task):
     models = ("transformer",)
     exporter_path = "trainer.tasks.translation.export:TranslationExport"
     reporter_path = "trainer.tasks.translation.report:TranslationReport"
+    labels_are_tokens = True
     inputs = ("src", "trg_in")
 
     @property
