@@ -1,4 +1,4 @@
-"""What each engine is, in one table that imports no torch: what it shards, what it needs, and what others call it.
+"""The facts about each engine, in one table that needs no torch: what it shards, what it needs, and its configs.
 
 The classes that train are in trainer/engine/engines. This table answers the questions of `launch/` and of the planner.
 """

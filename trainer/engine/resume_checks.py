@@ -31,8 +31,8 @@ def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> N
     failed before its first checkpoint (by a wrong file pattern, say) has trained nothing: its recipe is replaced.
 
     Raises:
-        UsageError: a key that changes a step differs and is not allowed (names all of them with old and new value),
-            or is allowed but no step would be trained with it.
+        UsageError: a key that changes a step differs and is not allowed, or it is allowed but no step would be
+            trained with it. All such keys are named with their old and new value.
         CheckpointError: a changed key needs a checkpoint to train from, and there is none.
     """
     if run.recipe.exists():
@@ -93,7 +93,7 @@ def _stages(run: RunDir) -> dict[str, Any]:
 
 
 def _finished_parts(run: RunDir) -> list[str]:
-    """Results in the run directory that a start from step 0 would overwrite."""
+    """Return the results in the run directory that a start from step 0 would overwrite."""
     folders = [folder.name for folder in (run.model, run.path / "evaluation", run.export) if folder.is_dir()]
     return list(dict.fromkeys([*folders, *_stages(run)]))
 

@@ -90,8 +90,8 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "data" of the manifest: for each split its rows, bad rows and fingerprint.
 
     Raises:
-        DataError: a missing, empty or bad split, more lanes than rows, other content than at the first start, or
-            rows on which the metric of `loop.early_stopping` has no value.
+        DataError: a missing, empty or bad split, more lanes than rows, or other content than at the first start. Or
+            the metric of `loop.early_stopping` has no value on the rows.
     """
     earlier = (read_json(run.manifest) or {}).get("data", {})
     roles = roles_of(recipe)

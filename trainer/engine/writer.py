@@ -13,7 +13,7 @@ ROOM = 2.0  # times the snapshot's size must be free, so that the machine does n
 
 
 class Writer:
-    """Runs one save at a time. A second one waits for the first. An error of a save is raised at the next call."""
+    """Runs one save at a time: a second one waits for the first. An error is raised at the next call."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

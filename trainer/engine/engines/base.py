@@ -1,4 +1,4 @@
-"""What a training asks of its engine. `Engine` implements it for engines that hold the whole model on every rank.
+"""The interface of an engine. `Engine` itself implements it for engines that hold the whole model on every rank.
 
 Names and shapes are those of the whole model, and numbers are fp32, under every engine. So the files of a checkpoint
 are the same for all of them. Methods that say "all ranks" must be entered by all ranks in the same order.
@@ -27,7 +27,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of SGD
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine is made with.
+    """The options of an engine.
 
     Attributes:
         on_cpu: no GPU is used.
@@ -60,7 +60,7 @@ class Update:
 
 
 class Engine:
-    """Trains one model. Made with the accelerator; `prepare` gives it model and optimizer, which all else needs."""
+    """Trains one model. It has an accelerator from the start, and model and optimizer after `prepare`."""
 
     model: nn.Module  # as trained, without wrappers
     objective: nn.Module  # the wrapped module whose forward computes the loss

@@ -42,7 +42,7 @@ class FSDPEngine(Engine):
         return accelerator
 
     def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """As `Engine.prepare`. The layers of the model are gathered and freed one by one."""
+        """Take over the training of `model`, whose layers are gathered and freed one by one."""
         if any(hasattr(module, "backward_pass") for module in model.modules()):
             raise UsageError(
                 f"engine {self.spec.name}: {type(model).__name__} runs its reversible layers again in its own backward "

@@ -1,4 +1,4 @@
-"""One process."""
+"""Training in one process."""
 
 from __future__ import annotations
 

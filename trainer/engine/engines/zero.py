@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO, partly by its private calls: tested with DeepSpeed 0.19.8.
 
-Stages 1 and 2 keep the fp32 weights and moments of a group of parameters in one flat tensor, of which each rank holds a
-part. Stage 3 keeps a padded part of every parameter on each rank. tests/test_engines.py saves, loads and saves again
+Stages 1 and 2 keep the fp32 weights and moments of a group of parameters in one flat tensor. Each rank holds a part of
+it. Stage 3 keeps a padded part of every parameter on each rank. tests/test_engines.py saves, loads and saves again
 under each engine, and compares the files.
 """
 
@@ -69,7 +69,7 @@ class ZeroEngine(Engine):
 
     @contextlib.contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
-        """As `Engine.accumulate`. Accelerate passes the end of accumulation on, and DeepSpeed refuses `no_sync`."""
+        """Run a forward and its backward inside. Accelerate passes `last` on to DeepSpeed, which refuses `no_sync`."""
         self.accelerator.sync_gradients = last
         yield
 
