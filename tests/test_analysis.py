@@ -395,7 +395,7 @@ def test_a_task_without_a_reporter_has_a_plain_report(tmp_path: Path, monkeypatc
     for words in (
         "42.0",
         "Rows worth reading",
-        "do translation",
+        "do the task translation",
         "&lt;b&gt;in 19",
         "test.jsonl:0 · loss 0.00",
         "Learning curves",

@@ -112,7 +112,7 @@ class TaskReport:
 
     def goal(self) -> tuple[str, str]:
         """What the model was trained to do (after "trained to"), and the name of training rows."""
-        return f"do {self.kind}", "rows"
+        return f"do the task {self.kind}", "rows"
 
     def baseline(self) -> str:
         """A sentence on what a trivial model would score; empty = none."""

@@ -68,7 +68,10 @@ class Task(ABC):
         if "metrics" in cls.__dict__:
             known = {spec.key: spec for spec in cls.metric_specs}
             directions: Mapping[str, Any] = cls.metrics
-            cls.metric_specs = tuple(known.get(key, Metric(key, better, key)) for key, better in directions.items())
+            cls.metric_specs = tuple(
+                known.get(key) or Metric(key, better, key.replace("_", " ").capitalize())
+                for key, better in directions.items()
+            )
         else:
             cls.metrics = {spec.key: spec.direction for spec in cls.metric_specs if spec.direction}
 

@@ -27,10 +27,7 @@ def ensemble(
 ) -> tuple[list[Record], dict[str, Any]]:
     """Average the probabilities of several runs of classifiers on the same rows.
 
-    Args:
-        runs: two or more, each with predictions of the split.
-        split: validation or test.
-        score: the task's, from records to the flat numbers of metrics.json; called once, with the ensemble's records.
+    `score`: from the ensemble's records to the numbers of metrics.json.
 
     Returns:
         The ensemble's records in corpus order, as in predictions.jsonl; and

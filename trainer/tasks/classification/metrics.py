@@ -186,12 +186,7 @@ def calibration_error(p: Array, true: Array, weights: Array | None = None) -> fl
 def score_classification(
     records: Iterable[Mapping[str, Any]], names: Sequence[str], *, resamples: int = RESAMPLES
 ) -> dict[str, Score]:
-    """All scores of a split from its prediction records (`predictions.py`), in whatever order they come.
-
-    Args:
-        records: with `id`, `target` and `prediction` (names of classes), `probabilities` by name, and `loss`.
-        names: of the classes.
-        resamples: behind each interval; 0 = no intervals.
+    """All scores of a split from its prediction records, in any order. 0 `resamples`: no intervals.
 
     Returns:
         accuracy, f1, precision, recall, mcc, roc_auc, average_precision, ece (as shares of 1), loss (mean
