@@ -21,8 +21,9 @@ import psutil
 import pytest
 import yaml
 
-from launch import configs, local, shim
+from launch import configs, local
 from launch.configs import choose, describe, shipped
+from launch.supervise import exit_codes, processes, restarts
 from trainer import cpu_info
 from trainer.engine_specs import ENGINES
 from trainer.errors import UsageError
@@ -309,18 +310,18 @@ def test_exit_code_is_rank_zeros_last_word(
 ) -> None:
     if state:
         (tmp_path / "status.json").write_text(json.dumps(state))
-    assert local.exit_code_of(tmp_path, None, launcher) == expected
+    assert restarts.exit_code_of_run(tmp_path, None, launcher) == expected
 
 
 @pytest.mark.parametrize(("launcher", "expected"), [(1, 1), (2, 2), (-9, 1)])
 def test_the_status_of_an_earlier_attempt_does_not_count(tmp_path: Path, launcher: int, expected: int) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0, "attempt": 1}))
-    before = local.status_of(tmp_path)
-    assert local.exit_code_of(tmp_path, before, launcher) == expected
+    before = restarts.read_status(tmp_path)
+    assert restarts.exit_code_of_run(tmp_path, before, launcher) == expected
 
 
 @pytest.mark.parametrize(
-    ("told", "codes", "expected", "words"),
+    ("forwarded", "codes", "expected", "words"),
     [
         ([], [3, -15], 3, ""),  # a rank's own code; the agent terminated the other
         ([], [1, 4], 4, ""),
@@ -338,16 +339,10 @@ def test_the_status_of_an_earlier_attempt_does_not_count(tmp_path: Path, launche
     ],
 )
 def test_the_launcher_keeps_the_ranks_code_or_says_who_died(
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    told: list[int],
-    codes: list[int],
-    expected: int,
-    words: str,
+    capfd: pytest.CaptureFixture[str], forwarded: list[int], codes: list[int], expected: int, words: str
 ) -> None:
-    monkeypatch.setattr(shim, "_seen", set(told))
     failures = {r: SimpleNamespace(exitcode=code, timestamp=7, pid=100 + r) for r, code in enumerate(codes)}
-    assert shim._verdict(SimpleNamespace(failures=failures)) == expected
+    assert exit_codes.exit_code_of_ranks(failures, forwarded) == expected
     errors = capfd.readouterr().err
     assert words in errors
     assert errors.count("\n") == (1 if words else 0)
@@ -368,7 +363,7 @@ def test_the_command_ends_with_the_code_of_the_run(monkeypatch: pytest.MonkeyPat
 
 def test_a_torn_status_is_no_status(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "fin')
-    assert local.status_of(tmp_path) is None
+    assert restarts.read_status(tmp_path) is None
 
 
 # -- real processes --------------------------------------------------------------------------------------------------
@@ -508,7 +503,7 @@ def test_each_rank_is_told_once_and_may_save(begin: Begin, tmp_path: Path, numbe
 @pytest.mark.ranks
 def test_stopped_before_the_ranks_run(begin: Begin, tmp_path: Path) -> None:
     process = begin("work")
-    _until(lambda: any("launch.shim" in found.cmdline() for found in _of_this_run(tmp_path)))
+    _until(lambda: any("launch.supervise.launcher" in found.cmdline() for found in _of_this_run(tmp_path)))
     time.sleep(0.5)
     process.terminate()
     _, errors = process.communicate(timeout=300)
@@ -543,9 +538,19 @@ def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(begin: Begin, tmp_path: 
     process = begin("deaf")
     _working(tmp_path)
     process.send_signal(signal.SIGINT)
-    time.sleep(local._AGAIN_SECONDS + 0.5)
+    time.sleep(processes.SECOND_CTRL_C_SECONDS + 0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     _until(lambda: not _of_this_run(tmp_path))
+
+
+def test_a_started_process_tree_is_killed_at_the_end_of_the_block(tmp_path: Path) -> None:
+    script = f"trap '' TERM; (trap '' TERM; echo $BASHPID > {tmp_path}/child; sleep 60) & wait"
+    with (tmp_path / "log").open("wb") as log, processes.started(["bash", "-c", script], os.environ, log) as process:
+        _until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+        child = psutil.Process(int((tmp_path / "child").read_text()))
+        assert os.getsid(process.pid) == process.pid
+    assert process.returncode == -signal.SIGKILL
+    assert not processes.is_alive(child)

@@ -15,10 +15,10 @@ import sklearn  # noqa: F401 - sets variables of the environment, for which the 
 import torch._dynamo  # noqa: F401 - as well
 from batch_world import ROOT, rankzero
 
-from launch.ranks import LAUNCHER
 from launch.slurm import arrays, checks, compare
 from launch.slurm.job import Job, seconds
 from trainer.errors import UsageError
+from trainer.rank_env import RANK_VARIABLES
 from trainer.slurm_env import adopt_ranks
 
 WITHOUT_SLURM = {"PATH": "/nowhere", "PYTHONPATH": str(ROOT)}
@@ -202,7 +202,7 @@ def test_ranks_of_srun() -> None:
         assert os.environ == {}
     with patch.dict(os.environ, step, clear=True):
         adopt_ranks()
-        assert [os.environ[name] for name in LAUNCHER] == ["5", "7", "1", "3", "n1", "13456"]
+        assert [os.environ[name] for name in RANK_VARIABLES] == ["5", "7", "1", "3", "n1", "13456"]
         os.environ["SLURM_PROCID"] = "0"
         adopt_ranks()  # below a launcher, or twice: what is set stays
         assert os.environ["RANK"] == "5"

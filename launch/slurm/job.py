@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from launch.configs import LaunchPlan, describe
 from launch.local import MISLEADING, environment, modules, settings
-from launch.ranks import LAUNCHER
-from launch.shim import PARENT
+from launch.supervise.signals import PARENT
 from trainer.errors import UsageError
+from trainer.rank_env import RANK_VARIABLES
 from trainer.recipe import Recipe
 from trainer.recipe.sections import LaunchConfig
 from trainer.recipe_loading import load_recipe
@@ -26,7 +26,7 @@ from trainer.run_options import Options, run_path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"
-UNSET = (*MISLEADING, *LAUNCHER, PARENT, "RANKZERO_RANKS", "OMP_NUM_THREADS")  # of whoever submits
+UNSET = (*MISLEADING, *RANK_VARIABLES, PARENT, "RANKZERO_RANKS", "OMP_NUM_THREADS")  # of whoever submits
 ACCELERATES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # beginnings of what its launcher tells the ranks
 
 
