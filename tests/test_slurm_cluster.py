@@ -208,7 +208,7 @@ def test_gpus_are_asked_for(site: Submitter) -> None:
     words = ("submit", "demo-translation", "--config", "zero2", "--nodes", 2, "--gpus-per-node", 2, "--dry-run")
     done = rankzero(*words, "data.lanes=4", cwd=site.folder, env=site.env)
     assert done.returncode == 0, done.stderr
-    assert "sbatch --test-only takes it" in done.stderr
+    assert "accepted by sbatch --test-only" in done.stderr
     assert "#SBATCH --gpus-per-node=2\n" in done.stdout
     assert "RANKS_PER_NODE=2\n" in done.stdout
     assert "export ACCELERATE_USE_CPU" not in done.stdout

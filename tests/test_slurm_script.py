@@ -126,7 +126,7 @@ def test_memory_is_tried_again_and_not_taken_for_a_signal(go: Callable[..., Any]
 
 def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
     job = tiny_job("seed=9")
-    text = render.render("array.sbatch", arrays.training(job, "4-5"))
+    text = render.render("array.sbatch", arrays.array_values(job, "4-5"))
     assert "#SBATCH --array=4-5\n" in text
     assert f'--output="{job.run}-seed-%a/slurm/train-%A_%a.out"' in text
     went = World(tmp_path / "world", job.run).go(text, (0,), array=True)
@@ -138,13 +138,13 @@ def test_a_task_of_an_array_is_requeued_by_its_own_number(tiny_job: Callable[...
     """One of the tasks has the number of the whole array, which `scontrol requeue` would take for all of them."""
     job = tiny_job()
     World(tmp_path / "world", job.run).go(
-        render.render("array.sbatch", arrays.training(job, "4")), (75,), job=6, array=True
+        render.render("array.sbatch", arrays.array_values(job, "4")), (75,), job=6, array=True
     )
     assert (tmp_path / "world" / "requeued").read_text() == "6_4\n"
 
 
 def test_settle_leaves_a_run_without_status_alone(tmp_path: Path) -> None:
-    settle.settle(tmp_path, 1, "why")
+    settle.write_final_status(tmp_path, 1, "why")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -155,17 +155,16 @@ def test_a_run_that_has_died_without_a_word_is_not_taken_for_running(tmp_path: P
         (tmp_path / "status.json").write_text(json.dumps(said | {"updated": updated}))
         lines = rankzero("status", tmp_path, cwd=tmp_path, env=WITHOUT_SLURM).stdout.splitlines()
         assert lines[0] == f"{tmp_path}: running  step 3, start 1"
-        assert any("no word for 50" in line for line in lines[1:]) == silent
+        assert any("no update for 50" in line for line in lines[1:]) == silent
 
 
 def test_a_refused_job_says_all_its_reasons(recipe: Path, tmp_path: Path) -> None:
-    words = ("--nodes", 5, "--time", "1:00", "--sbatch=--gres=x:$N", "--sbatch=--nods=2")
+    words = ("--nodes", 5, "--time", "1:00", "--sbatch=--gres=x:$N")
     done = rankzero("submit", recipe, *words, "--dry-run", cwd=tmp_path, env=WITHOUT_SLURM)
     assert done.returncode == 2
     assert "lanes: each rank needs a lane" in done.stderr
     assert "no time to train" in done.stderr
     assert "does not expand `$`" in done.stderr
-    assert "did you mean --nodes?" in done.stderr
 
 
 # -- the runs of an array ----------------------------------------------------------------------------------------------
