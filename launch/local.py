@@ -16,7 +16,6 @@ from pathlib import Path
 from launch.configs import LaunchPlan, choose, describe
 from launch.supervise import processes
 from launch.supervise.restarts import restart_needed, run_with_restarts
-from launch.supervise.signals import PARENT
 from trainer.cpu_info import cores
 from trainer.errors import UsageError
 from trainer.rank_env import UNSET, check_environment, clean_environment, requested_engine
@@ -58,7 +57,7 @@ def start(
             sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
         return code
-    env = for_launcher(environment(plan))
+    env = with_module_path(environment(plan))
     return run_with_restarts(lambda argv: processes.run(command(plan, argv), env), argv, run_dir)
 
 
@@ -125,12 +124,12 @@ def settings(plan: LaunchPlan) -> dict[str, str]:
     return env
 
 
-def for_launcher(env: dict[str, str]) -> dict[str, str]:
-    """Return an environment in which a process ends with this one and imports the same modules."""
-    return env | modules(env.get("PYTHONPATH")) | {PARENT: str(os.getpid())}
+def with_module_path(env: dict[str, str]) -> dict[str, str]:
+    """Return an environment in which another Python imports the modules of this one."""
+    return env | module_path(env.get("PYTHONPATH"))
 
 
-def modules(path: str | None = None) -> dict[str, str]:
+def module_path(path: str | None = None) -> dict[str, str]:
     """Return variables with which another Python imports these modules, never a `trainer` in its current folder."""
     if _ROOT.name in ("site-packages", "dist-packages"):
         return {"PYTHONSAFEPATH": "1"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.configs import LaunchPlan, describe
-from launch.local import MISLEADING, environment, modules, settings
+from launch.local import MISLEADING, environment, module_path, settings
 from launch.supervise.signals import PARENT
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES
@@ -104,7 +104,7 @@ class Job:
         }
 
     def _environment(self) -> dict[str, str]:
-        own = settings(self.plan) | modules()
+        own = settings(self.plan) | module_path()
         return own | (accelerate_environment(self.plan) if self.mode == "task" else {})
 
     def finalize_values(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _one_gpu(launch: LaunchConfig) -> str | int | None:
 
 def accelerate_environment(plan: LaunchPlan) -> dict[str, str]:
     """Return what `accelerate launch` would set for the ranks of this config, without the submitter's own settings."""
-    from launch.launched import launcher_environment
+    from launch.accelerate_env import launcher_environment
 
     env = {key: value for key, value in environment(plan).items() if not key.startswith(ACCELERATE_PREFIXES)}
     with contextlib.redirect_stderr(io.StringIO()):  # advice on options that are set here
