@@ -1,4 +1,4 @@
-"""`rankzero status` and `logs`: what they show of runs and their jobs, and how often they ask the controller."""
+"""`rankzero status`, `logs` and `cancel`: their output, and how often they call SLURM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ exit 0
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose files are the answers of squeue, scontrol and sbatch; every call is a line of `calls`."""
+    """Return a folder whose files are the output of squeue, scontrol and sbatch. Each call adds a line to `calls`."""
     folder = tmp_path / "answers"
     for name in ("squeue", "scontrol", "sbatch", "scancel"):
         path = tmp_path / "bin" / name
@@ -90,7 +90,7 @@ def test_states_are_kept_after_slurm_forgot_the_job(slurm: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("code", "state"), [(2, "FAILED"), (0, "COMPLETED")])
 def test_the_script_keeps_its_exit_code(slurm: Path, tmp_path: Path, code: int, state: str) -> None:
-    """Nobody asked before Slurm forgot the job."""
+    """SLURM forgot the job before the first `rankzero status`."""
     run = run_with(tmp_path, "r", "5 train")
     (run / "slurm" / "ended").write_text(f"5 {code}\n")
     assert f"job 5 (train): {state} (exit code {code})" in shown(run)
@@ -129,7 +129,7 @@ def test_each_seed_of_an_array_is_shown_with_its_reason(slurm: Path, tmp_path: P
     assert sorted(calls(tmp_path)) == ["scontrol", "squeue"]
 
 
-def test_a_waiting_job_is_asked_for_with_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squeue_is_called_with_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = 0.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
     backoff = follow.Backoff()
