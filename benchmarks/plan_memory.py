@@ -89,7 +89,7 @@ def measure(engine: str, precision: str, folder: Path) -> dict[str, Any]:
     if precision == "bf16":
         env["ACCELERATE_MIXED_PRECISION"] = "bf16"
     script = [__file__, "--as-rank", str(folder), "--run", str(folder / "run")]
-    launcher = [sys.executable, "-m", "launch.shim", "--config_file", str(config.path)]
+    launcher = [sys.executable, "-m", "launch.supervise.launcher", "--config_file", str(config.path)]
     start = [*launcher, "--num_processes", "2", *script] if engine != "single" else [sys.executable, *script]
     if precision == "bf16" and engine != "single":
         start[5:5] = ["--mixed_precision", "bf16"]

@@ -1,4 +1,4 @@
-"""`rankzero`: the commands of `python -m trainer`, with a launcher where the config asks for several ranks."""
+"""`rankzero`: the commands of `python -m trainer`, and those that start and watch ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Trains Transformers on any number of ranks, same recipe, same steps; ships them proven from rank zero.",
+    help="Train Transformers on any number of ranks with the same steps, and export checked models.",
 )
 
 
@@ -55,13 +55,13 @@ def train(
     debug: Debug = False,
     profile: Profile = False,
 ) -> None:
-    """Train, or go on from the newest checkpoint; then choose weights and evaluate."""
+    """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     from launch.local import start
     from trainer.recipe_loading import load_recipe
     from trainer.run_options import Options, run_path
 
     options = Options(run, fresh, tuple(allow_change or ()), debug, profile)
-    resolved = load_recipe(recipe, overrides or ())  # all mistakes of the recipe before anything is started
+    resolved = load_recipe(recipe, overrides or ())  # report every mistake before anything starts
 
     def in_process() -> int:
         return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile))
@@ -73,9 +73,9 @@ def train(
 
 
 def _arguments() -> list[str]:
-    """The command line as typed, without what only the launcher reads."""
-    words, kept, skip = sys.argv[1:], [], False
-    for word in words:
+    """Return the command line without the options that only the launcher reads."""
+    kept, skip = [], False
+    for word in sys.argv[1:]:
         if skip:
             skip = False
         elif word in ("--config", "--nproc"):
@@ -99,5 +99,5 @@ for command in cli.app.registered_commands:
 
 
 def main() -> None:
-    """Entry point of the `rankzero` command."""
+    """Run the `rankzero` command."""
     sys.exit(cli.run_app(app))

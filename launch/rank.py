@@ -1,4 +1,4 @@
-"""One rank of a run: `python -m trainer` that saves and leaves, as on SIGTERM, when its launcher is killed."""
+"""Run one rank: `python -m trainer` that saves and exits, as on SIGTERM, when its launcher is killed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import runpy
 import signal
 import sys
 
-from launch.shim import PASSED_ON, PREEMPTED, end_with_parent
+from launch.supervise.exit_codes import PREEMPTED
+from launch.supervise.signals import FORWARDED, end_with_parent
 
 if __name__ == "__main__":
-    for number in PASSED_ON:  # until the engine listens: nothing to save yet
+    for number in FORWARDED:  # until the engine handles them: nothing to save yet
         signal.signal(number, lambda *_: sys.exit(PREEMPTED))
     end_with_parent(signal.SIGTERM)
     try:
         runpy.run_module("trainer", run_name="__main__", alter_sys=True)
-    finally:  # all is said and saved: a late signal, such as the agent's, does not change how this rank ends
-        for number in PASSED_ON:
+    finally:  # everything is saved: a late signal, such as the agent's, must not change the exit code
+        for number in FORWARDED:
             signal.signal(number, signal.SIG_IGN)

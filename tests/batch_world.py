@@ -1,6 +1,6 @@
-"""A rendered batch script, run by bash without a cluster: `srun` and `scontrol` are stand-ins that do as they are told.
+"""Run a rendered batch script in bash without a cluster: `srun` and `scontrol` are scripts that follow a plan.
 
-What real daemons do with it is in test_slurm_cluster.py; here every decision of the script is met within milliseconds.
+Real daemons run it in test_slurm_cluster.py. Here every decision of the script is tested within milliseconds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ printf 'node1\nnode2\n'
 
 @dataclass(frozen=True)
 class Went:
-    """How the script ended: `words` are the arguments of srun at each start."""
+    """The end of a script. `words` are the arguments of srun at each start."""
 
     code: int
     log: str
@@ -69,7 +69,7 @@ class Went:
 
 
 class World:
-    """Where one script runs."""
+    """The folder in which one script runs."""
 
     def __init__(self, folder: Path, run: Path) -> None:
         self.folder, self.run = folder, run
@@ -152,7 +152,7 @@ def shellchecked(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def rankzero(*words: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, from another directory."""
+    """Run the command in another directory."""
     return subprocess.run(
         [sys.executable, "-c", "from launch.cli import main; main()", *map(str, words)],
         cwd=cwd, env=env, capture_output=True, text=True,

@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(_HERE.parent), str(_HERE), os.environ.get("PYTHONPATH", "")))
 )
 
-from launch.ranks import LAUNCHER  # noqa: E402
+from trainer.rank_env import RANK_VARIABLES  # noqa: E402
 
 NOUNS = ["Hund:dog", "Katze:cat", "Kind:child", "Mann:man", "Frau:woman", "Vogel:bird", "Baum:tree", "Boot:boat"]
 VERBS = ["sieht:sees", "sucht:seeks", "malt:paints", "trägt:carries", "zeigt:shows", "wirft:throws"]
@@ -108,9 +108,8 @@ def environment_as_before() -> Iterator[None]:
     before = dict(os.environ)
     yield
     changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
-    ours = {
-        name for name in changed if name in LAUNCHER or name.startswith(("ACCELERATE_", "FSDP_", "RANKZERO_", "SLURM_"))
-    }
+    prefixes = ("ACCELERATE_", "FSDP_", "RANKZERO_", "SLURM_")
+    ours = {name for name in changed if name in RANK_VARIABLES or name.startswith(prefixes)}
     assert not ours, f"the test has left {sorted(ours)} in os.environ"
 
 

@@ -1,4 +1,4 @@
-"""Ranks of real runs, as processes of a test (see launch/ranks.py), and what they leave."""
+"""Ranks of real runs, as processes of a test (see launch/supervise/forked_ranks.py), and what they leave."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import launch.ranks
-from launch.ranks import LAUNCHER, TIMEOUT, Ended, Hook
+from launch.supervise import forked_ranks
+from launch.supervise.forked_ranks import TIMEOUT, Ended, Hook
+from trainer.rank_env import RANK_VARIABLES
 
-FOREIGN = (*LAUNCHER, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION")  # of whoever runs the tests
+FOREIGN = (*RANK_VARIABLES, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION")  # of the user
 
 
-class Ranks(launch.ranks.Ranks):
+class Ranks(forked_ranks.Ranks):
     """Ranks on the CPU in the environment that a launcher would give them, and `env`."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Jobs on a cluster of tests/slurm: submitting them as a user does, and looking at what comes of them."""
+"""Submit jobs to a cluster of tests/slurm as a user does, and read the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = ("evaluation.max_rows=4", "evaluation.splits=[test]", "loop.eval_every=6
 
 
 class Submitter:
-    """Submits from a directory with a space in its name, and looks at what comes of it."""
+    """Submit from a directory with a space in its name, and read the results."""
 
     def __init__(self, cluster: slurm.Cluster, folder: Path, recipe: Path) -> None:
         self.cluster, self.folder, self.recipe = cluster, folder, recipe
@@ -36,7 +36,7 @@ class Submitter:
         return self.folder / "runs of mine" / name
 
     def submit(self, name: str, *words: object, recipe: object = None) -> list[int]:
-        """The numbers of its jobs, the training first."""
+        """Submit a run. Return the numbers of its jobs, the training first."""
         what = (self.recipe, *SMALL) if recipe is None else (recipe,)
         words = ("submit", *what, "--cpus-per-task", 1, "--time", 30, "--run", self.run(name), *words)
         done = rankzero(*words, cwd=self.folder, env=self.env)
@@ -50,7 +50,7 @@ class Submitter:
         return dict(part.split("=", 1) for part in told.split() if "=" in part)
 
     def wait_for(self, number: int, *states: str) -> dict[str, str]:
-        """Until the job is in one of these states; requeued ones need not wait two minutes, as SLURM would have it."""
+        """Wait until the job is in one of these states. Requeued jobs skip the two minutes that SLURM delays them."""
         deadline = time.monotonic() + PATIENCE
         while (job := self.job(number)).get("JobState") not in states:
             assert time.monotonic() < deadline, f"{job}\n{self.log(number)}"
@@ -59,7 +59,7 @@ class Submitter:
         return job
 
     def hurry(self) -> None:
-        """Lets requeued jobs begin: after two seconds, as at once is within the second of their revoked credential."""
+        """Start requeued jobs after two seconds. Earlier, their revoked credential has the same second."""
         for line in self.cluster.ask("squeue", "-h", "-r", "-t", "PD", "-o", "%i %r").splitlines():
             job, _, reason = line.partition(" ")
             if reason == "BeginTime" and time.monotonic() - self.requeued.setdefault(job, time.monotonic()) > 2:
@@ -82,7 +82,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 @contextlib.contextmanager
 def site_of(folder: Path, **cluster: Any) -> Iterator[Submitter]:
-    """A cluster that lives as long, and a recipe of 120 steps to submit there."""
+    """Start a cluster for the block, with a recipe of 120 steps to submit there."""
     why = slurm.missing()
     if why:
         pytest.skip(f"no SLURM cluster can be started: {why}")

@@ -1,6 +1,6 @@
-"""Starting runs: what a config asks for, which way signals go, and that no exit code and no process is lost.
+"""Start runs: read configs, forward signals, keep exit codes, and leave no process behind.
 
-The processes are real (`accelerate launch`, two ranks); only `trainer` is a stub that needs no torch.
+The processes are real (`accelerate launch`, two ranks); only `trainer` is a stub without torch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import psutil
 import pytest
 import yaml
 
-from launch import configs, local, shim
+from launch import configs, local
 from launch.configs import choose, describe, shipped
+from launch.supervise import exit_codes, processes, restarts
 from trainer import cpu_info
 from trainer.engine_specs import ENGINES
 from trainer.errors import UsageError
@@ -55,7 +56,7 @@ TABLE = {  # engine, ranks over all machines (None: one for each GPU), precision
 # -- configs ---------------------------------------------------------------------------------------------------------
 
 
-def test_shipped_configs_ask_for_what_the_table_says() -> None:
+def test_shipped_configs_agree_with_the_table() -> None:
     assert set(TABLE) <= set(shipped())
     for name, expected in TABLE.items():
         plan = describe(name)
@@ -75,7 +76,7 @@ def test_the_table_of_engines_agrees_with_the_shipped_configs() -> None:
 
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_accelerate_itself_accepts_each_shipped_config(name: str) -> None:
-    """Read by accelerate's own code (no process is started): it refuses unknown keys and badly quoted values."""
+    """Accelerate refuses unknown keys and badly quoted values. No process is started."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(shipped()[name]))
@@ -83,7 +84,7 @@ def test_accelerate_itself_accepts_each_shipped_config(name: str) -> None:
 
 
 def test_accelerate_starts_one_rank_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`num_processes: gpu` is torchrun's word; accelerate only hands it on, which this test watches."""
+    """`num_processes: gpu` is a value of torchrun, which accelerate only forwards."""
     import torch
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env
@@ -180,7 +181,7 @@ def test_nproc_overrides_the_file_and_is_checked(monkeypatch: pytest.MonkeyPatch
         choose("ddp", None)
 
 
-def test_ddp_with_one_rank_is_one_process_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddp_with_one_rank_is_one_process_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = choose("cpu_bf16", 1)
     assert (plan.engine, plan.ranks, plan.precision, plan.cpu) == ("single", 1, "bf16", True)
     assert "engine single instead of ddp" in plan.note
@@ -188,7 +189,7 @@ def test_ddp_with_one_rank_is_one_process_and_says_so(monkeypatch: pytest.Monkey
     assert choose("ddp", None).engine == "single"
 
 
-def test_bf16_where_it_is_imitated_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emulated_bf16_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "bf16_arithmetic", lambda: False)
     assert "--config cpu" in choose("cpu_bf16", None).note
     assert not choose("cpu", None).note
@@ -228,7 +229,7 @@ def test_ranks_that_another_launcher_started_warn_of_emulated_bf16(
 # -- the environment of a run ----------------------------------------------------------------------------------------
 
 
-def test_environment_says_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(local, "cores", lambda: 7)
     env = local.environment(choose("cpu_bf16", 3))
@@ -292,62 +293,56 @@ def test_one_process_runs_here_without_a_launcher(monkeypatch: pytest.MonkeyPatc
     ("state", "launcher", "expected"),
     [
         ({"state": "finished", "exit_code": 0}, 0, 0),
-        ({"state": "finished", "exit_code": 0}, 1, 0),  # aborted after its last word
+        ({"state": "finished", "exit_code": 0}, 1, 0),  # aborted after it had finished
         ({"state": "preempted", "exit_code": 75}, 0, 75),
         ({"state": "failed", "exit_code": 5}, 1, 5),
         ({"state": "failed", "exit_code": 3}, 0, 3),
         ({"state": "running", "exit_code": None}, 1, 1),
         ({"state": "running", "exit_code": None}, -9, 1),
-        ({"state": "running", "exit_code": None}, 75, 75),  # stopped before the ranks listened
+        ({"state": "running", "exit_code": None}, 75, 75),  # stopped before the ranks handled signals
         ({"state": "running", "exit_code": None}, 2, 2),
         (None, 1, 1),
         (None, 3, 3),
     ],
 )
-def test_exit_code_is_rank_zeros_last_word(
+def test_the_exit_code_is_that_of_status_json(
     tmp_path: Path, state: dict[str, object] | None, launcher: int, expected: int
 ) -> None:
     if state:
         (tmp_path / "status.json").write_text(json.dumps(state))
-    assert local.exit_code_of(tmp_path, None, launcher) == expected
+    assert restarts.exit_code_of_run(tmp_path, None, launcher) == expected
 
 
 @pytest.mark.parametrize(("launcher", "expected"), [(1, 1), (2, 2), (-9, 1)])
 def test_the_status_of_an_earlier_attempt_does_not_count(tmp_path: Path, launcher: int, expected: int) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0, "attempt": 1}))
-    before = local.status_of(tmp_path)
-    assert local.exit_code_of(tmp_path, before, launcher) == expected
+    before = restarts.read_status(tmp_path)
+    assert restarts.exit_code_of_run(tmp_path, before, launcher) == expected
 
 
 @pytest.mark.parametrize(
-    ("told", "codes", "expected", "words"),
+    ("forwarded", "codes", "expected", "words"),
     [
         ([], [3, -15], 3, ""),  # a rank's own code; the agent terminated the other
         ([], [1, 4], 4, ""),
         ([], [1], 1, "rank 0 (process 100) died with exit code 1"),
-        ([], [1, 75], 1, "rank 0 (process 100) died with exit code 1"),  # the other was terminated and left politely
+        ([], [1, 75], 1, "rank 0 (process 100) died with exit code 1"),  # the other was terminated and exited with 75
         ([], [-15, -9], 1, "rank 1 (process 101) was killed by SIGKILL"),
         ([], [1, -11], 1, "rank 1 (process 101) was killed by SIGSEGV"),  # rank 0 lost its connection
         ([], [-15, -15], 1, "rank 0 (process 100) was killed by SIGTERM"),
         ([signal.SIGUSR1], [75, 75], 75, ""),
         ([], [75, 75], 75, ""),  # the run directory was taken over by another process
         ([], [75, -15], 75, ""),
-        ([signal.SIGUSR1], [1, -10], 75, ""),  # before it could listen
+        ([signal.SIGUSR1], [1, -10], 75, ""),  # before it handled the signal
         ([signal.SIGTERM], [4, 4], 4, ""),
         ([signal.SIGTERM], [1, 1], 1, "exit code 1"),
     ],
 )
-def test_the_launcher_keeps_the_ranks_code_or_says_who_died(
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    told: list[int],
-    codes: list[int],
-    expected: int,
-    words: str,
+def test_the_launcher_keeps_the_code_of_the_ranks_or_names_the_dead_one(
+    capfd: pytest.CaptureFixture[str], forwarded: list[int], codes: list[int], expected: int, words: str
 ) -> None:
-    monkeypatch.setattr(shim, "_seen", set(told))
     failures = {r: SimpleNamespace(exitcode=code, timestamp=7, pid=100 + r) for r, code in enumerate(codes)}
-    assert shim._verdict(SimpleNamespace(failures=failures)) == expected
+    assert exit_codes.exit_code_of_ranks(failures, forwarded) == expected
     errors = capfd.readouterr().err
     assert words in errors
     assert errors.count("\n") == (1 if words else 0)
@@ -366,9 +361,9 @@ def test_the_command_ends_with_the_code_of_the_run(monkeypatch: pytest.MonkeyPat
     assert end.value.code == code
 
 
-def test_a_torn_status_is_no_status(tmp_path: Path) -> None:
+def test_an_incomplete_status_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"state": "fin')
-    assert local.status_of(tmp_path) is None
+    assert restarts.read_status(tmp_path) is None
 
 
 # -- real processes --------------------------------------------------------------------------------------------------
@@ -379,13 +374,13 @@ from pathlib import Path
 
 what, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
 
-def last_word(state, code):
+def write_status(state, code):
     if rank == 0:
         (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": code}))
 
 if what == "finish":
     (folder / f"environment-{rank}").write_text(json.dumps(dict(os.environ)))
-    last_word("finished", 0)
+    write_status("finished", 0)
 elif what == "killed":
     os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)
 elif what == "work":
@@ -395,10 +390,10 @@ elif what == "work":
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
     while not seen:
         time.sleep(0.02)
-    time.sleep(1.0)  # saving; a signal passed on twice would be seen
+    time.sleep(1.0)  # saving; a signal forwarded twice would be recorded
     (folder / f"signals-{rank}").write_text(" ".join(seen))
-    last_word("preempted", 75)
-elif what == "deaf":
+    write_status("preempted", 75)
+elif what == "ignore":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     (folder / f"pid-{rank}").write_text(str(os.getpid()))
@@ -410,7 +405,7 @@ import sys
 from pathlib import Path
 from launch import local
 
-local._ROOT = Path(sys.argv[2])  # where the stub stands in for trainer
+local._ROOT = Path(sys.argv[2])  # where the stub replaces trainer
 sys.exit(local.start("cpu", None, sys.argv[1:3], Path(sys.argv[2]), in_process=lambda: 99))
 """
 
@@ -419,7 +414,7 @@ Begin = Callable[[str], "subprocess.Popen[str]"]
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Begin]:
-    """Starts `rankzero train` with the stub doing what it is told; nothing is left running afterwards."""
+    """Start `rankzero train` with a stub that does what its argument names. Kill what is left afterwards."""
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer" / "__init__.py").touch()  # else the real package goes before it
     (tmp_path / "trainer" / "__main__.py").write_text(STUB)
@@ -442,7 +437,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 
 def _of_this_run(folder: Path) -> list[psutil.Process]:
-    """Launchers and ranks of this test that are alive, wherever they are in the process tree."""
+    """Return the running launchers and ranks of this test, anywhere in the process tree."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -456,7 +451,7 @@ def _of_this_run(folder: Path) -> list[psutil.Process]:
 def _until(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "not within the time limit"
         time.sleep(0.05)
 
 
@@ -469,7 +464,7 @@ def _signals(folder: Path) -> list[str]:
 
 
 @pytest.mark.ranks
-def test_ranks_get_what_was_asked_for(begin: Begin, tmp_path: Path) -> None:
+def test_ranks_get_the_environment_of_the_plan(begin: Begin, tmp_path: Path) -> None:
     _, errors = (process := begin("finish")).communicate(timeout=300)
     assert process.returncode == 0, errors
     for rank in (0, 1):
@@ -492,7 +487,7 @@ def test_a_rank_that_was_killed_is_named_and_ends_the_run(begin: Begin, tmp_path
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_each_rank_is_told_once_and_may_save(begin: Begin, tmp_path: Path, number: signal.Signals) -> None:
+def test_each_rank_is_signalled_once_and_may_save(begin: Begin, tmp_path: Path, number: signal.Signals) -> None:
     process = begin("work")
     _working(tmp_path)
     os.killpg(process.pid, number)  # as the terminal does; and once more
@@ -508,7 +503,7 @@ def test_each_rank_is_told_once_and_may_save(begin: Begin, tmp_path: Path, numbe
 @pytest.mark.ranks
 def test_stopped_before_the_ranks_run(begin: Begin, tmp_path: Path) -> None:
     process = begin("work")
-    _until(lambda: any("launch.shim" in found.cmdline() for found in _of_this_run(tmp_path)))
+    _until(lambda: any("launch.supervise.launcher" in found.cmdline() for found in _of_this_run(tmp_path)))
     time.sleep(0.5)
     process.terminate()
     _, errors = process.communicate(timeout=300)
@@ -534,18 +529,28 @@ def test_nothing_is_left_when_the_launcher_is_killed(begin: Begin, tmp_path: Pat
     process.communicate(timeout=300)
     assert process.returncode == 1
     _until(lambda: not _of_this_run(tmp_path))
-    for signals in _signals(tmp_path):  # the kernel tells them as each thread of the launcher dies: maybe twice
+    for signals in _signals(tmp_path):  # the kernel signals them as each thread of the launcher dies: maybe twice
         assert set(signals.split()) == {"SIGTERM"}
 
 
 @pytest.mark.ranks
-def test_a_second_ctrl_c_kills_ranks_that_do_not_listen(begin: Begin, tmp_path: Path) -> None:
-    process = begin("deaf")
+def test_a_second_ctrl_c_kills_ranks_that_ignore_signals(begin: Begin, tmp_path: Path) -> None:
+    process = begin("ignore")
     _working(tmp_path)
     process.send_signal(signal.SIGINT)
-    time.sleep(local._AGAIN_SECONDS + 0.5)
+    time.sleep(processes.SECOND_CTRL_C_SECONDS + 0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     _until(lambda: not _of_this_run(tmp_path))
+
+
+def test_a_started_process_tree_is_killed_at_the_end_of_the_block(tmp_path: Path) -> None:
+    script = f"trap '' TERM; (trap '' TERM; echo $BASHPID > {tmp_path}/child; sleep 60) & wait"
+    with (tmp_path / "log").open("wb") as log, processes.started(["bash", "-c", script], os.environ, log) as process:
+        _until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text())
+        child = psutil.Process(int((tmp_path / "child").read_text()))
+        assert os.getsid(process.pid) == process.pid
+    assert process.returncode == -signal.SIGKILL
+    assert not processes.is_alive(child)

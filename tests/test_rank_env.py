@@ -1,4 +1,4 @@
-"""Variables of a launcher that are empty, left over or contradict the command line, and the meeting of the ranks."""
+"""Variables of a launcher that are empty, left over or contradict the command line, and the rendezvous."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_empty_variable_is_unset(environ: pytest.MonkeyPatch, name: str, valu
 @pytest.mark.parametrize(
     ("value", "kept"), [("auto", False), ("0", False), ("-1", False), ("", False), ("2", True), ("2,1", True)]
 )
-def test_threads_that_are_no_number_are_unset(environ: pytest.MonkeyPatch, value: str, kept: bool) -> None:
+def test_a_number_of_threads_that_is_not_a_number_is_unset(environ: pytest.MonkeyPatch, value: str, kept: bool) -> None:
     environ.setenv("OMP_NUM_THREADS", value)
     clean_environment()
     assert ("OMP_NUM_THREADS" in os.environ) == kept
@@ -86,7 +86,7 @@ def test_a_complete_place_is_accepted(environ: pytest.MonkeyPatch) -> None:
         (2, "fsdp2", None, "--config fsdp2 asks for engine fsdp2, .*WORLD_SIZE=2 asks for ddp"),
     ],
 )
-def test_a_left_over_world_size_never_overrules_the_command_line(
+def test_a_left_over_world_size_never_overrides_the_command_line(
     environ: pytest.MonkeyPatch, tmp_path: Path, world: int, config: str | None, nproc: int | None, words: str
 ) -> None:
     for name, value in {**PLACE, "WORLD_SIZE": str(world)}.items():
@@ -127,7 +127,7 @@ def _environment(**changes: str) -> dict[str, str]:
 
 
 @pytest.mark.ranks
-def test_a_rank_that_does_not_come_is_named_and_ends_the_start(recipe: Path, tmp_path: Path) -> None:
+def test_a_missing_rank_is_named_and_ends_the_start(recipe: Path, tmp_path: Path) -> None:
     env = _environment(RANK="0", WORLD_SIZE="3", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29563")
     command = [sys.executable, "-m", *_trainer(recipe, tmp_path / "run", "data.lanes=3", "launch.rendezvous_seconds=3")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
@@ -140,7 +140,7 @@ def test_a_rank_that_does_not_come_is_named_and_ends_the_start(recipe: Path, tmp
 @pytest.mark.ranks
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_torchrun_restarts_after_a_rank_was_killed(recipe: Path, tmp_path: Path, rank: str) -> None:
-    """Two agents (nodes) with c10d, whose store outlives the ranks, and whose restart counts differ."""
+    """Two agents (nodes) with c10d: its store outlives the ranks, and their restart counts differ."""
     run = tmp_path / "run"
     log = (tmp_path / "log").open("w+")
     common = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:29561"]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slurm
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
-    """With proctrack/cgroup where it can run, as it is stricter: a signal reaches the direct process of a task only."""
+    """Use proctrack/cgroup if possible. It is stricter: a signal reaches only the direct process of a task."""
     proctrack = "cgroup" if slurm.can_track_by_cgroup() else "linuxproc"
     with site_of(tmp_path_factory.mktemp("a site"), proctrack=proctrack, gpus=2) as made:
         yield made
@@ -73,7 +73,7 @@ def test_the_shipped_demo_from_submit_to_finished(site: Submitter) -> None:
 
 
 def test_an_array_trains_its_seeds_and_compares_them(site: Submitter, reviews: Path) -> None:
-    """One task is pre-empted: the one that has the number of the whole array. It goes on, the others do not notice."""
+    """Pre-empt the task that has the number of the array. It resumes, and the others are not affected."""
     recipe = site.folder / "reviews.yaml"
     recipe.write_text(review_recipe(reviews, export={"onnx": False, "int8": False}).to_yaml())
     number, comparing = site.submit("seeds", "--array", "1-3", recipe=recipe)
@@ -101,7 +101,7 @@ def test_an_array_trains_its_seeds_and_compares_them(site: Submitter, reviews: P
 
 
 def jobs_of(site: Submitter, array: int) -> list[str]:
-    """Name, number and restarts of each task, once all have begun."""
+    """Return name, number and restarts of each task after all have begun."""
 
     def begun() -> list[str]:
         told = site.cluster.ask("scontrol", "-o", "show", "job", str(array))
@@ -114,8 +114,8 @@ def jobs_of(site: Submitter, array: int) -> list[str]:
     return begun()
 
 
-def test_scancel_ends_it_for_good_with_a_checkpoint(site: Submitter) -> None:
-    """One task per GPU here (faked ones), so that this way of starting is seen on the daemons, too."""
+def test_scancel_saves_a_checkpoint_and_never_requeues(site: Submitter) -> None:
+    """Use one task per (fake) GPU, so that this launcher is tested with the daemons."""
     nodes = ("--config", "cpu_multinode", "--nodes", 2, "--launcher", "task", "--gpus-per-node", 1)
     seen = ("--setup", "srun --ntasks-per-node=1 bash -c 'echo sees GPU $CUDA_VISIBLE_DEVICES'")
     (number,) = site.submit("cancelled", "loop.max_steps=100000", *nodes, *seen)
@@ -148,7 +148,7 @@ def test_a_chain_whose_evaluation_fails_cancels_what_depends_on_it(site: Submitt
 
 
 def test_hostile_names_paths_and_overrides(site: Submitter, tmp_path: Path) -> None:
-    """Submitted as typed, run by a real cluster: nothing of it runs as a command."""
+    """Submit hostile text to a real cluster. No part of it runs as a command."""
     evil = "a b'c\"d $(touch canary) `touch canary` ; touch canary & > canary # %j {{ 7 }} *"
     here = tmp_path / f"{evil} here"
     here.mkdir()
@@ -204,11 +204,11 @@ def test_wrong_resources_are_refused_before_anything_is_submitted(site: Submitte
         assert not site.run("no").exists()
 
 
-def test_gpus_are_asked_for(site: Submitter) -> None:
+def test_gpus_are_requested(site: Submitter) -> None:
     words = ("submit", "demo-translation", "--config", "zero2", "--nodes", 2, "--gpus-per-node", 2, "--dry-run")
     done = rankzero(*words, "data.lanes=4", cwd=site.folder, env=site.env)
     assert done.returncode == 0, done.stderr
-    assert "sbatch --test-only takes it" in done.stderr
+    assert "accepted by sbatch --test-only" in done.stderr
     assert "#SBATCH --gpus-per-node=2\n" in done.stdout
     assert "RANKS_PER_NODE=2\n" in done.stdout
     assert "export ACCELERATE_USE_CPU" not in done.stdout

@@ -34,7 +34,7 @@ SEED = 6  # of the twenty signals and kills
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
-    """Where SLURM signals only the direct process of a task."""
+    """A cluster that signals only the direct process of a task."""
     if not slurm.can_track_by_cgroup():
         pytest.skip(f"proctrack/cgroup of Slurm 22.05 needs {slurm.FREEZER} (cgroup v1), writable")
     with site_of(tmp_path_factory.mktemp("a site"), proctrack="cgroup", gpus=2) as made:
@@ -43,7 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
 
 @pytest.fixture(scope="module")
 def islands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
-    """Where SLURM signals all processes of a task, and each node has an address of its own and no name in the DNS."""
+    """A cluster that signals all processes of a task. Each node has its own address and no name in the DNS."""
     network = slurm.Network(66)
     if why := network.missing():
         pytest.skip(f"no network of namespaces: {why}")
@@ -53,7 +53,7 @@ def islands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
 
 @pytest.fixture(scope="module")
 def chained(site: Submitter) -> int:
-    """A job that has met its time limit, has gone on for a while and was then cancelled: the step at its limit."""
+    """Cancel a job some time after its time limit. Return the step at the limit."""
     (number,) = site.submit("chained", *NODES, *ENDLESS, "launch.signal_lead=60", "--time", 3)
     at = gone_on(site, "chained", number)
     site.until_step("chained", max(600, at + 2 * GRID))
@@ -63,7 +63,7 @@ def chained(site: Submitter) -> int:
 
 @pytest.fixture(scope="module")
 def whole(site: Submitter, chained: int) -> Path:
-    """The run that nothing interrupts, of as many steps as the longest of the others. Read only."""
+    """An uninterrupted run with the steps of the longest other one. Read only."""
     (number,) = site.submit("whole", *NODES, *SAVES, f"loop.max_steps={status(site.run('chained'))['step']}")
     assert site.wait_for(number, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(number)
     assert site.job(number)["Restarts"] == "0"
@@ -81,7 +81,7 @@ def ledger(run: Path) -> list[dict[str, object]]:
 
 
 def agrees(run: Path, whole: Path, after: int) -> int:
-    """The newest checkpoint that both have, which is the same in all weights and moments, as are all steps up to it."""
+    """Compare the newest checkpoint that both have: weights and moments, and all steps up to it. Return its step."""
     saved = [{path.parent.name for path in one.glob("checkpoints/*/manifest.json")} for one in (run, whole)]
     name = max(saved[0] & saved[1])
     step = int(name.removeprefix("step-"))
@@ -93,7 +93,7 @@ def agrees(run: Path, whole: Path, after: int) -> int:
 
 
 def gone_on(site: Submitter, name: str, number: int) -> int:
-    """Waits until the job has been requeued and has gone on to a checkpoint: the step from which it did."""
+    """Wait until the job has been requeued and has saved again. Return the step from which it resumed."""
     wait_until(lambda: site.hurry() or "resumed from step" in site.log(number), PATIENCE)
     at = int(re.findall(r"resumed from step (\d+)", site.log(number))[-1])
     assert at >= 5
@@ -195,7 +195,7 @@ def test_twenty_random_signals_and_kills(site: Submitter, whole: Path) -> None:
 
 
 def strike(site: Submitter, number: int, blow: str, draw: random.Random) -> None:
-    """A third within some seconds of the ranks' start; the others when they train, which is also when they save."""
+    """Send a third within some seconds of the start of the ranks, and the others during training and saving."""
     early, step = draw.random() < 1 / 3, step_of(site)
     while True:
         wait_until(lambda: site.hurry() or (ranks(number) and (early or step_of(site) > step)), PATIENCE)
@@ -214,7 +214,7 @@ def strike(site: Submitter, number: int, blow: str, draw: random.Random) -> None
 
 
 def may_fail_once_more(site: Submitter, number: int) -> None:
-    """Three failures in a row at one step end a run, as they should: after two, waits for a step."""
+    """Wait for a step after two failures, because three in a row at one step end a run."""
     path = site.run("struck") / "slurm" / f"failed-{number}"
     failed = path.read_text().split() if path.exists() else []
     if len(failed) > 1 and failed[-1] == failed[-2]:
@@ -227,7 +227,7 @@ def step_of(site: Submitter) -> int:
 
 
 def launchers(number: int) -> list[psutil.Process]:
-    """Of a job, one on each node."""
+    """Return the launchers of a job, one on each node."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has gone

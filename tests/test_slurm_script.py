@@ -1,4 +1,4 @@
-"""What a job script does when its ranks end, and when signals come; without a cluster (see batch_world)."""
+"""Run job scripts without a cluster: after each way the ranks end, and after signals (see batch_world)."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ def test_the_last_stages_are_left_to_the_dependent_job(tiny_job: Callable[..., J
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6])
-def test_a_mistake_is_not_tried_again(go: Callable[..., Any], code: int) -> None:
+def test_a_usage_error_is_not_repeated(go: Callable[..., Any], code: int) -> None:
     assert (go((143, "failed", 3, code)).code, go((code,)).code) == (code, code)
 
 
 def test_the_marker_requeues(go: Callable[..., Any]) -> None:
-    """Sites that send only TERM, and only to the ranks."""
+    """Some sites send only TERM, and only to the ranks."""
     went = go((143, "preempted", 3, 75))
     assert (went.code, went.requeued, len(went.words)) == (0, True, 1)
 
 
-def test_usr1_is_passed_on_and_requeues(go: Callable[..., Any]) -> None:
+def test_usr1_is_forwarded_and_requeues(go: Callable[..., Any]) -> None:
     went = go((75, "preempted", 3, 75, 10), send=signal.SIGUSR1)
     assert (went.code, went.requeued, went.signals) == (0, True, 1), went.log
 
 
-def test_usr1_requeues_even_if_the_ranks_had_no_time_to_say_anything(go: Callable[..., Any]) -> None:
+def test_usr1_requeues_even_without_a_status_of_the_ranks(go: Callable[..., Any]) -> None:
     assert go((138, None, None, None, 10), send=signal.SIGUSR1).requeued
 
 
@@ -83,7 +83,7 @@ def test_a_finished_run_is_not_requeued_by_a_late_signal(go: Callable[..., Any])
 
 
 def test_requeues_have_a_limit(go: Callable[..., Any]) -> None:
-    """Only starts without a new step count, those that were killed before they could say anything included."""
+    """Only starts without a new step count, including those killed before they wrote status.json."""
     for start in range(5):
         assert go((75, "preempted", 3, 75), restarts=start).requeued, start
     went = go((75, "preempted", 3, 75), restarts=5)
@@ -118,7 +118,7 @@ def test_failures_elsewhere_end_at_the_limit(go: Callable[..., Any]) -> None:
     assert "launch.requeue_limit=4" in went.log
 
 
-def test_memory_is_tried_again_and_not_taken_for_a_signal(go: Callable[..., Any], tiny_job: Any) -> None:
+def test_out_of_memory_restarts_and_is_not_a_preemption(go: Callable[..., Any], tiny_job: Any) -> None:
     (tiny_job().run / "failed-rank.json").write_text('{"splits": 2}')
     went = go(*[(1, "preempted", 5, 75)] * 3, (0, "finished", 9, 0))
     assert (went.code, went.requeued, len(went.words)) == (0, False, 4)
@@ -126,7 +126,7 @@ def test_memory_is_tried_again_and_not_taken_for_a_signal(go: Callable[..., Any]
 
 def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
     job = tiny_job("seed=9")
-    text = render.render("array.sbatch", arrays.training(job, "4-5"))
+    text = render.render("array.sbatch", arrays.array_values(job, "4-5"))
     assert "#SBATCH --array=4-5\n" in text
     assert f'--output="{job.run}-seed-%a/slurm/train-%A_%a.out"' in text
     went = World(tmp_path / "world", job.run).go(text, (0,), array=True)
@@ -135,16 +135,16 @@ def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Jo
 
 
 def test_a_task_of_an_array_is_requeued_by_its_own_number(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
-    """One of the tasks has the number of the whole array, which `scontrol requeue` would take for all of them."""
+    """One of the tasks has the number of the array, by which `scontrol requeue` would requeue all tasks."""
     job = tiny_job()
     World(tmp_path / "world", job.run).go(
-        render.render("array.sbatch", arrays.training(job, "4")), (75,), job=6, array=True
+        render.render("array.sbatch", arrays.array_values(job, "4")), (75,), job=6, array=True
     )
     assert (tmp_path / "world" / "requeued").read_text() == "6_4\n"
 
 
 def test_settle_leaves_a_run_without_status_alone(tmp_path: Path) -> None:
-    settle.settle(tmp_path, 1, "why")
+    settle.write_final_status(tmp_path, 1, "why")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,20 +153,22 @@ def test_settle_leaves_a_run_without_status_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6])
 def test_the_code_of_the_ranks_goes_before_status_json(go: Callable[..., Any], code: int) -> None:
-    """Also where rank zero still says that it is running."""
+    """Also if status.json still has the state `running`."""
     went = go((code, "running", 3, None))
     assert (went.code, went.requeued, len(went.words)) == (code, False, 1)
 
 
 @pytest.mark.parametrize(("state", "told"), [("preempted", 75), ("finished", 0), ("running", None), ("failed", 3)])
-def test_words_of_another_job_are_ignored(go: Callable[..., Any], tiny_job: Any, state: str, told: int | None) -> None:
-    """Its status.json changes all the time; this job's ranks were killed before they wrote any."""
+def test_the_status_of_another_job_is_ignored(
+    go: Callable[..., Any], tiny_job: Any, state: str, told: int | None
+) -> None:
+    """Another job updates status.json. The ranks of this job were killed before they wrote it."""
     went = go((137, {"launch": "99.0.0", "state": state}, 3, told), *[(137,)] * 4)
     assert (went.code, went.requeued, len(went.words)) == (1, False, 3), went.log
     assert "before its first step" in went.log
 
 
-def test_words_of_an_earlier_start_of_this_job_are_ignored(go: Callable[..., Any]) -> None:
+def test_the_status_of_an_earlier_start_is_ignored(go: Callable[..., Any]) -> None:
     went = go((137, {"launch": "7.0.0", "state": "preempted"}, 3, 75), (0,), restarts=1)
     assert (went.code, went.requeued, len(went.words)) == (0, False, 2)
 
@@ -174,7 +176,7 @@ def test_words_of_an_earlier_start_of_this_job_are_ignored(go: Callable[..., Any
 @pytest.mark.parametrize("job", ["JobState=RUNNING Restarts=1", "JobState=PENDING Restarts=0",
                                  "JobState=CANCELLED Restarts=0"])  # fmt: skip
 def test_an_orphaned_script_counts_no_failures(go: Callable[..., Any], tiny_job: Any, job: str) -> None:
-    """Its node was lost: Slurm runs the job elsewhere, whose failures these are not."""
+    """SLURM has lost the node and runs the job elsewhere. These failures are not of that start."""
     (tiny_job().run.parent / "world" / "job").write_text(f"JobId=7 {job} Requeue=1\n")
     went = go((1, "failed", 5, 1))
     assert (went.code, len(went.words)) == (75, 1), went.log
@@ -267,7 +269,7 @@ def test_setup_lines_may_test(tiny_job: Callable[..., Job], tmp_path: Path) -> N
 def test_an_earlier_start_that_still_writes_is_waited_for(
     go: Callable[..., Any], tiny_job: Callable[..., Job], job: str, alive: bool, requeued: bool
 ) -> None:
-    """Slurm has requeued the job on another node; the ranks on the lost one live on and refuse the new ones (2)."""
+    """SLURM has requeued the job on another node. Ranks on the lost node still run, so the new ones end with 2."""
     status = tiny_job().run / "status.json"
     ended = threading.Event()
 

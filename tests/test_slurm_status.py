@@ -1,4 +1,4 @@
-"""`rankzero status` and `logs`: what they show of runs and their jobs, and how often they ask the controller."""
+"""`rankzero status`, `logs` and `cancel`: their output, and how often they call SLURM."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ exit 0
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose files are the answers of squeue, scontrol and sbatch; every call is a line of `calls`."""
+    """Return a folder whose files are the output of squeue, scontrol and sbatch. Each call adds a line to `calls`."""
     folder = tmp_path / "answers"
     for name in ("squeue", "scontrol", "sbatch", "scancel"):
         path = tmp_path / "bin" / name
@@ -66,7 +66,7 @@ def shown(*runs: Path) -> str:
     return done.stdout
 
 
-def test_status_of_fifty_runs_makes_two_calls_and_then_none(slurm: Path, tmp_path: Path) -> None:
+def test_status_of_fifty_runs_makes_two_calls_and_then_one(slurm: Path, tmp_path: Path) -> None:
     for number in range(50):
         run_with(tmp_path, f"r{number}", f"{number} train")
     (slurm / "squeue").write_text("0|PENDING|Resources|2026-12-01T10:00:00\n1|RUNNING|None|2026-11-28T10:00:00\n")
@@ -76,8 +76,8 @@ def test_status_of_fifty_runs_makes_two_calls_and_then_none(slurm: Path, tmp_pat
     assert sorted(calls(tmp_path)) == ["scontrol", "squeue"]
     assert "job 0 (train): PENDING (Resources), expected to start 2026-12-01T10:00:00" in text
     assert "job 49 (train): FAILED (exit code 1:0, NonZeroExitCode)" in text
-    shown()  # within seconds: the queue is cached, and the ended jobs are kept in their runs
-    assert sorted(calls(tmp_path)) == ["scontrol", "squeue"]
+    shown()  # the ended jobs are kept in their runs
+    assert sorted(calls(tmp_path)) == ["scontrol", "squeue", "squeue"]
 
 
 def test_states_are_kept_after_slurm_forgot_the_job(slurm: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_states_are_kept_after_slurm_forgot_the_job(slurm: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(("code", "state"), [(2, "FAILED"), (0, "COMPLETED")])
 def test_the_script_keeps_its_exit_code(slurm: Path, tmp_path: Path, code: int, state: str) -> None:
-    """Nobody asked before Slurm forgot the job."""
+    """SLURM forgot the job before the first `rankzero status`."""
     run = run_with(tmp_path, "r", "5 train")
     (run / "slurm" / "ended").write_text(f"5 {code}\n")
     assert f"job 5 (train): {state} (exit code {code})" in shown(run)
@@ -129,12 +129,12 @@ def test_each_seed_of_an_array_is_shown_with_its_reason(slurm: Path, tmp_path: P
     assert sorted(calls(tmp_path)) == ["scontrol", "squeue"]
 
 
-def test_a_waiting_job_is_asked_for_with_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squeue_is_called_with_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = 0.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    clock = follow.Clock()
+    backoff = follow.Backoff()
     while now < 3600:
-        if clock.due():
+        if backoff.due():
             asked.append(now)
         now += follow.POLL
     assert asked[:5] == [0, 15, 45, 105, 225]
@@ -155,6 +155,26 @@ def test_following_a_log_that_does_not_exist_yet(slurm: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(time, "sleep", sleep)
     assert follow.newest_log(run, wait=True).name == "train-5.out"
+    assert calls(tmp_path) == ["squeue"]
+
+
+def test_only_jobs_of_the_run_are_cancelled(slurm: Path, tmp_path: Path) -> None:
+    """RUN/slurm/jobs may come from another user, and may name any job."""
+    run = run_with(tmp_path, "r-seed-1", "5_1 array", "6 train", "7 train", "8 train")
+    scripts = {"5_1": "runs/r/slurm/array.sbatch", "6": "runs/other/slurm/train.sbatch", "7": "elsewhere.sh",
+               "8": "runs/r-seed-1/slurm/train.sbatch"}  # fmt: skip
+    lines = [f"{job}|PENDING|None|N/A|{tmp_path / script}\n" for job, script in scripts.items()]
+    (slurm / "squeue").write_text("".join(lines))
+    app = typer.Typer()
+    app.command()(follow.cancel_command)
+    output = CliRunner().invoke(app, [str(run)], catch_exceptions=False).stdout
+    assert "job 5_1 (PENDING): cancelled\n" in output
+    assert "job 8 (PENDING): cancelled\n" in output
+    assert f"job 6 (PENDING): not cancelled: its script {tmp_path}/runs/other/slurm/train.sbatch is not of" in output
+    assert "job 7 (PENDING): not cancelled" in output
+    (tmp_path / "calls").unlink()
+    (slurm / "squeue").write_text(lines[1])
+    CliRunner().invoke(app, [str(run)], catch_exceptions=False)
     assert calls(tmp_path) == ["squeue"]
 
 
@@ -243,7 +263,7 @@ def test_gpus_of_a_node(tiny_job: Callable[..., Job], asked: Any, extra: list[st
 def test_typed_gpus(tiny_job: Callable[..., Job]) -> None:
     job = tiny_job(config="ddp", gpus_per_node="a100:4")
     assert (job.plan.ranks, job.values()["gpus_per_node"]) == (4, "a100:4")
-    assert job.finalizing()["gpus_per_node"] == "a100:1"
+    assert job.finalize_values()["gpus_per_node"] == "a100:1"
     assert tiny_job(config="ddp", extra=["--gres=gpu:a100:4"]).plan.ranks == 4
     for wrong in ("a100", "a100:", "4:a100", "a100:x"):
         with pytest.raises(UsageError, match=r"launch\.gpus_per_node"):

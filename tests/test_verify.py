@@ -16,7 +16,7 @@ import yaml
 from conftest import tiny_recipe, write_corpus
 from review_world import recipe as review_recipe
 
-from launch.launched import launcher_environment
+from launch.accelerate_env import launcher_environment
 from launch.tools.verify import testbed
 from launch.tools.verify.checks import Check, Verification, verify
 from launch.tools.verify.compare import difference, misplaced_rows

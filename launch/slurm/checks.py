@@ -1,4 +1,4 @@
-"""What is looked at before a job is submitted. A failure refuses it, a warning is said."""
+"""Check a job before it is submitted. A failure refuses it, a warning does not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLURM_LATE = 60  # seconds by which SLURM may send the signal early
 
 
 def checks(job: Job, scripts: Sequence[str], throughput: float | None) -> Iterator[Check]:
-    """Those of a job and its scripts, one after the other, as the last ones may take a while."""
+    """Yield the checks of a job and its scripts one by one, because the last ones may take seconds."""
     yield _lanes(job)
     yield _gpus(job)
     hours, checkpoint = _planned(job, throughput)
@@ -44,9 +44,9 @@ def _lanes(job: Job) -> Check:
             "each rank needs a lane", f"fewer ranks ({fewer}), or data.lanes={ranks}, which changes the steps"
         )
     elif fuse > 1 and (lanes % ranks or lanes // ranks % fuse):
-        findings.fail(f"loop.fuse_lanes={fuse} does not divide a rank's lanes", f"ranks that go with it: {fewer}")
+        findings.fail(f"loop.fuse_lanes={fuse} does not divide the lanes of a rank", f"use one of {fewer} ranks")
     elif lanes % ranks:
-        findings.warn("ranks do not divide the lanes: some idle", f"better: {fewer} ranks")
+        findings.warn("the number of ranks does not divide the lanes: some ranks idle", f"better: {fewer} ranks")
     return findings.check()
 
 
@@ -59,14 +59,14 @@ def _gpus(job: Job) -> Check:
     if plan.note:
         findings.fact(plan.note)
     if plan.cpu and gpus:
-        findings.warn("the GPUs would idle", "take a config for GPUs, such as ddp, or leave out --gpus-per-node")
+        findings.warn("the GPUs would idle", "use a config for GPUs, such as ddp, or omit --gpus-per-node")
     elif gpus and job.ranks_per_node < gpus:
         findings.warn(f"{gpus - job.ranks_per_node} GPUs of each node would idle", f"launch.ranks_per_node={gpus}")
     return findings.check()
 
 
 def _planned(job: Job, throughput: float | None) -> tuple[float | None, int | None]:
-    """Hours of training and bytes of checkpoints, where `rankzero plan` can know them: from a measured speed."""
+    """Return the hours of training and the bytes of checkpoints, if a speed is known to `rankzero plan`."""
     run = RunDir(job.run)
     if throughput is None and not run.metrics.exists():
         return None, None
@@ -76,7 +76,7 @@ def _planned(job: Job, throughput: float | None) -> tuple[float | None, int | No
         ranks = job.plan.ranks or 1
         options = PlanOptions(ranks=[ranks], throughput=throughput, cpu=job.plan.cpu, run=job.run)
         plan = make_plan(job.recipe, (), options)
-    except (RankzeroError, OSError, ImportError):  # it advises; the run itself will say what is wrong
+    except (RankzeroError, OSError, ImportError):  # only an estimate: the run itself reports what is wrong
         return None, None
     return plan.configurations[0].hours, plan.checkpoint.on_disk
 
@@ -85,26 +85,25 @@ def _time(job: Job, hours: float | None) -> Check:
     findings, launch = Findings("time"), job.recipe.launch
     limit = seconds(launch.time)
     each = "no limit" if limit is None else f"{timedelta(seconds=limit)}"
-    findings.fact(f"{each} for each go, {launch.requeue_limit} requeues at most")
+    findings.fact(f"{each} for each attempt, {launch.requeue_limit} requeues at most")
     if limit is not None and limit <= launch.signal_lead + SLURM_LATE:
         fix = f"a longer --time, or launch.signal_lead below {max(1, limit - SLURM_LATE)}"
         findings.fail(f"the signal to save comes {launch.signal_lead} s before the end: no time to train", fix)
     elif hours is None:
-        findings.fact("no speed is known yet: `rankzero plan` tells the hours once the run has begun, or --throughput")
+        findings.fact("the hours are unknown until the run has a measured speed; --throughput sets one")
     elif limit is None:
         findings.fact(f"training takes about {hours:.1f} h")
     else:
-        goes = math.ceil(hours * 3600 / (limit - launch.signal_lead))
-        findings.fact(
-            f"training takes about {hours:.1f} h: {goes} {'go' if goes == 1 else 'goes, requeued in between'}"
-        )
-        if goes > launch.requeue_limit + 1:
-            findings.warn("more goes than requeues are allowed", f"launch.requeue_limit={goes}, or a longer --time")
+        attempts = math.ceil(hours * 3600 / (limit - launch.signal_lead))
+        count = "1 attempt" if attempts == 1 else f"{attempts} attempts, requeued in between"
+        findings.fact(f"training takes about {hours:.1f} h: {count}")
+        if attempts > launch.requeue_limit + 1:
+            findings.warn("more attempts than are allowed", f"launch.requeue_limit={attempts}, or a longer --time")
     return findings.check()
 
 
 def _grace(job: Job) -> Check:
-    """The time between signal and end against that of a save: from when the files of checkpoints were written."""
+    """Compare the time between the signal and the end with the time that saves took, by the times of their files."""
     findings, lead = Findings("grace"), job.recipe.launch.signal_lead
     saves = [taken for folder in job.run.glob("checkpoints/step-*") if (taken := _save_time(folder)) is not None]
     if not saves:
@@ -112,13 +111,16 @@ def _grace(job: Job) -> Check:
         return findings.check()
     save = statistics.median(saves)
     findings.fact(f"{lead} s to save, which took about {save:.1f} s")
-    if save * 2 > lead:  # a step has to end first, and an earlier save may still be going on
+    if save * 2 > lead:  # a step has to end first, and perhaps an earlier save
         findings.warn("little time to save", f"launch.signal_lead={math.ceil(save * 3)}")
     return findings.check()
 
 
 def _save_time(folder: Path) -> float | None:
-    """Seconds from the first file of a checkpoint to its manifest, and so much for the first file by its size."""
+    """Return the seconds that a checkpoint took to write, or None.
+
+    They are measured from its first file to its last. The first file is added by its share of the bytes.
+    """
     try:
         files = sorted((path.stat() for path in folder.iterdir()), key=lambda stat: stat.st_mtime)
         rest = sum(stat.st_size for stat in files[1:])
@@ -144,7 +146,7 @@ def _disk(job: Job, expected: int | None) -> Check:
 
 
 def _partition(job: Job) -> Check:
-    """The limits of the partition against `launch.time` and `launch.signal_lead`."""
+    """Compare `launch.time` and `launch.signal_lead` with the limits of the partition."""
     findings, launch = Findings("limits"), job.recipe.launch
     for name, limit in (queue.partitions(launch.partition) if queue.here() else {}).items():
         longest, asked = limit.get("MaxTime", "UNLIMITED"), seconds(launch.time)
@@ -159,21 +161,21 @@ def _partition(job: Job) -> Check:
         if limit.get("PreemptMode", "OFF") != "OFF" and grace < launch.signal_lead:
             findings.warn(
                 f"a pre-emption leaves GraceTime={grace} s to save, less than launch.signal_lead={launch.signal_lead}",
-                "lower loop.save_every, so that fewer steps are lost where a save takes longer",
+                "lower loop.save_every, so that fewer steps are lost if a save takes longer",
             )
-    return findings.check("nothing is known of the partition")
+    return findings.check("the limits of the partition are unknown")
 
 
 def _finished(job: Job) -> Check:
     findings = Findings("run")
     state = (read_json(RunDir(job.run).status) or {}).get("state")
     if state == "finished":
-        findings.warn(f"{job.run} is finished: the job would find nothing to do", "another --run, or more loop.epochs")
+        findings.warn(f"{job.run} is finished: the job would do nothing", "another --run, or more loop.epochs")
     return findings.check(f"{job.run}")
 
 
 def _options(job: Job) -> Check:
-    """Options of `launch.extra` that would contradict what the script relies on."""
+    """Refuse options of `launch.extra` that break the script."""
     findings = Findings("options")
     for option, fix in conflicts(job.recipe.launch.extra):
         findings.fail(f"launch.extra (--sbatch): {option} contradicts the rendered script", fix)
@@ -187,14 +189,14 @@ def _lint(scripts: Sequence[str]) -> Check:
             findings.fail(f"bash cannot read the script: {wrong}", "correct launch.setup (--setup) or the template")
     for problem in dict.fromkeys(problem for script in scripts for problem in lint(script)):
         findings.warn(problem, "correct launch.extra, launch.setup or the template")
-    return findings.check("every #SBATCH line means what it says")
+    return findings.check("every #SBATCH line takes effect")
 
 
 def _test_only(scripts: Sequence[str]) -> Check:
-    """What the controller says to the scripts, without submitting them."""
+    """Ask the controller about the scripts, without submitting them."""
     if not queue.here():
-        return Check("sbatch", "skipped", "not found here: nothing can be submitted")
+        return Check("sbatch", "skipped", "not found here: no job can be submitted")
     refusal = next(filter(None, map(queue.refusal, scripts)), None)
     if refusal is None:
-        return Check("sbatch", "ok", "sbatch --test-only takes it")
+        return Check("sbatch", "ok", "accepted by sbatch --test-only")
     return Check("sbatch", "failed", refusal, "choose other resources: `sinfo` lists partitions, nodes and limits")

@@ -1,4 +1,4 @@
-"""What the runs of an array have come to: mean, deviation and best of each score; of classifiers also their ensemble.
+"""Compare the runs of an array: mean, deviation and best of each score, and the ensemble of classifiers.
 
     python -m launch.slurm.compare RUN RUN … --out DIR
 
@@ -23,35 +23,35 @@ SPLITS = ("validation", "test")
 
 
 def compare(runs: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Writes the comparison and returns it.
+    """Write the comparison and return it.
 
     Raises:
-        DataError: no run has finished, or one that has was not evaluated on a split of the others.
+        DataError: no run has finished, or a finished one was not evaluated on a split of the others.
     """
     missing = [run for run in runs if (read_json(RunDir(run).status) or {}).get("state") != "finished"]
     runs = [run for run in runs if run not in missing]
     if not runs:
         raise DataError(f"no run has finished: {', '.join(map(str, missing))}; rankzero status RUN shows why")
-    found: dict[str, Any] = {"runs": [str(run) for run in runs], "best": None, "splits": {}}
-    found["missing"] = [str(run) for run in missing]
+    comparison: dict[str, Any] = {"runs": [str(run) for run in runs], "best": None, "splits": {}}
+    comparison["missing"] = [str(run) for run in missing]
     for split in SPLITS:
         scores = [read_json(RunDir(run).evaluation(split) / "metrics.json") for run in runs]
         if not any(scores):
             continue
         if lacking := [str(run) for run, score in zip(runs, scores, strict=True) if not score]:
             raise DataError(f"{', '.join(lacking)}: not evaluated on {split}; rankzero evaluate RUN --split {split}")
-        found["splits"][split] = {name: _summary(scores, name) for name in _names(scores)}
-    found["best"] = _best(runs)
+        comparison["splits"][split] = {name: _summary(scores, name) for name in _names(scores)}
+    comparison["best"] = _best(runs)
     if (kind := _task(runs[0])) == "classification":
-        found["ensemble"] = {split: _ensemble(runs, split, out) for split in found["splits"]}
-    found["task"] = kind
-    write_json(out / "comparison.json", found)
-    write_atomically(out / "comparison.md", to_markdown(found))
-    return found
+        comparison["ensemble"] = {split: _ensemble(runs, split, out) for split in comparison["splits"]}
+    comparison["task"] = kind
+    write_json(out / "comparison.json", comparison)
+    write_atomically(out / "comparison.md", to_markdown(comparison))
+    return comparison
 
 
 def _names(scores: Sequence[dict[str, Any]]) -> list[str]:
-    """Scores that are one number in every run; not the counts, and not the intervals beside them."""
+    """Return the names of scores that are one number in every run: no intervals, and not the number of rows."""
     return [
         name
         for name in scores[0]
@@ -67,7 +67,7 @@ def _summary(scores: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
-    """The run that is best on `validation` by its recipe's own metric, never by `test`; None where there is none."""
+    """Return the run that is best on `validation` by its recipe's metric, never by `test`, or None."""
     chosen = [(read_json(RunDir(run).manifest) or {}).get("stages", {}).get("model", {}) for run in runs]
     if not all(stage.get("metric") and stage.get("value") is not None for stage in chosen):
         return None
@@ -99,18 +99,18 @@ def _ensemble(runs: Sequence[Path], split: str, out: Path) -> dict[str, Any]:
     return dict(summary.get("ensemble", summary))
 
 
-def to_markdown(found: dict[str, Any]) -> str:
-    """The comparison for people."""
-    names = [Path(run).name for run in found["runs"]]
+def to_markdown(comparison: dict[str, Any]) -> str:
+    """Return the comparison as Markdown."""
+    names = [Path(run).name for run in comparison["runs"]]
     lines = [f"# {len(names)} runs compared", ""]
-    if found["missing"]:
-        names_of = ", ".join(Path(run).name for run in found["missing"])
+    if comparison["missing"]:
+        names_of = ", ".join(Path(run).name for run in comparison["missing"])
         lines += [f"Not finished, and left out: {names_of}.", ""]
-    if found["best"]:
-        best = found["best"]
+    if comparison["best"]:
+        best = comparison["best"]
         lines += [f"Best on validation: **{Path(best['run']).name}** ({best['metric']} {best['value']:.4g}).", ""]
-    for split, scores in found["splits"].items():
-        ensemble = found.get("ensemble", {}).get(split, {})
+    for split, scores in comparison["splits"].items():
+        ensemble = comparison.get("ensemble", {}).get(split, {})
         heads = ["score", "mean", "deviation", *names, *(["ensemble"] if ensemble else [])]
         lines += [f"## {split}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         for name, s in scores.items():

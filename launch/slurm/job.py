@@ -1,4 +1,4 @@
-"""A job, settled: which recipe, on how many nodes, ranks and GPUs, with what in its environment."""
+"""Describe a job: its recipe, nodes, ranks, GPUs and environment, and the variables of its templates."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch.configs import LaunchPlan, describe
-from launch.local import MISLEADING, environment, modules, settings
-from launch.ranks import LAUNCHER
-from launch.shim import PARENT
+from launch.local import MISLEADING, environment, module_path, settings
+from launch.supervise.signals import PARENT
 from trainer.errors import UsageError
+from trainer.rank_env import RANK_VARIABLES
 from trainer.recipe import Recipe
 from trainer.recipe.sections import LaunchConfig
 from trainer.recipe_loading import load_recipe
@@ -26,18 +26,26 @@ from trainer.run_options import Options, run_path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAIL_ON = "END,FAIL,REQUEUE,TIME_LIMIT"
-UNSET = (*MISLEADING, *LAUNCHER, PARENT, "RANKZERO_RANKS", "OMP_NUM_THREADS")  # of whoever submits
-ACCELERATES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # beginnings of what its launcher tells the ranks
+UNSET = (*MISLEADING, *RANK_VARIABLES, PARENT, "RANKZERO_RANKS", "OMP_NUM_THREADS")  # of the submitter
+ACCELERATE_PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")  # of what its launcher sets for the ranks
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a training is submitted with. `run` and `folder` (where relative paths begin) are absolute."""
+    """A training job.
+
+    Attributes:
+        command: RECIPE KEY=VALUE … as typed.
+        words: the same for the job: the frozen recipe.
+        plan: with the ranks of all nodes. Its path is the config before it is frozen.
+        run: the run directory, absolute.
+        folder: absolute folder where relative paths begin.
+    """
 
     recipe: Recipe
-    command: tuple[str, ...]  # RECIPE KEY=VALUE … as typed
-    words: tuple[str, ...]  # the frozen recipe that the job trains
-    plan: LaunchPlan  # ranks of all nodes; its path is the file before it is frozen
+    command: tuple[str, ...]
+    words: tuple[str, ...]
+    plan: LaunchPlan
     run: Path
     folder: Path
     name: str
@@ -54,15 +62,15 @@ class Job:
 
     @property
     def frozen(self) -> dict[Path, str]:
-        """Paths and texts of the recipe and the Accelerate config that this job and its requeues read.
+        """Texts by path of the recipe and the Accelerate config that this job and its requeues read.
 
-        A name holds the hash of its text: a later submission cannot change what an earlier job reads.
+        A path holds the hash of its text, so a later submission does not change what an earlier job reads.
         """
         texts = {"recipe": self.recipe.to_yaml(), "accelerate": self.plan.path.read_text(encoding="utf-8")}
         return {frozen_path(self.run, name, text): text for name, text in texts.items()}
 
     def values(self) -> dict[str, Any]:
-        """The variables of the templates (docs/reference/slurm.md says what each is)."""
+        """Return the variables of the templates (described in docs/reference/slurm.md)."""
         launch, tasks = self.recipe.launch, self.ranks_per_node if self.mode == "task" else 1
         return {
             "title": f"rankzero submit {shlex.join(self.command)} --config {self.plan.config} --nodes {launch.nodes}",
@@ -96,11 +104,11 @@ class Job:
         }
 
     def _environment(self) -> dict[str, str]:
-        own = settings(self.plan) | modules()
-        return own | (of_launcher(self.plan) if self.mode == "task" else {})
+        own = settings(self.plan) | module_path()
+        return own | (accelerate_environment(self.plan) if self.mode == "task" else {})
 
-    def finalizing(self) -> dict[str, Any]:
-        """The variables of the dependent job on one node: the same command without a launcher does what is missing."""
+    def finalize_values(self) -> dict[str, Any]:
+        """Return the variables of the dependent job on one node: the same command, without a launcher."""
         plan = replace(self.plan, engine="single", ranks=1, machines=1)
         launch = self.recipe.launch.model_copy(update={"nodes": 1, "gpus_per_node": _one_gpu(self.recipe.launch)})
         values = replace(self, plan=plan, recipe=self.recipe.model_copy(update={"launch": launch})).values()
@@ -120,7 +128,7 @@ def make_job(
     run: Path | None = None,
     name: str | None = None,
 ) -> Job:
-    """Settles a job; `resources` (keys of `launch`, None = not given) go before the recipe's.
+    """Make a job. `resources` are keys of `launch` that override the recipe's, None if not given.
 
     Raises:
         UsageError: the recipe, the config or a resource is wrong, or they do not go together.
@@ -132,7 +140,7 @@ def make_job(
         recipe=resolved,
         command=(recipe, *overrides),
         words=(str(frozen_path(folder, "recipe", resolved.to_yaml())),),
-        plan=settle(config, resolved),
+        plan=plan_for_nodes(config, resolved),
         run=folder,
         folder=Path.cwd(),
         name=_name(name or f"rankzero-{resolved.name}"[:64]),
@@ -144,7 +152,7 @@ def frozen_path(run: Path, name: str, text: str) -> Path:
 
 
 def gpu_count(launch: LaunchConfig) -> int:
-    """GPUs of each node: of `gpus_per_node` (4 or a100:4), else of a `--gres=gpu:…` or `--gpus-per-node` in `extra`.
+    """Return the GPUs of each node, by `gpus_per_node` (4 or a100:4) or by `--gres=gpu:…` in `extra`.
 
     Raises:
         UsageError: `gpus_per_node` is neither a number nor TYPE:NUMBER.
@@ -161,25 +169,27 @@ def gpu_count(launch: LaunchConfig) -> int:
 
 
 def _one_gpu(launch: LaunchConfig) -> str | int | None:
-    """The request of a job that uses one GPU at most, of the same type."""
+    """Return `gpus_per_node` for a job that uses at most one GPU, of the same type."""
     if launch.gpus_per_node is None or not gpu_count(launch):
         return None
     kind, colon, _ = str(launch.gpus_per_node).rpartition(":")
     return f"{kind}:1" if colon else 1
 
 
-def of_launcher(plan: LaunchPlan) -> dict[str, str]:
-    """What `accelerate launch` would tell the ranks of this config, whatever the submitter's own environment says."""
-    from launch.launched import launcher_environment
+def accelerate_environment(plan: LaunchPlan) -> dict[str, str]:
+    """Return what `accelerate launch` would set for the ranks of this config, without the submitter's own settings."""
+    from launch.accelerate_env import launcher_environment
 
-    env = {key: value for key, value in environment(plan).items() if not key.startswith(ACCELERATES)}
-    with contextlib.redirect_stderr(io.StringIO()):  # it advises on options that are set here
-        found = launcher_environment(replace(plan, ranks=max(2, plan.ranks or 0), machines=1), env)
-    return {key: value for key, value in found.items() if key.startswith(ACCELERATES)}
+    env = {key: value for key, value in environment(plan).items() if not key.startswith(ACCELERATE_PREFIXES)}
+    with contextlib.redirect_stderr(io.StringIO()):  # advice on options that are set here
+        ranks_env = launcher_environment(replace(plan, ranks=max(2, plan.ranks or 0), machines=1), env)
+    return {key: value for key, value in ranks_env.items() if key.startswith(ACCELERATE_PREFIXES)}
 
 
-def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
-    """The config with the ranks of all nodes; without one `ddp` on GPUs, `cpu_multinode` without, `debug` for one rank.
+def plan_for_nodes(config: str | None, recipe: Recipe) -> LaunchPlan:
+    """Return the plan of a config with the ranks of all nodes.
+
+    Without a config it is `debug` for one rank, `ddp` on GPUs, and otherwise `cpu_multinode`.
 
     Raises:
         UsageError: nodes, GPUs and ranks do not fit the config or each other.
@@ -192,8 +202,8 @@ def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
     if plan.spec.one_process:
         if launch.nodes * (per_node or 1) > 1:
             raise UsageError(
-                f"config {plan.config} is one process, and {launch.nodes} nodes x {per_node or 1} ranks are asked for: "
-                "take --config ddp on GPUs, cpu_multinode without"
+                f"config {plan.config} is one process, but the job has {launch.nodes} nodes x {per_node or 1} ranks: "
+                "use --config ddp on GPUs, otherwise cpu_multinode"
             )
         return plan
     if not plan.cpu:
@@ -206,10 +216,10 @@ def settle(config: str | None, recipe: Recipe) -> LaunchPlan:
 
 
 def seconds(time: str) -> int | None:
-    """A time limit as sbatch reads it: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s; None for UNLIMITED.
+    """Return the seconds of a time limit: minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s. None for UNLIMITED.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it has another form.
     """
     if time.upper() in ("UNLIMITED", "INFINITE"):
         return None
@@ -226,12 +236,14 @@ def seconds(time: str) -> int | None:
 
 def _name(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise UsageError(f"--name {name!r}: a job's name is letters, digits, `.`, `_` and `-`, at most 64")
+        raise UsageError(
+            f"--name {name!r}: use at most 64 letters, digits, `.`, `_`, `-`, with a letter or digit first"
+        )
     return name
 
 
 def _asked(recipe: Recipe) -> dict[str, str]:
-    """Options of sbatch that only some ask for."""
+    """Return the options of sbatch that not every job sets."""
     launch = recipe.launch
     asked = {
         "partition": launch.partition,

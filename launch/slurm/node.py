@@ -1,6 +1,6 @@
-"""The launcher of one node of a job, as `srun` starts it: `launch.shim` that knows which node of the job it is on.
+"""Run the launcher of one node of a job, as `srun` starts it.
 
-It is the direct process of its task: where SLURM tracks processes by cgroup, a signal comes to that one only.
+It is the direct process of its task. If SLURM tracks processes by cgroup, only that one receives a signal.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from launch import shim
+from launch.supervise import launcher
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["--machine_rank", os.environ["SLURM_NODEID"]]
-    sys.exit(shim.main())
+    sys.exit(launcher.main())

@@ -1,7 +1,7 @@
-"""From a job to its script: Jinja2 templates in which nothing is written that has not been quoted or allow-listed.
+"""Render job scripts from Jinja2 templates.
 
-Every expression of a template must pass through one of the filters below (numbers may stand alone); rendering fails on
-any other, so that an edited template cannot let a value run as a command.
+Every expression of a template must pass through one of the filters below, except for numbers. Rendering fails on any
+other, so a value cannot run as a command, even if a user edits a template.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from trainer.errors import UsageError
 
 _HERE = Path(__file__).parent
 FOLDERS = (_HERE, _HERE.parent.parent / "slurm")  # in the wheel, in a source checkout
-WORD = re.compile(
-    r"[A-Za-z0-9_/\[(][A-Za-z0-9_.,:@+=/&|*()\[\]%-]*"
-)  # in #SBATCH lines: no space, quote, $, #, newline
+WORD = re.compile(r"[A-Za-z0-9_/\[(][A-Za-z0-9_.,:@+=/&|*()\[\]%-]*")  # no space, quote, $, #, newline
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 class _Safe(str):
-    """Text that may stand in a script as it is."""
+    """Text that is safe in a script as it is."""
 
 
 def templates() -> Path:
-    """The folder of the shipped templates."""
+    """Return the folder of the shipped templates."""
     for folder in FOLDERS:
         if (folder / "train.sbatch").is_file():
             return folder
@@ -37,10 +35,10 @@ def templates() -> Path:
 
 
 def render(template: str, values: Mapping[str, Any], folder: Path | None = None) -> str:
-    """The script that a template of `folder` (default: the shipped ones) makes of the values.
+    """Render a template of `folder`, or else a shipped one.
 
     Raises:
-        UsageError: a value that cannot stand where the template wants it; or the template is missing or wrong.
+        UsageError: a value is not allowed at its place, or the template is missing or wrong.
     """
     folders = [folder, templates()] if folder else [templates()]
     environment = jinja2.Environment(
@@ -65,14 +63,14 @@ def render(template: str, values: Mapping[str, Any], folder: Path | None = None)
 def _checked(value: Any) -> Any:
     if isinstance(value, _Safe | jinja2.Undefined) or type(value) is int:
         return value
-    raise UsageError(f"template: {value!r} is written without a filter; the filters: {', '.join(sorted(FILTERS))}")
+    raise UsageError(f"template: {value!r} is written without a filter; use one of {', '.join(sorted(FILTERS))}")
 
 
-# -- in the script -----------------------------------------------------------------------------------------------------
+# -- filters for commands ----------------------------------------------------------------------------------------------
 
 
 def sh(value: object) -> _Safe:
-    """One word of the shell, whatever it holds."""
+    """Quote a value as one word of the shell."""
     text = str(value)
     if "\0" in text:
         raise UsageError(f"{text!r}: a NUL character cannot be passed to a program")
@@ -80,33 +78,34 @@ def sh(value: object) -> _Safe:
 
 
 def words(values: Iterable[object]) -> _Safe:
+    """Quote each value as a word of the shell."""
     return _Safe(" ".join(sh(value) for value in values))
 
 
 def shell(line: str) -> _Safe:
-    """The user's own shell code, as it is (`launch.setup`)."""
+    """Keep the user's own shell code as it is (`launch.setup`)."""
     return _Safe(line)
 
 
 def comment(text: str) -> _Safe:
-    """After `# `: control characters would end the line."""
+    """Replace control characters, which would end a comment."""
     return _Safe(CONTROL.sub(" ", text))
 
 
-# -- in #SBATCH lines --------------------------------------------------------------------------------------------------
+# -- filters for #SBATCH lines -----------------------------------------------------------------------------------------
 
 
 def word(value: object) -> _Safe:
-    """A value made of characters that neither sbatch nor a shell takes for anything else."""
+    """Refuse characters that have a meaning to sbatch or a shell."""
     text = str(value)
     if not WORD.fullmatch(text):
         bad = next((c for c in text if not WORD.fullmatch(f"a{c}")), text[:1])
-        raise UsageError(f"{text!r} cannot stand in a #SBATCH line: {bad!r} is not allowed there")
+        raise UsageError(f"{text!r}: {bad!r} is not allowed in a #SBATCH line")
     return _Safe(text)
 
 
 def output(path: tuple[str, str]) -> _Safe:
-    """A file name for --output, in double quotes: a part that sbatch shall take literally, and a pattern (%j, %a)."""
+    """Quote a file name for --output: a literal part, and a pattern (%j, %a)."""
     literal, pattern = path
     if CONTROL.search(literal) or "\\" in literal:
         raise UsageError(
@@ -116,18 +115,10 @@ def output(path: tuple[str, str]) -> _Safe:
 
 
 def directive(line: str) -> _Safe:
-    """A whole option of the user's own (`launch.extra`), as --exclusive or --gres=gpu:a100:4."""
+    """Keep a complete option of the user (`launch.extra`), such as --exclusive or --gres=gpu:a100:4."""
     if CONTROL.search(line) or not line.startswith("-"):
-        raise UsageError(f"launch.extra: {line!r} is no option of sbatch: write one per line, as --exclusive")
+        raise UsageError(f"launch.extra: {line!r} is not an option of sbatch: write one per line, such as --exclusive")
     return _Safe(line)
 
 
-FILTERS = {
-    "sh": sh,
-    "words": words,
-    "shell": shell,
-    "comment": comment,
-    "word": word,
-    "output": output,
-    "directive": directive,
-}
+FILTERS = {function.__name__: function for function in (sh, words, shell, comment, word, output, directive)}

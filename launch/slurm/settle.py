@@ -1,4 +1,4 @@
-"""The last word on a run when nobody else can say it: `python -m launch.slurm.settle RUN CODE WHY`."""
+"""Write the final status of a run whose ranks have died: `python -m launch.slurm.settle RUN CODE REASON`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from trainer.errors import Preempted, RankzeroError
 from trainer.rundir import RunDir, read_json, write_json
 
 
-def settle(run: Path, code: int, why: str) -> None:
-    """Writes state, exit code and reason into status.json; what rank zero last said stays part of the reason."""
+def write_final_status(run: Path, code: int, reason: str) -> None:
+    """Write state, exit code and reason to status.json. The last error of rank zero stays part of the reason."""
     folder = RunDir(run)
     if not folder.status.exists():
         return
     with folder.locked():
-        status = read_json(folder.status)
-        if not isinstance(status, dict):
-            return
+        status = read_json(folder.status) or {}
         state = "preempted" if code == Preempted.exit_code else "failed"
-        told = status.get("error")
-        word = {"state": state, "exit_code": code, "error": f"{why}; {told}" if told else why}
-        write_json(folder.status, {**status, **word})
+        earlier = status.get("error")
+        result = {"state": state, "exit_code": code, "error": f"{reason}; {earlier}" if earlier else reason}
+        write_json(folder.status, {**status, **result})
 
 
 if __name__ == "__main__":
     try:
-        settle(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    except RankzeroError as error:  # such as another job that uses the run directory now
+        write_final_status(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    except RankzeroError as error:  # for example, another job uses the run directory now
         sys.exit(f"rankzero: {error}")

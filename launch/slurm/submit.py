@@ -1,4 +1,4 @@
-"""`rankzero submit`: renders the scripts of a run, looks at them, and hands them to sbatch."""
+"""`rankzero submit`: render the scripts of a run, check them, and submit them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Script:
-    """A rendered script: where it is kept, its kind of job, and of an array the run of each seed."""
+    """A rendered script, the path where it is kept, and for an array the run of each seed."""
 
     path: Path
     kind: str
@@ -43,7 +43,7 @@ def submit_command(
     ] = None,
     cpus_per_task: Annotated[int | None, typer.Option("--cpus-per-task", metavar="C", min=1)] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="M", help="of a node, as 64G")] = None,
-    time: Annotated[str | None, typer.Option("--time", metavar="T", help="of one go, as 12:00:00 or 2-00")] = None,
+    time: Annotated[str | None, typer.Option("--time", metavar="T", help="of one attempt, as 12:00:00 or 2-00")] = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="P")] = None,
     account: Annotated[str | None, typer.Option("--account", metavar="A")] = None,
     qos: Annotated[str | None, typer.Option("--qos", metavar="Q")] = None,
@@ -66,7 +66,7 @@ def submit_command(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print script and checks, submit nothing")] = False,
 ) -> None:
-    """Train as a job of a SLURM cluster: pre-empted, requeued, done. First line printed: Submitted batch job N."""
+    """Train as a SLURM job that survives pre-emption and time limits. First line printed: Submitted batch job N."""
     from launch.slurm.job import make_job
 
     resources = {
@@ -90,22 +90,22 @@ def submit_command(
     if dry_run:
         for script in scripts:
             print(f"{'' if script is scripts[0] else chr(10)}{script.text}", end="")
-    look(job, scripts, throughput)
+    run_checks(job, scripts, throughput)
     if not dry_run:
-        hand_over(job, scripts, after)
+        submit_scripts(job, scripts, after)
 
 
 def render_all(job: Job, array: str | None, finalize: bool, templates: Path | None) -> list[Script]:
-    """The scripts of a run: its training, or that of each seed; then the job that depends on it."""
-    from launch.slurm.arrays import comparing, seeds_of, training
+    """Render the scripts of a run: its training or an array of seeds, and then the job that depends on it."""
+    from launch.slurm.arrays import array_values, compare_values, seeds_of
     from launch.slurm.render import render
 
     home = job.run / "slurm"
     if array is not None:
         seeds = seeds_of(array)
         runs = {seed: job.run.with_name(f"{job.run.name}-seed-{seed}") for seed in seeds}
-        text = render("array.sbatch", training(job, array), templates)
-        last = render("finalize.sbatch", comparing(job, list(runs.values())), templates)
+        text = render("array.sbatch", array_values(job, array), templates)
+        last = render("finalize.sbatch", compare_values(job, list(runs.values())), templates)
         return [
             Script(home / "array.sbatch", "array", text, runs),
             Script(home / "finalize.sbatch", "compare", last),
@@ -113,13 +113,13 @@ def render_all(job: Job, array: str | None, finalize: bool, templates: Path | No
     text = render("train.sbatch", job.values() | {"options": ("--defer",) if finalize else ()}, templates)
     scripts = [Script(home / "train.sbatch", "train", text)]
     if finalize:
-        last = render("finalize.sbatch", job.finalizing(), templates)
+        last = render("finalize.sbatch", job.finalize_values(), templates)
         scripts.append(Script(home / "finalize.sbatch", "finalize", last))
     return scripts
 
 
-def look(job: Job, scripts: Sequence[Script], throughput: float | None) -> None:
-    """Says on stderr what the checks find.
+def run_checks(job: Job, scripts: Sequence[Script], throughput: float | None) -> None:
+    """Print the results of the checks to stderr.
 
     Raises:
         UsageError: one has failed.
@@ -128,18 +128,22 @@ def look(job: Job, scripts: Sequence[Script], throughput: float | None) -> None:
 
     refused = []
     for check in checks(job, [script.text for script in scripts], throughput):
-        told = f" -> {check.fix}" if check.fix else ""
-        print(f"{check.status:8s} {check.name:8s} {check.found}{told}", file=sys.stderr)
+        fix = f" -> {check.fix}" if check.fix else ""
+        print(f"{check.status:8s} {check.name:8s} {check.found}{fix}", file=sys.stderr)
         if check.status == "failed":
-            refused.append(f"{check.name}: {check.problem or check.found}{told}")
+            refused.append(f"{check.name}: {check.problem or check.found}{fix}")
     if refused:
         raise UsageError("not submitted: " + "; ".join(refused))
 
 
-def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
-    """Writes the scripts into the run directory and submits them, each after the one before it has succeeded."""
+def submit_scripts(job: Job, scripts: Sequence[Script], after: int | None) -> None:
+    """Write the scripts to the run directory and submit them. Each one depends on the one before.
+
+    Raises:
+        UsageError: the run has a job already, or SLURM refuses.
+    """
     from launch.slurm import queue
-    from launch.slurm.follow import active, note
+    from launch.slurm.follow import active, record_job
 
     if after is None and (busy := active(job.run)):
         raise UsageError(
@@ -152,9 +156,9 @@ def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
     freeze(job)
     for script in scripts:
         number = queue.submit(script.path, dependency(after, failed_too=script.kind == "compare"))
-        note(job.run, str(number), script.kind)
+        record_job(job.run, str(number), script.kind)
         for seed, run in script.runs.items():
-            note(run, f"{number}_{seed}", script.kind)
+            record_job(run, f"{number}_{seed}", script.kind)
         if script is scripts[0]:
             print(f"Submitted batch job {number}")
         else:
@@ -164,7 +168,7 @@ def hand_over(job: Job, scripts: Sequence[Script], after: int | None) -> None:
 
 
 def freeze(job: Job) -> None:
-    """Write the resolved recipe and the Accelerate config below RUN/slurm, and how and from which commit they came."""
+    """Write the resolved recipe and the Accelerate config to RUN/slurm, with the command and the git commit."""
     (job.run / "slurm").mkdir(parents=True, exist_ok=True)
     for path, text in job.frozen.items():
         write_atomically(path, text)
@@ -180,7 +184,7 @@ def freeze(job: Job) -> None:
 
 
 def dependency(after: int | None, *, failed_too: bool = False) -> list[str]:
-    """Options for sbatch: begin when that job has succeeded, or with `failed_too` when it has ended."""
+    """Return options for sbatch: begin after job `after` has succeeded, or with `failed_too` has ended."""
     if after is None:
         return []
     return [f"--dependency={'afterany' if failed_too else 'afterok'}:{after}", "--kill-on-invalid-dep=yes"]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launch.shim import end_with_parent
+from launch.supervise.signals import end_with_parent
 from launch.tools.doctor.ranks import NO_PROGRESS
 from trainer.engine.runtime import Runtime, start
 from trainer.engine.signals import StopFlag

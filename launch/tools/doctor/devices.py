@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.configs import gpu_device_files
 from launch.findings import Findings, size
-from launch.local import for_launcher
+from launch.local import with_module_path
 
 SECONDS = 60.0  # to load torch from a slow disk and find the GPUs
 TORCH_BUILDS = "https://pytorch.org/get-started/locally/"
@@ -28,7 +28,7 @@ def check_devices(findings: Findings) -> None:
     if hidden is not None and hidden.strip() in ("", "-1"):
         findings.fact(f"the GPUs are hidden by CUDA_VISIBLE_DEVICES={hidden!r}")
         return
-    words, env = [sys.executable, "-m", "launch.tools.doctor.devices"], for_launcher(dict(os.environ))
+    words, env = [sys.executable, "-m", "launch.tools.doctor.devices"], with_module_path(dict(os.environ))
     try:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=SECONDS)
         report(findings, json.loads(done.stdout.splitlines()[-1]))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -13,7 +11,8 @@ from typing import Any
 
 from launch.configs import LaunchPlan
 from launch.findings import Findings, size
-from launch.local import command, environment, for_launcher
+from launch.local import command, environment, with_module_path
+from launch.supervise.processes import started
 from trainer.engine_specs import ENGINES
 from trainer.rank_env import RANK_VARIABLES
 from trainer.redaction import redacted
@@ -68,21 +67,13 @@ def _run(plan: LaunchPlan, folder: Path, timeout: float) -> int | None:
     limit = timeout / NO_PROGRESS_SHARE
     words = command(plan, [str(folder), str(timeout - limit), str(limit)], module="launch.tools.doctor.collectives")
     env = {key: value for key, value in environment(plan).items() if key not in RANK_VARIABLES}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            words, env=for_launcher(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
     end = time.monotonic() + timeout
-    try:
+    with (folder / "log").open("wb") as log, started(words, with_module_path(env), log) as process:
         while process.poll() is None and time.monotonic() < end:
             if NO_PROGRESS in (folder / "log").read_text(errors="replace"):
                 end = min(end, time.monotonic() + LAST_MESSAGES)
             time.sleep(0.1)
         return process.returncode
-    finally:
-        process.kill()  # the kernel then kills the ranks: see end_with_parent in collectives.py
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may delay even SIGKILL
-            process.wait(LAST_MESSAGES)
 
 
 def report_failure(findings: Findings, log: str, ending: str) -> None:

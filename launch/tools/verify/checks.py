@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from launch.accelerate_env import launcher_environment
 from launch.configs import gpus
-from launch.launched import launcher_environment
 from launch.tools.verify.compare import Tensors, difference, largest_difference, misplaced_rows, read_ledger
 from launch.tools.verify.testbed import (
     LAST_STEP,

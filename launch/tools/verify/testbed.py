@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from launch.configs import LaunchPlan, choose, find
-from launch.ranks import Hook, Ranks
+from launch.supervise.forked_ranks import Hook, Ranks
 from launch.tools.verify.compare import Tensors
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.sources import open_split

@@ -1,8 +1,7 @@
-"""Ranks forked from a warm process: many short runs on one machine, each without seconds of imports.
+"""Fork ranks from a process that has imported everything: many short runs on one machine, without seconds of imports.
 
-A server process (multiprocessing's forkserver) imports everything once; each rank is forked from it and runs the
-command line of `python -m trainer` in an environment of its own. So `rankzero verify` makes dozens of starts in
-minutes, and so do the tests. A `hook` is called in the rank first.
+The process (multiprocessing's forkserver) imports the libraries once. Each rank is forked from it and runs the command
+line of `python -m trainer` in an environment of its own. `rankzero verify` and the tests start dozens of runs so.
 """
 
 from __future__ import annotations
@@ -22,27 +21,20 @@ from pathlib import Path
 from types import ModuleType
 
 import trainer
-from launch.shim import PREEMPTED
+from launch.supervise.exit_codes import PREEMPTED
+from launch.supervise.processes import kill_tree
 from trainer.rank_env import RANK_VARIABLES
 
-LAUNCHER = RANK_VARIABLES
 TIMEOUT = 300.0  # seconds for one start of a short run; generous, because the machine may be busy
-ALONE = 40.0  # seconds that the other ranks get to leave by themselves once one has died
+EXIT_SECONDS = 40.0  # for the other ranks to end by themselves after one has died
 
 Hook = Callable[[], None]
 
 _context = multiprocessing.get_context("forkserver")
-# Everything that a run imports, late imports of the libraries included.
-_context.set_forkserver_preload(
+_context.set_forkserver_preload(  # everything that a run imports, late imports of the libraries included
     [
-        *(
-            "trainer",
-            "trainer.cli",
-            "trainer.api",
-            "trainer.engine.session",
-            "trainer.engine.trained_run",
-            "trainer.evaluation.metrics",
-        ),
+        *("trainer", "trainer.cli", "trainer.api", "trainer.evaluation.metrics"),
+        *("trainer.engine.session", "trainer.engine.trained_run"),
         *("torch._dynamo", "torch._inductor.config", "torch.onnx", "datasets.io.generator", "evaluate", "sacrebleu"),
         *("transformers.pipelines", "transformers.models.auto.tokenization_auto", "huggingface_hub.dataclasses"),
     ]
@@ -51,7 +43,7 @@ _context.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Ended:
-    """How the ranks of one start ended: exit codes (negative: killed by that signal), stdout and stderr of each."""
+    """Exit codes (negative: killed by that signal), stdout and stderr of the ranks of one start."""
 
     codes: list[int]
     out: list[str]
@@ -59,27 +51,28 @@ class Ended:
 
     @property
     def code(self) -> int:
-        """Rank zero's."""
+        """The exit code of rank zero."""
         return self.codes[0]
 
     @property
     def text(self) -> str:
+        """The output of all ranks."""
         return "\n".join(f"-- rank {i} --\n{o}{e}" for i, (o, e) in enumerate(zip(self.out, self.err, strict=True)))
 
     def check(self, code: int = 0) -> Ended:
-        """Asserts that every rank ended with `code`."""
+        """Assert that every rank ended with `code`."""
         assert set(self.codes) == {code}, f"{self.codes}\n{self.text}"
         return self
 
 
 class Ranks:
-    """The ranks of one start, running.
+    """The running ranks of one start.
 
     Args:
         argv: arguments of `python -m trainer`.
         logs: a new folder for what the ranks print.
         world: number of ranks.
-        env: the whole environment of each rank but for its place among the others, OMP_NUM_THREADS included.
+        env: the complete environment of each rank, OMP_NUM_THREADS included. Its rank variables are added.
         hook: called in each rank before the command.
         stdin: what the ranks may read.
     """
@@ -99,7 +92,9 @@ class Ranks:
         (logs / "stdin").write_bytes(stdin)
         words, port = [str(word) for word in argv], _free_port()
         self.processes = [
-            _context.Process(target=_rank, args=(words, {**env, **_place(rank, world, port)}, logs, rank, hook))
+            _context.Process(
+                target=_run_rank, args=(words, {**env, **_rank_variables(rank, world, port)}, logs, rank, hook)
+            )
             for rank in range(world)
         ]
         with _without_main():
@@ -108,49 +103,50 @@ class Ranks:
 
     @property
     def running(self) -> bool:
+        """Whether all ranks run."""
         return all(process.is_alive() for process in self.processes)
 
     def signal(self, number: int, rank: int = 0) -> None:
-        """Sends a signal to one rank."""
+        """Send a signal to one rank."""
         os.kill(self.processes[rank].pid or 0, number)
 
     def wait(self, timeout: float = TIMEOUT) -> Ended:
-        """Waits for all ranks; those that hang are ended (-6) and say where."""
+        """Wait for all ranks. After the time limit, end the remaining ones by SIGABRT, so that they print a stack."""
         deadline = time.monotonic() + timeout
         while running := [process for process in self.processes if process.exitcode is None]:
             if (left := deadline - time.monotonic()) <= 0:
                 break
             multiprocessing.connection.wait([process.sentinel for process in running], left)
             if any(process.exitcode not in (None, 0, PREEMPTED) for process in running):
-                deadline = min(deadline, time.monotonic() + ALONE)
+                deadline = min(deadline, time.monotonic() + EXIT_SECONDS)
         for rank, process in enumerate(self.processes):
             if process.exitcode is None:
-                self.signal(signal.SIGABRT, rank)  # faulthandler writes where it hangs
+                self.signal(signal.SIGABRT, rank)  # faulthandler prints the stack
                 process.join(5)
-                process.kill()
-                process.join()
-        read = [
+        self.end()
+        out, err = (
             [(self._logs / f"{kind}-{rank}").read_text(errors="replace") for rank in range(len(self.processes))]
             for kind in ("out", "err")
-        ]
-        return Ended([process.exitcode or 0 for process in self.processes], *read)
+        )
+        return Ended([process.exitcode or 0 for process in self.processes], out, err)
 
     def end(self) -> None:
-        """Kills what still runs."""
+        """Kill the ranks that still run, and the processes that they started."""
         for process in self.processes:
-            process.kill()
+            if process.exitcode is None:
+                kill_tree(process.pid or 0)
             process.join()
 
 
-def _place(rank: int, world: int, port: int) -> dict[str, str]:
+def _rank_variables(rank: int, world: int, port: int) -> dict[str, str]:
     if world == 1:
         return {}
-    return dict(zip(LAUNCHER, map(str, (rank, world, rank, world, "127.0.0.1", port)), strict=True))
+    return dict(zip(RANK_VARIABLES, map(str, (rank, world, rank, world, "127.0.0.1", port)), strict=True))
 
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """A child would run this process's main module once more."""
+    """Hide the main module of this process, which a child would run again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -165,20 +161,20 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook: Hook | None) -> None:
-    """Runs in the forked process."""
+def _run_rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook: Hook | None) -> None:
+    """Run the command in the forked process."""
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
     faulthandler.enable()
-    multiprocessing.set_start_method("fork", force=True)  # back to the default, for loader processes
+    multiprocessing.set_start_method("fork", force=True)  # the default again, for loader processes
     sys.stdin = (logs / "stdin").open(encoding="utf-8")
     os.environ.clear()
     os.environ.update({**trainer.ENVIRONMENT, **env})
     sys.argv = ["rankzero", *argv]
     import torch
 
-    torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # the server has read its own environment, not this one
+    torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # the forkserver has read its own environment, not this one
     if hook is not None:
         hook()
     from trainer.cli import app, run_app
