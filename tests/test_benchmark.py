@@ -387,7 +387,7 @@ def test_mistakes_are_told_before_anything_starts(
     assert code(run.path, "--threads", 0) == 2
     assert "--threads 0: allowed are 1 or more" in capsys.readouterr().err
     assert code(tmp_path / "none") == 2
-    assert "no run directory" in capsys.readouterr().err
+    assert "not a run directory" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     bare = RunDir(tmp_path / "bare")
     shutil.copytree(run.path, bare.path)

@@ -115,9 +115,9 @@ class BenchRunner:
             lines = self._output.read().decode(errors="replace").strip().split("\n")
             answer = {"error": f"its process ended: {lines[-1][-300:]}".removesuffix(": ")}
         if "error" in answer:
-            failed = [other for other in self.candidates if channel_of(other) == channel]
-            self.candidates = [other for other in self.candidates if other not in failed]
-            self.left_out |= dict.fromkeys(failed, answer["error"])
+            for other in [other for other in self.candidates if channel_of(other) == channel]:
+                self.candidates.remove(other)
+                self.left_out[other] = answer["error"]
             return None
         self.answers[candidate].append(answer)
         return answer
