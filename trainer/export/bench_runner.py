@@ -3,8 +3,8 @@
 Speed varies with the load of the machine. So all candidates answer the same texts in a round, in alternating order,
 and a ratio is computed within a round. The first round is a warm-up if there is time for more.
 
-A scenario is a batch size and a beam size (1 = greedy). A candidate is a name: "tutorial…" pads to data.max_length,
-"…-cuda" runs on a GPU, "…-batch" is int8 in batches. Its channel names the process that answers for it.
+A candidate is a name: "tutorial…" pads to data.max_length, "…-cuda" runs on a GPU, "…-batch" is int8 in batches. Its
+channel is the process that answers for it. A scenario is a batch size and a beam size (1 = greedy).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import os
 import signal
 import statistics
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -32,12 +32,10 @@ from trainer.export import bench_worker
 ROUNDS = 12  # of a scenario, at most
 TARGET_ROUNDS = 8  # into which the time of a scenario is divided
 REQUESTS = 50  # of a round, at most
-SLOW = 0.5  # times the tutorial's speed: slower candidates do not run in the next scenarios
 REFERENCES = ("tutorial", "torch")  # of the ratios
-PERCENTILES = (50, 95, 99)
+PERCENTILES = {50: 2, 95: 20, 99: 100}  # with the least requests, of which one may then be slower
 PACKAGE = Path(bench_worker.__file__).parents[2]
 Answer = dict[str, Any]
-Scenario = tuple[int, int]
 
 
 def channel_of(candidate: str) -> str:
@@ -57,16 +55,11 @@ class BenchRunner:
         self.courses: list[dict[str, Any]] = []  # the figures of each scenario
         self.left_out: dict[str, str] = {}
         self.cold: dict[str, float] = {}  # seconds from the start of a channel to its first answer
-        self.peaks: dict[str, dict[str, Any]] = {}
-        self.gpu: str | None = None
-        self._slow: set[str] = set()
+        self.answers: defaultdict[str, list[Answer]] = defaultdict(list)  # by candidate
         self._texts = itertools.cycle(texts)
         self._connections: dict[str, Connection] = {}
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         self._process: subprocess.Popen[bytes] | None = None
-        self._rates: dict[tuple[int, str], float] = {}  # seconds per text, by beam and candidate
-
-    # -- processes -----------------------------------------------------------------------------------------------------
 
     def start(self, run: Path, programs: dict[str, str]) -> None:
         """Start the processes, and let each of them answer one text. `programs`: run.py of the artifacts, by name."""
@@ -126,34 +119,19 @@ class BenchRunner:
                 self.candidates.remove(other)
                 self.left_out[other] = answer["error"]
             return None
-        self.gpu = answer.get("gpu", self.gpu)
-        peaks = self.peaks.setdefault(candidate, {"peak_bytes": None, "gpu_peak_bytes": None})
-        for key in peaks:
-            peaks[key] = _largest([peaks[key], answer.get(key)])
+        self.answers[candidate].append(answer)
         return answer
 
-    # -- measurements --------------------------------------------------------------------------------------------------
-
-    def run(self, scenarios: Sequence[Scenario]) -> None:
-        """Measure the scenarios one after another into `courses`. One that does not fit the budget is left out."""
+    def run(self, scenarios: Sequence[tuple[int, int]]) -> None:
+        """Measure the scenarios one after another into `courses`, each with an equal share of the time that is left."""
         for number, (batch, beam) in enumerate(scenarios):
-            left, needed = self.until - time.monotonic(), self._estimate(batch, beam)
-            title = f"batch {batch}, beam {beam}"
-            if needed > left:
-                self.left_out[title] = f"one round takes about {needed:.0f} s, of which {left:.0f} s were left"
-                continue
-            later = sum(self._estimate(*other) + needed < left for other in scenarios[number + 1 :])
+            share = (self.until - time.monotonic()) / (len(scenarios) - number)
             try:
-                course = self._measure(batch, beam, time.monotonic() + left / (later + 1))
+                self.courses.append(self._measure(batch, beam, time.monotonic() + share))
             except TimeUp:
-                self.left_out[title] = "it took longer than the time that was left"
+                titles = [f"batch {b}, beam {k}" for b, k in scenarios[number:]]
+                self.left_out |= dict.fromkeys(titles, "it took longer than the time that was left")
                 return
-            self.courses.append(course)
-            for name, cell in course["contestants"].items():
-                ratio = cell.get("times_tutorial", {"median": 1.0})["median"]
-                if ratio < SLOW and name.removesuffix("-cuda") not in REFERENCES:
-                    self.left_out[f"{name}, after batch {batch}"] = f"{ratio:.2f} times the tutorial's speed"
-                    self._slow.add(name)
 
     def _measure(self, batch: int, beam: int, until: float) -> dict[str, Any]:
         rounds: list[dict[str, Answer]] = []
@@ -161,12 +139,9 @@ class BenchRunner:
         while not rounds or (len(rounds) <= ROUNDS and time.monotonic() + longest < until):
             started = time.monotonic()
             texts = [list(itertools.islice(self._texts, batch)) for _ in range(requests)]
-            answers = {}
-            for candidate in self._running(batch)[:: -1 if len(rounds) % 2 else 1]:
-                if (answer := self._ask(candidate, texts, beam)) is not None:
-                    answers[candidate] = answer
-                    self._rates[beam, candidate] = sum(answer["seconds"]) / requests / batch
-            rounds.append(answers)
+            candidates = [c for c in self.candidates if batch > 1 or not c.endswith("-batch")]
+            answers = {c: self._ask(c, texts, beam) for c in candidates[:: -1 if len(rounds) % 2 else 1]}
+            rounds.append({candidate: answer for candidate, answer in answers.items() if answer is not None})
             longest = max(longest, time.monotonic() - started)
             if len(rounds) == 1:
                 requests = max(1, min(REQUESTS, int((until - started) / TARGET_ROUNDS / longest)))
@@ -179,15 +154,8 @@ class BenchRunner:
             "rounds": len(rounds),
             "warm_up": warm,
             "seconds": round(time.monotonic() - begun, 2),
-            "contestants": {name: _cell(name, batch, rounds) for name in self._running(batch)},
+            "contestants": {name: _cell(name, batch, rounds) for name in candidates if name in self.candidates},
         }
-
-    def _running(self, batch: int) -> list[str]:
-        return [c for c in self.candidates if c not in self._slow and (batch > 1 or not c.endswith("-batch"))]
-
-    def _estimate(self, batch: int, beam: int) -> float:
-        """Seconds of a round of one request, by the latest speeds; 0 if nothing is known yet."""
-        return sum(self._rates.get((beam, candidate), 0.0) for candidate in self._running(batch)) * batch
 
 
 def _cell(candidate: str, batch: int, rounds: Sequence[dict[str, Answer]]) -> dict[str, Any]:
@@ -200,7 +168,7 @@ def _cell(candidate: str, batch: int, rounds: Sequence[dict[str, Answer]]) -> di
         **latencies(seconds),
         "rows_per_second": len(seconds) * batch / sum(seconds),
         "tokens_per_second": sum(answer["tokens"] for answer in answers) / sum(seconds),
-        "peak_bytes": _largest([answer["peak_bytes"] for answer in answers]),
+        "peak_bytes": largest(answers, "peak_bytes"),
     }
     for other in (other for other in REFERENCES if all(other + device in answers for answers in rounds)):
         ratios = [_rate(answers[candidate]) / _rate(answers[other + device]) for answers in rounds]
@@ -212,18 +180,13 @@ def _rate(answer: Answer) -> float:
     return max(1, answer["tokens"]) / sum(answer["seconds"])
 
 
-def _largest(values: Sequence[int | None]) -> int | None:
-    return max((value for value in values if value is not None), default=None)
+def largest(answers: Sequence[Answer], key: str) -> int | None:
+    return max((answer[key] for answer in answers if key in answer), default=None)
 
 
 def latencies(seconds: Sequence[float]) -> dict[str, float | None]:
-    """Return p50_ms, p95_ms and p99_ms; None where there are fewer requests than `fewest_requests`."""
+    """Return p50_ms, p95_ms and p99_ms; None where there were too few requests."""
     return {
-        f"p{p}_ms": float(np.percentile(seconds, p)) * 1000 if len(seconds) >= fewest_requests(p) else None
-        for p in PERCENTILES
+        f"p{p}_ms": float(np.percentile(seconds, p)) * 1000 if len(seconds) >= least else None
+        for p, least in PERCENTILES.items()
     }
-
-
-def fewest_requests(percentile: int) -> int:
-    """Requests of which one may be slower than the percentile: 2 for p50, 20 for p95, 100 for p99."""
-    return math.ceil(100 / (100 - percentile))

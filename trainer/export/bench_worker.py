@@ -1,11 +1,11 @@
-"""A process of `rankzero bench`: it answers batches of texts and measures how long each takes.
+"""Answer batches of texts for `rankzero bench`, and measure how long each takes.
 
     python bench_worker.py '{"run": RUN, "threads": 2, "channels": {NAME: FD}, "programs": {NAME: TEXT}}'
 
-Jobs and answers are JSON messages through the socket of a channel. Each channel has its own process, forked from this
-one. Artifacts have `programs`: each is run by a run.py that this package has generated, without torch in the process;
-the run.py in the run directory is not executed. The other channels are the trained weights in torch, which is imported
-once. A model is loaded at the first job: that is the cold start.
+Jobs and answers are JSON messages through the socket of a channel. Every channel has its own process, forked from this
+one. Channels with a program are artifacts: each is run by a run.py that this package has generated, without torch in
+the process, never by the run directory's own. The others are the trained weights; torch is imported once for them. A
+model is loaded at the first job: that is the cold start.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ def weights(run: Path, channel: str) -> Answer:
     trained = TrainedRun.open(RunDir(run), Recipe)
     recipe, export = trained.recipe, trained.task.exporter()(trained.task)  # type: ignore[misc]
     model: Any = trained.model.to(device or "cpu", torch.bfloat16 if kind == "bf16" else None)
-    attention = getattr(recipe.model, "attention", None)
 
     @functools.cache
     def task_of(padded: bool, beam: int) -> Any:
@@ -66,12 +65,12 @@ def weights(run: Path, channel: str) -> Answer:
     @torch.no_grad()
     def answer(texts: Sequence[str], job: Job) -> Callable[[], int]:
         padded = job["candidate"].startswith("tutorial")
-        choose_attention(model, "auto" if padded else attention)  # the tutorial uses the library's default
+        choose_attention(model, "auto" if padded else getattr(recipe.model, "attention", None))
         task = task_of(padded, job["beam"])
         examples = task.encode_lines(texts)
         batch = {key: tensor.to(device or "cpu") for key, tensor in task.collate(examples).items()}
         records = [task.answer(record) for record in task.predict(model, batch)]  # waits for the GPU
-        read = [len(example.get("input_ids", ())) for example in examples]
+        read = (len(example.get("input_ids", ())) for example in examples)
         return lambda: _tokens(records, task.tokenizer.backend_tokenizer, read)
 
     if kind == "compiled":
@@ -99,31 +98,27 @@ def serve(connection: Connection, make: Callable[[], Answer], imported: float) -
             Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
         try:
             answer = answer or make()
-            reply = {**_measure(answer, job), **_memory(), "imported": imported}
+            reply = {**_measure(answer, job), "imported": imported}
         except Exception as error:  # any error of a library: the candidate is left out, with the reason
             reply = {"error": f"{type(error).__name__}: {str(error).strip()}"[:500]}
         connection.send_bytes(json.dumps(reply).encode())
 
 
 def _measure(answer: Answer, job: Job) -> dict[str, Any]:
+    """Seconds of each request, tokens of all, and the peak memory of the process and its GPU."""
     seconds, counts = [], []
     for texts in job["requests"]:
         started = time.perf_counter()
         counts.append(answer(texts, job))
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "tokens": sum(count() for count in counts)}
-
-
-def _memory() -> dict[str, Any]:
-    """Peak memory of the process since the job came, and of its GPU."""
-    memory: dict[str, Any] = {"peak_bytes": None}
+    result: dict[str, Any] = {"seconds": seconds, "tokens": sum(count() for count in counts)}
     with contextlib.suppress(OSError):
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        memory["peak_bytes"] = int(status["VmHWM"].split()[0]) * 1024
+        result["peak_bytes"] = int(status["VmHWM"].split()[0]) * 1024
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        memory |= {"gpu": torch.cuda.get_device_name(), "gpu_peak_bytes": torch.cuda.max_memory_allocated()}
-    return memory
+    if torch is not None and torch.cuda.is_initialized():
+        result["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+    return result
 
 
 def _fork(names: Iterable[str]) -> str | None:

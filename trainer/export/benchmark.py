@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from trainer.cpu_info import cores, cpuinfo
+from trainer.cpu_info import EMULATED, bf16_arithmetic, cores, cpuinfo
 from trainer.data.formats import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
 from trainer.export.artifact_integrity import facts, problems, read_gate
-from trainer.export.bench_runner import PERCENTILES, BenchRunner, TimeUp, channel_of, fewest_requests
+from trainer.export.bench_runner import PERCENTILES, BenchRunner, TimeUp, channel_of, largest
 from trainer.export.program import generated
 from trainer.export.task_export import TaskExport
 from trainer.recipe import Recipe
@@ -129,7 +129,7 @@ def bench_run(
         "format": FORMAT,
         "inputs": inputs,
         "task": kind,
-        "machine": _machine() | ({"gpu": runner.gpu} if runner.gpu else {}),
+        "machine": _machine() | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "threads": threads,
         "budget_seconds": seconds,
         "seconds": round(time.monotonic() - begun, 1),
@@ -137,7 +137,7 @@ def bench_run(
         "texts": len(texts),
         "words": words,
         "max_length": recipe.data.max_length,
-        "contestants": {c: _about(run, export, c, runner) for c in runner.candidates if c in runner.peaks},
+        "contestants": {c: _about(run, export, c, runner) for c in runner.candidates if c in runner.answers},
         "courses": runner.courses,
         **_recommendations(run, runner.courses, beam, seconds),
         "left_out": left_out | runner.left_out,
@@ -165,9 +165,12 @@ def _candidates(
     run: RunDir, export: type[TaskExport], compiled: bool
 ) -> tuple[list[str], dict[str, str], dict[str, str]]:
     """Return the candidates, the run.py of artifacts among them, and why other artifacts are left out."""
+    programs, left_out, impossible = {}, {}, run.reasons()
     names = ["tutorial", "torch", "bf16", *["compiled"] * (compiled and export.compiles)]
     names += ["tutorial-cuda", "torch-cuda", "bf16-cuda"] * torch.cuda.is_available()
-    programs, left_out, impossible = {}, {}, run.reasons()
+    if not bf16_arithmetic() and not (run.export / "bf16").is_dir():
+        names.remove("bf16")
+        left_out["bf16"] = EMULATED
     if compiled and not export.compiles:
         left_out["compiled"] = "not for this task: while decoding, the cache has another shape at every position"
     for name in ("onnx", "int8"):
@@ -194,7 +197,7 @@ def _about(run: RunDir, export: type[TaskExport], name: str, runner: BenchRunner
         "device": device,
         "bytes": sum(p.stat().st_size for p in files.iterdir() if ".onnx" in p.name or p.suffix == ".safetensors"),
         "cold_start_seconds": round(runner.cold[channel_of(name)], 2),
-        **runner.peaks[name],
+        **{key: largest(runner.answers[name], key) for key in ("peak_bytes", "gpu_peak_bytes")},
         "deployable": _deployable(run, name),
     }
     if name == "int8-batch":
@@ -229,7 +232,7 @@ def _missing_percentiles(courses: Sequence[Report]) -> list[str]:
     """A note on percentiles that are null, if there are any."""
     cells = [cell for course in courses for cell in course["contestants"].values()]
     missing = [p for p in PERCENTILES if any(cell[f"p{p}_ms"] is None for cell in cells)]
-    needed = ", ".join(f"p{p} needs {fewest_requests(p)}" for p in missing)
+    needed = ", ".join(f"p{p} needs {PERCENTILES[p]}" for p in missing)
     return [f"A percentile is left out where there were too few requests: {needed}"] if missing else []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -25,42 +25,47 @@ def show(report: Report, console: Console) -> None:
         f"{report['seconds']:.0f} s",
         soft_wrap=True,
     )
-    console.print(_speeds(report))
-    console.print(_costs(report))
+    speeds = ("batch", "", "p50 ms", "p95", "p99", "texts/s", "tokens/s", "× tutorial")
+    console.print(_table(speeds, _speeds(report), texts=2))
+    console.print(_table(("", "cold start s", "peak MB", "files MB", "may be deployed"), _costs(report), texts=1))
     recommended = {batch: name for batch, name in report["recommended"].items() if name is not None}
-    lines = [
+    for line in (
         *(f"batch {batch}: deploy {n} ({report['contestants'][n]['what']})" for batch, n in recommended.items()),
         *(f"batch {batch}: nothing is recommended: {why}" for batch, why in report["not_recommended"].items()),
         *(f"left out: {what}: {why}" for what, why in report["left_out"].items()),
-    ]
-    for line in [*lines, *report["notes"]]:
+        *report["notes"],
+    ):
         console.print(line, soft_wrap=True)
 
 
-def _table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
+    """`texts`: how many of the columns are no numbers. An empty row is a separator."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for name, justify in [*((name, "left") for name in texts), *((name, "right") for name in numbers)]:
-        table.add_column(name, no_wrap=True, justify=justify)  # type: ignore[arg-type]
+    for number, name in enumerate(columns):
+        table.add_column(name, no_wrap=True, justify="left" if number < texts else "right")
+    for row in rows:
+        if row:
+            table.add_row(*row)
+        else:
+            table.add_section()
     return table
 
 
-def _speeds(report: Report) -> Table:
-    table = _table(("batch", ""), ("p50 ms", "p95", "p99", "texts/s", "tokens/s", "× tutorial"))
+def _speeds(report: Report) -> Iterable[Sequence[str]]:
     beams = {course["beam"] for course in report["courses"]}
     for course in report["courses"]:
         title = str(course["batch"])
         if beams != {1}:
-            table.add_row(title, "greedy" if course["beam"] == 1 else f"beam {course['beam']}")
+            yield title, "greedy" if course["beam"] == 1 else f"beam {course['beam']}"
             title = ""
         for name, cell in course["contestants"].items():
             numbers = [_number(cell[key]) for key in ("p50_ms", "p95_ms", "p99_ms", "rows_per_second")]
             ratio = ""
             if spread := cell.get("times_tutorial"):
                 ratio = f"{_short(spread['median'])} ({_short(spread['low'])} - {_short(spread['high'])})"
-            table.add_row(title, name, *numbers, f"{cell['tokens_per_second']:,.0f}", ratio)
+            yield title, name, *numbers, f"{cell['tokens_per_second']:,.0f}", ratio
             title = ""
-        table.add_section()
-    return table
+        yield ()
 
 
 def _number(value: float | None) -> str:
@@ -72,11 +77,8 @@ def _short(value: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def _costs(report: Report) -> Table:
-    table = _table(("",), ("cold start s", "peak MB", "files MB", "may be deployed"))
+def _costs(report: Report) -> Iterable[Sequence[str]]:
     for name, about in report["contestants"].items():
         peak = about["gpu_peak_bytes"] if about["device"] == "cuda" else about["peak_bytes"]
-        deployable = "yes" if about["deployable"] else "no"
         start, files = f"{about['cold_start_seconds']:.1f}", f"{about['bytes'] / 1e6:,.1f}"
-        table.add_row(name, start, f"{peak / 1e6:,.0f}" if peak else "", files, deployable)
-    return table
+        yield name, start, f"{peak / 1e6:,.0f}" if peak else "", files, "yes" if about["deployable"] else "no"

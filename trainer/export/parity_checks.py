@@ -79,6 +79,13 @@ class Comparison:
             check["note"] = f"only {len(self.rows):,} rows (under {FEW:,}): the interval is wide"
         return check
 
+    def accuracy(self, key: str, limit: float | None) -> Check:
+        """Check the share of rows whose answer has the target under this key."""
+        pairs = zip(self.rows, self.answers, strict=True)
+        hits = np.array([[a[key] == row.target, row.answer[key] == row.target, 1.0] for row, a in pairs])
+        difference = lambda sums: (sums[0] - sums[1]) / sums[2]  # noqa: E731
+        return self.paired(hits.mean(0).tolist()[:2], limit, hits, difference)
+
 
 def largest_gap(a: Any, b: Any) -> float:
     """Return the largest absolute difference, `HUGE` if there is NaN or Inf."""

@@ -113,21 +113,8 @@ class TaskExport:
         By default, the share of rows whose "prediction" is the target.
         """
         c = comparison
-        hits = np.array(
-            [
-                [a["prediction"] == row.target, row.answer["prediction"] == row.target]
-                for row, a in zip(c.rows, c.answers, strict=True)
-            ],
-            dtype=float,
-        )
-        accuracy = c.paired(
-            hits.mean(0).tolist(),
-            limit=c.limits.int8_accuracy,
-            table=np.pad(hits, ((0, 0), (0, 1)), constant_values=1.0),
-            difference=lambda sums: (sums[0] - sums[1]) / sums[2],
-        )
         gaps = [float(a["prediction"] != row.answer["prediction"]) for row, a in zip(c.rows, c.answers, strict=True)]
-        return {"accuracy": accuracy}, c.worst_rows(gaps, "prediction")
+        return {"accuracy": c.accuracy("prediction", c.limits.int8_accuracy)}, c.worst_rows(gaps, "prediction")
 
 
 def log_sum_exp(logits: Array) -> Array:

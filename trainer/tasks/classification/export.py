@@ -102,11 +102,5 @@ class ClassificationExport(TaskExport):
             "limit": 0 if c.exact else None,
             "largest_probability_difference": max(gaps),
         }
-        hits = np.array([[t == row.target, o == row.target] for row, o, t in zip(c.rows, ours, theirs, strict=True)])
-        accuracy = c.paired(
-            hits.mean(0).tolist(),
-            limit=None if c.exact else c.limits.int8_accuracy,
-            table=np.pad(hits.astype(float), ((0, 0), (0, 1)), constant_values=1.0),
-            difference=lambda sums: (sums[0] - sums[1]) / sums[2],
-        )
+        accuracy = c.accuracy("label", None if c.exact else c.limits.int8_accuracy)
         return {"classes": classes, "accuracy": accuracy}, c.worst_rows(gaps, "label")
