@@ -1,5 +1,5 @@
-"""Language modelling on plain text: `text` in. Objective causal: say every next token; mlm: say what was masked."""
+"""Language modeling on plain text. Objective causal: predict the next token; mlm: predict masked tokens."""
 
-from trainer.tasks.language_modeling.task import LanguageModeling
+from trainer.tasks.language_modeling.task import AnyLanguageModeling
 
-TASK = LanguageModeling
+TASK = AnyLanguageModeling

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
 from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Record, Texts, attention_row
-from trainer.tasks.language_modeling.task import LanguageModeling
+from trainer.tasks.language_modeling.base import LanguageModeling
 
 if TYPE_CHECKING:
     from pathlib import Path

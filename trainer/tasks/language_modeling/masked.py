@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.task.base import Assessed, Batch, Example, Record, Texts
+from trainer.tasks.language_modeling.base import LanguageModeling
 from trainer.tasks.language_modeling.metric_specs import MASKED_SPECS
-from trainer.tasks.language_modeling.task import LanguageModeling
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,78 @@
+"""What causal and masked language models share: rows of `text`, settings and scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from trainer.recipe.sections import Section
+from trainer.task.base import Record, Roles, Task, Texts
+from trainer.task.metrics import Metric
+from trainer.tasks.language_modeling.metric_specs import SPECS
+
+
+class LanguageModelingConfig(Section):
+    """`task` section of a language modelling recipe."""
+
+    kind: Literal["language_modeling"] = "language_modeling"
+    objective: Literal["mlm", "causal"] = Field("mlm", description="mlm: masked words; causal: the next token")
+    mask_share: float = Field(
+        0.15, gt=0, lt=1, description="share of a row's tokens that are masked, at least one (mlm)"
+    )
+    packing: bool = Field(
+        True, description="documents share sequences of data.max_length tokens; false: each has its own (causal)"
+    )
+    cross_documents: bool = Field(False, description="a document sees those before it in its sequence (causal)")
+
+
+class LanguageModeling(Task):
+    """Base of all language models: rows, settings and the scores that they share."""
+
+    kind = "language_modeling"
+    config = LanguageModelingConfig
+    reporter_path = "trainer.tasks.language_modeling.report:LanguageModelingReport"
+    models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
+    labels_are_tokens = True
+    inputs = ("input_ids",)
+    metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
+    toy_rows = (
+        {"text": "A wonderful film that nobody should miss."},
+        {"text": "Two hours of boredom, and no end."},
+        {"text": "Great!"},
+        {"text": "The worst thing that I have seen this year."},
+    )
+
+    @classmethod
+    def roles(cls, config: LanguageModelingConfig) -> Roles:
+        return {"text": None}
+
+    @property
+    def settings(self) -> LanguageModelingConfig:
+        config: Any = self.recipe.task
+        return config
+
+    def input_text(self, row: Texts) -> str:
+        return row["text"]
+
+    def target_text(self, row: Texts) -> str:
+        return row["text"]
+
+    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+        """loss, perplexity and accuracy over the tokens asked for."""
+        from trainer.evaluation.metrics import Perplexity
+        from trainer.evaluation.predictions import in_corpus_order
+
+        ordered = in_corpus_order(records)
+        tokens = [record["tokens"] for record in ordered]
+        losses = [float(record["loss"]) for record in ordered]
+        scores = Perplexity().compute(losses=losses, tokens=tokens, resamples=resamples)
+        hits = math.fsum(record["correct"] for record in ordered)
+        more = self.further_scores(ordered, resamples)
+        return {**scores, **more, "accuracy": hits / sum(tokens), "rows": len(ordered)}
+
+    def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
+        """Those of this objective alone, from records in corpus order."""
+        return {}
