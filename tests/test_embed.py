@@ -172,7 +172,7 @@ def test_what_it_cannot_do_is_told_with_2(bert: Path, run: Path, recipe: Path, t
         ([bert, "a", "--max-length", "2"], ["--max-length 2", "3 or more"]),
         ([tmp_path, "a"], ["neither a run directory", "nor a model"]),
         (["/no/such/model", "a"], ["'/no/such/model' cannot be loaded", "pkg://package/folder"]),
-        ([translation, "a"], ["task translation", "allowed: classification, language_modeling"]),
+        ([translation, "a"], ["task translation", "runs of classifiers and language models"]),
     ):
         ended = command(tmp_path, *words).check(2)
         assert "Traceback" not in ended.text

@@ -17,7 +17,10 @@ import typer
 
 from trainer.cli import run_app
 from trainer.errors import DataError
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir, Status, read_json, write_atomically, write_json
+from trainer.task.base import Task
+from trainer.task.registry import task_class
 
 SPLITS = ("validation", "test")
 
@@ -42,9 +45,10 @@ def compare(runs: Sequence[Path], out: Path) -> dict[str, Any]:
             raise DataError(f"{', '.join(lacking)}: not evaluated on {split}; rankzero evaluate RUN --split {split}")
         comparison["splits"][split] = {name: _summary(scores, name) for name in _names(scores)}
     comparison["best"] = _best(runs)
-    if (kind := _task(runs[0])) == "classification":
+    task = _task(runs[0])
+    if task.averages:
         comparison["ensemble"] = {split: _ensemble(runs, split, out) for split in comparison["splits"]}
-    comparison["task"] = kind
+    comparison["task"] = task.kind
     write_json(out / "comparison.json", comparison)
     write_atomically(out / "comparison.md", to_markdown(comparison))
     return comparison
@@ -71,9 +75,6 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
     chosen = [(read_json(RunDir(run).manifest) or {}).get("stages", {}).get("model", {}) for run in runs]
     if not all(stage.get("metric") and stage.get("value") is not None for stage in chosen):
         return None
-    from trainer.recipe_loading import Recipe
-    from trainer.task.registry import task_class
-
     recipe = Recipe.load(RunDir(runs[0]).recipe)
     metric = chosen[0]["metric"]
     sign = 1 if task_class(recipe).metrics[metric] == "min" else -1
@@ -81,10 +82,9 @@ def _best(runs: Sequence[Path]) -> dict[str, Any] | None:
     return {"run": str(run), "metric": metric, "value": stage["value"], "split": "validation"}
 
 
-def _task(run: Path) -> str:
-    from trainer.recipe_loading import Recipe
+def _task(run: Path) -> type[Task]:
 
-    return str(Recipe.load(RunDir(run).recipe).task.kind)
+    return task_class(Recipe.load(RunDir(run).recipe))
 
 
 def _ensemble(runs: Sequence[Path], split: str, out: Path) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from trainer.task.base import Example
 
 Pooling = Literal["cls", "mean", "tokens"]
 POOLINGS = ("cls", "mean", "tokens")
-KINDS = ("classification", "language_modeling")  # tasks whose trunk reads one text
 TOKENS_PER_BATCH = 4096
 WINDOW = {"cls": 512, "mean": 512, "tokens": 64}  # texts that are in memory and sorted by length together
 WIDTH_MULTIPLE = 8  # of widths where possible, so that few shapes occur
@@ -81,8 +80,11 @@ class Embedder:
             CheckpointError: its model has not been written yet.
         """
         task = TrainedRun.task_of(run, recipe_type)
-        if task.kind not in KINDS:
-            raise UsageError(f"embed: {run.path} is a run of task {task.kind}; allowed: {', '.join(KINDS)}")
+        if not task.embeds:
+            raise UsageError(
+                f"embed: {run.path} is a run of task {task.kind}, whose model does not read single texts; allowed are "
+                "runs of classifiers and language models, or a pretrained model"
+            )
         room = max_length or task.recipe.data.max_length
         if room > task.recipe.data.max_length:
             raise UsageError(

@@ -55,6 +55,8 @@ class Task(ABC):
     kind: ClassVar[str]
     config: ClassVar[type[Section]]
     models: ClassVar[tuple[str, ...]]  # the kinds of model that can do it
+    embeds: ClassVar[bool] = False  # the trunk reads single texts, whose states `rankzero embed` returns
+    averages: ClassVar[bool] = False  # predictions have probabilities, which `rankzero ensemble` averages
     labels_are_tokens: ClassVar[bool] = False  # the loss is compared with that of guessing tokens by their frequency
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first

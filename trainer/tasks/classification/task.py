@@ -92,6 +92,8 @@ class Classification(Task):
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
     reporter_path = "trainer.tasks.classification.report:ClassificationReport"
+    embeds = True
+    averages = True
     inputs = ("input_ids",)
     metric_specs = SPECS
     cheap_metrics = ()

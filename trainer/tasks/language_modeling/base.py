@@ -35,6 +35,7 @@ class LanguageModeling(Task):
     config = LanguageModelingConfig
     reporter_path = "trainer.tasks.language_modeling.report:LanguageModelingReport"
     models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
+    embeds = True
     labels_are_tokens = True
     inputs = ("input_ids",)
     metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
