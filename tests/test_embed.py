@@ -164,7 +164,7 @@ def test_what_it_cannot_do_is_told_with_2(bert: Path, run: Path, recipe: Path, t
     for words, told in (
         ([bert, "a", "--pooling", "max"], ["--pooling max", "cls, mean, tokens"]),
         ([bert, "a", "--out", tmp_path / "x.csv"], ["x.csv", ".npy or .parquet"]),
-        ([bert, "a", "--out", out, "--pooling", "tokens"], ["no array", ".parquet", "cls or mean"]),
+        ([bert, "a", "--out", out, "--pooling", "tokens"], ["not an array", ".parquet", "cls or mean"]),
         ([bert, "a", "--out", tmp_path / "no/x.npy"], ["no/x.npy cannot be written", "No such file"]),
         ([bert, "--out", out], ["there is no text"]),
         ([bert, "a", "--max-length", "41"], ["--max-length 41", "40 positions"]),
@@ -172,7 +172,7 @@ def test_what_it_cannot_do_is_told_with_2(bert: Path, run: Path, recipe: Path, t
         ([bert, "a", "--max-length", "2"], ["--max-length 2", "3 or more"]),
         ([tmp_path, "a"], ["neither a run directory", "nor a model"]),
         (["/no/such/model", "a"], ["'/no/such/model' cannot be loaded", "pkg://package/folder"]),
-        ([translation, "a"], ["task translation", "runs of classifiers and language models"]),
+        ([translation, "a"], ["task translation", "runs of classifiers"]),
     ):
         ended = command(tmp_path, *words).check(2)
         assert "Traceback" not in ended.text
