@@ -15,8 +15,9 @@ import torch
 from benchmarks.contestant import serve_passes
 from benchmarks.corpus import RECIPE
 from trainer.data.lanes import Bookmark
-from trainer.data.loader import load_epoch, owned_lanes
+from trainer.data.loader import load_epoch
 from trainer.data.tokenization import load_tokenizer
+from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import Corpus
 from trainer.recipe_loading import load_recipe
 from trainer.task.registry import make_task
@@ -28,7 +29,7 @@ def main() -> None:
     recipe = load_recipe(RECIPE, settings["overrides"])
     task = make_task(recipe, load_tokenizer(settings["tokenizer"]))
     server = Corpus(recipe, task).lanes()
-    groups = owned_lanes(recipe.data.lanes, 0, 1, recipe.loop.fuse_lanes)
+    groups = DataParallel(0, 1).lane_groups(recipe.data.lanes, recipe.loop.fuse_lanes)
 
     def one_pass(number: int) -> Iterator[tuple[int, int, int]]:
         marks = {lane: Bookmark(number) for lane in range(recipe.data.lanes)}

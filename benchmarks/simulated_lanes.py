@@ -23,7 +23,7 @@ import numpy as np
 
 from trainer.data.counter_rng import permutation
 from trainer.data.lanes import Bookmark, Example, LanePlan, LaneServer, MicroBatch, RowId
-from trainer.data.loader import owned_lanes
+from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import deals_whole_shards
 from trainer.engine.progress import Progress
 from trainer.rundir import read_json, write_json
@@ -119,7 +119,7 @@ class World:
 
     def readers(self, ranks: int) -> list[list[int]]:
         """The lanes of each rank."""
-        return [owned_lanes(self.plan.lanes, rank, ranks, self.plan.lanes)[0] for rank in range(ranks)]
+        return [DataParallel(rank, ranks).lane_groups(self.plan.lanes, self.plan.lanes)[0] for rank in range(ranks)]
 
 
 def served(

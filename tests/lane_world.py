@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from trainer.data import loader
 from trainer.data.lanes import Bookmark, Example, LanePlan, LaneServer, RowId
-from trainer.data.loader import Batch, load_epoch, owned_lanes
+from trainer.data.loader import Batch, load_epoch
+from trainer.data_parallel import DataParallel
 from trainer.engine.progress import Progress
 
 settings.register_profile(
@@ -133,7 +134,7 @@ def run(world: World, state: Any, place: Place, steps: int | None = None) -> tup
     A rank has only what its own part of `state` and its own loader give it.
     """
     ranks = [Progress.from_json(as_json(state)) for _ in range(place.ranks)]
-    groups = [owned_lanes(world.plan.lanes, rank, place.ranks, place.fuse) for rank in range(place.ranks)]
+    groups = [DataParallel(rank, place.ranks).lane_groups(world.plan.lanes, place.fuse) for rank in range(place.ranks)]
     owner = {lane: rank for rank, own in enumerate(groups) for group in own for lane in group}
     done: list[Step] = []
 

@@ -14,10 +14,11 @@ import pytest
 
 from trainer.data.discovery import Shard
 from trainer.data.lanes import LanePlan, RowId
-from trainer.data.loader import Loaded, load_epoch, owned_lanes
+from trainer.data.loader import Loaded, load_epoch
 from trainer.data.prepare import prepare, prepared_tokenizer
 from trainer.data.sources import Source
 from trainer.data.tokenization import train_tokenizer
+from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import Corpus, deals_whole_shards
 from trainer.engine.progress import Progress
 from trainer.errors import DataError
@@ -79,7 +80,7 @@ def train(
     """Steps of all ranks from a state as a checkpoint holds it, at most `steps`; the state afterwards."""
     data, task = found.recipe.data, found.task
     progress = Progress.from_json(json.loads(json.dumps(state)))
-    groups = [owned_lanes(data.lanes, rank, ranks, fuse) for rank in range(ranks)]
+    groups = [DataParallel(rank, ranks).lane_groups(data.lanes, fuse) for rank in range(ranks)]
     done: list[Ids] = []
     seen: list[Loaded] = []
     while progress.epoch < 2:

@@ -38,7 +38,7 @@ from lane_world import (
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from trainer.data.lanes import Bookmark, LanePlan, LaneServer
-from trainer.data.loader import Loaded, _unchanged, load_epoch, owned_lanes
+from trainer.data.loader import Loaded, _unchanged, load_epoch
 from trainer.data_parallel import DataParallel
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
@@ -73,7 +73,7 @@ def children() -> list[Any]:
 @settings(PROPERTY, max_examples=100)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5))
 def test_every_lane_has_one_owner(lanes: int, world: int, fuse: int) -> None:
-    owned = [owned_lanes(lanes, rank, world, fuse) for rank in range(world)]
+    owned = [DataParallel(rank, world).lane_groups(lanes, fuse) for rank in range(world)]
     flat = [[lane for group in groups for lane in group] for groups in owned]
     assert sorted(lane for own in flat for lane in own) == list(range(lanes))
     assert max(map(len, flat)) - min(map(len, flat)) <= 1

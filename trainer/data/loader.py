@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
-from trainer.data_parallel import DataParallel
 from trainer.errors import RankzeroError, UsageError
 
 Batch = dict[str, torch.Tensor]
@@ -45,11 +44,6 @@ class Loaded:
 def _received(fields: dict[str, Any]) -> Loaded:
     inputs = {name: torch.from_numpy(array) for name, array in fields["inputs"].items()}
     return Loaded(**{**fields, "inputs": inputs})
-
-
-def owned_lanes(lanes: int, rank: int, world: int, fuse: int) -> list[list[int]]:
-    """Return the lanes of a rank in groups that are fused into one forward."""
-    return DataParallel(rank, world).lane_groups(lanes, fuse)
 
 
 class _Steps(IterableDataset):  # type: ignore[type-arg]

@@ -11,7 +11,7 @@ from launch.tools.plan.activation_trace import Shapes, Trace, peak_of, trace_eva
 from launch.tools.plan.engine_memory import FULL, RankMemory, Setting
 from launch.tools.plan.engines import ENGINES, Engine
 from launch.tools.plan.layout import FakeModel, fake_model
-from trainer.data.loader import owned_lanes
+from trainer.data_parallel import DataParallel
 from trainer.errors import UsageError
 from trainer.task.base import Task
 
@@ -139,7 +139,7 @@ class Planner:
 
     def _passes(self, ranks: int) -> int:
         """Return the forwards and backwards of rank zero in a step. No rank has more."""
-        lanes = owned_lanes(self.recipe.data.lanes, 0, ranks, self.recipe.loop.fuse_lanes)
+        lanes = DataParallel(0, ranks).lane_groups(self.recipe.data.lanes, self.recipe.loop.fuse_lanes)
         return len(lanes) * (1 if self.recipe.optim.adversarial.kind == "none" else 2)
 
     def _trace(self, half: bool, autocast: bool, checkpointing: bool) -> Trace:

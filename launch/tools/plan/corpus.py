@@ -11,10 +11,11 @@ import pyarrow.parquet as parquet
 from launch.tools.plan.activation_trace import Shapes
 from trainer.data.counter_rng import uniform
 from trainer.data.lanes import Bookmark
-from trainer.data.loader import Loaded, load_epoch, owned_lanes
+from trainer.data.loader import Loaded, load_epoch
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Row, Source, open_split
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
 from trainer.recipe import Recipe, changed_keys, read_yaml
@@ -167,7 +168,7 @@ def _first_epoch(corpus: Corpus, most: float) -> CorpusSize:
         corpus.lanes(),
         task.collate,
         task.tokens,
-        owned_lanes(recipe.data.lanes, 0, 1, recipe.loop.fuse_lanes),
+        DataParallel(0, 1).lane_groups(recipe.data.lanes, recipe.loop.fuse_lanes),
         {lane: Bookmark() for lane in range(recipe.data.lanes)},
         inputs=task.inputs,
         corrupt=task.corrupt,

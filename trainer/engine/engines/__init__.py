@@ -16,8 +16,6 @@ from trainer.errors import UsageError
 
 __all__ = ["BUCKET", "Engine", "EngineOptions", "deepspeed_config", "layer_classes", "make_engine", "running_engine"]
 
-SHARDED = tuple(name for name, spec in ENGINES.items() if spec.sharded)
-
 
 def make_engine(name: str, options: EngineOptions) -> Engine:
     """Return the engine of a name, with its accelerator. The caller checks that it is the one that runs.
