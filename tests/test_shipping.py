@@ -16,7 +16,8 @@ from export_world import EXPORT
 from processes import next_logs, run_ranks, status, train
 
 from trainer.api import check_export
-from trainer.report.card import cell, write_card
+from trainer.report.card import write_card
+from trainer.report.formats import cell
 from trainer.rundir import RunDir
 
 pytestmark = pytest.mark.ranks

@@ -58,7 +58,7 @@ def code(text: str) -> Markup:
 
 
 def cell(value: object) -> str:
-    """Text within a line or table of Markdown, with no markup of its own."""
+    """Text within a line or table of Markdown, without markup."""
     return re.sub(r"([|<>`*_\[\]\\])", r"\\\1", " ".join(str(value).split()))
 
 

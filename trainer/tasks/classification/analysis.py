@@ -85,7 +85,7 @@ def classification_report(records: Sequence[Record], labels: Sequence[str]) -> t
     Returns:
         numbers: {"classes": [{"label", "precision", "recall", "f1-score", "support"}], "accuracy", "macro avg": {…},
             "weighted avg": {…}}. "classes" has the order of `labels`, with null scores for a class that does not occur.
-            A class is also a key of its own, as scikit-learn writes it, unless its name is another key's.
+            Each class is also a key, as in scikit-learn's dictionary, unless its name is another key's.
         text: the table with one line for each class that occurs, and the names of the others.
     """
     from sklearn.metrics import classification_report as report

@@ -102,7 +102,7 @@ class ClassificationReport(TaskReport):
     def goal(self) -> tuple[str, str]:
         names = f" ({', '.join(map(label, self.names))})" if len(self.names) <= FEW_CLASSES else ""
         unit = "labelled pairs of texts" if self.recipe["task"].get("pair") else "labelled texts"
-        return f"tell {len(self.names)} classes of texts apart{names}", unit
+        return f"classify texts into {len(self.names)} classes{names}", unit
 
     def baseline(self) -> str:
         name, most = Counter(record["target"] for record in self.records).most_common(1)[0]
