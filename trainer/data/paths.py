@@ -1,4 +1,4 @@
-"""Columns by name or dotted path, in the rows and in the schema of a file."""
+"""Find columns by name or dotted path, in rows and in the schema of a file."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def matching(names: Iterable[str], column: str) -> str | None:
     names = list(names)
     if column in names:
         return column
-    found = [name for name in names if name.strip() == column.strip()]
-    return found[0] if len(found) == 1 else None
+    same = [name for name in names if name.strip() == column.strip()]
+    return same[0] if len(same) == 1 else None
 
 
 def leaves(values: Mapping[str, object], prefix: str = "") -> list[str]:
     """Return the paths that `data.columns` can name in a row: {"t": {"de": …, "en": …}} has t.de and t.en."""
-    found: list[str] = []
+    paths: list[str] = []
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found += leaves(value, f"{prefix}{name}.")
+            paths += leaves(value, f"{prefix}{name}.")
         else:
-            found.append(f"{prefix}{name}")
-    return found
+            paths.append(f"{prefix}{name}")
+    return paths

@@ -12,7 +12,8 @@ from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key
 from trainer.data.lanes import LanePlan, LaneServer
 from trainer.data.paths import MISSING, value_at
-from trainer.data.sources import Row, Source, held_out, open_split
+from trainer.data.roles import Label
+from trainer.data.sources import Row, Source, belongs, open_split
 from trainer.errors import DataError
 from trainer.recipe import Recipe
 from trainer.task.base import Example, Task, Texts
@@ -98,9 +99,7 @@ class Corpus:
             if data.on_bad_row == "fail":
                 raise DataError(texts.describe(source.shards[row.id[0]].name))
             return None
-        if not isinstance(data.validation, float) or split == "test":
-            return texts
-        return texts if held_out(texts, data.validation) == (split == "validation") else None
+        return texts if belongs(texts, data, split) else None
 
     def _windows(self, split: str) -> Iterator[list[tuple[str, Texts]]]:
         most = self.recipe.evaluation.max_rows
@@ -132,10 +131,11 @@ class Corpus:
         return [(example, self.task.length(example), begun) for example, begun in self.task.pack(examples)]
 
     def _label(self, row: Row) -> str | None:
-        if "label" not in self.roles:
+        """Return the label of a row that is not cleaned yet, to watch how labels are distributed in blocks."""
+        role = next((name for name, role in self.roles.items() if isinstance(role, Label)), None)
+        if role is None:
             return None
-        column = "label" if row.example is not None else self.recipe.data.columns.get("label", "label")
-        value = value_at(row.values, column)
+        value = value_at(row.values, role if row.example is not None else self.recipe.data.columns.get(role, role))
         return None if value is None or value is MISSING else str(value)
 
 
