@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainer.data.paths import MISSING, leaves, value_at
+from trainer.data.paths import MISSING, flat, value_at
 from trainer.data.roles import BadValue, Cleaner, Roles
 from trainer.errors import UsageError
 
@@ -200,7 +200,7 @@ def clean_row(row: Row, roles: Roles, columns: Mapping[str, str], clean: Cleaner
         column = columns.get(name, name)
         raw = value_at(row.values, column)
         if raw is MISSING:
-            return BadRow(row.id, "is missing", column, f"; columns here: {', '.join(leaves(row.values)) or 'none'}")
+            return BadRow(row.id, "is missing", column, f"; columns here: {', '.join(flat(row.values)) or 'none'}")
         try:
             values[name] = role.convert(raw, clean)
         except BadValue as error:

@@ -20,18 +20,6 @@ SYNONYMS = {
 FIRST_OF_PAIR = "sentence1 text1 text_a question1 premise question query"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 WORDS = 4  # a name of so many words is a sentence
-DEPTH = 3  # of nested objects
-
-
-def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return the values of a row with those of nested objects by dotted path: {"translation.de": …}."""
-    flattened: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value and prefix.count(".") < DEPTH:
-            flattened |= flat(value, f"{prefix}{name}.")
-        else:
-            flattened[f"{prefix}{name}"] = value
-    return flattened
 
 
 def guess_columns(
@@ -41,7 +29,7 @@ def guess_columns(
 
     Args:
         roles: of the task.
-        rows: a few rows of the file, by column (see `flat`).
+        rows: a few rows of the file, by column (see `paths.flat`).
         columns: `data.columns` as it is. Columns that the file has are kept.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+DEPTH = 3  # of nested objects that messages list
 MISSING = object()
 UNREAD = type("Unread", (), {"__repr__": lambda self: "<not read>"})()
 """The value of a column that exists in the file and that the task does not use."""
@@ -37,12 +38,12 @@ def matching(names: Iterable[str], column: str) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
-def leaves(values: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Return the paths that `data.columns` can name in a row: {"t": {"de": …, "en": …}} has t.de and t.en."""
-    paths: list[str] = []
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return the values of a row by the paths that `data.columns` can name: {"t": {"de": …}} has t.de."""
+    flattened: dict[str, object] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            paths += leaves(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and value and prefix.count(".") < DEPTH:
+            flattened |= flat(value, f"{prefix}{name}.")
         else:
-            paths.append(f"{prefix}{name}")
-    return paths
+            flattened[f"{prefix}{name}"] = value
+    return flattened

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trainer.data.cleaning import BadRow
-from trainer.data.columns import as_yaml, flat, guess_columns, header_for, is_no_header
+from trainer.data.columns import as_yaml, guess_columns, header_for, is_no_header
 from trainer.data.discovery import Shard
 from trainer.data.labels import guess_classes, hidden_difference, is_unlabeled
+from trainer.data.paths import flat
 from trainer.data.roles import Label, Labels, Roles
 from trainer.data.sources import Row
 from trainer.recipe.sections import DataConfig

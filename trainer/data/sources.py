@@ -146,7 +146,7 @@ class ShardStream:
 def open_split(data: DataConfig, split: Split, roles: Roles | None = None) -> Source | None:
     """Return the shards of a split, or None if the recipe has no such split.
 
-    A share of train for `validation` gives the train source. `belongs` tells which of its rows are in which split.
+    A share of train for `validation` gives the train source. `belongs` selects the rows of each split.
 
     Args:
         data: the section of the recipe.

@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from trainer.data.formats import BadFile, Parsed, opened
 from trainer.data.labels import ClassIndex
 from trainer.data.paths import UNREAD, matching
@@ -36,8 +39,6 @@ def table_batches(url: str, kind: str, row: int, reading: Reading) -> Iterator[l
 
 
 def _parquet(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
     with opened(url) as stream, pq.ParquetFile(stream) as file:
         columns = _chosen(file.schema_arrow, reading)
         for group in range(file.metadata.num_row_groups):
@@ -53,8 +54,6 @@ def _parquet(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
 
 def _arrow(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
     """Yield batches of an Arrow IPC stream, as `save_to_disk` writes it, or of an Arrow file (Feather)."""
-    import pyarrow as pa
-
     with opened(url) as stream:
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
@@ -76,8 +75,6 @@ def _arrow(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
 
 def _types(fields: Any, prefix: str = "") -> dict[str, Any]:
     """Return dotted path -> type of every column that is not a struct, and of the fields of structs."""
-    import pyarrow as pa
-
     types: dict[str, Any] = {}
     for field in fields:
         if pa.types.is_struct(field.type):
@@ -108,8 +105,6 @@ def _chosen(schema: Any, reading: Reading | None) -> list[str] | None:
 
 
 def _is_readable(kind: Any, may_be_list: bool) -> bool:
-    import pyarrow as pa
-
     t = pa.types
     if t.is_dictionary(kind):
         return _is_readable(kind.value_type, may_be_list)

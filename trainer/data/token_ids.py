@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-SPACE = "▁"  # stands for the space before a word, as in SentencePiece
+SPACE = "▁"  # represents the space before a word, as in SentencePiece
 REMEMBERED_WORDS = 200_000  # about 40 MB; then the memory is cleared
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.recipe.sections import Section
 from trainer.data.roles import Roles, Text
+from trainer.recipe.sections import Section
 from trainer.task.base import Record, Task, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.language_modeling.metric_specs import SPECS
