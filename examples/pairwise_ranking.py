@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainer.task import IGNORED, Assessed, Batch, Example, Record, Roles, Section, Task, Texts
+from trainer.task import IGNORED, Assessed, Batch, Example, Record, Roles, Row, Section, Task, Text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,18 +30,18 @@ class PairwiseRanking(Task):
     inputs = ("input_ids",)
     metrics: ClassVar[dict[str, str]] = {"loss": "min", "accuracy": "max"}
     cheap_metrics: ClassVar[tuple[str, ...]] = ("loss",)
-    toy_rows: ClassVar[tuple[Texts, ...]] = (
+    toy_rows: ClassVar[tuple[Row, ...]] = (
         {"better": "A wonderful film.", "worse": "A boring film."},
         {"better": "I liked every minute of it.", "worse": "Two hours of boredom, and no end."},
     )
 
     @classmethod
     def roles(cls, config: PairwiseRankingConfig) -> Roles:
-        return {"better": None, "worse": None}
+        return {"better": Text(), "worse": Text()}
 
     # -- rows to micro-batches: all tensors have one entry per row first, so that a micro-batch can be split ---------
 
-    def encode(self, rows: Sequence[Texts]) -> list[Example]:
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
         ids = self.token_ids(rows)
         room = self.recipe.data.max_length - self.layout.special
         return [
@@ -99,15 +99,15 @@ class PairwiseRanking(Task):
             for better, worse in scores.tolist()
         ]
 
-    def row_of(self, line: str) -> Texts:
+    def row_of(self, line: str) -> Row:
         """A line is two texts with a tab between them, or one text, which is then compared with an empty one."""
         better, _, worse = line.partition("\t")
         return {"better": better, "worse": worse}
 
-    def input_text(self, row: Texts) -> str:
+    def input_text(self, row: Row) -> str:
         return f"{row['better']}\t{row['worse']}"
 
-    def target_text(self, row: Texts) -> str:
+    def target_text(self, row: Row) -> str:
         return "better"
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:

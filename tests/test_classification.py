@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from trainer.data.cleaning import BadRow, clean_row
+from trainer.data.roles import Label, Text
 from trainer.data.sources import Row as SourceRow
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.evaluate import selection_score
@@ -101,8 +102,8 @@ def test_truth_values_are_labels(tmp_path: Path, labels: dict[Any, str]) -> None
     for value in (True, "true", "True", " TRUE "):
         assert task.encode([{"text": "a", "label": label(value)}])[0]["label"] == [0], value
     assert task.encode([{"text": "a", "label": label(False)}])[0]["label"] == [1]
-    assert label(True, {"text": None, "label": frozenset("01")}) == "1"
-    found = label(True, {"text": None, "label": frozenset(["yes"])})
+    assert label(True, {"text": Text(), "label": Label("01")}) == "1"
+    found = label(True, {"text": Text(), "label": Label(["yes"])})
     assert found.reason == "holds 'true', which is not in task.labels", "as the file writes it"
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from benchmarks.cleaners import UNITS, text_of
 from trainer.data.cleaning import (
     CLEANERS,
-    MAX_CHARACTERS,
     BadRow,
     clean_row,
     cleaner,
@@ -26,6 +25,7 @@ from trainer.data.cleaning import (
     strip_tags,
     unescape_html,
 )
+from trainer.data.roles import MAX_CHARACTERS, Label, Text
 from trainer.data.sources import Row
 from trainer.errors import UsageError
 
@@ -131,6 +131,8 @@ def test_steps_neither_fail_nor_do_more_the_second_time(text):
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 COLUMNS = {"src": "de", "trg": "en"}
+PAIR = {"src": Text(), "trg": Text(target=True)}
+LABELED = {"text": Text(), "label": Label(("0", "1", "-1", "neg", "pos"))}
 CLEAN = cleaner(["normalize_unicode", "fold_whitespace"])
 
 
@@ -139,14 +141,14 @@ def row(**values: object) -> Row:
 
 
 def test_a_good_row_is_cleaned_by_role():
-    found = clean_row(row(de=" Ein\u00a0Hund ", en="A dog", extra=None), ("src", "trg"), COLUMNS, CLEAN)
+    found = clean_row(row(de=" Ein\u00a0Hund ", en="A dog", extra=None), PAIR, COLUMNS, CLEAN)
     assert found == {"src": "Ein Hund", "trg": "A dog"}
-    assert clean_row(row(src="a", trg="b"), ("src", "trg"), {}, CLEAN) == {"src": "a", "trg": "b"}
+    assert clean_row(row(src="a", trg="b"), PAIR, {}, CLEAN) == {"src": "a", "trg": "b"}
 
 
 @pytest.mark.parametrize(("label", "text"), [(0, "0"), (True, "1"), ("neg", "neg"), (" pos ", "pos"), (-1, "-1")])
 def test_labels_may_be_numbers_and_are_not_cleaned(label, text):
-    found = clean_row(row(text="Fine", label=label), ("text", "label"), {}, str.upper)
+    found = clean_row(row(text="Fine", label=label), LABELED, {}, str.upper)
     assert found == {"text": "FINE", "label": text}
 
 
@@ -155,8 +157,8 @@ def test_labels_may_be_numbers_and_are_not_cleaned(label, text):
     [
         ({"de": "x"}, 'column "en": is missing; columns here: de'),
         ({"de": "x", "en": None}, 'column "en": is null'),
-        ({"de": "x", "en": 5}, 'column "en": is no text but int: 5'),
-        ({"de": ["x"], "en": "y"}, 'column "de": is no text but list'),
+        ({"de": "x", "en": 5}, 'column "en": is not text but int: 5'),
+        ({"de": ["x"], "en": "y"}, 'column "de": is not text but list'),
         ({"de": "x", "en": ""}, 'column "en": is empty'),
         ({"de": "\u00a0\u200b", "en": "y"}, 'column "de": is empty after cleaning'),
         ({"de": "a\0b", "en": "y"}, 'column "de": holds a NUL character at 1'),
@@ -165,39 +167,39 @@ def test_labels_may_be_numbers_and_are_not_cleaned(label, text):
     ],
 )
 def test_bad_rows_name_row_column_and_reason(values, says):
-    found = clean_row(Row((3, 17), values), ("src", "trg"), COLUMNS, CLEAN)
+    found = clean_row(Row((3, 17), values), PAIR, COLUMNS, CLEAN)
     assert isinstance(found, BadRow)
     assert found.id == (3, 17)
     assert found.describe("train.jsonl").startswith(f"train.jsonl:17 (row 18), {says}")
 
 
 def test_a_row_that_cannot_be_read_is_counted_by_its_kind():
-    found = clean_row(Row((0, 4), {}, "not JSON: Expecting value"), ("src", "trg"), COLUMNS, CLEAN)
+    found = clean_row(Row((0, 4), {}, "not JSON: Expecting value"), PAIR, COLUMNS, CLEAN)
     assert isinstance(found, BadRow)
     assert found.reason == "not JSON"
     assert found.describe("a.jsonl") == "a.jsonl:4 (row 5): not JSON: Expecting value"
 
 
 def test_a_text_of_spaces_is_empty_even_when_no_step_folds_them():
-    assert isinstance(clean_row(row(text=" \n"), ("text",), {}, cleaner([])), BadRow)
+    assert isinstance(clean_row(row(text=" \n"), {"text": Text()}, {}, cleaner([])), BadRow)
 
 
 def test_a_label_that_is_a_fraction_is_none():
-    assert isinstance(clean_row(row(text="x", label=0.5), ("text", "label"), {}, CLEAN), BadRow)
+    assert isinstance(clean_row(row(text="x", label=0.5), LABELED, {}, CLEAN), BadRow)
 
 
 def test_an_error_of_a_step_stays_with_its_row():
     def fails(text):
         raise ValueError(f"cannot take {text}")
 
-    found = clean_row(row(text="x"), ("text",), {}, fails)
+    found = clean_row(row(text="x"), {"text": Text()}, {}, fails)
     assert isinstance(found, BadRow)
     assert found.describe("a.csv") == 'a.csv:17 (row 18), column "text": cannot be cleaned: ValueError: cannot take x'
 
 
 @given(st.dictionaries(st.sampled_from(["de", "en"]), st.one_of(st.none(), st.text(), st.integers(), st.floats())))
 def test_a_row_is_clean_or_bad_never_both(values):
-    found = clean_row(Row((0, 0), values), ("src", "trg"), COLUMNS, CLEAN)
+    found = clean_row(Row((0, 0), values), PAIR, COLUMNS, CLEAN)
     if isinstance(found, BadRow):
         assert found.describe("f")
     else:

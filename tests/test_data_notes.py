@@ -11,6 +11,7 @@ import pytest
 from conftest import tiny_recipe, write_corpus
 
 from trainer import predict, train
+from trainer.data.roles import Label, Text
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.data.tokenization import train_tokenizer
@@ -176,7 +177,7 @@ def class_notes(folder: Path, **data: Any) -> list[str]:
     recipe = Recipe.parse(
         tiny_recipe(folder, data={"columns": {}, "test": None, **data}) | {"task": section, "model": model}
     )
-    roles = {"text": None, "label": frozenset("abc")}
+    roles = {"text": Text(), "label": Label("abc")}
     found = {}
     for split in ("train", "validation", "test"):
         if (source := open_split(recipe.data, split)) is not None:  # type: ignore[arg-type]

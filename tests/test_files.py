@@ -18,12 +18,13 @@ from pydantic import ValidationError
 
 from trainer.data import sniffing
 from trainer.data.cleaning import BadRow, clean_row, cleaner
+from trainer.data.roles import Label, Text
 from trainer.data.sources import Row, Source, fingerprint, open_split
 from trainer.data.survey import survey
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
-ROLES = {"text": None, "label": frozenset(("pos", "neg"))}
+ROLES = {"text": Text(), "label": Label(("pos", "neg"))}
 RECORDS = [("a fine film; really", "pos"), ("what a bore | no", "neg"), ("über all", "pos"), ("so so", "neg")] * 3
 
 
@@ -294,7 +295,7 @@ def test_a_missing_header_has_a_remedy_that_works(tmp_path):
 
 def test_a_single_column_is_not_split(tmp_path):
     put(tmp_path, "a.csv", b"text\none; two\nthree; four\n")
-    assert [row.values for row in source_of(tmp_path, "a.csv", {"text": None})] == [
+    assert [row.values for row in source_of(tmp_path, "a.csv", {"text": Text()})] == [
         {"text": "one; two"},
         {"text": "three; four"},
     ]
@@ -380,12 +381,12 @@ def test_broken_arrays_name_the_command(tmp_path, content, says):
 def test_elements_that_are_no_objects_are_bad_rows(tmp_path):
     put(tmp_path, "a.json", b'[{"text": "x"}, 12, null, {"text": "y"}]')
     assert [row.error for row in source_of(tmp_path, "a.json")][1:3] == [
-        "not a JSON object: int, where one object per line is read",
-        "not a JSON object: NoneType, where one object per line is read",
+        "not a JSON object: int; one object per line is needed",
+        "not a JSON object: NoneType; one object per line is needed",
     ]
 
 
-PAIRS = {"src": None, "trg": None}
+PAIRS = {"src": Text(), "trg": Text(target=True)}
 NESTED = {"src": "translation.de", "trg": "translation.en"}
 
 
@@ -434,7 +435,10 @@ def test_unused_columns_are_not_read_whatever_their_type(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("values", "says"),
-    [([b"x"], "column 'text' has the type binary, which is bytes"), ([["x"]], r"'text' has the type list<.*no text")],
+    [
+        ([b"x"], "column 'text' has the type binary, which is bytes, not text"),
+        ([["x"]], r"'text' has the type list<.*neither text"),
+    ],
 )
 def test_a_text_of_another_type_is_refused(tmp_path, values, says):
     pq.write_table(pa.table({"text": values, "label": ["pos"]}), tmp_path / "a.parquet")
@@ -473,20 +477,20 @@ def test_class_names_in_parquet(tmp_path):
     first, second, third = texts_of(source)
     assert (first, second) == (("x", "neg"), ("y", "pos"))
     assert "'-1'" in third.reason
-    digits = {"text": None, "label": frozenset("01")}
+    digits = {"text": Text(), "label": Label("01")}
     assert texts_of(source, digits)[:2] == [("x", "0"), ("y", "1")]
 
 
 @pytest.mark.parametrize("allowed", ["1", "1.0"])
 @pytest.mark.parametrize("value", [1, 1.0, "1", "1.0", " 1.00", True, decimal.Decimal("1.0"), decimal.Decimal(1)])
 def test_integral_labels_match_in_every_form(allowed, value):
-    roles = {"label": frozenset((allowed, "0"))}
+    roles = {"label": Label((allowed, "0"))}
     assert clean_row(Row((0, 0), {"label": value}), roles, {}, str) == {"label": allowed}
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), decimal.Decimal("NaN"), None, "nan", b"1", [1]])
 def test_labels_that_are_none_are_bad_rows(value):
-    assert isinstance(clean_row(Row((0, 0), {"label": value}), {"label": frozenset("01")}, {}, str), BadRow)
+    assert isinstance(clean_row(Row((0, 0), {"label": value}), {"label": Label("01")}, {}, str), BadRow)
 
 
 def test_a_folder_in_the_place_of_a_pattern(tmp_path):

@@ -13,9 +13,11 @@ import pytest
 from trainer.data import prepare as module
 from trainer.data.cleaning import clean_row, cleaner
 from trainer.data.prepare import prepare, prepared_tokenizer
+from trainer.data.roles import Text
 from trainer.data.sources import Row, open_split
 from trainer.data.survey import survey
-from trainer.data.tokenization import encode_batch, train_tokenizer
+from trainer.data.token_ids import encode_batch
+from trainer.data.tokenization import train_tokenizer
 from trainer.errors import DataError, UsageError
 from trainer.models.configs import TransformerConfig
 from trainer.recipe import Recipe, recipe_class
@@ -24,7 +26,7 @@ from trainer.recipe_loading import Recipe as AnyRecipe
 from trainer.task.registry import make_task
 from trainer.tasks.translation.task import TranslationConfig
 
-ROLES = ("src", "trg")
+ROLES = {"src": Text(), "trg": Text(target=True)}
 COLUMNS = {"src": "de", "trg": "en"}
 
 
@@ -310,7 +312,7 @@ def test_a_finished_one_is_left_and_nothing_is_overwritten(tmp_path, out):
     about = prepare(recipe(tmp_path), ROLES, encoder, out)
     assert about == json.loads((out / "prepared.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    with pytest.raises(UsageError, match="holds something else already"):
+    with pytest.raises(UsageError, match="has other content"):
         prepare(recipe(tmp_path, **{"data.cleaning": []}), ROLES, encoder, out)
     with pytest.raises(UsageError, match="is a prepared corpus already"):
         prepare(recipe(out), ROLES, encoder, tmp_path / "again")

@@ -12,13 +12,15 @@ import pytest
 
 from trainer.data.columns import as_yaml, guess_columns, is_no_header
 from trainer.data.labels import hidden_difference, unknown_label
+from trainer.data.roles import Label, Text
 from trainer.data.sources import open_split
 from trainer.data.survey import Survey, survey
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
 LABELS = frozenset(("negative", "positive"))
-ROLES = {"text": None, "label": LABELS}
+PAIR = {"src": Text(), "trg": Text(target=True)}
+ROLES = {"text": Text(), "label": Label(LABELS)}
 
 
 def surveyed(folder: Path, split: str = "train", roles: Mapping[str, Any] = ROLES, **more: Any) -> Survey:
@@ -49,11 +51,11 @@ def write(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         (("Text", "stars"), ROLES, "{text: Text, label: stars}"),
         (("id", "whatever"), ROLES, "{text: id, label: whatever}"),  # by the labels in it
         (("my text", "label"), ROLES, '{text: "my text"}'),
-        (("premise", "hypothesis", "gold_label"), {"text": None, "text_pair": None, "label": LABELS},
+        (("premise", "hypothesis", "gold_label"), {"text": Text(), "text_pair": Text(), "label": Label(LABELS)},
          "{text: premise, text_pair: hypothesis, label: gold_label}"),
-        (("german", "english"), {"src": None, "trg": None}, "{src: german, trg: english}"),
-        (("highlights", "article"), {"src": None, "trg": None}, "{src: article, trg: highlights}"),
-        (("n", "abstract"), {"text": None}, "{text: abstract}"),
+        (("german", "english"), PAIR, "{src: german, trg: english}"),
+        (("highlights", "article"), PAIR, "{src: article, trg: highlights}"),
+        (("n", "abstract"), {"text": Text()}, "{text: abstract}"),
     ],
 )  # fmt: skip
 def test_a_column_that_no_row_has(tmp_path, columns, roles, mapping, mode):
@@ -66,7 +68,7 @@ def test_a_column_that_no_row_has(tmp_path, columns, roles, mapping, mode):
 
 def test_nested_columns_are_named_by_their_paths(tmp_path):
     write(tmp_path, [{"id": i, "translation": {"de": "ein", "en": "one"}} for i in range(30)])
-    found = message(tmp_path, roles={"src": None, "trg": None})
+    found = message(tmp_path, roles=PAIR)
     assert "columns there: 'id', 'translation.de', 'translation.en'" in found
     assert found.endswith("Set data.columns={src: translation.de, trg: translation.en}")
 
@@ -94,9 +96,9 @@ def test_a_file_without_a_header(tmp_path, name, content, header):
 
 
 def test_what_is_a_header():
-    assert not is_no_header(["review", "sentiment", "user id"], LABELS)
-    assert is_no_header(["0", "a"], None)
-    assert is_no_header(["Ein Hund läuft schnell", "A dog runs fast"], None)
+    assert not is_no_header(["review", "sentiment", "user id"], ROLES)
+    assert is_no_header(["0", "a"], {})
+    assert is_no_header(["Ein Hund läuft schnell", "A dog runs fast"], {})
 
 
 @pytest.mark.parametrize("label", [-1, None, "", "?", "-1", "nan", -100])
@@ -104,7 +106,7 @@ def test_a_split_without_labels(tmp_path, label):
     write(tmp_path, [{"text": f"t{i}", "label": label} for i in range(30)])
     found = message(tmp_path, "test")
     assert found.startswith(f"data.test: every row of a.jsonl has the label {label!r}: the split is unlabeled")
-    assert "Leave data.test out" in found
+    assert "Remove data.test" in found
     assert "Train on rows with labels" in message(tmp_path)
 
 
@@ -112,7 +114,7 @@ def test_a_test_file_without_the_column_of_labels(tmp_path):
     write(tmp_path, [{"text": f"t{i}"} for i in range(30)])
     found = message(tmp_path, "test")
     assert "no row of a.jsonl has a column 'label' (columns: 'text'): the split is unlabeled" in found
-    assert "Leave data.test out" in found
+    assert "Remove data.test" in found
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_labels_of_which_none_is_known(tmp_path, values, hint):
 def test_labels_in_another_column(tmp_path):
     write(tmp_path, [{"body": f"t{i}", "label": i, "mood": "positive"} for i in range(30)])
     found = message(tmp_path, columns={"text": "body"})
-    assert found.endswith("Column 'mood' holds such labels: set data.columns={text: body, label: mood}")
+    assert found.endswith("Column 'mood' has such labels: set data.columns={text: body, label: mood}")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_differences_that_cannot_be_seen(label, other, how):
 def test_a_class_in_another_unicode_form_is_shown_escaped(tmp_path):
     labels = frozenset(("café", "thé"))
     write(tmp_path, [{"text": f"t{i}", "label": "cafe\u0301" if i == 7 else "thé"} for i in range(30)])
-    found = message(tmp_path, roles={"text": None, "label": labels})
+    found = message(tmp_path, roles={"text": Text(), "label": Label(labels)})
     assert r"'caf\xe9' by Unicode form only: the file has 'cafe\u0301'" in found
     assert "a.jsonl, line 8 (row 8)" in found
 
@@ -187,7 +189,7 @@ def test_lines_after_blank_ones_and_in_a_compressed_file(tmp_path):
 
 def test_the_lines_of_a_text_file_count_blank_ones(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\nfour\n", encoding="utf-8")
-    assert 'a.txt, line 3 (row 3), column "text": is empty' in message(tmp_path, roles={"text": None})
+    assert 'a.txt, line 3 (row 3), column "text": is empty' in message(tmp_path, roles={"text": Text()})
 
 
 def test_bad_rows_count_on_one_side_of_a_share_held_out(tmp_path):
@@ -202,7 +204,7 @@ def test_bad_rows_count_on_one_side_of_a_share_held_out(tmp_path):
 
 def test_guesses_keep_what_is_right():
     rows = [{"body": "x", "tag": "a", "note": "long text here"}]
-    roles = {"text": None, "label": frozenset("a")}
+    roles = {"text": Text(), "label": Label("a")}
     assert guess_columns(roles, rows, {"text": "body"}) == {"text": "body", "label": "tag"}
     assert guess_columns(roles, [{"a": 1}], {}) is None
     assert as_yaml({"label": " label", "text": "yes"}) == '{label: " label", text: "yes"}'

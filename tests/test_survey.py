@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from trainer.data.roles import Label, Text
 from trainer.data.sources import fingerprint, open_split
 from trainer.data.survey import Survey, survey
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
+PAIR = {"src": Text(), "trg": Text(target=True)}
 GOOD = [json.dumps({"de": f"Satz {i}", "en": f"Sentence {i}"}).encode() for i in range(20)]
 BAD = {
     b'{"de": "x"}': ("column 'en' is missing", r'train\.jsonl, line 8 \(row 8\), column "en": is missing'),
     b'{"de": null, "en": "x"}': ("column 'de' is null", r'row 8\), column "de": is null'),
-    b'{"de": 3, "en": "x"}': ("column 'de' is no text but int", r'column "de": is no text but int: 3'),
+    b'{"de": 3, "en": "x"}': ("column 'de' is not text but int", r'column "de": is not text but int: 3'),
     b'{"de": "x", "en": " \\u00a0"}': ("column 'en' is empty after cleaning", r'column "en": is empty after cleaning'),
     b'{"de": "\xff", "en": "x"}': ("invalid UTF-8", r"row 8\): invalid UTF-8: at byte 8 of"),
     b'{"de": "a\\u0000", "en": "x"}': ("column 'de' holds a NUL character", r'column "de": holds a NUL'),
@@ -31,7 +33,7 @@ def surveyed(folder: Path, content: bytes, split: str = "train", **more: object)
     data = DataConfig(root=str(folder), train="train.jsonl", columns={"src": "de", "trg": "en"}, **more)
     source = open_split(data, split)
     assert source is not None
-    return survey(source, data, ("src", "trg"), split)
+    return survey(source, data, PAIR, split)
 
 
 def with_bad(line: bytes) -> bytes:
@@ -58,19 +60,19 @@ def test_one_sided_pairs(tmp_path):
     files = {"src": "a.de", "trg": "a.en"}
     data = DataConfig(root=str(tmp_path), train=files, on_bad_row="skip", max_bad_fraction=0.6, lanes=1)
     source = open_split(data, "train")
-    assert dict(survey(source, data, ("src", "trg")).bad) == {
+    assert dict(survey(source, data, PAIR).bad) == {
         "column 'trg' is empty": 1,
         "one-sided pair": 1,
     }
     with pytest.raises(DataError, match=r'a\.de\+a\.en, line 2 \(row 2\), column "trg": is empty'):
-        survey(source, data.model_copy(update={"on_bad_row": "fail"}), ("src", "trg"))
+        survey(source, data.model_copy(update={"on_bad_row": "fail"}), PAIR)
 
 
 def test_what_is_reported(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n{"text": "x"}\n')
     data = DataConfig(root=str(tmp_path), train="a.jsonl", on_bad_row="skip", max_bad_fraction=0.5, lanes=2)
     source = open_split(data, "train")
-    assert survey(source, data, ("text", "label")).report() == {
+    assert survey(source, data, {"text": Text(), "label": Label(("0", "1"))}).report() == {
         "rows": 2,
         "bad_rows": {"column 'label' is missing": 1},
         "bad_examples": ['a.jsonl, line 3 (row 3), column "label": is missing; columns here: text'],
@@ -81,7 +83,7 @@ def test_what_is_reported(tmp_path):
 
 @pytest.mark.parametrize("content", [b"\n", b"\n\n"])
 def test_an_empty_split(tmp_path, content):
-    with pytest.raises(DataError, match=r"data\.train holds no usable row: 0 rows were read") as caught:
+    with pytest.raises(DataError, match=r"data\.train has no usable row: 0 rows were read") as caught:
         surveyed(tmp_path, content)
     assert caught.value.exit_code == 3
 
@@ -100,5 +102,5 @@ def test_the_two_sides_of_a_share_held_out_add_up(tmp_path):
     assert train.rows + held.rows == train.read == held.read == 20
     assert 0 < held.rows < 20
     assert surveyed(tmp_path, content, "test", validation=0.3, test="train.jsonl").rows == 20
-    with pytest.raises(DataError, match=r"no usable row on its side of data\.validation=0\.0"):
+    with pytest.raises(DataError, match=r"no usable row in its part of data\.validation=0\.0"):
         surveyed(tmp_path, content, "validation", validation=0.0)

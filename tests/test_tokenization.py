@@ -17,14 +17,16 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer.data.cleaning import fold_whitespace
+from trainer.data.roles import Label, Text
 from trainer.data.sources import held_out, open_split
-from trainer.data.tokenization import TrainingTexts, encode_batch, load_tokenizer, train_tokenizer
-from trainer.data.words import splits_at_spaces
+from trainer.data.token_ids import encode_batch, splits_at_spaces
+from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.errors import DataError, UsageError
 from trainer.recipe.sections import DataConfig, TokenizerTraining
 
 SENTENCE = "der die Hund Katze läuft schläft groß klein man woman the dog's cat runs sleeps 12 3,5 tree-house (big)"
 WORDS = SENTENCE.split()
+PAIR = {"src": Text(), "trg": Text(target=True)}
 TEXTS = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 9)) + "." for i in range(300)]
 
 
@@ -98,7 +100,7 @@ def test_bytes_hold_any_text():
     tokenizer = trained("byte_bpe", vocab_size=300)
     for text in ("naïve 😀 \u2028\x85\t<br />", " leading", "漢字", ""):
         assert tokenizer.decode(encode_batch(tokenizer, [text])[0]) == text
-    with pytest.raises(ValueError, match="vocab_size=200 holds no more than 261: bytes and special tokens"):
+    with pytest.raises(ValueError, match="vocab_size=200 has room only for the 261 bytes and special tokens"):
         TokenizerTraining(kind="byte_bpe", vocab_size=200)
 
 
@@ -250,7 +252,7 @@ def test_the_fast_path_gives_the_tokenizer_s_own_ids(kind):
 
 
 def test_remembered_words_are_forgotten_in_time(bpe, monkeypatch):
-    monkeypatch.setattr("trainer.data.words.REMEMBERED_WORDS", 3)
+    monkeypatch.setattr("trainer.data.token_ids.REMEMBERED_WORDS", 3)
     slow = [bpe.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     assert encode_batch(bpe, TEXTS) == slow
 
@@ -279,15 +281,15 @@ def write(folder: Path, rows: int) -> DataConfig:
 
 def test_training_texts_are_cleaned_joint_and_without_bad_rows(tmp_path):
     data = write(tmp_path, 20)
-    texts = TrainingTexts(open_split(data, "train"), data, ("src", "trg"), 100, 21)
+    texts = TrainingTexts(open_split(data, "train"), data, PAIR, 100, 21)
     assert list(texts) == list(texts) == [word.format(i) for i in range(20) for word in ("Satz {}", "sentence {}")]
-    few = TrainingTexts(open_split(data, "train"), data, ("src", "trg"), 3)
+    few = TrainingTexts(open_split(data, "train"), data, PAIR, 3)
     assert list(few) == list(texts)[:6]
 
 
 def test_training_texts_never_hold_a_validation_row(tmp_path):
     data = write(tmp_path, 60).model_copy(update={"validation": 0.5})
-    texts = list(TrainingTexts(open_split(data, "train"), data, ("src", "trg"), 100, 61))
+    texts = list(TrainingTexts(open_split(data, "train"), data, PAIR, 100, 61))
     kept = [not held_out({"src": f"Satz {i}", "trg": f"sentence {i}"}, 0.5) for i in range(60)]
     assert texts[::2] == [f"Satz {i}" for i in range(60) if kept[i]]
     assert 10 < sum(kept) < 50
@@ -295,7 +297,7 @@ def test_training_texts_never_hold_a_validation_row(tmp_path):
 
 def test_a_sample_is_spread_over_the_corpus(tmp_path):
     data = write(tmp_path, 2000)
-    numbers = [int(t.split()[1]) for t in TrainingTexts(open_split(data, "train"), data, ("src",), 200, 2001)]
+    numbers = [int(t.split()[1]) for t in TrainingTexts(open_split(data, "train"), data, {"src": Text()}, 200, 2001)]
     assert 150 < len(numbers) < 250
     assert 40 < sum(number < 500 for number in numbers) < 65 + 10
     assert numbers[-1] > 1900
@@ -304,7 +306,8 @@ def test_a_sample_is_spread_over_the_corpus(tmp_path):
 def test_labels_are_no_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine", "label": "pos"}\n')
     data = DataConfig(root=str(tmp_path), train="a.jsonl")
-    assert list(TrainingTexts(open_split(data, "train"), data, ("text", "label"), 9, 1)) == ["fine"]
+    roles = {"text": Text(), "label": Label(("pos", "neg"))}
+    assert list(TrainingTexts(open_split(data, "train"), data, roles, 9, 1)) == ["fine"]
 
 
 @pytest.mark.corpora
@@ -312,7 +315,7 @@ def test_labels_are_no_text(tmp_path):
 def test_real_captions_come_back(tmp_path):
     columns = {"src": "de", "trg": "en"}
     data = DataConfig(root=f"{os.environ['RANKZERO_DATA']}/multi30k", train="train.jsonl", columns=columns)
-    texts = TrainingTexts(open_split(data, "train"), data, ("src", "trg"), 4000, 29_000)
+    texts = TrainingTexts(open_split(data, "train"), data, PAIR, 4000, 29_000)
     tokenizer = train_tokenizer(texts, TokenizerTraining(vocab_size=3000), 128)
     some = list(texts)
     ids = encode_batch(tokenizer, some)

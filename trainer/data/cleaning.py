@@ -1,8 +1,8 @@
-"""From a row as it stands in a file to the texts that a task sees: named cleaning steps, and the check of every row.
+"""Cleaning steps for texts, and the conversion of a raw row into the values that a task reads.
 
-The steps are pure functions `str -> str`; `data.cleaning` lists the ones that are applied, in order. The usual recipe
-for sentiment reviews is `[unescape_html, strip_tags, replace_urls, replace_emails, normalize_unicode, fold_whitespace,
-lowercase]`: entities first, so that an escaped `&lt;br /&gt;` becomes a tag before tags are stripped.
+A step is a pure function `str -> str`. `data.cleaning` lists the steps in the order in which they are applied. The
+usual order for reviews is `[unescape_html, strip_tags, replace_urls, replace_emails, normalize_unicode,
+fold_whitespace, lowercase]`. Entities come first, so that `&lt;br /&gt;` becomes a tag before tags are stripped.
 """
 
 from __future__ import annotations
@@ -11,23 +11,19 @@ import difflib
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from trainer.data.formats import MAX_LINE_BYTES, encodable
-from trainer.data.labels import label_form, unknown_label
-from trainer.data.paths import MISSING, leaves, value_at
+from trainer.data.paths import MISSING, flat, value_at
+from trainer.data.roles import BadValue, Cleaner, Roles
 from trainer.errors import UsageError
 
 if TYPE_CHECKING:
     from trainer.data.sources import Row
 
-Cleaner = Callable[[str], str]
-MAX_CHARACTERS = MAX_LINE_BYTES  # of one field: as long as a whole line may be
-
-# Every step takes time that is linear in the length of its text, whatever the text is (python -m benchmarks.cleaners).
+# The time of every step is linear in the length of its text, for any text (python -m benchmarks.cleaners).
 # An HTML tag: "<" right before a letter or "/", so that "a < b > c" and "<3" stay.
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _TAG_OR_COMMENT = re.compile(r"<!--.*?-->|</?[A-Za-z][^<>]*>", re.DOTALL)
@@ -42,25 +38,25 @@ _MARKS = re.compile(r"[^\0-\u02ff]{30,}")  # below U+0300 there are no combining
 
 
 def unescape_html(text: str) -> str:
-    """Entities to the characters they stand for: "&amp;" to "&"."""
+    """Replace entities by their characters: "&amp;" by "&"."""
     return html.unescape(_LONG_NUMBER.sub(_short_number, text)) if "&" in text else text
 
 
 def _short_number(match: re.Match[str]) -> str:
-    """The same character reference with eight digits at most: Python's int() refuses more than 4,300."""
+    """Return the character reference with at most eight digits: int() refuses more than 4,300."""
     return "&#" + (match[1].lstrip("0")[:8] or "0")
 
 
 def strip_tags(text: str) -> str:
-    """HTML tags and comments to a space: "good.<br /><br />But" keeps its sentences apart."""
+    """Replace HTML tags and comments by a space: "good.<br /><br />But" stays two sentences."""
     if "<" not in text:
         return text
-    end = text.rfind("-->") + 3 if "-->" in text else 0  # no comment behind it is closed: none is searched for
+    end = text.rfind("-->") + 3 if "-->" in text else 0  # a comment that begins after it is not closed
     return _TAG_OR_COMMENT.sub(" ", text[:end]) + _TAG.sub(" ", text[end:])
 
 
 def replace_urls(text: str) -> str:
-    """Web addresses to the word URL; the punctuation after one stays."""
+    """Replace web addresses by the word URL. The punctuation after an address stays."""
 
     def word(match: re.Match[str]) -> str:
         address = match.group()
@@ -70,7 +66,7 @@ def replace_urls(text: str) -> str:
 
 
 def replace_emails(text: str) -> str:
-    """E-mail addresses to the word EMAIL."""
+    """Replace e-mail addresses by the word EMAIL."""
     parts, done, low, at = [], 0, 0, text.find("@")
     while at >= 0:
         if host := _MAIL_HOST.match(text, at):
@@ -84,19 +80,19 @@ def replace_emails(text: str) -> str:
 
 
 def normalize_unicode(text: str) -> str:
-    """Composed form (NFC): what looks alike and means the same is written alike."""
+    """Convert to the composed form (NFC): one spelling for characters of the same look and meaning."""
     return unicodedata.normalize("NFC", _MARKS.sub(lambda run: _sorted_marks(run[0], "NFD"), text))
 
 
 def normalize_compatibility(text: str) -> str:
-    """Compatibility form (NFKC). It also changes meaning ("x²" to "x2", "½" to "1⁄2"), so it is never a default."""
+    """Convert to the compatibility form (NFKC). It can change the meaning: "x²" becomes "x2", "½" becomes "1⁄2"."""
     return unicodedata.normalize("NFKC", _MARKS.sub(lambda run: _sorted_marks(run[0], "NFKD"), text))
 
 
 def _sorted_marks(text: str, form: Literal["NFD", "NFKD"]) -> str:
-    """The text decomposed, with its combining marks in canonical order.
+    """Decompose the text and sort its combining marks in canonical order.
 
-    The normalization of Python sorts each run of marks in time that is quadratic in the length of the run.
+    Python's normalization sorts a run of marks in time that is quadratic in the length of the run.
     """
     characters = "".join(unicodedata.normalize(form, character) for character in text)
     if not any(map(unicodedata.combining, characters)):
@@ -106,14 +102,14 @@ def _sorted_marks(text: str, form: Literal["NFD", "NFKD"]) -> str:
 
 
 def fold_whitespace(text: str) -> str:
-    """Any run of white space (no-break and zero-width ones, U+0085 and line ends too) to one space; ends stripped."""
+    """Replace each run of white space by one space, and strip the ends. No-break and zero-width spaces count."""
     if "\u200b" in text or "\ufeff" in text:
         text = text.translate(_ZERO_WIDTH)
     return " ".join(text.split())
 
 
 def lowercase(text: str) -> str:
-    """Lower case; "ß" stays (`casefold` would make it "ss")."""
+    """Convert to lower case. "ß" stays: `casefold` would make it "ss"."""
     return text.lower()
 
 
@@ -133,10 +129,10 @@ CLEANERS: dict[str, Cleaner] = {
 
 
 def cleaner(names: Sequence[str]) -> Cleaner:
-    """The steps named, applied in their order.
+    """Return a function that applies the steps of these names in their order.
 
     Raises:
-        UsageError: an unknown step; all unknown ones at once, each with the nearest known one.
+        UsageError: steps are unknown. The message lists all of them, each with the nearest known one.
     """
     unknown = [name for name in names if name not in CLEANERS]
     if unknown:
@@ -160,8 +156,8 @@ class BadRow:
     Attributes:
         id: (shard, row), both from 0.
         reason: what is wrong, in the words that are counted ("is null").
-        column: the column at fault; None when the row as a whole cannot be read.
-        detail: what was found there, for the message only.
+        column: the column at fault; None if the row as a whole cannot be read.
+        detail: what the value is, and the fix; for the message only.
         unknown: a label that task.labels does not list.
     """
 
@@ -172,69 +168,41 @@ class BadRow:
     unknown: str | None = None
 
     def describe(self, shard_name: str, line: str = "") -> str:
-        """'train.jsonl, line 19 (row 18), column "en": is null'; without a line 'train.jsonl:17 (row 18), …'.
+        """Return 'train.jsonl, line 19 (row 18), column "en": is null', or "train.jsonl:17 (row 18), …" without a line.
 
-        An id counts rows from 0. Rows and lines count from 1. A header and blank lines are no rows.
+        An id counts rows from 0. Rows and lines in messages count from 1. A header and blank lines are not rows.
 
         Args:
             shard_name: name of the file.
-            line: from `line_numbers.lines_of`, where it is known.
+            line: from `sources.lines_of`, if it is known.
         """
         column = f', column "{self.column}"' if self.column is not None else ""
         place = f"{shard_name}, {line}" if line else f"{shard_name}:{self.id[1]}"
         return f"{place} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
 
 
-def clean_row(row: Row, roles: Iterable[str], columns: Mapping[str, str], clean: Cleaner) -> dict[str, str] | BadRow:
-    """The cleaned texts of a row by role, or what is wrong with it.
+def clean_row(row: Row, roles: Roles, columns: Mapping[str, str], clean: Cleaner) -> dict[str, Any] | BadRow:
+    """Return the values of a row by role, converted and cleaned, or what is wrong with the row.
 
     Args:
         row: as read.
-        roles: those that the task needs, as a mapping with the values that each may have; "label" may hold a whole
-            number or a truth value too, and is not cleaned.
+        roles: of the task.
         columns: role -> column, for the roles whose column has another name (`data.columns`).
         clean: from `cleaner`.
     """
     if row.error is not None:
         reason, _, detail = row.error.partition(":")
         return BadRow(row.id, reason, None, f":{detail}" if detail else "")
-    if row.example is not None:  # prepared: cleaned already, and its columns are roles
+    if row.example is not None:  # a prepared corpus has clean values, and its columns are named as the roles
         columns, clean = {}, str
-    texts: dict[str, str] = {}
-    for role in roles:
-        column = columns.get(role, role)
-        value = value_at(row.values, column)
-        allowed = roles.get(role) if isinstance(roles, Mapping) else None
-        if role == "label":
-            value = label_form(value, frozenset("01") if allowed is None else allowed)
-        if not isinstance(value, str):
-            return _no_text(row, column, value)
-        if "\0" in value:
-            return BadRow(row.id, "holds a NUL character", column, f" at {value.index(chr(0))}")
-        if len(value) >= MAX_CHARACTERS:
-            return BadRow(row.id, "is too long", column, f": {len(value)} characters, {MAX_CHARACTERS} are no row")
-        if not value.isascii() and not encodable(value):
-            return BadRow(row.id, "holds half a surrogate pair", column)
+    values: dict[str, Any] = {}
+    for name, role in roles.items():
+        column = columns.get(name, name)
+        raw = value_at(row.values, column)
+        if raw is MISSING:
+            return BadRow(row.id, "is missing", column, f"; columns here: {', '.join(flat(row.values)) or 'none'}")
         try:
-            text = value if role == "label" else clean(value)
-        except Exception as error:  # whatever a step meets in a text: it is about this row
-            return BadRow(row.id, "cannot be cleaned", column, f": {type(error).__name__}: {str(error)[:200]}")
-        if not text or text.isspace():
-            return BadRow(row.id, "is empty" if not value else "is empty after cleaning", column)
-        if allowed is not None and text not in allowed:
-            reason = f"holds {text[:60]!r}, which is not in task.labels"
-            return BadRow(row.id, reason, column, unknown_label(text, allowed), text[:60])
-        texts[role] = text
-    return texts
-
-
-def _no_text(row: Row, column: str, value: object) -> BadRow:
-    if value is MISSING:
-        there = ", ".join(leaves(row.values)) or "none"
-        return BadRow(row.id, "is missing", column, f"; columns here: {there}")
-    if value is None:
-        return BadRow(row.id, "is null", column)
-    if isinstance(value, bytes):
-        fix = "; write it as text, in pandas df[column] = df[column].str.decode('utf-8')"
-        return BadRow(row.id, "is no text but bytes", column, fix)
-    return BadRow(row.id, f"is no text but {type(value).__name__}", column, f": {str(value)[:60]}")
+            values[name] = role.convert(raw, clean)
+        except BadValue as error:
+            return BadRow(row.id, error.reason, column, error.detail, error.unknown)
+    return values

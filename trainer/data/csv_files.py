@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from trainer.data import formats
-from trainer.data.formats import OTHER_ENCODING, BadFile, doubled_quotes, encodable, lines, too_long
+from trainer.data.formats import OTHER_ENCODING, BadFile, Parsed, too_long
 from trainer.data.paths import matching
-from trainer.data.sniffing import Form, Reading
+from trainer.data.roles import encodable
+from trainer.data.sniffing import Form, Reading, doubled_quotes
 
 _QUOTED = "; a value that begins with a quotation mark must end with one, and double those within"
 
 
 class _TooLong(Exception):
-    """A CSV record that passes MAX_LINE_BYTES; the text says its length."""
+    """A CSV record of more than MAX_LINE_BYTES. The text says its length."""
 
 
 class _Feed:
-    """The decoded lines of one CSV file, as `csv.reader` asks for them; `at`: where the last one ended."""
+    """The decoded lines of one CSV file for `csv.reader`.
+
+    Attributes:
+        at: byte offset after the last line.
+        count: lines of the current record.
+        decodable: whether these lines are valid UTF-8.
+    """
 
     def __init__(self, url: str, form: Form, offset: int = 0):
-        self._lines, self.at = lines(url, offset, form), offset
+        self._lines, self.at = formats.lines(url, offset, form), offset
         self._backslash = form.quote == "backslash"
         self._mark = {"none": "", "backslash": '"'}.get(form.quote, form.quote)
         self.begin()
 
     def begin(self) -> None:
-        """Begin a record: nothing of it is read yet."""
+        """Begin a record."""
         self._size, self.count, self._marks, self.decodable = 0, 0, 0, True
 
     def skip(self) -> None:
@@ -41,7 +48,7 @@ class _Feed:
     def skip_value(self) -> bool:
         """Go to the end of a record that is too long. Return False, at the end of the file, if a value has no end."""
         try:
-            while self._marks % 2:  # lines of a quoted value are no records
+            while self._marks % 2:  # lines of a quoted value are not records
                 self._take()
         except StopIteration:
             return False
@@ -68,20 +75,19 @@ class _Feed:
         return doubled_quotes(text) if self._backslash else text
 
 
-def csv_records(url: str, offsets: Sequence[int], form: Form, reading: Reading) -> Iterator[dict[str, Any]]:
-    """Parsed records of a CSV file; a quoted field may hold newlines; blank lines are no rows.
+def csv_records(url: str, offset: int, form: Form, reading: Reading) -> Iterator[tuple[Parsed, tuple[int, ...]]]:
+    """Yield the records of a CSV file from a byte offset. A quoted field may hold newlines. Blank lines are not rows.
 
-    A field that begins with a quotation mark must end with the next one that is not doubled. Read leniently it would
-    lose its marks, and take lines into itself that are records. A record that cannot be read has a third element: the
-    lines that it takes.
+    A field that begins with a quotation mark must end with the next one that is not doubled. A lenient reader would
+    drop such marks, and add lines to the field that are records.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), formats.MAX_LINE_BYTES))  # of the process; ours ends earlier
+    csv.field_size_limit(max(csv.field_size_limit(), formats.MAX_LINE_BYTES))  # of the process; ours is reached first
     feed = _Feed(url, form)
     if form.separator_line:
         feed.skip()
     header = _header(feed, form, reading) if reading.header else None
-    if offsets and offsets[0] > feed.at:
-        feed = _Feed(url, form, offsets[0])
+    if offset > feed.at:
+        feed = _Feed(url, form, offset)
     reader = _reader(feed, form)
     while True:
         feed.begin()
@@ -93,17 +99,19 @@ def csv_records(url: str, offsets: Sequence[int], form: Form, reading: Reading) 
             at, count = feed.at, feed.count
             if feed.skip_value():
                 at, count = feed.at, feed.count
-            else:  # a stray mark rather than a value: records follow
+            else:  # a stray mark that begins no value: records follow
                 feed = _Feed(url, form, at)
                 reader = _reader(feed, form)
-            yield {"raw": ({}, f"{_lines(count)} no record: {error}{_QUOTED}", count), "at": (at,)}
+            yield Parsed({}, f"{_lines(count)} not a record: {error}{_QUOTED}", count), (at,)
             continue
         except csv.Error as error:
-            yield {"raw": ({}, f"{_lines(feed.count)} no record: {error}{_QUOTED}", feed.count), "at": (feed.at,)}
+            yield Parsed({}, f"{_lines(feed.count)} not a record: {error}{_QUOTED}", feed.count), (feed.at,)
             continue
         if fields:
             names = [str(number) for number in range(len(fields))] if header is None else header
-            yield {"raw": _record(names, fields, feed, form, reading), "at": (feed.at,)}
+            problem = _problem(names, fields, feed, form, reading)
+            values: dict[str, object] = {name: field for name, field in zip(names, fields, strict=False) if name}
+            yield Parsed({} if problem else values, problem, feed.count if problem else 1), (feed.at,)
 
 
 def _reader(feed: _Feed, form: Form) -> Any:
@@ -132,19 +140,18 @@ def _lines(count: int) -> str:
     return "a line is" if count == 1 else f"{count} lines are"
 
 
-def _record(names: list[str], fields: list[str], feed: _Feed, form: Form, reading: Reading) -> Any:
-    """The named values of a record; columns without a name, and a missing last field of one, are nothing."""
+def _problem(names: list[str], fields: list[str], feed: _Feed, form: Form, reading: Reading) -> str | None:
+    """Return what is wrong with a record."""
     for name, field in zip(names, fields, strict=False):
-        if form.delimiter == "\t" and "\t" in field and "\n" in field:  # in a text by intent neither is probable
-            return {}, f"{_lines(feed.count)} one value, with tabs, of column {name!r}{_QUOTED}", feed.count
+        if form.delimiter == "\t" and "\t" in field and "\n" in field:  # both in one value are not intended
+            return f"{_lines(feed.count)} one value, with tabs, of column {name!r}{_QUOTED}"
     if len(fields) != len(names):
-        return {}, f"wrong number of fields: {len(fields)}, where the header has {len(names)}", feed.count
+        return f"wrong number of fields: {len(fields)}, where the header has {len(names)}"
+    if feed.decodable:
+        return None
     values = {name: field for name, field in zip(names, fields, strict=True) if name}
-    if not feed.decodable:
-        used = [matching(values, column) for column in reading.wanted] if reading.wanted is not None else list(values)
-        if None in used:
-            used = list(values)
-        bad = [name for name in used if name is not None and not encodable(values[name])]
-        if bad:
-            return {}, f"invalid UTF-8 in column {bad[0]!r}: {OTHER_ENCODING.removeprefix('; ')}", feed.count
-    return values, None
+    used = {matching(values, column) for column in reading.wanted or ()}
+    if reading.wanted is None or None in used:
+        used = {*values}
+    bad = [name for name in values if name in used and not encodable(values[name])]
+    return f"invalid UTF-8 in column {bad[0]!r}: {OTHER_ENCODING.removeprefix('; ')}" if bad else None

@@ -1,4 +1,4 @@
-"""What is no data: archives, pointers, pages and documents, by their first bytes."""
+"""Recognize files that have no rows by their first bytes: archives, pointers, web pages and documents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.data.formats import BadFile
 from trainer.data.paths import MISSING, value_at
 from trainer.hub_paths import LFS_POINTERS, page_in
 
-HEAD_BYTES = 1 << 16  # bytes that are looked at
+HEAD_BYTES = 1 << 16  # bytes of a file that are read to determine its form
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UNPACK = "unpack it, or compress it with gzip or zstd"
 _EXPORT = "export it as CSV or Parquet"
@@ -47,47 +47,51 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"ORC[\x00-\x08\x0e-\x1f\x80-\xff]"), "an ORC file", _EXPORT),
     *((re.compile(re.escape(magic)), what, fix) for magic, what, fix in _MAGIC),
 )
-_FAILED = frozenset(("error", "errors", "message", "detail", "status", "code", "statusCode"))
+_ERROR_KEYS = frozenset(("error", "errors", "message", "detail", "status", "code", "statusCode"))
+_FORMAT_NAMES = {"jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV", "text": "text"}
 
 
 def check_content(head: bytes, kind: str, wanted: Sequence[str] | None = None) -> None:
-    """Refuse what the first bytes show not to be rows.
+    """Refuse a file whose first bytes show that it has no rows.
 
     Args:
         head: the first bytes, decompressed.
-        kind: the format that the name promises.
-        wanted: columns that the task uses; a JSON object with one of them is no error message.
+        kind: the format that the name says.
+        wanted: columns that the task uses; a JSON object with one of them is not an error message.
 
     Raises:
         BadFile: says what the file is, and the fix.
     """
     begin = head.removeprefix(codecs.BOM_UTF8)
+    if problem := _problem(begin) or (_server_error(begin, kind, wanted) if len(head) < HEAD_BYTES else None):
+        what, fix = problem
+        raise BadFile(f"it is {what}, not {_FORMAT_NAMES.get(kind, f'a {kind} file')}: {fix}")
+
+
+def _problem(begin: bytes) -> tuple[str, str] | None:
+    """Return what the file is, and the fix."""
     for magic, what, fix in _KINDS:
         if magic.match(begin):
-            raise BadFile(f"it is {what}, not {_promised(kind)}: {fix}")
+            return what, fix
     if begin.startswith(b"PK\x03\x04"):
-        office = next((o for o in (b"xl/", b"word/", b"[Content_Types]", b"opendocument") if o in begin), None)
-        what, fix = ("an Office document (.xlsx or like it)", _EXPORT) if office else ("a zip archive", _UNPACK)
-        raise BadFile(f"it is {what}, not {_promised(kind)}: {fix}")
+        office = any(name in begin for name in (b"xl/", b"word/", b"[Content_Types]", b"opendocument"))
+        return ("an Office document (.xlsx or like it)", _EXPORT) if office else ("a zip archive", _UNPACK)
     if begin[257:262] == b"ustar":
-        raise BadFile(f"it is a tar archive, not {_promised(kind)}: {_UNPACK}")
+        return "a tar archive", _UNPACK
     if page := page_in(begin):
-        raise BadFile(f"it is {page}, not {_promised(kind)}: often the error page of a failed download. Fetch it again")
-    if begin.lstrip()[:1] == b"{" and len(head) < HEAD_BYTES:
-        _check_failure(begin, kind, wanted)
+        return page, "often the error page of a failed download. Fetch it again"
+    return None
 
 
-def _check_failure(begin: bytes, kind: str, wanted: Sequence[str] | None) -> None:
+def _server_error(begin: bytes, kind: str, wanted: Sequence[str] | None) -> tuple[str, str] | None:
+    if begin.lstrip()[:1] != b"{":
+        return None
     try:
         answer = json.loads(begin)
     except (ValueError, RecursionError):
-        return
-    if not isinstance(answer, dict) or not _FAILED & answer.keys():
-        return
-    if kind != "jsonl" or all(value_at(answer, column) is MISSING for column in wanted or ("text", "label")):
-        said = begin[:80].decode("utf-8", "replace").strip()
-        raise BadFile(f"it is the error message of a server, not {_promised(kind)}: {said}. Fetch the file again")
-
-
-def _promised(kind: str) -> str:
-    return {"jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV", "text": "text"}.get(kind, f"a {kind} file")
+        return None
+    if not isinstance(answer, dict) or not _ERROR_KEYS & answer.keys():
+        return None
+    if kind == "jsonl" and any(value_at(answer, column) is not MISSING for column in wanted or ("text",)):
+        return None
+    return "the error message of a server", f"{begin[:80].decode('utf-8', 'replace').strip()}. Fetch the file again"

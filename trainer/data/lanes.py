@@ -1,8 +1,8 @@
-"""Lanes: what an optimizer step contains is fixed by the recipe alone, never by ranks, workers or restarts.
+"""Lanes: the recipe alone determines what an optimizer step contains, not ranks, workers or restarts.
 
-A corpus is dealt to L lanes. A lane is a deterministic source of micro-batches, each of which carries the bookmark that
-follows it. Rank r of W owns lanes r, r+W, …; one optimizer step is one micro-batch of every lane. All randomness comes
-from `key(seed, epoch, …)`: nothing has a state that would have to be saved. See docs/explanation/lanes.md.
+A corpus is dealt to L lanes. A lane is a deterministic stream of micro-batches, each with the bookmark that follows it.
+Rank r of W owns lanes r, r+W, …. One optimizer step is one micro-batch of every lane. All randomness comes from
+`key(seed, epoch, …)`, so that no random state has to be saved. See docs/explanation/lanes.md.
 """
 
 from __future__ import annotations
@@ -20,64 +20,54 @@ from trainer.data.counter_rng import key, mix, permutation, uniform
 
 log = logging.getLogger("rankzero")
 
-POOL = 50  # micro-batches' worth of rows sorted by length together: company changes from epoch to epoch
-DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB however many lanes there are
-LABEL_DRIFT = 0.10  # a block whose label shares differ by more than this (and chance) from those before is badly mixed
+POOL = 50  # micro-batches of rows that are sorted by length together; they are mixed differently in each epoch
+DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB for any number of lanes
+LABEL_DRIFT = 0.10  # a block is badly mixed if its label shares differ by more than this (and chance) from earlier ones
 Example = dict[str, list[int]]
 RowId = tuple[int, int]
 Item = tuple[list[RowId], Example, int]  # a sequence: the rows that begin in it, and its padded-token length
 
 
-class RowStream(Protocol):
-    """Rows of one shard from a position on (`trainer.data.sources.ShardStream`)."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def __next__(self) -> Any: ...
-    def state(self) -> Any: ...
-
-
 class RowSource(Protocol):
-    """One split of a corpus (`trainer.data.sources.Source`)."""
+    """One split of a corpus (`trainer.data.sources.Source`). A stream is an iterator of rows with a `state()`."""
 
     shards: Sequence[Any]
 
-    def stream(self, shard: int, state: Any = None) -> RowStream: ...
-
-
-# -- plan and bookmark -------------------------------------------------------------------------------------------------
+    def stream(self, shard: int, state: Any = None) -> Any: ...
 
 
 @dataclass(frozen=True)
 class LanePlan:
-    """What fixes the micro-batches of all lanes."""
+    """The settings that determine the micro-batches of all lanes."""
 
     seed: int
     lanes: int
-    block_rows: int  # rows of a lane that are held, permuted and cut together
+    block_rows: int  # rows of a lane that are in memory, permuted and cut together
     tokens: int | None  # padded tokens of a micro-batch, at most
     rows: int | None  # rows of a micro-batch, at most
     multiple: int = 1  # lengths are padded to a multiple of this
     shuffled: bool = True
-    narrowest: int = 1  # the least width, a multiple of `multiple`
+    narrowest: int = 1  # the smallest width, a multiple of `multiple`
 
     def edge_after(self, start: int, epoch: int) -> int:
-        """End of the block that begins at row `start` of a lane; boundaries move every epoch."""
+        """Return the end of the block that begins at row `start` of a lane. Boundaries move every epoch."""
         shift = key(self.seed, epoch, "shift") % self.block_rows if self.shuffled else 0
         return (start + shift) // self.block_rows * self.block_rows + self.block_rows - shift
 
     def width(self, length: int) -> int:
+        """Return the padded width of a sequence."""
         return max(self.narrowest, -(-length // self.multiple) * self.multiple)
 
 
 @dataclass(frozen=True)
 class Bookmark:
-    """Where a lane goes on: a few integers and the stream's position at the start of the block."""
+    """The position of a lane: a few integers, and the stream's position at the start of the block."""
 
     epoch: int = 0
     start: int = 0  # first row (of the lane's rows) of the block
     first_step: int = 0  # step of the epoch at which the block began to be served
     served: int = 0  # micro-batches of the block already served
-    position: Any = None  # of the stream at `start`; None = the beginning
+    position: Any = None  # of the stream at `start`; None is the beginning
 
 
 @dataclass(frozen=True)
@@ -85,19 +75,17 @@ class MicroBatch:
     """Rows of one lane (of several, if fused) at one step, with the bookmark that follows."""
 
     lane: int
-    ids: list[RowId]  # rows that begin in it: each row once an epoch, however many sequences it fills
+    ids: list[RowId]  # rows that begin in it: each row once per epoch, even if it fills several sequences
     examples: list[Example]
     bookmark: Bookmark
 
 
-# -- dealing -----------------------------------------------------------------------------------------------------------
-
-
 class Dealer:
-    """Rows of some lanes in one epoch. The stream is opened once however many lanes it serves.
+    """Deals the rows of one epoch to some lanes. The stream is opened once for all of them.
 
-    Every group of L consecutive rows gives one row to each lane, in an order keyed by (seed, epoch, group): not "row i
-    to lane i mod L", because real corpora have periods. With `whole_shards` (one dealer per lane) all rows are its own.
+    Of each group of L consecutive rows one goes to each lane, in an order keyed by (seed, epoch, group). Row i does not
+    go to lane i mod L, because real corpora have periods. With `whole_shards` there is one dealer per lane, and all
+    rows of its shards go to that lane.
     """
 
     def __init__(
@@ -117,7 +105,7 @@ class Dealer:
         self._stream = source.stream(self._shards[at], state) if at < len(self._shards) else None
 
     def take(self, lane: int, start: int, end: int) -> list[Any]:
-        """Rows `start` … `end` - 1 of a lane's rows, fewer at the end of the corpus."""
+        """Return rows `start` … `end` - 1 of a lane's rows, fewer at the end of the corpus."""
         while self._group < end and self._read_group():
             pass
         rows, waiting = [], self._waiting[lane]
@@ -128,11 +116,11 @@ class Dealer:
         return rows
 
     def position(self, start: int) -> Any:
-        """Of the stream at a block's start."""
-        return self._positions.get(start, (len(self._shards), None))  # no edge there: past the end of the corpus
+        """Return the position of the stream at a block's start."""
+        return self._positions.get(start, (len(self._shards), None))  # without one: past the end of the corpus
 
     def ended(self, start: int) -> bool:
-        """Whether the corpus has no row of number `start` or later for any lane."""
+        """Return whether the corpus has no row of number `start` or later for any lane."""
         while self._group <= start and self._read_group():
             pass
         return self._stream is None and self._group <= start
@@ -145,20 +133,20 @@ class Dealer:
         return order[lanes[0] :: self._plan.lanes] if whole_shards else order
 
     def _read_group(self) -> bool:
-        """Deals one more group; False at the end of the corpus."""
-        found = 0
-        while found < self._group_size and self._stream is not None:
+        """Deal one more group. Return False at the end of the corpus."""
+        dealt = 0
+        while dealt < self._group_size and self._stream is not None:
             row = next(self._stream, None)
             if row is None:
                 self._at += 1
                 more = self._at < len(self._shards)
                 self._stream = self._source.stream(self._shards[self._at]) if more else None
                 continue
-            lane = self._lane_of_all if self._lane_of_all is not None else self._lane(found)
+            lane = self._lane_of_all if self._lane_of_all is not None else self._lane(dealt)
             if lane in self._waiting:
                 self._waiting[lane].append((self._group, row))
-            found += 1
-        if not found:
+            dealt += 1
+        if not dealt:
             return False
         self._group += 1
         if self._group == self._edge:
@@ -167,7 +155,7 @@ class Dealer:
         return True
 
     def _lane(self, place: int) -> int:
-        """The lane that gets the row at `place` of the current group; orders are drawn for many groups at once."""
+        """Return the lane of the row at `place` of the current group. Orders are drawn for many groups at once."""
         size = self._plan.lanes
         groups = max(1, min(512, DRAWN // size))
         chunk, within = divmod(self._group, groups)
@@ -182,16 +170,18 @@ class Dealer:
         return int(self._orders[1][within, place])
 
 
-# -- serving -----------------------------------------------------------------------------------------------------------
-
-
 class LaneServer:
-    """Micro-batches of the lanes that one reader serves, for one epoch.
+    """Makes the micro-batches of the lanes of one reader, for one epoch.
 
-    `encode(rows)` cleans and tokenizes raw rows: for each one an example with its padded-token length, or None for a
-    row that is left out (bad rows under on_bad_row: skip, rows held out for validation). `label(row)` may be None.
-    `pack(examples)` makes sequences of a block's examples: for each one its padded-token length, too, and the numbers
-    of the examples that begin in it; None: every example is one.
+    Args:
+        source: the rows.
+        plan: how they are dealt and cut.
+        encode: cleans and tokenizes raw rows. It returns for each row an example and its padded length, or None for a
+            row that is left out: a bad row under `on_bad_row: skip`, or a row held out for validation.
+        label: the label of a raw row, if it has one.
+        whole_shards: whether whole shards are dealt, not rows.
+        pack: makes sequences from a block's examples. It returns for each sequence its padded length and the numbers
+            of the examples that begin in it. None: every example is a sequence.
     """
 
     def __init__(
@@ -209,19 +199,16 @@ class LaneServer:
         self._warned = False
 
     def epoch(self, lanes: Sequence[int], bookmarks: Sequence[Bookmark]) -> dict[int, Iterator[MicroBatch]]:
-        """One iterator for each lane, from its bookmark to the end of the bookmark's epoch."""
+        """Return one iterator for each lane, from its bookmark to the end of the bookmark's epoch."""
         epoch = bookmarks[0].epoch
         assert all(b.epoch == epoch for b in bookmarks), "all lanes finish an epoch together"
-        if self._whole_shards:
-            dealers = {
-                lane: Dealer(self._source, self._plan, epoch, [lane], True, mark)
-                for lane, mark in zip(lanes, bookmarks, strict=True)
-            }
-        else:
-            first = min(bookmarks, key=lambda b: b.start)
-            shared = Dealer(self._source, self._plan, epoch, lanes, False, first)
-            dealers = dict.fromkeys(lanes, shared)
-        return {lane: self._serve(lane, mark, dealers[lane]) for lane, mark in zip(lanes, bookmarks, strict=True)}
+        marks = dict(zip(lanes, bookmarks, strict=True))
+        streams: dict[int, Iterator[MicroBatch]] = {}
+        for group in [[lane] for lane in lanes] if self._whole_shards else [lanes]:
+            first = min((marks[lane] for lane in group), key=lambda mark: mark.start)
+            dealer = Dealer(self._source, self._plan, epoch, group, self._whole_shards, first)
+            streams |= {lane: self._serve(lane, marks[lane], dealer) for lane in group}
+        return streams
 
     def _serve(self, lane: int, mark: Bookmark, dealer: Dealer) -> Iterator[MicroBatch]:
         plan, epoch = self._plan, mark.epoch
@@ -229,7 +216,7 @@ class LaneServer:
         while not dealer.ended(start):
             end = plan.edge_after(start, epoch)
             if start == 0 and dealer.ended(plan.block_rows):
-                end = plan.block_rows  # a corpus that fits into one block is one: an edge would leave it half mixed
+                end = plan.block_rows  # a corpus that fits into one block is one: an edge would divide it
             remaining = self._block(dealer.take(lane, start, end), lane, epoch, start)
             position, next_position = dealer.position(start), dealer.position(end)
             first, served = step, 0
@@ -245,17 +232,17 @@ class LaneServer:
             start, skip = end, 0
 
     def _choose(self, remaining: int, epoch: int, step: int) -> int:
-        """Of the remaining micro-batches by length, the one at the quantile that all lanes serve at this step."""
+        """Return which of the remaining micro-batches comes next: the same quantile of length for all lanes."""
         return int(uniform(self._plan.seed, epoch, step, "serve") * remaining) if self._plan.shuffled else 0
 
     def _block(self, rows: list[Any], lane: int, epoch: int, start: int) -> list[list[Item]]:
-        """A block's rows permuted, encoded, packed, sorted by length in pools, and cut; the micro-batches by length."""
+        """Permute, encode and pack the rows of a block, sort them in pools and cut them into micro-batches."""
         plan = self._plan
         if plan.shuffled:
             rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, start)]
         self._watch_labels(rows)
         encoded = self._encode(rows)
-        items = [([row.id], *made) for row, made in zip(rows, encoded, strict=True) if made is not None]
+        items = [([row.id], *example) for row, example in zip(rows, encoded, strict=True) if example is not None]
         if self._pack is not None:
             ids = [row_ids[0] for row_ids, _, _ in items]
             packed = self._pack([example for _, example, _ in items])
@@ -288,21 +275,21 @@ class LaneServer:
         return [*batches, batch] if batch else batches
 
     def _watch_labels(self, rows: list[Any]) -> None:
-        """Warns once when a block's label shares differ by more than 10 points and chance from those before."""
+        """Warn once if a block's label shares differ by more than LABEL_DRIFT and chance from those before."""
         if self._label is None or self._warned:
             return
         here = Counter(label for label in map(self._label, rows) if label is not None)
         seen, total, n = self._label_counts, sum(self._label_counts.values()), sum(here.values())
         if total and n:
-            allowed = LABEL_DRIFT + 2 * math.sqrt(1 / n + 1 / total)  # 4 standard errors: the ends are short blocks
+            allowed = LABEL_DRIFT + 2 * math.sqrt(1 / n + 1 / total)  # 4 standard errors: the last blocks are short
             for label in here.keys() | seen.keys():
                 was, now = seen[label] / total, here[label] / n
                 if abs(was - now) > allowed:
                     log.warning(
                         "label %r is %.0f%% of a block after %.0f%% before it: the corpus seems sorted by label and "
                         "does not fit into one block; run `rankzero prepare` on the recipe, or raise data.block_rows",
-                        label, 100 * now, 100 * was,
-                    )  # fmt: skip
+                        *(label, 100 * now, 100 * was),
+                    )
                     self._warned = True
                     break
         seen.update(here)

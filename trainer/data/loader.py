@@ -1,4 +1,4 @@
-"""From lanes to the micro-batches that one rank trains on, by loader processes or without."""
+"""Load the micro-batches of one rank from its lanes, with loader processes or without."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Loaded:
-    """One forward's worth of rows: a micro-batch of one lane, or of several that are fused."""
+    """The rows of one forward pass: a micro-batch of one lane, or of several that are fused."""
 
     lanes: dict[int, Bookmark]  # the lanes in it, each with the bookmark that follows
     ids: dict[int, list[RowId]]
@@ -33,11 +35,11 @@ class Loaded:
     padded: int  # with padding
 
     def pin_memory(self) -> Loaded:
-        """For a DataLoader, which pins what it does not know only if it can do so itself."""
+        """Pin the tensors. A DataLoader calls this for types that it does not know."""
         return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
 
     def __reduce__(self) -> Any:
-        """From a loader process as plain arrays: a fifth of the time of shared memory, and /dev/shm may be small."""
+        """Pickle tensors as arrays: five times as fast as shared memory, and /dev/shm may be small."""
         return _received, ({**vars(self), "inputs": {name: tensor.numpy() for name, tensor in self.inputs.items()}},)
 
 
@@ -47,7 +49,7 @@ def _received(fields: dict[str, Any]) -> Loaded:
 
 
 class _Steps(IterableDataset):  # type: ignore[type-arg]
-    """Yields (step of the epoch, what the groups of this loader process have for it)."""
+    """Yields (step of the epoch, {group: Loaded}) for the groups of this loader process."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
         marks: dict[int, Bookmark],
         inputs: Sequence[str],
     ) -> None:
-        self._server, self._collate, self._noised, self._count = server, collate, corrupt, count
+        self._server, self._collate, self._corrupt, self._count = server, collate, corrupt, count
         self._groups, self._marks, self._inputs = groups, marks, inputs
 
     def __iter__(self) -> Iterator[Any]:
@@ -78,17 +80,17 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
 
     def _steps(self, groups: dict[int, list[int]], streams: dict[int, Iterator[MicroBatch]]) -> Iterator[Any]:
         for step in itertools.count():
-            found = {}
+            loaded = {}
             for index, group in groups.items():
                 parts = [part for lane in group if (part := next(streams[lane], None)) is not None]
                 if parts:
-                    found[index] = self._load(parts)
-            if not found:
+                    loaded[index] = self._load(parts)
+            if not loaded:
                 return
-            yield step, found
+            yield step, loaded
 
     def _load(self, parts: list[MicroBatch]) -> Loaded:
-        examples = [example for part in parts for example in self._noised(part.examples, *_key_of(part))]
+        examples = [example for part in parts for example in self._corrupt(part.examples, *_key_of(part))]
         inputs = self._collate(examples)
         return Loaded(
             {part.lane: part.bookmark for part in parts},
@@ -106,16 +108,16 @@ def _unchanged(examples: Sequence[Example], *key: object) -> Sequence[Example]:
 
 
 def _key_of(part: MicroBatch) -> tuple[int, ...]:
-    """What a micro-batch has for itself: epoch, lane, and the bookmark that follows it."""
+    """Return a key that only this micro-batch has: epoch, lane, and the bookmark that follows it."""
     mark = part.bookmark
     return mark.epoch, part.lane, mark.start, mark.first_step, mark.served
 
 
 def _check_semaphores(workers: int) -> None:
-    """Create what loader processes need of /dev/shm, to report a lack of it by name: a DataLoader does not.
+    """Create the semaphores that loader processes need, because a DataLoader does not say that /dev/shm is full.
 
     Raises:
-        UsageError: /dev/shm is full, or may not be written.
+        UsageError: /dev/shm is full or not writable.
     """
     try:
         _ = [multiprocessing.Queue() for _ in range(workers and workers + 3)]
@@ -141,11 +143,24 @@ def load_epoch(
     prefetch: int,
     pin_memory: bool,
 ) -> Iterator[list[Loaded | None]]:
-    """For each step of the rest of the epoch, what each group of lanes has; None where its lanes are done.
+    """Yield the micro-batches of each step of the rest of the epoch: one for each group, None if its lanes are done.
 
-    Ends when all groups are done; the caller goes on with fillers until all ranks are. `corrupt(examples, *key)` makes
-    what is drawn at random for a micro-batch, by its key. `inputs` names the token tensors of a batch, for counting
-    padding.
+    The iterator ends when all groups are done. The caller then uses fillers until all ranks are.
+
+    Args:
+        server: makes the micro-batches of lanes.
+        collate: makes a batch from examples.
+        count: tokens of an example, without padding.
+        groups: lanes that are fused into one forward pass.
+        marks: the bookmark of each lane.
+        inputs: the token tensors of a batch, for counting padding.
+        corrupt: `corrupt(examples, *key)` draws at random for a micro-batch, by its key.
+        workers: loader processes, at most one per group.
+        prefetch: micro-batches that each loader process prepares in advance.
+        pin_memory: whether tensors are pinned for copies to a GPU.
+
+    Raises:
+        UsageError: loader processes cannot be started.
     """
     workers = min(workers, len(groups))
     _check_semaphores(workers)
@@ -156,23 +171,22 @@ def load_epoch(
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_ignore_stop_signals,
-        generator=torch.Generator(),  # its own: drawing a seed from the global one would shift dropout
+        generator=torch.Generator(),  # a seed drawn from the global generator would shift dropout
     )
-    # loader processes take turns, one item per step each: the items of a step stand side by side
-    turns = itertools.groupby(map(_checked, loader), key=lambda item: item[0]) if workers > 1 else None
-    steps = (
-        ((s, list(items)) for s, items in turns) if turns else ((s, [(s, found)]) for s, found in map(_checked, loader))
-    )
-    for _, items in steps:
-        merged = {index: loaded for _, found in items for index, loaded in found.items()}
-        yield [merged.get(index) for index in range(len(groups))]
+    items = map(_raise_error, loader)
+    if workers > 1:  # processes take turns, one item per step each: the items of a step follow each other
+        steps = (dict(ChainMap(*(item for _, item in of))) for _, of in itertools.groupby(items, itemgetter(0)))
+    else:  # not grouped, which would read the next step first
+        steps = (item for _, item in items)
+    for loaded in steps:
+        yield [loaded.get(index) for index in range(len(groups))]
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """In a loader process: a stop signal to the whole group is for the rank, which still finishes its step and saves.
+    """Ignore stop signals in a loader process, unless the rank sends them.
 
-    A torch elastic agent and SLURM signal the children of a rank too; a loader process that dies of it would fail the
-    rank in the middle of the step. Only the rank itself may end it.
+    A torch elastic agent and SLURM also signal the children of a rank. If a loader process died of it, the rank would
+    fail in the middle of the step, which it can still finish and save.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
@@ -187,10 +201,10 @@ def _ignore_stop_signals(worker: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _checked(item: Any) -> Any:
+def _raise_error(item: Any) -> Any:
     if isinstance(item, RankzeroError):
         try:
             raise item
         finally:
-            del item  # or error and frame hold each other, and the loader processes stay
+            del item  # error and frame would refer to each other, and keep the loader processes
     return item

@@ -1,4 +1,4 @@
-"""Parallel text files: which files belong together, by what the wildcards of their patterns match."""
+"""Find the parallel text files that belong together, by what the wildcards of their patterns match."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from trainer.errors import DataError
 
 Key = tuple[str, ...]
 SHOWN = 5  # names that a message lists
-_TOKEN = re.compile(r"\*\*/|\*+|\?|\[[^]]+\]")
+_WILDCARD = re.compile(r"\*\*/|\*+|\?|\[[^]]+\]")
 
 
-def pairs(found: Mapping[str, Sequence[str]], patterns: Mapping[str, str], split: str) -> list[tuple[str, ...]]:
-    """One tuple of names per set of parallel files, a name for each role, sorted by the first.
+def pairs(names: Mapping[str, Sequence[str]], patterns: Mapping[str, str], split: str) -> list[tuple[str, ...]]:
+    """Return one tuple per set of parallel files, a name for each role, sorted by the first.
 
-    Files belong together where the wildcards match the same text, or, if that fits no set, the same numbers: part1 and
+    Files belong together if the wildcards match the same text or, if no set has that, the same numbers: part1 and
     part01.
 
     Raises:
         DataError: a file has no partner; names the files.
     """
-    roles = list(found)
-    if all(len(names) == 1 for names in found.values()) and _is_plain(patterns):
-        return [tuple(found[role][0] for role in roles)]
-    keys = {role: {_key(name, patterns[role]): name for name in found[role]} for role in roles}
-    if _differ(keys) or any(len(keys[role]) < len(found[role]) for role in roles):
-        numbered = {role: {_numbers(key): name for key, name in keys[role].items()} for role in roles}
-        if _differ(numbered) or any(len(numbered[role]) < len(found[role]) for role in roles):
-            raise DataError(_unpaired(keys, found, patterns, split))
-        keys = numbered
-    first = keys[roles[0]]
-    return [tuple(keys[role][key] for role in roles) for key in sorted(first, key=first.__getitem__)]
+    roles = list(names)
+    if all(len(of_role) == 1 for of_role in names.values()) and _cannot_compare(patterns):
+        return [tuple(names[role][0] for role in roles)]
+    keys = {role: {_key(name, patterns[role]): name for name in names[role]} for role in roles}
+    numbers = {role: {_without_zeros(key): name for key, name in keys[role].items()} for role in roles}
+    for named in (keys, numbers):
+        same_keys = len({frozenset(of_role) for of_role in named.values()}) == 1
+        if same_keys and all(len(named[role]) == len(names[role]) for role in roles):
+            first = named[roles[0]]
+            return [tuple(named[role][key] for role in roles) for key in sorted(first, key=first.__getitem__)]
+    raise DataError(_unpaired(keys, names, patterns, split))
 
 
-def _is_plain(patterns: Mapping[str, str]) -> bool:
-    """Whether a role names its file, or the patterns have other numbers of wildcards: nothing can be compared."""
-    counts = {len(_TOKEN.findall(pattern)) for pattern in patterns.values()}
+def _cannot_compare(patterns: Mapping[str, str]) -> bool:
+    """Return whether patterns have no wildcards, or different numbers of them."""
+    counts = {len(_WILDCARD.findall(pattern)) for pattern in patterns.values()}
     return len(counts) > 1 or counts == {0}
 
 
 def _key(name: str, pattern: str) -> Key:
-    """What each wildcard matches. "**/" matches folders, and the ending of a compressed file counts for none."""
+    """Return what each wildcard matches. "**/" matches folders. The ending of a compressed file is left out."""
     if not glob.has_magic(pattern):
         return ()
-    made, at = "", 0
-    for token in _TOKEN.finditer(pattern):
-        made += re.escape(pattern[at : token.start()]) + _group(token[0])
-        at = token.end()
-    match = re.fullmatch(made + re.escape(pattern[at:]), name, re.DOTALL)
-    if match is None:  # a form of pattern that only fsspec knows
+    regex, at = "", 0
+    for wildcard in _WILDCARD.finditer(pattern):
+        regex += re.escape(pattern[at : wildcard.start()]) + _group(wildcard[0])
+        at = wildcard.end()
+    match = re.fullmatch(regex + re.escape(pattern[at:]), name, re.DOTALL)
+    if match is None:  # a pattern in a syntax that only fsspec knows
         return (without_compression(name),)
     groups = [group or "" for group in match.groups()]
     return (*groups[:-1], without_compression(groups[-1]))
@@ -66,26 +66,22 @@ def _group(wildcard: str) -> str:
     return {"?": "([^/])", "*": "([^/]*)"}.get(wildcard, "(.*)")
 
 
-def _numbers(key: Key) -> Key:
+def _without_zeros(key: Key) -> Key:
     return tuple(re.sub(r"\d+", lambda digits: str(int(digits[0])), part) for part in key)
 
 
-def _differ(keys: Mapping[str, Mapping[Key, str]]) -> bool:
-    return len({frozenset(of) for of in keys.values()}) > 1
-
-
 def _unpaired(
-    keys: Mapping[str, Mapping[Key, str]], found: Mapping[str, Sequence[str]], patterns: Mapping[str, str], split: str
+    keys: Mapping[str, Mapping[Key, str]], names: Mapping[str, Sequence[str]], patterns: Mapping[str, str], split: str
 ) -> str:
-    everywhere = frozenset.intersection(*(frozenset(of) for of in keys.values()))
-    counts = ", ".join(f"{role}: {len(names)} ({patterns[role]})" for role, names in found.items())
+    common = frozenset.intersection(*(frozenset(of_role) for of_role in keys.values()))
+    counts = ", ".join(f"{role}: {len(of_role)} ({patterns[role]})" for role, of_role in names.items())
     alone = []
-    for role, of in keys.items():
-        names = sorted(name for key, name in of.items() if key not in everywhere)
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        alone += [f"{role}: {', '.join(names[:SHOWN])}{more}"] if names else []
-    same = f"; without a partner are {'; '.join(alone)}" if alone else "; several files have the same wildcard text"
+    for role, of_role in keys.items():
+        unpaired = sorted(name for key, name in of_role.items() if key not in common)
+        more = f" and {len(unpaired) - SHOWN} more" if len(unpaired) > SHOWN else ""
+        alone += [f"{role}: {', '.join(unpaired[:SHOWN])}{more}"] if unpaired else []
+    reason = f"without a partner are {'; '.join(alone)}" if alone else "several files have the same wildcard text"
     return (
         f"data.{split}: parallel text needs as many files for each role, found {counts}, and the wildcards must match "
-        f"the same text for all roles{same}. Rename the files, or make the patterns narrower"
+        f"the same text for all roles; {reason}. Rename the files, or make the patterns narrower"
     )

@@ -1,9 +1,10 @@
-"""Columns by name or dotted path, in the rows and in the schema of a file."""
+"""Find columns by name or dotted path, in rows and in the schema of a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+DEPTH = 3  # of nested objects that messages list
 MISSING = object()
 UNREAD = type("Unread", (), {"__repr__": lambda self: "<not read>"})()
 """The value of a column that exists in the file and that the task does not use."""
@@ -33,16 +34,16 @@ def matching(names: Iterable[str], column: str) -> str | None:
     names = list(names)
     if column in names:
         return column
-    found = [name for name in names if name.strip() == column.strip()]
-    return found[0] if len(found) == 1 else None
+    same = [name for name in names if name.strip() == column.strip()]
+    return same[0] if len(same) == 1 else None
 
 
-def leaves(values: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Return the paths that `data.columns` can name in a row: {"t": {"de": …, "en": …}} has t.de and t.en."""
-    found: list[str] = []
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return the values of a row by the paths that `data.columns` can name: {"t": {"de": …}} has t.de."""
+    flattened: dict[str, object] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found += leaves(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and value and prefix.count(".") < DEPTH:
+            flattened |= flat(value, f"{prefix}{name}.")
         else:
-            found.append(f"{prefix}{name}")
-    return found
+            flattened[f"{prefix}{name}"] = value
+    return flattened

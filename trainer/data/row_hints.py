@@ -1,23 +1,28 @@
-"""The message about a mistake that every row of a file has: the file or the recipe is wrong, not a row."""
+"""Messages about a mistake that every row of a file has: the file or the recipe is wrong, not a row."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trainer.data.cleaning import BadRow
 from trainer.data.columns import as_yaml, guess_columns, header_for, is_no_header
 from trainer.data.discovery import Shard
-from trainer.data.labels import guess_classes, hidden_difference, is_unlabeled, label_form
+from trainer.data.labels import guess_classes, hidden_difference, is_unlabeled
+from trainer.data.paths import flat
+from trainer.data.roles import Label, Labels, Roles
+from trainer.data.sources import Row
 from trainer.recipe.sections import DataConfig
 
 SHOWN = 8  # columns or labels that a message lists
+KEPT_ROWS = 20
+KEPT_LABELS = 100
 
 
 @dataclass
 class FileMistake:
-    """What the rows read of one file had in common while none of them was good.
+    """What the rows of a file have in common, as long as all of them are bad for the same reason.
 
     Attributes:
         split: of the file.
@@ -35,20 +40,28 @@ class FileMistake:
     rows: list[Mapping[str, object]] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
 
-    def same(self, row: BadRow) -> bool:
-        """Whether a bad row has the fault of the first one. Unknown labels are one fault, whatever they are."""
-        return (row.column, _kind(row)) == (self.first.column, _kind(self.first))
+    def add(self, row: Row, bad: BadRow, read: int) -> bool:
+        """Add a bad row. Return whether it is bad for the same reason. All unknown labels are one reason."""
+        if (bad.column, _kind(bad)) != (self.first.column, _kind(self.first)):
+            return False
+        self.read = read
+        if len(self.rows) < KEPT_ROWS:
+            self.rows.append(flat(row.values))
+        if bad.unknown is not None and (bad.unknown in self.unknown or len(self.unknown) < KEPT_LABELS):
+            self.unknown[bad.unknown] += 1
+        return True
 
-    def message(self, data: DataConfig, roles: Mapping[str, Collection[str] | None]) -> str:
-        """Name the mistake, what is there, and the key to change."""
-        role = next((r for r in roles if data.columns.get(r, r) == self.first.column), None)
+    def message(self, data: DataConfig, roles: Roles) -> str:
+        """Return the mistake, what the file has, and the key to change."""
+        role = next((name for name in roles if data.columns.get(name, name) == self.first.column), "")
         kind, start = _kind(self.first), f"data.{self.split}: "
         if kind.startswith("is missing"):
-            return start + self._missing_column(role or "", data, roles)
-        if role == "label" and self._unlabeled(data):
-            return start + self._no_labels(f"every row of {self.shard.name} has the label {self._label_values(data)}")
+            return start + self._missing_column(role, data, roles)
+        if isinstance(roles.get(role), Label) and self._is_unlabeled():
+            values = " or ".join(dict.fromkeys(repr(row.get(str(self.first.column))) for row in self.rows[:SHOWN]))
+            return start + self._no_labels(f"every row of {self.shard.name} has the label {values}")
         if kind == "unknown label":
-            return start + self._unknown_labels(data, roles)
+            return start + self._unknown_labels(role, data, roles)
         every = f"every row read of {self.shard.name} ({self.read:,}) is bad for the same reason: "
         if self.first.column is None:
             return f"{start}{every}{self.first.reason}{self.first.detail}. Check that it is {self.shard.format}"
@@ -57,18 +70,20 @@ class FileMistake:
             f"read in data.columns={{{role}: COLUMN}}; columns there: {self._columns()}"
         )
 
-    def _missing_column(self, role: str, data: DataConfig, roles: Mapping[str, Collection[str] | None]) -> str:
+    def _missing_column(self, role: str, data: DataConfig, roles: Roles) -> str:
         names, name = [str(column) for column in self.rows[0]], self.shard.name
-        if self.shard.format in ("csv", "tsv") and is_no_header(names, roles.get("label")):
+        if self.shard.format in ("csv", "tsv") and is_no_header(names, roles):
             header = header_for(names, roles, data.columns)
             line = ("<TAB>" if self.shard.format == "tsv" else ",").join(header)
+            role_of = {data.columns.get(role, role): role for role in roles}
+            positions = {role_of[column]: str(i) for i, column in enumerate(header) if column in role_of}
             return (
                 f"{name} has no header: its first line is read as the names of the columns, but it looks like a row "
                 f"({self._columns()}). Write a line with the names above it: {line}; or set "
-                f"data.header=false and data.columns={as_yaml({r: str(i) for i, r in _placed(header, roles, data)})}"
+                f"data.header=false and data.columns={as_yaml(positions)}"
             )
         guess = guess_columns(roles, self.rows, data.columns)
-        if role == "label" and self.split != "train" and (guess is None or "label" not in guess):
+        if isinstance(roles.get(role), Label) and self.split != "train" and (guess is None or role not in guess):
             return self._no_labels(f"no row of {name} has a column {self.first.column!r} (columns: {self._columns()})")
         mapping = as_yaml(guess) if guess else "{" + ", ".join(f"{r}: COLUMN" for r in roles) + "}"
         return (
@@ -76,55 +91,55 @@ class FileMistake:
             f"{self._columns()}. Set data.columns={mapping}"
         )
 
-    def _unlabeled(self, data: DataConfig) -> bool:
-        if self.unknown:
-            return all(map(is_unlabeled, self.unknown))
-        column = data.columns.get("label", "label")
-        return all(is_unlabeled(row.get(column)) for row in self.rows)
-
-    def _label_values(self, data: DataConfig) -> str:
-        column = data.columns.get("label", "label")
-        return " or ".join(dict.fromkeys(repr(row.get(column)) for row in self.rows[:SHOWN]))
+    def _is_unlabeled(self) -> bool:
+        values: Iterable[object] = self.unknown or [row.get(str(self.first.column)) for row in self.rows]
+        return all(map(is_unlabeled, values))
 
     def _no_labels(self, fact: str) -> str:
         if self.split == "train":
             return f"{fact}: the split is unlabeled. Train on rows with labels"
         return (
-            f"{fact}: the split is unlabeled and cannot be scored. Leave data.{self.split} out; "
-            "`rankzero predict` answers such rows"
+            f"{fact}: the split is unlabeled and cannot be scored. Remove data.{self.split}; "
+            "`rankzero predict` gives predictions for such rows"
         )
 
-    def _unknown_labels(self, data: DataConfig, roles: Mapping[str, Collection[str] | None]) -> str:
-        allowed = sorted(roles["label"] or ())
-        values = [value for value, _ in self.unknown.most_common()]
-        there = _listed(f"{v!r} ({n:,} rows)" for v, n in self.unknown.most_common())
+    def _unknown_labels(self, role: str, data: DataConfig, roles: Roles) -> str:
+        label = roles[role]
+        assert isinstance(label, Label | Labels)
+        values, allowed = [value for value, _ in self.unknown.most_common()], sorted(label.values)
+        counts = _listed(f"{value!r} ({count:,} rows)" for value, count in self.unknown.most_common())
         start = (
-            f"every label in column {self.first.column!r} of {self.shard.name} is unknown: {there}; task.labels has "
+            f"every label in column {self.first.column!r} of {self.shard.name} is unknown: {counts}; task.labels has "
             f"{_listed(map(repr, allowed))}. "
         )
-        others = {role: column for role, column in data.columns.items() if role != "label"}
         rows = [{k: v for k, v in row.items() if k != self.first.column} for row in self.rows]
-        if (guess := guess_columns({"label": roles["label"]}, rows, {})) and _holds(guess["label"], rows, allowed):
-            return f"{start}Column {guess['label']!r} holds such labels: set data.columns={as_yaml(others | guess)}"
-        for value in values:
-            for other in allowed:
-                if how := hidden_difference(value, other):
-                    return (
-                        f"{start}{value!a} differs from {other!a} by {' and '.join(how)} only: write the "
-                        "labels in task.labels as the file does"
-                    )
-        classes = guess_classes(values, allowed)
-        pairs = classes or dict.fromkeys(values[:SHOWN], "NAME")
-        return f"{start}Set task.labels={as_yaml(pairs)} (value in the file: name of the class)" + (
-            "" if classes else f", or data.columns={{label: COLUMN}}; columns there: {self._columns()}"
+        guess = guess_columns({role: label}, rows, {})
+        if guess and all(label.matches(row.get(guess[role])) for row in rows):
+            others = {name: column for name, column in data.columns.items() if name != role}
+            return f"{start}Column {guess[role]!r} has such labels: set data.columns={as_yaml(others | guess)}"
+        if difference := _hidden_difference(values, allowed):
+            return start + difference
+        if classes := guess_classes(values, allowed):
+            return f"{start}Set task.labels={as_yaml(classes)} (value in the file: name of the class)"
+        pairs = dict.fromkeys(values[:SHOWN], "NAME")
+        return (
+            f"{start}Set task.labels={as_yaml(pairs)} (value in the file: name of the class), or "
+            f"data.columns={{{role}: COLUMN}}; columns there: {self._columns()}"
         )
 
     def _columns(self) -> str:
         return _listed(repr(str(name)[:40]) for name in self.rows[0]) or "none"
 
 
-def _holds(column: str, rows: Sequence[Mapping[str, object]], allowed: Collection[str]) -> bool:
-    return all(label_form(row.get(column), allowed) in allowed for row in rows)
+def _hidden_difference(values: Collection[str], allowed: Collection[str]) -> str | None:
+    for value in values:
+        for other in allowed:
+            if differences := hidden_difference(value, other):
+                return (
+                    f"{value!a} differs from {other!a} by {' and '.join(differences)} only: write the "
+                    "labels in task.labels as the file does"
+                )
+    return None
 
 
 def _kind(row: BadRow) -> str:
@@ -134,11 +149,3 @@ def _kind(row: BadRow) -> str:
 def _listed(values: Iterable[str]) -> str:
     shown = list(values)
     return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
-
-
-def _placed(
-    header: Sequence[str], roles: Mapping[str, Collection[str] | None], data: DataConfig
-) -> list[tuple[int, str]]:
-    """Position and role of the columns that hold a role."""
-    columns = {data.columns.get(role, role): role for role in roles}
-    return [(i, columns[name]) for i, name in enumerate(header) if name in columns]

@@ -1,4 +1,4 @@
-"""Forms of files, from their first bytes: refuse what only looks like data; find encoding, line ends, delimiter."""
+"""The form of a file from its first bytes: compression, encoding, line ends, delimiter, quotation marks."""
 
 from __future__ import annotations
 
@@ -6,41 +6,52 @@ import codecs
 import csv
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from trainer.data import formats
 from trainer.data.file_types import GZIP, HEAD_BYTES, ZSTD, check_content
 from trainer.data.formats import BadFile
 from trainer.data.paths import matching
+from trainer.data.roles import Roles
 from trainer.recipe.sections import DataConfig
 
 log = logging.getLogger("rankzero")
-LOOKED_AT = 50  # records of a head that a delimiter must fit
+HEAD_RECORDS = 50  # records of a head that a delimiter must fit
 DELIMITERS = (",", ";", "\t", "|")
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_ESCAPED = re.compile(r'\\(["\\])')
 _logged: set[str] = set()
-
-_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"))
-MARKS = (*_MARKS, (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: the keys of `data` that say so, and the columns that the task uses (None: all)."""
+    """How files are read: keys of `data`, and the columns that the task uses.
+
+    Attributes:
+        wanted: columns that are used; None for all.
+        lists: those of `wanted` whose values may be lists.
+    """
 
     delimiter: str | None = None
     encoding: str | None = None
     quote: str | None = None
     header: bool = True
     wanted: tuple[str, ...] | None = None
+    lists: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, data: DataConfig, roles: Sequence[str] | None) -> Reading:
-        """From a recipe; `roles` are those of the task."""
-        wanted = None if roles is None else tuple(data.columns.get(role, role) for role in roles)
-        return cls(data.delimiter, data.encoding, data.quote, data.header, wanted)
+    def of(cls, data: DataConfig, roles: Roles | None) -> Reading:
+        """Return what the `data` section and the roles of a task set."""
+        columns = {name: data.columns.get(name, name) for name in roles or ()}
+        wanted = None if roles is None else tuple(columns.values())
+        lists = frozenset(columns[name] for name, role in (roles or {}).items() if role.is_list)
+        return cls(data.delimiter, data.encoding, data.quote, data.header, wanted, lists)
 
 
 @dataclass(frozen=True)
@@ -67,24 +78,24 @@ class Form:
 
 
 def sniff(url: str, name: str, kind: str, reading: Reading) -> Form:
-    """Find the form of a file.
+    """Determine the form of a file.
 
     Args:
         url: of the file.
         name: for the log.
-        kind: the format that its name promises, see `Shard.format`.
-        reading: the form that the recipe sets; it is not guessed then.
+        kind: the format that its name says, see `Shard.format`.
+        reading: what the recipe sets is not guessed.
 
     Raises:
-        BadFile: the file is something else than its name promises.
+        BadFile: the file is something else than its name says.
     """
     with formats.opened(url) as file:
         head = file.read(HEAD_BYTES)
-    if not head and kind not in ("parquet", "arrow", "prepared"):  # an empty part of a job that wrote many
-        _note(name, "no rows, because it is empty")
-        return Form()
     if kind in ("parquet", "arrow", "prepared"):
         _check_table(head, "arrow" if kind == "arrow" else "parquet")
+        return Form()
+    if not head:  # an empty part of a job that wrote many
+        _note(name, "no rows, because it is empty")
         return Form()
     compression = _compression(head, name)
     if compression:
@@ -94,19 +105,17 @@ def sniff(url: str, name: str, kind: str, reading: Reading) -> Form:
             return Form(compression)
     check_content(head, kind, reading.wanted)
     encoding = _encoding(head, reading)
-    text = _decoded(head, encoding)
+    text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head).removeprefix("\ufeff")
     if encoding != "utf-8" and reading.encoding is None:
         _note(name, f"encoding {encoding}, by its byte order mark")
     cr = "\r" in text.rstrip("\r") and "\n" not in text
     if cr:
         text = text.replace("\r", "\n")
         _note(name, "lines that end in CR only")
+    form = Form(compression, encoding, cr)
     if kind == "jsonl":
-        array = _is_array(text)
-        return Form(compression, encoding, cr and not array, array)
-    if kind == "text":
-        return Form(compression, encoding, cr)
-    return _csv_form(text, len(head) < HEAD_BYTES, name, kind, reading, Form(compression, encoding, cr))
+        return replace(form, cr=False, array=True) if _is_array(text) else form
+    return form if kind == "text" else _csv_form(text, len(head) < HEAD_BYTES, name, kind, reading, form)
 
 
 def _note(name: str, what: str) -> None:
@@ -116,21 +125,22 @@ def _note(name: str, what: str) -> None:
 
 
 def _compression(head: bytes, name: str) -> str:
-    found = ".gz" if head.startswith(GZIP) else ".zst" if head.startswith(ZSTD) else ""
-    promised = next((ending for ending in formats.COMPRESSIONS if name.endswith(ending)), "")
-    if found != promised and promised:
+    content = ".gz" if head.startswith(GZIP) else ".zst" if head.startswith(ZSTD) else ""
+    ending = next((ending for ending in formats.COMPRESSIONS if name.endswith(ending)), "")
+    if content != ending and ending:
         check_content(head, "text")
-        raise BadFile(f"its name ends in {promised}, but its content is not compressed so: rename or fetch it again")
-    if found != promised:
-        _note(name, f"{found} compression, which its name does not say")
-    return found
+        raise BadFile(f"its name ends in {ending}, but its content is not compressed so: rename or fetch it again")
+    if content != ending:
+        _note(name, f"{content} compression, which its name does not say")
+    return content
 
 
 def _check_table(head: bytes, kind: str) -> None:
-    if head.startswith(b"PAR1" if kind == "parquet" else (b"ARROW1", b"\xff\xff\xff\xff")):
-        return
-    check_content(head, kind)
-    raise BadFile(f"it is no {kind.capitalize()} file: its first bytes are {head[:8]!r}. Fetch or write it again")
+    if not head.startswith(b"PAR1" if kind == "parquet" else (b"ARROW1", b"\xff\xff\xff\xff")):
+        check_content(head, kind)
+        raise BadFile(
+            f"it is not a {kind.capitalize()} file: its first bytes are {head[:8]!r}. Fetch or write it again"
+        )
 
 
 def _encoding(head: bytes, reading: Reading) -> str:
@@ -149,55 +159,50 @@ def _encoding(head: bytes, reading: Reading) -> str:
     return "utf-8"
 
 
-def _decoded(head: bytes, encoding: str) -> str:
-    text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head)
-    return text.removeprefix("\ufeff")
-
-
 def _is_array(text: str) -> bool:
-    """Whether the text begins a JSON array; refuses an object over several lines."""
+    """Return whether the text begins a JSON array.
+
+    Raises:
+        BadFile: it begins an object of several lines.
+    """
     text = text.lstrip()
     if text.startswith("["):
         return not text[1:].lstrip().startswith("[") and bool(re.match(r"\[\s*(\{|\]|$)", text))
-    first = text.split("\n", 1)[0].strip()
-    if first == "{":
+    if text.split("\n", 1)[0].strip() == "{":
         raise BadFile(
             "its first object is written over several lines, and one object per line is needed. Convert it with "
-            "`jq -c . FILE > rows.jsonl`, or with `jq -c '.KEY[]' FILE > rows.jsonl` where the rows are below a key"
+            "`jq -c . FILE > rows.jsonl`, or with `jq -c '.KEY[]' FILE > rows.jsonl` if the rows are below a key"
         )
     return False
 
 
 def _csv_form(text: str, complete: bool, name: str, kind: str, reading: Reading, form: Form) -> Form:
-    default, separator = "\t" if kind == "tsv" else ",", False
-    if found := re.match(r'"?sep=(.)"?[\r\n]', text):
-        default, separator = found[1], True
+    delimiter = "\t" if kind == "tsv" else ","
+    separator = re.match(r'"?sep=(.)"?[\r\n]', text)
+    if separator:
+        delimiter = separator[1]
         text = text.split("\n", 1)[1]
-        _note(name, f"delimiter {default!r}, by its line sep=")
-    text = text if complete else text[: text.rfind("\n") + 1]
+        _note(name, f"delimiter {delimiter!r}, by its line sep=")
+    if not complete:
+        text = text[: text.rfind("\n") + 1]
     if reading.delimiter is not None:
-        default = reading.delimiter
+        delimiter = reading.delimiter
     elif not separator:
-        default = _delimiter(text, default, name, reading)
-    quote = reading.quote or _quote(text, complete, default, name)
-    return Form(form.compression, form.encoding, form.cr, False, separator, default, quote)
-
-
-def _records(text: str, delimiter: str, **more: Any) -> list[list[str]]:
-    lines = (line + "\n" for line in text.split("\n"))
-    return [fields for fields in islice(csv.reader(lines, delimiter=delimiter, **more), LOOKED_AT) if fields]
+        delimiter = _delimiter(text, delimiter, name, reading)
+    quote = reading.quote or _quote(text, complete, delimiter, name)
+    return replace(form, separator_line=separator is not None, delimiter=delimiter, quote=quote)
 
 
 def _delimiter(text: str, default: str, name: str, reading: Reading) -> str:
-    """The default, unless it splits no header and another one does, evenly."""
-    if _fits(text, default, reading) and (reading.wanted or len(_header(text, default)) > 1):
+    """Return the default, unless it does not split the header and exactly one other delimiter does, evenly."""
+    wanted, splits = reading.wanted or (), len(_header(text, default)) > 1
+    if _has_columns(text, default, wanted) and (wanted or splits):
         return default
     fitting = [d for d in DELIMITERS if d != default and len(_header(text, d)) > 1 and _is_even(text, d)]
-    if reading.wanted and reading.header:
-        fitting = [d for d in fitting if _fits(text, d, reading)] or (
-            [] if len(_header(text, default)) > 1 else fitting
-        )
-    elif len(_header(text, default)) > 1:
+    if wanted and reading.header:
+        with_columns = [d for d in fitting if _has_columns(text, d, wanted)]
+        fitting = with_columns or ([] if splits else fitting)
+    elif splits:
         return default
     if len(fitting) != 1:
         return default
@@ -206,43 +211,51 @@ def _delimiter(text: str, default: str, name: str, reading: Reading) -> str:
 
 
 def _header(text: str, delimiter: str) -> list[str]:
-    try:
-        return next(iter(_records(text.split("\n", 1)[0], delimiter)), [])
-    except csv.Error:
-        return []
+    records = _records(text.split("\n", 1)[0], delimiter) or []
+    return records[0] if records else []
 
 
-def _fits(text: str, delimiter: str, reading: Reading) -> bool:
+def _has_columns(text: str, delimiter: str, wanted: tuple[str, ...]) -> bool:
     header = _header(text, delimiter)
-    return all(matching(header, column) is not None for column in reading.wanted or ())
+    return all(matching(header, column) is not None for column in wanted)
 
 
 def _is_even(text: str, delimiter: str) -> bool:
-    """Whether 9 of 10 records have as many fields as the header."""
-    try:
-        records = _records(text, delimiter)
-    except csv.Error:
+    """Return whether 9 of 10 records have as many fields as the header."""
+    records = _records(text, delimiter)
+    if records is None:
         return False
     return sum(len(fields) == len(records[0]) for fields in records) >= 0.9 * len(records)
 
 
 def _quote(text: str, complete: bool, delimiter: str, name: str) -> str:
-    """`backslash` where marks within values are written \\" and the usual reading fails on them."""
-    if '\\"' in text and not _reads(text, complete, delimiter):
-        if not _reads(formats.doubled_quotes(text), complete, delimiter):
-            return '"'
-        _note(name, 'quotation marks escaped as \\" (data.quote sets another form)')
-        return "backslash"
-    return '"'
+    """Return `backslash` if marks within values are written \\" and the usual reading fails on them."""
+    if '\\"' not in text or _is_regular(text, complete, delimiter):
+        return '"'
+    if not _is_regular(doubled_quotes(text), complete, delimiter):
+        return '"'
+    _note(name, 'quotation marks escaped as \\" (data.quote sets another form)')
+    return "backslash"
 
 
-def _reads(text: str, complete: bool, delimiter: str) -> bool:
-    """Whether the records have as many fields as the header; the last one may be cut off."""
+def _is_regular(text: str, complete: bool, delimiter: str) -> bool:
+    """Return whether all records are valid and have as many fields as the header. The last one may be cut off."""
+    records = _records(text, delimiter, strict=True, complete=complete) or []
+    return bool(records) and all(len(fields) == len(records[0]) for fields in records)
+
+
+def _records(text: str, delimiter: str, strict: bool = False, complete: bool = True) -> list[list[str]] | None:
+    """Return the first records. None if they are not valid, except for the last one of a text that is not complete."""
     lines = [line + "\n" for line in text.split("\n")]
-    reader, records = csv.reader(lines, delimiter=delimiter, strict=True), list[list[str]]()
+    reader, records = csv.reader(lines, delimiter=delimiter, strict=strict), list[list[str]]()
     try:
-        records.extend(fields for fields in islice(reader, LOOKED_AT) if fields)
+        records.extend(fields for fields in islice(reader, HEAD_RECORDS) if fields)
     except csv.Error:
         if complete or reader.line_num < len(lines):
-            return False
-    return bool(records) and all(len(fields) == len(records[0]) for fields in records)
+            return None
+    return records
+
+
+def doubled_quotes(text: str) -> str:
+    """Write \\" as "" and a doubled backslash as a single one. Other backslashes stay."""
+    return _ESCAPED.sub(lambda match: '""' if match[1] == '"' else "\\", text)

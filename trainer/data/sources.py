@@ -1,60 +1,51 @@
-"""Where rows come from: the files of one split below any fsspec root, each streamed by `datasets` as a shard.
+"""Rows of a split, streamed from the files below any fsspec root.
 
-A shard is one file (or one set of parallel text files); its rows are numbered from 0. `Source.stream` starts at any
-row from a small JSON-able state, which holds a byte offset where the format has lines: going on costs one seek.
-Shards are dealt to readers by the lanes, so a stream must never divide itself: it is read through
-`IterableDataset.iter`, which, unlike `__iter__`, does not look at the DataLoader worker that it runs in.
+A shard is one file, or one set of parallel text files. Its rows are numbered from 0. `Source.stream` starts at any row
+from a small JSON state. The state holds a byte offset where the format has lines, so that a resumed stream seeks once.
+The lanes deal shards to readers, so a stream never divides itself among loader processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
+from trainer.corpora import embedded_rows
 from trainer.data import formats
 from trainer.data.csv_files import csv_records
-from trainer.data.discovery import (
-    EMBEDDED,
-    Root,
-    Shard,
-    embedded_shards,
-    file_shards,
-    parallel_shards,
-    prepared_shards,
-    protocols,
-)
-from trainer.data.json_arrays import array_records
+from trainer.data.discovery import EMBEDDED, Shard, split_shards
+from trainer.data.formats import Parsed
+from trainer.data.records import array_records, json_records, text_records
+from trainer.data.roles import Roles
+from trainer.data.root import is_local
 from trainer.data.sniffing import Form, Reading, sniff
 from trainer.data.tables import table_batches
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig, Patterns
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
-
 Split = Literal["train", "validation", "test"]
-# Above this, the content of a remote corpus is not downloaded for its fingerprint: the store's own checksums stand in.
+Span = tuple[tuple[int, ...], tuple[int, ...]]  # the byte offsets before and after a record
+# The content of a larger remote corpus is not downloaded for its fingerprint: the checksums of the store are used.
 FINGERPRINT_BYTES = 2_000_000_000
 OUR_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # never blamed on a file
-ROWS_PER_PULL = 64  # rows taken from `datasets` at once; 3 times as fast as one by one, and still a small delay
+TOKENS = "tokens."  # prefix of the columns of a prepared corpus that hold token ids
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it stands in its file.
+    """One row as its file has it.
 
     Attributes:
-        id: (shard, row), both from 0; a header or a blank line of JSON or CSV is no row.
+        id: (shard, row), both from 0; a header or a blank line of JSON or CSV is not a row.
         values: column -> value; for text files role -> line; empty when `error` is set.
         error: why the row itself cannot be read.
-        example: token ids as the task encodes them, in a corpus written by `prepare`; `values` then holds cleaned
-            texts by role, to be taken as they are.
+        example: token ids as the task encodes them, in a corpus written by `prepare`. Then `values` has clean values
+            by role, which are used as they are.
         lines: lines of the file that a row takes which cannot be read: a stray quotation mark may take many.
     """
 
@@ -74,30 +65,30 @@ class Source:
         self._forms: dict[int, tuple[Form, ...]] = {}
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
-        """The rows of one shard, from its first one or from where `state` was taken."""
+        """Return the rows of one shard, from the first one or from a state of an earlier stream."""
         return ShardStream(self.shards[shard], shard, self.forms(shard), self._reading, state)
 
     def forms(self, shard: int) -> tuple[Form, ...]:
-        """The form of each file of a shard, found once from its first bytes.
+        """Return the form of each file of a shard, determined once from its first bytes.
 
         Raises:
-            DataError: a file is empty, or something else than its name promises.
+            DataError: a file is empty, or something else than its name says.
         """
         if shard not in self._forms:
-            found, about = [], self.shards[shard]
+            forms, about = [], self.shards[shard]
             for url, name in zip(about.urls, about.name.split("+") if about.roles else (about.name,), strict=False):
                 try:
                     generated = about.format == "embedded"
-                    found.append(Form() if generated else sniff(url, name, about.format, self._reading))
+                    forms.append(Form() if generated else sniff(url, name, about.format, self._reading))
                 except (DataError, *OUR_MISTAKES):
                     raise
-                except Exception as error:  # whatever a store or a decompressor raises: it is about this file
+                except Exception as error:  # a store or a decompressor may raise anything about this file
                     raise _damaged(about, 0, error, name) from error
-            self._forms[shard] = tuple(found)
+            self._forms[shard] = tuple(forms)
         return self._forms[shard]
 
     def name_of(self, row_id: tuple[int, int]) -> str:
-        """A row id as people read it: "train.jsonl:123"."""
+        """Return a row id as reports show it: "train.jsonl:123"."""
         return f"{self.shards[row_id[0]].name}:{row_id[1]}"
 
     def __iter__(self) -> Iterator[Row]:
@@ -107,6 +98,10 @@ class Source:
 
 class ShardStream:
     """The rows of one shard in order.
+
+    Attributes:
+        form: of the first file.
+        offsets: the byte offsets after the last row, one per file; empty at the start and for formats without lines.
 
     Raises:
         DataError: the file is damaged (a cut archive, a broken parquet footer) or its store cannot be read.
@@ -122,56 +117,41 @@ class ShardStream:
     ):
         self._shard, self._index, self.form = shard, index, forms[0]
         self._row: int = state["row"] if state else 0
-        self._offsets: tuple[int, ...] = tuple(state["offsets"]) if state else ()
-        self._records = _records(shard, forms, reading, self._row, self._offsets)
+        self.offsets: tuple[int, ...] = tuple(state["offsets"]) if state else ()
+        self._records = _records(shard, forms, reading, self._row, self.offsets)
 
     def state(self) -> dict[str, Any]:
-        """The position after the last row yielded."""
-        return {"row": self._row, "offsets": list(self._offsets)}
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """The byte offsets after the last row yielded, one per file; empty at the start and for formats without."""
-        return self._offsets
+        """Return the position after the last row yielded."""
+        return {"row": self._row, "offsets": list(self.offsets)}
 
     def __iter__(self) -> ShardStream:
         return self
 
     def __next__(self) -> Row:
         try:
-            (values, problem, *lines), offsets = next(self._records)
+            (values, problem, lines), self.offsets = next(self._records)
         except (StopIteration, DataError, *OUR_MISTAKES):
             raise
-        except Exception as error:  # whatever a store or a decompressor raises: it is about this file
+        except Exception as error:  # a store or a decompressor may raise anything about this file
             raise _damaged(self._shard, self._row, error) from error
-        self._offsets = offsets
         row_id = (self._index, self._row)
         self._row += 1
-        if self._shard.format == "prepared":
-            return prepared_row(row_id, values)
-        return Row(row_id, values, problem, lines=max(1, *lines) if lines else 1)
+        if self._shard.format != "prepared":
+            return Row(row_id, values, problem, lines=lines)
+        tokens: Any = {name.removeprefix(TOKENS): ids for name, ids in values.items() if name.startswith(TOKENS)}
+        clean = {name: value for name, value in values.items() if not name.startswith(TOKENS) and name != "id"}
+        return Row(row_id, clean, None, tokens)
 
 
-TOKENS = "tokens."  # prefix of the columns of a prepared corpus that hold token ids
+def open_split(data: DataConfig, split: Split, roles: Roles | None = None) -> Source | None:
+    """Return the shards of a split, or None if the recipe has no such split.
 
-
-def prepared_row(row_id: tuple[int, int], columns: Mapping[str, Any]) -> Row:
-    """A row of a prepared corpus from its columns."""
-    example = {name.removeprefix(TOKENS): value for name, value in columns.items() if name.startswith(TOKENS)}
-    texts = {name: value for name, value in columns.items() if not name.startswith(TOKENS) and name != "id"}
-    return Row(row_id, texts, None, example)
-
-
-def open_split(data: DataConfig, split: Split, roles: Iterable[str] | None = None) -> Source | None:
-    """The shards of a split, or None when the recipe gives no such split.
-
-    A share of train for `validation` gives the train source: the caller keeps the rows that `held_out` picks. A root
-    written by `prepare` gives its own shards of the split, whatever the patterns.
+    A share of train for `validation` gives the train source. `belongs` selects the rows of each split.
 
     Args:
         data: the section of the recipe.
         split: its name.
-        roles: those of the task: no other column is read from files that store columns. None for all.
+        roles: of the task: no other column is read from files that store columns. None for all.
 
     Raises:
         DataError: no file matches, an unknown format, text files that do not pair up, an unreachable root.
@@ -181,21 +161,21 @@ def open_split(data: DataConfig, split: Split, roles: Iterable[str] | None = Non
         patterns = data.train
     if patterns is None:
         return None
-    if data.root.startswith(EMBEDDED):
-        return Source(embedded_shards(data.root, patterns, split))
-    root, reading = Root(data.root), Reading.of(data, None if roles is None else list(roles))
-    if (prepared := root.prepared()) is not None:
-        return Source(prepared_shards(root, prepared, data, split))
-    if isinstance(patterns, dict):
-        return Source(parallel_shards(root, patterns, split), reading)
-    return Source(file_shards(root, patterns, split), reading)
+    return Source(split_shards(data, patterns, split), Reading.of(data, roles))
 
 
-def held_out(row: Mapping[str, str], fraction: float) -> bool:
-    """Whether a cleaned row belongs to the share of train that is held out for validation.
+def belongs(row: Mapping[str, object], data: DataConfig, split: str) -> bool:
+    """Return whether a row of the files of a split belongs to it. Only a share of train for `validation` moves rows."""
+    if not isinstance(data.validation, float) or split == "test":
+        return True
+    return held_out(row, data.validation) == (split == "validation")
 
-    Decided by the row's content alone, so that it does not move when files are renamed or added, and equal rows are
-    always on the same side.
+
+def held_out(row: Mapping[str, object], fraction: float) -> bool:
+    """Return whether a clean row is in the share of train that is held out for validation.
+
+    It depends on the content of the row alone: the row stays on its side when files are renamed or added, and equal
+    rows are on the same side.
     """
     content = json.dumps(sorted(row.items()), ensure_ascii=False).encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(content, digest_size=8, person=b"held-out").digest()
@@ -203,29 +183,29 @@ def held_out(row: Mapping[str, str], fraction: float) -> bool:
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 over names, sizes and content of all shards: the same files under another root give the same one.
+    """Return the SHA-256 of names, sizes and content of all shards. It is the same for the same files anywhere.
 
-    The content of a remote corpus of more than FINGERPRINT_BYTES is taken from its store's checksums instead.
+    The content of a remote corpus of more than FINGERPRINT_BYTES is represented by the checksums of its store.
     """
     digest = hashlib.sha256()
-    whole = sum(shard.size or 0 for shard in source.shards) <= FINGERPRINT_BYTES
+    read_all = sum(shard.size or 0 for shard in source.shards) <= FINGERPRINT_BYTES
     for shard in source.shards:
         digest.update(json.dumps([shard.name, shard.size, shard.roles]).encode())
         try:
             for url in shard.urls:
-                _digest_content(shard, url, whole, digest)
-        except Exception as error:  # whatever a store raises
+                _digest_content(shard, url, read_all, digest)
+        except Exception as error:  # a store may raise anything
             raise _damaged(shard, 0, error) from error
     return digest.hexdigest()
 
 
-def _digest_content(shard: Shard, url: str, whole: bool, digest: Any) -> None:
+def _digest_content(shard: Shard, url: str, read_all: bool, digest: Any) -> None:
     if shard.format == "embedded":
-        for (values, _), _ in _records(shard, (), Reading(), 0, ()):
+        for values in _embedded_rows(url, 0):
             digest.update(json.dumps(values, sort_keys=True).encode())
         return
     system, path = formats.located(url)
-    if whole or "file" in protocols(system):
+    if read_all or is_local(system):
         with formats.opened(url) as file:
             while chunk := file.read(formats.CHUNK_BYTES):
                 digest.update(chunk)
@@ -233,55 +213,61 @@ def _digest_content(shard: Shard, url: str, whole: bool, digest: Any) -> None:
         digest.update(str(system.checksum(path)).encode())
 
 
+def lines_of(shard: Shard, form: Form, spans: Sequence[Span]) -> list[str]:
+    """Return the line of each record, "line 9" or "lines 9 to 11"; of parallel text that of the first file.
+
+    The file is read once, up to the last record. The texts are empty for formats without lines.
+
+    Args:
+        shard: a file that has been read up to the last of `spans`.
+        form: of its first file.
+        spans: in the order of the file.
+    """
+    if shard.format not in ("jsonl", "csv", "tsv", "text") or not spans:
+        return [""] * len(spans)
+    edges = [(begin[0] if begin else 0, end[0] if end else 0) for begin, end in spans]
+    numbers: list[list[int]] = [[] for _ in spans]
+    at, start = 0, 0
+    for number, (line, after) in enumerate(formats.lines(shard.urls[0], 0, form), start=1):
+        while at < len(edges) and start >= edges[at][1]:
+            at += 1
+        if at == len(edges):
+            break
+        if start >= edges[at][0] and (isinstance(line, int) or line.strip() or shard.format == "text"):
+            numbers[at].append(number)
+        start = after
+    if shard.format in ("csv", "tsv") and not spans[0][0] and len(numbers[0]) > 1:
+        numbers[0] = numbers[0][1:]  # without the header
+    ends = [(of[0], of[-1]) if of else (0, 0) for of in numbers]
+    return [f"lines {a} to {b}" if a < b else f"line {a}" if a else "" for a, b in ends]
+
+
 def _records(
     shard: Shard, forms: tuple[Form, ...], reading: Reading, row: int, offsets: tuple[int, ...]
-) -> Iterator[tuple[Any, tuple[int, ...]]]:
-    """Parsed records of a shard from a position on, each with the offsets that follow it."""
-    url = shard.urls[0]
+) -> Iterator[tuple[Parsed, tuple[int, ...]]]:
+    """Yield the records of a shard from a position, each with the offsets that follow it."""
+    url, form, offset = shard.urls[0], forms[0], offsets[0] if offsets else 0
     if shard.format in ("parquet", "arrow", "prepared"):
-        for batch in table_batches(url, shard.format, row, reading.wanted):
-            for parsed in batch:
-                yield parsed, ()
+        for batch in table_batches(url, shard.format, row, reading):
+            yield from ((parsed, ()) for parsed in batch)
     elif shard.format == "embedded":
-        for raw, _ in _pulled(_embedded_records, {"url": url, "row": row}):
-            yield (raw, None), ()
+        yield from ((Parsed(values), ()) for values in _embedded_rows(url, row))
     elif shard.format == "jsonl":
-        make = array_records if forms[0].array else formats.json_records
-        for raw, at in _pulled(make, {"url": url, "offsets": offsets, "form": forms[0]}):
-            yield formats.parse_json(raw), at
+        yield from (array_records if form.array else json_records)(url, offset, form)
     elif shard.format == "text":
-        for raw, at in _pulled(formats.text_records, {"urls": shard.urls, "offsets": offsets, "forms": forms}):
-            yield formats.parse_text(raw, shard.roles), at
+        yield from text_records(shard.urls, shard.roles, offsets, forms)
     else:
-        yield from _pulled(csv_records, {"url": url, "offsets": offsets, "form": forms[0], "reading": reading})
-
-
-def _pulled(generator: Any, arguments: dict[str, Any]) -> Iterator[tuple[Any, tuple[int, ...]]]:
-    """Streams a generator of {"raw", "at"} through `datasets`.
-
-    Arguments are tuples, never lists: `datasets` takes a list for the shards of one data set.
-    """
-    from datasets.io.generator import GeneratorDatasetInputStream
-
-    with formats.scratch_cache() as cache:  # `IterableDataset.from_generator` takes none
-        stream: IterableDataset = GeneratorDatasetInputStream(
-            generator, gen_kwargs=arguments, streaming=True, cache_dir=cache
-        ).read()
-    for batch in stream.iter(batch_size=ROWS_PER_PULL):
-        yield from zip(batch["raw"], batch["at"], strict=True)
+        yield from csv_records(url, offset, form, reading)
 
 
 def _damaged(shard: Shard, row: int, error: Exception, name: str | None = None) -> DataError:
-    what = str(error) if isinstance(error, formats.BadFile) else f"{type(error).__name__}: {error}"
-    return DataError(f"{name or shard.name} cannot be read (after {row} rows): {what}")
+    reason = str(error) if isinstance(error, formats.BadFile) else f"{type(error).__name__}: {error}"
+    return DataError(f"{name or shard.name} cannot be read (after {row} rows): {reason}")
 
 
-def _embedded_records(url: str, row: int) -> Iterator[dict[str, Any]]:
-    from trainer.corpora import embedded_rows
-
-    where, _, query = url.removeprefix(EMBEDDED).partition("?")
-    corpus, split = where.split("/")
+def _embedded_rows(url: str, row: int) -> Iterator[dict[str, Any]]:
+    path, _, query = url.removeprefix(EMBEDDED).partition("?")
+    corpus, split = path.split("/")
     numbers = {key: int(value) for key, value in parse_qsl(query)}
-    rows = partial(embedded_rows, corpus, split, numbers["rows"], numbers["seed"])
-    for values in islice(rows(numbers["shard"], numbers["shards"]), row, None):
-        yield {"raw": values, "at": ()}
+    rows = embedded_rows(corpus, split, numbers["rows"], numbers["seed"], numbers["shard"], numbers["shards"])
+    return islice(iter(rows), row, None)

@@ -4,80 +4,63 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from trainer.data.formats import BadFile, Parsed, opened
+from trainer.data.labels import ClassIndex
 from trainer.data.paths import UNREAD, matching
+
+if TYPE_CHECKING:
+    from trainer.data.sniffing import Reading
 
 BATCH_ROWS = 1000
 
 
-class ClassIndex(int):
-    """A class index of a `ClassLabel` column of the library `datasets`.
-
-    Attributes:
-        names: all class names of the column, in the order of their indices.
-    """
-
-    names: tuple[str, ...]
-
-    def __new__(cls, index: int, names: tuple[str, ...]) -> ClassIndex:
-        made = super().__new__(cls, index)
-        made.names = names
-        return made
-
-    def __reduce__(self) -> Any:
-        return ClassIndex, (int(self), self.names)
-
-
-def table_batches(url: str, kind: str, row: int, wanted: Sequence[str] | None) -> Iterator[list[Parsed]]:
-    """Rows from `row` on, at most BATCH_ROWS at a time.
+def table_batches(url: str, kind: str, row: int, reading: Reading) -> Iterator[list[Parsed]]:
+    """Yield rows, at most BATCH_ROWS at a time.
 
     Args:
         url: of the file.
         kind: parquet, arrow or prepared (Parquet with every column read).
         row: the first row; Parquet row groups before it are not read.
-        wanted: columns and dotted paths that are used; None for all columns of text, numbers and truth values.
+        reading: the columns and dotted paths that are used; if None, all columns of text, numbers and truth values.
 
     Raises:
-        BadFile: a wanted column has a type that holds no text.
+        BadFile: a used column has a type that its role cannot have.
     """
     read = _arrow if kind == "arrow" else _parquet
-    for batch, names, classes in read(url, row, wanted, kind == "prepared"):
+    for batch, schema, columns in read(url, row, None if kind == "prepared" else reading):
+        unread, classes = _unread(schema, columns), _classes(schema)
         for start in range(0, batch.num_rows, BATCH_ROWS):
-            yield _rows(batch.slice(start, BATCH_ROWS), names, classes)
+            yield _rows(batch.slice(start, BATCH_ROWS), unread, classes)
 
 
-def _parquet(url: str, row: int, wanted: Sequence[str] | None, everything: bool) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
+def _parquet(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
     with opened(url) as stream, pq.ParquetFile(stream) as file:
-        schema, metadata = file.schema_arrow, file.metadata
-        columns = None if everything else _chosen(schema, wanted)
-        names, classes = _other_names(schema, columns), _classes(schema)
-        for group in range(metadata.num_row_groups):
-            size = metadata.row_group(group).num_rows
+        columns = _chosen(file.schema_arrow, reading)
+        for group in range(file.metadata.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
             if row >= size:
                 row -= size
                 continue
             for batch in file.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
                 if row < batch.num_rows:
-                    yield batch.slice(row), names, classes
+                    yield batch.slice(row), file.schema_arrow, columns
                 row = max(0, row - batch.num_rows)
 
 
-def _arrow(url: str, row: int, wanted: Sequence[str] | None, everything: bool) -> Iterator[Any]:
-    """An Arrow IPC stream, as `save_to_disk` writes it, or an Arrow file (Feather)."""
-    import pyarrow as pa
-
+def _arrow(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
+    """Yield batches of an Arrow IPC stream, as `save_to_disk` writes it, or of an Arrow file (Feather)."""
     with opened(url) as stream:
         is_file = stream.read(6) == b"ARROW1"
         stream.seek(0)
         schema = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(stream).schema
-        columns = _chosen(schema, wanted)
+        columns = _chosen(schema, reading) or []
         tops = {column if column in schema.names else column.partition(".")[0] for column in columns}
         options = pa.ipc.IpcReadOptions(included_fields=[i for i, name in enumerate(schema.names) if name in tops])
-        names, classes = _other_names(schema, columns), _classes(schema)
         stream.seek(0)
         if is_file:
             reader = pa.ipc.open_file(stream, options=options)
@@ -86,44 +69,47 @@ def _arrow(url: str, row: int, wanted: Sequence[str] | None, everything: bool) -
             batches = pa.ipc.open_stream(stream, options=options)
         for batch in batches:
             if row < batch.num_rows:
-                yield batch.slice(row), names, classes
+                yield batch.slice(row), schema, columns
             row = max(0, row - batch.num_rows)
 
 
-def _paths(fields: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> type of every column that is no struct, and of the fields of structs."""
-    import pyarrow as pa
-
-    found: dict[str, Any] = {}
+def _types(fields: Any, prefix: str = "") -> dict[str, Any]:
+    """Return dotted path -> type of every column that is not a struct, and of the fields of structs."""
+    types: dict[str, Any] = {}
     for field in fields:
         if pa.types.is_struct(field.type):
-            found |= _paths([field.type.field(i) for i in range(field.type.num_fields)], f"{prefix}{field.name}.")
+            types |= _types([field.type.field(i) for i in range(field.type.num_fields)], f"{prefix}{field.name}.")
         else:
-            found[f"{prefix}{field.name}"] = field.type
-    return found
+            types[f"{prefix}{field.name}"] = field.type
+    return types
 
 
-def _chosen(schema: Any, wanted: Sequence[str] | None) -> list[str]:
-    """The paths to read: those wanted if all of them exist, otherwise every readable one, for the message."""
-    paths = _paths(schema)
-    found = [matching(paths, column) for column in wanted or ()]
-    if wanted is None or None in found:
-        return [path for path, kind in paths.items() if _is_readable(kind)]
-    columns = [path for path in dict.fromkeys(found) if path is not None]
-    for path in columns:
+def _chosen(schema: Any, reading: Reading | None) -> list[str] | None:
+    """Return the paths to read, None for all of a prepared corpus. If one is missing: all that messages can list."""
+    if reading is None:
+        return None
+    types = _types(schema)
+    names = {column: matching(types, column) for column in reading.wanted or ()}
+    if reading.wanted is None or None in names.values():
+        return [path for path, kind in types.items() if _is_readable(kind, False)]
+    columns: list[str] = []
+    for column, path in names.items():
+        assert path is not None
         if schema.names.count(path) > 1:
             raise BadFile(f"it has {schema.names.count(path)} columns {path!r}; rename one of them")
-        if not _is_readable(paths[path]):
-            raise BadFile(f"column {path!r} has the type {paths[path]}, {_remedy(paths[path])}")
+        if not _is_readable(types[path], column in reading.lists):
+            raise BadFile(f"column {path!r} has the type {types[path]}, {_remedy(types[path])}")
+        if path not in columns:
+            columns.append(path)
     return columns
 
 
-def _is_readable(kind: Any) -> bool:
-    import pyarrow as pa
-
+def _is_readable(kind: Any, may_be_list: bool) -> bool:
     t = pa.types
     if t.is_dictionary(kind):
-        return _is_readable(kind.value_type)
+        return _is_readable(kind.value_type, may_be_list)
+    if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
+        return may_be_list and _is_readable(kind.value_type, False)
     plain = (t.is_string, t.is_large_string, t.is_integer, t.is_floating, t.is_boolean, t.is_decimal, t.is_null)
     return any(test(kind) for test in plain) or str(kind) == "string_view"
 
@@ -131,46 +117,51 @@ def _is_readable(kind: Any) -> bool:
 def _remedy(kind: Any) -> str:
     if "binary" in str(kind):
         return (
-            "which is bytes and no text. Write it as text, in pandas df[column] = df[column].str.decode('utf-8'), "
+            "which is bytes, not text. Write it as text, in pandas df[column] = df[column].str.decode('utf-8'), "
             "or name another column in data.columns"
         )
-    return "which is no text and no label. Write it as text, or name another column in data.columns"
+    return "which is neither text nor a label. Write it as text, or name another column in data.columns"
 
 
-def _other_names(schema: Any, columns: Sequence[str] | None) -> dict[str, object]:
-    """Column -> UNREAD for what is not read, but for fields of a struct of which others are."""
+def _unread(schema: Any, columns: Sequence[str] | None) -> dict[str, object]:
+    """Return column -> UNREAD for the columns that are not read. Structs of which a field is read are left out."""
     if columns is None:
         return {}
     read = {*columns, *(column.partition(".")[0] for column in columns)}
-    return {path: UNREAD for path in _paths(schema) if not {path, path.partition(".")[0]} & read}
+    return {path: UNREAD for path in _types(schema) if not {path, path.partition(".")[0]} & read}
 
 
 def _classes(schema: Any) -> dict[str, tuple[str, ...]]:
-    """Column -> class names, from the features that `datasets` stores in the schema."""
+    """Return column -> class names, from the features that `datasets` stores in the schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: tuple(map(str, feature["names"]))
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):  # written by another program
+    except (KeyError, ValueError, TypeError):  # written by another program
         return {}
+    classes = {}
+    for name, feature in features.items() if isinstance(features, dict) else ():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else {}  # of a list
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and isinstance(inner.get("names"), list):
+            classes[name] = tuple(map(str, inner["names"]))
+    return {name: names for name, names in classes.items() if names}
 
 
-def _rows(batch: Any, others: dict[str, object], classes: dict[str, tuple[str, ...]]) -> list[Parsed]:
+def _rows(batch: Any, unread: dict[str, object], classes: dict[str, tuple[str, ...]]) -> list[Parsed]:
     try:
-        rows: list[Parsed] = [(values, None) for values in batch.to_pylist()]
+        rows = [Parsed(values) for values in batch.to_pylist()]
     except UnicodeDecodeError:
         rows = [_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
-    for values, problem in rows:
+    for values, problem, _ in rows:
         if problem is None:
-            for name, names in classes.items():
-                index = values.get(name)
-                if type(index) is int:
-                    values[name] = ClassIndex(index, names)
-            values.update(others)
+            for name in classes.keys() & values.keys():
+                values[name] = _with_names(values[name], classes[name])
+            values.update(unread)
     return rows
+
+
+def _with_names(value: object, names: tuple[str, ...]) -> object:
+    if isinstance(value, list):
+        return [_with_names(item, names) for item in value]
+    return ClassIndex(value, names) if type(value) is int else value
 
 
 def _row(batch: Any) -> Parsed:
@@ -179,5 +170,5 @@ def _row(batch: Any) -> Parsed:
         try:
             values[name] = batch.column(name)[0].as_py()
         except UnicodeDecodeError:
-            return {}, f"invalid UTF-8 in column {name!r}"
-    return values, None
+            return Parsed({}, f"invalid UTF-8 in column {name!r}")
+    return Parsed(values)

@@ -1,9 +1,9 @@
-"""Tokenizers: trained on the run's own rows, or loaded; and the fast path from texts to token ids.
+"""Train a tokenizer on the rows of a run, or load one.
 
-BPE is the one for translation: words carry a leading "▁" as in SentencePiece, punctuation and every digit stand alone
-("man." never becomes a token, numbers can be copied digit by digit), and `decode(encode(x))` gives back any cleaned
-text whose characters occur in training. WordPiece is BERT's, its decoding is only nearly exact. Byte-level BPE is
-GPT-2's and RoBERTa's and holds any text exactly; Unigram is T5's, ALBERT's and XLNet's (Kudo 2018).
+BPE is meant for translation. Words have a leading "▁" as in SentencePiece. Punctuation and every digit are tokens of
+their own, so that numbers can be copied digit by digit. `decode(encode(x))` returns any cleaned text whose characters
+occur in training. WordPiece is BERT's; its decoding is only nearly exact. Byte-level BPE is GPT-2's and RoBERTa's and
+represents any text exactly. Unigram is T5's, ALBERT's and XLNet's (Kudo 2018).
 Training is deterministic: the same rows give a byte-identical tokenizer.json.
 """
 
@@ -11,32 +11,28 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-# Before `tokenizers` is imported: its thread pool does not survive the fork of a loader process, and one thread per
-# rank and per loader process is what the cores are planned for.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import uniform
-from trainer.data.sources import Source, held_out
+from trainer.data.roles import Roles
+from trainer.data.sources import Source, belongs
+from trainer.data.token_ids import SPACE, Words
 from trainer.data.tokenizer_files import check_vocabulary, no_files
-from trainer.data.words import SPACE, Words, splits_at_spaces
 from trainer.errors import DataError, UsageError
 from trainer.hub_paths import FORMS, VOCABULARIES, check_tokenizer_files, folder_of, locate
 from trainer.recipe.sections import DataConfig, TokenizerTraining
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 UNIGRAM_ROUNDS = 4
-# RoBERTa's and T5's. A document of a language model begins with the end of the one before it, as GPT-2's.
+# As RoBERTa and T5. A document of a language model begins with the end of the one before it, as with GPT-2.
 _ANGULAR = {
     "pad_token": "<pad>",
     "eos_token": "</s>",
@@ -46,7 +42,7 @@ _ANGULAR = {
     "sep_token": "</s>",
     "mask_token": "<mask>",
 }
-# In this order from id 0 on. WordPiece has BERT's own; a decoder begins with [CLS] and ends with [SEP] there.
+# In this order, from id 0. WordPiece has BERT's: there, a decoder begins with [CLS] and ends with [SEP].
 SPECIAL_TOKENS = {
     "byte_bpe": _ANGULAR,
     "unigram": _ANGULAR,
@@ -65,47 +61,46 @@ SPECIAL_TOKENS = {
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """The cleaned texts of a train split, streamed anew each time it is iterated.
+    """The cleaned texts of a train split, streamed again at each iteration.
 
-    Rows held out for validation and bad rows are left out; of more than `limit` rows, a sample spread evenly over the
+    Rows held out for validation and bad rows are left out. Of more than `limit` rows, a sample spread evenly over the
     corpus is taken, the same one each time.
 
     Attributes:
         source: the train split.
         data: cleaning, columns and the share held out.
-        roles: those with text; a label has no text.
-        rows: rows of the split, as surveyed; None = unknown: the first `limit` rows are taken.
-        limit: rows taken, about this many.
+        roles: of the task.
+        limit: about how many rows are taken.
+        rows: rows of the split, as surveyed; None if unknown: the first `limit` rows are taken.
     """
 
     source: Source
     data: DataConfig
-    roles: Iterable[str]
+    roles: Roles
     limit: int
     rows: int | None = None
 
     def __iter__(self) -> Iterator[str]:
         clean = cleaner(self.data.cleaning)
-        roles = [role for role in self.roles if role != "label"]
-        share = self.data.validation if isinstance(self.data.validation, float) else 0.0
         taken = 0
         for row in self.source:
             if self.rows is None and taken >= self.limit:
                 return
             if self.rows is not None and uniform("tokenizer", *row.id) * self.rows >= self.limit:
                 continue
-            texts = clean_row(row, self.roles, self.data.columns, clean)
-            if isinstance(texts, BadRow) or (share and held_out(texts, share)):
+            values = clean_row(row, self.roles, self.data.columns, clean)
+            if isinstance(values, BadRow) or not belongs(values, self.data, "train"):
                 continue
             taken += 1
-            yield from (texts[role] for role in roles)
+            for name, role in self.roles.items():
+                yield from role.texts(values[name])
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer on `texts`, which are iterated twice: for the alphabet, then for the merges.
+    """Train a tokenizer on `texts`, which are iterated twice: for the alphabet, then for the merges.
 
     Args:
-        texts: cleaned; source and target texts together give a joint vocabulary.
+        texts: cleaned; source and target texts together for a joint vocabulary.
         config: kind, sizes, lower-casing.
         max_length: tokens of a row, special ones included; stored as `model_max_length`.
 
@@ -113,7 +108,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length:
         DataError: there is no text.
     """
     if iter(texts) is texts:
-        raise TypeError("texts must be iterable twice: a list or TrainingTexts, not an iterator")
+        raise TypeError("texts must be iterable twice: use a list or TrainingTexts, not an iterator")
     tokenizer = _untrained(config)
     alphabet = _alphabet(texts, tokenizer, config)
     if not alphabet:
@@ -128,9 +123,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A tokenizer from a folder, from `pkg://package/folder` inside an installed package, or a Hub id (`id@revision`).
+    """Load a tokenizer from a folder, `pkg://package/folder` inside an installed package, or a Hub id (`id@revision`).
 
-    Truncation and padding that its file may carry are switched off: what a row is cut to is the recipe's decision.
+    Truncation and padding that its file may set are switched off: the recipe sets the length of rows.
 
     Raises:
         UsageError: there is no such folder or package, the Hub cannot be reached, or it has no fast version.
@@ -148,72 +143,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"tokenizer {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
     if not tokenizer.is_fast:
-        raise UsageError(f"tokenizer {name!r} has no tokenizer.json: only tokenizers of the `tokenizers` library serve")
+        raise UsageError(f"tokenizer {name!r} has no tokenizer.json: a tokenizer of the `tokenizers` library is needed")
     check_vocabulary(tokenizer, folder_of(name))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a tokenizer puts its special tokens, learnt from a probe: the ids can then be cut before they are joined.
-
-    Attributes:
-        parts: in their order (token id, -1, type id) for a special token, (-1, side, type id) for the first (0) or
-            second (1) text.
-    """
-
-    parts: tuple[tuple[int, int, int], ...]
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, pair: bool) -> Layout:
-        found = tokenizer.backend_tokenizer.encode("a", "a" if pair else None, add_special_tokens=True)
-        parts: list[tuple[int, int, int]] = []
-        for token, side, kind in zip(found.ids, found.sequence_ids, found.type_ids, strict=True):
-            part = (token, -1, kind) if side is None else (-1, side, kind)
-            if part not in parts or side is None:
-                parts.append(part)
-        return cls(tuple(parts))
-
-    @property
-    def special(self) -> int:
-        """Special tokens of a row."""
-        return sum(side < 0 for _, side, _ in self.parts)
-
-    def join(self, sides: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-        """Token ids of one text or two -> ids with special tokens, and type ids."""
-        ids: list[int] = []
-        types: list[int] = []
-        for token, side, kind in self.parts:
-            piece = [token] if side < 0 else sides[side]
-            ids += piece
-            types += [kind] * len(piece)
-        return ids, types
-
-
-_WORDS: WeakKeyDictionary[Any, Words | None] = WeakKeyDictionary()
-
-
-def encode_batch(
-    tokenizer: PreTrainedTokenizerFast,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None = None,
-    special_tokens: bool = False,
-) -> list[list[int]]:
-    """Token ids of each text (or of each pair of texts), neither cut nor padded.
-
-    The same ids as the tokenizer's own batch encoding. Without pairs and special tokens, a tokenizer that splits at
-    spaces first is asked for each word once only: about 10 times as fast on captions.
-    """
-    backend = tokenizer.backend_tokenizer
-    if pairs is None and not special_tokens:
-        if tokenizer not in _WORDS:
-            _WORDS[tokenizer] = Words(backend) if splits_at_spaces(backend) else None
-        if (words := _WORDS[tokenizer]) is not None:
-            return list(map(words.encode, texts))
-    inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-    return [found.ids for found in backend.encode_batch_fast(inputs, add_special_tokens=special_tokens)]
 
 
 def _specials(config: TokenizerTraining) -> list[str]:
@@ -221,8 +155,6 @@ def _specials(config: TokenizerTraining) -> list[str]:
 
 
 def _untrained(config: TokenizerTraining) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     unknown = SPECIAL_TOKENS[config.kind]["unk_token"]
     lower = [normalizers.Lowercase()] if config.lowercase else []
     if config.kind == "wordpiece":
@@ -252,11 +184,9 @@ def _untrained(config: TokenizerTraining) -> Tokenizer:
 
 
 def _alphabet(texts: Iterable[str], tokenizer: Tokenizer, config: TokenizerTraining) -> list[str]:
-    """The most frequent characters, ties by code point; the trainers' own cut at a tie depends on hash order."""
+    """Return the most frequent characters, ties by code point. In the library a cut at a tie depends on hash order."""
     if config.kind == "byte_bpe":
-        from tokenizers.pre_tokenizers import ByteLevel
-
-        return sorted(ByteLevel.alphabet()) if any(texts) else []
+        return sorted(pre_tokenizers.ByteLevel.alphabet()) if any(texts) else []
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text))
@@ -268,8 +198,6 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer, config: TokenizerTrain
 
 
 def _trainer(config: TokenizerTraining, alphabet: list[str], special_tokens: list[str]) -> Any:
-    from tokenizers import trainers
-
     if config.kind == "unigram":
         unknown = SPECIAL_TOKENS["unigram"]["unk_token"]
         return trainers.UnigramTrainer(
@@ -293,13 +221,11 @@ def _trainer(config: TokenizerTraining, alphabet: list[str], special_tokens: lis
 def _train_wordpiece(
     tokenizer: Tokenizer, texts: Iterable[str], config: TokenizerTraining, alphabet: list[str]
 ) -> None:
-    """WordPiece with a fixed order of its "##x" tokens.
+    """Train WordPiece with a fixed order of its "##x" tokens.
 
-    The trainer numbers them as it meets them in a hash map, anew in each process, and breaks ties between merges by
-    those numbers. Given as special tokens they are numbered beforehand; the model is then built from the vocabulary.
+    The library numbers them in the order of a hash map, which differs in each process, and breaks ties between merges
+    by these numbers. As special tokens they have fixed numbers. The model is then built from the vocabulary.
     """
-    from tokenizers import Tokenizer, models
-
     scratch = Tokenizer.from_str(tokenizer.to_str())
     continuations = ["##" + char for char in alphabet]
     scratch.train_from_iterator(texts, _trainer(config, alphabet, _specials(config) + continuations))
@@ -308,14 +234,12 @@ def _train_wordpiece(
 
 
 def _train_unigram(tokenizer: Tokenizer, texts: Iterable[str], config: TokenizerTraining, alphabet: list[str]) -> None:
-    """Unigram with the library's pieces, in a fixed order and with probabilities of our own.
+    """Train Unigram with the library's pieces, in a fixed order and with our own probabilities.
 
-    The trainer sums in the order of a hash map, anew in each process: the pieces that it keeps are the same, their
-    order and the fourth digit of their scores are not. Here a piece's score is its log-frequency in the likeliest
-    segmentation of the texts, found in a few rounds that begin with all pieces alike (Kudo 2018, hard assignments).
+    The library sums in the order of a hash map, which differs in each process: it keeps the same pieces, but their
+    order and the fourth digit of their scores differ. Here the score of a piece is its log-frequency in the most
+    probable segmentation of the texts. A few rounds that begin with equal scores find it (Kudo 2018, hard assignments).
     """
-    from tokenizers import Tokenizer, models
-
     scratch = Tokenizer.from_str(tokenizer.to_str())
     scratch.train_from_iterator(texts, _trainer(config, alphabet, _specials(config)))
     specials = _specials(config)
@@ -328,22 +252,21 @@ def _train_unigram(tokenizer: Tokenizer, texts: Iterable[str], config: Tokenizer
 
     score_pieces([-10.0] * len(pieces))
     for _ in range(UNIGRAM_ROUNDS):
-        words = Words(tokenizer)  # each word is cut once a round
+        words = Words(tokenizer)  # each word is segmented once a round
         counts = Counter(token for text in texts for token in words.encode(text))
         total = sum(counts.values())
-        # a piece that is not taken stays possible: as likely as one seen in every second corpus
+        # a piece that is not used stays possible: half as probable as one that is used once
         score_pieces([math.log(max(counts[len(specials) + i], 0.5) / total) for i in range(len(pieces))])
 
 
 def _wrapped(tokenizer: Tokenizer, config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
-    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     tokenizer.add_special_tokens(_specials(config))
     names = SPECIAL_TOKENS[config.kind]
     first, last = names.get("cls_token", names["bos_token"]), names.get("sep_token", names["eos_token"])
     begin = "" if config.begin is False else f"{first} "
-    tokenizer.post_processor = TemplateProcessing(
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin}$A {last}",
         pair=f"{begin}$A {last} $B:1 {last}:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],

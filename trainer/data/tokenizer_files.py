@@ -1,4 +1,4 @@
-"""Whether a tokenizer was read from files, and from complete ones."""
+"""Check that a tokenizer was read from files, and that these are complete."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trainer.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CUT = 0.75  # of the expected size; models have a few more rows than tokens, up to multiples of 64 and more
+CUT = 0.75  # of the expected size; embeddings have a few more rows than tokens, for multiples of 64
 _SPECIAL = re.compile(r"<.+>|\[.+\]")  # what special tokens look like
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, folder: Path | None) -> None:
-    """Check that a tokenizer was read from files: the library makes one of its special tokens where there are none.
+    """Check that a tokenizer was read from files. Without files, the library makes one of its special tokens.
 
     Raises:
         UsageError: there is no tokenizer.json and none of the vocabulary files of its class, or one has been cut.
@@ -33,7 +33,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, folder: Path | None) ->
 def _check_complete(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Compare the size of a tokenizer with its merges and with the vocab_size of the model in the same folder.
 
-    Vocabulary files are plain text: cut ones are read without an error, and rows become unknown tokens or letters.
+    Vocabulary files are plain text. Cut ones are read without an error, and texts become unknown tokens or letters.
 
     Raises:
         UsageError: a file must have been cut.

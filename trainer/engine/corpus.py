@@ -12,10 +12,12 @@ from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key
 from trainer.data.lanes import LanePlan, LaneServer
 from trainer.data.paths import MISSING, value_at
-from trainer.data.sources import Row, Source, held_out, open_split
+from trainer.data.roles import Label
+from trainer.data.sources import Row as RawRow
+from trainer.data.sources import Source, belongs, open_split
 from trainer.errors import DataError
 from trainer.recipe import Recipe
-from trainer.task.base import Example, Task, Texts
+from trainer.task.base import Example, Row, Task
 
 EVAL_WINDOW = 20_000  # rows of a split that are in memory and sorted together
 SAMPLED_FROM = 200_000  # first rows of a split that evaluation.max_rows draws from: reading a huge split takes hours
@@ -26,7 +28,7 @@ class EvalBatch:
     """Rows of one evaluation batch, with their ids as in predictions.jsonl."""
 
     ids: list[str]
-    texts: list[Texts]
+    texts: list[Row]
     examples: list[Example]
 
 
@@ -37,7 +39,7 @@ class Corpus:
         self.recipe, self.task, self.roles = recipe, task, task.roles(recipe.task)
         self._clean = cleaner(recipe.data.cleaning)
         self._train = open_split(recipe.data, "train", self.roles)
-        self._samples: dict[tuple[str, int], list[tuple[str, Texts]]] = {}
+        self._samples: dict[tuple[str, int], list[tuple[str, Row]]] = {}
 
     @property
     def train(self) -> Source:
@@ -76,7 +78,7 @@ class Corpus:
                 for b in batches_by_length(list(map(self.task.length, examples)), padded, limit)
             ]
 
-    def texts(self, split: str) -> Iterator[tuple[str, Texts]]:
+    def texts(self, split: str) -> Iterator[tuple[str, Row]]:
         """Yield ids and cleaned texts of a split's rows, in order. `data.on_bad_row` decides about bad rows.
 
         Raises:
@@ -90,7 +92,7 @@ class Corpus:
             if (texts := self._usable(row, source, split)) is not None:
                 yield source.name_of(row.id), texts
 
-    def _usable(self, row: Row, source: Source, split: str) -> Texts | None:
+    def _usable(self, row: RawRow, source: Source, split: str) -> Row | None:
         """Return the cleaned texts of a row. None for a bad row that is skipped, and for a row of another split."""
         data = self.recipe.data
         texts = clean_row(row, self.roles, data.columns, self._clean)
@@ -98,17 +100,15 @@ class Corpus:
             if data.on_bad_row == "fail":
                 raise DataError(texts.describe(source.shards[row.id[0]].name))
             return None
-        if not isinstance(data.validation, float) or split == "test":
-            return texts
-        return texts if held_out(texts, data.validation) == (split == "validation") else None
+        return texts if belongs(texts, data, split) else None
 
-    def _windows(self, split: str) -> Iterator[list[tuple[str, Texts]]]:
+    def _windows(self, split: str) -> Iterator[list[tuple[str, Row]]]:
         most = self.recipe.evaluation.max_rows
         rows = iter(self.texts(split) if most is None else self._sample(split, most))
         while window := list(islice(rows, EVAL_WINDOW)):
             yield window
 
-    def _sample(self, split: str, most: int) -> list[tuple[str, Texts]]:
+    def _sample(self, split: str, most: int) -> list[tuple[str, Row]]:
         """Return at most `most` rows of a split, in order, and the same ones every time: those with the least keys.
 
         The first rows of a split are often all of one class. The sample is cached: later evaluations read no file.
@@ -119,7 +119,7 @@ class Corpus:
             self._samples[split, most] = [row for _, row in sorted(least, key=itemgetter(0))]
         return self._samples[split, most]
 
-    def _encode(self, rows: list[Row]) -> list[tuple[Example, int] | None]:
+    def _encode(self, rows: list[RawRow]) -> list[tuple[Example, int] | None]:
         """Return the example and length of each training row. None for rows that are not usable."""
         usable = [self._usable(row, self.train, "train") for row in rows]
         pairs = [(row, texts) for row, texts in zip(rows, usable, strict=True) if texts is not None]
@@ -131,11 +131,12 @@ class Corpus:
     def _pack(self, examples: list[Example]) -> list[tuple[Example, int, list[int]]]:
         return [(example, self.task.length(example), begun) for example, begun in self.task.pack(examples)]
 
-    def _label(self, row: Row) -> str | None:
-        if "label" not in self.roles:
+    def _label(self, row: RawRow) -> str | None:
+        """Return the label of a row that is not cleaned yet, to watch how labels are distributed in blocks."""
+        role = next((name for name, role in self.roles.items() if isinstance(role, Label)), None)
+        if role is None:
             return None
-        column = "label" if row.example is not None else self.recipe.data.columns.get("label", "label")
-        value = value_at(row.values, column)
+        value = value_at(row.values, role if row.example is not None else self.recipe.data.columns.get(role, role))
         return None if value is None or value is MISSING else str(value)
 
 

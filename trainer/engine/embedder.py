@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.data.tokenization import Layout, encode_batch, load_tokenizer
+from trainer.data.token_ids import Layout, encode_batch
+from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import batches_by_length
 from trainer.engine.trained_run import TrainedRun, best_device, choose_attention
 from trainer.errors import UsageError

@@ -10,11 +10,11 @@ from itertools import islice
 from typing import Any
 
 from trainer.data.counter_rng import uniform
-from trainer.data.tokenization import encode_batch
+from trainer.data.token_ids import encode_batch
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
 from trainer.recipe import Recipe
-from trainer.task.base import Task, Texts
+from trainer.task.base import Row, Task
 
 WINDOW = 1000  # rows that are tokenized together
 SAMPLE = 20_000  # rows whose unknown tokens are counted, about
@@ -91,8 +91,8 @@ def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
 
 
 def _sizes(
-    task: Task, rows: list[tuple[bool, Texts]], unknown: int | None
-) -> Iterator[tuple[bool, Texts, dict[str, int], dict[str, int]]]:
+    task: Task, rows: list[tuple[bool, Row]], unknown: int | None
+) -> Iterator[tuple[bool, Row, dict[str, int], dict[str, int]]]:
     """Yield each row with the number of its tokens and of its unknown tokens, by role."""
     ids = task.token_ids([row for _, row in rows])
     for i, (sampled, row) in enumerate(rows):
@@ -107,7 +107,7 @@ def unknown_id(task: Task) -> int | None:
     return unknown if unknown is not None and unknown not in task.wordless else None
 
 
-def _may_be_cut(task: Task, row: Texts) -> bool:
+def _may_be_cut(task: Task, row: Row) -> bool:
     """Whether a row could be cut, by the most tokens that its texts can have: one for each byte, however normalized."""
     texts = task.tokenized(row)
     return bool(task.cut_roles({role: _bytes(text) + 2 for role, text in texts.items()}))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer.data.formats import encodable
+from trainer.data.roles import encodable
 from trainer.errors import DataError, NumericsError
 from trainer.rundir import write_atomically
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from trainer.cpu_info import EMULATED, bf16_arithmetic, cores, cpuinfo
-from trainer.data.formats import encodable
+from trainer.data.roles import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
 from trainer.export.artifact_integrity import facts, problems, read_gate

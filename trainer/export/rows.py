@@ -109,14 +109,15 @@ class Rows:
     def _sides(self) -> dict[str, list[str]]:
         """Input texts of the rows as in the files, by row id."""
         data, wanted = self.task.recipe.data, {row_id for batch in self._batches for row_id in batch.ids}
-        source, sides = open_split(data, self.split, self.task.roles(self.task.recipe.task)), {}  # type: ignore[arg-type]
+        roles = self.task.roles(self.task.recipe.task)
+        inputs = [name for name, role in roles.items() if not role.target]
+        source, sides = open_split(data, self.split, roles), {}  # type: ignore[arg-type]
         assert source is not None
         for row in source:
             if (row_id := source.name_of(row.id)) in wanted:
                 self.prepared = row.example is not None
                 columns = {} if self.prepared else data.columns
-                roles = self.task.row_of("")  # of a line of `rankzero predict`: the inputs
-                sides[row_id] = [str(value_at(row.values, columns.get(role, role))) for role in roles]
+                sides[row_id] = [str(value_at(row.values, columns.get(name, name))) for name in inputs]
         return sides
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from trainer.data.roles import Roles, Text
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
 from trainer.models.hf_config import padding_id
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
-    from trainer.data.tokenization import Layout
+    from trainer.data.token_ids import Layout
     from trainer.recipe import Recipe
     from trainer.recipe.sections import Section
 
 Example = dict[str, list[int]]
+Row = dict[str, Any]  # role -> value of the type that the role declares
 Texts = dict[str, str]
 Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
-Roles = Mapping[str, frozenset[str] | None]  # role -> the values that it may have; None = any text
 
 IGNORED = -100
 SHOWN = 48  # tokens of a row whose attention is kept
@@ -62,7 +63,7 @@ class Task(ABC):
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs
     cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # those that need no prediction
-    toy_rows: ClassVar[tuple[Texts, ...]]  # a few rows on which the contract test runs every task
+    toy_rows: ClassVar[tuple[Row, ...]]  # a few rows on which the contract test runs every task
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Derive `metrics` from `metric_specs`. A task may set only `metrics`: reports then name each by its key."""
@@ -104,21 +105,28 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def roles(cls, config: Any) -> Roles:
-        """What a row holds (the keys of data.columns), from the `task` section of a recipe."""
+        """Return the type of each value of a row, by role (the keys of data.columns).
+
+        Types are `Text`, `Label`, `Labels`, `Number` and `Tokens` of trainer.data.roles.
+
+        Args:
+            config: the `task` section of a recipe.
+        """
 
     # -- rows to micro-batches -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def encode(self, rows: Sequence[Texts]) -> list[Example]:
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
         """Token ids of cleaned rows, cut to `data.max_length` (special tokens included)."""
 
-    def tokenized(self, row: Texts) -> Texts:
-        """The texts of a cleaned row as they are tokenized, by role."""
-        return {role: text for role, text in row.items() if role != "label"}
+    def tokenized(self, row: Row) -> Texts:
+        """Return the texts of a cleaned row as they are tokenized, by role."""
+        roles = self.roles(self.recipe.task)
+        return {name: row[name] for name, role in roles.items() if name in row and isinstance(role, Text)}
 
-    def token_ids(self, rows: Sequence[Texts]) -> dict[str, list[list[int]]]:
+    def token_ids(self, rows: Sequence[Row]) -> dict[str, list[list[int]]]:
         """Token ids of the texts of rows, by role: not cut, and without special tokens."""
-        from trainer.data.tokenization import encode_batch
+        from trainer.data.token_ids import encode_batch
 
         texts = [self.tokenized(row) for row in rows]
         return (
@@ -197,7 +205,7 @@ class Task(ABC):
     @cached_property
     def layout(self) -> Layout:
         """Where the tokenizer's special tokens go."""
-        from trainer.data.tokenization import Layout
+        from trainer.data.token_ids import Layout
 
         return Layout.of(self.tokenizer, pair="text_pair" in self.roles(self.recipe.task))
 
@@ -307,11 +315,11 @@ class Task(ABC):
         """What `rankzero predict` prints beside the text, from what `predict` gives."""
         return record
 
-    def row_of(self, line: str) -> Texts:
+    def row_of(self, line: str) -> Row:
         """The row behind a line of text that `rankzero predict` is given."""
         return {next(iter(self.roles(self.recipe.task))): line}
 
-    def cleaned_row(self, line: str) -> Texts:
+    def cleaned_row(self, line: str) -> Row:
         """The row behind a line of text, cleaned as in the training."""
         from trainer.data.cleaning import cleaner
 
@@ -350,11 +358,11 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def input_text(self, row: Texts) -> str:
+    def input_text(self, row: Row) -> str:
         """What `predictions.jsonl` shows as the row's input."""
 
     @abstractmethod
-    def target_text(self, row: Texts) -> str:
+    def target_text(self, row: Row) -> str:
         """What `predictions.jsonl` shows as the row's target."""
 
     @abstractmethod

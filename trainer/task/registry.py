@@ -9,8 +9,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.roles import Roles
 from trainer.errors import UsageError
-from trainer.task.base import Roles, Task
+from trainer.task.base import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

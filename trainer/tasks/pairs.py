@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from trainer.task.base import Roles, Texts
+from trainer.data.roles import Roles, Text
+from trainer.task.base import Texts
 from trainer.task.metrics import Metric
 
 
@@ -57,7 +58,7 @@ class Pairs:
 
     @classmethod
     def roles(cls, config: Any) -> Roles:
-        return {"src": None, "trg": None}
+        return {"src": Text(), "trg": Text(target=True)}
 
     def input_text(self, row: Texts) -> str:
         return row["src"]

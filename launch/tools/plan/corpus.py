@@ -13,6 +13,7 @@ from trainer.data.counter_rng import uniform
 from trainer.data.lanes import Bookmark
 from trainer.data.loader import Loaded, load_epoch
 from trainer.data.prepare import prepared_tokenizer
+from trainer.data.roles import Label
 from trainer.data.sources import Row, Source, open_split
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.data_parallel import DataParallel
@@ -63,7 +64,7 @@ def read_corpus(recipe: Recipe, run: RunDir) -> tuple[Task, CorpusSize]:
     read, characters, all_rows = _scan(source)
     earlier = run if _same_data(recipe, run) else None
     tokenizer, vocabulary_from = _tokenizer(recipe, source, read if all_rows == read else None, earlier)
-    labels = roles_of(recipe).get("label") or ()
+    labels = [label for role in roles_of(recipe).values() if isinstance(role, Label) for label in role.values]
     task = make_task(recipe, tokenizer, {"train": {"labels": dict.fromkeys(labels, 1)}})
     share = min(1.0, SAMPLE / max(1, characters))
     size = _first_epoch(_SampledCorpus(recipe, task, share), most=read * share if all_rows > read else float("inf"))

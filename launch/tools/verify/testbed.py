@@ -147,7 +147,8 @@ def draw_rows(recipe: BaseRecipe, lanes: int) -> tuple[list[dict[str, str]], int
     Returns:
         The rows, and how many a micro-batch holds so that an epoch has `EPOCH` steps and an incomplete one.
     """
-    source, clean, roles = open_split(recipe.data, "train"), cleaner(recipe.data.cleaning), roles_of(recipe)
+    clean, roles = cleaner(recipe.data.cleaning), roles_of(recipe)
+    source = open_split(recipe.data, "train", roles)
     assert source is not None, "every recipe has data.train"
     draw, usable = random.Random(recipe.seed), []
     for row in source:

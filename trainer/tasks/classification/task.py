@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.data.roles import Label, Roles, Text
 from trainer.recipe.sections import Fraction, Section
 from trainer.task.base import (
     IGNORED,
@@ -16,7 +17,6 @@ from trainer.task.base import (
     Batch,
     Example,
     Record,
-    Roles,
     Task,
     Texts,
     attention_row,
@@ -118,7 +118,7 @@ class Classification(Task):
     @classmethod
     def roles(cls, config: ClassificationConfig) -> Roles:
         texts = ("text", "text_pair") if config.pair else ("text",)
-        return {**dict.fromkeys(texts), "label": frozenset(config.labels)}
+        return {**dict.fromkeys(texts, Text()), "label": Label(frozenset(config.labels))}
 
     @property
     def settings(self) -> ClassificationConfig:

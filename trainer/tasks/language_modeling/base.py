@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.data.roles import Roles, Text
 from trainer.recipe.sections import Section
-from trainer.task.base import Record, Roles, Task, Texts
+from trainer.task.base import Record, Task, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.language_modeling.metric_specs import SPECS
 
@@ -48,7 +49,7 @@ class LanguageModeling(Task):
 
     @classmethod
     def roles(cls, config: LanguageModelingConfig) -> Roles:
-        return {"text": None}
+        return {"text": Text()}
 
     @property
     def settings(self) -> LanguageModelingConfig:

@@ -107,7 +107,7 @@ class TextToText(Pairs, Task):
 
     @cached_property
     def _prefix_ids(self) -> list[int]:
-        from trainer.data.tokenization import encode_batch
+        from trainer.data.token_ids import encode_batch
 
         return encode_batch(self.tokenizer, [self.settings.prefix])[0]
 
