@@ -179,7 +179,7 @@ def test_what_cannot_work_is_said_at_once() -> None:
     for sections, words in (
         ({"data": {"order": "shuffled"}}, r"model.memory=48 holds .* data.order=sequential, or model.memory=0"),
         ({"task": {"packing": False}}, "task.packing: false"),
-        ({"data": {"pad_multiple": 5}}, "16 is no multiple of data.pad_multiple=5"),
+        ({"data": {"pad_multiple": 5}}, "16 is not a multiple of data.pad_multiple=5"),
         ({"task": {"objective": "mlm"}}, "transformer_xl cannot do task language_modeling; allowed: encoder"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -1,8 +1,8 @@
-"""What a task is: its config, how rows become micro-batches, and what is predicted and scored.
+"""The interface of a task: its config, how rows become micro-batches, and what is predicted and scored.
 
 A task is one folder in trainer/tasks, found by its name. Engine, loop and checkpoint know tasks only through this
 class. Labels are aligned with logits by `collate` and -100 is ignored, so that loss and count are generic. Torch is
-imported inside functions only: the config is read on login nodes.
+imported inside functions only, since recipes are read on login nodes.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
 
 IGNORED = -100
-SHOWN = 48  # tokens of a row whose attention is kept
-PROMPT = 32  # tokens, at most, of the beginning of a text that a language model is given to continue
+SHOWN = 48  # most tokens of a row in attention.json
+PROMPT = 32  # most tokens of a text that a language model continues
 
 
 class Assessed(NamedTuple):
-    """What an evaluation needs of the B rows of a batch."""
+    """Losses, counts and predictions of the B rows of an evaluation batch."""
 
     losses: Tensor  # (B,) fp32, each summed over the row's labels, without smoothing
     counts: Tensor  # (B,) int64, labels that count
-    records: list[Record]  # what `predict` gives; empty dicts where nothing was to be predicted
+    records: list[Record]  # what `predict` returns; empty dicts if nothing is predicted
 
 
 class Task(ABC):
@@ -55,14 +55,14 @@ class Task(ABC):
 
     kind: ClassVar[str]
     config: ClassVar[type[Section]]
-    models: ClassVar[tuple[str, ...]]  # the kinds of model that can do it
+    models: ClassVar[tuple[str, ...]]  # the kinds of model that support the task
     embeds: ClassVar[bool] = False  # the trunk reads single texts, whose states `rankzero embed` returns
     averages: ClassVar[bool] = False  # predictions have probabilities, which `rankzero ensemble` averages
     labels_are_tokens: ClassVar[bool] = False  # the loss is compared with that of guessing tokens by their frequency
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs
-    cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # those that need no prediction
+    cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # metrics that need no prediction
     toy_rows: ClassVar[tuple[Row, ...]]  # a few rows on which the contract test runs every task
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -81,25 +81,25 @@ class Task(ABC):
     def __init__(
         self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
     ) -> None:
-        """`data`: what the survey found, by split (the manifest's "data"); only training may need it."""
+        """`data`: the survey by split (the manifest's "data"), which only training needs."""
         self.recipe = recipe
         self.tokenizer = tokenizer
         self.data = data or {}
-        self.padding = Padding().also(recipe.data.pad_multiple)  # until the model says otherwise, see `padded_for`
+        self.padding = Padding().also(recipe.data.pad_multiple)  # `padded_for` replaces it
 
     @classmethod
     def of(cls, recipe: Recipe) -> type[Task]:
-        """The class that does what a recipe asks for: a kind may have several ways."""
+        """Return the class for a recipe. A kind of task may have several classes."""
         return cls
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
-        """What in the recipe does not go together for this task, before anything is read."""
+        """Return contradictions in the recipe that only this task knows, before any row is read."""
         return []
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
-        """Why the surveyed `data` gives `loop.early_stopping.metric` no value; None where it does."""
+        """Return why `loop.early_stopping.metric` has no value on the surveyed `data`, or None if it has one."""
         return None
 
     @classmethod
@@ -117,7 +117,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """Token ids of cleaned rows, cut to `data.max_length` (special tokens included)."""
+        """Encode cleaned rows, truncated to `data.max_length` tokens with special tokens."""
 
     def tokenized(self, row: Row) -> Texts:
         """Return the texts of a cleaned row as they are tokenized, by role."""
@@ -125,7 +125,7 @@ class Task(ABC):
         return {name: row[name] for name, role in roles.items() if name in row and isinstance(role, Text)}
 
     def token_ids(self, rows: Sequence[Row]) -> dict[str, list[list[int]]]:
-        """Token ids of the texts of rows, by role: not cut, and without special tokens."""
+        """Return the token ids of the texts of rows by role, not truncated and without special tokens."""
         from trainer.data.token_ids import encode_batch
 
         texts = [self.tokenized(row) for row in rows]
@@ -134,63 +134,65 @@ class Task(ABC):
         )
 
     def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
-        """The roles of a row that training cuts, given how many tokens each text has without special ones.
+        """Return the roles of a row that training truncates.
 
-        A row that has no fewer tokens in any role is cut where a shorter one is.
+        Args:
+            sizes: tokens of each text without special tokens. The roles may not shrink if a size grows.
         """
         return []
 
     @property
     def longest_input(self) -> int:
-        """Tokens, special ones included, of the longest input that `predict` reads as a whole."""
+        """The most tokens, with special tokens, that `predict` reads of an input."""
         return self.recipe.data.max_length
 
     def truncated(self, line: str, example: Example) -> bool:
-        """Whether `predict` reads only a part of a line, given what `encode_lines` made of it."""
+        """Return whether `predict` truncates a line. `example`: the line, encoded by `encode_lines`."""
         if self.length(example) < self.longest_input:
             return False
         ids = self.token_ids([self.cleaned_row(line)])
         return bool(self.cut_roles({role: len(texts[0]) for role, texts in ids.items()}))
 
     def length(self, example: Example) -> int:
-        """Width of the example in a micro-batch: its longest side, in tokens."""
+        """Return the width of an example in a micro-batch, in tokens."""
         return len(example["input_ids"])
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """int64 tensors, padded to the widths that `padding` allows; `labels` aligned with logits."""
+        """Return int64 tensors with rows first, padded by `padding`, and `labels` aligned with the logits."""
 
     def corrupt(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
-        """The examples of a lane's micro-batch with what is drawn for them (masks), before labels are counted.
+        """Draw masks for the examples of a micro-batch, before labels are counted. By default nothing is drawn.
 
-        `draw` is the key; there is none in an evaluation, which must be the same each time.
+        Args:
+            draw: the key of the random numbers. Without a key (evaluation) the result is always the same.
         """
         return examples
 
     def tokens(self, example: Example) -> int:
-        """All tokens of the example, without padding."""
+        """Return the tokens of an example without padding."""
         return len(example["input_ids"])
 
     def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
-        """What a lane's micro-batches are cut from: sequences made of a block's examples, in training only.
+        """Make the sequences of a block from its examples, in training only. By default each example is a sequence.
 
-        Each with the numbers of the examples that begin in it, so that every row is counted once; by default a row is
-        a sequence.
+        Returns:
+            Sequences, each with the numbers of the examples that start in it, so that every row is counted once.
         """
         return [(example, [number]) for number, example in enumerate(examples)]
 
     def split(self, batch: Batch, parts: int) -> list[Batch | None]:
-        """A micro-batch that does not fit the memory as `parts` of like size; None where there are too few rows."""
+        """Split a micro-batch that does not fit the memory into `parts`. Parts without rows are None."""
         pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
         found = [{name: tensors[i] for name, tensors in pieces.items()} for i in range(parts)]
         return [part if len(next(iter(part.values()))) else None for part in found]
 
     def targets(self, batch: Batch) -> int:
-        """Labels that count: the denominator's share of this micro-batch."""
+        """Return the number of labels that are not ignored, which is added to the denominator of the step."""
         return int((batch["labels"] != IGNORED).sum())
 
     def filler(self) -> Batch:
-        """A real dummy row whose labels are all ignored: what a rank runs that has no micro-batch left."""
+        """Return a row whose labels are all ignored, for a rank that has no micro-batch left in a step."""
         example, _ = self.pack(self.encode([self.toy_rows[0]]))[0]
         batch = self.collate([example])
         if (memory := self.memory(1)) is not None:
@@ -198,37 +200,39 @@ class Task(ABC):
         return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}
 
     def memory(self, rows: int) -> Tensor | None:
-        """What the first micro-batch of a lane is given as `memory`, (rows, …), where later ones are given what the one
-        before has left (`loss_and_memory`); None: micro-batches know nothing of each other."""
+        """Return the `memory` (rows, …) of the first micro-batch of a lane, or None for a task without memory.
+
+        Later micro-batches get what `loss_and_memory` returned for the one before.
+        """
         return None
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the tokenizer's special tokens go."""
+        """The positions of the tokenizer's special tokens."""
         from trainer.data.token_ids import Layout
 
         return Layout.of(self.tokenizer, pair="text_pair" in self.roles(self.recipe.task))
 
     @property
     def pad_id(self) -> int:
-        """What rows are padded with."""
+        """The token id that rows are padded with."""
         return padding_id(self.tokenizer)
 
     @property
     def wordless(self) -> set[int]:
-        """Ids that stand for no part of a text: special ones but [UNK], unless it is an end of text too, as GPT-2's."""
+        """Ids of special tokens that represent no text. [UNK] does, unless it is the end of text too, as in GPT-2."""
         own: Any = self.tokenizer
         ends = {own.bos_token_id, own.eos_token_id, own.cls_token_id, own.sep_token_id, own.pad_token_id}
         return set(own.all_special_ids) - ({own.unk_token_id} - ends)
 
     def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-        """(B, W) int64, W the width for the longest of them, a multiple of `data.pad_multiple`."""
+        """Pad sequences to (B, W) int64. W is the width for the longest one, a multiple of `data.pad_multiple`."""
         import torch
 
         return torch.tensor(self.padding.rows(sequences, value), dtype=torch.int64)
 
     def pad_inputs(self, examples: Sequence[Example]) -> Batch:
-        """input_ids and attention_mask (1 = token), both (B, W), of examples of one sequence."""
+        """Return input_ids and attention_mask (1 = token), both (B, W), of examples with one sequence."""
         return {
             "input_ids": self.pad([e["input_ids"] for e in examples], self.pad_id),
             "attention_mask": self.pad([[1] * len(e["input_ids"]) for e in examples], 0),
@@ -238,27 +242,28 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, trained: Path | None = None) -> nn.Module:
-        """The model before its first step; the caller has seeded the generator.
+        """Build the model with its initial weights. The caller has seeded the generator.
 
-        With `trained`, the folder model/ of a finished run, the same architecture without the weights that it begins
-        with, which need not be at hand any more: the caller loads the trained ones.
+        Args:
+            trained: the folder model/ of a finished run. The architecture is then built without initial weights, which
+                may not be available any more, and the caller loads the trained ones.
         """
 
     def padded_for(self, model: nn.Module) -> nn.Module:
-        """The model that was built: from now on micro-batches have the widths that its family wants."""
+        """Set `padding` to what the family of a model needs. Return the model."""
         config = getattr(getattr(model, "trunk", model), "config", None)
         self.padding = padding_of(config).also(self.recipe.data.pad_multiple)
-        if self.padding.left:  # for whoever loads model/ elsewhere
+        if self.padding.left:  # for stock transformers, which loads model/
             self.tokenizer.padding_side = self.tokenizer.init_kwargs["padding_side"] = "left"
         return model
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Save the tokenizer with the length and the side at which stock transformers then cuts texts."""
+        """Save the tokenizer with the length at which stock transformers truncates texts."""
         self.tokenizer.model_max_length = self.recipe.data.max_length
         self.tokenizer.save_pretrained(folder)
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
-        """config.json beside the weights: the model's own, or the model section and what the tokenizer adds to it."""
+        """Return config.json of the model. For a model of rankzero it is its recipe section and the vocabulary size."""
         from trainer.models.classifiers import config_json
 
         if (own := config_json(model)) is not None:
@@ -269,26 +274,26 @@ class Task(ABC):
         return {"model_type": f"rankzero-{settings['kind']}", **sizes, **settings}
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits aligned with `batch["labels"]`."""
+        """Return logits aligned with `batch["labels"]`."""
         found = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-        return getattr(found, "logits", found)  # models of the transformers library give more than logits
+        return getattr(found, "logits", found)  # models of the transformers library return more than logits
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Sum of the losses of all labels that count; the caller divides once, by the count of the whole step."""
+        """Return the sum of the losses of all labels. The caller divides it once, by the count of the step."""
         return self.summed(self.logits(model, batch), batch["labels"])
 
     def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits (…, V) and the labels (…) that they are aligned with."""
+        """Return the summed loss of logits (…, V) and labels (…)."""
         from trainer.models.loss import cross_entropy_sum
 
         return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.recipe.optim.label_smoothing)
 
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The loss, and what the lane's next micro-batch will be given as `memory`, (B, …), detached."""
+        """Return the loss, and the `memory` (B, …) of the next micro-batch of the lane, detached."""
         return self.loss(model, batch), None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
-        """Losses of the rows of an evaluation batch, and their predictions if they are wanted."""
+        """Return the losses of the rows of an evaluation batch, and their predictions if `predict` is set."""
         import torch.nn.functional as F
 
         logits, labels = self.logits(model, batch), batch["labels"]
@@ -301,38 +306,38 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
-        """What `predictions.jsonl` holds of each row of the batch besides its texts and loss."""
+        """Return the keys of predictions.jsonl for each row, besides texts and loss. "prediction" is required."""
 
     def stream(self, model: nn.Module, batch: Batch) -> Iterator[str]:
-        """The prediction of a batch of one row, in pieces as they are found.
+        """Yield the prediction of a batch of one row, in pieces as they are generated.
 
         Raises:
-            UsageError: the task has nothing to stream.
+            UsageError: the task does not generate text.
         """
-        raise UsageError(f"--stream: task {self.kind} does not go on with texts; leave it out")
+        raise UsageError(f"--stream: task {self.kind} does not generate text; leave --stream out")
 
     def answer(self, record: Record) -> Record:
-        """What `rankzero predict` prints beside the text, from what `predict` gives."""
+        """Return what `rankzero predict` prints besides the text, from a record of `predict`."""
         return record
 
     def row_of(self, line: str) -> Row:
-        """The row behind a line of text that `rankzero predict` is given."""
+        """Return the row of a line of text for `rankzero predict`."""
         return {next(iter(self.roles(self.recipe.task))): line}
 
     def cleaned_row(self, line: str) -> Row:
-        """The row behind a line of text, cleaned as in the training."""
+        """Return the row of a line of text, cleaned as in training."""
         from trainer.data.cleaning import cleaner
 
         clean = cleaner(self.recipe.data.cleaning)
         return {role: clean(text) for role, text in self.row_of(line).items()}
 
     def encode_lines(self, lines: Sequence[str]) -> list[Example]:
-        """Examples of lines as `rankzero predict` is given them, cleaned as in the training."""
+        """Encode lines of text for `rankzero predict`, cleaned as in training."""
         return self.encode([self.cleaned_row(line) for line in lines])
 
     def encode_lines_apart(self, lines: Sequence[str]) -> tuple[dict[int, Example], dict[int, str]]:
-        """`encode_lines` by the index of the line, and the error of each line that cannot be encoded."""
-        with contextlib.suppress(Exception):  # whatever a cleaning step or a tokenizer raises
+        """Return examples by line number, and the error of each line that cannot be encoded."""
+        with contextlib.suppress(Exception):  # any error of a cleaning step or a tokenizer
             return dict(enumerate(self.encode_lines(lines))), {}
         examples: dict[int, Example] = {}
         errors: dict[int, str] = {}
@@ -344,14 +349,14 @@ class Task(ABC):
         return examples, errors
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Attention and relevance of a few predicted rows, as `attention.json` holds them; none by default.
+        """Return attention and relevance of a few predicted rows for attention.json. None by default.
 
         The model is on the CPU, in fp32 and in eval mode.
         """
         return []
 
     def continued(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-        """How a language model goes on with a few of the predicted rows, beside how they do; none by default.
+        """Return continuations of a few rows by a language model, with the references. None by default.
 
         The model is on the CPU, in fp32 and in eval mode.
         """
@@ -359,17 +364,19 @@ class Task(ABC):
 
     @abstractmethod
     def input_text(self, row: Row) -> str:
-        """What `predictions.jsonl` shows as the row's input."""
+        """Return the input of a row in predictions.jsonl."""
 
     @abstractmethod
     def target_text(self, row: Row) -> str:
-        """What `predictions.jsonl` shows as the row's target."""
+        """Return the target of a row in predictions.jsonl."""
 
     @abstractmethod
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        """The flat numbers of `metrics.json` from prediction records.
+        """Return the metrics of metrics.json from prediction records.
 
-        `resamples`: behind the intervals; 0 = no intervals, for evaluations in the middle of the training.
+        Args:
+            records: in any order.
+            resamples: bootstrap resamples for confidence intervals; 0 = no intervals (evaluations during training).
         """
 
     # -- export (what trainer.export asks) -------------------------------------------------------------------------
@@ -394,21 +401,21 @@ class Task(ABC):
 
 
 def _import(path: str) -> type[Any]:
-    """The class behind "module:class"."""
+    """Import the class of "module:class"."""
     module, _, name = path.partition(":")
     found: type[Any] = getattr(importlib.import_module(module), name)
     return found
 
 
 def rounded(values: Tensor) -> Any:
-    """Nested lists of numbers with four digits: for pictures."""
+    """Return nested lists of numbers with four digits, for figures."""
     return values.double().mul(1e4).round().div(1e4).tolist()
 
 
 def attention_row(
     record: Mapping[str, Any], tokens: Sequence[str], keys: Sequence[str], weights: Tensor, relevance: Tensor
 ) -> dict[str, Any]:
-    """A row of `attention.json`: weights (L, H, T, S) of T tokens that look at S keys, relevance (S) of the keys."""
+    """Return a row of attention.json: weights (L, H, T, S) of T queries and S keys, relevance (S) of the keys."""
     return {
         "id": record["id"], "title": record["input"], "prediction": record["prediction"], "target": record["target"],
         "tokens": list(tokens), "keys": list(keys), "layers": weights.shape[0], "heads": weights.shape[1],

@@ -1,4 +1,4 @@
-"""The metrics of a task in one table: how each is named and read, and which direction is better."""
+"""The metrics of a task in one table: names, meanings, formats, and which direction is better."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BETTER = {"max": "Higher is better.", "min": "Lower is better.", None: ""}
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of metrics.json.
+    """A metric in metrics.json.
 
     Attributes:
         key: its key in metrics.json.

@@ -23,7 +23,7 @@ PACKAGE = "trainer.tasks"  # one folder per kind; each names its class as TASK
 
 
 def task_classes() -> dict[str, type[Task]]:
-    """The shipped tasks by kind."""
+    """Return the shipped tasks by kind."""
     package = importlib.import_module(PACKAGE)
     modules = [
         importlib.import_module(f"{PACKAGE}.{found.name}")
@@ -73,7 +73,7 @@ def _allowed() -> list[str]:
 
 
 def class_of_kind(kind: object) -> type[Task]:
-    """The class behind a value of `task.kind`.
+    """Return the class of a value of `task.kind`.
 
     Raises:
         UsageError: no task has that kind.
@@ -87,7 +87,7 @@ def class_of_kind(kind: object) -> type[Task]:
 
 
 def task_class(recipe: Recipe) -> type[Task]:
-    """The class of a recipe's task.
+    """Return the class of a recipe's task.
 
     Raises:
         UsageError: no task has that kind.
@@ -96,12 +96,12 @@ def task_class(recipe: Recipe) -> type[Task]:
 
 
 def roles_of(recipe: Recipe) -> Roles:
-    """What a row of this recipe's corpus holds."""
+    """Return the roles of a row in the corpus of a recipe."""
     return task_class(recipe).roles(recipe.task)
 
 
 def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None) -> Task:
-    """The task of a recipe.
+    """Make the task of a recipe.
 
     Raises:
         UsageError: no task has that kind.

@@ -1,1 +1,1 @@
-"""Tasks, one file each, found by their name."""
+"""The shipped tasks, one folder each, found by name."""

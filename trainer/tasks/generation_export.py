@@ -1,4 +1,4 @@
-"""What exports of tasks that generate text have in common: graphs for a search, and the comparison of texts."""
+"""Shared by the exports of tasks that generate text: graphs for a search, and the comparison of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tasks share whose rows are a source and a target text."""
+"""Shared by tasks whose rows are a source and a target text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.task.metrics import Metric
 
 
 class Pairs:
-    """Stands before Task among the bases of a task: rows `src` and `trg`, and the scores of a translation."""
+    """A mixin before Task: rows of `src` and `trg`, and the metrics of translations."""
 
     metric_specs: ClassVar[tuple[Metric, ...]] = (
         Metric(

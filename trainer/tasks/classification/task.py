@@ -55,7 +55,7 @@ class ClassificationConfig(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _as_mapping(cls, value: Any) -> Any:
-        """A list names classes as the files do; keys that YAML reads as numbers are the texts that stand there."""
+        """Turn a list into a mapping. Keys that YAML reads as numbers become texts."""
         if isinstance(value, list):
             pairs = [(str(name), str(name)) for name in value]
         elif isinstance(value, dict):
@@ -80,7 +80,7 @@ class ClassificationConfig(Section):
 
     @property
     def names(self) -> list[str]:
-        """Names of the classes in the order of their ids; several values may have one name."""
+        """The names of the classes in the order of their ids. Several values may have one name."""
         return list(dict.fromkeys(self.labels.values()))
 
 
@@ -106,7 +106,7 @@ class Classification(Task):
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
-        """The areas need rows of all classes."""
+        """Return whether a class is missing, which areas under curves need."""
         config: Any = recipe.task
         metric = recipe.loop.early_stopping.metric
         if metric not in ("roc_auc", "average_precision") or "validation" not in data:
@@ -126,7 +126,7 @@ class Classification(Task):
         return config
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """`input_ids` with special tokens, cut to `data.max_length`; `label` is one class id, or none."""
+        """Return `input_ids`, truncated to `data.max_length` with special tokens, and `label`: one class id, or none."""
         texts = self.token_ids(rows).values()
         names, labels = self.settings.names, self.settings.labels
         examples: list[Example] = []
@@ -145,9 +145,9 @@ class Classification(Task):
         return [role for (role, size), room in zip(sizes.items(), kept, strict=True) if size > room]
 
     def _rooms(self, sizes: Sequence[int]) -> list[int]:
-        """Tokens that each text may keep.
+        """Return the tokens that each text may keep.
 
-        Of a pair the longer text loses more: each has a right to half of the room, and to what the other leaves.
+        The longer text of a pair loses more: each text gets half of the tokens, and what the other one does not need.
         """
         room = self.recipe.data.max_length - self.layout.special
         if len(sizes) == 1 or sum(sizes) <= room:
@@ -181,13 +181,13 @@ class Classification(Task):
         return self.padded_for(build_classifier(self.recipe, self.tokenizer, self.settings.names, trained))
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Stock transformers has no equal of head_tail; `right` cuts as `head` does."""
+        """Save the truncation side. Stock transformers has no head_tail; `right` is equal to `head`."""
         side = "left" if self.settings.truncation == "tail" else "right"
         self.tokenizer.truncation_side = self.tokenizer.init_kwargs["truncation_side"] = side
         super().save_tokenizer(folder)
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
-        """With the names of the classes both ways, and the trunk's own configuration if it has one."""
+        """Return config.json with id2label and label2id, and the configuration of the trunk if it has one."""
         from trainer.models.classifiers import config_json, label_maps
 
         config = label_maps(self.settings.names) | super().model_config(model)
@@ -223,7 +223,7 @@ class Classification(Task):
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
-        """One forward serves losses and predictions."""
+        """Compute losses and predictions with one forward."""
         import torch.nn.functional as F
 
         logits, labels = self.logits(model, batch).float(), batch["labels"]
@@ -234,7 +234,7 @@ class Classification(Task):
         return self._records(self.logits(model, batch).float())
 
     def _records(self, logits: Tensor) -> list[Record]:
-        """float64: the probabilities of a row sum to one, and are the same whatever it is batched with in fp32."""
+        """Compute probabilities in float64, so that they sum to one and do not depend on the batch in fp32."""
         names, records = self.settings.names, []
         for row in logits.double().softmax(-1).tolist():
             best = max(range(len(row)), key=row.__getitem__)
@@ -246,14 +246,14 @@ class Classification(Task):
         return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}
 
     def row_of(self, line: str) -> Texts:
-        """A pair stands in one line with a tab between its texts."""
+        """Split a line at its tab into the two texts of a pair."""
         if not self.settings.pair:
             return {"text": line}
         first, _, second = line.partition("\t")
         return {"text": first, "text_pair": second}
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Attention of every layer and head, and gradient × input of the predicted class."""
+        """Return the attention of every layer and head, and gradient × input of the predicted class."""
         import torch
 
         from trainer.models.explain import gradient_x_input, recording

@@ -1,4 +1,4 @@
-"""What causal and masked language models share: rows of `text`, settings and scores."""
+"""Shared by causal and masked language models: rows of `text`, settings and metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.tasks.language_modeling.metric_specs import SPECS
 
 
 class LanguageModelingConfig(Section):
-    """`task` section of a language modelling recipe."""
+    """`task` section of a language modeling recipe."""
 
     kind: Literal["language_modeling"] = "language_modeling"
     objective: Literal["mlm", "causal"] = Field("mlm", description="mlm: masked words; causal: the next token")
@@ -26,7 +26,7 @@ class LanguageModelingConfig(Section):
     packing: bool = Field(
         True, description="documents share sequences of data.max_length tokens; false: each has its own (causal)"
     )
-    cross_documents: bool = Field(False, description="a document sees those before it in its sequence (causal)")
+    cross_documents: bool = Field(False, description="a document attends to earlier ones in its sequence (causal)")
 
 
 class LanguageModeling(Task):
@@ -63,7 +63,7 @@ class LanguageModeling(Task):
         return row["text"]
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        """loss, perplexity and accuracy over the tokens asked for."""
+        """Return loss, perplexity and accuracy over the predicted tokens."""
         from trainer.evaluation.metrics import Perplexity
         from trainer.evaluation.predictions import in_corpus_order
 
@@ -76,5 +76,5 @@ class LanguageModeling(Task):
         return {**scores, **more, "accuracy": hits / sum(tokens), "rows": len(ordered)}
 
     def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
-        """Those of this objective alone, from records in corpus order."""
+        """Return metrics of one objective only, from records in corpus order."""
         return {}

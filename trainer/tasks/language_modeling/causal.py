@@ -1,4 +1,4 @@
-"""Causal language modelling: say every next token of a text, and go on with one."""
+"""Causal language modeling: predict every next token, and continue texts."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
     from trainer.recipe.sections import GenerationConfig
 
 SAMPLES = 6  # continued texts in a report
-ISOLATED = 1e-3  # difference of a logit that says that a document saw the one before it
+ISOLATED = 1e-3  # difference of a logit that shows that a document attends to the one before it
 
 
 class CausalLanguageModeling(LanguageModeling):
-    """Causal language modelling (Radford et al. 2019). A document is [EOT] t₁ … tₙ in and t₁ … tₙ [EOT] out, so that
-    its every token counts once. In training documents are packed one after another into sequences of data.max_length,
-    the last of a block is shorter; nothing is cut off, and a document that goes on in the next sequence starts there
-    without what was before.
+    """Causal language modeling (Radford et al. 2019).
+
+    The input of a document is [EOT] t₁ … tₙ, and its labels are t₁ … tₙ [EOT]. In training, documents are packed into
+    sequences of data.max_length tokens; the last one of a block is shorter. Nothing is dropped: a document may continue
+    in the next sequence, without its earlier tokens.
     """
 
     models = ("pretrained", "transformer_xl")
     exporter_path = "trainer.tasks.language_modeling.export:CausalExport"
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """Whole documents: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT], however long."""
+        """Encode complete documents of any length: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT]."""
         texts = self.token_ids(rows).get("text", [])
         return [{"input_ids": [self.start_id, *ids], "labels": [*ids, self.end_id]} for ids in texts]
 
@@ -47,8 +48,9 @@ class CausalLanguageModeling(LanguageModeling):
         return len(example["input_ids"]) > self.longest_input
 
     def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
-        """Documents one after another, cut every data.max_length tokens; `position_ids` begin at 0 with each document
-        and each sequence (with cross_documents: with each sequence only).
+        """Concatenate documents and cut them every data.max_length tokens.
+
+        `position_ids` restart at each document and sequence, or with cross_documents at each sequence only.
         """
         if not self.settings.packing:
             return [
@@ -76,18 +78,19 @@ class CausalLanguageModeling(LanguageModeling):
         return made
 
     def stream_begin(self, at: int, total: int) -> int:
-        """Where the text begins that the sequence at token `at` of a block's `total` can see."""
+        """Return the first token of a block that the sequence at token `at` attends to."""
         return at
 
     def pieces(self, example: Example) -> Iterator[Example]:
-        """A document on its own, cut every data.max_length tokens."""
+        """Cut one document every data.max_length tokens."""
         size = self.recipe.data.max_length
         for at in range(0, len(example["input_ids"]), size):
             yield {name: ids[at : at + size] for name, ids in example.items()}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """input_ids, position_ids and labels, all (B, W). No mask: padding stands behind all tokens, where no token
-        looks, and positions say where documents begin.
+        """Return input_ids, position_ids and labels, all (B, W).
+
+        There is no mask: padding is after all tokens, and the positions separate the documents.
         """
         positions = [e.get("position_ids") or list(range(len(e["input_ids"]))) for e in examples]
         return {
@@ -98,8 +101,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     @property
     def start_id(self) -> int:
-        """The token that a document begins with: the beginning of text, where the tokenizer has none of its own its
-        end."""
+        """The first token of a document: the beginning of text, or the end of text if the tokenizer has no other."""
         own = self.tokenizer.bos_token_id
         return self.end_id if own is None else int(own)
 
@@ -111,7 +113,7 @@ class CausalLanguageModeling(LanguageModeling):
             UsageError: the tokenizer has none.
         """
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("objective causal: the tokenizer has no eos_token, so that no text would ever end")
+            raise UsageError("objective causal: the tokenizer has no eos_token, so generation would never stop")
         return int(self.tokenizer.eos_token_id)
 
     def build_model(self, trained: Path | None = None) -> nn.Module:
@@ -127,10 +129,10 @@ class CausalLanguageModeling(LanguageModeling):
         return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
 
     def _check_isolation(self, model: nn.Module) -> None:
-        """Whether a document in a sequence is blind to the one before it: some architectures take no notice.
+        """Check that a document does not attend to the one before it. Some architectures ignore positions.
 
         Raises:
-            UsageError: it sees it.
+            UsageError: it attends to it.
         """
         import torch
 
@@ -155,7 +157,7 @@ class CausalLanguageModeling(LanguageModeling):
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
-        """Of whole documents, in pieces of data.max_length tokens as in training."""
+        """Compute the losses of complete documents, in pieces of data.max_length tokens as in training."""
         import torch
         import torch.nn.functional as F
 
@@ -170,13 +172,13 @@ class CausalLanguageModeling(LanguageModeling):
         return Assessed(losses, (labels != IGNORED).sum(-1), records)
 
     def _in_pieces(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """fp32 logits and labels of the pieces of documents that may be longer than data.max_length."""
+        """Yield fp32 logits and labels of the pieces of documents that may be longer than data.max_length."""
         for at, piece in self._cut_batch(batch):
             piece["position_ids"] = (piece["position_ids"] - at).clamp(min=0)
             yield self.logits(model, piece).float(), piece["labels"]
 
     def _cut_batch(self, batch: Batch) -> Iterator[tuple[int, Batch]]:
-        """Where pieces of data.max_length tokens begin, and they, padded as in training."""
+        """Yield the starts of pieces of data.max_length tokens, and the pieces, padded as in training."""
         from torch.nn.functional import pad
 
         size = self.recipe.data.max_length
@@ -187,12 +189,15 @@ class CausalLanguageModeling(LanguageModeling):
             yield at, {name: pad(tensor, (0, lacking), value=filled[name]) for name, tensor in piece.items()}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
-        """The texts that go on from the batch's (`evaluation.generation`); `score` is the mean log-probability of the
-        new tokens under greedy decoding and sampling, that of the beam under beam search."""
+        """Return continuations of the batch, by `evaluation.generation`.
+
+        `score` is the mean log-probability of the new tokens for greedy decoding and sampling, and that of the beam for
+        beam search.
+        """
         return self.written(model, self._prompts(batch), self.recipe.evaluation.generation)
 
     def written(self, model: nn.Module, prompts: Sequence[list[int]], settings: GenerationConfig) -> list[Record]:
-        """How the model goes on with each prompt: `prediction` and its `score`."""
+        """Return the continuation of each prompt: `prediction` and its `score`."""
         from trainer.evaluation.generation import continue_texts
 
         found = continue_texts(self.writer(model), prompts, settings, self.end_id, self.pad_id)
@@ -206,7 +211,7 @@ class CausalLanguageModeling(LanguageModeling):
         return stream_text(self.writer(model), self._prompts(batch)[0], settings, self.tokenizer, self.end_id)
 
     def _prompts(self, batch: Batch) -> list[list[int]]:
-        """Token ids of the texts, of long ones the end, so that the new tokens have positions, too."""
+        """Return token ids of the texts. Of long ones the end is kept, so that the new tokens have positions."""
         room = self.longest_input
         if room < 1:
             raise UsageError(
@@ -218,16 +223,15 @@ class CausalLanguageModeling(LanguageModeling):
 
     @property
     def room(self) -> int:
-        """Positions of a text and what goes on from it."""
+        """The positions of a text and its continuation."""
         return self.recipe.data.max_length
 
     def writer(self, model: nn.Module) -> nn.Module:
-        """The model as the searches of the transformers library want it."""
+        """Return the model for `generate` of the transformers library."""
         return model
 
     def continued(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-        """The first half of a few texts (PROMPT tokens at most), how the model goes on greedily, and how the text
-        does."""
+        """Return the first half of a few texts (PROMPT tokens at most), the greedy continuation and the reference."""
         settings = self.recipe.evaluation.generation
         most = min(PROMPT, self.room - settings.new_tokens)
         chosen = records[:: max(1, len(records) // SAMPLES)] if most > 0 else []
@@ -246,13 +250,13 @@ class CausalLanguageModeling(LanguageModeling):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Where each token looked back, and gradient × input of the likelihood of the whole text."""
+        """Return the attention of each token, and gradient × input of the likelihood of the text."""
         import torch
 
         from trainer.models.explain import gradient_x_input, recording
         from trainer.models.fast_attention import use_attention
 
-        if hasattr(model, "set_attn_implementation"):  # ours tells its weights anyway
+        if hasattr(model, "set_attn_implementation"):  # a model of rankzero always records its weights
             use_attention(model, "rankzero")
         rows = []
         for record in records:
@@ -264,7 +268,7 @@ class CausalLanguageModeling(LanguageModeling):
                 return []
             embedding: Any = model
             score = partial(lambda batch: -self.loss(model, batch), batch)
-            ids = example["input_ids"][1 : SHOWN + 1]  # the first one begins every text
+            ids = example["input_ids"][1 : SHOWN + 1]  # the first one starts every text
             relevance = gradient_x_input(embedding.get_input_embeddings(), score)[0, 1 : len(ids) + 1]
             weights = torch.stack([w[0] for _, w in seen])[:, :, 1 : len(ids) + 1, 1 : len(ids) + 1]
             words = [self._text([token]) or str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids]
@@ -272,8 +276,10 @@ class CausalLanguageModeling(LanguageModeling):
         return rows
 
     def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
-        """Per word and per byte of the cleaned text: what does not depend on the tokenizer (the end of a text is part
-        of its loss, and neither word nor byte)."""
+        """Return metrics per word and per byte of the cleaned text, which do not depend on the tokenizer.
+
+        The end of a text is part of its loss, but neither a word nor a byte.
+        """
         from trainer.evaluation.metrics import bootstrap_interval
 
         table = [

@@ -1,4 +1,4 @@
-"""Masked language modelling: say which tokens stood where some were masked."""
+"""Masked language modeling: predict masked tokens."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 
 class MaskedLanguageModeling(LanguageModeling):
-    """Masked language modelling (Devlin et al. 2019): of the tokens asked for 80% are masked, 10% are replaced by
-    random ones and 10% stay. The loss is the mean over the tokens asked for.
+    """Masked language modeling (Devlin et al. 2019).
+
+    Of the selected tokens 80% are masked, 10% are replaced by random ones and 10% are kept. The loss is the mean over
+    the selected tokens.
     """
 
     exporter_path = "trainer.tasks.language_modeling.export:MaskedExport"
     metric_specs = MASKED_SPECS
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """`input_ids` with special tokens, the text cut to `data.max_length`."""
+        """Return `input_ids` with special tokens, truncated to `data.max_length`."""
         room = self.recipe.data.max_length - self.layout.special
         return [{"input_ids": self.layout.join([ids[:room]])[0]} for ids in self.token_ids(rows).get("text", ())]
 
@@ -32,7 +34,7 @@ class MaskedLanguageModeling(LanguageModeling):
         return [role for role, size in sizes.items() if size > self.recipe.data.max_length - self.layout.special]
 
     def corrupt(self, examples: Sequence[Example], *draw: object) -> list[Example]:
-        """Each example with `places`, the positions asked for, and `answers`, what stood there; `draw` says which."""
+        """Select tokens by the key `draw`: add `places`, their positions, and `answers`, the original tokens."""
         import numpy as np
 
         from trainer.data.counter_rng import key
@@ -41,7 +43,7 @@ class MaskedLanguageModeling(LanguageModeling):
         mask = int(self.tokenizer.mask_token_id)
         made = []
         for number, example in enumerate(examples):
-            # by its place in the micro-batch; in an evaluation, which has no draw, by the text itself
+            # by its index in the micro-batch; in an evaluation, which has no key, by the text
             by = (self.recipe.seed, "mask", *draw, number) if draw else ("mask", *example["input_ids"])
             rng = np.random.Generator(np.random.Philox(key=key(*by)))
             ids = list(example["input_ids"])
@@ -55,8 +57,10 @@ class MaskedLanguageModeling(LanguageModeling):
         return made
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """input_ids and attention_mask (B, W); of the N tokens asked for `places` (N,) in the flattened input_ids, and
-        `labels` (N,). Examples that were not corrupt ask for the mask tokens that they hold.
+        """Return input_ids and attention_mask (B, W), and for N selected tokens `places` (N,) and `labels` (N,).
+
+        `places` are positions in the flattened input_ids. In examples that `corrupt` has not changed, the mask tokens
+        are selected.
         """
         import torch
 
@@ -76,7 +80,7 @@ class MaskedLanguageModeling(LanguageModeling):
         }
 
     def split(self, batch: Batch, parts: int) -> list[Batch | None]:
-        """Rows, each with the tokens that are asked for in it."""
+        """Split rows together with their selected tokens."""
         width = batch["input_ids"].shape[1]
         rows = super().split({name: batch[name] for name in ("input_ids", "attention_mask")}, parts)
         found: list[Batch | None] = []
@@ -101,7 +105,7 @@ class MaskedLanguageModeling(LanguageModeling):
         return self.padded_for(build_masked(self.recipe, self.tokenizer, trained))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(N, V): of the tokens asked for only."""
+        """Return logits (N, V) of the selected tokens only."""
         if hasattr(model, "trunk"):
             return model(batch["input_ids"], batch["attention_mask"], batch["places"])
         found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -130,7 +134,7 @@ class MaskedLanguageModeling(LanguageModeling):
         return self._filled(self.logits(model, batch), batch)
 
     def _filled(self, logits: Tensor, batch: Batch) -> list[Record]:
-        """The texts with the likeliest token where one is asked for."""
+        """Return the texts with the most probable token at each selected position."""
         ids = batch["input_ids"].flatten().index_copy(0, batch["places"], logits.argmax(-1))
         texts = self.tokenizer.batch_decode(ids.view_as(batch["input_ids"]), skip_special_tokens=True)
         return [{"prediction": text} for text in texts]

@@ -1,4 +1,4 @@
-"""Causal language modelling with a memory: a lane serves consecutive segments of its text."""
+"""Causal language modeling with a memory: a lane serves consecutive segments of its text."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def rows_of(data: DataConfig) -> int:
-    """Whole segments of a micro-batch: as many strips has a block."""
+    """Return the segments of a micro-batch, which is the number of strips of a block."""
     most = [data.rows_per_batch, data.tokens_per_batch and data.tokens_per_batch // data.max_length]
     return max(1, min(rows for rows in most if rows is not None))
 
 
 class RecurrentLanguageModeling(CausalLanguageModeling):
-    """Transformer-XL (Dai et al. 2019): each segment sees what came before it in its document by the memory, too.
+    """Transformer-XL (Dai et al. 2019): each segment also attends to earlier ones of its document by the memory.
 
-    A block of a lane is one text, cut into as many strips as a micro-batch has rows; micro-batch t holds segment t of
-    every strip, so that each of its rows goes on from the same row of the one before. Where a strip begins the text
-    before it is not in the memory: it begins there at position 0, as a document does.
+    A block of a lane is one text, cut into as many strips as a micro-batch has rows. Micro-batch t holds segment t of
+    every strip, so each row continues the same row of the micro-batch before. A strip starts at position 0, as a
+    document does, since the text before it is not in the memory.
     """
 
     exporter_path = "trainer.tasks.language_modeling.export:RecurrentExport"
@@ -41,23 +41,25 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         task: Any = recipe.task
         data, found = recipe.data, []
         if not task.packing:
-            found.append("task.packing: false leaves a lane no text that goes on; model.kind transformer_xl needs true")
+            found.append(
+                "task.packing: model.kind transformer_xl needs true, so that texts continue in the next segment"
+            )
         if model.memory and data.order != "sequential":
             found.append(
-                f"data.order: {data.order} serves segments in any order, but model.memory={model.memory} holds what "
-                "came before; set data.order=sequential, or model.memory=0"
+                f"data.order: {data.order} serves segments in any order, but model.memory={model.memory} holds the "
+                "segments before; set data.order=sequential, or model.memory=0"
             )
         if data.max_length % data.pad_multiple:
             found.append(
-                f"data.max_length: {data.max_length} is no multiple of data.pad_multiple={data.pad_multiple}: padding "
-                "would stand between the segments; choose a multiple"
+                f"data.max_length: {data.max_length} is not a multiple of data.pad_multiple={data.pad_multiple}: "
+                "padding would be between the segments; choose a multiple"
             )
         return found
 
     # -- rows to micro-batches -------------------------------------------------------------------------------------
 
     def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
-        """Segments of data.max_length tokens, in the order in which micro-batches take them from the strips."""
+        """Cut strips into segments of data.max_length tokens, in the order of micro-batches."""
         segments = super().pack(examples)
         if self.recipe.data.order == "shuffled":
             return segments
@@ -65,7 +67,7 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         return [segments[strip[t]] for t in range(max(map(len, strips))) for strip in strips if t < len(strip)]
 
     def _edges(self, segments: int) -> list[int]:
-        """Where each strip of a block begins, and the block ends; the first ones are longer by one if need be."""
+        """Return the start of each strip of a block, and its end. The first strips may be longer by one."""
         rows = rows_of(self.recipe.data)
         short, longer = divmod(segments, rows)
         return [strip * short + min(strip, longer) for strip in range(rows + 1)]
@@ -86,7 +88,7 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         return self.padded_for(TransformerXL(settings, len(self.tokenizer)))
 
     def memory(self, rows: int) -> Tensor | None:
-        """(rows, L, P, M) fp32, P = model.memory; none where that is 0."""
+        """Return an empty memory (rows, L, P, M) in fp32 with P = model.memory, or None if that is 0."""
         return self._blank(rows, self._length) if self._length else None
 
     @property
@@ -101,7 +103,7 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         return torch.zeros(rows, *settings.past(length))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(B, W, V); without `memory` in the batch as if nothing came before."""
+        """Return logits (B, W, V). Without `memory` in the batch there are no earlier segments."""
         return self._logits_and_memory(model, batch, 0)[0]
 
     def _logits_and_memory(self, model: nn.Module, batch: Batch, keep: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +118,7 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _in_pieces(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each piece with the memory of those before it: as much of it as there is, evaluation.memory at most."""
+        """Compute each piece with the memory of the pieces before it, evaluation.memory positions at most."""
         carried: Batch = {}
         for _, piece in self._cut_batch(batch):
             logits, memory = self._logits_and_memory(model, {**piece, **carried}, self._evaluated)

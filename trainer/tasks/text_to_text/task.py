@@ -42,11 +42,11 @@ class TextToTextConfig(Section):
 
 
 class TextToText(Pairs, Task):
-    """Teacher forcing: the decoder reads its start token and y₁ … yₙ, its logits are compared with y₁ … yₙ [EOS].
+    """Teacher forcing: the decoder reads its start token and y₁ … yₙ, and its logits predict y₁ … yₙ [EOS].
 
-    Both sides have the special tokens that the tokenizer itself gives a text ("A </s>" with T5's and Marian's,
-    "<s> A </s>" with BART's), and end with exactly one [EOS], a source also when it is cut. A target that is cut has
-    none: the model must not learn that a text ends there.
+    Both sides have the special tokens that the tokenizer adds to a text ("A </s>" with T5's and Marian's,
+    "<s> A </s>" with BART's), and end with exactly one [EOS], also a truncated source. A truncated target has none,
+    because the text does not end there.
     """
 
     kind = "text_to_text"
@@ -71,7 +71,7 @@ class TextToText(Pairs, Task):
     def _check(self) -> None:
         longest, own = self.recipe.data.max_length, self.settings.max_target_length
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("task text_to_text: the tokenizer has no eos_token, so that no text would ever end")
+            raise UsageError("task text_to_text: the tokenizer has no eos_token, so generation would never stop")
         if hasattr(self.tokenizer, "src_lang"):
             raise UsageError(
                 f"task text_to_text: {type(self.tokenizer).__name__} marks texts with codes of their languages, which "
@@ -100,7 +100,7 @@ class TextToText(Pairs, Task):
 
     @property
     def target_length(self) -> int:
-        """Tokens of the longest target."""
+        """The most tokens of a target."""
         return self.settings.max_target_length or self.recipe.data.max_length
 
     # -- rows to micro-batches -------------------------------------------------------------------------------------
@@ -113,19 +113,19 @@ class TextToText(Pairs, Task):
 
     @property
     def prefix_length(self) -> int:
-        """Tokens of the prefix alone."""
+        """The tokens of the prefix."""
         return len(self._prefix_ids)
 
     @property
     def around(self) -> tuple[list[int], list[int]]:
-        """What stands before and after the ids of a text."""
+        """The special tokens before and after a text."""
         text = next(i for i, (_, side, _) in enumerate(self.layout.parts) if side == 0)
         whole = self._whole([], self._specials)
         return whole[:text], whole[text:]
 
     @cached_property
     def _closed(self) -> bool:
-        """Whether the tokenizer ends a text by itself; GPT-2's does not."""
+        """Whether the tokenizer adds an end of text. That of GPT-2 does not."""
         return self.layout.join([[]])[0][-1:] == [self.eos_id]
 
     @property
@@ -133,12 +133,12 @@ class TextToText(Pairs, Task):
         return self.layout.special + (not self._closed)
 
     def _whole(self, ids: Sequence[int], longest: int) -> list[int]:
-        """The ids with special tokens, cut to `longest` with them."""
+        """Add special tokens to ids, truncated to `longest` tokens."""
         whole, _ = self.layout.join([ids[: longest - self._specials]])
         return whole if self._closed else [*whole, self.eos_id]
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """`input_ids` and `labels`, both with special tokens; no `labels` of a text without `trg`, to be predicted."""
+        """Return `input_ids` and `labels`, both with special tokens. A text without `trg` has no `labels`."""
         longest, ids = self.recipe.data.max_length, self.token_ids(rows)
         targets = ids.get("trg")
         return [
@@ -147,7 +147,7 @@ class TextToText(Pairs, Task):
         ]
 
     def _target(self, ids: Sequence[int]) -> list[int]:
-        """The labels of a target; one that is cut has no end."""
+        """Return the labels of a target. A truncated one has no end of text."""
         if len(ids) <= self.target_length - self._specials:
             return self._whole(ids, self.target_length)
         before, _ = self.around
@@ -196,7 +196,7 @@ class TextToText(Pairs, Task):
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
-        """The best beam; `score` is its log-probability over length ** evaluation.length_penalty."""
+        """Return the best beam. `score` is its log-probability divided by length ** evaluation.length_penalty."""
         from trainer.evaluation.generation import write_targets
 
         settings = self.recipe.evaluation
@@ -216,7 +216,7 @@ class TextToText(Pairs, Task):
         return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Where the decoder looked in the source as it said each word, and gradient × input of the whole text."""
+        """Return the cross-attention of each generated token, and gradient × input of the text."""
         import torch
         import torch.nn.functional as F
 
@@ -224,7 +224,7 @@ class TextToText(Pairs, Task):
         from trainer.models.explain import gradient_x_input
         from trainer.models.fast_attention import use_attention
 
-        use_attention(model, "eager")  # the only one that tells its weights
+        use_attention(model, "eager")  # the only attention that records its weights
         special, rows = self.wordless, []
         for record in records:
             example = self.encode([{"src": record["input"], "trg": record["prediction"]}])[0]

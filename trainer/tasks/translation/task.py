@@ -28,7 +28,7 @@ class TranslationConfig(Section):
 
 
 class Translation(Pairs, Task):
-    """Teacher forcing: the decoder reads [BOS] y₁ … yₙ and its logits are compared with y₁ … yₙ [EOS]."""
+    """Teacher forcing: the decoder reads [BOS] y₁ … yₙ and its logits predict y₁ … yₙ [EOS]."""
 
     kind = "translation"
     config = TranslationConfig
@@ -47,9 +47,9 @@ class Translation(Pairs, Task):
         return int(self.tokenizer.eos_token_id)
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """`src` ends with [EOS]; `trg` is bare: `collate` adds what input and labels need.
+        """Encode `src` with [EOS], and `trg` without special tokens, which `collate` adds.
 
-        A target that is cut has data.max_length tokens, one more than a complete one: its labels have no [EOS].
+        A truncated target has data.max_length tokens, one more than a complete one. Its labels have no [EOS].
         """
         longest, ids = self.recipe.data.max_length, self.token_ids(rows)
         targets = ids.get("trg")
@@ -62,7 +62,7 @@ class Translation(Pairs, Task):
         return [role for role, size in sizes.items() if size >= self.recipe.data.max_length]
 
     def closed(self, example: Example) -> list[int]:
-        """The labels of an example: the target with [EOS], or the beginning of one that was cut."""
+        """Return the labels of an example: the target with [EOS], or a truncated target."""
         return example["trg"] if len(example["trg"]) >= self.recipe.data.max_length else [*example["trg"], self.eos_id]
 
     def length(self, example: Example) -> int:
@@ -72,7 +72,7 @@ class Translation(Pairs, Task):
         return len(example["src"]) + len(self.closed(example))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """src (B, S), trg_in (B, T) = [BOS] y₁ … yₙ, labels (B, T) = y₁ … yₙ [EOS]; see `encode` for a cut target."""
+        """src (B, S), trg_in (B, T) = [BOS] y₁ … yₙ, labels (B, T) = y₁ … yₙ [EOS]."""
         labels = [self.closed(e) for e in examples]
         return {
             "src": self.pad([e["src"] for e in examples], self.pad_id),
@@ -107,7 +107,7 @@ class Translation(Pairs, Task):
         return [{"prediction": text, "score": h.score} for text, h in zip(texts, found, strict=True)]
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Where the decoder looked in the source as it said each word, and gradient × input of the whole sentence."""
+        """Return the cross-attention of each generated token, and gradient × input of the sentence."""
         import torch
         import torch.nn.functional as F
 
