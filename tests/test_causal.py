@@ -343,7 +343,7 @@ def test_predict_goes_on_with_texts(run: Path) -> None:
     assert "".join(stream(run, texts)) == "".join(
         text + answer + "\n" for text, answer in zip(texts, answers(), strict=True)
     )
-    with pytest.raises(UsageError, match="backend onnx answers whole texts"):
+    with pytest.raises(UsageError, match="backend onnx does not stream"):
         list(stream(run, texts, backend="onnx"))
 
 

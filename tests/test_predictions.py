@@ -91,7 +91,7 @@ def line(**values: Any) -> bytes:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (line(id="t:0"), "'t:0' stood in line 1"),
+        (line(id="t:0"), "'t:0' is already in line 1"),
         (line(id=None), "id is None"),
         (line(id=""), "id is ''"),
         (line(loss=None), "loss is None"),

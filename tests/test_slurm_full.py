@@ -102,7 +102,7 @@ def gone_on(site: Submitter, name: str, number: int) -> int:
 
 
 def cancel(site: Submitter, name: str, number: int) -> None:
-    assert "told to save" in rankzero("cancel", site.run(name), cwd=site.folder, env=site.env).stdout
+    assert "asked to save" in rankzero("cancel", site.run(name), cwd=site.folder, env=site.env).stdout
     assert site.wait_for(number, "FAILED", "CANCELLED", "COMPLETED", "PENDING")["ExitCode"] == "75:0"
     assert status(site.run(name))["state"] == "preempted"
 

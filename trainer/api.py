@@ -76,14 +76,13 @@ def train(
 
 
 def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Evaluates a finished run again, from the run directory alone; writes evaluation/<split>/ and returns the scores.
+    """Evaluate a finished run again: write evaluation/<split>/ and return the scores.
 
-    A report that is there is written again, as is the model card.
+    An existing report and the model card are written again.
 
     Raises:
         RankzeroError: no such run, no model in it yet, no such split.
     """
-
     trained = (read_json(RunDir(run).manifest) or {}).get("precision") or "no"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", trained)
     folder = RunDir(run)
@@ -109,18 +108,17 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
 def predict(
     run: str | Path, texts: Iterable[str], *, backend: str = "torch", overrides: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """One record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
+    """Yield one record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
 
-    The record of a text of which only a part was read has "truncated": true.
+    The record of a truncated text has "truncated": true.
 
     Args:
-        backend: torch, or a published artifact: onnx, int8, which answers text by text, bf16 or safetensors.
+        backend: torch, or a published artifact: onnx, int8 (one text at a time), bf16 or safetensors.
         overrides: of the recipe's evaluation, such as `evaluation.generation.temperature=0.8`.
 
     Raises:
-        UsageError: a backend that this run has no artifact for, or settings that the artifact was not made with.
+        UsageError: a backend that this run has no artifact for, or overrides for an artifact.
     """
-
     if backend != "torch":
         from trainer.export.backend import open_artifact
 
@@ -134,14 +132,13 @@ def predict(
 def stream(
     run: str | Path, texts: Iterable[str], *, backend: str = "torch", overrides: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Each text and how a language model goes on with it, in pieces as they are found, a line after each.
+    """Yield each text and its continuation by a language model, in pieces as they are generated, and a line end.
 
     Raises:
-        UsageError: another backend than torch, or a task that does not go on with texts.
+        UsageError: another backend than torch, or a task that does not generate text.
     """
-
     if backend != "torch":
-        raise UsageError(f"--stream: backend {backend} answers whole texts; leave --backend out")
+        raise UsageError(f"--stream: backend {backend} does not stream; leave --backend out")
     finished = TrainedRun.open(RunDir(run), Recipe, overrides)
     for text in texts:
         yield text
@@ -150,21 +147,21 @@ def stream(
 
 
 def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
-    """Writes the bf16, ONNX and int8 artifacts of a finished run, each only after it has passed its gate.
+    """Write the artifacts of a finished run, each only after it has passed its gate.
 
-    What has been published of the same weights is left as it is; what was killed half-way is gone on with.
+    Published artifacts of the same weights are kept, and an interrupted export is resumed.
 
     Returns:
         The folders of the published artifacts.
 
     Raises:
-        GateError: an artifact failed its gate and was kept out.
+        GateError: an artifact failed its gate and was not published.
         RankzeroError: no such run, no model in it yet.
     """
     from trainer.export.stage import export_run
 
     folder = RunDir(run)
-    TrainedRun.task_of(folder, Recipe, overrides)  # refuses what is no run directory before anything is made in it
+    TrainedRun.task_of(folder, Recipe, overrides)  # refuses a folder that is not a run before anything is written
     with folder.locked():
         try:
             return export_run(folder, Recipe, overrides)
@@ -173,7 +170,7 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
 
 
 def check_export(run: str | Path) -> list[str]:
-    """What of a run is not what its hashes say: artifacts, the weights that they were proven against, checkpoints.
+    """Return the files of a run that differ from their hashes: artifacts, their weights, checkpoints.
 
     Raises:
         UsageError: there are no artifacts.
@@ -186,9 +183,9 @@ def check_export(run: str | Path) -> list[str]:
 def bench(
     run: str | Path, *, seconds: float = 30.0, threads: int | None = None, compiled: bool = False
 ) -> dict[str, Any]:
-    """Measures how fast a finished run's artifacts answer here; writes and returns export/benchmark.json.
+    """Measure the speed of the artifacts of a finished run. Write and return export/benchmark.json.
 
-    Reports that have been written before are rendered again, as is the model card, so that they show it.
+    Existing reports and the model card are rendered again.
 
     Raises:
         RankzeroError: no such run, no model in it yet, no evaluated split, or too little time.
@@ -196,7 +193,7 @@ def bench(
     from trainer.export.benchmark import bench_run
 
     folder = RunDir(run)
-    folder.check()  # before anything is made in it
+    folder.check()  # before anything is written
     with folder.locked():
         found = bench_run(folder, Recipe, seconds=seconds, threads=threads, compiled=compiled)
         refresh_reports(folder)
@@ -204,20 +201,19 @@ def bench(
 
 
 def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> list[Path]:
-    """Writes confusion matrix, calibration, errors, attention and report.html of a finished run's split again.
+    """Write the report of a split of a finished run again, with its figures and tables. Return the files.
 
-    Without rows, report.html quotes no text, prediction or attention of a row, also when it is rendered again later.
-    The model card is written again, too, where something that it shows has changed.
+    Args:
+        with_rows: false: report.html quotes no text, prediction or attention of a row, also when it is rendered later.
 
     Raises:
-        RankzeroError: no such run, or no predictions of that split: `rankzero evaluate` makes them. Or a part of the
-            report could not be written; exit code 1, with the reason.
+        RankzeroError: no such run, no predictions of the split, or a part of the report could not be written.
     """
     finished = TrainedRun.open(RunDir(run), Recipe)
     try:
         corpus = Corpus(finished.recipe, finished.task)
     except RankzeroError as error:
-        log.warning("%s; rows that stand in training too are left as they were found before", error)
+        log.warning("%s; the list of rows that are also in training is not renewed", error)
         corpus = None
     with finished.run.locked():
         try:
@@ -231,7 +227,7 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
 
 
 def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Averages several classifiers' probabilities: records as in predictions.jsonl, and a summary; see `analysis`.
+    """Average the probabilities of several classifiers. Return records as in predictions.jsonl, and a summary.
 
     Raises:
         RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
@@ -243,12 +239,11 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
 
 
 def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, out: str | Path | None = None) -> str:
-    """Trains the tokenizer, checks every row and writes the tokenized corpus; says what to do with it.
+    """Train the tokenizer, check every row and write the tokenized corpus. Return a message about it.
 
     Raises:
-        RankzeroError: bad data, or a folder that holds something else.
+        RankzeroError: bad data, or a folder with other content.
     """
-
     resolved = load_recipe(recipe, overrides)
     folder = Path(out) if out else Path("prepared") / resolved.name
 

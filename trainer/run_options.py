@@ -1,4 +1,4 @@
-"""What a start is asked for besides the recipe, and what a finished run returns. No torch here."""
+"""The options of a start besides the recipe, and the result of a run. No torch here."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def cancel_command(
         if job not in own:
             action = f"not cancelled: its script {job.script} is not of this run; if it is, scancel {job.job}"
         else:
-            action = "told to save and exit" if job.job in saving else "cancelled"
+            action = "asked to save and exit" if job.job in saving else "cancelled"
         print(f"job {job.job} ({job.state}): {action}")
 
 

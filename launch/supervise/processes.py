@@ -1,4 +1,4 @@
-"""Start a launcher in a session of its own, wait for it, and kill its process tree."""
+"""Start a launcher in a new session, wait for it, and kill its process tree."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def run_with_restarts(start: Callable[[Sequence[str]], int], argv: Sequence[str]
 
 
 def restart_needed(run_dir: Path, code: int) -> bool:
-    """Return whether a rank ran out of memory, and its note tells the next start to split the micro-batches."""
+    """Return whether a rank ran out of memory, so that the next start splits the micro-batches."""
     return code in (1, PREEMPTED) and "splits" in (_read(RunDir(run_dir).note) or {})
 
 

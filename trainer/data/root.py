@@ -68,7 +68,7 @@ class Root:
             others = self._list_near(pattern)
         except DataError:
             raise
-        except Exception as error:  # every store has errors of its own
+        except Exception as error:  # stores have different errors
             raise DataError(self._unreachable(error)) from error
         near = difflib.get_close_matches(pattern, others, n=3, cutoff=0.4)
         hint = f"nearest: {', '.join(near)}" if near else f"there: {', '.join(others[:10]) or 'nothing'}"
@@ -130,7 +130,7 @@ class Root:
             if not self.system.isfile(f"{self.path}/{PREPARED}"):
                 return None
             return cast("dict[str, Any]", json.loads(self.system.cat_file(f"{self.path}/{PREPARED}")))
-        except Exception as error:  # every store has errors of its own; ValueError: not JSON
+        except Exception as error:  # stores have different errors; ValueError: not JSON
             raise DataError(self._unreachable(error)) from error
 
     def url_of(self, name: str) -> str:

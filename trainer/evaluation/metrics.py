@@ -167,14 +167,14 @@ class Perplexity(LocalMetric):
 
 
 def _perplexity(loss: float) -> float:
-    """exp(loss), at most 8e307, so that a diverged model's is still a number in JSON."""
+    """Return exp(loss), at most 8e307, so that it is a number in JSON for a diverged model."""
     return math.exp(min(loss, LARGEST_EXPONENT))
 
 
 def score_translation(
     records: Iterable[Mapping[str, Any]], *, resamples: int = RESAMPLES, language: str | None = None
 ) -> dict[str, Score]:
-    """All scores of a split from its prediction records (`predictions.py`), in whatever order they come.
+    """Return all scores of a split from its prediction records (`predictions.py`), in any order.
 
     Args:
         records: with `id`, `target`, `prediction`, `loss` (summed over the row's target tokens) and `tokens`.

@@ -50,10 +50,10 @@ def in_corpus_order(records: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 
 def write_predictions(path: Path | str, records: Iterable[Mapping[str, Any]]) -> int:
-    """Writes records in corpus order, atomically: readers see the old file or the whole new one. Returns their number.
+    """Write records in corpus order, atomically. Return their number.
 
     Raises:
-        DataError: an id is missing or stands twice.
+        DataError: an id is missing or occurs twice.
         NumericsError: a record holds NaN or Inf, which JSON cannot.
         CheckpointError: the disk is full or the folder not writable; an older file is left as it was.
     """
@@ -73,7 +73,7 @@ def _line(record: Record) -> str:
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON. Half a surrogate pair, which UTF-8 cannot hold, is written as JSON's escape.
+    """Return one line of JSON. Half a surrogate pair, which UTF-8 cannot hold, is escaped.
 
     Raises:
         ValueError: it holds NaN or Inf.
@@ -83,11 +83,11 @@ def json_line(value: Mapping[str, Any]) -> str:
 
 
 def read_predictions(path: Path | str) -> Iterator[Record]:
-    """Yields the records of a predictions file, in the file's order, one line at a time.
+    """Yield the records of a predictions file in the order of the file, one line at a time.
 
     Raises:
         DataError: naming file and line: not UTF-8, not JSON, no object, a required key missing or of the wrong type,
-            an id that stood before; or the file cannot be read.
+            a repeated id; or the file cannot be read.
     """
     path = Path(path)
     first_line: dict[str, int] = {}
@@ -98,7 +98,7 @@ def read_predictions(path: Path | str) -> Iterator[Record]:
                     record = _parse(line)
                     before = first_line.setdefault(record["id"], number)
                     if before != number:
-                        raise ValueError(f"id {record['id']!r} stood in line {before} already: each row is there once")
+                        raise ValueError(f"id {record['id']!r} is already in line {before}: each row must occur once")
                 except ValueError as error:
                     raise DataError(f"{path}, line {number}: {error}") from None
                 yield record

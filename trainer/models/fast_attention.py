@@ -1,6 +1,6 @@
-"""Attention of transformers models on a CPU: a faster function in the place of the library's eager one.
+"""Attention of transformers models on a CPU: a faster replacement of the eager function.
 
-Each family of the library has an eager attention function of its own. Ours replaces it only where both compute the
+Each family of the library has its eager attention function. Ours replaces it only where both compute the
 same. The library's function runs instead, with the same arguments, where
 
 - it is given an argument that ours does not know (soft-capping, sinks, a position bias), or

@@ -1,8 +1,8 @@
-"""A recipe: everything that a run depends on, checked whole before anything starts.
+"""A recipe: everything that a run depends on, checked completely before anything starts.
 
 YAML with a format version, `key=value` overrides in dotted form; precedence is defaults < recipe < overrides. No torch
-here: recipes are read on login nodes. The classes of the `task` and `model` sections stand beside their code and are
-given to `recipe_class`.
+here: recipes are read on login nodes. The classes of the `task` and `model` sections are defined with their code and
+passed to `recipe_class`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Recipe(Section):
                 key, text = _explain(cls, problem)
                 problems.setdefault(key, []).append(text)
                 if problem["type"].startswith(("less_than", "greater_than")):
-                    ranges[key] = [text]  # the right type: what the other types of a union want is beside the point
+                    ranges[key] = [text]  # the type is right: leave out messages about other types of a union
             lines = [f"  {key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in (problems | ranges).items()]
             count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
             raise UsageError(f"{where}: {count}\n" + "\n".join(lines)) from None
@@ -173,7 +173,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people read it: 1e-4 is a number, 12:30:00 is text, yes and no are words, a key stands once."""
+    """YAML with fewer surprises: 1e-4 is a number, 12:30:00 and yes are texts, and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -292,7 +292,7 @@ def _hint(cls: type[BaseModel], name: str, fields: Sequence[str]) -> str:
 
 
 def _walk(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], list[str]]:
-    """The user's own keys in `loc` (pydantic adds tags of unions), and the keys known where the last one stands."""
+    """Return the keys of the user in `loc` (pydantic adds tags of unions), and the known keys next to the last one."""
     keys: list[str] = []
     at: list[type[BaseModel]] = [cls]
     fields = list(cls.model_fields)

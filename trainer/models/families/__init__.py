@@ -22,7 +22,7 @@ def _families() -> dict[str, Family]:
 
 
 def family_of(config: Any) -> Family:
-    """Return the family of a model type, a configuration or a config.json. `None` stands for a model of rankzero."""
+    """Return the family of a model type, a configuration or a config.json. `None` means a model of rankzero."""
     kind = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", config)
     return _families().get(str(kind), Family())
 

@@ -126,7 +126,7 @@ class Classification(Task):
         return config
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
-        """Return `input_ids`, truncated to `data.max_length` with special tokens, and `label`: one class id, or none."""
+        """Return `input_ids`, at most `data.max_length` with special tokens, and `label`: one class id, or none."""
         texts = self.token_ids(rows).values()
         names, labels = self.settings.names, self.settings.labels
         examples: list[Example] = []
