@@ -20,8 +20,10 @@ import typer
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
+from trainer.evaluation.predictions import read_predictions, write_predictions
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
+from trainer.rundir import read_json
 from trainer.text_lines import TextCommand, prepare_streams, read_texts
 
 RecipeArgument = Annotated[
@@ -58,9 +60,7 @@ def train(
     defer: Defer = False,
 ) -> None:
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
-    from trainer.api import train as run_training
-
-    ended = run_training(
+    ended = api().train(
         recipe, overrides or [], run=run, fresh=fresh, allow_change=allow_change or [], debug=debug, profile=profile,
         defer=defer,
     )  # fmt: skip
@@ -78,9 +78,7 @@ def prepare(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder (default prepared/NAME)")] = None,
 ) -> None:
     """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards."""
-    from trainer.api import prepare as run_preparation
-
-    print(run_preparation(recipe, overrides or [], out=out))
+    print(api().prepare(recipe, overrides or [], out=out))
 
 
 @app.command("evaluate")
@@ -90,9 +88,7 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
 ) -> None:
     """Evaluate a finished run again: write evaluation/SPLIT/ and print metrics.json."""
-    from trainer.api import evaluate as run_evaluation
-
-    scores = run_evaluation(run, split=checked_split(split), overrides=overrides or [])
+    scores = api().evaluate(run, split=checked_split(split), overrides=overrides or [])
     if is_main():
         print(json.dumps(scores, indent=2, ensure_ascii=False))
 
@@ -106,15 +102,13 @@ def export(
     ] = False,
 ) -> None:
     """Write the artifacts of a finished run (ONNX, int8, bf16, safetensors), each after it has passed its gate."""
-    from trainer import api
-
     if check:
-        for problem in (found := api.check_export(run)):
+        for problem in (found := api().check_export(run)):
             print(problem, file=sys.stderr)
         if not found:
             print(f"{run}: artifacts, weights and checkpoints match their hashes")
         raise typer.Exit(CheckpointError.exit_code if found else 0)
-    for path in api.export(run, overrides=overrides or []):
+    for path in api().export(run, overrides=overrides or []):
         print(path)
 
 
@@ -131,10 +125,9 @@ def bench(
     """Measure the speed of each artifact of a finished run on this machine, and recommend one."""
     from rich.console import Console
 
-    from trainer.api import bench as run_benchmark
     from trainer.export.benchmark_table import show
 
-    found = run_benchmark(run, seconds=seconds, threads=threads, compiled=compiled)
+    found = api().bench(run, seconds=seconds, threads=threads, compiled=compiled)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -157,10 +150,8 @@ def report(
 
         print(write_index([(run.name, run / "evaluation" / split / "report.html") for run in runs], index))
         return
-    from trainer.api import report as write_report
-
     for run in runs:
-        for path in write_report(run, split=split, with_rows=not no_rows):
+        for path in api().report(run, split=split, with_rows=not no_rows):
             print(path)
 
 
@@ -171,10 +162,7 @@ def ensemble(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="writes the averaged predictions")] = None,
 ) -> None:
     """Average several runs' probabilities: each member, the ensemble, and how much they agree."""
-    from trainer.api import ensemble as average
-    from trainer.evaluation.predictions import write_predictions
-
-    records, summary = average(runs, split=checked_split(split))
+    records, summary = api().ensemble(runs, split=checked_split(split))
     if out is not None:
         write_predictions(out, records)
     print(json.dumps(summary, indent=2, ensure_ascii=False))
@@ -194,18 +182,15 @@ def predict(
     ] = False,
 ) -> None:
     """Print predictions for texts or stdin lines as JSON lines, in order."""
-    from trainer.api import predict as run_prediction
-    from trainer.api import stream as run_stream
-
     lines = read_texts(texts)
     overrides = [f"evaluation.{setting}" for setting in settings or []]
     if stream:
-        for piece in run_stream(run, lines, backend=backend, overrides=overrides):
+        for piece in api().stream(run, lines, backend=backend, overrides=overrides):
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
     errors = 0
-    for record in run_prediction(run, lines, backend=backend, overrides=overrides):
+    for record in api().predict(run, lines, backend=backend, overrides=overrides):
         errors += "error" in record
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
         sys.stdout.flush()
@@ -231,6 +216,13 @@ def recipes(
         print(f"{path.stem:20s} {first.removeprefix('#').strip()}")
 
 
+def api() -> Any:
+    """Return the module of the public functions. It loads torch, for which `--help` must not wait."""
+    from trainer import api as module
+
+    return module
+
+
 def checked_split(split: str) -> str:
     if split not in ("validation", "test"):
         raise UsageError(f"--split {split}: allowed are validation and test")
@@ -240,9 +232,6 @@ def checked_split(split: str) -> str:
 def show_samples(run: Path, most: int = 5) -> None:
     """Print a few predictions of the last evaluated split."""
     from itertools import islice
-
-    from trainer.evaluation.predictions import read_predictions
-    from trainer.rundir import read_json
 
     for split in ("test", "validation"):
         path = run / "evaluation" / split / "predictions.jsonl"

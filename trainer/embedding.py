@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from trainer.errors import CheckpointError, UsageError
-from trainer.rundir import replacing
+from trainer.rundir import RunDir, replacing
 from trainer.text_lines import read_texts
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def embed(
     """
     from trainer.engine.embedder import POOLINGS, Embedder
     from trainer.recipe_loading import Recipe
-    from trainer.rundir import RunDir
 
     if pooling not in POOLINGS:
         raise UsageError(f"--pooling {pooling}: allowed are {', '.join(POOLINGS)}")

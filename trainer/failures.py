@@ -7,6 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from trainer.engine.checkpoint import describe_saved
 from trainer.errors import (
     CheckpointError,
     LockLost,
@@ -70,8 +71,6 @@ def report_hang(run: RunDir, runtime: Runtime, status: Status | None, reason: st
 
 def _full_disk(run: RunDir, error: BaseException) -> CheckpointError | None:
     """Return the error of a full disk outside a checkpoint: in the tokenizer, the predictions, a log."""
-    from trainer.engine.checkpoint import describe_saved
-
     if isinstance(error, RankzeroError) or not any(reason in str(error) for reason in DISK_FULL):
         return None
     text = f"{run.path}: {error}; {describe_saved(run.checkpoints)}. Free space and run the same command again"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import create_model
 
+from trainer.data.cleaning import cleaner
 from trainer.errors import UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
@@ -73,8 +74,6 @@ def _trust_task(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
 
 def check_recipe(recipe: BaseRecipe) -> None:
     """What the sections cannot see alone: names that only the task or the cleaning knows, what needs `validation`."""
-    from trainer.data.cleaning import cleaner
-
     task, stopping, problems = task_class(recipe), recipe.loop.early_stopping, []
     roles = roles_of(recipe)
     try:

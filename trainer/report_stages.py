@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import Preempted, RankzeroError
+from trainer.report.card import write_card
+from trainer.report.report import analyse
+from trainer.report.report import write_report as render
+from trainer.report.task_report import open_report
 from trainer.rundir import RunDir, read_json, write_json
 from trainer.stages import Stage, file_facts
 
@@ -42,9 +46,6 @@ def write_report(
     Raises:
         DataError: there are no predictions of the split.
     """
-    from trainer.report.report import analyse
-    from trainer.report.task_report import open_report
-
     records = open_report(run, split).records
     rows = task.explain(model.cpu().float().eval(), chosen(records))
     note = "Special tokens and padding are left out; what a row gave to them is missing from its sum."
@@ -56,8 +57,6 @@ def write_report(
 
 def render_reports(run: RunDir) -> None:
     """Render existing report pages again from the files of the run."""
-    from trainer.report.report import write_report as render
-
     for page in sorted(run.path.glob("evaluation/*/report.html")):
         render(run, page.parent.name)
 
@@ -102,8 +101,6 @@ def reason_of(error: Exception) -> str:
 
 def card_stage(run: RunDir) -> None:
     """Write the model card, unless all files that it describes are unchanged (see `rankzero export --check`)."""
-    from trainer.report.card import write_card
-
     described = [
         run.recipe,
         run.tokenizer / "tokenizer.json",

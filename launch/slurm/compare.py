@@ -17,6 +17,7 @@ import typer
 
 from trainer.cli import run_app
 from trainer.errors import DataError
+from trainer.evaluation.predictions import write_predictions
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir, Status, read_json, write_atomically, write_json
 from trainer.task.base import Task
@@ -89,7 +90,6 @@ def _task(run: Path) -> type[Task]:
 
 def _ensemble(runs: Sequence[Path], split: str, out: Path) -> dict[str, Any]:
     from trainer.api import ensemble
-    from trainer.evaluation.predictions import write_predictions
 
     records, summary = ensemble(list(runs), split=split)
     folder = out / "ensemble" / split

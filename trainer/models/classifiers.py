@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from trainer.errors import UsageError
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
+from trainer.models.encoder import Encoder
 from trainer.models.hf_config import hidden_width, padding_id
 from trainer.models.pooling import check_head, classify_at_last_end, ends_with_summary, pool, reading_part
+from trainer.models.pretrained import load_model
 from trainer.recipe import read_yaml
 from trainer.redaction import origin
 from trainer.tensors import TensorFile, constants, exists
@@ -68,8 +70,6 @@ def build_classifier(
     """
     settings: Any = recipe.model
     if isinstance(settings, EncoderConfig):
-        from trainer.models.encoder import Encoder
-
         trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
         model: nn.Module = PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
     elif isinstance(settings, PretrainedConfig):
@@ -138,8 +138,6 @@ def _pretrained(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, names: list[str], trained: Path | None
 ) -> nn.Module:
     from transformers import AutoModel, AutoModelForSequenceClassification
-
-    from trainer.models.pretrained import load_model
 
     settings: Any = recipe.model
     if settings.pooling == "auto":

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from trainer.errors import UsageError
 from trainer.models.classifiers import begin_from
 from trainer.models.configs import EncoderConfig
+from trainer.models.encoder import MaskedLanguageModel
+from trainer.models.pretrained import load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,13 +32,9 @@ def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     """
     settings: Any = recipe.model
     if isinstance(settings, EncoderConfig):
-        from trainer.models.encoder import MaskedLanguageModel
-
         model: nn.Module = MaskedLanguageModel(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
     else:
         from transformers import AutoModelForMaskedLM
-
-        from trainer.models.pretrained import load_model
 
         model = load_model(AutoModelForMaskedLM, recipe, tokenizer, trained)
     return begin_from(model, settings, trained)
@@ -49,8 +47,6 @@ def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
         UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it is not causal.
     """
     from transformers import AutoModelForCausalLM
-
-    from trainer.models.pretrained import load_model
 
     settings: Any = recipe.model
     model = load_model(AutoModelForCausalLM, recipe, tokenizer, trained, causal=True)
@@ -89,8 +85,6 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
         UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it has no decoder start token.
     """
     from transformers import AutoModelForSeq2SeqLM
-
-    from trainer.models.pretrained import load_model
 
     settings: Any = recipe.model
     model: Any = load_model(AutoModelForSeq2SeqLM, recipe, tokenizer, trained)

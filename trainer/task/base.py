@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from trainer.data.cleaning import cleaner
 from trainer.data.roles import Roles, Text
+from trainer.data.token_ids import Layout, encode_batch
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
 from trainer.models.hf_config import padding_id
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
-    from trainer.data.token_ids import Layout
     from trainer.recipe import Recipe
     from trainer.recipe.sections import Section
 
@@ -126,8 +127,6 @@ class Task(ABC):
 
     def token_ids(self, rows: Sequence[Row]) -> dict[str, list[list[int]]]:
         """Return the token ids of the texts of rows by role, not truncated and without special tokens."""
-        from trainer.data.token_ids import encode_batch
-
         texts = [self.tokenized(row) for row in rows]
         return (
             {role: encode_batch(self.tokenizer, [text[role] for text in texts]) for role in texts[0]} if texts else {}
@@ -209,8 +208,6 @@ class Task(ABC):
     @cached_property
     def layout(self) -> Layout:
         """The positions of the tokenizer's special tokens."""
-        from trainer.data.token_ids import Layout
-
         return Layout.of(self.tokenizer, pair="text_pair" in self.roles(self.recipe.task))
 
     @property
@@ -326,8 +323,6 @@ class Task(ABC):
 
     def cleaned_row(self, line: str) -> Row:
         """Return the row of a line of text, cleaned as in training."""
-        from trainer.data.cleaning import cleaner
-
         clean = cleaner(self.recipe.data.cleaning)
         return {role: clean(text) for role, text in self.row_of(line).items()}
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from trainer.data.roles import Roles, Text
+from trainer.evaluation.predictions import in_corpus_order
 from trainer.recipe.sections import Section
 from trainer.task.base import Record, Task, Texts
 from trainer.task.metrics import Metric
@@ -65,7 +66,6 @@ class LanguageModeling(Task):
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         """Return loss, perplexity and accuracy over the predicted tokens."""
         from trainer.evaluation.metrics import Perplexity
-        from trainer.evaluation.predictions import in_corpus_order
 
         ordered = in_corpus_order(records)
         tokens = [record["tokens"] for record in ordered]

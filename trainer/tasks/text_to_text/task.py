@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trainer.data.token_ids import encode_batch
 from trainer.errors import UsageError
 from trainer.recipe.sections import Positive, Section
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
@@ -107,8 +108,6 @@ class TextToText(Pairs, Task):
 
     @cached_property
     def _prefix_ids(self) -> list[int]:
-        from trainer.data.token_ids import encode_batch
-
         return encode_batch(self.tokenizer, [self.settings.prefix])[0]
 
     @property
