@@ -26,7 +26,7 @@ from trainer.data.lanes import Bookmark, Example, LanePlan, LaneServer, MicroBat
 from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import deals_whole_shards
 from trainer.engine.progress import Progress
-from trainer.rundir import read_json, write_json
+from trainer.files import read_json, write_json
 
 NO_TOKENS: Example = {}
 

@@ -22,8 +22,9 @@ from trainer.export.artifact import Artifact
 from trainer.export.benchmark import bench_run
 from trainer.export.onnx import write_artifact
 from trainer.export.rows import Row, Rows
+from trainer.files import write_json
 from trainer.recipe_loading import Recipe
-from trainer.rundir import RunDir, write_json
+from trainer.rundir import RunDir
 from trainer.task.registry import make_task
 from trainer.tasks.classification.export import ClassificationExport
 from trainer.tasks.language_modeling.export import CausalExport

@@ -19,12 +19,13 @@ from sacrebleu.metrics import CHRF
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score
 
 from trainer.errors import CheckpointError, DataError, UsageError
+from trainer.files import read_json
 from trainer.report import curves, run_summary
 from trainer.report.figures import draw, inline, standalone
 from trainer.report.report import analyse
 from trainer.report.rows import find_shared_texts
 from trainer.report.task_report import Measure, TaskReport, open_report
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 from trainer.task import Task
 from trainer.tasks.classification import analysis
 from trainer.tasks.classification.analysis import calibration, classification_report, confusion

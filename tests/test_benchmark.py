@@ -22,10 +22,11 @@ from trainer.export.bench_runner import BenchRunner, TimeUp
 from trainer.export.benchmark import LEAST_ROUNDS, bench_run, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.stage import export_run
+from trainer.files import read_json, write_json
 from trainer.recipe_loading import Recipe
 from trainer.report.card import write_card
 from trainer.report.report import write_report
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir
 from trainer.tasks.classification.export import ClassificationExport
 from trainer.tasks.translation.export import TranslationExport
 

@@ -24,9 +24,9 @@ from trainer.export.onnx import settings
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
 from trainer.export.subprocess_check import in_fresh_process
+from trainer.files import read_json
 from trainer.recipe_loading import Recipe
 from trainer.report.report import write_report
-from trainer.rundir import read_json
 
 ROWS = 70
 pytestmark = pytest.mark.usefixtures("near")

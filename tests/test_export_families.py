@@ -30,10 +30,11 @@ from trainer.export.onnx import write_artifact
 from trainer.export.rows import Rows
 from trainer.export.stage import export_run
 from trainer.export.weights import WEIGHTS
+from trainer.files import read_json, write_json
 from trainer.models.families import Family
 from trainer.recipe_loading import Recipe
 from trainer.report.card import write_card
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir
 
 NEVER = ("longformer", "reformer", "big_bird")
 EXPORT = {"onnx": True, "int8": True, "bf16": True}

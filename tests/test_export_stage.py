@@ -22,8 +22,9 @@ from trainer.export.artifact_integrity import problems
 from trainer.export.backend import open_artifact
 from trainer.export.quantize import sensitivity
 from trainer.export.stage import export_run
+from trainer.files import write_json
 from trainer.recipe_loading import Recipe
-from trainer.rundir import RunDir, write_json
+from trainer.rundir import RunDir
 
 
 class Killed(BaseException):

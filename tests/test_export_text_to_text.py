@@ -24,8 +24,9 @@ from trainer.export.onnx import settings
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
 from trainer.export.subprocess_check import in_fresh_process
+from trainer.files import read_json
 from trainer.recipe_loading import Recipe
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 
 ODD = [*LINES, "ein Hund", "translate: a <pad> b"]
 pytestmark = pytest.mark.usefixtures("near")

@@ -23,7 +23,8 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.export.artifact_integrity import facts, problems
 from trainer.export.bench_worker import graphs
 from trainer.export.program import generated, source
-from trainer.rundir import RunDir, inside, read_json
+from trainer.files import inside, read_json
+from trainer.rundir import RunDir
 from trainer.tasks.classification.export import ClassificationExport
 from trainer.tasks.classification.program import Classifier
 
@@ -385,7 +386,7 @@ def test_json_of_another_form_is_named(attack: Attack, name: str) -> None:
 
 
 def test_json_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.rundir.MOST_JSON", 1000)
+    monkeypatch.setattr("trainer.files.MOST_JSON", 1000)
     (path := tmp_path / "manifest.json").write_text(json.dumps(["x"] * 1000))
     with pytest.raises(CheckpointError, match=r"manifest\.json has 5,000 bytes; 1,000 are the most"):
         read_json(path)

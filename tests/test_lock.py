@@ -23,8 +23,9 @@ from processes import wait_until
 from trainer import lock, lock_file
 from trainer.engine import checkpoint
 from trainer.errors import LockLost, UsageError
+from trainer.files import publish, read_json, workspace, write_json
 from trainer.lock import check_held
-from trainer.rundir import RunDir, Status, publish, read_json, workspace, write_json
+from trainer.rundir import RunDir, Status
 
 QUICK = 0.05  # seconds between heartbeats in these tests
 

@@ -16,10 +16,10 @@ from test_analysis import classified, random_records, write_run
 
 from trainer import report_stages
 from trainer.errors import Preempted
+from trainer.files import read_json
 from trainer.report.formats import code, label
 from trainer.report.report import analyse
 from trainer.report.task_report import open_report
-from trainer.rundir import read_json
 from trainer.tasks.classification import figures
 from trainer.tasks.classification.analysis import MOST_CLASSES, classification_report, confusion, most_confused
 from trainer.tasks.classification.metrics import Ranking, from_confusion, score_classification

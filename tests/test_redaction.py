@@ -20,11 +20,12 @@ from trainer.cli import run_app, set_up_logging
 from trainer.engine.resume_checks import agree_with_earlier
 from trainer.engine.trained_run import build_model
 from trainer.errors import DataError
+from trainer.files import read_json
 from trainer.recipe_loading import load_recipe
 from trainer.redaction import origin, redacted, shareable
 from trainer.report.card import write_card
 from trainer.report.report import write_report
-from trainer.rundir import RunDir, Status, read_json
+from trainer.rundir import RunDir, Status
 
 ROOT = "https://ci:TOPSECRET@files.example.org/d?sig=SASTOKEN&se=2026"
 

@@ -16,16 +16,8 @@ import pytest
 
 from trainer import rundir
 from trainer.errors import CheckpointError
-from trainer.rundir import (
-    RunDir,
-    Status,
-    publish,
-    read_json,
-    without_nan,
-    workspace,
-    write_atomically,
-    write_json,
-)
+from trainer.files import publish, read_json, without_nan, workspace, write_atomically, write_json
+from trainer.rundir import RunDir, Status
 
 
 def names(folder: Path) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.files import read_json, write_json
+from trainer.rundir import RunDir
 from trainer.stages import Stage, digest, file_facts, published, unchanged
 
 

@@ -23,8 +23,8 @@ from launch.tools.verify.compare import difference, misplaced_rows
 from trainer import engine_specs, tensors
 from trainer.engine import checkpoint
 from trainer.errors import DataError, NumericsError, RankError, UsageError
+from trainer.files import write_json
 from trainer.recipe_loading import load_recipe
-from trainer.rundir import write_json
 
 
 def run_checks(recipe: Path, folder: Path, hook: Callable[[], None] | None, ranks: int = 2) -> dict[str, Check]:

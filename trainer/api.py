@@ -18,12 +18,13 @@ from trainer.engine.signals import StopFlag
 from trainer.engine.token_counts import count_tokens
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import RankzeroError, UsageError
+from trainer.files import read_json
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.report_stages import attempt, card_stage, reason_of, refresh_reports, write_report
 from trainer.run import run_recipe
 from trainer.run_options import Options, Run
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 from trainer.task.registry import make_task, roles_of
 
 if TYPE_CHECKING:

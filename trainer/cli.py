@@ -21,9 +21,9 @@ import typer
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import read_predictions, write_predictions
+from trainer.files import read_json
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
-from trainer.rundir import read_json
 from trainer.text_lines import TextCommand, prepare_streams, read_texts
 
 RecipeArgument = Annotated[

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from trainer.errors import CheckpointError, UsageError
-from trainer.rundir import RunDir, replacing
+from trainer.files import replacing
+from trainer.rundir import RunDir
 from trainer.text_lines import read_texts
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from trainer.errors import (
     RankzeroError,
     ran_out_of_memory,
 )
+from trainer.files import read_json, write_json
 from trainer.lock import check_held
-from trainer.rundir import RunDir, Status, read_json, write_json
+from trainer.rundir import RunDir, Status
 
 if TYPE_CHECKING:
     from trainer.engine.runtime import Runtime

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
 from trainer.export.stage import export_run, log_progress
+from trainer.files import read_json
 from trainer.recipe_loading import Recipe
 from trainer.report_stages import attempt, card_stage, render_reports, report_stage
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch import nn

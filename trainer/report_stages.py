@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import Preempted, RankzeroError
+from trainer.files import read_json, write_json
 from trainer.report.card import write_card
 from trainer.report.report import analyse
 from trainer.report.report import write_report as render
 from trainer.report.task_report import open_report
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir
 from trainer.stages import Stage, file_facts
 
 if TYPE_CHECKING:

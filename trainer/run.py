@@ -18,10 +18,11 @@ from trainer.engine.session import Session
 from trainer.engine.signals import StopFlag
 from trainer.errors import UsageError
 from trainer.failures import report_failure, report_hang
+from trainer.files import read_json, write_json
 from trainer.lock import follow
 from trainer.recipe import Recipe
 from trainer.run_options import Options, Run, run_path
-from trainer.rundir import RunDir, Status, read_json, write_json
+from trainer.rundir import RunDir, Status
 
 log = logging.getLogger("rankzero")
 

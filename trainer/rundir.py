@@ -8,184 +8,22 @@ runs/<name>/
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import math
 import os
-import secrets
-import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trainer.errors import CheckpointError, LockLost, UsageError
+from trainer.files import cannot_write, make_folder, no_link, read_json, without_nan, write_atomically, write_json
 from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held, hold
 from trainer.redaction import redacted
 
-_PROCESS = secrets.token_hex(4)  # with the process number in the names of temporary files: unique over machines
-# Keys of these files that hold objects, lists and truth values; and those that hold objects of objects.
-FORMED = ("manifest.json", "gate.json", "benchmark.json")
-FORMS: dict[str, Any] = {
-    **dict.fromkeys(("data", "stages", "versions", "devices", "files", "checks", "inputs", "of"), dict),
-    **dict.fromkeys(("contestants", "recommended", "left_out"), dict),
-    **dict.fromkeys(("starts", "command", "failed", "courses"), list),
-    "passed": bool,
-}
-OF_OBJECTS = ("data", "stages", "checks", "contestants")
-MOST_JSON = 200_000_000  # bytes of a JSON file that is read at once
 MOST_SPLITS = 1 << 16
 STALE_SECONDS = 60.0  # a status.json of a running run that is older than this: its process is gone
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part.
-
-    Raises:
-        CheckpointError: the disk is full or not writable. The old file is as it was.
-        LockLost: `path` is in a run directory that another process has taken over.
-    """
-    write_bytes_atomically(path, text.encode())
-
-
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Do the same as `write_atomically` with bytes."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces `path`, flushed, when the block ends without an error.
-
-    Raises:
-        CheckpointError: the disk is full or not writable. The old file is as it was.
-        LockLost: `path` is in a run directory that another process has taken over.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_PROCESS}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            check_held(path)
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        flush(path.parent)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that flushes no folders
-            raise
-    finally:
-        os.close(handle)
-
-
-def make_folder(path: Path) -> None:
-    """Make a run directory, or a folder in it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"run directory {path} cannot be made: {error.strerror}; choose --run") from None
-
-
-def workspace(place: Path) -> Path:
-    """Make an empty temporary folder next to `place`. Such folders of killed attempts are removed."""
-    check_held(place)
-    for left in place.parent.glob(f".{place.name}.making-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    making = place.with_name(f".{place.name}.making-{secrets.token_hex(4)}")
-    making.mkdir(parents=True)
-    return making
-
-
-def publish(making: Path, place: Path) -> None:
-    """Flush the files of a complete folder, rename it to `place`, and flush the parent.
-
-    A reader sees the old folder, none, or the new one, never a part. The manifest lists the folder only after this.
-
-    Raises:
-        CheckpointError: the disk is full or not writable.
-        LockLost: `place` is in a run directory that another process has taken over.
-    """
-    old = place.with_name(f".{place.name}.old")
-    try:
-        for path in [*making.rglob("*"), making]:
-            flush(path)
-        check_held(place)
-        shutil.rmtree(old, ignore_errors=True)
-        if place.exists():
-            place.rename(old)
-        making.rename(place)
-        flush(place.parent)
-    except LockLost:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
-    except OSError as error:
-        raise _cannot_write(place, error) from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be written: {error.strerror or error}; free space or fix permissions")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically, the same text for the same value."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Return the object in a JSON file of a run, or None if there is no file.
-
-    Raises:
-        CheckpointError: the file is not JSON, is larger than any that a run writes, or has another form.
-    """
-    try:
-        size = path.stat().st_size
-        value = json.loads(path.read_text(encoding="utf-8")) if size <= MOST_JSON else None
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; restore it") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); restore it or start again with --fresh") from None
-    if size > MOST_JSON:
-        raise CheckpointError(f"{path} has {size:,} bytes; {MOST_JSON:,} are the most: restore it")
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not a JSON object; restore it")
-    if path.name in FORMED:
-        _check_form(path, value)
-    return value
-
-
-def _check_form(path: Path, value: dict[str, Any]) -> None:
-    for key, form in FORMS.items():
-        found: Any = value.get(key)
-        if found is not None and not isinstance(found, form):
-            raise CheckpointError(f"{path}: {key} is a {type(found).__name__}, not a {form.__name__}; restore it")
-        if key in OF_OBJECTS and found and not all(isinstance(part, dict) for part in found.values()):
-            raise CheckpointError(f"{path}: {key} is not an object of objects; restore it")
-
-
-def inside(folder: Path, name: object) -> Path | None:
-    """Return the path of a file that a JSON file in the folder names, or None if the name leads out of it."""
-    if not isinstance(name, str) or not name or "\0" in name or name.startswith("/") or ".." in Path(name).parts:
-        return None
-    return folder / name
 
 
 class RunDir:
@@ -263,7 +101,7 @@ class RunDir:
             with open(path, "a", encoding="utf-8", newline="\n", opener=no_link) as file:
                 file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(path, error) from error
 
     def cut_after(self, path: Path, step: int) -> None:
         """Remove lines of steps after `step`, which are repeated, and an incomplete last line."""
@@ -291,20 +129,6 @@ class RunDir:
             for left in self.path.rglob(".*.tmp"):  # of writers that were killed
                 left.unlink(missing_ok=True)
             yield lock
-
-
-def without_nan(value: Any) -> Any:
-    """Replace NaN and Inf, which are not JSON, by None at any depth."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def no_link(path: str, flags: int) -> int:
-    """Open a file for writing, but not through a symbolic link, which may lead out of the run directory."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 class Status:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir import RunDir, publish, read_json, workspace, write_json
+from trainer.files import publish, read_json, workspace, write_json
+from trainer.rundir import RunDir
 
 
 def digest(value: Any) -> str:

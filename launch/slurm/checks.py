@@ -14,7 +14,8 @@ from launch.slurm import queue
 from launch.slurm.job import Job, gpu_count, seconds
 from launch.slurm.lint import conflicts, lint, syntax_error
 from trainer.errors import RankzeroError
-from trainer.rundir import RunDir, read_json
+from trainer.files import read_json
+from trainer.rundir import RunDir
 
 SLURM_LATE = 60  # seconds by which SLURM may send the signal early
 

@@ -18,8 +18,9 @@ import typer
 from trainer.cli import run_app
 from trainer.errors import DataError
 from trainer.evaluation.predictions import write_predictions
+from trainer.files import read_json, write_atomically, write_json
 from trainer.recipe_loading import Recipe
-from trainer.rundir import RunDir, Status, read_json, write_atomically, write_json
+from trainer.rundir import RunDir, Status
 from trainer.task.base import Task
 from trainer.task.registry import task_class
 

@@ -19,7 +19,8 @@ from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
 from trainer.cli import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
-from trainer.rundir import STALE_SECONDS, RunDir, read_json, write_json
+from trainer.files import read_json, write_json
+from trainer.rundir import STALE_SECONDS, RunDir
 
 POLL = 0.5  # seconds between two reads of a log
 ASK = 15.0  # seconds between two calls of squeue; doubled after each, up to ASK_MOST

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from trainer.errors import Preempted, RankzeroError
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.files import read_json, write_json
+from trainer.rundir import RunDir
 
 
 def write_final_status(run: Path, code: int, reason: str) -> None:

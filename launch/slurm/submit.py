@@ -12,8 +12,9 @@ import typer
 
 from trainer.cli import Config, Overrides, RecipeArgument, RunOption
 from trainer.errors import UsageError
+from trainer.files import write_atomically, write_json
 from trainer.redaction import redacted
-from trainer.rundir import git_commit, write_atomically, write_json
+from trainer.rundir import git_commit
 
 if TYPE_CHECKING:
     from launch.slurm.job import Job

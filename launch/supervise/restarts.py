@@ -9,7 +9,8 @@ from typing import Any
 
 from launch.supervise.exit_codes import ERROR_CODES, PREEMPTED
 from trainer.errors import RankzeroError
-from trainer.rundir import RunDir, read_json
+from trainer.files import read_json
+from trainer.rundir import RunDir
 
 
 def run_with_restarts(start: Callable[[Sequence[str]], int], argv: Sequence[str], run_dir: Path) -> int:

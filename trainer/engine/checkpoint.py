@@ -30,8 +30,8 @@ from torch import Tensor
 
 from trainer import tensors
 from trainer.errors import CheckpointError, LockLost
+from trainer.files import flush, inside, read_json, write_json
 from trainer.lock import check_held
-from trainer.rundir import flush, inside, read_json, write_json
 
 log = logging.getLogger("rankzero")
 

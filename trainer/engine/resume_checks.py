@@ -15,9 +15,10 @@ from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.engine.progress import Progress
 from trainer.errors import CheckpointError, UsageError
+from trainer.files import read_json, write_atomically
 from trainer.recipe import Recipe, changed_keys, read_yaml
 from trainer.redaction import redacted
-from trainer.rundir import RunDir, read_json, write_atomically
+from trainer.rundir import RunDir
 
 log = logging.getLogger("rankzero")
 

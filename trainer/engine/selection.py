@@ -11,9 +11,10 @@ from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.engine.evaluate import evaluate, selection_score
 from trainer.engine.state import copy_weights
+from trainer.files import write_json
 from trainer.lock import check_held
 from trainer.optim.averaging import average_files
-from trainer.rundir import RunDir, write_json
+from trainer.rundir import RunDir
 from trainer.stages import Stage, published
 
 if TYPE_CHECKING:

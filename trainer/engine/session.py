@@ -22,10 +22,11 @@ from trainer.engine.selection import model_stage, select_checkpoint
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
+from trainer.files import read_json
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
-from trainer.rundir import RunDir, Status, read_json
+from trainer.rundir import RunDir, Status
 from trainer.stages import Stage
 from trainer.task.registry import make_task
 

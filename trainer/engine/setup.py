@@ -25,11 +25,12 @@ from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
 from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
+from trainer.files import read_json, write_json
 from trainer.hub_paths import check_model_files, check_weights
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
-from trainer.rundir import RunDir, git_commit, read_json, write_json
+from trainer.rundir import RunDir, git_commit
 from trainer.stages import digest, file_facts, published
 from trainer.task.registry import make_task, roles_of, task_class
 

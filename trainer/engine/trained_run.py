@@ -20,9 +20,10 @@ from trainer.engine.runtime import Runtime
 from trainer.engine.state import copy_weights
 from trainer.errors import CheckpointError, UsageError
 from trainer.evaluation.predictions import write_predictions
+from trainer.files import without_nan, write_json
 from trainer.models.fast_attention import use_attention
 from trainer.recipe import Recipe, changed_keys
-from trainer.rundir import RunDir, without_nan, write_json
+from trainer.rundir import RunDir
 from trainer.task.base import Record, Task
 from trainer.task.registry import make_task
 

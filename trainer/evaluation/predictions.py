@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from trainer.data.roles import encodable
 from trainer.errors import DataError, NumericsError
-from trainer.rundir import write_atomically
+from trainer.files import write_atomically
 
 Record = dict[str, Any]
 REQUIRED = ("id", "input", "target", "prediction", "loss")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
-from trainer.rundir import read_json
+from trainer.files import read_json
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -30,9 +30,10 @@ from trainer.export.artifact_integrity import facts, problems, read_gate
 from trainer.export.bench_runner import PERCENTILES, BenchRunner, TimeUp, channel_of, largest
 from trainer.export.program import generated
 from trainer.export.task_export import TaskExport
+from trainer.files import read_json, write_json
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
-from trainer.rundir import RunDir, read_json, write_json
+from trainer.rundir import RunDir
 from trainer.task.registry import task_class
 
 log = logging.getLogger("rankzero")

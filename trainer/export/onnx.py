@@ -22,9 +22,9 @@ from torch import nn
 from trainer.errors import GateError
 from trainer.export.program import NAME, source
 from trainer.export.task_export import TaskExport
+from trainer.files import write_json
 from trainer.models.attention import Attention
 from trainer.models.fast_attention import use_attention
-from trainer.rundir import write_json
 
 OPSET = 23
 LARGE = 1_900_000_000  # bytes of weights; a protobuf file holds at most 2 GiB

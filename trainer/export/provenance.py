@@ -12,7 +12,8 @@ from trainer.engine import checkpoint
 from trainer.errors import CheckpointError, UsageError
 from trainer.export.artifact_integrity import facts, problems, read_gate
 from trainer.export.program import digest
-from trainer.rundir import RunDir, inside, read_json
+from trainer.files import inside, read_json
+from trainer.rundir import RunDir
 from trainer.task.base import Task
 
 log = logging.getLogger("rankzero")

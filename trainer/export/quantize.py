@@ -28,7 +28,7 @@ from trainer.export.onnx import data_file, is_large
 from trainer.export.program import NAME, generated, load
 from trainer.export.rows import Progress
 from trainer.export.task_export import TaskExport
-from trainer.rundir import write_json
+from trainer.files import write_json
 from trainer.task.base import Example, Record
 
 OPERATORS = ("MatMul", "Gemm", "Gather")  # with the default ones a graph of opset 23 does not load

@@ -34,9 +34,10 @@ from trainer.export.quantize import TUNING_ROWS, quantize
 from trainer.export.rows import Progress, Row, Rows
 from trainer.export.unsupported import why_not
 from trainer.export.weights import TYPES, WeightsGate, write_weights
+from trainer.files import publish, read_json, workspace, write_json
 from trainer.lock import check_held
 from trainer.recipe import Recipe
-from trainer.rundir import RunDir, publish, read_json, workspace, write_json
+from trainer.rundir import RunDir
 from trainer.task.base import Record, Task
 
 log = logging.getLogger("rankzero")

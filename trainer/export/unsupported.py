@@ -5,8 +5,9 @@ Any other error of the exporter is a failure of the gate. tests/test_export_fami
 
 from __future__ import annotations
 
+from trainer.files import read_json
 from trainer.models.families import family_of
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 from trainer.task.base import Task
 
 

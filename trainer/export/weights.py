@@ -22,7 +22,7 @@ from trainer.engine.trained_run import build_model
 from trainer.export.artifact import Array
 from trainer.export.gates import Gate, Step
 from trainer.export.parity_checks import SHOWN, Check
-from trainer.rundir import write_json
+from trainer.files import write_json
 from trainer.task.base import Example, Record, Task
 
 WEIGHTS = "model.safetensors"

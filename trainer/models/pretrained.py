@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from trainer.errors import CheckpointError, RankzeroError, UsageError
+from trainer.files import read_json
 from trainer.hub_paths import FORMS, check_model_files, locate
 from trainer.models.dropout import Dropout
 from trainer.models.families import family_of, padding_of
@@ -24,7 +25,6 @@ from trainer.models.label_order import order_labels, saved_labels
 from trainer.models.sizes import random_config
 from trainer.models.vocabulary import grow_vocabulary, token_ids
 from trainer.models.weights import encoder_of, load_weights
-from trainer.rundir import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import DataError
-from trainer.rundir import read_json
+from trainer.files import read_json
 
 Floats = npt.NDArray[np.float64]
 LARGEST = 64  # tokens along one side of a matrix; longer rows show their beginning

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
+from trainer.files import read_json, write_atomically
 from trainer.report import run_summary
 from trainer.report.page import environment
 from trainer.report.speed import read_benchmark, recommended
 from trainer.report.task_report import TaskReport, open_report
-from trainer.rundir import RunDir, read_json, write_atomically
+from trainer.rundir import RunDir
 
 SPLITS = ("test", "validation")
 ARTIFACTS = ("onnx", "int8", "bf16", "safetensors")

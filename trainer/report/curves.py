@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.files import write_atomically
 from trainer.report.figures import DOTTED, FIRST, INK, SECOND, draw, inline, standalone
 from trainer.report.formats import finite
 from trainer.report.task_report import Section, TaskReport
-from trainer.rundir import write_atomically
 
 NOT_A_CURVE = ("step", "epoch", "rows", "loss", "perplexity")
 FEW = 40  # points that are drawn with markers

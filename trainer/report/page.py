@@ -17,8 +17,8 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trainer.files import write_atomically
 from trainer.report.formats import FILTERS, without_surrogates
-from trainer.rundir import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from trainer.files import write_json
 from trainer.report import run_summary
 from trainer.report.attention import read_attention
 from trainer.report.curves import curve_section, write_curves
@@ -18,7 +19,7 @@ from trainer.report.page import script_data, write_page
 from trainer.report.rows import SHARED_TEXTS, find_shared_texts
 from trainer.report.speed import speed_section
 from trainer.report.task_report import Section, TaskReport, open_report
-from trainer.rundir import RunDir, write_json
+from trainer.rundir import RunDir
 
 NO_ROWS = '<meta name="rankzero-rows" content="none">'  # in a page that quotes no row
 CARDS = 3  # headline numbers of a run in the index page

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.evaluation.predictions import Record
+from trainer.files import read_json
 from trainer.report.task_report import Measure, TaskReport
-from trainer.rundir import read_json
 
 LENGTH_EDGES = (10, 25, 50, 100, 200, 400)  # words of a text; a bucket ends with its edge
 SHARED_TEXTS = "shared_texts.json"

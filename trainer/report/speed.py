@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trainer.files import read_json
 from trainer.redaction import shareable
 from trainer.report.figures import DOTTED, FIRST, SECOND, draw, inline
 from trainer.report.task_report import Section, TaskReport
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 
 FORMAT = 2
 Benchmark = dict[str, Any]

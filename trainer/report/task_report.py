@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from trainer.evaluation.predictions import Record, json_line
+from trainer.files import read_json, write_atomically, write_json
 from trainer.redaction import shareable
 from trainer.report.run_files import read_history, read_recipe, read_records
-from trainer.rundir import RunDir, read_json, write_atomically, write_json
+from trainer.rundir import RunDir
 from trainer.task.metrics import Metric
 from trainer.task.registry import class_of_kind
 

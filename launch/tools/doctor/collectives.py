@@ -23,7 +23,7 @@ from launch.supervise.signals import end_with_parent
 from launch.tools.doctor.ranks import NO_PROGRESS
 from trainer.engine.runtime import Runtime, start
 from trainer.engine.signals import StopFlag
-from trainer.rundir import write_json
+from trainer.files import write_json
 
 SIZES = tuple(2**power for power in (12, 16, 20, 22, 24, 26))  # bytes: 4 KiB to 64 MiB
 SMALL = 8  # bytes, for the latency

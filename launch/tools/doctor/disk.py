@@ -13,8 +13,8 @@ import psutil
 
 from launch.findings import GIB, Findings, existing_folder, size
 from trainer.errors import CheckpointError
+from trainer.files import publish, workspace, write_atomically
 from trainer.lock_file import flock
-from trainer.rundir import publish, workspace, write_atomically
 
 TOO_LITTLE, LITTLE = GIB // 4, 4 * GIB
 FEW_FILES = 10_000

@@ -14,9 +14,9 @@ from launch.findings import Findings, size
 from launch.local import command, environment, with_module_path
 from launch.supervise.processes import started
 from trainer.engine_specs import ENGINES
+from trainer.files import read_json
 from trainer.rank_env import RANK_VARIABLES
 from trainer.redaction import redacted
-from trainer.rundir import read_json
 
 NO_PROGRESS_SHARE = 4  # a rank without progress for this part of the time limit is named and ended
 LAST_MESSAGES = 5.0  # seconds for the other ranks to name the one without progress

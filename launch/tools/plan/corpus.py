@@ -19,8 +19,9 @@ from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_token
 from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError
+from trainer.files import read_json
 from trainer.recipe import Recipe, changed_keys, read_yaml
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 from trainer.task.base import Task
 from trainer.task.registry import make_task, roles_of
 

@@ -18,8 +18,9 @@ from launch.tools.plan.gpus import Gpu
 from launch.tools.plan.layout import ParamLayout
 from trainer.cpu_info import cpuinfo
 from trainer.engine.writer import ROOM
+from trainer.files import read_json
 from trainer.recipe import Recipe
-from trainer.rundir import RunDir, read_json
+from trainer.rundir import RunDir
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from trainer.files import write_bytes_atomically
 from trainer.report.figures import DOTTED, FIRST, SECOND, draw, inline
 from trainer.report.formats import label
-from trainer.rundir import write_bytes_atomically
 from trainer.tasks.classification.analysis import most_confused
 
 LONGEST_LABEL = 22  # characters of a class name

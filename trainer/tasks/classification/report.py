@@ -11,10 +11,10 @@ from typing import Any
 
 from trainer.errors import DataError
 from trainer.evaluation.predictions import Record
+from trainer.files import write_atomically, write_json
 from trainer.report.formats import label, without_surrogates
 from trainer.report.rows import shared_rows
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
-from trainer.rundir import write_atomically, write_json
 from trainer.tasks.classification import analysis, figures
 
 MOST_ERRORS = 20  # wrong rows in the page

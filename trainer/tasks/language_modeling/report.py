@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.evaluation.predictions import Record
+from trainer.files import read_json
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
-from trainer.rundir import read_json
 
 FEW_TOKENS = 8  # the loss per token of shorter texts is mostly chance
 SHOWN, LISTED = 8, 10  # hardest texts in the page and in errors.json, and as many of the easiest
