@@ -14,7 +14,7 @@ from trainer.evaluation.languages import code_of
 from trainer.evaluation.metrics import score_translation
 from trainer.export.parity_checks import Comparison
 from trainer.export.rows import Row
-from trainer.recipe.sections import GatesConfig
+from trainer.recipe.output_sections import GatesConfig
 from trainer.tasks.pairs_export import compare_translations
 from trainer.tasks.text_to_text.metrics import score_rouge
 

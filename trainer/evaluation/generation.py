@@ -16,7 +16,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from trainer.recipe.sections import GenerationConfig
+    from trainer.recipe.output_sections import GenerationConfig
 
 Continued = tuple[list[int], float]  # the new ids, the end of text left out, and their score
 

@@ -19,7 +19,7 @@ from trainer.export.parity_checks import CUT, SHOWN, TOLERANCE, Check, Compariso
 from trainer.export.program import load
 from trainer.export.rows import ODD, Progress, Row, Rows, spread
 from trainer.export.subprocess_check import in_fresh_process
-from trainer.recipe.sections import GatesConfig
+from trainer.recipe.output_sections import GatesConfig
 from trainer.task.base import Example, Record
 
 BATCHES = (1, 2, 5, 8, 16)  # batch sizes, in turn

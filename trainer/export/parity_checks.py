@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.evaluation.metrics import bootstrap_interval
 from trainer.export.rows import FEW, Row
-from trainer.recipe.sections import GatesConfig
+from trainer.recipe.output_sections import GatesConfig
 from trainer.task.base import Record
 
 Check = dict[str, Any]  # an entry of "checks" in gate.json

@@ -21,10 +21,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from trainer.errors import UsageError
+from trainer.recipe.output_sections import EvaluationConfig, ExportConfig
 from trainer.recipe.sections import (
     DataConfig,
-    EvaluationConfig,
-    ExportConfig,
     LaunchConfig,
     LoopConfig,
     OptimConfig,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -257,103 +257,6 @@ class LoopConfig(Section):
         if self.epochs is None and self.max_steps is None:
             raise ValueError("give epochs, max_steps or both; without them the run would never end")
         return self
-
-
-class GenerationConfig(Section):
-    """How a language model continues a text."""
-
-    new_tokens: Positive = Field(64, description="most new tokens; the model may end the text before")
-    beam_size: Positive = Field(1, description="1 = greedy; must be 1 with a temperature")
-    temperature: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="sampling temperature; 0 = the most probable token"
-    )
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="sample from the k most probable tokens; 0 = from all")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="sample from the most probable tokens with this total probability"
-    )
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="seed of the sampling, the same for each text")
-
-    def greedy(self, **changes: Any) -> Self:
-        """Return the same settings without beams and sampling."""
-        return self.model_copy(update={"temperature": 0.0, "top_k": 0, "top_p": 1.0, "beam_size": 1, **changes})
-
-    @model_validator(mode="after")
-    def _one_way(self) -> GenerationConfig:
-        if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise ValueError("top_k and top_p need a temperature above 0, since nothing is sampled without one")
-        if self.temperature and self.beam_size > 1:
-            raise ValueError(f"beam_size={self.beam_size} with temperature={self.temperature:g}: choose one of the two")
-        return self
-
-
-class EvaluationConfig(Section):
-    """Decoding and metrics."""
-
-    splits: list[Literal["validation", "test"]] = Field(
-        ["validation", "test"], description="splits that are evaluated at the end"
-    )
-    max_rows: Positive | None = Field(
-        None, description="most rows to evaluate, always the same sample of the split; null = all"
-    )
-    tokens_per_batch: Positive = Field(4096, description="padded tokens of an evaluation batch")
-    beam_size: Positive = Field(5, description="beams of translation and text to text; 1: greedy")
-    length_penalty: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="exponent of the length by which a beam's score is divided"
-    )
-    max_length_factor: Annotated[float, Field(gt=0)] = Field(1.5, description="longest output = factor x source + 10")
-    generation: GenerationConfig = Field(default_factory=GenerationConfig)
-    memory: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="positions before a segment that a Transformer-XL attends to; null = model.memory"
-    )
-    bootstrap: Positive = Field(1000, description="bootstrap resamples for the *_ci95 intervals")
-
-
-class GatesConfig(Section):
-    """Limits that an artifact must meet to be published (docs/reference/gates.md)."""
-
-    logits: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest difference of a logit (onnx)")
-    rows: Annotated[int, Field(ge=1)] = Field(64, description="rows of all lengths whose logits are compared")
-    margin: Annotated[float, Field(ge=0)] = Field(
-        1e-3, description="a row must keep its class if the two largest logits differ by more than this (onnx)"
-    )
-    identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="smallest share of identical texts (onnx)")
-    bleu: Annotated[float, Field(ge=0)] = Field(0.1, description="largest difference in BLEU (onnx)")
-    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="largest loss of BLEU points (int8, bf16)")
-    prompts: Positive = Field(128, description="texts that a language model continues to compare artifact and weights")
-    perplexity: Annotated[float, Field(ge=0)] = Field(
-        0.001, description="largest relative difference in perplexity (onnx)"
-    )
-    int8_perplexity: Annotated[float, Field(ge=0)] = Field(
-        0.02, description="largest relative increase in perplexity (int8, bf16)"
-    )
-    int8_accuracy: Annotated[float, Field(ge=0)] = Field(
-        0.005, description="largest loss of accuracy, as a share (int8, bf16)"
-    )
-
-
-class ExportConfig(Section):
-    """The artifacts that rank zero writes, and their gates."""
-
-    onnx: bool = Field(True, description="write export/onnx")
-    int8: bool = Field(True, description="write export/int8")
-    bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = if the device computes in bf16")
-    safetensors: bool | None = Field(
-        None, description="weights in fp32 for PyTorch; null = if onnx and int8 cannot be made"
-    )
-    bench: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds for the speed benchmark; 0 = no benchmark")
-    gates: GatesConfig = Field(default_factory=GatesConfig)
-
-    @property
-    def graphs(self) -> list[str]:
-        """Return the artifacts that need an exporter, in the order in which they are made."""
-        return [name for name, made in (("onnx", self.onnx), ("int8", self.int8)) if made]
-
-    def wanted(self, graphs: bool = True) -> list[str]:
-        """Return all artifacts in the order in which they are made. `graphs`: whether the model can be exported."""
-        bf16 = bool(self.graphs) if self.bf16 is None else self.bf16
-        weights = bool(self.graphs) and not graphs if self.safetensors is None else self.safetensors
-        made = [name for name, asked in (("bf16", bf16), ("safetensors", weights)) if asked]
-        return made + (self.graphs if graphs else [])
 
 
 class LaunchConfig(Section):

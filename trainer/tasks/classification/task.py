@@ -10,18 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.data.roles import Label, Roles, Text
 from trainer.recipe.sections import Fraction, Section
-from trainer.task.base import (
-    IGNORED,
-    SHOWN,
-    Assessed,
-    Batch,
-    Example,
-    Record,
-    Task,
-    Texts,
-    attention_row,
-    rounded,
-)
+from trainer.task.attention import attention_row, rounded
+from trainer.task.base import IGNORED, SHOWN, Assessed, Batch, Example, Record, Task, Texts
 from trainer.tasks.classification.metric_specs import SPECS
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
-from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Record, Texts, attention_row
+from trainer.task.attention import attention_row
+from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Record, Texts
 from trainer.tasks.language_modeling.base import LanguageModeling
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from trainer.recipe.sections import GenerationConfig
+    from trainer.recipe.output_sections import GenerationConfig
 
 SAMPLES = 6  # continued texts in a report
 ISOLATED = 1e-3  # difference of a logit that shows that a document attends to the one before it

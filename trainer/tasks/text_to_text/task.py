@@ -11,7 +11,8 @@ from pydantic import Field
 from trainer.data.token_ids import encode_batch
 from trainer.errors import UsageError
 from trainer.recipe.sections import Positive, Section
-from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.task.attention import attention_row
+from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.pairs import Pairs
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from trainer.recipe.sections import Section
-from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts, attention_row
+from trainer.task.attention import attention_row
+from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
 from trainer.tasks.pairs import Pairs
 
 if TYPE_CHECKING:
