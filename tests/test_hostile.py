@@ -20,11 +20,12 @@ import launch.cli
 from trainer.cli import run_app
 from trainer.data.cleaning import CLEANERS
 from trainer.errors import CheckpointError, UsageError
-from trainer.export.artifact_integrity import facts, problems
+from trainer.export.artifact_integrity import problems
 from trainer.export.bench_worker import graphs
 from trainer.export.program import generated, source
 from trainer.files import inside, read_json
 from trainer.rundir import RunDir
+from trainer.stages import file_facts
 from trainer.tasks.classification.export import ClassificationExport
 from trainer.tasks.classification.program import Classifier
 
@@ -140,7 +141,7 @@ class Attack:
             names = [path.name for path in gate.parent.iterdir() if path.name != "gate.json"]
             self.change(
                 str(gate.relative_to(self.path)),
-                lambda g, at=gate.parent, names=names: g | {"files": {name: facts(at / name) for name in names}},
+                lambda g, at=gate.parent, names=names: g | {"files": {name: file_facts(at / name) for name in names}},
             )
 
     def run(self, *argv: object, codes: set[int] = CODES) -> str:
@@ -296,7 +297,7 @@ OUTSIDE = ("../../../outside.txt", "/etc/passwd", "..", "", "a\0b", "model/../..
 def test_names_do_not_lead_out_of_a_run(attack: Attack) -> None:
     outside = attack.path.parent / "outside.txt"
     outside.write_text("a secret")
-    known = facts(outside)
+    known = file_facts(outside)
     assert [inside(attack.path, name) for name in (*OUTSIDE, None, 5)] == [None] * 8
     assert inside(attack.path, "model/config.json") == attack.path / "model/config.json"
     told = dict.fromkeys(OUTSIDE, known["sha256"])

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
 from trainer.files import read_json
-
-
-def facts(path: Path) -> dict[str, Any]:
-    """Return size and hash of a file, both None if it is missing."""
-    if not path.is_file():
-        return {"bytes": None, "sha256": None}
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+from trainer.stages import file_facts
 
 
 def read_gate(folder: Path) -> dict[str, Any] | None:
@@ -39,7 +31,7 @@ def problems(folder: Path) -> list[str]:
     if not gate["passed"]:
         return [f"{folder}: failed its gate: {', '.join(map(str, gate['failed']))}"]
     files = gate["files"]
-    wrong = [name for name, known in files.items() if Path(name).name != name or facts(folder / name) != known]
+    wrong = [name for name, known in files.items() if Path(name).name != name or file_facts(folder / name) != known]
     more = {path.name for path in folder.glob("[!._]*")} - {*files, "gate.json"}  # run.py loads every graph it sees
     return [
         *(f"{folder / name} is missing or not the file that passed the gate" for name in wrong),

@@ -26,7 +26,7 @@ from trainer.cpu_info import EMULATED, bf16_arithmetic, cores, cpuinfo
 from trainer.data.roles import encodable
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
-from trainer.export.artifact_integrity import facts, problems, read_gate
+from trainer.export.artifact_integrity import problems, read_gate
 from trainer.export.bench_runner import PERCENTILES, BenchRunner, TimeUp, channel_of, largest
 from trainer.export.program import generated
 from trainer.export.task_export import TaskExport
@@ -34,6 +34,7 @@ from trainer.files import read_json, write_json
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir
+from trainer.stages import file_facts, unchanged
 from trainer.task.registry import task_class
 
 log = logging.getLogger("rankzero")
@@ -78,7 +79,7 @@ def bench_stage(run: RunDir, recipe_type: type[Recipe], *, seconds: float = SECO
     if not seconds or not _exporter(run, recipe_type).beams or _split(run) is None:
         return None
     known = read_json(run.export / "benchmark.json")
-    if known is not None and known["inputs"] | {"options": None} == _inputs(run, None):
+    if known is not None and unchanged(_inputs(run), known["inputs"]):
         return known
     try:
         return bench_run(run, recipe_type, seconds=seconds, **options)
@@ -120,7 +121,7 @@ def bench_run(
         raise UsageError(f"bench: this run's task ({kind}) has no answers to measure")
     if split is None:
         raise DataError(f"{run.path} has no evaluated split to take texts from: rankzero evaluate {run.path}")
-    inputs = _inputs(run, {"seconds": seconds, "threads": threads, "compiled": compiled})
+    inputs = _inputs(run) | {"options": {"seconds": seconds, "threads": threads, "compiled": compiled}}
     texts, words = _texts(run, split)
     candidates, programs, left_out = _candidates(run, export, compiled)
     runner = BenchRunner(candidates, texts, threads, begun + seconds)
@@ -260,16 +261,16 @@ def _texts(run: RunDir, split: str) -> tuple[list[str], Report]:
     return chosen, {"least": words[0], "median": words[len(words) // 2], "most": words[-1]}
 
 
-def _inputs(run: RunDir, options: Report | None) -> Report:
-    """Everything that the figures depend on, except the load of the machine."""
+def _inputs(run: RunDir) -> Report:
+    """Return everything that the figures depend on, except the options and the load of the machine."""
     weights = sorted(run.model.glob("model*.safetensors*"))
     if not weights:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     files = [run.recipe, run.tokenizer / "tokenizer.json", *weights]
     files += [run.evaluation(_split(run) or "") / "predictions.jsonl"]
     files += [path for name in ("bf16", "onnx", "int8") for path in sorted((run.export / name).glob("*"))]
-    hashes = {str(path.relative_to(run.path)): facts(path)["sha256"] for path in files}
-    return {"format": FORMAT, "files": hashes, "options": options, "machine": _machine()}
+    hashes = {str(path.relative_to(run.path)): file_facts(path)["sha256"] for path in files}
+    return {"format": FORMAT, "files": hashes, "machine": _machine()}
 
 
 def _machine() -> Report:

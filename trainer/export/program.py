@@ -57,7 +57,7 @@ def _settings(export: type[TaskExport] | TaskExport, folder: Path) -> dict[str, 
     return settings
 
 
-def digest(program: type[Artifact], steps: Sequence[str]) -> str:
+def program_digest(program: type[Artifact], steps: Sequence[str]) -> str:
     """Return a hash that changes with anything that the program does."""
     return hashlib.sha256(source(program, steps).encode()).hexdigest()
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from typing import Any
 
 from trainer.engine import checkpoint
 from trainer.errors import CheckpointError, UsageError
-from trainer.export.artifact_integrity import facts, problems, read_gate
-from trainer.export.program import digest
+from trainer.export.artifact_integrity import problems, read_gate
+from trainer.export.program import program_digest
 from trainer.files import inside, read_json
 from trainer.rundir import RunDir
+from trainer.stages import digest, file_facts
 from trainer.task.base import Task
 
 log = logging.getLogger("rankzero")
@@ -45,7 +44,7 @@ def problems_of(run: RunDir) -> list[str]:
         path = inside(run.path, name)
         if path is None:
             lines.append(f"{run.manifest} names {name!r}, which is not in the run")
-        elif facts(path)["sha256"] != sha256:
+        elif file_facts(path)["sha256"] != sha256:
             lines.append(f"{path} is missing or not the file that the model card describes")
     faults = (checkpoint.fault(checkpoint.path_of(run.checkpoints, step)) for step in checkpoint.steps(run.checkpoints))
     return lines + list(filter(None, faults))
@@ -67,7 +66,7 @@ def remove_stale_benchmark(run: RunDir, hashes: dict[str, str]) -> None:
     files = benchmark["inputs"]["files"]
     weights = {name.removeprefix("model/"): sha256 for name, sha256 in files.items() if name.startswith("model/")}
     gates = {name: sha256 for name, sha256 in files.items() if name.endswith("/gate.json")}
-    if weights != hashes or any(facts(run.path / name)["sha256"] != sha256 for name, sha256 in gates.items()):
+    if weights != hashes or any(file_facts(run.path / name)["sha256"] != sha256 for name, sha256 in gates.items()):
         log.info("%s is of other artifacts: removed; `rankzero bench %s` measures these", path, run.path)
         path.unlink()
 
@@ -91,13 +90,13 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
     return {
         "format": FORMAT,
         "model": hashes,
-        "tokenizer": facts(run.tokenizer / "tokenizer.json")["sha256"],
+        "tokenizer": file_facts(run.tokenizer / "tokenizer.json")["sha256"],
         "rows": {split: survey["fingerprint"] for split, survey in splits.items()},
-        "program": digest(program, task.recipe.data.cleaning) if program else None,
-        "recipe": hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest(),
+        "program": program_digest(program, task.recipe.data.cleaning) if program else None,
+        "recipe": digest(relevant),
     }
 
 
 def weight_hashes(run: RunDir) -> dict[str, str]:
     """Return names and hashes of the run's weight files. They may be gigabytes: call it once."""
-    return {path.name: facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}
+    return {path.name: file_facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}

@@ -25,7 +25,7 @@ import torch
 from trainer.cpu_info import bf16_arithmetic
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import GateError, RankzeroError
-from trainer.export.artifact_integrity import facts, problems, read_gate
+from trainer.export.artifact_integrity import problems, read_gate
 from trainer.export.gates import Gate, describe
 from trainer.export.onnx import write_artifact
 from trainer.export.program import NAME, generated
@@ -38,6 +38,7 @@ from trainer.files import publish, read_json, workspace, write_json
 from trainer.lock import check_held
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir
+from trainer.stages import file_facts, unchanged
 from trainer.task.base import Record, Task
 
 log = logging.getLogger("rankzero")
@@ -154,7 +155,7 @@ class _Stage:
 
     def _done(self, name: str, folder: Path) -> bool:
         gate = read_gate(folder)
-        if gate is None or gate["inputs"] != self._inputs(name):
+        if gate is None or not unchanged(self._inputs(name), gate["inputs"]):
             return False
         if gate["passed"]:
             if problems(folder):
@@ -178,7 +179,7 @@ class _Stage:
             raise
         except Exception as error:  # any error of the libraries with this model
             gate = _failed(name, describe(error))
-        files = {path.name: facts(path) for path in sorted(folder.iterdir())}
+        files = {path.name: file_facts(path) for path in sorted(folder.iterdir())}
         if not gate["passed"]:
             for file in files:
                 (folder / file).unlink()
