@@ -185,7 +185,7 @@ def test_what_a_backend_needs(run: RunDir) -> None:
     "point",
     [
         "write_artifact",
-        "facts",
+        "file_facts",
         "write_json",
         "Rows.answers",
         "Gate.run",

@@ -37,7 +37,7 @@ def speed_section(report: TaskReport) -> list[Section]:
     shown = [course for course in courses if course["beam"] == widest]
     data = {
         **benchmark,
-        "svg": inline(_figure(benchmark, shown), "speed", "Times as fast as the tutorial's way"),
+        "svg": inline(_figure(benchmark, shown), "speed", _label(shown)),
         "recommended": recommended(benchmark),
         "best": benchmark["recommended"],
         "beam": widest if report.beam_search else None,
@@ -65,6 +65,15 @@ def _figure(benchmark: Benchmark, courses: Sequence[Benchmark]) -> str:
         panels[0].set_ylim(len(names) - 0.5, -0.5)
 
     return draw(paint, 3.4 + 2.4 * len(courses), 1.5 + 0.28 * len(benchmark["contestants"]))
+
+
+def _label(courses: Sequence[Benchmark]) -> str:
+    """Return the medians of the figure as a text, for screen readers."""
+    panels = []
+    for course in courses:
+        medians = ", ".join(f"{name} {spread['median']:.2f}" for name, spread in _speedups(course).items())
+        panels.append(f"batch {course['batch']}: {medians}")
+    return f"Times as fast as the tutorial's way. {'; '.join(panels)}"
 
 
 def _speedups(course: Benchmark) -> dict[str, Any]:
