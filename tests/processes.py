@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,19 @@ import launch.ranks
 from launch.ranks import LAUNCHER, TIMEOUT, Ended, Hook
 
 FOREIGN = (*LAUNCHER, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION")  # of whoever runs the tests
+
+
+def _port() -> int:
+    """Return a port below those that the system gives to others, where each process of pytest-xdist has a range."""
+    first = 20_000 + 2_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = first + secrets.randbelow(2_000)
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+
+
+launch.ranks._free_port = _port
 
 
 class Ranks(launch.ranks.Ranks):

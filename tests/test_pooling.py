@@ -11,6 +11,7 @@ import pytest
 import torch
 from family_world import LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
 from review_world import recipe, written
+from slow import slow_except
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto as auto
@@ -196,7 +197,7 @@ def test_a_head_that_reads_the_first_token_is_refused_on_a_causal_trunk(family: 
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("family", ["bart", "t5"])
+@pytest.mark.parametrize("family", slow_except(["bart", "t5"], "t5"))
 def test_vectors_of_a_run_of_an_encoder_decoder_are_those_of_its_encoder(
     reviews: Path, tmp_path: Path, family: str
 ) -> None:
