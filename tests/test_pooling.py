@@ -9,7 +9,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from family_world import LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
+from family_world import FEW, LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
 from review_world import recipe, written
 from slow import slow_except
 from torch import Tensor
@@ -53,7 +53,9 @@ NOT_TRIED = {  # family: why
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", [name for name in text_families() if name in auto.MODEL_MAPPING_NAMES])
+@pytest.mark.parametrize(
+    "family", slow_except([name for name in text_families() if name in auto.MODEL_MAPPING_NAMES], *FEW)
+)
 def test_causal_families_are_those_whose_first_token_sees_no_other(family: str) -> None:
     if family in NOT_TRIED:
         pytest.skip(f"{family}: {NOT_TRIED[family]}")
