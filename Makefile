@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test golden test-slurm test-slurm-full lint docs bench
+.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,11 +9,14 @@ READY := $(VENV)/.ready
 # bf16 where the processor computes in it: elsewhere it is imitated, slower than fp32
 DEMO_CONFIG ?= $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo cpu_bf16 || echo cpu)
 OUT ?= runs/golden.json
+# two test files at a time; JOBS=0 for one process, in which a debugger works
+JOBS ?= 2
+TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 24
 
 setup: $(READY) ## an environment in .venv with everything (minutes the first time, at once afterwards)
 
@@ -32,8 +35,13 @@ demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to repo
 	@echo 'Both reports are linked by:'
 	@$(BIN)/rankzero report runs/demo-translation runs/demo-sentiment --index runs/index.html
 
-test: setup ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing. ARGS='-k lanes' for a part
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+test: setup ## every module, engine, task and command with tiny settings. ARGS='-k lanes' for a part
+	$(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not slurm_full' $(ARGS)
+
+test-slow: setup ## only what `make test` leaves out, one test at a time
+	$(TESTS) -m 'slow and not slurm_full' $(ARGS)
+
+test-all: test test-slow ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing
 
 golden: setup ## digests of the weights of both demo recipes after 20 steps, to compare checkouts (tests/test_golden.py). OUT=FILE
 	$(BIN)/python tests/golden/weights.py $(OUT)

@@ -24,6 +24,8 @@ MAPPINGS = {
     "AutoModelForMaskedLM": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "AutoModel": auto.MODEL_MAPPING_NAMES,
 }
+# What `make test` takes of the families.
+FEW = ("bart", "bert", "deepseek_v32", "gemma2", "gpt2", "gpt_oss", "llama", "modernbert", "roberta", "t5")
 MODALITIES = ("vision", "audio", "speech", "image", "video", "acoustic", "encoder_config", "vq", "timm", "thinker")
 # Keys that make a family small, where it has them; `size: tiny` knows width, layers and heads.
 SMALL: dict[str, Any] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,19 @@ from launch.supervise.forked_ranks import TIMEOUT, Ended, Hook
 from trainer.rank_env import RANK_VARIABLES
 
 FOREIGN = (*RANK_VARIABLES, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION")  # of the user
+
+
+def _port() -> int:
+    """Return a port below those that the system gives to others, where each process of pytest-xdist has a range."""
+    first = 20_000 + 2_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = first + secrets.randbelow(2_000)
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+
+
+forked_ranks._free_port = _port
 
 
 class Ranks(forked_ranks.Ranks):

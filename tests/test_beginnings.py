@@ -13,6 +13,7 @@ import torch
 import yaml
 from review_world import NAMES, metrics, recipe, task_of, train, write_bert, write_reviews, written
 from safetensors.torch import load_file, save_file
+from slow import slow_except
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from trainer import embed, evaluate, predict
@@ -53,7 +54,10 @@ def begun_from(reviews: Path, name: Path, **sections: Any) -> Any:
 # -- classes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("labels", [{1: "positive", 0: "negative"}, {0: "negative", 1: "positive"}])
+@pytest.mark.parametrize(
+    "labels",
+    slow_except([{1: "positive", 0: "negative"}, {0: "negative", 1: "positive"}], {1: "positive", 0: "negative"}),
+)
 def test_a_finished_classifier_keeps_its_accuracy_in_any_order(
     reviews: Path, finished: Path, tmp_path: Path, labels: dict[int, str]
 ) -> None:
@@ -100,7 +104,7 @@ def test_what_weights_were_trained_for_cannot_be_overridden(finished: Path, key:
 # -- lengths -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("truncation", "side"), [("head", "right"), ("tail", "left")])
+@pytest.mark.parametrize(("truncation", "side"), slow_except([("head", "right"), ("tail", "left")], ("tail", "left")))
 def test_a_stock_pipeline_cuts_long_texts_as_the_run_does(
     reviews: Path, bert: Path, tmp_path: Path, truncation: str, side: str
 ) -> None:
@@ -202,7 +206,7 @@ def add_tokens(folder: Path) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("engine", [None, "zero3", "fsdp2"])
+@pytest.mark.parametrize("engine", slow_except([None, "zero3", "fsdp2"], "fsdp2"))
 def test_added_tokens_train_resume_and_load_elsewhere(
     reviews: Path, bert: Path, tmp_path: Path, engine: str | None
 ) -> None:
@@ -247,6 +251,7 @@ def test_a_trunk_with_more_layers_or_other_heads_is_refused(reviews: Path, bert:
         task_of(recipe(reviews, {**name, "config": {"hidden_act": "relu"}})).build_model()
 
 
+@pytest.mark.slow
 def test_an_encoder_with_more_layers_is_refused(reviews: Path, tmp_path: Path) -> None:
     run = train(tmp_path, recipe(reviews, evaluation={"splits": []}), "run")
     model = recipe(reviews).model.model_dump()

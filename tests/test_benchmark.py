@@ -120,6 +120,7 @@ def test_a_classifier_with_its_artifacts(report: Report, run: RunDir) -> None:
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
 def test_a_compiled_classifier_takes_part(run: RunDir, tmp_path: Path) -> None:
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     found = bench_run(copy, Recipe, seconds=SECONDS, threads=1, compiled=True)
@@ -151,6 +152,7 @@ def test_a_table_and_the_report_show_it(report: Report, run: RunDir) -> None:
         (run.export / "aside.json").rename(run.export / "benchmark.json")
 
 
+@pytest.mark.slow
 def test_a_translator_without_artifacts_from_the_command_line(
     translator: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

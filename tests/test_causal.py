@@ -238,6 +238,7 @@ def test_killed_and_resumed_bitwise(run: Path, documents: Path, tmp_path: Path) 
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_one_and_two_ranks_take_the_same_steps(documents: Path, tmp_path: Path) -> None:
     made = recipe(documents)
     one, two = train(tmp_path, made, "one"), train(tmp_path, made, "two", ranks=2)

@@ -170,6 +170,7 @@ def test_a_full_disk_at_each_point_is_told_and_harmless(tmp_path: Path, point: s
     assert failures, f"{point} was never reached"
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_random_instants(tmp_path: Path) -> None:
     """SIGKILL 20 times while it saves in a loop: there always is a whole checkpoint, and it never gets older."""
     program = """

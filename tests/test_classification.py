@@ -17,6 +17,7 @@ import torch
 import yaml
 from review_world import NAMES, OTHER, metrics, recipe, task_of, train, written
 from safetensors.numpy import load_file
+from slow import slow_except
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from trainer.data.cleaning import BadRow, clean_row
@@ -481,7 +482,9 @@ def test_every_task_keeps_the_contract() -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("technique", ["plain", "fgm", "noise", "layers", "frozen", "embeddings", "mlm"])
+@pytest.mark.parametrize(
+    "technique", slow_except(["plain", "fgm", "noise", "layers", "frozen", "embeddings", "mlm"], "fgm", "mlm")
+)
 def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, technique: str) -> None:
     """Weights after 8 SGD steps, with dropout; and the same scores to the last digit."""
     optim = {
@@ -553,6 +556,7 @@ def test_without_a_mask_noise_falls_on_what_the_loss_depends_on(rows: int) -> No
     assert delta[~mask].abs().max() == 0
 
 
+@pytest.mark.slow
 def test_deltas_are_the_same_on_one_and_two_ranks(reviews: Path, tmp_path: Path) -> None:
     fgm = {"name": "sgd", "lr": 0.05, "adversarial": {"kind": "fgm", "epsilon": 0.5}}
     made = recipe(reviews, optim=fgm, loop={"max_steps": 2})
@@ -616,6 +620,7 @@ def test_a_run_of_a_pretrained_model_stands_alone(reviews: Path, bert: Path, tmp
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_pretraining_by_masks_then_fine_tuning(reviews: Path, tmp_path: Path) -> None:
     made = recipe(reviews)
     masked = Recipe.parse(made.model_dump(mode="json") | {"task": {"kind": "language_modeling"}})
@@ -638,6 +643,7 @@ def test_pretraining_by_masks_then_fine_tuning(reviews: Path, tmp_path: Path) ->
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_corpus_sorted_by_label_is_learnt(reviews: Path, tmp_path: Path) -> None:
     """train.jsonl is sorted by label; the shares of each step are not."""
     made = recipe(reviews, loop={"max_steps": 60, "eval_every": 20, "save_every": 60}, optim={"lr": 3e-3})

@@ -12,6 +12,7 @@ import pytest
 import torch
 from review_world import recipe, written
 from safetensors.numpy import load_file
+from slow import slow_except
 
 from trainer.data.tokenization import load_tokenizer
 from trainer.engine.trained_run import build_model
@@ -46,7 +47,7 @@ def test_groups_without_a_rate_are_idle_unless_all_are() -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("engine", WORLDS)
+@pytest.mark.parametrize("engine", slow_except(WORLDS, "zero2"))
 def test_layers_that_are_not_unfrozen_yet_do_not_count(reviews: Path, tmp_path: Path, engine: str) -> None:
     """With plain SGD and a small limit a step is as long as the rate times the limit, however few layers it moves."""
     optim = {"name": "sgd", "lr": RATE, "momentum": 0.0, "clip_norm": LIMIT, "unfreeze": 0.45, "weight_decay": 0.0}
@@ -70,7 +71,7 @@ def test_layers_that_are_not_unfrozen_yet_do_not_count(reviews: Path, tmp_path: 
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("engine", ["zero2", "fsdp2"])
+@pytest.mark.parametrize("engine", slow_except(["zero2", "fsdp2"], "fsdp2"))
 def test_a_checkpoint_is_resumed_with_other_groups(reviews: Path, tmp_path: Path, engine: str) -> None:
     """Weights and moments are kept by name: which group decays may have changed since."""
     optim = {"name": "sgd", "lr": RATE, "momentum": 0.9, "weight_decay": 0.0, "clip_norm": 1.0}

@@ -11,6 +11,7 @@ import pytest
 import typer
 import yaml
 from docs_world import DOCS, Workspace, blocks, commands, pages
+from slow import slow_except
 
 from launch.cli import app
 from launch.configs import find
@@ -31,7 +32,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("page", pages())
+@pytest.mark.parametrize("page", slow_except(pages(), FIRST[0]))
 def test_the_commands_of_a_page_run(workspace: Workspace, page: str) -> None:
     for needed in (*FIRST, page):
         workspace.run(needed)

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from doctor_world import RANK_CHECKS, check
+from slow import slow_except
 
 from launch.configs import choose
 from launch.findings import Check
@@ -137,7 +138,9 @@ def connected_ranks() -> Iterator[Callable[[], dict[int, tuple[psutil.Process, P
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("number", "who"), [(signal.SIGSTOP, 1), (signal.SIGSTOP, 0), (signal.SIGKILL, 1)])
+@pytest.mark.parametrize(
+    ("number", "who"), slow_except([(signal.SIGSTOP, 1), (signal.SIGSTOP, 0), (signal.SIGKILL, 1)], (signal.SIGKILL, 1))
+)
 def test_a_rank_that_stops_is_named_and_no_process_is_left(
     connected_ranks: Callable[[], dict[int, tuple[psutil.Process, Path]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -163,6 +166,7 @@ def test_a_rank_that_stops_is_named_and_no_process_is_left(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_no_process_is_left_when_doctor_is_killed(tmp_path: Path) -> None:
     code = "from launch.tools.doctor.diagnosis import diagnose; diagnose('cpu')"
     environment = os.environ | {"TMPDIR": str(tmp_path)}

@@ -15,6 +15,7 @@ from export_world import LINES, Exported, benchmark_of, exported, finished_run, 
 from gate_world import Change, mutant, quiet, verdict
 from language_world import task_with, write_documents
 from onnx import helper, numpy_helper
+from slow import slow_except
 from test_causal import GPT2, LENGTH, document, recipe
 
 from trainer.engine.corpus import Corpus
@@ -66,7 +67,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Exported:
 # -- good ones ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox", "opt"])
+@pytest.mark.parametrize("architecture", slow_except(["gpt2", "llama", "gpt_neox", "opt"], "gpt2"))
 def test_a_faithful_artifact_passes(architecture: str, gpt2: Exported, corpus: Path, tmp_path: Path) -> None:
     """With positions that are learned, rotated, or counted from 2 on; with keys for every few heads."""
     made = gpt2 if architecture == "gpt2" else causal_run(tmp_path, corpus, architecture)
@@ -160,6 +161,7 @@ def test_int8_is_published_or_says_what_it_costs(gpt2: Exported, tmp_path: Path)
     assert list(artifact(lines)) == [next(artifact([line])) for line in lines]
 
 
+@pytest.mark.slow
 def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer.api import check_export, predict
     from trainer.rundir import RunDir

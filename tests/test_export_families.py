@@ -15,6 +15,7 @@ import torch
 from export_world import decided, finished_run
 from gate_world import quiet
 from review_world import BAD, GOOD, OTHER
+from slow import slow_except
 from test_encoders import recipe_of
 from transformers import AutoModelForSequenceClassification
 
@@ -53,7 +54,7 @@ def _decided(task: Any, model: Any) -> None:
         next(p for name, p in reversed(list(model.named_parameters())) if p.ndim == 2).data.mul_(40)
 
 
-@pytest.mark.parametrize("family", NEVER)
+@pytest.mark.parametrize("family", slow_except(NEVER, "reformer"))
 def test_weights_are_published_where_there_is_no_graph(
     family: str, reviews: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -79,7 +80,7 @@ def test_weights_are_published_where_there_is_no_graph(
     assert len(trained.keys() & state.keys()) > 10
 
 
-@pytest.mark.parametrize("family", NEVER)
+@pytest.mark.parametrize("family", slow_except(NEVER, "reformer"))
 def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> None:
     """One that can be exported after all no longer belongs into the table."""
     run = family_run(tmp_path, reviews, family)
@@ -147,7 +148,7 @@ def test_other_weights_are_caught(encoder: Any, tmp_path: Path, monkeypatch: pyt
         export_run(run, Recipe, ["export.gates.rows=7"], quiet)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "pretrained"])
+@pytest.mark.parametrize("kind", slow_except(["encoder", "pretrained"], "encoder"))
 def test_a_masked_language_model_ships_its_weights(kind: str, reviews: Path, bert: Path, tmp_path: Path) -> None:
     model: dict[str, Any] = {"kind": "pretrained", "name": str(bert)}
     if kind == "encoder":

@@ -15,6 +15,7 @@ from export_world import LINES, Exported, benchmark_of, exported, finished_run, 
 from gate_world import Change, mutant, quiet, verdict
 from onnx import numpy_helper
 from rich.console import Console
+from slow import slow_except
 from test_text_to_text import recipe
 
 from trainer.data.tokenization import train_tokenizer
@@ -60,7 +61,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Exported:
 # -- good ones ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["t5", "bart", "marian"])
+@pytest.mark.parametrize("architecture", slow_except(["t5", "bart", "marian"], "t5"))
 def test_a_faithful_artifact_passes(architecture: str, t5: Exported, corpus: Path, tmp_path: Path) -> None:
     """With positions that are relative, learned, and sinusoids."""
     made = t5 if architecture == "t5" else text_run(tmp_path, corpus, architecture)
@@ -96,6 +97,7 @@ def test_every_way_to_search(t5: Exported, beam: int, penalty: float, factor: fl
         assert made["score"] == pytest.approx(ours["score"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_int8_multiplies_in_integers_and_the_stage_publishes_all(
     t5: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from family_world import batch_of, model_class, outcome, text_families, tiny_model
+from family_world import FEW, batch_of, model_class, outcome, text_families, tiny_model
+from slow import slow_except
 from torch import Tensor, nn
 
 from trainer.models import fast_attention
@@ -49,7 +50,9 @@ def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize(("family", "auto_class"), text_families().items())
+@pytest.mark.parametrize(
+    ("family", "auto_class"), slow_except(text_families().items(), *((name, text_families()[name]) for name in FEW))
+)
 def test_every_family_computes_what_it_does_in_the_library(family: str, auto_class: str, fast_calls: list[str]) -> None:
     """Forward and gradients, in training without dropout, rows without padding and padded on either side."""
     if family in NOT_COMPARED:

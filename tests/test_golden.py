@@ -28,6 +28,7 @@ import processes
 import pytest
 import yaml
 from golden import runs, surface, weights
+from slow import slow_except
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = "RANKZERO_UPDATE_GOLDEN"
@@ -89,7 +90,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, roots: dict[str, Path]) ->
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", runs.RECIPES)
+@pytest.mark.parametrize(
+    "name", slow_except(runs.RECIPES, "translation", "classification", "language_modeling-causal", "text_to_text")
+)
 def test_run_keys(name: str, trained: Callable[[str], Path]) -> None:
     """Train, evaluate, export and report: every file, and every key of every JSON file.
 

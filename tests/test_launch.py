@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import yaml
+from slow import slow_except
 
 from launch import configs, local
 from launch.configs import choose, describe, shipped
@@ -486,7 +487,7 @@ def test_a_rank_that_was_killed_is_named_and_ends_the_run(begin: Begin, tmp_path
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", slow_except([signal.SIGINT, signal.SIGUSR1], signal.SIGINT))
 def test_each_rank_is_signalled_once_and_may_save(begin: Begin, tmp_path: Path, number: signal.Signals) -> None:
     process = begin("work")
     _working(tmp_path)
@@ -501,6 +502,7 @@ def test_each_rank_is_signalled_once_and_may_save(begin: Begin, tmp_path: Path, 
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_stopped_before_the_ranks_run(begin: Begin, tmp_path: Path) -> None:
     process = begin("work")
     _until(lambda: any("launch.supervise.launcher" in found.cmdline() for found in _of_this_run(tmp_path)))
@@ -522,6 +524,7 @@ def test_nothing_is_left_when_the_command_is_killed(begin: Begin, tmp_path: Path
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_nothing_is_left_when_the_launcher_is_killed(begin: Begin, tmp_path: Path) -> None:
     process = begin("work")
     _working(tmp_path)
@@ -534,6 +537,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(begin: Begin, tmp_path: Pat
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_ranks_that_ignore_signals(begin: Begin, tmp_path: Path) -> None:
     process = begin("ignore")
     _working(tmp_path)

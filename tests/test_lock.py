@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from processes import wait_until
+from slow import slow_except
 
 from trainer import lock, lock_file
 from trainer.engine import checkpoint
@@ -117,7 +118,9 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("place", ELSEWHERE)
-@pytest.mark.parametrize("skew", [-120.0, 0.0, 7200.0], ids=["clock behind", "same clock", "clock ahead"])
+@pytest.mark.parametrize(
+    "skew", slow_except([-120.0, 0.0, 7200.0], 7200.0), ids=["clock behind", "same clock", "clock ahead"]
+)
 def test_elsewhere_only_the_heartbeat_counts(
     run: RunDir, place: str, skew: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -391,7 +394,11 @@ def can(*prefix: str) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("first", [(), NAMESPACE, HOST], ids=["here", "namespace", "host"])
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param((), marks=pytest.mark.slow), NAMESPACE, pytest.param(HOST, marks=pytest.mark.slow)],
+    ids=["here", "namespace", "host"],
+)
 @pytest.mark.parametrize("second", [(), NAMESPACE], ids=["here", "namespace"])
 def test_a_stopped_writer_that_wakes_up_late_writes_nothing(
     run: RunDir, begin: Callable[..., Writer], first: tuple[str, ...], second: tuple[str, ...]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from processes import Ended, read_lines, status, train
 from safetensors.numpy import load_file
+from slow import slow_except
 
 from trainer.errors import ran_out_of_memory
 
@@ -59,7 +60,9 @@ def short(recipe: Path, run: Path, rows: int, *, world: int, engine: str, guilty
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("engine", "guilty"),
-    [("single", 0), ("ddp", 0), ("ddp", 1), ("zero1", 1), ("zero2", 0), ("zero3", 1), ("fsdp2", 1)],
+    slow_except(
+        [("single", 0), ("ddp", 0), ("ddp", 1), ("zero1", 1), ("zero2", 0), ("zero3", 1), ("fsdp2", 1)], ("fsdp2", 1)
+    ),
 )
 def test_the_run_goes_on_in_parts_and_makes_the_same_steps(
     recipe: Path, tmp_path: Path, engine: str, guilty: int
@@ -90,6 +93,7 @@ def test_the_run_goes_on_in_parts_and_makes_the_same_steps(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_single_row_that_does_not_fit_ends_the_run(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     codes = [short(recipe, run, 1, world=1, engine="single").code for _ in range(6)]
@@ -100,7 +104,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run(recipe: Path, tmp_path: Pat
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("config", ["debug", "cpu"])
+@pytest.mark.parametrize("config", slow_except(["debug", "cpu"], "debug"))
 def test_rankzero_train_goes_on_by_itself(recipe: Path, tmp_path: Path, config: str) -> None:
     """Through the launcher and in one process; the ranks are short of memory because of a `sitecustomize`."""
     (tmp_path / "site").mkdir()

@@ -9,8 +9,9 @@ import numpy as np
 import processes
 import pytest
 import torch
-from family_world import LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
+from family_world import FEW, LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
 from review_world import recipe, written
+from slow import slow_except
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto import modeling_auto as auto
@@ -52,7 +53,9 @@ NOT_TRIED = {  # family: why
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", [name for name in text_families() if name in auto.MODEL_MAPPING_NAMES])
+@pytest.mark.parametrize(
+    "family", slow_except([name for name in text_families() if name in auto.MODEL_MAPPING_NAMES], *FEW)
+)
 def test_causal_families_are_those_whose_first_token_sees_no_other(family: str) -> None:
     if family in NOT_TRIED:
         pytest.skip(f"{family}: {NOT_TRIED[family]}")
@@ -196,7 +199,7 @@ def test_a_head_that_reads_the_first_token_is_refused_on_a_causal_trunk(family: 
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("family", ["bart", "t5"])
+@pytest.mark.parametrize("family", slow_except(["bart", "t5"], "t5"))
 def test_vectors_of_a_run_of_an_encoder_decoder_are_those_of_its_encoder(
     reviews: Path, tmp_path: Path, family: str
 ) -> None:

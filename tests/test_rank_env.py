@@ -139,6 +139,7 @@ def test_a_missing_rank_is_named_and_ends_the_start(recipe: Path, tmp_path: Path
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.slow
 def test_torchrun_restarts_after_a_rank_was_killed(recipe: Path, tmp_path: Path, rank: str) -> None:
     """Two agents (nodes) with c10d: its store outlives the ranks, and their restart counts differ."""
     run = tmp_path / "run"

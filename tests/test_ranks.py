@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from processes import Ended, next_logs, read_lines, run_ranks, train
 from safetensors.numpy import load_file
+from slow import slow_except
 
 pytestmark = pytest.mark.ranks
 
@@ -115,6 +116,7 @@ def test_losses_in_the_log_do_not_depend_on_ranks(sgd: dict[int, tuple[Path, End
         np.testing.assert_allclose(losses(world), losses(1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_after_adamw_do_not_depend_on_ranks(recipe: Path, tmp_path: Path) -> None:
     words = (f"loop.max_steps={STEPS}", "loop.eval_every=100", "loop.save_every=100", *NO_SCORES)
     for world in (1, 2, 4):
@@ -124,6 +126,7 @@ def test_weights_after_adamw_do_not_depend_on_ranks(recipe: Path, tmp_path: Path
         assert 0 < apart(one, weights(tmp_path / str(world), STEPS)) <= 5e-4, world
 
 
+@pytest.mark.slow
 def test_loader_processes_change_nothing(recipe: Path, sgd: dict[int, tuple[Path, Ended]], tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(recipe, run, *SGD, *NO_SCORES, "data.workers=2", "data.prefetch=3", world=2).check()
@@ -131,6 +134,7 @@ def test_loader_processes_change_nothing(recipe: Path, sgd: dict[int, tuple[Path
     assert apart(weights(run, STEPS), weights(sgd[2][0], STEPS)) == 0
 
 
+@pytest.mark.slow
 def test_fused_lanes_are_the_same_rows_and_the_same_sum(recipe: Path, tmp_path: Path) -> None:
     """Without dropout, whose masks fusing changes, the gradient is the same one."""
     found = {}
@@ -168,7 +172,7 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 9, 97])
+@pytest.mark.parametrize("rows", slow_except([1, 2, 7, 9, 97], 9))
 def test_scores_do_not_depend_on_ranks(trained: Path, rows: int) -> None:
     found = {}
     for world in (1, 2):

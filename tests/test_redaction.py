@@ -125,6 +125,7 @@ def test_messages_logs_tracebacks_and_status_hold_none(tmp_path, capsys, monkeyp
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_no_file_of_a_run_over_http_holds_the_password(tmp_path):
     """Trained, stopped, resumed with the same recipe, evaluated with the root given again."""
     pytest.importorskip("aiohttp")

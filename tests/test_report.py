@@ -476,6 +476,7 @@ def test_browser_shows_a_hostile_run_as_text_and_asks_nobody(tmp_path: Path, pro
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_browser_follows_the_address_to_a_layer_and_head(tmp_path: Path, proxy: ThreadingHTTPServer) -> None:
     found = attention_rows()
     run = write_run(tmp_path / "run", random_records(40), CLASSIFICATION, SCORES, attention=found)
@@ -492,6 +493,7 @@ def test_browser_follows_the_address_to_a_layer_and_head(tmp_path: Path, proxy: 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("kind", ["hostile", "plain"])
+@pytest.mark.slow
 def test_browser_on_a_phone_by_hand(tmp_path: Path, proxy: ThreadingHTTPServer, kind: str) -> None:
     """375 px wide: the page does not scroll sideways, also with all texts open; menus and arrow keys work."""
     if kind == "hostile":

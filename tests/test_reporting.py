@@ -102,6 +102,7 @@ def test_a_classifier_is_reported_and_ensembled(reviews: Path, bert: Path, tmp_p
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_picture_and_a_card_that_fail_do_not_fail_the_run(reviews: Path, tmp_path: Path) -> None:
     model = {"kind": "encoder", "d_model": 16, "layers": 1, "heads": 2, "feed_forward": 32}
     words = {"train": {"kind": "wordpiece", "vocab_size": 90}}

@@ -22,6 +22,7 @@ import yaml
 from conftest import write_recipe, write_rows
 from processes import TIMEOUT, Ended, Ranks, next_logs, read_lines, run_ranks, status, train, wait_until
 from safetensors.numpy import load_file
+from slow import slow_except
 
 pytestmark = pytest.mark.ranks
 
@@ -89,6 +90,7 @@ def finished(whole: Path, tmp_path: Path) -> Path:
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> None:
     """In steps, in an evaluation, before a checkpoint is committed and right after, and in the last evaluation."""
     run = tmp_path / "run"
@@ -148,6 +150,7 @@ def test_no_rank_is_left_behind_when_one_of_four_dies(recipe: Path, tmp_path: Pa
 # -- asked to stop -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
     """To one rank only; before the first step, in steps, in evaluations; each with 75 and everything saved."""
     run = tmp_path / "run"
@@ -174,6 +177,7 @@ def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
     assert status(run)["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path: Path) -> None:
     """`rankzero train` with a launcher and two ranks: a rank killed from outside, then Ctrl-C, then to the end."""
     words = ("loop.max_steps=60", "loop.eval_every=20", "loop.save_every=10", "evaluation.beam_size=1")
@@ -310,6 +314,7 @@ def test_missing_stages_are_completed(recipe: Path, whole: Path, finished: Path)
     same(outcome(finished), outcome(whole))
 
 
+@pytest.mark.slow
 def test_a_raised_end_trains_on(recipe: Path, tmp_path: Path) -> None:
     """With a constant rate it comes to what a run comes to that had it from the start."""
     expected, run = tmp_path / "expected", tmp_path / "run"
@@ -351,6 +356,7 @@ def test_another_recipe_is_refused_with_all_keys_and_both_values(recipe: Path, f
     assert status(finished)["state"] == "finished", "a refused start leaves the run as it was"
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_key_was_added_goes_on(recipe: Path, finished: Path) -> None:
     """An older version has written a recipe without it: it trained with what is the default now."""
     file = finished / "recipe.yaml"
@@ -371,6 +377,7 @@ def test_keys_that_change_no_step_are_free(recipe: Path, finished: Path, tmp_pat
     assert yaml.safe_load((finished / "recipe.yaml").read_text())["loop"]["keep"] == 3
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_checkpoints_is_not_overwritten(recipe: Path, finished: Path) -> None:
     """They were deleted to free space."""
     shutil.rmtree(finished / "checkpoints")
@@ -389,7 +396,7 @@ def test_a_finished_run_without_checkpoints_is_not_overwritten(recipe: Path, fin
     assert hashes_of(finished) == before
 
 
-@pytest.mark.parametrize("left", ["model", "evaluation"])
+@pytest.mark.parametrize("left", slow_except(["model", "evaluation"], "model"))
 def test_what_a_finished_run_has_left_binds_the_directory(recipe: Path, finished: Path, left: str) -> None:
     for name in {"checkpoints", "model", "evaluation", "manifest.json"} - {left}:
         path = finished / name
@@ -418,6 +425,7 @@ def test_the_recipe_of_a_run_describes_its_weights(recipe: Path, finished: Path,
     assert hashes_of(finished) == before
 
 
+@pytest.mark.slow
 def test_an_end_may_be_lowered_to_what_is_trained(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(recipe, run, *WORDS, hook=partial(hooks.at_micro_batch, 9, 0)).check(-signal.SIGKILL)
@@ -428,6 +436,7 @@ def test_an_end_may_be_lowered_to_what_is_trained(recipe: Path, tmp_path: Path) 
     assert yaml.safe_load((run / "recipe.yaml").read_text())["loop"]["max_steps"] == step + 1
 
 
+@pytest.mark.slow
 def test_fresh_keeps_the_old_run_beside_the_new_one(recipe: Path, finished: Path) -> None:
     before = hashes_of(finished)
     words = ("loop.max_steps=4", "seed=2", "--fresh")
@@ -456,6 +465,7 @@ def test_changed_data_is_refused_and_moved_data_is_not(tmp_path: Path, corpus: P
     train(settings, run, "loop.max_steps=2", f"data.root={moved}").check()
 
 
+@pytest.mark.slow
 def test_a_first_start_that_failed_may_be_mended(recipe: Path, tmp_path: Path) -> None:
     """Nothing has been trained yet, so a corrected recipe is not another one."""
     run = tmp_path / "run"
@@ -479,7 +489,11 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe: Path, whole:
     same(outcome(finished), outcome(whole))
 
 
-@pytest.mark.parametrize("averaging", [(), ("optim.averaging={kind: last, last: 3}",)], ids=["best", "averaged"])
+@pytest.mark.parametrize(
+    "averaging",
+    [(), pytest.param(("optim.averaging={kind: last, last: 3}",), marks=pytest.mark.slow)],
+    ids=["best", "averaged"],
+)
 def test_damaged_weights_are_not_published(recipe: Path, tmp_path: Path, averaging: tuple[str, ...]) -> None:
     run, choice = tmp_path / "run", "trainer.engine.session.Session.select_checkpoint"
     words = (f"loop.max_steps={STEPS}", *averaging)
@@ -530,6 +544,7 @@ def small_disk(tmp_path: Path) -> Any:
 
 
 @pytest.mark.root
+@pytest.mark.slow
 def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Any) -> None:
     """Wherever it is full: exit 4, no traceback, no checkpoint lost; with more room the same command goes on."""
     expected = tmp_path / "expected"
@@ -573,6 +588,7 @@ def test_a_second_run_on_the_same_directory_is_refused(recipe: Path, tmp_path: P
     first.wait().check(75)
 
 
+@pytest.mark.slow
 def test_commands_on_a_finished_run_that_another_process_uses_are_refused(reviews: Path, tmp_path: Path) -> None:
     from export_world import encoder_run
 
@@ -589,6 +605,7 @@ def test_commands_on_a_finished_run_that_another_process_uses_are_refused(review
     assert not (run / "lock").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_that_wakes_up_late_writes_nothing(recipe: Path, whole: Path, tmp_path: Path) -> None:
     """Its rank zero is stopped, another start takes the directory over and finishes; then all its ranks leave."""
     run = tmp_path / "run"

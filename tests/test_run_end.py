@@ -14,6 +14,7 @@ import torch
 from processes import read_lines, status
 from review_world import recipe as review_recipe
 from review_world import written
+from slow import slow_except
 
 from trainer.data.lanes import Bookmark
 from trainer.engine import reporter as reporter_module
@@ -168,7 +169,7 @@ def test_the_entropy_of_tokens_by_hand() -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kind", ["classification", "translation"])
+@pytest.mark.parametrize("kind", slow_except(["classification", "translation"], "classification"))
 def test_a_run_that_learned_nothing_is_warned_of_in_log_report_and_card(
     reviews: Path, recipe: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -35,6 +35,7 @@ def front_matter(run: Path) -> dict[str, Any]:
     return dict(yaml.safe_load((run / "README.md").read_text(encoding="utf-8").split("---\n")[1]))
 
 
+@pytest.mark.slow
 def test_a_training_ends_with_proven_artifacts_report_and_card(recipe: Path, tmp_path: Path) -> None:
     """Though the export takes longer than a collective may wait, and than a rank may hang."""
     run, words = tmp_path / "run", ("launch.hang_seconds=4",)
@@ -107,6 +108,7 @@ def test_a_failed_gate_ends_with_6_and_the_rest_is_there(recipe: Path, tmp_path:
     assert "**failed** (logits), not published" in (run / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_told_to_stop_while_it_exports_it_goes_on_later(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ended = train(recipe, run, hook=hooks.told_to_stop_in_export)

@@ -15,7 +15,7 @@ from processes import status, wait_until
 from review_world import recipe as review_recipe
 from slurm_world import PATIENCE, SMALL, Submitter, same, site_of, slurm
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

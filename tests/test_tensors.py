@@ -11,6 +11,7 @@ import pytest
 import torch
 from processes import run_ranks, train
 from safetensors.torch import load_file
+from slow import slow_except
 
 from trainer import tensors
 from trainer.errors import CheckpointError
@@ -65,7 +66,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "fsdp2"])
+@pytest.mark.parametrize("engine", slow_except(["ddp", "zero2", "fsdp2"], "zero2"))
 def test_a_run_whose_files_are_in_parts(recipe: Path, tmp_path: Path, engine: str) -> None:
     """Saved, resumed, averaged, chosen, evaluated and used, with the same result as in one file."""
     words = ("optim.averaging={kind: last, last: 2}", "loop.eval_every=4", "evaluation.splits=[test]")

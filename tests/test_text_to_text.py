@@ -290,6 +290,7 @@ def test_killed_and_resumed_bitwise(run: Path, pairs: Path, tmp_path: Path) -> N
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("architecture", ["t5", "bart"])
+@pytest.mark.slow
 def test_one_and_two_ranks_take_the_same_steps(pairs: Path, tmp_path: Path, architecture: str) -> None:
     made = recipe(pairs, architecture)
     one, two = train(tmp_path, made, "one"), train(tmp_path, made, "two", ranks=2)
@@ -303,6 +304,7 @@ def test_one_and_two_ranks_take_the_same_steps(pairs: Path, tmp_path: Path, arch
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_what_a_pretrained_model_has_besides_parameters_is_kept(pairs: Path, tmp_path: Path) -> None:
     """A bias of Marian's logits is never trained, and no parameter: a run's model was without it, silently."""
     task = task_of(recipe(architecture="marian"))

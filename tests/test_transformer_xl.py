@@ -21,6 +21,7 @@ from lane_world import PROPERTY
 from language_world import causal_recipe, write_documents
 from review_world import metrics, train, written
 from safetensors.numpy import load_file
+from slow import slow_except
 from torch import Tensor
 
 from trainer import evaluate, predict
@@ -239,7 +240,9 @@ def twelve(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("way", ["ddp", "zero2", "zero3", "fsdp2", "three ranks", "fused", "in parts"])
+@pytest.mark.parametrize(
+    "way", slow_except(["ddp", "zero2", "zero3", "fsdp2", "three ranks", "fused", "in parts"], "zero2", "in parts")
+)
 def test_the_same_steps_and_memories_in_any_way(
     way: str, corpus: Path, tmp_path: Path, twelve: list[dict[str, np.ndarray]]
 ) -> None:
@@ -259,6 +262,7 @@ def test_the_same_steps_and_memories_in_any_way(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_a_memory_of_another_size_is_refused(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     processes.train(written(tmp_path, recipe(corpus, loop={"max_steps": 4})), run).check()
@@ -285,6 +289,7 @@ def learned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_without_memory_long_texts_are_harder(learned: Path) -> None:
     """The same weights with less and less memory at evaluation."""
     losses = [metrics(learned)["loss"]]
@@ -294,6 +299,7 @@ def test_without_memory_long_texts_are_harder(learned: Path) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_predict_goes_on_with_a_text_longer_than_a_segment(learned: Path, corpus: Path) -> None:
     """Greedily with the token that segment after segment, each with its memory, makes the likeliest; a text does not
     depend on its neighbours."""
@@ -313,6 +319,7 @@ def test_predict_goes_on_with_a_text_longer_than_a_segment(learned: Path, corpus
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_the_report_and_the_pieces(learned: Path) -> None:
     page = (learned / "evaluation" / "test" / "report.html").read_text(encoding="utf-8")
     for words in ("How it goes on", "The hardest texts", "Bits per byte"):

@@ -42,6 +42,7 @@ ALL = {"one step", "20 steps of SGD", "killed and resumed", "resumed from single
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 def test_correct_engines_pass(recipe: Path, tmp_path: Path) -> None:
     checks = run_checks(recipe, tmp_path, None, ranks=3)  # three ranks do not divide four lanes: fillers
     assert checks.keys() == ALL

@@ -14,6 +14,7 @@ import hooks
 import psutil
 import pytest
 from processes import Ranks, engine_environment, next_logs, read_lines, status, wait_until
+from slow import slow_except
 
 pytestmark = pytest.mark.ranks
 
@@ -28,9 +29,9 @@ def start(recipe: Path, run: Path, hook: functools.partial[None], engine: str = 
 
 @pytest.mark.parametrize(
     ("where", "phase"),
-    [("loss", "a forward"), ("collate", "the loading of rows")],
+    slow_except([("loss", "a forward"), ("collate", "the loading of rows")], ("loss", "a forward")),
 )
-@pytest.mark.parametrize("guilty", [0, 1])
+@pytest.mark.parametrize("guilty", slow_except([0, 1], 1))
 def test_a_rank_that_sleeps_for_ever_is_named(
     recipe: Path, tmp_path: Path, where: str, phase: str, guilty: int
 ) -> None:
@@ -52,7 +53,7 @@ def test_a_rank_that_sleeps_for_ever_is_named(
     assert not list(run.glob("hang-rank-*"))
 
 
-@pytest.mark.parametrize("guilty", [0, 1])
+@pytest.mark.parametrize("guilty", slow_except([0, 1], 1))
 def test_a_stopped_process_is_named_and_killed(recipe: Path, tmp_path: Path, guilty: int) -> None:
     run = tmp_path / "run"
     ranks = start(recipe, run, functools.partial(hooks.slow_step, 0.2))
@@ -67,6 +68,7 @@ def test_a_stopped_process_is_named_and_killed(recipe: Path, tmp_path: Path, gui
         assert "it gives no stack" in status(run)["error"]
 
 
+@pytest.mark.slow
 def test_long_work_of_rank_zero_alone_is_no_hanging(recipe: Path, tmp_path: Path) -> None:
     hook = functools.partial(hooks.long_tokenizer_training, 2.5 * LIMIT)
     began = time.monotonic()
@@ -74,6 +76,7 @@ def test_long_work_of_rank_zero_alone_is_no_hanging(recipe: Path, tmp_path: Path
     assert time.monotonic() - began > 2 * LIMIT
 
 
+@pytest.mark.slow
 def test_a_hanging_rank_of_an_engine_whose_forward_waits_for_all(recipe: Path, tmp_path: Path) -> None:
     """The ranks under FSDP2 stand in the same forward: the stack tells who waits."""
     run = tmp_path / "run"
@@ -89,6 +92,7 @@ def rank_of(process: psutil.Process) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_under_the_launcher_too_and_no_process_is_left(recipe: Path, tmp_path: Path) -> None:
     """There the launcher keeps the store, so that a stopped rank zero is named as any other."""
     run = tmp_path / "run"
