@@ -366,14 +366,14 @@ def fail_on_bears() -> None:
 
 def no_memory_for_pictures_and_card() -> None:
     """The confusion matrix and the model card run out of memory."""
-    from trainer.report import card
+    from trainer import report_stages
     from trainer.tasks.classification import figures
 
     def fail(*arguments: Any) -> None:
         raise MemoryError("Unable to allocate 23 GiB")
 
     figures.draw_confusion = fail  # type: ignore[assignment]
-    card.write_card = fail  # type: ignore[assignment]
+    report_stages.write_card = fail  # type: ignore[assignment]
 
 
 def import_examples() -> None:

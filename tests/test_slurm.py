@@ -63,8 +63,8 @@ def test_resources_become_directives(tiny_job: Callable[..., Job]) -> None:
 
 
 def test_every_variable_is_documented(tiny_job: Callable[..., Job]) -> None:
-    page = (ROOT / "docs" / "slurm.md").read_text()
-    table = page[page.index("## Variables of the templates") : page.index("## What to ask")]
+    page = (ROOT / "docs" / "reference" / "slurm.md").read_text(encoding="utf-8")
+    table = page[page.index("## Template variables") : page.index("## Tested on")]
     assert [name for name in {**tiny_job().values(), "seeds": ""} if f"`{name}`" not in table] == []
 
 

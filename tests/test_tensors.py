@@ -53,7 +53,7 @@ def test_nothing_is_a_file_too(tmp_path: Path) -> None:
 def test_an_index_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors.index_of(path).write_text(json.dumps({"weight_map": {"w": "../secret.safetensors"}}))
-    with pytest.raises(CheckpointError, match="not beside it"):
+    with pytest.raises(CheckpointError, match="not in its folder"):
         tensors.read(path)
 
 
