@@ -86,8 +86,8 @@ def test_the_schema_is_json(tmp_path: Path) -> None:
         (["train", "demo-translation", "--run", __file__], 2, ["--run", "is a file"]),
         (["train", "demo-translation", "--run", f"{__file__}/x"], 2, ["--run", "is a file"]),
         (["train", "multi30k", "optim.lr"], 2, ["optim.lr", "key=value"]),
-        (["evaluate", "missing"], 2, ["missing", "no run directory"]),
-        (["predict", "missing", "text"], 2, ["missing", "no run directory"]),
+        (["evaluate", "missing"], 2, ["missing", "not a run directory"]),
+        (["predict", "missing", "text"], 2, ["missing", "not a run directory"]),
         (["evaluate", "missing", "--split", "train"], 2, ["--split train", "validation and test"]),
     ],
 )

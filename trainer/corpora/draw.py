@@ -14,6 +14,9 @@ PERCENT = range(100)
 HELD_OUT = {0: "test", 1: "test", 2: "validation", 3: "validation"}  # twentieths of the combinations; the rest trains
 
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def hashed(key: Sequence[object], size: int = 64) -> int:
     """Return an integer of `size` bytes from the key, the same on every machine."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=size).digest(), "little")
@@ -43,7 +46,7 @@ def split_of(corpus: str, first: str, second: str) -> str:
 def load(name: str) -> dict[str, Any]:
     """Read a data file of this package."""
     text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
 
 
 def weighted(weights: Mapping[Item, int]) -> list[Item]:
