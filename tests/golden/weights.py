@@ -27,6 +27,8 @@ from typing import Any
 STEPS = 20
 ENGINES = {"single": "debug", "ddp": "cpu", "zero2": "cpu_zero2", "fsdp2": "cpu_fsdp2"}
 ROWS = {"demo-translation": 2000, "demo-sentiment": 600}
+# Values that the recipes had when the first digests were made.
+VALUES = {"demo-translation": [], "demo-sentiment": ["data.rows_per_batch=24", "optim.lr=1e-4", "model.pooling=mean"]}
 # 20 steps, each logged, one checkpoint, and as little evaluation as there is.
 SETTINGS = [
     *("loop.epochs=null", f"loop.max_steps={STEPS}", "loop.log_every=1", f"loop.save_every={STEPS}"),
@@ -79,7 +81,7 @@ def measure(rankzero: Path, recipe: str, engine: str, folder: Path) -> dict[str,
     run = folder / f"{recipe}-{engine}"
     shards = 2 if recipe == "demo-translation" else 4
     train = f"data.train=train?rows={ROWS[recipe]}&shards={shards}"
-    command = [rankzero, "train", recipe, *SETTINGS, train, "--config", ENGINES[engine], "--run", run]
+    command = [rankzero, "train", recipe, *SETTINGS, *VALUES[recipe], train, "--config", ENGINES[engine], "--run", run]
     words = [str(word) for word in command]
     ended = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     if ended.returncode:
