@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from launch.findings import Check, Findings
 
-RANK_CHECKS = ("ranks", "all-reduce", "barrier")
+RANK_CHECKS = ("ranks", "all-reduce")
 
 
 def check(function: Callable[..., None], *words: object) -> Check:

@@ -5,6 +5,7 @@ A hook runs in the rank before its command line. Give it as functools.partial: i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import math
@@ -379,3 +380,12 @@ def no_memory_for_pictures_and_card() -> None:
 def import_examples() -> None:
     """Let the rank import the examples, as PYTHONPATH=examples would."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+
+def with_rows(data: dict[str, Any], then: Callable[[], None] | None = None) -> None:
+    """Gives `data` to the function that the command `train` calls."""
+    from trainer import api
+
+    api.train = functools.partial(api.train, data=data)  # type: ignore[assignment]
+    if then is not None:
+        then()

@@ -1,4 +1,4 @@
-"""`rankzero doctor`: the command, and its checks of environment, network, hub and SLURM (others: test_doctor_*.py)."""
+"""`rankzero doctor`: the command, and its checks of environment, network and SLURM (others: test_doctor_*.py)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from doctor_world import RANK_CHECKS, check
 from launch import configs
 from launch.configs import choose
 from launch.findings import Check, Findings
+from launch.slurm import queue
 from launch.tools.doctor import diagnosis, disk, launching, machine
 from launch.tools.doctor.command import doctor_command
 from launch.tools.doctor.diagnosis import run_check, show
@@ -38,7 +39,7 @@ def command(*words: str) -> int:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*launching.SHOWN, *RANK_VARIABLES, "SLURM_JOB_ID"):
+    for name in (*launching.SHOWN, *RANK_VARIABLES):
         if name != "OMP_NUM_THREADS":
             monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
@@ -57,10 +58,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cpu_fsdp2", {"ACCELERATE_USE_CPU": "1"}, ["cpu_fsdp2 (fsdp2)", "silently"]),
         ("cpu_fsdp2", {"ACCELERATE_USE_FSDP": "true"}, []),
         ("cpu", {"ACCELERATE_USE_DEEPSPEED": "true"}, ["ACCELERATE_USE_DEEPSPEED", "(ddp)"]),
-        ("cpu", {"ACCELERATE_MIXED_PRECISION": "fp16"}, ["fp16", "config cpu has no"]),
-        ("cpu", {"WORLD_SIZE": "2"}, ["WORLD_SIZE=2", "lacks RANK", "unset RANK WORLD_SIZE"]),
-        ("cpu", {"WORLD_SIZE": "1"}, ["WORLD_SIZE=1", "starts no ranks", "unset RANK WORLD_SIZE"]),
-        ("cpu", {"RANK": "1"}, ["RANK=1", "unset RANK WORLD_SIZE"]),
+        ("cpu", {"ACCELERATE_MIXED_PRECISION": "no"}, []),
+        ("cpu", {"ACCELERATE_MIXED_PRECISION": "fp16"}, ["ACCELERATE_MIXED_PRECISION=fp16", "config cpu (ddp)"]),
     ],
 )
 def test_misleading_variables(
@@ -68,7 +67,7 @@ def test_misleading_variables(
 ) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    result = check(launching.check_variables, choose(config, None))
+    result = check(launching.check_environment, choose(config, None))
     assert result.status == ("warning" if words else "ok"), result
     assert all(word in result.found + result.fix for word in words), result
 
@@ -77,40 +76,23 @@ def test_misleading_variables(
     ("threads", "ranks", "status", "words"),
     [
         ("4", 2, "warning", "set it to 2"),
-        ("2", 2, "ok", "2 ranks x 2 threads on 4 cores"),
-        (None, 2, "ok", "2 ranks x 2 threads on 4 cores"),
+        ("2", 2, "ok", "4 of 4 cores usable; 2 ranks x 2 threads"),
+        (None, 2, "ok", "4 of 4 cores usable; 2 ranks x 2 threads"),
         ("1", 5, "warning", "--nproc 4"),
-        ("many", 2, "warning", "not a number"),
     ],
 )
 def test_threads_times_ranks(
     monkeypatch: pytest.MonkeyPatch, threads: str | None, ranks: int, status: str, words: str
 ) -> None:
-    monkeypatch.setattr(launching, "cores", lambda: 4)
-    monkeypatch.setattr("launch.local.cores", lambda: 4)
+    for module in ("launch.tools.doctor.machine", "launch.local"):
+        monkeypatch.setattr(f"{module}.cores", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    result = check(launching.check_threads, choose("cpu", ranks))
+    result = check(machine.check_cpu, choose("cpu", ranks))
     assert result.status == status
     assert words in result.found + result.fix
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "status"),
-    [
-        ("GLOO_SOCKET_IFNAME", "nosuch0", "failed"),
-        ("GLOO_SOCKET_IFNAME", "lo", "ok"),
-        ("GLOO_SOCKET_IFNAME", "l", "failed"),  # full names
-        ("NCCL_SOCKET_IFNAME", "l", "ok"),  # prefixes
-        ("NCCL_SOCKET_IFNAME", "=l", "failed"),
-        ("NCCL_SOCKET_IFNAME", "^docker", "ok"),
-    ],
-)
-def test_interfaces_in_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, status: str) -> None:
-    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"lo": [], "eth0": []})
-    monkeypatch.setenv(variable, value)
-    assert check(launching.check_network, choose("cpu", None)).status == status
 
 
 def test_a_host_name_without_an_address_or_with_a_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +104,8 @@ def test_a_host_name_without_an_address_or_with_a_loopback_address(monkeypatch: 
     assert check(launching.check_network, several_machines).status == "failed"
     assert check(launching.check_network, choose("cpu", None)).status == "ok"
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert check(launching.check_network, several_machines).status == "warning"
+    assert check(launching.check_network, several_machines).status == "failed"
+    assert check(launching.check_network, choose("cpu", None)).status == "ok"
 
 
 def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,11 +113,7 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         raise OSError("GET with hf_0123456789abcdef failed")
 
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    result = check(launching.check_hub)
-    assert "offline by HF_HUB_OFFLINE" in result.found
-    assert "a token is set" in result.found
-    assert "OSError: GET with *** failed" in run_check("x", fail).found
+    assert run_check("x", fail).found == "GET with *** failed"
     command("--quick")
     out, err = capsys.readouterr()
     assert "0123456789" not in out + err
@@ -147,10 +126,10 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Check]:
     """SLURM's commands as scripts. `sinfo` runs the given script."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(launching, "SLURM_SECONDS", 0.7)
+    monkeypatch.setattr(queue, "SINFO_SECONDS", 0.7)
 
     def look(sinfo: str) -> Check:
-        for name in launching.SLURM_COMMANDS:
+        for name in ("sbatch", "sinfo"):
             (tmp_path / name).write_text(f"#!/bin/sh\n{sinfo}\n")
             (tmp_path / name).chmod(0o755)
         return check(launching.check_slurm)
@@ -163,12 +142,10 @@ def test_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert check(launching.check_slurm) == Check("check", "skipped", "not found: rankzero submit cannot be used here")
 
 
-def test_a_cluster(cluster: Callable[[str], Check], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster(cluster: Callable[[str], Check]) -> None:
     result = cluster("echo 'gpu*|up|2:00:00|4|mix'; echo 'old|down|1:00|1|idle'")
     partitions = "partition gpu* up, 4 mix, 2:00:00; partition old down, 1 idle, 1:00"
-    assert (result.status, result.found) == ("ok", f"not inside a job; {partitions}")
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert "inside job 17" in cluster("echo 'gpu|up|1|1|idle'").found
+    assert (result.status, result.found) == ("ok", partitions)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +173,7 @@ def test_an_incomplete_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "sbatch").write_text("#!/bin/sh\n")
     (tmp_path / "sbatch").chmod(0o755)
     result = check(launching.check_slurm)
-    assert (result.status, "srun, scontrol, squeue, sinfo not in PATH" in result.problem) == ("warning", True)
+    assert (result.status, "sinfo is not in PATH" in result.problem) == ("warning", True)
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -209,9 +186,9 @@ def test_quick_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert (answer["passed"], answer["bandwidth"]) == (True, [])
     assert all(set(one) == {"name", "status", "found", "fix"} for one in answer["checks"])
     names = [one["name"] for one in answer["checks"]]
-    assert len(names) == len(set(names)) == 23
+    assert len(names) == len(set(names)) == 12
     assert {one["status"] for one in answer["checks"] if one["name"] in RANK_CHECKS} == {"skipped"}
-    assert "disk speed" not in names
+    assert "MB/s" not in next(one["found"] for one in answer["checks"] if one["name"] == "disk")
     assert not (tmp_path / "x").exists()
 
 
@@ -229,9 +206,9 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
 
 
 def test_an_error_in_one_check_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "check_cpu", lambda findings: 1 / 0)
+    monkeypatch.setattr(machine, "check_memory", lambda findings: 1 / 0)
     failed = [one for one in diagnosis.diagnose(quick=True)[0] if one.status == "failed"]
-    assert [one.name for one in failed] == ["cpu"]
+    assert [one.name for one in failed] == ["memory"]
     assert "ZeroDivisionError" in failed[0].found
 
 
@@ -246,7 +223,7 @@ def test_inside_a_launcher_no_ranks_are_started(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(disk, "measure", lambda folder: (1, 1e-9))
     statuses = {one.name: one.status for one in diagnosis.diagnose()[0]}
-    assert [statuses[name] for name in RANK_CHECKS] == ["skipped"] * 3
+    assert [statuses[name] for name in RANK_CHECKS] == ["skipped"] * 2
 
 
 def test_problems_are_last_and_failures_before_warnings(capsys: pytest.CaptureFixture[str]) -> None:

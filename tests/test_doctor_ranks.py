@@ -32,6 +32,7 @@ MODULE = "launch.tools.doctor.collectives"
         ("noise\nrankzero: rank 0: UsageError: this config needs DeepSpeed\n", "rank 0: UsageError: this", "correct"),
         ("rankzero: rank 1 (process 101) was killed by SIGKILL (why)\n", "rank 1 (process 101) was", "out of memory"),
         ("rankzero: no progress: rank 1 hangs; its stack, also in x:\n  File", "no progress: rank 1 hangs;", "slow"),
+        ("rankzero: no progress: rank 1 hangs\nrankzero: rank 1 was killed by SIGKILL", "rank 1 hangs", "slow"),
         ("rankzero: no progress: rank 1 hangs: the process is stopped", "rank 1 hangs", "kill -STOP"),
         ("Traceback\nOSError: last words", "OSError: last words; exit code 1", "--timeout"),
         ("", "no rank printed a message; exit code 1", "GLOO_SOCKET_IFNAME"),
@@ -50,7 +51,7 @@ def test_the_messages_of_the_ranks_are_the_finding(log: str, found: str, fix: st
         ({}, {"correct": False}, "failed", "the sum is wrong at 64 MiB"),
         ({"same_bits": False}, {}, "failed", "different bits"),
         ({}, {"bus_gb_per_s": 0.01}, "warning", "slow"),
-        ({"backend": "nccl", "hosts": ["a", "a"]}, {"bus_gb_per_s": 0.5}, "warning", "slow for GPUs"),
+        ({"backend": "nccl", "hosts": ["a", "a"]}, {"bus_gb_per_s": 0.5}, "warning", "slow"),
     ],
 )
 def test_the_all_reduce(changes: dict[str, Any], row: dict[str, Any], status: str, words: str) -> None:
@@ -63,7 +64,7 @@ def test_the_all_reduce(changes: dict[str, Any], row: dict[str, Any], status: st
 def test_one_process_has_nothing_to_measure() -> None:
     result: dict[str, Any] = {}
     assert check(ranks.check_ranks, choose("debug", None), 60, False, result).status == "skipped"
-    assert check(ranks.check_all_reduce, result).status == check(ranks.check_barrier, result).status == "skipped"
+    assert check(ranks.check_all_reduce, result).status == "skipped"
 
 
 # -- real ranks ------------------------------------------------------------------------------------------------------
@@ -78,8 +79,8 @@ def test_two_ranks(tmp_path: Path) -> None:
     done = subprocess.run([*words, "--run", tmp_path], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     answer = json.loads(done.stdout)
     checks = {one["name"]: Check(**one) for one in answer["checks"]}
-    assert [checks[name].status for name in RANK_CHECKS] == ["ok", "ok", "ok"], (checks, done.stderr)
-    assert "2 ranks (2 on " in checks["ranks"].found
+    assert [checks[name].status for name in RANK_CHECKS] == ["ok", "ok"], (checks, done.stderr)
+    assert "2 ranks on " in checks["ranks"].found
     assert [row["bytes"] for row in answer["bandwidth"]] == list(collectives.SIZES)
     for row in answer["bandwidth"]:
         assert row["correct"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +17,9 @@ import yaml
 from conftest import tiny_recipe, write_corpus
 from review_world import recipe as review_recipe
 
-from launch.accelerate_env import launcher_environment
+from launch import configs
 from launch.tools.verify import testbed
-from launch.tools.verify.checks import Check, Verification, verify
+from launch.tools.verify.checks import Check, check_engines, environment, verify
 from launch.tools.verify.compare import difference, misplaced_rows
 from trainer import engine_specs, tensors
 from trainer.engine import checkpoint
@@ -30,7 +31,7 @@ from trainer.recipe_loading import load_recipe
 def run_checks(recipe: Path, folder: Path, hook: Callable[[], None] | None, ranks: int = 2) -> dict[str, Check]:
     """Check DDP on two ranks and return the results by name."""
     bed = testbed.make_testbed(load_recipe(recipe), folder, hook)
-    checks = Verification(bed, [("ddp", ranks)], on_gpus=False, report=print).run()
+    checks = check_engines(bed, [("ddp", ranks)], on_gpus=False)
     return {check.name: check for check in checks}
 
 
@@ -108,10 +109,13 @@ def test_the_testbed_has_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corp
     assert (made.loop.fuse_lanes, made.loop.save_every, made.evaluation.splits) == (1, 10, [])
 
 
-def test_a_corpus_sorted_by_label_gives_rows_of_all_labels(reviews: Path) -> None:
-    rows, size = testbed.draw_rows(load_recipe(review_recipe(reviews)), 4)
+def test_a_corpus_sorted_by_label_gives_rows_of_all_labels(reviews: Path, tmp_path: Path) -> None:
+    count, size, shards = testbed.write_rows(load_recipe(review_recipe(reviews)), tmp_path / "rows", 4)
+    files = sorted((tmp_path / "rows").iterdir())
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert {row["label"] for row in rows} == {"0", "1"}
-    assert (len(rows), size) == (2 * 4 * 13 + 3, 2)
+    assert (len(rows), len(files), size) == (count, shards, 2)
+    assert count == 2 * 4 * 13 + 3
 
 
 def test_too_few_rows_are_refused(tmp_path: Path) -> None:
@@ -132,10 +136,10 @@ def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_specs.importlib.util, "find_spec", lambda name: None)
-    bed = testbed.Testbed(tmp_path, tmp_path / "recipe.yaml", 211, [], 1e-3)
+    bed = testbed.Testbed(tmp_path, tmp_path / "recipe.yaml", 211, "", 1e-3)
     monkeypatch.setattr(testbed.Testbed, "train", lambda self, run, *more, **words: run)
-    monkeypatch.setattr(Verification, "_require_change", lambda self: None)
-    (check,) = Verification(bed, [("zero2", 2)], on_gpus=False, report=print).run()
+    monkeypatch.setattr("launch.tools.verify.checks._require_change", lambda run, optimizer: None)
+    (check,) = check_engines(bed, [("zero2", 2)], on_gpus=False)
     assert (check.status, check.difference) == ("skipped", None)
     assert "pip install 'rankzero[deepspeed]'" in check.explanation
 
@@ -144,14 +148,14 @@ def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
 def test_a_recipe_that_does_not_train_is_an_error_with_the_reason(recipe: Path, tmp_path: Path) -> None:
     bed = testbed.make_testbed(load_recipe(recipe), tmp_path, mutants.dies)
     with pytest.raises(RankError, match=r"does not train in one process: rank 0 .* ValueError: no company"):
-        Verification(bed, [("ddp", 2)], on_gpus=False, report=print).run()
+        check_engines(bed, [("ddp", 2)], on_gpus=False)
 
 
 @pytest.mark.ranks
 def test_weights_that_do_not_change_are_an_error(recipe: Path, tmp_path: Path) -> None:
     bed = testbed.make_testbed(load_recipe(recipe), tmp_path, mutants.no_updates)
     with pytest.raises(NumericsError, match="change no weight"):
-        Verification(bed, [("ddp", 2)], on_gpus=False, report=print).run()
+        check_engines(bed, [("ddp", 2)], on_gpus=False)
 
 
 def test_differences_are_explained() -> None:
@@ -190,29 +194,30 @@ def line(step: int, *ids: str) -> dict[str, object]:
     ("ledger", "wrong", "words"),
     [
         ([line(1, "a", "b"), line(2, "c"), line(3, "b")], 0, ""),
-        ([line(1, "a", "b"), line(2, "b"), line(3, "c")], 4, "1 are missing from the first epoch and 1 are repeated"),
-        ([line(1, "a", "b"), line(2, "c")], 1, r"the ledger holds the steps \[1, 2\]"),
-        ([line(1, "a", "b"), line(2, "c"), line(2, "c"), line(3, "b")], 1, "the ledger holds the steps"),
-        ([line(1, "a", "c"), line(2, "b"), line(3, "b")], 2, r"steps \[1, 2\] hold other rows"),
-        ([], 4, "3 are missing"),
+        ([line(1, "a", "b"), line(2, "b"), line(3, "c")], 4, "1 of 3 rows are missing from the first epoch, 1 are rep"),
+        ([line(1, "a", "b"), line(2, "c")], 1, r"1 steps differ from those of one process \[3\]"),
+        ([line(1, "a", "b"), line(2, "c"), line(2, "c"), line(3, "b")], 2, r"2 steps differ .* \[2, 3\]"),
+        ([line(1, "a", "c"), line(2, "b"), line(3, "b")], 2, r"2 steps differ .* \[1, 2\]"),
+        ([], 6, "3 of 3 rows are missing"),
     ],
 )
 def test_misplaced_rows_are_counted(ledger: list[dict[str, object]], wrong: int, words: str) -> None:
-    import re
-
     expected = [line(1, "a", "b"), line(2, "c"), line(3, "b")]
     found, text = misplaced_rows(ledger, expected, 3)
     assert found == wrong, text
     assert re.search(words, text)
 
 
-def test_the_environment_of_the_ranks_is_the_launchers(tmp_path: Path) -> None:
-    env = launcher_environment(testbed.fp32_plan("cpu_zero3", 2, tmp_path))
+@pytest.mark.parametrize("on_gpus", [False, True])
+def test_the_environment_of_the_ranks_is_the_launchers_in_fp32(monkeypatch: pytest.MonkeyPatch, on_gpus: bool) -> None:
+    monkeypatch.setattr(configs, "gpus", lambda: 2 if on_gpus else 0)
+    env = environment("zero3", 2, on_gpus)
     assert env["ACCELERATE_USE_DEEPSPEED"] == "true"
     assert env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
     assert env["ACCELERATE_MIXED_PRECISION"] == "no"
     assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("zero3", "2")
     assert "ACCELERATE_USE_CPU" not in env
-    sharded = launcher_environment(testbed.fp32_plan("cpu_fsdp2", 2, tmp_path))
+    sharded = environment("fsdp2", 2, on_gpus)
     assert (sharded["ACCELERATE_USE_FSDP"], sharded["FSDP_VERSION"]) == ("true", "2")
-    assert launcher_environment(testbed.fp32_plan("cpu", 2, tmp_path))["ACCELERATE_USE_CPU"] == "true"
+    assert sharded["ACCELERATE_MIXED_PRECISION"] == "no"
+    assert (environment("ddp", 2, on_gpus).get("ACCELERATE_USE_CPU") == "true") == (not on_gpus)

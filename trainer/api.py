@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from trainer.data.paths import MISSING, value_at
 from trainer.data.prepare import prepare as write_corpus
+from trainer.data.python_rows import iter_rows, split_overrides
 from trainer.engine.corpus import Corpus
 from trainer.engine.runtime import start
 from trainer.engine.signals import StopFlag
@@ -23,8 +26,9 @@ from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.report_stages import attempt, card_stage, reason_of, refresh_reports, write_report
 from trainer.run import run_recipe
-from trainer.run_options import Options, Run
+from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir
+from trainer.task.base import Line
 from trainer.task.registry import make_task, roles_of
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ def train(
     recipe: str | Path | BaseRecipe,
     overrides: Sequence[str] = (),
     *,
+    data: Mapping[str, Any] | None = None,
     run: str | Path | None = None,
     fresh: bool = False,
     allow_change: Sequence[str] = (),
@@ -62,6 +67,10 @@ def train(
     Args:
         recipe: a shipped recipe's name, a path, or a `Recipe`.
         overrides: `key=value` in dotted form.
+        data: `{"train": rows, "validation": rows, "test": rows}`, which replace the files of the recipe. Rows are a
+            list or iterable of dicts, a pandas or polars DataFrame, an Arrow table, or a data set of `datasets`. Rank 0
+            writes them to `data/` of the run directory, so that `rankzero train RUN/recipe.yaml --run RUN` resumes.
+            Without "validation", a share in the recipe's `data.validation` is held out.
         run: the run directory; runs/<name> by default.
         fresh: start from step 0. An existing run is kept under another name.
         allow_change: keys in which the recipe may differ from the recipe of an existing run directory.
@@ -72,8 +81,15 @@ def train(
     Raises:
         RankzeroError: with its exit code; `Preempted` when stopped by a signal, with everything saved.
     """
-    options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile, defer)
-    return run_recipe(load_recipe(recipe, [*overrides, *(DEBUG_OVERRIDES if debug else ())]), options)
+    options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile, defer, data)
+    overrides = [*overrides, *(DEBUG_OVERRIDES if debug else ())]
+    if data is None:
+        return run_recipe(load_recipe(recipe, overrides), options)
+    loaded = load_recipe(recipe, [*overrides, "data.root=data", *split_overrides(data)])
+    root = RunDir(run_path(loaded, options)).data.absolute()
+    validation = "validation" in data or isinstance(loaded.data.validation, float)
+    own = [f"data.root={json.dumps(str(root))}", *([] if validation else ["data.validation=null"])]
+    return run_recipe(load_recipe(loaded, own), options)
 
 
 def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -107,13 +123,15 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
 
 
 def predict(
-    run: str | Path, texts: Iterable[str], *, backend: str = "torch", overrides: Sequence[str] = ()
+    run: str | Path, texts: Iterable[Line], *, backend: str = "torch", overrides: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """Yield one record per text, in order and in constant memory: {"text", "prediction", "score"} for translation.
 
     The record of a truncated text has "truncated": true.
 
     Args:
+        texts: texts, or rows with the columns of the run's inputs: dicts, a pandas or polars DataFrame, an Arrow table,
+            or a data set of `datasets`. "text" of a record has the inputs of a row, with tabs between them.
         backend: torch, or a published artifact: onnx, int8 (one text at a time), bf16 or safetensors.
         overrides: of the recipe's evaluation, such as `evaluation.generation.temperature=0.8`.
 
@@ -125,9 +143,21 @@ def predict(
 
         if overrides:
             raise UsageError(f"predict: settings are for backend torch; {backend} has its own in settings.json")
-        yield from open_artifact(RunDir(run), backend)(texts)
+        answer = open_artifact(RunDir(run), backend)
+        task = TrainedRun.task_of(RunDir(run), Recipe)
+        yield from answer(map(task.line_of, iter_rows(texts, task.input_columns.values())))
     else:
         yield from TrainedRun.open(RunDir(run), Recipe, overrides).predict(texts)
+
+
+def has_inputs(run: str | Path, row: Mapping[str, Any]) -> bool:
+    """Return whether a row has the columns that `predict` reads.
+
+    Raises:
+        RankzeroError: no such run.
+    """
+    columns = TrainedRun.task_of(RunDir(run), Recipe).input_columns.values()
+    return all(value_at(row, column) is not MISSING for column in columns)
 
 
 def stream(

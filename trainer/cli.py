@@ -24,7 +24,7 @@ from trainer.evaluation.predictions import read_predictions, write_predictions
 from trainer.files import read_json
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
-from trainer.text_lines import TextCommand, prepare_streams, read_texts
+from trainer.text_lines import TextCommand, prepare_streams, read_rows
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -180,9 +180,13 @@ def predict(
     stream: Annotated[
         bool, typer.Option("--stream", help="language models: print the text while it is generated")
     ] = False,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="of stdin: text, jsonl (rows), or auto: by the first line"),
+    ] = "auto",
 ) -> None:
-    """Print predictions for texts or stdin lines as JSON lines, in order."""
-    lines = read_texts(texts)
+    """Print predictions for texts or stdin lines as JSON lines, in order. Lines may be rows with the run's columns."""
+    lines = read_rows(texts, "text" if stream else form, lambda row: api().has_inputs(run, row))
     overrides = [f"evaluation.{setting}" for setting in settings or []]
     if stream:
         for piece in api().stream(run, lines, backend=backend, overrides=overrides):

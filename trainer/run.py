@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.data.python_rows import with_own_rows, write_rows
 from trainer.engine import setup
 from trainer.engine.resume_checks import agree_with_earlier, write_recipe
 from trainer.engine.runtime import Runtime, start
@@ -23,6 +24,7 @@ from trainer.lock import follow
 from trainer.recipe import Recipe
 from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir, Status
+from trainer.task.registry import roles_of
 
 log = logging.getLogger("rankzero")
 
@@ -38,6 +40,7 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
     """
 
     run = RunDir(run_path(recipe, options))
+    recipe = with_own_rows(recipe, run)
     with StopFlag().listening() as stop:
         splits = 1 if options.restart else run.splits()
         accumulation = accumulation_steps(recipe) * splits
@@ -123,6 +126,8 @@ def _take(recipe: Recipe, options: Options, run: RunDir, splits: int, lock: cont
     held = lock.enter_context(run.locked())
     run.create()
     agree_with_earlier(run, recipe, options.allow_change)
+    if options.rows is not None:
+        write_rows(run, options.rows, recipe, roles_of(recipe))
     manifest = read_json(run.manifest)  # of the latest start; "starts" has the earlier ones
     if manifest is not None:
         write_json(run.manifest, {**manifest, "micro_batch_splits": splits})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a recipe without changing a step."""
+    """What a command or a program adds to a recipe without changing a step. `rows`: of a program, by split."""
 
     run: Path | None = None
     fresh: bool = False
@@ -30,6 +30,7 @@ class Options:
     debug: bool = False
     profile: bool = False
     defer: bool = False
+    rows: Mapping[str, Any] | None = None
 
     @property
     def restart(self) -> bool:

@@ -40,6 +40,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.tokenizer = self.path / "tokenizer"
         self.model = self.path / "model"
+        self.data = self.path / "data"  # rows that a Python program trained on
         self.tensorboard = self.path / "tensorboard"
         self.export = self.path / "export"
         self.left_out = self.export / "left_out.json"

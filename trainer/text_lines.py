@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from typer.core import TyperCommand
 
 from trainer.errors import DataError, UsageError
 
+NO_OBJECT = "(the line is not a JSON object)"
+FORMATS = ("auto", "text", "jsonl")
 _OPTION = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:=.*)?", re.DOTALL)  # neither "-1" nor "- a text"
 
 
@@ -66,6 +70,48 @@ def read_texts(texts: Sequence[str] | None) -> Iterator[str]:
         except UnicodeEncodeError as error:
             raise DataError(f"argument {number} is not UTF-8 at character {error.start}") from None
     return iter(texts) if texts else stdin_lines()
+
+
+def read_rows(
+    texts: Sequence[str] | None, form: str, is_row: Callable[[Mapping[str, Any]], bool]
+) -> Iterator[str | dict[str, Any]]:
+    """Return the arguments of a command, or the lines of stdin: texts, or rows as JSON objects.
+
+    Args:
+        texts: the arguments.
+        form: of FORMATS; auto: the lines are rows if the first one is a JSON object for which `is_row` is true.
+        is_row: whether an object has what the command needs.
+
+    Raises:
+        UsageError: an unknown format, or JSON lines as arguments.
+        DataError: a line is not UTF-8.
+    """
+    if form not in FORMATS:
+        raise UsageError(f"--format {form} is unknown; allowed: {', '.join(FORMATS)}")
+    lines = read_texts(texts)
+    if texts or form == "text":
+        if form == "jsonl":
+            raise UsageError("--format jsonl reads rows from stdin; leave the texts out")
+        yield from lines
+        return
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = chain((first,), lines)
+    if form == "auto" and not (isinstance(row := _json(first), dict) and is_row(row)):
+        yield from lines
+        return
+    for line in lines:
+        if line.strip():
+            row = _json(line)
+            yield row if isinstance(row, dict) else {NO_OBJECT: line}  # an error of this line only: no column
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def stdin_lines() -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from trainer.errors import UsageError
 
 PATIENCE = 60.0  # seconds for an answer
+SINFO_SECONDS = 10.0
 SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # variables that select the cluster
 OF_ALLOCATION = re.compile(
     r"(SLURM|SLURMD|SRUN|SALLOC|SBATCH|PMI|PMIX)_|(CUDA_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|ROCR_VISIBLE_DEVICES"
@@ -91,6 +92,14 @@ def remembered() -> list[JobRecord]:
             reasons = [f"exit code {job.get('ExitCode', '?')}", job.get("Reason", "None")]
             jobs.append(JobRecord(name, job["JobState"], ", ".join(reason for reason in reasons if reason != "None")))
     return jobs
+
+
+def node_states() -> list[list[str]]:
+    """Return name, availability, time limit, number of nodes and their state, for each partition and state."""
+    done = call(["sinfo", "--noheader", "--format=%P|%a|%l|%D|%t"], seconds=SINFO_SECONDS)
+    if done.returncode != 0:
+        raise UsageError(f"sinfo does not answer: {_error(done)}")
+    return [line.split("|") for line in done.stdout.splitlines()]
 
 
 def partitions(names: str | None) -> dict[str, dict[str, str]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer import tensors
 from trainer.data.counter_rng import key
+from trainer.data.python_rows import iter_rows, with_own_rows
 from trainer.engine import setup
 from trainer.engine.corpus import Corpus, batches_by_length
 from trainer.engine.evaluate import evaluate
@@ -24,7 +25,7 @@ from trainer.files import without_nan, write_json
 from trainer.models.fast_attention import use_attention
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir
-from trainer.task.base import Record, Task
+from trainer.task.base import Line, Record, Task
 from trainer.task.registry import make_task
 
 PREDICT_WINDOW = 512  # texts that are sorted by length together
@@ -119,7 +120,7 @@ class TrainedRun:
         recipe = recipe_type.load(run.recipe, overrides)
         if overrides:
             _check_overrides(recipe_type.load(run.recipe), recipe)
-        return make_task(recipe, setup.read_tokenizer(run))
+        return make_task(with_own_rows(recipe, run), setup.read_tokenizer(run))
 
     def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
         """Return the scores of a split. Rank zero writes evaluation/<split>/. All ranks."""
@@ -131,15 +132,15 @@ class TrainedRun:
         return scores
 
     @torch.no_grad()
-    def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Return one record per text, in order. A window of texts is sorted by length and cut into batches.
+    def predict(self, texts: Iterable[Line]) -> Iterator[dict[str, Any]]:
+        """Return one record per text or row, in order. A window is sorted by length and cut into batches.
 
         The record of a text that was truncated has "truncated": true. The record of a text that cannot be encoded has
         an "error" in place of a prediction.
         """
         model, device = self._for_inference()
         width, limit = self.task.padding.width, self.recipe.evaluation.tokens_per_batch
-        source = iter(texts)
+        source = iter_rows(texts, self.task.input_columns.values())
         while window := list(islice(source, PREDICT_WINDOW)):
             examples, errors = self.task.encode_lines_apart(window)
             rows = list(examples)
@@ -151,7 +152,7 @@ class TrainedRun:
                 predictions |= dict(zip(batch, map(self.task.answer, records), strict=True))
             for i, text in enumerate(window):
                 cut = i in examples and self.task.truncated(text, examples[i])
-                yield {"text": text, **predictions[i], **({"truncated": True} if cut else {})}
+                yield {"text": self.task.line_of(text), **predictions[i], **({"truncated": True} if cut else {})}
 
     def stream(self, text: str) -> Iterator[str]:
         """Yield the continuation of a text by a language model, in pieces as they are generated.

@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.data.cleaning import cleaner
-from trainer.data.roles import Roles, Text
+from trainer.data.paths import MISSING, value_at
+from trainer.data.roles import BadValue, Roles, Text
 from trainer.data.token_ids import Layout, encode_batch
-from trainer.errors import UsageError
+from trainer.errors import DataError, UsageError
 from trainer.models.families import Padding, padding_of
 from trainer.models.hf_config import padding_id
 from trainer.redaction import origin
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Example = dict[str, list[int]]
 Row = dict[str, Any]  # role -> value of the type that the role declares
+Line = str | Mapping[str, Any]  # what `predict` takes: a line of text, or a row by column
 Texts = dict[str, str]
 Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
@@ -145,7 +147,7 @@ class Task(ABC):
         """The most tokens, with special tokens, that `predict` reads of an input."""
         return self.recipe.data.max_length
 
-    def truncated(self, line: str, example: Example) -> bool:
+    def truncated(self, line: Line, example: Example) -> bool:
         """Return whether `predict` truncates a line. `example`: the line, encoded by `encode_lines`."""
         if self.length(example) < self.longest_input:
             return False
@@ -321,16 +323,44 @@ class Task(ABC):
         """Return the row of a line of text for `rankzero predict`."""
         return {next(iter(self.roles(self.recipe.task))): line}
 
-    def cleaned_row(self, line: str) -> Row:
-        """Return the row of a line of text, cleaned as in training."""
-        clean = cleaner(self.recipe.data.cleaning)
-        return {role: clean(text) for role, text in self.row_of(line).items()}
+    @property
+    def input_columns(self) -> dict[str, str]:
+        """The columns that `predict` reads from a row, by role."""
+        columns, roles = self.recipe.data.columns, self.roles(self.recipe.task)
+        return {name: columns.get(name, name) for name, role in roles.items() if not role.target}
 
-    def encode_lines(self, lines: Sequence[str]) -> list[Example]:
-        """Encode lines of text for `rankzero predict`, cleaned as in training."""
+    def line_of(self, line: Line) -> str:
+        """Return a row as a line of text, with tabs between its inputs. A line of text is returned as it is."""
+        if isinstance(line, str):
+            return line
+        values = [value_at(line, column) for column in self.input_columns.values()]
+        return "\t".join(" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in values if v is not MISSING)
+
+    def cleaned_row(self, line: Line) -> Row:
+        """Return the row of a line of text or of a dict, cleaned as in training.
+
+        Raises:
+            DataError: the dict has no value of an input, or one of another type.
+        """
+        clean, roles = cleaner(self.recipe.data.cleaning), self.roles(self.recipe.task)
+        if isinstance(line, str):
+            return {role: clean(text) for role, text in self.row_of(line).items()}
+        row: Row = {}
+        for role, column in self.input_columns.items():
+            raw = value_at(line, column)
+            if raw is MISSING:
+                raise DataError(f"column {column!r} is missing; columns here: {', '.join(map(str, line)) or 'none'}")
+            try:  # an empty text is answered, as an empty line is
+                row[role] = "" if raw == "" else roles[role].convert(raw, clean)
+            except BadValue as error:
+                raise DataError(f"column {column!r} {error}") from None
+        return row
+
+    def encode_lines(self, lines: Sequence[Line]) -> list[Example]:
+        """Encode lines of text or rows for `predict`, cleaned as in training."""
         return self.encode([self.cleaned_row(line) for line in lines])
 
-    def encode_lines_apart(self, lines: Sequence[str]) -> tuple[dict[int, Example], dict[int, str]]:
+    def encode_lines_apart(self, lines: Sequence[Line]) -> tuple[dict[int, Example], dict[int, str]]:
         """Return examples by line number, and the error of each line that cannot be encoded."""
         with contextlib.suppress(Exception):  # any error of a cleaning step or a tokenizer
             return dict(enumerate(self.encode_lines(lines))), {}

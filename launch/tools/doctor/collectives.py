@@ -55,12 +55,9 @@ def _print(message: str) -> None:
 
 
 def measure(runtime: Runtime) -> dict[str, Any]:
-    """Measure latency, bandwidth by size and a barrier, and check the sums. All ranks call this."""
+    """Measure latency and bandwidth by size, and check the sums. All ranks call this."""
     latency = _all_reduce_seconds(runtime, SMALL, MOST)
     rows = [_row(runtime, size) for size in SIZES]
-    began = time.perf_counter()
-    runtime.wait()
-    barrier = time.perf_counter() - began
     # sums of random numbers depend on the order of adding
     tensor = torch.randn(2**20, generator=torch.Generator().manual_seed(runtime.rank)).to(runtime.device)
     dist.all_reduce(tensor)
@@ -71,7 +68,6 @@ def measure(runtime: Runtime) -> dict[str, Any]:
         "backend": dist.get_backend(),
         "hosts": [host for host, _ in ranks],
         "latency_seconds": latency,
-        "barrier_seconds": barrier,
         "same_bits": len({digest for _, digest in ranks}) == 1,
         "bandwidth": rows,
     }

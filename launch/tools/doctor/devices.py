@@ -16,48 +16,44 @@ from launch.findings import Findings, size
 from launch.local import with_module_path
 
 SECONDS = 60.0  # to load torch from a slow disk and find the GPUs
+LOG_OF_DRIVER = "nvidia-smi; dmesg | grep -i xid"
 TORCH_BUILDS = "https://pytorch.org/get-started/locally/"
 
 
 def check_devices(findings: Findings) -> None:
     """Start the separate process, unless there is no GPU or all are hidden."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip()
     if not gpu_device_files():
         findings.fact("no GPU: configs debug, cpu and cpu_… run here")
-        return
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and hidden.strip() in ("", "-1"):
+    elif hidden in ("", "-1"):
         findings.fact(f"the GPUs are hidden by CUDA_VISIBLE_DEVICES={hidden!r}")
-        return
-    words, env = [sys.executable, "-m", "launch.tools.doctor.devices"], with_module_path(dict(os.environ))
-    try:
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=SECONDS)
-        report(findings, json.loads(done.stdout.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        findings.fail(f"torch did not find the GPUs within {SECONDS:g} s", "nvidia-smi; dmesg | grep -i xid")
-    except (IndexError, ValueError):
-        last = (done.stderr.splitlines() or ["no message"])[-1]
-        text = f"torch failed while it looked for GPUs: exit code {done.returncode}, {last}"
-        findings.fail(text, "nvidia-smi; dmesg | grep -i xid")
+    else:
+        words, env = [sys.executable, "-m", "launch.tools.doctor.devices"], with_module_path(dict(os.environ))
+        try:
+            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            findings.fail(f"torch did not find the GPUs within {SECONDS:g} s", LOG_OF_DRIVER)
+            return
+        if done.returncode:
+            last = (done.stderr.splitlines() or ["no message"])[-1]
+            findings.fail(f"torch failed to find GPUs: exit code {done.returncode}, {last}", LOG_OF_DRIVER)
+        else:
+            report(findings, json.loads(done.stdout.splitlines()[-1]))
 
 
 def report(findings: Findings, seen: dict[str, Any]) -> None:
     """Check what `look` found."""
-    gpus, build, nccl = seen["gpus"], seen["build"], seen["nccl"]
-    if build is None:
-        text = "there is a GPU, but this torch is built for CPUs only"
-        findings.warn(text, f"install a CUDA build of torch: {TORCH_BUILDS}")
+    if seen["build"] is None:
+        findings.warn("there is a GPU, but this torch is built for CPUs only", f"install a CUDA build: {TORCH_BUILDS}")
         return
-    findings.fact(f"torch for CUDA {build}, NCCL {nccl or 'missing'}")
-    for number, gpu in enumerate(gpus):
-        bf16 = "bf16" if gpu["capability"][0] >= 8 else "no bf16"
-        capability = ".".join(map(str, gpu["capability"]))
-        findings.fact(f"GPU {number}: {gpu['name']}, {size(gpu['memory'])}, compute capability {capability}, {bf16}")
+    findings.fact(f"torch for CUDA {seen['build']}")
+    for number, (name, memory, major, minor) in enumerate(seen["gpus"]):
+        bf16 = "bf16" if major >= 8 else "no bf16"
+        findings.fact(f"GPU {number}: {name}, {size(memory)}, compute capability {major}.{minor}, {bf16}")
     if seen["error"]:
         fix = f"nvidia-smi; update the driver, or install the torch build for this GPU and driver: {TORCH_BUILDS}"
-        text = f"torch cannot use GPU {len(gpus)}: {seen['error']}"
+        text = f"torch cannot use GPU {len(seen['gpus'])}: {seen['error']}"
         findings.fail(text, f"{fix}; in a container: docker run --gpus all, with the same driver version inside")
-    if len(gpus) > 1 and not nccl:
-        findings.fail("this torch has no NCCL", f"install a CUDA build of torch: {TORCH_BUILDS}")
 
 
 def look() -> dict[str, Any]:
@@ -67,15 +63,13 @@ def look() -> dict[str, Any]:
     """
     import torch
 
-    seen: dict[str, Any] = {"build": torch.version.cuda or torch.version.hip, "nccl": None, "gpus": [], "error": ""}
+    seen: dict[str, Any] = {"build": torch.version.cuda or torch.version.hip, "gpus": [], "error": ""}
     try:
         torch.cuda.init()
-        if torch.distributed.is_nccl_available():
-            seen["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
         for number in range(torch.cuda.device_count()):
             torch.ones(8, device=f"cuda:{number}").sum().item()
             gpu = torch.cuda.get_device_properties(number)
-            seen["gpus"].append({"name": gpu.name, "memory": gpu.total_memory, "capability": [gpu.major, gpu.minor]})
+            seen["gpus"].append((gpu.name, gpu.total_memory, gpu.major, gpu.minor))
     except Exception as error:
         seen["error"] = str(error).splitlines()[0]
     return seen

@@ -14,9 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from launch.configs import LaunchPlan
 from launch.findings import Check, Findings, size
-from launch.tools.doctor import devices, disk, launching, machine, packages, ranks
+from launch.tools.doctor import devices, disk, launching, machine, ranks
+from trainer.errors import RankzeroError
 from trainer.redaction import redacted
 
 LIMIT = 90.0  # seconds for one check
@@ -45,46 +45,21 @@ def diagnose(
     if not quick:
         print(f"rankzero: checking, {timeout:g} s at most for the ranks", file=sys.stderr, flush=True)
     result: dict[str, Any] = {}
-    checks = _checks(config_check, plan, run) | {
-        "ranks": partial(ranks.check_ranks, plan=plan, timeout=timeout, quick=quick, result=result),
-        "all-reduce": partial(ranks.check_all_reduce, result=result),
-        "barrier": partial(ranks.check_barrier, result=result),
-    }
-    if quick:
-        del checks["disk speed"]
-    limits = {"ranks": timeout + LIMIT}
-    results = [
-        check if isinstance(check, Check) else run_check(name, check, limits.get(name, LIMIT))
-        for name, check in checks.items()
-    ]
-    return results, result.get("bandwidth", [])
-
-
-def _checks(config: Check, plan: LaunchPlan | None, run: Path) -> dict[str, CheckFunction | Check]:
-    """Return the checks that start no ranks, in the order of the output. The one of the config has been made."""
-    return {
-        "python": packages.check_python,
-        "packages": packages.check_packages,
-        "known bad versions": packages.check_known_bad,
-        "package combination": packages.check_combination,
-        "cpu": machine.check_cpu,
+    checks: dict[str, CheckFunction] = {
+        "packages": machine.check_packages,
+        "cpu": partial(machine.check_cpu, plan=plan),
         "memory": machine.check_memory,
         "shared memory": machine.check_shared_memory,
-        "open files": machine.check_open_files,
         "devices": devices.check_devices,
-        "config": config,
-        "shipped configs": launching.check_shipped,
-        "accelerate's default": launching.check_default_file,
-        "port": partial(launching.check_port, plan=plan),
-        "environment": partial(launching.check_variables, plan=plan),
-        "threads": partial(launching.check_threads, plan=plan),
+        "environment": partial(launching.check_environment, plan=plan),
         "network": partial(launching.check_network, plan=plan),
-        "hub": launching.check_hub,
-        "disk space": partial(disk.check_space, run=run),
-        "saving": partial(disk.check_saving, run=run),
-        "disk speed": partial(disk.check_speed, run=run),
+        "disk": partial(disk.check_disk, run=run, quick=quick),
         "slurm": launching.check_slurm,
+        "ranks": partial(ranks.check_ranks, plan=plan, timeout=timeout, quick=quick, result=result),
+        "all-reduce": partial(ranks.check_all_reduce, result=result),
     }
+    results = [run_check(name, check, LIMIT + timeout * (name == "ranks")) for name, check in checks.items()]
+    return [config_check, *results], result.get("bandwidth", [])
 
 
 def run_check(name: str, function: CheckFunction, limit: float = LIMIT) -> Check:
@@ -95,6 +70,8 @@ def run_check(name: str, function: CheckFunction, limit: float = LIMIT) -> Check
         findings = Findings(name)
         try:
             function(findings)
+        except (OSError, RankzeroError) as error:
+            findings.fail(redacted(str(error)), "make the path writable, mount it, free space, or choose another --run")
         except Exception as error:
             text = redacted(f"the check itself failed: {type(error).__name__}: {error}")
             findings.fail(text, "this is a bug in rankzero: please report it with this line")

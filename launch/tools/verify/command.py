@@ -19,17 +19,14 @@ def verify_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Check on this machine that every engine makes the same steps, and that no row is lost or repeated."""
-    from rich.console import Console
-
-    from launch.tools.verify.checks import show, show_progress, verify
+    from launch.tools.verify.checks import show, verify
     from trainer.recipe_loading import load_recipe
 
     names = [name.strip() for name in engines.split(",")] if engines else None
-    with show_progress(Console(stderr=True, soft_wrap=True)) as report:
-        checks = verify(load_recipe(recipe, overrides or ()), names, nproc, report=report)
+    checks = verify(load_recipe(recipe, overrides or ()), names, nproc)
     passed = all(check.status == "passed" for check in checks)
     if as_json:
         print(json.dumps({"passed": passed, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
-        show(checks, Console())
+        show(checks)
     raise typer.Exit(0 if passed else 1)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from launch.configs import LaunchPlan, choose, find
 from launch.supervise.forked_ranks import Hook, Ranks
 from launch.tools.verify.compare import Tensors
 from trainer.data.cleaning import BadRow, clean_row, cleaner
@@ -33,11 +32,8 @@ MOST_ROWS = 50_000  # of the corpus, from which ours are drawn
 RESUME_STEP, LAST_STEP = 10, 20
 KILLED_AFTER = 12
 TIMEOUT = 1800.0  # seconds for one start, which takes a few on a quiet machine
-TRIES = 3  # to kill a run before it has finished
-OPTIMIZERS = {  # SGD amplifies nothing; AdamW gets the recipe's learning rate
-    "sgd": ["optim.lr=0.1", "optim.head_lr=null", "optim.momentum=0.9", "optim.weight_decay=0.0"],
-    "adamw": [],
-}
+ENDLESS = 100_000  # steps of a run that is killed
+SGD_OVERRIDES = ("optim.lr=0.1", "optim.head_lr=null", "optim.momentum=0.9", "optim.weight_decay=0.0")
 
 
 class RunFailed(Exception):
@@ -46,22 +42,27 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Testbed:
-    """The rows and the recipe that all runs share. `changes` lists the differences to the user's recipe."""
+    """The rows and the recipe that all runs share. `changes` describes the differences to the user's recipe."""
 
     folder: Path
     recipe: Path
     rows: int
-    changes: list[str]
+    changes: str
     lr: float
     hook: Hook | None = None
 
-    def start(self, run: Path, env: Mapping[str, str], ranks: int, optimizer: str, steps: int = LAST_STEP) -> Ranks:
+    def reference(self, name: str) -> Path:
+        """The run of one process with an optimizer ("sgd" or "adamw"), or of one step ("first")."""
+        return self.folder / f"reference-{name}"
+
+    def start(self, run: Path, env: Mapping[str, str], ranks: int, optimizer: str, steps: int) -> Ranks:
         """Start training up to step `steps`, from the newest checkpoint of `run`."""
         words = ["optim.schedule=constant", "optim.warmup_steps=0", f"optim.name={optimizer}"]
-        words += OPTIMIZERS[optimizer] or [f"optim.lr={self.lr}"]
+        words += SGD_OVERRIDES if optimizer == "sgd" else [f"optim.lr={self.lr}"]
+        words += [f"loop.max_steps={steps}", f"loop.save_every={RESUME_STEP if steps <= LAST_STEP else steps}"]
         words += ["--allow-change", "loop.max_steps"] if run.exists() else []
-        argv = ["train", self.recipe, *words, f"loop.max_steps={steps}", "--run", run]
-        return Ranks(argv, self.folder / f"{run.name}.logs-{time.monotonic_ns()}", ranks, env, hook=self.hook)
+        logs = self.folder / f"{run.name}.logs-{time.monotonic_ns()}"
+        return Ranks(["train", self.recipe, *words, "--run", run], logs, ranks, env, hook=self.hook)
 
     def train(self, run: Path, env: Mapping[str, str], ranks: int, optimizer: str, steps: int = LAST_STEP) -> None:
         """Train up to step `steps` and wait for it.
@@ -75,47 +76,31 @@ class Testbed:
             lines = [line[:200] for line in ended.err[rank].splitlines() if line.strip()][-5:]
             raise RunFailed(f"rank {rank} of {run.name} ended with {ended.codes[rank]}: {' | '.join(lines)}")
 
-    def kill(self, run: Path, env: Mapping[str, str], ranks: int, optimizer: str) -> None:
-        """Continue training and send SIGKILL to the last rank in the middle.
+    def kill(self, run: Path, copy: Path, env: Mapping[str, str], ranks: int) -> Path:
+        """Resume half of a finished run in a copy, without an end, and send SIGKILL to the last rank."""
+        started = self.start(self.copy_half(run, copy), env, ranks, "sgd", ENDLESS)
+        while started.running and RunDir(copy).ledger.read_bytes().count(b"\n") < KILLED_AFTER:  # a line for each step
+            time.sleep(0.002)
+        started.processes[-1].kill()
+        if started.wait(TIMEOUT).codes[-1] != -signal.SIGKILL:
+            raise RunFailed(f"{copy.name} ended before it was killed")
+        return copy
 
-        Raises:
-            RunFailed: the run always finished before it could be killed.
-        """
-        before = run.with_name(f"{run.name}.before")
-        shutil.copytree(run, before)
-        for _ in range(TRIES):
-            started = self.start(run, env, ranks, optimizer)
-            while started.running and last_logged_step(run) < KILLED_AFTER:
-                time.sleep(0.002)
-            started.processes[-1].kill()
-            if started.wait(TIMEOUT).codes[-1] == -9:
-                shutil.rmtree(before)
-                return
-            shutil.rmtree(run)
-            shutil.copytree(before, run)
-        raise RunFailed(f"{run.name} finished {TRIES} times before it could be killed")
-
-
-def last_logged_step(run: Path) -> int:
-    """Return the last step in the ledger of a run, which another process may be writing."""
-    try:
-        lines = RunDir(run).ledger.read_bytes().split(b"\n")
-        return int(json.loads(lines[-2])["step"])
-    except (OSError, IndexError, ValueError, KeyError):
-        return 0
+    def copy_half(self, run: Path, copy: Path) -> Path:
+        """Copy a finished run as it was after the step from which others resume."""
+        if not checkpoint_folder(run, LAST_STEP).exists():
+            raise RunFailed(f"{run.name} has not finished, so there is nothing to compare with: see the lines above")
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns(checkpoint_folder(run, LAST_STEP).name))
+        RunDir(copy).cut_after(RunDir(copy).ledger, RESUME_STEP)
+        return copy
 
 
 def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> Testbed:
-    """Write rows drawn from the training split, and the recipe of all runs.
-
-    Raises:
-        DataError: the corpus has fewer usable rows than are needed.
-    """
+    """Write rows drawn from the training split, and the recipe of all runs."""
     data = recipe.data
     lanes = min(max(data.lanes, LANES[0]), LANES[1])
     width = min(data.max_length, WIDTH)
-    rows, size = draw_rows(recipe, lanes)
-    shards = _write_shards(folder / "corpus", rows, lanes, open_split(data, "train"))
+    rows, size, shards = write_rows(recipe, folder / "corpus", lanes)
     values: dict[str, Any] = recipe.model_dump(mode="json")
     values["data"] |= {
         "root": str(folder / "corpus"), "train": "part-*.jsonl", "validation": None, "test": None,
@@ -132,55 +117,37 @@ def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> 
     small = Recipe.parse(values)
     check_recipe(small)
     (folder / "recipe.yaml").write_text(small.to_yaml(), encoding="utf-8")
-    changes = [
-        f"{len(rows)} rows of data.train in {shards} files, cleaned",
-        f"lanes {data.lanes} -> {lanes}",
-        f"micro-batches of {size} rows of at most {width} tokens",
-    ]
+    changes = (
+        f"{rows} rows of data.train in {shards} files, cleaned; lanes {data.lanes} -> {lanes}; "
+        f"micro-batches of {size} rows of at most {width} tokens"
+    )
     lr = min(recipe.optim.lr, 1e-3) if recipe.optim.name == "adamw" else 1e-3
-    return Testbed(folder, folder / "recipe.yaml", len(rows), changes, lr, hook)
+    return Testbed(folder, folder / "recipe.yaml", rows, changes, lr, hook)
 
 
-def draw_rows(recipe: BaseRecipe, lanes: int) -> tuple[list[dict[str, str]], int]:
-    """Draw rows evenly from the first ones of the corpus, which may be sorted by label.
+def write_rows(recipe: BaseRecipe, folder: Path, lanes: int) -> tuple[int, int, int]:
+    """Draw rows evenly from the first ones of the corpus, which may be sorted by label, and write them as JSON lines.
 
     Returns:
-        The rows, and how many a micro-batch holds so that an epoch has `EPOCH` steps and an incomplete one.
+        The number of rows, of rows in a micro-batch, so that an epoch has `EPOCH` steps and an incomplete one, and of
+        files: as many as the corpus has, at most one for each lane.
     """
     clean, roles = cleaner(recipe.data.cleaning), roles_of(recipe)
     source = open_split(recipe.data, "train", roles)
     assert source is not None, "every recipe has data.train"
-    draw, usable = random.Random(recipe.seed), []
-    for row in source:
-        texts = clean_row(row, roles, recipe.data.columns, clean)
-        if not isinstance(texts, BadRow):
-            usable.append(texts)
-        if len(usable) == MOST_ROWS:
-            break
+    cleaned = (clean_row(row, roles, recipe.data.columns, clean) for row in islice(source, MOST_ROWS))
+    usable = [texts for texts in cleaned if not isinstance(texts, BadRow)]
     size = min(ROWS, (len(usable) - INCOMPLETE_ROWS) // (lanes * EPOCH))
     if size < 1:
         least = lanes * EPOCH + INCOMPLETE_ROWS
         raise DataError(f"verify needs {least} usable rows of data.train, which has {len(usable)}: use a longer file")
-    chosen = sorted(draw.sample(range(len(usable)), size * lanes * EPOCH + INCOMPLETE_ROWS))
-    return [usable[i] for i in chosen], size
-
-
-def _write_shards(folder: Path, rows: Sequence[Mapping[str, str]], lanes: int, source: Any) -> int:
-    """Write JSON lines in as many files as the corpus has, at most one for each lane; return their number."""
+    count, shards = size * lanes * EPOCH + INCOMPLETE_ROWS, min(len(source.shards), lanes)
+    chosen = sorted(random.Random(recipe.seed).sample(range(len(usable)), count))
     folder.mkdir(parents=True)
-    shards = min(len(source.shards), lanes)
     for shard in range(shards):
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows[shard::shards])
+        lines = (json.dumps(usable[i], ensure_ascii=False) + "\n" for i in chosen[shard::shards])
         (folder / f"part-{shard}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return shards
-
-
-def fp32_plan(config: str, ranks: int, folder: Path) -> LaunchPlan:
-    """Return the plan of a shipped config with its precision changed to fp32, in which engines can be compared."""
-    values = yaml.safe_load(find(config).read_text(encoding="utf-8"))
-    path = folder / f"{config}-{ranks}.yaml"
-    path.write_text(yaml.safe_dump({**values, "mixed_precision": "no"}), encoding="utf-8")
-    return choose(str(path), ranks)
+    return count, size, shards
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -190,6 +157,7 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 def read_checkpoint(run: Path, step: int) -> tuple[Tensors, Tensors]:
     """Return weights and moments."""
     weights, moments = (
-        checkpoint.read(RunDir(run).checkpoints, step, f"{n}.safetensors") for n in ("model", "optimizer")
+        {name: t.numpy() for name, t in checkpoint.read(RunDir(run).checkpoints, step, f"{file}.safetensors").items()}
+        for file in ("model", "optimizer")
     )
-    return {name: t.numpy() for name, t in weights.items()}, {name: t.numpy() for name, t in moments.items()}
+    return weights, moments
