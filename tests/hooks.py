@@ -377,6 +377,24 @@ def no_memory_for_pictures_and_card() -> None:
     report_stages.write_card = fail  # type: ignore[assignment]
 
 
+def timers_due(*calls: int) -> None:
+    """Timers of rank zero are due at the calls of these numbers, counted from 1. Those of other ranks never are."""
+    from trainer.engine.timer import Timer
+
+    asked: dict[int, int] = {}
+
+    def due(self: Timer) -> bool:
+        asked[id(self)] = asked.get(id(self), 0) + 1
+        return self._seconds is not None and rank() == 0 and asked[id(self)] in calls
+
+    Timer.due = due  # type: ignore[method-assign]
+
+
+def import_from(folder: str) -> None:
+    """Modules of a folder can be imported."""
+    sys.path.insert(0, folder)
+
+
 def import_examples() -> None:
     """Let the rank import the examples, as PYTHONPATH=examples would."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -27,7 +27,8 @@ from trainer.data.tokenization import train_tokenizer
 from trainer.engine.evaluate import selection_score
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
-from trainer.models.classifiers import depths, freeze_embeddings, pool, trunk_prefix
+from trainer.models.classifiers import depths, pool, trunk_prefix
+from trainer.models.freezing import freeze_embeddings
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.schedules import lr_multiplier
 from trainer.recipe.sections import AdversarialConfig, OptimConfig, TokenizerTraining

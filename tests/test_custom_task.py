@@ -15,7 +15,8 @@ from processes import Ranks, engine_environment, next_logs, read_lines, run_rank
 
 from trainer.errors import UsageError
 from trainer.recipe_loading import Recipe, load_recipe
-from trainer.task.registry import ALLOWED, task_class
+from trainer.task.registry import task_class
+from trainer.user_code import ALLOWED
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPE = EXAMPLES / "pairwise_ranking.yaml"

@@ -44,7 +44,7 @@ def test_the_commands_of_a_page_have_known_options(page: str, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     for name in ("accelerate_configs", "examples"):
         Path(name).symlink_to(ROOT / name)
-    monkeypatch.setenv("RANKZERO_TASK_MODULES", "")  # recipes below add their module
+    monkeypatch.setenv("RANKZERO_TRUSTED_MODULES", "")  # recipes below add their module
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path / "examples"))
     for block in (block for name in (*FIRST, page) for block in blocks(name) if block.title):

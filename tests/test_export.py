@@ -239,6 +239,18 @@ def test_run_py_holds_what_its_kind_needs(program: type[Artifact]) -> None:
         assert {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets} <= loaded
 
 
+def test_run_py_imports_the_cleaning_steps_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs the user's module, and takes the step from there."""
+    (tmp_path / "own_steps.py").write_text("def shout(text):\n    return text.upper()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("RANKZERO_TRUSTED_MODULES", "own_steps")
+    text = source(Classifier, ["fold_whitespace", "own_steps:shout"])
+    assert "import own_steps\n" in text
+    names: dict[str, object] = {"__name__": "run"}
+    exec(compile(text, "run.py", "exec"), names)
+    assert names["CLEANERS"]["own_steps:shout"]("a film") == "A FILM"  # type: ignore[index]
+
+
 def test_the_fresh_process_has_three_packages(encoder: Exported, tmp_path: Path) -> None:
     for package in ("torch", "trainer", "transformers", "onnx", "yaml"):
         (tmp_path / "run.py").write_text(f"import numpy, onnxruntime, tokenizers, {package}", encoding="utf-8")

@@ -17,8 +17,8 @@ from trainer.engine.corpus import Corpus
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
-from trainer.models.classifiers import freeze_embeddings
 from trainer.models.families import Padding
+from trainer.models.freezing import freeze_embeddings
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.task.registry import make_task
 

@@ -155,3 +155,19 @@ def test_many_small_gains_end_the_waiting_and_a_resume_changes_nothing() -> None
     rising = Progress.start(1)
     assert [rising.record_evaluation(value, False, 0.0) for value in (0.5, 0.5, 0.4, 0.6)] == [True, True, False, True]
     assert rising.bad_evals == 0 and rising.best is not None and rising.best.value == 0.6
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_warm_up_by_share_is_the_one_by_steps(schedule: str) -> None:
+    """Of 60 steps a share of 0.1 are 6 steps; nothing but the way of counting differs."""
+    by_share = OptimConfig(schedule=schedule, warmup_ratio=0.1)
+    rates = [lr_multiplier(by_share, s, (s - 1) / TOTAL, progress_after=s / TOTAL) for s in range(1, TOTAL + 1)]
+    assert rates == pytest.approx(ours(OptimConfig(schedule=schedule, warmup_steps=6), TOTAL), abs=1e-9)
+    assert max(rates) == rates[5] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "inverse_sqrt"])
+def test_a_warm_up_by_share_of_the_other_schedules(schedule: str) -> None:
+    by_share = OptimConfig(schedule=schedule, warmup_ratio=0.1)
+    rates = [lr_multiplier(by_share, s, (s - 1) / TOTAL, progress_after=s / TOTAL) for s in range(1, TOTAL + 1)]
+    assert rates == pytest.approx(ours(OptimConfig(schedule=schedule, warmup_steps=6), TOTAL), abs=1e-9)

@@ -16,15 +16,17 @@ ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false", "US
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-__all__ = ["Recipe", "embed", "evaluate", "predict", "train"]
+__all__ = ["Callback", "Recipe", "embed", "evaluate", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public function when it is used: `rankzero --help` must not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
-    if name == "Recipe":
-        from trainer import recipe_loading as module
+    if name == "Callback":
+        from trainer.engine import callbacks as module
+    elif name == "Recipe":
+        from trainer import recipe_loading as module  # type: ignore[no-redef]
     elif name == "embed":
         from trainer import embedding as module  # type: ignore[no-redef]
     else:

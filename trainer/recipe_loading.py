@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from pydantic import create_model
 
+from trainer import user_code
 from trainer.data.cleaning import cleaner
 from trainer.errors import UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.recipe import read_yaml, recipe_class
+from trainer.recipe import apply_overrides, read_yaml, recipe_class
 from trainer.task.base import Task
-from trainer.task.registry import load_task, roles_of, task_class, task_classes, trust_task
+from trainer.task.registry import load_task, roles_of, task_class, task_classes
 
 SHIPPED = Path(__file__).parent / "recipe" / "shipped"
 _Shipped = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
@@ -58,18 +59,11 @@ def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) 
         resolved = Recipe.parse(recipe.model_dump(mode="json"), overrides) if overrides else recipe
     else:
         path = find_recipe(str(recipe))
-        _trust_task(read_yaml(path), overrides)
-        resolved = Recipe.load(path, overrides)
+        values = apply_overrides(read_yaml(path), overrides)
+        user_code.trust(values)
+        resolved = Recipe.parse(values, where=str(path))
     check_recipe(resolved)
     return resolved
-
-
-def _trust_task(values: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    task = values.get("task")
-    trust_task(task.get("kind") if isinstance(task, Mapping) else None)
-    for override in overrides:
-        if override.startswith("task.kind="):
-            trust_task(override.partition("=")[2])
 
 
 def check_recipe(recipe: BaseRecipe) -> None:
@@ -78,6 +72,8 @@ def check_recipe(recipe: BaseRecipe) -> None:
     roles = roles_of(recipe)
     try:
         cleaner(recipe.data.cleaning)
+        for key, name in user_code.references(recipe.model_dump(mode="json")):
+            user_code.load(name, key)
     except UsageError as error:
         problems.append(str(error))
     for role in recipe.data.columns.keys() - roles.keys():

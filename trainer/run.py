@@ -155,7 +155,7 @@ def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, A
     write_recipe(run, recipe)
     setup.make_tokenizer(run, recipe, data["train"]["rows"])
     data = setup.count_data_tokens(run, recipe, data)
-    setup.write_manifest(run, runtime, data)
+    setup.write_manifest(run, recipe, runtime, data)
     return data
 
 

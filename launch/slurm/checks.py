@@ -137,7 +137,8 @@ def _disk(job: Job, expected: int | None) -> Check:
     free = space.f_bavail * space.f_frsize
     if expected is None:
         one = max((sum(f.stat().st_size for f in c.iterdir()) for c in job.run.glob("checkpoints/step-*")), default=0)
-        expected = one * (job.recipe.loop.keep + 2)
+        keep = job.recipe.loop.keep
+        expected = one * (2 + (keep if keep != "all" else len(list(job.run.glob("checkpoints/step-*")))))
     findings.fact(f"{size(free)} free at {folder}" + (f", checkpoints take {size(expected)}" if expected else ""))
     if not os.access(folder, os.W_OK):
         findings.fail("not writable", "choose another --run")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainer import user_code
 from trainer.data.paths import MISSING, flat, value_at
 from trainer.data.roles import BadValue, Cleaner, Roles
 from trainer.errors import UsageError
@@ -131,14 +132,20 @@ CLEANERS: dict[str, Cleaner] = {
 def cleaner(names: Sequence[str]) -> Cleaner:
     """Return a function that applies the steps of these names in their order.
 
+    Args:
+        names: of steps here, or `package.module:function` of a function `str -> str`.
+
     Raises:
         UsageError: steps are unknown. The message lists all of them, each with the nearest known one.
     """
-    unknown = [name for name in names if name not in CLEANERS]
+    unknown = [name for name in names if name not in CLEANERS and not user_code.is_reference(name)]
     if unknown:
         near = {name: difflib.get_close_matches(name, CLEANERS, n=1, cutoff=0.5) for name in unknown}
         hints = [f"{name!r}" + (f" (did you mean {near[name][0]!r}?)" if near[name] else "") for name in unknown]
         raise UsageError(f"data.cleaning: unknown step {', '.join(hints)}; known: {', '.join(CLEANERS)}")
+    for name in names:
+        if name not in CLEANERS:
+            CLEANERS[name] = user_code.load(name, "data.cleaning")
     steps = [CLEANERS[name] for name in names]
 
     def clean(text: str) -> str:

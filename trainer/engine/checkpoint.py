@@ -23,7 +23,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -248,9 +248,10 @@ def read_state(folder: Path, step: int) -> dict[str, Any]:
     return state
 
 
-def clean(folder: Path, keep: int, protected: Iterable[int]) -> None:
-    """Delete all but the newest `keep` complete checkpoints and the protected ones, and files of killed saves.
+def clean(folder: Path, keep: int | Literal["all"], protected: Iterable[int]) -> None:
+    """Delete old checkpoints, and files of killed saves.
 
+    The newest `keep` complete checkpoints and the protected ones stay.
     Damaged ones (by presence and size of their files) are renamed and never deleted.
     """
     check_held(folder)
@@ -260,7 +261,8 @@ def clean(folder: Path, keep: int, protected: Iterable[int]) -> None:
             _set_aside(folder, step, wrong)
         else:
             complete.append(step)
-    for step in set(complete[:-keep]) - set(protected):
+    surplus = [] if keep == "all" else complete[:-keep]
+    for step in set(surplus) - set(protected):
         deleted = folder / f".deleting-{step:08d}"
         with contextlib.suppress(OSError):  # a kill in between leaves a name that does not count as a checkpoint
             path_of(folder, step).rename(deleted)

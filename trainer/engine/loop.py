@@ -15,6 +15,7 @@ from torch import nn
 from trainer.data.lanes import Bookmark, LaneServer
 from trainer.data.loader import Loaded, load_epoch
 from trainer.engine import checkpoint, lane_memory
+from trainer.engine.callbacks import Callbacks
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate, selection_score
 from trainer.engine.progress import Progress
@@ -22,6 +23,7 @@ from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals, agree
+from trainer.engine.timer import Timer
 from trainer.engine.writer import Files, Writer
 from trainer.errors import NumericsError, Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
@@ -60,6 +62,8 @@ class Loop:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self._targets = 0
         self._writer = Writer()
+        self._callbacks = Callbacks(self.task.recipe, self.run.path, self.runtime.rank, self.runtime.world)
+        self._timers = [Timer(self._loop.eval_every), Timer(self._loop.save_every)]
 
     def train(self) -> None:
         """Train to the end. The last step is always evaluated and saved.
@@ -69,6 +73,8 @@ class Loop:
             NumericsError: NaN or Inf. The last checkpoint is kept.
         """
         try:
+            if self._loop.eval_first and self.progress.step == 0:
+                self._evaluate_first()
             if self.progress.eval_pending:  # the run was stopped during the evaluation of this step
                 self._evaluate_and_save(evaluate_now=True)
             with self.profiler or nullcontext() as profile:
@@ -81,10 +87,12 @@ class Loop:
             if facts := self.progress.stopped_early(self._loop.early_stopping):
                 self.reporter.stopped_early(facts)
             self.runtime.on_main(self._writer.wait)
+            self._callbacks.call("on_end", self.progress.step)
         except Preempted:
             if self._saved < self.progress.step:
                 self._save()
             self.runtime.on_main(self._writer.wait)
+            self._callbacks.call("on_end", self.progress.step)
             raise
         finally:
             self._writer.wait()  # a save that has begun is finished, whatever has happened
@@ -94,7 +102,8 @@ class Loop:
     def _epoch(self, profile: Any) -> None:
         """Train the rest of the current epoch, or to the end of the run if that comes first."""
         for batches in self._batches():
-            totals = agree(self.runtime, self.task, batches)  # waits for all ranks
+            due = self._timers[0].due(), self._timers[1].due()
+            totals = agree(self.runtime, self.task, batches, due)  # waits for all ranks
             if totals.stopping:
                 raise self.runtime.stopped(f"after step {self.progress.step}")
             if totals.lanes == 0:
@@ -102,8 +111,8 @@ class Loop:
             self._step(batches, totals)
             if profile is not None:
                 profile.step()
-            due_eval, due_save = self._due(self._loop.eval_every), self._due(self._loop.save_every)
-            if due_eval or due_save:
+            due_eval = self._due(self._loop.eval_every) or totals.timed_eval > 0
+            if due_eval or self._due(self._loop.save_every) or totals.timed_save:
                 self._evaluate_and_save(evaluate_now=due_eval)
             if self.finished():
                 return
@@ -137,12 +146,13 @@ class Loop:
 
     def _step(self, batches: list[Loaded | None], totals: Totals) -> None:
         progress, number = self.progress, self.progress.step + 1
-        share = self._share()
+        share = progress.share(self._loop, self.total_rows)
+        after = progress.share(self._loop, self.total_rows, totals.rows, 1)
         optim = self.task.recipe.optim
         factor = progress.plateau["current"] if progress.plateau else 1.0
 
         def multiplier(depth: int) -> float:
-            return lr_multiplier(optim, number, share, depth=depth, plateau_factor=factor)
+            return lr_multiplier(optim, number, share, depth=depth, plateau_factor=factor, progress_after=after)
 
         result = self.stepper(batches, number, totals, multiplier)
         if result.finite:
@@ -159,7 +169,10 @@ class Loop:
         self.runtime.heartbeat("the end of a step", number)
         self._append_to_ledger(number, batches)
         lr = (optim.head_lr or optim.lr) * multiplier(0)
-        self.reporter.step(progress, self._share(), totals, lr, result.grad_norm)
+        self.reporter.step(progress, after, totals, lr, result.grad_norm)
+        if self._callbacks:
+            counts = {"rows": totals.rows, "tokens": totals.tokens, "epoch": progress.last_epoch, "progress": after}
+            self._callbacks.call("on_step", number, {"lr": lr, "grad_norm": result.grad_norm, **counts})
         if number % self._loop.log_every == 0:
             self._log()
 
@@ -170,6 +183,7 @@ class Loop:
         self._loss_sum.zero_()
         self._targets = 0
         self.reporter.logged(self.progress, loss)
+        self._callbacks.call("on_log", self.progress.step, {"loss": loss, "epoch": self.progress.last_epoch})
 
     def _skip(self, batches: list[Loaded | None], number: int) -> None:
         """Count a step as skipped for NaN or Inf, or end the run. All ranks: the gradient is the same on all."""
@@ -211,11 +225,25 @@ class Loop:
             progress.eval_pending = True
             self._evaluate()
             progress.eval_pending, progress.evaluated = False, progress.step
-        if progress.step not in progress.scheduled_steps:
+        if evaluate_now and progress.step not in progress.scheduled_steps:
             averaging = self.task.recipe.optim.averaging
             kept = averaging.last if averaging.kind == "last" else 1
             progress.scheduled_steps = [*progress.scheduled_steps, progress.step][-kept:]
         self._save()
+
+    def _evaluate_first(self) -> None:
+        """Evaluate the untrained weights. Their scores are logged, and do not count for the best checkpoint."""
+        if self.task.recipe.data.validation is not None:
+            self.reporter.evaluating()
+            scores = self._scores()
+            self.reporter.evaluated(self.progress, scores, best=False)
+            self._callbacks.call("on_eval", 0, scores)
+
+    def _scores(self) -> dict[str, Any]:
+        """Return the scores of the weights on `validation`. All ranks."""
+        predict = self._loop.early_stopping.metric not in self.task.cheap_metrics
+        with self.state.eval_weights():
+            return evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)[0]
 
     def _evaluate(self) -> None:
         """Evaluate `validation`, and never `test`, to select and to stop. All ranks decide alike."""
@@ -223,9 +251,7 @@ class Loop:
         if self.task.recipe.data.validation is None:
             return
         self.reporter.evaluating()
-        predict = stopping.metric not in self.task.cheap_metrics
-        with self.state.eval_weights():
-            scores, _ = evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)
+        scores = self._scores()
         value = selection_score(self.runtime, scores, stopping.metric)
         lower = self.task.metrics[stopping.metric] == "min"
         tied = progress.best is not None and value == progress.best.value
@@ -234,6 +260,8 @@ class Loop:
         if self.task.recipe.optim.schedule == "plateau":
             self._update_plateau(value, "min" if lower else "max")
         self.reporter.evaluated(progress, scores, better, tied)
+        self._timers[0].restart()
+        self._callbacks.call("on_eval", progress.step, scores)
 
     def _update_plateau(self, value: float, mode: str) -> None:
         settings = self.task.recipe.optim.plateau
@@ -266,17 +294,10 @@ class Loop:
 
         self.runtime.on_main(lambda: self._writer.submit(tensors, write, owned=self.state.sharded))
         self._saved = step
+        self._timers[1].restart()
+        self._callbacks.call("on_save", step, checkpoint.path_of(self.run.checkpoints, step))
 
     # -- the end ---------------------------------------------------------------------------------------------------
-
-    def _share(self) -> float:
-        """Return the share of the planned training that is done: by rows or by steps, whichever ends first."""
-        progress, shares = self.progress, [0.0]
-        if self._loop.max_steps is not None:
-            shares.append(progress.step / self._loop.max_steps)
-        if self._loop.epochs is not None and self.total_rows:
-            shares.append(progress.rows / (self._loop.epochs * self.total_rows))
-        return min(1.0, max(shares))
 
     def finished(self) -> bool:
         return self.progress.finished(self._loop)

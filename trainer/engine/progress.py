@@ -82,6 +82,21 @@ class Progress:
             or (loop.epochs is not None and self.epoch >= loop.epochs)
         )
 
+    def share(self, loop: LoopConfig, total_rows: int | None, rows: int = 0, steps: int = 0) -> float:
+        """Return the share of the planned training that is done: by rows or by steps, whichever ends first.
+
+        Args:
+            loop: the plan.
+            total_rows: training rows of one epoch; None = unknown.
+            rows, steps: further ones that are counted as done.
+        """
+        shares = [0.0]
+        if loop.max_steps is not None:
+            shares.append((self.step + steps) / loop.max_steps)
+        if loop.epochs is not None and total_rows:
+            shares.append((self.rows + rows) / (loop.epochs * total_rows))
+        return min(1.0, max(shares))
+
     def epochs_begun(self) -> int:
         """Return the number of epochs of which at least one step was trained."""
         begun = any(mark != Bookmark(self.epoch) for mark in self.marks.values())

@@ -23,7 +23,8 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.files import read_json
-from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
+from trainer.models.classifiers import checkpoint_activations, depths
+from trainer.models.freezing import freeze_parts
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, Status
@@ -58,12 +59,10 @@ class Session:
         model.to(runtime.device)
         if recipe.loop.activation_checkpointing:
             checkpoint_activations(model)
-        frozen = freeze_trunk(model) if recipe.optim.freeze_trunk else None
+        frozen = freeze_parts(model, recipe.optim)
         if recipe.loop.compile:
             model.compile(dynamic=True)
         self.reporter = Reporter(run, status, runtime.main, recipe.track)
-        if recipe.optim.freeze_embeddings:
-            freeze_embeddings(model)
         bare = Objective(self.task, model, frozen)
         self._unused = freeze_unused(bare)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
@@ -147,7 +146,7 @@ class Session:
             progress = Progress.from_json(state)
             progress.reopen(self.recipe.loop.early_stopping.patience)
         if self.runtime.main:
-            self.run.cut_after(self.run.metrics, progress.step)
+            self.run.cut_after(self.run.metrics, progress.step or -1)  # an evaluation before step 1 is repeated
             self.run.cut_after(self.run.ledger, progress.step)
             if self.status is not None:
                 self.status.update(step=progress.step)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from trainer import user_code
 from trainer.cpu_info import cpuinfo
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Source, fingerprint, open_split
@@ -183,7 +184,7 @@ def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:
     return load_tokenizer(str(run.tokenizer))
 
 
-def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
+def write_manifest(run: RunDir, recipe: Recipe, runtime: Runtime, data: dict[str, Any]) -> None:
     """Versions, command, engine and ranks of this start; earlier starts go under "starts"."""
     start = {
         "versions": _versions(),
@@ -196,6 +197,8 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
     }
+    if own := user_code.facts(recipe.model_dump(mode="json")):
+        start["user_code"] = own
     old = read_json(run.manifest) or {}
     earlier = [{key: old.get(key) for key in start}] if old else []
     rest = {

@@ -41,6 +41,7 @@ class Totals:
         padded: tokens with padding.
         lanes: lanes that still have rows. 0 = the epoch is over.
         stopping: ranks that have received a stop signal.
+        timed_eval, timed_save: above 0 if an evaluation or a checkpoint is due by the clock of rank zero.
     """
 
     targets: int
@@ -49,10 +50,18 @@ class Totals:
     padded: int
     lanes: int
     stopping: int
+    timed_eval: int = 0
+    timed_save: int = 0
 
 
-def agree(runtime: Runtime, task: Task, batches: Sequence[Loaded | None]) -> Totals:
-    """Return the totals of the next step. All ranks: this is the only collective before those of the backward."""
+def agree(
+    runtime: Runtime, task: Task, batches: Sequence[Loaded | None], due: tuple[bool, bool] = (False, False)
+) -> Totals:
+    """Return the totals of the next step. All ranks: this is the only collective before those of the backward.
+
+    Args:
+        due: whether an evaluation and a checkpoint are due by the clock. Only that of rank zero counts.
+    """
     loaded = [b for b in batches if b is not None]
     own = [
         sum(task.targets(b.inputs) for b in loaded),
@@ -61,6 +70,7 @@ def agree(runtime: Runtime, task: Task, batches: Sequence[Loaded | None]) -> Tot
         sum(b.padded for b in loaded),
         sum(len(b.lanes) for b in loaded),
         int(runtime.stop.received is not None),
+        *(int(is_due and runtime.main) for is_due in due),
     ]
     return Totals(*runtime.sum(own))
 

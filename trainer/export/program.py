@@ -19,6 +19,7 @@ from trainer.data import cleaning
 from trainer.errors import UsageError
 from trainer.export.artifact import Artifact
 from trainer.export.task_export import TaskExport
+from trainer.user_code import is_reference
 
 NAME = "run.py"
 
@@ -75,12 +76,13 @@ def source(program: type[Artifact], steps: Sequence[str]) -> str:
     cleaning.cleaner(steps)
     modules = dict.fromkeys(sys.modules[c.__module__] for c in reversed(program.__mro__) if c.__module__ != "builtins")
     parts = [_Part(cleaning), *map(_Part, modules)]
-    table = "".join(f'    "{step}": {step},\n' for step in dict.fromkeys(steps))
+    own = [step for step in steps if is_reference(step)]  # which run.py imports from the user's module
+    table = "".join(f'    "{step}": {step.replace(":", ".")},\n' for step in dict.fromkeys(steps))
     cleaners = f"CLEANERS: dict[str, Any] = {{\n{table}}}" if table else "CLEANERS: dict[str, Any] = {}"
     end = f'load = {program.__name__}.load\n\nif __name__ == "__main__":\n    main(load(Path(__file__).parent))'
     bodies = [parts[0].only(steps), cleaners, *(part.body for part in parts[1:]), end]
     code = "\n\n\n".join(filter(None, bodies))
-    return f'"""{sys.modules[program.__module__].__doc__}"""\n\n{_imports(parts, code)}\n\n{code}\n'
+    return f'"""{sys.modules[program.__module__].__doc__}"""\n\n{_imports(parts, code, own)}\n\n{code}\n'
 
 
 class _Part:
@@ -123,9 +125,10 @@ def _names(node: ast.AST) -> set[str]:
     return {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
 
 
-def _imports(parts: Sequence[_Part], code: str) -> str:
+def _imports(parts: Sequence[_Part], code: str, own: Iterable[str]) -> str:
     """Return the imports that `code` needs: of the standard library, then of others, none of this package."""
-    used, plain, named = _names(ast.parse(code)), set(), dict[str, set[str]]()
+    used, named = _names(ast.parse(code)), dict[str, set[str]]()
+    plain = {f"import {name.partition(':')[0]}" for name in own}
     for node in (node for part in parts for node in part.imports):
         for alias in node.names:
             if (alias.asname or alias.name) not in used:

@@ -187,7 +187,7 @@ def depths(model: nn.Module) -> dict[str, int] | None:
         return None
     stacks = _stacks(model.get_submodule(prefix[:-1]))
     where = max(stacks, key=lambda name: stacks[name], default=None)
-    count, embeddings, found = stacks.get(where or "", 0), _embeddings(model, prefix), {}
+    count, embeddings, found = stacks.get(where or "", 0), embedding_names(model, prefix), {}
     for name, _ in model.named_parameters():
         inner = name.removeprefix(prefix)
         if not name.startswith(prefix):
@@ -208,7 +208,7 @@ def _stacks(trunk: nn.Module) -> dict[str, int]:
     return found
 
 
-def _embeddings(model: nn.Module, prefix: str) -> set[str]:
+def embedding_names(model: nn.Module, prefix: str) -> set[str]:
     """Return the names of the parameters of embeddings: wte and wpe in GPT-2, shared in BART, norms embed…"""
     trunk: Any = model.get_submodule(prefix[:-1])
     lists = tuple(_stacks(trunk))
@@ -220,36 +220,6 @@ def _embeddings(model: nn.Module, prefix: str) -> set[str]:
         return "embed" in name and not name.startswith(lists)
 
     return {name for name, p in inner.items() if id(p) in own or called_so(name.removeprefix(prefix))}
-
-
-def freeze_trunk(model: nn.Module) -> nn.Module:
-    """Freeze the trunk for the whole run, and return it.
-
-    Raises:
-        UsageError: the model is not divided into trunk and head.
-    """
-    prefix = trunk_prefix(model)
-    if prefix is None:
-        raise UsageError(f"optim.freeze_trunk: {type(model).__name__} is not divided into trunk and head")
-    return model.get_submodule(prefix[:-1]).requires_grad_(False)
-
-
-def freeze_embeddings(model: nn.Module) -> None:
-    """Freeze the embeddings of the trunk for the whole run.
-
-    A step then saves the work on a gradient of vocabulary x width numbers, most of which are 0.
-
-    Raises:
-        UsageError: the model is not divided into trunk and head, or has no embeddings.
-    """
-    prefix = trunk_prefix(model)
-    if prefix is None:
-        raise UsageError(f"optim.freeze_embeddings: {type(model).__name__} is not divided into trunk and head")
-    names = _embeddings(model, prefix)
-    if not names:
-        raise UsageError(f"optim.freeze_embeddings: {type(model).__name__} has no embeddings; set it to false")
-    for name in names:
-        model.get_parameter(name).requires_grad_(False)
 
 
 def trunk_file(run: Path) -> Path:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
-from trainer.recipe.sections import OptimConfig
+from trainer.optim.choices import make_optimizer
+from trainer.recipe.sections import OptimConfig, ParamGroup
 
 # Keys that only some choices use: key -> (the key of the choice, the choices that use it).
 USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
-    "betas": ("name", ("adamw",)),
-    "eps": ("name", ("adamw",)),
+    "betas": ("name", ("adamw", "muon")),
+    "eps": ("name", ("adamw", "muon")),
     "momentum": ("name", ("sgd",)),
     "nesterov": ("name", ("sgd",)),
     "warmup_steps": ("schedule", ("constant", "linear", "cosine", "inverse_sqrt", "noam", "plateau")),
+    "warmup_ratio": ("schedule", ("constant", "linear", "cosine", "inverse_sqrt", "noam", "plateau")),
     "cut_fraction": ("schedule", ("slanted_triangular",)),
     "ratio": ("schedule", ("slanted_triangular",)),
     "plateau": ("schedule", ("plateau",)),
@@ -34,7 +36,6 @@ USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "averaging.decay": ("averaging.kind", ("ema",)),
 }
 
-FUSED_DEVICES = ("cpu", "cuda")
 # Modules whose matrices decay, and names that never do: biases of any shape, gains, decay rates of Mamba.
 MIXING = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 NOT_A_MATRIX = re.compile(r"bias|norm|gamma|beta|A_log$")
@@ -45,56 +46,97 @@ SMALLEST = 2.0**-10  # size of a tensor that starts at 0, as in nanoT5
 def build_optimizer(
     model: nn.Module, optim: OptimConfig, depths: Mapping[str, int] | None = None
 ) -> torch.optim.Optimizer:
-    """Build AdamW (Loshchilov & Hutter 2019) or SGD over the trainable parameters, each once.
+    """Build the optimizer over the trainable parameters, each once.
 
     The groups are "decay" and "no_decay" (an empty one is left out), parameters in the order of `named_parameters`;
     each has "name", "base_lr" and "depth". With layer-wise rates there are two groups for each of the `depths` (name of
     a parameter -> 0 head, 1 top layer of the trunk, …; None = the model has no such parts). With `relative_rates` there
-    is one group for each size of tensors, too. Frozen parameters are in no group. AdamW is fused if the device has the
-    kernel. SGD never is, because its fused kernel does not support DTensor (torch 2.13), which FSDP2 needs.
+    is one group for each size of tensors, too, and there are more for `optim.groups`. Frozen parameters are in none.
 
     Raises:
-        UsageError: no trainable parameter, nesterov without momentum, or layer-wise rates for a model without layers.
+        UsageError: no trainable parameter, layer-wise rates for a model without layers, a pattern that matches no
+            parameter, or as `make_optimizer`.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}  # tied ones come once
     if not trainable:
         raise UsageError("the model has no trainable parameter: everything is frozen; unfreeze a part")
-    groups = _groups(model, trainable, optim, depths)
-    if optim.name == "adamw":
-        fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in trainable.values())
-        # None, not False: False would also rule out torch's own choice of the foreach loop
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused or None)
-    if optim.nesterov and optim.momentum == 0:
-        raise UsageError("optim.nesterov=true needs a momentum: set optim.momentum above 0, such as 0.9")
-    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
-
-
-def _groups(
-    model: nn.Module, trainable: Mapping[str, nn.Parameter], optim: OptimConfig, depths: Mapping[str, int] | None
-) -> list[dict[str, Any]]:
     by_layer = [key for key in ("layer_decay", "unfreeze", "head_lr") if _changed(optim, [key])]
     if by_layer and depths is None:
         raise UsageError(
             f"optim.{by_layer[0]}: {type(model).__name__} is not divided into trunk and head; leave it out"
         )
-    plain = _without_decay(model)
-    found: dict[tuple[int, bool, float], list[nn.Parameter]] = {}
+    plain, own = _without_decay(model), matching_groups(model, optim)
+    found: dict[_Group, list[nn.Parameter]] = {}
     for name, p in trainable.items():
-        depth = depths[name] if by_layer and depths is not None else 0
-        size = size_of(p) if optim.relative_rates else 1.0
-        found.setdefault((depth, id(p) in plain, size), []).append(p)
-    return [
-        {
-            "params": parameters,
-            "name": ("no_decay" if without else "decay")
-            + (f".{depth}" if by_layer else "")
-            + (f" x {size:.4g}" if optim.relative_rates else ""),
-            "depth": depth,
-            "base_lr": size * (optim.head_lr if optim.head_lr and depth == 0 else optim.lr),
-            "weight_decay": 0.0 if without else optim.weight_decay,
+        group = _Group(
+            depth=depths[name] if by_layer and depths is not None else 0,
+            no_decay=id(p) in plain,
+            size=size_of(p) if optim.relative_rates else 1.0,
+            own=own.get(name, -1),
+            other=optim.name == "muon" and not _is_hidden_matrix(name, p, plain, depths),
+        )
+        found.setdefault(group, []).append(p)
+    groups = [group.settings(optim, bool(by_layer)) | {"params": found[group]} for group in sorted(found)]
+    return make_optimizer(optim, groups, list(trainable.values()))
+
+
+class _Group(NamedTuple):
+    """What the parameters of a group have in common.
+
+    Attributes:
+        depth: of their layer.
+        no_decay: no weight decay.
+        size: of `relative_rates`.
+        own: their number in `optim.groups`; -1 = in none.
+        other: AdamW trains them, where `optim.name` is muon.
+    """
+
+    depth: int
+    no_decay: bool
+    size: float
+    own: int
+    other: bool
+
+    def settings(self, optim: OptimConfig, by_layer: bool) -> dict[str, Any]:
+        """Return name, rate and weight decay for the optimizer."""
+        own = optim.groups[self.own] if self.own >= 0 else ParamGroup(match="-")
+        name = ("no_decay" if self.no_decay else "decay") + (f".{self.depth}" if by_layer else "")
+        name += f" x {self.size:.4g}" if optim.relative_rates else ""
+        name += f" {own.match}" if self.own >= 0 else ""
+        rate = own.lr or (optim.head_lr if optim.head_lr and self.depth == 0 else optim.lr)
+        decay = 0.0 if self.no_decay else optim.weight_decay
+        muon = {"matrices": not self.other} if optim.name == "muon" else {}
+        return {
+            "name": name + (" adamw" if self.other else ""),
+            "depth": self.depth,
+            "base_lr": self.size * rate,
+            "weight_decay": decay if own.weight_decay is None else own.weight_decay,
+            **muon,
         }
-        for (depth, without, size), parameters in sorted(found.items(), key=lambda item: item[0])
-    ]
+
+
+def matching_groups(model: nn.Module, optim: OptimConfig) -> dict[str, int]:
+    """Return the number of the first of `optim.groups` that matches, for each parameter that one matches.
+
+    Raises:
+        UsageError: a pattern matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found: dict[str, int] = {}
+    for number, group in enumerate(optim.groups):
+        matched = [name for name in names if re.search(group.match, name)]
+        if not matched:
+            raise UsageError(
+                f"optim.groups[{number}].match={group.match!r} matches no parameter of {type(model).__name__}, which "
+                f"has {', '.join(names[:3])}, … {names[-1]}"
+            )
+        found = dict.fromkeys(matched, number) | found
+    return found
+
+
+def _is_hidden_matrix(name: str, p: Tensor, plain: set[int], depths: Mapping[str, int] | None) -> bool:
+    """Return whether a parameter is a matrix of a hidden layer: no embedding, no norm, and not in the head."""
+    return id(p) not in plain and p.ndim == 2 and (depths is None or depths[name] > 0)
 
 
 @torch.no_grad()

@@ -16,7 +16,13 @@ INVERSE_SQRT_TIMESCALE = 10_000  # steps; used without warm-up, as in transforme
 
 
 def lr_multiplier(
-    optim: OptimConfig, step: int, progress: float, *, depth: int = 0, plateau_factor: float = 1.0
+    optim: OptimConfig,
+    step: int,
+    progress: float,
+    *,
+    depth: int = 0,
+    plateau_factor: float = 1.0,
+    progress_after: float | None = None,
 ) -> float:
     """Return the factor on the base rate of a group for the next step: schedule, layer-wise decay and unfreezing.
 
@@ -43,15 +49,33 @@ def lr_multiplier(
             (step - 1) / max_steps; the larger one if both end the run.
         depth: of the group (`build_optimizer`): 0 the head, 1 the top layer of the trunk, and so on down.
         plateau_factor: product of the reductions so far.
+        progress_after: the share done with this step; needed with `warmup_ratio` only.
     """
     assert step >= 1, step
     assert 0.0 <= progress <= 1.0, progress
     if progress + 1e-9 < optim.unfreeze * depth:  # three fifths are a little more than 3 times a fifth
         return 0.0
-    return optim.layer_decay**depth * _scheduled(optim, step, progress, plateau_factor)
+    scheduled = _with_ratio if optim.warmup_ratio else _scheduled
+    return optim.layer_decay**depth * scheduled(optim, step, progress, plateau_factor, progress_after or progress)
 
 
-def _scheduled(optim: OptimConfig, step: int, progress: float, plateau_factor: float) -> float:
+def _with_ratio(optim: OptimConfig, step: int, progress: float, plateau_factor: float, after: float) -> float:
+    """Return the rate where the warm-up is a share of the training: the same curves, over shares instead of steps.
+
+    The rate rises to the peak in the step with which that share is done.
+    """
+    ratio = optim.warmup_ratio
+    if after <= ratio:
+        return after / ratio * (plateau_factor if optim.schedule == "plateau" else 1.0)
+    left = max(0.0, progress - ratio) / (1.0 - ratio)
+    if optim.schedule in ("inverse_sqrt", "noam"):
+        return math.sqrt(ratio / max(ratio, after))
+    if optim.schedule in ("linear", "cosine"):
+        return 1.0 - left if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * left))
+    return plateau_factor if optim.schedule == "plateau" else 1.0
+
+
+def _scheduled(optim: OptimConfig, step: int, progress: float, plateau_factor: float, after: float) -> float:
     warmup = optim.warmup_steps
     if optim.schedule == "slanted_triangular":
         return _slanted_triangular(progress, optim.cut_fraction, optim.ratio)

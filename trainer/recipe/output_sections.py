@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.sections import Positive, Section
+from trainer.recipe.sections import PATTERN, Positive, Section
 
 
 class GenerationConfig(Section):
@@ -54,6 +54,10 @@ class EvaluationConfig(Section):
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     memory: Annotated[int, Field(ge=0)] | None = Field(
         None, description="positions before a segment that a Transformer-XL attends to; null = model.memory"
+    )
+    metrics: list[Annotated[str, Field(pattern=PATTERN)]] = Field(
+        default_factory=list,
+        description="functions package.module:function that score the predictions of a split (docs: custom-metric)",
     )
     bootstrap: Positive = Field(1000, description="bootstrap resamples for the *_ci95 intervals")
 

@@ -92,8 +92,7 @@ class Recipe(Section):
         """Checks `values` (as read from YAML or JSON) with `overrides` applied; see `load`."""
         if not isinstance(values, dict):
             raise UsageError(f"{where}: a recipe is a mapping of sections, not {type(values).__name__}")
-        for override in overrides:
-            _apply(values, override)
+        apply_overrides(values, overrides)
         try:
             return cls._narrowed(values).model_validate(values)
         except ValidationError as error:
@@ -141,6 +140,7 @@ FREE_TO_CHANGE = (
     "export",
     "loop.keep",
     "loop.save_every",
+    "loop.callbacks",
     "loop.log_every",
     "data.root",
     "data.workers",
@@ -241,6 +241,17 @@ def _yaml(text: str, where: str) -> Any:
         if count > MOST_VALUES:
             raise UsageError(f"{where}: it has more than {MOST_VALUES:,} values: it is no recipe")
         left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set each `key=value` in the values of a recipe, and return them.
+
+    Raises:
+        UsageError: an override has no key or no value.
+    """
+    for override in overrides:
+        _apply(values, override)
     return values
 
 

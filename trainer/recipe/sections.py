@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -9,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Patterns = str | list[str] | dict[str, str]
+PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:Name
+KNOWN_OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "muon")
 
 
 class Section(BaseModel):
@@ -44,7 +47,7 @@ class DataConfig(Section):
     cleaning: list[str] = Field(
         default_factory=lambda: ["normalize_unicode", "fold_whitespace"],
         description="ordered list of unescape_html, strip_tags, replace_urls, replace_emails, normalize_unicode, "
-        "normalize_compatibility, fold_whitespace and lowercase",
+        "normalize_compatibility, fold_whitespace, lowercase and functions of your own, package.module:function",
     )
     lanes: Positive = Field(8, description="number of lanes; a step is one micro-batch of each lane")
     block_rows: Positive = Field(
@@ -173,10 +176,40 @@ class AdversarialConfig(Section):
     )
 
 
+class ParamGroup(Section):
+    """Settings of the parameters whose names match a pattern. The first group that matches decides."""
+
+    match: str = Field(
+        min_length=1, description="regular expression, searched in names of parameters: embeddings, 'layer\\.[01]\\.'"
+    )
+    lr: Annotated[float, Field(gt=0)] | None = Field(None, description="learning rate at its peak; null = optim.lr")
+    weight_decay: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="weight decay, of biases and norms too; null = as usual"
+    )
+    frozen: bool = Field(False, description="do not train these parameters")
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"it is no regular expression: {error}") from None
+        return pattern
+
+
 class OptimConfig(Section):
     """Optimizer, learning rate, regularization and freezing."""
 
-    name: Literal["adamw", "sgd"] = Field("adamw", description="optimizer")
+    name: str = Field(
+        "adamw",
+        description="adamw, sgd, adafactor, lion, muon (with AdamW for all but matrices), torch.optim.NAME, or "
+        "package.module:Class",
+        pattern=rf"^({'|'.join(KNOWN_OPTIMIZERS)}|torch\.optim\.\w+|[\w.]+:\w+)$",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of the optimizer, for all but adamw and sgd"
+    )
     lr: Annotated[float, Field(gt=0)] = Field(5e-4, description="learning rate at its peak")
     relative_rates: bool = Field(
         False, description="scale the rate of each tensor by the RMS of its initial values, as Adafactor does: for T5"
@@ -185,6 +218,9 @@ class OptimConfig(Section):
         "linear", description="how the rate changes after the warm-up"
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps in which the rate rises linearly")
+    warmup_ratio: Fraction = Field(
+        0.0, description="share of the training in which the rate rises linearly, in place of warmup_steps"
+    )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="of AdamW")
     momentum: Fraction = Field(0.0, description="of SGD")
@@ -212,9 +248,23 @@ class OptimConfig(Section):
     freeze_embeddings: bool = Field(
         False, description="do not train the embeddings of the trunk, which is faster on small batches"
     )
+    freeze_layers: Annotated[int, Field(ge=0)] = Field(
+        0, description="lowest layers of the trunk that are not trained, and the embeddings with them; 0 = none"
+    )
+    groups: list[ParamGroup] = Field(
+        default_factory=list, description="other rates or weight decay for parameters whose names match a pattern"
+    )
     adversarial: AdversarialConfig = Field(default_factory=AdversarialConfig)
     plateau: PlateauConfig = Field(default_factory=PlateauConfig)
     averaging: AveragingConfig = Field(default_factory=AveragingConfig)
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> OptimConfig:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_steps and warmup_ratio are both set: leave one of them out")
+        if self.options and self.name in ("adamw", "sgd"):
+            raise ValueError(f"options is not for {self.name}, whose arguments are keys of optim; leave it out")
+        return self
 
 
 class EarlyStopping(Section):
@@ -227,6 +277,18 @@ class EarlyStopping(Section):
     min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest change that counts as an improvement")
 
 
+Duration = Annotated[str, Field(pattern=r"^[1-9]\d*(s|min|h)$")]
+SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def seconds_of(every: int | str) -> int | None:
+    """Return the seconds of a time such as "15min". None for a number of steps, and for "epoch"."""
+    if isinstance(every, int) or every == "epoch":
+        return None
+    number = every.rstrip("sminh")
+    return int(number) * SECONDS[every[len(number) :]]
+
+
 class LoopConfig(Section):
     """When to log, evaluate, save and stop. All counts are optimizer steps."""
 
@@ -234,12 +296,18 @@ class LoopConfig(Section):
     max_steps: Positive | None = Field(
         None, description="optimizer steps; null: no limit. The limit that comes first counts"
     )
-    eval_every: Positive | Literal["epoch"] = Field(
-        "epoch", description="steps between evaluations on validation, or epoch"
+    eval_every: Positive | Literal["epoch"] | Duration = Field(
+        "epoch", description="steps between evaluations on validation, epoch, or a time such as 15min"
     )
-    save_every: Positive | Literal["epoch"] = Field(500, description="steps between checkpoints, or epoch")
+    eval_first: bool = Field(False, description="evaluate before the first step, for the log only")
+    save_every: Positive | Literal["epoch"] | Duration = Field(
+        500, description="steps between checkpoints, epoch, or a time such as 15min"
+    )
     log_every: Positive = Field(50, description="steps between log lines")
-    keep: Annotated[int, Field(ge=2)] = Field(2, description="newest checkpoints to keep")
+    keep: Annotated[int, Field(ge=2)] | Literal["all"] = Field(2, description="newest checkpoints to keep, or all")
+    callbacks: list[Annotated[str, Field(pattern=PATTERN)]] = Field(
+        default_factory=list, description="classes package.module:Class that watch the training (trainer.Callback)"
+    )
     early_stopping: EarlyStopping = Field(default_factory=EarlyStopping)
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="on NaN or Inf: end with exit code 5, or skip the step"

@@ -15,7 +15,8 @@ _PLACES = {
     "evaluation.tokens_per_batch": ("eval_batch_size", "per_device_eval_batch_size", "val_batch_size"),
     "optim.lr": ("learning_rate", "lr", "learning_rate_init", "max_lr", "peak_lr"),
     "optim.schedule": ("lr_scheduler", "lr_scheduler_type", "scheduler", "scheduling", "lr_schedule"),
-    "optim.warmup_steps": ("warmup", "warmup_ratio", "num_warmup_steps", "lr_warmup", "learning_rate_warmup"),
+    "optim.warmup_steps": ("num_warmup_steps",),
+    "optim.warmup_steps or optim.warmup_ratio": ("warmup", "lr_warmup", "learning_rate_warmup"),
     "optim.weight_decay": ("wd", "decay", "weight_decay_rate", "l2"),
     "nothing to set: biases and norms have no weight decay": ("no_decay", "no_weight_decay", "decay_parameters"),
     "optim.clip_norm": (
@@ -27,6 +28,8 @@ _PLACES = {
     "optim.name": ("optimizer", "optim_name", "optimizer_name"),
     "optim.label_smoothing": ("label_smoothing_factor", "smoothing"),
     "optim.layer_decay": ("layerwise_lr_decay", "llrd", "layer_lr_decay"),
+    "optim.groups": ("param_groups", "parameter_groups", "no_decay_parameters"),
+    "optim.freeze_layers": ("frozen_layers", "num_frozen_layers"),
     "optim.freeze_trunk": ("freeze", "freeze_encoder", "freeze_base_model", "freeze_backbone"),
     "optim.averaging": ("ema", "swa", "ema_decay", "averaging"),
     "loop.epochs": ("num_epochs", "num_train_epochs", "max_epochs", "n_epochs"),

@@ -137,7 +137,7 @@ def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskRe
     report: TaskReport = task.reporter()(
         run=run,
         split=split,
-        metrics=task.metric_specs,
+        metrics=(*task.metric_specs, *_user_metrics(recipe)),
         recipe=recipe,
         manifest=shareable(read_json(run.manifest) or {}),
         status=read_json(run.status) or {},
@@ -148,6 +148,12 @@ def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskRe
         for record in read_records(run, split):
             report.records.append(report.read_record(record))
     return report
+
+
+def _user_metrics(recipe: Mapping[str, Any]) -> list[Metric]:
+    """Return the metrics of `evaluation.metrics` by their names. Their code is not needed for a report."""
+    keys = [str(name).partition(":")[2] for name in recipe.get("evaluation", {}).get("metrics", [])]
+    return [Metric(key, None, key.replace("_", " ").capitalize()) for key in keys]
 
 
 def write_errors(folder: Path, rows: Sequence[dict[str, Any]], summary: Mapping[str, Any]) -> list[Path]:

@@ -19,8 +19,9 @@ from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
 from trainer.hub_paths import FORMS
-from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk, label_maps
+from trainer.models.classifiers import checkpoint_activations, depths, label_maps
 from trainer.models.configs import PretrainedConfig
+from trainer.models.freezing import freeze_parts
 from trainer.models.pretrained import configuration
 from trainer.models.vocabulary import grown_rows
 from trainer.optim.optimizers import build_optimizer
@@ -107,9 +108,7 @@ def fake_model(task: Task, *, on_cpu: bool, half: bool = False, checkpointing: b
         if isinstance(recipe.model, PretrainedConfig):  # without weights in the folder, as if it were trained
             (folder / "config.json").write_text(json.dumps(_pretrained_config(task)), encoding="utf-8")
         model = task.build_model(folder)
-    frozen = freeze_trunk(model) if settings.freeze_trunk else None
-    if settings.freeze_embeddings:
-        freeze_embeddings(model)
+    frozen = freeze_parts(model, settings)
     objective = Objective(task, model, frozen)
     try:
         with ShapesOnly():

@@ -131,6 +131,8 @@ def checkpoint_of(recipe: Recipe, layout: ParamLayout, training: Training, lane_
     intervals = {n if isinstance(n, int) else training.steps_per_epoch for n in (loop.save_every, loop.eval_every)}
     saves = sum(math.ceil(training.steps / n) for n in intervals)  # the last step is always saved
     protected = averaging.last if averaging.kind == "last" else 1
-    kept = min(saves, max(loop.keep, protected) + int(recipe.data.validation is not None))
+    kept = (
+        saves if loop.keep == "all" else min(saves, max(loop.keep, protected) + int(recipe.data.validation is not None))
+    )
     free = psutil.virtual_memory().available
     return Checkpoint(size, kept, size * (kept + 1), saves, free, background=free > ROOM * size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from trainer.data_parallel import DataParallel
 from trainer.engine import rendezvous
 from trainer.engine_specs import EngineSpec
+from trainer.errors import UsageError
+from trainer.optim.choices import is_elementwise
 from trainer.optim.clipping import clip, idle_parameters, square_sum
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW and of SGD
+STEP = "step"  # the count of steps in the state of an optimizer, equal for all parameters
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,13 @@ class Engine:
         """Take over the training of `model`, whose loss `objective` computes.
 
         Raises:
-            UsageError: this engine cannot train this model.
+            UsageError: this engine cannot train this model, or cannot shard the state of this optimizer.
         """
+        if self.spec.sharded and not is_elementwise(optimizer):
+            raise UsageError(
+                f"engine {self.spec.name} shards the state of the optimizer, and {type(optimizer).__name__} updates a "
+                "weight from others of the same tensor: use a config with ddp, or another optim.name"
+            )
         self.model = model
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
 
@@ -164,7 +171,7 @@ class Engine:
     def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step. All ranks."""
         state = self.optimizer.state.get(p, {})
-        return {name: state[name] for name in MOMENTS if isinstance(state.get(name), Tensor)}
+        return {name: value for name, value in state.items() if name != STEP and isinstance(value, Tensor)}
 
     def optimizer_step(self) -> float | None:
         """Return the optimizer's own count of steps. None if it keeps no count."""
@@ -185,10 +192,14 @@ class Engine:
         self._load_moments(moments, step)
 
     def _load_moments(self, moments: Mapping[str, Tensor], step: float | None) -> None:
+        names = moment_names(moments)
         for name, p in self.parameters():
-            if own := moments_of(moments, name):
-                count = {} if step is None else {"step": self._step_tensor(p, step)}
-                self.optimizer.state[p] = {**count, **{m: self._shard_like(p, t) for m, t in own.items()}}
+            if name in names:
+                count = {} if step is None else {STEP: self._step_tensor(p, step)}
+                own = {m: moments[f"{name}.{m}"] for m in names[name]}
+                # numbers stay on the CPU, where torch's optimizers keep them
+                own = {m: t if t.ndim == 0 else self._shard_like(p, t) for m, t in own.items()}
+                self.optimizer.state[p] = {**count, **own}
 
     def _step_tensor(self, p: Tensor, step: float) -> Tensor:
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
@@ -208,13 +219,17 @@ class Engine:
         scaler.load_state_dict(state)
 
 
-def moments_of(moments: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the moments of one parameter."""
-    return {m: moments[f"{name}.{m}"] for m in MOMENTS if f"{name}.{m}" in moments}
+def moment_names(moments: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of the moments of each parameter, from keys such as "NAME.exp_avg"."""
+    found: dict[str, list[str]] = {}
+    for key in moments:
+        name, _, moment = key.rpartition(".")
+        found.setdefault(name, []).append(moment)
+    return found
 
 
 def common_step(states: Any) -> float | None:
     """Return the one count of steps in the states of an optimizer."""
-    counts = {float(state["step"]) for state in states if "step" in state}
+    counts = {float(state[STEP]) for state in states if STEP in state}
     assert len(counts) <= 1, "all parameters are stepped together"
     return counts.pop() if counts else None

@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import deepspeed
@@ -24,7 +25,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from trainer.engine.engines.base import MOMENTS, Engine, Update, common_step, moments_of
+from trainer.engine.engines.base import STEP, Engine, Update, common_step, moment_names
 from trainer.engine.engines.zero_config import deepspeed_config, read_config_file
 from trainer.errors import UsageError
 from trainer.optim.clipping import idle_groups
@@ -102,7 +103,7 @@ class ZeroEngine(Engine):
         if not p.requires_grad:
             return {}
         states = [self._states[flat] for flat in self._flat_weights() if flat in self._states]
-        names = [name for name in MOMENTS if states and isinstance(states[0].get(name), Tensor)]
+        names = [name for name, t in states[0].items() if name != STEP and isinstance(t, Tensor)] if states else []
         return {name: deepspeed.utils.safe_get_full_optimizer_state(p, name) for name in names}
 
     def optimizer_step(self) -> float | None:
@@ -115,14 +116,15 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
-        names = {name.rpartition(".")[2] for name in moments}
+        names = moment_names(moments)
         for flat in self._flat_weights() if names else []:  # as torch makes them in its first step
-            count = {} if step is None else {"step": torch.tensor(step, dtype=torch.float32)}
-            self._states[flat] = {**count, **{m: torch.zeros_like(flat) for m in names}}
+            count = {} if step is None else {STEP: torch.tensor(step, dtype=torch.float32)}
+            self._states[flat] = {**count, **{m: torch.zeros_like(flat) for m in sorted({*chain(*names.values())})}}
         self._linked = False
         for name, p in self.parameters():
             if p.requires_grad:
-                self._load_trained(p, weights[name], moments_of(moments, name))
+                own = {m: moments[f"{name}.{m}"] for m in names.get(name, [])}
+                self._load_trained(p, weights[name], own)
             else:
                 self._load_frozen(p, weights[name])
         if self._stage < 3:
