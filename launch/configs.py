@@ -175,22 +175,18 @@ def _fit_gpus(plan: LaunchPlan, ranks: int | None) -> int:
 
 def _engine(values: dict[str, Any], path: Path) -> Engine:
     kind = values.get("distributed_type")
-    if kind not in ("NO", "MULTI_GPU", "DEEPSPEED", "FSDP"):
+    specs = [spec for spec in ENGINES.values() if spec.distributed_type == kind]
+    if not specs:
         allowed = "'NO' (quoted), MULTI_GPU (also for DDP on CPU, with use_cpu: true), DEEPSPEED or FSDP"
         _refuse(path, "distributed_type", kind, allowed)
-    if kind == "NO":
-        return "single"
-    if kind == "MULTI_GPU":
-        return "ddp"
-    if kind == "DEEPSPEED":
-        stage = (values.get("deepspeed_config") or {}).get("zero_stage")
-        if stage not in (1, 2, 3):
-            _refuse(path, "deepspeed_config.zero_stage", stage, "1, 2 or 3")
-        return cast(Engine, f"zero{stage}")
+    stage = (values.get("deepspeed_config") or {}).get("zero_stage")
     version = (values.get("fsdp_config") or {}).get("fsdp_version")
-    if version != 2:
+    if kind == "FSDP" and version != 2:
         _refuse(path, "fsdp_config.fsdp_version", version, "2")
-    return "fsdp2"
+    fitting = [spec.name for spec in specs if spec.zero_stage in (None, stage)]
+    if not fitting:
+        _refuse(path, "deepspeed_config.zero_stage", stage, "1, 2 or 3")
+    return fitting[0]
 
 
 def _ranks(values: dict[str, Any], path: Path, engine: Engine) -> int | None:

@@ -69,26 +69,21 @@ def _join(config: str | None, nproc: int | None) -> None:
     """
     check_environment()
     world = int(os.environ["WORLD_SIZE"])
-    plan = describe(config) if config else None
+    plan, running = describe(config) if config else None, requested_engine(world)
+    if plan and world == 1:
+        plan = replace(plan, engine=plan.spec.on_one_rank.name)
     ranks = nproc or (plan.ranks if plan else None)
-    options = {"--config": config, "--nproc": nproc}
-    asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-    remedy = f"To start the ranks of {asked} here: {UNSET}. To run as one rank of {world}: omit {asked}"
-    if ranks not in (None, world):
+    if ranks not in (None, world) or (plan and plan.engine != running):
+        options = {"--config": config, "--nproc": nproc}
+        asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+        wanted = f"engine {plan.engine}" if plan and ranks in (None, world) else f"{ranks} ranks"
         raise UsageError(
-            f"{asked} asks for {ranks} ranks, but the environment says WORLD_SIZE={world} (of another launcher, a "
-            f"platform, or left over). {remedy}"
+            f"{asked} asks for {wanted}, but the environment says WORLD_SIZE={world} with engine {running} (of another "
+            f"launcher, a platform, or left over). To start the ranks of {asked} here: {UNSET}. To run as one rank of "
+            f"{world}: omit {asked}, or use `accelerate launch --config_file FILE -m trainer train`"
         )
-    if plan is None:
-        return
-    running = requested_engine(world)
-    wanted = plan.spec.on_one_rank.name if world == 1 else plan.engine
-    if wanted != running:
-        raise UsageError(
-            f"{asked} asks for engine {plan.engine}, but the launcher that set WORLD_SIZE={world} asks for {running}. "
-            f"{remedy}, or use `accelerate launch --config_file {plan.path} -m trainer train`"
-        )
-    os.environ.update(settings(replace(plan, engine=wanted)))
+    if plan:
+        os.environ.update(settings(plan))
 
 
 def command(plan: LaunchPlan, argv: Sequence[str], module: str = "launch.rank") -> list[str]:

@@ -82,8 +82,8 @@ def test_a_complete_place_is_accepted(environ: pytest.MonkeyPatch) -> None:
         (1, "cpu", None, "--config cpu asks for 2 ranks, .*WORLD_SIZE=1"),
         (8, "debug", None, "--config debug asks for 1 ranks, .*WORLD_SIZE=8"),
         (8, None, 2, "--nproc 2 asks for 2 ranks, .*WORLD_SIZE=8"),
-        (1, "zero2", None, "--config zero2 asks for engine zero2, .*WORLD_SIZE=1 asks for single"),
-        (2, "fsdp2", None, "--config fsdp2 asks for engine fsdp2, .*WORLD_SIZE=2 asks for ddp"),
+        (1, "zero2", None, "--config zero2 asks for engine zero2, .*WORLD_SIZE=1 with engine single"),
+        (2, "fsdp2", None, "--config fsdp2 asks for engine fsdp2, .*WORLD_SIZE=2 with engine ddp"),
     ],
 )
 def test_a_left_over_world_size_never_overrides_the_command_line(

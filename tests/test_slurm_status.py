@@ -129,16 +129,24 @@ def test_each_seed_of_an_array_is_shown_with_its_reason(slurm: Path, tmp_path: P
     assert sorted(calls(tmp_path)) == ["scontrol", "squeue"]
 
 
-def test_squeue_is_called_with_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squeue_is_called_twice_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = 0.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def active(run: Path) -> list[str]:
+        asked.append(now)
+        return ["a job"] if len(asked) < 4 else []
+
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    backoff = follow.Backoff()
-    while now < 3600:
-        if backoff.due():
-            asked.append(now)
-        now += follow.POLL
-    assert asked[:5] == [0, 15, 45, 105, 225]
-    assert len(asked) <= 33  # an hour of waiting; 7,200 before
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(follow, "active", active)
+    log = tmp_path / "train-5.out"
+    log.write_text("one\ntwo\n")
+    assert list(follow._tail(log, tmp_path, True, 1)) == ["two\n", ""]
+    assert asked == [30, 60, 90, 120]
 
 
 def test_following_a_log_that_does_not_exist_yet(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

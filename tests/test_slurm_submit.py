@@ -105,7 +105,8 @@ def test_time_and_grace(tiny_job: Callable[..., Job]) -> None:
         os.utime(folder / name, (at, at))
     check = found(job, "grace")
     assert check.status == "warning"
-    assert "about 90.0 s" in check.found  # 60 s for two thirds of it
+    assert "about 60.0 s" in check.found
+    assert check.fix == "launch.signal_lead=240"
 
 
 def test_hours_are_planned_if_a_speed_is_known(tiny_job: Callable[..., Job]) -> None:

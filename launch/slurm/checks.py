@@ -7,7 +7,6 @@ import os
 import statistics
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 from launch.findings import Check, Findings, existing_folder, size
 from launch.slurm import queue
@@ -104,30 +103,18 @@ def _time(job: Job, hours: float | None) -> Check:
 
 
 def _grace(job: Job) -> Check:
-    """Compare the time between the signal and the end with the time that saves took, by the times of their files."""
+    """Compare the time between the signal and the end with the time between the first and last file of a checkpoint."""
     findings, lead = Findings("grace"), job.recipe.launch.signal_lead
-    saves = [taken for folder in job.run.glob("checkpoints/step-*") if (taken := _save_time(folder)) is not None]
+    times = [[file.stat().st_mtime for file in c.iterdir()] for c in job.run.glob("checkpoints/step-*")]
+    saves = [max(of_one) - min(of_one) for of_one in times if of_one]
     if not saves:
         findings.fact(f"{lead} s to save; not measured yet (`rankzero doctor` measures the disk)")
         return findings.check()
     save = statistics.median(saves)
-    findings.fact(f"{lead} s to save, which took about {save:.1f} s")
-    if save * 2 > lead:  # a step has to end first, and perhaps an earlier save
-        findings.warn("little time to save", f"launch.signal_lead={math.ceil(save * 3)}")
+    findings.fact(f"{lead} s to save, which took about {save:.1f} s after the first file")
+    if save * 3 > lead:  # the first file, the end of a step, and perhaps an earlier save
+        findings.warn("little time to save", f"launch.signal_lead={math.ceil(save * 4)}")
     return findings.check()
-
-
-def _save_time(folder: Path) -> float | None:
-    """Return the seconds that a checkpoint took to write, or None.
-
-    They are measured from its first file to its last. The first file is added by its share of the bytes.
-    """
-    try:
-        files = sorted((path.stat() for path in folder.iterdir()), key=lambda stat: stat.st_mtime)
-        rest = sum(stat.st_size for stat in files[1:])
-        return (files[-1].st_mtime - files[0].st_mtime) * (1 + files[0].st_size / rest)
-    except (OSError, IndexError, ZeroDivisionError):
-        return None
 
 
 def _disk(job: Job, expected: int | None) -> Check:

@@ -23,8 +23,7 @@ from trainer.files import read_json, write_json
 from trainer.rundir import STALE_SECONDS, RunDir
 
 POLL = 0.5  # seconds between two reads of a log
-ASK = 15.0  # seconds between two calls of squeue; doubled after each, up to ASK_MOST
-ASK_MOST = 120.0
+ASK = 30.0  # seconds between two calls of squeue
 TAIL = 8  # lines of a log that `status` shows for a job that wrote no status.json
 STATUS_FIELDS = ("state", "step", "attempt", "exit_code", "error", "waits_for", "loss", "share", "left")
 
@@ -223,50 +222,36 @@ def _text(state: dict[str, Any]) -> str:
 # -- logs --------------------------------------------------------------------------------------------------------------
 
 
-class Backoff:
-    """Decide when to call squeue again: at once, after 15 s, 30 s, 60 s, then every two minutes."""
-
-    def __init__(self, *, asked: bool = False) -> None:
-        self._wait = ASK
-        self._next = time.monotonic() + (ASK if asked else 0)
-
-    def due(self) -> bool:
-        if time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + self._wait
-        self._wait = min(2 * self._wait, ASK_MOST)
-        return True
-
-
 def newest_log(run: Path, *, wait: bool) -> Path:
     """Return the log that was written to last. With `wait`, wait until there is one.
 
     Raises:
         UsageError: there is none.
     """
-    backoff = Backoff()
-    while True:
-        logs = sorted((run / "slurm").glob("*.out"), key=lambda path: path.stat().st_mtime)
-        if logs:
-            return logs[-1]
-        if not wait or (backoff.due() and not active(run)):
-            raise UsageError(f"{run / 'slurm'} has no log: no job of this run has begun (rankzero status {run})")
+    next_call = time.monotonic()
+    while not (logs := sorted((run / "slurm").glob("*.out"), key=lambda path: path.stat().st_mtime)):
+        if time.monotonic() >= next_call or not wait:
+            if not wait or not active(run):
+                raise UsageError(f"{run / 'slurm'} has no log: no job of this run has begun (rankzero status {run})")
+            next_call = time.monotonic() + ASK
         time.sleep(POLL)
+    return logs[-1]
 
 
 def _tail(log: Path, run: Path, follow: bool, lines: int) -> Iterator[str]:
     """Yield the last lines, then new text until no job of the run is left."""
-    backoff = Backoff(asked=True)
     with log.open(encoding="utf-8", errors="replace") as file:
         yield from file.readlines()[-lines:] if lines else []
         file.seek(0, 2)
+        quiet_since = time.monotonic()
         while follow:
-            text = file.read()
-            if text:
-                backoff = Backoff(asked=True)  # a job that writes is running
+            if text := file.read():
+                quiet_since = time.monotonic()  # a job that writes is running
                 yield text
-                continue
-            if backoff.due() and not active(run):
+            elif time.monotonic() - quiet_since < ASK:
+                time.sleep(POLL)
+            elif active(run):
+                quiet_since = time.monotonic()
+            else:
                 yield file.read()
                 return
-            time.sleep(POLL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from trainer.cli import Config, Overrides, RecipeArgument, RunOption
 from trainer.errors import UsageError
@@ -30,67 +30,54 @@ class Script:
     runs: Mapping[int, Path] = field(default_factory=dict)
 
 
+RESOURCES = (  # keys of `launch` that options of the same name override, in the order of the function below
+    *("nodes", "gpus_per_node", "ranks_per_node", "launcher", "cpus_per_task", "memory", "time"),
+    *("partition", "account", "qos", "constraint", "mail", "setup", "extra"),
+)
+Gpus = Annotated[str | None, Option("--gpus-per-node", metavar="G", help="a number, or with a type as a100:4")]
+Ranks = Annotated[int | None, Option("--ranks-per-node", metavar="R", min=1)]
+Time = Annotated[str | None, Option("--time", metavar="T", help="of one attempt, as 12:00:00 or 2-00")]
+Array = Annotated[str | None, Option("--array", metavar="SEEDS", help="a run for each, as 1-5 or 1-9%3")]
+Throughput = Annotated[float | None, Option(metavar="TOKENS", help="per second and rank, for the hours")]
+
+
 def submit_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     config: Config = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1)] = None,
-    gpus_per_node: Annotated[
-        str | None, typer.Option("--gpus-per-node", metavar="G", help="a number, or with a type as a100:4")
-    ] = None,
-    ranks_per_node: Annotated[int | None, typer.Option("--ranks-per-node", metavar="R", min=1)] = None,
-    launcher: Annotated[
-        str | None, typer.Option("--launcher", help="node: one per node starts its ranks; task: one task per rank")
-    ] = None,
-    cpus_per_task: Annotated[int | None, typer.Option("--cpus-per-task", metavar="C", min=1)] = None,
-    memory: Annotated[str | None, typer.Option("--memory", metavar="M", help="of a node, as 64G")] = None,
-    time: Annotated[str | None, typer.Option("--time", metavar="T", help="of one attempt, as 12:00:00 or 2-00")] = None,
-    partition: Annotated[str | None, typer.Option("--partition", metavar="P")] = None,
-    account: Annotated[str | None, typer.Option("--account", metavar="A")] = None,
-    qos: Annotated[str | None, typer.Option("--qos", metavar="Q")] = None,
-    constraint: Annotated[str | None, typer.Option("--constraint", metavar="C", help="features of nodes")] = None,
-    mail: Annotated[
-        str | None, typer.Option("--mail", metavar="ADDRESS", help="at the end, failures, requeues")
-    ] = None,
-    setup: Annotated[list[str] | None, typer.Option("--setup", metavar="LINE", help="shell line before it")] = None,
-    extra: Annotated[list[str] | None, typer.Option("--sbatch", metavar="OPTION", help="one more #SBATCH line")] = None,
+    nodes: Annotated[int | None, Option("--nodes", metavar="N", min=1)] = None,
+    gpus_per_node: Gpus = None,
+    ranks_per_node: Ranks = None,
+    launcher: Annotated[str | None, Option(help="node: one per node starts its ranks; task: one task per rank")] = None,
+    cpus_per_task: Annotated[int | None, Option("--cpus-per-task", metavar="C", min=1)] = None,
+    memory: Annotated[str | None, Option("--memory", metavar="M", help="of a node, as 64G")] = None,
+    time: Time = None,
+    partition: Annotated[str | None, Option("--partition", metavar="P")] = None,
+    account: Annotated[str | None, Option("--account", metavar="A")] = None,
+    qos: Annotated[str | None, Option("--qos", metavar="Q")] = None,
+    constraint: Annotated[str | None, Option("--constraint", metavar="C", help="features of nodes")] = None,
+    mail: Annotated[str | None, Option("--mail", metavar="ADDRESS", help="at the end, failures, requeues")] = None,
+    setup: Annotated[list[str] | None, Option("--setup", metavar="LINE", help="shell line before it")] = None,
+    extra: Annotated[list[str] | None, Option("--sbatch", metavar="OPTION", help="one more #SBATCH line")] = None,
     run: RunOption = None,
-    array: Annotated[
-        str | None, typer.Option("--array", metavar="SEEDS", help="a run for each, as 1-5 or 1-9%3")
-    ] = None,
-    finalize: Annotated[bool, typer.Option("--finalize", help="evaluate and export in a job on one node")] = False,
-    after: Annotated[int | None, typer.Option("--after", metavar="JOB", help="begin when that job is done")] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="of the job")] = None,
-    templates: Annotated[Path | None, typer.Option("--templates", metavar="DIR", help="your own *.sbatch")] = None,
-    throughput: Annotated[
-        float | None, typer.Option("--throughput", metavar="TOKENS", help="per second and rank, for the hours")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print script and checks, submit nothing")] = False,
+    array: Array = None,
+    finalize: Annotated[bool, Option("--finalize", help="evaluate and export in a job on one node")] = False,
+    after: Annotated[int | None, Option("--after", metavar="JOB", help="begin when that job is done")] = None,
+    name: Annotated[str | None, Option("--name", metavar="NAME", help="of the job")] = None,
+    templates: Annotated[Path | None, Option("--templates", metavar="DIR", help="your own *.sbatch")] = None,
+    throughput: Throughput = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="print script and checks, submit nothing")] = False,
 ) -> None:
     """Train as a SLURM job that survives pre-emption and time limits. First line printed: Submitted batch job N."""
     from launch.slurm.job import make_job
 
-    resources = {
-        "nodes": nodes,
-        "gpus_per_node": int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node,
-        "ranks_per_node": ranks_per_node,
-        "launcher": launcher,
-        "cpus_per_task": cpus_per_task,
-        "memory": memory,
-        "time": time,
-        "partition": partition,
-        "account": account,
-        "qos": qos,
-        "constraint": constraint,
-        "mail": mail,
-        "setup": setup,
-        "extra": extra,
-    }
-    job = make_job(recipe, overrides or (), resources, config, run, name)
+    gpus = int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node
+    first = (nodes, gpus, ranks_per_node, launcher, cpus_per_task, memory, time)
+    rest = (partition, account, qos, constraint, mail, setup, extra)
+    job = make_job(recipe, overrides or (), dict(zip(RESOURCES, (*first, *rest), strict=True)), config, run, name)
     scripts = render_all(job, array, finalize, templates)
     if dry_run:
-        for script in scripts:
-            print(f"{'' if script is scripts[0] else chr(10)}{script.text}", end="")
+        print("\n".join(script.text for script in scripts), end="")
     run_checks(job, scripts, throughput)
     if not dry_run:
         submit_scripts(job, scripts, after)
