@@ -196,7 +196,7 @@ def bench(
     folder = RunDir(run)
     folder.check()  # before anything is written
     with folder.locked():
-        found = bench_run(folder, Recipe, seconds=seconds, threads=threads, compiled=compiled)
+        found = bench_run(folder, seconds=seconds, threads=threads, compiled=compiled)
         refresh_reports(folder)
     return found
 

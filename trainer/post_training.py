@@ -59,7 +59,7 @@ def run_post_training(
         refused = error
     before = read_json(run.export / "benchmark.json")
     seconds = task.recipe.export.bench if task.recipe.export.wanted() else 0.0
-    if bench_stage(run, Recipe, seconds=seconds) not in (None, before):  # the pages show them
+    if bench_stage(run, seconds=seconds) not in (None, before):  # the pages show them
         attempt("the report", run, lambda: render_reports(run))
     for split in splits:
         attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step), split)

@@ -96,7 +96,7 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     """Return the artifacts to make. Log those that are not possible, and write them to left_out.json."""
     config = task.recipe.export
     reason = why_not(task, run) if config.graphs and has_model else None
-    names = config.wanted(graphs=reason is None) if task.exporter() else []
+    names = config.wanted(graphs=reason is None)
     if "bf16" in names and config.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
         names.remove("bf16")  # no faster here, and its check would take longer than all others
         log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
