@@ -62,7 +62,7 @@ def run(encoder: Exported, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
         patch.setattr(stage, "write_artifact", copied)
-        export_run(made, Recipe, progress=lambda text: None)
+        export_run(made, progress=lambda text: None)
     return made
 
 

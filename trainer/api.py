@@ -165,7 +165,7 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
     TrainedRun.task_of(folder, Recipe, overrides)  # refuses a folder that is not a run before anything is written
     with folder.locked():
         try:
-            return export_run(folder, Recipe, overrides)
+            return export_run(folder, overrides)
         finally:
             refresh_reports(folder)
 

@@ -11,7 +11,6 @@ from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
 from trainer.export.stage import export_run, log_progress
 from trainer.files import read_json
-from trainer.recipe_loading import Recipe
 from trainer.report_stages import attempt, card_stage, render_reports, report_stage
 from trainer.rundir import RunDir
 
@@ -54,7 +53,7 @@ def run_post_training(
         log_message(text)
 
     try:
-        export_run(run, Recipe, progress=progress)
+        export_run(run, progress=progress)
     except GateError as error:
         refused = error
     before = read_json(run.export / "benchmark.json")
