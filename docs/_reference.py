@@ -155,7 +155,7 @@ def python_api(_: str = "") -> Iterator[str]:
     for name in sorted(trainer.__all__):
         value = getattr(trainer, name)
         if isinstance(value, type):  # a class made at run time: its documented base
-            value = next(base for base in value.__mro__ if "load" in vars(base))
+            value = next((base for base in value.__mro__ if "load" in vars(base)), value)
         options = [
             f"heading: trainer.{name}",
             f"toc_label: trainer.{name}",

@@ -117,7 +117,7 @@ def benchmark_of(run: RunDir, made: Exported, patch: pytest.MonkeyPatch) -> dict
     write_answers(run, made)
     for name in ("ROUNDS", "REQUESTS"):
         patch.setattr(bench_runner, name, 2)
-    return bench_run(run, Recipe, seconds=180.0, threads=1)
+    return bench_run(run, seconds=180.0, threads=1)
 
 
 def trained(task: Any, model: Any) -> None:

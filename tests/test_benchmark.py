@@ -18,7 +18,6 @@ from trainer import api
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
 from trainer.export import bench_runner, benchmark, gates, stage
-from trainer.export.bench_runner import BenchRunner, TimeUp
 from trainer.export.benchmark import LEAST_ROUNDS, bench_run, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.stage import export_run
@@ -37,8 +36,8 @@ Report = dict[str, Any]
 @pytest.fixture(scope="module", autouse=True)
 def few_rounds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_runner, "ROUNDS", 3)
-        patch.setattr(bench_runner, "REQUESTS", 3)
+        patch.setattr(bench_runner, "ROUNDS", 2)
+        patch.setattr(bench_runner, "REQUESTS", 2)
         patch.setattr(benchmark, "LEAST_ROUNDS", 1)
         yield
 
@@ -63,13 +62,13 @@ def run(encoder: Exported, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
         patch.setattr(stage, "write_artifact", copied)
-        export_run(made, Recipe, progress=lambda text: None)
+        export_run(made, progress=lambda text: None)
     return made
 
 
 @pytest.fixture(scope="module")
 def report(run: RunDir) -> Report:
-    return bench_run(run, Recipe, seconds=SECONDS, threads=1)
+    return bench_run(run, seconds=SECONDS, threads=1)
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -90,7 +89,7 @@ def check_figures(report: Report) -> None:
             for key, itself in (("times_tutorial", "tutorial"), ("times_torch", "torch")):
                 ratio = cell[key]
                 assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-                overall = cell["tokens_per_second"] / cells[itself]["tokens_per_second"]
+                overall = cell["rows_per_second"] / cells[itself]["rows_per_second"]
                 assert ratio["low"] * 0.999 <= overall * 1.001
                 if name == itself:
                     assert ratio == {"median": 1.0, "low": 1.0, "high": 1.0}
@@ -123,7 +122,7 @@ def test_a_classifier_with_its_artifacts(report: Report, run: RunDir) -> None:
 @pytest.mark.slow
 def test_a_compiled_classifier_takes_part(run: RunDir, tmp_path: Path) -> None:
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
-    found = bench_run(copy, Recipe, seconds=SECONDS, threads=1, compiled=True)
+    found = bench_run(copy, seconds=SECONDS, threads=1, compiled=True)
     check_figures(found)
     assert "compiled" in found["courses"][0]["contestants"]  # so small a model may be slower of it, and ends there
     assert "compiled" not in found["left_out"]
@@ -181,21 +180,21 @@ def test_the_stage_is_skipped_until_an_input_changes(
     shutil.copytree(run.path, copy.path)
     monkeypatch.setattr(benchmark, "bench_run", lambda *args, **options: measured.append(options))
     same = {"seconds": SECONDS, "threads": 1}
-    assert bench_stage(copy, Recipe, **same) == report
+    assert bench_stage(copy, **same) == report
     assert measured == []
-    assert bench_stage(copy, Recipe, seconds=SECONDS + 1) == report, "however long somebody has measured"
-    assert bench_stage(copy, Recipe, seconds=0) is None
+    assert bench_stage(copy, seconds=SECONDS + 1) == report, "however long somebody has measured"
+    assert bench_stage(copy, seconds=0) is None
     assert measured == []
     for path in (copy.export / "int8" / "model.onnx", copy.evaluation("test") / "predictions.jsonl"):
         before = path.read_bytes()
         path.write_bytes(before + b"\n")
         measured.clear()
-        bench_stage(copy, Recipe, **same)
+        bench_stage(copy, **same)
         assert len(measured) == 1
         path.write_bytes(before)
-        assert bench_stage(copy, Recipe, **same) == report
+        assert bench_stage(copy, **same) == report
     shutil.rmtree(copy.evaluation("test"))
-    assert bench_stage(copy, Recipe, **same) is None
+    assert bench_stage(copy, **same) is None
 
 
 def test_the_card_tells_of_a_benchmark_made_alone(
@@ -213,9 +212,9 @@ def test_too_little_time_ends_no_training(run: RunDir, tmp_path: Path, monkeypat
     run = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     monkeypatch.setattr(benchmark, "LEAST_SECONDS", 0.0)
     with pytest.raises(UsageError, match=r"--seconds 0.1: too little to measure anything here; give 0.3"):
-        bench_run(run, Recipe, seconds=0.1, threads=1)
+        bench_run(run, seconds=0.1, threads=1)
     (run.export / "benchmark.json").unlink(missing_ok=True)
-    assert bench_stage(run, Recipe, seconds=0.1, threads=1) is None
+    assert bench_stage(run, seconds=0.1, threads=1) is None
 
 
 # -- what is recommended -----------------------------------------------------------------------------------------------
@@ -232,10 +231,10 @@ def test_only_what_has_passed_is_recommended(report: Report, run: RunDir, tmp_pa
     verdict = read_json(copy.export / "int8" / "gate.json")
     write_json(copy.export / "int8" / "gate.json", {**verdict, "passed": False, "failed": ["accuracy"]})
     assert recommended(copy, courses, 1) == {"8": "bf16"}
-    candidates, programs, left_out = benchmark._candidates(copy, ClassificationExport, False)
-    assert not {"int8", "int8-batch"} & {*candidates, *programs}
+    candidates, left_out = benchmark._candidates(copy, ClassificationExport, False)
+    assert not {"int8", "int8-batch"} & {*candidates}
     assert "failed its gate: accuracy" in left_out["int8"]
-    assert "not for this task" in benchmark._candidates(copy, TranslationExport, True)[2]["compiled"]
+    assert "not for this task" in benchmark._candidates(copy, TranslationExport, True)[1]["compiled"]
     (copy.export / "bf16" / "model.safetensors").write_bytes(b"other")
     assert recommended(copy, courses, 1) == {"8": "onnx"}
     assert recommended(copy, courses, 5) == {}
@@ -264,7 +263,7 @@ def test_nothing_is_recommended_from_a_few_rounds(report: Report, run: RunDir, t
         == enough
     )
     for said in (text, card, page):
-        assert ("measured, 5 are needed: give it more time" in said) != enough
+        assert (f"{rounds} of 5 rounds: give it more time" in said) != enough
 
 
 @pytest.mark.parametrize(("requests", "known"), [(1, 0), (2, 1), (19, 1), (20, 2), (99, 2), (100, 3)])
@@ -273,40 +272,37 @@ def test_a_percentile_needs_a_request_beyond_it(requests: int, known: int) -> No
     assert [value is not None for value in found] == [True] * known + [False] * (3 - known)
 
 
-# -- the contest, with contestants whose speeds are known --------------------------------------------------------------
+# -- rounds of candidates whose speeds are known -----------------------------------------------------------------------
 
 FAKE = """
 import json, os, sys, time
 from multiprocessing.connection import Connection
 speeds = {"tutorial": 4.0, "torch": 2.0, "bf16": 16.0, "onnx": 1.0}
-asked = json.loads(sys.argv[1])
-texts = json.loads(open(os.path.join(asked["run"], "log.json")).read() or "[]")
-for name in asked["channels"]:
+run, _, sockets = sys.argv[1:]
+sockets = json.loads(sockets)
+for name in sockets:
     if os.fork():
         continue
-    for other in asked["channels"]:
+    for other in sockets:
         if other != name:
-            os.close(asked["channels"][other])
-    connection = Connection(asked["channels"][name])
+            os.close(sockets[other])
+    connection = Connection(sockets[name])
     while True:
         try:
             job = json.loads(connection.recv_bytes())
         except EOFError:
             break
-        with open(os.path.join(asked["run"], name + ".jsonl"), "a") as log:
-            padded = job["candidate"].startswith("tutorial")
-            log.write(json.dumps([padded, job["requests"]]) + "\\n")
+        with open(os.path.join(run, name + ".jsonl"), "a") as log:
+            log.write(json.dumps([job["batch"], job["texts"]]) + "\\n")
         if name == "hangs":
             time.sleep(600)
         if name == "dies":
-            print("out of luck", file=sys.stderr, flush=True)
             sys.exit(3)
-        speed = speeds["tutorial" if padded else name]
-        n = sum(map(len, job["requests"]))
-        reply = {"seconds": [speed / 1000 * len(r) for r in job["requests"]], "tokens": 7 * n, "imported": 0.0}
-        connection.send_bytes(json.dumps(reply | {"peak_bytes": 1000 * n}).encode())
+        n = len(job["texts"])
+        reply = {"seconds": [speeds[name] / 1000 * job["batch"]] * (n // job["batch"]), "tokens": 7 * n}
+        connection.send_bytes(json.dumps(reply | {"cpu_seconds": 1.0, "peak_bytes": 1000 * n}).encode())
     os._exit(0)
-os.wait()
+os._exit(0)
 """
 
 
@@ -314,64 +310,57 @@ def recommended(run: RunDir, courses: list[Report], beam: int) -> dict[str, str]
     return benchmark._recommendations(run, courses, beam, 30.0)["recommended"]
 
 
-TORCH = ["tutorial", "torch"]
-Make = Callable[..., BenchRunner]
+Measure = Callable[..., tuple[list[Report], dict[str, str]]]
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """Returns courses, and the errors of candidates."""
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
-    (tmp_path / "log.json").write_text("[]", encoding="utf-8")
     monkeypatch.setattr(bench_runner.bench_worker, "__file__", str(tmp_path / "fake.py"))
-    made: list[BenchRunner] = []
 
-    def make(*more: str, seconds: float = 60.0) -> BenchRunner:
-        made.append(BenchRunner([*TORCH, *more], [f"text {i}" for i in range(11)], 1, time.monotonic() + seconds))
-        made[0].start(tmp_path, {})
-        return made[0]
+    def measured(*more: str, seconds: float = 60.0) -> tuple[list[Report], dict[str, str]]:
+        scenarios, texts = [(batch, {"beam_size": 1}) for batch in (1, 8)], [f"text {i}" for i in range(11)]
+        with bench_runner.started(["tutorial", "torch", *more], tmp_path, Recipe, 1) as candidates:
+            courses = bench_runner.measure(candidates, scenarios, texts, time.monotonic() + seconds)
+        return courses, {candidate.name: candidate.error for candidate in candidates if candidate.error}
 
-    yield make
-    for one in made:
-        one.close()
+    return measured
 
 
-def test_ratios_of_known_speeds(fake: Make, tmp_path: Path) -> None:
-    runner = fake("onnx", "bf16")
-    runner.run([(1, 1), (8, 1)])
-    found = runner.courses
-    ratios = {name: cell["times_tutorial"]["median"] for name, cell in found[0]["contestants"].items()}
+def test_ratios_of_known_speeds(fake: Measure, tmp_path: Path) -> None:
+    courses, errors = fake("onnx", "bf16", seconds=20.0)
+    assert not errors
+    ratios = {name: cell["times_tutorial"]["median"] for name, cell in courses[0]["contestants"].items()}
     assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
-    assert found[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
-    assert found[0]["contestants"]["torch"]["tokens_per_second"] == pytest.approx(7 / 0.002)
-    assert found[1]["contestants"]["torch"]["p50_ms"] == pytest.approx(16.0)
+    assert courses[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
+    assert courses[0]["contestants"]["torch"]["tokens_per_second"] == pytest.approx(7 / 0.002)
+    assert courses[1]["contestants"]["torch"]["p50_ms"] == pytest.approx(16.0)
+    assert courses[0]["warm_up"]
+    assert courses[0]["rounds"] == 2
     logs = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()] for name in ("torch", "onnx")}
-    asked = [requests for padded, requests in logs["torch"] if not padded]
-    assert asked[1:] == [requests for _, requests in logs["onnx"][1:]]  # the same texts, in the same order
-    assert {len(request) for requests in asked for request in requests} == {1, 8}
-    assert found[0]["warm_up"]
+    assert logs["torch"][1:] == logs["onnx"][1:]  # the same texts, in the same order
+    assert [len(texts) for _, texts in logs["torch"]] == [
+        1,
+        1,
+        8,
+        2,
+        16,
+        2,
+        16,
+    ]  # after the warm-up, as many texts as there is time for
 
 
-def test_a_contestant_that_dies_is_left_out(fake: Make) -> None:
-    made = fake("dies", "onnx")
-    made.run([(1, 1)])
-    (course,) = made.courses
-    assert set(course["contestants"]) == {"tutorial", "torch", "onnx"}
-    assert "out of luck" in made.left_out["dies"]
+def test_a_candidate_that_dies_is_left_out(fake: Measure) -> None:
+    courses, errors = fake("dies", "onnx", seconds=20.0)
+    assert all(set(course["contestants"]) == {"tutorial", "torch", "onnx"} for course in courses)
+    assert errors == {"dies": "its process ended"}
 
 
-def test_the_budget_ends_a_contestant_that_hangs(fake: Make) -> None:
+def test_the_budget_ends_a_candidate_that_hangs(fake: Measure) -> None:
     begun = time.monotonic()
-    with pytest.raises(TimeUp):
-        fake("hangs", seconds=3.0)
+    assert fake("hangs", seconds=3.0) == ([], {})
     assert time.monotonic() - begun < 60
-
-
-def test_scenarios_without_time_are_left_out(fake: Make) -> None:
-    made = fake(seconds=20.0)
-    made.until = time.monotonic() - 1.0
-    made.run([(1, 1), (8, 1)])
-    assert made.courses == []
-    assert made.left_out.keys() == {"batch 1, beam 1", "batch 8, beam 1"}
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -384,7 +373,7 @@ def test_mistakes_are_told_before_anything_starts(
         monkeypatch.setattr("sys.argv", ["trainer", "bench", *map(str, words)])
         return run_app(app)
 
-    monkeypatch.setattr(bench_runner.BenchRunner, "start", None)
+    monkeypatch.setattr(benchmark, "started", None)
     assert code(run.path, "--seconds", 1) == 2
     assert "--seconds 1: allowed are 5 or more" in capsys.readouterr().err
     assert code(run.path, "--threads", 0) == 2

@@ -167,7 +167,7 @@ def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path, monkeypatch: p
     from trainer.rundir import RunDir
 
     run = RunDir(shutil.copytree(gpt2.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact")))
-    folders = export_run(run, Recipe, ["export.bf16=true"], quiet)
+    folders = export_run(run, ["export.bf16=true"], quiet)
     assert [folder.name for folder in folders] == ["bf16", "onnx", "int8"]
     assert check_export(run.path) == []
     for name in ("bf16", "onnx", "int8"):

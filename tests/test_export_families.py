@@ -60,7 +60,7 @@ def test_weights_are_published_where_there_is_no_graph(
 ) -> None:
     run = family_run(tmp_path, reviews, family)
     with caplog.at_level(logging.INFO, "rankzero"):
-        folders = export_run(run, Recipe, progress=quiet)
+        folders = export_run(run, progress=quiet)
     assert [folder.name for folder in folders] == ["bf16", "safetensors"]
     assert check_export(run.path) == []
     [told] = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
@@ -115,11 +115,11 @@ def test_a_failure_that_nobody_knows_is_one(reviews: Path, tmp_path: Path, monke
     monkeypatch.setattr(unsupported, "family_of", lambda config: Family())
     run = family_run(tmp_path, reviews, "longformer")
     with pytest.raises(GateError, match=r"(?s)onnx failed its gate.*LongformerFor\w+ cannot be exported"):
-        export_run(run, Recipe, ["export.bf16=false"], quiet)
+        export_run(run, ["export.bf16=false"], quiet)
     assert [path.name for path in (run.export / "onnx").iterdir()] == ["gate.json"]
     assert not (run.export / "left_out.json").exists()
     monkeypatch.undo()
-    assert [folder.name for folder in export_run(run, Recipe, ["export.bf16=false"], quiet)] == ["safetensors"]
+    assert [folder.name for folder in export_run(run, ["export.bf16=false"], quiet)] == ["safetensors"]
     assert not (run.export / "onnx").exists(), "known by now: what failed is no longer told"
 
 
@@ -142,10 +142,10 @@ def test_other_weights_are_caught(encoder: Any, tmp_path: Path, monkeypatch: pyt
         tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}},
     )  # fmt: skip
     run = finished_run(tmp_path / "run", made, encoder.finished.task.tokenizer, decided)
-    assert [folder.name for folder in export_run(run, Recipe, progress=quiet)] == ["safetensors"]
+    assert [folder.name for folder in export_run(run, progress=quiet)] == ["safetensors"]
     monkeypatch.setattr(stage, "write_weights", wrong)
     with pytest.raises(GateError, match=r"safetensors failed its gate(?s:.*)weights: differ \['head.weight'\]"):
-        export_run(run, Recipe, ["export.gates.rows=7"], quiet)
+        export_run(run, ["export.gates.rows=7"], quiet)
 
 
 @pytest.mark.parametrize("kind", slow_except(["encoder", "pretrained"], "encoder"))
@@ -159,7 +159,7 @@ def test_a_masked_language_model_ships_its_weights(kind: str, reviews: Path, ber
     made = Recipe.parse(values)
     tokenizer = review_world.task_of(review_world.recipe(reviews)).tokenizer
     run = finished_run(tmp_path / "run", made, tokenizer, lambda task, model: None)
-    assert [folder.name for folder in export_run(run, Recipe, progress=quiet)] == ["bf16", "safetensors"]
+    assert [folder.name for folder in export_run(run, progress=quiet)] == ["bf16", "safetensors"]
     check = json.loads((run.export / "bf16" / "gate.json").read_text())["checks"]["perplexity"]
     assert 0 < abs(check["change"]) < 0.02
     assert np.isclose(check["artifact"] / check["reference"] - 1, check["change"])

@@ -23,7 +23,6 @@ from trainer.export.backend import open_artifact
 from trainer.export.quantize import sensitivity
 from trainer.export.stage import export_run
 from trainer.files import write_json
-from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 
 
@@ -45,7 +44,7 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = export_run(run, Recipe, progress=quiet)
+    folders = export_run(run, progress=quiet)
     assert [folder.name for folder in folders] == ["bf16", "onnx", "int8"]
     assert sorted(path.name for path in run.export.iterdir()) == ["bf16", "int8", "onnx"]
     for folder in folders:
@@ -58,7 +57,7 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
     assert found["size_ratio"] > 1.2
     before = {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
     monkeypatch.setattr(stage.TrainedRun, "open", None)  # nothing has changed: the model is not even read
-    assert export_run(run, Recipe, progress=quiet) == folders
+    assert export_run(run, progress=quiet) == folders
     assert before == {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
 
 
@@ -72,7 +71,7 @@ def test_weights_of_large_graphs_stand_beside_them(
     monkeypatch.setattr(onnx, "LARGE", 0)
     large = RunDir(tmp_path / "run")
     limits = ["export.gates.int8_accuracy=1", "export.gates.int8_bleu=100", "export.bf16=false"]
-    folders = export_run(large, Recipe, limits, progress=quiet)  # proven in a fresh process, too
+    folders = export_run(large, limits, progress=quiet)  # proven in a fresh process, too
     assert [folder.name for folder in folders] == ["onnx", "int8"]
     for folder in folders:
         graphs = {path.name for path in made.folder.glob("*.onnx")}
@@ -93,26 +92,26 @@ def test_weights_of_large_graphs_stand_beside_them(
 
 def test_what_has_changed_is_made_again(run: RunDir) -> None:
     only = ["export.int8=false", "export.bf16=false"]
-    (onnx_folder,) = export_run(run, Recipe, only, quiet)
+    (onnx_folder,) = export_run(run, only, quiet)
     inputs = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))["inputs"]
     with (onnx_folder / "model.onnx").open("ab") as file:
         file.write(b"\0")
     assert "model.onnx" in problems(onnx_folder)[0]
-    export_run(run, Recipe, only, quiet)
+    export_run(run, only, quiet)
     assert problems(onnx_folder) == []
     (onnx_folder / "more.onnx").touch()
     assert problems(onnx_folder) == [f"{onnx_folder / 'more.onnx'} is not part of the artifact that passed the gate"]
-    export_run(run, Recipe, [*only, "export.gates.rows=3"], quiet)
+    export_run(run, [*only, "export.gates.rows=3"], quiet)
     found = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))
     assert found["checks"]["logits"]["rows"] == 3
     assert found["inputs"] != inputs
 
 
 def test_a_limit_is_of_the_artifacts_on_which_it_decides(run: RunDir) -> None:
-    export_run(run, Recipe, progress=quiet)
+    export_run(run, progress=quiet)
     before = {path: path.stat().st_mtime_ns for path in run.export.rglob("gate.json")}
     with suppress(GateError):
-        export_run(run, Recipe, ["export.gates.int8_accuracy=0"], quiet)
+        export_run(run, ["export.gates.int8_accuracy=0"], quiet)
     after = {path: path.stat().st_mtime_ns for path in run.export.rglob("gate.json")}
     assert {path.parent.name for path in before if before[path] != after[path]} == {"bf16", "int8"}
 
@@ -120,10 +119,10 @@ def test_a_limit_is_of_the_artifacts_on_which_it_decides(run: RunDir) -> None:
 def test_what_was_refused_is_not_made_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = ["export.gates.logits=1e-9", "export.bf16=false"]
     with pytest.raises(GateError) as first:
-        export_run(run, Recipe, limits, quiet)
+        export_run(run, limits, quiet)
     monkeypatch.setattr(stage.TrainedRun, "open", None)
     with pytest.raises(GateError, match=re.escape(str(first.value))):
-        export_run(run, Recipe, limits, quiet)
+        export_run(run, limits, quiet)
 
 
 def test_what_a_library_meets_is_no_traceback_and_is_tried_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,37 +132,37 @@ def test_what_a_library_meets_is_no_traceback_and_is_tried_again(run: RunDir, mo
     with monkeypatch.context() as patch:
         patch.setattr(stage, "quantize", broken)
         with pytest.raises(GateError, match=r"(?s)int8 failed its gate.*RuntimeError: no such kernel"):
-            export_run(run, Recipe, progress=quiet)
-    assert [path.name for path in export_run(run, Recipe, progress=quiet)] == ["bf16", "onnx", "int8"]
+            export_run(run, progress=quiet)
+    assert [path.name for path in export_run(run, progress=quiet)] == ["bf16", "onnx", "int8"]
 
 
 def test_artifacts_of_other_weights_are_taken_away(run: RunDir) -> None:
     """int8 is not made where onnx fails; what stood there would be served as the new weights'."""
-    export_run(run, Recipe, progress=quiet)
+    export_run(run, progress=quiet)
     write_json(run.export / "benchmark.json", {"inputs": {"files": {"export/int8/gate.json": "0" * 64}}})
     weights = load_file(run.model / "model.safetensors")
     save_file({name: -tensor for name, tensor in weights.items()}, run.model / "model.safetensors")
     with pytest.raises(GateError, match="onnx failed its gate"):
-        export_run(run, Recipe, progress=quiet)
+        export_run(run, progress=quiet)
     assert not (run.export / "int8").exists()
     assert not (run.export / "benchmark.json").exists()
     assert load_file(run.export / "bf16" / "model.safetensors").keys() == weights.keys()
-    export_run(run, Recipe, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
+    export_run(run, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
     save_file(weights, run.model / "model.safetensors")
-    export_run(run, Recipe, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
+    export_run(run, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
     assert not list(run.export.glob("*/gate.json"))
 
 
 def test_a_failed_gate_keeps_the_file_out(run: RunDir, encoder: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    export_run(run, Recipe, progress=quiet)
+    export_run(run, progress=quiet)
     with pytest.raises(
         GateError, match=r"(?s)onnx failed its gate.*logits.*limit 1e-09.*differs most: id 'test.jsonl:"
     ):
-        export_run(run, Recipe, ["export.gates.logits=1e-9"], quiet)
+        export_run(run, ["export.gates.logits=1e-9"], quiet)
     assert [path.name for path in (run.export / "onnx").iterdir()] == ["gate.json"]
     with pytest.raises(UsageError, match="failed its gate"):
         open_artifact(run, "onnx")
-    export_run(run, Recipe, progress=quiet)
+    export_run(run, progress=quiet)
     texts = ["a good film", ""]
     assert list(open_artifact(run, "onnx")(texts)) == list(encoder.artifact(texts))
     assert [record["text"] for record in open_artifact(run, "int8")(texts)] == texts
@@ -174,7 +173,7 @@ def test_what_a_backend_needs(run: RunDir) -> None:
         open_artifact(run, "int8")
     with pytest.raises(UsageError, match="tensorrt is unknown"):
         open_artifact(run, "tensorrt")
-    export_run(run, Recipe, ["export.onnx=false", "export.bf16=false"], quiet)
+    export_run(run, ["export.onnx=false", "export.bf16=false"], quiet)
     assert sorted(path.name for path in run.export.iterdir()) == ["int8"]
     (run.export / "int8" / "model.onnx").write_bytes(b"broken")
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -223,7 +222,7 @@ def test_a_killed_stage_is_completed(point: str, after: bool, run: RunDir, monke
     for fatal in (1, 3, 4, 9, 99):  # noqa: B007 - read by `killed`
         calls = 0
         try:
-            folders = export_run(run, Recipe, progress=quiet)
+            folders = export_run(run, progress=quiet)
             break
         except Killed:
             visible = run.export.glob("[!.]*")

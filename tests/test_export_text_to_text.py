@@ -107,7 +107,7 @@ def test_int8_multiplies_in_integers_and_the_stage_publishes_all(
     write_quantized(t5.export, t5.folder, tmp_path / "int8")
     assert not matrices(tmp_path / "int8")
     run = RunDir(shutil.copytree(t5.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact")))
-    folders = export_run(run, Recipe, ["export.gates.int8_bleu=20"], quiet)  # of a model this small
+    folders = export_run(run, ["export.gates.int8_bleu=20"], quiet)  # of a model this small
     assert [folder.name for folder in folders] == ["bf16", "onnx", "int8"]
     assert read_json(run.export / "onnx" / "gate.json")["checks"]["bleu"]["passed"]
     lines = ["ein Hund", ""]

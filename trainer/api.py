@@ -195,7 +195,7 @@ def export(run: str | Path, *, overrides: Sequence[str] = ()) -> list[Path]:
     TrainedRun.task_of(folder, Recipe, overrides)  # refuses a folder that is not a run before anything is written
     with folder.locked():
         try:
-            return export_run(folder, Recipe, overrides)
+            return export_run(folder, overrides)
         finally:
             refresh_reports(folder)
 
@@ -226,7 +226,7 @@ def bench(
     folder = RunDir(run)
     folder.check()  # before anything is written
     with folder.locked():
-        found = bench_run(folder, Recipe, seconds=seconds, threads=threads, compiled=compiled)
+        found = bench_run(folder, seconds=seconds, threads=threads, compiled=compiled)
         refresh_reports(folder)
     return found
 

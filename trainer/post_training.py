@@ -11,7 +11,6 @@ from trainer.errors import GateError
 from trainer.export.benchmark import bench_stage
 from trainer.export.stage import export_run, log_progress
 from trainer.files import read_json
-from trainer.recipe_loading import Recipe
 from trainer.report_stages import attempt, card_stage, render_reports, report_stage
 from trainer.rundir import RunDir
 
@@ -54,12 +53,12 @@ def run_post_training(
         log_message(text)
 
     try:
-        export_run(run, Recipe, progress=progress)
+        export_run(run, progress=progress)
     except GateError as error:
         refused = error
     before = read_json(run.export / "benchmark.json")
     seconds = task.recipe.export.bench if task.recipe.export.wanted() else 0.0
-    if bench_stage(run, Recipe, seconds=seconds) not in (None, before):  # the pages show them
+    if bench_stage(run, seconds=seconds) not in (None, before):  # the pages show them
         attempt("the report", run, lambda: render_reports(run))
     for split in splits:
         attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step), split)

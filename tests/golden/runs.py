@@ -166,7 +166,7 @@ def printed_keys(recipe: Path, run: Path) -> dict[str, set[str]]:
         "plan --cpu": printed(*plan, "--cpu"),
         "doctor": printed("doctor", "--quick", "--run", run, "--json"),
         "status": printed("status", run, "--json"),
-        "bench": printed("bench", run, "--seconds", "20", "--threads", "1", "--json"),
+        "bench": printed("bench", run, "--seconds", "180", "--threads", "1", "--json"),
         "embed": printed("embed", run, "good film"),
         "ensemble": printed("ensemble", run, run),
     }

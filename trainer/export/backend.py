@@ -38,8 +38,6 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[
         why = ", ".join(gate["failed"])
         raise UsageError(f"--backend {name}: the artifact failed its gate ({why}; see {folder / 'gate.json'})")
     exporter = task_class(Recipe.load(run.recipe)).exporter()
-    if exporter is None:
-        raise UsageError(f"--backend {name}: the task of {run.path} has no artifacts; allowed: torch")
     try:
         if name not in TYPES:
             return load(exporter, folder)

@@ -1,10 +1,7 @@
-"""Run the candidates of a benchmark in their own processes, in turn on the same texts, within a time budget.
+"""Let the candidates of a benchmark answer the same texts in rounds, each in its own process, within a time budget.
 
-Speed varies with the load of the machine. So all candidates answer the same texts in a round, in alternating order,
-and a ratio is computed within a round. The first round is a warm-up if there is time for more.
-
-A candidate is a name: "tutorial…" pads to data.max_length, "…-cuda" runs on a GPU, "…-batch" is int8 in batches. Its
-channel is the process that answers for it. A scenario is a batch size and a beam size (1 = greedy).
+Speed varies with the load of the machine. So a ratio is computed within a round. The first round is a warm-up if there
+is time for more.
 """
 
 from __future__ import annotations
@@ -17,10 +14,8 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -29,164 +24,125 @@ import numpy as np
 
 from trainer.export import bench_worker
 
-ROUNDS = 12  # of a scenario, at most
-TARGET_ROUNDS = 8  # into which the time of a scenario is divided
-REQUESTS = 50  # of a round, at most
+ROUNDS = 8  # besides the warm-up
+REQUESTS = 50  # batches of a round, at most
 REFERENCES = ("tutorial", "torch")  # of the ratios
-PERCENTILES = {50: 2, 95: 20, 99: 100}  # with the least requests, of which one may then be slower
-PACKAGE = Path(bench_worker.__file__).parents[2]
+PACKAGE = str(Path(bench_worker.__file__).parents[2])
 Answer = dict[str, Any]
-
-
-def channel_of(candidate: str) -> str:
-    return candidate.replace("tutorial", "torch").removesuffix("-batch")
 
 
 class TimeUp(Exception):
     """The budget is spent. What has been measured counts."""
 
 
-class BenchRunner:
-    """Starts the processes and measures. A candidate that fails is left out, with the reason in `left_out`."""
+class Candidate:
+    """A process that answers texts. After an error, `error` is the reason, and there are no more answers."""
 
-    def __init__(self, candidates: Sequence[str], texts: Sequence[str], threads: int, until: float) -> None:
-        """`until`: the monotonic time at which the budget is spent."""
-        self.candidates, self.threads, self.until = list(candidates), threads, until
-        self.courses: list[dict[str, Any]] = []  # the figures of each scenario
-        self.left_out: dict[str, str] = {}
-        self.cold: dict[str, float] = {}  # seconds from the start of a channel to its first answer
-        self.answers: defaultdict[str, list[Answer]] = defaultdict(list)  # by candidate
-        self._texts = itertools.cycle(texts)
-        self._connections: dict[str, Connection] = {}
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, name: str, connection: Connection) -> None:
+        self.name, self._connection = name, connection
+        self.error, self.answers = "", list[Answer]()
 
-    def start(self, run: Path, programs: dict[str, str]) -> None:
-        """Start the processes, and let each of them answer one text. `programs`: run.py of the artifacts, by name."""
-        channels = list(dict.fromkeys(map(channel_of, self.candidates)))
-        sockets = {}
-        for name in channels:
-            self._connections[name], sockets[name] = Pipe()
-        fds = {name: socket.fileno() for name, socket in sockets.items()}
-        options = {"run": str(run), "threads": self.threads, "channels": fds, "programs": programs}
-        path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
-        limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(self.threads))
-        # the search for a GPU must not initialize CUDA, which does not survive a fork; MKL's reproducible mode, which
-        # training sets, takes up to a third of the speed on some processors, and a tutorial would not set it
-        others = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "MKL_CBWR": "", "PYTHONPATH": path}
-        begun = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", bench_worker.__file__, json.dumps(options)],
-            pass_fds=list(fds.values()), stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output,
-            env={**os.environ, **limits, **others}, start_new_session=True,  # so that its forks end with it
-        )  # fmt: skip
-        for socket in sockets.values():
-            socket.close()
-        for name in channels:
-            asked = time.monotonic()
-            if (answer := self._ask(name, [[next(self._texts)]], 1)) is not None:
-                imported = answer["imported"]  # the import counts for every channel, the wait for other channels not
-                self.cold[name] = imported - begun + time.monotonic() - max(asked, imported)
-
-    def close(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        for connection in self._connections.values():
-            connection.close()
-        self._output.close()
-
-    def _ask(self, candidate: str, requests: Sequence[Sequence[str]], beam: int) -> Answer | None:
-        """Return the answer, None if the candidate failed.
-
-        Raises:
-            TimeUp: there is none within the budget.
-        """
-        channel = channel_of(candidate)
-        connection, job = self._connections[channel], {"candidate": candidate, "beam": beam, "requests": requests}
-        try:
-            connection.send_bytes(json.dumps(job).encode())
-            if not connection.poll(max(0.0, self.until - time.monotonic())):
-                raise TimeUp
-            answer: Answer = json.loads(connection.recv_bytes())
-        except (EOFError, OSError):
-            self._output.seek(0)
-            lines = self._output.read().decode(errors="replace").strip().split("\n")
-            answer = {"error": f"its process ended: {lines[-1][-300:]}".removesuffix(": ")}
-        if "error" in answer:
-            for other in [other for other in self.candidates if channel_of(other) == channel]:
-                self.candidates.remove(other)
-                self.left_out[other] = answer["error"]
+    def ask(self, texts: Sequence[str], batch: int, evaluation: Any, until: float) -> Answer | None:
+        """Return the answer, None after an error. Raises TimeUp if there is none at the monotonic time `until`."""
+        if self.error:
             return None
-        self.answers[candidate].append(answer)
-        return answer
-
-    def run(self, scenarios: Sequence[tuple[int, int]]) -> None:
-        """Measure the scenarios one after another into `courses`, each with an equal share of the time that is left."""
-        for number, (batch, beam) in enumerate(scenarios):
-            share = (self.until - time.monotonic()) / (len(scenarios) - number)
-            try:
-                self.courses.append(self._measure(batch, beam, time.monotonic() + share))
-            except TimeUp:
-                titles = [f"batch {b}, beam {k}" for b, k in scenarios[number:]]
-                self.left_out |= dict.fromkeys(titles, "it took longer than the time that was left")
-                return
-
-    def _measure(self, batch: int, beam: int, until: float) -> dict[str, Any]:
-        rounds: list[dict[str, Answer]] = []
-        requests, longest, begun = 1, 0.0, time.monotonic()
-        while not rounds or (len(rounds) <= ROUNDS and time.monotonic() + longest < until):
-            started = time.monotonic()
-            texts = [list(itertools.islice(self._texts, batch)) for _ in range(requests)]
-            candidates = [c for c in self.candidates if batch > 1 or not c.endswith("-batch")]
-            answers = {c: self._ask(c, texts, beam) for c in candidates[:: -1 if len(rounds) % 2 else 1]}
-            rounds.append({candidate: answer for candidate, answer in answers.items() if answer is not None})
-            longest = max(longest, time.monotonic() - started)
-            if len(rounds) == 1:
-                requests = max(1, min(REQUESTS, int((until - started) / TARGET_ROUNDS / longest)))
-                longest *= requests
-        warm = len(rounds) > 2
-        rounds = rounds[1:] if warm else rounds
-        return {
-            "batch": batch,
-            "beam": beam,
-            "rounds": len(rounds),
-            "warm_up": warm,
-            "seconds": round(time.monotonic() - begun, 2),
-            "contestants": {name: _cell(name, batch, rounds) for name in candidates if name in self.candidates},
-        }
+        try:
+            job = {"texts": texts, "batch": batch, "evaluation": evaluation}
+            self._connection.send_bytes(json.dumps(job).encode())
+            if not self._connection.poll(max(0.0, until - time.monotonic())):
+                raise TimeUp
+            answer: Answer = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            answer = {"error": "its process ended"}
+        self.error = answer.get("error", "")
+        self.answers.append(answer)
+        return None if self.error else answer
 
 
-def _cell(candidate: str, batch: int, rounds: Sequence[dict[str, Answer]]) -> dict[str, Any]:
-    """The figures of one candidate. Ratios are of tokens per second, round by round, on the same device."""
-    answers = [answers[candidate] for answers in rounds]
+@contextlib.contextmanager
+def started(names: Sequence[str], run: Path, program: type, threads: int) -> Iterator[list[Candidate]]:
+    """Start the processes, and end them with the block. `program`: the class of the artifacts."""
+    env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (PACKAGE, env.get("PYTHONPATH"))))
+    env["MKL_CBWR"] = ""  # the reproducible mode, which training sets, takes up to a third of the speed
+    env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the search for a GPU must not initialize CUDA before a fork
+    pipes = {name: Pipe() for name in names}
+    fds = {name: theirs.fileno() for name, (_, theirs) in pipes.items()}
+    arguments = [str(run), f"{program.__module__}:{program.__qualname__}", json.dumps(fds)]
+    process = subprocess.Popen(
+        [sys.executable, "-P", bench_worker.__file__, *arguments], pass_fds=list(fds.values()), env=env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that its forks end with it
+    )  # fmt: skip
+    try:
+        for _, theirs in pipes.values():
+            theirs.close()
+        yield [Candidate(name, ours) for name, (ours, _) in pipes.items()]
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def measure(
+    candidates: Sequence[Candidate], scenarios: Sequence[tuple[int, Any]], texts: Sequence[str], until: float
+) -> list[dict[str, Any]]:
+    """Return the figures for each batch size and `evaluation` section for which there was enough time."""
+    source = itertools.cycle(texts)
+    rounds: list[list[dict[str, Answer | None]]] = [[] for _ in scenarios]
+    size, seconds_per_text = 1, 0.0  # of a scenario in a round: `size` texts, or one batch if that is more
+    with contextlib.suppress(TimeUp):
+        for candidate in candidates:
+            candidate.ask([next(source)], 1, scenarios[0][1], until)
+        for number in range(1 + ROUNDS):
+            for answers, (batch, evaluation) in zip(rounds, scenarios, strict=True):
+                begun, requests = time.monotonic(), max(1, min(REQUESTS, size // batch))
+                some = list(itertools.islice(source, requests * batch))
+                taking_part = [c for c in candidates if batch > 1 or not c.name.endswith("-batch")]
+                answers.append({c.name: c.ask(some, batch, evaluation, until) for c in taking_part})
+                seconds_per_text += (time.monotonic() - begun) / batch
+            if number == 0:
+                size = int((until - time.monotonic()) / ROUNDS / seconds_per_text)
+    return [
+        _course(batch, evaluation["beam_size"], answers)
+        for answers, (batch, evaluation) in zip(rounds, scenarios, strict=True) if answers
+    ]  # fmt: skip
+
+
+def _course(batch: int, beam: int, rounds: list[dict[str, Answer | None]]) -> dict[str, Any]:
+    warm_up = len(rounds) > 1
+    answers = {name: [one[name] for one in rounds[warm_up:]] for name in rounds[0]}
+    complete: dict[str, list[Any]] = {name: found for name, found in answers.items() if all(found)}
+    return {
+        "batch": batch,
+        "beam": beam,
+        "rounds": len(rounds) - warm_up,
+        "warm_up": warm_up,
+        "seconds": round(sum(sum(answer["seconds"]) for found in complete.values() for answer in found), 2),
+        "contestants": {name: _cell(name, batch, complete) for name in complete},
+    }
+
+
+def _cell(candidate: str, batch: int, rounds: dict[str, list[Answer]]) -> dict[str, Any]:
+    """The figures of one candidate. Ratios are of the seconds of the same round, on the same device."""
+    answers = rounds[candidate]
     seconds = [second for answer in answers for second in answer["seconds"]]
-    device = "-cuda" if candidate.endswith("-cuda") else ""
     cell: dict[str, Any] = {
         "requests": len(seconds),
         **latencies(seconds),
         "rows_per_second": len(seconds) * batch / sum(seconds),
         "tokens_per_second": sum(answer["tokens"] for answer in answers) / sum(seconds),
-        "peak_bytes": largest(answers, "peak_bytes"),
+        "peak_bytes": answers[-1].get("peak_bytes"),
     }
-    for other in (other for other in REFERENCES if all(other + device in answers for answers in rounds)):
-        ratios = [_rate(answers[candidate]) / _rate(answers[other + device]) for answers in rounds]
-        cell[f"times_{other}"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    for name in REFERENCES:
+        reference = rounds.get(f"{name}-cuda" if candidate.endswith("-cuda") else name)
+        if reference is not None:
+            ratios = [sum(a["seconds"]) / sum(b["seconds"]) for a, b in zip(reference, answers, strict=True)]
+            cell[f"times_{name}"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     return cell
 
 
-def _rate(answer: Answer) -> float:
-    return max(1, answer["tokens"]) / sum(answer["seconds"])
-
-
-def largest(answers: Sequence[Answer], key: str) -> int | None:
-    return max((answer[key] for answer in answers if key in answer), default=None)
-
-
 def latencies(seconds: Sequence[float]) -> dict[str, float | None]:
-    """Return p50_ms, p95_ms and p99_ms; None where there were too few requests."""
-    return {
-        f"p{p}_ms": float(np.percentile(seconds, p)) * 1000 if len(seconds) >= least else None
-        for p, least in PERCENTILES.items()
-    }
+    """Return p50_ms, p95_ms and p99_ms; None with too few requests for one to be slower."""
+    enough = {p: len(seconds) * (100 - p) >= 100 for p in (50, 95, 99)}
+    return {f"p{p}_ms": float(np.percentile(seconds, p)) * 1000 if enough[p] else None for p in enough}

@@ -1,16 +1,15 @@
 """`rankzero bench`: measure how fast each artifact answers on this machine, and recommend one for each batch size.
 
-The texts are inputs of an evaluated split, so that a run directory is all that is needed. Every speed is compared with
-the tutorial's way: eager fp32, every text padded to data.max_length.
+The texts are inputs of an evaluated split. Every speed is compared with the tutorial's way: eager fp32, every text
+padded to data.max_length.
 
 export/benchmark.json: {"contestants": {name: {…}}, "courses": [{"batch", "beam", "contestants": {name: {"p50_ms", …,
 "times_tutorial": {"median", "low", "high"}}}}], "recommended": {"1": name or null, …}, "not_recommended": {"32": why},
-"left_out": {what: why}, …}. A percentile of too few requests is null; "notes" says how many it needs.
+"left_out": {what: why}, …}. A percentile of too few requests is null.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import logging
 import math
@@ -24,18 +23,16 @@ import torch
 
 from trainer.cpu_info import EMULATED, bf16_arithmetic, cores, cpuinfo
 from trainer.data.roles import encodable
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
 from trainer.export.artifact_integrity import problems, read_gate
-from trainer.export.bench_runner import PERCENTILES, BenchRunner, TimeUp, channel_of, largest
-from trainer.export.program import generated
-from trainer.export.task_export import TaskExport
+from trainer.export.bench_runner import Candidate, measure, started
 from trainer.files import read_json, write_json
-from trainer.recipe import Recipe
+from trainer.recipe_loading import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir
 from trainer.stages import file_facts, unchanged
-from trainer.task.registry import task_class
 
 log = logging.getLogger("rankzero")
 
@@ -47,18 +44,14 @@ TEXTS = 512  # at most
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # that speed up int8 and bf16
 WHAT = {
-    "tutorial": "PyTorch, eager, fp32, every text padded to data.max_length",
-    "torch": "PyTorch, eager, fp32, padded to the longest of its batch, as `predict` does",
+    "torch": "PyTorch, eager, fp32, as `predict` does",
     "bf16": "the same in bf16",
     "compiled": "the same in fp32, torch.compile",
     "onnx": "onnxruntime, fp32",
     "int8": "onnxruntime, int8, text by text, as `predict` and run.py do",
     "int8-batch": "onnxruntime, int8, in batches (run.py --batch)",
 }
-UNPADDED = WHAT | {  # new tokens follow the text where padding would be
-    "tutorial": "PyTorch, eager, fp32, the library's attention",
-    "torch": "PyTorch, eager, fp32, as `predict` does",
-}
+FEW = "A percentile is left out where there were too few requests: p50 needs 2, p95 needs 20, p99 needs 100"
 NEIGHBOURS = (
     "int8 scales activations for each batch, so that in a batch a text's answer depends on its neighbours; the gate "
     "has checked int8 text by text: int8-batch is shown and not recommended"
@@ -66,114 +59,109 @@ NEIGHBOURS = (
 Report = dict[str, Any]
 
 
-class TooShort(UsageError):
-    """Nothing could be measured within the budget."""
-
-
-def bench_stage(run: RunDir, recipe_type: type[Recipe], *, seconds: float = SECONDS, **options: Any) -> Report | None:
+def bench_stage(run: RunDir, *, seconds: float = SECONDS, **options: Any) -> Report | None:
     """Measure a run unless its weights, artifacts, texts and machine are those of its benchmark.json.
 
     Only rank zero calls it, with the run's lock, after the process group has been closed. None: the task has no
     benchmark, no split has been evaluated, or the time was too short, which does not fail a training.
     """
-    if not seconds or not _exporter(run, recipe_type).beams or _split(run) is None:
+    if not seconds or not _export(run).beams or _split(run) is None:
         return None
     known = read_json(run.export / "benchmark.json")
     if known is not None and unchanged(_inputs(run), known["inputs"]):
         return known
     try:
-        return bench_run(run, recipe_type, seconds=seconds, **options)
-    except TooShort as error:
+        return bench_run(run, seconds=seconds, **options)
+    except UsageError as error:
         log.warning("no benchmark: %s", error)
         return None
 
 
-def bench_run(
-    run: RunDir,
-    recipe_type: type[Recipe],
-    *,
-    seconds: float = SECONDS,
-    threads: int | None = None,
-    compiled: bool = False,
-) -> Report:
+def bench_run(run: RunDir, *, seconds: float = SECONDS, threads: int | None = None, compiled: bool = False) -> Report:
     """Measure, write export/benchmark.json and return its content.
 
     Args:
         run: with a model and an evaluated split; the caller holds its lock.
-        recipe_type: as for `TrainedRun.open`.
         seconds: for everything, the start of the processes included.
         threads: of each candidate; None = one per core that this process may use.
         compiled: measure torch.compile as well, which compiles for up to a minute.
 
     Raises:
-        UsageError: no run directory, a task without a benchmark, or too little time.
-        DataError: no evaluated split. CheckpointError: no model yet, or a damaged one.
+        RankzeroError: no such run, no model, no evaluated split, no answers to measure, or too little time.
     """
-    begun = time.monotonic()
-    threads = cores() if threads is None else threads
+    until, threads = time.monotonic() + seconds, cores() if threads is None else threads
     if seconds < LEAST_SECONDS:
         raise UsageError(f"--seconds {seconds:g}: allowed are {LEAST_SECONDS:g} or more; starting processes takes some")
     if threads < 1:
         raise UsageError(f"--threads {threads}: allowed are 1 or more")
-    export, split, recipe = _exporter(run, recipe_type), _split(run), recipe_type.load(run.recipe)
-    kind = getattr(recipe.task, "kind", None)
+    export, split = _export(run), _split(run)
+    recipe, kind = export.task.recipe, export.task.kind
     if not export.beams:
         raise UsageError(f"bench: this run's task ({kind}) has no answers to measure")
     if split is None:
         raise DataError(f"{run.path} has no evaluated split to take texts from: rankzero evaluate {run.path}")
-    inputs = _inputs(run) | {"options": {"seconds": seconds, "threads": threads, "compiled": compiled}}
-    texts, words = _texts(run, split)
-    candidates, programs, left_out = _candidates(run, export, compiled)
-    runner = BenchRunner(candidates, texts, threads, begun + seconds)
-    _measure(runner, run, programs, export.beams, seconds)
-    beam = 1 if recipe.evaluation.beam_size == 1 else export.beams[-1]
+    options = {"seconds": seconds, "threads": threads, "compiled": compiled}
     report = {
         "format": FORMAT,
-        "inputs": inputs,
+        "inputs": _inputs(run) | {"options": options},
         "task": kind,
         "machine": _machine() | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "threads": threads,
         "budget_seconds": seconds,
-        "seconds": round(time.monotonic() - begun, 1),
         "split": split,
-        "texts": len(texts),
-        "words": words,
         "max_length": recipe.data.max_length,
-        "contestants": {c: _about(run, export, c, runner) for c in runner.candidates if c in runner.answers},
-        "courses": runner.courses,
-        **_recommendations(run, runner.courses, beam, seconds),
-        "left_out": left_out | runner.left_out,
-        "notes": _missing_percentiles(runner.courses) + [NEIGHBOURS] * ("int8-batch" in runner.candidates),
+        **_measured(run, export, split, until, options),
+        "seconds": round(time.monotonic() - until + seconds, 1),
     }
+    beam = 1 if recipe.evaluation.beam_size == 1 else export.beams[-1]
+    report |= _recommendations(run, report["courses"], beam, seconds)
     run.export.mkdir(parents=True, exist_ok=True)
     write_json(run.export / "benchmark.json", shareable(report))
     return report
 
 
-def _measure(runner: BenchRunner, run: RunDir, programs: dict[str, str], beams: Sequence[int], seconds: float) -> None:
-    with contextlib.closing(runner), contextlib.suppress(TimeUp):
-        runner.start(run.path.resolve(), programs)
-        runner.run([(batch, beam) for batch in BATCHES for beam in beams])
-    if not runner.courses and "torch" in runner.left_out:
-        raise CheckpointError(f"the trained weights cannot be run: {runner.left_out['torch']}")
-    if not runner.courses:
-        raise TooShort(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
+def _measured(run: RunDir, export: Any, split: str, until: float, options: Report) -> Report:
+    """Return the part of the report that candidates and texts give."""
+    texts = _texts(run, split)
+    words = sorted(len(text.split()) for text in texts)
+    names, left_out = _candidates(run, export, options["compiled"])
+    sections = [export.evaluation(beam).model_dump(mode="json") for beam in export.beams]
+    scenarios = [(batch, section) for batch in BATCHES for section in sections]
+    with started(names, run.path.resolve(), export.program, options["threads"]) as candidates:
+        courses = measure(candidates, scenarios, texts, until)
+    left_out |= {candidate.name: candidate.error for candidate in candidates if candidate.error}
+    if not courses and "torch" in left_out:
+        raise CheckpointError(f"the trained weights cannot be run: {left_out['torch']}")
+    if not courses:
+        seconds = options["seconds"]
+        raise UsageError(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
+    for batch, section in scenarios[len(courses) :]:
+        left_out[f"batch {batch}, beam {section['beam_size']}"] = "it took longer than the time that was left"
+    few = any(cell["p99_ms"] is None for course in courses for cell in course["contestants"].values())
+    return {
+        "texts": len(texts),
+        "words": {"least": words[0], "median": words[len(words) // 2], "most": words[-1]},
+        "contestants": {c.name: _about(run, export, c) for c in candidates if not c.error},
+        "courses": courses,
+        "left_out": left_out,
+        "notes": [FEW] * few + [NEIGHBOURS] * ("int8-batch" in names),
+    }
 
 
-# -- candidates --------------------------------------------------------------------------------------------------------
+def _candidates(run: RunDir, export: Any, compiled: bool) -> tuple[list[str], dict[str, str]]:
+    """Return the candidates, and why others are left out.
 
-
-def _candidates(
-    run: RunDir, export: type[TaskExport], compiled: bool
-) -> tuple[list[str], dict[str, str], dict[str, str]]:
-    """Return the candidates, the run.py of artifacts among them, and why other artifacts are left out."""
-    programs, left_out, impossible = {}, {}, run.reasons()
-    names = ["tutorial", "torch", "bf16", *["compiled"] * (compiled and export.compiles)]
-    names += ["tutorial-cuda", "torch-cuda", "bf16-cuda"] * torch.cuda.is_available()
-    if not bf16_arithmetic() and not (run.export / "bf16").is_dir():
-        names.remove("bf16")
+    "…-cuda" runs on a GPU, "int8-batch" in batches.
+    """
+    names, left_out, impossible = ["tutorial", "torch"], {}, run.reasons()
+    if bf16_arithmetic() or (run.export / "bf16").is_dir():
+        names.append("bf16")
+    else:
         left_out["bf16"] = EMULATED
-    if compiled and not export.compiles:
+    names += [f"{name}-cuda" for name in ("tutorial", "torch", "bf16")] * torch.cuda.is_available()
+    if compiled and export.compiles:
+        names.append("compiled")
+    elif compiled:
         left_out["compiled"] = "not for this task: while decoding, the cache has another shape at every position"
     for name in ("onnx", "int8"):
         folder = run.export / name
@@ -182,27 +170,26 @@ def _candidates(
         elif wrong := problems(folder):
             left_out[name] = wrong[0]
         else:
-            try:
-                programs[name] = generated(export, folder)
-            except Exception as error:  # whatever is in the file
-                left_out[name] = f"{folder / 'settings.json'} cannot be used: {error}"
-    return [*names, *programs, *["int8-batch"] * ("int8" in programs)], programs, left_out
+            names += [name, *["int8-batch"] * (name == "int8")]
+    return names, left_out
 
 
-def _about(run: RunDir, export: type[TaskExport], name: str, runner: BenchRunner) -> Report:
+def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
     """Facts of a candidate that do not depend on the batch size."""
-    kind, device = name.removesuffix("-cuda"), "cuda" if name.endswith("-cuda") else "cpu"
-    folder = run.export / channel_of(kind)
+    kind, _, device = candidate.name.partition("-")
+    folder, last = run.export / kind, candidate.answers[-1]
     files = folder if folder.is_dir() else run.model
     about = {
-        "what": (WHAT if export.pads_to_max_length else UNPADDED)[kind],
-        "device": device,
+        "what": f"PyTorch, eager, fp32, {export.tutorial}"
+        if kind == "tutorial"
+        else WHAT.get(candidate.name, WHAT[kind]),
+        "device": "cuda" if device == "cuda" else "cpu",
         "bytes": sum(p.stat().st_size for p in files.iterdir() if ".onnx" in p.name or p.suffix == ".safetensors"),
-        "cold_start_seconds": round(runner.cold[channel_of(name)], 2),
-        **{key: largest(runner.answers[name], key) for key in ("peak_bytes", "gpu_peak_bytes")},
-        "deployable": _deployable(run, name),
+        "cold_start_seconds": round(candidate.answers[0]["cpu_seconds"], 2),
+        **{key: last.get(key) for key in ("peak_bytes", "gpu_peak_bytes")},
+        "deployable": _deployable(run, candidate.name),
     }
-    if name == "int8-batch":
+    if candidate.name == "int8-batch":
         about["neighbours"] = (read_gate(folder) or {})["checks"].get("logits", {}).get("batch_neighbours")
     return about
 
@@ -225,40 +212,26 @@ def _recommendations(run: RunDir, courses: Sequence[Report], beam: int, seconds:
         if rounds < LEAST_ROUNDS:
             recommended[batch] = None
             need = math.ceil(seconds * (LEAST_ROUNDS + 1) / rounds)
-            what = "1 round was" if rounds == 1 else f"{rounds} rounds were"
-            reasons[batch] = f"{what} measured, {LEAST_ROUNDS} are needed: give it more time (about --seconds {need})"
+            reasons[batch] = f"{rounds} of {LEAST_ROUNDS} rounds: give it more time (about --seconds {need})"
     return {"recommended": recommended, "not_recommended": reasons}
 
 
-def _missing_percentiles(courses: Sequence[Report]) -> list[str]:
-    """A note on percentiles that are null, if there are any."""
-    cells = [cell for course in courses for cell in course["contestants"].values()]
-    missing = [p for p in PERCENTILES if any(cell[f"p{p}_ms"] is None for cell in cells)]
-    needed = ", ".join(f"p{p} needs {PERCENTILES[p]}" for p in missing)
-    return [f"A percentile is left out where there were too few requests: {needed}"] if missing else []
-
-
-# -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-def _exporter(run: RunDir, recipe_type: type[Recipe]) -> type[TaskExport]:
-    run.check()
-    return task_class(recipe_type.load(run.recipe)).exporter() or TaskExport
+def _export(run: RunDir) -> Any:
+    task = TrainedRun.task_of(run, Recipe)
+    return task.exporter()(task)
 
 
 def _split(run: RunDir) -> str | None:
     return next((s for s in ("test", "validation") if (run.evaluation(s) / "predictions.jsonl").is_file()), None)
 
 
-def _texts(run: RunDir, split: str) -> tuple[list[str], Report]:
-    """Return cleaned texts of the split in an order that is always the same, and their numbers of words."""
+def _texts(run: RunDir, split: str) -> list[str]:
+    """Return cleaned texts of the split in an order that is always the same."""
     path = run.evaluation(split) / "predictions.jsonl"
     texts = [record["input"] for record in read_predictions(path) if encodable(record["input"])]
     if not texts:
         raise DataError(f"{path} has no text that could be measured")
-    chosen = random.Random(0).sample(texts, min(TEXTS, len(texts)))
-    words = sorted(len(text.split()) for text in chosen)
-    return chosen, {"least": words[0], "median": words[len(words) // 2], "most": words[-1]}
+    return random.Random(0).sample(texts, min(TEXTS, len(texts)))
 
 
 def _inputs(run: RunDir) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -17,32 +17,30 @@ def show(report: Report, console: Console) -> None:
 
     A ratio is the median of the rounds (lowest - highest).
     """
-    machine, words = report["machine"], report["words"]
+    machine, words, costs = report["machine"], report["words"], report["contestants"]
     gpu = f", {machine['gpu']}" if "gpu" in machine else ""
-    console.print(
+    title = (
         f"{report['texts']} texts of {report['split']} ({words['least']} to {words['most']} words, median "
         f"{words['median']}), {report['threads']} threads, {machine['cpu']} ({', '.join(machine['features'])}){gpu}, "
-        f"{report['seconds']:.0f} s",
-        soft_wrap=True,
+        f"{report['seconds']:.0f} s"
     )
-    speeds = ("batch", "", "p50 ms", "p95", "p99", "texts/s", "tokens/s", "× tutorial")
-    console.print(_table(speeds, _speeds(report), texts=2))
-    console.print(_table(("", "cold start s", "peak MB", "files MB", "may be deployed"), _costs(report), texts=1))
-    recommended = {batch: name for batch, name in report["recommended"].items() if name is not None}
-    for line in (
-        *(f"batch {batch}: deploy {n} ({report['contestants'][n]['what']})" for batch, n in recommended.items()),
+    lines = [
+        title,
+        _table(("batch", "", "p50 ms", "p95", "p99", "texts/s", "tokens/s", "× tutorial"), _speeds(report)),
+        _table(("", "cold start s", "peak MB", "files MB", "may be deployed"), map(_cost, costs, costs.values())),
+        *(f"batch {batch}: deploy {n} ({costs[n]['what']})" for batch, n in report["recommended"].items() if n),
         *(f"batch {batch}: nothing is recommended: {why}" for batch, why in report["not_recommended"].items()),
         *(f"left out: {what}: {why}" for what, why in report["left_out"].items()),
         *report["notes"],
-    ):
-        console.print(line, soft_wrap=True)
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=isinstance(line, str))
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
-    """`texts`: how many of the columns are no numbers. An empty row is a separator."""
+def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, no_wrap=True, justify="left" if number < texts else "right")
+    for name in columns:
+        table.add_column(name, no_wrap=True, justify="left" if name in ("", "batch") else "right")
     for row in rows:
         if row:
             table.add_row(*row)
@@ -51,7 +49,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) ->
     return table
 
 
-def _speeds(report: Report) -> Iterable[Sequence[str]]:
+def _speeds(report: Report) -> Iterator[Sequence[str]]:
     beams = {course["beam"] for course in report["courses"]}
     for course in report["courses"]:
         title = str(course["batch"])
@@ -59,26 +57,16 @@ def _speeds(report: Report) -> Iterable[Sequence[str]]:
             yield title, "greedy" if course["beam"] == 1 else f"beam {course['beam']}"
             title = ""
         for name, cell in course["contestants"].items():
-            numbers = [_number(cell[key]) for key in ("p50_ms", "p95_ms", "p99_ms", "rows_per_second")]
+            times = ("-" if cell[f"p{p}_ms"] is None else f"{cell[f'p{p}_ms']:,.1f}" for p in (50, 95, 99))
             ratio = ""
             if spread := cell.get("times_tutorial"):
-                ratio = f"{_short(spread['median'])} ({_short(spread['low'])} - {_short(spread['high'])})"
-            yield title, name, *numbers, f"{cell['tokens_per_second']:,.0f}", ratio
+                ratio = f"{spread['median']:.2f} ({spread['low']:.2f} - {spread['high']:.2f})"
+            yield title, name, *times, f"{cell['rows_per_second']:,.1f}", f"{cell['tokens_per_second']:,.0f}", ratio
             title = ""
         yield ()
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.{1 if value < 100 else 0}f}"
-
-
-def _short(value: float) -> str:
-    """Three digits."""
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def _costs(report: Report) -> Iterable[Sequence[str]]:
-    for name, about in report["contestants"].items():
-        peak = about["gpu_peak_bytes"] if about["device"] == "cuda" else about["peak_bytes"]
-        start, files = f"{about['cold_start_seconds']:.1f}", f"{about['bytes'] / 1e6:,.1f}"
-        yield name, start, f"{peak / 1e6:,.0f}" if peak else "", files, "yes" if about["deployable"] else "no"
+def _cost(name: str, about: Report) -> Sequence[str]:
+    peak = about["gpu_peak_bytes"] if about["device"] == "cuda" else about["peak_bytes"]
+    start, files = f"{about['cold_start_seconds']:.1f}", f"{about['bytes'] / 1e6:,.1f}"
+    return name, start, f"{peak / 1e6:,.0f}" if peak else "", files, "yes" if about["deployable"] else "no"

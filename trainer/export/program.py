@@ -18,36 +18,29 @@ from typing import Any
 from trainer.data import cleaning
 from trainer.errors import UsageError
 from trainer.export.artifact import Artifact
-from trainer.export.task_export import TaskExport
 from trainer.user_code import is_reference
 
 NAME = "run.py"
 
 
-def load(export: type[TaskExport] | TaskExport, folder: Path) -> Artifact:
+def load(export: Any, folder: Path) -> Artifact:
     """Open the artifact in a folder. The package's own copy of the program runs it, never the folder's run.py.
 
-    Raises:
-        UsageError: its settings.json is of another program, or names an unknown cleaning step.
-    """
-    settings = _settings(export, folder)
-    cleaning.cleaner(settings["cleaning"])
-    assert export.program is not None
-    return export.program(folder, settings)
-
-
-def generated(export: type[TaskExport] | TaskExport, folder: Path) -> str:
-    """Return the text that run.py of the artifact in a folder must have; the file itself is not read.
+    Args:
+        export: the `TaskExport` of the run, or its class.
 
     Raises:
         UsageError: its settings.json is of another program, or names an unknown cleaning step.
     """
-    settings = _settings(export, folder)
-    assert export.program is not None
-    return source(export.program, settings["cleaning"])
+    return export.program(folder, _settings(export, folder))
 
 
-def _settings(export: type[TaskExport] | TaskExport, folder: Path) -> dict[str, Any]:
+def generated(export: Any, folder: Path) -> str:
+    """Return the text that run.py of the artifact must have; the file is not read. Arguments and errors as `load`."""
+    return source(export.program, _settings(export, folder)["cleaning"])
+
+
+def _settings(export: Any, folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     name = settings.get("program", settings["task"])
     if name != export.program_name:
@@ -55,6 +48,7 @@ def _settings(export: type[TaskExport] | TaskExport, folder: Path) -> dict[str, 
             f"{folder / 'settings.json'}: program {name!r} is not this run's, which is {export.program_name!r}; "
             f"export it again"
         )
+    cleaning.cleaner(settings["cleaning"])
     return settings
 
 

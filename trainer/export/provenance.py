@@ -79,8 +79,7 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
     """
     if not hashes:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
-    exporter = task.exporter()
-    program = exporter.program if exporter else None
+    program = task.exporter().program
     recipe = task.recipe.model_dump(mode="json")
     data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
     used = ("rows", "prompts", *LIMITS.get(name, ()))

@@ -61,9 +61,7 @@ class Rows:
 
     def __init__(self, task: Task, model: nn.Module) -> None:
         """`model` is on the CPU, in fp32 and in eval mode."""
-        exporter = task.exporter()
-        assert exporter is not None
-        self.task, self.model, self.export = task, model, exporter(task)
+        self.task, self.model, self.export = task, model, task.exporter()(task)
         data = task.recipe.data
         self.split = next(split for split in ("test", "validation", "train") if getattr(data, split) is not None)
         self.prepared = False  # whether the texts are cleaned already; known after `all`

@@ -15,10 +15,9 @@ import importlib.metadata
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ from trainer.export.unsupported import why_not
 from trainer.export.weights import TYPES, WeightsGate, write_weights
 from trainer.files import publish, read_json, workspace, write_json
 from trainer.lock import check_held
-from trainer.recipe import Recipe
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 from trainer.stages import file_facts, unchanged
 from trainer.task.base import Record, Task
@@ -48,14 +47,11 @@ REMEDY = "export.gates changes the thresholds; export.onnx=false export.int8=fal
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 
-def export_run(
-    run: RunDir, recipe_type: type[Recipe], overrides: Sequence[str] = (), progress: Progress | None = None
-) -> list[Path]:
+def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | None = None) -> list[Path]:
     """Make, check and publish the artifacts that the recipe sets, unless that has been done already.
 
     Args:
         run: a run with a model; the caller holds its lock.
-        recipe_type: as for `TrainedRun.open`.
         overrides: `key=value`, such as export.gates.int8_accuracy=0.01.
         progress: receives messages; by default they are logged every ten seconds.
 
@@ -66,14 +62,14 @@ def export_run(
         GateError: artifacts failed their gates and were not published. int8 is not tried if onnx failed.
         UsageError, CheckpointError: no run directory, or no model in it.
     """
-    task = TrainedRun.task_of(run, recipe_type, overrides)
+    task = TrainedRun.task_of(run, Recipe, overrides)
     hashes = weight_hashes(run)
     check_held(run.path)
     remove_stale(run, hashes)
     names = _wanted(run, task, has_model=bool(hashes))
     if not names:
         return []
-    stage = _Stage(run, task, hashes, lambda: TrainedRun.open(run, recipe_type, overrides), progress or log_progress())
+    stage = _Stage(run, task, hashes, overrides, progress or log_progress())
     run.export.mkdir(parents=True, exist_ok=True)
     folders: list[Path] = []
     errors: dict[str, str] = {}
@@ -96,7 +92,7 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     """Return the artifacts to make. Log those that are not possible, and write them to left_out.json."""
     config = task.recipe.export
     reason = why_not(task, run) if config.graphs and has_model else None
-    names = config.wanted(graphs=reason is None) if task.exporter() else []
+    names = config.wanted(graphs=reason is None)
     if "bf16" in names and config.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
         names.remove("bf16")  # no faster here, and its check would take longer than all others
         log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
@@ -116,16 +112,15 @@ class _Stage:
     """The artifacts of one run. What several of them need is computed once, when first used."""
 
     def __init__(
-        self, run: RunDir, task: Task, hashes: dict[str, str], open_run: Callable[[], TrainedRun], progress: Progress
+        self, run: RunDir, task: Task, hashes: dict[str, str], overrides: Sequence[str], progress: Progress
     ) -> None:
-        self.run, self.task, self._open_run, self.progress = run, task, open_run, progress
+        self.run, self.task, self.overrides, self.progress = run, task, overrides, progress
         self.answers_file = run.export / ".answers.json"
         self._inputs = partial(inputs, run, task, hashes)
-        self._exporter: Any = task.exporter()
 
     @cached_property
     def rows(self) -> Rows:
-        trained = self._open_run()
+        trained = TrainedRun.open(self.run, Recipe, self.overrides)
         return Rows(trained.task, trained.model.cpu().float().eval())
 
     @cached_property
@@ -161,7 +156,7 @@ class _Stage:
             if problems(folder):
                 return False
             # int8 is made from this folder, and its gate runs the program
-            return name in TYPES or (folder / NAME).read_text("utf-8") == generated(self._exporter, folder)
+            return name in TYPES or (folder / NAME).read_text("utf-8") == generated(self.task.exporter(), folder)
         # a failed check is deterministic; a library error may not be, so retry only the latter
         return not any("error" in check for check in (gate, *gate["checks"].values()))
 

@@ -26,7 +26,7 @@ class TaskExport:
         program_name: "program" in settings.json.
         no_graphs: why there is no program, as a part of a sentence.
         beams: the beam sizes that `rankzero bench` measures. Empty: the task has no benchmark.
-        pads_to_max_length: whether the tutorial's way pads every text to data.max_length.
+        tutorial: the tutorial's way, with which `rankzero bench` compares.
         compiles: whether torch.compile can be measured.
     """
 
@@ -34,7 +34,7 @@ class TaskExport:
     program_name: ClassVar[str] = ""
     no_graphs: ClassVar[str] = "its task has no graph"
     beams: ClassVar[tuple[int, ...]] = ()
-    pads_to_max_length: ClassVar[bool] = True
+    tutorial: ClassVar[str] = "every text padded to data.max_length"
     compiles: ClassVar[bool] = False
 
     def __init__(self, task: Task) -> None:

@@ -14,8 +14,8 @@ from trainer.task.base import Task
 def why_not(task: Task, run: RunDir) -> str | None:
     """Return why the model of a run cannot be exported, as a part of a sentence; None if no reason is known."""
     export = task.exporter()
-    if export is None or export.program is None:
-        return "its task has no exporter" if export is None else export.no_graphs
+    if export.program is None:
+        return export.no_graphs
     config = read_json(run.model / "config.json") or {}
     config = config.get("trunk", config)
     reason = family_of(config).export_problem(config)

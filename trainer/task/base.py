@@ -406,13 +406,13 @@ class Task(ABC):
 
     # -- export (what trainer.export asks) -------------------------------------------------------------------------
 
-    # "module:class" of its trainer.export.task_export.TaskExport, which by itself exports weights; "": no artifacts
+    # "module:class" of its trainer.export.task_export.TaskExport; that class alone exports weights
     exporter_path: ClassVar[str] = "trainer.export.task_export:TaskExport"
 
     @classmethod
-    def exporter(cls) -> type[Any] | None:
+    def exporter(cls) -> type[Any]:
         """Import the class in `exporter_path`, which needs torch and onnx."""
-        return _import(cls.exporter_path) if cls.exporter_path else None
+        return _import(cls.exporter_path)
 
     # -- report and model card (what trainer.report asks) ----------------------------------------------------------
 

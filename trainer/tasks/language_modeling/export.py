@@ -101,7 +101,7 @@ class CausalExport(LanguageModelExport):
     program: ClassVar[type[Artifact] | None] = Generator
     program_name = "generation"
     beams = (1,)
-    pads_to_max_length = False
+    tutorial = "the library's attention"  # new tokens follow the text where padding would be
 
     # -- the artifact --------------------------------------------------------------------------------------------------
 
