@@ -41,11 +41,13 @@ def is_unlabeled(value: Any) -> bool:
 
 def label_form(value: object, allowed: Collection[str]) -> object:
     """Return a label as text in the form of the recipe: true, True or 1; 1 or 1.0; a class index or its name."""
-    if isinstance(value, bool):
-        forms = [str(value).lower(), str(value), str(int(value)), str(float(value))]
+    text = value.strip() if isinstance(value, str) else str(value)
+    if isinstance(value, bool) or text.lower() in ("true", "false"):
+        is_true = text.lower() == "true"
+        forms = [*([text] if isinstance(value, str) else []), text.lower(), text.capitalize(), str(int(is_true))]
+        forms.append(f"{forms[-1]}.0")
     elif isinstance(value, str):
-        text = value.strip()
-        forms = [text, text.capitalize(), text.lower()] if text.lower() in ("true", "false") else [text]
+        forms = [text]
         if match := _INTEGRAL.fullmatch(text):
             forms += [str(int(match[1])), f"{int(match[1])}.0"]
         elif text.removeprefix("-").isdecimal():

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key, permutation
-from trainer.data.discovery import EMBEDDED, PREPARED_KEYS, refuse_changed
+from trainer.data.discovery import PREPARED_KEYS, own_root, refuse_changed
 from trainer.data.roles import Roles
-from trainer.data.root import PREPARED, Root
+from trainer.data.root import PREPARED
 from trainer.data.sources import TOKENS, Source, Split, belongs, open_split
 from trainer.data.survey import survey
 from trainer.data.token_ids import Layout
@@ -66,7 +66,7 @@ def prepare(
         UsageError: `out` has other content, or `data.root` is itself a prepared corpus.
         CheckpointError: the disk is full or not writable.
     """
-    if not recipe.data.root.startswith(EMBEDDED) and Root(recipe.data.root).prepared() is not None:
+    if (root := own_root(recipe.data)) is not None and root.prepared() is not None:
         raise UsageError(f"data.root={recipe.data.root!r} is a prepared corpus already; set it to the original files")
     sources = {split: source for split in SPLITS if (source := open_split(recipe.data, split, roles)) is not None}
     surveys = {split: survey(source, recipe.data, roles, split) for split, source in sources.items()}
@@ -105,11 +105,8 @@ def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
         UsageError: the corpus was prepared with another task or tokenizer, or for an architecture whose tokenizer is
             trained in another way.
     """
-    if recipe.data.root.startswith(EMBEDDED):
-        return None
-    root = Root(recipe.data.root)
-    prepared = root.prepared()
-    if prepared is None:
+    root = own_root(recipe.data)
+    if root is None or (prepared := root.prepared()) is None:
         return None
     if prepared.get("version") != VERSION:
         raise UsageError(

@@ -51,7 +51,8 @@ def split_overrides(rows: Mapping[str, Any]) -> list[str]:
         )
     test = "test.parquet" if "test" in rows else "null"
     validation = ["data.validation=validation.parquet"] if "validation" in rows else []
-    return ["data.train=train.parquet", f"data.test={test}", *validation]
+    own = ["data.dataset=null", "data.revision=null", "data.train=train.parquet"]
+    return [*own, f"data.test={test}", *validation]
 
 
 def write_rows(run: RunDir, rows: Mapping[str, Any], recipe: Recipe, roles: Roles) -> None:

@@ -127,10 +127,31 @@ class Root:
     def prepared(self) -> dict[str, Any] | None:
         """Return what `prepare` wrote about this root, None for any other root."""
         try:
-            if not self.system.isfile(f"{self.path}/{PREPARED}"):
-                return None
-            return cast("dict[str, Any]", json.loads(self.system.cat_file(f"{self.path}/{PREPARED}")))
-        except Exception as error:  # stores have different errors; ValueError: not JSON
+            content = self.read(PREPARED)
+            return None if content is None else cast("dict[str, Any]", json.loads(content))
+        except ValueError as error:  # not JSON
+            raise DataError(self._unreachable(error)) from error
+
+    def find(self, folder: str, endings: Sequence[str]) -> list[str]:
+        """Return the names of all files below a folder with one of the endings, sorted, without hidden ones and copies.
+
+        Raises:
+            DataError: the root cannot be reached.
+        """
+        try:
+            names = [self._name(path) for path in self.system.find(self._path(folder))]
+        except Exception as error:  # stores have different errors
+            raise DataError(self._unreachable(error)) from error
+        suffixes = {name: Path(formats.without_compression(name)).suffix.lower() for name in names}
+        return sorted(name for name, suffix in suffixes.items() if suffix in endings and not _is_skipped(name, "*"))
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if there is no such file."""
+        try:
+            return cast("bytes", self.system.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # stores have different errors
             raise DataError(self._unreachable(error)) from error
 
     def url_of(self, name: str) -> str:
