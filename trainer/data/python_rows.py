@@ -96,10 +96,13 @@ def iter_rows(rows: Any, columns: Collection[str]) -> Iterator[Any]:
     if hasattr(rows, "__arrow_c_stream__"):
         for table in _frame_tables(rows, columns, "rows"):
             yield from table.to_pylist()
-    elif isinstance(rows, str | Mapping):
+        return
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise UsageError(f"predict: a single {type(rows).__name__}; give a list of texts, or {KINDS}")
-    else:
-        yield from rows
+    for number, row in enumerate(rows):
+        if not isinstance(row, str | Mapping):
+            raise UsageError(f"predict: row {number} is a {type(row).__name__}; give a list of texts, or {KINDS}")
+        yield row
 
 
 def _digest_of(path: Path) -> str | None:
@@ -177,6 +180,7 @@ def _used(names: Sequence[str], used: Iterable[str], name: str, sample: Sequence
 def _frame_tables(rows: Any, used: Iterable[str], name: str) -> Iterator[pa.Table]:
     """Yield the used columns of a data frame or an Arrow table. Other columns may have types that Arrow lacks."""
     if type(rows).__module__.partition(".")[0] in ("pandas", "polars"):
+        rows = rows.collect() if hasattr(rows, "collect") else rows  # a LazyFrame
         names = {str(column): column for column in rows.columns}
         chosen = _used(list(names), used, name)
         rows = rows[[names[column] for column in chosen]]
@@ -189,6 +193,8 @@ def _frame_tables(rows: Any, used: Iterable[str], name: str) -> Iterator[pa.Tabl
 
 def _dict_tables(rows: Iterable[Any], used: Iterable[str], name: str) -> Iterator[pa.Table]:
     """Yield the used columns of dicts. The types are those of the first WINDOW rows."""
+    if not isinstance(rows, Iterable):
+        raise DataError(f"{name} is a {type(rows).__name__}; rows are {KINDS}")
     source, schema, chosen, begin = iter(rows), None, list[str](), 0
     while window := list(islice(source, WINDOW)):
         for number, row in enumerate(window, start=begin):
