@@ -93,6 +93,7 @@ def iter_rows(rows: Any, columns: Collection[str]) -> Iterator[Any]:
         rows: texts, or any kind of rows.
         columns: the columns that are used.
     """
+    rows = rows.collect() if _is_lazy(rows) else rows
     if hasattr(rows, "__arrow_c_stream__"):
         for table in _frame_tables(rows, columns, "rows"):
             yield from table.to_pylist()
@@ -103,6 +104,10 @@ def iter_rows(rows: Any, columns: Collection[str]) -> Iterator[Any]:
         if not isinstance(row, str | Mapping):
             raise UsageError(f"predict: row {number} is a {type(row).__name__}; give a list of texts, or {KINDS}")
         yield row
+
+
+def _is_lazy(rows: Any) -> bool:
+    return type(rows).__name__ == "LazyFrame" and type(rows).__module__.startswith("polars.")
 
 
 def _digest_of(path: Path) -> str | None:
@@ -136,6 +141,7 @@ def _write(file: Any, tables: Iterator[pa.Table], split: str) -> str:
 def _tables(rows: Any, roles: Roles, columns: Mapping[str, str], name: str) -> Iterator[pa.Table]:
     """Yield the rows as tables of one schema, with the columns that the task uses."""
     used = [columns.get(role, role) for role in roles]
+    rows = rows.collect() if _is_lazy(rows) else rows
     try:
         if hasattr(rows, "__arrow_c_stream__"):
             yield from _frame_tables(rows, used, name)
@@ -180,7 +186,6 @@ def _used(names: Sequence[str], used: Iterable[str], name: str, sample: Sequence
 def _frame_tables(rows: Any, used: Iterable[str], name: str) -> Iterator[pa.Table]:
     """Yield the used columns of a data frame or an Arrow table. Other columns may have types that Arrow lacks."""
     if type(rows).__module__.partition(".")[0] in ("pandas", "polars"):
-        rows = rows.collect() if hasattr(rows, "collect") else rows  # a LazyFrame
         names = {str(column): column for column in rows.columns}
         chosen = _used(list(names), used, name)
         rows = rows[[names[column] for column in chosen]]

@@ -195,13 +195,17 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer, config: TokenizerTrain
 
 
 def _trainer(config: TokenizerTraining, alphabet: list[str], special_tokens: list[str]) -> Any:
-    settings = {"vocab_size": config.vocab_size, "special_tokens": special_tokens, "initial_alphabet": alphabet}
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "special_tokens": special_tokens,
+        "initial_alphabet": alphabet,
+    }
     if config.kind == "unigram":
         unknown = SPECIAL_TOKENS["unigram"]["unk_token"]
         return trainers.UnigramTrainer(**settings, unk_token=unknown, show_progress=False)
     kind = trainers.WordPieceTrainer if config.kind == "wordpiece" else trainers.BpeTrainer
-    more = {"min_frequency": config.min_frequency, "limit_alphabet": len(alphabet)}
-    return kind(**settings, **more, show_progress=False)
+    settings |= {"min_frequency": config.min_frequency, "limit_alphabet": len(alphabet)}
+    return kind(**settings, show_progress=False)
 
 
 def _train_wordpiece(
