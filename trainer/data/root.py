@@ -61,9 +61,11 @@ class Root:
                 return names
             if self.system.isdir(self._path(pattern)):
                 inside = self._list(self._path(pattern))
+                known = [suffix for name in inside if (suffix := Path(name).suffix) in formats.EXTENSIONS]
+                files = f"{pattern.rstrip('/')}/*{''.join(known[:1])}"
                 raise DataError(
                     f"data.{split}={pattern!r} is a folder below data.root={self.url!r}: set a pattern of its files, "
-                    f"such as {_pattern_for(pattern, inside)!r}; there: {', '.join(inside[:5]) or 'nothing'}"
+                    f"such as {files!r}; there: {', '.join(inside[:5]) or 'nothing'}"
                 )
             others = self._list_near(pattern)
         except DataError:
@@ -182,11 +184,6 @@ def normal(name: str) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more} {'are' if len(names) > 1 else 'is'}"
-
-
-def _pattern_for(folder: str, names: list[str]) -> str:
-    endings = [Path(name).suffix for name in names if Path(name).suffix in formats.EXTENSIONS]
-    return f"{folder.rstrip('/')}/*{endings[0] if endings else ''}"
 
 
 def _is_skipped(name: str, pattern: str) -> bool:
