@@ -407,3 +407,10 @@ def with_rows(data: dict[str, Any], then: Callable[[], None] | None = None) -> N
     api.train = functools.partial(api.train, data=data)  # type: ignore[assignment]
     if then is not None:
         then()
+
+
+def hub_cache(folder: Path) -> None:
+    """Let huggingface_hub use another cache, without a connection."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(folder), True

@@ -176,6 +176,7 @@ NO_DATA = {
     "an Arrow stream": b"\xff\xff\xff\xff\x10\0\0\0",
     "the error message of a server": b'{"error": "not found", "status": 404}\n',
     "it is binary": bytes(range(4)) + b"\0" * 100,
+    "of its first bytes are control codes": b"\x89PNG\r\n\x1a\n" + bytes(range(1, 256)) * 4,
 }
 
 

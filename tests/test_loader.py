@@ -38,7 +38,7 @@ from lane_world import (
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from trainer.data.lanes import Bookmark, LanePlan, LaneServer
-from trainer.data.loader import Loaded, _unchanged, load_epoch
+from trainer.data.loader import Loaded, load_epoch
 from trainer.data_parallel import DataParallel
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
@@ -153,7 +153,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
         collate=collate,
         tokens=count,
         inputs=("x",),
-        corrupt=_unchanged,
+        corrupt=lambda examples, *_: examples,
         targets=lambda batch: len(batch["x"]),
     )
 

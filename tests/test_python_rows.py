@@ -57,6 +57,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         {"text": pd.array([r["text"] for r in ROWS], "string"), "label": pd.Categorical([r["label"] for r in ROWS])}
     ),
     "polars": lambda: pl.DataFrame(ROWS),
+    "polars lazy": lambda: pl.DataFrame(ROWS).lazy(),
     "arrow": lambda: TABLE,
     "arrow batches": lambda: pa.RecordBatchReader.from_batches(TABLE.schema, TABLE.to_batches(7)),
     "dataset": with_classes,
@@ -130,9 +131,10 @@ def test_a_missing_label_is_refused_by_its_row(tmp_path, frame, missing):
         ([*ROWS, {"text": 7, "label": 1}], r"column 'text' holds 7 in row 25, which has another type"),
         ([*ROWS, "a film"], "row 25 is a str, not a dict"),
         ([], "has no rows"),
+        (7, "is a int; rows are a list"),
         (pd.DataFrame({"text": ["a", 1], "label": [0, 1]}), r"cannot be written as Parquet.*one type"),
     ],
-    ids=["name", "path", "pandas", "dataset", "type", "no dict", "empty", "mixed"],
+    ids=["name", "path", "pandas", "dataset", "type", "no dict", "empty", "no rows", "mixed"],
 )  # fmt: skip
 def test_rows_that_cannot_be_used(tmp_path, rows, says):
     with pytest.raises(DataError, match=says):
@@ -204,8 +206,9 @@ def test_predict_takes_rows(run):
     assert missing["error"] == "DataError: column 'text' is missing; columns here: review"
     assert null["error"] == "DataError: column 'text' is null"
     assert (has_inputs(run, {"text": "a"}), has_inputs(run, {"review": "a"})) == (True, False)
-    with pytest.raises(RankzeroError, match="a single str"):
-        list(predict(run, "a good film"))
+    for wrong, says in (("a good film", "a single str"), (["a", 7], "row 1 is a int"), (7, "a single int")):
+        with pytest.raises(RankzeroError, match=says):
+            list(predict(run, wrong))
 
 
 def test_a_root_that_exists_is_kept(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from trainer.data.hub_datasets import pinned
 from trainer.data.paths import MISSING, value_at
 from trainer.data.prepare import prepare as write_corpus
 from trainer.data.python_rows import iter_rows, split_overrides
@@ -276,6 +277,7 @@ def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, o
         RankzeroError: bad data, or a folder with other content.
     """
     resolved = load_recipe(recipe, overrides)
+    resolved = resolved.model_copy(update={"data": pinned(resolved.data)})
     folder = Path(out) if out else Path("prepared") / resolved.name
 
     def encoder(tokenizer: PreTrainedTokenizerFast) -> Any:

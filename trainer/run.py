@@ -22,6 +22,7 @@ from trainer.failures import report_failure, report_hang
 from trainer.files import read_json, write_json
 from trainer.lock import follow
 from trainer.recipe import Recipe
+from trainer.recipe.sections import DataConfig
 from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir, Status
 from trainer.task.registry import roles_of
@@ -52,7 +53,7 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
             tf32=recipe.loop.tf32,
             rendezvous_seconds=recipe.launch.rendezvous_seconds,
         )
-        with attempt(recipe, options, run, runtime, splits) as status:
+        with attempt(recipe, options, run, runtime, splits) as (recipe, status):
             data = runtime.on_main(lambda: prepare_inputs(recipe, run, runtime))
             session = Session(recipe, run, runtime, status, data, accumulation, splits, options.debug, options.profile)
             session.train()
@@ -89,22 +90,26 @@ def accumulation_steps(recipe: Recipe) -> int:
 
 
 @contextlib.contextmanager
-def attempt(recipe: Recipe, options: Options, run: RunDir, runtime: Runtime, splits: int) -> Iterator[Status | None]:
-    """Hold the run directory for one attempt, and report how it ends. Give rank zero its `status.json`.
+def attempt(
+    recipe: Recipe, options: Options, run: RunDir, runtime: Runtime, splits: int
+) -> Iterator[tuple[Recipe, Status | None]]:
+    """Hold the run directory for one attempt, and report how it ends.
+
+    Give the recipe with the pinned revision of its data set, and rank zero its `status.json`.
 
     A start that is refused leaves the run directory as it was. The lock is released last, after the status is written.
     """
     with contextlib.ExitStack() as lock:
         status = None
         try:
-            number, token = runtime.on_main(lambda: _take(recipe, options, run, splits, lock))
+            number, token, data = runtime.on_main(lambda: _take(recipe, options, run, splits, lock))
             if runtime.main:
                 status = Status(run, number).start()
             else:
                 lock.enter_context(follow(run.path, token))
             hang = functools.partial(report_hang, run, runtime, status)
             runtime.watch(recipe.launch.hang_seconds, run.path, hang)
-            yield status
+            yield recipe.model_copy(update={"data": data}), status
         except BaseException as error:
             reported = report_failure(run, runtime, status, error)
             if reported is error:
@@ -118,13 +123,16 @@ def attempt(recipe: Recipe, options: Options, run: RunDir, runtime: Runtime, spl
             status.finish("finished", 0)
 
 
-def _take(recipe: Recipe, options: Options, run: RunDir, splits: int, lock: contextlib.ExitStack) -> tuple[int, str]:
-    """Lock the run directory on rank zero. Return the number of this attempt and the token of the lock."""
+def _take(
+    recipe: Recipe, options: Options, run: RunDir, splits: int, lock: contextlib.ExitStack
+) -> tuple[int, str, DataConfig]:
+    """Lock the run directory on rank zero. Return the number of this attempt, the token of the lock, and `data`."""
 
     if options.restart:
         _make_room(run, keep=options.fresh)
     held = lock.enter_context(run.locked())
     run.create()
+    recipe = setup.pin_dataset(run, recipe)
     agree_with_earlier(run, recipe, options.allow_change)
     if options.rows is not None:
         write_rows(run, options.rows, recipe, roles_of(recipe))
@@ -132,7 +140,7 @@ def _take(recipe: Recipe, options: Options, run: RunDir, splits: int, lock: cont
     if manifest is not None:
         write_json(run.manifest, {**manifest, "micro_batch_splits": splits})
     run.note.unlink(missing_ok=True)
-    return 1 if manifest is None else len(manifest["starts"]) + 2, held.token
+    return 1 if manifest is None else len(manifest["starts"]) + 2, held.token, recipe.data
 
 
 def _make_room(run: RunDir, *, keep: bool) -> None:
@@ -155,7 +163,7 @@ def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, A
     write_recipe(run, recipe)
     setup.make_tokenizer(run, recipe, data["train"]["rows"])
     data = setup.count_data_tokens(run, recipe, data)
-    setup.write_manifest(run, recipe, runtime, data)
+    setup.write_manifest(run, runtime, recipe, data)
     return data
 
 

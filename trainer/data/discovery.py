@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from trainer.data import formats
+from trainer.data.hub_datasets import dataset_files
 from trainer.data.pairing import pairs
 from trainer.data.root import Root, normal
 from trainer.errors import DataError, UsageError
@@ -51,6 +52,9 @@ def split_shards(data: DataConfig, patterns: Patterns, split: str) -> list[Shard
     """
     if data.root.startswith(EMBEDDED):
         return embedded_shards(data.root, patterns, split)
+    if data.dataset is not None:
+        root, files = dataset_files(data, patterns, split)
+        return [_shard(root, (name,), (), split) for name in files]
     root = Root(data.root)
     if (prepared := root.prepared()) is not None:
         now = data.model_dump(mode="json", include=set(PREPARED_KEYS))
@@ -60,6 +64,11 @@ def split_shards(data: DataConfig, patterns: Patterns, split: str) -> list[Shard
     if isinstance(patterns, dict):
         return _parallel_shards(root, patterns, split)
     return _file_shards(root, patterns, split)
+
+
+def own_root(data: DataConfig) -> Root | None:
+    """Return the folder that `data.root` names. None for a generated corpus and for a data set of the Hub."""
+    return None if data.root.startswith(EMBEDDED) or data.dataset is not None else Root(data.root)
 
 
 def refuse_changed(where: str, then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:

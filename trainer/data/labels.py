@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -41,11 +41,13 @@ def is_unlabeled(value: Any) -> bool:
 
 def label_form(value: object, allowed: Collection[str]) -> object:
     """Return a label as text in the form of the recipe: true, True or 1; 1 or 1.0; a class index or its name."""
-    if isinstance(value, bool):
-        forms = [str(value).lower(), str(value), str(int(value)), str(float(value))]
+    text = value.strip() if isinstance(value, str) else str(value)
+    if isinstance(value, bool) or text.lower() in ("true", "false"):
+        is_true = text.lower() == "true"
+        forms = [*([text] if isinstance(value, str) else []), text.lower(), text.capitalize(), str(int(is_true))]
+        forms.append(f"{forms[-1]}.0")
     elif isinstance(value, str):
-        text = value.strip()
-        forms = [text, text.capitalize(), text.lower()] if text.lower() in ("true", "false") else [text]
+        forms = [text]
         if match := _INTEGRAL.fullmatch(text):
             forms += [str(int(match[1])), f"{int(match[1])}.0"]
         elif text.removeprefix("-").isdecimal():
@@ -62,68 +64,36 @@ def label_form(value: object, allowed: Collection[str]) -> object:
     return next((form for form in forms if form in allowed), forms[0])
 
 
-def _visible(text: str) -> str:
-    """Return the text without control and format characters, and with single spaces between its words."""
-    kept = (" " if char.isspace() else char for char in text)
-    return " ".join("".join(char for char in kept if unicodedata.category(char) not in ("Cf", "Cc")).split())
+def look_alike(label: str, other: str) -> bool:
+    """Return whether two labels differ by case, spaces, invisible characters or Unicode form only."""
+    return _plain(label) == _plain(other)
 
 
-def _nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
-
-
-FOLDS: dict[str, Callable[[str], str]] = {
-    "spaces or invisible characters": _visible,
-    "Unicode form": _nfkc,
-    "case": str.casefold,
-}
-
-
-def hidden_difference(label: str, other: str) -> list[str]:
-    """Return in what two labels that look alike differ, as names of FOLDS; empty if they differ in anything else."""
-    needed = list(FOLDS)
-    if _folded(label, needed) != _folded(other, needed):
-        return []
-    for name in reversed(FOLDS):  # a no-break space differs from a space in Unicode form, too: one name is enough
-        fewer = [fold for fold in needed if fold != name]
-        if _folded(label, fewer) == _folded(other, fewer):
-            needed = fewer
-    return needed
-
-
-def _folded(text: str, names: Collection[str]) -> str:
-    for name in names:
-        text = FOLDS[name](text)
-    return text
+def _plain(text: str) -> str:
+    shown = "".join(
+        " " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cf", "Cc")
+    )
+    return unicodedata.normalize("NFKC", " ".join(shown.split())).casefold()
 
 
 def unknown_label(label: str, allowed: Collection[str]) -> str:
-    """Return the end of the message about an unknown label: the known ones, and the nearest with the difference."""
+    """Return the end of the message about an unknown label: the known ones, and the nearest one."""
     known = sorted(allowed)
     listed = ", ".join(map(repr, known[:SHOWN])) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
-    for other in known:
-        if differences := hidden_difference(label, other):
-            return (
-                f"; known: {listed}; it differs from {other!a} by {' and '.join(differences)} only: the file has "
-                f"{label!a}. Write the label as task.labels does, or add it there"
-            )
+    if same := [other for other in known if look_alike(label, other)]:
+        return (
+            f"; known: {listed}; it differs from {same[0]!a} by case, spaces or Unicode form only: the file has "
+            f"{label!a}. Write the label as task.labels does, or add it there"
+        )
     near = difflib.get_close_matches(label, known, n=1, cutoff=0.6)
-    if not near:
-        return f"; known: {listed}"
-    suggestion = repr(near[0]) if (label + near[0]).isascii() else ascii(near[0])
     escaped = "" if label.isascii() else f" ({label[:60]!a})"
-    return f"; known: {listed}; did you mean {suggestion}?{escaped}"
+    return f"; known: {listed}" + (f"; did you mean {near[0]!r}?{escaped}" if near else "")
 
 
 def guess_classes(values: Collection[str], names: Sequence[str]) -> dict[str, str] | None:
-    """Return a mapping of the values of a file to as many class names, by spelling, or None if it is not clear."""
-    if len(values) != len(names):
+    """Return a mapping of the values of a file to as many class names, by their beginnings, or None if unclear."""
+    starts = {v: [name for name in names if name.casefold().startswith(v.casefold())] for v in values}
+    if len(values) != len(names) or any(len(of) != 1 for of in starts.values()):
         return None
-    mapping: dict[str, str] = {}
-    for value in values:
-        low = value.casefold()
-        starts = [name for name in names if name.casefold().startswith(low) or low.startswith(name.casefold())]
-        if len(starts) != 1:
-            return None
-        mapping[value] = starts[0]
+    mapping = {value: of[0] for value, of in starts.items()}
     return mapping if len(set(mapping.values())) == len(names) else None

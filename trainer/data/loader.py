@@ -48,21 +48,17 @@ def _received(fields: dict[str, Any]) -> Loaded:
     return Loaded(**{**fields, "inputs": inputs})
 
 
+@dataclass(eq=False)
 class _Steps(IterableDataset):  # type: ignore[type-arg]
     """Yields (step of the epoch, {group: Loaded}) for the groups of this loader process."""
 
-    def __init__(
-        self,
-        server: LaneServer,
-        collate: Callable[[Sequence[Example]], Batch],
-        corrupt: Callable[..., Sequence[Example]],
-        count: Callable[[Example], int],
-        groups: Sequence[Sequence[int]],
-        marks: dict[int, Bookmark],
-        inputs: Sequence[str],
-    ) -> None:
-        self._server, self._collate, self._corrupt, self._count = server, collate, corrupt, count
-        self._groups, self._marks, self._inputs = groups, marks, inputs
+    _server: LaneServer
+    _collate: Callable[[Sequence[Example]], Batch]
+    _corrupt: Callable[..., Sequence[Example]]
+    _count: Callable[[Example], int]
+    _groups: Sequence[Sequence[int]]
+    _marks: dict[int, Bookmark]
+    _inputs: Sequence[str]
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -90,7 +86,10 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             yield step, loaded
 
     def _load(self, parts: list[MicroBatch]) -> Loaded:
-        examples = [example for part in parts for example in self._corrupt(part.examples, *_key_of(part))]
+        examples = list[Example]()
+        for part in parts:  # the key is one that only this micro-batch has
+            mark = part.bookmark
+            examples += self._corrupt(part.examples, mark.epoch, part.lane, mark.start, mark.first_step, mark.served)
         inputs = self._collate(examples)
         return Loaded(
             {part.lane: part.bookmark for part in parts},
@@ -101,16 +100,6 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             tokens=sum(map(self._count, examples)),
             padded=sum(inputs[name].numel() for name in self._inputs),
         )
-
-
-def _unchanged(examples: Sequence[Example], *key: object) -> Sequence[Example]:
-    return examples
-
-
-def _key_of(part: MicroBatch) -> tuple[int, ...]:
-    """Return a key that only this micro-batch has: epoch, lane, and the bookmark that follows it."""
-    mark = part.bookmark
-    return mark.epoch, part.lane, mark.start, mark.first_step, mark.served
 
 
 def _check_semaphores(workers: int) -> None:
@@ -138,7 +127,7 @@ def load_epoch(
     marks: dict[int, Bookmark],
     *,
     inputs: Sequence[str],
-    corrupt: Callable[..., Sequence[Example]] = _unchanged,
+    corrupt: Callable[..., Sequence[Example]] = lambda examples, *_: examples,
     workers: int,
     prefetch: int,
     pin_memory: bool,

@@ -9,7 +9,6 @@ keep their order. At most one bucket of a shard is in memory.
 from __future__ import annotations
 
 import json
-import resource
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,9 +21,9 @@ import pyarrow.parquet as pq
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key, permutation
-from trainer.data.discovery import EMBEDDED, PREPARED_KEYS, refuse_changed
+from trainer.data.discovery import PREPARED_KEYS, own_root, refuse_changed
 from trainer.data.roles import Roles
-from trainer.data.root import PREPARED, Root
+from trainer.data.root import PREPARED
 from trainer.data.sources import TOKENS, Source, Split, belongs, open_split
 from trainer.data.survey import survey
 from trainer.data.token_ids import Layout
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
-MAX_BUCKETS = 256  # files open at once, if there are no more lanes
-OTHER_FILES = 256  # that a process may have open in addition
 WRITE_ROWS = 1000  # rows of a Parquet row group: a resumed reader reads at most this many too many
 VERSION = 2  # of prepared.json; 1 had no layout, and not how the tokenizer of an architecture is trained
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -66,7 +63,7 @@ def prepare(
         UsageError: `out` has other content, or `data.root` is itself a prepared corpus.
         CheckpointError: the disk is full or not writable.
     """
-    if not recipe.data.root.startswith(EMBEDDED) and Root(recipe.data.root).prepared() is not None:
+    if (root := own_root(recipe.data)) is not None and root.prepared() is not None:
         raise UsageError(f"data.root={recipe.data.root!r} is a prepared corpus already; set it to the original files")
     sources = {split: source for split in SPLITS if (source := open_split(recipe.data, split, roles)) is not None}
     surveys = {split: survey(source, recipe.data, roles, split) for split, source in sources.items()}
@@ -105,11 +102,8 @@ def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
         UsageError: the corpus was prepared with another task or tokenizer, or for an architecture whose tokenizer is
             trained in another way.
     """
-    if recipe.data.root.startswith(EMBEDDED):
-        return None
-    root = Root(recipe.data.root)
-    prepared = root.prepared()
-    if prepared is None:
+    root = own_root(recipe.data)
+    if root is None or (prepared := root.prepared()) is None:
         return None
     if prepared.get("version") != VERSION:
         raise UsageError(
@@ -194,7 +188,7 @@ def _write_shuffled(
 ) -> list[str]:
     """Write the shards of train and return their names."""
     count = recipe.data.lanes
-    buckets = max(1, min(total // (count * BUCKET_ROWS) + 1, MAX_BUCKETS // count))
+    buckets = total // (count * BUCKET_ROWS) + 1
     names = [_shard_name("train", shard, count) for shard in range(count)]
     with tempfile.TemporaryDirectory(dir=folder) as made:
         paths = [[Path(made) / f"{shard}-{bucket}.jsonl" for bucket in range(buckets)] for shard in range(count)]
@@ -205,42 +199,27 @@ def _write_shuffled(
 
 
 def _deal(rows: Iterator[Values], paths: Sequence[Sequence[Path]], seed: int) -> None:
-    """Write one row of each group into each shard, there into a random bucket."""
-    _allow_files(sum(map(len, paths)))
-    with ExitStack() as stack:
-        files = [
-            [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in shard] for shard in paths
-        ]
-        for number, row in enumerate(rows):
+    """Write one row of each group into each shard, there into a random bucket. One file is open at a time."""
+    numbered = enumerate(rows)
+    while window := list(islice(numbered, BUCKET_ROWS)):
+        lines: dict[Path, list[str]] = {}
+        for number, row in window:
             group, place = divmod(number, len(paths))
-            if place == 0:
+            if place == 0 or number == window[0][0]:
                 order = permutation(len(paths), seed, "prepare", group)
-            shard = files[int(order[place])]
-            bucket = key(seed, "bucket", number) % len(shard)
-            shard[bucket].write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _allow_files(count: int) -> None:
-    """Allow this process to open so many files, in addition to those that are open.
-
-    Raises:
-        UsageError: the machine does not allow it.
-    """
-    wanted = count + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise UsageError(
-            f"{count} files of shards have to be open at once, but this process may open {hard}: "
-            f"`ulimit -n {wanted}` as root (or LimitNOFILE of the service), or fewer data.lanes"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            shard = paths[int(order[place])]
+            path = shard[key(seed, "bucket", number) % len(shard)]
+            lines.setdefault(path, []).append(json.dumps(row, ensure_ascii=False) + "\n")
+        for path, of_path in lines.items():
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.writelines(of_path)
 
 
 def _shuffled(paths: Sequence[Path], seed: int, shard: int) -> Iterator[Values]:
     """Yield the rows of a shard's buckets. Each bucket is permuted in memory and then removed."""
     for bucket, path in enumerate(paths):
+        if not path.exists():  # no row was dealt to it
+            continue
         with path.open(encoding="utf-8", newline="\n") as file:
             lines = file.readlines()
         path.unlink()
@@ -258,9 +237,7 @@ def _write_shard(path: Path, rows: Iterator[Values], roles: Roles, encode: Encod
         writer: Any = None
         while window := list(islice(rows, WRITE_ROWS)):
             examples = encode([{name: value for name, value in row.items() if name != "id"} for row in window])
-            columns = {
-                name: pa.array([row[name] for row in window], types.get(name, pa.string())) for name in window[0]
-            }
+            columns = {name: pa.array([row[name] for row in window], types[name]) for name in window[0]}
             for name in examples[0]:
                 columns[TOKENS + name] = pa.array([e[name] for e in examples], pa.list_(pa.int32()))
             table = pa.table(columns)

@@ -51,7 +51,8 @@ def split_overrides(rows: Mapping[str, Any]) -> list[str]:
         )
     test = "test.parquet" if "test" in rows else "null"
     validation = ["data.validation=validation.parquet"] if "validation" in rows else []
-    return ["data.train=train.parquet", f"data.test={test}", *validation]
+    own = ["data.dataset=null", "data.revision=null", "data.train=train.parquet"]
+    return [*own, f"data.test={test}", *validation]
 
 
 def write_rows(run: RunDir, rows: Mapping[str, Any], recipe: Recipe, roles: Roles) -> None:
@@ -92,13 +93,21 @@ def iter_rows(rows: Any, columns: Collection[str]) -> Iterator[Any]:
         rows: texts, or any kind of rows.
         columns: the columns that are used.
     """
+    rows = rows.collect() if _is_lazy(rows) else rows
     if hasattr(rows, "__arrow_c_stream__"):
         for table in _frame_tables(rows, columns, "rows"):
             yield from table.to_pylist()
-    elif isinstance(rows, str | Mapping):
+        return
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise UsageError(f"predict: a single {type(rows).__name__}; give a list of texts, or {KINDS}")
-    else:
-        yield from rows
+    for number, row in enumerate(rows):
+        if not isinstance(row, str | Mapping):
+            raise UsageError(f"predict: row {number} is a {type(row).__name__}; give a list of texts, or {KINDS}")
+        yield row
+
+
+def _is_lazy(rows: Any) -> bool:
+    return type(rows).__name__ == "LazyFrame" and type(rows).__module__.startswith("polars.")
 
 
 def _digest_of(path: Path) -> str | None:
@@ -132,6 +141,7 @@ def _write(file: Any, tables: Iterator[pa.Table], split: str) -> str:
 def _tables(rows: Any, roles: Roles, columns: Mapping[str, str], name: str) -> Iterator[pa.Table]:
     """Yield the rows as tables of one schema, with the columns that the task uses."""
     used = [columns.get(role, role) for role in roles]
+    rows = rows.collect() if _is_lazy(rows) else rows
     try:
         if hasattr(rows, "__arrow_c_stream__"):
             yield from _frame_tables(rows, used, name)
@@ -188,6 +198,8 @@ def _frame_tables(rows: Any, used: Iterable[str], name: str) -> Iterator[pa.Tabl
 
 def _dict_tables(rows: Iterable[Any], used: Iterable[str], name: str) -> Iterator[pa.Table]:
     """Yield the used columns of dicts. The types are those of the first WINDOW rows."""
+    if not isinstance(rows, Iterable):
+        raise DataError(f"{name} is a {type(rows).__name__}; rows are {KINDS}")
     source, schema, chosen, begin = iter(rows), None, list[str](), 0
     while window := list(islice(source, WINDOW)):
         for number, row in enumerate(window, start=begin):

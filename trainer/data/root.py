@@ -61,9 +61,11 @@ class Root:
                 return names
             if self.system.isdir(self._path(pattern)):
                 inside = self._list(self._path(pattern))
+                known = [suffix for name in inside if (suffix := Path(name).suffix) in formats.EXTENSIONS]
+                files = f"{pattern.rstrip('/')}/*{''.join(known[:1])}"
                 raise DataError(
                     f"data.{split}={pattern!r} is a folder below data.root={self.url!r}: set a pattern of its files, "
-                    f"such as {_pattern_for(pattern, inside)!r}; there: {', '.join(inside[:5]) or 'nothing'}"
+                    f"such as {files!r}; there: {', '.join(inside[:5]) or 'nothing'}"
                 )
             others = self._list_near(pattern)
         except DataError:
@@ -127,10 +129,31 @@ class Root:
     def prepared(self) -> dict[str, Any] | None:
         """Return what `prepare` wrote about this root, None for any other root."""
         try:
-            if not self.system.isfile(f"{self.path}/{PREPARED}"):
-                return None
-            return cast("dict[str, Any]", json.loads(self.system.cat_file(f"{self.path}/{PREPARED}")))
-        except Exception as error:  # stores have different errors; ValueError: not JSON
+            content = self.read(PREPARED)
+            return None if content is None else cast("dict[str, Any]", json.loads(content))
+        except ValueError as error:  # not JSON
+            raise DataError(self._unreachable(error)) from error
+
+    def find(self, folder: str, endings: Sequence[str]) -> list[str]:
+        """Return the names of all files below a folder with one of the endings, sorted, without hidden ones and copies.
+
+        Raises:
+            DataError: the root cannot be reached.
+        """
+        try:
+            names = [self._name(path) for path in self.system.find(self._path(folder))]
+        except Exception as error:  # stores have different errors
+            raise DataError(self._unreachable(error)) from error
+        suffixes = {name: Path(formats.without_compression(name)).suffix.lower() for name in names}
+        return sorted(name for name, suffix in suffixes.items() if suffix in endings and not _is_skipped(name, "*"))
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file, or None if there is no such file."""
+        try:
+            return cast("bytes", self.system.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # stores have different errors
             raise DataError(self._unreachable(error)) from error
 
     def url_of(self, name: str) -> str:
@@ -161,11 +184,6 @@ def normal(name: str) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more} {'are' if len(names) > 1 else 'is'}"
-
-
-def _pattern_for(folder: str, names: list[str]) -> str:
-    endings = [Path(name).suffix for name in names if Path(name).suffix in formats.EXTENSIONS]
-    return f"{folder.rstrip('/')}/*{endings[0] if endings else ''}"
 
 
 def _is_skipped(name: str, pattern: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trainer.data.cleaning import BadRow
 from trainer.data.columns import as_yaml, guess_columns, header_for, is_no_header
 from trainer.data.discovery import Shard
-from trainer.data.labels import guess_classes, hidden_difference, is_unlabeled
+from trainer.data.labels import guess_classes, is_unlabeled, look_alike
 from trainer.data.paths import flat
 from trainer.data.roles import Label, Labels, Roles
 from trainer.data.sources import Row
@@ -54,29 +54,33 @@ class FileMistake:
     def message(self, data: DataConfig, roles: Roles) -> str:
         """Return the mistake, what the file has, and the key to change."""
         role = next((name for name in roles if data.columns.get(name, name) == self.first.column), "")
-        kind, start = _kind(self.first), f"data.{self.split}: "
-        if kind.startswith("is missing"):
-            return start + self._missing_column(role, data, roles)
-        if isinstance(roles.get(role), Label) and self._is_unlabeled():
-            values = " or ".join(dict.fromkeys(repr(row.get(str(self.first.column))) for row in self.rows[:SHOWN]))
-            return start + self._no_labels(f"every row of {self.shard.name} has the label {values}")
-        if kind == "unknown label":
-            return start + self._unknown_labels(role, data, roles)
+        kind, column = _kind(self.first), repr(self.first.column)
         every = f"every row read of {self.shard.name} ({self.read:,}) is bad for the same reason: "
-        if self.first.column is None:
-            return f"{start}{every}{self.first.reason}{self.first.detail}. Check that it is {self.shard.format}"
-        return (
-            f"{start}{every}column {self.first.column!r} {self.first.reason}{self.first.detail}. Name the column to "
-            f"read in data.columns={{{role}: COLUMN}}; columns there: {self._columns()}"
-        )
+        if kind.startswith("is missing"):
+            text = self._missing_column(role, data, roles)
+        elif isinstance(roles.get(role), Label) and all(map(is_unlabeled, self.unknown or map(self._raw, self.rows))):
+            values = " or ".join(dict.fromkeys(repr(self._raw(row)) for row in self.rows[:SHOWN]))
+            text = self._no_labels(f"every row of {self.shard.name} has the label {values}")
+        elif kind == "unknown label":
+            text = self._unknown_labels(role, data, roles)
+        elif self.first.column is None:
+            text = f"{every}{self.first.reason}{self.first.detail}. Check that it is {self.shard.format}"
+        else:
+            text = (
+                f"{every}column {column} {self.first.reason}{self.first.detail}. Name the column to read in "
+                f"data.columns={{{role}: COLUMN}}; columns there: {self._columns()}"
+            )
+        return f"data.{self.split}: {text}"
+
+    def _raw(self, row: Mapping[str, object]) -> object:
+        return row.get(str(self.first.column))
 
     def _missing_column(self, role: str, data: DataConfig, roles: Roles) -> str:
         names, name = [str(column) for column in self.rows[0]], self.shard.name
         if self.shard.format in ("csv", "tsv") and is_no_header(names, roles):
             header = header_for(names, roles, data.columns)
+            positions = {r: str(header.index(c)) for r in roles if (c := data.columns.get(r, r)) in header}
             line = ("<TAB>" if self.shard.format == "tsv" else ",").join(header)
-            role_of = {data.columns.get(role, role): role for role in roles}
-            positions = {role_of[column]: str(i) for i, column in enumerate(header) if column in role_of}
             return (
                 f"{name} has no header: its first line is read as the names of the columns, but it looks like a row "
                 f"({self._columns()}). Write a line with the names above it: {line}; or set "
@@ -90,10 +94,6 @@ class FileMistake:
             f"no row of {name} has a column {self.first.column!r} ({self.read:,} rows read); columns there: "
             f"{self._columns()}. Set data.columns={mapping}"
         )
-
-    def _is_unlabeled(self) -> bool:
-        values: Iterable[object] = self.unknown or [row.get(str(self.first.column)) for row in self.rows]
-        return all(map(is_unlabeled, values))
 
     def _no_labels(self, fact: str) -> str:
         if self.split == "train":
@@ -115,31 +115,21 @@ class FileMistake:
         rows = [{k: v for k, v in row.items() if k != self.first.column} for row in self.rows]
         guess = guess_columns({role: label}, rows, {})
         if guess and all(label.matches(row.get(guess[role])) for row in rows):
-            others = {name: column for name, column in data.columns.items() if name != role}
-            return f"{start}Column {guess[role]!r} has such labels: set data.columns={as_yaml(others | guess)}"
-        if difference := _hidden_difference(values, allowed):
-            return start + difference
-        if classes := guess_classes(values, allowed):
-            return f"{start}Set task.labels={as_yaml(classes)} (value in the file: name of the class)"
-        pairs = dict.fromkeys(values[:SHOWN], "NAME")
-        return (
-            f"{start}Set task.labels={as_yaml(pairs)} (value in the file: name of the class), or "
-            f"data.columns={{{role}: COLUMN}}; columns there: {self._columns()}"
-        )
+            columns = {**data.columns, **guess}
+            return f"{start}Column {guess[role]!r} has such labels: set data.columns={as_yaml(columns)}"
+        if alike := [(value, other) for value in values for other in allowed if look_alike(value, other)]:
+            (value, other), *_ = alike
+            return (
+                f"{start}{value!a} differs from {other!a} by case, spaces or Unicode form only: write the labels in "
+                "task.labels as the file does"
+            )
+        classes = guess_classes(values, allowed)
+        names = as_yaml(classes or dict.fromkeys(values[:SHOWN], "NAME"))
+        other = "" if classes else f", or data.columns={{{role}: COLUMN}}; columns there: {self._columns()}"
+        return f"{start}Set task.labels={names} (value in the file: name of the class){other}"
 
     def _columns(self) -> str:
         return _listed(repr(str(name)[:40]) for name in self.rows[0]) or "none"
-
-
-def _hidden_difference(values: Collection[str], allowed: Collection[str]) -> str | None:
-    for value in values:
-        for other in allowed:
-            if differences := hidden_difference(value, other):
-                return (
-                    f"{value!a} differs from {other!a} by {' and '.join(differences)} only: write the "
-                    "labels in task.labels as the file does"
-                )
-    return None
 
 
 def _kind(row: BadRow) -> str:

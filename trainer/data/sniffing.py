@@ -25,6 +25,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 _ESCAPED = re.compile(r'\\(["\\])')
 _logged: set[str] = set()
 
@@ -149,13 +150,14 @@ def _encoding(head: bytes, reading: Reading) -> str:
     for mark, encoding in MARKS:
         if head.startswith(mark):
             return encoding
-    zeros = head[:4096].count(0) / len(head[:4096]) if head else 0
-    if zeros > 0.2:
-        even, odd = head[0:4096:2].count(0), head[1:4096:2].count(0)
-        if max(even, odd) > 4 * min(even, odd):
-            encoding = "utf-16-le" if odd > even else "utf-16-be"
-            raise BadFile(f"it looks like UTF-16 without a byte order mark: set data.encoding={encoding}")
-        raise BadFile(f"it is binary: {zeros:.0%} of its first bytes are zero. Remove it from the pattern")
+    begin = head[:4096]
+    even, odd = begin[::2].count(0), begin[1::2].count(0)
+    if even + odd > 0.2 * len(begin) and max(even, odd) > 4 * min(even, odd):
+        encoding = "utf-16-le" if odd > even else "utf-16-be"
+        raise BadFile(f"it looks like UTF-16 without a byte order mark: set data.encoding={encoding}")
+    control = len(_CONTROL.findall(begin)) / len(begin)
+    if control > (0.05 if len(begin) > 256 else 0.2):  # compressed content has 10% of them
+        raise BadFile(f"it is binary: {control:.0%} of its first bytes are control codes. Remove it from the pattern")
     return "utf-8"
 
 
@@ -195,13 +197,15 @@ def _csv_form(text: str, complete: bool, name: str, kind: str, reading: Reading,
 
 def _delimiter(text: str, default: str, name: str, reading: Reading) -> str:
     """Return the default, unless it does not split the header and exactly one other delimiter does, evenly."""
-    wanted, splits = reading.wanted or (), len(_header(text, default)) > 1
-    if _has_columns(text, default, wanted) and (wanted or splits):
+    wanted = reading.wanted or ()
+    records = {delimiter: _records(text, delimiter) or [[]] for delimiter in (default, *DELIMITERS)}
+    named = [d for d, lines in records.items() if all(matching(lines[0], column) is not None for column in wanted)]
+    splits = len(records[default][0]) > 1
+    if default in named and (wanted or splits):
         return default
-    fitting = [d for d in DELIMITERS if d != default and len(_header(text, d)) > 1 and _is_even(text, d)]
+    fitting = [d for d, lines in records.items() if d != default and len(lines[0]) > 1 and _is_even(lines)]
     if wanted and reading.header:
-        with_columns = [d for d in fitting if _has_columns(text, d, wanted)]
-        fitting = with_columns or ([] if splits else fitting)
+        fitting = [d for d in fitting if d in named] or ([] if splits else fitting)
     elif splits:
         return default
     if len(fitting) != 1:
@@ -210,21 +214,8 @@ def _delimiter(text: str, default: str, name: str, reading: Reading) -> str:
     return fitting[0]
 
 
-def _header(text: str, delimiter: str) -> list[str]:
-    records = _records(text.split("\n", 1)[0], delimiter) or []
-    return records[0] if records else []
-
-
-def _has_columns(text: str, delimiter: str, wanted: tuple[str, ...]) -> bool:
-    header = _header(text, delimiter)
-    return all(matching(header, column) is not None for column in wanted)
-
-
-def _is_even(text: str, delimiter: str) -> bool:
+def _is_even(records: list[list[str]]) -> bool:
     """Return whether 9 of 10 records have as many fields as the header."""
-    records = _records(text, delimiter)
-    if records is None:
-        return False
     return sum(len(fields) == len(records[0]) for fields in records) >= 0.9 * len(records)
 
 

@@ -32,45 +32,40 @@ def table_batches(url: str, kind: str, row: int, reading: Reading) -> Iterator[l
         BadFile: a used column has a type that its role cannot have.
     """
     read = _arrow if kind == "arrow" else _parquet
-    for batch, schema, columns in read(url, row, None if kind == "prepared" else reading):
-        unread, classes = _unread(schema, columns), _classes(schema)
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            yield _rows(batch.slice(start, BATCH_ROWS), unread, classes)
-
-
-def _parquet(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
-    with opened(url) as stream, pq.ParquetFile(stream) as file:
-        columns = _chosen(file.schema_arrow, reading)
-        for group in range(file.metadata.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            if row >= size:
-                row -= size
-                continue
-            for batch in file.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
-                if row < batch.num_rows:
-                    yield batch.slice(row), file.schema_arrow, columns
-                row = max(0, row - batch.num_rows)
-
-
-def _arrow(url: str, row: int, reading: Reading | None) -> Iterator[Any]:
-    """Yield batches of an Arrow IPC stream, as `save_to_disk` writes it, or of an Arrow file (Feather)."""
     with opened(url) as stream:
-        is_file = stream.read(6) == b"ARROW1"
-        stream.seek(0)
-        schema = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(stream).schema
-        columns = _chosen(schema, reading) or []
-        tops = {column if column in schema.names else column.partition(".")[0] for column in columns}
-        options = pa.ipc.IpcReadOptions(included_fields=[i for i, name in enumerate(schema.names) if name in tops])
-        stream.seek(0)
-        if is_file:
-            reader = pa.ipc.open_file(stream, options=options)
-            batches: Any = (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            batches = pa.ipc.open_stream(stream, options=options)
-        for batch in batches:
+        for batch, schema, columns in read(stream, row, None if kind == "prepared" else reading):
+            unread, classes = _unread(schema, columns), _classes(schema)
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield _rows(batch.slice(start, BATCH_ROWS), unread, classes)
+
+
+def _parquet(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:
+    """Yield batches from a row on, each with the schema of the file and the columns that are read."""
+    with pq.ParquetFile(stream) as file:
+        columns, groups = _chosen(file.schema_arrow, reading), list(range(file.metadata.num_row_groups))
+        while groups and row >= (size := file.metadata.row_group(groups[0]).num_rows):
+            row -= size
+            groups.pop(0)
+        for batch in file.iter_batches(BATCH_ROWS, groups, columns, use_threads=False):
             if row < batch.num_rows:
-                yield batch.slice(row), schema, columns
+                yield batch.slice(row), file.schema_arrow, columns
             row = max(0, row - batch.num_rows)
+
+
+def _arrow(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:
+    """Yield the same of an Arrow IPC stream, as `save_to_disk` writes it, or of an Arrow file (Feather)."""
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    schema = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(stream).schema
+    columns = _chosen(schema, reading) or []
+    tops = {column if column in schema.names else column.partition(".")[0] for column in columns}
+    options = pa.ipc.IpcReadOptions(included_fields=[i for i, name in enumerate(schema.names) if name in tops])
+    stream.seek(0)
+    reader: Any = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(stream, options=options)
+    for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+        if row < batch.num_rows:
+            yield batch.slice(row), schema, columns
+        row = max(0, row - batch.num_rows)
 
 
 def _types(fields: Any, prefix: str = "") -> dict[str, Any]:

@@ -155,31 +155,28 @@ def _specials(config: TokenizerTraining) -> list[str]:
 
 
 def _untrained(config: TokenizerTraining) -> Tokenizer:
-    unknown = SPECIAL_TOKENS[config.kind]["unk_token"]
+    unknown, nfc = SPECIAL_TOKENS[config.kind]["unk_token"], normalizers.NFC()
     lower = [normalizers.Lowercase()] if config.lowercase else []
-    if config.kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
-        bert = normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=False)
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        return tokenizer
-    if config.kind == "byte_bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.normalizer = normalizers.Sequence(lower)
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        return tokenizer
-    tokenizer = Tokenizer(models.Unigram() if config.kind == "unigram" else models.BPE(unk_token=unknown))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *lower])
+    bert = normalizers.BertNormalizer(lowercase=config.lowercase, strip_accents=False)
     words = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
-    if config.kind == "unigram":
-        tokenizer.pre_tokenizer = words
-        tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
-        return tokenizer
     punctuation, digits = pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, punctuation, digits])
-    tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    spaces = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    parts: dict[str, tuple[Any, list[Any], Any, Any]] = {
+        "wordpiece": (
+            *(models.WordPiece(unk_token=unknown), [nfc, bert]),
+            *(pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()),
+        ),
+        "byte_bpe": (models.BPE(), lower, pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
+        "unigram": (models.Unigram(), [nfc, *lower], words, spaces),
+        "bpe": (
+            *(models.BPE(unk_token=unknown), [nfc, *lower]),
+            *(pre_tokenizers.Sequence([words, punctuation, digits]), spaces),
+        ),
+    }
+    model, steps, splitter, decoder = parts[config.kind]
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer, tokenizer.decoder = splitter, decoder
     return tokenizer
 
 
@@ -198,24 +195,17 @@ def _alphabet(texts: Iterable[str], tokenizer: Tokenizer, config: TokenizerTrain
 
 
 def _trainer(config: TokenizerTraining, alphabet: list[str], special_tokens: list[str]) -> Any:
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "special_tokens": special_tokens,
+        "initial_alphabet": alphabet,
+    }
     if config.kind == "unigram":
         unknown = SPECIAL_TOKENS["unigram"]["unk_token"]
-        return trainers.UnigramTrainer(
-            vocab_size=config.vocab_size,
-            special_tokens=special_tokens,
-            initial_alphabet=alphabet,
-            unk_token=unknown,
-            show_progress=False,
-        )
+        return trainers.UnigramTrainer(**settings, unk_token=unknown, show_progress=False)
     kind = trainers.WordPieceTrainer if config.kind == "wordpiece" else trainers.BpeTrainer
-    return kind(
-        vocab_size=config.vocab_size,
-        min_frequency=config.min_frequency,
-        special_tokens=special_tokens,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
+    settings |= {"min_frequency": config.min_frequency, "limit_alphabet": len(alphabet)}
+    return kind(**settings, show_progress=False)
 
 
 def _train_wordpiece(

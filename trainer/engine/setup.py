@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer import user_code
 from trainer.cpu_info import cpuinfo
+from trainer.data.hub_datasets import pinned
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Source, fingerprint, open_split
 from trainer.data.survey import Survey, survey
@@ -39,6 +40,17 @@ log = logging.getLogger("rankzero")
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
 OTHER_IDS = 0.1  # share of tokens that may have another id than in the training of pretrained weights
+
+
+def pin_dataset(run: RunDir, recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit of its data set: that of the first start, unless `data.revision` is set.
+
+    Raises:
+        DataError: the data set cannot be found.
+    """
+    earlier = (read_json(run.manifest) or {}).get("dataset") or {}
+    same = earlier.get("name") == recipe.data.dataset and recipe.data.revision is None
+    return recipe.model_copy(update={"data": pinned(recipe.data, earlier.get("revision") if same else None)})
 
 
 def check_beginning(run: RunDir, recipe: Recipe) -> None:
@@ -184,8 +196,9 @@ def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:
     return load_tokenizer(str(run.tokenizer))
 
 
-def write_manifest(run: RunDir, recipe: Recipe, runtime: Runtime, data: dict[str, Any]) -> None:
+def write_manifest(run: RunDir, runtime: Runtime, recipe: Recipe, data: dict[str, Any]) -> None:
     """Versions, command, engine and ranks of this start; earlier starts go under "starts"."""
+    dataset = {"name": recipe.data.dataset, "revision": recipe.data.revision} if recipe.data.dataset else None
     start = {
         "versions": _versions(),
         "git_commit": git_commit(),
@@ -203,6 +216,7 @@ def write_manifest(run: RunDir, recipe: Recipe, runtime: Runtime, data: dict[str
     earlier = [{key: old.get(key) for key in start}] if old else []
     rest = {
         "data": data,
+        **({"dataset": dataset} if dataset else {}),
         "tokenizer": _tokenizer_fingerprint(run),
         "micro_batch_splits": old.get("micro_batch_splits", 1),
         "stages": old.get("stages", {}),

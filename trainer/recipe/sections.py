@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,10 +21,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
+def _parts(dataset: str) -> tuple[str, str | None]:
+    """Return the root and the configuration of `data.dataset`: a folder if there is one, else a name on the Hub."""
+    name, _, config = dataset.partition(":") if not Path(dataset).expanduser().is_dir() else (dataset, "", "")
+    is_folder = name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return (name if is_folder else f"hf://datasets/{name}"), config or None
+
+
 class DataConfig(Section):
     """Source of the rows, and how they become micro-batches (see docs/explanation/lanes.md)."""
 
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.update(required=[]))  # root or dataset
+
     root: str = Field(description="any fsspec URL: a folder, hf://datasets/…, s3://…, embedded://translation")
+    dataset: str | None = Field(
+        None,
+        description="in place of root: a data set of the Hub or a copy of one, name[:configuration]; train, validation "
+        "and test are names of its splits",
+    )
+    revision: str | None = Field(
+        None, description="branch, tag or commit of dataset; null = main, pinned to its commit at the first start"
+    )
     train: Patterns = Field(description="file pattern(s) below root, or a mapping role: file for parallel text files")
     validation: Patterns | Fraction | None = Field(
         None, description="file pattern(s), or the share of train to hold out"
@@ -72,6 +90,24 @@ class DataConfig(Section):
     def padded(self, length: int) -> int:
         """Return the next multiple of `pad_multiple`."""
         return -(-length // self.pad_multiple) * self.pad_multiple
+
+    @property
+    def config(self) -> str | None:
+        """The configuration of `dataset`."""
+        return _parts(self.dataset)[1] if self.dataset else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_dataset(cls, values: Any) -> Any:
+        """Set root and train of a data set. A resolved recipe has both root and dataset."""
+        if not isinstance(values, dict) or not isinstance(values.get("dataset"), str):
+            return values
+        place = _parts(values["dataset"])[0]
+        if values.get("root") not in (None, place):
+            raise ValueError(
+                f"root={values['root']!r} and dataset={values['dataset']!r} are both set; set one of them to null"
+            )
+        return {"train": "train", **values, "root": place}
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
 from trainer.task.attention import attention_row
-from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Record, Texts
+from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Line, Record, Texts
 from trainer.tasks.language_modeling.base import LanguageModeling
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class CausalLanguageModeling(LanguageModeling):
     def longest_input(self) -> int:
         return self.room - self.recipe.evaluation.generation.new_tokens
 
-    def truncated(self, line: str, example: Example) -> bool:
+    def truncated(self, line: Line, example: Example) -> bool:
         return len(example["input_ids"]) > self.longest_input
 
     def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
