@@ -48,7 +48,7 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     *((re.compile(re.escape(magic)), what, fix) for magic, what, fix in _MAGIC),
 )
 _ERROR_KEYS = frozenset(("error", "errors", "message", "detail", "status", "code", "statusCode"))
-_FORMAT_NAMES = {"jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV", "text": "text"}
+_FORMAT_NAMES = {"jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV", "text": "text", "conll": "CoNLL"}
 
 
 def check_content(head: bytes, kind: str, wanted: Sequence[str] | None = None) -> None:
