@@ -1,4 +1,4 @@
-"""Token classification: schemes of tags, pieces and windows, scores beside seqeval and nervaluate, and whole runs."""
+"""Token classification: schemes of tags, pieces and windows, and scores beside seqeval and nervaluate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from entity_world import OTHER, PEOPLE, PLACES, recipe, sentence, write_sentences
+from entity_world import OTHER, PEOPLE, PLACES, recipe, sentence
 
 from trainer.data.labels import ClassIndex
 from trainer.data.roles import BadValue
@@ -376,11 +376,3 @@ def test_error_kinds_are_those_of_nervaluate() -> None:
     assert kinds["boundary"] == by_type.correct - strict.correct
     assert kinds["type"] == by_type.incorrect
     assert exact.correct >= strict.correct
-
-
-# -- whole runs --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sentences(tmp_path_factory.mktemp("sentences"))

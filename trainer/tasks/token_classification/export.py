@@ -18,8 +18,8 @@ from trainer.task.base import Example, Record
 from trainer.tasks.classification.export import ClassifierGraph
 from trainer.tasks.token_classification.metrics import counts, key_of, summary
 from trainer.tasks.token_classification.program import EntityFinder
+from trainer.tasks.token_classification.task import INPUTS
 
-INPUTS = ("input_ids", "attention_mask")
 PARTS = ("input_ids", "heads", "starts", "ends", "text", "tokens")
 
 

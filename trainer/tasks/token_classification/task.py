@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from trainer.recipe import Recipe
 
+INPUTS = ("input_ids", "attention_mask")  # of the model
+
 
 class TokenClassification(Task):
     """A tag for each word. The loss of a step is divided by its labeled pieces.
@@ -187,7 +189,7 @@ class TokenClassification(Task):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return logits (S, W, tags)."""
-        return super().logits(model, {name: batch[name] for name in ("input_ids", "attention_mask")})
+        return super().logits(model, {name: batch[name] for name in INPUTS})
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -205,7 +207,13 @@ class TokenClassification(Task):
         return Assessed(losses, counts, self.records(logits, batch))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
-        return self.records(self.logits(model, batch).float(), batch)
+        """Return the records of whole rows. The windows of a long text are read in several forwards."""
+        import torch
+
+        count, width = batch["input_ids"].shape
+        size = max(1, self.recipe.evaluation.tokens_per_batch // max(1, width))
+        parts = [{name: batch[name][at : at + size] for name in INPUTS} for at in range(0, count, size)]
+        return self.records(torch.cat([self.logits(model, part) for part in parts]).float(), batch)
 
     def records(self, logits: Tensor, batch: Batch) -> list[Record]:
         """Return the records of whole rows from logits (S, W, tags).
