@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from entity_world import recipe, write_sentences
 from processes import read_lines
-from review_world import metrics, train
+from review_world import metrics, train, written
 from safetensors.numpy import load_file
+from slow import slow_except
 
 from trainer.api import predict, prepare
 from trainer.engine.trained_run import TrainedRun
@@ -34,10 +36,12 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ranks
-def test_one_and_two_ranks_take_the_same_steps(sentences: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", slow_except(["ddp", "zero2", "fsdp2"], "ddp"))
+def test_one_and_two_ranks_take_the_same_steps(sentences: Path, tmp_path: Path, engine: str) -> None:
     """Weights after 8 SGD steps, with dropout, and the same predictions; some rows fill several windows."""
     made = recipe(sentences, optim={"name": "sgd", "lr": 0.05})
-    one, two = train(tmp_path, made, "one"), train(tmp_path, made, "two", ranks=2)
+    one, two = train(tmp_path, made, "one"), tmp_path / "two"
+    processes.train(written(tmp_path, made), two, world=2, engine=engine).check()
     a, b = (load_file(run / "checkpoints/step-00000008/model.safetensors") for run in (one, two))
     assert max(float(np.abs(a[name] - b[name]).max()) for name in a) <= 1e-6
     ours, theirs = (read_lines(run / "evaluation/test/predictions.jsonl") for run in (one, two))
