@@ -90,6 +90,8 @@ def test_a_run_finds_the_names(finished: Path) -> None:
     assert "pipeline_tag: token-classification" in card
     assert "tokens are read in windows that overlap" in card
     found = list(predict(finished, LINES))
+    tokens: Any = json.loads(LINES[1])
+    assert list(predict(finished, [tokens])) == found[1:2], "from Python, a list of tokens"
     assert [record["text"] for record in found[:1] + found[2:]] == LINES[:1] + LINES[2:]
     assert found[1]["text"] == "Alan met Grace Hopper in Rio de Janeiro"
     assert len(found[1]["tags"]) == 8 and "tags" not in found[0]
@@ -185,8 +187,8 @@ def test_rows_of_text_with_spans(sentences: Path, tmp_path: Path) -> None:
     made = recipe(sentences, loop={"max_steps": 40, "eval_every": 20})
     values = made.model_dump(mode="json")
     values["task"]["rows"], values["data"]["root"], values["data"]["columns"] = "text", str(root), {}
-    tokens, text = train(tmp_path, made, "tokens"), train(tmp_path, Recipe.parse(values), "text")
-    ours, theirs = metrics(tokens), metrics(text)
+    with_tokens, with_text = train(tmp_path, made, "tokens"), train(tmp_path, Recipe.parse(values), "text")
+    ours, theirs = metrics(with_tokens), metrics(with_text)
     assert ours["f1"] > 0.5
     assert {k: v for k, v in ours.items() if k != "rows"} == {k: v for k, v in theirs.items() if k != "rows"}
     prepare(Recipe.parse(values), out=tmp_path / "prepared")

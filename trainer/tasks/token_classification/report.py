@@ -140,7 +140,7 @@ class TokenClassificationReport(TaskReport):
     def goal(self) -> tuple[str, str]:
         names = f" ({', '.join(map(label, self.types))})" if len(self.types) <= FEW_TYPES else ""
         count = f"{len(self.types)} types" if len(self.types) > 1 else "one type"
-        return f"find entities of {count}{names} in texts", "texts with entities"
+        return f"find entities of {count}{names} in texts", "tagged texts"
 
     def row_groups(self, rows: Mapping[str, int]) -> dict[str, int]:
         """Return nothing: the counts are those of entities, not of rows."""
