@@ -51,7 +51,7 @@ class TokenClassification(Task):
         },
         {"tokens": ["It", "rains", "."], "tags": ["O", "O", "O"]},
         {"tokens": ["Paris"], "tags": ["B-LOC"]},
-        {"tokens": ["Grace", "met", "Ada", "there"], "tags": ["B-PER", "O", "B-PER", "O"]},
+        {"tokens": ["Grace", "saw", "Ada", "there"], "tags": ["B-PER", "O", "B-PER", "O"]},
     )
 
     @classmethod
