@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,18 +15,20 @@ import numpy as np
 import processes
 import pytest
 import torch
-from entity_world import recipe, write_sentences
+from entity_world import recipe, sentence, write_sentences
 from processes import read_lines
 from review_world import metrics, train, written
 from safetensors.numpy import load_file
 from slow import slow_except
 
 from trainer.api import predict, prepare
+from trainer.data.tokenization import train_tokenizer
 from trainer.engine.trained_run import TrainedRun
 from trainer.export.subprocess_check import in_fresh_process
 from trainer.recipe_loading import Recipe
 from trainer.report.report import write_report
 from trainer.rundir import RunDir
+from trainer.task.registry import make_task
 from trainer.tasks.token_classification.decoding import joined
 from trainer.tasks.token_classification.schemes import entities_of
 
@@ -47,6 +50,28 @@ def test_one_and_two_ranks_take_the_same_steps(sentences: Path, tmp_path: Path, 
     ours, theirs = (read_lines(run / "evaluation/test/predictions.jsonl") for run in (one, two))
     assert [row["prediction"] for row in ours] == [row["prediction"] for row in theirs]
     assert metrics(one)["rows"] == 40
+
+
+@pytest.mark.parametrize(
+    "architecture", slow_except(["roberta", "xlnet", "gpt2", "deberta-v2", "modernbert", "t5", "longformer"], "xlnet")
+)
+def test_answers_do_not_depend_on_the_batch(architecture: str) -> None:
+    """With padding on either side, and rows of several windows."""
+    model = {"kind": "pretrained", "architecture": architecture, "size": "tiny"}
+    values = recipe(Path("x"), model=model).model_dump(mode="json") | {"tokenizer": {}}
+    made, draw = Recipe.parse(values), random.Random(1)
+    rows = [sentence(draw, longest) for longest in (1, 30, 3, 8)]
+    texts, training = [" ".join(row["tokens"]) for row in rows], made.tokenizer_training
+    assert training is not None
+    task: Any = make_task(made, train_tokenizer(texts, training.model_copy(update={"vocab_size": 300}), 32))
+    built = task.build_model().eval()
+    examples = task.encode([{"tokens": row["tokens"], "tags": row["ner_tags"]} for row in rows])
+    with torch.no_grad():
+        found = task.assess(built, task.collate(examples), predict=True)
+        alone = [task.assess(built, task.collate([example]), predict=True) for example in examples]
+    assert [r["prediction"] for r in found.records] == [one.records[0]["prediction"] for one in alone]
+    torch.testing.assert_close(found.losses, torch.cat([one.losses for one in alone]), atol=1e-4, rtol=1e-5)
+    assert found.counts.tolist() == [len(row["tokens"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
