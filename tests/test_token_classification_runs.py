@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,22 @@ def test_rows_of_text_with_spans(sentences: Path, tmp_path: Path) -> None:
     values["export"] |= {"onnx": True, "bf16": False}
     again = train(tmp_path, Recipe.parse(values), "prepared")
     assert (again / "export/onnx/run.py").exists()
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(sentences: Path, tmp_path: Path) -> None:
+    """Two ranks; both are killed after the second checkpoint."""
+    made = recipe(sentences, loop={"max_steps": 16, "save_every": 2})
+    whole, run = train(tmp_path, made, "whole", ranks=2), tmp_path / "run"
+    argv = ["train", written(tmp_path, made), "--run", run]
+    killed = processes.Ranks(argv, processes.next_logs(run), 2)
+    processes.wait_until(lambda: (run / "checkpoints/step-00000004/manifest.json").exists())
+    for rank in range(2):
+        killed.signal(signal.SIGKILL, rank)
+    killed.wait()
+    assert not (run / "model").exists(), "it was killed before its end"
+    ended = processes.Ranks(argv, processes.next_logs(run), 2).wait().check()
+    assert "resumed from step" in ended.err[0]
+    for name in ("model/model.safetensors", "evaluation/test/predictions.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
