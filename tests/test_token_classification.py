@@ -99,6 +99,21 @@ def test_nothing_is_pooled() -> None:
     assert problems == ["model.pooling=mean: every token is classified, so that nothing is pooled; leave it out"]
 
 
+def test_columns_are_those_of_the_roles() -> None:
+    made = recipe(Path("x"), data={"columns": {"text": "sentence"}})
+    [problem] = task_of().problems(made)
+    assert problem == (
+        "data.columns names text, but task.rows=tokens has the roles tokens, tags; "
+        "set task.rows=text, or name these roles"
+    )
+
+
+def test_toy_rows_fit_any_types() -> None:
+    task = task_of(task={"labels": ["ORG"], "rows": "text"})
+    assert task.targets(task.filler()) == 0
+    assert task.encode(task.toy_rows)[1]["labels"].count(0) == 3
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 

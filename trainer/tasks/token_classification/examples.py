@@ -41,7 +41,8 @@ def piece_labels(example: Example, row: Row, settings: TokenClassificationConfig
     if not (tags := word_tags(row)):
         return labels
     ids = {name: i for i, name in enumerate(settings.names)}
-    places = [(head, ids[tag]) for head, tag in zip(example["heads"], tags, strict=True) if head >= 0]
+    pairs = zip(example["heads"], tags, strict=True)
+    places = [(head, ids.get(tag, IGNORED)) for head, tag in pairs if head >= 0]  # toy rows may have other types
     ends = [*(head for head, _ in places[1:]), len(labels)]
     for (head, tag), end in zip(places, ends, strict=True):
         if labels[head] != IGNORED:  # several words in one piece

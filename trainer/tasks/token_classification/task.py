@@ -56,10 +56,18 @@ class TokenClassification(Task):
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
-        pooling = getattr(recipe.model, "pooling", None)
-        if recipe.model.kind == "pretrained" and pooling != "auto":  # type: ignore[attr-defined]
-            return [f"model.pooling={pooling}: every token is classified, so that nothing is pooled; leave it out"]
-        return []
+        config: Any = recipe.task
+        pooling, kind = (getattr(recipe.model, key, None) for key in ("pooling", "kind"))
+        found = []
+        if kind == "pretrained" and pooling != "auto":
+            found.append(f"model.pooling={pooling}: every token is classified, so that nothing is pooled; leave it out")
+        roles, other = cls.roles(config), {"tokens": "text", "text": "tokens"}[config.rows]
+        if wrong := sorted(recipe.data.columns.keys() - roles.keys()):
+            found.append(
+                f"data.columns names {', '.join(wrong)}, but task.rows={config.rows} has the roles {', '.join(roles)}; "
+                f"set task.rows={other}, or name these roles"
+            )
+        return found
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
