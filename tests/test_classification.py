@@ -433,6 +433,7 @@ def test_every_task_keeps_the_contract() -> None:
         "translation": {"model": {"kind": "transformer", "d_model": 16, "heads": 2, "feed_forward": 32}},
         "classification": {"task": {"labels": NAMES}},
         "language_modeling": {},
+        "token_classification": {"task": {"labels": ["PER", "LOC"]}},
         "text_to_text": {"model": {"kind": "pretrained", "architecture": "t5", "size": "tiny"}},
         "language_modeling causal": {
             "task": {"objective": "causal"},
@@ -446,7 +447,13 @@ def test_every_task_keeps_the_contract() -> None:
         made["task"] = {"kind": kind} | sections.get("task", {})
         made["model"] = sections.get("model", made["model"])
         parsed: Any = Recipe.parse(made)
-        texts = [text for row in task_classes()[kind].toy_rows for text in row.values()]
+        kinds_of_values = task_classes()[kind].roles(parsed.task)
+        texts = [
+            text
+            for row in task_classes()[kind].toy_rows
+            for name, role in kinds_of_values.items()
+            for text in role.texts(row[name])
+        ]
         tokenizer = train_tokenizer(texts, TokenizerTraining(kind="wordpiece", vocab_size=120), 32)
         task = make_task(parsed, tokenizer)
         roles = task.roles(parsed.task)
@@ -479,7 +486,7 @@ def test_every_task_keeps_the_contract() -> None:
         scores = task.score(records, 5)
         assert scores["rows"] == len(rows)
         assert task.metrics.keys() & scores.keys()
-        assert next(iter(roles)) in task.row_of("a film")
+        assert {next(iter(roles)), "text"} & task.row_of("a film").keys()
 
 
 @pytest.mark.ranks

@@ -27,6 +27,7 @@ from typing import Any
 import processes
 import pytest
 import yaml
+from entity_world import write_sentences
 from golden import runs, surface, weights
 from slow import slow_except
 
@@ -74,7 +75,8 @@ def test_differences_name_each_path() -> None:
 def roots(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path, bert: Path) -> dict[str, Path]:
     """Return the folders that the recipes of `golden.runs` name."""
     pairs = runs.write_pairs(reviews, tmp_path_factory.mktemp("golden-pairs"))
-    return {"corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert}
+    sentences = write_sentences(tmp_path_factory.mktemp("golden-sentences"))
+    return {"sentences": sentences, "corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert}
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "tokenizer": tokenizer("byte_bpe", 300),
         "model": {"kind": "transformer_xl", "layers": 1, "memory": 16, **WIDTHS},
     },
+    "token_classification": {
+        "task": {"kind": "token_classification", "labels": ["PER", "LOC"]},
+        "data": {**SMALL, "root": "sentences", "validation": "validation.jsonl", "test": "test.jsonl"}
+        | {"columns": {"tags": "ner_tags"}},
+        "tokenizer": tokenizer("wordpiece", 120),
+        "model": {"kind": "encoder", "layers": 1, **WIDTHS},
+    },
     "text_to_text": {
         "task": {"kind": "text_to_text"},
         "data": {**PAIRS, "root": "corpus"},
@@ -195,4 +202,4 @@ def keys(value: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _is_data(key: str) -> bool:
-    return key in LABELS or "." in key or re.fullmatch(r"-?\d+", key) is not None
+    return key in (*LABELS, "PER", "LOC") or "." in key or re.fullmatch(r"-?\d+", key) is not None

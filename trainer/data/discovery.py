@@ -30,7 +30,7 @@ class Shard:
         name: path relative to the root, "train.jsonl"; "train.de+train.en" for parallel text.
         urls: one, or one per role for parallel text.
         roles: the roles of `urls` for text files, else empty.
-        format: jsonl, csv, tsv, parquet, arrow, text, embedded or prepared.
+        format: jsonl, csv, tsv, parquet, arrow, text, conll, embedded or prepared.
         size: bytes as stored; None for a generated shard.
     """
 

@@ -38,7 +38,7 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str, str], ...] = tuple(
     )
 )
 _ERROR_KEYS = frozenset(("error", "errors", "message", "detail", "status", "code", "statusCode"))
-_FORMAT_NAMES = {"jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV", "text": "text"}
+_FORMAT_NAMES = {"jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV", "text": "text", "conll": "CoNLL"}
 
 
 def check_content(head: bytes, kind: str, wanted: Sequence[str] | None = None) -> None:

@@ -34,6 +34,10 @@ EXTENSIONS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".txt": "text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
 }
 COMPRESSIONS = (".gz", ".zst")
 OTHER_ENCODING = "; for a file in another encoding set data.encoding, such as cp1252 or latin-1"

@@ -55,6 +55,13 @@ class Role(ABC):
             BadValue: the raw value is not of this type.
         """
 
+    def check(self, value: Any, values: Mapping[str, Any]) -> None:  # noqa: B027 - most types need no check
+        """Check a converted value against the other values of its row, such as that two lists have equal lengths.
+
+        Raises:
+            BadValue: it does not fit them.
+        """
+
     def texts(self, value: Any) -> list[str]:
         """Return the texts in a value, on which a tokenizer is trained."""
         return []
@@ -139,7 +146,7 @@ class Labels(Role):
 
     def convert(self, raw: object, clean: Cleaner) -> list[str]:
         label = Label(self.values)
-        return [label.convert(item, clean) for item in _items(raw)]
+        return [label.convert(item, clean) for item in items_of(raw)]
 
     def counted(self, value: Any) -> Sequence[str]:
         return tuple(value)
@@ -182,7 +189,7 @@ class Tokens(Role):
     synonyms: ClassVar[str] = "tokens words text sentence"
 
     def convert(self, raw: object, clean: Cleaner) -> list[str]:
-        items, text = _items(raw), Text()
+        items, text = items_of(raw), Text()
         if not items:
             raise BadValue("is an empty list")
         tokens = []
@@ -232,7 +239,7 @@ def _refuse_missing(raw: object) -> None:
         raise BadValue("is null")
 
 
-def _items(raw: object) -> list[object]:
+def items_of(raw: object) -> list[object]:
     """Return a list as a file holds it, or as a JSON text.
 
     Raises:

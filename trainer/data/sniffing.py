@@ -116,7 +116,7 @@ def sniff(url: str, name: str, kind: str, reading: Reading) -> Form:
     form = Form(compression, encoding, cr)
     if kind == "jsonl":
         return replace(form, cr=False, array=True) if _is_array(text) else form
-    return form if kind == "text" else _csv_form(text, len(head) < HEAD_BYTES, name, kind, reading, form)
+    return form if kind in ("text", "conll") else _csv_form(text, len(head) < HEAD_BYTES, name, kind, reading, form)
 
 
 def _note(name: str, what: str) -> None:

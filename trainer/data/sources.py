@@ -10,18 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from trainer.corpora import embedded_rows
 from trainer.data import formats
+from trainer.data.conll import conll_records
 from trainer.data.csv_files import csv_records
 from trainer.data.discovery import EMBEDDED, Shard, split_shards
 from trainer.data.formats import Parsed
 from trainer.data.records import array_records, json_records, text_records
-from trainer.data.roles import Roles
+from trainer.data.roles import Roles, Text
 from trainer.data.root import is_local
 from trainer.data.sniffing import Form, Reading, sniff
 from trainer.data.tables import table_batches
@@ -161,7 +162,10 @@ def open_split(data: DataConfig, split: Split, roles: Roles | None = None) -> So
         patterns = data.train
     if patterns is None:
         return None
-    return Source(split_shards(data, patterns, split), Reading.of(data, roles))
+    shards = split_shards(data, patterns, split)
+    if roles and not any(isinstance(role, Text) for role in roles.values()):  # a text file has lists, such as tokens
+        shards = [replace(shard, format="conll", roles=()) if shard.format == "text" else shard for shard in shards]
+    return Source(shards, Reading.of(data, roles))
 
 
 def belongs(row: Mapping[str, object], data: DataConfig, split: str) -> bool:
@@ -223,7 +227,7 @@ def lines_of(shard: Shard, form: Form, spans: Sequence[Span]) -> list[str]:
         form: of its first file.
         spans: in the order of the file.
     """
-    if shard.format not in ("jsonl", "csv", "tsv", "text") or not spans:
+    if shard.format not in ("jsonl", "csv", "tsv", "text", "conll") or not spans:
         return [""] * len(spans)
     edges = [(begin[0] if begin else 0, end[0] if end else 0) for begin, end in spans]
     numbers: list[list[int]] = [[] for _ in spans]
@@ -256,6 +260,8 @@ def _records(
         yield from (array_records if form.array else json_records)(url, offset, form)
     elif shard.format == "text":
         yield from text_records(shard.urls, shard.roles, offsets, forms)
+    elif shard.format == "conll":
+        yield from conll_records(url, offset, form, reading)
     else:
         yield from csv_records(url, offset, form, reading)
 

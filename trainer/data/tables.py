@@ -104,7 +104,8 @@ def _is_readable(kind: Any, may_be_list: bool) -> bool:
     if t.is_dictionary(kind):
         return _is_readable(kind.value_type, may_be_list)
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
-        return may_be_list and _is_readable(kind.value_type, False)
+        of_structs = t.is_struct(kind.value_type) and all(_is_readable(field.type, False) for field in kind.value_type)
+        return may_be_list and (of_structs or _is_readable(kind.value_type, False))
     plain = (t.is_string, t.is_large_string, t.is_integer, t.is_floating, t.is_boolean, t.is_decimal, t.is_null)
     return any(test(kind) for test in plain) or str(kind) == "string_view"
 

@@ -198,6 +198,8 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two records of the same line agree: words exactly, numbers within `TOLERANCE`."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_same, a, b))
     return a == b if isinstance(a, str) else abs(a - b) <= TOLERANCE
 
 

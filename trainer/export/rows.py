@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +116,8 @@ class Rows:
             if (row_id := source.name_of(row.id)) in wanted:
                 self.prepared = row.example is not None
                 columns = {} if self.prepared else data.columns
-                sides[row_id] = [str(value_at(row.values, columns.get(name, name))) for name in inputs]
+                raw = [value_at(row.values, columns.get(name, name)) for name in inputs]
+                sides[row_id] = [json.dumps(value) if isinstance(value, list) else str(value) for value in raw]
         return sides
 
 

@@ -144,7 +144,9 @@ def _with_weights(
     facts = _as_asked(configuration(recipe, tokenizer, **changes), settings, causal)
     loaded = load_weights(auto, settings.name, facts, asked=settings.config, title=f"model.name={settings.name!r}")
     if "id2label" in changes:
-        labels = getattr(recipe.task, "labels", None) or {name: name for name in changes["label2id"]}
+        labels, names = getattr(recipe.task, "labels", None), changes["label2id"]
+        if not labels or {*labels.values()} != names.keys():  # tags such as B-PER are made from labels
+            labels = {name: name for name in names}
         order_labels(loaded.model, _class_names(settings.name), labels, loaded.new, settings.name)
     _check_sizes(loaded.model, settings.title, loaded.mismatched)
     grow_vocabulary(loaded.model, tokenizer, settings.name)

@@ -54,6 +54,7 @@ class TaskReport:
     folders: ClassVar[tuple[Path, ...]] = ()  # with the templates of `sections`
     beam_search: ClassVar[bool] = False  # predictions are decoded with evaluation.beam_size
     bench_baseline: ClassVar[str] = "every text padded to {length:,} tokens"  # of `rankzero bench`
+    long_texts: ClassVar[str] = "are cut as in training"  # what happens to texts longer than data.max_length
     units: ClassVar[str] = "texts"  # the inputs of rows, in a sentence
 
     @property

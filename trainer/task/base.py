@@ -392,8 +392,8 @@ class Task(ABC):
         """Return the input of a row in predictions.jsonl."""
 
     @abstractmethod
-    def target_text(self, row: Row) -> str:
-        """Return the target of a row in predictions.jsonl."""
+    def target_text(self, row: Row) -> Any:
+        """Return the target of a row in predictions.jsonl: a text, or another JSON value."""
 
     @abstractmethod
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:

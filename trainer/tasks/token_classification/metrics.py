@@ -1,0 +1,118 @@
+"""Entity-level scores: an entity is right if its boundaries and its type are.
+
+The counts are those of the conlleval script and of `seqeval`. Intervals are percentiles of a bootstrap over rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import DataError, NumericsError
+from trainer.evaluation.metrics import RESAMPLES, SEED, percentiles
+from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.tasks.token_classification.errors import KINDS, compare
+
+Array = np.ndarray[Any, Any]
+RIGHT, PREDICTED, TRUE = range(3)
+
+
+def counts(records: Sequence[Mapping[str, Any]], types: Sequence[str]) -> Array:
+    """Return the right, predicted and true entities of each type, (rows, types, 3)."""
+    ids = {name: i for i, name in enumerate(types)}
+    table = np.zeros((len(records), len(types), 3))
+    for row, record in zip(table, records, strict=True):
+        predicted, true = ({key_of(entity) for entity in record[key]} for key in ("prediction", "target"))
+        for column, found in ((RIGHT, predicted & true), (PREDICTED, predicted), (TRUE, true)):
+            for _, _, label in found:
+                row[ids[label], column] += 1
+    return table
+
+
+def key_of(entity: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Return what identifies an entity of a text."""
+    return entity["start"], entity["end"], entity["label"]
+
+
+def f_scores(sums: Array) -> tuple[Array, Array, Array]:
+    """Return precision, recall and F1 of counts (…, 3); 0 where a denominator is 0."""
+    right, predicted, true = sums[..., RIGHT], sums[..., PREDICTED], sums[..., TRUE]
+    return _ratio(right, predicted), _ratio(right, true), _ratio(2 * right, predicted + true)
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def summary(sums: Array) -> dict[str, float]:
+    """Return the micro-averaged scores and the macro-averaged F1 of summed counts (types, 3)."""
+    precision, recall, f1 = f_scores(sums.sum(0))
+    occurring = sums[:, PREDICTED] + sums[:, TRUE] > 0
+    macro = f_scores(sums)[2][occurring]
+    return {
+        "f1": float(f1),
+        "precision": float(precision),
+        "recall": float(recall),
+        "macro_f1": float(macro.mean()) if len(macro) else 0.0,
+    }
+
+
+def score_entities(
+    records: Iterable[Mapping[str, Any]], types: Sequence[str], *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Return all scores of a split from its prediction records, in any order. 0 `resamples`: no intervals.
+
+    Returns:
+        f1, precision, recall (micro), macro_f1 (over the types that occur), loss (mean of a labeled piece, nats), each
+        with an interval [low, high] as `*_ci95`; `*_by_type`; entities by type; error kinds; rows.
+
+    Raises:
+        DataError: no records, an id missing or twice, or a type that is not among `types`; names the id.
+        NumericsError: a loss is NaN or Inf; names the id.
+    """
+    ordered = in_corpus_order(records)
+    if not ordered:
+        raise DataError("there are no predictions to score: the split is empty")
+    for record in ordered:
+        _check(record, types)
+    table = counts(ordered, types)
+    losses = np.array([[float(record["loss"]), record["tokens"]] for record in ordered])
+    sums = table.sum(0)
+    by_type = dict(zip(("precision", "recall", "f1"), f_scores(sums), strict=True))
+    scores: dict[str, Any] = {**summary(sums), "loss": _mean(losses.sum(0))}
+    scores |= {f"{name}_by_type": dict(zip(types, values.tolist(), strict=True)) for name, values in by_type.items()}
+    scores["entities_by_type"] = dict(zip(types, map(int, sums[:, TRUE]), strict=True))
+    scores["errors_by_kind"] = _error_counts(ordered)
+    return scores | (_intervals(table, losses, types, resamples) if resamples else {}) | {"rows": len(ordered)}
+
+
+def _error_counts(records: Sequence[Record]) -> dict[str, int]:
+    kinds = [error.kind for record in records for error in compare(record["target"], record["prediction"])]
+    return {kind: kinds.count(kind) for kind in KINDS}
+
+
+def _mean(sums: Array) -> float:
+    return float(sums[0] / max(1, sums[1]))
+
+
+def _intervals(table: Array, losses: Array, types: Sequence[str], resamples: int) -> dict[str, Any]:
+    draw, rows = np.random.default_rng(SEED), len(table)
+    drawn = [draw.integers(0, rows, rows) for _ in range(resamples)]
+    sums = [table[rows].sum(0) for rows in drawn]
+    made = [summary(one) | {"loss": _mean(losses[rows].sum(0))} for one, rows in zip(sums, drawn, strict=True)]
+    f1 = np.array([f_scores(one)[2] for one in sums])
+    by_type = {name: percentiles(f1[:, i].tolist()) for i, name in enumerate(types)}
+    return {f"{name}_ci95": percentiles(one[name] for one in made) for name in made[0]} | {"f1_by_type_ci95": by_type}
+
+
+def _check(record: Record, types: Sequence[str]) -> None:
+    for key in ("target", "prediction"):
+        for entity in record[key]:
+            if entity["label"] not in types:
+                known = ", ".join(types)
+                raise DataError(f"prediction {record['id']!r}: {key} has type {entity['label']!r}; known: {known}")
+    if not math.isfinite(record["loss"]):
+        raise NumericsError(f"prediction {record['id']!r}: loss is {record['loss']}; the weights have diverged")
