@@ -23,6 +23,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.files import read_json
+from trainer.models.adapters import counts
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
@@ -68,7 +69,8 @@ class Session:
         self._unused = freeze_unused(bare)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
         runtime.engine.prepare(bare, model, optimizer)
-        self.state = TrainingState(recipe, runtime, self.model)
+        self.base = runtime.on_main(lambda: setup.record_adapter(run, recipe, self.model))
+        self.state = TrainingState(recipe, runtime, self.model, self.base)
         self.stepper = Stepper(runtime, self.task, accumulation, splits)
         self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
@@ -198,9 +200,10 @@ class Session:
             log.warning("%d ranks do not divide data.lanes=%d: some idle; better: %s", world, lanes, better)
         for note in notes(self.recipe, data):
             log.warning("%s", note)
-        parameters = sum(p.numel() for p in self.model.parameters())
+        trained, parameters = counts(self.model)
+        share = f" ({trained / 1e6:.2f}M trained)" if trained < parameters else ""
         self.reporter.print(
-            f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters, {data['train']['rows']:,} training rows, "
+            f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters{share}, {data['train']['rows']:,} training rows, "
             f"{self.runtime.engine.spec.name} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
             f"precision {self.runtime.accelerator.mixed_precision}"
         )

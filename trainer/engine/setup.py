@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from trainer.cpu_info import cpuinfo
@@ -27,6 +28,7 @@ from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.hub_paths import check_model_files, check_weights
+from trainer.models.adapters import adapter_of, base_facts, counts
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
@@ -41,7 +43,7 @@ OTHER_IDS = 0.1  # share of tokens that may have another id than in the training
 
 
 def check_beginning(run: RunDir, recipe: Recipe) -> None:
-    """Check the files that a run begins with, and fetch its tokenizer unless it is trained.
+    """Check the files that a run begins with, and PEFT for an adapter. Fetch the tokenizer unless it is trained.
 
     This comes before all rows are read, which may take long. A start that resumes a checkpoint checks nothing again.
 
@@ -49,6 +51,7 @@ def check_beginning(run: RunDir, recipe: Recipe) -> None:
         UsageError: `model.init_from` names no run with a model, or a file of the model or the tokenizer is missing,
             cut or corrupt.
     """
+    adapter_of(recipe)
     if any(run.checkpoints.iterdir()) or run.model.exists():
         return
     begun, weights = getattr(recipe.model, "init_from", None), getattr(recipe.model, "weights", None)
@@ -206,6 +209,17 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
         "starts": [*old.get("starts", []), *earlier],
     }
     write_json(run.manifest, {**old, "format": 1, **start, **rest})
+
+
+def record_adapter(run: RunDir, recipe: Recipe, model: nn.Module) -> dict[str, Any] | None:
+    """Write the size of an adapter and what its base is into the manifest. Return the base, None without an adapter."""
+    settings: Any = recipe.model
+    if adapter_of(recipe) is None:
+        return None
+    base, (trained, parameters) = base_facts(settings.name), counts(model)
+    facts = {"kind": settings.adapter.kind, "trained": trained, "parameters": parameters, "base": base}
+    write_json(run.manifest, {**(read_json(run.manifest) or {}), "adapter": facts})
+    return base
 
 
 def _versions() -> dict[str, str]:

@@ -123,7 +123,7 @@ class ZeroEngine(Engine):
         for name, p in self.parameters():
             if p.requires_grad:
                 self._load_trained(p, weights[name], moments_of(moments, name))
-            else:
+            elif name in weights:  # the base of an adapter is loaded already
                 self._load_frozen(p, weights[name])
         if self._stage < 3:
             self._zero.update_lp_params()
