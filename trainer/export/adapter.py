@@ -108,9 +108,11 @@ def _check(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, how: dict[
 
 def _run(given: dict[str, Any]) -> str | None:
     """Run the check. Return the end of its error output if it fails."""
-    process = subprocess.run(
-        [sys.executable, "-P", "-c", SCRIPT], input=json.dumps(given).encode(), capture_output=True, timeout=TIMEOUT
-    )
+    command, text = [sys.executable, "-P", "-c", SCRIPT], json.dumps(given).encode()
+    try:
+        process = subprocess.run(command, input=text, capture_output=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {TIMEOUT:.0f} s"
     return process.stderr.decode(errors="replace")[-400:] if process.returncode else None
 
 
