@@ -68,9 +68,15 @@ def real_batches(task: Task, corpus: Corpus) -> Iterator[Batch]:
 
 @torch.no_grad()
 def _logits(task: Task, model: nn.Module, batches: list[Batch]) -> list[Tensor]:
-    device = next(model.parameters()).device
+    device, matmul = next(model.parameters()).device, torch.backends.cuda.matmul
+    precision, matmul.fp32_precision = matmul.fp32_precision, "ieee"  # TF32 would differ by more than the limit
     model.eval()
-    return [task.logits(model, {name: t.to(device) for name, t in batch.items()}).float().cpu() for batch in batches]
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            on_device = ({name: t.to(device) for name, t in batch.items()} for batch in batches)
+            return [task.logits(model, batch).float().cpu() for batch in on_device]
+    finally:
+        matmul.fp32_precision = precision
 
 
 def compare(expected: list[Tensor], actual: list[Tensor]) -> dict[str, Any]:

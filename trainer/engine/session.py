@@ -23,7 +23,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.files import read_json
-from trainer.models.adapters import counts
+from trainer.models.adapters import base_of, counts
 from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
@@ -69,11 +69,13 @@ class Session:
         self._unused = freeze_unused(bare)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
         runtime.engine.prepare(bare, model, optimizer)
-        self.base = runtime.on_main(lambda: setup.record_adapter(run, recipe, self.model))
+        self.base: dict[str, Any] | None = runtime.on_main(lambda: base_of(recipe))
         self.state = TrainingState(recipe, runtime, self.model, self.base)
         self.stepper = Stepper(runtime, self.task, accumulation, splits)
         self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
+        if self.base is not None and runtime.main and not self._only_model:
+            setup.record_adapter(run, self.model, self.base)
         self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
         self._log_notes(data)

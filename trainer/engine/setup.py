@@ -28,7 +28,7 @@ from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.hub_paths import check_model_files, check_weights
-from trainer.models.adapters import adapter_of, base_facts, counts
+from trainer.models.adapters import adapter_of, counts
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
@@ -211,15 +211,11 @@ def write_manifest(run: RunDir, runtime: Runtime, data: dict[str, Any]) -> None:
     write_json(run.manifest, {**old, "format": 1, **start, **rest})
 
 
-def record_adapter(run: RunDir, recipe: Recipe, model: nn.Module) -> dict[str, Any] | None:
-    """Write the size of an adapter and what its base is into the manifest. Return the base, None without an adapter."""
-    settings: Any = recipe.model
-    if adapter_of(recipe) is None:
-        return None
-    base, (trained, parameters) = base_facts(settings.name), counts(model)
-    facts = {"kind": settings.adapter.kind, "trained": trained, "parameters": parameters, "base": base}
+def record_adapter(run: RunDir, model: nn.Module, base: dict[str, Any]) -> None:
+    """Write the size of an adapter and what its base is into the manifest."""
+    trained, parameters = counts(model)
+    facts = {"trained": trained, "parameters": parameters, "base": base}
     write_json(run.manifest, {**(read_json(run.manifest) or {}), "adapter": facts})
-    return base
 
 
 def _versions() -> dict[str, str]:

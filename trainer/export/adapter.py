@@ -130,7 +130,8 @@ def forward_of(
 
     hook = adapted_part(model).register_forward_hook(keep, with_kwargs=True)
     try:
-        task.logits(model, batch)
+        with torch.compiler.set_stance("force_eager"):  # a compiled model may leave hooks out
+            task.logits(model, batch)
     finally:
         hook.remove()
     return found[-1]

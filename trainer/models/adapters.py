@@ -171,6 +171,12 @@ def _quiet() -> Iterator[None]:
 # -- the base ----------------------------------------------------------------------------------------------------------
 
 
+def base_of(recipe: Recipe) -> dict[str, Any] | None:
+    """Return the facts of the base of a recipe's adapter. None without an adapter."""
+    settings: Any = recipe.model
+    return None if adapter_of(recipe) is None else base_facts(settings.name)
+
+
 def base_facts(name: str) -> dict[str, Any]:
     """Return name, revision and hash of pretrained weights. The hash is that of the file, or of the hashes of several.
 
@@ -254,7 +260,9 @@ def write_adapter(model: nn.Module, folder: Path, base: dict[str, Any]) -> None:
     tensors.write(folder / WEIGHTS, {f"{INSIDE_PEFT}{name}": tensor for name, tensor in state.items()})
     config = part.peft_config[ADAPTER]
     config.modules_to_save = whole or None
-    config.target_modules = sorted(config.target_modules)
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(names := getattr(config, key, None), set):
+            setattr(config, key, sorted(names))
     config.base_model_name_or_path, config.revision = base["name"], base["revision"]
     config.inference_mode = True
     config.save_pretrained(folder)

@@ -148,7 +148,10 @@ class PretrainedConfig(Section):
         if self.adapter and self.random:
             raise ValueError("adapter: needs pretrained weights; set name and leave size out, or leave adapter out")
         if self.adapter and self.init_from is not None:
-            raise ValueError(f"adapter: needs its base as name; set name: {self.init_from}/model in place of init_from")
+            raise ValueError(
+                "adapter: needs a base that stock PEFT can load; give it as name (such as the folder model/ of a run "
+                "with pooling: auto), and leave init_from out"
+            )
         return self
 
     @property
