@@ -133,12 +133,20 @@ def check_weights(folder: Path) -> bool:
     Raises:
         UsageError: one of them is missing, cut, corrupt, an LFS pointer or an HTML page.
     """
-    weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-    if weights is None:
-        return False
-    for part in _weight_parts(weights):
+    parts = weight_files(folder)
+    for part in parts:
         check_file(part)
-    return True
+    return bool(parts)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a folder that the library would read, with their index. Empty if there are none.
+
+    Raises:
+        UsageError: the index names a file that does not exist.
+    """
+    weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    return [] if weights is None else list(_weight_parts(weights))
 
 
 def check_tokenizer_files(name: str, *, deep: bool = False) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from trainer.errors import GateError
+from trainer.export.adapter import check_adapter
 from trainer.export.benchmark import bench_stage
 from trainer.export.stage import export_run, log_progress
 from trainer.files import read_json
@@ -46,16 +47,21 @@ def run_post_training(
     Raises:
         GateError: artifacts were refused. Reports and card, which show it, have been written.
     """
-    refused, log_message = None, log_progress()
+    refused: GateError | None = None
+    log_message = log_progress()
 
     def progress(text: str) -> None:
         alive()
         log_message(text)
 
-    try:
-        export_run(run, progress=progress)
-    except GateError as error:
-        refused = error
+    for stage in (
+        partial(check_adapter, run, task, model, corpus),
+        partial(export_run, run, progress=progress),
+    ):
+        try:
+            stage()
+        except GateError as error:
+            refused = refused or error
     before = read_json(run.export / "benchmark.json")
     seconds = task.recipe.export.bench if task.recipe.export.wanted() else 0.0
     if bench_stage(run, seconds=seconds) not in (None, before):  # the pages show them

@@ -79,6 +79,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
     for role in recipe.data.columns.keys() - roles.keys():
         problems.append(f"data.columns.{role}: no role of task {task.kind}; its roles: {', '.join(roles)}")
     problems += _model_problems(recipe, task) or task.problems(recipe)
+    problems += _adapter_problems(recipe)
     if stopping.metric not in task.metrics:
         known = ", ".join(sorted(task.metrics))
         problems.append(f"loop.early_stopping.metric: {stopping.metric!r} is unknown; known: {known}")
@@ -104,3 +105,19 @@ def _model_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
         why = f"tokenizer.train: a new tokenizer's ids mean nothing to the weights of {begins_with!r}"
         return [f"{why}; leave `tokenizer` out, so that their own is used, or begin with random weights"]
     return []
+
+
+def _adapter_problems(recipe: BaseRecipe) -> list[str]:
+    """Return the settings of the optimizer that have no meaning for an adapter. All others apply to its weights."""
+    if getattr(recipe.model, "adapter", None) is None:
+        return []
+    reasons = {
+        "freeze_trunk": "trains the head only, and the adapter is in the trunk",
+        "freeze_embeddings": "has no effect, since an adapter leaves all pretrained weights frozen",
+        "relative_rates": "scales rates by initial values, and those of an adapter say nothing (one half is 0)",
+    }
+    return [
+        f"optim.{key}: {reason}; set optim.{key}=false, or leave model.adapter out"
+        for key, reason in reasons.items()
+        if getattr(recipe.optim, key)
+    ]

@@ -2,7 +2,7 @@
 
 runs/<name>/
   recipe.yaml  status.json  manifest.json  metrics.jsonl  lock
-  checkpoints/step-00000200/  tokenizer/  model/  evaluation/<split>/  export/  README.md
+  checkpoints/step-00000200/  tokenizer/  model/  [adapter/]  evaluation/<split>/  export/  README.md
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class RunDir:
         self.tokenizer = self.path / "tokenizer"
         self.model = self.path / "model"
         self.data = self.path / "data"  # rows that a Python program trained on
+        self.adapter = self.path / "adapter"
         self.tensorboard = self.path / "tensorboard"
         self.export = self.path / "export"
         self.left_out = self.export / "left_out.json"

@@ -87,6 +87,9 @@ class TensorFile(Mapping[str, Tensor]):
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
+    def __contains__(self, name: object) -> bool:  # that of `Mapping` would read the tensor
+        return name in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

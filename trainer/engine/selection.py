@@ -10,9 +10,11 @@ from torch import Tensor
 from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.engine.evaluate import evaluate, selection_score
+from trainer.engine.merging import merge_checked
 from trainer.engine.state import copy_weights
 from trainer.files import write_json
 from trainer.lock import check_held
+from trainer.models.adapters import merge
 from trainer.optim.averaging import average_files
 from trainer.rundir import RunDir
 from trainer.stages import Stage, published
@@ -33,6 +35,7 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
 
     The best checkpoint is selected by `loop.early_stopping.metric` on `validation`, or the average of the last
     checkpoints if it is not worse. Without `validation` it is the last step. A selection of an earlier start is kept.
+    An adapter is merged into its base.
 
     Args:
         warnings: findings about the training, kept in manifest.json.
@@ -41,6 +44,7 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     model.to(session.runtime.device)
     stage = model_stage(run, progress.step)
     if session.runtime.on_main(lambda: stage.is_done(run)):
+        merge(model)
         copy_weights(model, tensors.read(run.model / WEIGHTS), f"model/{WEIGHTS}")
         return
     weights, facts = _selected(session)
@@ -52,10 +56,13 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
         facts["warnings"] = warnings
 
     def publish() -> None:
-        _publish(session, weights)
+        if session.base is not None:
+            merge_checked(run, session.task, session.corpus, model, session.base)
+        _publish(session)
         stage.record(run, **facts)
 
     session.runtime.on_main(publish)
+    merge(model)  # on the other ranks, with the same result
 
 
 def _selected(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -92,11 +99,11 @@ def _average_if_better(
     return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)
 
 
-def _publish(session: Session, weights: dict[str, Tensor]) -> None:
+def _publish(session: Session) -> None:
     """Write model/. Artifacts of earlier weights are removed before, since they do not belong to these."""
     run = session.run
     with published(run.model) as folder:
-        tensors.write(folder / WEIGHTS, {**weights, **tensors.constants(session.model)})
+        tensors.write(folder / WEIGHTS, {**dict(session.model.named_parameters()), **tensors.constants(session.model)})
         write_json(folder / "config.json", session.task.model_config(session.model))
         session.task.save_tokenizer(folder)
         check_held(run.path)

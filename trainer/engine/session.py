@@ -23,6 +23,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.files import read_json
+from trainer.models.adapters import base_of, counts
 from trainer.models.classifiers import checkpoint_activations, depths
 from trainer.models.freezing import freeze_parts
 from trainer.optim.optimizers import build_optimizer, unused_keys
@@ -67,10 +68,13 @@ class Session:
         self._unused = freeze_unused(bare)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
         runtime.engine.prepare(bare, model, optimizer)
-        self.state = TrainingState(recipe, runtime, self.model)
+        self.base: dict[str, Any] | None = runtime.on_main(lambda: base_of(recipe))
+        self.state = TrainingState(recipe, runtime, self.model, self.base)
         self.stepper = Stepper(runtime, self.task, accumulation, splits)
         self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
+        if self.base is not None and runtime.main and not self._only_model:
+            setup.record_adapter(run, self.model, self.base)
         self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
         self._log_notes(data)
@@ -197,9 +201,10 @@ class Session:
             log.warning("%d ranks do not divide data.lanes=%d: some idle; better: %s", world, lanes, better)
         for note in notes(self.recipe, data):
             log.warning("%s", note)
-        parameters = sum(p.numel() for p in self.model.parameters())
+        trained, parameters = counts(self.model)
+        share = f" ({trained / 1e6:.2f}M trained)" if trained < parameters else ""
         self.reporter.print(
-            f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters, {data['train']['rows']:,} training rows, "
+            f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters{share}, {data['train']['rows']:,} training rows, "
             f"{self.runtime.engine.spec.name} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
             f"precision {self.runtime.accelerator.mixed_precision}"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from trainer import user_code
@@ -29,6 +30,7 @@ from trainer.engine.token_counts import count_tokens
 from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.hub_paths import check_model_files, check_weights
+from trainer.models.adapters import adapter_of, counts
 from trainer.models.classifiers import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
@@ -54,7 +56,7 @@ def pin_dataset(run: RunDir, recipe: Recipe) -> Recipe:
 
 
 def check_beginning(run: RunDir, recipe: Recipe) -> None:
-    """Check the files that a run begins with, and fetch its tokenizer unless it is trained.
+    """Check the files that a run begins with, and PEFT for an adapter. Fetch the tokenizer unless it is trained.
 
     This comes before all rows are read, which may take long. A start that resumes a checkpoint checks nothing again.
 
@@ -62,6 +64,7 @@ def check_beginning(run: RunDir, recipe: Recipe) -> None:
         UsageError: `model.init_from` names no run with a model, or a file of the model or the tokenizer is missing,
             cut or corrupt.
     """
+    adapter_of(recipe)
     if any(run.checkpoints.iterdir()) or run.model.exists():
         return
     begun, weights = getattr(recipe.model, "init_from", None), getattr(recipe.model, "weights", None)
@@ -223,6 +226,13 @@ def write_manifest(run: RunDir, runtime: Runtime, recipe: Recipe, data: dict[str
         "starts": [*old.get("starts", []), *earlier],
     }
     write_json(run.manifest, {**old, "format": 1, **start, **rest})
+
+
+def record_adapter(run: RunDir, model: nn.Module, base: dict[str, Any]) -> None:
+    """Write the size of an adapter and what its base is into the manifest."""
+    trained, parameters = counts(model)
+    facts = {"trained": trained, "parameters": parameters, "base": base}
+    write_json(run.manifest, {**(read_json(run.manifest) or {}), "adapter": facts})
 
 
 def _versions() -> dict[str, str]:

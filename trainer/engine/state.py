@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.engine.runtime import Runtime
 from trainer.errors import CheckpointError
+from trainer.models.adapters import check_base, stored_parameters
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
 from trainer.tensors import TensorFile, constants
@@ -25,10 +26,12 @@ class TrainingState:
         runtime: its engine trains the model.
         model: the one that is evaluated. Under a sharded engine it is a copy, which gets the weights before each
             evaluation. Otherwise it is the trained model itself.
+        base: of an adapter, see `base_facts`. Checkpoints refer to it.
     """
 
-    def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module) -> None:
+    def __init__(self, recipe: Recipe, runtime: Runtime, model: nn.Module, base: dict[str, Any] | None = None) -> None:
         self._runtime, self._model, self._engine = runtime, model, runtime.engine
+        self._base, self._stored = base, stored_parameters(model).keys()
         self.sharded = runtime.engine.spec.sharded
         averaging = recipe.optim.averaging
         self.average = ExponentialAverage(averaging.decay) if averaging.kind == "ema" else None
@@ -45,7 +48,7 @@ class TrainingState:
             yield
             return
         device = next(self._model.parameters()).device
-        raw = {} if self.sharded else {name: p.detach().clone() for name, p in self._model.named_parameters()}
+        raw = {} if self.sharded else {name: p.detach().clone() for name, p in stored_parameters(self._model).items()}
         self._model.to(self._runtime.device)
         if average:
             copy_weights(self._model, average, "the moving average")
@@ -65,7 +68,7 @@ class TrainingState:
         """
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
-        for name, p in self._engine.parameters():
+        for name, p in self._parameters():
             weight, own_moments = self._weight(name, p), self._engine.moments(p)
             if self._runtime.main:
                 weights[name] = self._copy_if_sharded(weight)
@@ -74,10 +77,17 @@ class TrainingState:
         if self.average is not None:
             average = self.average.state().items()
             files["ema.safetensors"] = {name: self._copy_if_sharded(tensor) for name, tensor in average}
-        return files, {"optimizer_step": self._engine.optimizer_step(), "scaler": self._engine.scaler_state()}
+        extra = {"optimizer_step": self._engine.optimizer_step(), "scaler": self._engine.scaler_state()}
+        return files, {**extra, "base": self._base} if self._base else extra
 
     def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        """Restore a checkpoint's tensors bit for bit, whatever engine has saved them. One tensor is read at a time."""
+        """Restore a checkpoint's tensors bit for bit, whatever engine has saved them. One tensor is read at a time.
+
+        Raises:
+            CheckpointError: its adapter was trained on other base weights, or names or shapes differ.
+        """
+        if self._base is not None:
+            check_base(state.get("base") or {}, self._base, checkpoint)
         weights_file, moments_file = checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
         with TensorFile(weights_file) as weights, TensorFile(moments_file) as moments:
             copy_weights(self._model, weights, str(weights_file))
@@ -94,7 +104,10 @@ class TrainingState:
             self._model.get_parameter(name).copy_(weight)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self._weight(name, p)) for name, p in self._engine.parameters())
+        return ((name, self._weight(name, p)) for name, p in self._parameters())
+
+    def _parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self._engine.parameters() if name in self._stored]
 
     def _weight(self, name: str, p: nn.Parameter) -> Tensor:
         """Return the whole weight. A frozen one comes from the copy, because a sharded engine may round it to bf16."""
@@ -111,12 +124,13 @@ class TrainingState:
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into the model's parameters, and into those of its constants that `weights` has.
 
-    Checkpoints have no constants: a training takes them from the untrained model.
+    Checkpoints have no constants: a training takes them from the untrained model. Nor do they have the base of an
+    adapter.
 
     Raises:
         CheckpointError: names or shapes differ. It names the `source`.
     """
-    own: dict[str, Tensor] = dict(model.named_parameters())
+    own: dict[str, Tensor] = dict(stored_parameters(model))
     others = constants(model)
     wrong = sorted((own.keys() ^ weights.keys()) - others.keys())
     own |= {name: others[name] for name in others.keys() & weights.keys()}

@@ -22,6 +22,7 @@ from trainer.engine.state import copy_weights
 from trainer.errors import CheckpointError, UsageError
 from trainer.evaluation.predictions import write_predictions
 from trainer.files import without_nan, write_json
+from trainer.models.adapters import adapter_of, inject
 from trainer.models.fast_attention import use_attention
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir
@@ -32,14 +33,16 @@ PREDICT_WINDOW = 512  # texts that are sorted by length together
 
 
 def build_model(task: Task, trained: Path | None = None) -> nn.Module:
-    """Return the untrained model, with the same weights on every rank and at every start.
+    """Return the untrained model, with the same weights on every rank and at every start, and with its adapter.
 
     Args:
         task: builds it.
         trained: the folder of a trained model, for parts that are read from it instead.
     """
     torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
-    return task.build_model(trained)
+    model = task.build_model(trained)
+    adapter = adapter_of(task.recipe) if trained is None else None  # a trained one is merged
+    return model if adapter is None else inject(model, adapter)
 
 
 def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:

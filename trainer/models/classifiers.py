@@ -242,7 +242,7 @@ def load_trunk(model: nn.Module, run: Path) -> None:
     """
     with TensorFile(trunk_file(run)) as weights, torch.no_grad():
         own, prefix = dict(model.named_parameters()), trunk_prefix(model) or ""
-        if not (_writes(model) and own.keys() <= weights.keys()):
+        if not (has_lm_head(model) and own.keys() <= weights.keys()):
             own = {name: p for name, p in own.items() if name.startswith(prefix)}
         for name, p in own.items():
             if ".pooler." in name and name not in weights:
@@ -271,7 +271,7 @@ def _refuse_left_over(model: nn.Module, weights: TensorFile, own: dict[str, Any]
         )
 
 
-def _writes(model: nn.Module) -> bool:
+def has_lm_head(model: nn.Module) -> bool:
     """Return whether the model is a language model of the transformers library, whose head fits any text."""
     found: Any = getattr(model, "get_output_embeddings", None)
     return found is not None and found() is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -89,6 +89,30 @@ class TransformerXLConfig(LayersConfig):
         return self.layers, length, self.d_model
 
 
+class AdapterConfig(Section):
+    """An adapter of the PEFT library, in adapters.py: the pretrained weights are frozen, and few new ones trained."""
+
+    kind: Literal["lora", "dora", "ia3"] = Field(
+        "lora", description="lora: Hu et al. 2021; dora: Liu et al. 2024; ia3: Liu et al. 2022"
+    )
+    rank: Positive = Field(8, description="rank of the update of a matrix (lora, dora)")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank (lora, dora)")
+    dropout: Fraction = Field(0.0, description="dropout on the input of the update (lora, dora)")
+    targets: Literal["auto", "all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "auto",
+        description="names of the adapted layers; auto: the attention projections that PEFT knows for the "
+        "architecture, or all-linear",
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        fields = type(self).model_fields
+        unused = [key for key in ("rank", "alpha", "dropout") if getattr(self, key) != fields[key].default]
+        if self.kind == "ia3" and unused:
+            raise ValueError(f"kind ia3 has no {', '.join(unused)}: leave {'it' if len(unused) == 1 else 'them'} out")
+        return self
+
+
 class PretrainedConfig(Section):
     """Any model of the transformers library, in pretrained.py: with weights by `name`, or an `architecture` without."""
 
@@ -112,12 +136,22 @@ class PretrainedConfig(Section):
         None,
         description="run directory whose trunk (or all weights of a language model) and tokenizer are used",
     )
+    adapter: AdapterConfig | None = Field(
+        None, description="train an adapter and the head, and merge the adapter at the end; null: train all weights"
+    )
 
     @model_validator(mode="after")
     def _found(self) -> Self:
         if self.random and self.architecture is None:
             asked = "size asks for random weights" if self.size else "no name"
             raise ValueError(f"{asked}: set architecture, e.g. architecture: gpt2")
+        if self.adapter and self.random:
+            raise ValueError("adapter: needs pretrained weights; set name and leave size out, or leave adapter out")
+        if self.adapter and self.init_from is not None:
+            raise ValueError(
+                "adapter: needs a base that stock PEFT can load; give it as name (such as the folder model/ of a run "
+                "with pooling: auto), and leave init_from out"
+            )
         return self
 
     @property

@@ -149,7 +149,11 @@ def _with_weights(
             labels = {name: name for name in names}
         order_labels(loaded.model, _class_names(settings.name), labels, loaded.new, settings.name)
     _check_sizes(loaded.model, settings.title, loaded.mismatched)
-    grow_vocabulary(loaded.model, tokenizer, settings.name)
+    if grow_vocabulary(loaded.model, tokenizer, settings.name) and settings.adapter is not None:
+        raise UsageError(
+            f"model.adapter: the tokenizer adds tokens to {settings.name!r}, and an adapter does not train embeddings: "
+            "leave model.adapter out, or give a model whose embedding has a row for each token of its tokenizer"
+        )
     return loaded.model
 
 

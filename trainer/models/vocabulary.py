@@ -28,15 +28,15 @@ def grown_rows(rows: int, tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 @torch.no_grad()
-def grow_vocabulary(model: Any, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    """Add rows to the embeddings for tokens that were added to the model's own tokenizer.
+def grow_vocabulary(model: Any, tokenizer: PreTrainedTokenizerFast, name: str) -> bool:
+    """Add rows to the embeddings for tokens that were added to the model's own tokenizer. Return whether there are any.
 
     A new row is the mean of the others, so it is the same on every rank and at every start.
     """
     rows = model.get_input_embeddings().num_embeddings
     needed = grown_rows(rows, tokenizer)
     if needed == rows:
-        return
+        return False
     added = sorted(token for token, i in tokenizer.get_added_vocab().items() if i >= rows)
     with torch.random.fork_rng(devices=[]):  # the library draws rows, which are replaced below
         model.resize_token_embeddings(needed, mean_resizing=False)
@@ -48,3 +48,4 @@ def grow_vocabulary(model: Any, tokenizer: PreTrainedTokenizerFast, name: str) -
         "model.name=%r: embedding grown from %s to %s rows for tokens that its tokenizer adds (%s)",
         name, f"{rows:,}", f"{needed:,}", ", ".join(added[:8]) + (" …" if len(added) > 8 else ""),
     )  # fmt: skip
+    return True

@@ -97,6 +97,7 @@ def load_weights(
         raise UsageError(_explain(title, model, report, gaps))
     new = {key for key in report["missing_keys"] if key in dict(model.named_parameters())}
     _log_differences(title, model, report, gaps, set() if encoder else new)
+    model.new_weights = frozenset(new)  # an adapter trains them completely
     return Loaded(model, new, sorted(report["mismatched_keys"]))
 
 

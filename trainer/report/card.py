@@ -46,6 +46,7 @@ def write_card(run: RunDir) -> Path:
         evaluated=evaluated,
         facts=run_summary.facts(report),
         root=str(report.recipe["data"].get("root") or "/"),
+        adapter=read_json(run.adapter / "gate.json"),
         gates={name: {"checks": {}, **gate, "size": sizes[name]} for name, gate in gates.items()},
         published=[name for name, gate in gates.items() if gate["passed"]],
         weights=WEIGHTS,

@@ -19,6 +19,7 @@ from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
 from trainer.hub_paths import FORMS
+from trainer.models.adapters import adapter_of, inject
 from trainer.models.classifiers import checkpoint_activations, depths, label_maps
 from trainer.models.configs import PretrainedConfig
 from trainer.models.freezing import freeze_parts
@@ -108,6 +109,8 @@ def fake_model(task: Task, *, on_cpu: bool, half: bool = False, checkpointing: b
         if isinstance(recipe.model, PretrainedConfig):  # without weights in the folder, as if it were trained
             (folder / "config.json").write_text(json.dumps(_pretrained_config(task)), encoding="utf-8")
         model = task.build_model(folder)
+        if (adapter := adapter_of(recipe)) is not None:
+            inject(model, adapter)
     frozen = freeze_parts(model, settings)
     objective = Objective(task, model, frozen)
     try:

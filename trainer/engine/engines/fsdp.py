@@ -67,6 +67,8 @@ class FSDPEngine(Engine):
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
         for name, p in self.parameters():
+            if name not in weights:  # of the base of an adapter, which is loaded already
+                continue
             self._own_part(p).copy_(self._own_part(self._shard_like(p, weights[name])))
         self._load_moments(moments, step)
 

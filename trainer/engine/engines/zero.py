@@ -125,7 +125,7 @@ class ZeroEngine(Engine):
             if p.requires_grad:
                 own = {m: moments[f"{name}.{m}"] for m in names.get(name, [])}
                 self._load_trained(p, weights[name], own)
-            else:
+            elif name in weights:  # the base of an adapter is loaded already
                 self._load_frozen(p, weights[name])
         if self._stage < 3:
             self._zero.update_lp_params()

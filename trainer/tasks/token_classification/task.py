@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.cleaning import cleaner
+from trainer.data.paths import value_at
 from trainer.data.roles import Roles
-from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row, Task, Texts
+from trainer.errors import DataError
+from trainer.task.base import IGNORED, Assessed, Batch, Example, Line, Record, Row, Task, Texts
 from trainer.tasks.token_classification.config import TokenClassificationConfig
 from trainer.tasks.token_classification.decoding import SpanReader, windows
 from trainer.tasks.token_classification.examples import piece_labels, read_row, text_of, true_entities
@@ -102,7 +104,7 @@ class TokenClassification(Task):
         role = "tokens" if "tokens" in row else "text"
         return {role: text_of(row)[0]}
 
-    def truncated(self, line: str, example: Example) -> bool:
+    def truncated(self, line: Line, example: Example) -> bool:
         """Nothing is truncated: a long text is read in windows."""
         return False
 
@@ -255,9 +257,21 @@ class TokenClassification(Task):
             return {"tokens": list(value)}
         return {"text": line}
 
-    def cleaned_row(self, line: str) -> Row:
-        """Return the row as given, because offsets are those of the given text. `encode` cleans words."""
-        return self.row_of(line)
+    def cleaned_row(self, line: Line) -> Row:
+        """Return the row as given, because offsets are those of the given text. `encode` cleans words.
+
+        Raises:
+            DataError: a dict has neither a text nor a list of tokens.
+        """
+        if isinstance(line, str):
+            return self.row_of(line)
+        columns = {role: self.recipe.data.columns.get(role, role) for role in ("tokens", "text")}
+        for role, column in columns.items():
+            value = value_at(line, column)
+            if isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+                return self.row_of(value)
+        names = " or ".join(map(repr, columns.values()))
+        raise DataError(f"a row needs a text or a list of tokens in column {names}; columns here: {', '.join(line)}")
 
     def input_text(self, row: Row) -> str:
         return text_of(row)[0]

@@ -1,0 +1,156 @@
+"""Check adapter/ of a run in a new process: stock PEFT puts it on the base, and gives the outputs of model/.
+
+The process can import neither rankzero nor its launcher. Inputs are those of the last forwards on real rows.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import tensors
+from trainer.engine.corpus import Corpus
+from trainer.engine.merging import GATE, compare, real_batches, write_gate
+from trainer.errors import GateError
+from trainer.export.subprocess_check import TIMEOUT
+from trainer.files import read_json
+from trainer.hub_paths import locate
+from trainer.models.adapters import adapted_part
+from trainer.rundir import RunDir
+from trainer.stages import file_facts
+from trainer.task.base import Task
+
+BATCHES = 2  # of real rows
+CHECK = "stock_peft"
+SCRIPT = """
+import json, sys
+class WithoutUs:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("trainer", "launch"):
+            raise ModuleNotFoundError(f"{name} must not be imported", name=name)
+sys.meta_path.insert(0, WithoutUs())
+import torch, transformers
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+given = json.loads(sys.stdin.read())
+base = getattr(transformers, given["class"]).from_pretrained(
+    given["base"], revision=given["revision"], dtype=torch.float32, **given["arguments"]
+)
+model = PeftModel.from_pretrained(base, given["adapter"]).eval()
+outputs = {}
+for number, file in enumerate(given["inputs"]):
+    with torch.no_grad():
+        output = model(**load_file(file), **given["options"])
+    outputs[str(number)] = (output.logits if "logits" in output else output.last_hidden_state).contiguous()
+save_file(outputs, given["outputs"])
+"""
+
+
+def check_adapter(run: RunDir, task: Task, model: nn.Module, corpus: Corpus) -> None:
+    """Check adapter/ with stock PEFT, unless that has been done, or the run has none. A refused one is removed.
+
+    Args:
+        model: the merged one.
+
+    Raises:
+        GateError: the outputs differ, or PEFT cannot load it.
+    """
+    gate = read_json(run.adapter / GATE)
+    if gate is None:
+        return
+    checks = gate["checks"]
+    if not _is_done(run, gate):
+        part = adapted_part(model.cpu().float().eval())
+        inputs = {**gate["inputs"], "class": type(part).__name__, "arguments": arguments_of(task, part)}
+        checks = {**checks, CHECK: _check(run, task, model, corpus, inputs)}
+        if not checks[CHECK]["passed"]:
+            for file in gate["files"]:
+                (run.adapter / file).unlink(missing_ok=True)
+        write_gate(run.adapter, checks, inputs)
+    if failed := [name for name, check in checks.items() if not check["passed"]]:
+        found = "; ".join(f"{name}: {json.dumps(checks[name])}" for name in failed)
+        raise GateError(f"{run.adapter} failed its gate and holds only {GATE}: {found}. model/ is not affected")
+
+
+def _is_done(run: RunDir, gate: dict[str, Any]) -> bool:
+    complete = all(file_facts(run.adapter / name) == facts for name, facts in gate["files"].items())
+    return CHECK in gate["checks"] and (complete or not gate["passed"])
+
+
+def _check(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, how: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="rankzero-adapter-") as name:
+        folder, expected = Path(name), []
+        options: dict[str, bool] = {}
+        files = [folder / f"inputs-{number}.safetensors" for number in range(BATCHES)]
+        for file, batch in zip(files, real_batches(task, corpus), strict=False):
+            inputs, options, output = forward_of(task, model, batch)
+            tensors.write(file, inputs)
+            expected.append(_without_padding(output, inputs))
+        inputs_of = [file for file in files if file.exists()]
+        place, revision = locate(task.recipe.model.name)  # type: ignore[attr-defined]
+        given = {
+            **how, "base": place, "revision": revision, "adapter": str(run.adapter.absolute()),
+            "inputs": list(map(str, inputs_of)), "options": options, "outputs": str(folder / "outputs.safetensors"),
+        }  # fmt: skip
+        if error := _run(given):
+            return {"passed": False, "error": error}
+        outputs = tensors.read(folder / "outputs.safetensors")
+        actual = [_without_padding(outputs[str(number)], tensors.read(file)) for number, file in enumerate(inputs_of)]
+        return compare(expected, actual)
+
+
+def _run(given: dict[str, Any]) -> str | None:
+    """Run the check. Return the end of its error output if it fails."""
+    command, text = [sys.executable, "-P", "-c", SCRIPT], json.dumps(given).encode()
+    try:
+        process = subprocess.run(command, input=text, capture_output=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {TIMEOUT:.0f} s"
+    return process.stderr.decode(errors="replace")[-400:] if process.returncode else None
+
+
+@torch.no_grad()
+def forward_of(
+    task: Task, model: nn.Module, batch: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, bool], Tensor]:
+    """Return the tensors and switches that the adapted part of a model gets in a forward, and what it returns."""
+    found: list[tuple[dict[str, Tensor], dict[str, bool], Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        inputs = {name: value.contiguous() for name, value in kwargs.items() if isinstance(value, Tensor)}
+        options = {name: value for name, value in kwargs.items() if isinstance(value, bool)}
+        found.append((inputs, options, output.logits if "logits" in output else output.last_hidden_state))
+
+    hook = adapted_part(model).register_forward_hook(keep, with_kwargs=True)
+    try:
+        with torch.compiler.set_stance("force_eager"):  # a compiled model may leave hooks out
+            task.logits(model, batch)
+    finally:
+        hook.remove()
+    return found[-1]
+
+
+def _without_padding(output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the outputs of tokens. What is at the positions of padding has no meaning, and no use."""
+    mask = inputs.get("attention_mask")
+    if mask is None or output.shape[:2] != mask.shape or "decoder_input_ids" in inputs:
+        return output
+    return output[mask.bool()]
+
+
+def arguments_of(task: Task, part: Any) -> dict[str, Any]:
+    """Return what `from_pretrained` of the base needs, besides its name, to be the model that the adapter is for."""
+    from transformers import AutoConfig
+
+    settings: Any = task.recipe.model
+    place, revision = locate(settings.name)
+    saved = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    keys = ("num_labels", "pad_token_id", "is_decoder", *settings.config)
+    return {key: value for key in keys if (value := getattr(part.config, key, None)) != getattr(saved, key, None)}
