@@ -75,7 +75,10 @@ def default_of(section: str, key: str) -> str:
     for found in classes:
         classes += found.__subclasses__()
         if section == found.__name__ and key in found.model_fields:
-            value = found.model_fields[key].get_default(call_default_factory=True)
+            field = found.model_fields[key]
+            if field.is_required():  # though the schema allows another key in its place
+                return "required"
+            value = field.get_default(call_default_factory=True)
             return "its defaults" if isinstance(value, BaseModel) else f"`{json.dumps(value, ensure_ascii=False)}`"
     return ""
 

@@ -265,12 +265,12 @@ class TokenClassification(Task):
         """
         if isinstance(line, str):
             return self.row_of(line)
-        columns = {role: self.recipe.data.columns.get(role, role) for role in ("tokens", "text")}
-        for role, column in columns.items():
+        columns = [self.recipe.data.columns.get(role, role) for role in ("tokens", "text")]
+        for column in columns:
             value = value_at(line, column)
             if isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value)):
                 return self.row_of(value)
-        names = " or ".join(map(repr, columns.values()))
+        names = " or ".join(map(repr, columns))
         raise DataError(f"a row needs a text or a list of tokens in column {names}; columns here: {', '.join(line)}")
 
     def input_text(self, row: Row) -> str:
