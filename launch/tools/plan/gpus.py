@@ -7,15 +7,13 @@ nvidia-smi (github.com/modal-labs/modal-client, pull request 2797, and quoted in
 
 from __future__ import annotations
 
-import difflib
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """A kind of GPU."""
 
     name: str
@@ -24,10 +22,8 @@ class Gpu:
 
     def matches(self, device: str) -> bool:
         """Return whether a driver's name of a device, such as "NVIDIA A100-SXM4-80GB", is of this kind."""
-        words = re.findall(r"[a-z0-9]+", device.lower())
-        joined = {"".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
         kind, _, memory = self.name.lower().partition("-")
-        return kind in joined and (not memory or f"{memory}gb" in words)
+        return bool(re.search(rf"{kind}(?!\d)", _plain(device))) and memory in device
 
 
 GPUS = {
@@ -42,20 +38,14 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return a GPU by its name. Capitals, spaces and dashes do not matter.
-
-    Raises:
-        UsageError: not known.
-    """
-    by_plain_name = {_plain(known): gpu for known, gpu in GPUS.items()}
-    if (plain := _plain(name)) in by_plain_name:
-        return by_plain_name[plain]
-    near = difflib.get_close_matches(plain, by_plain_name, n=1, cutoff=0.4)
-    hint = f"did you mean {by_plain_name[near[0]].name}? " if near else ""
+    """Return a GPU by its name. Capitals, spaces and dashes do not matter."""
+    for gpu in GPUS.values():
+        if _plain(gpu.name) == _plain(name):
+            return gpu
     raise UsageError(
-        f"--gpu {name}: not known; {hint}known: {', '.join(GPUS)}. For another GPU give its memory: --memory GIB"
+        f"--gpu {name}: not known; allowed: {', '.join(GPUS)}. For another GPU give its memory: --memory GIB"
     )
 
 
 def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum()).removeprefix("nvidia").removesuffix("gb")
+    return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removesuffix("gb")
