@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from trainer.data.counter_rng import uniform
 from trainer.data.lanes import Bookmark
@@ -20,24 +19,15 @@ from trainer.recipe import Recipe
 from trainer.task.base import Task
 from trainer.task.registry import make_task, roles_of
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 READ = 100_000  # rows that are read at most, except of files without byte offsets
 SAMPLE = 4_000_000  # characters of the sampled rows, about
 TOKENIZER_ROWS = 5_000  # rows that a tokenizer is trained on, for the lengths
 Shapes = dict[str, tuple[int, ...]]  # of a micro-batch's tensors, all of integers
 
 
-@dataclass
-class CorpusSize:
-    """The training rows of one epoch, without and with padding. `vocabulary` and `facts`: for the JSON document.
+class Epoch(NamedTuple):
+    """Totals of an epoch, and the shapes of the micro-batches with most labels and with most pairs of tokens."""
 
-    `largest`: shapes of the micro-batches with most labels and with most pairs of tokens.
-    """
-
-    vocabulary: dict[str, Any]
-    facts: dict[str, Any]
     rows: int
     steps: int
     tokens: int
@@ -45,43 +35,34 @@ class CorpusSize:
     largest: list[Shapes]
 
 
-def read_corpus(recipe: Recipe) -> tuple[Task, CorpusSize]:
-    """Return the task with a tokenizer of the right size, and the size of its training rows.
+def read_corpus(recipe: Recipe) -> tuple[Task, Epoch, dict[str, Any], dict[str, Any]]:
+    """Return the task with a tokenizer of the right size, an epoch, and what is known of the vocabulary and the rows.
 
     Raises:
         DataError: the rows cannot be read, or are fewer than the lanes.
         UsageError: a pretrained tokenizer cannot be loaded.
     """
-    source = open_split(recipe.data, "train")
+    source, lanes = open_split(recipe.data, "train"), recipe.data.lanes
     assert source is not None, "data.train is required"
     read, characters, rows = _count(source)
     tokenizer, origin = _tokenizer(recipe, source, read, rows)
     labels = [label for role in roles_of(recipe).values() if isinstance(role, Label) for label in role.values]
     task = make_task(recipe, tokenizer, {"train": {"labels": dict.fromkeys(labels, 1)}})
     share = min(1.0, SAMPLE / max(1, characters))
-    sampled, steps, tokens, padded, shapes = _first_epoch(_SampledCorpus(recipe, task, share), read * share)
-    counted = "counted"
+    sample = _first_epoch(_SampledCorpus(recipe, task, share), read * share)
+    counted = "counted" if rows == read else f"estimated from {read:,} of them"
     if share < 1.0 or rows > read:
-        held_out = recipe.data.validation if isinstance(recipe.data.validation, float) else 0.0
-        rows = round(rows * (1 - held_out))
-        counted = "counted, not cleaned" if rows <= read else f"estimated from {read:,} of them"
+        rows = round(rows * (1 - (recipe.data.validation if isinstance(recipe.data.validation, float) else 0)))
     else:
-        rows = sampled
-    if rows < recipe.data.lanes:
+        rows = sample.rows
+    if rows < lanes:
         raise DataError(
-            f"data.lanes={recipe.data.lanes} is more than the {rows} rows of data.train: each lane needs a row; "
-            f"set data.lanes to {rows} or less"
+            f"data.lanes={lanes} is more than the {rows} rows of data.train: set data.lanes to {rows} or less"
         )
-    factor = rows / max(1, sampled)
-    return task, CorpusSize(
-        {"vocabulary": len(tokenizer), "vocabulary_from": origin},
-        {"rows": rows, "rows_from": counted, "sampled_rows": sampled},
-        rows,
-        max(1, round(steps * factor)),
-        round(tokens * factor),
-        round(padded * factor),
-        shapes,
-    )
+    steps, tokens, padded = (round(n * rows / max(1, sample.rows)) for n in sample[1:4])
+    epoch = Epoch(rows, max(1, steps), tokens, padded, sample.largest)
+    vocabulary = {"vocabulary": len(tokenizer), "vocabulary_from": origin}
+    return task, epoch, vocabulary, {"rows": rows, "rows_from": counted, "sampled_rows": sample.rows}
 
 
 def _count(source: Source) -> tuple[int, int, int]:
@@ -99,7 +80,7 @@ def _count(source: Source) -> tuple[int, int, int]:
     return rows, characters, rows
 
 
-def _tokenizer(recipe: Recipe, source: Source, read: int, rows: int) -> tuple[PreTrainedTokenizerFast, str]:
+def _tokenizer(recipe: Recipe, source: Source, read: int, rows: int) -> tuple[Any, str]:
     """Return the tokenizer, and where it comes from. One that is trained on some of the rows is filled up."""
     if (prepared := prepared_tokenizer(recipe)) is not None:
         return prepared, f"tokenizer of {recipe.data.root}"
@@ -128,8 +109,8 @@ class _SampledCorpus(Corpus):
         return [next(encoded) if keep else None for keep in kept]
 
 
-def _first_epoch(corpus: Corpus, most: float) -> tuple[int, int, int, int, list[Shapes]]:
-    """Return rows, steps, tokens, padded tokens and the largest shapes of an epoch, up to about `most` rows."""
+def _first_epoch(corpus: Corpus, most: float) -> Epoch:
+    """Return the first epoch, up to about `most` rows."""
     recipe, task = corpus.recipe, corpus.task
     lanes, bookmarks = recipe.data.lanes, {lane: Bookmark() for lane in range(recipe.data.lanes)}
     groups = DataParallel(0, 1).lane_groups(lanes, recipe.loop.fuse_lanes)
@@ -146,4 +127,4 @@ def _first_epoch(corpus: Corpus, most: float) -> tuple[int, int, int, int, list[
             break
     labels = max(shapes.values(), key=lambda s: math.prod(s["labels"]))
     pairs = max(shapes.values(), key=lambda s: sum(s[name][0] * s[name][1] ** 2 for name in task.inputs))
-    return rows, steps, tokens, padded, [labels, pairs] if labels != pairs else [labels]
+    return Epoch(rows, steps, tokens, padded, [labels, pairs] if labels != pairs else [labels])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import shlex
 import statistics
 import warnings
@@ -14,12 +13,11 @@ from typing import Any
 
 import psutil
 
-from launch.tools.plan.corpus import CorpusSize, read_corpus
-from launch.tools.plan.gpus import Gpu, find_gpu
+from launch.tools.plan.corpus import Epoch, read_corpus
+from launch.tools.plan.gpus import GPUS, WITHOUT_BF16, find_gpu, is_gpu
 from launch.tools.plan.memory import FULL, PRECISIONS, Configuration, configurations
-from launch.tools.plan.model import Layout
-from launch.tools.plan.trace import Tracer
-from trainer.cpu_info import EMULATED, bf16_arithmetic, cpuinfo
+from launch.tools.plan.trace import Layout, Tracer
+from trainer.cpu_info import EMULATED, bf16_arithmetic
 from trainer.engine.writer import ROOM
 from trainer.errors import UsageError
 from trainer.files import read_json
@@ -85,10 +83,10 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
     resolved, gpu = load_recipe(recipe, overrides), find_gpu(options.gpu) if options.gpu else None
     memory, ranks, precisions = _memory(options, gpu), _ranks(resolved, options.ranks), _precisions(options)
     with warnings.catch_warnings(action="ignore"):  # a training logs its own
-        task, size = read_corpus(resolved)
-        tracer = Tracer(task, size.largest, on_cpu=options.cpu)
+        task, epoch, vocabulary, rows = read_corpus(resolved)
+        tracer = Tracer(task, epoch.largest, on_cpu=options.cpu)
         planned = list(configurations(tracer, ranks, precisions))
-    layout, training, lanes = tracer.layout, _training(resolved, size), resolved.data.lanes
+    layout, training, lanes = tracer.layout, _training(resolved, epoch), resolved.data.lanes
     if options.throughput is not None:
         throughput: Any = {"tokens": options.throughput, "origin": "as given", "elsewhere": None}
     else:
@@ -97,11 +95,11 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
         c.fits = c.peak * (c.ranks if options.cpu else 1) <= memory["usable"] if memory else None
         if throughput and not throughput["elsewhere"]:  # ranks wait for the one with most lanes
             c.hours = training["tokens"] / lanes * math.ceil(lanes / c.ranks) / throughput["tokens"] / 3600
-    best = cheapest(planned, bf16=gpu.bf16 if gpu else not options.cpu or bf16_arithmetic())
+    best = cheapest(planned, bf16=bf16_arithmetic() if options.cpu else gpu not in WITHOUT_BF16)
     return Plan(
         recipe=resolved.name,
-        model={"parameters": layout.elements, "trained": layout.trained, **size.vocabulary},
-        data={**size.facts, "largest_micro_batch": tracer.shapes},
+        model={"parameters": layout.elements, "trained": layout.trained, **vocabulary},
+        data={**rows, "largest_micro_batch": tracer.shapes},
         training=training,
         checkpoint=_checkpoint(resolved, layout, training),
         device="cpu" if options.cpu else "gpu",
@@ -110,7 +108,7 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
         answer=best,
         command=_command(recipe, overrides, best) if best else None,
         cost=best.hours * options.price * best.ranks if best and best.hours and options.price else None,
-        notes=_notes(tracer, ranks, cpu_bf16=options.cpu and "bf16" in precisions),
+        notes=_notes(lanes, ranks, cpu_bf16=options.cpu and "bf16" in precisions),
         configurations=planned,
     )
 
@@ -124,18 +122,18 @@ def _precisions(options: PlanOptions) -> list[str]:
     return [p for p in PRECISIONS if p in words or not (words or (options.cpu and p == "fp16"))]
 
 
-def _memory(options: PlanOptions, gpu: Gpu | None) -> dict[str, Any] | None:
+def _memory(options: PlanOptions, gpu: str | None) -> dict[str, Any] | None:
     for name in ("memory", "throughput", "price"):
         if (value := getattr(options, name)) is not None and value <= 0:
             raise UsageError(f"--{name} {value:g}: must be more than 0")
     if gpu and options.cpu:
         raise UsageError("--gpu and --cpu: give one of them")
-    total = int((options.memory or (gpu.memory if gpu else 0)) * GIB)
+    total = int((options.memory or GPUS.get(gpu or "", 0)) * GIB)
     if options.cpu:  # is shared by all ranks
         total = total or psutil.virtual_memory().available
         return {"gpu": None, "total": total, "usable": total}
     usable = int((total - CONTEXT) * USABLE)
-    return {"gpu": gpu.name if gpu else None, "total": total, "usable": usable} if total else None
+    return {"gpu": gpu, "total": total, "usable": usable} if total else None
 
 
 def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
@@ -144,24 +142,21 @@ def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
     even = [n for n in range(1, lanes + 1) if lanes % n == 0 and (lanes // n) % fuse == 0]
     for n in wanted:
         if not 1 <= n <= lanes or (fuse > 1 and n not in even):
-            raise UsageError(
-                f"--ranks {n}: each rank needs {fuse} or more of data.lanes={lanes}; best are "
-                f"{', '.join(map(str, even))}. More data.lanes change the steps"
-            )
+            best = ", ".join(map(str, even))
+            raise UsageError(f"--ranks {n}: each rank needs {fuse} or more of data.lanes={lanes}; best are {best}")
     return sorted(set(wanted)) or [n for n in even if n <= MOST_RANKS]
 
 
-def _training(recipe: Recipe, size: CorpusSize) -> dict[str, Any]:
+def _training(recipe: Recipe, epoch: Epoch) -> dict[str, Any]:
     """Return the length of the run. `ends`: the key of the recipe that ends it."""
-    by_epochs = size.steps * recipe.loop.epochs if recipe.loop.epochs is not None else None
+    by_epochs = epoch.steps * recipe.loop.epochs if recipe.loop.epochs is not None else None
     steps = min(n for n in (by_epochs, recipe.loop.max_steps) if n is not None)
-    epochs, ends = steps / size.steps, "loop.epochs" if steps == by_epochs else "loop.max_steps"
-    sums = {"rows": size.rows, "tokens": size.tokens, "padded": size.padded}
-    training = {"steps": steps, "steps_per_epoch": size.steps, "epochs": epochs, "ends": ends}
-    return training | {name: round(value * epochs) for name, value in sums.items()}
+    epochs, ends = steps / epoch.steps, "loop.epochs" if steps == by_epochs else "loop.max_steps"
+    sums = {name: round(getattr(epoch, name) * epochs) for name in ("rows", "tokens", "padded")}
+    return {"steps": steps, "steps_per_epoch": epoch.steps, "epochs": epochs, "ends": ends, **sums}
 
 
-def _measured(run: RunDir, gpu: Gpu | None, on_cpu: bool) -> dict[str, Any] | None:
+def _measured(run: RunDir, gpu: str | None, on_cpu: bool) -> dict[str, Any] | None:
     """Return the median of what an earlier run has logged, divided by its ranks. None without such a run."""
     manifest, history = read_json(run.manifest), read_history(run.metrics)
     speeds = [line.get("tokens_per_second", 0) for line in history if line.get("split") == "train"]
@@ -170,9 +165,7 @@ def _measured(run: RunDir, gpu: Gpu | None, on_cpu: bool) -> dict[str, Any] | No
     devices, ranks = manifest.get("devices") or {}, int(manifest["ranks"])
     names = sorted(set(devices.get("gpus") or []))
     device = ", ".join(names) or devices.get("cpu") or "an unknown processor"
-    same = bool(names) and all(gpu is None or gpu.matches(name) for name in names)
-    if on_cpu:
-        same = not names and device == (cpuinfo("model name") or platform.processor())
+    same = not names if on_cpu else bool(names) and all(gpu is None or is_gpu(gpu, name) for name in names)
     origin = f"the median of {run.metrics} ({manifest['engine']} x {ranks}, {manifest.get('precision')}, on {device})"
     return {
         "tokens": statistics.median(filter(None, speeds)) / ranks,
@@ -217,13 +210,9 @@ def _command(recipe: str | Path | Recipe, overrides: Sequence[str], best: Config
     return shlex.join(["rankzero", "train", name, *words])
 
 
-def _notes(tracer: Tracer, ranks: Sequence[int], *, cpu_bf16: bool) -> list[str]:
+def _notes(lanes: int, ranks: Sequence[int], *, cpu_bf16: bool) -> list[str]:
     """Return what the numbers do not show."""
-    lanes, notes = tracer.task.recipe.data.lanes, []
-    if cpu_bf16 and not bf16_arithmetic():
-        notes.append(f"{EMULATED}: take fp32")
+    notes = [f"{EMULATED}: take fp32"] if cpu_bf16 and not bf16_arithmetic() else []
     if uneven := [n for n in ranks if lanes % n]:
         notes.append(f"{', '.join(map(str, uneven))} ranks do not divide data.lanes={lanes}: some idle at each step")
-    if tracer.model.unused:
-        notes.append(f"the loss does not depend on {', '.join(tracer.model.unused)}: they are not trained")
     return notes

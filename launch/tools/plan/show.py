@@ -20,9 +20,7 @@ HEADS = ("params", "grads", "optim", "activ.", "logits", "peak", "host", "sent")
 
 def print_plan(plan: Plan, price: float | None) -> None:
     """Print a plan. `price` is that of a rank for an hour."""
-    console = Console()
-    if not console.is_terminal or console.width < WIDTH:
-        console = Console(width=WIDTH)
+    console = Console(width=WIDTH)
     for line in (*summary(plan, price), _table(plan), *_legend(plan)):
         console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))
 
@@ -56,7 +54,6 @@ def _fitting(plan: Plan) -> Iterator[str]:
         return
     least = min(plan.configurations, key=lambda c: c.peak)
     yield f"          none with a shipped config; the least is {_size(least.peak)} with {_describe(least)}"
-    yield "          smaller micro-batches (data.tokens_per_batch: other steps), more lanes and ranks, another GPU"
 
 
 def _time(plan: Plan, price: float | None) -> str:

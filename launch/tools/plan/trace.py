@@ -1,4 +1,4 @@
-"""Memory of the recipe's largest micro-batch, traced on tensors without memory.
+"""The recipe's model without memory for its weights, and traces of its largest micro-batch.
 
 The task's real loss runs forward and backward. A dispatch mode records when storages are created and freed. Workspaces
 inside of an operation are not seen. Gradients are dropped as soon as they are ready: memory.py adds what is kept.
@@ -7,48 +7,170 @@ inside of an operation are not seen. Gradients are dropped as soon as they are r
 from __future__ import annotations
 
 import contextlib
+import json
+import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.tools.plan.corpus import Shapes
-from launch.tools.plan.model import FakeModel, ShapesOnly, fake_model
-from trainer.engine.step import Objective
+from trainer.engine.engines import layer_classes
+from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
+from trainer.hub_paths import FORMS
+from trainer.models.classifiers import checkpoint_activations, depths, freeze_embeddings, freeze_trunk, label_maps
+from trainer.models.configs import PretrainedConfig
+from trainer.models.pretrained import configuration
+from trainer.models.vocabulary import grown_rows
+from trainer.optim.optimizers import build_optimizer
 from trainer.task.base import Task
 
 # In order of time: changes of "activations" and "logits" in bytes, and the elements of "gradients" that are ready.
 Trace = list[tuple[str, int]]
-HALF = ("linear", "matmul", "__matmul__", "bmm", "mm", "addmm", "baddbmm", "conv1d", "einsum")  # in CUDA's autocast
+ATTENTION = "scaled_dot_product_attention"
+HALF = (ATTENTION, "linear", "matmul", "__matmul__", "bmm", "mm", "addmm", "baddbmm", "conv1d", "einsum")  # by autocast
+PERSISTENT = 100_000  # elements: ZeRO-3 shards no parameter up to this size (DeepSpeed's default)
 
 
-class _CudaEmulation(ShapesOnly):
-    """Run what CUDA would run on meta tensors: autocast, and fused kernels of attention and dropout."""
+class Layout(NamedTuple):
+    """Numbers of elements. A tied parameter counts once."""
 
-    def __init__(self, autocast: bool) -> None:
+    elements: int
+    trained: int
+    small: int  # in parameters that ZeRO-3 does not shard
+    layer: int  # in the largest layer, which FSDP2 gathers as one
+    outside: int  # outside of layers
+    moments: int  # values that the optimizer keeps for each trained element
+    buffers: int  # bytes of tensors that are neither trained nor sharded, such as positions
+
+
+class Emulation(TorchFunctionMode):
+    """Answer False where code asks for the value of a tensor, such as whether a batch has no padding.
+
+    With `cuda`, run what CUDA would run on meta tensors: autocast, and fused kernels of attention and dropout.
+    """
+
+    def __init__(self, *, cuda: bool = False, autocast: bool = False) -> None:
         super().__init__()
-        self._autocast = autocast
+        self._cuda, self._autocast = cuda, autocast
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if self._autocast and name in (*HALF, "scaled_dot_product_attention"):
+        if name in ("__bool__", "__contains__"):
+            return False
+        if self._cuda and self._autocast and name in HALF:
             args = [a.bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        if name == "scaled_dot_product_attention":  # all kernels keep as much for the backward, and a mask needs little
+        if self._cuda and name == ATTENTION:  # all kernels keep as much for the backward, and a mask needs little
             kernel = torch.ops.aten._scaled_dot_product_efficient_attention
             return kernel(*args[:3], None, True, kwargs.get("dropout_p", 0.0))[0]
-        if name == "dropout":
+        if self._cuda and name == "dropout":
             return _fused_dropout(*args, **kwargs)
-        return super().__torch_function__(func, types, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def _fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+
+class FakeModel(NamedTuple):
+    """A model without memory for its weights."""
+
+    objective: Objective
+    layout: Layout
+    logits_width: int
+
+
+def fake_model(task: Task, *, on_cpu: bool, half: bool = False, checkpointing: bool = False) -> FakeModel:
+    """Build the model of the task's recipe, with frozen parts as in a training.
+
+    It has fake CPU tensors, or meta tensors, for which model code takes its GPU paths. `half`: bf16 weights.
+
+    Raises:
+        UsageError: the model cannot do what the recipe asks for, or its forward needs the values of tensors.
+    """
+    settings = task.recipe.optim
+    with torch.device("meta"), tempfile.TemporaryDirectory(prefix="rankzero-plan-") as name:
+        if isinstance(task.recipe.model, PretrainedConfig):  # without weights in the folder, as if it were trained
+            Path(name, "config.json").write_text(json.dumps(_pretrained_config(task)), encoding="utf-8")
+        model = task.build_model(Path(name))
+    frozen = freeze_trunk(model) if settings.freeze_trunk else None
+    if settings.freeze_embeddings:
+        freeze_embeddings(model)
+    objective = Objective(task, model, frozen)
+    try:
+        with Emulation():
+            freeze_unused(objective)
+            width = task.logits(model, {name: t.to("meta") for name, t in task.filler().items()}).shape[-1]
+    except RuntimeError as error:
+        raise UsageError(
+            f"the memory of {type(model).__name__} cannot be planned: its forward needs the values of tensors, and a "
+            f"plan has only shapes ({_reason(error)}). `rankzero train RECIPE --debug` logs the memory of a step"
+        ) from error
+    if checkpointing:
+        checkpoint_activations(model)
+    layout = _layout(model, build_optimizer(model, settings, depths(model)).defaults)
+    if half:
+        model.to(torch.bfloat16)
+    if on_cpu:
+        _to_fake_cpu(model)
+    return FakeModel(objective.train(), layout, width)
+
+
+def _layout(model: nn.Module, optimizer: dict[str, Any]) -> Layout:
+    sizes, classes = [p.numel() for p in model.parameters()], layer_classes(model)
+    modules = [module for module in model.modules() if type(module).__name__ in classes]
+    layers = [sum(p.numel() for p in module.parameters()) for module in modules]
+    return Layout(
+        elements=sum(sizes),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        small=sum(size for size in sizes if size <= PERSISTENT),
+        layer=max(layers, default=0),
+        outside=max(0, sum(sizes) - sum(layers)),
+        moments=2 if "betas" in optimizer else int(optimizer["momentum"] > 0),
+        buffers=sum(b.nbytes for b in model.buffers()),
+    )
+
+
+def _pretrained_config(task: Task) -> dict[str, Any]:
+    """Return the contents of config.json of the recipe's model, with all defaults."""
+    settings: Any = task.recipe.model
+    try:
+        config = configuration(task.recipe, task.tokenizer)
+        if not settings.random:
+            config.vocab_size = grown_rows(config.vocab_size, task.tokenizer)
+    except (OSError, ValueError) as error:
+        text = f"model.name={settings.name!r}: its config.json cannot be read: {_reason(error)}. Give {FORMS}"
+        raise UsageError(text) from error
+    values = json.loads(config.to_json_string(use_diff=False))
+    names = getattr(getattr(task, "settings", None), "names", None)
+    values |= label_maps(names) if names and settings.pooling == "auto" else {}
+    return {**values, "trunk": values}
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _to_fake_cpu(model: nn.Module) -> None:
+    """Replace meta tensors by fake CPU tensors. Tied parameters stay tied."""
+    fakes: dict[int, Any] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, t in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+                if id(t) not in fakes:
+                    fake = torch.empty_like(t, device="cpu")
+                    fakes[id(t)] = nn.Parameter(fake, t.requires_grad) if isinstance(t, nn.Parameter) else fake
+                setattr(module, name, fakes[id(t)])
 
 
 class _Recorder(TorchDispatchMode):
@@ -88,23 +210,20 @@ class Tracer:
         if not on_cpu and getattr(model, "attention", None) == "auto":  # what auto is on a GPU
             model = model.model_copy(update={"attention": "sdpa"})
             task.recipe = task.recipe.model_copy(update={"model": model})
-        self.task, self.on_cpu, self.checkpointing = task, on_cpu, [False]
-        self.model = fake_model(task, on_cpu=on_cpu)
-        self.layout, self._models, self._traces = self.model.layout, {(False, False): self.model}, dict[Any, Trace]()
-        with contextlib.suppress(UsageError):  # not every model can checkpoint activations
-            self._models[False, True] = fake_model(task, on_cpu=on_cpu, checkpointing=True)
-            self.checkpointing = [False, True]
+        self.task, self.on_cpu, self.model = task, on_cpu, fake_model(task, on_cpu=on_cpu)
+        self.layout, self.checkpointing, self._traces = self.model.layout, [False], dict[Any, Trace]()
         self.shapes = max(candidates, key=lambda shapes: sum(peak_of(self._train(self.model, shapes)).values()))
         self.evaluation = round(sum(peak_of(self._evaluate()).values()))
+        with contextlib.suppress(UsageError):  # not every model can checkpoint activations
+            self.trace(half=False, autocast=False, checkpointing=True)
+            self.checkpointing = [False, True]
 
     def trace(self, *, half: bool, autocast: bool, checkpointing: bool) -> Trace:
         """Return the trace of a forward and backward. `half`: with weights in bf16."""
         key = (half, autocast, checkpointing)
         if key not in self._traces:
-            if (half, checkpointing) not in self._models:
-                model = fake_model(self.task, on_cpu=self.on_cpu, half=half, checkpointing=checkpointing)
-                self._models[half, checkpointing] = model
-            self._traces[key] = self._train(self._models[half, checkpointing], self.shapes, autocast)
+            model = fake_model(self.task, on_cpu=self.on_cpu, half=half, checkpointing=checkpointing)
+            self._traces[key] = self._train(model, self.shapes, autocast)
         return self._traces[key]
 
     def _train(self, model: FakeModel, shapes: Shapes, autocast: bool = False) -> Trace:
@@ -127,28 +246,26 @@ class Tracer:
     @torch.no_grad()
     def _evaluate(self) -> Trace:
         """Trace an evaluation batch: the logits of all its labels in fp32, and their losses. No beam search."""
-        task, objective, trace = self.task, self.model.objective, list[tuple[str, int]]()
+        task, objective, trace = self.task, self.model.objective, Trace()
         before, width = (max(self.shapes[name][i] for name in task.inputs) for i in (0, 1))
         rows = max(1, task.recipe.evaluation.tokens_per_batch // width)
         shapes = {name: (max(1, shape[0] * rows // before), *shape[1:]) for name, shape in self.shapes.items()}
-        with self._recorded(self.model, shapes, trace) as batch:
+        with self._recorded(self.model, shapes, trace, False) as batch:
             logits = task.logits(objective.eval().model, batch).float().flatten(0, -2)
             F.cross_entropy(logits, batch["labels"].flatten(), reduction="none")
         objective.train()
         return trace
 
     @contextlib.contextmanager
-    def _recorded(
-        self, model: FakeModel, shapes: Shapes, trace: Trace, autocast: bool = False
-    ) -> Iterator[dict[str, Tensor]]:
+    def _recorded(self, model: FakeModel, shapes: Shapes, trace: Trace, autocast: bool) -> Iterator[dict[str, Tensor]]:
         """Yield a batch of zeros and record what follows."""
         tensors = [*model.objective.parameters(), *model.objective.buffers()]
         device = "cpu" if self.on_cpu else "meta"
         # all fake tensors of a computation must belong to one mode
         with getattr(tensors[0], "fake_mode", contextlib.nullcontext()):
             batch = {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in shapes.items()}
-            mode = ShapesOnly() if self.on_cpu else _CudaEmulation(autocast)
-            with _Recorder(trace, [*tensors, *batch.values()], model.logits_width), mode:
+            recorder = _Recorder(trace, [*tensors, *batch.values()], model.logits_width)
+            with recorder, Emulation(cuda=not self.on_cpu, autocast=autocast):
                 yield batch
 
 
