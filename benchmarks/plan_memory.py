@@ -1,13 +1,13 @@
 """Compare the memory of a rank in `rankzero plan --cpu` with that of real runs of every engine on this machine.
 
     python benchmarks/plan_memory.py [--bf16] [--engines single,ddp,…] [--out benchmarks/results/plan_memory.json]
-    python benchmarks/plan_memory.py --plan-only    # compares earlier measurements with the plan of today
+    python benchmarks/plan_memory.py --plan-only    # compare earlier measurements with the current plan
 
 Each run is one epoch of a small corpus on two ranks, so that the plan has seen all micro-batches. A rank records its
 largest resident set (VmHWM, reset before the model is built) up to the last step, less what was resident before the
-model. It ends after that step, without evaluation and export. The tokenizer and libraries are not counted, also those that are imported late (LATE). What libraries allocate
-afterwards is counted. malloc returns freed blocks of 64 KiB and more at once (MALLOC_MMAP_THRESHOLD_), as a GPU's
-allocator reuses them.
+model, and ends there. The tokenizer and libraries are not counted, also those that are imported late (LATE). What
+libraries allocate afterwards is counted. malloc returns freed blocks of 64 KiB and more at once
+(MALLOC_MMAP_THRESHOLD_), as a GPU's allocator reuses them.
 """
 
 from __future__ import annotations

@@ -352,8 +352,8 @@ def test_a_plan_refuses_models_that_need_values(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"ReformerFor.* cannot be planned.* needs the values of tensors.*--debug"):
         fake_model(task_of(recipe_of(tmp_path, "reformer")), on_cpu=True)
-    fake = fake_model(task_of(recipe_of(tmp_path, "big_bird")), on_cpu=True)
-    assert 0 < 2 * fake.layout.layer == fake.layout.elements - fake.layout.outside
+    _, layout = fake_model(task_of(recipe_of(tmp_path, "big_bird")), on_cpu=True)
+    assert 0 < 2 * layout.layer == layout.elements - layout.outside
 
 
 def test_sizes_at_which_full_attention_is_cheaper_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

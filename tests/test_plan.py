@@ -211,15 +211,6 @@ def test_a_large_corpus_is_sampled_over_its_whole_length(recipe: Path, monkeypat
     assert planned.training["steps_per_epoch"] == pytest.approx(whole.training["steps_per_epoch"], rel=0.5)
 
 
-def test_rows_that_are_not_read_are_estimated_by_bytes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "READ", 50)
-    monkeypatch.setattr(corpus, "TOKENIZER_ROWS", 40)
-    planned = make_plan(recipe, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
-    assert planned.data["rows"] == pytest.approx(200, rel=0.15)
-    assert planned.data["rows_from"] == "estimated from 50 of them"
-    assert 50 <= planned.data["sampled_rows"] < 100
-
-
 # -- what fits ---------------------------------------------------------------------------------------------------------
 
 

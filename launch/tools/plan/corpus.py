@@ -2,93 +2,69 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from trainer.data.counter_rng import uniform
 from trainer.data.lanes import Bookmark
 from trainer.data.loader import load_epoch
-from trainer.data.prepare import prepared_tokenizer
 from trainer.data.roles import Label
 from trainer.data.sources import Row, Source, open_split
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.data.tokenization import TrainingTexts, train_tokenizer
 from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import Corpus
+from trainer.engine.setup import ready_tokenizer
 from trainer.errors import DataError
 from trainer.recipe import Recipe
 from trainer.task.base import Task
 from trainer.task.registry import make_task, roles_of
 
-READ = 100_000  # rows that are read at most, except of files without byte offsets
 SAMPLE = 4_000_000  # characters of the sampled rows, about
 TOKENIZER_ROWS = 5_000  # rows that a tokenizer is trained on, for the lengths
 Shapes = dict[str, tuple[int, ...]]  # of a micro-batch's tensors, all of integers
 
 
 class Epoch(NamedTuple):
-    """Totals of an epoch, and the shapes of the micro-batches with most labels and with most pairs of tokens."""
+    """Totals of an epoch, and the shapes of the micro-batch with most pairs of tokens."""
 
     rows: int
     steps: int
     tokens: int
     padded: int
-    largest: list[Shapes]
+    largest: Shapes
 
 
 def read_corpus(recipe: Recipe) -> tuple[Task, Epoch, dict[str, Any], dict[str, Any]]:
-    """Return the task with a tokenizer of the right size, an epoch, and what is known of the vocabulary and the rows.
-
-    Raises:
-        DataError: the rows cannot be read, or are fewer than the lanes.
-        UsageError: a pretrained tokenizer cannot be loaded.
-    """
-    source, lanes = open_split(recipe.data, "train"), recipe.data.lanes
+    """Return the task with a tokenizer of the right size, an epoch, and facts of its vocabulary and its rows."""
+    source, lanes, rows, characters = open_split(recipe.data, "train"), recipe.data.lanes, 0, 0
     assert source is not None, "data.train is required"
-    read, characters, rows = _count(source)
-    tokenizer, origin = _tokenizer(recipe, source, read, rows)
+    for row in source:
+        rows += 1
+        characters += sum(len(value) for value in row.values.values() if isinstance(value, str))
+    tokenizer, origin = _tokenizer(recipe, source, rows)
     labels = [label for role in roles_of(recipe).values() if isinstance(role, Label) for label in role.values]
     task = make_task(recipe, tokenizer, {"train": {"labels": dict.fromkeys(labels, 1)}})
-    share = min(1.0, SAMPLE / max(1, characters))
-    sample = _first_epoch(_SampledCorpus(recipe, task, share), read * share)
-    counted = "counted" if rows == read else f"estimated from {read:,} of them"
-    if share < 1.0 or rows > read:
-        rows = round(rows * (1 - (recipe.data.validation if isinstance(recipe.data.validation, float) else 0)))
-    else:
-        rows = sample.rows
+    corpus = _SampledCorpus(recipe, task)
+    corpus.share = min(1.0, SAMPLE / max(1, characters))
+    sample = _first_epoch(corpus)
+    held_out = recipe.data.validation if isinstance(recipe.data.validation, float) else 0
+    rows = round(rows * (1 - held_out)) if corpus.share < 1 else sample.rows
     if rows < lanes:
         raise DataError(
             f"data.lanes={lanes} is more than the {rows} rows of data.train: set data.lanes to {rows} or less"
         )
     steps, tokens, padded = (round(n * rows / max(1, sample.rows)) for n in sample[1:4])
-    epoch = Epoch(rows, max(1, steps), tokens, padded, sample.largest)
     vocabulary = {"vocabulary": len(tokenizer), "vocabulary_from": origin}
-    return task, epoch, vocabulary, {"rows": rows, "rows_from": counted, "sampled_rows": sample.rows}
+    counts = {"rows": rows, "rows_from": "counted", "sampled_rows": sample.rows}
+    return task, Epoch(rows, max(1, steps), tokens, padded, sample.largest), vocabulary, counts
 
 
-def _count(source: Source) -> tuple[int, int, int]:
-    """Return the number of rows read, their characters, and the number of all rows: estimated by bytes from READ."""
-    rows = characters = done = 0
-    sizes = [shard.size or 0 for shard in source.shards]
-    for shard, size in enumerate(sizes):
-        stream = source.stream(shard)
-        for row in stream:
-            rows += 1
-            characters += sum(len(v) for v in row.values.values() if isinstance(v, str))
-            if rows >= READ and (bytes_read := done + min(size, sum(stream.offsets))):
-                return rows, characters, max(rows, round(rows * sum(sizes) / bytes_read))
-        done += size
-    return rows, characters, rows
-
-
-def _tokenizer(recipe: Recipe, source: Source, read: int, rows: int) -> tuple[Any, str]:
+def _tokenizer(recipe: Recipe, source: Source, rows: int) -> tuple[Any, str]:
     """Return the tokenizer, and where it comes from. One that is trained on some of the rows is filled up."""
-    if (prepared := prepared_tokenizer(recipe)) is not None:
-        return prepared, f"tokenizer of {recipe.data.root}"
-    if recipe.tokenizer_name is not None:
-        return load_tokenizer(recipe.tokenizer_name), f"tokenizer of {recipe.tokenizer_name}"
+    if (tokenizer := ready_tokenizer(recipe)) is not None:
+        return tokenizer, f"tokenizer of {recipe.tokenizer_name or recipe.data.root}"
     training = recipe.tokenizer_training
     assert training is not None
-    texts = TrainingTexts(source, recipe.data, roles_of(recipe), TOKENIZER_ROWS, rows if rows == read else None)
+    texts = TrainingTexts(source, recipe.data, roles_of(recipe), TOKENIZER_ROWS, rows)
     tokenizer = train_tokenizer(texts, training, recipe.data.max_length)
     if rows <= TOKENIZER_ROWS:
         return tokenizer, "of a tokenizer trained on all rows here and not kept"
@@ -99,18 +75,15 @@ def _tokenizer(recipe: Recipe, source: Source, read: int, rows: int) -> tuple[An
 class _SampledCorpus(Corpus):
     """The recipe's corpus with a share of its training rows, spread evenly and the same ones each time."""
 
-    def __init__(self, recipe: Recipe, task: Task, share: float) -> None:
-        super().__init__(recipe, task)
-        self._share = share
+    share = 1.0
 
     def _encode(self, rows: list[Row]) -> list[Any]:
-        kept = [uniform("plan", *row.id) < self._share for row in rows]
+        kept = [uniform("plan", *row.id) < self.share for row in rows]
         encoded = iter(super()._encode([row for row, keep in zip(rows, kept, strict=True) if keep]))
         return [next(encoded) if keep else None for keep in kept]
 
 
-def _first_epoch(corpus: Corpus, most: float) -> Epoch:
-    """Return the first epoch, up to about `most` rows."""
+def _first_epoch(corpus: Corpus) -> Epoch:
     recipe, task = corpus.recipe, corpus.task
     lanes, bookmarks = recipe.data.lanes, {lane: Bookmark() for lane in range(recipe.data.lanes)}
     groups = DataParallel(0, 1).lane_groups(lanes, recipe.loop.fuse_lanes)
@@ -123,8 +96,5 @@ def _first_epoch(corpus: Corpus, most: float) -> Epoch:
             rows, tokens, padded = rows + loaded.rows, tokens + loaded.tokens, padded + loaded.padded
             found = {name: tuple(tensor.shape) for name, tensor in loaded.inputs.items()}
             shapes[str(found)] = found
-        if rows >= most:
-            break
-    labels = max(shapes.values(), key=lambda s: math.prod(s["labels"]))
-    pairs = max(shapes.values(), key=lambda s: sum(s[name][0] * s[name][1] ** 2 for name in task.inputs))
-    return Epoch(rows, steps, tokens, padded, [labels, pairs] if labels != pairs else [labels])
+    largest = max(shapes.values(), key=lambda s: sum(s[name][0] * s[name][1] ** 2 for name in task.inputs))
+    return Epoch(rows, steps, tokens, padded, largest)

@@ -1,8 +1,7 @@
 """GPUs by name, with their memory in GiB as their drivers report it.
 
-With ECC in GDDR6 the driver reports a sixteenth less than the maker (T4, A10, A40, L4, L40S). MI250X: half of its
-128 GB, because each of its two dies is a device. Sources: totals of nvidia-smi and rocm-smi in public issues
-(modal-labs/modal-client 2797, ROCm/legacy-rocm-build 4750).
+With ECC in GDDR6 the driver reports a sixteenth less (T4, A10, A40, L4, L40S). Each die of an MI250X is a device.
+Sources: nvidia-smi and rocm-smi in public issues (modal-labs/modal-client 2797, ROCm/legacy-rocm-build 4750).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Every way to run a recipe, with the memory and the traffic of one rank.
 
-Model states follow from what an engine shards. Gradients and buffers of a step are a few terms, listed in docs/plan.md.
-`benchmarks/plan_memory.py` compares both with real runs.
+docs/plan.md lists the terms of each engine, benchmarks/plan_memory.py compares them with real runs.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Configuration:
     """
 
     def __init__(
-        self, tracer: Tracer, spec: EngineSpec, *, offload: bool, ranks: int, precision: str, checkpointing: bool
+        self, tracer: Tracer, spec: EngineSpec, offload: bool, ranks: int, precision: str, checkpointing: bool
     ) -> None:
         recipe, layout = tracer.task.recipe, tracer.layout
         self.engine, self.offload, self.ranks, self.precision = spec.name, offload, ranks, precision
@@ -104,22 +103,18 @@ class Configuration:
         parts = peak_of(trace, unreduced / max(1, layout.trained) if grows else 0)
         parts["gradients"] += unreduced * again
         # ZeRO-1 and 2 fill the bucket after the peak. A GPU has reserved it.
-        parts["buffers"] = self._gathered() + self._bucket * (zero in (0, 3) or not self._on_cpu)
+        parts["buffers"] = self._bucket * (zero in (0, 3) or not self._on_cpu)
+        if zero == 3:
+            large = layout.elements - layout.small
+            parts["buffers"] += self._width * (min(large, KEPT + AHEAD) + min(large, AHEAD))
+        elif "parameters" in self._spec.shards:  # outside of layers, a layer as it arrives and as it is used, gradients
+            parts["buffers"] += self._width * (layout.outside + 2 * layout.layer) + FULL * layout.layer
         copy = FULL * min(layout.trained, BUCKET) if zero else 0
         copy = max(copy, self._average) if self._spec.sharded else 0  # all weights are gathered for an average
         if copy and self.gradients + self._bucket + copy > sum(parts.values()):
             parts = {"activations": 0, "logits": 0, "gradients": self.gradients, "buffers": self._bucket + copy}
         parts["buffers"] += layout.buffers
         return {name: round(size) for name, size in parts.items()}
-
-    def _gathered(self) -> int:
-        """Return the bytes of other ranks' parts in a forward and backward."""
-        layout, large = self._layout, self._layout.elements - self._layout.small
-        if self._zero == 3:
-            return self._width * (min(large, KEPT + AHEAD) + min(large, AHEAD))
-        # what is outside of layers, a layer as it arrives and as it is used, and its gradients
-        size = self._width * (layout.outside + 2 * layout.layer) + FULL * layout.layer
-        return size if "parameters" in self._spec.shards else 0
 
     def _sent(self) -> int:
         """Return the bytes over the network in a step. An all-reduce sends twice as much as a reduce-scatter."""
@@ -136,10 +131,7 @@ class Configuration:
 
 def configurations(tracer: Tracer, ranks: Sequence[int], precisions: Sequence[str]) -> Iterator[Configuration]:
     """Yield every way to run a recipe. Engines are in the order of what they send, least first."""
-    for number, spec, offload, precision, checkpointing in product(
-        ranks, ENGINES.values(), (False, True), precisions, tracer.checkpointing
-    ):
+    ways = product(ENGINES.values(), (False, True), ranks, precisions, tracer.checkpointing)
+    for spec, offload, number, precision, checkpointing in sorted(ways, key=lambda way: ranks.index(way[2])):
         if (spec.zero_stage == 3 and not tracer.on_cpu) if offload else spec.one_process == (number == 1):
-            yield Configuration(
-                tracer, spec, offload=offload, ranks=number, precision=precision, checkpointing=checkpointing
-            )
+            yield Configuration(tracer, spec, offload, number, precision, checkpointing)

@@ -76,8 +76,8 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
     """Return the plan of a recipe, given by name, by path or as an object.
 
     Raises:
-        UsageError: the recipe or an option is wrong, or the configuration of a pretrained model cannot be read.
-        DataError: the rows cannot be read.
+        UsageError: the recipe or an option is wrong, or its model cannot be built or planned.
+        DataError: the rows cannot be read, or are fewer than the lanes.
     """
     options = options or PlanOptions()
     resolved, gpu = load_recipe(recipe, overrides), find_gpu(options.gpu) if options.gpu else None
@@ -167,11 +167,8 @@ def _measured(run: RunDir, gpu: str | None, on_cpu: bool) -> dict[str, Any] | No
     device = ", ".join(names) or devices.get("cpu") or "an unknown processor"
     same = not names if on_cpu else bool(names) and all(gpu is None or is_gpu(gpu, name) for name in names)
     origin = f"the median of {run.metrics} ({manifest['engine']} x {ranks}, {manifest.get('precision')}, on {device})"
-    return {
-        "tokens": statistics.median(filter(None, speeds)) / ranks,
-        "origin": origin,
-        "elsewhere": None if same else device,
-    }
+    tokens = statistics.median(filter(None, speeds)) / ranks
+    return {"tokens": tokens, "origin": origin, "elsewhere": None if same else device}
 
 
 def _checkpoint(recipe: Recipe, layout: Layout, training: dict[str, Any]) -> dict[str, Any]:
@@ -188,11 +185,7 @@ def _checkpoint(recipe: Recipe, layout: Layout, training: dict[str, Any]) -> dic
 
 
 def cheapest(planned: Sequence[Configuration], *, bf16: bool) -> Configuration | None:
-    """Return the cheapest configuration that fits and has a shipped config.
-
-    In this order: fewer ranks, nothing offloaded, nothing computed twice, the fastest precision of a device with or
-    without bf16 arithmetic, less to send, first in the list.
-    """
+    """Return the cheapest configuration that fits and has a shipped config: docs/plan.md describes the order."""
     fastest = ("bf16", "fp16", "fp32") if bf16 else ("fp16", "fp32", "bf16")
     return min(
         (c for c in planned if c.fits and c.config),

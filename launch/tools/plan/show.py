@@ -11,16 +11,14 @@ from rich.table import Table
 from launch.tools.plan.memory import Configuration
 from launch.tools.plan.planner import CONTEXT, GIB, Plan
 
-WIDTH = 120
 MIB = 2**20
-LEFT = ("engine", "precision", "ckpt", "fits")
 SIZES = ("parameters", "gradients", "optimizer", "activations", "logits", "peak", "host", "sent")
 HEADS = ("params", "grads", "optim", "activ.", "logits", "peak", "host", "sent")
 
 
 def print_plan(plan: Plan, price: float | None) -> None:
     """Print a plan. `price` is that of a rank for an hour."""
-    console = Console(width=WIDTH)
+    console = Console(width=120)
     for line in (*summary(plan, price), _table(plan), *_legend(plan)):
         console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))
 
@@ -48,12 +46,9 @@ def _fitting(plan: Plan) -> Iterator[str]:
     fitting = sum(bool(c.fits) for c in plan.configurations)
     usable = f"{_size(plan.memory['usable'])} of {_size(plan.memory['total'])}"
     yield f"Memory    {fitting} of {len(plan.configurations)} configurations fit {usable}"
-    if plan.answer is not None:
-        yield f"Cheapest  {_describe(plan.answer)}: {_size(plan.answer.peak)} at its peak"
-        yield f"          {plan.command}"
-        return
-    least = min(plan.configurations, key=lambda c: c.peak)
-    yield f"          none with a shipped config; the least is {_size(least.peak)} with {_describe(least)}"
+    best = plan.answer or min(plan.configurations, key=lambda c: c.peak)
+    yield f"{'Cheapest' if plan.answer else 'Smallest':10}{_describe(best)}: {_size(best.peak)} at its peak"
+    yield f"          {plan.command or 'no configuration with a shipped config fits'}"
 
 
 def _time(plan: Plan, price: float | None) -> str:
@@ -64,37 +59,29 @@ def _time(plan: Plan, price: float | None) -> str:
         return f"not known for this device: {speed}; give --throughput"
     hours = {c.ranks: c.hours or 0 for c in plan.configurations}
     costs = {ranks: f" ({price * value * ranks:,.2f})" if price else "" for ranks, value in hours.items()}
-    return ", ".join(f"{value:.3g} h on {ranks}{costs[ranks]}" for ranks, value in hours.items()) + f" (ranks); {speed}"
+    return ", ".join(f"{hours[n]:.3g} h on {n}{costs[n]}" for n in hours) + f" (ranks); {speed}"
 
 
 def _table(plan: Plan) -> Table:
-    unit, name, digits = (GIB, "GiB", 2) if max(c.peak for c in plan.configurations) >= 10 * GIB else (MIB, "MiB", 1)
-    title = f"One rank, in {name} (host: of the machine's memory; sent: in each step)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for head in ("ranks", *LEFT[:3], *HEADS, "fits"):
-        table.add_column(head, justify="left" if head in LEFT else "right", no_wrap=True)
-    halves = {c.precision for c in plan.configurations} >= {"bf16", "fp16"}  # which need the same and share a row
-    for c in plan.configurations:
-        if halves and c.precision == "fp16":
-            continue
-        cells = [f"{getattr(c, size) / unit:,.{digits}f}" if getattr(c, size) else "-" for size in SIZES]
+    unit, name = (GIB, "GiB") if max(c.peak for c in plan.configurations) >= 10 * GIB else (MIB, "MiB")
+    title = f"One rank, in {name} (ˢ: while the engine is set up, ᵉ: in an evaluation; sent: in a step)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for head in ("ranks", "engine", "precision", "ckpt", *HEADS, "fits"):
+        table.add_column(head, justify="right" if head in HEADS else "left", no_wrap=True)
+    words = {None: "", True: "yes", False: "no"}
+    both = {"bf16", "fp16"} <= {c.precision for c in plan.configurations}  # they need the same
+    for c in [c for c in plan.configurations if not (both and c.precision == "fp16")]:
+        precision = "bf16, fp16" if both and c.precision == "bf16" else c.precision
+        cells = [f"{size / unit:,.2f}" if (size := getattr(c, name)) else "-" for name in SIZES]
         cells[SIZES.index("peak")] += {c.step: " ", c.start: "ˢ", c.evaluation: "ᵉ"}[c.peak]
-        precision = "bf16, fp16" if halves and c.precision == "bf16" else c.precision
-        checkpointing, fits = (
-            "yes" if c.activation_checkpointing else "no",
-            {None: "", True: "yes", False: "no"}[c.fits],
-        )
-        table.add_row(str(c.ranks), c.title, precision, checkpointing, *cells, fits)
+        table.add_row(str(c.ranks), c.title, precision, words[c.activation_checkpointing], *cells, words[c.fits])
     return table
 
 
 def _legend(plan: Plan) -> Iterator[str]:
     shapes = [f"{name} {' x '.join(map(str, shape))}" for name, shape in plan.data["largest_micro_batch"].items()]
     yield f"Largest micro-batch: {', '.join(shapes)}."
-    yield "The peak includes an engine's buffers. ˢ: reached while the engine is set up. ᵉ: in an evaluation."
-    if plan.device == "cpu":
-        yield "Ranks on a CPU share its memory."
-    elif plan.memory is not None:
+    if plan.memory is not None and plan.device == "gpu":
         yield f"Of a GPU's memory {CONTEXT / GIB:.0f} GiB and 5% of the rest are left to CUDA and its allocator."
     yield from (f"Note: {note}" for note in plan.notes)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet, finalize
 
 import torch
 import torch.nn.functional as F
@@ -82,21 +82,10 @@ def _fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
 
-class FakeModel(NamedTuple):
-    """A model without memory for its weights."""
-
-    objective: Objective
-    layout: Layout
-    logits_width: int
-
-
-def fake_model(task: Task, *, on_cpu: bool, half: bool = False, checkpointing: bool = False) -> FakeModel:
+def fake_model(task: Task, on_cpu: bool, half: bool = False, checkpointing: bool = False) -> tuple[Objective, Layout]:
     """Build the model of the task's recipe, with frozen parts as in a training.
 
     It has fake CPU tensors, or meta tensors, for which model code takes its GPU paths. `half`: bf16 weights.
-
-    Raises:
-        UsageError: the model cannot do what the recipe asks for, or its forward needs the values of tensors.
     """
     settings = task.recipe.optim
     with torch.device("meta"), tempfile.TemporaryDirectory(prefix="rankzero-plan-") as name:
@@ -110,11 +99,10 @@ def fake_model(task: Task, *, on_cpu: bool, half: bool = False, checkpointing: b
     try:
         with Emulation():
             freeze_unused(objective)
-            width = task.logits(model, {name: t.to("meta") for name, t in task.filler().items()}).shape[-1]
     except RuntimeError as error:
         raise UsageError(
             f"the memory of {type(model).__name__} cannot be planned: its forward needs the values of tensors, and a "
-            f"plan has only shapes ({_reason(error)}). `rankzero train RECIPE --debug` logs the memory of a step"
+            f"plan has only shapes ({error}). `rankzero train RECIPE --debug` logs the memory of a step"
         ) from error
     if checkpointing:
         checkpoint_activations(model)
@@ -123,13 +111,12 @@ def fake_model(task: Task, *, on_cpu: bool, half: bool = False, checkpointing: b
         model.to(torch.bfloat16)
     if on_cpu:
         _to_fake_cpu(model)
-    return FakeModel(objective.train(), layout, width)
+    return objective.train(), layout
 
 
 def _layout(model: nn.Module, optimizer: dict[str, Any]) -> Layout:
     sizes, classes = [p.numel() for p in model.parameters()], layer_classes(model)
-    modules = [module for module in model.modules() if type(module).__name__ in classes]
-    layers = [sum(p.numel() for p in module.parameters()) for module in modules]
+    layers = [sum(p.numel() for p in m.parameters()) for m in model.modules() if type(m).__name__ in classes]
     return Layout(
         elements=sum(sizes),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -149,16 +136,12 @@ def _pretrained_config(task: Task) -> dict[str, Any]:
         if not settings.random:
             config.vocab_size = grown_rows(config.vocab_size, task.tokenizer)
     except (OSError, ValueError) as error:
-        text = f"model.name={settings.name!r}: its config.json cannot be read: {_reason(error)}. Give {FORMS}"
+        text = f"model.name={settings.name!r}: its config.json cannot be read: {error}. Give {FORMS}"
         raise UsageError(text) from error
     values = json.loads(config.to_json_string(use_diff=False))
     names = getattr(getattr(task, "settings", None), "names", None)
     values |= label_maps(names) if names and settings.pooling == "auto" else {}
     return {**values, "trunk": values}
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _to_fake_cpu(model: nn.Module) -> None:
@@ -179,41 +162,31 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, trace: Trace, known: list[Tensor], logits_width: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._trace, self._logits_width = trace, logits_width
-        self._known = [t.untyped_storage() for t in known]  # kept alive: an identity must not be used twice
-        self._seen = set(map(id, self._known))
+        self._seen = WeakSet(t.untyped_storage() for t in known)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for output in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(output, Tensor) and id(output.untyped_storage()) not in self._seen:
-                storage = output.untyped_storage()
+            if isinstance(output, Tensor) and (storage := output.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
                 kind = "logits" if output.dim() > 1 and output.shape[-1] == self._logits_width else "activations"
-                self._seen.add(id(storage))
                 self._trace.append((kind, storage.nbytes()))
-                weakref.finalize(storage, self._free, id(storage), kind, storage.nbytes())
+                finalize(storage, self._trace.append, (kind, -storage.nbytes()))
         return result
-
-    def _free(self, identity: int, kind: str, size: int) -> None:
-        self._seen.discard(identity)
-        self._trace.append((kind, -size))
 
 
 class Tracer:
-    """Traces of the largest of some micro-batches, and the activations of an evaluation batch (`evaluation`).
+    """Traces of a micro-batch, and the activations of an evaluation batch (`evaluation`)."""
 
-    Raises:
-        UsageError: the model of the recipe cannot be built, or its forward needs the values of tensors.
-    """
-
-    def __init__(self, task: Task, candidates: Sequence[Shapes], *, on_cpu: bool) -> None:
+    def __init__(self, task: Task, shapes: Shapes, *, on_cpu: bool) -> None:
         model: Any = task.recipe.model
         if not on_cpu and getattr(model, "attention", None) == "auto":  # what auto is on a GPU
             model = model.model_copy(update={"attention": "sdpa"})
             task.recipe = task.recipe.model_copy(update={"model": model})
-        self.task, self.on_cpu, self.model = task, on_cpu, fake_model(task, on_cpu=on_cpu)
-        self.layout, self.checkpointing, self._traces = self.model.layout, [False], dict[Any, Trace]()
-        self.shapes = max(candidates, key=lambda shapes: sum(peak_of(self._train(self.model, shapes)).values()))
-        self.evaluation = round(sum(peak_of(self._evaluate()).values()))
+        self.task, self.shapes, self.on_cpu, self._traces = task, shapes, on_cpu, dict[Any, Trace]()
+        objective, self.layout = fake_model(task, on_cpu=on_cpu)
+        self.checkpointing, self._logits_width = [False], 0
+        self.evaluation = round(sum(peak_of(self._evaluate(objective)).values()))
         with contextlib.suppress(UsageError):  # not every model can checkpoint activations
             self.trace(half=False, autocast=False, checkpointing=True)
             self.checkpointing = [False, True]
@@ -222,49 +195,51 @@ class Tracer:
         """Return the trace of a forward and backward. `half`: with weights in bf16."""
         key = (half, autocast, checkpointing)
         if key not in self._traces:
-            model = fake_model(self.task, on_cpu=self.on_cpu, half=half, checkpointing=checkpointing)
-            self._traces[key] = self._train(model, self.shapes, autocast)
+            objective, _ = fake_model(self.task, on_cpu=self.on_cpu, half=half, checkpointing=checkpointing)
+            self._traces[key] = self._train(objective, autocast)
         return self._traces[key]
 
-    def _train(self, model: FakeModel, shapes: Shapes, autocast: bool = False) -> Trace:
+    def _train(self, objective: Objective, autocast: bool) -> Trace:
         trace: Trace = []
 
         def ready(p: Tensor) -> None:
             p.grad = None
             trace.append(("gradients", p.numel()))
 
-        hooks = [p.register_post_accumulate_grad_hook(ready) for p in model.objective.parameters() if p.requires_grad]
-        with self._recorded(model, shapes, trace, autocast) as batch:
+        for p in objective.parameters():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(ready)
+        with self._recorded(objective, self.shapes, trace, autocast) as batch:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast and self.on_cpu):
-                loss, _ = Objective.parts(model.objective(**batch))
+                loss, _ = Objective.parts(objective(**batch))
             # loss.backward() would turn function modes off. Checkpointed layers, which run again there, need them.
             _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
-        for hook in hooks:
-            hook.remove()
         return trace
 
     @torch.no_grad()
-    def _evaluate(self) -> Trace:
+    def _evaluate(self, objective: Objective) -> Trace:
         """Trace an evaluation batch: the logits of all its labels in fp32, and their losses. No beam search."""
-        task, objective, trace = self.task, self.model.objective, Trace()
+        task, trace = self.task, Trace()
         before, width = (max(self.shapes[name][i] for name in task.inputs) for i in (0, 1))
         rows = max(1, task.recipe.evaluation.tokens_per_batch // width)
         shapes = {name: (max(1, shape[0] * rows // before), *shape[1:]) for name, shape in self.shapes.items()}
-        with self._recorded(self.model, shapes, trace, False) as batch:
+        with self._recorded(objective, shapes, trace, False) as batch:
             logits = task.logits(objective.eval().model, batch).float().flatten(0, -2)
+            self._logits_width = logits.shape[-1]
             F.cross_entropy(logits, batch["labels"].flatten(), reduction="none")
-        objective.train()
         return trace
 
     @contextlib.contextmanager
-    def _recorded(self, model: FakeModel, shapes: Shapes, trace: Trace, autocast: bool) -> Iterator[dict[str, Tensor]]:
+    def _recorded(
+        self, objective: Objective, shapes: Shapes, trace: Trace, autocast: bool
+    ) -> Iterator[dict[str, Tensor]]:
         """Yield a batch of zeros and record what follows."""
-        tensors = [*model.objective.parameters(), *model.objective.buffers()]
+        tensors = [*objective.parameters(), *objective.buffers()]
         device = "cpu" if self.on_cpu else "meta"
         # all fake tensors of a computation must belong to one mode
         with getattr(tensors[0], "fake_mode", contextlib.nullcontext()):
             batch = {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in shapes.items()}
-            recorder = _Recorder(trace, [*tensors, *batch.values()], model.logits_width)
+            recorder = _Recorder(trace, [*tensors, *batch.values()], self._logits_width)
             with recorder, Emulation(cuda=not self.on_cpu, autocast=autocast):
                 yield batch
 
