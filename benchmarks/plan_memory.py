@@ -1,12 +1,13 @@
 """Compare the memory of a rank in `rankzero plan --cpu` with that of real runs of every engine on this machine.
 
     python benchmarks/plan_memory.py [--bf16] [--engines single,ddp,…] [--out benchmarks/results/plan_memory.json]
+    python benchmarks/plan_memory.py --plan-only    # compare earlier measurements with the current plan
 
 Each run is one epoch of a small corpus on two ranks, so that the plan has seen all micro-batches. A rank records its
 largest resident set (VmHWM, reset before the model is built) up to the last step, less what was resident before the
-model. The tokenizer and libraries are not counted, also those that are imported late (LATE). What libraries allocate
-afterwards is counted. malloc returns freed blocks of 64 KiB and more at once (MALLOC_MMAP_THRESHOLD_), as a GPU's
-allocator reuses them.
+model, and ends there. The tokenizer and libraries are not counted, also those that are imported late (LATE). What
+libraries allocate afterwards is counted. malloc returns freed blocks of 64 KiB and more at once
+(MALLOC_MMAP_THRESHOLD_), as a GPU's allocator reuses them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 LATE = ("torch._dynamo", "torch._inductor.config", "torch.distributed.fsdp", "deepspeed", "transformers.models.auto")
 CONFIGS = {"single": "debug", "ddp": "cpu"}  # others: cpu_ENGINE
 RECIPE = "demo-translation"
+STEPS = 4  # of the epoch
 OVERRIDES = (
     *("data.train=train?rows=700&shards=2", "data.validation=null", "data.test=null", "evaluation.splits=[]"),
     *("data.lanes=4", "data.tokens_per_batch=1024", "data.pad_multiple=8", "loop.epochs=1", "loop.save_every=1000"),
@@ -71,12 +73,13 @@ def as_rank(out: Path, run: Path) -> None:
         result = call(self, *arguments)
         now, most = resident()
         seen["steps"].append({"now": now - seen["before"], "most": most - seen["before"]})
+        if len(seen["steps"]) == STEPS:
+            (out / f"rank-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
+            os._exit(0)
         return result
 
     session.build_model, Stepper.__call__ = built, stepped  # type: ignore[method-assign]
     train(RECIPE, OVERRIDES, run=run)
-    rank = int(os.environ.get("RANK", "0"))
-    (out / f"rank-{rank}.json").write_text(json.dumps(seen))
 
 
 def measure(engine: str, precision: str, folder: Path) -> dict[str, Any]:
@@ -105,18 +108,32 @@ def measure(engine: str, precision: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def planned() -> dict[tuple[str, str], Any]:
-    """Return the planned configurations of the same recipe, by engine and precision."""
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Add the planned memory to the measured rows, and print both."""
     from launch.tools.plan.planner import PlanOptions, make_plan
 
     plan = make_plan(RECIPE, OVERRIDES, PlanOptions(cpu=True, ranks=(1, 2)))
-    return {(c.engine, c.precision): c for c in plan.configurations if not c.activation_checkpointing}
+    assert plan.training["steps"] == STEPS, plan.training
+    planned = {(c.engine, c.precision): c for c in plan.configurations if not c.activation_checkpointing}
+    for row in rows:
+        c = planned[row["engine"], row["precision"]]
+        row |= {"planned": c.step, "parts": c.step_parts, "difference": round(c.step / row["measured"] - 1, 4)}
+        print(
+            f"{c.engine:8s} {c.precision}  planned {c.step / 1e6:8.1f} MB  "
+            f"measured {row['measured'] / 1e6:8.1f} MB  {row['difference']:+.1%}"
+        )
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    values = {"recipe": RECIPE, "overrides": list(OVERRIDES), "rows": rows}
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--bf16", action="store_true", help="bf16 instead of fp32")
+    parser.add_argument("--plan-only", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plan_memory.json")
     parser.add_argument("--as-rank", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
@@ -125,23 +142,16 @@ def main() -> None:
         as_rank(arguments.as_rank, arguments.run)
         return
     sys.path.insert(0, str(ROOT))
-    precision, plans = "bf16" if arguments.bf16 else "fp32", planned()
-    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"recipe": RECIPE, "rows": []}
-    found["overrides"] = list(OVERRIDES)
-    for engine in arguments.engines.split(","):
+    precision, out = "bf16" if arguments.bf16 else "fp32", arguments.out
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    for engine in () if arguments.plan_only else arguments.engines.split(","):
         with tempfile.TemporaryDirectory() as name:
-            seen = measure(engine, precision, Path(name))
-        plan = plans[engine, precision]
-        row = {"engine": engine, "precision": precision, "planned": plan.step, **seen, "parts": plan.step_parts}
-        row["difference"] = row["planned"] / row["measured"] - 1
-        found["rows"] = [r for r in found["rows"] if (r["engine"], r["precision"]) != (engine, precision)] + [row]
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
-        print(
-            f"{engine:8s} {precision}  planned {row['planned'] / 1e6:8.1f} MB  "
-            f"measured {row['measured'] / 1e6:8.1f} MB  {row['difference']:+.1%}  ({row['steps']} steps)",
-            flush=True,
-        )
+            row = {"engine": engine, "precision": precision, **measure(engine, precision, Path(name))}
+        rows = [r for r in rows if (r["engine"], r["precision"]) != (engine, precision)] + [row]
+        write(out, rows)
+        print(f"{engine} {precision}: measured {row['measured'] / 1e6:.1f} MB", flush=True)
+    compare(rows)
+    write(out, rows)
 
 
 if __name__ == "__main__":

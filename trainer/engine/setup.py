@@ -72,7 +72,7 @@ def check_beginning(run: RunDir, recipe: Recipe) -> None:
         check_weights(trunk_file(Path(begun)).parent)
     if weights is not None:
         check_model_files(weights)
-    if (tokenizer := _ready_tokenizer(recipe)) is not None:
+    if (tokenizer := ready_tokenizer(recipe)) is not None:
         if weights is not None and recipe.tokenizer.pretrained not in (None, weights):
             _check_same_ids(tokenizer, recipe.tokenizer.pretrained, weights)
         _save_tokenizer(run, tokenizer)
@@ -170,7 +170,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     """Train the tokenizer on a streamed sample of the training rows, unless the run has one."""
     if (run.tokenizer / "tokenizer.json").exists():
         return
-    if (tokenizer := _ready_tokenizer(recipe)) is not None:
+    if (tokenizer := ready_tokenizer(recipe)) is not None:
         _save_tokenizer(run, tokenizer)
         return
     source, settings = open_split(recipe.data, "train", roles_of(recipe)), recipe.tokenizer_training
@@ -181,7 +181,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     _save_tokenizer(run, train_tokenizer(texts, settings, recipe.data.max_length))
 
 
-def _ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
+def ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer of a prepared corpus or a pretrained one. None if the recipe trains one."""
     tokenizer = prepared_tokenizer(recipe)
     if tokenizer is None and recipe.tokenizer_name is not None:

@@ -143,3 +143,12 @@ def is_elementwise(optimizer: torch.optim.Optimizer) -> bool:
     if own.__module__.startswith(TORCH):
         return own.__name__ in ELEMENTWISE
     return bool(getattr(own, "elementwise", False))
+
+
+def moments_per_weight(optimizer: torch.optim.Optimizer) -> int:
+    """Return the fp32 numbers that an optimizer keeps for each weight; 2 for one that is not known here."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return int(optimizer.defaults["momentum"] > 0)
+    if isinstance(optimizer, torch.optim.Adafactor):
+        return 0  # of a matrix it keeps a row and a column
+    return 1 if isinstance(optimizer, Lion) else 2
