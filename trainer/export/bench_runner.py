@@ -55,8 +55,10 @@ class Candidate:
         except (EOFError, OSError):
             answer = {"error": "its process ended"}
         self.error = answer.get("error", "")
+        if self.error:
+            return None
         self.answers.append(answer)
-        return None if self.error else answer
+        return answer
 
 
 @contextlib.contextmanager
@@ -89,7 +91,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return the figures for each batch size and `evaluation` section for which there was enough time."""
     source = itertools.cycle(texts)
-    rounds: list[list[dict[str, Answer | None]]] = [[] for _ in scenarios]
+    rounds: list[list[dict[str, Any]]] = [[] for _ in scenarios]
     size, seconds_per_text = 1, 0.0  # of a scenario in a round: `size` texts, or one batch if that is more
     with contextlib.suppress(TimeUp):
         for candidate in candidates:
@@ -109,17 +111,17 @@ def measure(
     ]  # fmt: skip
 
 
-def _course(batch: int, beam: int, rounds: list[dict[str, Answer | None]]) -> dict[str, Any]:
+def _course(batch: int, beam: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     warm_up = len(rounds) > 1
-    answers = {name: [one[name] for one in rounds[warm_up:]] for name in rounds[0]}
-    complete: dict[str, list[Any]] = {name: found for name, found in answers.items() if all(found)}
+    rounds = rounds[warm_up:]
+    answers = {name: [one[name] for one in rounds] for name in rounds[0] if all(one[name] for one in rounds)}
     return {
         "batch": batch,
         "beam": beam,
-        "rounds": len(rounds) - warm_up,
+        "rounds": len(rounds),
         "warm_up": warm_up,
-        "seconds": round(sum(sum(answer["seconds"]) for found in complete.values() for answer in found), 2),
-        "contestants": {name: _cell(name, batch, complete) for name in complete},
+        "seconds": round(sum(sum(answer["seconds"]) for name in answers for answer in answers[name]), 2),
+        "contestants": {name: _cell(name, batch, answers) for name in answers},
     }
 
 

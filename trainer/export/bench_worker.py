@@ -120,6 +120,8 @@ def main(run: str, program: str, sockets: str) -> None:
             connection = connections.pop(name)
             for other in connections.values():
                 other.close()
+            if not name.endswith("-cuda"):
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
             serve(connection, Path(run), name, program, imported)
             break
     os._exit(0)

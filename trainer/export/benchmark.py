@@ -44,6 +44,7 @@ TEXTS = 512  # at most
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # that speed up int8 and bf16
 WHAT = {
+    "tutorial": "PyTorch, eager, fp32, {}",
     "torch": "PyTorch, eager, fp32, as `predict` does",
     "bf16": "the same in bf16",
     "compiled": "the same in fp32, torch.compile",
@@ -78,10 +79,9 @@ def bench_stage(run: RunDir, *, seconds: float = SECONDS, **options: Any) -> Rep
 
 
 def bench_run(run: RunDir, *, seconds: float = SECONDS, threads: int | None = None, compiled: bool = False) -> Report:
-    """Measure, write export/benchmark.json and return its content.
+    """Measure an evaluated run, whose lock is held. Write export/benchmark.json and return its content.
 
     Args:
-        run: with a model and an evaluated split; the caller holds its lock.
         seconds: for everything, the start of the processes included.
         threads: of each candidate; None = one per core that this process may use.
         compiled: measure torch.compile as well, which compiles for up to a minute.
@@ -95,17 +95,17 @@ def bench_run(run: RunDir, *, seconds: float = SECONDS, threads: int | None = No
     if threads < 1:
         raise UsageError(f"--threads {threads}: allowed are 1 or more")
     export, split = _export(run), _split(run)
-    recipe, kind = export.task.recipe, export.task.kind
+    recipe = export.task.recipe
     if not export.beams:
-        raise UsageError(f"bench: this run's task ({kind}) has no answers to measure")
+        raise UsageError(f"bench: this run's task ({export.task.kind}) has no answers to measure")
     if split is None:
         raise DataError(f"{run.path} has no evaluated split to take texts from: rankzero evaluate {run.path}")
     options = {"seconds": seconds, "threads": threads, "compiled": compiled}
     report = {
         "format": FORMAT,
         "inputs": _inputs(run) | {"options": options},
-        "task": kind,
-        "machine": _machine() | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        "task": export.task.kind,
+        "machine": _machine(),
         "threads": threads,
         "budget_seconds": seconds,
         "split": split,
@@ -137,14 +137,16 @@ def _measured(run: RunDir, export: Any, split: str, until: float, options: Repor
         raise UsageError(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
     for batch, section in scenarios[len(courses) :]:
         left_out[f"batch {batch}, beam {section['beam_size']}"] = "it took longer than the time that was left"
-    few = any(cell["p99_ms"] is None for course in courses for cell in course["contestants"].values())
+    cells = [(name, cell) for course in courses for name, cell in course["contestants"].items()]
+    measured = {name for name, _ in cells}
+    few = any(cell["p99_ms"] is None for _, cell in cells)
     return {
         "texts": len(texts),
         "words": {"least": words[0], "median": words[len(words) // 2], "most": words[-1]},
-        "contestants": {c.name: _about(run, export, c) for c in candidates if not c.error},
+        "contestants": {c.name: _about(run, export, c) for c in candidates if c.name in measured},
         "courses": courses,
         "left_out": left_out,
-        "notes": [FEW] * few + [NEIGHBOURS] * ("int8-batch" in names),
+        "notes": [FEW] * few + [NEIGHBOURS] * ("int8-batch" in measured),
     }
 
 
@@ -180,9 +182,7 @@ def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
     folder, last = run.export / kind, candidate.answers[-1]
     files = folder if folder.is_dir() else run.model
     about = {
-        "what": f"PyTorch, eager, fp32, {export.tutorial}"
-        if kind == "tutorial"
-        else WHAT.get(candidate.name, WHAT[kind]),
+        "what": WHAT.get(candidate.name, WHAT[kind]).format(export.tutorial),
         "device": "cuda" if device == "cuda" else "cpu",
         "bytes": sum(p.stat().st_size for p in files.iterdir() if ".onnx" in p.name or p.suffix == ".safetensors"),
         "cold_start_seconds": round(candidate.answers[0]["cpu_seconds"], 2),
@@ -255,4 +255,5 @@ def _machine() -> Report:
         "cores": cores(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }

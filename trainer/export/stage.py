@@ -51,12 +51,12 @@ def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | 
     """Make, check and publish the artifacts that the recipe sets, unless that has been done already.
 
     Args:
-        run: a run with a model; the caller holds its lock.
+        run: with a model; the caller holds its lock.
         overrides: `key=value`, such as export.gates.int8_accuracy=0.01.
         progress: receives messages; by default they are logged every ten seconds.
 
     Returns:
-        The published folders; empty if the task has nothing to export.
+        The published folders.
 
     Raises:
         GateError: artifacts failed their gates and were not published. int8 is not tried if onnx failed.
