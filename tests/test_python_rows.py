@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from trainer.data.python_rows import split_overrides, with_own_rows, write_rows
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.errors import DataError, RankzeroError, UsageError
+from trainer.export import backend
 from trainer.recipe.sections import DataConfig
 from trainer.rundir import RunDir
 from trainer.task.registry import roles_of
@@ -246,3 +247,20 @@ def test_a_row_of_a_pair(world):
     assert task.cleaned_row(row) == {"text": "good film", "text_pair": "bad plot"}
     assert task.line_of(row) == "good\u00a0 film\tbad\tplot"
     assert task.cleaned_row("good film\tbad plot") == task.cleaned_row(row)
+
+
+def test_rows_for_an_artifact_are_lines_and_errors_keep_their_place(world):
+    """The program of an artifact reads texts only, perhaps several in advance."""
+    task = review_world.task_of(review_world.recipe(world))
+
+    def answer(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for text in list(texts):
+            yield {"text": text, "label": text.upper()}
+
+    rows = [{"text": None}, {"text": "a"}, "b", {"review": "c"}, {}, {"text": "d"}, {"text": 7}]
+    found = list(backend._answer_rows(answer, task, rows))
+    assert [record["text"] for record in found] == ["", "a", "b", "", "", "d", "7"]
+    assert [record.get("label") for record in found] == [None, "A", "B", None, None, "D", None]
+    assert found[0]["error"] == "DataError: column 'text' is null"
+    assert found[6]["error"] == "DataError: column 'text' is not text but int: 7"
+    assert list(backend._answer_rows(answer, task, [{}])) == [{"text": "", "error": found[4]["error"]}]

@@ -15,7 +15,7 @@ from unittest.mock import patch
 from trainer.data.hub_datasets import pinned
 from trainer.data.paths import MISSING, value_at
 from trainer.data.prepare import prepare as write_corpus
-from trainer.data.python_rows import iter_rows, split_overrides
+from trainer.data.python_rows import split_overrides
 from trainer.engine.corpus import Corpus
 from trainer.engine.runtime import start
 from trainer.engine.signals import StopFlag
@@ -144,9 +144,7 @@ def predict(
 
         if overrides:
             raise UsageError(f"predict: settings are for backend torch; {backend} has its own in settings.json")
-        answer = open_artifact(RunDir(run), backend)
-        task = TrainedRun.task_of(RunDir(run), Recipe)
-        yield from answer(map(task.line_of, iter_rows(texts, task.input_columns.values())))
+        yield from open_artifact(RunDir(run), backend)(texts)
     else:
         yield from TrainedRun.open(RunDir(run), Recipe, overrides).predict(texts)
 

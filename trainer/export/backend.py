@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
+from trainer.data.python_rows import iter_rows
 from trainer.engine.trained_run import TrainedRun
-from trainer.errors import CheckpointError, UsageError
+from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.export.artifact_integrity import read_gate
 from trainer.export.program import load
 from trainer.export.weights import TYPES, read_weights
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
-from trainer.task.base import Record
+from trainer.task.base import Line, Record, Task
 from trainer.task.registry import task_class
 
 BACKENDS = ("onnx", "int8", *TYPES)
 
 
-def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[Record]]:
-    """Open an artifact of a run. Call it with texts for one record each, with the keys of `TrainedRun.predict`.
+def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator[Record]]:
+    """Open an artifact of a run. Call it with texts or rows for one record each, with the keys of `TrainedRun.predict`.
 
     Raises:
         UsageError: there is no such artifact: not exported yet, or its gate failed.
@@ -39,11 +42,36 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[str]], Iterator[
         raise UsageError(f"--backend {name}: the artifact failed its gate ({why}; see {folder / 'gate.json'})")
     exporter = task_class(Recipe.load(run.recipe)).exporter()
     try:
-        if name not in TYPES:
-            return load(exporter, folder)
         task = TrainedRun.task_of(run, Recipe)
+        if name not in TYPES:
+            return partial(_answer_rows, load(exporter, folder), task)
         return TrainedRun(run, task.recipe, task, read_weights(task, folder, TYPES[name])).predict
     except Exception as error:  # onnxruntime, safetensors and tokenizers have their own types
         raise CheckpointError(
             f"{folder} cannot be read ({error}); make it again with `rankzero export {run.path}`"
         ) from error
+
+
+def _answer_rows(
+    answer: Callable[[Iterable[str]], Iterator[Record]], task: Task, rows: Iterable[Line]
+) -> Iterator[Record]:
+    """Yield the records of texts and rows. A row that cannot be read gets an "error", as with the model itself."""
+    waiting: deque[tuple[str, str | None]] = deque()
+
+    def readable() -> Iterator[str]:
+        for row in iter_rows(rows, task.input_columns.values()):
+            error = None
+            if not isinstance(row, str):
+                try:
+                    task.cleaned_row(row)
+                except DataError as bad:
+                    error = f"DataError: {bad}"
+            waiting.append((task.line_of(row), error))
+            if error is None:
+                yield waiting[-1][0]
+
+    for record in answer(readable()):
+        while (of := waiting.popleft())[1] is not None:
+            yield {"text": of[0], "error": of[1]}
+        yield record
+    yield from ({"text": text, "error": error} for text, error in waiting)

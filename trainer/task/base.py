@@ -334,7 +334,8 @@ class Task(ABC):
         if isinstance(line, str):
             return line
         values = [value_at(line, column) for column in self.input_columns.values()]
-        return "\t".join(" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in values if v is not MISSING)
+        there = [value for value in values if value is not MISSING and value is not None]
+        return "\t".join(" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in there)
 
     def cleaned_row(self, line: Line) -> Row:
         """Return the row of a line of text or of a dict, cleaned as in training.
