@@ -73,7 +73,7 @@ def _join(config: str | None, nproc: int | None) -> None:
     if plan and world == 1:
         plan = replace(plan, engine=plan.spec.on_one_rank.name)
     ranks = nproc or (plan.ranks if plan else None)
-    if ranks not in (None, world) or (plan and plan.engine != running):
+    if ranks not in (None, world) or (plan and plan.spec.name != running):
         options = {"--config": config, "--nproc": nproc}
         asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
         wanted = f"engine {plan.engine}" if plan and ranks in (None, world) else f"{ranks} ranks"
