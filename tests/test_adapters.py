@@ -21,7 +21,7 @@ from review_world import NAMES, recipe, write_bert, write_reviews, written
 from safetensors.numpy import load_file, save_file
 from slow import slow_except
 
-from launch.tools.plan.layout import fake_model
+from launch.tools.plan.trace import fake_model
 from trainer import predict
 from trainer.api import train as train_here
 from trainer.engine import merging
@@ -290,7 +290,7 @@ class WithoutPeft:
         if name.partition(".")[0] == "peft":
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, WithoutPeft())
-from launch.tools.plan.layout import fake_model
+from launch.tools.plan.trace import fake_model
 from trainer import predict
 print(list(predict({str(finished)!r}, ["great film"]))[0]["label"])
 """
@@ -436,6 +436,6 @@ def test_tokens_without_a_row_in_the_embedding_are_refused(data: Path, bert: Pat
 
 
 def test_the_planner_counts_what_is_trained(finished: Path) -> None:
-    layout = fake_model(TrainedRun.task_of(RunDir(finished), Recipe), on_cpu=False).layout
+    _, layout = fake_model(TrainedRun.task_of(RunDir(finished), Recipe), on_cpu=False)
     facts = json.loads((finished / "manifest.json").read_text())["adapter"]
-    assert (layout.trained_elements, layout.elements) == (facts["trained"], facts["parameters"])
+    assert (layout.trained, layout.elements) == (facts["trained"], facts["parameters"])
