@@ -445,3 +445,14 @@ def test_the_encoder_of_an_encoder_decoder_alone_is_refused() -> None:
     config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(UsageError, match="T5Stack, a part of the base that no Auto class loads"):
         inject(T5Model(config).get_encoder(), AdapterConfig())
+
+
+def test_outputs_that_are_not_finite_differ() -> None:
+    fine, broken = torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 1.0], [1.0, float("inf"), 1.0]])
+    assert merging.compare([fine], [fine + 9e-6])["passed"]
+    assert not merging.compare([fine], [fine + 2e-5])["passed"]
+    assert merging.compare([100 * fine], [100 * fine + 5e-4])["passed"], "relative to the largest"
+    for pair in ((fine, broken), (broken, fine), (broken, broken)):
+        check = merging.compare([pair[0]], [pair[1]])
+        assert not check["passed"]
+        assert check["difference"] == merging.HUGE
