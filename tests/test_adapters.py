@@ -20,6 +20,7 @@ from processes import train as start
 from review_world import NAMES, recipe, write_bert, write_reviews, written
 from safetensors.numpy import load_file, save_file
 from slow import slow_except
+from transformers import AutoTokenizer, T5Config, T5Model
 
 from launch.tools.plan.trace import fake_model
 from trainer import predict
@@ -426,7 +427,6 @@ def test_all_linear_leaves_the_head_to_be_trained_completely(finished: Path) -> 
 
 def test_tokens_without_a_row_in_the_embedding_are_refused(data: Path, bert: Path, tmp_path: Path) -> None:
     base = shutil.copytree(bert, tmp_path / "bert")
-    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(["filmfestival"])
@@ -439,3 +439,20 @@ def test_the_planner_counts_what_is_trained(finished: Path) -> None:
     _, layout = fake_model(TrainedRun.task_of(RunDir(finished), Recipe), on_cpu=False)
     facts = json.loads((finished / "manifest.json").read_text())["adapter"]
     assert (layout.trained, layout.elements) == (facts["trained"], facts["parameters"])
+
+
+def test_the_encoder_of_an_encoder_decoder_alone_is_refused() -> None:
+    config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    with pytest.raises(UsageError, match="T5Stack, a part of the base that no Auto class loads"):
+        inject(T5Model(config).get_encoder(), AdapterConfig())
+
+
+def test_outputs_that_are_not_finite_differ() -> None:
+    fine, broken = torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 1.0], [1.0, float("inf"), 1.0]])
+    assert merging.compare([fine], [fine + 9e-6])["passed"]
+    assert not merging.compare([fine], [fine + 2e-5])["passed"]
+    assert merging.compare([100 * fine], [100 * fine + 5e-4])["passed"], "relative to the largest"
+    for pair in ((fine, broken), (broken, fine), (broken, broken)):
+        check = merging.compare([pair[0]], [pair[1]])
+        assert not check["passed"]
+        assert check["difference"] == merging.HUGE

@@ -54,7 +54,7 @@ save_file(outputs, given["outputs"])
 
 
 def check_adapter(run: RunDir, task: Task, model: nn.Module, corpus: Corpus) -> None:
-    """Check adapter/ with stock PEFT, unless that has been done, or the run has none. A refused one is removed.
+    """Check adapter/ with stock PEFT, unless that has been done or there is no adapter. A refused one is removed.
 
     Args:
         model: the merged one.

@@ -108,8 +108,8 @@ def _check_loadable(part: Any) -> None:
     names = {name for names in MODEL_MAPPING_NAMES.values() for name in ((names,) if isinstance(names, str) else names)}
     if trunk_prefix(part) is None and not has_lm_head(part) and type(part).__name__ not in names:
         raise UsageError(
-            f"model.adapter: model.pooling uses {type(part).__name__}, a part of the base that cannot be loaded by "
-            "itself; set model.pooling=auto"
+            f"model.adapter: model.pooling uses {type(part).__name__}, a part of the base that no Auto class "
+            "loads; set model.pooling=auto"
         )
 
 
@@ -161,7 +161,7 @@ def _task_type(part: nn.Module) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide warnings of PEFT about settings that it corrects by itself."""
+    """Hide warnings of PEFT about settings that it corrects."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", "You have passed exclude_modules")
