@@ -154,3 +154,17 @@ def test_a_run_keeps_the_commit_of_its_first_start(tmp_path):
     processes.train(recipe, run, hook=hook).check()
     ended = processes.train(recipe, run, "data.revision=main", hook=hook).check(2)
     assert f"data.revision: '{COMMIT}' -> '{'b2' * 20}'" in ended.text
+
+
+def test_a_resolved_recipe_is_read_anywhere(tmp_path, monkeypatch):
+    """`predict` needs no data: a folder that is not there any more, or is by now, changes nothing."""
+    write(tmp_path / "here/copy", {"train.jsonl": 2})
+    monkeypatch.chdir(tmp_path / "here")
+    made = DataConfig(dataset="copy:en")
+    assert (made.root, made.config, made.train) == ("copy", "en", "train")
+    monkeypatch.chdir(tmp_path)
+    assert DataConfig(**made.model_dump()) == made
+    hub = DataConfig(dataset="copy:en")
+    assert (hub.root, hub.config) == ("hf://datasets/copy", "en")
+    monkeypatch.chdir(tmp_path / "here")
+    assert DataConfig(**hub.model_dump()) == hub

@@ -71,9 +71,9 @@ def write_rows(run: RunDir, rows: Mapping[str, Any], recipe: Recipe, roles: Role
             digest = _write(file, _tables(of_split, roles, recipe.data.columns, f"data[{split!r}]"), split)
             if digest == earlier:
                 raise _Unchanged
-            if split in begun:
+            if split in begun and earlier is not None:  # a damaged file is written again and then compared
                 raise DataError(
-                    f"data[{split!r}] has changed since this run began (SHA-256 of its rows {(earlier or 'none')[:12]} "
+                    f"data[{split!r}] has changed since this run began (SHA-256 of its rows {earlier[:12]} "
                     f"-> {digest[:12]}): give the same rows, resume without `data`, or start with fresh=True"
                 )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from trainer.recipe.datasets import place_of, with_place
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -19,13 +20,6 @@ class Section(BaseModel):
     """Base of all sections: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
-
-
-def _parts(dataset: str) -> tuple[str, str | None]:
-    """Return the root and the configuration of `data.dataset`: a folder if there is one, else a name on the Hub."""
-    name, _, config = dataset.partition(":") if not Path(dataset).expanduser().is_dir() else (dataset, "", "")
-    is_folder = name.startswith((".", "/", "~")) or Path(name).is_dir()
-    return (name if is_folder else f"hf://datasets/{name}"), config or None
 
 
 class DataConfig(Section):
@@ -94,20 +88,9 @@ class DataConfig(Section):
     @property
     def config(self) -> str | None:
         """The configuration of `dataset`."""
-        return _parts(self.dataset)[1] if self.dataset else None
+        return place_of(self.dataset)[1] if self.dataset else None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_dataset(cls, values: Any) -> Any:
-        """Set root and train of a data set. A resolved recipe has both root and dataset."""
-        if not isinstance(values, dict) or not isinstance(values.get("dataset"), str):
-            return values
-        place = _parts(values["dataset"])[0]
-        if values.get("root") not in (None, place):
-            raise ValueError(
-                f"root={values['root']!r} and dataset={values['dataset']!r} are both set; set one of them to null"
-            )
-        return {"train": "train", **values, "root": place}
+    _of_dataset = model_validator(mode="before")(with_place)
 
     @field_validator("columns", mode="before")
     @classmethod
