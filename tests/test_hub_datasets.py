@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ def test_other_mistakes(tmp_path, folder):
     outside = write(tmp_path / "x", {"a.parquet": 1}, CONFIGS.replace("long/train-*", "../../secret.parquet"))
     with pytest.raises(DataError, match="not below it"):
         open_split(DataConfig(dataset=f"{outside}:long"), "train")
+    bomb = "---\na: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+        f"{to}: &{to} [{', '.join([f'*{of}'] * 10)}]\n" for of, to in pairwise("abcdefghi")
+    )
+    for card in (f"{bomb}---\n", "---\nconfigs: [1]\n---\n", "---\nconfigs: {\n---\n"):
+        with pytest.raises(DataError, match="no valid `configs`"):
+            open_split(DataConfig(dataset=str(write(tmp_path / "z", {"a.parquet": 1}, card))), "train")
     with pytest.raises(DataError, match=r"no files in a known format in de/;.*folders there: en"):
         open_split(DataConfig(dataset=f"{write(tmp_path / 'y', {'en/a.csv': 1})}:de"), "train")
     with pytest.raises(UsageError, match="not a mapping"):

@@ -281,9 +281,9 @@ def test_a_key_stands_once(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_scalars_are_what_people_mean(text: str, value: object) -> None:
-    from trainer.recipe.parsing import _yaml
+    from trainer.recipe.parsing import parse_yaml
 
-    found = _yaml(f"key: {text}", "here")["key"]
+    found = parse_yaml(f"key: {text}", "here")["key"]
     assert found == value
     assert type(found) is type(value)
 

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainer.data.formats import EXTENSIONS, without_compression
 from trainer.data.root import Root
 from trainer.errors import DataError, UsageError
+from trainer.recipe import parse_yaml
 from trainer.recipe.sections import DataConfig, Patterns
 
 CONVERTED = "refs/convert/parquet"  # the branch of the Hub's conversion
@@ -150,9 +149,9 @@ def _configs(root: Root) -> dict[str, dict[str, Any]]:
     """Return the entries of `configs` in README.md by name."""
     match = _FRONT_MATTER.match(root.read("README.md") or b"")
     try:
-        card = yaml.safe_load(match[1]) if match else None
+        card = parse_yaml(match[1].decode(), "README.md") if match else None
         return {str(entry["config_name"]): entry for entry in (card or {}).get("configs") or ()}
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (UsageError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"data.dataset: README.md of {root.url} has no valid `configs`: {error}") from None
 
 

@@ -220,7 +220,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"recipe {path} cannot be read: {reason}; {hint}") from None
     if text is None:
         raise UsageError(f"recipe {path} is larger than {MOST_BYTES:,} bytes: it is no recipe")
-    values = _yaml(text, str(path))
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a recipe is a mapping of sections, not {type(values).__name__}")
     return values
@@ -229,7 +229,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 _INDICATORS = tuple("*&!%@`")
 
 
-def _yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the values of a YAML text.
+
+    Raises:
+        UsageError: it is not YAML, or it has more than MOST_VALUES values with its aliases expanded.
+    """
     try:
         values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
     except (yaml.YAMLError, RecursionError) as error:
@@ -264,7 +269,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         at = at.setdefault(part, {}) if isinstance(at.get(part, {}), dict) else at.update({part: {}}) or at[part]
     # `*.csv`, `@x` and the like begin an alias, an anchor or a tag in YAML, of which an override has no use
-    at[parts[-1]] = text if text.lstrip()[:1] in _INDICATORS else _yaml(text, f"override {override!r}")
+    at[parts[-1]] = text if text.lstrip()[:1] in _INDICATORS else parse_yaml(text, f"override {override!r}")
 
 
 def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
