@@ -431,6 +431,8 @@ def test_every_task_keeps_the_contract() -> None:
     kinds = {
         "translation": {"model": {"kind": "transformer", "d_model": 16, "heads": 2, "feed_forward": 32}},
         "classification": {"task": {"labels": NAMES}},
+        "classification multi": {"task": {"mode": "multi", "labels": NAMES}},
+        "classification regression": {"task": {"mode": "regression", "pair": True}},
         "language_modeling": {},
         "text_to_text": {"model": {"kind": "pretrained", "architecture": "t5", "size": "tiny"}},
         "language_modeling causal": {
@@ -445,7 +447,7 @@ def test_every_task_keeps_the_contract() -> None:
         made["task"] = {"kind": kind} | sections.get("task", {})
         made["model"] = sections.get("model", made["model"])
         parsed: Any = Recipe.parse(made)
-        texts = [text for row in task_classes()[kind].toy_rows for text in row.values()]
+        texts = [text for row in task_classes()[kind].toy_rows for text in row.values() if isinstance(text, str)]
         tokenizer = train_tokenizer(texts, TokenizerTraining(kind="wordpiece", vocab_size=120), 32)
         task = make_task(parsed, tokenizer)
         roles = task.roles(parsed.task)

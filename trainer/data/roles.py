@@ -63,6 +63,10 @@ class Role(ABC):
         """Return the labels in a value, which the survey counts."""
         return ()
 
+    def measured(self, value: Any) -> float | None:
+        """Return the number in a value, of which the survey computes mean and deviation."""
+        return None
+
     def matches(self, raw: object) -> bool:
         """Return whether a raw value can be recognized as one of this role, whatever its column is called."""
         return False
@@ -168,6 +172,9 @@ class Number(Role):
         if not math.isfinite(number):
             raise BadValue("is not a finite number", fix)
         return number
+
+    def measured(self, value: Any) -> float | None:
+        return float(value)
 
 
 @dataclass(frozen=True)

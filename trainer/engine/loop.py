@@ -58,7 +58,7 @@ class Loop:
         self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self._loop.fuse_lanes)
         self._saved = self.progress.step if self.progress.step else -1
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        self._targets = 0
+        self._targets = 0.0
         self._writer = Writer()
 
     def train(self) -> None:
@@ -164,11 +164,10 @@ class Loop:
             self._log()
 
     def _log(self) -> None:
-        loss = self.runtime.sum([float(self._loss_sum)], torch.float64)[0] / max(
-            1, self._targets
-        )  # waits for all ranks
+        loss_sum = self.runtime.sum([float(self._loss_sum)], torch.float64)[0]  # waits for all ranks
+        loss = loss_sum / (self._targets or 1)
         self._loss_sum.zero_()
-        self._targets = 0
+        self._targets = 0.0
         self.reporter.logged(self.progress, loss)
 
     def _skip(self, batches: list[Loaded | None], number: int) -> None:

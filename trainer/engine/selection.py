@@ -16,6 +16,7 @@ from trainer.lock import check_held
 from trainer.optim.averaging import average_files
 from trainer.rundir import RunDir
 from trainer.stages import Stage, published
+from trainer.task.base import Record
 
 if TYPE_CHECKING:
     from trainer.engine.session import Session
@@ -42,9 +43,11 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     stage = model_stage(run, progress.step)
     if session.runtime.on_main(lambda: stage.is_done(run)):
         copy_weights(model, tensors.read(run.model / WEIGHTS), f"model/{WEIGHTS}")
+        session.task.read_calibration(run.model)
         return
     weights, facts = _selected(session)
     copy_weights(model, weights, "the selected weights")
+    weights = {**weights, **_calibrate(session)}
     facts["metric"] = session.recipe.loop.early_stopping.metric
     if early := progress.stopped_early(session.recipe.loop.early_stopping):
         facts["stopped_early"] = early
@@ -56,6 +59,14 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
         stage.record(run, **facts)
 
     session.runtime.on_main(publish)
+
+
+def _calibrate(session: Session) -> dict[str, Tensor]:
+    """Let the task choose thresholds and the like. Return the weights that it has changed. All ranks."""
+    runtime, task, records = session.runtime, session.task, list[Record]()
+    if task.calibrates and session.recipe.data.validation is not None:
+        _, records = evaluate(runtime, task, session.model, session.corpus, "validation", predict=True)
+    return task.calibrate(session.model, runtime.on_main(lambda: task.calibration(records)))
 
 
 def _selected(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -198,7 +198,9 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two records of the same line agree: words exactly, numbers within `TOLERANCE`."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return a == b if isinstance(a, str) else abs(a - b) <= TOLERANCE
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(_same, a, b))
+    return a == b if isinstance(a, str) else abs(a - b) <= TOLERANCE * max(1.0, abs(a))
 
 
 def _result(check: Callable[[], Check]) -> Check:

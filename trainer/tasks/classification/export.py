@@ -18,6 +18,8 @@ from trainer.models.families import family_of
 from trainer.task.base import Example, Record
 from trainer.tasks.classification.program import Classifier
 
+TARGETS = ("labels", "weights")  # in a batch, but no input of the model
+
 
 class ClassifierGraph(nn.Module):
     """input_ids, attention_mask (, token_type_ids) (B, T) int64, by position -> logits (B, classes)"""
@@ -64,7 +66,7 @@ class ClassificationExport(TaskExport):
 
     @property
     def _inputs(self) -> list[str]:
-        return [name for name in self.task.collate(self.task.encode(self.task.toy_rows[:1])) if name != "labels"]
+        return [name for name in self.task.collate(self.task.encode(self.task.toy_rows[:1])) if name not in TARGETS]
 
     def settings(self, model: Any) -> dict[str, Any]:
         config = self.task.settings
