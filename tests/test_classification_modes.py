@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from sklearn import metrics as sk
 from slow import slow_except
 from torch import nn
 
+from trainer import api
 from trainer.data.roles import BadValue, Number
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
+from trainer.engine.corpus import Corpus
 from trainer.errors import DataError, UsageError
 from trainer.export.gates import Gate
 from trainer.recipe_loading import Recipe, load_recipe
@@ -168,6 +171,36 @@ def test_weights_decide_the_denominator(topics: Path) -> None:
     alone = [task.loss(model, task.collate(task.encode([{**row, "weight": 1.0}]))).item() for row in rows]
     assert task.loss(model, batch).item() == pytest.approx(0.25 * alone[0] + 3 * alone[1], rel=1e-5)
     assert "weights" not in task.exporter()(task).settings(model)["inputs"]
+
+
+def test_only_training_rows_need_a_weight(topics: Path, tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (topics / f"{name}.jsonl").read_text().splitlines()]
+        kept = [row if name == "train" else {k: v for k, v in row.items() if k != "weight"} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    made = modes_world.recipe(tmp_path, REGRESSION, data={"columns": {"weight": "weight"}})
+    roles = roles_of(made)
+    sources = {split: open_split(made.data, split, roles) for split in ("train", "validation")}  # type: ignore[arg-type]
+    surveyed = {split: survey(source, made.data, roles, split) for split, source in sources.items() if source}  # type: ignore[arg-type]
+    assert {split: found.rows for split, found in surveyed.items()} == {"train": 160, "validation": 40}
+    wrong = made.data.model_copy(update={"train": "validation.jsonl"})
+    source = open_split(wrong, "train", roles)
+    assert source is not None
+    with pytest.raises(DataError, match=r"data\.train: 40 of 40 rows have no column 'weight'"):
+        survey(source, wrong, roles)
+
+
+def test_a_prepared_corpus_keeps_numbers(topics: Path, tmp_path: Path) -> None:
+    made = modes_world.recipe(topics, REGRESSION, data={"columns": {"weight": "weight"}})
+    api.prepare(made, out=tmp_path / "prepared")
+    prepared = Recipe.parse(made.model_dump(mode="json"), [f"data.root={tmp_path / 'prepared'}"])
+    corpus = Corpus(prepared, modes_world.task(prepared))
+    rows = list(islice(corpus.train, 20))
+    for row, encoded in zip(rows, corpus._encode(rows), strict=True):
+        assert encoded is not None
+        assert encoded[0]["value"] == [row.values["value"]]
+        assert encoded[0]["weight"] == [row.values["weight"]]
+        assert len(encoded[0]["input_ids"]) == encoded[1]
 
 
 # -- losses ------------------------------------------------------------------------------------------------------------
@@ -327,6 +360,30 @@ def test_thresholds_have_the_best_f1() -> None:
     assert checked_thresholds({"thresholds": {"a": 0.2, "b": "x", "c": 7}}, "abc") == {"a": 0.2, "b": 0.5, "c": 0.5}
 
 
+def test_one_of_two_classes_has_a_threshold(topics: Path) -> None:
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])  # 27%, 73% and 12% for the second class
+
+    def predicted(**task: Any) -> list[str]:
+        made = modes_world.task(modes_world.recipe(topics, {"labels": ["ham", "spam"], **task}))
+        if task.get("thresholds") == "auto":
+            records = [
+                {"target": name, "probabilities": {"ham": 1 - p, "spam": p}}
+                for name, p in (("ham", 0.1), ("spam", 0.2), ("spam", 0.9))
+            ]
+            found = made.calibration(records)
+            assert found == {"thresholds": {"spam": pytest.approx(0.15)}}
+            assert made.calibrate(made.build_model(), found) == {}
+        return [record["prediction"] for record in made._records(logits)]
+
+    assert predicted() == ["ham", "spam", "ham"]
+    assert predicted(thresholds=0.25) == ["spam", "spam", "ham"]
+    assert predicted(thresholds={"ham": 0.8}) == ["spam", "spam", "ham"]
+    assert predicted(thresholds="auto") == ["spam", "spam", "ham"]
+    for thresholds, words in ((0.5, "is for two classes"), ({"a": 0.5}, "two classes")):
+        with pytest.raises(ValueError, match=words):
+            ClassificationConfig(labels=["a", "b", "c"], thresholds=thresholds)  # type: ignore[arg-type]
+
+
 def test_a_temperature_is_found_again() -> None:
     draw = np.random.default_rng(1)
     logits = draw.normal(0, 1.5, (4000, 3))
@@ -455,26 +512,29 @@ def test_a_killed_run_ends_with_the_same_weights(topics: Path, tmp_path: Path) -
     assert [r["value"] for r in again] == pytest.approx([r["value"] for r in first], abs=1e-4)
 
 
-@pytest.mark.parametrize("mode", slow_except(["single", "multi", "regression", "targets"], "regression"))
+@pytest.mark.parametrize("mode", slow_except(["single", "decision", "multi", "regression", "targets"], "regression"))
 def test_stock_transformers_and_the_artifact_give_the_same(
     topics: Path, bert: Path, tmp_path: Path, mode: str, near: None
 ) -> None:
     """A BERT with its own head: config.json, outputs, and the gates of ONNX."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    task = MODES.get(mode) or {"labels": {"43.0": "high", "40.0": "middle", "41.0": "mixed", "38.0": "low"}}
-    data = {"columns": {"label": "value"}} if mode == "single" else {}
+    labels = {"43.0": "high", "40.0": "low", "41.0": "high" if mode == "decision" else "mixed", "38.0": "low"}
+    threshold = {"thresholds": {"high": 0.3}} if mode == "decision" else {}
+    single, task = mode in ("single", "decision"), MODES.get(mode) or {"labels": labels, **threshold}
+    data = {"columns": {"label": "value"}} if single else {}
     made = modes_world.recipe(topics, task, {"kind": "pretrained", "name": str(bert)}, data=data,
                               export={"onnx": True})  # fmt: skip
 
     def calibrated(task: Any, model: nn.Module) -> None:
         model.classifier.weight.data.mul_(40)  # type: ignore[operator, union-attr]
         task.data = {"train": {"numbers": {"value": {"mean": 40.0, "deviation": 2.5}}}}
-        found = {"temperature": 2.0} if mode == "single" else task.calibration([])
+        found = {"temperature": 2.0} if single else task.calibration([])
         task.calibrate(model.eval(), found)
 
     run = exported(finished_run(tmp_path / "run", made, modes_world.task(made).tokenizer, calibrated))
-    assert run.finished.task.calibrated, "read from config.json"
+    own: Any = run.finished.task
+    assert own.calibrated, "read from config.json"
     rows, answered = run.rows()
     gate = Gate("onnx", run.folder, rows, answered, lambda text: None).run()
     assert gate["passed"], gate
@@ -482,16 +542,17 @@ def test_stock_transformers_and_the_artifact_give_the_same(
     folder = run.run.model
     run.finished.task.save_tokenizer(folder)
     stock = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    kinds = {"single": None, "multi": "multi_label_classification"}
-    assert stock.config.problem_type == kinds.get(mode, "regression")
+    kind = {"multi": "multi_label_classification"}.get(mode, None if single else "regression")
+    assert stock.config.problem_type == kind
     assert list(stock.config.id2label.values()) == made.task.names
     sides = ("the team with soup", "a bank") if made.task.pair else ("the team with soup",)
     inputs = AutoTokenizer.from_pretrained(folder)(*sides, return_tensors="pt")
     with torch.no_grad():
         logits = stock(**inputs).logits[0]
     (answer,) = run.finished.predict(["\t".join(sides)])
-    if mode == "single":
+    if single:
         found = list(answer["probabilities"].values())
+        assert mode == "single" or (answer["label"] == "high") == (answer["probabilities"]["high"] >= 0.3)
         assert found == pytest.approx(logits.softmax(-1).tolist(), abs=1e-5)
     elif mode == "multi":
         assert list(answer["probabilities"].values()) == pytest.approx(logits.sigmoid().tolist(), abs=1e-5)

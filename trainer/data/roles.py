@@ -41,6 +41,7 @@ class Role(ABC):
     synonyms: ClassVar[str] = ""  # usual names of such columns in public data sets, the most usual first
     is_list: ClassVar[bool] = False
     stored: ClassVar[str] = "string"  # Arrow type of a value, or of an item of a list
+    optional: ClassVar[bool] = False  # only training rows need it
     target: bool = True  # the task predicts it: it is not part of the model's input
 
     @abstractmethod

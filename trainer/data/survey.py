@@ -64,6 +64,7 @@ class Survey:
         examples: the first few bad rows, as sentences.
         labels: label -> usable rows, for tasks with labels.
         numbers: role -> numbers of the usable rows, for tasks with numbers.
+        without: role -> training rows that lack its column.
         inputs: a digest of 8 bytes of the cleaned input of each usable row.
         fingerprint: of the split's files, see `sources.fingerprint`.
         lost: lines that bad rows take, less one per row.
@@ -77,6 +78,7 @@ class Survey:
     examples: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
     numbers: dict[str, Numbers] = field(default_factory=dict)
+    without: Counter[str] = field(default_factory=Counter)
     inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
     fingerprint: str = ""
     lost: int = 0
@@ -186,6 +188,10 @@ class _Reading:
         self._counts.rows += 1
         inputs = []
         for name, role in self._roles.items():
+            if name not in values:
+                if self._counts.split == "train":
+                    self._counts.without[name] += 1
+                continue
             self._counts.labels.update(role.counted(values[name]))
             if (number := role.measured(values[name])) is not None:
                 self._counts.numbers.setdefault(name, Numbers()).add(number)
@@ -230,6 +236,11 @@ class _Reading:
             raise DataError(
                 f"data.{counts.split} has no usable row{share}: {counts.read} rows were read from {files} below "
                 f"data.root={data.root!r}; set it to files with rows"
+            )
+        for role, rows in counts.without.items():
+            raise DataError(
+                f"data.train: {rows:,} of {counts.rows:,} rows have no column {data.columns.get(role, role)!r}, which "
+                f"data.columns names for {role!r}; add it, or leave {role!r} out of data.columns"
             )
         if counts.split == "train" and data.lanes > counts.rows:
             raise DataError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from trainer.models.label_order import last_linear
 from trainer.task.base import Record, Task
 
 log = logging.getLogger("rankzero")
+Array = np.ndarray[Any, Any]
 
 LOWEST, HIGHEST = math.log(0.05), math.log(20.0)  # of the logarithm of a temperature
 SMALLEST = 1e-300  # a probability of 0 has no logarithm
@@ -28,9 +30,8 @@ def best_temperature(records: Sequence[Record]) -> float:
 
     The loss is convex in 1 / temperature, so a search by the golden section finds the minimum.
     """
-    names = list(records[0]["probabilities"])
-    shares = np.array([[record["probabilities"][name] for name in names] for record in records], dtype=np.float64)
-    logits, true = np.log(np.maximum(shares, SMALLEST)), [names.index(record["target"]) for record in records]
+    names, logits = _logits(records)
+    true = [names.index(record["target"]) for record in records]
     rows = np.arange(len(true))
 
     def loss(log_temperature: float) -> float:
@@ -46,6 +47,24 @@ def best_temperature(records: Sequence[Record]) -> float:
         else:
             low = first
     return math.exp((low + high) / 2)
+
+
+def _logits(records: Sequence[Record]) -> tuple[list[str], Array]:
+    """Return the names of the classes, and logits (rows, classes) up to a constant of each row."""
+    names = list(records[0]["probabilities"])
+    shares = np.array([[record["probabilities"][name] for name in names] for record in records], dtype=np.float64)
+    return names, np.log(np.maximum(shares, SMALLEST))
+
+
+def tempered(records: Sequence[Record], temperature: float) -> list[Record]:
+    """Return the records with the probabilities at a temperature."""
+    names, logits = _logits(records)
+    powers = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
+    shares = (powers / powers.sum(1, keepdims=True)).tolist()
+    return [
+        {**record, "probabilities": dict(zip(names, row, strict=True))}
+        for record, row in zip(records, shares, strict=True)
+    ]
 
 
 def output_layer(model: nn.Module) -> tuple[str, nn.Linear] | None:

@@ -14,7 +14,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 # Keys that only some modes have.
 _MODES: dict[str, tuple[str, ...]] = {
     "separator": ("multi",),
-    "thresholds": ("multi",),
+    "thresholds": ("single", "multi"),
     "calibration": ("single",),
     "class_weights": ("single", "multi"),
     "focal_gamma": ("single", "multi"),
@@ -52,10 +52,11 @@ class ClassificationConfig(Section):
         0.0, description="exponent of the focal loss (Lin et al. 2017): rows that are predicted well count less"
     )
     label_smoothing: Fraction | None = Field(None, description="replaces optim.label_smoothing; null: that one")
-    thresholds: Literal["auto"] | Share | dict[str, Share] = Field(
-        "auto",
-        description="probability from which a label is predicted, for all or by name (0.5 where left out); auto: the "
-        "one with the best F1 of each label on validation (multi)",
+    thresholds: Literal["auto"] | Share | dict[str, Share] | None = Field(
+        None,
+        description="probability from which a label is predicted, for all or by name (0.5 where left out); of two "
+        "classes: of the second one, or of the named one; auto: with the best F1 on validation; null: auto for multi, "
+        "the most probable class for single",
     )
     calibration: Literal["temperature"] | None = Field(
         None, description="temperature: scale the logits after training so that probabilities fit validation (single)"
@@ -102,9 +103,7 @@ class ClassificationConfig(Section):
             return self._regression()
         self._check_labels()
         self._check_weights()
-        for name in self.thresholds if isinstance(self.thresholds, dict) else ():
-            if name not in self.names:
-                raise ValueError(f"thresholds has {name!r}, which is no class; the classes: {', '.join(self.names)}")
+        self._check_thresholds()
         return self
 
     def _regression(self) -> ClassificationConfig:
@@ -123,6 +122,18 @@ class ClassificationConfig(Section):
             raise ValueError(f"labels lists {len(self.labels)} classes; {count} are needed")
         if len(self.names) < least:
             raise ValueError(f"labels maps everything to {self.names[0]!r}; two or more classes are needed")
+
+    def _check_thresholds(self) -> None:
+        named = self.thresholds if isinstance(self.thresholds, dict) else {}
+        for name in named:
+            if name not in self.names:
+                raise ValueError(f"thresholds has {name!r}, which is no class; the classes: {', '.join(self.names)}")
+        if self.mode == "multi" or self.thresholds is None:
+            return
+        if len(self.names) != 2:
+            raise ValueError(f"thresholds is for two classes or mode multi; labels has {len(self.names)} classes")
+        if isinstance(self.thresholds, dict) and len(named) != 1:
+            raise ValueError("thresholds of two classes names one of them, such as {spam: 0.3}")
 
     def _check_weights(self) -> None:
         weights = self.class_weights

@@ -76,6 +76,7 @@ class ClassificationExport(TaskExport):
             "layout": [list(part) for part in self.task.layout.parts],
             "head_share": {"head": 1.0, "tail": 0.0, "head_tail": config.head_share}[config.truncation],
             "inputs": self._inputs,
+            **({} if self.task.decision is None else {"decision": list(self.task.decision)}),
         }
 
     def encoded(self, example: Example) -> tuple[list[int], ...]:
@@ -89,8 +90,7 @@ class ClassificationExport(TaskExport):
         c, margin = comparison, comparison.limits.margin
         gaps, certain = [], []
         for row, answer in zip(c.rows, c.answers, strict=True):
-            first, second = sorted(row.answer["probabilities"].values(), reverse=True)[:2]
-            certain.append(first - second > margin)
+            certain.append(self._distance(list(row.answer["probabilities"].values())) > margin)
             gaps.append(largest_gap(answer["probabilities"][row.answer["label"]], row.answer["confidence"]))
         ours, theirs = ([a["label"] for a in answers] for answers in ([row.answer for row in c.rows], c.answers))
         differ = np.array(ours) != np.array(theirs)
@@ -106,3 +106,11 @@ class ClassificationExport(TaskExport):
         }
         accuracy = c.accuracy("label", None if c.exact else c.limits.int8_accuracy)
         return {"classes": classes, "accuracy": accuracy}, c.worst_rows(gaps, "label")
+
+    def _distance(self, probabilities: list[float]) -> float:
+        """Return how far the probabilities of a row are from another class."""
+        if self.task.decision is not None:
+            number, threshold = self.task.decision
+            return abs(probabilities[number] - threshold)
+        first, second = sorted(probabilities, reverse=True)[:2]
+        return first - second

@@ -6,7 +6,9 @@ import importlib
 from dataclasses import replace
 from typing import Any
 
+from trainer.recipe import Recipe
 from trainer.report.task_report import TaskReport
+from trainer.task.base import Task
 from trainer.tasks.classification.multi_label.task import MultiLabel
 from trainer.tasks.classification.regression.task import Regression
 from trainer.tasks.classification.task import Classification
@@ -38,6 +40,19 @@ MODES: dict[tuple[str, bool], type[Classification]] = {
     ("regression", False): Regression,
     ("regression", True): WeightedRegression,
 }
+
+
+class AnyClassification(Classification):
+    """The task of the kind `classification`, before its mode is known."""
+
+    reporter_path = "trainer.tasks.classification.modes:report_of_mode"
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> type[Task]:
+        config: Any = recipe.task
+        return MODES[config.mode, "weight" in recipe.data.columns]
+
+
 REPORTS = {
     "single": "trainer.tasks.classification.report:ClassificationReport",
     "multi": "trainer.tasks.classification.multi_label.report:MultiLabelReport",

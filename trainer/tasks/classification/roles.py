@@ -28,8 +28,9 @@ class LabelSet(Labels):
 
 @dataclass(frozen=True)
 class RowWeight(Number):
-    """How often a row counts in the loss: a number from 0."""
+    """How often a row counts in the loss: a number from 0. Only training rows need it."""
 
+    optional: ClassVar[bool] = True
     synonyms: ClassVar[str] = "weight weights sample_weight importance"
 
     def convert(self, raw: object, clean: Cleaner) -> float:

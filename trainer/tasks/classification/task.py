@@ -9,30 +9,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Label, Roles, Text
-from trainer.files import read_json
-from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row, Task, Texts
+from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row, Texts
 from trainer.task.metrics import Metric
+from trainer.tasks.classification.calibrated import CalibratedTask
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.metric_specs import SPECS
 from trainer.tasks.classification.roles import RowWeight
+from trainer.tasks.classification.truncation import cut, rooms
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
 
 
-class Classification(Task):
+class Classification(CalibratedTask):
     """One label per row. The loss of a step is divided by its rows, or by the sum of their weights."""
 
     kind = "classification"
     config = ClassificationConfig
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
-    reporter_path = "trainer.tasks.classification.modes:report_of_mode"
+    reporter_path = "trainer.tasks.classification.report:ClassificationReport"
     embeds = True
     averages = True
     inputs = ("input_ids",)
@@ -47,26 +47,13 @@ class Classification(Task):
         {"text": "The worst thing that I have seen this year.", "text_pair": "Bad.", "label": "negative"},
     )
 
-    def __init__(
-        self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(recipe, tokenizer, data)
-        self.calibrated: dict[str, Any] = {}  # what was chosen after the training, as in config.json
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> type[Task]:
-        """Return the class of a recipe's mode. A subclass in another package is returned as it is."""
-        from trainer.tasks.classification.modes import MODES
-
-        config: Any = recipe.task
-        return MODES[config.mode, "weight" in recipe.data.columns] if cls is Classification else cls
-
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
         config: Any = recipe.task
-        if config.calibration and recipe.data.validation is None:
-            return ["task.calibration: needs data.validation, which is null"]
-        return []
+        if recipe.data.validation is not None:
+            return []
+        needing = {"calibration": config.calibration, "thresholds": config.thresholds == "auto"}
+        return [f"task.{key}: needs data.validation, which is null" for key, given in needing.items() if given]
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
@@ -89,11 +76,6 @@ class Classification(Task):
     def target_roles(cls, config: ClassificationConfig) -> Roles:
         """Return the roles of what is predicted."""
         return {"label": Label(frozenset(config.labels))}
-
-    @property
-    def settings(self) -> ClassificationConfig:
-        config: Any = self.recipe.task
-        return config
 
     @property
     def smoothing(self) -> float:
@@ -126,25 +108,11 @@ class Classification(Task):
         return [role for (role, size), room in zip(sizes.items(), kept, strict=True) if size > room]
 
     def _rooms(self, sizes: Sequence[int]) -> list[int]:
-        """Return the tokens that each text may keep.
-
-        The longer text of a pair loses more: each text gets half of the tokens, and what the other one does not need.
-        """
-        room = self.recipe.data.max_length - self.layout.special
-        if len(sizes) == 1 or sum(sizes) <= room:
-            return [room] * len(sizes)
-        first = min(sizes[0], max(room // 2, room - sizes[1]))
-        return [first, room - first]
+        return rooms(sizes, self.recipe.data.max_length - self.layout.special)
 
     def _cut(self, sides: Sequence[list[int]]) -> list[list[int]]:
-        return [self._cut_one(ids, room) for ids, room in zip(sides, self._rooms(list(map(len, sides))), strict=True)]
-
-    def _cut_one(self, ids: list[int], room: int) -> list[int]:
-        if len(ids) <= room:
-            return ids
         share = {"head": 1.0, "tail": 0.0, "head_tail": self.settings.head_share}[self.settings.truncation]
-        head = round(room * share)
-        return ids[:head] + ids[len(ids) - (room - head) :]
+        return [cut(ids, room, share) for ids, room in zip(sides, self._rooms(list(map(len, sides))), strict=True)]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """input_ids, attention_mask (1 = token) and, for pairs, token_type_ids, all (B, W); labels; weights (B,)."""
@@ -238,33 +206,6 @@ class Classification(Task):
             counts[self.settings.labels[value]] += count
         return list(counts.values())
 
-    # -- what is chosen after the training -------------------------------------------------------------------------
-
-    @property
-    def calibrates(self) -> bool:
-        return self.settings.calibration is not None
-
-    def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Return the temperature with the smallest loss on `validation` (Guo et al. 2017)."""
-        from trainer.tasks.classification.calibration import best_temperature
-
-        return {"temperature": best_temperature(records)} if records else {}
-
-    def calibrate(self, model: nn.Module, found: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Divide the logits by the temperature, in the output layer: stock transformers then gives the same."""
-        from trainer.tasks.classification.calibration import scale_outputs
-
-        if not found:
-            return {}
-        count = len(self.settings.names)
-        changed = scale_outputs(self, model, [1 / found["temperature"]] * count, [0.0] * count)
-        self.calibrated = dict(found) if changed else {}
-        return changed
-
-    def read_calibration(self, folder: Path) -> None:
-        found = (read_json(folder / "config.json") or {}).get("calibration")
-        self.calibrated = found if isinstance(found, dict) else {}
-
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
@@ -280,9 +221,13 @@ class Classification(Task):
 
     def _records(self, logits: Tensor) -> list[Record]:
         """Compute probabilities in float64, so that they sum to one and do not depend on the batch in fp32."""
-        names, records = self.settings.names, []
+        names, records, decision = self.settings.names, [], self.decision
         for row in logits.double().softmax(-1).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
+            if decision is None:
+                best = max(range(len(row)), key=row.__getitem__)
+            else:
+                number, threshold = decision
+                best = number if row[number] >= threshold else 1 - number
             records.append({"prediction": names[best], "probabilities": dict(zip(names, row, strict=True))})
         return records
 

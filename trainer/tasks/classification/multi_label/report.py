@@ -35,7 +35,7 @@ class MultiLabelReport(TaskReport):
 
     @cached_property
     def thresholds(self) -> dict[str, float]:
-        own = self.recipe["task"].get("thresholds", "auto")
+        own = self.recipe["task"].get("thresholds")
         if isinstance(own, float):
             return dict.fromkeys(self.names, own)
         if isinstance(own, Mapping):

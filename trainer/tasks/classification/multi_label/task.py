@@ -97,7 +97,7 @@ class MultiLabel(Classification):
 
     @property
     def calibrates(self) -> bool:
-        return self.settings.thresholds == "auto"
+        return self.settings.thresholds in (None, "auto")
 
     def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
         """Return the threshold of each label with the best F1 on `validation`."""
@@ -106,6 +106,11 @@ class MultiLabel(Classification):
         if self.calibrates and records:
             return {"thresholds": best_thresholds(records, self.settings.names)}
         return {"thresholds": self.thresholds}
+
+    @property
+    def decision(self) -> None:
+        """The classes do not exclude each other: `thresholds` decide."""
+        return None
 
     def calibrate(self, model: nn.Module, found: Mapping[str, Any]) -> dict[str, Tensor]:
         self.calibrated = dict(found)

@@ -100,6 +100,11 @@ class Regression(Classification):
         mean, deviation = (outputs.new_tensor(part) for part in zip(*self.scales, strict=True))
         return (outputs - mean) / deviation
 
+    @property
+    def decision(self) -> None:
+        """There are no classes."""
+        return None
+
     def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
         pairs = zip(self.settings.names, self.scales, strict=True)
         return {"targets": {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in pairs}}
