@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import modes_world
 import processes
 import pytest
 import yaml
@@ -72,7 +73,8 @@ def test_differences_name_each_path() -> None:
 def roots(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path, bert: Path) -> dict[str, Path]:
     """Return the folders that the recipes of `golden.runs` name."""
     pairs = runs.write_pairs(reviews, tmp_path_factory.mktemp("golden-pairs"))
-    return {"corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert}
+    topics = modes_world.write_topics(tmp_path_factory.mktemp("golden-topics"))
+    return {"corpus": corpus, "reviews": reviews, "pairs": pairs, "topics": topics, "bert": bert}
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ class RegressionReport(TaskReport):
 
     @cached_property
     def _figures(self) -> list[str]:
-        named = list(enumerate(self.names))[:MOST_FIGURES]
+        columns = self.recipe["data"].get("columns") or {}
+        named = [(n, str(columns.get(name, name))) for n, name in enumerate(self.names)][:MOST_FIGURES]
         pairs = ((analysis.columns(self.records, n), name) for n, name in named)
         return [residual_figure(true, given, name) for (true, given), name in pairs]
 
@@ -120,7 +121,8 @@ class RegressionReport(TaskReport):
     def goal(self) -> tuple[str, str]:
         unit = "pairs of texts" if self.recipe["task"].get("pair") else "texts"
         several = f"{len(self.names)} numbers ({', '.join(self.names[:4])}{' …' if len(self.names) > 4 else ''})"
-        return f"predict {'a number' if len(self.names) == 1 else several} for each text", unit
+        what = "a number" if len(self.names) == 1 else several
+        return f"predict {what} for each {'pair of texts' if unit.startswith('pair') else 'text'}", unit
 
     def baseline(self) -> str:
         """A sentence on the error of the mean of the training rows."""
