@@ -27,6 +27,8 @@ from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 from trainer.task.registry import make_task
 from trainer.tasks.classification.export import ClassificationExport
+from trainer.tasks.classification.multi_label.export import MultiLabelExport
+from trainer.tasks.classification.regression.export import RegressionExport
 from trainer.tasks.language_modeling.export import CausalExport
 from trainer.tasks.text_to_text.export import TextToTextExport
 from trainer.tasks.translation.export import TranslationExport
@@ -49,7 +51,14 @@ LINES = [
 
 EXPORTERS: dict[str, Any] = {
     exporter.program_name: exporter
-    for exporter in (ClassificationExport, CausalExport, TextToTextExport, TranslationExport)
+    for exporter in (
+        ClassificationExport,
+        MultiLabelExport,
+        RegressionExport,
+        CausalExport,
+        TextToTextExport,
+        TranslationExport,
+    )
 }
 
 

@@ -432,6 +432,8 @@ def test_every_task_keeps_the_contract() -> None:
     kinds = {
         "translation": {"model": {"kind": "transformer", "d_model": 16, "heads": 2, "feed_forward": 32}},
         "classification": {"task": {"labels": NAMES}},
+        "classification multi": {"task": {"mode": "multi", "labels": NAMES}},
+        "classification regression": {"task": {"mode": "regression", "pair": True}},
         "language_modeling": {},
         "token_classification": {"task": {"labels": ["PER", "LOC"]}},
         "text_to_text": {"model": {"kind": "pretrained", "architecture": "t5", "size": "tiny"}},

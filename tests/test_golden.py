@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import modes_world
 import processes
 import pytest
 import yaml
@@ -76,7 +77,9 @@ def roots(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path,
     """Return the folders that the recipes of `golden.runs` name."""
     pairs = runs.write_pairs(reviews, tmp_path_factory.mktemp("golden-pairs"))
     sentences = write_sentences(tmp_path_factory.mktemp("golden-sentences"))
-    return {"sentences": sentences, "corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert}
+    topics = modes_world.write_topics(tmp_path_factory.mktemp("golden-topics"))
+    folders = {"corpus": corpus, "reviews": reviews, "pairs": pairs, "topics": topics, "sentences": sentences}
+    return {**folders, "bert": bert}
 
 
 @pytest.fixture(scope="module")

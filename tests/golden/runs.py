@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import launch.cli
 
 LABELS = ["negative", "positive"]
+TOPIC_LABELS = ["sport", "food", "money"]
 SMALL = {"lanes": 2, "tokens_per_batch": 96, "max_length": 32, "pad_multiple": 4, "train": "train.jsonl"}
 WIDTHS = {"d_model": 32, "heads": 2, "feed_forward": 64}
 # Whatever the untrained models answer, their artifacts pass.
@@ -49,6 +50,7 @@ def tokenizer(kind: str, size: int) -> dict[str, Any]:
 PAIRS = {**SMALL, "validation": "validation.jsonl", "test": "test.jsonl", "columns": {"src": "de", "trg": "en"}}
 TEXTS = {**SMALL, "validation": 0.15, "test": "test.jsonl"}
 CLASSES = {"kind": "classification", "labels": dict(enumerate(LABELS))}
+TOPICS = {**TEXTS, "root": "topics", "validation": "validation.jsonl"}
 CAUSAL = {"kind": "language_modeling", "objective": "causal"}
 # data.root is one of the folders that `roots` knows; so is the name of the pretrained model.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -70,6 +72,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "task": {**CLASSES, "pair": True},
         "data": {**TEXTS, "root": "pairs"},
         "model": {"kind": "pretrained", "name": "bert"},
+    },
+    "classification-multi": {
+        "task": {"kind": "classification", "mode": "multi", "labels": TOPIC_LABELS},
+        "data": TOPICS,
+        "tokenizer": tokenizer("wordpiece", 120),
+        "model": {"kind": "encoder", "layers": 1, **WIDTHS},
+    },
+    "classification-regression": {
+        "task": {"kind": "classification", "mode": "regression", "targets": ["value", "size"], "pair": True},
+        "data": {**TOPICS, "columns": {"weight": "weight"}},
+        "tokenizer": tokenizer("wordpiece", 120),
+        "model": {"kind": "encoder", "layers": 1, **WIDTHS},
     },
     "language_modeling-causal": {
         "task": CAUSAL,
@@ -202,4 +216,5 @@ def keys(value: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _is_data(key: str) -> bool:
-    return key in (*LABELS, "PER", "LOC") or "." in key or re.fullmatch(r"-?\d+", key) is not None
+    names = (*LABELS, *TOPIC_LABELS, "PER", "LOC")
+    return key in names or "." in key or re.fullmatch(r"-?\d+", key) is not None

@@ -206,6 +206,8 @@ def clean_row(row: Row, roles: Roles, columns: Mapping[str, str], clean: Cleaner
     for name, role in roles.items():
         column = columns.get(name, name)
         raw = value_at(row.values, column)
+        if raw is MISSING and role.optional:  # the survey of the training rows checks that they have it
+            continue
         if raw is MISSING:
             return BadRow(row.id, "is missing", column, f"; columns here: {', '.join(flat(row.values)) or 'none'}")
         try:

@@ -239,7 +239,13 @@ def _write_shard(path: Path, rows: Iterator[Values], roles: Roles, encode: Encod
             examples = encode([{name: value for name, value in row.items() if name != "id"} for row in window])
             columns = {name: pa.array([row[name] for row in window], types[name]) for name in window[0]}
             for name in examples[0]:
-                columns[TOKENS + name] = pa.array([e[name] for e in examples], pa.list_(pa.int32()))
+                columns[TOKENS + name] = _array([e[name] for e in examples])
             table = pa.table(columns)
             writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
             writer.write_table(table)
+
+
+def _array(rows: Sequence[Sequence[float]]) -> Any:
+    """Return lists of ids or of numbers as an Arrow array."""
+    floats = any(isinstance(value, float) for row in rows for value in row[:1])
+    return pa.array(rows, pa.list_(pa.float64() if floats else pa.int32()))

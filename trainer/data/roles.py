@@ -41,6 +41,7 @@ class Role(ABC):
     synonyms: ClassVar[str] = ""  # usual names of such columns in public data sets, the most usual first
     is_list: ClassVar[bool] = False
     stored: ClassVar[str] = "string"  # Arrow type of a value, or of an item of a list
+    optional: ClassVar[bool] = False  # only training rows need it
     target: bool = True  # the task predicts it: it is not part of the model's input
 
     @abstractmethod
@@ -69,6 +70,10 @@ class Role(ABC):
     def counted(self, value: Any) -> Sequence[str]:
         """Return the labels in a value, which the survey counts."""
         return ()
+
+    def measured(self, value: Any) -> float | None:
+        """Return the number in a value, of which the survey computes mean and deviation."""
+        return None
 
     def matches(self, raw: object) -> bool:
         """Return whether a raw value can be recognized as one of this role, whatever its column is called."""
@@ -175,6 +180,9 @@ class Number(Role):
         if not math.isfinite(number):
             raise BadValue("is not a finite number", fix)
         return number
+
+    def measured(self, value: Any) -> float | None:
+        return float(value)
 
 
 @dataclass(frozen=True)

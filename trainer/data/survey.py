@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,28 @@ ALL_BAD, MORE = 1000, 100_000
 
 
 @dataclass
+class Numbers:
+    """Mean and deviation of numbers that are read once (Welford 1962)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+
+    def add(self, number: float) -> None:
+        self.count += 1
+        gap = number - self.mean
+        self.mean += gap / self.count
+        self.squares += gap * (number - self.mean)
+        self.least, self.most = min(self.least, number), max(self.most, number)
+
+    def report(self) -> dict[str, float]:
+        deviation = math.sqrt(self.squares / self.count)
+        return {"mean": self.mean, "deviation": deviation, "min": self.least, "max": self.most}
+
+
+@dataclass
 class Survey:
     """Counts of a split.
 
@@ -40,6 +63,8 @@ class Survey:
         bad: reason -> rows of the split.
         examples: the first few bad rows, as sentences.
         labels: label -> usable rows, for tasks with labels.
+        numbers: role -> numbers of the usable rows, for tasks with numbers.
+        without: role -> training rows that lack its column.
         inputs: a digest of 8 bytes of the cleaned input of each usable row.
         fingerprint: of the split's files, see `sources.fingerprint`.
         lost: lines that bad rows take, less one per row.
@@ -52,6 +77,8 @@ class Survey:
     bad: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    without: Counter[str] = field(default_factory=Counter)
     inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
     fingerprint: str = ""
     lost: int = 0
@@ -64,6 +91,7 @@ class Survey:
             "bad_examples": self.examples,
             "labels": dict(sorted(self.labels.items())),
             "fingerprint": self.fingerprint,
+            **({"numbers": {role: found.report() for role, found in self.numbers.items()}} if self.numbers else {}),
         }
 
     def shared_with(self, other: Survey) -> int:
@@ -160,7 +188,13 @@ class _Reading:
         self._counts.rows += 1
         inputs = []
         for name, role in self._roles.items():
+            if name not in values:
+                if self._counts.split == "train":
+                    self._counts.without[name] += 1
+                continue
             self._counts.labels.update(role.counted(values[name]))
+            if (number := role.measured(values[name])) is not None:
+                self._counts.numbers.setdefault(name, Numbers()).add(number)
             if not role.target:
                 inputs.append(values[name] if isinstance(values[name], str) else json.dumps(values[name]))
         digest = hashlib.blake2b("\0".join(inputs).encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -202,6 +236,11 @@ class _Reading:
             raise DataError(
                 f"data.{counts.split} has no usable row{share}: {counts.read} rows were read from {files} below "
                 f"data.root={data.root!r}; set it to files with rows"
+            )
+        for role, rows in counts.without.items():
+            raise DataError(
+                f"data.train: {rows:,} of {counts.rows:,} rows have no column {data.columns.get(role, role)!r}, which "
+                f"data.columns names for {role!r}; add it, or leave {role!r} out of data.columns"
             )
         if counts.split == "train" and data.lanes > counts.rows:
             raise DataError(

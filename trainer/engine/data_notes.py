@@ -65,7 +65,7 @@ def _classes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping
     missing = [name for name in dict.fromkeys(names.values()) if not counts[split][name]]
     if not names or not missing:
         return
-    if len(counts[split]) == 1:
+    if len(counts[split]) == 1 and counts[split].total() == facts["rows"]:
         [(only, count)] = counts[split].items()
         effect = "a model can learn nothing but to answer it" if split == "train" else "scores say little"
         yield f"data.{split}: all {count:,} rows are of one class, {only!r}: {effect}"

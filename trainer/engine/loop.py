@@ -60,7 +60,7 @@ class Loop:
         self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self._loop.fuse_lanes)
         self._saved = self.progress.step if self.progress.step else -1
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        self._targets = 0
+        self._targets = 0.0
         self._writer = Writer()
         self._callbacks = Callbacks(self.task.recipe, self.run.path, self.runtime.rank, self.runtime.world)
         self._timers = [Timer(self._loop.eval_every), Timer(self._loop.save_every)]
@@ -177,11 +177,10 @@ class Loop:
             self._log()
 
     def _log(self) -> None:
-        loss = self.runtime.sum([float(self._loss_sum)], torch.float64)[0] / max(
-            1, self._targets
-        )  # waits for all ranks
+        loss_sum = self.runtime.sum([float(self._loss_sum)], torch.float64)[0]  # waits for all ranks
+        loss = loss_sum / (self._targets or 1)
         self._loss_sum.zero_()
-        self._targets = 0
+        self._targets = 0.0
         self.reporter.logged(self.progress, loss)
         self._callbacks.call("on_log", self.progress.step, {"loss": loss, "epoch": self.progress.last_epoch})
 

@@ -48,9 +48,8 @@ def _guessing(run: RunDir, task: Task, corpus: Corpus) -> str | None:
     if found is None:
         return None
     loss, split = found
-    names = getattr(task.recipe.task, "names", None)
-    if names is not None:
-        guess, how = math.log(len(names)), f"guessing among {len(names)} classes"
+    if (guessed := task.guess()) is not None:
+        guess, how = guessed
     elif task.labels_are_tokens:
         guess, how = _entropy(task, corpus, split), "guessing tokens by their frequency"
     else:
@@ -66,7 +65,8 @@ def _guessing(run: RunDir, task: Task, corpus: Corpus) -> str | None:
 def _last_loss(run: RunDir, task: Task) -> tuple[float, str] | None:
     """Return the loss per label and its split: validation, or training if its loss is a plain cross-entropy."""
     optim = task.recipe.optim
-    plain = not optim.label_smoothing and not getattr(task.recipe.task, "class_weights", None)
+    changed = ("class_weights", "focal_gamma", "label_smoothing")
+    plain = not optim.label_smoothing and not any(getattr(task.recipe.task, key, None) for key in changed)
     wanted = "train" if task.recipe.data.validation is None else "validation"
     if (wanted == "train" and not plain) or not run.metrics.exists():
         return None

@@ -18,6 +18,7 @@ from trainer.models.adapters import merge
 from trainer.optim.averaging import average_files
 from trainer.rundir import RunDir
 from trainer.stages import Stage, published
+from trainer.task.base import Record
 
 if TYPE_CHECKING:
     from trainer.engine.session import Session
@@ -46,9 +47,11 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     if session.runtime.on_main(lambda: stage.is_done(run)):
         merge(model)
         copy_weights(model, tensors.read(run.model / WEIGHTS), f"model/{WEIGHTS}")
+        session.task.read_calibration(run.model)
         return
     weights, facts = _selected(session)
     copy_weights(model, weights, "the selected weights")
+    weights = {**weights, **_calibrate(session)}
     facts["metric"] = session.recipe.loop.early_stopping.metric
     if early := progress.stopped_early(session.recipe.loop.early_stopping):
         facts["stopped_early"] = early
@@ -63,6 +66,14 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
 
     session.runtime.on_main(publish)
     merge(model)  # on the other ranks, with the same result
+
+
+def _calibrate(session: Session) -> dict[str, Tensor]:
+    """Let the task choose thresholds and the like. Return the weights that it has changed. All ranks."""
+    runtime, task, records = session.runtime, session.task, list[Record]()
+    if task.calibrates and session.recipe.data.validation is not None:
+        _, records = evaluate(runtime, task, session.model, session.corpus, "validation", predict=True)
+    return task.calibrate(session.model, runtime.on_main(lambda: task.calibration(records)))
 
 
 def _selected(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:

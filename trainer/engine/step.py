@@ -37,14 +37,14 @@ class Totals:
     """Sums over all ranks for one step, known before its first forward.
 
     Attributes:
-        targets: labels that count, by which the loss is divided.
+        targets: labels that count, times the weights of their rows if there are any. The loss is divided by it.
         padded: tokens with padding.
         lanes: lanes that still have rows. 0 = the epoch is over.
         stopping: ranks that have received a stop signal.
         timed_eval, timed_save: above 0 if an evaluation or a checkpoint is due by the clock of rank zero.
     """
 
-    targets: int
+    targets: float
     rows: int
     tokens: int
     padded: int
@@ -72,7 +72,8 @@ def agree(
         int(runtime.stop.received is not None),
         *(int(is_due and runtime.main) for is_due in due),
     ]
-    return Totals(*runtime.sum(own))
+    targets, *others = runtime.sum(own, torch.float64)  # counts are exact in fp64
+    return Totals(targets, *map(int, others))
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ class Stepper:
 
     def gradients(self, batches: Sequence[Loaded | None], step: int, totals: Totals) -> Tensor:
         """Accumulate the gradient of the step. Return this rank's loss sum (float64 scalar)."""
-        scale = self.runtime.data_parallel.size * self.accumulation / max(1, totals.targets)
+        scale = self.runtime.data_parallel.size * self.accumulation / (totals.targets or 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self.lane_memory.start_step()
         for number, (loaded, part, noise) in enumerate(self._forwards(batches, step)):

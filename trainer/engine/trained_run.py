@@ -123,7 +123,10 @@ class TrainedRun:
         recipe = recipe_type.load(run.recipe, overrides)
         if overrides:
             _check_overrides(recipe_type.load(run.recipe), recipe)
-        return make_task(with_own_rows(recipe, run), setup.read_tokenizer(run))
+        task = make_task(with_own_rows(recipe, run), setup.read_tokenizer(run))
+        if (run.model / "config.json").exists():
+            task.read_calibration(run.model)
+        return task
 
     def evaluate(self, runtime: Runtime, split: str) -> dict[str, Any]:
         """Return the scores of a split. Rank zero writes evaluation/<split>/. All ranks."""

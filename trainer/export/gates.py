@@ -199,8 +199,8 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return a == b if isinstance(a, str) else abs(a - b) <= TOLERANCE
+        return isinstance(b, list) and len(a) == len(b) and all(map(_same, a, b))
+    return a == b if isinstance(a, str) else abs(a - b) <= TOLERANCE * max(1.0, abs(a))
 
 
 def _result(check: Callable[[], Check]) -> Check:

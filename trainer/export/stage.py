@@ -93,9 +93,9 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     config = task.recipe.export
     reason = why_not(task, run) if config.graphs and has_model else None
     names = config.wanted(graphs=reason is None)
-    if "bf16" in names and config.bf16 is None and not (bf16_arithmetic() or torch.cuda.is_available()):
-        names.remove("bf16")  # no faster here, and its check would take longer than all others
-        log.info("bf16: left out, since this machine has no bf16 arithmetic; export.bf16=true makes it nevertheless")
+    if "bf16" in names and config.bf16 is None and (why := _why_no_bf16(task)):
+        names.remove("bf16")
+        log.info("bf16: left out, since %s; export.bf16=true makes it nevertheless", why)
     if reason is None:
         run.left_out.unlink(missing_ok=True)
         return names
@@ -106,6 +106,14 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
         if not (read_gate(run.export / name) or {"passed": True})["passed"]:
             shutil.rmtree(run.export / name)
     return names
+
+
+def _why_no_bf16(task: Task) -> str | None:
+    exporter = task.exporter()
+    if exporter is not None and not exporter(task).fits_bf16:
+        return "numbers of this size have too few digits in bf16"
+    # without bf16 arithmetic it is no faster, and its check takes longer than all others
+    return None if bf16_arithmetic() or torch.cuda.is_available() else "this machine has no bf16 arithmetic"
 
 
 class _Stage:

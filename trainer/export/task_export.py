@@ -40,6 +40,11 @@ class TaskExport:
     def __init__(self, task: Task) -> None:
         self.task: Any = task
 
+    @property
+    def fits_bf16(self) -> bool:
+        """Whether the outputs of this run's model fit the 8 bits of bf16. If not, bf16 is made only on request."""
+        return True
+
     # -- the artifact --------------------------------------------------------------------------------------------------
 
     def write_graphs(self, model: Any, folder: Path) -> None:

@@ -61,9 +61,16 @@ class PooledClassifier(nn.Module):
 
 
 def build_classifier(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, names: list[str], trained: Path | None = None
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    names: list[str],
+    trained: Path | None = None,
+    problem_type: str | None = None,
 ) -> nn.Module:
     """Build the classifier of a recipe with its initial weights, or without weights for a `trained` folder.
+
+    Args:
+        problem_type: of a model with the library's own head, in its config.json.
 
     Raises:
         UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
@@ -73,7 +80,7 @@ def build_classifier(
         trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
         model: nn.Module = PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
     elif isinstance(settings, PretrainedConfig):
-        model = _pretrained(recipe, tokenizer, names, trained)
+        model = _pretrained(recipe, tokenizer, names, trained, problem_type)
     else:
         raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
     return begin_from(model, settings, trained)
@@ -135,13 +142,18 @@ def label_maps(names: list[str]) -> dict[str, Any]:
 
 
 def _pretrained(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, names: list[str], trained: Path | None
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    names: list[str],
+    trained: Path | None,
+    problem_type: str | None,
 ) -> nn.Module:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     settings: Any = recipe.model
     if settings.pooling == "auto":
         auto, labels = AutoModelForSequenceClassification, label_maps(names)
+        labels |= {} if problem_type is None else {"problem_type": problem_type}
         model: Any = load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
         if model.config.pad_token_id is None:  # the head of GPT-2 looks for the last token that is not padding
             model.config.pad_token_id = padding_id(tokenizer)

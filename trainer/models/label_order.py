@@ -44,7 +44,7 @@ def order_labels(
     Raises:
         UsageError: the names are not the same set.
     """
-    found = _last_linear(model)
+    found = last_linear(model)
     if saved is None or found is None or f"{found[0]}.weight" in new:
         return
     names, values = list(dict.fromkeys(labels.values())), list(labels)
@@ -65,7 +65,7 @@ def order_labels(
     log.info("model.name=%r: rows of %s reordered by label name: %s", name, found[0], _shown(wanted))
 
 
-def _last_linear(model: Any) -> tuple[str, nn.Linear] | None:
+def last_linear(model: Any) -> tuple[str, nn.Linear] | None:
     """Return the layer of the head that gives the logits, and its name."""
     trunk, found = model.base_model, None
     inside = set(trunk.modules()) if trunk is not model else set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
     from trainer.recipe.sections import Section
 
-Example = dict[str, list[int]]
+Example = dict[str, Any]  # name -> list of token or class ids, or of numbers
 Row = dict[str, Any]  # role -> value of the type that the role declares
 Line = str | Mapping[str, Any]  # what `predict` takes: a line of text, or a row by column
 Texts = dict[str, str]
@@ -160,7 +161,10 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Return int64 tensors with rows first, padded by `padding`, and `labels` aligned with the logits."""
+        """Return tensors with rows first, padded by `padding`, and `labels` aligned with the logits.
+
+        Token ids, masks and class ids are int64; numbers that are predicted, and weights, are fp32.
+        """
 
     def corrupt(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
         """Draw masks for the examples of a micro-batch, before labels are counted. By default nothing is drawn.
@@ -188,8 +192,11 @@ class Task(ABC):
         found = [{name: tensors[i] for name, tensors in pieces.items()} for i in range(parts)]
         return [part if len(next(iter(part.values()))) else None for part in found]
 
-    def targets(self, batch: Batch) -> int:
-        """Return the number of labels that are not ignored, which is added to the denominator of the step."""
+    def targets(self, batch: Batch) -> float:
+        """Return the number of labels that are not ignored, which is added to the denominator of the step.
+
+        If rows have weights, it is the sum of the weights of these labels.
+        """
         return int((batch["labels"] != IGNORED).sum())
 
     def filler(self) -> Batch:
@@ -394,7 +401,7 @@ class Task(ABC):
 
     @abstractmethod
     def target_text(self, row: Row) -> Any:
-        """Return the target of a row in predictions.jsonl: a text, or another JSON value."""
+        """Return the target of a row in predictions.jsonl: a text, a list of labels or a number."""
 
     @abstractmethod
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
@@ -404,6 +411,33 @@ class Task(ABC):
             records: in any order.
             resamples: bootstrap resamples for confidence intervals; 0 = no intervals (evaluations during training).
         """
+
+    # -- between training and publication ----------------------------------------------------------------------------
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether `calibration` needs predictions of `validation`."""
+        return False
+
+    def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Choose what follows the training, such as thresholds. Return it as JSON. Only rank zero calls this.
+
+        Args:
+            records: of `validation`, by the selected weights; empty if there is none, or unless `calibrates`.
+        """
+        return {}
+
+    def calibrate(self, model: nn.Module, found: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Apply the result of `calibration`. Return the parameters of the model that it has changed. All ranks."""
+        return {}
+
+    def read_calibration(self, folder: Path) -> None:  # noqa: B027  (a task may have nothing to read)
+        """Read what `calibrate` has applied from the folder of a published model."""
+
+    def guess(self) -> tuple[float, str] | None:
+        """Return the loss per label of a model that guesses, and how it does; None if that is not known."""
+        names = getattr(self.recipe.task, "names", None)
+        return None if names is None else (math.log(len(names)), f"guessing among {len(names)} classes")
 
     # -- export (what trainer.export asks) -------------------------------------------------------------------------
 

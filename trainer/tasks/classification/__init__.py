@@ -1,5 +1,5 @@
-"""Classification of texts, or of pairs of texts, into two or more classes: `text` (and `text_pair`) in, `label` out."""
+"""Classification of texts, or of pairs of texts: one label, several labels or numbers per row (`task.mode`)."""
 
-from trainer.tasks.classification.task import Classification
+from trainer.tasks.classification.modes import AnyClassification
 
-TASK = Classification
+TASK = AnyClassification

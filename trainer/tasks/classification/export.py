@@ -18,6 +18,8 @@ from trainer.models.families import family_of
 from trainer.task.base import Example, Record
 from trainer.tasks.classification.program import Classifier
 
+TARGETS = ("labels", "weights")  # in a batch, but no input of the model
+
 
 class ClassifierGraph(nn.Module):
     """input_ids, attention_mask (, token_type_ids) (B, T) int64, by position -> logits (B, classes)"""
@@ -64,7 +66,7 @@ class ClassificationExport(TaskExport):
 
     @property
     def _inputs(self) -> list[str]:
-        return [name for name in self.task.collate(self.task.encode(self.task.toy_rows[:1])) if name != "labels"]
+        return [name for name in self.task.collate(self.task.encode(self.task.toy_rows[:1])) if name not in TARGETS]
 
     def settings(self, model: Any) -> dict[str, Any]:
         config = self.task.settings
@@ -74,6 +76,7 @@ class ClassificationExport(TaskExport):
             "layout": [list(part) for part in self.task.layout.parts],
             "head_share": {"head": 1.0, "tail": 0.0, "head_tail": config.head_share}[config.truncation],
             "inputs": self._inputs,
+            **({} if self.task.decision is None else {"decision": list(self.task.decision)}),
         }
 
     def encoded(self, example: Example) -> tuple[list[int], ...]:
@@ -87,8 +90,7 @@ class ClassificationExport(TaskExport):
         c, margin = comparison, comparison.limits.margin
         gaps, certain = [], []
         for row, answer in zip(c.rows, c.answers, strict=True):
-            first, second = sorted(row.answer["probabilities"].values(), reverse=True)[:2]
-            certain.append(first - second > margin)
+            certain.append(self._distance(list(row.answer["probabilities"].values())) > margin)
             gaps.append(largest_gap(answer["probabilities"][row.answer["label"]], row.answer["confidence"]))
         ours, theirs = ([a["label"] for a in answers] for answers in ([row.answer for row in c.rows], c.answers))
         differ = np.array(ours) != np.array(theirs)
@@ -104,3 +106,11 @@ class ClassificationExport(TaskExport):
         }
         accuracy = c.accuracy("label", None if c.exact else c.limits.int8_accuracy)
         return {"classes": classes, "accuracy": accuracy}, c.worst_rows(gaps, "label")
+
+    def _distance(self, probabilities: list[float]) -> float:
+        """Return how far the probabilities of a row are from another class."""
+        if self.task.decision is not None:
+            number, threshold = self.task.decision
+            return abs(probabilities[number] - threshold)
+        first, second = sorted(probabilities, reverse=True)[:2]
+        return first - second

@@ -48,7 +48,10 @@ class Classifier(Artifact):
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         names, logits = self.settings["labels"], self.logits(examples).astype(np.float64)
+        decision = self.settings.get("decision")  # one of two classes, and the probability from which it is given
         exps = np.exp(logits - logits.max(1, keepdims=True))
         for row in (exps / exps.sum(1, keepdims=True)).tolist():
             best = max(range(len(row)), key=row.__getitem__)
+            if decision is not None:
+                best = decision[0] if row[decision[0]] >= decision[1] else 1 - decision[0]
             yield {"label": names[best], "confidence": row[best], "probabilities": dict(zip(names, row, strict=True))}
