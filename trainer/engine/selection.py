@@ -11,8 +11,8 @@ from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.engine.evaluate import evaluate, selection_score
 from trainer.engine.state import copy_weights
-from trainer.files import write_json
 from trainer.lock import check_held
+from trainer.models.folder import read_folder
 from trainer.optim.averaging import average_files
 from trainer.rundir import RunDir
 from trainer.stages import Stage, published
@@ -41,7 +41,7 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     model.to(session.runtime.device)
     stage = model_stage(run, progress.step)
     if session.runtime.on_main(lambda: stage.is_done(run)):
-        copy_weights(model, tensors.read(run.model / WEIGHTS), f"model/{WEIGHTS}")
+        copy_weights(model, read_folder(run.model), f"model/{WEIGHTS}")
         return
     weights, facts = _selected(session)
     copy_weights(model, weights, "the selected weights")
@@ -52,7 +52,7 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
         facts["warnings"] = warnings
 
     def publish() -> None:
-        _publish(session, weights)
+        _publish(session)
         stage.record(run, **facts)
 
     session.runtime.on_main(publish)
@@ -92,13 +92,11 @@ def _average_if_better(
     return (average, {**averaged, "value": value}) if gain >= 0 else (best, facts)
 
 
-def _publish(session: Session, weights: dict[str, Tensor]) -> None:
-    """Write model/. Artifacts of earlier weights are removed before, since they do not belong to these."""
+def _publish(session: Session) -> None:
+    """Write model/ with the selected weights. Artifacts of earlier weights are removed before."""
     run = session.run
     with published(run.model) as folder:
-        tensors.write(folder / WEIGHTS, {**weights, **tensors.constants(session.model)})
-        write_json(folder / "config.json", session.task.model_config(session.model))
-        session.task.save_tokenizer(folder)
+        session.task.save_model(session.model, folder)
         check_held(run.path)
         for gate in run.export.glob("*/gate.json"):
             shutil.rmtree(gate.parent)

@@ -22,6 +22,8 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.evaluation.predictions import write_predictions
 from trainer.files import without_nan, write_json
 from trainer.models.fast_attention import use_attention
+from trainer.models.folder import read_folder
+from trainer.models.init_from import begin_from
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir
 from trainer.task.base import Record, Task
@@ -31,14 +33,20 @@ PREDICT_WINDOW = 512  # texts that are sorted by length together
 
 
 def build_model(task: Task, trained: Path | None = None) -> nn.Module:
-    """Return the untrained model, with the same weights on every rank and at every start.
+    """Return the model before its training, with the same weights on every rank and at every start.
 
     Args:
         task: builds it.
         trained: the folder of a trained model, for parts that are read from it instead.
+
+    Raises:
+        UsageError: it cannot be loaded, or `model.init_from` names a run that does not fit.
     """
     torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
-    return task.build_model(trained)
+    model = task.build_model(trained)
+    if trained is None:
+        begin_from(model, task.recipe.model)
+    return model
 
 
 def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:
@@ -105,7 +113,7 @@ class TrainedRun:
         if not tensors.exists(weights):
             raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
         model = build_model(task, run.model)
-        copy_weights(model, tensors.read(weights), str(weights))
+        copy_weights(model, read_folder(run.model), str(weights))
         return cls(run, task.recipe, task, model.eval())
 
     @staticmethod

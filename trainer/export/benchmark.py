@@ -31,6 +31,7 @@ from trainer.export.bench_runner import PERCENTILES, BenchRunner, TimeUp, channe
 from trainer.export.program import generated
 from trainer.export.task_export import TaskExport
 from trainer.files import read_json, write_json
+from trainer.models.folder import weight_files
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir
@@ -197,7 +198,7 @@ def _about(run: RunDir, export: type[TaskExport], name: str, runner: BenchRunner
     about = {
         "what": (WHAT if export.pads_to_max_length else UNPADDED)[kind],
         "device": device,
-        "bytes": sum(p.stat().st_size for p in files.iterdir() if ".onnx" in p.name or p.suffix == ".safetensors"),
+        "bytes": sum(p.stat().st_size for p in files.rglob("*") if ".onnx" in p.name or p.suffix == ".safetensors"),
         "cold_start_seconds": round(runner.cold[channel_of(name)], 2),
         **{key: largest(runner.answers[name], key) for key in ("peak_bytes", "gpu_peak_bytes")},
         "deployable": _deployable(run, name),
@@ -263,7 +264,7 @@ def _texts(run: RunDir, split: str) -> tuple[list[str], Report]:
 
 def _inputs(run: RunDir) -> Report:
     """Return everything that the figures depend on, except the options and the load of the machine."""
-    weights = sorted(run.model.glob("model*.safetensors*"))
+    weights = weight_files(run.model)
     if not weights:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     files = [run.recipe, run.tokenizer / "tokenizer.json", *weights]
