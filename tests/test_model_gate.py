@@ -50,6 +50,17 @@ KINDS: dict[str, tuple[str, dict[str, Any] | None, str]] = {
     "bert-pair": ("classification-pair", None, "BertForSequenceClassification"),
     "encoder-pair": ("classification-pair", {**ENCODER}, "MegatronBertModel"),
     "gpt2-last": ("classification", {**TINY, "architecture": "gpt2", "pooling": "cls"}, "GPT2Model"),
+    "longformer": ("classification", {**TINY, "architecture": "longformer"}, "LongformerForSequenceClassification"),
+    "big_bird": ("classification", {**TINY, "architecture": "big_bird"}, "BigBirdForSequenceClassification"),
+    "xlnet": ("classification", {**TINY, "architecture": "xlnet"}, "XLNetForSequenceClassification"),
+    "reformer": ("classification", {**TINY, "architecture": "reformer"}, "ReformerForSequenceClassification"),
+    "roberta": ("classification", {**TINY, "architecture": "roberta"}, "RobertaForSequenceClassification"),
+    "deberta": ("classification", {**TINY, "architecture": "deberta-v2"}, "DebertaV2ForSequenceClassification"),
+    "modernbert": ("classification", {**TINY, "architecture": "modernbert"}, "ModernBertForSequenceClassification"),
+    "t5-class": ("classification", {**TINY, "architecture": "t5"}, "T5ForSequenceClassification"),
+    "bart-class": ("classification", {**TINY, "architecture": "bart"}, "BartForSequenceClassification"),
+    "gpt2-class": ("classification", {**TINY, "architecture": "gpt2"}, "GPT2ForSequenceClassification"),
+    "llama": ("language_modeling-causal", {**TINY, "architecture": "llama"}, "LlamaForCausalLM"),
     "causal": ("language_modeling-causal", None, "GPT2LMHeadModel"),
     "mlm": ("language_modeling-mlm", None, "MegatronBertForMaskedLM"),
     "bert-mlm": ("language_modeling-mlm", {**TINY, "architecture": "bert"}, "BertForMaskedLM"),
@@ -80,6 +91,7 @@ def made(
         elif name == "classification-pair":
             values["tokenizer"] = runs.tokenizer("wordpiece", 90)
         values["evaluation"] = {**values["evaluation"], "max_length_factor": 1.0}
+        values["data"] = {**values["data"], "tokens_per_batch": 320}
         values["export"] = {"gates": {"rows": 16}, "bench": 0}
         recipe = Recipe.parse(values)
         training = recipe.tokenizer_training
@@ -93,7 +105,7 @@ def made(
 def spread(task: Any, model: Any) -> None:
     """Make weights so large that outputs depend on every part of the model."""
     torch.manual_seed(1)
-    if hasattr(model, "head") or hasattr(model, "classifier"):
+    if isinstance(getattr(model, "head", getattr(model, "classifier", None)), torch.nn.Linear):
         decided(task, model)
     with torch.no_grad():
         for p in model.parameters():
@@ -122,7 +134,7 @@ def test_stock_classes_give_the_same_outputs(kind: str, made: Any, here: None) -
     gate = gate_of(run)
     assert gate["passed"] and gate["applicable"], gate
     assert gate["checks"]["loads"]["class"] == loaded
-    compared = {"causal": 4, "bert-pair": 1, "encoder-pair": 4}.get(kind, 12)  # the others are cut
+    compared = {"causal": 4, "llama": 4, "bert-pair": 1, "encoder-pair": 4}.get(kind, 12)  # the others are cut
     assert gate["checks"]["outputs"]["rows"] == compared
     assert gate["checks"]["outputs"]["largest_difference"] <= 1e-5
     further = {"bert": "pipeline", "bert-mean": "sentence_transformers", "encoder": "sentence_transformers"}

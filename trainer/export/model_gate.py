@@ -25,6 +25,7 @@ from trainer.export.provenance import FORMAT
 from trainer.export.rows import Progress, Row, Rows, spread
 from trainer.export.subprocess_check import with_stock_libraries
 from trainer.files import write_json
+from trainer.models.families import padding_of
 from trainer.models.stock import stock_form
 from trainer.stages import file_facts, unchanged
 from trainer.task.base import Record
@@ -71,6 +72,7 @@ class ModelGate:
     def run(self) -> Record:
         """Return the result. An error of the stock libraries is a failed check; only `Preempted` is raised."""
         found: Record = {"artifact": "model", "applicable": True, "reason": None, "split": self.rows.split}
+        found["padding"] = self._padding
         config = self.task.model_config(self.rows.model)
         form = stock_form(self.rows.model, config, self.task.special_ids)
         reason = form if isinstance(form, str) else self.export.stock_problem(self.rows.model)
@@ -133,7 +135,7 @@ class ModelGate:
             "generate": [{"text": self._texts(row)[0], "limit": limit} for row, limit in self._prompts(rows)],
         }
         texts = [self._texts(row) for row in rows[:PIPED]]
-        if pooling is None and self.export.pipeline:
+        if pooling is None and self.export.pipeline and self._padding is None:
             job["pipeline"] = {"task": self.export.pipeline, "texts": texts}
         if pooling and len(texts[0]) == 1 and importlib.util.find_spec("sentence_transformers"):
             job["sentence_transformers"] = texts
@@ -144,14 +146,22 @@ class ModelGate:
         return [(rows[i], limit) for i, limit in limits]
 
     def _batch(self, batch: Sequence[Row]) -> Record:
-        padding, examples = self.task.padding, [row.example for row in batch]
-        lengths = [len(self.export.encoded(example)[0]) for example in examples]
-        width = padding.width(max(lengths)) if padding.narrowest > 1 or padding.multiple > 1 else None
+        examples = [row.example for row in batch]
+        longest = max(len(self.export.encoded(example)[0]) for example in examples)
         return {
             "texts": [self._texts(row) for row in batch],
-            **({"width": width} if width else {}),
+            **({} if self._padding is None else {"width": self.task.padding.width(longest)}),
             **self.export.stock_labels(examples),
         }
+
+    @property
+    def _padding(self) -> Record | None:
+        """The widths of batches on which the outputs of the model's family depend, None if they do not."""
+        config = getattr(getattr(self.rows.model, "trunk", self.rows.model), "config", None)
+        needed = padding_of(config, training=False)
+        if needed.multiple == needed.narrowest == 1:
+            return None
+        return {"multiple": self.task.padding.multiple, "narrowest": self.task.padding.narrowest}
 
     def _texts(self, row: Row) -> list[str]:
         """Return the texts of a row, cleaned, with what the task writes before them."""

@@ -60,9 +60,10 @@ def outputs(job: dict[str, Any], model: Any, tokenizer: Any, batch: dict[str, An
 
 def encoded(tokenizer: Any, batch: dict[str, Any]) -> Any:
     texts = [list(sides) for sides in zip(*batch["texts"], strict=True)]
-    width = batch.get("width")
-    options = {"padding": "max_length", "max_length": width} if width else {"padding": True}
-    return tokenizer(*texts, truncation=True, return_tensors="pt", **options)
+    if "width" not in batch:
+        return tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
+    inputs = tokenizer(*texts, truncation=True)
+    return tokenizer.pad(inputs, padding="max_length", max_length=batch["width"], return_tensors="pt")
 
 
 def pooled(job: dict[str, Any], model: Any, inputs: Any) -> Any:
