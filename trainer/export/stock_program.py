@@ -1,6 +1,6 @@
 """Compute the outputs of a published model with stock libraries. Reads a job as JSON from stdin, and prints JSON.
 
-This file runs in a process of its own, in which rankzero cannot be imported. See trainer.export.model_gate for the job.
+This file runs in a separate process, in which rankzero cannot be imported. See trainer.export.model_gate for the job.
 """
 
 import json
