@@ -88,7 +88,7 @@ def tiny_recipe(root: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         "optim": {"name": "adamw", "lr": 2e-3, "schedule": "constant", "label_smoothing": 0.1},
         "loop": {"max_steps": 12, "eval_every": 4, "save_every": 3, "log_every": 1},
         "evaluation": {"beam_size": 2, "bootstrap": 10, "max_length_factor": 0.5},
-        "export": {"onnx": False, "int8": False},
+        "export": {"model": False, "onnx": False, "int8": False},
         "track": ["ledger"],
     }
     for name, values in sections.items():

@@ -27,8 +27,14 @@ from pathlib import Path
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {
     "FAST": ["evaluation.bootstrap=10", "evaluation.max_rows=8", "evaluation.splits=[test]"],
-    "FAST_VALIDATION": ["evaluation.bootstrap=10", "evaluation.max_rows=8", "export.onnx=false", "export.int8=false"],
-    "NO_EXPORT": ["export.onnx=false", "export.int8=false"],
+    "FAST_VALIDATION": [
+        "evaluation.bootstrap=10",
+        "evaluation.max_rows=8",
+        "export.model=false",
+        "export.onnx=false",
+        "export.int8=false",
+    ],
+    "NO_EXPORT": ["export.model=false", "export.onnx=false", "export.int8=false"],
     "TINY_CORPUS": ["data.train=train?rows=200", "data.validation=validation?rows=8", "data.test=test?rows=8"],
     "TINY_MODEL": [
         "model={kind: transformer, d_model: 16, heads: 2, feed_forward: 16, encoder_layers: 1, decoder_layers: 1}",

@@ -30,7 +30,7 @@ def causal_recipe(root: Path | str, own: dict[str, Any], sections: dict[str, Any
         "task": {"kind": "language_modeling", "objective": "causal"},
         "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1},
         "evaluation": {"bootstrap": 20, "splits": ["test"], "generation": {"new_tokens": 6}},
-        "export": {"onnx": False, "int8": False},
+        "export": {"model": False, "onnx": False, "int8": False},
         "track": ["ledger"],
         **own,
     }

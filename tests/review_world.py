@@ -63,7 +63,7 @@ def recipe(root: Path, model: dict[str, Any] | None = None, **sections: dict[str
         "optim": {"lr": 2e-3, "schedule": "constant"},
         "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1},
         "evaluation": {"bootstrap": 20, "splits": ["test"]},
-        "export": {"onnx": False, "int8": False},
+        "export": {"model": False, "onnx": False, "int8": False},
     }  # fmt: skip
     if model is None:
         values["tokenizer"] = {"train": {"kind": "wordpiece", "vocab_size": 90}}

@@ -20,6 +20,7 @@ from trainer import embed, evaluate, predict
 from trainer.api import export
 from trainer.api import train as train_here
 from trainer.data.tokenization import train_tokenizer
+from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
 from trainer.recipe import changed_keys
 from trainer.recipe.sections import TokenizerTraining
@@ -233,7 +234,7 @@ def test_added_tokens_train_resume_and_load_elsewhere(
     if engine is None:
         assert export(run, overrides=["export.safetensors=true"])
         model = {**made.model.model_dump(), "init_from": str(run)}
-        again = task_of(recipe(reviews, model)).build_model()
+        again = build_model(task_of(recipe(reviews, model)))
         assert torch.equal(again.get_input_embeddings().weight, whole["bert.embeddings.word_embeddings.weight"])
 
 
@@ -242,13 +243,13 @@ def test_added_tokens_train_resume_and_load_elsewhere(
 
 def test_a_trunk_with_more_layers_or_other_heads_is_refused(reviews: Path, bert: Path, finished: Path) -> None:
     name = {"kind": "pretrained", "name": str(bert), "init_from": str(finished)}
-    task_of(recipe(reviews, name)).build_model()
+    build_model(task_of(recipe(reviews, name)))
     with pytest.raises(UsageError, match=r"its trunk has 16 weights that this recipe's model does not have"):
-        task_of(recipe(reviews, {**name, "config": {"num_hidden_layers": 1}})).build_model()
+        build_model(task_of(recipe(reviews, {**name, "config": {"num_hidden_layers": 1}})))
     with pytest.raises(UsageError, match=r"num_attention_heads: 2 there, 4 in this recipe"):
-        task_of(recipe(reviews, {**name, "config": {"num_attention_heads": 4}})).build_model()
+        build_model(task_of(recipe(reviews, {**name, "config": {"num_attention_heads": 4}})))
     with pytest.raises(UsageError, match=r"hidden_act: 'gelu' there, 'relu' in this recipe"):
-        task_of(recipe(reviews, {**name, "config": {"hidden_act": "relu"}})).build_model()
+        build_model(task_of(recipe(reviews, {**name, "config": {"hidden_act": "relu"}})))
 
 
 @pytest.mark.slow
@@ -256,7 +257,7 @@ def test_an_encoder_with_more_layers_is_refused(reviews: Path, tmp_path: Path) -
     run = train(tmp_path, recipe(reviews, evaluation={"splits": []}), "run")
     model = recipe(reviews).model.model_dump()
     with pytest.raises(UsageError, match=r"model\.layers is 2 there and 1 in this recipe"):
-        task_of(recipe(reviews, {**model, "layers": 1, "init_from": str(run)})).build_model()
+        build_model(task_of(recipe(reviews, {**model, "layers": 1, "init_from": str(run)})))
 
 
 # -- a tokenizer beside the weights ------------------------------------------------------------------------------------

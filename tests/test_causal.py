@@ -25,6 +25,7 @@ from transformers import GPT2LMHeadModel
 
 from trainer import predict, tensors
 from trainer.api import stream
+from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
 from trainer.task.registry import make_task
 
@@ -73,7 +74,7 @@ def test_begun_from_a_run_with_its_head(tmp_path: Path) -> None:
     (tmp_path / "model/config.json").write_text(json.dumps(task.model_config(first)))
     again = recipe(model={**untied, "init_from": str(tmp_path)}, tokenizer={"train": None})
     torch.manual_seed(1)
-    for name, p in make_task(again, task.tokenizer).build_model().named_parameters():
+    for name, p in build_model(make_task(again, task.tokenizer)).named_parameters():
         assert torch.equal(p, first.get_parameter(name)), name
 
 

@@ -346,7 +346,7 @@ def test_a_demo_corpus_needs_no_files(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["data.train=train?rows=300&shards=2", "data.validation=validation?rows=20", "data.test=test?rows=20"]
     sizes = ["model.d_model=32", "model.feed_forward=64", "tokenizer.train.vocab_size=300", "loop.max_steps=4"]
-    sizes += ["export.onnx=false", "export.int8=false"]
+    sizes += ["export.model=false", "export.onnx=false", "export.int8=false"]
     ended = run_ranks(["train", "demo-translation", *words, *sizes, "--run", run], next_logs(run)).check()
     assert "->" in ended.out[0], "samples are shown"
     assert str(run) in ended.out[0], "and where the results are"

@@ -16,11 +16,11 @@ import torch
 from processes import next_logs, run_ranks
 from pyarrow import parquet
 from review_world import BAD, GOOD, OTHER, recipe, written
-from safetensors.numpy import load_file
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 from trainer import embed, predict
 from trainer.engine.embedder import WINDOW
+from trainer.models.folder import read_folder
 from trainer.recipe_loading import Recipe
 
 draw = random.Random(5)
@@ -67,7 +67,7 @@ def test_a_runs_vectors_are_what_its_head_decides_on(run: Path) -> None:
     """Its trunk, its cleaning, its length."""
     texts = ["a good film", "<b>bad</b>  story", " ".join(OTHER * 6)]
     vectors = np.stack([record.vector for record in embed(run, texts)])
-    weights = load_file(run / "model/model.safetensors")
+    weights = {name: tensor.numpy() for name, tensor in read_folder(run / "model").items()}
     logits = vectors @ weights["head.weight"].T + weights["head.bias"]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = [list(record["probabilities"].values()) for record in predict(run, texts)]

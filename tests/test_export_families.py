@@ -33,6 +33,7 @@ from trainer.export.stage import export_run
 from trainer.export.weights import WEIGHTS
 from trainer.files import read_json, write_json
 from trainer.models.families import Family
+from trainer.models.folder import HEAD
 from trainer.recipe_loading import Recipe
 from trainer.report.card import write_card
 from trainer.rundir import RunDir
@@ -131,10 +132,11 @@ def test_other_weights_are_caught(encoder: Any, tmp_path: Path, monkeypatch: pyt
 
     def wrong(task: Any, model: Any, folder: Path, dtype: Any) -> None:
         write(task, model, folder, dtype)
-        values = tensors.read(folder / WEIGHTS)
-        found = {name: torch.as_tensor(values[name]).clone() for name in values}
+        path = folder / HEAD / WEIGHTS
+        found = {name: tensor.clone() for name, tensor in tensors.read(path).items()}
         found["head.weight"][0, 0] += 1e-6
-        tensors.write(folder / WEIGHTS, found)
+        path.unlink()
+        tensors.write(path, found)
 
     made = review_world.recipe(
         Path(encoder.finished.recipe.data.root), encoder.finished.recipe.model.model_dump(),
@@ -176,7 +178,7 @@ def test_a_training_of_such_a_family_ends_with_0_and_says_so(reviews: Path, tmp_
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "No onnx and no int8: longformer: torch's exporter cannot" in card
     assert "| safetensors |" in card
-    assert 'AutoModelForSequenceClassification.from_pretrained("export/safetensors"' in card
+    assert "may also be `export/bf16` or `export/safetensors`" in card
     assert "longformer: torch&#39;s exporter cannot" in (run / "evaluation/test/report.html").read_text(
         encoding="utf-8"
     )
@@ -185,4 +187,4 @@ def test_a_training_of_such_a_family_ends_with_0_and_says_so(reviews: Path, tmp_
     assert before == (run / "export/safetensors/gate.json").stat().st_mtime_ns
     config = read_json(run / "model/config.json")  # with a pooling of ours transformers cannot open it
     write_json(run / "model/config.json", {"model_type": "rankzero-pretrained", "trunk": config})
-    assert "transformers:" not in write_card(RunDir(run)).read_text(encoding="utf-8")
+    assert "With transformers" not in write_card(RunDir(run)).read_text(encoding="utf-8")

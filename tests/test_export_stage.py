@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from export_world import Exported
 from gate_world import quiet
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from trainer import tensors
 from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
 from trainer.export import onnx, stage
@@ -51,7 +52,13 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
         assert problems(folder) == []
         found = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
         assert found["passed"]
-        own = {"config.json", "model.safetensors", "tokenizer_config.json"}
+        own = {"config.json", "model.safetensors", "tokenizer_config.json", "rankzero.safetensors", "modules.json"}
+        own |= {
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "sentence_bert_config.json",
+        }
         files = own if folder.name == "bf16" else {"model.onnx", "run.py", "settings.json"}
         assert set(found["files"]) == files | {"tokenizer.json"}
     assert found["size_ratio"] > 1.2
@@ -140,15 +147,16 @@ def test_artifacts_of_other_weights_are_taken_away(run: RunDir) -> None:
     """int8 is not made where onnx fails; what stood there would be served as the new weights'."""
     export_run(run, progress=quiet)
     write_json(run.export / "benchmark.json", {"inputs": {"files": {"export/int8/gate.json": "0" * 64}}})
-    weights = load_file(run.model / "model.safetensors")
-    save_file({name: -tensor for name, tensor in weights.items()}, run.model / "model.safetensors")
+    path = run.model / "2_Dense/model.safetensors"
+    weights = tensors.read(path)
+    save_file({name: -tensor for name, tensor in weights.items()}, path)
     with pytest.raises(GateError, match="onnx failed its gate"):
         export_run(run, progress=quiet)
     assert not (run.export / "int8").exists()
     assert not (run.export / "benchmark.json").exists()
-    assert load_file(run.export / "bf16" / "model.safetensors").keys() == weights.keys()
+    assert tensors.read(run.export / "bf16/2_Dense/model.safetensors").keys() == weights.keys()
     export_run(run, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
-    save_file(weights, run.model / "model.safetensors")
+    save_file(weights, path)
     export_run(run, ["export.onnx=false", "export.int8=false", "export.bf16=false"], quiet)
     assert not list(run.export.glob("*/gate.json"))
 

@@ -81,7 +81,7 @@ def test_a_run_whose_files_are_in_parts(recipe: Path, tmp_path: Path, engine: st
     assert {"model.safetensors.index.json", "optimizer.safetensors.index.json"} <= names
     assert "model.safetensors" not in names
     assert (parts / "model/model.safetensors.index.json").exists()
-    expected = load_file(tmp_path / "whole/model/model.safetensors")
+    expected = tensors.read(tmp_path / "whole/model/model.safetensors")
     found = tensors.read(parts / "model/model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     said = run_ranks(["predict", parts, "ein Hund sieht ein Boot heute."], tmp_path / "said").check().out[0]

@@ -19,7 +19,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from trainer import predict, tensors
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
-from trainer.engine.trained_run import TrainedRun
+from trainer.engine.trained_run import TrainedRun, build_model
 from trainer.errors import UsageError
 from trainer.models.classifiers import reading_embedding
 from trainer.optim.adversarial import Perturbation
@@ -207,7 +207,7 @@ def test_begun_from_a_run_with_all_of_its_weights(tmp_path: Path) -> None:
     values["model"]["init_from"] = str(tmp_path)
     second = make_task(Recipe.parse(values), load_tokenizer(str(tmp_path / "tokenizer")))
     torch.manual_seed(1)
-    for name, p in second.build_model().named_parameters():
+    for name, p in build_model(second).named_parameters():
         assert torch.equal(p, first.get_parameter(name)), name
     assert second.encode(ROWS) == task.encode(ROWS)
 

@@ -48,6 +48,7 @@ DEBUG_OVERRIDES = (
     "evaluation.max_rows=32",
     "export.onnx=false",
     "export.int8=false",
+    "export.model=false",
 )
 
 

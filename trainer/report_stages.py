@@ -105,7 +105,7 @@ def card_stage(run: RunDir) -> None:
     described = [
         run.recipe,
         run.tokenizer / "tokenizer.json",
-        *(path for path in run.model.glob("*.*") if path.suffix != ".safetensors"),  # every gate.json has their hashes
+        *(path for path in run.model.glob("*.json")),  # gate.json has the hashes of the weights
         *run.path.glob("evaluation/*/metrics.json"),
         *run.path.glob("evaluation/*/predictions.jsonl"),
         *run.path.glob("export/[!.]*/gate.json"),
@@ -114,7 +114,7 @@ def card_stage(run: RunDir) -> None:
     ]
     hashes = {str(path.relative_to(run.path)): file_facts(path)["sha256"] for path in sorted(described)}
     step = run.stages().get("model", {}).get("step", 0)
-    stage = Stage("card", {"step": step, "of": hashes}, [run.path / "README.md"])
+    stage = Stage("card", {"step": step, "of": hashes}, [run.path / "README.md", run.model / "README.md"])
     stage.make(run, lambda: write_card(run))
 
 

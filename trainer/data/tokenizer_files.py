@@ -1,7 +1,8 @@
-"""Check that a tokenizer was read from files, and that these are complete."""
+"""Check that a tokenizer was read from complete files, and change how one that is saved begins or ends texts."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -58,3 +59,20 @@ def no_files(folder: Path, wanted: str) -> str:
         f"no tokenizer files in {folder}: {wanted} is needed. Copy the tokenizer files of the model there (its "
         "tokenizer's save_pretrained writes them), or set tokenizer.pretrained to a folder that has them"
     )
+
+
+def with_template(tokenizer: PreTrainedTokenizerFast, single: str, tokens: dict[str, int]) -> PreTrainedTokenizerFast:
+    """Return a copy that adds special tokens as the template says, such as "$A </s>".
+
+    Args:
+        tokenizer: is not changed.
+        single: of one text; see TemplateProcessing of the tokenizers library.
+        tokens: the special tokens in the template, with their ids.
+    """
+    from tokenizers import processors
+
+    changed = copy.deepcopy(tokenizer)
+    backend, added = changed.backend_tokenizer, processors.TemplateProcessing(single, None, list(tokens.items()))
+    corrects_offsets = isinstance(backend.post_processor, processors.ByteLevel)
+    backend.post_processor = processors.Sequence([backend.post_processor, added]) if corrects_offsets else added
+    return changed

@@ -12,9 +12,9 @@ from trainer.engine import checkpoint
 from trainer.engine.evaluate import evaluate, selection_score
 from trainer.engine.merging import merge_checked
 from trainer.engine.state import copy_weights
-from trainer.files import write_json
 from trainer.lock import check_held
 from trainer.models.adapters import merge
+from trainer.models.folder import read_folder
 from trainer.optim.averaging import average_files
 from trainer.rundir import RunDir
 from trainer.stages import Stage, published
@@ -46,7 +46,7 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     stage = model_stage(run, progress.step)
     if session.runtime.on_main(lambda: stage.is_done(run)):
         merge(model)
-        copy_weights(model, tensors.read(run.model / WEIGHTS), f"model/{WEIGHTS}")
+        copy_weights(model, read_folder(run.model), f"model/{WEIGHTS}")
         session.task.read_calibration(run.model)
         return
     weights, facts = _selected(session)
@@ -114,9 +114,7 @@ def _publish(session: Session) -> None:
     """Write model/. Artifacts of earlier weights are removed before, since they do not belong to these."""
     run = session.run
     with published(run.model) as folder:
-        tensors.write(folder / WEIGHTS, {**dict(session.model.named_parameters()), **tensors.constants(session.model)})
-        write_json(folder / "config.json", session.task.model_config(session.model))
-        session.task.save_tokenizer(folder)
+        session.task.save_model(session.model, folder)
         check_held(run.path)
         for gate in run.export.glob("*/gate.json"):
             shutil.rmtree(gate.parent)

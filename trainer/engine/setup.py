@@ -31,7 +31,7 @@ from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.hub_paths import check_model_files, check_weights
 from trainer.models.adapters import adapter_of, counts
-from trainer.models.classifiers import trunk_file
+from trainer.models.init_from import trunk_file
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir, git_commit
@@ -73,7 +73,9 @@ def check_beginning(run: RunDir, recipe: Recipe) -> None:
     if weights is not None:
         check_model_files(weights)
     if (tokenizer := ready_tokenizer(recipe)) is not None:
-        if weights is not None and recipe.tokenizer.pretrained not in (None, weights):
+        if begun is not None:
+            _check_same_vocabulary(tokenizer, begun)
+        elif weights is not None and recipe.tokenizer.pretrained not in (None, weights):
             _check_same_ids(tokenizer, recipe.tokenizer.pretrained, weights)
         _save_tokenizer(run, tokenizer)
 
@@ -98,6 +100,23 @@ def _check_same_ids(tokenizer: PreTrainedTokenizerFast, name: str, weights: str)
         raise UsageError(f"{text}. Leave `tokenizer` out of the recipe, so that the model's own is used")
     if differ:
         log.warning("%s", text)
+
+
+def _check_same_vocabulary(tokenizer: PreTrainedTokenizerFast, begun: str) -> None:
+    """Compare the tokenizer of a run with the one of the run that `model.init_from` names.
+
+    Raises:
+        UsageError: they differ, so that the embeddings are those of other tokens.
+    """
+    own, ids = load_tokenizer(f"{begun}/tokenizer").get_vocab(), tokenizer.get_vocab()
+    if own == ids:
+        return
+    differ = sorted(token for token, i in own.items() if ids.get(token) != i)
+    raise UsageError(
+        f"model.init_from={begun!r}: its vocabulary has {len(own):,} tokens and that of this recipe {len(ids):,}, and "
+        f"{len(differ):,} of the first have another id or none in the second, such as {differ[:3]}. Leave `tokenizer` "
+        "out of the recipe, so that the run's own is used"
+    )
 
 
 def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:

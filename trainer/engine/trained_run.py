@@ -24,6 +24,8 @@ from trainer.evaluation.predictions import write_predictions
 from trainer.files import without_nan, write_json
 from trainer.models.adapters import adapter_of, inject
 from trainer.models.fast_attention import use_attention
+from trainer.models.folder import read_folder
+from trainer.models.init_from import begin_from
 from trainer.recipe import Recipe, changed_keys
 from trainer.rundir import RunDir
 from trainer.task.base import Line, Record, Task
@@ -38,10 +40,16 @@ def build_model(task: Task, trained: Path | None = None) -> nn.Module:
     Args:
         task: builds it.
         trained: the folder of a trained model, for parts that are read from it instead.
+
+    Raises:
+        UsageError: it cannot be loaded, or `model.init_from` names a run that does not fit.
     """
     torch.manual_seed(key(task.recipe.seed, "init") % 2**63)
     model = task.build_model(trained)
-    adapter = adapter_of(task.recipe) if trained is None else None  # a trained one is merged
+    if trained is not None:  # its adapter is merged
+        return model
+    begin_from(model, task.recipe.model)
+    adapter = adapter_of(task.recipe)
     return model if adapter is None else inject(model, adapter)
 
 
@@ -109,7 +117,7 @@ class TrainedRun:
         if not tensors.exists(weights):
             raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
         model = build_model(task, run.model)
-        copy_weights(model, tensors.read(weights), str(weights))
+        copy_weights(model, read_folder(run.model), str(weights))
         return cls(run, task.recipe, task, model.eval())
 
     @staticmethod

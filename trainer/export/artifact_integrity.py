@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
-from trainer.files import read_json
+from trainer.files import inside, read_json
 from trainer.stages import file_facts
 
 
@@ -31,9 +31,19 @@ def problems(folder: Path) -> list[str]:
     if not gate["passed"]:
         return [f"{folder}: failed its gate: {', '.join(map(str, gate['failed']))}"]
     files = gate["files"]
-    wrong = [name for name, known in files.items() if Path(name).name != name or file_facts(folder / name) != known]
-    more = {path.name for path in folder.glob("[!._]*")} - {*files, "gate.json"}  # run.py loads every graph it sees
+    wrong = [
+        name for name, known in files.items() if inside(folder, name) is None or file_facts(folder / name) != known
+    ]
+    more = {
+        path for path in files_of(folder) if path not in (*files, "gate.json", "README.md")
+    }  # run.py loads every graph it sees
     return [
         *(f"{folder / name} is missing or not the file that passed the gate" for name in wrong),
         *(f"{folder / name} is not part of the artifact that passed the gate" for name in sorted(more)),
     ]
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the paths in an artifact, relative to it. Caches of Python and temporary files are left out."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if not any(part.startswith((".", "_")) for part in path.parts))

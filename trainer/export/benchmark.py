@@ -29,6 +29,7 @@ from trainer.evaluation.predictions import read_predictions
 from trainer.export.artifact_integrity import problems, read_gate
 from trainer.export.bench_runner import Candidate, measure, started
 from trainer.files import read_json, write_json
+from trainer.models.folder import weight_files
 from trainer.recipe_loading import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir
@@ -184,7 +185,7 @@ def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
     about = {
         "what": WHAT.get(candidate.name, WHAT[kind]).format(export.tutorial),
         "device": "cuda" if device == "cuda" else "cpu",
-        "bytes": sum(p.stat().st_size for p in files.iterdir() if ".onnx" in p.name or p.suffix == ".safetensors"),
+        "bytes": sum(p.stat().st_size for p in files.rglob("*") if ".onnx" in p.name or p.suffix == ".safetensors"),
         "cold_start_seconds": round(candidate.answers[0]["cpu_seconds"], 2),
         **{key: last.get(key) for key in ("peak_bytes", "gpu_peak_bytes")},
         "deployable": _deployable(run, candidate.name),
@@ -236,7 +237,7 @@ def _texts(run: RunDir, split: str) -> list[str]:
 
 def _inputs(run: RunDir) -> Report:
     """Return everything that the figures depend on, except the options and the load of the machine."""
-    weights = sorted(run.model.glob("model*.safetensors*"))
+    weights = weight_files(run.model)
     if not weights:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     files = [run.recipe, run.tokenizer / "tokenizer.json", *weights]

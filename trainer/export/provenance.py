@@ -11,6 +11,7 @@ from trainer.errors import CheckpointError, UsageError
 from trainer.export.artifact_integrity import problems, read_gate
 from trainer.export.program import program_digest
 from trainer.files import inside, read_json
+from trainer.models.folder import weight_files
 from trainer.rundir import RunDir
 from trainer.stages import digest, file_facts
 from trainer.task.base import Task
@@ -20,7 +21,7 @@ log = logging.getLogger("rankzero")
 FORMAT = 2
 EXACT = ("logits", "margin", "identical", "bleu", "perplexity")  # export.gates of artifacts that must equal the weights
 LOSSY = ("int8_bleu", "int8_perplexity", "int8_accuracy")  # of artifacts that may lose a little quality
-LIMITS = {"onnx": EXACT, "safetensors": EXACT, "int8": LOSSY, "bf16": LOSSY}
+LIMITS = {"model": ("model",), "onnx": EXACT, "safetensors": EXACT, "int8": LOSSY, "bf16": LOSSY}
 
 
 def problems_of(run: RunDir) -> list[str]:
@@ -30,6 +31,7 @@ def problems_of(run: RunDir) -> list[str]:
         UsageError: there are no artifacts.
     """
     folders = [path for path in sorted(run.export.glob("[!.]*")) if path.is_dir()]
+    folders += [run.model] if (run.model / "gate.json").exists() else []
     on_card = run.stages().get("card", {}).get("of", {})
     if not folders and not any(name.startswith("export/") for name in on_card):
         raise UsageError(f"{run.path} has no artifacts; make them with `rankzero export {run.path}`")
@@ -98,4 +100,4 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
 
 def weight_hashes(run: RunDir) -> dict[str, str]:
     """Return names and hashes of the run's weight files. They may be gigabytes: call it once."""
-    return {path.name: file_facts(path)["sha256"] for path in sorted(run.model.glob("model*.safetensors*"))}
+    return {str(path.relative_to(run.model)): file_facts(path)["sha256"] for path in weight_files(run.model)}

@@ -24,8 +24,9 @@ import torch
 from trainer.cpu_info import bf16_arithmetic
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import GateError, RankzeroError
-from trainer.export.artifact_integrity import problems, read_gate
+from trainer.export.artifact_integrity import files_of, problems, read_gate
 from trainer.export.gates import Gate, describe
+from trainer.export.model_gate import check_model, is_done
 from trainer.export.onnx import write_artifact
 from trainer.export.program import NAME, generated
 from trainer.export.provenance import FORMAT, inputs, remove_stale, remove_stale_benchmark, weight_hashes
@@ -43,7 +44,10 @@ from trainer.task.base import Record, Task
 log = logging.getLogger("rankzero")
 
 REPORT_EVERY = 10.0  # seconds
-REMEDY = "export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out"
+REMEDY = (
+    "export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out, and "
+    "export.model=false the check of model/"
+)
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 
 
@@ -67,12 +71,15 @@ def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | 
     check_held(run.path)
     remove_stale(run, hashes)
     names = _wanted(run, task, has_model=bool(hashes))
-    if not names:
+    checked = task.recipe.export.model and bool(hashes) and bool(task.exporter())
+    if not names and not checked:
         return []
     stage = _Stage(run, task, hashes, overrides, progress or log_progress())
     run.export.mkdir(parents=True, exist_ok=True)
     folders: list[Path] = []
-    errors: dict[str, str] = {}
+    errors: dict[str, str] = stage.check_model() if checked else {}
+    if names:
+        run.export.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name == "int8" and "onnx" in errors:  # int8 is made from it
             shutil.rmtree(run.export / name, ignore_errors=True)
@@ -168,6 +175,14 @@ class _Stage:
         # a failed check is deterministic; a library error may not be, so retry only the latter
         return not any("error" in check for check in (gate, *gate["checks"].values()))
 
+    def check_model(self) -> dict[str, str]:
+        """Decide the gate of model/, unless that is done. Return the error by name if it failed."""
+        now = self._inputs("model")
+        if not is_done(self.run.model, now):
+            check_model(self.run.model, self.rows, now, self.progress)
+        gate: Record = read_gate(self.run.model) or {}
+        return {} if gate["passed"] else {"model": _explain(self.run.model, gate)}
+
     # -- making it -----------------------------------------------------------------------------------------------------
 
     def _make(self, name: str, folder: Path) -> None:
@@ -182,10 +197,10 @@ class _Stage:
             raise
         except Exception as error:  # any error of the libraries with this model
             gate = _failed(name, describe(error))
-        files = {path.name: file_facts(path) for path in sorted(folder.iterdir())}
+        files = {name: file_facts(folder / name) for name in files_of(folder)}
         if not gate["passed"]:
-            for file in files:
-                (folder / file).unlink()
+            for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before it
+                path.rmdir() if path.is_dir() else path.unlink()
         versions = {package: importlib.metadata.version(package) for package in PACKAGES}
         gate |= {"seconds": round(time.time() - started, 1), "files": files}
         gate |= {"inputs": self._inputs(name), "versions": versions}
@@ -231,7 +246,8 @@ def _failed(name: str, error: str) -> Record:
 
 def _explain(place: Path, gate: Record) -> str:
     """Return the failed checks with their numbers, and the rows that differ most."""
-    lines = [f"{place.name} failed its gate and is not in {place.parent}; all numbers are in {place / 'gate.json'}"]
+    what = "and stock libraries should not load it" if place.name == "model" else f"and is not in {place.parent}"
+    lines = [f"{place.name} failed its gate {what}; all numbers are in {place / 'gate.json'}"]
     if "error" in gate:
         lines.append(f"  {gate['error']}")
     for name in gate["failed"]:

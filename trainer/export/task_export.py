@@ -13,6 +13,7 @@ from torch import nn
 from trainer.export.artifact import Array, Artifact
 from trainer.export.parity_checks import Check, Comparison
 from trainer.export.rows import Progress, Row
+from trainer.models.families import family_of
 from trainer.task.base import Example, Record, Task
 
 
@@ -28,6 +29,8 @@ class TaskExport:
         beams: the beam sizes that `rankzero bench` measures. Empty: the task has no benchmark.
         tutorial: the tutorial's way, with which `rankzero bench` compares.
         compiles: whether torch.compile can be measured.
+        auto_class: the class of transformers that loads model/. Empty: none is known.
+        pipeline: the pipeline of transformers whose scores by label are those of `predict`. Empty: there is none.
     """
 
     program: ClassVar[type[Artifact] | None] = None
@@ -36,6 +39,8 @@ class TaskExport:
     beams: ClassVar[tuple[int, ...]] = ()
     tutorial: ClassVar[str] = "every text padded to data.max_length"
     compiles: ClassVar[bool] = False
+    auto_class: ClassVar[str] = ""
+    pipeline: ClassVar[str] = ""
 
     def __init__(self, task: Task) -> None:
         self.task: Any = task
@@ -120,6 +125,68 @@ class TaskExport:
         c = comparison
         gaps = [float(a["prediction"] != row.answer["prediction"]) for row, a in zip(c.rows, c.answers, strict=True)]
         return {"accuracy": c.accuracy("prediction", c.limits.int8_accuracy)}, c.worst_rows(gaps, "prediction")
+
+    # -- model/ in stock libraries (what trainer.export.model_gate asks) -----------------------------------------------
+
+    def stock_problem(self, model: nn.Module) -> str | None:
+        """Return why stock libraries cannot give the outputs of `predict`, as a part of a sentence, or None."""
+        if not self.auto_class:
+            return f"task {self.task.kind} names no class of transformers that loads its model"
+        return family_of(getattr(getattr(model, "trunk", model), "config", None)).stock_problem
+
+    def stock_reads(self, example: Example) -> bool:
+        """Return whether a stock tokenizer, which cuts long texts at one side, gives the ids of an example."""
+        return True
+
+    def stock_ids_agree(self, example: Example, ids: Sequence[int]) -> bool:
+        """Return whether the ids of a stock tokenizer are those of an example."""
+        return list(self.encoded(example)[0]) == list(ids)
+
+    def stock_labels(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Return `labels`, whose probabilities are compared, and `input_ids` if no tokenizer makes them.
+
+        Empty: the logits of each row are compared.
+        """
+        return {}
+
+    def stock_outputs(self, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
+        """Return what is compared: of each example `stock_share` of its logits."""
+        return [self.stock_share(logits) for logits in self.torch_logits(model, examples)]
+
+    def stock_share(self, logits: Array) -> Array:
+        """Return the numbers that `predict` prints, from the logits of an example."""
+        return np.exp(logits - log_sum_exp(logits)[..., None])
+
+    def stock_scores(self, answer: Record) -> dict[str, float]:
+        """Return the scores by label of an answer, as `pipeline` returns them."""
+        scores: dict[str, float] = answer["probabilities"]
+        return scores
+
+    def stock_limits(self, examples: Sequence[Example]) -> dict[int, int]:
+        """Return which examples `generate` continues or answers, with the most new tokens; none by default."""
+        return {}
+
+    def stock_texts(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
+        """Return what `predict` writes for these examples."""
+        return [str(self.answers(model, [example])[0]["prediction"]) for example in examples]
+
+
+class LabelProbabilities:
+    """A mixin before TaskExport: the probabilities of the labels of a text are compared."""
+
+    def stock_share(self, logits: Array) -> Array:
+        return logits  # stock_program.py returns probabilities
+
+    def stock_outputs(self, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
+        export: Any = self
+        found = []
+        for example in examples:
+            (logits,) = export.torch_logits(model, [example])
+            (labels,) = export.stock_labels([example])["labels"]
+            kept = np.array([label for label in labels if label >= 0], dtype=np.int64)
+            picked = logits if len(logits) == len(kept) else logits[np.array(labels) >= 0]
+            found.append(np.exp(picked[np.arange(len(kept)), kept] - log_sum_exp(picked)))
+        return found
 
 
 def log_sum_exp(logits: Array) -> Array:

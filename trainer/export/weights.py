@@ -4,8 +4,8 @@
     export/safetensors/    fp32; if the model has no ONNX graph, or if the recipe sets export.safetensors
     each                   model.safetensors, config.json, the tokenizer's files, gate.json
 
-The folder of a pretrained model can be loaded with `AutoModel….from_pretrained`. `rankzero predict RUN --backend NAME`
-works for all models.
+The folders have the layout of `model/` (see trainer.models.folder). `rankzero predict RUN --backend NAME` works for all
+models.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer import tensors
 from trainer.engine.state import copy_weights
 from trainer.engine.trained_run import build_model
 from trainer.export.artifact import Array
 from trainer.export.gates import Gate, Step
 from trainer.export.parity_checks import SHOWN, Check
-from trainer.files import write_json
+from trainer.models.folder import read_folder
 from trainer.task.base import Example, Record, Task
 
 WEIGHTS = "model.safetensors"
@@ -31,11 +30,7 @@ TYPES = {"bf16": torch.bfloat16, "safetensors": torch.float32}
 
 def write_weights(task: Task, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     """Write the weights of `model`, which is not changed, to the empty `folder`."""
-    weights = {**dict(model.named_parameters()), **tensors.constants(model)}
-    cast = {name: t.detach().to(dtype if t.is_floating_point() else t.dtype) for name, t in weights.items()}
-    tensors.write(folder / WEIGHTS, cast)
-    write_json(folder / "config.json", {**task.model_config(model), "dtype": str(dtype).removeprefix("torch.")})
-    task.save_tokenizer(folder)
+    task.save_model(model, folder, dtype)
 
 
 @torch.no_grad()
@@ -46,7 +41,7 @@ def read_weights(task: Task, folder: Path, dtype: torch.dtype) -> nn.Module:
         CheckpointError: the weights are not those of this task's model.
     """
     model = build_model(task, folder)
-    copy_weights(model, tensors.read(folder / WEIGHTS), str(folder / WEIGHTS))
+    copy_weights(model, read_folder(folder), str(folder / WEIGHTS))
     return model.to(dtype).eval()
 
 

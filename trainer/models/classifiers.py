@@ -7,12 +7,9 @@ the embeddings are deepest.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
@@ -22,18 +19,13 @@ from trainer.models.encoder import Encoder
 from trainer.models.hf_config import hidden_width, padding_id
 from trainer.models.pooling import check_head, classify_at_last_end, ends_with_summary, pool, reading_part
 from trainer.models.pretrained import load_model
-from trainer.recipe import read_yaml
 from trainer.redaction import origin
-from trainer.tensors import TensorFile, constants, exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
 
-# Keys of configurations that change what the trunk computes, but no shape of its weights.
-_NOT_IN_SHAPES = re.compile(r"head|(^|_)act(_|$)|activation|eps|rope|relative|pos_att|position_embedding_type")
-_OF_HEADS = re.compile(r"summary_|classifier_|sequence_")
 HEAD_STD = 0.02  # of the weights of a new head, as in BERT
 
 
@@ -67,7 +59,7 @@ def build_classifier(
     trained: Path | None = None,
     problem_type: str | None = None,
 ) -> nn.Module:
-    """Build the classifier of a recipe with its initial weights, or without weights for a `trained` folder.
+    """Build the classifier of a recipe, with random or pretrained weights, or none for a `trained` folder.
 
     Args:
         problem_type: of a model with the library's own head, in its config.json.
@@ -78,62 +70,10 @@ def build_classifier(
     settings: Any = recipe.model
     if isinstance(settings, EncoderConfig):
         trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
-        model: nn.Module = PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
-    elif isinstance(settings, PretrainedConfig):
-        model = _pretrained(recipe, tokenizer, names, trained, problem_type)
-    else:
-        raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
-    return begin_from(model, settings, trained)
-
-
-def begin_from(model: nn.Module, settings: EncoderConfig | PretrainedConfig, trained: Path | None) -> nn.Module:
-    """Load the trunk of `model.init_from`, unless `trained` weights will be loaded. Return the model."""
-    if settings.init_from is not None and trained is None:
-        if isinstance(settings, EncoderConfig):
-            _check_layers(settings, Path(settings.init_from))
-        else:
-            _check_config(model, Path(settings.init_from))
-        load_trunk(model, Path(settings.init_from))
-    return model
-
-
-def _check_config(model: nn.Module, run: Path) -> None:
-    """Check keys of the configuration that change no shape of a weight, such as the number of attention heads.
-
-    Raises:
-        UsageError: the run's trunk computes something else with the same weights.
-    """
-    file = run / "model" / "config.json"
-    if not file.exists():
-        raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    there, here = found.get("trunk", found), config_json(getattr(model, "trunk", model)) or {}
-    kinds = there.get("model_type"), here.get("model_type")
-    keys = [key for key in there.keys() & here.keys() if _NOT_IN_SHAPES.search(key) and not _OF_HEADS.match(key)]
-    differ = ["model_type"] if kinds[0] != kinds[1] else sorted(key for key in keys if there[key] != here[key])
-    if differ:
-        values = "".join(f"\n  {key}: {there.get(key)!r} there, {here.get(key)!r} in this recipe" for key in differ)
-        raise UsageError(
-            f"model.init_from={str(run)!r}: its model has another configuration; give both the same:{values}"
-        )
-
-
-def _check_layers(settings: EncoderConfig, run: Path) -> None:
-    """Check settings of an encoder that change no shape of a weight.
-
-    Raises:
-        UsageError: the run trained its encoder with other values.
-    """
-    recipe = read_yaml(run / "recipe.yaml")
-    try:
-        there = EncoderConfig.model_validate(recipe.get("model"))
-    except (ValidationError, AttributeError):
-        raise UsageError(f"model.init_from={str(run)!r}: its recipe.yaml has no encoder as its model") from None
-    for key in ("layers", "heads", "norm", "activation", "positions"):
-        if (was := getattr(there, key)) != (now := getattr(settings, key)):
-            raise UsageError(
-                f"model.init_from={str(run)!r}: model.{key} is {was} there and {now} in this recipe: give both the same"
-            )
+        return PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
+    if isinstance(settings, PretrainedConfig):
+        return _pretrained(recipe, tokenizer, names, trained, problem_type)
+    raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
 
 
 def label_maps(names: list[str]) -> dict[str, Any]:
@@ -232,55 +172,6 @@ def embedding_names(model: nn.Module, prefix: str) -> set[str]:
         return "embed" in name and not name.startswith(lists)
 
     return {name for name, p in inner.items() if id(p) in own or called_so(name.removeprefix(prefix))}
-
-
-def trunk_file(run: Path) -> Path:
-    """Return the weights file of the run that `model.init_from` names.
-
-    Raises:
-        UsageError: the run has no weights.
-    """
-    file = run / "model" / "model.safetensors"
-    if not exists(file):
-        raise UsageError(f"model.init_from={str(run)!r}: there is no {file}; give a run directory that has finished")
-    return file
-
-
-def load_trunk(model: nn.Module, run: Path) -> None:
-    """Copy the trunk of a finished run into a model, or all weights of a language model into one of the same names.
-
-    Raises:
-        UsageError: no weights, or other parameters; names one of them.
-    """
-    with TensorFile(trunk_file(run)) as weights, torch.no_grad():
-        own, prefix = dict(model.named_parameters()), trunk_prefix(model) or ""
-        if not (has_lm_head(model) and own.keys() <= weights.keys()):
-            own = {name: p for name, p in own.items() if name.startswith(prefix)}
-        for name, p in own.items():
-            if ".pooler." in name and name not in weights:
-                continue  # the head of a causal model; a masked language model has another one
-            shape = weights.shape(name) if name in weights else "missing"
-            if shape != list(p.shape):
-                raise UsageError(
-                    f"model.init_from={str(run)!r}: {name} is {shape} there and {list(p.shape)} in this recipe's "
-                    "model: give both recipes the same model sizes and tokenizer"
-                )
-            p.copy_(weights[name])
-        _refuse_left_over(model, weights, own, prefix, run)
-        for name, buffer in constants(model).items():
-            if name in weights and weights.shape(name) == list(buffer.shape):
-                buffer.copy_(weights[name])
-
-
-def _refuse_left_over(model: nn.Module, weights: TensorFile, own: dict[str, Any], prefix: str, run: Path) -> None:
-    """Raise UsageError if the run's trunk has parameters, such as further layers, that this model does not have."""
-    known = own.keys() | constants(model).keys()
-    left = sorted(name for name in weights if name.startswith(prefix) and name not in known and ".pooler." not in name)
-    if prefix and left:
-        raise UsageError(
-            f"model.init_from={str(run)!r}: its trunk has {len(left)} weights that this recipe's model does not have, "
-            f"such as {left[0]}: give both recipes the same model sizes"
-        )
 
 
 def has_lm_head(model: nn.Module) -> bool:

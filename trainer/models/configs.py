@@ -50,6 +50,7 @@ class TransformerConfig(LayersConfig):
     encoder_layers: Positive = Field(3, description="layers of the encoder")
     decoder_layers: Positive = Field(3, description="layers of the decoder")
     tied_embeddings: bool = Field(True, description="source and target embedding and output projection are one matrix")
+    init_from: str | None = Field(None, description="run directory whose weights and tokenizer are the initial ones")
 
 
 class EncoderConfig(LayersConfig):
@@ -83,6 +84,7 @@ class TransformerXLConfig(LayersConfig):
     layers: Positive = Field(6, description="number of layers")
     feed_forward: Positive = Field(1024, description="width of the feed-forward layers")
     memory: int = Field(128, ge=0, description="positions before a segment that it attends to in training")
+    init_from: str | None = Field(None, description="run directory whose weights and tokenizer are the initial ones")
 
     def past(self, length: int) -> tuple[int, int, int]:
         """Return the shape of the memory of a row, for this many positions."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
-from trainer.models.classifiers import begin_from
 from trainer.models.configs import EncoderConfig
 from trainer.models.encoder import MaskedLanguageModel
 from trainer.models.pretrained import load_model
@@ -32,12 +31,10 @@ def build_masked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     """
     settings: Any = recipe.model
     if isinstance(settings, EncoderConfig):
-        model: nn.Module = MaskedLanguageModel(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
-    else:
-        from transformers import AutoModelForMaskedLM
+        return MaskedLanguageModel(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
+    from transformers import AutoModelForMaskedLM
 
-        model = load_model(AutoModelForMaskedLM, recipe, tokenizer, trained)
-    return begin_from(model, settings, trained)
+    return load_model(AutoModelForMaskedLM, recipe, tokenizer, trained)
 
 
 def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Path | None = None) -> nn.Module:
@@ -48,11 +45,10 @@ def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     """
     from transformers import AutoModelForCausalLM
 
-    settings: Any = recipe.model
     model = load_model(AutoModelForCausalLM, recipe, tokenizer, trained, causal=True)
     if trained is None:
         _check_causal(model)
-    return begin_from(model, settings, trained)
+    return model
 
 
 @torch.no_grad()
@@ -93,7 +89,7 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
             f"model {settings.title!r} has no decoder_start_token_id, the token before a target: set it, e.g. "
             "model.config={decoder_start_token_id: 0}"
         )
-    return begin_from(model, settings, trained)
+    return model
 
 
 def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:

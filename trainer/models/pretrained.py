@@ -183,7 +183,7 @@ def _untrained(library: Any, trained: Path, part: str | None, change: Callable[[
 
     found = read_json(trained / "config.json") or {}
     try:
-        facts = AutoConfig.for_model(**_without_code(found[part] if part else found))
+        facts = AutoConfig.for_model(**_without_code(found.get(part, found) if part else found))
         return library.from_config(change(facts), trust_remote_code=False)
     except Exception as error:  # any error of the library with values that it did not write
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -65,6 +65,7 @@ class EvaluationConfig(Section):
 class GatesConfig(Section):
     """Limits that an artifact must meet to be published (docs/reference/gates.md)."""
 
+    model: Annotated[float, Field(gt=0)] = Field(1e-5, description="largest difference of an output (model/)")
     logits: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest difference of a logit (onnx)")
     rows: Annotated[int, Field(ge=1)] = Field(64, description="rows of all lengths whose logits are compared")
     margin: Annotated[float, Field(ge=0)] = Field(
@@ -88,6 +89,7 @@ class GatesConfig(Section):
 class ExportConfig(Section):
     """The artifacts that rank zero writes, and their gates."""
 
+    model: bool = Field(True, description="check model/ with stock libraries in a process without rankzero")
     onnx: bool = Field(True, description="write export/onnx")
     int8: bool = Field(True, description="write export/int8")
     bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = if the device computes in bf16")

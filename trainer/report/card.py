@@ -1,15 +1,21 @@
-"""The model card: README.md of the run directory, in the layout of the Hugging Face Hub, from the run's files alone."""
+"""The model cards: README.md of the run directory and of model/, in the layout of the Hugging Face Hub.
+
+They are written from the run's files alone.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainer.errors import UsageError
 from trainer.files import read_json, write_atomically
+from trainer.hub_paths import folder_of
 from trainer.report import run_summary
 from trainer.report.page import environment
 from trainer.report.speed import read_benchmark, recommended
@@ -23,7 +29,7 @@ FILES = (".onnx", ".onnx.data", ".safetensors")  # that count for the size of an
 
 
 def write_card(run: RunDir) -> Path:
-    """Write README.md; what the run does not have is left out.
+    """Write README.md of the run and of model/; what the run does not have is left out. Return the first.
 
     Raises:
         DataError: no run directory.
@@ -32,33 +38,59 @@ def write_card(run: RunDir) -> Path:
     """
     evaluated = [report for split in SPLITS if (report := open_report(run, split, with_records=False)).scores]
     report = evaluated[0] if evaluated else open_report(run, SPLITS[0], with_records=False)
+    stock = stock_facts(report)
+    template = environment(html=False).get_template("card.md.jinja")
+    for place in (run.path, run.model):
+        if place.is_dir():
+            values = _values(report, evaluated, stock, alone=place == run.model)
+            write_atomically(place / "README.md", template.render(values))
+    return run.path / "README.md"
+
+
+def _values(report: TaskReport, evaluated: list[TaskReport], stock: dict[str, Any], *, alone: bool) -> dict[str, Any]:
+    """Return what the template gets. `alone`: for model/, which may be uploaded without the run."""
+    run = report.run
     gates = {name: gate for name in ARTIFACTS if (gate := read_json(run.export / name / "gate.json"))}
     files = {name: gate.get("files", {}).items() for name, gate in gates.items()}
     sizes = {name: sum(f["bytes"] for path, f in of if path.endswith(FILES)) for name, of in files.items()}
-    model_type = (read_json(run.model / "config.json") or {}).get("model_type", "rankzero")
-    own_parts = str(model_type).startswith("rankzero")  # transformers cannot load those
     benchmark = read_benchmark(run)
-    text = environment(html=False).get_template("card.md.jinja").render(
-        front_matter=yaml.safe_dump(front_matter(report), sort_keys=False, allow_unicode=True),
-        report=report,
-        name=report.recipe.get("name") or run.path.name,
-        lede=run_summary.lede(report),
-        evaluated=evaluated,
-        facts=run_summary.facts(report),
-        root=str(report.recipe["data"].get("root") or "/"),
-        adapter=read_json(run.adapter / "gate.json"),
-        gates={name: {"checks": {}, **gate, "size": sizes[name]} for name, gate in gates.items()},
-        published=[name for name, gate in gates.items() if gate["passed"]],
-        weights=WEIGHTS,
-        fastest=recommended(benchmark) if benchmark else [],
-        not_recommended=benchmark["not_recommended"] if benchmark else {},
-        left_out=run_summary.left_out(report),
-        auto=None if own_parts else report.auto_class,
-        command=shlex.join(["rankzero", *report.manifest.get("command", [])[1:]]),
-    )  # fmt: skip
-    path = run.path / "README.md"
-    write_atomically(path, text)
-    return path
+    front = front_matter(report) | ({"library_name": stock["library"]} if alone else {})
+    return {
+        "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+        "report": report,
+        "name": report.recipe.get("name") or run.path.name,
+        "lede": run_summary.lede(report),
+        "evaluated": evaluated,
+        "facts": run_summary.facts(report),
+        "root": str(report.recipe["data"].get("root") or "/"),
+        "adapter": read_json(run.adapter / "gate.json"),
+        "gates": {name: {"checks": {}, **gate, "size": sizes[name]} for name, gate in gates.items()},
+        "published": [name for name, gate in gates.items() if gate["passed"]],
+        "weights": WEIGHTS,
+        "fastest": recommended(benchmark) if benchmark else [],
+        "not_recommended": benchmark["not_recommended"] if benchmark else {},
+        "left_out": run_summary.left_out(report),
+        "command": shlex.join(["rankzero", *report.manifest.get("command", [])[1:]]),
+        "alone": alone,
+        "stock": stock,
+        "usage": partial(report.usage, pooling=stock["pooling"]),
+    }
+
+
+def stock_facts(report: TaskReport) -> dict[str, Any]:
+    """Return which stock library loads model/, by its files and its gate.
+
+    Keys: `library`, its name on the Hub; `pooling` of sentence-transformers or None; `loads`, whether the library is
+    expected to give the outputs of rankzero; `gate`, the content of gate.json or an empty object.
+    """
+    run = report.run
+    gate = read_json(run.model / "gate.json") or {}
+    modes = read_json(run.model / "1_Pooling" / "config.json") or {}
+    pooling = next((key.removeprefix("pooling_mode_") for key, on in modes.items() if on is True), None)
+    model_type = str((read_json(run.model / "config.json") or {}).get("model_type", "rankzero"))
+    loads = not model_type.startswith("rankzero") and gate.get("passed", True) and gate.get("applicable", True)
+    library = "rankzero" if not loads else "sentence-transformers" if pooling else "transformers"
+    return {"library": library, "pooling": pooling, "loads": loads, "gate": gate}
 
 
 def front_matter(report: TaskReport) -> dict[str, Any]:
@@ -77,9 +109,22 @@ def front_matter(report: TaskReport) -> dict[str, Any]:
         "library_name": "rankzero",
         "pipeline_tag": report.pipeline,
         "tags": ["rankzero", str(recipe["model"].get("kind"))],
+        "license": base_license(name),
         "base_model": name.partition("@")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", name) else None,
         "datasets": [hub] if hub else None,
         "metrics": list(values) or None,
         "model-index": [{"name": recipe.get("name"), "results": [result]}] if values else None,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def base_license(name: str) -> str | None:
+    """Return the license in the model card of the pretrained model, if its folder has one."""
+    try:
+        folder = folder_of(name) if name else None
+        text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
+        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
+    except (OSError, ValueError, IndexError, yaml.YAMLError, UsageError):
+        return None
+    found = head.get("license") if isinstance(head, dict) else None
+    return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+", found) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from trainer.report.page import sentences
 from trainer.report.task_report import TaskReport
 
 FEW_GROUPS = 4  # of training rows are named in a sentence
+MOST_GROUPS = 30  # in a list
 
 
 def lede(report: TaskReport) -> str:
@@ -40,12 +42,20 @@ def facts(report: TaskReport) -> list[tuple[str, str]]:
         stage=report.stage,
         parameters=parameters(report.run.model),
         groups=groups if len(groups) <= FEW_GROUPS and all(map(finite, groups.values())) else {},
+        most_groups=_largest(groups) if len(groups) > FEW_GROUPS else [],
+        other_groups=max(0, len(groups) - MOST_GROUPS),
+        loop_settings=report.recipe.get("loop", {}),
         gpus=Counter(map(str, manifest.get("devices", {}).get("gpus") or [])),
         seconds=_elapsed(manifest, report.status),
         **_progress(report),
     )
     pairs = (line.partition(": ") for line in lines)
     return [(name, value.strip()) for name, _, value in pairs if value.strip()]
+
+
+def _largest(groups: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    known = [(name, rows) for name, rows in groups.items() if finite(rows)]
+    return sorted(known, key=lambda group: -group[1])[:MOST_GROUPS]
 
 
 def left_out(report: TaskReport) -> list[str]:
@@ -74,16 +84,20 @@ def _interval(scores: Mapping[str, Any], key: str) -> list[float] | None:
 def parameters(folder: Path) -> int | None:
     """Number of weights in the safetensors files of a folder; None without a complete one.
 
-    A weight that is used twice is stored, and counted, once.
+    A weight that is used twice is counted once. What only a stock library has (see trainer.models.stock) is left out.
     """
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.glob("**/*.safetensors")):
         try:
             with safetensors.safe_open(path, framework="np") as file:  # reads the header only
-                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except (OSError, safetensors.SafetensorError):
+                names = json.loads((file.metadata() or {}).get("rankzero", "null")) or {n: [n] for n in file.keys()}  # noqa: SIM118
+                held = set(file.keys())
+                for name, parts in names.items():
+                    shapes = [file.get_slice(part).get_shape() for part in parts if part in held]
+                    sizes[name] = max(sizes.get(name, 0), sum(map(math.prod, shapes)))
+        except (OSError, ValueError, AttributeError, safetensors.SafetensorError):
             return None
-    return total or None
+    return sum(sizes.values()) or None
 
 
 def _progress(report: TaskReport) -> dict[str, Any]:

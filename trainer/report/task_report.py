@@ -16,6 +16,11 @@ from trainer.rundir import RunDir
 from trainer.task.metrics import Metric
 from trainer.task.registry import class_of_kind
 
+USAGE = """\
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}")"""
 SHOWN = 6  # rows with the largest loss in the plain report, and as many with the smallest
 
 
@@ -86,6 +91,17 @@ class TaskReport:
     def auto_class(self) -> str | None:
         """The class of transformers that loads the weights."""
         return None
+
+    def usage(self, path: str, pooling: str | None) -> str:
+        """Return Python code that uses model/ with a stock library.
+
+        Args:
+            path: of model/ in the code.
+            pooling: that of the sentence-transformers layout, or None for a class with its own head.
+        """
+        if not self.auto_class:
+            return ""
+        return USAGE.format(auto=self.auto_class, path=path)
 
     def read_record(self, record: Record) -> Record:
         """What the report needs of a line of predictions.jsonl; input, target and prediction as text.

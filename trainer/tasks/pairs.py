@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Roles, Text
 from trainer.task.base import Texts
 from trainer.task.metrics import Metric
+
+if TYPE_CHECKING:
+    from trainer.recipe.output_sections import EvaluationConfig
 
 
 class Pairs:
@@ -65,3 +68,10 @@ class Pairs:
 
     def target_text(self, row: Texts) -> str:
         return row["trg"]
+
+
+def search_config(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """Return the keys of a generation_config.json for the search that the recipe sets."""
+    beams = evaluation.beam_size
+    penalty = {"length_penalty": evaluation.length_penalty} if beams > 1 else {}
+    return {"num_beams": beams, "do_sample": False, **penalty}

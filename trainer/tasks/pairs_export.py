@@ -23,15 +23,16 @@ from trainer.evaluation.languages import bleu_of
 from trainer.export.artifact import Array
 from trainer.export.onnx import Axes, write_graph
 from trainer.export.parity_checks import Check, Comparison
-from trainer.export.task_export import TaskExport
+from trainer.export.task_export import LabelProbabilities, TaskExport
 from trainer.task.base import Batch, Example, Record
 from trainer.tasks.generation_export import add_candidates, compare_texts
 from trainer.tasks.pairs_program import Translator
 
 
-class PairsExport(TaskExport):
+class PairsExport(LabelProbabilities, TaskExport):
     program = Translator
     beams = (1, 5)
+    auto_class = "AutoModelForSeq2SeqLM"
 
     # -- the artifact --------------------------------------------------------------------------------------------------
 
@@ -70,6 +71,9 @@ class PairsExport(TaskExport):
             (per_beam, per_beam, per_row, *of_tensors),
         )
         add_candidates(folder / "decoder.onnx", int(self.task.tokenizer.eos_token_id))
+
+    def stock_labels(self, examples: Sequence[Example]) -> dict[str, Any]:
+        return {"labels": [self.labels(example) for example in examples]}
 
     def settings(self, model: Any) -> dict[str, Any]:
         evaluation = self.task.recipe.evaluation

@@ -112,7 +112,7 @@ def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> 
         "keep": 10, "early_stopping": {"metric": recipe.loop.early_stopping.metric}, "fuse_lanes": 1, "compile": False,
     }  # fmt: skip
     values["evaluation"]["splits"] = []
-    values["export"] |= {"onnx": False, "int8": False}
+    values["export"] |= {"model": False, "onnx": False, "int8": False}
     values |= {"track": ["ledger"], "name": "verify"}
     small = Recipe.parse(values)
     check_recipe(small)

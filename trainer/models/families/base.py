@@ -54,6 +54,7 @@ class Family:
     rows_dimension: ClassVar[int] = 0  # the dimension of the input of an embedding that counts rows
     states_per_token: ClassVar[int] = 1  # last hidden states side by side
     bidirectional: ClassVar[bool] = False  # a language model whose states see the whole text
+    stock_problem: ClassVar[str | None] = None  # why the library's class gives other outputs
     subtracts_mask: ClassVar[bool] = False  # computes 1.0 - mask, which torch's exporter does for floats only
 
     def padding(self, config: Any, *, training: bool) -> Padding:

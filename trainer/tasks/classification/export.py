@@ -57,6 +57,8 @@ class ClassificationExport(TaskExport):
     program_name = "classification"
     beams = (1,)
     compiles = True
+    auto_class = "AutoModelForSequenceClassification"
+    pipeline = "text-classification"
 
     def write_graphs(self, model: Any, folder: Path) -> None:
         names, batch = self._inputs, self.task.collate(self.task.encode(self.task.toy_rows[:2]))
@@ -84,6 +86,12 @@ class ClassificationExport(TaskExport):
 
     def artifact_logits(self, artifact: Any, examples: Sequence[Example]) -> list[Array]:
         return list(artifact.logits([self.encoded(example) for example in examples]))
+
+    def stock_reads(self, example: Example) -> bool:
+        """Stock tokenizers cut pairs in another way, and no text in the middle."""
+        settings = self.task.settings
+        cut = len(example["input_ids"]) >= self.task.recipe.data.max_length
+        return not cut or (settings.truncation != "head_tail" and not settings.pair)
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
         """An exact artifact may change the class only of rows whose best two classes are within the margin."""

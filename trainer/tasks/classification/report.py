@@ -17,6 +17,20 @@ from trainer.report.rows import shared_rows
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 from trainer.tasks.classification import analysis, figures
 
+PIPELINE = """\
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{path}", top_k=None)
+print(classify({text}, truncation=True))"""
+POOLED = """\
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig
+
+model = SentenceTransformer("{path}")  # the trunk, its pooling, and the head of the classifier
+logits = torch.tensor(model.encode([{text}]))
+print(AutoConfig.from_pretrained("{path}").id2label, logits.softmax(-1))
+vectors = SentenceTransformer(modules=list(model)[:2]).encode([{text}])  # without the head"""
 MOST_ERRORS = 20  # wrong rows in the page
 MOST_LINES = 50  # classes in a table by class
 FEW_ROWS = 20  # an error rate of fewer rows does not set the scale of the bars
@@ -32,6 +46,13 @@ class ClassificationReport(TaskReport):
     folders = (Path(__file__).parent,)
     auto_class = "AutoModelForSequenceClassification"
     pipeline = "text-classification"
+
+    def usage(self, path: str, pooling: str | None) -> str:
+        pair = bool(self.recipe["task"].get("pair"))
+        if pooling is None:
+            text = '{"text": "A text.", "text_pair": "Another."}' if pair else '["A text."]'
+            return PIPELINE.format(path=path, text=text)
+        return POOLED.format(path=path, text='("A text.", "Another.")' if pair else '"A text."')
 
     @property
     def names(self) -> list[str]:

@@ -151,11 +151,9 @@ class Classification(CalibratedTask):
         model = build_classifier(self.recipe, self.tokenizer, names, trained, self.problem_type)
         return self.padded_for(model)
 
-    def save_tokenizer(self, folder: Path) -> None:
+    def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
         """Save the truncation side. Stock transformers has no head_tail; `right` is equal to `head`."""
-        side = "left" if self.settings.truncation == "tail" else "right"
-        self.tokenizer.truncation_side = self.tokenizer.init_kwargs["truncation_side"] = side
-        super().save_tokenizer(folder)
+        super().save_tokenizer(folder, tokenizer, "left" if self.settings.truncation == "tail" else side)
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """Return config.json with id2label and label2id, and the configuration of the trunk if it has one."""

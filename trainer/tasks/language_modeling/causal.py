@@ -125,6 +125,25 @@ class CausalLanguageModeling(LanguageModeling):
             self._check_isolation(model)
         return model
 
+    def generation_config(self, model: nn.Module) -> dict[str, Any]:
+        """Return the settings with which `generate` continues a text as `predict` does."""
+        settings = self.recipe.evaluation.generation
+        sampled = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+        return {
+            "bos_token_id": self.start_id, "eos_token_id": self.end_id, "pad_token_id": self.pad_id,
+            "max_new_tokens": settings.new_tokens, "num_beams": settings.beam_size,
+            "do_sample": settings.temperature > 0, **(sampled if settings.temperature else {}),
+        }  # fmt: skip
+
+    def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
+        """Save the tokenizer with the token that starts a document, and padding as `generate` of transformers needs."""
+        from trainer.data.tokenizer_files import with_template
+
+        start = str(self.tokenizer.convert_ids_to_tokens(self.start_id))
+        tokenizer = with_template(tokenizer or self.tokenizer, f"{start} $A", {start: self.start_id})
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        super().save_tokenizer(folder, tokenizer, side)
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, W, V)"""
         return model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits

@@ -18,9 +18,9 @@ from trainer.export.gates import fitting
 from trainer.export.onnx import Axes, write_graph
 from trainer.export.parity_checks import HUGE, TOLERANCE, Check, Comparison
 from trainer.export.rows import Progress, Row, spread
-from trainer.export.task_export import TaskExport, log_sum_exp
+from trainer.export.task_export import LabelProbabilities, TaskExport, log_sum_exp
 from trainer.models.attention import MASKED
-from trainer.task.base import PROMPT, Example, Record
+from trainer.task.base import IGNORED, PROMPT, Example, Record
 from trainer.tasks.generation_export import Graph, add_candidates, compare_texts, layers, tensors, untie
 from trainer.tasks.language_modeling.program import Generator
 
@@ -28,7 +28,7 @@ SINGLE = 4  # tokens that are fed to the decoder one by one, as in a search
 TOGETHER = 16  # prompts in a batch
 
 
-class LanguageModelExport(TaskExport):
+class LanguageModelExport(LabelProbabilities, TaskExport):
     @torch.no_grad()
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[Record]:
         """Loss (nats, summed) and number of tokens of each row."""
@@ -63,6 +63,17 @@ class MaskedExport(LanguageModelExport):
     no_graphs = (
         "a masked language model is where others begin (model.init_from): what is fine-tuned from it is exported"
     )
+
+    auto_class = "AutoModelForMaskedLM"
+
+    def stock_labels(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Return masked ids, and the original tokens as labels of the masked places."""
+        masked = self.task.corrupt(examples)
+        labels = [[IGNORED] * len(example["input_ids"]) for example in masked]
+        for row, example in zip(labels, masked, strict=True):
+            for place, answer in zip(example["places"], example["answers"], strict=True):
+                row[place] = answer
+        return {"input_ids": [example["input_ids"] for example in masked], "labels": labels}
 
     def unpadded(self, logits: Array, examples: Sequence[Example]) -> list[Array]:
         """(N, V) of the N masked tokens of each example"""
@@ -102,6 +113,7 @@ class CausalExport(LanguageModelExport):
     program_name = "generation"
     beams = (1,)
     tutorial = "the library's attention"  # new tokens follow the text where padding would be
+    auto_class = "AutoModelForCausalLM"
 
     # -- the artifact --------------------------------------------------------------------------------------------------
 
@@ -169,6 +181,25 @@ class CausalExport(LanguageModelExport):
             return {"passed": largest <= TOLERANCE, "largest_difference": largest, "limit": TOLERANCE}
 
         return {"chosen": chosen}
+
+    # -- model/ in stock libraries -------------------------------------------------------------------------------------
+
+    def stock_labels(self, examples: Sequence[Example]) -> dict[str, Any]:
+        pieces = [self.compared(example) for example in examples]
+        return {name: [piece[name] for piece in pieces] for name in ("input_ids", "labels")}
+
+    def stock_reads(self, example: Example) -> bool:
+        return len(example["input_ids"]) <= self.task.recipe.data.max_length
+
+    def stock_limits(self, examples: Sequence[Example]) -> dict[int, int]:
+        """Continue texts that `predict` does not cut, unless tokens are sampled."""
+        settings, room = self.task.recipe.evaluation.generation, self.task.longest_input
+        short = [i for i, example in enumerate(examples) if 1 < len(example["input_ids"]) <= room]
+        return {} if settings.temperature else dict.fromkeys(short, settings.new_tokens)
+
+    def stock_texts(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
+        found = (self.task.predict(model, self.task.collate([example])) for example in examples)
+        return [str(records[0]["prediction"]) for records in found]
 
     # -- answers -------------------------------------------------------------------------------------------------------
 

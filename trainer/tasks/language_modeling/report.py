@@ -13,6 +13,16 @@ from trainer.files import read_json
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 
+CONTINUE = """\
+from transformers import pipeline
+
+write = pipeline("text-generation", model="{path}")
+print(write("A text.", return_full_text=False))"""
+FILL = """\
+from transformers import pipeline
+
+fill = pipeline("fill-mask", model="{path}")
+print(fill(f"A {{fill.tokenizer.mask_token}} text."))"""
 FEW_TOKENS = 8  # the loss per token of shorter texts is mostly chance
 SHOWN, LISTED = 8, 10  # hardest texts in the page and in errors.json, and as many of the easiest
 
@@ -34,6 +44,9 @@ class LanguageModelingReport(TaskReport):
     @property
     def auto_class(self) -> str:
         return "AutoModelForCausalLM" if self.causal else "AutoModelForMaskedLM"
+
+    def usage(self, path: str, pooling: str | None) -> str:
+        return (CONTINUE if self.causal else FILL).format(path=path)
 
     rows = cached_property(lambda self: scored_rows(self.records))
     _by_length = cached_property(lambda self: perplexity_by_length(self.records))

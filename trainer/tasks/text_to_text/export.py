@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,3 +83,8 @@ class TextToTextExport(PairsExport):
 
     def labels(self, example: Example) -> list[int]:
         return example["labels"]
+
+    def stock_limits(self, examples: Sequence[Example]) -> dict[int, int]:
+        factor, before = self.task.recipe.evaluation.max_length_factor, self.task.prefix_length
+        lengths = [len(example["input_ids"]) - before for example in examples]
+        return {i: min(int(length * factor + 10), self.task.target_length) for i, length in enumerate(lengths)}

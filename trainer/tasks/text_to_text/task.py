@@ -14,7 +14,7 @@ from trainer.recipe.sections import Positive, Section
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
 from trainer.task.metrics import Metric
-from trainer.tasks.pairs import Pairs
+from trainer.tasks.pairs import Pairs, search_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,6 +176,15 @@ class TextToText(Pairs, Task):
         from trainer.models.language_models import build_seq2seq
 
         return self.padded_for(build_seq2seq(self.recipe, self.tokenizer, trained))
+
+    def generation_config(self, model: nn.Module) -> dict[str, Any]:
+        """Return the search of `predict`. Its limit for each row has no key: the longest of all is given."""
+        facts: Any = model.config
+        return {
+            **search_config(self.recipe.evaluation), "decoder_start_token_id": facts.decoder_start_token_id,
+            "eos_token_id": self.eos_id, "pad_token_id": self.pad_id, "forced_eos_token_id": self.eos_id,
+            "max_new_tokens": self.target_length, "suppress_tokens": [self.pad_id] * (self.pad_id != self.eos_id),
+        }  # fmt: skip
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, T, V)"""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from trainer.models.classifiers import HEAD_STD, begin_from, label_maps
+from trainer.models.classifiers import HEAD_STD, label_maps
 from trainer.models.configs import EncoderConfig
 from trainer.models.dropout import Dropout
 from trainer.models.encoder import Encoder
@@ -55,4 +55,4 @@ def build_tagger(
     else:
         auto, labels = AutoModelForTokenClassification, label_maps(names)
         model = load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
-    return begin_from(model, settings, trained)
+    return model

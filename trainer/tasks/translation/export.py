@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,3 +58,7 @@ class TranslationExport(PairsExport):
 
     def labels(self, example: Example) -> list[int]:
         return self.task.closed(example)
+
+    def stock_limits(self, examples: Sequence[Example]) -> dict[int, int]:
+        factor, most = self.task.recipe.evaluation.max_length_factor, self.task.recipe.data.max_length - 1
+        return {i: min(int(len(example["src"]) * factor + 10), most) for i, example in enumerate(examples)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,13 @@ from trainer.evaluation.predictions import Record
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 
+GENERATE = """\
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model = AutoModelForSeq2SeqLM.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}")
+inputs = tokenizer([{text}], padding=True, truncation=True, return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
 SENTENCE_EDGES = (5, 8, 11, 14, 18, 25, 40)  # words of a sentence; a bucket ends with its edge
 WORST, BEST, OUTLIERS, LISTED = 8, 6, 5, 10  # rows in the page, and in errors.json
 
@@ -29,6 +37,10 @@ class TranslationReport(TaskReport):
 
     rows = cached_property(lambda self: scored_rows(self.records))
     _summary = cached_property(lambda self: summarize(self.records, self.rows))
+
+    def usage(self, path: str, pooling: str | None) -> str:
+        prefix = str(self.recipe["task"].get("prefix") or "")
+        return GENERATE.format(path=path, text=json.dumps(f"{prefix}A text.", ensure_ascii=False))
 
     def files(self) -> list[Callable[[], list[Path]]]:
         return [self._write_errors]

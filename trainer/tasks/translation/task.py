@@ -10,7 +10,7 @@ from pydantic import Field
 from trainer.recipe.sections import Section
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
-from trainer.tasks.pairs import Pairs
+from trainer.tasks.pairs import Pairs, search_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +87,25 @@ class Translation(Pairs, Task):
         # a position more than the longest row needs: lengths are padded to a multiple
         positions = self.recipe.data.padded(self.recipe.data.max_length)
         return Transformer(self.recipe.model, len(self.tokenizer), self.pad_id, positions)  # type: ignore[arg-type]
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        return {**super().special_ids, "decoder_start_token_id": self.bos_id}
+
+    def generation_config(self, model: nn.Module) -> dict[str, Any]:
+        """Return the beam search of `predict`. Its limit for each row has no key: the longest of all is given."""
+        banned = [token for token in (self.bos_id, self.pad_id) if token != self.eos_id]
+        return {
+            **self.special_ids, **search_config(self.recipe.evaluation), "suppress_tokens": banned,
+            "max_new_tokens": self.recipe.data.max_length - 1, "forced_eos_token_id": self.eos_id,
+        }  # fmt: skip
+
+    def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
+        """Save the tokenizer with the [EOS] that `encode` puts at the end of a source, for stock transformers."""
+        from trainer.data.tokenizer_files import with_template
+
+        end = str(self.tokenizer.eos_token)
+        super().save_tokenizer(folder, with_template(self.tokenizer, f"$A {end}", {end: self.eos_id}), side)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         from trainer.evaluation.decoding import beam_search
