@@ -214,9 +214,9 @@ def clean_row(row: Row, roles: Roles, columns: Mapping[str, str], clean: Cleaner
             values[name] = role.convert(raw, clean)
         except BadValue as error:
             return BadRow(row.id, error.reason, column, error.detail, error.unknown)
-    for name, role in roles.items():
+    for name, value in values.items():
         try:
-            role.check(values[name], values)
+            roles[name].check(value, values)
         except BadValue as error:
             return BadRow(row.id, error.reason, columns.get(name, name), error.detail)
     return values

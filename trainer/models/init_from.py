@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
-from trainer.models.classifiers import config_json, trunk_prefix
+from trainer.models.classifiers import config_json, has_lm_head, trunk_prefix
 from trainer.models.folder import WEIGHTS, read_folder
 from trainer.models.label_order import saved_labels
 from trainer.recipe import read_yaml
@@ -166,7 +166,7 @@ def _same_head(
         return True
     known, here = saved_labels(_config(run)), _classes(model)
     fits = all(name in source and weights[source[name]].shape == places[name].shape for name in heads)
-    if fits and (_writes(model) or here == known):
+    if fits and (has_lm_head(model) or here == known):
         log.info("%s: all weights are taken", _title(run))
         return True
     why = f": its classes are {known}, those of this recipe are {here}" if known and here and known != here else ""
@@ -195,9 +195,3 @@ def _refuse_left_over(source: Mapping[str, str], weights: Mapping[str, Tensor], 
             f"{_title(run)}: its trunk has {len(left)} weights that this recipe's model does not have, "
             f"such as {left[0]}: give both recipes the same model sizes"
         )
-
-
-def _writes(model: nn.Module) -> bool:
-    """Return whether the model is a language model of the transformers library, whose head fits any text."""
-    found: Any = getattr(model, "get_output_embeddings", None)
-    return found is not None and found() is not None
