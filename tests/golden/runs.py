@@ -165,7 +165,7 @@ def _contents(path: Path) -> list[Any]:
         return []
     text = path.read_text(encoding="utf-8")
     values = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
-    by_library = path.name == "config.json" and not values[0]["model_type"].startswith("rankzero")
+    by_library = path.name == "config.json" and not values[0].get("model_type", "").startswith("rankzero")
     return [] if by_library else values
 
 

@@ -45,17 +45,36 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of the tensors of a safetensors file: sorted names, dtypes, shapes and bytes."""
+    """Return the SHA-256 of the tensors of a safetensors file: sorted names, dtypes, shapes and bytes.
+
+    A model/ in the layout of a stock library has the digest of the same weights in one file: its tensors are taken by
+    their names in rankzero, also from the other files of the folder.
+    """
+    paths = sorted(path.parent.rglob("*.safetensors")) if path.parent.name == "model" else [path]
+    tensors: dict[str, tuple[str, list[int], bytes]] = {}
+    for file in sorted(paths, key=lambda file: file.name != "model.safetensors"):  # the exact ones last
+        tensors |= read(file)
+    sha = hashlib.sha256()
+    for name, (dtype, shape, content) in sorted(tensors.items()):
+        sha.update(json.dumps([name, dtype, shape]).encode())
+        sha.update(content)
+    return sha.hexdigest()
+
+
+def read(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Return dtype, shape and bytes of the tensors of a file by their names in rankzero."""
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
-    header.pop("__metadata__", None)
-    data, sha = memoryview(content)[8 + size :], hashlib.sha256()
-    for name, tensor in sorted(header.items()):
-        start, end = tensor["data_offsets"]
-        sha.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
-        sha.update(data[start:end])
-    return sha.hexdigest()
+    names = json.loads(header.pop("__metadata__", {}).get("rankzero", "null")) or {name: [name] for name in header}
+    data, found = memoryview(content)[8 + size :], {}
+    for name, parts in names.items():
+        pieces = [header[part] for part in parts]
+        first = pieces[0]["shape"]
+        shape = [sum(piece["shape"][0] for piece in pieces), *first[1:]] if len(pieces) > 1 else first
+        joined = b"".join(data[slice(*piece["data_offsets"])] for piece in pieces)
+        found[name] = (pieces[0]["dtype"], shape, joined)
+    return found
 
 
 def losses(run: Path) -> list[float]:

@@ -17,8 +17,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     transformers.utils.logging.disable_progress_bar()
     folder, found = job["folder"], dict[str, Any]()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    options = {"dtype": torch.float32, "trust_remote_code": False}
-    model = getattr(transformers, job["class"]).from_pretrained(folder, **options).eval()
+    auto = getattr(transformers, job["class"])
+    model = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     found["model"] = type(model).__name__
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job["pad_id"])
@@ -96,7 +96,8 @@ def piped(job: dict[str, Any], model: Any, tokenizer: Any) -> list[Any]:
     """Return the scores of each text by label, by the pipeline."""
     import transformers
 
-    pipe = transformers.pipeline(job["pipeline"]["task"], model=model, tokenizer=tokenizer)
+    options = {"model": model, "tokenizer": tokenizer}
+    pipe = transformers.pipeline(job["pipeline"]["task"], **options, trust_remote_code=False)
     texts = [dict(zip(("text", "text_pair"), sides, strict=False)) for sides in job["pipeline"]["texts"]]
     found = [pipe(text, top_k=None, truncation=True) for text in texts]
     return [{entry["label"]: entry["score"] for entry in entries} for entries in found]

@@ -123,8 +123,8 @@ def base_license(name: str) -> str | None:
     try:
         folder = folder_of(name) if name else None
         text = (folder / "README.md").read_text(encoding="utf-8") if folder else ""
-        head = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
-    except (OSError, ValueError, IndexError, yaml.YAMLError, UsageError):
+    except (OSError, ValueError, UsageError):
         return None
-    found = head.get("license") if isinstance(head, dict) else None
-    return found if isinstance(found, str) and re.fullmatch(r"[\w.-]+", found) else None
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    found = re.search(r"^license: *([\w.-]+)$", head, re.MULTILINE)
+    return found[1] if found else None
