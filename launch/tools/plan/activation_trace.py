@@ -109,7 +109,9 @@ def trace_evaluation(fake: FakeModel, shapes: Shapes) -> Trace:
     with _recorded(fake, shapes, trace) as batch, ShapesOnly() if fake.on_cpu else CudaEmulation(False):
         fake.objective.model.eval()
         logits = fake.objective.task.logits(fake.objective.model, batch).float().flatten(0, -2)
-        F.cross_entropy(logits, batch["labels"].flatten(), reduction="none")
+        labels = batch["labels"].flatten()
+        if len(logits) == len(labels) and not labels.is_floating_point():  # labels or numbers of a row are no classes
+            F.cross_entropy(logits, labels, reduction="none")
         fake.objective.train()
     return trace
 

@@ -66,7 +66,7 @@ def read_corpus(recipe: Recipe, run: RunDir) -> tuple[Task, CorpusSize]:
     earlier = run if _same_data(recipe, run) else None
     tokenizer, vocabulary_from = _tokenizer(recipe, source, read if all_rows == read else None, earlier)
     labels = [label for role in roles_of(recipe).values() if isinstance(role, Label) for label in role.values]
-    task = make_task(recipe, tokenizer, {"train": {"labels": dict.fromkeys(labels, 1)}})
+    task = make_task(recipe, tokenizer, {"train": {"rows": 1, "labels": dict.fromkeys(labels, 1)}})
     share = min(1.0, SAMPLE / max(1, characters))
     size = _first_epoch(_SampledCorpus(recipe, task, share), most=read * share if all_rows > read else float("inf"))
     if earlier is not None and (manifest := read_json(earlier.manifest)):
