@@ -25,6 +25,7 @@ from scipy import stats
 from sklearn import metrics as sk
 from slow import slow_except
 from torch import nn
+from typer.testing import CliRunner
 
 from trainer import api
 from trainer.data.roles import BadValue, Number
@@ -588,3 +589,14 @@ def by_label(folder: Path) -> Any:
     records = read_lines(folder / "predictions.jsonl")
     true, given = (np.array([[n in r[k] for n in LABELS] for r in records]) for k in ("target", "prediction"))
     return sk.f1_score(true, given, average=None, zero_division=0)
+
+
+@pytest.mark.parametrize("mode", slow_except(MODES, "regression"))
+def test_the_plan_traces_an_evaluation(topics: Path, bert: Path, tmp_path: Path, mode: str) -> None:
+    from launch.cli import app
+
+    made = modes_world.recipe(topics, MODES[mode], {"kind": "pretrained", "name": str(bert)})
+    words = ["plan", str(written(tmp_path, made)), "--cpu", "--run", str(tmp_path / "none"), "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.exception
+    assert json.loads(result.stdout)

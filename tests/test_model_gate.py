@@ -130,7 +130,7 @@ def gate_of(run: RunDir) -> dict[str, Any]:
 def test_stock_classes_give_the_same_outputs(kind: str, made: Any, here: None) -> None:
     name, model, loaded = KINDS[kind]
     run = made(name, model)
-    assert export_run(run, Recipe, ONLY) == []
+    assert export_run(run, ONLY) == []
     gate = gate_of(run)
     assert gate["passed"] and gate["applicable"], gate
     assert gate["checks"]["loads"]["class"] == loaded
@@ -147,7 +147,7 @@ def test_stock_classes_give_the_same_outputs(kind: str, made: Any, here: None) -
 def test_a_model_without_a_stock_class_says_why(kind: str, made: Any) -> None:
     name, model, reason = NOT_APPLICABLE[kind]
     run = made(name, model)
-    export_run(run, Recipe, ONLY)
+    export_run(run, ONLY)
     gate = gate_of(run)
     assert gate["passed"] and not gate["applicable"]
     assert reason in gate["reason"]
@@ -167,10 +167,10 @@ def test_weights_are_read_back_bit_for_bit(kind: str, made: Any) -> None:
 def test_a_fresh_process_without_rankzero(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate decides once; other weights fail it, and a part of model/ that changed is reported."""
     run = made("classification", BERT)
-    export_run(run, Recipe, ONLY)
+    export_run(run, ONLY)
     assert gate_of(run)["passed"]
     monkeypatch.setattr(model_gate, "with_stock_libraries", lambda job: pytest.fail("decided again"))
-    export_run(run, Recipe, ONLY)
+    export_run(run, ONLY)
     config = run.model / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace("gelu", "relu"), encoding="utf-8")
     assert [line for line in problems_of(run) if "config.json" in line]
@@ -195,7 +195,7 @@ def test_planted_faults_fail_the_gate(fault: str, made: Any, here: None, monkeyp
         path.unlink()
         tensors.write(path, renamed, names=names)
     with pytest.raises(GateError, match="model failed its gate and stock libraries should not load it"):
-        export_run(run, Recipe, ONLY)
+        export_run(run, ONLY)
     failed = gate_of(run)["failed"]
     assert ("inputs" if fault == "tokenizer" else "outputs") in failed
     assert gate_of(run)["worst_rows"]

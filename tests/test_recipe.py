@@ -15,7 +15,7 @@ from trainer.errors import UsageError
 from trainer.recipe import FREE_TO_CHANGE, changed_keys, synonyms
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import SHIPPED, Recipe, find_recipe, load_recipe
-from trainer.task.registry import task_classes
+from trainer.task.registry import task_class
 
 ROOT = Path("corpus")
 
@@ -49,7 +49,7 @@ def test_every_shipped_recipe_is_one(path: Path) -> None:
     assert len(first) <= 100
     assert Recipe.parse(yaml.safe_load(recipe.to_yaml())) == recipe, "recipe.yaml of a run reads back as the same"
     metric = recipe.loop.early_stopping.metric
-    assert metric in task_classes()[recipe.task.kind].metrics
+    assert metric in task_class(recipe).metrics
 
 
 def test_there_are_the_promised_recipes() -> None:

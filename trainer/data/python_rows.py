@@ -101,7 +101,8 @@ def iter_rows(rows: Any, columns: Collection[str]) -> Iterator[Any]:
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise UsageError(f"predict: a single {type(rows).__name__}; give a list of texts, or {KINDS}")
     for number, row in enumerate(rows):
-        if not isinstance(row, str | Mapping):
+        tokens = isinstance(row, list | tuple) and all(isinstance(token, str) for token in row)
+        if not (isinstance(row, str | Mapping) or tokens):
             raise UsageError(f"predict: row {number} is a {type(row).__name__}; give a list of texts, or {KINDS}")
         yield row
 

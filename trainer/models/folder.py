@@ -24,6 +24,7 @@ from trainer.models.stock import stock_form, weights_of
 
 WEIGHTS = "model.safetensors"
 KEPT = "rankzero.safetensors"
+KEPT_KEYS = ("calibration",)  # of the configuration, for rankzero only
 HEAD, POOLING, MODULES = "2_Dense", "1_Pooling", "modules.json"
 HEAD_NAMES = {"head.weight": ["linear.weight"], "head.bias": ["linear.bias"]}
 
@@ -61,7 +62,8 @@ def write_folder(
         _write(folder / KEPT, {name: weights[name] for name in form.kept}, dtype)
     if form.pooling is not None:
         _write_modules(folder, form.pooling, weights, max_length, dtype)
-    write_json(folder / "config.json", {**form.config, **kind})
+    own = {key: config[key] for key in KEPT_KEYS if key in config}
+    write_json(folder / "config.json", {**form.config, **own, **kind})
 
 
 def _write(

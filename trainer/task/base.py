@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Example = dict[str, Any]  # name -> list of token or class ids, or of numbers
 Row = dict[str, Any]  # role -> value of the type that the role declares
-Line = str | Mapping[str, Any]  # what `predict` takes: a line of text, or a row by column
+Line = str | Mapping[str, Any] | Sequence[str]  # what `predict` takes: a line of text, a row by column, or tokens
 Texts = dict[str, str]
 Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
@@ -371,8 +371,8 @@ class Task(ABC):
 
     def line_of(self, line: Line) -> str:
         """Return a row as a line of text, with tabs between its inputs. A line of text is returned as it is."""
-        if isinstance(line, str):
-            return line
+        if not isinstance(line, Mapping):
+            return line if isinstance(line, str) else " ".join(line)
         values = [value_at(line, column) for column in self.input_columns.values()]
         there = [value for value in values if value is not MISSING and value is not None]
         return "\t".join(" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in there)
@@ -386,6 +386,8 @@ class Task(ABC):
         clean, roles = cleaner(self.recipe.data.cleaning), self.roles(self.recipe.task)
         if isinstance(line, str):
             return {role: clean(text) for role, text in self.row_of(line).items()}
+        if not isinstance(line, Mapping):
+            raise DataError(f"a row is a list of {len(line)} tokens, and task {self.kind} reads texts; give a text")
         row: Row = {}
         for role, column in self.input_columns.items():
             raw = value_at(line, column)

@@ -42,7 +42,7 @@ def read_corpus(recipe: Recipe) -> tuple[Task, Epoch, dict[str, Any], dict[str, 
         characters += sum(len(value) for value in row.values.values() if isinstance(value, str))
     tokenizer, origin = _tokenizer(recipe, source, rows)
     labels = [label for role in roles_of(recipe).values() if isinstance(role, Label) for label in role.values]
-    task = make_task(recipe, tokenizer, {"train": {"labels": dict.fromkeys(labels, 1)}})
+    task = make_task(recipe, tokenizer, {"train": {"rows": 1, "labels": dict.fromkeys(labels, 1)}})
     corpus = _SampledCorpus(recipe, task)
     corpus.share = min(1.0, SAMPLE / max(1, characters))
     sample = _first_epoch(corpus)

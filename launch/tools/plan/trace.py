@@ -229,7 +229,11 @@ class Tracer:
         with self._recorded(objective, shapes, trace, False) as batch:
             logits = task.logits(objective.eval().model, batch).float().flatten(0, -2)
             self._logits_width = logits.shape[-1]
-            F.cross_entropy(logits, batch["labels"].flatten(), reduction="none")
+            labels = batch["labels"].flatten()
+            if (
+                len(logits) == len(labels) and not labels.is_floating_point()
+            ):  # labels or numbers of a row are no classes
+                F.cross_entropy(logits, labels, reduction="none")
         return trace
 
     @contextlib.contextmanager

@@ -78,7 +78,9 @@ def _member(run: RunDir, split: str) -> list[Record]:
     except DataError as error:
         raise DataError(f"{run.path}: {error}; only classifiers can be averaged") from None
     if not isinstance(report, ClassificationReport):
-        raise DataError(f"{run.path}: task.kind={report.kind!r}; only classifiers can be averaged")
+        mode = f" task.mode={report.recipe['task']['mode']!r}" if "mode" in report.recipe["task"] else ""
+        one = " with one label per row" if mode else ""
+        raise DataError(f"{run.path}: task.kind={report.kind!r}{mode}; only classifiers{one} can be averaged")
     stored, names = (record["probabilities"] for record in read_records(run, split)), sorted(report.names)
     shares = (np.array([found[name] for name in names]) for found in stored)
     return in_corpus_order({**row, "shares": one} for row, one in zip(report.records, shares, strict=True))

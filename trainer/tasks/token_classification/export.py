@@ -13,7 +13,7 @@ from torch import nn
 from trainer.export.artifact import Array
 from trainer.export.onnx import write_graph
 from trainer.export.parity_checks import Check, Comparison, largest_gap
-from trainer.export.task_export import TaskExport
+from trainer.export.task_export import LabelProbabilities, TaskExport
 from trainer.task.base import Example, Record
 from trainer.tasks.classification.export import ClassifierGraph
 from trainer.tasks.token_classification.metrics import counts, key_of, summary
@@ -23,11 +23,28 @@ from trainer.tasks.token_classification.task import INPUTS
 PARTS = ("input_ids", "heads", "starts", "ends", "text", "tokens")
 
 
-class TokenClassificationExport(TaskExport):
+class TokenClassificationExport(LabelProbabilities, TaskExport):
     program = EntityFinder
     program_name = "token_classification"
     beams = (1,)
     compiles = True
+    auto_class = "AutoModelForTokenClassification"
+
+    def stock_reads(self, example: Example) -> bool:
+        """Return whether a row is one window: stock classes know no windows."""
+        return len(self.task.windows(example)) == 1
+
+    def stock_ids_agree(self, example: Example, ids: Sequence[int]) -> bool:
+        """Return True: the ids are given, since each word is cleaned and tokenized alone."""
+        return True
+
+    def stock_labels(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Return the ids of rows, and each label in turn for their tokens."""
+        (rows, count) = (
+            [self.task.pack([example])[0][0]["input_ids"] for example in examples],
+            len(self.task.settings.names),
+        )
+        return {"input_ids": rows, "labels": [[place % count for place in range(len(row))] for row in rows]}
 
     def write_graphs(self, model: Any, folder: Path) -> None:
         batch = self.task.collate(self.task.encode(self.task.toy_rows[:2]))

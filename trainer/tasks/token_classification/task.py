@@ -263,7 +263,7 @@ class TokenClassification(Task):
         Raises:
             DataError: a dict has neither a text nor a list of tokens.
         """
-        if isinstance(line, str):
+        if not isinstance(line, Mapping):
             return self.row_of(line)
         columns = [self.recipe.data.columns.get(role, role) for role in ("tokens", "text")]
         for column in columns:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.export.artifact import Array
 from trainer.export.parity_checks import Check, Comparison, largest_gap
 from trainer.task.base import Record
 from trainer.tasks.classification.export import ClassificationExport
@@ -19,6 +20,9 @@ class MultiLabelExport(ClassificationExport):
 
     def settings(self, model: Any) -> dict[str, Any]:
         return super().settings(model) | {"thresholds": self.task.thresholds}
+
+    def stock_share(self, logits: Array) -> Array:
+        return 1 / (1 + np.exp(-np.asarray(logits, dtype=float)))
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
         """An exact artifact may change only labels whose probability is within the margin of the threshold."""

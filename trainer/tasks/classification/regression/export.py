@@ -21,6 +21,7 @@ LARGEST = 16  # mean of a target, in its deviations, at which bf16 rounds to abo
 class RegressionExport(ClassificationExport):
     program = Regressor
     program_name = "regression"
+    pipeline = ""  # it returns standardized numbers where a scale cannot be a part of the output layer
 
     def settings(self, model: Any) -> dict[str, Any]:
         names, task = self.task.settings.names, self.task
@@ -41,6 +42,12 @@ class RegressionExport(ClassificationExport):
 
     def artifact_logits(self, artifact: Any, examples: Sequence[Example]) -> list[Array]:
         return [row / self._deviations for row in super().artifact_logits(artifact, examples)]
+
+    def stock_outputs(self, model: nn.Module, examples: Sequence[Example]) -> list[Array]:
+        return self.torch_logits(model, examples)
+
+    def stock_share(self, logits: Array) -> Array:
+        return logits / self._deviations
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
         """An exact artifact gives the same numbers within the limit of logits; others lose little of the score."""

@@ -168,14 +168,16 @@ class Regression(Classification):
         return score_regression(records, self.settings.names, resamples=resamples)
 
     def read_calibration(self, folder: Path) -> None:
-        """Read mean and deviation of the targets.
+        """Read mean and deviation of the targets; a configuration that no training has written has none.
 
         Raises:
-            CheckpointError: config.json has no such numbers.
+            CheckpointError: config.json has something else in their place.
         """
         from trainer.errors import CheckpointError
 
         super().read_calibration(folder)
+        if not self.calibrated:
+            return
         try:
             usable = len(self.scales) == len(self.settings.names) and isinstance(self.calibrated.get("targets"), dict)
         except (TypeError, ValueError, KeyError, AttributeError):
