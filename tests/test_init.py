@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from docs_world import blocks
 from typer.testing import CliRunner
 
 from launch.cli import app
@@ -90,7 +91,7 @@ def test_labels_in_a_csv_file(here: Path) -> None:
     assert data["lanes"] * data["rows_per_batch"] == 8
     assert 160 * values["loop"]["epochs"] / 8 >= 150, "steps"
     assert values["loop"]["early_stopping"] == {"metric": "accuracy"}
-    assert 16 <= data["max_length"] <= 40
+    assert data["max_length"] == 64
     assert 2e-5 <= float(values["optim"]["lr"]) <= 2e-4
 
 
@@ -344,10 +345,11 @@ def test_rates_by_size(here: Path) -> None:
 
 
 def test_max_length_covers_nearly_all_rows() -> None:
-    assert Lengths((10, 11, 12, 20), True).max_length(512) == 24
-    assert Lengths((*[20] * 99, 900), True).max_length(512) == 24, "one long row"
+    assert Lengths((10, 11, 12, 20), True).max_length(512) == 64
+    assert Lengths((10, 70, 80, 99), True).max_length(512) == 104
+    assert Lengths((*[70] * 99, 900), True).max_length(512) == 72, "one long row"
     assert Lengths((700,) * 5, True).max_length(512) == 512
-    assert Lengths((*[20] * 99, 900), True).cut(24) == 0.01
+    assert Lengths((*[70] * 99, 900), True).cut(72) == 0.01
 
 
 def test_rendered_yaml_has_the_same_values() -> None:
@@ -375,6 +377,15 @@ def test_every_key_of_a_comment_exists(here: Path) -> None:
     text = Path("rows.yaml").read_text(encoding="utf-8")
     for words in ("rows a step", "at most 2 GPUs", "then to 0 by the schedule", "steps, ", "selects the checkpoint"):
         assert words in text, words
+
+
+def test_the_tutorial_shows_what_is_written_and_printed(here: Path) -> None:
+    """Copy the recipe and the output below `rankzero init tickets` into docs/tutorials/classifier.md after a change."""
+    page = {block.title or block.text.splitlines()[0]: block.text for block in blocks("tutorials/classifier.md")}
+    exec(compile(page["make_tickets.py"], "make_tickets.py", "exec"), {})
+    printed = init("tickets")
+    assert Path("tickets.yaml").read_text(encoding="utf-8") == page["tickets.yaml"]
+    assert page[printed.splitlines()[0]] in printed
 
 
 # -- recipes show ------------------------------------------------------------------------------------------------------

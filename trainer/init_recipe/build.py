@@ -244,7 +244,7 @@ def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
         f"with the lanes {plan.data['lanes'] * plan.data.get('rows_per_batch', 0)} rows a step"
     )
     notes["data.tokens_per_batch"] = "most padded tokens of a micro-batch"
-    pad = {} if length >= 64 else {"pad_multiple": 4}
+    pad = {} if found.lengths.quantile(0.5) >= 64 else {"pad_multiple": 4}
     return {"root": files.root, **splits, **read, **plan.data, "max_length": length, **pad}
 
 
@@ -252,7 +252,7 @@ def _optim(found: Draft, plan: steps.Steps, model: str | None) -> Values:
     suggestion = found.suggestion
     if model:
         rate, why = rate_of(model)
-        found.notes["optim.lr"] = f"{why}; half of it or twice as much is worth a try"
+        found.notes["optim.lr"] = f"{why}; half or twice the rate is worth a try"
     else:
         rate = 1e-3 if suggestion.packed or suggestion.model.get("d_model", 0) > 256 else 2e-3
         found.notes["optim.lr"] = "for random weights"

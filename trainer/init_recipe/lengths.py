@@ -13,7 +13,7 @@ from trainer.hub_paths import folder_of
 
 SPECIAL = 3  # special tokens of a row, at most
 TOKENS_PER_WORD = 1.5  # for an estimate; rare words take more
-STEP = 8
+STEP, LEAST = 8, 64
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,13 @@ class Lengths:
         return sum(self.sorted) / len(self.sorted)
 
     def max_length(self, most: int) -> int:
-        """Return data.max_length: nearly all rows fit, and a few long ones do not slow down all others."""
+        """Return data.max_length: nearly all rows fit, and a few long ones do not slow down all others.
+
+        It is at least LEAST, because later texts may be longer. Micro-batches are only as wide as their longest row.
+        """
         usual, longest = self.quantile(0.98), self.sorted[-1]
-        chosen = longest if longest <= max(64, 1.3 * usual) else usual
-        return min(most, max(2 * STEP, math.ceil(chosen / STEP) * STEP))
+        chosen = longest if longest <= max(LEAST, 1.3 * usual) else usual
+        return min(most, max(LEAST, math.ceil(chosen / STEP) * STEP))
 
     def cut(self, length: int) -> float:
         """Return the share of the rows that are longer."""

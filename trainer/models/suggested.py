@@ -37,9 +37,9 @@ def rate_of(name: str) -> tuple[float, str]:
         return GENERATOR_RATE, "usual for a language model of this size"
     if size := _layer_parameters(config):
         rate = next(rate for most, rate in RATES if size <= most)
-        return rate, f"for {size / 1e6:.0f}M parameters in the layers"
+        return rate, f"layers of {size / 1e6:.0f}M parameters"
     rate = next((rate for words, rate in BY_NAME.items() if re.search(words, name.lower())), 5e-5)
-    return rate, "for a model of this name; 2e-5 for a large one, 1e-4 for a small one"
+    return rate, "by its name; large models 2e-5, small ones 1e-4"
 
 
 def longest_input(name: str) -> int | None:

@@ -40,7 +40,7 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
     notes = {
         "task.labels": "value in the files: name of the class" if isinstance(labels, dict) else "the order of the ids",
         "loop.early_stopping": "selects the checkpoint; macro F1, because classes differ much in size" if rare else "",
-        "model.pooling": "mean of all tokens; auto: the model's own head, which other programs can load",
+        "model.pooling": "mean of all tokens; auto: the head of the architecture",
     }
     return Suggestion(
         fit=0.8 if named else 0.7,
