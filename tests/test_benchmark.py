@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from trainer import api
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
 from trainer.export import bench_runner, benchmark, gates, stage
-from trainer.export.benchmark import LEAST_ROUNDS, bench_run, bench_stage
+from trainer.export.benchmark import LEAST_ROUNDS, bench_run, bench_seconds, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.stage import export_run
 from trainer.files import read_json, write_json
@@ -195,6 +196,23 @@ def test_the_stage_is_skipped_until_an_input_changes(
         assert bench_stage(copy, **same) == report
     shutil.rmtree(copy.evaluation("test"))
     assert bench_stage(copy, **same) is None
+
+
+def test_seconds_after_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short run has no benchmark, a long one the usual seconds, and a value in the recipe wins."""
+    run = RunDir(tmp_path)
+    assert bench_seconds(run, None) == benchmark.SECONDS, "no manifest"
+    now = 1_800_000_000.0
+    monkeypatch.setattr(benchmark.time, "time", lambda: now)
+    for elapsed, seconds in ((20, 0.0), (59, 0.0), (60, 12.0), (100, 20.0), (150, 30.0), (86_400, 30.0)):
+        started = datetime.fromtimestamp(now - elapsed, UTC).strftime("%Y-%m-%dT%H:%M:%S%z")
+        run.manifest.write_text(json.dumps({"started": started, "starts": []}), encoding="utf-8")
+        assert bench_seconds(run, None) == seconds
+        assert bench_seconds(run, 5.0) == 5.0
+        assert bench_seconds(run, 0.0) == 0.0
+    earlier = datetime.fromtimestamp(now - 600, UTC).strftime("%Y-%m-%dT%H:%M:%S%z")
+    run.manifest.write_text(json.dumps({"started": started, "starts": [{"started": earlier}]}), encoding="utf-8")
+    assert bench_seconds(run, None) == benchmark.SECONDS, "resumed"
 
 
 def test_the_card_tells_of_a_benchmark_made_alone(

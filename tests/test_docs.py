@@ -16,6 +16,7 @@ from slow import slow_except
 from launch.cli import app
 from launch.configs import find
 from trainer.cli import app as trainer_app
+from trainer.recipe import synonyms
 from trainer.recipe_loading import Recipe, load_recipe
 
 ROOT = DOCS.parent
@@ -123,3 +124,30 @@ def test_files_name_existing_pages(folder: str) -> None:
         if path.suffix in (".py", ".yaml", ".sbatch", ".jinja"):
             for target in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")):
                 assert (ROOT / target).exists(), f"{path.relative_to(ROOT)}: {target}"
+
+
+# -- the page for users of other trainers ------------------------------------------------------------------------------
+
+NO_SYNONYMS = {"optim", "callbacks"}  # names of sections or keys
+TABLE_ROW = re.compile(r"^\| (`.+?) \| (.+?) \| .*\|$", re.M)
+KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)`")
+
+
+def test_keys_of_the_page_for_users_of_other_trainers_exist() -> None:
+    """Each key is one of the schema, and the hint for the other trainer's name leads to it."""
+    schema, text = Recipe.model_json_schema(), (DOCS / "how-to/from-trainer.md").read_text(encoding="utf-8")
+    rows = TABLE_ROW.findall(text)
+    assert len(rows) > 40
+    for there, here in rows:
+        keys = KEY.findall(here)
+        for key in keys:
+            value: Any = True
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            check_keys(value, [schema], schema)
+        hints = {name: synonyms.advice(name) for name in KEY.findall(there)}
+        for name, hint in hints.items():
+            if hint is not None and keys:
+                assert any(key in hint for key in keys), f"{name}: {hint}, and the page says {here}"
+            known = hint is not None or not keys or any(name in key.split(".") for key in keys)
+            assert known or name in NO_SYNONYMS, f"{name} of the page has no hint in trainer/recipe/synonyms.py"

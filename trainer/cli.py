@@ -22,6 +22,7 @@ from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import read_predictions, write_predictions
 from trainer.files import read_json
+from trainer.init_recipe.command import init_command
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
 from trainer.text_lines import TextCommand, prepare_streams, read_rows
@@ -205,15 +206,26 @@ def predict(
 app.command("embed", cls=TextCommand)(embed_command)
 
 
+app.command("init")(init_command)
+
+
 @app.command("recipes")
 def recipes(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[show NAME]", help="print a shipped recipe; default: list all")
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
 ) -> None:
-    """List the shipped recipes, or print the JSON Schema of a recipe."""
-    from trainer.recipe_loading import SHIPPED, Recipe
+    """List the shipped recipes, print one of them, or print the JSON Schema of a recipe."""
+    from trainer.recipe_loading import SHIPPED, Recipe, find_recipe
 
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
+        return
+    if words:
+        if len(words) != 2 or words[0] != "show":
+            raise UsageError(f"recipes {' '.join(words)}: allowed are `recipes` and `recipes show NAME`")
+        print(find_recipe(words[1]).read_text(encoding="utf-8"), end="")
         return
     for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
         first = path.read_text(encoding="utf-8").splitlines()[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import GateError
 from trainer.export.adapter import check_adapter
-from trainer.export.benchmark import bench_stage
+from trainer.export.benchmark import bench_seconds, bench_stage
 from trainer.export.stage import export_run, log_progress
 from trainer.files import read_json
 from trainer.report_stages import attempt, card_stage, render_reports, report_stage
@@ -63,7 +63,7 @@ def run_post_training(
         except GateError as error:
             refused = refused or error
     before = read_json(run.export / "benchmark.json")
-    seconds = task.recipe.export.bench if task.recipe.export.wanted() else 0.0
+    seconds = bench_seconds(run, task.recipe.export.bench) if task.recipe.export.wanted() else 0.0
     if bench_stage(run, seconds=seconds) not in (None, before):  # the pages show them
         attempt("the report", run, lambda: render_reports(run))
     for split in splits:

@@ -17,6 +17,7 @@ import platform
 import random
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ log = logging.getLogger("rankzero")
 
 FORMAT = 2  # 1 recommended from any number of rounds
 SECONDS, LEAST_SECONDS = 30.0, 5.0  # the default, and the least that is allowed
+WORTH_SECONDS = 12.0  # below it, little but the start of the processes is measured
 BATCHES = (1, 8, 32)
 LEAST_ROUNDS = 5  # for a recommendation: by luck the slower of two wins all five in 3%
 TEXTS = 512  # at most
@@ -77,6 +79,25 @@ def bench_stage(run: RunDir, *, seconds: float = SECONDS, **options: Any) -> Rep
     except UsageError as error:
         log.warning("no benchmark: %s", error)
         return None
+
+
+def bench_seconds(run: RunDir, setting: float | None) -> float:
+    """Return the seconds of the benchmark after a training: `export.bench`, or by the time since the first start.
+
+    A fifth of that time is at most SECONDS. Less than WORTH_SECONDS measure nothing, so that short runs have none.
+    """
+    if setting is not None:
+        return setting
+    manifest = read_json(run.manifest) or {}
+    starts = [start["started"] for start in (*manifest.get("starts", ()), manifest) if "started" in start]
+    if not starts:
+        return SECONDS
+    elapsed = time.time() - min(datetime.strptime(one, "%Y-%m-%dT%H:%M:%S%z").timestamp() for one in starts)
+    seconds = min(SECONDS, elapsed / 5)
+    if seconds >= WORTH_SECONDS:
+        return seconds
+    log.info("no benchmark after a run of %.0f s: `rankzero bench %s` measures the speed", elapsed, run.path)
+    return 0.0
 
 
 def bench_run(run: RunDir, *, seconds: float = SECONDS, threads: int | None = None, compiled: bool = False) -> Report:

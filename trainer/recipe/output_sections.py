@@ -96,7 +96,11 @@ class ExportConfig(Section):
     safetensors: bool | None = Field(
         None, description="weights in fp32 for PyTorch; null = if onnx and int8 cannot be made"
     )
-    bench: Annotated[float, Field(ge=0)] = Field(30.0, description="seconds for the speed benchmark; 0 = no benchmark")
+    bench: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="seconds for the speed benchmark; 0 = no benchmark; null = a fifth of the training, at most 30; "
+        "none after less than a minute",
+    )
     gates: GatesConfig = Field(default_factory=GatesConfig)
 
     @property

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
+    from trainer.data.profile import Table
     from trainer.recipe import Recipe
     from trainer.recipe.sections import Section
+    from trainer.task.suggestion import Suggestion
 
 Example = dict[str, Any]  # name -> list of token or class ids, or of numbers
 Row = dict[str, Any]  # role -> value of the type that the role declares
@@ -482,7 +484,23 @@ class Task(ABC):
     @classmethod
     def exporter(cls) -> type[Any]:
         """Import the class in `exporter_path`, which needs torch and onnx."""
-        return _import(cls.exporter_path)
+        exporter: type[Any] = _import(cls.exporter_path)
+        return exporter
+
+    # -- rankzero init ---------------------------------------------------------------------------------------------
+
+    # "module:function" that returns a trainer.task.suggestion.Suggestion for the columns of a file, or None
+    suggester_path: ClassVar[str | None] = None
+
+    @classmethod
+    def suggest(cls, table: Table, columns: Mapping[str, str]) -> Suggestion | None:
+        """Return the parts of a recipe for the rows of a file, or None if the task cannot have such rows.
+
+        Args:
+            table: the training rows.
+            columns: role -> column, as far as the user has set it.
+        """
+        return None if cls.suggester_path is None else _import(cls.suggester_path)(table, columns)
 
     # -- report and model card (what trainer.report asks) ----------------------------------------------------------
 
@@ -492,11 +510,11 @@ class Task(ABC):
     @classmethod
     def reporter(cls) -> type[Any]:
         """Import the class in `reporter_path`, which needs no torch."""
-        return _import(cls.reporter_path)
+        reporter: type[Any] = _import(cls.reporter_path)
+        return reporter
 
 
-def _import(path: str) -> type[Any]:
-    """Import the class of "module:class"."""
+def _import(path: str) -> Any:
+    """Import the class or function of "module:name"."""
     module, _, name = path.partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), name)
-    return found
+    return getattr(importlib.import_module(module), name)

@@ -33,6 +33,7 @@ class Classification(CalibratedTask):
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
     reporter_path = "trainer.tasks.classification.report:ClassificationReport"
+    suggester_path = "trainer.tasks.classification.suggest:suggest"
     embeds = True
     averages = True
     inputs = ("input_ids",)

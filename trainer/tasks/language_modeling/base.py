@@ -36,6 +36,7 @@ class LanguageModeling(Task):
     kind = "language_modeling"
     config = LanguageModelingConfig
     reporter_path = "trainer.tasks.language_modeling.report:LanguageModelingReport"
+    suggester_path = "trainer.tasks.language_modeling.suggest:suggest"
     models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
     embeds = True
     labels_are_tokens = True

@@ -56,6 +56,7 @@ class TextToText(Pairs, Task):
     models = ("pretrained",)
     exporter_path = "trainer.tasks.text_to_text.export:TextToTextExport"
     reporter_path = "trainer.tasks.text_to_text.report:TextToTextReport"
+    suggester_path = "trainer.tasks.text_to_text.suggest:suggest"
     labels_are_tokens = True
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
     metric_specs: ClassVar[tuple[Metric, ...]] = (*Pairs.metric_specs, *ROUGE)

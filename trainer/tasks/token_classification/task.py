@@ -43,6 +43,7 @@ class TokenClassification(Task):
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.token_classification.export:TokenClassificationExport"
     reporter_path = "trainer.tasks.token_classification.report:TokenClassificationReport"
+    suggester_path = "trainer.tasks.token_classification.suggest:suggest"
     inputs = ("input_ids",)
     metric_specs = SPECS
     cheap_metrics = ()

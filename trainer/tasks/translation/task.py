@@ -36,6 +36,7 @@ class Translation(Pairs, Task):
     models = ("transformer",)
     exporter_path = "trainer.tasks.translation.export:TranslationExport"
     reporter_path = "trainer.tasks.translation.report:TranslationReport"
+    suggester_path = "trainer.tasks.translation.suggest:suggest"
     labels_are_tokens = True
     inputs = ("src", "trg_in")
 

@@ -1,0 +1,283 @@
+"""Make the values of a recipe, and the comments on them, from the files of a user."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.data.columns import as_yaml
+from trainer.data.discovery import split_shards
+from trainer.data.profile import Table, profile
+from trainer.data.roles import Roles
+from trainer.data.sniffing import Reading
+from trainer.data.sources import Split, open_split
+from trainer.data.split_files import SplitFiles, find_splits
+from trainer.data.survey import Survey, survey
+from trainer.errors import DataError, UsageError
+from trainer.init_recipe import steps
+from trainer.init_recipe.lengths import Lengths, measure
+from trainer.models.suggested import MULTILINGUAL, longest_input, rate_of
+from trainer.recipe import apply_overrides
+from trainer.recipe.sections import DataConfig
+from trainer.task.registry import class_of_kind, task_classes
+from trainer.task.suggestion import Suggestion
+
+MOST_LENGTH = 512
+FEW_UNKNOWN = 0.05  # share of unknown tokens above which the model does not know the language
+POSSIBLE = 0.3  # fit of a task that is listed as an alternative
+MOST_BAD = 0.5  # share of bad rows above which the columns must be wrong
+READING = ("delimiter", "quote", "header", "encoding", "columns")  # keys of data that the user may set for reading
+LENIENT: dict[str, Any] = {"lanes": 1, "on_bad_row": "skip", "max_bad_fraction": 0.999}
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Values = dict[str, Any]
+
+
+@dataclass
+class Draft:
+    """A recipe in the making.
+
+    Attributes:
+        files: of the splits.
+        table: the training rows.
+        suggestion: of the task.
+        others: tasks that fit as well.
+        lengths: of the inputs in tokens.
+        surveys: by split.
+        share: of the training rows that is held out for validation; None if there are files.
+        values: sections of the recipe.
+        notes: comments by dotted key.
+        remarks: sentences for the user.
+    """
+
+    files: SplitFiles
+    table: Table
+    suggestion: Suggestion
+    others: list[str]
+    lengths: Lengths
+    surveys: dict[str, Survey] = field(default_factory=dict)
+    share: float | None = None
+    values: Values = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
+    """Return a recipe for the rows of a file or folder.
+
+    Args:
+        path: of the file or folder.
+        kind: of the task; None to take the one that fits best.
+        overrides: `key=value` of the recipe, which come before all guesses.
+
+    Raises:
+        UsageError: no such file, several corpora, or no task fits the columns.
+        DataError: a file or most of its rows cannot be read.
+    """
+    files = find_splits(path)
+    given: Values = apply_overrides({}, overrides)
+    read = {key: value for key, value in (given.get("data") or {}).items() if key in READING}
+    data = _data_config(files, read)
+    table = profile(split_shards(data, files.train, "train"), Reading.of(data, None), files.languages)
+    suggestion, others = _choose(path, table, kind, data.columns)
+    name = (given.get("model") or {}).get("name", suggestion.pretrained)
+    inputs = [table.columns[column] for column in suggestion.inputs if column in table.columns]
+    joined = len(inputs) > 1 and suggestion.pretrained is not None and bool(suggestion.task.get("pair"))
+    lengths = measure(inputs, name, joined)
+    found = Draft(files, table, suggestion, others, lengths)
+    if not table.header:
+        read["header"] = False
+    if suggestion.columns:
+        read["columns"] = suggestion.columns
+    _survey(found, read)
+    _fill(found, path, read, name, given)
+    apply_overrides(found.values, overrides)
+    return found
+
+
+def _data_config(files: SplitFiles, read: Mapping[str, Any], **more: Any) -> DataConfig:
+    splits = {"train": files.train, "validation": files.validation, "test": files.test}
+    try:
+        return DataConfig(**{"root": files.root, **splits, **read, **more})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"data.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _choose(path: str, table: Table, kind: str | None, columns: Mapping[str, str]) -> tuple[Suggestion, list[str]]:
+    """Return the suggestion of the task that fits best, and the kinds of others that fit."""
+    classes = {kind: class_of_kind(kind)} if kind is not None else task_classes()
+    every = {name: task.suggest(table, columns) for name, task in classes.items()}
+    fitting = {name: one for name, one in every.items() if one is not None}
+    best = max(fitting, key=lambda name: fitting[name].fit, default=None)
+    if best is not None and (kind is not None or fitting[best].fit >= 0.5):
+        return fitting[best], [name for name, one in fitting.items() if name != best and one.fit >= POSSIBLE]
+    there = ", ".join(f"{name!r} ({_described(table, name)})" for name in list(table.columns)[:8])
+    task = f"task {kind}" if kind else "a task"
+    fix = "name the columns as data.columns={text: COLUMN, label: COLUMN}"
+    if kind is None and fitting:
+        fix += f", or choose --task {' or --task '.join(fitting)}"
+    raise UsageError(f"init: {path} has no columns that fit {task}; columns there: {there}. To decide, {fix}")
+
+
+def _described(table: Table, name: str) -> str:
+    column = table.columns[name]
+    if column.kind == "empty":
+        return "empty"
+    different = f"more than {len(column.values):,}" if column.many else f"{len(column.values):,}"
+    return f"{column.kind}, {different} different"
+
+
+def _survey(found: Draft, read: Mapping[str, Any]) -> None:
+    """Read every row as the training does. A test split without labels is left out."""
+    task = class_of_kind(found.suggestion.task["kind"])
+    try:
+        roles = task.roles(task.config(**found.suggestion.task))
+    except ValidationError as error:
+        raise UsageError(f"init: task: {error.errors()[0]['msg']}") from None
+    for share in [found.files.validation] if found.files.validation else steps.validation_shares(found.table.rows):
+        found.share = share if isinstance(share, float) else None
+        found.surveys = {}
+        _read_splits(found, _data_config(found.files, read, validation=share, **LENIENT), roles)
+        if found.surveys["train"].labels.keys() <= found.surveys.get("validation", Survey("validation")).labels.keys():
+            break  # no class is missing in validation
+    _refuse_bad(found)
+
+
+def _read_splits(found: Draft, data: DataConfig, roles: Roles) -> None:
+    found.remarks.clear()
+    for split in SPLITS:
+        try:
+            source = open_split(data, split, roles)
+            if source is not None:
+                found.surveys[split] = survey(source, data, roles, split)
+        except DataError as error:
+            if split == "train":
+                raise
+            found.remarks.append(f"data.{split} is left out: {error}")
+
+
+def bad_share(one: Survey) -> float:
+    """Return the share of bad rows of a split, as `data.max_bad_fraction` counts it."""
+    bad = one.bad.total() + one.lost
+    return bad / max(1, one.rows + bad)
+
+
+def _refuse_bad(found: Draft) -> None:
+    for split, one in found.surveys.items():
+        if bad_share(one) > MOST_BAD:
+            reasons = ", ".join(f"{count:,} x {reason}" for reason, count in one.bad.most_common(5))
+            raise DataError(
+                f"data.{split}: {one.bad.total():,} of {one.rows + one.bad.total():,} rows are bad: {reasons}. First: "
+                f"{one.examples[0]}. Fix the rows, or name other columns: data.columns={as_yaml({'text': 'COLUMN'})}"
+            )
+
+
+def _fill(found: Draft, path: str, read: Values, model: str | None, given: Values) -> None:
+    """Write the sections of the recipe."""
+    suggestion, lengths = found.suggestion, found.lengths
+    most = min(MOST_LENGTH, (longest_input(model) if model else None) or MOST_LENGTH)
+    length = int(
+        (given.get("data") or {}).get("max_length") or (256 if suggestion.packed else lengths.max_length(most))
+    )
+    rows = found.surveys["train"].rows
+    if suggestion.packed:
+        plan = steps.packed(rows, lengths.mean, length)
+    elif suggestion.pretrained is None:
+        plan = steps.from_scratch(rows, lengths.mean, length)
+    else:
+        plan = steps.fine_tuning(rows, length)
+    found.notes |= {key: note for key, note in suggestion.notes.items() if note}
+    found.values = {
+        "version": 1,
+        "name": re.sub(r"[^\w.-]+", "-", _name(path), flags=re.ASCII).strip("-._") or "run",
+        "seed": 1,
+        "task": suggestion.task,
+        "data": _data(found, read, plan, length),
+    }
+    if suggestion.tokenizer:
+        found.values["tokenizer"] = suggestion.tokenizer
+    name = {"kind": "pretrained", "name": suggestion.pretrained} if suggestion.pretrained else {}
+    found.values |= {"model": {**name, **suggestion.model}, "optim": _optim(found, plan, model)}
+    found.values["loop"] = _loop(found, plan)
+    if suggestion.evaluation:
+        found.values["evaluation"] = suggestion.evaluation
+    _note_lengths(found, length, plan)
+    if model and lengths.unknown > FEW_UNKNOWN:
+        text = f"{lengths.unknown:.0%} of the tokens are unknown to {model}; for other languages: {MULTILINGUAL}"
+        found.notes["model.name"] = text
+        found.remarks.append(text)
+
+
+def _name(path: str) -> str:
+    name = Path(path).expanduser().absolute().name
+    stem = name.split(".")[0]
+    return stem if stem.lower() not in ("train", "training") else Path(path).expanduser().absolute().parent.name
+
+
+def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
+    files, surveys, notes = found.files, found.surveys, found.notes
+    splits: Values = {"train": files.train}
+    if "validation" in surveys:
+        splits["validation"] = files.validation or found.share
+        if found.share:
+            notes["data.validation"] = f"share of train that is held out: {surveys['validation'].rows:,} rows"
+    if "test" in surveys:
+        splits["test"] = files.test
+    bad = max(map(bad_share, surveys.values()))
+    if bad:
+        splits["on_bad_row"] = "skip"
+        notes["data.on_bad_row"] = f"{sum(one.bad.total() for one in surveys.values()):,} bad rows; fail: stop at one"
+    if bad > 0.01:
+        splits["max_bad_fraction"] = math.ceil(bad * 110) / 100
+    notes["data.root"] = "folder of the files"
+    notes["data.lanes"] = (
+        f"a step takes a micro-batch from each lane; at most {plan.data['lanes']} "
+        f"{'GPU' if plan.data['lanes'] == 1 else 'GPUs'}"
+    )
+    notes["data.rows_per_batch"] = (
+        f"with the lanes {plan.data['lanes'] * plan.data.get('rows_per_batch', 0)} rows a step"
+    )
+    notes["data.tokens_per_batch"] = "most padded tokens of a micro-batch"
+    pad = {} if found.lengths.quantile(0.5) >= 64 else {"pad_multiple": 4}
+    return {"root": files.root, **splits, **read, **plan.data, "max_length": length, **pad}
+
+
+def _optim(found: Draft, plan: steps.Steps, model: str | None) -> Values:
+    suggestion = found.suggestion
+    if model:
+        rate, why = rate_of(model)
+        found.notes["optim.lr"] = f"{why}; half or twice the rate is worth a try"
+    else:
+        rate = 1e-3 if suggestion.packed or suggestion.model.get("d_model", 0) > 256 else 2e-3
+        found.notes["optim.lr"] = "for random weights"
+    found.notes["optim.warmup_ratio"] = (
+        f"{math.ceil(plan.warmup_ratio * plan.total):,} steps, then to 0 by the schedule"
+    )
+    own = {"name": "adamw", "lr": rate, "schedule": "linear", "warmup_ratio": plan.warmup_ratio}
+    decay = {"weight_decay": 0.01} if model else {}
+    return {**own, **decay, **suggestion.optim}
+
+
+def _loop(found: Draft, plan: steps.Steps) -> Values:
+    found.notes["loop.epochs"] = f"about {plan.total:,} steps, {plan.per_epoch:,} an epoch"
+    found.notes.setdefault("loop.early_stopping", "selects the checkpoint; patience: 3 would stop the training early")
+    every = plan.eval_every
+    loop: Values = {"epochs": plan.epochs, "eval_every": every, "save_every": every, "log_every": plan.log_every}
+    if "validation" in found.surveys:
+        loop["early_stopping"] = {"metric": found.suggestion.metric}
+    return loop
+
+
+def _note_lengths(found: Draft, length: int, plan: steps.Steps) -> None:
+    lengths = found.lengths
+    about = "" if lengths.measured else "about "
+    sizes = f"tokens of a row: median {about}{lengths.quantile(0.5)}, 98% {lengths.quantile(0.98)}"
+    cut = lengths.cut(length)
+    end = f"; {cut:.1%} are cut" if cut and not found.suggestion.packed else f", longest {lengths.sorted[-1]}"
+    found.notes["data.max_length"] = "texts are packed into sequences of it" if found.suggestion.packed else sizes + end

@@ -1,0 +1,97 @@
+"""The command `rankzero init`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.errors import UsageError
+from trainer.files import write_atomically
+
+if TYPE_CHECKING:
+    from trainer.data.profile import Column
+    from trainer.init_recipe.build import Draft
+
+COLUMNS, LABELS, EXAMPLES = 12, 8, 3  # lines and values that are shown
+FEW = 30  # different values that may be labels
+
+
+def init_command(
+    path: Annotated[
+        str, typer.Argument(metavar="FILE", help="training rows, or a folder with the files of all splits")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. data.encoding=cp1252 model.name=FOLDER")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="the recipe (default NAME.yaml)")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--task", metavar="KIND", help="kind of task (default: by the columns)")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the recipe")] = False,
+) -> None:
+    """Look at the rows of a file or folder, and write a commented recipe for them."""
+    from trainer.init_recipe.build import draft
+    from trainer.init_recipe.render import render
+    from trainer.recipe_loading import Recipe, check_recipe
+
+    found = draft(path, kind, overrides or [])
+    target = output or Path(f"{found.values['name']}.yaml")
+    if target.exists() and not force:
+        raise UsageError(f"init: {target} exists; --force overwrites it, or -o names another file")
+    head = [f"{found.values['name']}: {found.suggestion.why}", "", f"  rankzero train {target}", ""]
+    head.append(f"Written by `rankzero init {path}`. Every key: `rankzero recipes --schema`.")
+    text = render(found.values, found.notes, head)
+    check_recipe(Recipe.parse(copy.deepcopy(found.values), where=f"init: {target}"))
+    for line in summary(found):
+        print(line)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, text)
+    print(f"\nwritten: {target}\nnext:    rankzero train {target} --debug   (20 steps, to see that all fits)")
+    print(f"         rankzero train {target}")
+
+
+def summary(found: Draft) -> Iterator[str]:
+    """Yield lines about what was found."""
+    table, surveys = found.table, found.surveys
+    for name, column in [*table.columns.items()][:COLUMNS]:
+        yield f"  {name[:30]:30s} {_about(column)}"
+    if len(table.columns) > COLUMNS:
+        yield f"  and {len(table.columns) - COLUMNS} more columns"
+    data = found.values["data"]
+    for split, one in surveys.items():
+        source = data[split]
+        where = f"{source:.1%} of train" if isinstance(source, float) else source
+        where = " + ".join(where.values()) if isinstance(where, dict) else where
+        yield f"{split + ':':12s}{one.rows:,} rows, {where}" + (f"; {one.bad.total():,} bad" if one.bad else "")
+        if split == "train" or not isinstance(source, float):
+            yield from (f"    {example}" for example in one.examples[:EXAMPLES])
+    yield f"task:       {found.suggestion.task['kind']}: {found.suggestion.why}"
+    if found.others:
+        yield f"            possible as well: --task {', --task '.join(found.others)}"
+    model, loop, optim = found.values["model"], found.values["loop"], found.values["optim"]
+    yield f"model:      {model.get('name') or 'random weights'}, learning rate {optim['lr']:g}"
+    yield f"steps:      {loop['epochs']} epochs, {found.notes['loop.epochs']}"
+    yield f"length:     {data['max_length']} tokens; {found.notes['data.max_length']}"
+    yield from (f"note:       {remark}" for remark in found.remarks)
+
+
+def _about(column: Column) -> str:
+    """Return kind, size and values of a column."""
+    text = f"{column.kind:7s} {column.filled:,} values"
+    if column.many or len(column.values) > FEW:
+        text += f", {'more than ' * column.many}{len(column.values):,} different"
+    elif column.values:
+        shown = [*column.labels.items()][:LABELS]
+        more = " …" if len(column.labels) > LABELS else ""
+        text += f": {', '.join(f'{value[:30]} {count:,}' for value, count in shown)}{more}"
+    if column.kind == "text" and (column.many or len(column.values) > FEW):
+        sizes = sorted(map(len, column.texts))
+        scripts = ", ".join(f"{name} {share:.0%}" for name, share in column.scripts().items())
+        text += f"; characters: median {sizes[len(sizes) // 2]}, longest {sizes[-1]}; {scripts}"
+    return text

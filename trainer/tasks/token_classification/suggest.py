@@ -1,0 +1,76 @@
+"""Suggest token classification for rows of tokens with tags, or of texts with spans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trainer.data.labels import ClassIndex
+from trainer.data.profile import Column, Table
+from trainer.data.roles import Tokens
+from trainer.models.suggested import ENCODER
+from trainer.task.suggestion import Suggestion, renamed, text_columns
+from trainer.tasks.token_classification.roles import Spans, Tags
+from trainer.tasks.token_classification.schemes import OUTSIDE
+
+
+def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
+    """Return the suggestion for a table. `columns`: roles that the user has set."""
+    lists = {column.name: column for column in table.columns.values() if column.kind == "list"}
+    tags = _named(lists, columns.get("tags"), Tags.synonyms, _has_tags)
+    tokens = _named(lists, columns.get("tokens"), Tokens.synonyms, lambda column: not _has_tags(column))
+    if tags is not None and tokens is not None:
+        types, roles = _types(tags), {"tokens": tokens.name, "tags": tags.name}
+        return _made("tokens", types, roles, tokens.name)
+    spans = _named(lists, columns.get("spans"), Spans.synonyms, _has_spans)
+    texts = text_columns(table)
+    if spans is None or not texts:
+        return None
+    text = columns.get("text", texts[0].name)
+    return _made("text", sorted(spans.labels), {"text": text, "spans": spans.name}, text)
+
+
+def _made(rows: str, types: list[str], roles: dict[str, str], text: str) -> Suggestion | None:
+    if not types:
+        return None
+    return Suggestion(
+        fit=0.95,
+        why=f"{' with '.join(f'{role} in column {column!r}' for role, column in roles.items())}; "
+        f"{len(types)} entity types ({', '.join(types[:8])})",
+        task={"kind": "token_classification", "labels": types, **({"rows": rows} if rows != "tokens" else {})},
+        columns=renamed(roles),
+        inputs=(text,),
+        metric="f1",
+        pretrained=ENCODER,
+        notes={"task.labels": "entity types, without B- and I-"},
+    )
+
+
+def _named(lists: Mapping[str, Column], name: str | None, synonyms: str, fits: object) -> Column | None:
+    if name is not None:
+        return lists.get(name)
+    assert callable(fits)
+    fitting = {column.strip().lower(): lists[column] for column in lists if fits(lists[column])}
+    usual = (fitting[word] for word in synonyms.split() if word in fitting)
+    return next(usual, next(iter(fitting.values()), None) if len(fitting) == 1 else None)
+
+
+def _has_tags(column: Column) -> bool:
+    values = [value for value in column.values if value]
+    return OUTSIDE in values and all(value == OUTSIDE or value[1:2] == "-" for value in values)
+
+
+def _has_spans(column: Column) -> bool:
+    items = [item for value in column.first if isinstance(value, list) for item in value]
+    return bool(items) and all(
+        (isinstance(item, Mapping) and {"start", "end", "label"} <= item.keys())
+        or (isinstance(item, list) and len(item) == 3)
+        for item in items
+    )
+
+
+def _types(tags: Column) -> list[str]:
+    """Return the types in the tags, of class indices all that their column lists."""
+    items = [item for value in tags.first if isinstance(value, list) for item in value]
+    index = next((item for item in items if isinstance(item, ClassIndex)), None)
+    values = index.names if index is not None else tuple(tags.values)
+    return sorted({value[2:] for value in values if value[1:2] == "-"})
