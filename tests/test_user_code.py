@@ -41,6 +41,20 @@ def swapped(records):
 swapped.direction = "min"
 
 
+def cross_entropy(logits, labels):
+    import torch.nn.functional as F
+
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+
+
+def half(logits, labels):
+    return cross_entropy(logits, labels) / 2
+
+
+def by_row(logits, labels):
+    return logits[:, 0]
+
+
 def shout(text):
     return text.upper() + "!"
 
@@ -139,9 +153,32 @@ def test_metric_callback_cleaning_and_optimizer_of_a_user(tmp_path: Path, module
     run_ranks(words, tmp_path / "answered", hook=hook, env={user_code.ALLOWED: module}).check()
 
 
+@pytest.mark.ranks
+def test_a_loss_of_a_user_is_divided_by_the_labels_of_the_step(tmp_path: Path, module: str) -> None:
+    """The same function gives the same weights, on one rank and on two; another one gives others."""
+    recipe = tmp_path / "recipe.yaml"
+    values = review_recipe(write_reviews(tmp_path), optim={"name": "sgd", "lr": 0.5}, evaluation={"splits": []})
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    hook = functools.partial(hooks.import_from, str(tmp_path))
+    weights = []
+    for name, ranks in (("", 1), ("cross_entropy", 1), ("cross_entropy", 2), ("half", 1)):
+        run = tmp_path / f"run-{name}-{ranks}"
+        train(recipe, run, *([f"task.loss={module}:{name}"] if name else []), world=ranks, hook=hook).check()
+        weights.append(load_file(run / "checkpoints/step-00000008/model.safetensors"))
+    usual, same, on_two, other = weights
+    for key, tensor in usual.items():
+        torch.testing.assert_close(same[key], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(on_two[key], tensor, rtol=0, atol=1e-6)
+    assert max(float((other[key] - tensor).abs().max()) for key, tensor in usual.items()) > 1e-3
+    refused = train(recipe, tmp_path / "refused", f"task.loss={module}:by_row", hook=hook).check(2)
+    assert "returned Tensor, not a tensor with one number" in refused.err[0]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("task.loss=MODULE:nothing", "module MODULE has no 'nothing'"),
+        ("task={loss: 'MODULE:half', focal_gamma: 2}", "task.focal_gamma: is not used with the loss"),
         ("evaluation.metrics=[MODULE:nothing]", "module MODULE has no 'nothing'"),
         ("evaluation.metrics=[MODULE:swapped, MODULE:swapped]", "already has a metric 'swapped'"),
         ("data.cleaning=[no_such_module:f]", "module no_such_module cannot be imported"),
@@ -154,8 +191,10 @@ def test_metric_callback_cleaning_and_optimizer_of_a_user(tmp_path: Path, module
 def test_wrong_names_are_refused_before_the_start(tmp_path: Path, module: str, override: str, message: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(review_recipe(tmp_path)), encoding="utf-8")
+    key, _, value = override.replace("MODULE", module).partition("=")
+    overrides = [f"task.{k}={v}" for k, v in yaml.safe_load(value).items()] if key == "task" else [f"{key}={value}"]
     with pytest.raises(UsageError) as refused:
-        load_recipe(recipe, [override.replace("MODULE", module)])
+        load_recipe(recipe, overrides)
     assert message.replace("MODULE", module) in str(refused.value)
 
 

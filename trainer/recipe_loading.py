@@ -17,6 +17,7 @@ from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides, read_yaml, recipe_class
 from trainer.task.base import Task
 from trainer.task.registry import load_task, roles_of, task_class, task_classes
+from trainer.task.user_loss import loss_problems
 
 SHIPPED = Path(__file__).parent / "recipe" / "shipped"
 _Shipped = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
@@ -79,6 +80,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
     for role in recipe.data.columns.keys() - roles.keys():
         problems.append(f"data.columns.{role}: no role of task {task.kind}; its roles: {', '.join(roles)}")
     problems += _model_problems(recipe, task) or task.problems(recipe)
+    problems += loss_problems(recipe)
     problems += _adapter_problems(recipe)
     if stopping.metric not in task.metrics:
         known = ", ".join(sorted(task.metrics))

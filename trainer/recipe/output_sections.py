@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.sections import PATTERN, Positive, Section
+from trainer.recipe.sections import OwnName, Positive, Section
 
 
 class GenerationConfig(Section):
@@ -55,7 +55,7 @@ class EvaluationConfig(Section):
     memory: Annotated[int, Field(ge=0)] | None = Field(
         None, description="positions before a segment that a Transformer-XL attends to; null = model.memory"
     )
-    metrics: list[Annotated[str, Field(pattern=PATTERN)]] = Field(
+    metrics: list[OwnName] = Field(
         default_factory=list,
         description="functions package.module:function that score the predictions of a split (docs: custom-metric)",
     )

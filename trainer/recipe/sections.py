@@ -22,6 +22,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
+OwnName = Annotated[str, Field(pattern=PATTERN)]  # of a function or class of a user
+
+
+class LossSection(Section):
+    """Base of the `task` sections whose loss can be a function of a user."""
+
+    loss: OwnName | None = Field(
+        None,
+        description="function package.module:function of logits and labels that returns the sum of the losses of all "
+        "labels; null = cross-entropy",
+    )
+
+
 class DataConfig(Section):
     """Source of the rows, and how they become micro-batches (see docs/explanation/lanes.md)."""
 
@@ -324,7 +337,7 @@ class LoopConfig(Section):
     )
     log_every: Positive = Field(50, description="steps between log lines")
     keep: Annotated[int, Field(ge=2)] | Literal["all"] = Field(2, description="newest checkpoints to keep, or all")
-    callbacks: list[Annotated[str, Field(pattern=PATTERN)]] = Field(
+    callbacks: list[OwnName] = Field(
         default_factory=list, description="classes package.module:Class that watch the training (trainer.Callback)"
     )
     early_stopping: EarlyStopping = Field(default_factory=EarlyStopping)

@@ -11,6 +11,7 @@ from trainer import user_code
 from trainer.data.roles import Roles
 from trainer.errors import UsageError
 from trainer.task.base import Task
+from trainer.task.user_loss import with_loss
 from trainer.task.user_metrics import with_metrics
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ def class_of_kind(kind: object) -> type[Task]:
 
 
 def task_class(recipe: Recipe) -> type[Task]:
-    """Return the class of a recipe's task, with the metrics that `evaluation.metrics` adds.
+    """Return the class of a recipe's task, with the loss and the metrics of the user.
 
     Raises:
-        UsageError: no task has that kind, or as `with_metrics`.
+        UsageError: no task has that kind, or as `with_loss` and `with_metrics`.
     """
     found = class_of_kind(getattr(recipe.task, "kind", None)).of(recipe)
+    if user_code.is_reference(loss := getattr(recipe.task, "loss", None)):
+        found = with_loss(found, str(loss))
     names = recipe.evaluation.metrics
     return with_metrics(found, tuple(names)) if names else found
 

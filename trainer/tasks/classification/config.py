@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.recipe.sections import Fraction, Section
+from trainer.recipe.sections import Fraction, OwnName, Section
 
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -61,7 +61,11 @@ class ClassificationConfig(Section):
     calibration: Literal["temperature"] | None = Field(
         None, description="temperature: scale the logits after training so that probabilities fit validation (single)"
     )
-    loss: Literal["mse", "mae", "huber"] = Field("mse", description="loss of standardized targets (regression)")
+    loss: Literal["mse", "mae", "huber"] | OwnName = Field(
+        "mse",
+        description="loss of standardized targets (regression); or, in every mode, a function package.module:function "
+        "of logits and labels that returns the sum of the losses of all labels",
+    )
     huber_delta: Annotated[float, Field(gt=0)] = Field(
         1.0, description="standardized error from which the Huber loss is linear (loss: huber)"
     )
@@ -96,7 +100,8 @@ class ClassificationConfig(Section):
     def _consistent(self) -> ClassificationConfig:
         for key, modes in _MODES.items():
             default = type(self).model_fields[key].get_default(call_default_factory=True)
-            if self.mode not in modes and getattr(self, key) != default:
+            own = key == "loss" and ":" in self.loss  # every mode may have a function of the user
+            if self.mode not in modes and getattr(self, key) != default and not own:
                 allowed = " and ".join(modes)
                 raise ValueError(f"{key} is for mode {allowed}, and mode is {self.mode}: leave {key} out")
         if self.mode == "regression":

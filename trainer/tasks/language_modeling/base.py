@@ -10,13 +10,13 @@ from pydantic import Field
 
 from trainer.data.roles import Roles, Text
 from trainer.evaluation.predictions import in_corpus_order
-from trainer.recipe.sections import Section
+from trainer.recipe.sections import LossSection
 from trainer.task.base import Record, Task, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.language_modeling.metric_specs import SPECS
 
 
-class LanguageModelingConfig(Section):
+class LanguageModelingConfig(LossSection):
     """`task` section of a language modeling recipe."""
 
     kind: Literal["language_modeling"] = "language_modeling"

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from trainer.data.token_ids import encode_batch
 from trainer.errors import UsageError
-from trainer.recipe.sections import Positive, Section
+from trainer.recipe.sections import LossSection, Positive
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
 from trainer.task.metrics import Metric
@@ -30,7 +30,7 @@ MEANING = "{} shared with the reference. Mean F1 of rows, without stemming."
 ROUGE = [Metric(f"rouge{n}", "max", f"ROUGE-{n}", MEANING.format(what), scale=(0, 1)) for n, what in SHARED]
 
 
-class TextToTextConfig(Section):
+class TextToTextConfig(LossSection):
     """`task` section of a text-to-text recipe."""
 
     kind: Literal["text_to_text"] = "text_to_text"

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from trainer.recipe.sections import Fraction, Section
+from trainer.recipe.sections import Fraction, LossSection
 from trainer.tasks.token_classification.schemes import OUTSIDE, tag_names
 
 
-class TokenClassificationConfig(Section):
+class TokenClassificationConfig(LossSection):
     """`task` section of a token classification recipe."""
 
     kind: Literal["token_classification"] = "token_classification"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from trainer.recipe.sections import Section
+from trainer.recipe.sections import LossSection
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
 from trainer.tasks.pairs import Pairs, search_config
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class TranslationConfig(Section):
+class TranslationConfig(LossSection):
     """`task` section of a translation recipe."""
 
     kind: Literal["translation"] = "translation"

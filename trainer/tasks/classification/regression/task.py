@@ -129,13 +129,18 @@ class Regression(Classification):
         losses = self._losses(self.logits(model, batch).float(), batch["labels"])
         return (losses * batch["weights"]).sum() if self.weighted else losses.sum()
 
+    @property
+    def _usual_loss(self) -> str:
+        """The loss of evaluations, also if a function of the user is minimized."""
+        return "mse" if ":" in self.settings.loss else self.settings.loss
+
     def _losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from trainer.tasks.classification.losses import regression_loss
 
-        return regression_loss(self.standardized(outputs), labels, self.settings.loss, self.settings.huber_delta)
+        return regression_loss(self.standardized(outputs), labels, self._usual_loss, self.settings.huber_delta)
 
     def guess(self) -> tuple[float, str] | None:
-        return (1.0, "answering the mean of the training rows") if self.settings.loss == "mse" else None
+        return (1.0, "answering the mean of the training rows") if self._usual_loss == "mse" else None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
         outputs, labels = self.logits(model, batch).float(), batch["labels"]
