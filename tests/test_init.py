@@ -131,6 +131,34 @@ def test_pairs_of_texts(here: Path) -> None:
     assert values["data"]["columns"] == {"text": "sentence_A", "text_pair": "sentence_B", "label": "judgment"}
 
 
+def test_several_labels_in_lists_and_in_texts(here: Path) -> None:
+    lists = [["a"], ["a", "b"], [], ["c"]]
+    write_jsonl(here / "lists.jsonl", [{"body": text(), "tags": lists[n % 4]} for n in range(80)])
+    values = recipe_of("lists.jsonl")
+    assert values["task"] == {"kind": "classification", "mode": "multi", "labels": ["a", "b", "c"]}
+    assert values["data"]["columns"] == {"text": "body", "labels": "tags"}
+    assert values["loop"]["early_stopping"] == {"metric": "f1_micro"}
+    write_csv(here / "texts.csv", ["body", "genres"], [[text(), "|".join(lists[n % 4]) or "d"] for n in range(80)])
+    task = recipe_of("texts.csv")["task"]
+    assert task == {"kind": "classification", "mode": "multi", "labels": ["a", "b", "c", "d"], "separator": "|"}
+
+
+def test_numbers_that_are_no_labels(here: Path) -> None:
+    write_csv(here / "rows.csv", ["id", "text", "score"], [[n, text(), n / 7] for n in range(60)])
+    values = recipe_of("rows.csv")
+    assert values["task"] == {"kind": "classification", "mode": "regression"}
+    assert values["data"]["columns"] == {"value": "score"}
+    assert values["loop"]["early_stopping"] == {"metric": "pearson"}
+
+
+def test_markup_and_long_texts(here: Path) -> None:
+    """Tags are removed, and long texts keep their end."""
+    write_jsonl(here / "rows.jsonl", [{"text": f"<b>{text(700)}</b><br /> &amp;", "label": n % 2} for n in range(40)])
+    values = recipe_of("rows.jsonl")
+    assert values["data"]["cleaning"][:2] == ["unescape_html", "strip_tags"]
+    assert (values["task"]["truncation"], values["data"]["max_length"]) == ("head_tail", 512)
+
+
 def test_tokens_with_tags(here: Path) -> None:
     rows = [{"words": ["Ada", "lives", "here"], "ner": ["B-PER", "O", "O" if n % 2 else "B-LOC"]} for n in range(60)]
     write_jsonl(here / "rows.jsonl", rows)
@@ -277,13 +305,15 @@ def test_files_that_do_not_fit(here: Path) -> None:
     (here / "empty.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"empty.csv has no rows"):
         init("empty.csv")
-    write_csv(here / "numbers.csv", ["text", "score"], [[text(), n / 7] for n in range(50)])
-    with pytest.raises(UsageError, match=r"no columns that fit a task.*'score' \(number.*data.columns=\{text: COLUMN"):
-        init("numbers.csv")
+    write_csv(here / "letters.csv", ["subject", "letter"], [[f"{text()} {n}", f"{text(20)} {n}"] for n in range(50)])
+    with pytest.raises(
+        UsageError, match=r"no columns that fit a task.*'letter' \(text, many different.*data.columns=\{text: COLUMN"
+    ):
+        init("letters.csv")
     with pytest.raises(UsageError, match=r"no columns that fit task token_classification"):
-        init("numbers.csv", "--task", "token_classification")
+        init("letters.csv", "--task", "token_classification")
     with pytest.raises(UsageError, match=r"task.kind='clasification' is not known"):
-        init("numbers.csv", "--task", "clasification")
+        init("letters.csv", "--task", "clasification")
     assert not list(here.glob("*.yaml"))
 
 

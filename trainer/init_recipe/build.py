@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,18 @@ from trainer.errors import DataError, UsageError
 from trainer.init_recipe import steps
 from trainer.init_recipe.lengths import Lengths, measure
 from trainer.models.suggested import MULTILINGUAL, longest_input, rate_of
+from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides
 from trainer.recipe.sections import DataConfig
-from trainer.task.registry import class_of_kind, task_classes
+from trainer.recipe_loading import Recipe
+from trainer.task.registry import class_of_kind, roles_of, task_classes
 from trainer.task.suggestion import Suggestion
 
 MOST_LENGTH = 512
+MANY_CUT = 0.05  # share of rows longer than the model reads, from which `Suggestion.long_rows` is used
+MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|&(?:[a-z]{2,8}|#\d{2,5});")
+MARKED = 0.01  # share of texts with markup from which it is removed
+HTML = ["unescape_html", "strip_tags", "normalize_unicode", "fold_whitespace"]
 FEW_UNKNOWN = 0.05  # share of unknown tokens above which the model does not know the language
 POSSIBLE = 0.3  # fit of a task that is listed as an alternative
 MOST_BAD = 0.5  # share of bad rows above which the columns must be wrong
@@ -94,6 +101,10 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
         read["header"] = False
     if suggestion.columns:
         read["columns"] = suggestion.columns
+    texts = [text for column in inputs for text in column.texts]
+    if suggestion.markup and (share := sum(bool(MARKUP.search(text)) for text in texts) / max(1, len(texts))) > MARKED:
+        read["cleaning"] = HTML
+        found.notes["data.cleaning"] = f"{share:.0%} of the texts have HTML tags or entities"
     _survey(found, read)
     _fill(found, path, read, name, given)
     apply_overrides(found.values, overrides)
@@ -129,17 +140,12 @@ def _described(table: Table, name: str) -> str:
     column = table.columns[name]
     if column.kind == "empty":
         return "empty"
-    different = f"more than {len(column.values):,}" if column.many else f"{len(column.values):,}"
-    return f"{column.kind}, {different} different"
+    return f"{column.kind}, {column.different} different"
 
 
 def _survey(found: Draft, read: Mapping[str, Any]) -> None:
     """Read every row as the training does. A test split without labels is left out."""
-    task = class_of_kind(found.suggestion.task["kind"])
-    try:
-        roles = task.roles(task.config(**found.suggestion.task))
-    except ValidationError as error:
-        raise UsageError(f"init: task: {error.errors()[0]['msg']}") from None
+    roles = roles_of(_provisional(found.suggestion, found.files))
     for share in [found.files.validation] if found.files.validation else steps.validation_shares(found.table.rows):
         found.share = share if isinstance(share, float) else None
         found.surveys = {}
@@ -147,6 +153,15 @@ def _survey(found: Draft, read: Mapping[str, Any]) -> None:
         if found.surveys["train"].labels.keys() <= found.surveys.get("validation", Survey("validation")).labels.keys():
             break  # no class is missing in validation
     _refuse_bad(found)
+
+
+def _provisional(suggestion: Suggestion, files: SplitFiles) -> BaseRecipe:
+    """Return a recipe of the suggested task, from which its roles follow."""
+    model = {"kind": "pretrained", "name": suggestion.pretrained} if suggestion.pretrained else suggestion.model
+    data = {"root": files.root, "train": files.train}
+    values = {"name": "init", "task": suggestion.task, "data": data, "model": model, "loop": {"epochs": 1}}
+    recipe: BaseRecipe = Recipe.parse(copy.deepcopy(values), where="init")
+    return recipe
 
 
 def _read_splits(found: Draft, data: DataConfig, roles: Roles) -> None:
@@ -193,11 +208,12 @@ def _fill(found: Draft, path: str, read: Values, model: str | None, given: Value
     else:
         plan = steps.fine_tuning(rows, length)
     found.notes |= {key: note for key, note in suggestion.notes.items() if note}
+    long_rows = suggestion.long_rows if lengths.cut(length) > MANY_CUT else {}
     found.values = {
         "version": 1,
         "name": re.sub(r"[^\w.-]+", "-", _name(path), flags=re.ASCII).strip("-._") or "run",
         "seed": 1,
-        "task": suggestion.task,
+        "task": suggestion.task | long_rows,
         "data": _data(found, read, plan, length),
     }
     if suggestion.tokenizer:

@@ -85,7 +85,7 @@ def _about(column: Column) -> str:
     """Return kind, size and values of a column."""
     text = f"{column.kind:7s} {column.filled:,} values"
     if column.many or len(column.values) > FEW:
-        text += f", {'more than ' * column.many}{len(column.values):,} different"
+        text += f", {column.different} different"
     elif column.values:
         shown = [*column.labels.items()][:LABELS]
         more = " …" if len(column.labels) > LABELS else ""
