@@ -38,7 +38,7 @@ class Steps:
 
     @property
     def log_every(self) -> int:
-        return rounded(self.total / 25)
+        return rounded(self.total / 20)
 
     @property
     def warmup_ratio(self) -> float:
