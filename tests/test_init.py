@@ -317,6 +317,13 @@ def test_files_that_do_not_fit(here: Path) -> None:
     assert not list(here.glob("*.yaml"))
 
 
+def test_a_run_is_named_after_the_folder_of_train_files(here: Path) -> None:
+    for name in ("train.csv", "train-00000-of-00001.csv", "trains.csv"):
+        write_csv(here / "mail" / name, ["text", "label"], [[text(), "ab"[n % 2]] for n in range(20)])
+    names = [recipe_of(f"mail/{p.name}")["name"] for p in sorted((here / "mail").iterdir())]
+    assert names == ["mail", "mail", "trains"]
+
+
 def test_several_corpora_in_a_folder(here: Path) -> None:
     for name in ("train.csv", "types_train.csv"):
         write_csv(here / "root" / name, ["text", "label"], [[text(), "ab"[n % 2]] for n in range(20)])
@@ -368,7 +375,10 @@ def test_rates_by_size(here: Path) -> None:
         return suggested.rate_of(str(folder))[0]
 
     rates = [rate(384, 6), rate(512, 8), rate(768, 12), rate(1024, 24)]
-    assert rates == sorted(rates, reverse=True) and rates[0] == 2e-4 and rates[-1] == 2e-5
+    assert rates == sorted(rates, reverse=True) and rates[0] == 1e-4 and rates[-1] == 2e-5
+    few, many = (suggested.rate_for(str(here / "bert-384"), count)[0] for count in (200, 5000))
+    assert (few, many) == (2e-4, 1e-4)
+    assert suggested.rate_for(str(here / "bert-1024"), 200)[0] == 2e-5
     assert rate(512, 6, "t5") == 5e-4
     assert suggested.rate_of("some/bert-large-uncased")[0] == 2e-5
     assert suggested.rate_of("some/model-of-unknown-size")[0] == 5e-5

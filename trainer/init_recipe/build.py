@@ -23,7 +23,7 @@ from trainer.data.survey import Survey, survey
 from trainer.errors import DataError, UsageError
 from trainer.init_recipe import steps
 from trainer.init_recipe.lengths import Lengths, measure
-from trainer.models.suggested import MULTILINGUAL, longest_input, rate_of
+from trainer.models.suggested import MULTILINGUAL, longest_input, rate_for
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides
 from trainer.recipe.sections import DataConfig
@@ -233,7 +233,8 @@ def _fill(found: Draft, path: str, read: Values, model: str | None, given: Value
 def _name(path: str) -> str:
     name = Path(path).expanduser().absolute().name
     stem = name.split(".")[0]
-    return stem if stem.lower() not in ("train", "training") else Path(path).expanduser().absolute().parent.name
+    of_train = re.fullmatch(r"(train|training)\W*[-\d]*(of)?[-\d]*", stem.lower())
+    return Path(path).expanduser().absolute().parent.name if of_train else stem
 
 
 def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
@@ -267,8 +268,8 @@ def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
 def _optim(found: Draft, plan: steps.Steps, model: str | None) -> Values:
     suggestion = found.suggestion
     if model:
-        rate, why = rate_of(model)
-        found.notes["optim.lr"] = f"{why}; half or twice the rate is worth a try"
+        rate, why = rate_for(model, plan.total)
+        found.notes["optim.lr"] = f"{why}; half and twice are worth a try"
     else:
         rate = 1e-3 if suggestion.packed or suggestion.model.get("d_model", 0) > 256 else 2e-3
         found.notes["optim.lr"] = "for random weights"
