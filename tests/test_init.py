@@ -17,7 +17,7 @@ from docs_world import blocks
 from typer.testing import CliRunner
 
 from launch.cli import app
-from trainer.data.sources import open_split
+from trainer.data.sources import held_out, open_split
 from trainer.data.split_files import find_splits
 from trainer.data.survey import survey
 from trainer.errors import DataError, UsageError
@@ -116,6 +116,20 @@ def test_rare_classes_are_selected_by_f1_and_are_in_validation(here: Path) -> No
     source = open_split(recipe.data, "validation", roles_of(recipe))
     assert source is not None
     assert "abuse" in survey(source, recipe.data, roles_of(recipe), "validation").labels
+
+
+def test_a_class_that_no_share_reaches_leaves_the_usual_share(here: Path) -> None:
+    """Equal rows are on the same side, so that a class of one text may be in no validation set."""
+    shares = set()
+    for word in map(str, range(6)):
+        write_csv(here / "rows.csv", ["message", "topic"], [*[row[1:] for row in tickets(600)], *[[word, "spam"]] * 9])
+        share = recipe_of("rows.csv")["data"]["validation"]
+        row = {"label": "spam", "text": word}
+        assert held_out(row, share) or (share == 0.15 and not held_out(row, 0.25))
+        shares.add(held_out(row, share))
+    assert False in shares
+    assert steps.validation_shares(600) == [0.15, 0.2, 0.25]
+    assert steps.validation_shares(5000) == [0.1, 0.15, 0.2]
 
 
 def test_numbers_are_labels_with_names_to_give(here: Path) -> None:

@@ -146,7 +146,10 @@ def _described(table: Table, name: str) -> str:
 def _survey(found: Draft, read: Mapping[str, Any]) -> None:
     """Read every row as the training does. A test split without labels is left out."""
     roles = roles_of(_provisional(found.suggestion, found.files))
-    for share in [found.files.validation] if found.files.validation else steps.validation_shares(found.table.rows):
+    shares: list[Any] = (
+        [found.files.validation] if found.files.validation else steps.validation_shares(found.table.rows)
+    )
+    for share in shares if len(shares) == 1 else [*shares, shares[0]]:
         found.share = share if isinstance(share, float) else None
         found.surveys = {}
         _read_splits(found, _data_config(found.files, read, validation=share, **LENIENT), roles)
