@@ -22,13 +22,14 @@ from trainer.data.split_files import SplitFiles, find_splits
 from trainer.data.survey import Survey, survey
 from trainer.errors import DataError, UsageError
 from trainer.init_recipe import steps
+from trainer.init_recipe.choice import choose
 from trainer.init_recipe.lengths import Lengths, measure
 from trainer.models.suggested import MULTILINGUAL, longest_input, rate_for
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides
 from trainer.recipe.sections import DataConfig
 from trainer.recipe_loading import Recipe
-from trainer.task.registry import class_of_kind, roles_of, task_classes
+from trainer.task.registry import roles_of
 from trainer.task.suggestion import Suggestion
 
 MOST_LENGTH = 512
@@ -37,7 +38,6 @@ MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|&(?:[a-z]{2,8}|#\d{2,5});")
 MARKED = 0.01  # share of texts with markup from which it is removed
 HTML = ["unescape_html", "strip_tags", "normalize_unicode", "fold_whitespace"]
 FEW_UNKNOWN = 0.05  # share of unknown tokens above which the model does not know the language
-POSSIBLE = 0.3  # fit of a task that is listed as an alternative
 MOST_BAD = 0.5  # share of bad rows above which the columns must be wrong
 READING = ("delimiter", "quote", "header", "encoding", "columns")  # keys of data that the user may set for reading
 LENIENT: dict[str, Any] = {"lanes": 1, "on_bad_row": "skip", "max_bad_fraction": 0.999}
@@ -91,7 +91,7 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
     read = {key: value for key, value in (given.get("data") or {}).items() if key in READING}
     data = _data_config(files, read)
     table = profile(split_shards(data, files.train, "train"), Reading.of(data, None), files.languages)
-    suggestion, others = _choose(path, table, kind, data.columns)
+    suggestion, others = choose(path, table, kind, data.columns)
     name = (given.get("model") or {}).get("name", suggestion.pretrained)
     inputs = [table.columns[column] for column in suggestion.inputs if column in table.columns]
     joined = len(inputs) > 1 and suggestion.pretrained is not None and bool(suggestion.task.get("pair"))
@@ -118,29 +118,6 @@ def _data_config(files: SplitFiles, read: Mapping[str, Any], **more: Any) -> Dat
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"data.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def _choose(path: str, table: Table, kind: str | None, columns: Mapping[str, str]) -> tuple[Suggestion, list[str]]:
-    """Return the suggestion of the task that fits best, and the kinds of others that fit."""
-    classes = {kind: class_of_kind(kind)} if kind is not None else task_classes()
-    every = {name: task.suggest(table, columns) for name, task in classes.items()}
-    fitting = {name: one for name, one in every.items() if one is not None}
-    best = max(fitting, key=lambda name: fitting[name].fit, default=None)
-    if best is not None and (kind is not None or fitting[best].fit >= 0.5):
-        return fitting[best], [name for name, one in fitting.items() if name != best and one.fit >= POSSIBLE]
-    there = ", ".join(f"{name!r} ({_described(table, name)})" for name in list(table.columns)[:8])
-    task = f"task {kind}" if kind else "a task"
-    fix = "name the columns as data.columns={text: COLUMN, label: COLUMN}"
-    if kind is None and fitting:
-        fix += f", or choose --task {' or --task '.join(fitting)}"
-    raise UsageError(f"init: {path} has no columns that fit {task}; columns there: {there}. To decide, {fix}")
-
-
-def _described(table: Table, name: str) -> str:
-    column = table.columns[name]
-    if column.kind == "empty":
-        return "empty"
-    return f"{column.kind}, {column.different} different"
 
 
 def _survey(found: Draft, read: Mapping[str, Any]) -> None:
