@@ -24,11 +24,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import modes_world
 import processes
 import pytest
 import yaml
-from entity_world import write_sentences
 from golden import runs, surface, weights
 from slow import slow_except
 
@@ -75,11 +73,7 @@ def test_differences_name_each_path() -> None:
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path, bert: Path) -> dict[str, Path]:
     """Return the folders that the recipes of `golden.runs` name."""
-    pairs = runs.write_pairs(reviews, tmp_path_factory.mktemp("golden-pairs"))
-    sentences = write_sentences(tmp_path_factory.mktemp("golden-sentences"))
-    topics = modes_world.write_topics(tmp_path_factory.mktemp("golden-topics"))
-    folders = {"corpus": corpus, "reviews": reviews, "pairs": pairs, "topics": topics, "sentences": sentences}
-    return {**folders, "bert": bert}
+    return runs.roots(tmp_path_factory.mktemp("golden-roots"), corpus, reviews, bert)
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,7 @@ def begun(run: RunDir, values: dict[str, Any], **model: Any) -> tuple[dict[str, 
 def test_every_task_starts_with_all_weights_of_a_run(
     name: str, corpus: Path, reviews: Path, bert: Path, tmp_path: Path
 ) -> None:
-    pairs = runs.write_pairs(reviews, tmp_path)
-    values = runs.recipe(name, {"corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert})
+    values = runs.recipe(name, runs.roots(tmp_path, corpus, reviews, bert))
     ours, again = begun(first_run(tmp_path, values), values)
     assert ours.keys() == again.keys()
     assert all(torch.equal(ours[key], again[key]) for key in ours)

@@ -49,6 +49,10 @@ KINDS: dict[str, tuple[str, dict[str, Any] | None, str]] = {
     "bert-cls": ("classification", {**BERT, "pooling": "cls"}, "BertModel"),
     "bert-pair": ("classification-pair", None, "BertForSequenceClassification"),
     "encoder-pair": ("classification-pair", {**ENCODER}, "MegatronBertModel"),
+    "multi": ("classification-multi", BERT, "BertForSequenceClassification"),
+    "multi-mean": ("classification-multi", {**BERT, "pooling": "mean"}, "BertModel"),
+    "regression": ("classification-regression", BERT, "BertForSequenceClassification"),
+    "tokens": ("token_classification", BERT, "BertForTokenClassification"),
     "gpt2-last": ("classification", {**TINY, "architecture": "gpt2", "pooling": "cls"}, "GPT2Model"),
     "longformer": ("classification", {**TINY, "architecture": "longformer"}, "LongformerForSequenceClassification"),
     "big_bird": ("classification", {**TINY, "architecture": "big_bird"}, "BigBirdForSequenceClassification"),
@@ -79,8 +83,7 @@ def made(
     tmp_path_factory: pytest.TempPathFactory, corpus: Path, reviews: Path, bert: Path
 ) -> Callable[[str, dict[str, Any] | None], RunDir]:
     """Return a function that makes a finished run of a recipe, untrained."""
-    pairs = runs.write_pairs(reviews, tmp_path_factory.mktemp("pairs"))
-    roots = {"corpus": corpus, "reviews": reviews, "pairs": pairs, "bert": bert}
+    roots = runs.roots(tmp_path_factory.mktemp("roots"), corpus, reviews, bert)
 
     def run(name: str, model: dict[str, Any] | None) -> RunDir:
         values = runs.recipe(name, roots)
@@ -125,7 +128,20 @@ def gate_of(run: RunDir) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "kind",
-    slow_except(KINDS, "translation", "translation-post-untied", "encoder", "bert", "bert-mean", "causal", "mlm", "t5"),
+    slow_except(
+        KINDS,
+        "translation",
+        "translation-post-untied",
+        "encoder",
+        "bert",
+        "bert-mean",
+        "causal",
+        "mlm",
+        "t5",
+        "multi",
+        "regression",
+        "tokens",
+    ),
 )
 def test_stock_classes_give_the_same_outputs(kind: str, made: Any, here: None) -> None:
     name, model, loaded = KINDS[kind]
@@ -134,7 +150,9 @@ def test_stock_classes_give_the_same_outputs(kind: str, made: Any, here: None) -
     gate = gate_of(run)
     assert gate["passed"] and gate["applicable"], gate
     assert gate["checks"]["loads"]["class"] == loaded
-    compared = {"causal": 4, "llama": 4, "bert-pair": 1, "encoder-pair": 4}.get(kind, 12)  # the others are cut
+    compared = {"causal": 4, "llama": 4, "bert-pair": 1, "encoder-pair": 4, "regression": 4, "tokens": 4}.get(
+        kind, 12
+    )  # the others are cut
     assert gate["checks"]["outputs"]["rows"] == compared
     assert gate["checks"]["outputs"]["largest_difference"] <= 1e-5
     further = {"bert": "pipeline", "bert-mean": "sentence_transformers", "encoder": "sentence_transformers"}

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from entity_world import write_sentences
+from modes_world import write_topics
 from typer.testing import CliRunner
 
 import launch.cli
@@ -136,6 +138,17 @@ def write_pairs(reviews: Path, folder: Path) -> Path:
         lines = [json.dumps({**row, "text_pair": draw.choice(("good film", "a dull plot"))}) + "\n" for row in rows]
         (folder / path.name).write_text("".join(lines), encoding="utf-8")
     return folder
+
+
+def roots(folder: Path, corpus: Path, reviews: Path, bert: Path) -> dict[str, Path]:
+    """Write what is missing below a folder, and return the folders that the recipes name."""
+    own = {name: folder / name for name in ("pairs", "topics", "sentences")}
+    for path in own.values():
+        path.mkdir()
+    write_pairs(reviews, own["pairs"])
+    write_topics(own["topics"])
+    write_sentences(own["sentences"])
+    return {**own, "corpus": corpus, "reviews": reviews, "bert": bert}
 
 
 def paths(run: Path) -> set[str]:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 class TokenTagger(nn.Module):
     """Our own encoder, whose hidden states are classified one by one."""
 
-    def __init__(self, trunk: Encoder, width: int, tags: int, p: float) -> None:
+    def __init__(self, trunk: Encoder, width: int, names: list[str], p: float) -> None:
         super().__init__()
-        self.trunk, self.dropout, self.head = trunk, Dropout(p), nn.Linear(width, tags)
+        self.trunk, self.dropout, self.names = trunk, Dropout(p), names
+        self.head = nn.Linear(width, len(names))
         nn.init.normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
 
@@ -51,7 +52,7 @@ def build_tagger(
     settings: Any = recipe.model
     if isinstance(settings, EncoderConfig):
         trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
-        model: nn.Module = TokenTagger(trunk, settings.d_model, len(names), settings.dropout)
+        model: nn.Module = TokenTagger(trunk, settings.d_model, names, settings.dropout)
     else:
         auto, labels = AutoModelForTokenClassification, label_maps(names)
         model = load_model(auto, recipe, tokenizer, trained, num_labels=len(names), **labels)
