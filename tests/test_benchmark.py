@@ -204,7 +204,7 @@ def test_seconds_after_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert bench_seconds(run, None) == benchmark.SECONDS, "no manifest"
     now = 1_800_000_000.0
     monkeypatch.setattr(benchmark.time, "time", lambda: now)
-    for elapsed, seconds in ((20, 0.0), (59, 0.0), (60, 12.0), (100, 20.0), (150, 30.0), (86_400, 30.0)):
+    for elapsed, seconds in ((20, 0.0), (119, 0.0), (120, 12.0), (200, 20.0), (300, 30.0), (86_400, 30.0)):
         started = datetime.fromtimestamp(now - elapsed, UTC).strftime("%Y-%m-%dT%H:%M:%S%z")
         run.manifest.write_text(json.dumps({"started": started, "starts": []}), encoding="utf-8")
         assert bench_seconds(run, None) == seconds

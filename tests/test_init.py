@@ -17,7 +17,7 @@ from docs_world import blocks
 from typer.testing import CliRunner
 
 from launch.cli import app
-from trainer.data.sources import open_split
+from trainer.data.sources import held_out, open_split
 from trainer.data.split_files import find_splits
 from trainer.data.survey import survey
 from trainer.errors import DataError, UsageError
@@ -118,6 +118,20 @@ def test_rare_classes_are_selected_by_f1_and_are_in_validation(here: Path) -> No
     assert "abuse" in survey(source, recipe.data, roles_of(recipe), "validation").labels
 
 
+def test_a_class_that_no_share_reaches_leaves_the_usual_share(here: Path) -> None:
+    """Equal rows are on the same side, so that a class of one text may be in no validation set."""
+    shares = set()
+    for word in map(str, range(6)):
+        write_csv(here / "rows.csv", ["message", "topic"], [*[row[1:] for row in tickets(600)], *[[word, "spam"]] * 9])
+        share = recipe_of("rows.csv")["data"]["validation"]
+        row = {"label": "spam", "text": word}
+        assert held_out(row, share) or (share == 0.15 and not held_out(row, 0.25))
+        shares.add(held_out(row, share))
+    assert False in shares
+    assert steps.validation_shares(600) == [0.15, 0.2, 0.25]
+    assert steps.validation_shares(5000) == [0.1, 0.15, 0.2]
+
+
 def test_numbers_are_labels_with_names_to_give(here: Path) -> None:
     write_jsonl(here / "rows.jsonl", [{"review": text(), "stars": n % 5 + 1} for n in range(100)])
     assert recipe_of("rows.jsonl")["task"]["labels"] == {str(n): str(n) for n in range(1, 6)}
@@ -129,6 +143,34 @@ def test_pairs_of_texts(here: Path) -> None:
     values = recipe_of("a.tsv")
     assert values["task"] == {"kind": "classification", "labels": ["NO", "YES"], "pair": True}
     assert values["data"]["columns"] == {"text": "sentence_A", "text_pair": "sentence_B", "label": "judgment"}
+
+
+def test_several_labels_in_lists_and_in_texts(here: Path) -> None:
+    lists = [["a"], ["a", "b"], [], ["c"]]
+    write_jsonl(here / "lists.jsonl", [{"body": text(), "tags": lists[n % 4]} for n in range(80)])
+    values = recipe_of("lists.jsonl")
+    assert values["task"] == {"kind": "classification", "mode": "multi", "labels": ["a", "b", "c"]}
+    assert values["data"]["columns"] == {"text": "body", "labels": "tags"}
+    assert values["loop"]["early_stopping"] == {"metric": "f1_micro"}
+    write_csv(here / "texts.csv", ["body", "genres"], [[text(), "|".join(lists[n % 4]) or "d"] for n in range(80)])
+    task = recipe_of("texts.csv")["task"]
+    assert task == {"kind": "classification", "mode": "multi", "labels": ["a", "b", "c", "d"], "separator": "|"}
+
+
+def test_numbers_that_are_no_labels(here: Path) -> None:
+    write_csv(here / "rows.csv", ["id", "text", "score"], [[n, text(), n / 7] for n in range(60)])
+    values = recipe_of("rows.csv")
+    assert values["task"] == {"kind": "classification", "mode": "regression"}
+    assert values["data"]["columns"] == {"value": "score"}
+    assert values["loop"]["early_stopping"] == {"metric": "pearson"}
+
+
+def test_markup_and_long_texts(here: Path) -> None:
+    """Tags are removed, and long texts keep their end."""
+    write_jsonl(here / "rows.jsonl", [{"text": f"<b>{text(700)}</b><br /> &amp;", "label": n % 2} for n in range(40)])
+    values = recipe_of("rows.jsonl")
+    assert values["data"]["cleaning"][:2] == ["unescape_html", "strip_tags"]
+    assert (values["task"]["truncation"], values["data"]["max_length"]) == ("head_tail", 512)
 
 
 def test_tokens_with_tags(here: Path) -> None:
@@ -277,14 +319,23 @@ def test_files_that_do_not_fit(here: Path) -> None:
     (here / "empty.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"empty.csv has no rows"):
         init("empty.csv")
-    write_csv(here / "numbers.csv", ["text", "score"], [[text(), n / 7] for n in range(50)])
-    with pytest.raises(UsageError, match=r"no columns that fit a task.*'score' \(number.*data.columns=\{text: COLUMN"):
-        init("numbers.csv")
+    write_csv(here / "letters.csv", ["subject", "letter"], [[f"{text()} {n}", f"{text(20)} {n}"] for n in range(50)])
+    with pytest.raises(
+        UsageError, match=r"no columns that fit a task.*'letter' \(text, many different.*data.columns=\{text: COLUMN"
+    ):
+        init("letters.csv")
     with pytest.raises(UsageError, match=r"no columns that fit task token_classification"):
-        init("numbers.csv", "--task", "token_classification")
+        init("letters.csv", "--task", "token_classification")
     with pytest.raises(UsageError, match=r"task.kind='clasification' is not known"):
-        init("numbers.csv", "--task", "clasification")
+        init("letters.csv", "--task", "clasification")
     assert not list(here.glob("*.yaml"))
+
+
+def test_a_run_is_named_after_the_folder_of_train_files(here: Path) -> None:
+    for name in ("train.csv", "train-00000-of-00001.csv", "trains.csv"):
+        write_csv(here / "mail" / name, ["text", "label"], [[text(), "ab"[n % 2]] for n in range(20)])
+    names = [recipe_of(f"mail/{p.name}")["name"] for p in sorted((here / "mail").iterdir())]
+    assert names == ["mail", "mail", "trains"]
 
 
 def test_several_corpora_in_a_folder(here: Path) -> None:
@@ -338,7 +389,10 @@ def test_rates_by_size(here: Path) -> None:
         return suggested.rate_of(str(folder))[0]
 
     rates = [rate(384, 6), rate(512, 8), rate(768, 12), rate(1024, 24)]
-    assert rates == sorted(rates, reverse=True) and rates[0] == 2e-4 and rates[-1] == 2e-5
+    assert rates == sorted(rates, reverse=True) and rates[0] == 1e-4 and rates[-1] == 2e-5
+    few, many = (suggested.rate_for(str(here / "bert-384"), count)[0] for count in (200, 5000))
+    assert (few, many) == (2e-4, 1e-4)
+    assert suggested.rate_for(str(here / "bert-1024"), 200)[0] == 2e-5
     assert rate(512, 6, "t5") == 5e-4
     assert suggested.rate_of("some/bert-large-uncased")[0] == 2e-5
     assert suggested.rate_of("some/model-of-unknown-size")[0] == 5e-5

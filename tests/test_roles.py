@@ -160,3 +160,9 @@ def test_a_prepared_corpus_keeps_the_types(tmp_path):
     rows = sorted(source, key=lambda row: -len(row.values["tokens"]))  # type: ignore[arg-type]
     assert [clean_row(row, ROLES, {}, str.upper) for row in rows] == ROWS
     assert [row.example for row in rows] == [{"ids": [4]}, {"ids": [1]}]
+
+
+def test_values_of_another_kind_are_no_labels() -> None:
+    """A hint about a missing column asks every column, also one that holds lists."""
+    label = Label(("a", "b"))
+    assert [label.matches(raw) for raw in ("a", ["a"], {"a": 1}, None, 1.5, "c")] == [True] + [False] * 5

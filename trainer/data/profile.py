@@ -61,6 +61,13 @@ class Column:
         return {value: count for value, count in self.values.most_common() if not is_unlabeled(value)}
 
     @property
+    def different(self) -> str:
+        """How many different values there are, as a text. Those of long texts are not counted."""
+        if not self.many:
+            return f"{len(self.values):,}"
+        return f"more than {DISTINCT:,}" if len(self.values) >= DISTINCT else "many"
+
+    @property
     def characters(self) -> float:
         """Mean length of the sampled texts."""
         return sum(map(len, self.texts)) / len(self.texts) if self.texts else 0.0

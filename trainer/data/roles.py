@@ -131,7 +131,8 @@ class Label(Role):
         return (value,)
 
     def matches(self, raw: object) -> bool:
-        return label_form(raw, self.values) in self.values
+        form = label_form(raw, self.values)
+        return isinstance(form, str) and form in self.values
 
 
 @dataclass(frozen=True)

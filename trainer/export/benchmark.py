@@ -84,7 +84,7 @@ def bench_stage(run: RunDir, *, seconds: float = SECONDS, **options: Any) -> Rep
 def bench_seconds(run: RunDir, setting: float | None) -> float:
     """Return the seconds of the benchmark after a training: `export.bench`, or by the time since the first start.
 
-    A fifth of that time is at most SECONDS. Less than WORTH_SECONDS measure nothing, so that short runs have none.
+    A tenth of that time is at most SECONDS. Less than WORTH_SECONDS measure nothing, so that short runs have none.
     """
     if setting is not None:
         return setting
@@ -93,7 +93,7 @@ def bench_seconds(run: RunDir, setting: float | None) -> float:
     if not starts:
         return SECONDS
     elapsed = time.time() - min(datetime.strptime(one, "%Y-%m-%dT%H:%M:%S%z").timestamp() for one in starts)
-    seconds = min(SECONDS, elapsed / 5)
+    seconds = min(SECONDS, elapsed / 10)
     if seconds >= WORTH_SECONDS:
         return seconds
     log.info("no benchmark after a run of %.0f s: `rankzero bench %s` measures the speed", elapsed, run.path)

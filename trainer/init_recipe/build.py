@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -21,16 +22,22 @@ from trainer.data.split_files import SplitFiles, find_splits
 from trainer.data.survey import Survey, survey
 from trainer.errors import DataError, UsageError
 from trainer.init_recipe import steps
+from trainer.init_recipe.choice import choose
 from trainer.init_recipe.lengths import Lengths, measure
-from trainer.models.suggested import MULTILINGUAL, longest_input, rate_of
+from trainer.models.suggested import MULTILINGUAL, longest_input, rate_for
+from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides
 from trainer.recipe.sections import DataConfig
-from trainer.task.registry import class_of_kind, task_classes
+from trainer.recipe_loading import Recipe
+from trainer.task.registry import roles_of
 from trainer.task.suggestion import Suggestion
 
 MOST_LENGTH = 512
+MANY_CUT = 0.05  # share of rows longer than the model reads, from which `Suggestion.long_rows` is used
+MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|&(?:[a-z]{2,8}|#\d{2,5});")
+MARKED = 0.01  # share of texts with markup from which it is removed
+HTML = ["unescape_html", "strip_tags", "normalize_unicode", "fold_whitespace"]
 FEW_UNKNOWN = 0.05  # share of unknown tokens above which the model does not know the language
-POSSIBLE = 0.3  # fit of a task that is listed as an alternative
 MOST_BAD = 0.5  # share of bad rows above which the columns must be wrong
 READING = ("delimiter", "quote", "header", "encoding", "columns")  # keys of data that the user may set for reading
 LENIENT: dict[str, Any] = {"lanes": 1, "on_bad_row": "skip", "max_bad_fraction": 0.999}
@@ -84,7 +91,7 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
     read = {key: value for key, value in (given.get("data") or {}).items() if key in READING}
     data = _data_config(files, read)
     table = profile(split_shards(data, files.train, "train"), Reading.of(data, None), files.languages)
-    suggestion, others = _choose(path, table, kind, data.columns)
+    suggestion, others = choose(path, table, kind, data.columns)
     name = (given.get("model") or {}).get("name", suggestion.pretrained)
     inputs = [table.columns[column] for column in suggestion.inputs if column in table.columns]
     joined = len(inputs) > 1 and suggestion.pretrained is not None and bool(suggestion.task.get("pair"))
@@ -94,6 +101,10 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
         read["header"] = False
     if suggestion.columns:
         read["columns"] = suggestion.columns
+    texts = [text for column in inputs for text in column.texts]
+    if suggestion.markup and (share := sum(bool(MARKUP.search(text)) for text in texts) / max(1, len(texts))) > MARKED:
+        read["cleaning"] = HTML
+        found.notes["data.cleaning"] = f"{share:.0%} of the texts have HTML tags or entities"
     _survey(found, read)
     _fill(found, path, read, name, given)
     apply_overrides(found.values, overrides)
@@ -109,44 +120,28 @@ def _data_config(files: SplitFiles, read: Mapping[str, Any], **more: Any) -> Dat
         raise UsageError(f"data.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _choose(path: str, table: Table, kind: str | None, columns: Mapping[str, str]) -> tuple[Suggestion, list[str]]:
-    """Return the suggestion of the task that fits best, and the kinds of others that fit."""
-    classes = {kind: class_of_kind(kind)} if kind is not None else task_classes()
-    every = {name: task.suggest(table, columns) for name, task in classes.items()}
-    fitting = {name: one for name, one in every.items() if one is not None}
-    best = max(fitting, key=lambda name: fitting[name].fit, default=None)
-    if best is not None and (kind is not None or fitting[best].fit >= 0.5):
-        return fitting[best], [name for name, one in fitting.items() if name != best and one.fit >= POSSIBLE]
-    there = ", ".join(f"{name!r} ({_described(table, name)})" for name in list(table.columns)[:8])
-    task = f"task {kind}" if kind else "a task"
-    fix = "name the columns as data.columns={text: COLUMN, label: COLUMN}"
-    if kind is None and fitting:
-        fix += f", or choose --task {' or --task '.join(fitting)}"
-    raise UsageError(f"init: {path} has no columns that fit {task}; columns there: {there}. To decide, {fix}")
-
-
-def _described(table: Table, name: str) -> str:
-    column = table.columns[name]
-    if column.kind == "empty":
-        return "empty"
-    different = f"more than {len(column.values):,}" if column.many else f"{len(column.values):,}"
-    return f"{column.kind}, {different} different"
-
-
 def _survey(found: Draft, read: Mapping[str, Any]) -> None:
     """Read every row as the training does. A test split without labels is left out."""
-    task = class_of_kind(found.suggestion.task["kind"])
-    try:
-        roles = task.roles(task.config(**found.suggestion.task))
-    except ValidationError as error:
-        raise UsageError(f"init: task: {error.errors()[0]['msg']}") from None
-    for share in [found.files.validation] if found.files.validation else steps.validation_shares(found.table.rows):
+    roles = roles_of(_provisional(found.suggestion, found.files))
+    shares: list[Any] = (
+        [found.files.validation] if found.files.validation else steps.validation_shares(found.table.rows)
+    )
+    for share in shares if len(shares) == 1 else [*shares, shares[0]]:
         found.share = share if isinstance(share, float) else None
         found.surveys = {}
         _read_splits(found, _data_config(found.files, read, validation=share, **LENIENT), roles)
         if found.surveys["train"].labels.keys() <= found.surveys.get("validation", Survey("validation")).labels.keys():
             break  # no class is missing in validation
     _refuse_bad(found)
+
+
+def _provisional(suggestion: Suggestion, files: SplitFiles) -> BaseRecipe:
+    """Return a recipe of the suggested task, from which its roles follow."""
+    model = {"kind": "pretrained", "name": suggestion.pretrained} if suggestion.pretrained else suggestion.model
+    data = {"root": files.root, "train": files.train}
+    values = {"name": "init", "task": suggestion.task, "data": data, "model": model, "loop": {"epochs": 1}}
+    recipe: BaseRecipe = Recipe.parse(copy.deepcopy(values), where="init")
+    return recipe
 
 
 def _read_splits(found: Draft, data: DataConfig, roles: Roles) -> None:
@@ -193,11 +188,12 @@ def _fill(found: Draft, path: str, read: Values, model: str | None, given: Value
     else:
         plan = steps.fine_tuning(rows, length)
     found.notes |= {key: note for key, note in suggestion.notes.items() if note}
+    long_rows = suggestion.long_rows if lengths.cut(length) > MANY_CUT else {}
     found.values = {
         "version": 1,
         "name": re.sub(r"[^\w.-]+", "-", _name(path), flags=re.ASCII).strip("-._") or "run",
         "seed": 1,
-        "task": suggestion.task,
+        "task": suggestion.task | long_rows,
         "data": _data(found, read, plan, length),
     }
     if suggestion.tokenizer:
@@ -217,7 +213,8 @@ def _fill(found: Draft, path: str, read: Values, model: str | None, given: Value
 def _name(path: str) -> str:
     name = Path(path).expanduser().absolute().name
     stem = name.split(".")[0]
-    return stem if stem.lower() not in ("train", "training") else Path(path).expanduser().absolute().parent.name
+    of_train = re.fullmatch(r"(train|training)\W*[-\d]*(of)?[-\d]*", stem.lower())
+    return Path(path).expanduser().absolute().parent.name if of_train else stem
 
 
 def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
@@ -251,8 +248,8 @@ def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
 def _optim(found: Draft, plan: steps.Steps, model: str | None) -> Values:
     suggestion = found.suggestion
     if model:
-        rate, why = rate_of(model)
-        found.notes["optim.lr"] = f"{why}; half or twice the rate is worth a try"
+        rate, why = rate_for(model, plan.total)
+        found.notes["optim.lr"] = f"{why}; half and twice are worth a try"
     else:
         rate = 1e-3 if suggestion.packed or suggestion.model.get("d_model", 0) > 256 else 2e-3
         found.notes["optim.lr"] = "for random weights"

@@ -58,6 +58,8 @@ def init_command(
 
 def summary(found: Draft) -> Iterator[str]:
     """Yield lines about what was found."""
+    from trainer.init_recipe.render import scalar
+
     table, surveys = found.table, found.surveys
     for name, column in [*table.columns.items()][:COLUMNS]:
         yield f"  {name[:30]:30s} {_about(column)}"
@@ -75,7 +77,7 @@ def summary(found: Draft) -> Iterator[str]:
     if found.others:
         yield f"            possible as well: --task {', --task '.join(found.others)}"
     model, loop, optim = found.values["model"], found.values["loop"], found.values["optim"]
-    yield f"model:      {model.get('name') or 'random weights'}, learning rate {optim['lr']:g}"
+    yield f"model:      {model.get('name') or 'random weights'}, learning rate {scalar(optim['lr'])}"
     yield f"steps:      {loop['epochs']} epochs, {found.notes['loop.epochs']}"
     yield f"length:     {data['max_length']} tokens; {found.notes['data.max_length']}"
     yield from (f"note:       {remark}" for remark in found.remarks)
@@ -85,7 +87,7 @@ def _about(column: Column) -> str:
     """Return kind, size and values of a column."""
     text = f"{column.kind:7s} {column.filled:,} values"
     if column.many or len(column.values) > FEW:
-        text += f", {'more than ' * column.many}{len(column.values):,} different"
+        text += f", {column.different} different"
     elif column.values:
         shown = [*column.labels.items()][:LABELS]
         more = " …" if len(column.labels) > LABELS else ""

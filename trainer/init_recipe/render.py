@@ -36,7 +36,7 @@ def _section(values: Values, notes: Mapping[str, str], prefix: str, indent: str)
     for key, value in values.items():
         note = notes.get(f"{prefix}{key}", "")
         flow = f"{indent}{scalar(key)}: {scalar(value)}"
-        if not isinstance(value, list | Mapping) or len(flow) + len(note) + 4 <= WIDTH:
+        if not isinstance(value, list | Mapping) or len(flow) <= WIDTH:
             yield from _commented(flow, note).split("\n")
             continue
         yield from _commented(f"{indent}{scalar(key)}:", note).split("\n")

@@ -38,7 +38,7 @@ class Steps:
 
     @property
     def log_every(self) -> int:
-        return rounded(self.total / 25)
+        return rounded(self.total / 20)
 
     @property
     def warmup_ratio(self) -> float:
@@ -55,7 +55,7 @@ def validation_shares(rows: int) -> list[float]:
     if rows > 20_000:
         return [0.05 if rows <= 100_000 else max(0.005, round(5000 / rows, 3))]
     first = 0.2 if rows < 500 else 0.15 if rows < 1000 else 0.1
-    return [first, *(share for share in (0.15, 0.2, 0.25) if share > first)]
+    return [first, *(share for share in (0.15, 0.2, 0.25) if first < share <= (0.2 if rows >= 1000 else 0.25))]
 
 
 def fine_tuning(rows: int, max_length: int) -> Steps:

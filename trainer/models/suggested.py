@@ -16,12 +16,23 @@ GENERATOR = "openai-community/gpt2"
 TEXT_TO_TEXT = "google-t5/t5-small"
 MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 # Parameters in the layers of an encoder, and the learning rate with which such models are fine-tuned.
-RATES = ((15e6, 2e-4), (40e6, 1e-4), (120e6, 3e-5), (float("inf"), 2e-5))
+RATES = ((15e6, 1e-4), (40e6, 8e-5), (120e6, 3e-5), (float("inf"), 2e-5))
 BY_NAME = {
     r"tiny|mini|small|l-?6|l-?12|distil": 1e-4,
     r"large|xl\b|xxl": 2e-5,
 }
 TEXT_TO_TEXT_RATE, GENERATOR_RATE = 5e-4, 5e-5
+FEW_STEPS, SMALL_RATE = 1000, 8e-5
+
+
+def rate_for(name: str, steps: int) -> tuple[float, str]:
+    """Return a learning rate for a pretrained model and a number of steps, and what it follows from.
+
+    A small model takes twice the rate where there are few steps.
+    """
+    rate, why = rate_of(name)
+    few = steps < FEW_STEPS and SMALL_RATE <= rate < TEXT_TO_TEXT_RATE
+    return (2 * rate, f"{why}, few steps") if few else (rate, why)
 
 
 def rate_of(name: str) -> tuple[float, str]:

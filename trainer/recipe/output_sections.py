@@ -98,8 +98,8 @@ class ExportConfig(Section):
     )
     bench: Annotated[float, Field(ge=0)] | None = Field(
         None,
-        description="seconds for the speed benchmark; 0 = no benchmark; null = a fifth of the training, at most 30; "
-        "none after less than a minute",
+        description="seconds for the speed benchmark; 0 = no benchmark; null = a tenth of the run, at most 30; "
+        "none after less than two minutes",
     )
     gates: GatesConfig = Field(default_factory=GatesConfig)
 

@@ -28,6 +28,8 @@ class Suggestion:
         tokenizer: the `tokenizer` section, if one is trained.
         optim: keys of `optim` that the task sets.
         evaluation: keys of `evaluation` that the task sets.
+        long_rows: keys of `task` for rows of which many are longer than the model reads.
+        markup: HTML may be removed from the texts, because no position in them is part of the rows.
         packed: rows are packed into sequences of data.max_length tokens.
         notes: comments by dotted key.
     """
@@ -43,6 +45,8 @@ class Suggestion:
     tokenizer: Values | None = None
     optim: Values = field(default_factory=dict)
     evaluation: Values = field(default_factory=dict)
+    long_rows: Values = field(default_factory=dict)
+    markup: bool = True
     packed: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,58 +1,144 @@
-"""Suggest classification for rows with a text, or two, and a label."""
+"""Suggest classification for rows with a text, or two, and a label, several labels or a number."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.columns import FIRST_OF_PAIR, SYNONYMS
 from trainer.data.labels import ClassIndex
 from trainer.data.profile import Column, Table
-from trainer.data.roles import Label
+from trainer.data.roles import Label, Labels, Number, items_of
 from trainer.models.suggested import ENCODER
-from trainer.task.suggestion import Suggestion, is_label, renamed, text_columns
+from trainer.task.suggestion import MOST_CLASSES, Suggestion, is_label, renamed, text_columns
 
 IMBALANCED = 0.1  # share of the smallest class, of an equal share, below which macro F1 selects
 _PAIRS = re.compile(r"(.*?)[_ -]?(1|2|a|b|A|B)")
 LISTED = 12
+SEPARATORS = ("|", ";", ",")
 
 
 def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
-    """Return the suggestion for a table.
-
-    Args:
-        table: the training rows.
-        columns: roles that the user has set.
-    """
-    label, named = _label(table, columns)
-    if label is None:
+    """Return the suggestion for a table. `columns`: roles that the user has set."""
+    target = _joined(table, columns) or _single(table, columns) or _multi(table, columns) or _regression(table, columns)
+    if target is None:
         return None
-    texts = _texts(table, columns, label.name)
+    texts = _texts(table, columns, target.column)
     if not texts:
         return None
-    counts = label.labels
-    labels = _in_order(label)
-    roles = dict(zip(("text", "text_pair"), texts, strict=False)) | {"label": label.name}
+    pair = {"pair": True} if len(texts) == 2 else {}
+    roles = dict(zip(("text", "text_pair"), texts, strict=False)) | {target.role: target.column}
+    return Suggestion(
+        fit=target.fit,
+        why=target.why,
+        task={"kind": "classification", **target.task, **pair},
+        columns=renamed(roles),
+        inputs=tuple(texts),
+        metric=target.metric,
+        pretrained=ENCODER,
+        long_rows={"truncation": "head_tail"},
+        notes={"task.truncation": "long texts keep their beginning and their end", **target.notes},
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted: the role, its column, the keys of `task`, and the metric that selects."""
+
+    role: str
+    column: str
+    fit: float
+    why: str
+    task: dict[str, Any]
+    metric: str
+    notes: dict[str, str]
+
+
+def _single(table: Table, columns: Mapping[str, str]) -> Target | None:
+    """Return the target of rows with one label."""
+    if {"labels", "value"} & columns.keys():
+        return None
+    label, named = _label(table, columns)
+    if label is None or label.kind == "list":
+        return None
+    counts, labels = label.labels, _in_order(label)
+    if len(counts) < 2:
+        return None
     rare = min(counts.values()) < IMBALANCED * label.filled / len(counts)
-    shown = ", ".join(f"{name} {count:,}" for name, count in [*counts.items()][:LISTED])
-    task = {"kind": "classification", "labels": labels} | ({"pair": True} if len(texts) == 2 else {})
     notes = {
         "task.labels": "value in the files: name of the class" if isinstance(labels, dict) else "the order of the ids",
         "loop.early_stopping": "selects the checkpoint; macro F1, because classes differ much in size" if rare else "",
-        "model.pooling": "mean of all tokens; auto: the head of the architecture",
     }
-    return Suggestion(
-        fit=0.8 if named else 0.7,
-        why=f"column {label.name!r} has {len(counts)} classes ({shown}{' …' if len(counts) > LISTED else ''})",
-        task=task,
-        columns=renamed(roles),
-        inputs=tuple(texts),
-        metric="f1" if rare else "accuracy",
-        pretrained=ENCODER,
-        model={"pooling": "mean"},
-        notes=notes,
+    why = f"column {label.name!r} has {len(counts)} classes ({_shown(counts)})"
+    return Target(
+        "label", label.name, 0.8 if named else 0.7, why, {"labels": labels}, "f1" if rare else "accuracy", notes
     )
+
+
+def _multi(table: Table, columns: Mapping[str, str]) -> Target | None:
+    """Return the target of rows with lists of labels."""
+    if "value" in columns:
+        return None
+    lists = [
+        c for c in table.columns.values() if c.kind == "list" and not c.many and 2 <= len(c.labels) <= MOST_CLASSES
+    ]
+    plain = {column.name.rpartition(".")[2].strip().lower(): column for column in lists}
+    usual = next(
+        (plain[word] for word in Labels.synonyms.split() if word in plain), lists[0] if len(lists) == 1 else None
+    )
+    label = table.columns.get(columns["labels"]) if "labels" in columns else usual
+    if label is None or not all(isinstance(item, str | int) for value in label.first for item in items_of(value)):
+        return None
+    why = f"lists in column {label.name!r} have {len(label.labels)} labels ({_shown(label.labels)})"
+    task = {"mode": "multi", "labels": _in_order(label)}
+    notes = {"task.labels": "the order of the ids", "task.mode": "any number of labels per row"}
+    return Target("labels", label.name, 0.75, why, task, "f1_micro", notes)
+
+
+def _joined(table: Table, columns: Mapping[str, str]) -> Target | None:
+    """Return the target of rows with several labels in one text, such as "news|sport"."""
+    if columns.keys() & {"label", "labels", "value"}:
+        return None
+    words = Labels.synonyms.split()
+    for column in table.columns.values():
+        if column.kind != "text" or column.many or column.name.strip().lower() not in words:
+            continue
+        for mark in SEPARATORS:
+            parts: Counter[str] = Counter()
+            for value, count in column.values.items():
+                parts.update({part.strip(): count for part in value.split(mark) if part.strip()})
+            several = sum(count for value, count in column.values.items() if mark in value)
+            if several >= 0.1 * column.filled and 2 <= len(parts) <= len(column.values):
+                why = f"column {column.name!r} has {len(parts)} labels ({_shown(dict(parts.most_common()))})"
+                task = {"mode": "multi", "labels": sorted(parts), "separator": mark}
+                notes = {"task.mode": "any number of labels per row", "task.separator": "between the labels of a row"}
+                return Target("labels", column.name, 0.85, why, task, "f1_micro", notes)
+    return None
+
+
+def _regression(table: Table, columns: Mapping[str, str]) -> Target | None:
+    """Return the target of rows with a number."""
+    if "labels" in columns:
+        return None
+    numbers = [c for c in table.columns.values() if c.kind == "number" and (c.many or len(c.values) > 2)]
+    plain = {column.name.rpartition(".")[2].strip().lower(): column for column in numbers}
+    usual = next((plain[word] for word in Number.synonyms.split() if word in plain), None)
+    broken = [column for column in numbers if not column.whole]
+    column = table.columns.get(columns["value"]) if "value" in columns else usual or next(iter(broken), None)
+    if column is None:
+        return None
+    why = f"column {column.name!r} has numbers, such as {', '.join(map(str, column.first[:3]))}"
+    return Target(
+        "value", column.name, 0.6, why, {"mode": "regression"}, "pearson", {"task.mode": "predicts the number"}
+    )
+
+
+def _shown(counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name} {count:,}" for name, count in [*counts.items()][:LISTED])
+    return shown + " …" * (len(counts) > LISTED)
 
 
 def _label(table: Table, columns: Mapping[str, str]) -> tuple[Column | None, bool]:

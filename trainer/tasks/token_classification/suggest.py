@@ -41,6 +41,7 @@ def _made(rows: str, types: list[str], roles: dict[str, str], text: str) -> Sugg
         inputs=(text,),
         metric="f1",
         pretrained=ENCODER,
+        markup=False,
         notes={"task.labels": "entity types, without B- and I-"},
     )
 
