@@ -110,7 +110,7 @@ def test_a_users_recipe_is_trusted_and_a_run_directory_is_not(tmp_path: Path) ->
     ("kind", "words"),
     [
         ("no_such_module:Task", "module no_such_module cannot be imported"),
-        ("pairwise_ranking:Nothing", "'Nothing' in pairwise_ranking is not a subclass of trainer.task.Task"),
+        ("pairwise_ranking:Nothing", "module pairwise_ranking has no 'Nothing'"),
         ("pairwise_ranking:PairwiseRankingConfig", "is not a subclass of trainer.task.Task"),
         ("poetry", "'poetry' is unknown"),
     ],

@@ -39,7 +39,7 @@ def outcome(run: Path, step: int = STEPS) -> dict[str, Any]:
     """All that a run has come to: last checkpoint, chosen weights, scores and predictions as hashes; rows by step."""
     files = [
         *checkpoint_of(run, step).glob("*.safetensors"),
-        *(run / "model").glob("*"),
+        *[path for path in (run / "model").glob("*") if path.name != "README.md"],  # it has the command
         *[path for path in (run / "evaluation").glob("*/*") if path.name != "report.html"],  # it tells the time
     ]
     hashes = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import hooks
@@ -104,3 +106,20 @@ def test_a_damaged_part_makes_the_checkpoint_none(recipe: Path, tmp_path: Path) 
     ended = train(recipe, run, *quiet, *more, hook=hook).check()
     assert "resumed from step 3" in ended.err[0]
     assert f"{part.name} has another SHA-256" in ended.err[0]
+
+
+def test_a_file_with_names_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """The library orders several entries of metadata at random. Names are those of the parts that were written."""
+    program = (
+        "import sys, torch; from pathlib import Path; from trainer import tensors\n"
+        "parts = {'x.q': torch.ones(2, 3), 'x.k': torch.zeros(2, 3)}\n"
+        "tensors.write(Path(sys.argv[1]), parts, names={'x': ['x.q', 'x.k']})"
+    )
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for file in files:
+        subprocess.run([sys.executable, "-c", program, str(file)], check=True)
+    assert len({file.read_bytes() for file in files}) == 1
+    found = tensors.read(files[0])
+    assert list(found) == ["x"]
+    assert "x" in found and "x.q" not in found
+    assert torch.equal(found["x"], torch.tensor([[1.0] * 3] * 2 + [[0.0] * 3] * 2))

@@ -67,6 +67,8 @@ def write(
     for name, keys in plan.filename_to_tensors.items():
         file = path.with_name(name)
         save_file({key: tensors[key].detach().cpu().contiguous() for key in keys}, file, metadata)
+        if len(metadata) > 1:
+            _sort_metadata(file)
         file.chmod(mode)
     if not tensors:
         save_file({}, path, metadata)
@@ -75,6 +77,18 @@ def write(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         index_of(path).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         index_of(path).chmod(mode)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sort the metadata in a header, whose order the library draws at random, so that equal files are equal bytes."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "only the order has changed"
+        opened.seek(8)
+        opened.write(text.ljust(size))
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -103,7 +117,7 @@ class TensorFile(Mapping[str, Tensor]):
         return torch.cat(found) if len(found) > 1 else found[0]
 
     def __contains__(self, name: object) -> bool:  # that of `Mapping` would read the tensor
-        return name in self._files
+        return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
