@@ -7,28 +7,25 @@ imported inside functions only, since recipes are read on login nodes.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from trainer.data.cleaning import cleaner
-from trainer.data.paths import MISSING, value_at
-from trainer.data.roles import BadValue, Roles, Text
+from trainer.data.roles import Roles, Text
 from trainer.data.token_ids import Layout, encode_batch
-from trainer.errors import DataError, UsageError
+from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
 from trainer.models.hf_config import padding_id
-from trainer.redaction import origin
 from trainer.task.metrics import Metric
+from trainer.task.prediction_rows import Example, Line, PredictionRows, Row
+from trainer.task.published_model import PublishedModel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
@@ -37,12 +34,11 @@ if TYPE_CHECKING:
     from trainer.recipe.sections import Section
     from trainer.task.suggestion import Suggestion
 
-Example = dict[str, Any]  # name -> list of token or class ids, or of numbers
-Row = dict[str, Any]  # role -> value of the type that the role declares
-Line = str | Mapping[str, Any] | Sequence[str]  # what `predict` takes: a line of text, a row by column, or tokens
 Texts = dict[str, str]
 Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
+
+__all__ = ["Example", "Line", "Row", "Task"]
 
 IGNORED = -100
 SHOWN = 48  # most tokens of a row in attention.json
@@ -57,7 +53,7 @@ class Assessed(NamedTuple):
     records: list[Record]  # what `predict` returns; empty dicts if nothing is predicted
 
 
-class Task(ABC):
+class Task(PredictionRows, PublishedModel):
     """One kind of training. A subclass is final; its `kind` is the value of `task.kind` in a recipe."""
 
     kind: ClassVar[str]
@@ -266,54 +262,6 @@ class Task(ABC):
             self.tokenizer.padding_side = self.tokenizer.init_kwargs["padding_side"] = "left"
         return model
 
-    def save_model(self, model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write a model to an empty folder, with all that stock libraries need to use it. See trainer.models.folder.
-
-        Args:
-            dtype: of the written weights; by default that of the model.
-        """
-        from trainer.files import write_json
-        from trainer.models.folder import write_folder
-
-        write_folder(folder, model, self.model_config(model), self.special_ids, self.recipe.data.max_length, dtype)
-        if (generation := self.generation_config(model)) is not None:
-            write_json(folder / "generation_config.json", generation)
-        self.save_tokenizer(folder)
-
-    @property
-    def special_ids(self) -> dict[str, int | None]:
-        """The ids in the configuration of a stock class for a model of rankzero."""
-        own: Any = self.tokenizer
-        return {"pad_token_id": self.pad_id, "bos_token_id": own.bos_token_id, "eos_token_id": own.eos_token_id}
-
-    def generation_config(self, model: nn.Module) -> dict[str, Any] | None:
-        """Return the generation_config.json with which `generate` of transformers gives the texts of `predict`."""
-        return None
-
-    def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
-        """Save the tokenizer, or a changed copy, with the length and side at which stock transformers cuts texts.
-
-        Single texts have no token types here, and some models would add an embedding of type 0.
-        """
-        saved: Any = tokenizer or self.tokenizer
-        if "text_pair" not in self.roles(self.recipe.task):
-            names = [name for name in saved.model_input_names if name != "token_type_ids"]
-            saved.model_input_names = saved.init_kwargs["model_input_names"] = names
-        saved.truncation_side = saved.init_kwargs["truncation_side"] = side
-        saved.model_max_length = self.recipe.data.max_length
-        saved.save_pretrained(folder)
-
-    def model_config(self, model: nn.Module) -> dict[str, Any]:
-        """Return config.json of the model. For a model of rankzero it is its recipe section and the vocabulary size."""
-        from trainer.models.classifiers import config_json
-
-        if (own := config_json(model)) is not None:
-            return own
-        settings = self.recipe.model.model_dump(mode="json")
-        sizes = {"vocab_size": len(self.tokenizer), "max_length": self.recipe.data.max_length}
-        settings |= {key: origin(settings[key]) for key in ("name", "init_from") if key in settings}
-        return {"model_type": f"rankzero-{settings['kind']}", **sizes, **settings}
-
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return logits aligned with `batch["labels"]`."""
         found = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
@@ -360,63 +308,6 @@ class Task(ABC):
     def answer(self, record: Record) -> Record:
         """Return what `rankzero predict` prints besides the text, from a record of `predict`."""
         return record
-
-    def row_of(self, line: str) -> Row:
-        """Return the row of a line of text for `rankzero predict`."""
-        return {next(iter(self.roles(self.recipe.task))): line}
-
-    @property
-    def input_columns(self) -> dict[str, str]:
-        """The columns that `predict` reads from a row, by role."""
-        columns, roles = self.recipe.data.columns, self.roles(self.recipe.task)
-        return {name: columns.get(name, name) for name, role in roles.items() if not role.target}
-
-    def line_of(self, line: Line) -> str:
-        """Return a row as a line of text, with tabs between its inputs. A line of text is returned as it is."""
-        if not isinstance(line, Mapping):
-            return line if isinstance(line, str) else " ".join(line)
-        values = [value_at(line, column) for column in self.input_columns.values()]
-        there = [value for value in values if value is not MISSING and value is not None]
-        return "\t".join(" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in there)
-
-    def cleaned_row(self, line: Line) -> Row:
-        """Return the row of a line of text or of a dict, cleaned as in training.
-
-        Raises:
-            DataError: the dict has no value of an input, or one of another type.
-        """
-        clean, roles = cleaner(self.recipe.data.cleaning), self.roles(self.recipe.task)
-        if isinstance(line, str):
-            return {role: clean(text) for role, text in self.row_of(line).items()}
-        if not isinstance(line, Mapping):
-            raise DataError(f"a row is a list of {len(line)} tokens, and task {self.kind} reads texts; give a text")
-        row: Row = {}
-        for role, column in self.input_columns.items():
-            raw = value_at(line, column)
-            if raw is MISSING:
-                raise DataError(f"column {column!r} is missing; columns here: {', '.join(map(str, line)) or 'none'}")
-            try:  # an empty text is answered, as an empty line is
-                row[role] = "" if raw == "" else roles[role].convert(raw, clean)
-            except BadValue as error:
-                raise DataError(f"column {column!r} {error}") from None
-        return row
-
-    def encode_lines(self, lines: Sequence[Line]) -> list[Example]:
-        """Encode lines of text or rows for `predict`, cleaned as in training."""
-        return self.encode([self.cleaned_row(line) for line in lines])
-
-    def encode_lines_apart(self, lines: Sequence[Line]) -> tuple[dict[int, Example], dict[int, str]]:
-        """Return examples by line number, and the error of each line that cannot be encoded."""
-        with contextlib.suppress(Exception):  # any error of a cleaning step or a tokenizer
-            return dict(enumerate(self.encode_lines(lines))), {}
-        examples: dict[int, Example] = {}
-        errors: dict[int, str] = {}
-        for i, line in enumerate(lines):
-            try:
-                examples[i] = self.encode_lines([line])[0]
-            except Exception as error:
-                errors[i] = f"{type(error).__name__}: {str(error)[:200]}"
-        return examples, errors
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return attention and relevance of a few predicted rows for attention.json. None by default.
@@ -468,7 +359,7 @@ class Task(ABC):
         """Apply the result of `calibration`. Return the parameters of the model that it has changed. All ranks."""
         return {}
 
-    def read_calibration(self, folder: Path) -> None:  # noqa: B027  (a task may have nothing to read)
+    def read_calibration(self, folder: Path) -> None:
         """Read what `calibrate` has applied from the folder of a published model."""
 
     def guess(self) -> tuple[float, str] | None:
