@@ -42,7 +42,7 @@ def moments_not_restored() -> None:
     """A resumed run begins with empty moments."""
     from trainer.engine.engines import base
 
-    base.moments_of = lambda moments, name: {}
+    base.moment_names = lambda moments: {}
 
 
 def batch_repeated_after_resume() -> None:
