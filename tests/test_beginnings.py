@@ -174,7 +174,7 @@ def test_a_start_that_resumes_checks_nothing_again(
 ) -> None:
     made = begun_from(reviews, bert, evaluation={"splits": []})
     train_here(made, run=tmp_path / "run")
-    for name in ("check_model_files", "_ready_tokenizer", "survey"):
+    for name in ("check_model_files", "ready_tokenizer", "survey"):
         monkeypatch.setattr(f"trainer.engine.setup.{name}", lambda *_: pytest.fail("checked again"))
     train_here(made, run=tmp_path / "run")
 

@@ -110,6 +110,19 @@ class Threads:
     def data_parallel(self) -> DataParallel:
         return DataParallel(self._local.rank, self._size)
 
+    @property
+    def rank(self) -> int:
+        rank: int = self._local.rank
+        return rank
+
+    @property
+    def world(self) -> int:
+        return self._size
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
     def heartbeat(self, where: str, step: int | None = None) -> None:
         pass  # no watchdog
 
@@ -144,7 +157,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
     runtime, world = Threads(3), UNEVEN
     data = SimpleNamespace(lanes=5, workers=0, prefetch=2)
     settings_ = SimpleNamespace(
-        fuse_lanes=1, epochs=2, max_steps=None, eval_every=10**9, save_every=10**9, log_every=10**9
+        fuse_lanes=1, epochs=2, max_steps=None, eval_every=10**9, save_every=10**9, log_every=10**9, callbacks=[]
     )
     optim = OptimConfig(schedule="constant", lr=1.0)
     recipe = SimpleNamespace(data=data, loop=settings_, optim=optim, track=[], seed=1)
@@ -167,7 +180,8 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
         stepper.lane_memory = SimpleNamespace(commit=lambda: None)  # type: ignore[attr-defined]
         loop: Any = Loop(
             runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
-            Progress.start(5), None, SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,
+            Progress.start(5), SimpleNamespace(path=None),
+            SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,
         )  # fmt: skip
         while not loop.finished():
             loop._epoch(None)

@@ -23,7 +23,7 @@ from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
 from trainer.recipe.sections import EarlyStopping, OptimConfig
 from trainer.rundir import RunDir
-from trainer.task.base import IGNORED
+from trainer.task.base import IGNORED, Task
 
 MODEL = {"kind": "encoder", "d_model": 16, "layers": 1, "heads": 2, "feed_forward": 32}
 WORDS = {"train": {"kind": "wordpiece", "vocab_size": 90}}
@@ -151,7 +151,9 @@ def test_a_loss_above_guessing(tmp_path: Path) -> None:
             task=SimpleNamespace(names=list(range(labels))),
             data=SimpleNamespace(validation=validation),
         )
-        found: Any = _guessing(run, SimpleNamespace(recipe=recipe), None)  # type: ignore[arg-type]
+        task: Any = SimpleNamespace(recipe=recipe)
+        task.guess = lambda task=task: Task.guess(task)
+        found: Any = _guessing(run, task, None)  # type: ignore[arg-type]
         assert (found is not None) == warned, (labels, smoothing, validation, loss)
         if warned:
             assert f"the {split} loss ended at {loss:.4f}, above {math.log(labels):.4f}" in found
