@@ -263,7 +263,8 @@ def _inputs(run: RunDir) -> Report:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     files = [run.recipe, run.tokenizer / "tokenizer.json", *weights]
     files += [run.evaluation(_split(run) or "") / "predictions.jsonl"]
-    files += [path for name in ("bf16", "onnx", "int8") for path in sorted((run.export / name).glob("*"))]
+    artifacts = [path for name in ("bf16", "onnx", "int8") for path in sorted((run.export / name).rglob("*"))]
+    files += [path for path in artifacts if path.is_file()]
     hashes = {str(path.relative_to(run.path)): file_facts(path)["sha256"] for path in files}
     return {"format": FORMAT, "files": hashes, "machine": _machine()}
 
