@@ -57,10 +57,20 @@ def test_correct_engines_pass(recipe: Path, tmp_path: Path) -> None:
     ("mutant", "found_by", "not_by"),
     [
         (mutants.mean_of_means, {"20 steps of SGD", "resumed from single"}, {"killed and resumed", "rows"}),
-        (mutants.lane_read_twice, {"rows"}, {"killed and resumed"}),
+        pytest.param(mutants.lane_read_twice, {"rows"}, {"killed and resumed"}, marks=pytest.mark.slow),
         (mutants.moments_not_restored, {"killed and resumed", "resumed from single"}, {"one step", "rows"}),
-        (mutants.batch_repeated_after_resume, {"killed and resumed", "rows"}, {"one step", "20 steps of AdamW"}),
-        (mutants.noise_of_the_rank, {"one step", "20 steps of SGD"}, {"killed and resumed", "rows"}),
+        pytest.param(
+            mutants.batch_repeated_after_resume,
+            {"killed and resumed", "rows"},
+            {"one step", "20 steps of AdamW"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            mutants.noise_of_the_rank,
+            {"one step", "20 steps of SGD"},
+            {"killed and resumed", "rows"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
