@@ -64,21 +64,25 @@ class MuonWithAdamW(torch.optim.Optimizer):
         muon = [group for group in groups if group["matrices"]]
         other = [group for group in groups if not group["matrices"]]
         options = {"adjust_lr_fn": "match_rms_adamw", **options}
-        self._parts: list[torch.optim.Optimizer] = []
+        self._parts: dict[bool, torch.optim.Optimizer] = {}
         if muon:
-            self._parts.append(torch.optim.Muon(muon, lr=lr, **options))
+            self._parts[True] = torch.optim.Muon(muon, lr=lr, **options)
         if other:
-            self._parts.append(torch.optim.AdamW(other, lr=lr, betas=betas, eps=eps))
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
-        for part in self._parts:
-            part.state = self.state
+            self._parts[False] = torch.optim.AdamW(other, lr=lr, betas=betas, eps=eps)
+        self.param_groups = [group for part in self._parts.values() for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         assert closure is None
-        for part in self._parts:
+        for matrices, part in self._parts.items():  # `load_state_dict`, which Accelerate calls, replaces both
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group["matrices"] == matrices]
             part.step()
+        for group in self.param_groups:  # Muon counts no steps, and a checkpoint holds one count for all parameters
+            for p in group["params"] if group["matrices"] else ():
+                if p.grad is not None:
+                    self.state[p]["step"] = self.state[p].get("step", torch.zeros(())) + 1
 
 
 def make_optimizer(
