@@ -171,3 +171,10 @@ def test_a_warm_up_by_share_of_the_other_schedules(schedule: str) -> None:
     by_share = OptimConfig(schedule=schedule, warmup_ratio=0.1)
     rates = [lr_multiplier(by_share, s, (s - 1) / TOTAL, progress_after=s / TOTAL) for s in range(1, TOTAL + 1)]
     assert rates == pytest.approx(ours(OptimConfig(schedule=schedule, warmup_steps=6), TOTAL), abs=1e-9)
+
+
+def test_a_warm_up_by_share_does_not_change_a_schedule_with_its_own() -> None:
+    """slanted_triangular ignores `warmup_ratio`, as it does `warmup_steps`."""
+    rates = [ours(OptimConfig(schedule="slanted_triangular", warmup_ratio=share), TOTAL) for share in (0.0, 0.3)]
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) > TOTAL / 2

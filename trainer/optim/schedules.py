@@ -55,51 +55,35 @@ def lr_multiplier(
     assert 0.0 <= progress <= 1.0, progress
     if progress + 1e-9 < optim.unfreeze * depth:  # three fifths are a little more than 3 times a fifth
         return 0.0
-    scheduled = _with_ratio if optim.warmup_ratio else _scheduled
-    return optim.layer_decay**depth * scheduled(optim, step, progress, plateau_factor, progress_after or progress)
+    return optim.layer_decay**depth * _scheduled(optim, step, progress, plateau_factor, progress_after or progress)
 
 
-def _with_ratio(optim: OptimConfig, step: int, progress: float, plateau_factor: float, after: float) -> float:
-    """Return the rate where the warm-up is a share of the training: the same curves, over shares instead of steps.
-
-    The rate rises to the peak in the step with which that share is done.
-    """
-    ratio = optim.warmup_ratio
-    if after <= ratio:
-        return after / ratio * (plateau_factor if optim.schedule == "plateau" else 1.0)
-    left = max(0.0, progress - ratio) / (1.0 - ratio)
+def _scheduled(optim: OptimConfig, step: int, progress: float, plateau_factor: float, after: float) -> float:
+    if optim.schedule == "slanted_triangular":
+        return _slanted_triangular(progress, optim.cut_fraction, optim.ratio)
+    # the warm-up is counted in steps, or in shares of the training
+    done, warmup = (after, optim.warmup_ratio) if optim.warmup_ratio else (step, optim.warmup_steps)
+    if done <= warmup:
+        return done / warmup * (plateau_factor if optim.schedule == "plateau" else 1.0)
     if optim.schedule in ("inverse_sqrt", "noam"):
-        return math.sqrt(ratio / max(ratio, after))
+        return math.sqrt(warmup / done) if warmup else _inverse_sqrt(step)
     if optim.schedule in ("linear", "cosine"):
+        left = _share_after_warmup(optim, step - 1, progress)
         return 1.0 - left if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * left))
     return plateau_factor if optim.schedule == "plateau" else 1.0
 
 
-def _scheduled(optim: OptimConfig, step: int, progress: float, plateau_factor: float, after: float) -> float:
-    warmup = optim.warmup_steps
-    if optim.schedule == "slanted_triangular":
-        return _slanted_triangular(progress, optim.cut_fraction, optim.ratio)
-    if step <= warmup:
-        return step / warmup * (plateau_factor if optim.schedule == "plateau" else 1.0)
-    if optim.schedule in ("inverse_sqrt", "noam"):
-        return _inverse_sqrt(step, warmup)
-    if optim.schedule == "linear":
-        return 1.0 - _share_after_warmup(step - 1, warmup, progress)
-    if optim.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * _share_after_warmup(step - 1, warmup, progress)))
-    return plateau_factor if optim.schedule == "plateau" else 1.0
-
-
-def _share_after_warmup(done: int, warmup: int, progress: float) -> float:
+def _share_after_warmup(optim: OptimConfig, done: int, progress: float) -> float:
     """(done - warmup) / (total - warmup) with total = done / progress, for done >= warmup; in [0, 1]."""
+    warmup, ratio = optim.warmup_steps, optim.warmup_ratio
+    if ratio:
+        return max(0.0, progress - ratio) / (1.0 - ratio)
     if done <= warmup:
         return 0.0
     return min(1.0, progress * (done - warmup) / (done - warmup * progress))
 
 
-def _inverse_sqrt(step: int, warmup: int) -> float:
-    if warmup:
-        return math.sqrt(warmup / step)
+def _inverse_sqrt(step: int) -> float:
     return math.sqrt(INVERSE_SQRT_TIMESCALE / (INVERSE_SQRT_TIMESCALE + step - 1))
 
 
