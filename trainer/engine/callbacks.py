@@ -14,8 +14,6 @@ from trainer import user_code
 from trainer.errors import UsageError
 from trainer.recipe import Recipe
 
-HOOKS = ("on_step", "on_log", "on_eval", "on_save", "on_end")
-
 
 class Callback:
     """Base class of callbacks. Every rank makes its own object and calls its methods at the same steps.

@@ -51,7 +51,7 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
         return
     weights, facts = _selected(session)
     copy_weights(model, weights, "the selected weights")
-    weights = {**weights, **_calibrate(session)}
+    _calibrate(session)
     facts["metric"] = session.recipe.loop.early_stopping.metric
     if early := progress.stopped_early(session.recipe.loop.early_stopping):
         facts["stopped_early"] = early
@@ -68,12 +68,12 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     merge(model)  # on the other ranks, with the same result
 
 
-def _calibrate(session: Session) -> dict[str, Tensor]:
-    """Let the task choose thresholds and the like. Return the weights that it has changed. All ranks."""
+def _calibrate(session: Session) -> None:
+    """Let the task choose thresholds and the like, and change the model accordingly. All ranks."""
     runtime, task, records = session.runtime, session.task, list[Record]()
     if task.calibrates and session.recipe.data.validation is not None:
         _, records = evaluate(runtime, task, session.model, session.corpus, "validation", predict=True)
-    return task.calibrate(session.model, runtime.on_main(lambda: task.calibration(records)))
+    task.calibrate(session.model, runtime.on_main(lambda: task.calibration(records)))
 
 
 def _selected(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -71,15 +71,13 @@ def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | 
     check_held(run.path)
     remove_stale(run, hashes)
     names = _wanted(run, task, has_model=bool(hashes))
-    checked = task.recipe.export.model and bool(hashes) and bool(task.exporter())
+    checked = task.recipe.export.model and bool(hashes)
     if not names and not checked:
         return []
     stage = _Stage(run, task, hashes, overrides, progress or log_progress())
     run.export.mkdir(parents=True, exist_ok=True)
     folders: list[Path] = []
     errors: dict[str, str] = stage.check_model() if checked else {}
-    if names:
-        run.export.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name == "int8" and "onnx" in errors:  # int8 is made from it
             shutil.rmtree(run.export / name, ignore_errors=True)
@@ -116,8 +114,7 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
 
 
 def _why_no_bf16(task: Task) -> str | None:
-    exporter = task.exporter()
-    if exporter is not None and not exporter(task).fits_bf16:
+    if not task.exporter()(task).fits_bf16:
         return "numbers of this size have too few digits in bf16"
     # without bf16 arithmetic it is no faster, and its check takes longer than all others
     return None if bf16_arithmetic() or torch.cuda.is_available() else "this machine has no bf16 arithmetic"

@@ -29,15 +29,25 @@ def freeze_parts(model: nn.Module, optim: OptimConfig) -> nn.Module | None:
     return trunk
 
 
+def _prefix(model: nn.Module, key: str) -> str:
+    """Return the prefix of the trunk's parameters.
+
+    Raises:
+        UsageError: the model is not divided into trunk and head. Names the key of `optim`.
+    """
+    prefix = trunk_prefix(model)
+    if prefix is None:
+        raise UsageError(f"optim.{key}: {type(model).__name__} is not divided into trunk and head")
+    return prefix
+
+
 def freeze_trunk(model: nn.Module) -> nn.Module:
     """Freeze the trunk for the whole run, and return it.
 
     Raises:
         UsageError: the model is not divided into trunk and head.
     """
-    prefix = trunk_prefix(model)
-    if prefix is None:
-        raise UsageError(f"optim.freeze_trunk: {type(model).__name__} is not divided into trunk and head")
+    prefix = _prefix(model, "freeze_trunk")
     return model.get_submodule(prefix[:-1]).requires_grad_(False)
 
 
@@ -49,9 +59,7 @@ def freeze_embeddings(model: nn.Module) -> None:
     Raises:
         UsageError: the model is not divided into trunk and head, or has no embeddings.
     """
-    prefix = trunk_prefix(model)
-    if prefix is None:
-        raise UsageError(f"optim.freeze_embeddings: {type(model).__name__} is not divided into trunk and head")
+    prefix = _prefix(model, "freeze_embeddings")
     names = embedding_names(model, prefix)
     if not names:
         raise UsageError(f"optim.freeze_embeddings: {type(model).__name__} has no embeddings; set it to false")
@@ -65,9 +73,8 @@ def _freeze_layers(model: nn.Module, count: int) -> None:
     Raises:
         UsageError: the model is not divided into trunk and head, or has fewer layers.
     """
-    depth_of = depths(model)
-    if depth_of is None:
-        raise UsageError(f"optim.freeze_layers: {type(model).__name__} is not divided into trunk and head")
+    _prefix(model, "freeze_layers")
+    depth_of = depths(model) or {}
     layers = max(depth_of.values()) - 1  # the embeddings are below the lowest one
     if count > layers:
         raise UsageError(f"optim.freeze_layers={count}: {type(model).__name__} has {layers} layers; give at most those")
