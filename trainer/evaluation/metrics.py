@@ -25,7 +25,7 @@ from sacrebleu.metrics import CHRF
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.languages import bleu_of, ter_of, warn_of_script
-from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.evaluation.predictions import Record, checked_records
 
 RESAMPLES = 1000
 SEED = 12345  # sacreBLEU's own default
@@ -189,11 +189,7 @@ def score_translation(
         DataError: no records, an id missing or twice, or a value missing or of the wrong type; names id and key.
         NumericsError: a loss is NaN or Inf; names the id.
     """
-    ordered = in_corpus_order(records)
-    if not ordered:
-        raise DataError("there are no predictions to score: the split is empty")
-    for record in ordered:
-        _check(record)
+    ordered = checked_records(records, _check)
     texts = {
         "predictions": [record["prediction"] for record in ordered],
         "references": [record["target"] for record in ordered],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +47,20 @@ def in_corpus_order(records: Iterable[Mapping[str, Any]]) -> list[Record]:
             raise DataError(f"two predictions have the id {row_id!r}: each row is evaluated exactly once")
         ordered[row_id] = dict(record)
     return [ordered[row_id] for row_id in sorted(ordered, key=corpus_order)]
+
+
+def checked_records(records: Iterable[Mapping[str, Any]], check: Callable[[Record], None]) -> list[Record]:
+    """Return the records of a split in the order of the corpus, each checked, for scoring.
+
+    Raises:
+        DataError: no records, an id missing or twice, or as `check`.
+    """
+    ordered = in_corpus_order(records)
+    if not ordered:
+        raise DataError("there are no predictions to score: the split is empty")
+    for record in ordered:
+        check(record)
+    return ordered
 
 
 def write_predictions(path: Path | str, records: Iterable[Mapping[str, Any]]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.metrics import RESAMPLES, SEED, LocalMetric, Score, bootstrap_interval, percentiles
-from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.evaluation.predictions import Record, checked_records
 
 BINS = 15  # of equal width, for the calibration error
 MOST_CELLS = 5_000_000_000  # rows x classes x resamples up to which the intervals of the areas are computed
@@ -198,12 +198,8 @@ def score_classification(
         DataError: no records, an id missing or twice, or a class that is not among `names`; names id and key.
         NumericsError: a loss or probability is NaN or Inf; names the id.
     """
-    ordered = in_corpus_order(records)
-    if not ordered:
-        raise DataError("there are no predictions to score: the split is empty")
     ids = {name: i for i, name in enumerate(names)}
-    for record in ordered:
-        _check(record, ids)
+    ordered = checked_records(records, lambda record: _check(record, ids))
     true = [ids[record["target"]] for record in ordered]
     probabilities = [[record["probabilities"][name] for name in names] for record in ordered]
     scores: dict[str, Score] = dict(

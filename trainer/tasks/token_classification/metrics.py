@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.metrics import RESAMPLES, SEED, percentiles
-from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.token_classification.errors import KINDS, compare
 
 Array = np.ndarray[Any, Any]
@@ -73,11 +73,7 @@ def score_entities(
         DataError: no records, an id missing or twice, or a type that is not among `types`; names the id.
         NumericsError: a loss is NaN or Inf; names the id.
     """
-    ordered = in_corpus_order(records)
-    if not ordered:
-        raise DataError("there are no predictions to score: the split is empty")
-    for record in ordered:
-        _check(record, types)
+    ordered = checked_records(records, lambda record: _check(record, types))
     table = counts(ordered, types)
     losses = np.array([[float(record["loss"]), record["tokens"]] for record in ordered])
     sums = table.sum(0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.metrics import SEED, Score
-from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.classification.metrics import MOST_CELLS, Array, interval_of
 
 
@@ -29,11 +29,7 @@ def score_labels(records: Iterable[Mapping[str, Any]], names: Sequence[str], *, 
         DataError: no records, or a label that is not among `names`; names id and key.
         NumericsError: a loss or probability is NaN or Inf; names the id.
     """
-    ordered = in_corpus_order(records)
-    if not ordered:
-        raise DataError("there are no predictions to score: the split is empty")
-    for record in ordered:
-        _check(record, names)
+    ordered = checked_records(records, lambda record: _check(record, names))
     true, predicted = (indicators([record[key] for record in ordered], names) for key in ("target", "prediction"))
     shares = np.array([[record["probabilities"][name] for name in names] for record in ordered], dtype=np.float64)
     table = np.hstack(

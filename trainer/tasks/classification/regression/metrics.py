@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.metrics import SEED, Score
-from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.classification.metrics import Array, interval_of
 
 Measure = Callable[[Array], float]  # of how often each row counts, (rows,)
@@ -33,11 +33,7 @@ def score_regression(
         DataError: no records, or a target or prediction that is not a number; names id and key.
         NumericsError: a loss or prediction is NaN or Inf; names the id.
     """
-    ordered = in_corpus_order(records)
-    if not ordered:
-        raise DataError("there are no predictions to score: the split is empty")
-    for record in ordered:
-        _check(record, names)
+    ordered = checked_records(records, lambda record: _check(record, names))
     true, predicted = (
         np.array([values_of(record[key], names) for record in ordered], dtype=np.float64).T
         for key in ("target", "prediction")
