@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.optim.choices import make_optimizer
-from trainer.recipe.sections import OptimConfig, ParamGroup
+from trainer.recipe.sections import OptimConfig, ParamGroup, Section, is_changed
 
 # Keys that only some choices use: key -> (the key of the choice, the choices that use it).
 USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -60,7 +60,7 @@ def build_optimizer(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}  # tied ones come once
     if not trainable:
         raise UsageError("the model has no trainable parameter: everything is frozen; unfreeze a part")
-    by_layer = [key for key in ("layer_decay", "unfreeze", "head_lr") if _changed(optim, [key])]
+    by_layer = [key for key in ("layer_decay", "unfreeze", "head_lr") if is_changed(optim, key)]
     if by_layer and depths is None:
         raise UsageError(
             f"optim.{by_layer[0]}: {type(model).__name__} is not divided into trunk and head; leave it out"
@@ -193,23 +193,11 @@ def unused_keys(optim: OptimConfig) -> list[str]:
     return [
         key
         for key, (chooser, users) in USED_BY.items()
-        if _value(optim, chooser) not in users and _changed(optim, key.split("."))
+        if getattr(*_section_of(optim, chooser)) not in users and is_changed(*_section_of(optim, key))
     ]
 
 
-def _value(section: BaseModel, key: str) -> Any:
-    value: Any = section
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _changed(section: BaseModel, path: list[str]) -> bool:
-    """Return whether a key differs from its default (a resolved recipe has every key)."""
-    first, *rest = path
-    value = getattr(section, first)
-    if first not in section.model_fields_set:
-        return False
-    if rest:
-        return _changed(value, rest)
-    return bool(value != type(section).model_fields[first].get_default(call_default_factory=True))
+def _section_of(optim: OptimConfig, key: str) -> tuple[Section, str]:
+    """Return the section of a dotted key, and its last part."""
+    *path, last = key.split(".")
+    return reduce(getattr, path, optim), last

@@ -22,6 +22,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
+def is_changed(section: Section, key: str) -> bool:
+    """Return whether a key differs from its default (a resolved recipe has every key)."""
+    default = type(section).model_fields[key].get_default(call_default_factory=True)
+    return bool(getattr(section, key) != default)
+
+
 OwnName = Annotated[str, Field(pattern=PATTERN)]  # of a function or class of a user
 
 

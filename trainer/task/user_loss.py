@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import user_code
 from trainer.errors import UsageError
 from trainer.recipe import Recipe
+from trainer.recipe.sections import is_changed
 from trainer.task.base import Batch, Task
 
 if TYPE_CHECKING:
@@ -59,16 +60,7 @@ def loss_problems(recipe: Recipe) -> list[str]:
     task: Any = recipe.task
     if not user_code.is_reference(getattr(task, "loss", None)):
         return []
-    changed = [
-        key
-        for key in OF_THE_USUAL_LOSS
-        if key in type(task).model_fields and getattr(task, key) not in _defaults(task, key)
-    ]
-    ignored = [f"task.{key}" for key in changed]
+    ignored = [f"task.{key}" for key in OF_THE_USUAL_LOSS if key in type(task).model_fields and is_changed(task, key)]
     ignored += ["optim.label_smoothing"] if recipe.optim.label_smoothing else []
     ignored += ["data.columns.weight"] if "weight" in recipe.data.columns else []
     return [f"{key}: is not used with the loss {task.loss!r}; leave it out" for key in ignored]
-
-
-def _defaults(section: Any, key: str) -> list[Any]:
-    return [type(section).model_fields[key].get_default(call_default_factory=True)]

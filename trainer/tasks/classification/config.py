@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.recipe.sections import Fraction, OwnName, Section
+from trainer.recipe.sections import Fraction, OwnName, Section, is_changed
+from trainer.user_code import is_reference
 
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -99,9 +100,8 @@ class ClassificationConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> ClassificationConfig:
         for key, modes in _MODES.items():
-            default = type(self).model_fields[key].get_default(call_default_factory=True)
-            own = key == "loss" and ":" in self.loss  # every mode may have a function of the user
-            if self.mode not in modes and getattr(self, key) != default and not own:
+            own = key == "loss" and is_reference(self.loss)  # every mode may have a function of the user
+            if self.mode not in modes and is_changed(self, key) and not own:
                 allowed = " and ".join(modes)
                 raise ValueError(f"{key} is for mode {allowed}, and mode is {self.mode}: leave {key} out")
         if self.mode == "regression":

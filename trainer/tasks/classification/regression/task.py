@@ -10,6 +10,7 @@ from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.regression.metric_specs import SPECS
 from trainer.tasks.classification.task import Classification
+from trainer.user_code import is_reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,7 +133,7 @@ class Regression(Classification):
     @property
     def _usual_loss(self) -> str:
         """The loss of evaluations, also if a function of the user is minimized."""
-        return "mse" if ":" in self.settings.loss else self.settings.loss
+        return "mse" if is_reference(self.settings.loss) else self.settings.loss
 
     def _losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from trainer.tasks.classification.losses import regression_loss
