@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from trainer import tensors
 from trainer.engine.corpus import Corpus
 from trainer.engine.merging import GATE, compare, real_batches, write_gate
 from trainer.errors import GateError
-from trainer.export.subprocess_check import TIMEOUT
+from trainer.export.subprocess_check import with_stock_libraries
 from trainer.files import read_json
 from trainer.hub_paths import locate
 from trainer.models.adapters import adapted_part
@@ -29,28 +28,7 @@ from trainer.task.base import Task
 
 BATCHES = 2  # of real rows
 CHECK = "stock_peft"
-SCRIPT = """
-import json, sys
-class WithoutUs:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("trainer", "launch"):
-            raise ModuleNotFoundError(f"{name} must not be imported", name=name)
-sys.meta_path.insert(0, WithoutUs())
-import torch, transformers
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
-given = json.loads(sys.stdin.read())
-base = getattr(transformers, given["class"]).from_pretrained(
-    given["base"], revision=given["revision"], dtype=torch.float32, **given["arguments"]
-)
-model = PeftModel.from_pretrained(base, given["adapter"]).eval()
-outputs = {}
-for number, file in enumerate(given["inputs"]):
-    with torch.no_grad():
-        output = model(**load_file(file), **given["options"])
-    outputs[str(number)] = (output.logits if "logits" in output else output.last_hidden_state).contiguous()
-save_file(outputs, given["outputs"])
-"""
+PROGRAM = "peft_program.py"
 
 
 def check_adapter(run: RunDir, task: Task, model: nn.Module, corpus: Corpus) -> None:
@@ -99,21 +77,13 @@ def _check(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, how: dict[
             **how, "base": place, "revision": revision, "adapter": str(run.adapter.absolute()),
             "inputs": list(map(str, inputs_of)), "options": options, "outputs": str(folder / "outputs.safetensors"),
         }  # fmt: skip
-        if error := _run(given):
-            return {"passed": False, "error": error}
+        try:
+            with_stock_libraries(given, PROGRAM)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            return {"passed": False, "error": str(error)}
         outputs = tensors.read(folder / "outputs.safetensors")
         actual = [_without_padding(outputs[str(number)], tensors.read(file)) for number, file in enumerate(inputs_of)]
         return compare(expected, actual)
-
-
-def _run(given: dict[str, Any]) -> str | None:
-    """Run the check. Return the end of its error output if it fails."""
-    command, text = [sys.executable, "-P", "-c", SCRIPT], json.dumps(given).encode()
-    try:
-        process = subprocess.run(command, input=text, capture_output=True, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        return f"no answer within {TIMEOUT:.0f} s"
-    return process.stderr.decode(errors="replace")[-400:] if process.returncode else None
 
 
 @torch.no_grad()

@@ -56,14 +56,14 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
-def with_stock_libraries(job: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    """Run stock_program.py on a job in a process without rankzero. Return its result, and the seconds that it took.
+def with_stock_libraries(job: dict[str, Any], name: str = "stock_program.py") -> tuple[dict[str, Any], float]:
+    """Run a program of this folder on a job in a process without rankzero. Return its result, and its seconds.
 
     Raises:
         RuntimeError: it failed; with the end of its stderr.
     """
     started = time.perf_counter()
-    program = Path(__file__).with_name("stock_program.py")
+    program = Path(__file__).with_name(name)
     process = subprocess.run(
         [sys.executable, "-P", "-c", WITHOUT, str(program)],
         input=json.dumps(job).encode(),
