@@ -517,7 +517,7 @@ def test_lines_of_a_value_that_is_too_long_are_no_rows(tmp_path):
     assert len(list(source.stream(0, stream.state()))) == 20
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")], ids=["plain", "gzip"])
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".txt"])
 def test_an_empty_part_among_others_has_no_rows(tmp_path, ending, content):
     text = {".csv": "text,label\nx,good\n", ".jsonl": '{"text": "x", "label": "good"}\n', ".txt": "x\n"}[ending]
