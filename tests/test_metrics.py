@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import Bleu, Chrf, Perplexity, Ter, bootstrap_interval, score_translation
+from trainer.evaluation.evaluate_metrics import Bleu, Chrf, Perplexity, Ter
+from trainer.evaluation.metrics import bleu, bootstrap_interval, chrf, perplexity, score_translation, ter
 from trainer.evaluation.predictions import read_predictions, write_predictions
 
 TEXT = "a two man woman dog red blue house street plays with the ball , and runs ; it's in Paris near 3 trees ."
@@ -42,12 +46,12 @@ def texts(records: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("metric", "reference", "key"), [(Bleu, BLEU, "bleu"), (Chrf, CHRF, "chrf"), (Ter, TER, "ter")]
+    ("metric", "reference", "key"), [(bleu, BLEU, "bleu"), (chrf, CHRF, "chrf"), (ter, TER, "ter")]
 )
-def test_scores_and_intervals_are_those_of_sacrebleu(metric: type, reference: type, key: str) -> None:
+def test_scores_and_intervals_are_those_of_sacrebleu(metric: Callable[..., Any], reference: type, key: str) -> None:
     """sacreBLEU draws the same resamples and reports half the width of the interval; it sums in fp32."""
     predictions, targets = texts(corpus(120))
-    scores = metric().compute(predictions=predictions, references=targets)
+    scores = metric(predictions, targets)
     theirs = reference()
     score = theirs.corpus_score(predictions, [targets], n_bootstrap=1000)
     low, high = scores[f"{key}_ci95"]
@@ -58,7 +62,7 @@ def test_scores_and_intervals_are_those_of_sacrebleu(metric: type, reference: ty
 
 def test_signature_and_length_ratio() -> None:
     predictions, targets = texts(corpus(20))
-    scores = Bleu().compute(predictions=predictions, references=targets, resamples=2)
+    scores = bleu(predictions, targets, resamples=2)
     theirs = BLEU()
     total = theirs.corpus_score(predictions, [targets])
     assert scores["signature"] == str(theirs.get_signature())
@@ -121,7 +125,7 @@ def test_empty_predictions_and_targets() -> None:
 
 
 def test_perplexity_of_a_diverged_model_is_a_number() -> None:
-    scores = Perplexity().compute(losses=[1e6, 2e6], tokens=[2, 2], resamples=10)
+    scores = perplexity([1e6, 2e6], [2, 2], resamples=10)
     assert scores["loss"] == 750_000.0
     json.dumps(scores, allow_nan=False)
 
@@ -162,12 +166,23 @@ def test_nothing_is_written_or_shared(tmp_path: Path, monkeypatch: pytest.Monkey
     second.add_batch(predictions=["no"], references=["yes"])
     assert first.compute(resamples=1)["bleu"] == pytest.approx(100.0)
     assert second.compute(resamples=1)["bleu"] == 0.0
-    score_translation(corpus(3), resamples=2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metrics_are_evaluate_metrics() -> None:
-    assert all(isinstance(metric, evaluate.Metric) for metric in (Bleu(), Chrf(), Ter(), Perplexity()))
+def test_metrics_of_the_library_evaluate_give_the_same_scores() -> None:
+    predictions, targets = texts(corpus(20))
+    combined = evaluate.combine([Bleu("en"), Chrf(), Ter("en")])
+    combined.add_batch(predictions=predictions, references=targets)
+    expected = bleu(predictions, targets, "en") | chrf(predictions, targets) | ter(predictions, targets, "en")
+    assert combined.compute() == expected
+    assert Perplexity().compute(losses=[3.0, 1.0], tokens=[2, 2], resamples=0) == perplexity(
+        [3.0, 1.0], [2, 2], resamples=0
+    )
+
+
+def test_training_does_not_import_the_library_evaluate() -> None:
+    code = "import sys, trainer.tasks.translation.task, trainer.evaluation.metrics; print('evaluate' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_thousand_rows_take_seconds() -> None:

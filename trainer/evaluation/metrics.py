@@ -1,24 +1,18 @@
 """Scores of translations: BLEU, chrF, TER and perplexity, each with a bootstrap interval.
 
-The classes are `evaluate.Metric`s of our own. They need no network (`evaluate.load` fetches scripts of the Hub and runs
-them) and no disk (the library's class makes cache folders and lock files, over which processes can meet). The
-arithmetic of BLEU, chrF and TER is sacreBLEU's (Post 2018). Intervals are percentiles of Koehn's (2004) bootstrap: rows
-are drawn with replacement from a fixed seed, as sacreBLEU draws them, the same rows for every metric.
+The arithmetic of BLEU, chrF and TER is sacreBLEU's (Post 2018). Intervals are percentiles of Koehn's (2004) bootstrap:
+rows are drawn with replacement from a fixed seed, as sacreBLEU draws them, the same rows for every metric. All sums are
+taken in corpus order, in float64: a score does not depend on the number of ranks.
 
-All sums are taken in corpus order, in float64: a score does not depend on the number of ranks. Import this module where
-it is used: `evaluate` takes seconds to import, because it brings in the pipelines of transformers.
+`trainer.evaluation.evaluate_metrics` offers the same scores as metrics of the library `evaluate`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import numpy.typing as npt
 from sacrebleu.metrics import CHRF
@@ -62,108 +56,81 @@ def percentiles(scores: Iterable[float]) -> list[float]:
     return [found[cut], found[-1 - cut]]
 
 
-class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """An `evaluate.Metric` that holds its data in memory and touches neither network nor disk."""
-
-    columns: ClassVar[dict[str, str]] = {"predictions": "string", "references": "string"}
-    """Name and type of what `compute` takes, one value per row."""
-
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True, seed=SEED)
-
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({name: datasets.Value(kind) for name, kind in type(self).columns.items()})
-        return evaluate.MetricInfo(description=str(type(self).__doc__), citation="", features=features)
-
-    def _build_data_dir(self) -> str:
-        # The library creates this folder even when everything stays in memory; nothing is ever written there.
-        return str(Path(self._data_dir_root, self.name))
-
-
-class CorpusMetric(LocalMetric):
-    """A sacreBLEU metric of one reference per row: `compute(predictions=[…], references=[…])`.
+def bleu(
+    predictions: list[str],
+    references: list[str],
+    language: str | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict[str, Score]:
+    """Corpus BLEU (Papineni et al. 2002) in percent: sacreBLEU's defaults, cased, with the tokenizer of the language.
 
     Args:
-        language: name or tag of the target language; decides how texts are split into words.
+        predictions, references: one text per row.
+        language: name or tag of the target language.
+
+    Returns:
+        bleu, bleu_ci95, signature, length_ratio: tokens of all predictions over those of all references.
     """
-
-    key: ClassVar[str]
-
-    def __init__(self, language: str | None = None) -> None:
-        super().__init__()
-        self._language = language
-
-    @abstractmethod
-    def _scorer(self) -> Any:
-        """The sacreBLEU metric."""
-
-    def _compute(
-        self, *, predictions: list[str], references: list[str], resamples: int = RESAMPLES, seed: int = SEED
-    ) -> dict[str, Score]:
-        scorer = self._scorer()
-        # These three methods are sacreBLEU's inner ones: corpus_score gives half the width of an interval around the
-        # mean of the resamples, not its ends. The tests hold them against corpus_score.
-        rows = scorer._extract_corpus_statistics(predictions, [references])
-        total = scorer._aggregate_and_compute(rows)
-        scores: dict[str, Score] = {self.key: float(total.score), **self._details(scorer, total)}
-        if resamples:
-            scores[f"{self.key}_ci95"] = bootstrap_interval(
-                rows, lambda sums: float(scorer._compute_score_from_stats(sums).score), resamples, seed
-            )
-        return scores
-
-    def _details(self, scorer: Any, total: Any) -> dict[str, Score]:
-        """What the metric says besides its score."""
-        return {}
+    scorer = bleu_of(language)
+    score, interval = _corpus_score(scorer, predictions, references, resamples, seed)
+    signature, ratio = str(scorer.get_signature()), float(score.ratio)
+    return {"bleu": float(score.score), "signature": signature, "length_ratio": ratio, **_named("bleu", interval)}
 
 
-class Bleu(CorpusMetric):
-    """Corpus BLEU (Papineni et al. 2002) in percent: sacreBLEU's defaults, cased, with the language's tokenizer."""
-
-    key = "bleu"
-
-    def _scorer(self) -> Any:
-        return bleu_of(self._language)
-
-    def _details(self, scorer: Any, total: Any) -> dict[str, Score]:
-        """The signature, and the length of all translations over that of all references, in BLEU's tokens."""
-        return {"signature": str(scorer.get_signature()), "length_ratio": float(total.ratio)}
-
-
-class Chrf(CorpusMetric):
+def chrf(
+    predictions: list[str], references: list[str], *, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, Score]:
     """Corpus chrF2 (Popović 2015) in percent: character 1- to 6-grams, recall counts twice."""
-
-    key = "chrf"
-
-    def _scorer(self) -> Any:
-        return CHRF()
+    score, interval = _corpus_score(CHRF(), predictions, references, resamples, seed)
+    return {"chrf": float(score.score), **_named("chrf", interval)}
 
 
-class Ter(CorpusMetric):
+def ter(
+    predictions: list[str],
+    references: list[str],
+    language: str | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict[str, Score]:
     """Translation edit rate (Snover et al. 2006) in percent of the reference's words, uncased; lower is better."""
-
-    key = "ter"
-
-    def _scorer(self) -> Any:
-        return ter_of(self._language)
+    score, interval = _corpus_score(ter_of(language), predictions, references, resamples, seed)
+    return {"ter": float(score.score), **_named("ter", interval)}
 
 
-class Perplexity(LocalMetric):
-    """Token cross-entropy (nats) and its exponential: `compute(losses=[row sums], tokens=[row counts])`."""
+def _corpus_score(
+    scorer: Any, predictions: list[str], references: list[str], resamples: int, seed: int
+) -> tuple[Any, list[float] | None]:
+    """sacreBLEU's score of a corpus with one reference per row, and the interval around it."""
+    # These three methods are sacreBLEU's inner ones: corpus_score gives half the width of an interval around the
+    # mean of the resamples, not its ends. The tests hold them against corpus_score.
+    rows = scorer._extract_corpus_statistics(predictions, [references])
+    score = scorer._aggregate_and_compute(rows)
+    if not resamples:
+        return score, None
+    return score, bootstrap_interval(
+        rows, lambda sums: float(scorer._compute_score_from_stats(sums).score), resamples, seed
+    )
 
-    columns: ClassVar[dict[str, str]] = {"losses": "float64", "tokens": "int64"}
 
-    def _compute(
-        self, *, losses: list[float], tokens: list[int], resamples: int = RESAMPLES, seed: int = SEED
-    ) -> dict[str, Score]:
-        loss = math.fsum(losses) / sum(tokens)
-        scores: dict[str, Score] = {"loss": loss, "perplexity": _perplexity(loss)}
-        if resamples:
-            table = np.array([losses, tokens], dtype=np.float64).T  # [rows, 2]
-            scores["perplexity_ci95"] = bootstrap_interval(
-                table, lambda sums: _perplexity(sums[0] / sums[1]), resamples, seed
-            )
-        return scores
+def _named(metric: str, interval: list[float] | None) -> dict[str, Score]:
+    return {} if interval is None else {f"{metric}_ci95": interval}
+
+
+def perplexity(
+    losses: list[float], tokens: list[int], *, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, Score]:
+    """Token cross-entropy (nats) and its exponential, from the summed loss and the tokens of each row."""
+    loss = math.fsum(losses) / sum(tokens)
+    scores: dict[str, Score] = {"loss": loss, "perplexity": _perplexity(loss)}
+    if resamples:
+        table = np.array([losses, tokens], dtype=np.float64).T  # [rows, 2]
+        scores["perplexity_ci95"] = bootstrap_interval(
+            table, lambda sums: _perplexity(sums[0] / sums[1]), resamples, seed
+        )
+    return scores
 
 
 def _perplexity(loss: float) -> float:
@@ -190,15 +157,13 @@ def score_translation(
         NumericsError: a loss is NaN or Inf; names the id.
     """
     ordered = checked_records(records, _check)
-    texts = {
-        "predictions": [record["prediction"] for record in ordered],
-        "references": [record["target"] for record in ordered],
-    }
-    warn_of_script(language, texts["references"])
-    scores: dict[str, Score] = {}
-    for metric in (Bleu(language), Chrf(language), Ter(language)):
-        scores |= metric.compute(**texts, resamples=resamples)
-    scores |= Perplexity().compute(
+    predictions = [record["prediction"] for record in ordered]
+    references = [record["target"] for record in ordered]
+    warn_of_script(language, references)
+    scores = bleu(predictions, references, language, resamples=resamples)
+    scores |= chrf(predictions, references, resamples=resamples)
+    scores |= ter(predictions, references, language, resamples=resamples)
+    scores |= perplexity(
         losses=[float(record["loss"]) for record in ordered],
         tokens=[record["tokens"] for record in ordered],
         resamples=resamples,

@@ -1,20 +1,18 @@
 """Scores of classifications, each with a bootstrap interval. The arithmetic is scikit-learn's.
 
-As in `trainer.evaluation.metrics` the classes are local `evaluate.Metric`s. All sums are in corpus order, in float64.
+All sums are in corpus order, in float64.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import RESAMPLES, SEED, LocalMetric, Score, bootstrap_interval, percentiles
+from trainer.evaluation.metrics import RESAMPLES, SEED, Score, bootstrap_interval, percentiles
 from trainer.evaluation.predictions import Record, checked_records
 
 BINS = 15  # of equal width, for the calibration error
@@ -33,32 +31,22 @@ def interval_of(score: Callable[[Array], float], rows: int, resamples: int, seed
     return percentiles(found) if 2 * len(found) >= resamples else None
 
 
-class ClassScores(LocalMetric):
-    """From class ids: accuracy; precision, recall and F1 (macro); Matthews' correlation.
+def class_scores(
+    predictions: list[int], references: list[int], classes: int, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, Score]:
+    """From class ids (rows,): accuracy; precision, recall and F1 (macro); Matthews' correlation.
 
-    Macro averages are over the classes that occur as truth or as prediction, as in scikit-learn.
-    `compute(predictions=[…], references=[…], classes=K)`; a class that is never predicted has precision 0.
+    Macro averages are over the classes that occur as truth or as prediction, as in scikit-learn. A class that is never
+    predicted has precision 0.
     """
-
-    columns: ClassVar[dict[str, str]] = {"predictions": "int64", "references": "int64"}
-
-    def _compute(
-        self,
-        *,
-        predictions: list[int],
-        references: list[int],
-        classes: int,
-        resamples: int = RESAMPLES,
-        seed: int = SEED,
-    ) -> dict[str, Score]:
-        pairs = np.array(references) * classes + np.array(predictions)
-        scores: dict[str, Score] = dict(from_confusion(_confusion(pairs, classes)))
-        if resamples:
-            draw, rows = np.random.default_rng(seed), len(pairs)
-            drawn = (pairs[draw.integers(0, rows, rows)] for _ in range(resamples))
-            made = [from_confusion(_confusion(sample, classes)) for sample in drawn]
-            scores |= {f"{name}_ci95": percentiles(one[name] for one in made) for name in made[0]}
-        return scores
+    pairs = np.array(references) * classes + np.array(predictions)
+    scores: dict[str, Score] = dict(from_confusion(_confusion(pairs, classes)))
+    if resamples:
+        draw, rows = np.random.default_rng(seed), len(pairs)
+        drawn = (pairs[draw.integers(0, rows, rows)] for _ in range(resamples))
+        made = [from_confusion(_confusion(sample, classes)) for sample in drawn]
+        scores |= {f"{name}_ci95": percentiles(one[name] for one in made) for name in made[0]}
+    return scores
 
 
 def _confusion(pairs: Array, classes: int) -> Array:
@@ -89,40 +77,28 @@ def from_confusion(counts: Array) -> dict[str, float]:
     }
 
 
-class ProbabilityScores(LocalMetric):
-    """From probabilities: area under the ROC curve, average precision (both: mean over the classes, one against the
-    rest, for more than two), and the expected calibration error (Guo et al. 2017) over 15 bins of equal width.
+def probability_scores(
+    predictions: list[list[float]], references: list[int], *, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, Score]:
+    """From probabilities (rows, classes): area under the ROC curve, average precision (both: mean over the classes, one
+    against the rest, for more than two), expected calibration error (Guo et al. 2017) over 15 bins of equal width.
 
-    `compute(predictions=[[p, …], …], references=[…])`; areas are left out where a class does not occur. Their intervals
-    are left out where a class is so rare that most resamples lack it, and where they would take more than minutes
-    (MOST_CELLS).
+    Areas are left out where a class does not occur. Their intervals are left out where a class is so rare that most
+    resamples lack it, and where they would take more than minutes (MOST_CELLS).
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        kinds = {"predictions": datasets.Sequence(datasets.Value("float64")), "references": datasets.Value("int64")}
-        return evaluate.MetricInfo(description=str(type(self).__doc__), citation="", features=datasets.Features(kinds))
-
-    def _compute(
-        self,
-        *,
-        predictions: list[list[float]],
-        references: list[int],
-        resamples: int = RESAMPLES,
-        seed: int = SEED,
-    ) -> dict[str, Score]:
-        p, true = np.array(predictions), np.array(references)
-        measures: dict[str, Callable[[Array | None], float]] = {"ece": lambda w: calibration_error(p, true, w)}
-        if len(np.unique(true)) == p.shape[1]:
-            ranking = Ranking(p, true)
-            measures |= {"roc_auc": ranking.roc_auc, "average_precision": ranking.average_precision}
-        scores: dict[str, Score] = {name: measure(None) for name, measure in measures.items()}
-        if resamples:
-            for name, measure in measures.items():
-                if name != "ece" and p.size * resamples > MOST_CELLS:
-                    continue
-                if interval := interval_of(measure, len(true), resamples, seed):
-                    scores[f"{name}_ci95"] = interval
-        return scores
+    p, true = np.array(predictions), np.array(references)
+    measures: dict[str, Callable[[Array | None], float]] = {"ece": lambda w: calibration_error(p, true, w)}
+    if len(np.unique(true)) == p.shape[1]:
+        ranking = Ranking(p, true)
+        measures |= {"roc_auc": ranking.roc_auc, "average_precision": ranking.average_precision}
+    scores: dict[str, Score] = {name: measure(None) for name, measure in measures.items()}
+    if resamples:
+        for name, measure in measures.items():
+            if name != "ece" and p.size * resamples > MOST_CELLS:
+                continue
+            if interval := interval_of(measure, len(true), resamples, seed):
+                scores[f"{name}_ci95"] = interval
+    return scores
 
 
 class Ranking:
@@ -202,15 +178,9 @@ def score_classification(
     ordered = checked_records(records, lambda record: _check(record, ids))
     true = [ids[record["target"]] for record in ordered]
     probabilities = [[record["probabilities"][name] for name in names] for record in ordered]
-    scores: dict[str, Score] = dict(
-        ClassScores().compute(
-            predictions=[ids[record["prediction"]] for record in ordered],
-            references=true,
-            classes=len(names),
-            resamples=resamples,
-        )
-    )
-    scores |= ProbabilityScores().compute(predictions=probabilities, references=true, resamples=resamples)
+    predictions = [ids[record["prediction"]] for record in ordered]
+    scores = class_scores(predictions, true, len(names), resamples=resamples)
+    scores |= probability_scores(probabilities, true, resamples=resamples)
     losses = [float(record["loss"]) for record in ordered]
     scores["loss"] = math.fsum(losses) / len(losses)
     if resamples:

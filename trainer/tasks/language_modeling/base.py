@@ -66,12 +66,12 @@ class LanguageModeling(Task):
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         """Return loss, perplexity and accuracy over the predicted tokens."""
-        from trainer.evaluation.metrics import Perplexity
+        from trainer.evaluation.metrics import perplexity
 
         ordered = in_corpus_order(records)
         tokens = [record["tokens"] for record in ordered]
         losses = [float(record["loss"]) for record in ordered]
-        scores = Perplexity().compute(losses=losses, tokens=tokens, resamples=resamples)
+        scores = perplexity(losses, tokens, resamples=resamples)
         hits = math.fsum(record["correct"] for record in ordered)
         more = self.further_scores(ordered, resamples)
         return {**scores, **more, "accuracy": hits / sum(tokens), "rows": len(ordered)}
