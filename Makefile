@@ -12,6 +12,8 @@ OUT ?= runs/golden.json
 # two test files at a time; JOBS=0 for one process, in which a debugger works
 JOBS ?= 2
 TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10
+# processes that ranks start would compile the package again, seconds each
+export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 

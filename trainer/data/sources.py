@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
-from trainer.corpora import embedded_rows
 from trainer.data import formats
 from trainer.data.conll import conll_records
 from trainer.data.csv_files import csv_records
@@ -272,6 +271,8 @@ def _damaged(shard: Shard, row: int, error: Exception, name: str | None = None) 
 
 
 def _embedded_rows(url: str, row: int) -> Iterator[dict[str, Any]]:
+    from trainer.corpora import embedded_rows  # reads word lists for half a second
+
     path, _, query = url.removeprefix(EMBEDDED).partition("?")
     corpus, split = path.split("/")
     numbers = {key: int(value) for key, value in parse_qsl(query)}
