@@ -11,7 +11,7 @@ DEMO_CONFIG ?= $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null
 OUT ?= runs/golden.json
 # two test files at a time; JOBS=0 for one process, in which a debugger works
 JOBS ?= 2
-TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10
+TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # processes that ranks start would compile the package again, seconds each
 export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -38,9 +38,9 @@ demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to repo
 	@$(BIN)/rankzero report runs/demo-translation runs/demo-sentiment --index runs/index.html
 
 test: setup ## every module, engine, task and command with tiny settings. ARGS='-k lanes' for a part
-	$(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not slurm_full' $(ARGS)
+	$(TESTS) -m 'not slow and not slurm_full' $(ARGS)
 
-test-slow: setup ## only what `make test` leaves out, one test at a time
+test-slow: setup ## only what `make test` leaves out
 	$(TESTS) -m 'slow and not slurm_full' $(ARGS)
 
 test-all: test test-slow ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing
