@@ -185,11 +185,6 @@ class Classification(CalibratedTask):
             logits, labels, by_class, ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
         )
 
-    def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
-        from trainer.models.loss import cross_entropy_sum
-
-        return cross_entropy_sum(logits, labels, self.smoothing)
-
     def class_weights(self) -> list[float] | None:
         """Return the weights of the classes in the order of their ids."""
         if self.settings.class_weights != "balanced":

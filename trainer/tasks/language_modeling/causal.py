@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.tokenizer_files import with_template
 from trainer.errors import UsageError
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Line, Record, Texts
@@ -137,8 +138,6 @@ class CausalLanguageModeling(LanguageModeling):
 
     def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
         """Save the tokenizer with the token that starts a document, and padding as `generate` of transformers needs."""
-        from trainer.data.tokenizer_files import with_template
-
         start = str(self.tokenizer.convert_ids_to_tokens(self.start_id))
         tokenizer = with_template(tokenizer or self.tokenizer, f"{start} $A", {start: self.start_id})
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from trainer.data.tokenizer_files import with_template
 from trainer.recipe.sections import LossSection
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
@@ -103,8 +104,6 @@ class Translation(Pairs, Task):
 
     def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
         """Save the tokenizer with the [EOS] that `encode` puts at the end of a source, for stock transformers."""
-        from trainer.data.tokenizer_files import with_template
-
         end = str(self.tokenizer.eos_token)
         super().save_tokenizer(folder, with_template(self.tokenizer, f"$A {end}", {end: self.eos_id}), side)
 
