@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -155,9 +155,3 @@ class Translation(Pairs, Task):
             tokens, keys = (self.tokenizer.convert_ids_to_tokens(ids) for ids in (target, source))
             rows.append(attention_row(record, tokens, keys, weights, relevance))
         return rows
-
-    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        from trainer.evaluation.metrics import score_translation
-
-        config: Any = self.recipe.task
-        return score_translation(records, resamples=resamples, language=config.trg_language)
