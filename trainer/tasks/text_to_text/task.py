@@ -191,9 +191,7 @@ class TextToText(Pairs, Task):
         return self.forward(model, batch).logits
 
     def forward(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
-        """Return what the model returns for a batch. `more`: options of the forward."""
-        from trainer.models.language_models import shifted_right
-
+        """Return what the model returns for a batch. `more`: its other options."""
         facts: Any = model.config
         return model(
             input_ids=batch["input_ids"],
@@ -236,3 +234,10 @@ class TextToText(Pairs, Task):
 
         found = list(records)
         return {**super().score(found, resamples), **score_rouge(found, resamples)}
+
+
+def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
+    """Return the input of the decoder: labels (B, T) shifted right after `start`, with `pad` for ignored labels."""
+    inputs = labels.roll(1, -1)
+    inputs[:, 0] = start
+    return inputs.masked_fill(inputs < 0, pad)
