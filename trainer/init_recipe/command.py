@@ -11,6 +11,7 @@ import typer
 
 from trainer.errors import UsageError
 from trainer.files import write_atomically
+from trainer.init_recipe.render import render, scalar
 
 if TYPE_CHECKING:
     from trainer.data.profile import Column
@@ -37,7 +38,6 @@ def init_command(
 ) -> None:
     """Look at the rows of a file or folder, and write a commented recipe for them."""
     from trainer.init_recipe.build import draft
-    from trainer.init_recipe.render import render
     from trainer.recipe_loading import Recipe, check_recipe
 
     found = draft(path, kind, overrides or [])
@@ -58,8 +58,6 @@ def init_command(
 
 def summary(found: Draft) -> Iterator[str]:
     """Yield lines about what was found."""
-    from trainer.init_recipe.render import scalar
-
     table, surveys = found.table, found.surveys
     for name, column in [*table.columns.items()][:COLUMNS]:
         yield f"  {name[:30]:30s} {_about(column)}"

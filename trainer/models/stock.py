@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.models.classifiers import PooledClassifier, config_json, label_maps
+from trainer.models.classifiers import PooledClassifier
 from trainer.models.encoder import Encoder, MaskedLanguageModel
+from trainer.models.hf_config import config_json, label_maps
 from trainer.models.transformer import Transformer
 from trainer.tensors import constants
 

@@ -271,11 +271,16 @@ class Task(PredictionRows, PublishedModel):
         """Return the sum of the losses of all labels. The caller divides it once, by the count of the step."""
         return self.summed(self.logits(model, batch), batch["labels"])
 
+    @property
+    def smoothing(self) -> float:
+        """Share of the probability that is spread over all labels."""
+        return self.recipe.optim.label_smoothing
+
     def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the summed loss of logits (…, V) and labels (…)."""
         from trainer.models.loss import cross_entropy_sum
 
-        return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.recipe.optim.label_smoothing)
+        return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.smoothing)
 
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the loss, and the `memory` (B, …) of the next micro-batch of the lane, detached."""

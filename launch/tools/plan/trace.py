@@ -29,9 +29,10 @@ from trainer.engine.step import Objective, freeze_unused
 from trainer.errors import UsageError
 from trainer.hub_paths import FORMS
 from trainer.models.adapters import adapter_of, inject
-from trainer.models.classifiers import checkpoint_activations, depths, label_maps
+from trainer.models.classifiers import checkpoint_activations, depths
 from trainer.models.configs import PretrainedConfig
 from trainer.models.freezing import freeze_parts
+from trainer.models.hf_config import label_maps
 from trainer.models.pretrained import configuration
 from trainer.models.vocabulary import grown_rows
 from trainer.optim.choices import moments_per_weight

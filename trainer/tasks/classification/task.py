@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Label, Roles, Text
+from trainer.models.hf_config import config_json, label_maps
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.classification.calibrated import CalibratedTask
@@ -158,8 +159,6 @@ class Classification(CalibratedTask):
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """Return config.json with id2label and label2id, and the configuration of the trunk if it has one."""
-        from trainer.models.classifiers import config_json, label_maps
-
         config = label_maps(self.settings.names) | super().model_config(model)
         trunk: Any = getattr(model, "trunk", None)
         inner = config_json(trunk) if trunk is not None else None
@@ -185,11 +184,6 @@ class Classification(CalibratedTask):
         return F.cross_entropy(
             logits, labels, by_class, ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
         )
-
-    def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
-        from trainer.models.loss import cross_entropy_sum
-
-        return cross_entropy_sum(logits, labels, self.smoothing)
 
     def class_weights(self) -> list[float] | None:
         """Return the weights of the classes in the order of their ids."""

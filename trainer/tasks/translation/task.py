@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from trainer.data.tokenizer_files import with_template
 from trainer.recipe.sections import LossSection
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
@@ -103,8 +104,6 @@ class Translation(Pairs, Task):
 
     def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
         """Save the tokenizer with the [EOS] that `encode` puts at the end of a source, for stock transformers."""
-        from trainer.data.tokenizer_files import with_template
-
         end = str(self.tokenizer.eos_token)
         super().save_tokenizer(folder, with_template(self.tokenizer, f"$A {end}", {end: self.eos_id}), side)
 
@@ -156,9 +155,3 @@ class Translation(Pairs, Task):
             tokens, keys = (self.tokenizer.convert_ids_to_tokens(ids) for ids in (target, source))
             rows.append(attention_row(record, tokens, keys, weights, relevance))
         return rows
-
-    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        from trainer.evaluation.metrics import score_translation
-
-        config: Any = self.recipe.task
-        return score_translation(records, resamples=resamples, language=config.trg_language)
