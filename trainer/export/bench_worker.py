@@ -26,7 +26,7 @@ Encode = Callable[[str], Sequence[int]]  # a text -> the tokens that are read
 
 
 def graphs(run: Path, candidate: str, program: str) -> tuple[Answer, Encode, Any]:
-    """Return an artifact's answers, encoding and tokenizer. int8 answers text by text, int8-batch does not."""
+    """Return an artifact's answers, encoding and target tokenizer. int8 answers text by text, int8-batch does not."""
     artifact = pkgutil.resolve_name(program).load(run / "export" / candidate.removesuffix("-batch"))
 
     def answer(texts: Sequence[str], evaluation: dict[str, Any]) -> Records:
@@ -34,13 +34,14 @@ def graphs(run: Path, candidate: str, program: str) -> tuple[Answer, Encode, Any
         records: Records = artifact(texts, batch=candidate.endswith("-batch"))
         return records
 
-    return answer, lambda text: artifact.encode(artifact.sides(text))[0], artifact.tokenizer
+    return answer, lambda text: artifact.encode(artifact.sides(text))[0], artifact.target_tokenizer
 
 
 def weights(run: Path, candidate: str) -> tuple[Answer, Encode, Any]:
     """Return the same of the trained weights: tutorial, torch, bf16 or compiled, with -cuda on a GPU."""
     import torch
 
+    from trainer.data.target_tokenizer import target_of
     from trainer.engine.trained_run import TrainedRun
     from trainer.recipe_loading import Recipe
     from trainer.rundir import RunDir
@@ -65,7 +66,8 @@ def weights(run: Path, candidate: str) -> tuple[Answer, Encode, Any]:
     if candidate == "compiled":
         model.compile(dynamic=True)
         list(answer(["one", "another"], recipe.evaluation.model_dump()))  # compiles for one text, and for more
-    return answer, lambda text: task.encode_lines([text])[0].get("input_ids", ()), task.tokenizer.backend_tokenizer
+    written = target_of(task.tokenizer).backend_tokenizer
+    return answer, lambda text: task.encode_lines([text])[0].get("input_ids", ()), written
 
 
 def measure(opened: tuple[Answer, Encode, Any], texts: Sequence[str], batch: int, evaluation: Any) -> dict[str, Any]:
