@@ -13,6 +13,7 @@ import review_world
 import torch
 from conftest import ENDS, NOUNS, VERBS, WORDS, tiny_recipe
 
+from trainer.data.target_tokenizer import save_tokenizer
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.engine.trained_run import TrainedRun, build_model, write_evaluation
@@ -93,7 +94,7 @@ def finished_run(path: Path, recipe: Any, tokenizer: Any, change: Any) -> RunDir
     run = RunDir(path)
     run.create()
     run.recipe.write_text(recipe.to_yaml(), encoding="utf-8")
-    tokenizer.save_pretrained(run.tokenizer)
+    save_tokenizer(tokenizer, run.tokenizer)
     task = make_task(recipe, tokenizer)
     model = build_model(task)
     change(task, model)

@@ -103,6 +103,10 @@ def _model_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
     begins_with = getattr(model, "init_from", None) or getattr(model, "weights", None)
     if recipe.tokenizer_name is None and recipe.tokenizer_training is None:
         return ["tokenizer: give exactly one of `train` and `pretrained`"]
+    if (training := recipe.tokenizer_training) and not (training.shared or task.separate_vocabularies):
+        return [
+            f"tokenizer.train.shared: task {task.kind} has one vocabulary; leave it out, or set it to true (got False)"
+        ]
     if begins_with is not None and recipe.tokenizer.train is not None:
         why = f"tokenizer.train: a new tokenizer's ids mean nothing to the weights of {begins_with!r}"
         return [f"{why}; leave `tokenizer` out, so that their own is used, or begin with random weights"]

@@ -104,7 +104,7 @@ def card_stage(run: RunDir) -> None:
     """Write the model card, unless all files that it describes are unchanged (see `rankzero export --check`)."""
     described = [
         run.recipe,
-        run.tokenizer / "tokenizer.json",
+        *run.tokenizer_files,
         *(path for path in run.model.glob("*.json")),  # gate.json has the hashes of the weights
         *run.path.glob("evaluation/*/metrics.json"),
         *run.path.glob("evaluation/*/predictions.jsonl"),

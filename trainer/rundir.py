@@ -47,6 +47,11 @@ class RunDir:
         self.left_out = self.export / "left_out.json"
         self.note = self.path / "failed-rank.json"  # what a rank that fails alone leaves for rank zero
 
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """The tokenizer.json of the run, and that of target texts if they have a vocabulary of their own."""
+        return [self.tokenizer / "tokenizer.json", *self.tokenizer.glob("*/tokenizer.json")]
+
     def splits(self) -> int:
         """Return into how many parts each micro-batch is split to fit the memory: 1 unless a rank ran out of it.
 

@@ -64,6 +64,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optim": {"averaging": {"kind": "ema"}},
         "track": ["ledger", "tensorboard"],
     },
+    "translation-separate": {
+        "task": {"kind": "translation"},
+        "data": {**PAIRS, "root": "corpus"},
+        "tokenizer": {"train": {"vocab_size": 120, "target_vocab_size": 80, "shared": False}},
+        "model": {
+            "kind": "transformer",
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "tied_embeddings": "target",
+            **WIDTHS,
+        },
+    },
     "classification": {
         "task": CLASSES,
         "data": {**TEXTS, "root": "reviews"},

@@ -26,8 +26,9 @@ from trainer.data.roles import Roles
 from trainer.data.root import PREPARED
 from trainer.data.sources import TOKENS, Source, Split, belongs, open_split
 from trainer.data.survey import survey
+from trainer.data.target_tokenizer import save_tokenizer, target_of
 from trainer.data.token_ids import Layout
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
 from trainer.errors import UsageError
 from trainer.stages import published, unchanged
 
@@ -80,7 +81,7 @@ def prepare(
     out.parent.mkdir(parents=True, exist_ok=True)
     with published(out) as folder:
         tokenizer = _tokenizer(recipe, roles, sources["train"], surveys["train"].rows)
-        tokenizer.save_pretrained(folder / "tokenizer")
+        save_tokenizer(tokenizer, folder / "tokenizer")
         about["layout"] = _layout(tokenizer)
         encode, shards = encoder(tokenizer), dict[str, list[str]]()
         for split, source in sources.items():
@@ -112,8 +113,10 @@ def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
         )
     refuse_changed(root.url, {k: prepared["keys"][k] for k in ("task", "tokenizer")}, _keys(recipe))
     with tempfile.TemporaryDirectory() as folder:
-        for path in root.system.ls(f"{root.path}/tokenizer", detail=False):
-            (Path(folder) / Path(path).name).write_bytes(root.system.cat_file(path))
+        for path in root.system.find(f"{root.path}/tokenizer"):
+            copy = Path(folder, path.rpartition("/tokenizer/")[2])
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(root.system.cat_file(path))
         tokenizer = load_tokenizer(folder)
     _check_layout(recipe, root.url, prepared["layout"], tokenizer)
     return tokenizer
@@ -135,7 +138,7 @@ def _check_layout(recipe: Recipe, where: str, layout: Any, tokenizer: PreTrained
         own = load_tokenizer(recipe.tokenizer_name)
     except UsageError:  # not available here, and not needed
         return
-    if _layout(own) != layout or own.get_vocab() != tokenizer.get_vocab():
+    if _layout(own) != layout or _vocabularies(own) != _vocabularies(tokenizer):
         raise UsageError(
             f"{where} was prepared with another tokenizer than {recipe.tokenizer_name!r} has now: vocabulary or "
             "special tokens differ. Run `rankzero prepare` again"
@@ -150,11 +153,18 @@ def _layout(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
+def _vocabularies(tokenizer: PreTrainedTokenizerFast) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the ids of tokens of source and target texts."""
+    return tokenizer.get_vocab(), target_of(tokenizer).get_vocab()
+
+
 def _keys(recipe: Recipe) -> dict[str, Any]:
     """Return what the rows and their token ids depend on. The training of a tokenizer may depend on the model."""
     values = recipe.model_dump(mode="json")
     training = recipe.tokenizer_training
-    resolved = None if training is None else training.model_dump(mode="json")
+    # a shared vocabulary is recorded as before there were separate ones
+    separate = {"shared", "target_vocab_size"} if training is not None and training.shared else set()
+    resolved = None if training is None else training.model_dump(mode="json", exclude=separate)
     return {
         "task": values["task"],
         "tokenizer": values["tokenizer"] | {"train": resolved, "pretrained": recipe.tokenizer_name},
@@ -167,7 +177,7 @@ def _tokenizer(recipe: Recipe, roles: Roles, train: Source, rows: int) -> PreTra
     if settings is None:
         return load_tokenizer(str(recipe.tokenizer_name))
     texts = TrainingTexts(train, recipe.data, roles, settings.sample_rows, rows)
-    return train_tokenizer(texts, settings, recipe.data.max_length)
+    return train_tokenizers(texts, settings, recipe.data.max_length)
 
 
 def _rows(source: Source, recipe: Recipe, roles: Roles, split: Split) -> Iterator[Values]:

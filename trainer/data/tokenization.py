@@ -13,7 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -22,6 +22,7 @@ from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import uniform
 from trainer.data.roles import Roles
 from trainer.data.sources import Source, belongs
+from trainer.data.target_tokenizer import TARGET, with_target
 from trainer.data.token_ids import SPACE, Words
 from trainer.data.tokenizer_files import check_vocabulary, no_files
 from trainer.errors import DataError, UsageError
@@ -72,6 +73,7 @@ class TrainingTexts:
         roles: of the task.
         limit: about how many rows are taken.
         rows: rows of the split, as surveyed; None if unknown: the first `limit` rows are taken.
+        target: True: only texts that the task predicts; False: only the others; None: all.
     """
 
     source: Source
@@ -79,6 +81,7 @@ class TrainingTexts:
     roles: Roles
     limit: int
     rows: int | None = None
+    target: bool | None = None
 
     def __iter__(self) -> Iterator[str]:
         clean = cleaner(self.data.cleaning)
@@ -93,7 +96,8 @@ class TrainingTexts:
                 continue
             taken += 1
             for name, role in self.roles.items():
-                yield from role.texts(values[name])
+                if self.target in (None, role.target):
+                    yield from role.texts(values[name])
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
@@ -122,14 +126,34 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length:
     return _wrapped(tokenizer, config, max_length)
 
 
+def train_tokenizers(texts: TrainingTexts, config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
+    """Train the tokenizer of a run. With `shared: false` it gets a second one, trained on the targets.
+
+    Arguments and errors as `train_tokenizer`.
+    """
+    if config.shared:
+        return train_tokenizer(texts, config, max_length)
+    source = train_tokenizer(replace(texts, target=False), config, max_length)
+    of_target = config.model_copy(update={"vocab_size": config.target_size})
+    return with_target(source, train_tokenizer(replace(texts, target=True), of_target, max_length))
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder, `pkg://package/folder` inside an installed package, or a Hub id (`id@revision`).
 
-    Truncation and padding that its file may set are switched off: the recipe sets the length of rows.
+    A folder may have the tokenizer of target texts in its folder target/. Truncation and padding that a file may set
+    are switched off: the recipe sets the length of rows.
 
     Raises:
         UsageError: there is no such folder or package, the Hub cannot be reached, or it has no fast version.
     """
+    tokenizer, folder = _load(name), folder_of(name)
+    if folder is None or not (folder / TARGET / "tokenizer.json").is_file():
+        return tokenizer
+    return with_target(tokenizer, _load(str(folder / TARGET)))
+
+
+def _load(name: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     place, revision = locate(name)

@@ -22,7 +22,8 @@ from trainer.data.hub_datasets import pinned
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Source, fingerprint, open_split
 from trainer.data.survey import Survey, survey
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.data.target_tokenizer import save_tokenizer, target_of
+from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
@@ -108,15 +109,18 @@ def _check_same_vocabulary(tokenizer: PreTrainedTokenizerFast, begun: str) -> No
     Raises:
         UsageError: they differ, so that the embeddings are those of other tokens.
     """
-    own, ids = load_tokenizer(f"{begun}/tokenizer").get_vocab(), tokenizer.get_vocab()
-    if own == ids:
-        return
-    differ = sorted(token for token, i in own.items() if ids.get(token) != i)
-    raise UsageError(
-        f"model.init_from={begun!r}: its vocabulary has {len(own):,} tokens and that of this recipe {len(ids):,}, and "
-        f"{len(differ):,} of the first have another id or none in the second, such as {differ[:3]}. Leave `tokenizer` "
-        "out of the recipe, so that the run's own is used"
-    )
+    theirs = load_tokenizer(f"{begun}/tokenizer")
+    sides = {"vocabulary": (theirs, tokenizer), "target vocabulary": (target_of(theirs), target_of(tokenizer))}
+    for side, (there, here) in sides.items():
+        own, ids = there.get_vocab(), here.get_vocab()
+        if own == ids:
+            continue
+        differ = sorted(token for token, i in own.items() if ids.get(token) != i)
+        raise UsageError(
+            f"model.init_from={begun!r}: its {side} has {len(own):,} tokens and that of this recipe {len(ids):,}, and "
+            f"{len(differ):,} of the first have another id or none in the second, such as {differ[:3]}. Leave "
+            "`tokenizer` out of the recipe, so that the run's own is used"
+        )
 
 
 def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict
     task = make_task(recipe, read_tokenizer(run), data)
     corpus = Corpus(recipe, task)
     of = {
-        "tokenizer": _tokenizer_fingerprint(run)["sha256"],
+        "tokenizer": " ".join(_tokenizer_fingerprint(run).values()),
         "max_length": recipe.data.max_length,
         "task": recipe.task.model_dump(mode="json"),
     }
@@ -197,7 +201,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     assert settings is not None
     log.info("training the tokenizer …")
     texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows)
-    _save_tokenizer(run, train_tokenizer(texts, settings, recipe.data.max_length))
+    _save_tokenizer(run, train_tokenizers(texts, settings, recipe.data.max_length))
 
 
 def ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
@@ -211,7 +215,7 @@ def ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
 def _save_tokenizer(run: RunDir, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the tokenizer of a run. One of an earlier start that has trained nothing is replaced."""
     with published(run.tokenizer) as folder:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def read_tokenizer(run: RunDir) -> PreTrainedTokenizerFast:
@@ -271,5 +275,6 @@ def _devices() -> dict[str, Any]:
     }
 
 
-def _tokenizer_fingerprint(run: RunDir) -> dict[str, Any]:
-    return {"sha256": file_facts(run.tokenizer / "tokenizer.json")["sha256"]}
+def _tokenizer_fingerprint(run: RunDir) -> dict[str, str]:
+    hashes = (file_facts(path)["sha256"] for path in run.tokenizer_files)
+    return dict(zip(("sha256", "target_sha256"), hashes, strict=False))

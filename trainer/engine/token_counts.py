@@ -68,14 +68,14 @@ def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
         DataError: more tokens of a role are unknown than REFUSED allows.
     """
     task, found = corpus.task, TokenCounts()
-    unknown, spans = unknown_id(task), {role: Counter[str]() for role in corpus.roles}
+    spans = {role: Counter[str]() for role in corpus.roles}
     texts = corpus.texts(split) if rows is not None else islice(corpus.texts(split), SAMPLE)
     while window := list(islice(texts, WINDOW)):
         found.rows += len(window)
         chosen = [rows is None or uniform("unknown", row_id) * rows < SAMPLE for row_id, _ in window]
         pairs = zip(chosen, window, strict=True)
         measured = [(sampled, row) for sampled, (_, row) in pairs if sampled or _may_be_cut(task, row)]
-        for sampled, row, sizes, unknowns in _sizes(task, measured, unknown):
+        for sampled, row, sizes, unknowns in _sizes(task, measured):
             cut = task.cut_roles(sizes)
             found.cut.update(cut)
             found.cut_rows += bool(cut)
@@ -85,15 +85,14 @@ def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
                 found.unknown.update(unknowns)
                 for role in (role for role, n in unknowns.items() if n):
                     spans[role].update(row[role])
-    found.examples = {role: _unknown_characters(task, unknown, counts) for role, counts in spans.items()}
+    found.examples = {role: _unknown_characters(task, role, counts) for role, counts in spans.items()}
     _check(corpus.recipe, split, found)
     return found
 
 
-def _sizes(
-    task: Task, rows: list[tuple[bool, Row]], unknown: int | None
-) -> Iterator[tuple[bool, Row, dict[str, int], dict[str, int]]]:
+def _sizes(task: Task, rows: list[tuple[bool, Row]]) -> Iterator[tuple[bool, Row, dict[str, int], dict[str, int]]]:
     """Yield each row with the number of its tokens and of its unknown tokens, by role."""
+    unknown = unknown_id(task)
     ids = task.token_ids([row for _, row in rows])
     for i, (sampled, row) in enumerate(rows):
         sizes = {role: len(texts[i]) for role, texts in ids.items()}
@@ -102,7 +101,7 @@ def _sizes(
 
 
 def unknown_id(task: Task) -> int | None:
-    """Return the id of unknown tokens, or None for a byte-level tokenizer."""
+    """Return the id of unknown tokens, which is the same for all texts, or None for a byte-level tokenizer."""
     unknown = getattr(task.tokenizer, "unk_token_id", None)
     return unknown if unknown is not None and unknown not in task.wordless else None
 
@@ -119,10 +118,11 @@ def _bytes(text: str) -> int:
     return len(unicodedata.normalize("NFKD", text).lower().encode("utf-8", "surrogatepass"))
 
 
-def _unknown_characters(task: Task, unknown: int | None, counts: Counter[str]) -> list[str]:
-    """Return the most frequent characters that are unknown when encoded alone."""
+def _unknown_characters(task: Task, role: str, counts: Counter[str]) -> list[str]:
+    """Return the most frequent characters of a role that are unknown when encoded alone."""
+    unknown, tokenizer = unknown_id(task), task.tokenizer_of(role)
     characters = (char for char, _ in counts.most_common() if not char.isspace())
-    return list(islice((c for c in characters if unknown in encode_batch(task.tokenizer, [c])[0]), EXAMPLES))
+    return list(islice((c for c in characters if unknown in encode_batch(tokenizer, [c])[0]), EXAMPLES))
 
 
 def _check(recipe: Recipe, split: str, counts: TokenCounts) -> None:

@@ -25,7 +25,7 @@ class Artifact:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.settings = settings
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = self.target_tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.sessions = {path.stem: open_graph(path) for path in sorted(folder.glob("*.onnx"))}
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.data.target_tokenizer import target_of
 from trainer.engine.trained_run import TrainedRun
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
@@ -39,4 +40,5 @@ def weights(run: Path, candidate: str) -> tuple[Answer, Encode, Any]:
     if candidate == "compiled":
         model.compile(dynamic=True)
         list(answer(["one", "another"], recipe.evaluation.model_dump()))  # compiles for one text, and for more
-    return answer, lambda text: task.encode_lines([text])[0].get("input_ids", ()), task.tokenizer.backend_tokenizer
+    written = target_of(task.tokenizer).backend_tokenizer
+    return answer, lambda text: task.encode_lines([text])[0].get("input_ids", ()), written

@@ -27,7 +27,7 @@ Encode = Callable[[str], Sequence[int]]  # a text -> the tokens that are read
 
 
 def graphs(run: Path, candidate: str, program: str) -> tuple[Answer, Encode, Any]:
-    """Return an artifact's answers, encoding and tokenizer. int8 answers text by text, int8-batch does not."""
+    """Return an artifact's answers, encoding and target tokenizer. int8 answers text by text, int8-batch does not."""
     artifact = pkgutil.resolve_name(program).load(run / "export" / candidate.removesuffix("-batch"))
 
     def answer(texts: Sequence[str], evaluation: dict[str, Any]) -> Records:
@@ -35,7 +35,7 @@ def graphs(run: Path, candidate: str, program: str) -> tuple[Answer, Encode, Any
         records: Records = artifact(texts, batch=candidate.endswith("-batch"))
         return records
 
-    return answer, lambda text: artifact.encode(artifact.sides(text))[0], artifact.tokenizer
+    return answer, lambda text: artifact.encode(artifact.sides(text))[0], artifact.target_tokenizer
 
 
 def measure(opened: tuple[Answer, Encode, Any], texts: Sequence[str], batch: int, evaluation: Any) -> dict[str, Any]:

@@ -261,7 +261,7 @@ def _inputs(run: RunDir) -> Report:
     weights = weight_files(run.model)
     if not weights:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
-    files = [run.recipe, run.tokenizer / "tokenizer.json", *weights]
+    files = [run.recipe, *run.tokenizer_files, *weights]
     files += [run.evaluation(_split(run) or "") / "predictions.jsonl"]
     artifacts = [path for name in ("bf16", "onnx", "int8") for path in sorted((run.export / name).rglob("*"))]
     files += [path for path in artifacts if path.is_file()]

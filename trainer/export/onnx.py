@@ -18,7 +18,9 @@ from typing import Any
 import onnx
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
+from trainer.data.target_tokenizer import TARGET, target_of
 from trainer.errors import GateError
 from trainer.export.program import NAME, source
 from trainer.export.task_export import TaskExport
@@ -62,9 +64,16 @@ def write_artifact(export: TaskExport, model: nn.Module, folder: Path) -> None:
         raise GateError(
             f"{type(model).__name__} cannot be exported to ONNX: {why}; set export.onnx=false export.int8=false"
         ) from last
-    export.task.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    _write_tokenizers(export.task.tokenizer, folder)
     write_json(folder / "settings.json", settings(export, model))
     (folder / NAME).write_text(source(export.program, export.task.recipe.data.cleaning), encoding="utf-8")
+
+
+def _write_tokenizers(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    if (target := target_of(tokenizer)) is not tokenizer:
+        (folder / TARGET).mkdir()
+        target.backend_tokenizer.save(str(folder / TARGET / "tokenizer.json"))
 
 
 def settings(export: TaskExport, model: nn.Module) -> dict[str, Any]:

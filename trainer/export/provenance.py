@@ -91,7 +91,7 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
     return {
         "format": FORMAT,
         "model": hashes,
-        "tokenizer": file_facts(run.tokenizer / "tokenizer.json")["sha256"],
+        "tokenizer": " ".join(file_facts(path)["sha256"] for path in run.tokenizer_files),
         "rows": {split: survey["fingerprint"] for split, survey in splits.items()},
         "program": program_digest(program, task.recipe.data.cleaning) if program else None,
         "recipe": digest(relevant),

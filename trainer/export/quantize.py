@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from trainer.data.target_tokenizer import TARGET
 from trainer.export.artifact import open_graph
 from trainer.export.gates import fitting
 from trainer.export.onnx import data_file, is_large
@@ -41,6 +42,8 @@ def write_quantized(export: TaskExport, source: Path, folder: Path, kept: Collec
         excluded = [name.partition(":")[2] for name in kept if name.partition(":")[0] == path.stem]
         _quantize(path, folder / path.name, excluded)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    if (source / TARGET).is_dir():
+        shutil.copytree(source / TARGET, folder / TARGET, dirs_exist_ok=True)
     (folder / NAME).write_text(generated(export, source), encoding="utf-8")
     settings = json.loads((source / "settings.json").read_text(encoding="utf-8"))
     write_json(folder / "settings.json", settings | {"one_by_one": True})

@@ -5,6 +5,7 @@ This file runs in a separate process, in which rankzero cannot be imported. See 
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -25,7 +26,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         found["batches"] = [outputs(job, model, tokenizer, batch) for batch in job["batches"]]
     if job.get("generate"):
-        found["generated"] = [generated(model, tokenizer, **row) for row in job["generate"]]
+        separate = {"subfolder": "target"} if Path(folder, "target").is_dir() else {}
+        target = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **separate)
+        found["generated"] = [generated(model, tokenizer, target, **row) for row in job["generate"]]
     if job.get("pipeline"):
         found["pipeline"] = piped(job, model, tokenizer)
     if job.get("sentence_transformers"):
@@ -85,11 +88,11 @@ def pooled(job: dict[str, Any], model: Any, inputs: Any) -> Any:
     return vectors @ head["linear.weight"].float().T + head["linear.bias"].float()
 
 
-def generated(model: Any, tokenizer: Any, text: str, limit: int) -> str:
+def generated(model: Any, tokenizer: Any, target: Any, text: str, limit: int) -> str:
     inputs = tokenizer([text], truncation=True, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=limit)[0]
     start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+    return target.decode(ids[start:], skip_special_tokens=True)
 
 
 def piped(job: dict[str, Any], model: Any, tokenizer: Any) -> list[Any]:

@@ -49,7 +49,11 @@ class TransformerConfig(LayersConfig):
     kind: Literal["transformer"] = "transformer"
     encoder_layers: Positive = Field(3, description="layers of the encoder")
     decoder_layers: Positive = Field(3, description="layers of the decoder")
-    tied_embeddings: bool = Field(True, description="source and target embedding and output projection are one matrix")
+    tied_embeddings: bool | Literal["target"] = Field(
+        True,
+        description="true: source and target embedding and output projection are one matrix; target: the last two are; "
+        "false: none",
+    )
     init_from: str | None = Field(None, description="run directory whose weights and tokenizer are the initial ones")
 
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.models.attention import MASKED
 from trainer.models.classifiers import PooledClassifier
 from trainer.models.encoder import Encoder, MaskedLanguageModel
 from trainer.models.hf_config import config_json, label_maps
@@ -26,6 +28,11 @@ from trainer.tensors import constants
 
 Names = dict[str, list[str]]
 BOTH = ("weight", "bias")
+_TABLES = {  # of an encoder-decoder whose sides share no matrix
+    "embedding.weight": "model.encoder.embed_tokens.weight",
+    "target_embedding.weight": "model.decoder.embed_tokens.weight",
+    "output.weight": "lm_head.weight",
+}
 
 
 @dataclass
@@ -76,39 +83,38 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def _seq2seq(model: Transformer, config: Mapping[str, Any], ids: Mapping[str, int | None]) -> StockForm:
     """Return Pegasus, or Marian, whose layers are normalized after each sublayer."""
-    pre, tied = config["norm"] == "pre", bool(config["tied_embeddings"])
+    pre, tied = config["norm"] == "pre", config["tied_embeddings"]
     vocabulary, width = model.embedding.weight.shape
     sides: list[tuple[str, nn.ModuleList]] = [("encoder", model.encoder), ("decoder", model.decoder)]
-    names, fixed = Names(), {"final_logits_bias": torch.zeros(1, vocabulary)}
+    form = StockForm({"vocab_size": vocabulary}, {"embedding.weight": ["model.shared.weight"]})
+    if tied is not True:
+        form = _seq2seq_embeddings(model, pre)
+    names, fixed = Names(), {"final_logits_bias": torch.zeros(1, len(model.target_table.weight)), **form.fixed}
     for side, layers in sides:
         for i in range(len(layers)):
             names |= _seq2seq_layer(f"{side}.{i}.", f"model.{side}.layers.{i}.", cross=side == "decoder")
         if pre:
             names |= _both(f"{side}_norm.", f"model.{side}.layer_norm.")
         fixed[f"model.{side}.embed_positions.weight"] = model.positions.clone()
-    if tied:
-        names["embedding.weight"] = ["model.shared.weight"]
-    else:
-        names["embedding.weight"] = ["model.encoder.embed_tokens.weight"]
-        names |= {"target_embedding.weight": ["model.decoder.embed_tokens.weight"], "output.weight": ["lm_head.weight"]}
-        if pre:  # Pegasus has the table even if nothing reads it
-            fixed["model.shared.weight"] = torch.zeros(vocabulary, width)
+    names |= form.names
     projections = [part for parts in names.values() for part in parts if part.endswith("_proj.weight")]
     fixed |= {part.replace("weight", "bias"): torch.zeros(width) for part in projections}
     shape = {f"{side}_{key}": value for side, layers in sides for key, value in _sizes(config, len(layers)).items()}
     return StockForm(
         {
             **(
-                {"model_type": "pegasus"} if pre else {"model_type": "marian", "share_encoder_decoder_embeddings": tied}
+                {"model_type": "pegasus"}
+                if pre
+                else {"model_type": "marian", "share_encoder_decoder_embeddings": tied is True}
             ),
             "architectures": ["PegasusForConditionalGeneration" if pre else "MarianMTModel"],
             **shape,
             "d_model": width,
-            "vocab_size": vocabulary,
+            **form.config,
             "max_position_embeddings": len(model.positions),
             "activation_function": config["activation"],
             "scale_embedding": True,
-            "tie_word_embeddings": tied,
+            "tie_word_embeddings": tied is True or (tied == "target" and not pre),
             "is_encoder_decoder": True,
             "dropout": config["dropout"],
             "attention_dropout": config["attention_dropout"],
@@ -119,7 +125,38 @@ def _seq2seq(model: Transformer, config: Mapping[str, Any], ids: Mapping[str, in
         },
         names,
         fixed,
+        form.kept,
     )
+
+
+def _seq2seq_embeddings(model: Transformer, pre: bool) -> StockForm:
+    """Return the embeddings and the output matrix, of which none is shared by both sides.
+
+    Pegasus has one vocabulary size, and no output that is tied to the target embedding. With separate vocabularies the
+    smaller one gets rows of 0, and a token that does not exist gets a logit of MASKED.
+    """
+    weights, sources, targets = weights_of(model), *map(len, (model.embedding.weight, model.target_table.weight))
+    rows = max(sources, targets) if pre else targets
+    form = StockForm({"vocab_size": rows if pre else sources}, {})
+    if targets < rows:
+        form.fixed["final_logits_bias"] = F.pad(torch.zeros(1, targets), (0, rows - targets), value=MASKED)
+    elif not pre and sources != targets:
+        form.config["decoder_vocab_size"] = targets
+
+    def padded(name: str) -> Tensor:
+        return F.pad(weights[name], (0, 0, 0, rows - len(weights[name])))
+
+    for name, place in _TABLES.items():
+        if name in weights and pre and len(weights[name]) < rows:
+            form.kept.append(name)
+            form.fixed[place] = padded(name)
+        elif name in weights:
+            form.names[name] = [place]
+    if pre:  # Pegasus has the shared table even if nothing reads it
+        form.fixed["model.shared.weight"] = torch.zeros(rows, model.embedding.embedding_dim)
+        if model.output is None:
+            form.fixed["lm_head.weight"] = padded("target_embedding.weight").clone()
+    return form
 
 
 def _sizes(config: Mapping[str, Any], layers: int) -> dict[str, int]:

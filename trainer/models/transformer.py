@@ -147,18 +147,26 @@ class Cache:
 class Transformer(nn.Module):
     """Encoder-decoder for `vocab_size` tokens and sequences of at most `max_length` positions, special tokens included.
 
-    `pad_id` marks padding in the source; the target needs no mask, since a position attends only to those before it.
+    Target texts may have another number of tokens, `target_vocab_size`, unless one matrix embeds both sides. `pad_id`
+    marks padding in the source; the target needs no mask, since a position attends only to those before it.
     """
 
     positions: Tensor
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, pad_id: int, max_length: int) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocab_size: int,
+        pad_id: int,
+        max_length: int,
+        target_vocab_size: int | None = None,
+    ) -> None:
         super().__init__()
-        d = config.d_model
+        d, tied, targets = config.d_model, config.tied_embeddings, target_vocab_size or vocab_size
         self.pad_id, self.max_length, self.checkpointing = pad_id, max_length, False
         self.embedding = nn.Embedding(vocab_size, d)
-        self.target_embedding = None if config.tied_embeddings else nn.Embedding(vocab_size, d)
-        self.output = None if config.tied_embeddings else nn.Linear(d, vocab_size, bias=False)
+        self.target_embedding = None if tied is True else nn.Embedding(targets, d)
+        self.output = None if tied else nn.Linear(d, targets, bias=False)
         self.dropout = Dropout(config.dropout)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
@@ -171,10 +179,15 @@ class Transformer(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
 
+    @property
+    def target_table(self) -> nn.Embedding:
+        """The embedding of target tokens. It is the output projection, too, unless that has its own matrix."""
+        return self.target_embedding or self.embedding
+
     def forward(self, src: Tensor, trg_in: Tensor) -> Tensor:
         """src (B, S) and trg_in (B, T) int64 -> logits (B, T, V). UsageError for more than `max_length` positions."""
         memory, source_mask = self.encode(src), padding_mask(src, self.pad_id)
-        x = self._embed(trg_in, self.target_embedding or self.embedding)
+        x = self._embed(trg_in, self.target_table)
         mask = causal_mask(trg_in.shape[1], x.device)
         for layer in self.decoder:
             x = self._run(layer, x, memory, source_mask, mask)
@@ -198,7 +211,7 @@ class Transformer(nn.Module):
 
     def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """The newest tokens (B*K, 1) int64 -> logits (B*K, V) of the next ones; the cache grows by one position."""
-        x = self._embed(tokens, self.target_embedding or self.embedding, start=cache.length)
+        x = self._embed(tokens, self.target_table, start=cache.length)
         for layer, layer_cache in zip(self.decoder, cache.layers, strict=True):
             x = layer(x, layer_cache, cache.source_mask)
         cache.length += 1
@@ -221,4 +234,4 @@ class Transformer(nn.Module):
         return self.dropout(scaled)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.decoder_norm(x), (self.output or self.embedding).weight)
+        return F.linear(self.decoder_norm(x), (self.output or self.target_table).weight)

@@ -152,6 +152,12 @@ class TokenizerTraining(Section):
     vocab_size: Annotated[int, Field(ge=16)] = Field(
         6000, description="tokens of the vocabulary, special tokens included"
     )
+    shared: bool = Field(
+        True, description="one vocabulary for source and target; false: one for each side (task translation)"
+    )
+    target_vocab_size: Annotated[int, Field(ge=16)] | None = Field(
+        None, description="tokens of the target vocabulary with shared: false; null = vocab_size"
+    )
     min_frequency: Positive = Field(2, description="occurrences that a pair or word needs to become a token")
     limit_alphabet: Positive = Field(1000, description="different characters that are kept")
     lowercase: bool = Field(False, description="lowercase the texts")
@@ -162,11 +168,24 @@ class TokenizerTraining(Section):
 
     @model_validator(mode="after")
     def _holds_bytes(self) -> TokenizerTraining:
-        if self.kind == "byte_bpe" and self.vocab_size <= 261:
+        for key, size in (("vocab_size", self.vocab_size), ("target_vocab_size", self.target_size)):
+            if self.kind == "byte_bpe" and size <= 261:
+                raise ValueError(f"{key}={size} has room only for the 261 bytes and special tokens; raise it")
+        return self
+
+    @model_validator(mode="after")
+    def _has_target(self) -> TokenizerTraining:
+        if self.shared and self.target_vocab_size is not None:
             raise ValueError(
-                f"vocab_size={self.vocab_size} has room only for the 261 bytes and special tokens; raise it"
+                f"target_vocab_size={self.target_vocab_size} is for separate vocabularies; set shared: false, or leave "
+                "it out"
             )
         return self
+
+    @property
+    def target_size(self) -> int:
+        """Tokens of the vocabulary of target texts."""
+        return self.target_vocab_size or self.vocab_size
 
 
 class TokenizerConfig(Section):

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.data.roles import Roles, Text
+from trainer.data.target_tokenizer import target_of
 from trainer.data.token_ids import Layout, encode_batch
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
@@ -62,6 +63,7 @@ class Task(PredictionRows, PublishedModel):
     embeds: ClassVar[bool] = False  # the trunk reads single texts, whose states `rankzero embed` returns
     averages: ClassVar[bool] = False  # predictions have probabilities, which `rankzero ensemble` averages
     labels_are_tokens: ClassVar[bool] = False  # the loss is compared with that of guessing tokens by their frequency
+    separate_vocabularies: ClassVar[bool] = False  # targets may have their own: tokenizer.train.shared=false
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs
@@ -130,9 +132,13 @@ class Task(PredictionRows, PublishedModel):
     def token_ids(self, rows: Sequence[Row]) -> dict[str, list[list[int]]]:
         """Return the token ids of the texts of rows by role, not truncated and without special tokens."""
         texts = [self.tokenized(row) for row in rows]
-        return (
-            {role: encode_batch(self.tokenizer, [text[role] for text in texts]) for role in texts[0]} if texts else {}
-        )
+        roles = texts[0] if texts else ()
+        return {role: encode_batch(self.tokenizer_of(role), [text[role] for text in texts]) for role in roles}
+
+    def tokenizer_of(self, role: str) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of the texts of a role. That of targets is another one with separate vocabularies."""
+        found = self.roles(self.recipe.task).get(role)
+        return target_of(self.tokenizer) if found is not None and found.target else self.tokenizer
 
     def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
         """Return the roles of a row that training truncates.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import user_code
 from trainer.data.roles import Roles
+from trainer.data.target_tokenizer import TARGET, target_of
 from trainer.errors import UsageError
 from trainer.task.base import Task
 from trainer.task.user_loss import with_loss
@@ -82,6 +83,12 @@ def make_task(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Mapping[
     """Make the task of a recipe.
 
     Raises:
-        UsageError: no task has that kind.
+        UsageError: no task has that kind, or it cannot use separate vocabularies of source and target.
     """
-    return task_class(recipe)(recipe, tokenizer, data)
+    found = task_class(recipe)
+    if target_of(tokenizer) is not tokenizer and not found.separate_vocabularies:
+        raise UsageError(
+            f"tokenizer {recipe.tokenizer_name!r} has separate vocabularies of source and target texts (folder "
+            f"{TARGET}/), and task {found.kind} has one; give a copy of the folder without {TARGET}/"
+        )
+    return found(recipe, tokenizer, data)

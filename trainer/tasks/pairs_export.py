@@ -79,7 +79,7 @@ class PairsExport(LabelProbabilities, TaskExport):
         evaluation = self.task.recipe.evaluation
         return {
             "eos_id": self.task.eos_id,
-            "vocab_size": len(self.task.tokenizer),
+            "vocab_size": len(self.task.tokenizer_of("trg")),
             "beam_size": evaluation.beam_size,
             "length_penalty": evaluation.length_penalty,
             "max_length_factor": evaluation.max_length_factor,
@@ -88,7 +88,7 @@ class PairsExport(LabelProbabilities, TaskExport):
     # -- comparisons ---------------------------------------------------------------------------------------------------
 
     def logit_count(self, example: Example) -> int:
-        return len(self.task.tokenizer) * self.task.length(example)
+        return len(self.task.tokenizer_of("trg")) * self.task.length(example)
 
     def unpadded(self, logits: Array, examples: Sequence[Example]) -> list[Array]:
         """(T, V) along each target"""

@@ -9,9 +9,11 @@ Needs onnxruntime, tokenizers and numpy alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from trainer.evaluation.beam_search import BeamSearch
 from trainer.export.artifact import Array, Artifact
@@ -20,6 +22,12 @@ Cache = dict[str, Array]  # keys and values of the target
 
 
 class Translator(BeamSearch, Artifact):
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        super().__init__(folder, settings)
+        target = folder / "target" / "tokenizer.json"  # with separate vocabularies
+        if target.exists():
+            self.target_tokenizer = tokenizers.Tokenizer.from_file(str(target))
+
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
         return ([*self.settings["before"], *self.ids(sides[0])[: self.room], *self.settings["after"]],)
 
@@ -29,7 +37,7 @@ class Translator(BeamSearch, Artifact):
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         for ids, score in self.search([src for (src,) in examples]):
-            yield {"prediction": self.tokenizer.decode(ids, skip_special_tokens=True), "score": score}
+            yield {"prediction": self.target_tokenizer.decode(ids, skip_special_tokens=True), "score": score}
 
     def start(self, sources: Sequence[Sequence[int]]) -> tuple[dict[str, Array], Cache]:
         """Encode the sources. Return the decoder's fixed inputs and the empty cache of R hypotheses."""

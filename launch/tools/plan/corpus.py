@@ -9,7 +9,8 @@ from trainer.data.lanes import Bookmark
 from trainer.data.loader import load_epoch
 from trainer.data.roles import Label
 from trainer.data.sources import Row, Source, open_split
-from trainer.data.tokenization import TrainingTexts, train_tokenizer
+from trainer.data.target_tokenizer import target_of
+from trainer.data.tokenization import TrainingTexts, train_tokenizers
 from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import Corpus
 from trainer.engine.setup import ready_tokenizer
@@ -54,6 +55,8 @@ def read_corpus(recipe: Recipe) -> tuple[Task, Epoch, dict[str, Any], dict[str, 
         )
     steps, tokens, padded = (round(n * rows / max(1, sample.rows)) for n in sample[1:4])
     vocabulary = {"vocabulary": len(tokenizer), "vocabulary_from": origin}
+    if (target := target_of(tokenizer)) is not tokenizer:
+        vocabulary["target_vocabulary"] = len(target)
     counts = {"rows": rows, "rows_from": "counted", "sampled_rows": sample.rows}
     return task, Epoch(rows, max(1, steps), tokens, padded, sample.largest), vocabulary, counts
 
@@ -65,10 +68,11 @@ def _tokenizer(recipe: Recipe, source: Source, rows: int) -> tuple[Any, str]:
     training = recipe.tokenizer_training
     assert training is not None
     texts = TrainingTexts(source, recipe.data, roles_of(recipe), TOKENIZER_ROWS, rows)
-    tokenizer = train_tokenizer(texts, training, recipe.data.max_length)
+    tokenizer = train_tokenizers(texts, training, recipe.data.max_length)
     if rows <= TOKENIZER_ROWS:
         return tokenizer, "of a tokenizer trained on all rows here and not kept"
-    tokenizer.add_tokens([f"[plan {i}]" for i in range(training.vocab_size - len(tokenizer))])
+    for side, size in {tokenizer: training.vocab_size, target_of(tokenizer): training.target_size}.items():
+        side.add_tokens([f"[plan {i}]" for i in range(size - len(side))])
     return tokenizer, f"tokenizer.train.vocab_size; lengths by a tokenizer trained on {TOKENIZER_ROWS:,} rows"
 
 

@@ -28,7 +28,8 @@ def summary(plan: Plan, price: float | None = None) -> Iterator[str]:
     model, data, training, saved = plan.model, plan.data, plan.training, plan.checkpoint
     padding = 1 - training["tokens"] / max(1, training["padded"])
     yield f"{plan.recipe}: {model['parameters']:,} parameters, {model['trained']:,} of them trained"
-    yield f"Words     {model['vocabulary']:,} tokens: {model['vocabulary_from']}"
+    target = f" and {model['target_vocabulary']:,} target" if "target_vocabulary" in model else ""
+    yield f"Words     {model['vocabulary']:,}{' source' if target else ''}{target} tokens: {model['vocabulary_from']}"
     yield from _fitting(plan)
     yield f"Training  {training['steps']:,} steps ({training['ends']}), {training['steps_per_epoch']:,} an epoch"
     yield f"          {data['rows']:,} rows an epoch, {data['rows_from']} ({data['sampled_rows']:,} sampled)"

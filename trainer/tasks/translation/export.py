@@ -37,9 +37,9 @@ class TranslationExport(PairsExport):
 
     def graphs(self, model: Any, batch: Batch) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
         if model.output is None:  # its own matrix: one shared with the embedding would not be quantized
-            vocabulary, width = model.embedding.weight.shape
+            vocabulary, width = model.target_table.weight.shape
             model.output = nn.Linear(width, vocabulary, bias=False)
-            model.output.weight = nn.Parameter(model.embedding.weight.detach().clone())
+            model.output.weight = nn.Parameter(model.target_table.weight.detach().clone())
         return EncoderGraph(model), DecoderGraph(model), {"src": batch["src"]}
 
     def settings(self, model: Any) -> dict[str, Any]:

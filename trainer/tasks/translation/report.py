@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.target_tokenizer import TARGET
 from trainer.evaluation.predictions import Record
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
@@ -19,9 +20,12 @@ GENERATE = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 model = AutoModelForSeq2SeqLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}"){more}
 inputs = tokenizer([{text}], padding=True, truncation=True, return_tensors="pt")
-print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
+print({target}.batch_decode(model.generate(**inputs), skip_special_tokens=True))"""
+# With separate vocabularies. A pipeline has one tokenizer and would decode with the wrong one.
+TARGET_TOKENIZER = """
+target_tokenizer = AutoTokenizer.from_pretrained("{path}", subfolder="target")  # pipeline() would use the first one"""
 SENTENCE_EDGES = (5, 8, 11, 14, 18, 25, 40)  # words of a sentence; a bucket ends with its edge
 WORST, BEST, OUTLIERS, LISTED = 8, 6, 5, 10  # rows in the page, and in errors.json
 
@@ -40,7 +44,11 @@ class TranslationReport(TaskReport):
 
     def usage(self, path: str, pooling: str | None) -> str:
         prefix = str(self.recipe["task"].get("prefix") or "")
-        return GENERATE.format(path=path, text=json.dumps(f"{prefix}A text.", ensure_ascii=False))
+        target, more = "tokenizer", ""
+        if (self.run.model / TARGET).is_dir():
+            target, more = "target_tokenizer", TARGET_TOKENIZER.format(path=path)
+        text = json.dumps(f"{prefix}A text.", ensure_ascii=False)
+        return GENERATE.format(path=path, text=text, target=target, more=more)
 
     def files(self) -> list[Callable[[], list[Path]]]:
         return [self._write_errors]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from trainer.data.target_tokenizer import TARGET, target_of
 from trainer.data.tokenizer_files import with_template
+from trainer.errors import UsageError
 from trainer.recipe.sections import LossSection
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
@@ -17,6 +19,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+    from trainer.recipe import Recipe
+
+
+NOT_TIED = (
+    "true shares one matrix between source and target, whose vocabularies are separate (tokenizer.train.shared=false); "
+    "set model.tied_embeddings=target (target embedding and output projection are one matrix) or false"
+)
 
 
 class TranslationConfig(LossSection):
@@ -29,6 +39,11 @@ class TranslationConfig(LossSection):
     )
 
 
+def one_matrix(recipe: Recipe) -> bool:
+    """Return whether source and target embedding are one matrix."""
+    return getattr(recipe.model, "tied_embeddings", None) is True
+
+
 class Translation(Pairs, Task):
     """Teacher forcing: the decoder reads [BOS] y₁ … yₙ and its logits predict y₁ … yₙ [EOS]."""
 
@@ -39,7 +54,14 @@ class Translation(Pairs, Task):
     reporter_path = "trainer.tasks.translation.report:TranslationReport"
     suggester_path = "trainer.tasks.translation.suggest:suggest"
     labels_are_tokens = True
+    separate_vocabularies = True
     inputs = ("src", "trg_in")
+
+    @classmethod
+    def problems(cls, recipe: Recipe) -> list[str]:
+        training = recipe.tokenizer_training
+        separate = training is not None and not training.shared
+        return [f"model.tied_embeddings: {NOT_TIED}"] if separate and one_matrix(recipe) else []
 
     @property
     def bos_id(self) -> int:
@@ -86,9 +108,13 @@ class Translation(Pairs, Task):
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.transformer import Transformer
 
+        separate = target_of(self.tokenizer) is not self.tokenizer
+        if separate and one_matrix(self.recipe):  # a tokenizer that the recipe names
+            raise UsageError(f"tokenizer {self.recipe.tokenizer_name!r} has separate vocabularies: {NOT_TIED}")
         # a position more than the longest row needs: lengths are padded to a multiple
         positions = self.recipe.data.padded(self.recipe.data.max_length)
-        return Transformer(self.recipe.model, len(self.tokenizer), self.pad_id, positions)  # type: ignore[arg-type]
+        sizes = len(self.tokenizer), self.pad_id, positions, len(self.tokenizer_of("trg"))
+        return Transformer(self.recipe.model, *sizes)  # type: ignore[arg-type]
 
     @property
     def special_ids(self) -> dict[str, int | None]:
@@ -103,9 +129,14 @@ class Translation(Pairs, Task):
         }  # fmt: skip
 
     def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
-        """Save the tokenizer with the [EOS] that `encode` puts at the end of a source, for stock transformers."""
+        """Save the tokenizer with the [EOS] that `encode` puts at the end of a source, for stock transformers.
+
+        That of targets is in the folder target/ with separate vocabularies.
+        """
         end = str(self.tokenizer.eos_token)
-        super().save_tokenizer(folder, with_template(self.tokenizer, f"$A {end}", {end: self.eos_id}), side)
+        places = {self.tokenizer_of("trg"): folder / TARGET, self.tokenizer: folder}  # one if both are the same
+        for own, place in places.items():
+            super().save_tokenizer(place, with_template(own, f"$A {end}", {end: self.eos_id}), side)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         from trainer.evaluation.decoding import beam_search
@@ -123,7 +154,7 @@ class Translation(Pairs, Task):
             length_penalty=settings.length_penalty,
             max_length=limits.tolist(),
         )
-        texts = self.tokenizer.batch_decode([h.ids for h in found], skip_special_tokens=True)
+        texts = self.tokenizer_of("trg").batch_decode([h.ids for h in found], skip_special_tokens=True)
         return [{"prediction": text, "score": h.score} for text, h in zip(texts, found, strict=True)]
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -152,6 +183,7 @@ class Translation(Pairs, Task):
             weights = torch.stack(crossing)[:, :, : len(target), : len(source)]  # the query of y₁ is [BOS]
             embedding: Any = model
             relevance = gradient_x_input(embedding.get_input_embeddings(), likelihood)[0, : len(source)]
-            tokens, keys = (self.tokenizer.convert_ids_to_tokens(ids) for ids in (target, source))
+            tokens = self.tokenizer_of("trg").convert_ids_to_tokens(target)
+            keys = self.tokenizer.convert_ids_to_tokens(source)
             rows.append(attention_row(record, tokens, keys, weights, relevance))
         return rows
