@@ -95,6 +95,9 @@ def test_what_needs_validation_or_classes_is_refused(topics: Path, tmp_path: Pat
     smoothed = modes_world.recipe(topics, REGRESSION, optim={"label_smoothing": 0.1})
     with pytest.raises(UsageError, match=r"optim\.label_smoothing: task\.mode regression"):
         load_recipe(written(tmp_path, smoothed))
+    lone = modes_world.recipe(topics, {"labels": ["a", "b"]}, data={"columns": {"text_pair": "other"}})
+    with pytest.raises(UsageError, match=r"names a second text; set task\.pair=true"):
+        load_recipe(written(tmp_path, lone))
 
 
 @pytest.mark.parametrize(

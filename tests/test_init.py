@@ -180,6 +180,9 @@ def test_tokens_with_tags(here: Path) -> None:
     assert values["task"] == {"kind": "token_classification", "labels": ["LOC", "PER"]}
     assert values["data"]["columns"] == {"tokens": "words", "tags": "ner"}
     assert values["loop"]["early_stopping"] == {"metric": "f1"}
+    rows = [{"words": ["Ada", "Bo", "met"], "ner": ["I-PER", "B-PER" if n % 2 else "O", "O"]} for n in range(60)]
+    write_jsonl(here / "rows.jsonl", rows)
+    assert recipe_of("rows.jsonl")["task"]["scheme"] == "iob1"
 
 
 def test_tokens_with_tags_in_parquet_and_spans(here: Path) -> None:

@@ -18,6 +18,7 @@ from slow import slow_except
 
 from trainer.data.lanes import Bookmark
 from trainer.engine import reporter as reporter_module
+from trainer.engine.evaluate import constant
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
@@ -168,6 +169,25 @@ def test_the_entropy_of_tokens_by_hand() -> None:
     task: Any = SimpleNamespace(corrupt=lambda rows: rows, collate=lambda rows: {"labels": rows})
     corpus: Any = SimpleNamespace(batches=lambda split: halves)
     assert _entropy(task, corpus, "validation") == pytest.approx(1.5 * math.log(2) + 2 / 32)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "targets", "more", "found"),
+    [
+        ("good", ["good", "bad"], {}, '"good"'),
+        ([], [[], ["a"]], {}, "[]"),
+        ("good", ["good", "good"], {}, None),  # right
+        ("", ["a", "b"], {"score": -1.0}, '""'),
+        ("", ["a", "b"], {}, None),  # a causal language model, which is evaluated without new text
+    ],
+)
+def test_one_prediction_for_all_rows_is_found(
+    prediction: Any, targets: list[Any], more: dict[str, Any], found: Any
+) -> None:
+    records = [{"prediction": prediction, "target": targets[i % 2], **more} for i in range(10)]
+    assert constant(records) == found
+    assert constant(records[:9]) is None
+    assert constant([*records[:9], {**records[0], "prediction": "other"}]) is None
 
 
 @pytest.mark.ranks

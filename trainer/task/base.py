@@ -129,6 +129,13 @@ class Task(PredictionRows, PublishedModel):
         roles = self.roles(self.recipe.task)
         return {name: row[name] for name, role in roles.items() if name in row and isinstance(role, Text)}
 
+    def doubts(self, row: Row) -> list[str]:
+        """Return what is unusual about a cleaned row that can be trained on. A warning follows if most rows have it.
+
+        Each is the end of a sentence that begins with "rows of data.train".
+        """
+        return []
+
     def token_ids(self, rows: Sequence[Row]) -> dict[str, list[list[int]]]:
         """Return the token ids of the texts of rows by role, not truncated and without special tokens."""
         texts = [self.tokenized(row) for row in rows]

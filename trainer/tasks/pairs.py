@@ -67,6 +67,11 @@ class Pairs:
     def roles(cls, config: Any) -> Roles:
         return {"src": Text(), "trg": Text(target=True)}
 
+    def doubts(self, row: Texts) -> list[str]:
+        if row.get("src") != row.get("trg"):
+            return []
+        return ['have the same text in "src" and "trg", so that the model learns to copy. Check data.columns']
+
     def input_text(self, row: Texts) -> str:
         return row["src"]
 

@@ -113,7 +113,11 @@ class CausalLanguageModeling(LanguageModeling):
             UsageError: the tokenizer has none.
         """
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("objective causal: the tokenizer has no eos_token, so generation would never stop")
+            raise UsageError(
+                f"task.objective=causal: the tokenizer of model.name={getattr(self.recipe.model, 'title', None)!r} has "
+                "no eos_token, so generation would never stop. An encoder such as BERT has none: choose a decoder such "
+                "as GPT-2, or set task.objective=mlm"
+            )
         return int(self.tokenizer.eos_token_id)
 
     def build_model(self, trained: Path | None = None) -> nn.Module:
@@ -254,6 +258,8 @@ class CausalLanguageModeling(LanguageModeling):
         chosen = records[:: max(1, len(records) // SAMPLES)] if most > 0 else []
         texts = [(r, self.encode([{"text": r["input"]}])[0]["input_ids"]) for r in chosen]
         cut = [(r, ids, min(most, len(ids) // 2)) for r, ids in texts if len(ids) >= 4][:SAMPLES]
+        if not cut:  # data.max_length has no room for new tokens, or all texts are too short
+            return []
         found = self.written(model, [ids[:at] for _, ids, at in cut], settings.greedy())
         return [
             {

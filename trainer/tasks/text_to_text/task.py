@@ -73,7 +73,11 @@ class TextToText(Pairs, Task):
     def _check(self) -> None:
         longest, own = self.recipe.data.max_length, self.settings.max_target_length
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("task text_to_text: the tokenizer has no eos_token, so generation would never stop")
+            raise UsageError(
+                f"task text_to_text: the tokenizer of model.name={getattr(self.recipe.model, 'title', None)!r} has no "
+                "eos_token, so generation would never stop. An encoder such as BERT has none: choose an "
+                "encoder-decoder (T5, BART, Marian)"
+            )
         if hasattr(self.tokenizer, "src_lang"):
             raise UsageError(
                 f"task text_to_text: {type(self.tokenizer).__name__} marks texts with codes of their languages, which "
@@ -155,6 +159,12 @@ class TextToText(Pairs, Task):
 
     def tokenized(self, row: Texts) -> Texts:
         return {**row, "src": self.settings.prefix + row["src"]}
+
+    def doubts(self, row: Texts) -> list[str]:
+        prefix = self.settings.prefix.strip()
+        if not prefix or not row["src"].startswith(prefix):
+            return super().doubts(row)
+        return [f"begin with task.prefix={prefix!r}, which is put before every source once more. Leave task.prefix out"]
 
     def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
         longest = {"src": self.recipe.data.max_length, "trg": self.target_length}

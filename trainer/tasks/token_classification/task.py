@@ -85,7 +85,7 @@ class TokenClassification(Task):
     def roles(cls, config: TokenClassificationConfig) -> Roles:
         if config.rows == "text":
             return {"text": RawText(), "spans": Spans(config.labels)}
-        return {"tokens": RawTokens(), "tags": Tags(config.labels)}
+        return {"tokens": RawTokens(), "tags": Tags(config.labels, config.scheme == "iob1")}
 
     @property
     def settings(self) -> TokenClassificationConfig:
