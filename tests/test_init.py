@@ -258,7 +258,7 @@ def test_a_csv_file_without_a_header_and_with_another_encoding(here: Path) -> No
     rows = "".join(f"{text()} ä;{'ab'[n % 2]}\n" for n in range(60))
     (here / "old.csv").write_bytes(("text;label\n" + rows).encode("cp1252"))
     assert recipe_of("old.csv", "data.encoding=latin-1")["data"]["encoding"] == "latin-1"
-    (here / "old.csv").write_bytes(b"text;label\n" + b"\x81\x8d \xff;a\n\x81 \xff;b\n" * 30)
+    (here / "old.csv").write_bytes(b"text;label\n" + b"caf\xe9;x\ncaf\xe9 2;y\n" * 30)
     with pytest.raises(DataError, match=r"(?s)old.csv.*invalid UTF-8.*data.encoding"):
         init("old.csv")
 
