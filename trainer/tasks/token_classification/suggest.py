@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from trainer.data.labels import ClassIndex
 from trainer.data.profile import Column, Table
 from trainer.data.roles import BadValue, Tokens
-from trainer.models.suggested import ENCODER
-from trainer.task.suggestion import Suggestion, renamed, text_columns
+from trainer.models.suggested import encoder_for
+from trainer.task.suggestion import Suggestion, languages_in, renamed, text_columns
 from trainer.tasks.token_classification.roles import Spans, Tags
 from trainer.tasks.token_classification.schemes import OUTSIDE, to_bio
 
@@ -20,18 +20,20 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
     tokens = _named(lists, columns.get("tokens"), Tokens.synonyms, lambda column: not _has_tags(column))
     if tags is not None and tokens is not None:
         types, roles = _types(tags), {"tokens": tokens.name, "tags": tags.name}
-        return _made({"scheme": "iob1"} if _is_iob1(tags, types) else {}, types, roles, tokens.name)
+        return _made({"scheme": "iob1"} if _is_iob1(tags, types) else {}, types, roles, table)
     spans = _named(lists, columns.get("spans"), Spans.synonyms, _has_spans)
     texts = text_columns(table)
     if spans is None or not texts:
         return None
     text = columns.get("text", texts[0].name)
-    return _made({"rows": "text"}, sorted(spans.labels), {"text": text, "spans": spans.name}, text)
+    return _made({"rows": "text"}, sorted(spans.labels), {"text": text, "spans": spans.name}, table)
 
 
-def _made(task: Mapping[str, str], types: list[str], roles: dict[str, str], text: str) -> Suggestion | None:
+def _made(task: Mapping[str, str], types: list[str], roles: dict[str, str], table: Table) -> Suggestion | None:
+    """Return the suggestion for rows of tokens or texts. The first role is the input."""
     if not types:
         return None
+    text = next(iter(roles.values()))
     return Suggestion(
         fit=0.95,
         why=f"{' with '.join(f'{role} in column {column!r}' for role, column in roles.items())}; "
@@ -40,7 +42,7 @@ def _made(task: Mapping[str, str], types: list[str], roles: dict[str, str], text
         columns=renamed(roles),
         inputs=(text,),
         metric="f1",
-        pretrained=ENCODER,
+        pretrained=encoder_for(languages_in(table, [text])),
         markup=False,
         notes={"task.labels": "entity types, without B- and I-"},
     )
