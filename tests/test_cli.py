@@ -250,7 +250,7 @@ def test_predict_answers_the_other_lines(run: Path, tmp_path: Path) -> None:
     assert records[1] == {"text": "ein Bär", "error": "ValueError: no bears"}
     assert "prediction" in records[0]
     assert "prediction" in records[2]
-    assert 'predict: 1 lines have an "error" instead of a prediction' in ended.err[0]
+    assert 'predict: 1 lines have an "error" instead of a prediction: line 2. All other' in ended.err[0]
     long = b"&#" + b"1" * 5000 + b";\nein Hund\n"
     assert len(command(tmp_path, "predict", run, stdin=long).check().out[0].splitlines()) == 2
 

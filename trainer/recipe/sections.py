@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Patterns = str | list[str] | dict[str, str]
 PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:Name
-KNOWN_OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "muon")
+KNOWN_OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "muon", "adamw8bit")
 
 
 class Section(BaseModel):
@@ -260,8 +260,8 @@ class OptimConfig(Section):
 
     name: str = Field(
         "adamw",
-        description="adamw, sgd, adafactor, lion, muon (with AdamW for all but matrices), torch.optim.NAME, or "
-        "package.module:Class",
+        description="adamw, sgd, adafactor, lion, muon (with AdamW for all but matrices), adamw8bit (of torchao), "
+        "torch.optim.NAME, or package.module:Class",
         pattern=rf"^({'|'.join(KNOWN_OPTIMIZERS)}|torch\.optim\.\w+|[\w.]+:\w+)$",
     )
     options: dict[str, Any] = Field(

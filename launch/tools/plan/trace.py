@@ -35,7 +35,7 @@ from trainer.models.freezing import freeze_parts
 from trainer.models.hf_config import label_maps
 from trainer.models.pretrained import configuration
 from trainer.models.vocabulary import grown_rows
-from trainer.optim.choices import moments_per_weight
+from trainer.optim.choices import is_elementwise, moments_per_weight
 from trainer.optim.optimizers import build_optimizer
 from trainer.task.base import Task
 
@@ -54,7 +54,8 @@ class Layout(NamedTuple):
     small: int  # in parameters that ZeRO-3 does not shard
     layer: int  # in the largest layer, which FSDP2 gathers as one
     outside: int  # outside of layers
-    moments: int  # values that the optimizer keeps for each trained element
+    moments: float  # values that the optimizer keeps for each trained element
+    shardable: bool  # its state
     buffers: int  # bytes of tensors that are neither trained nor sharded, such as positions
 
 
@@ -128,6 +129,7 @@ def _layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> Layout:
         layer=max(layers, default=0),
         outside=max(0, sum(sizes) - sum(layers)),
         moments=moments_per_weight(optimizer),
+        shardable=is_elementwise(optimizer),
         buffers=sum(b.nbytes for b in model.buffers()),
     )
 
