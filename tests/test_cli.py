@@ -153,6 +153,7 @@ def test_a_run_leaves_what_the_design_says(run: Path, recipe: Path) -> None:
     lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 7))
     keys = {"step", "epoch", "split", "loss", "lr", "grad_norm", "tokens_per_second", "padding", "memory"}
+    keys |= {"tokens_per_second_per_device", "data_wait", "rank_wait"}
     assert keys <= lines[0].keys()
     scores = json.loads((run / "evaluation/test/metrics.json").read_text())
     assert {"loss", "perplexity", "bleu", "bleu_ci95", "chrf", "ter", "signature", "rows"} <= scores.keys()

@@ -22,6 +22,7 @@ from trainer.engine.evaluate import constant
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
+from trainer.engine.utilization import Utilization, Work
 from trainer.recipe.sections import EarlyStopping, OptimConfig
 from trainer.rundir import RunDir
 from trainer.task.base import IGNORED, Task
@@ -50,7 +51,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
     now = 100.0
     monkeypatch.setattr(reporter_module, "time", SimpleNamespace(monotonic=lambda: now))
     run = RunDir(tmp_path)
-    made, lines = Reporter(run, None, True, ()), []
+    made, lines = Reporter(run, None, True, (), Utilization(4)), []
     made._bar = None
     monkeypatch.setattr(made, "print", lines.append)
     progress = Progress.start(1)
@@ -59,7 +60,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
         now += 1
         progress.step = step
         progress.marks[0] = Bookmark(0, start=step)
-        made.step(progress, step / 10, totals, 1e-3, 1.0)
+        made.step(progress, step / 10, totals, 1e-3, 1.0, Work(data_wait=0.25, rank_wait=0.5))
         if step == 1:
             made._interval.began = now
     progress.next_epoch()
@@ -75,7 +76,9 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
     assert train["tokens_per_second"] == pytest.approx(160 / 2), "the first step pays for what libraries do once"
     assert [line.endswith("*best") for line in lines] == [True, False, False, False, False]
     assert "equal to the best: the later step is kept" in lines[1]
-    assert "80 tokens/s  padding 20.0%" in lines[3]
+    assert train["tokens_per_second_per_device"] == pytest.approx(20)
+    assert (train["data_wait"], train["rank_wait"]) == (0.25, 0.5)
+    assert "80 tokens/s  waiting for rows 25%  padding 20.0%" in lines[3]
     assert "left" not in lines[3], "nothing is left of a run that has ended"
     assert lines[4] == "stopped early at step 3 (epoch 0): validation f1 has not improved in 1 evaluation"
 

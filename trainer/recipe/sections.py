@@ -376,6 +376,9 @@ class LoopConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
     )
+    peak_tflops: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="1e12 operations per second of a device, of which mfu is a share; null: of known GPUs"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> LoopConfig:

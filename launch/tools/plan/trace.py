@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.tools.plan.corpus import Shapes
 from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.utilization import NoValues
 from trainer.errors import UsageError
 from trainer.hub_paths import FORMS
 from trainer.models.adapters import adapter_of, inject
@@ -59,11 +59,8 @@ class Layout(NamedTuple):
     buffers: int  # bytes of tensors that are neither trained nor sharded, such as positions
 
 
-class Emulation(TorchFunctionMode):
-    """Answer False where code asks for the value of a tensor, such as whether a batch has no padding.
-
-    With `cuda`, run what CUDA would run on meta tensors: autocast, and fused kernels of attention and dropout.
-    """
+class Emulation(NoValues):
+    """With `cuda`, run what CUDA would run on meta tensors: autocast, and fused kernels of attention and dropout."""
 
     def __init__(self, *, cuda: bool = False, autocast: bool = False) -> None:
         super().__init__()
@@ -71,8 +68,6 @@ class Emulation(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in ("__bool__", "__contains__"):
-            return False
         if self._cuda and self._autocast and name in HALF:
             args = [a.bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
         if self._cuda and name == ATTENTION:  # all kernels keep as much for the backward, and a mask needs little
@@ -80,7 +75,7 @@ class Emulation(TorchFunctionMode):
             return kernel(*args[:3], None, True, kwargs.get("dropout_p", 0.0))[0]
         if self._cuda and name == "dropout":
             return _fused_dropout(*args, **kwargs)
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def _fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
