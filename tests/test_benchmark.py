@@ -337,13 +337,21 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
     monkeypatch.setattr(bench_runner.bench_worker, "__file__", str(tmp_path / "fake.py"))
 
-    def measured(*more: str, seconds: float = 60.0) -> tuple[list[Report], dict[str, str]]:
+    def measured(*more: str, seconds: float = 60.0, start: float = 60.0) -> tuple[list[Report], dict[str, str]]:
         scenarios, texts = [(batch, {"beam_size": 1}) for batch in (1, 8)], [f"text {i}" for i in range(11)]
         with bench_runner.started(["tutorial", "torch", *more], tmp_path, Recipe, 1) as candidates:
-            courses = bench_runner.measure(candidates, scenarios, texts, time.monotonic() + seconds)
+            now = time.monotonic()
+            courses = bench_runner.measure(candidates, scenarios, texts, now + min(start, seconds), now + seconds)
         return courses, {candidate.name: candidate.error for candidate in candidates if candidate.error}
 
     return measured
+
+
+def test_processes_that_start_too_slowly_are_not_waited_for(fake: Measure) -> None:
+    """After a training, the start may take a part of the time. What is left then would measure nothing."""
+    began = time.monotonic()
+    assert fake(seconds=60.0, start=0.001) == ([], {})
+    assert time.monotonic() - began < 30
 
 
 def test_ratios_of_known_speeds(fake: Measure, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from trainer.report.formats import duration, round_words
 from trainer.report.page import TEMPLATES, content_policy, script_data
 from trainer.report.report import analyse, write_index, write_report
 from trainer.report.run_summary import parameters
+from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
 from trainer.tasks.translation.report import word_diff
 
@@ -254,6 +255,29 @@ def rows_of(kind: str, path: Path) -> tuple[RunDir, list[str]]:
 def attended(marks: list[str]) -> dict[str, Any]:
     row = attention_rows()["rows"][1]
     return {"rows": [{**row, "tokens": marks[:2], "keys": marks[:2], "title": marks[3], "prediction": marks[4]}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("good", "good"),
+        (3.14159265, "3.142"),
+        ({"fluency": 3.14159265, "adequacy": 4}, "fluency 3.142, adequacy 4"),
+        (["billing", "polite"], "billing, polite"),
+        ([], "(none)"),
+    ],
+)
+def test_predictions_are_shown_as_lines(tmp_path: Path, value: Any, shown: str) -> None:
+    run = write_run(tmp_path, [random_records(1)[0]], CLASSIFICATION)
+    assert open_report(run, "test").shown(value, "a text") == shown
+
+
+def test_entities_are_shown_with_their_words(tmp_path: Path) -> None:
+    record = {"id": "a:0", "input": "Ada", "target": [], "prediction": [], "loss": 0.1, "tokens": 1}
+    report = open_report(write_run(tmp_path, [record], {"kind": "token_classification", "labels": ["PER"]}), "test")
+    entities = [{"start": 0, "end": 3, "label": "PER"}, {"start": 9, "end": 15, "label": "LOC"}]
+    assert report.shown(entities, "Ada left London") == "Ada (PER), London (LOC)"
+    assert report.shown([], "It rains") == "(none)"
 
 
 @pytest.mark.parametrize("kind", ["classification", "translation", "language_modeling"])
