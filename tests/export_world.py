@@ -108,6 +108,16 @@ def decided(task: Any, model: Any) -> None:
     (model.head if hasattr(model, "head") else model.classifier).weight.data.mul_(40)
 
 
+def spread(task: Any, model: Any) -> None:
+    """Make weights so large that outputs depend on every part of the model."""
+    torch.manual_seed(1)
+    if isinstance(getattr(model, "head", getattr(model, "classifier", None)), torch.nn.Linear):
+        decided(task, model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+
+
 def write_answers(run: RunDir, made: Exported) -> None:
     """evaluation/test/ as an evaluation leaves it: of each row what the weights say."""
     rows = made.rows()[1]

@@ -11,7 +11,7 @@ from typing import Any
 import processes
 import pytest
 import torch
-from export_world import decided, finished_run
+from export_world import finished_run, spread
 from golden import runs
 from review_world import BAD, GOOD, OTHER
 from slow import slow_except
@@ -103,16 +103,6 @@ def made(
         return finished_run(tmp_path_factory.mktemp("run") / "run", recipe, tokenizer, spread)
 
     return run
-
-
-def spread(task: Any, model: Any) -> None:
-    """Make weights so large that outputs depend on every part of the model."""
-    torch.manual_seed(1)
-    if isinstance(getattr(model, "head", getattr(model, "classifier", None)), torch.nn.Linear):
-        decided(task, model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
 
 
 @pytest.fixture
