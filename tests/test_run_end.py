@@ -21,7 +21,8 @@ from trainer.engine import reporter as reporter_module
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
-from trainer.recipe.sections import EarlyStopping, OptimConfig
+from trainer.recipe.loop_sections import EarlyStopping
+from trainer.recipe.sections import OptimConfig
 from trainer.rundir import RunDir
 from trainer.task.base import IGNORED, Task
 

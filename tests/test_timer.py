@@ -13,7 +13,7 @@ from review_world import recipe as review_recipe
 from review_world import write_reviews
 
 from trainer.engine.timer import Timer
-from trainer.recipe.sections import LoopConfig, seconds_of
+from trainer.recipe.loop_sections import LoopConfig, seconds_of
 
 
 @pytest.mark.parametrize(
