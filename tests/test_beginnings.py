@@ -97,7 +97,7 @@ def test_the_order_of_the_classes_of_a_run_is_fixed(reviews: Path, finished: Pat
 
 
 @pytest.mark.parametrize("key", ["model.config={num_attention_heads: 4}", "model.pooling=mean", "model.name=null"])
-def test_what_weights_were_trained_for_cannot_be_overridden(finished: Path, key: str) -> None:
+def test_settings_that_weights_were_trained_with_cannot_be_overridden(finished: Path, key: str) -> None:
     with pytest.raises(UsageError):
         evaluate(finished, overrides=[key])
 
@@ -149,7 +149,7 @@ def damaged(bert: Path, to: Path, what: str) -> Path:
         ("tokenizer", "no tokenizer files in"),
     ],
 )
-def test_damaged_beginnings_are_refused_before_a_row_is_read(
+def test_damaged_pretrained_models_are_refused_before_a_row_is_read(
     reviews: Path, bert: Path, tmp_path: Path, what: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.engine.setup.survey", lambda *_: pytest.fail("a row was read"))

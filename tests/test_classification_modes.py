@@ -88,7 +88,7 @@ def test_a_stored_recipe_may_hold_the_defaults_of_other_modes(topics: Path) -> N
     assert weights == [1.0, 3.0]
 
 
-def test_what_needs_validation_or_classes_is_refused(topics: Path, tmp_path: Path) -> None:
+def test_settings_without_validation_or_classes_are_refused(topics: Path, tmp_path: Path) -> None:
     single = modes_world.recipe(topics, {"labels": ["a", "b"], "calibration": "temperature"}, data={"validation": None})
     with pytest.raises(UsageError, match=r"task\.calibration: needs data\.validation"):
         load_recipe(written(tmp_path, single))

@@ -188,12 +188,12 @@ def shards_of(*sizes: int | None, format: str = "jsonl") -> Source:
         ([None] * 9, 4, False),
     ],
 )
-def test_whole_shards_are_dealt_where_every_lane_gets_as_much(sizes: list[int | None], lanes: int, whole: bool) -> None:
+def test_whole_shards_are_dealt_when_lanes_get_equal_shares(sizes: list[int | None], lanes: int, whole: bool) -> None:
     plan = LanePlan(1, lanes, 100, 100, None)
     assert deals_whole_shards(shards_of(*sizes), plan) == whole
 
 
-def test_prepared_shards_are_dealt_whole_whatever_their_bytes() -> None:
+def test_prepared_shards_of_any_size_are_dealt_whole() -> None:
     prepared = shards_of(100, 180, 40, 90, format="prepared")
     assert deals_whole_shards(prepared, LanePlan(1, 2, 100, 100, None))
     assert not deals_whole_shards(prepared, LanePlan(1, 3, 100, 100, None))

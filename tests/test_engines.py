@@ -131,7 +131,7 @@ def test_saved_under_one_engine_and_resumed_under_another(
 
 
 @pytest.mark.parametrize("engine", slow_except(WORLDS, "zero2"))
-def test_what_is_loaded_is_saved_again_unchanged(runs: Runs, recipe: Path, tmp_path: Path, engine: str) -> None:
+def test_a_loaded_checkpoint_is_saved_unchanged(runs: Runs, recipe: Path, tmp_path: Path, engine: str) -> None:
     """A step with rate 0 in between: weights and the layout of the moments come out as they went in."""
     shutil.copytree(runs.half("single", "adamw"), tmp_path / "run")
     before = checkpoint(tmp_path / "run", HALF)
@@ -183,9 +183,7 @@ def test_frozen_parts_layers_and_perturbations_go_with_every_engine(
 
 @pytest.mark.parametrize("engine", SHARDED)
 @pytest.mark.slow
-def test_validation_within_the_training_judges_the_weights_in_training(
-    recipe: Path, tmp_path: Path, engine: str
-) -> None:
+def test_validation_during_training_uses_the_current_weights(recipe: Path, tmp_path: Path, engine: str) -> None:
     words = (*SGD, "loop.max_steps=8", "evaluation.splits=[]")
     for name in ("single", engine):
         train(recipe, tmp_path / name, *words, world=WORLDS[name], engine=name).check()
@@ -235,7 +233,7 @@ def test_fp16_scales_its_losses_and_an_overflow_costs_no_row(recipe: Path, tmp_p
 
 
 @pytest.mark.parametrize("engine", slow_except(SHARDED, "fsdp2"))
-def test_the_launcher_starts_what_the_config_says(recipe: Path, tmp_path: Path, engine: str) -> None:
+def test_the_launcher_starts_the_configured_engine(recipe: Path, tmp_path: Path, engine: str) -> None:
     """`rankzero train --config cpu_…`, through accelerate's own launcher."""
     run = tmp_path / "run"
     command = [sys.executable, "-c", "from launch.cli import main; main()", "train", str(recipe), *QUIET, *SGD]

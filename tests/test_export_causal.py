@@ -85,7 +85,7 @@ def test_a_faithful_artifact_passes(architecture: str, gpt2: Exported, corpus: P
     assert len(set(answers)) > ROWS / 3, "they decide something"
 
 
-def test_it_goes_on_with_texts_as_the_weights_do(gpt2: Exported) -> None:
+def test_the_artifact_continues_texts_as_the_weights_do(gpt2: Exported) -> None:
     """Also with an empty one, and with the end of those that are too long; alone or beside others."""
     lines = [*LINES, *(row.line for row in gpt2.rows()[1][:20])]
     wanted = list(gpt2.finished.predict(lines))
@@ -111,7 +111,7 @@ def test_perplexity_is_that_of_the_evaluation(gpt2: Exported) -> None:
 
 
 @pytest.mark.parametrize(("asked", "made"), [(6, 6), (LENGTH, LENGTH - 1), (500, LENGTH - 1)])
-def test_there_is_room_for_a_beginning(gpt2: Exported, asked: int, made: int) -> None:
+def test_new_tokens_leave_room_for_a_prompt(gpt2: Exported, asked: int, made: int) -> None:
     task = TrainedRun.task_of(gpt2.run, Recipe, [f"evaluation.generation.new_tokens={asked}"])
     assert settings(task.exporter()(task), gpt2.finished.model)["new_tokens"] == made
     example = task.encode([{"text": "the film was good " * 9}])[0]
@@ -143,7 +143,7 @@ def test_losses_do_not_depend_on_how_many_logits_are_held(gpt2: Exported, monkey
 # -- int8 --------------------------------------------------------------------------------------------------------------
 
 
-def test_int8_is_published_or_says_what_it_costs(gpt2: Exported, tmp_path: Path) -> None:
+def test_int8_is_published_or_reports_its_loss_of_quality(gpt2: Exported, tmp_path: Path) -> None:
     """All matrices in integers, the output projection too, although it is the embedding in the weights."""
     write_quantized(gpt2.export, gpt2.folder, tmp_path)
     assert not matrices(tmp_path)
@@ -314,7 +314,7 @@ def unlikeliest_chosen(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(("change", "check"), [(unlikeliest_chosen, "chosen"), (cache_forgotten, "perplexity")])
-def test_what_int8_writes_is_judged(change: Change, check: str, gpt2: Exported, tmp_path: Path) -> None:
+def test_the_texts_of_int8_are_checked(change: Change, check: str, gpt2: Exported, tmp_path: Path) -> None:
     """Its logits have no limit, and few of its texts are the weights' own."""
     assert verdict(gpt2, mutant(gpt2, tmp_path / "mutant", change, "decoder"), "int8")["failed"] == [check]
 

@@ -112,7 +112,9 @@ def test_big_bird_with_full_attention_has_a_graph(reviews: Path, tmp_path: Path)
     assert unsupported.why_not(task, run) is None
 
 
-def test_a_failure_that_nobody_knows_is_one(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_failure_of_the_export_is_an_error(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(unsupported, "family_of", lambda config: Family())
     run = family_run(tmp_path, reviews, "longformer")
     with pytest.raises(GateError, match=r"(?s)onnx failed its gate.*LongformerFor\w+ cannot be exported"):
@@ -169,7 +171,7 @@ def test_a_masked_language_model_ships_its_weights(kind: str, reviews: Path, ber
 
 
 @pytest.mark.ranks
-def test_a_training_of_such_a_family_ends_with_0_and_says_so(reviews: Path, tmp_path: Path) -> None:
+def test_training_a_family_without_a_graph_exits_with_0_and_reports_it(reviews: Path, tmp_path: Path) -> None:
     made = recipe_of(reviews, "longformer", export={**EXPORT, "bench": 0}, loop={"max_steps": 2})
     run = tmp_path / "run"
     ended = processes.train(review_world.written(tmp_path, made), run).check()

@@ -85,7 +85,7 @@ def test_run_py_answers_odd_lines_as_the_weights_do(t5: Exported) -> None:
 
 
 @pytest.mark.parametrize(("beam", "penalty", "factor"), [(1, 1.0, 1.5), (2, 0.0, 1.0), (5, 2.0, 0.2), (1, 0.0, 0.1)])
-def test_every_way_to_search(t5: Exported, beam: int, penalty: float, factor: float) -> None:
+def test_all_search_settings(t5: Exported, beam: int, penalty: float, factor: float) -> None:
     """The library's search, and ours of run.py: limits of each row, lengths, ends."""
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
     finished = TrainedRun.open(t5.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])

@@ -102,7 +102,7 @@ def test_every_load_refuses_remote_code_and_pickles() -> None:
         ("model.eval()", False),
     ],
 )
-def test_what_counts_as_a_bad_load(code: str, bad: bool) -> None:
+def test_unsafe_loads_are_detected(code: str, bad: bool) -> None:
     (call,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)][:1]
     assert refused(call) is bad
 
@@ -280,7 +280,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("kind", slow_except(list(RECIPES), "a tag in a value"))
-def test_a_hostile_recipe_is_refused(attack: Attack, kind: str) -> None:
+def test_a_malicious_recipe_is_refused(attack: Attack, kind: str) -> None:
     recipe = attack.path / "recipe.yaml"
     text = RECIPES[kind].replace("{marker}", str(attack.marker))
     whole = recipe.read_text().replace("model:\n", "model:\n  " + text) if text.startswith("config") else text

@@ -98,7 +98,7 @@ def test_splits_by_the_names_of_files(tmp_path, files, config, splits):
         (":long", ["train", "test"], "'test'.*has no such split"),
     ],
 )
-def test_what_a_data_set_lacks(folder, config, train, says):
+def test_missing_configurations_and_splits_are_named(folder, config, train, says):
     with pytest.raises(DataError, match=says):
         open_split(DataConfig(dataset=f"{folder}{config}", train=train), "train")
 

@@ -95,7 +95,7 @@ def test_labels_in_a_csv_file(here: Path) -> None:
     assert 2e-5 <= float(values["optim"]["lr"]) <= 2e-4
 
 
-def test_what_is_printed(here: Path) -> None:
+def test_the_printed_summary(here: Path) -> None:
     write_csv(here / "tickets.csv", ["id", "message", "topic"], tickets(90))
     printed = init("tickets.csv")
     assert re.search(r"message +text +90 values.*characters: median \d+, longest \d+; Latin 100%", printed)
@@ -210,7 +210,7 @@ def test_translation_in_columns_and_in_parallel_files(here: Path) -> None:
     assert recipe_of("train.en")["task"]["trg_language"] == "French"
 
 
-def test_text_alone_is_for_generation(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_text_only_suggest_language_modeling(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "poems.txt").write_text("".join(text(30) + "\n" for _ in range(80)), encoding="utf-8")
     values = recipe_of("poems.txt")
     assert values["task"] == {"kind": "language_modeling", "objective": "causal"}
@@ -433,7 +433,7 @@ def test_every_key_of_a_comment_exists(here: Path) -> None:
         assert words in text, words
 
 
-def test_the_tutorial_shows_what_is_written_and_printed(here: Path) -> None:
+def test_the_tutorial_shows_the_actual_output(here: Path) -> None:
     """Copy the recipe and the output below `rankzero init tickets` into docs/tutorials/classifier.md after a change."""
     page = {block.title or block.text.splitlines()[0]: block.text for block in blocks("tutorials/classifier.md")}
     exec(compile(page["make_tickets.py"], "make_tickets.py", "exec"), {})

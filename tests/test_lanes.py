@@ -114,7 +114,7 @@ def test_a_bookmark_is_a_few_integers() -> None:
         assert all(len(json.dumps(mark)) < 200 for mark in step.bookmarks)
 
 
-def test_a_resumed_reader_goes_on_from_the_position_and_reads_no_earlier_row() -> None:
+def test_a_resumed_reader_continues_from_its_position_and_reads_no_earlier_row() -> None:
     read: list[RowId] = []
 
     class Watched(MemoryStream):

@@ -80,7 +80,7 @@ def test_row_order_depends_on_seed_and_epoch() -> None:
     assert twice[: len(twice) // 2] != twice[len(twice) // 2 :]
 
 
-def test_whole_shards_go_to_other_lanes_in_other_epochs() -> None:
+def test_whole_shards_change_lanes_between_epochs() -> None:
     source = Memory([[Item((s, r), 5) for r in range(10)] for s in range(8)])
     steps = whole(World(source, LanePlan(1, 4, 100, 50, None), whole_shards=True, epochs=6))
     owners = defaultdict(set)
@@ -107,7 +107,7 @@ def test_sequential_order_is_that_of_the_corpus(whole_shards: bool) -> None:
 
 @given(st.integers(1, 50), st.integers(0, 3), st.integers(0, 1000))
 @settings(PROPERTY, max_examples=50)
-def test_block_edges_stand_a_block_apart(block_rows: int, epoch: int, seed: int) -> None:
+def test_block_edges_are_one_block_apart(block_rows: int, epoch: int, seed: int) -> None:
     plan = LanePlan(seed, 2, block_rows, 64, None)
     edges = [0]
     for _ in range(4):

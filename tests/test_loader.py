@@ -236,7 +236,7 @@ def test_tensors_of_loader_processes_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_global_generator_is_left_alone(workers: int) -> None:
+def test_the_global_generator_is_unchanged(workers: int) -> None:
     """A draw from it would shift dropout."""
     before = torch.get_rng_state()
     for _ in zip(range(3), loaded_epoch(UNEVEN, workers), strict=False):

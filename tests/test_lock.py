@@ -294,7 +294,7 @@ def test_a_write_elsewhere_is_not_checked(run: RunDir, tmp_path: Path) -> None:
     check_held(run.path)  # given back: others may write here
 
 
-def test_the_heartbeat_interrupts_who_has_lost(run: RunDir) -> None:
+def test_the_heartbeat_interrupts_a_process_that_lost_the_lock(run: RunDir) -> None:
     began = time.monotonic()
     with pytest.raises(LockLost), run.locked():  # noqa: PT012
         run.lock_file.unlink()

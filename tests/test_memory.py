@@ -42,7 +42,7 @@ def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
         (ValueError("out of memory"), False),
     ],
 )
-def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+def test_out_of_memory_errors_are_recognized(error: Exception, expected: bool) -> None:
     assert ran_out_of_memory(error) == expected
 
 
@@ -64,7 +64,7 @@ def short(recipe: Path, run: Path, rows: int, *, world: int, engine: str, guilty
         [("single", 0), ("ddp", 0), ("ddp", 1), ("zero1", 1), ("zero2", 0), ("zero3", 1), ("fsdp2", 1)], ("fsdp2", 1)
     ),
 )
-def test_the_run_goes_on_in_parts_and_makes_the_same_steps(
+def test_the_run_resumes_with_split_micro_batches_and_the_same_steps(
     recipe: Path, tmp_path: Path, engine: str, guilty: int
 ) -> None:
     world = 1 if engine == "single" else 2
@@ -105,7 +105,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run(recipe: Path, tmp_path: Pat
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("config", slow_except(["debug", "cpu"], "debug"))
-def test_rankzero_train_goes_on_by_itself(recipe: Path, tmp_path: Path, config: str) -> None:
+def test_rankzero_train_restarts_after_out_of_memory(recipe: Path, tmp_path: Path, config: str) -> None:
     """Through the launcher and in one process; the ranks are short of memory because of a `sitecustomize`."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(

@@ -162,7 +162,7 @@ def test_stock_classes_give_the_same_outputs(kind: str, made: Any, here: None) -
 
 
 @pytest.mark.parametrize("kind", NOT_APPLICABLE)
-def test_a_model_without_a_stock_class_says_why(kind: str, made: Any) -> None:
+def test_a_model_without_a_stock_class_has_a_reason(kind: str, made: Any) -> None:
     name, model, reason = NOT_APPLICABLE[kind]
     run = made(name, model)
     export_run(run, ONLY)
@@ -232,7 +232,7 @@ def test_a_run_with_a_failed_gate_ends_with_6(recipe: Path, tmp_path: Path) -> N
     assert list(predict(run.path, ["der Hund sieht ein Kind."]))
 
 
-def test_what_the_model_card_says_works_as_it_stands(made: Any, tmp_path: Path) -> None:
+def test_the_code_of_the_model_card_works(made: Any, tmp_path: Path) -> None:
     """The folder alone, somewhere else: a translator and a classifier with pooling."""
     run = made("translation", None)
     moved = Path(shutil.copytree(run.model, tmp_path / "moved"))

@@ -48,7 +48,7 @@ def test_groups(name: str) -> None:
     assert bool(optimizer.defaults["fused"]) == (name == "adamw")
 
 
-def test_a_parameter_cut_up_by_zero3_is_judged_by_its_whole_shape() -> None:
+def test_parameters_partitioned_by_zero3_are_grouped_by_full_shape() -> None:
     model = nn.Linear(4, 4)
     model.weight.ds_shape = model.weight.shape  # what deepspeed.zero.Init leaves
     model.weight.data = torch.empty(0)
@@ -76,7 +76,7 @@ class Odd(nn.Module):
         self.convolution = nn.Conv1d(4, 4, 1)
 
 
-def test_only_matrices_decay_whatever_their_shape_and_name() -> None:
+def test_only_matrices_decay() -> None:
     model = Odd()
     found = names_by_group(model, build_optimizer(model, OptimConfig(weight_decay=0.1)))
     assert set(found["decay"]) == {
@@ -194,7 +194,7 @@ def test_set_rates_starts_from_the_base_rate_each_time() -> None:
     assert moved == {"hidden.weight", "hidden.bias"}
 
 
-def test_a_head_has_a_rate_of_its_own() -> None:
+def test_a_head_has_a_separate_rate() -> None:
     model = Tiny()
     depths = {name: 0 if name.startswith("norm") else 1 for name, _ in model.named_parameters()}
     optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=0.5, head_lr=2.0), depths)

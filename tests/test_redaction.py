@@ -69,7 +69,7 @@ def test_credentials_are_taken_out(text, clean):
         ("https://h/a/b, org/model, pkg://a/b, </s>, 3/4", "https://h/a/b, org/model, pkg://a/b, </s>, 3/4"),
     ],
 )
-def test_local_folders_are_taken_out_of_what_is_published(text, clean):
+def test_local_folders_are_removed_from_published_files(text, clean):
     assert shareable(text) == clean
     assert shareable(clean) == clean
     assert redacted(text) == text

@@ -33,7 +33,7 @@ def check_row(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["encoder", "pretrained"])
-def test_attention_is_recorded_only_while_somebody_looks(bert: Path, tmp_path: Path, kind: str) -> None:
+def test_attention_is_recorded_only_inside_recording(bert: Path, tmp_path: Path, kind: str) -> None:
     made = review_recipe(tmp_path, {"kind": "pretrained", "name": str(bert)} if kind == "pretrained" else None)
     task = task_of(made)
     model = task.build_model().eval()

@@ -178,7 +178,7 @@ def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path: Path) -> None:
+def test_the_command_is_killed_interrupted_and_resumed(recipe: Path, tmp_path: Path) -> None:
     """`rankzero train` with a launcher and two ranks: a rank killed from outside, then Ctrl-C, then to the end."""
     words = ("loop.max_steps=60", "loop.eval_every=20", "loop.save_every=10", "evaluation.beam_size=1")
     expected, run = tmp_path / "expected", tmp_path / "run"
@@ -217,7 +217,7 @@ def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path:
 # -- other ranks, other averaging --------------------------------------------------------------------------------------
 
 
-def test_gone_on_with_another_number_of_ranks(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_resume_with_another_number_of_ranks(recipe: Path, whole: Path, tmp_path: Path) -> None:
     stop = partial(hooks.at_micro_batch, 5, 1, signal.SIGTERM)
     train(recipe, tmp_path / "2", *WORDS, world=2, hook=stop).check(75)
     for world in (1, 4):
@@ -261,9 +261,7 @@ def test_gone_on_with_another_number_of_ranks(recipe: Path, whole: Path, tmp_pat
     ],
     ids=["ema-and-plateau", "last-and-early-stopping", "momentum-and-epochs"],
 )
-def test_what_a_checkpoint_remembers(
-    recipe: Path, tmp_path: Path, words: tuple[str, ...], steps: int, kill: int
-) -> None:
+def test_contents_of_a_checkpoint(recipe: Path, tmp_path: Path, words: tuple[str, ...], steps: int, kill: int) -> None:
     expected, run = tmp_path / "expected", tmp_path / "run"
     train(recipe, expected, *words).check()
     assert -signal.SIGKILL in train(recipe, run, *words, hook=partial(hooks.at_micro_batch, kill, 0)).codes
@@ -329,7 +327,7 @@ def test_a_raised_end_trains_on(recipe: Path, tmp_path: Path) -> None:
     assert json.loads((run / "evaluation/test/metrics.json").read_text()) != first
 
 
-def test_a_start_without_a_checkpoint_binds_nobody(recipe: Path, tmp_path: Path) -> None:
+def test_a_start_without_a_checkpoint_does_not_fix_the_recipe(recipe: Path, tmp_path: Path) -> None:
     """Survey, tokenizer and manifest of the start that died are made again where the recipe asks for others."""
     run = tmp_path / "run"
     ended = train(recipe, run, *WORDS, hook=partial(hooks.at_micro_batch, 1, 0))
@@ -357,7 +355,7 @@ def test_another_recipe_is_refused_with_all_keys_and_both_values(recipe: Path, f
 
 
 @pytest.mark.slow
-def test_a_run_from_before_a_key_was_added_goes_on(recipe: Path, finished: Path) -> None:
+def test_a_run_from_before_a_key_was_added_resumes(recipe: Path, finished: Path) -> None:
     """An older version has written a recipe without it: it trained with what is the default now."""
     file = finished / "recipe.yaml"
     values = yaml.safe_load(file.read_text())
@@ -397,7 +395,7 @@ def test_a_finished_run_without_checkpoints_is_not_overwritten(recipe: Path, fin
 
 
 @pytest.mark.parametrize("left", slow_except(["model", "evaluation"], "model"))
-def test_what_a_finished_run_has_left_binds_the_directory(recipe: Path, finished: Path, left: str) -> None:
+def test_a_finished_run_fixes_the_recipe_of_its_directory(recipe: Path, finished: Path, left: str) -> None:
     for name in {"checkpoints", "model", "evaluation", "manifest.json"} - {left}:
         path = finished / name
         path.unlink() if path.is_file() else shutil.rmtree(path)
@@ -426,7 +424,7 @@ def test_the_recipe_of_a_run_describes_its_weights(recipe: Path, finished: Path,
 
 
 @pytest.mark.slow
-def test_an_end_may_be_lowered_to_what_is_trained(recipe: Path, tmp_path: Path) -> None:
+def test_an_end_may_be_lowered_to_the_trained_steps(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(recipe, run, *WORDS, hook=partial(hooks.at_micro_batch, 9, 0)).check(-signal.SIGKILL)
     lower = (*WORDS, "--allow-change", "loop.max_steps")
@@ -437,7 +435,7 @@ def test_an_end_may_be_lowered_to_what_is_trained(recipe: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_fresh_keeps_the_old_run_beside_the_new_one(recipe: Path, finished: Path) -> None:
+def test_fresh_keeps_the_old_run_under_another_name(recipe: Path, finished: Path) -> None:
     before = hashes_of(finished)
     words = ("loop.max_steps=4", "seed=2", "--fresh")
     ended = train(recipe, finished, *words, world=2).check()
@@ -466,7 +464,7 @@ def test_changed_data_is_refused_and_moved_data_is_not(tmp_path: Path, corpus: P
 
 
 @pytest.mark.slow
-def test_a_first_start_that_failed_may_be_mended(recipe: Path, tmp_path: Path) -> None:
+def test_a_failed_first_start_may_be_corrected(recipe: Path, tmp_path: Path) -> None:
     """Nothing has been trained yet, so a corrected recipe is not another one."""
     run = tmp_path / "run"
     words = ("loop.max_steps=2", "evaluation.splits=[]")
@@ -512,7 +510,7 @@ def test_damaged_weights_are_not_published(recipe: Path, tmp_path: Path, averagi
     train(recipe, run, *words).check()
 
 
-def test_without_a_whole_checkpoint_nothing_starts_from_scratch(recipe: Path, finished: Path) -> None:
+def test_without_a_complete_checkpoint_no_training_starts_from_scratch(recipe: Path, finished: Path) -> None:
     for manifest in finished.glob("checkpoints/*/manifest.json"):
         manifest.unlink()
     before = hashes_of(finished)

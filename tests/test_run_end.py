@@ -81,7 +81,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
 
 
 @pytest.mark.ranks
-def test_an_early_stop_is_told_everywhere(reviews: Path, tmp_path: Path) -> None:
+def test_an_early_stop_is_reported_in_all_files(reviews: Path, tmp_path: Path) -> None:
     """A rate so small that all evaluations are equal; on two ranks, in the middle of an epoch and at its end."""
     for every, epochs, steps in (("epoch", [0, 1, 2], None), (3, [0, 0, 0], 9)):
         loop = {"max_steps": None, "epochs": 6, "eval_every": every, "save_every": every, "log_every": 1000,

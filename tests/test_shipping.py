@@ -109,9 +109,9 @@ def test_a_failed_gate_ends_with_6_and_the_rest_is_there(recipe: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_told_to_stop_while_it_exports_it_goes_on_later(recipe: Path, tmp_path: Path) -> None:
+def test_stopped_during_export_it_resumes_later(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ended = train(recipe, run, hook=hooks.told_to_stop_in_export)
+    ended = train(recipe, run, hook=hooks.stop_in_export)
     assert ended.codes == [75], ended.text
     assert status(run)["state"] == "preempted"
     assert not (run / "export" / "onnx").exists()
@@ -120,7 +120,7 @@ def test_told_to_stop_while_it_exports_it_goes_on_later(recipe: Path, tmp_path: 
     assert status(run)["state"] == "finished"
 
 
-def test_a_card_of_hostile_names_stays_a_card(encoder: Any, tmp_path: Path) -> None:
+def test_names_are_escaped_in_the_model_card(encoder: Any, tmp_path: Path) -> None:
     """Whatever a recipe holds, the front matter is YAML and a cell is a cell."""
     import shutil
 

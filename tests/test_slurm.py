@@ -76,7 +76,7 @@ def test_every_variable_is_documented(tiny_job: Callable[..., Job]) -> None:
 @example(HOSTILE, None)
 @example("two\nlines\n#SBATCH --nodes=9", None)
 @example("-x", None)
-def test_hostile_values_reach_the_ranks_unchanged(tiny_job: Callable[..., Job], text: str, data: object) -> None:
+def test_special_characters_reach_the_ranks_unchanged(tiny_job: Callable[..., Job], text: str, data: object) -> None:
     job = tiny_job()
     words = (text, f"seed={text}", f"--{text}")
     folder = job.run.parent / "hostile"
@@ -88,7 +88,7 @@ def test_hostile_values_reach_the_ranks_unchanged(tiny_job: Callable[..., Job], 
 
 
 @pytest.mark.parametrize("name", [HOSTILE.replace("\\", "").replace("/", ""), "sp ace", "'", "-x", "%j"])
-def test_hostile_paths(tiny_job: Callable[..., Job], tmp_path: Path, name: str) -> None:
+def test_paths_with_special_characters(tiny_job: Callable[..., Job], tmp_path: Path, name: str) -> None:
     run, here = tmp_path / name / "run", tmp_path / f"{name} here"
     here.mkdir()
     text = script(dataclasses.replace(tiny_job(), run=run, folder=here))

@@ -143,7 +143,7 @@ def test_a_task_of_an_array_is_requeued_by_its_own_number(tiny_job: Callable[...
     assert (tmp_path / "world" / "requeued").read_text() == "6_4\n"
 
 
-def test_settle_leaves_a_run_without_status_alone(tmp_path: Path) -> None:
+def test_settle_ignores_a_run_without_status(tmp_path: Path) -> None:
     settle.write_final_status(tmp_path, 1, "why")
     assert list(tmp_path.iterdir()) == []
 

@@ -68,7 +68,7 @@ def test_one_sided_pairs(tmp_path):
         survey(source, data.model_copy(update={"on_bad_row": "fail"}), PAIR)
 
 
-def test_what_is_reported(tmp_path):
+def test_survey_counts(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n{"text": "x"}\n')
     data = DataConfig(root=str(tmp_path), train="a.jsonl", on_bad_row="skip", max_bad_fraction=0.5, lanes=2)
     source = open_split(data, "train")

@@ -139,7 +139,7 @@ def test_with_enough_memory_segments_give_the_logits_of_one_long_one(norm: str, 
     assert not torch.allclose(short, whole[:, 12:], atol=1e-2), "what came before matters"
 
 
-def test_a_document_sees_none_before_it_wherever_that_stands() -> None:
+def test_a_document_does_not_attend_to_earlier_ones() -> None:
     """In its segment or in the memory."""
     model, ids = noisy(), torch.randint(0, 50, (1, 20))
     alone, _ = model(ids[:, 9:], positions(11), NOTHING, 0)
@@ -176,7 +176,7 @@ def test_micro_batches_are_segments_of_strips(lengths: list[int], rows: int, cro
         assert [p for e in strip for p in e["position_ids"]] == expected
 
 
-def test_what_cannot_work_is_said_at_once() -> None:
+def test_contradicting_settings_are_refused() -> None:
     for sections, words in (
         ({"data": {"order": "shuffled"}}, r"model.memory=48 holds .* data.order=sequential, or model.memory=0"),
         ({"task": {"packing": False}}, r"task\.packing: model\.kind transformer_xl needs true"),
@@ -243,7 +243,7 @@ def twelve(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
 @pytest.mark.parametrize(
     "way", slow_except(["ddp", "zero2", "zero3", "fsdp2", "three ranks", "fused", "in parts"], "zero2", "in parts")
 )
-def test_the_same_steps_and_memories_in_any_way(
+def test_the_same_steps_and_memories_on_any_ranks(
     way: str, corpus: Path, tmp_path: Path, twelve: list[dict[str, np.ndarray]]
 ) -> None:
     run = tmp_path / "run"
@@ -300,7 +300,7 @@ def test_without_memory_long_texts_are_harder(learned: Path) -> None:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_predict_goes_on_with_a_text_longer_than_a_segment(learned: Path, corpus: Path) -> None:
+def test_predict_continues_a_text_longer_than_a_segment(learned: Path, corpus: Path) -> None:
     """Greedily with the token that segment after segment, each with its memory, makes the likeliest; a text does not
     depend on its neighbours."""
     texts = [json.loads(line)["text"] for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()[:4]]
