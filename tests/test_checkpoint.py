@@ -238,7 +238,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def strange(manifest: Path) -> None:
+def malformed(manifest: Path) -> None:
     manifest.write_text(json.dumps({"files": {"model.safetensors": 3, "state.json": None}}))
 
 
@@ -252,7 +252,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty manifest": (lambda path: os.truncate(path / "manifest.json", 0), "manifest.json is not JSON"),
     "a manifest of something else": (lambda path: (path / "manifest.json").write_text("[1]"), "manifest.json"),
     "no list of files": (lambda path: (path / "manifest.json").write_text('{"files": 3}'), "manifest.json"),
-    "a strange list": (lambda path: strange(path / "manifest.json"), "model.safetensors"),
+    "a malformed list": (lambda path: malformed(path / "manifest.json"), "model.safetensors"),
     "an empty list": (lambda path: (path / "manifest.json").write_text('{"files": {}}'), "manifest.json"),
 }
 

@@ -274,7 +274,7 @@ def test_profile_writes_a_trace(recipe: Path, tmp_path: Path) -> None:
 
 # -- the other ways in -------------------------------------------------------------------------------------------------
 
-WAYS: dict[str, tuple[list[str], int]] = {
+LAUNCHERS: dict[str, tuple[list[str], int]] = {
     "python -m trainer": ([sys.executable, "-m", "trainer"], 1),
     "rankzero": ([sys.executable, "-c", MAIN], 1),
     # "--", because torchrun takes "--run" for one of its own options, wherever it stands
@@ -308,11 +308,11 @@ def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return weights
 
 
-@pytest.mark.parametrize("way", slow_except(WAYS, "rankzero"))
+@pytest.mark.parametrize("launcher", slow_except(LAUNCHERS, "rankzero"))
 def test_every_launcher_trains_the_same_weights(
-    recipe: Path, expected: Callable[[int], bytes], tmp_path: Path, way: str
+    recipe: Path, expected: Callable[[int], bytes], tmp_path: Path, launcher: str
 ) -> None:
-    start, ranks = WAYS[way]
+    start, ranks = LAUNCHERS[launcher]
     run = tmp_path / "run"
     words = ["train", str(recipe), "loop.max_steps=6", "evaluation.splits=[]", "--run", str(run)]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}

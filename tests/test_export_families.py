@@ -66,10 +66,10 @@ def test_weights_are_published_where_there_is_no_graph(
     assert check_export(run.path) == []
     [told] = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert told.startswith(f"onnx and int8 left out: {family}: torch's exporter")
-    verdict = json.loads((run.export / "safetensors" / "gate.json").read_text())
-    assert verdict["checks"]["weights"]["differ"] == []
-    assert verdict["checks"]["logits"]["largest_difference"] <= 1e-6
-    assert verdict["checks"]["logits"]["rows"] == 40
+    run_gate = json.loads((run.export / "safetensors" / "gate.json").read_text())
+    assert run_gate["checks"]["weights"]["differ"] == []
+    assert run_gate["checks"]["logits"]["largest_difference"] <= 1e-6
+    assert run_gate["checks"]["logits"]["rows"] == 40
 
     lines = ["a good film", "the plot was bad and dull"]
     wanted = list(TrainedRun.open(run, Recipe).predict(lines))
@@ -96,9 +96,9 @@ def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> Non
         return
     write_artifact(export, finished.model, folder)
     rows = Rows(finished.task, finished.model)
-    verdict = Gate("onnx", folder, rows, rows.all(rows.answers(quiet)), quiet).run()
-    assert verdict["failed"] == ["logits"]
-    why = verdict["checks"]["logits"]["error"]
+    run_gate = Gate("onnx", folder, rows, rows.all(rows.answers(quiet)), quiet).run()
+    assert run_gate["failed"] == ["logits"]
+    why = run_gate["checks"]["logits"]["error"]
     assert "onnxruntime" in why.lower(), "a shape of the length that was traced"
     assert "dimension" in why or "Reshape" in why
 

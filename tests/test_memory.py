@@ -27,7 +27,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "checkpoints/step-00000008/model.safetensors")
 
 
-def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+def largest_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
@@ -88,7 +88,7 @@ def test_the_run_resumes_with_split_micro_batches_and_the_same_steps(
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["micro_batch_splits"] == parts > 1
     assert not (run / "failed-rank.json").exists()
-    assert apart(weights(run), weights(tmp_path / "whole")) <= 1e-6
+    assert largest_difference(weights(run), weights(tmp_path / "whole")) <= 1e-6
     assert read_lines(run / "ledger.jsonl") == read_lines(tmp_path / "whole" / "ledger.jsonl")
 
 

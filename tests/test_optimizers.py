@@ -56,7 +56,7 @@ def test_parameters_partitioned_by_zero3_are_grouped_by_full_shape() -> None:
     assert names_by_group(model, build_optimizer(model, OptimConfig())) == {"decay": ["weight"], "no_decay": ["bias"]}
 
 
-class Odd(nn.Module):
+class UnusualParameters(nn.Module):
     """What looks like a matrix and is none, and matrices that do not look like one."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Odd(nn.Module):
 
 
 def test_only_matrices_decay() -> None:
-    model = Odd()
+    model = UnusualParameters()
     found = names_by_group(model, build_optimizer(model, OptimConfig(weight_decay=0.1)))
     assert set(found["decay"]) == {
         "gate_up_proj", "q", "embeddings_project.weight", "score.weight", "convolution.weight",

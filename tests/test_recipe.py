@@ -30,7 +30,7 @@ def from_text(tmp_path: Path, text: str) -> BaseRecipe:
     return Recipe.load(path)
 
 
-def complaint(*overrides: str, **sections: Any) -> str:
+def recipe_error(*overrides: str, **sections: Any) -> str:
     with pytest.raises(UsageError) as caught:
         parse(*overrides, **sections)
     assert caught.value.exit_code == 2
@@ -117,7 +117,7 @@ def test_the_tiny_recipe_is_one() -> None:
     ],
 )
 def test_an_unknown_key_gives_the_nearest_known_one(override: str, words: str) -> None:
-    assert words in complaint(override)
+    assert words in recipe_error(override)
 
 
 def test_every_key_that_a_hint_names_exists() -> None:
@@ -143,7 +143,7 @@ def test_yaml_without_quotation_marks_is_reported(tmp_path: Path) -> None:
 
 
 def test_all_problems_come_at_once() -> None:
-    text = complaint(
+    text = recipe_error(
         "optim.lr=-1", "data.lanes=0", "loop.epoch=3", "seed=x", "model.heads=5", "optim.schedule=cosin", "name=a b"
     )
     assert "7 problems" in text
@@ -188,7 +188,7 @@ def test_required_keys_are_named() -> None:
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_starts(overrides: tuple[str, ...], words: str) -> None:
-    assert words in complaint(*overrides)
+    assert words in recipe_error(*overrides)
 
 
 def test_constraints_of_task_and_cleaning_are_checked(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_section_that_the_file_leaves_out_can_be_overridden() -> None:
 
 @pytest.mark.parametrize("override", ["optim.lr", "=3", "optim..lr=3", ".lr=3", "optim.lr={", "optim.lr=[1"])
 def test_malformed_overrides_are_reported(override: str) -> None:
-    assert "override" in complaint(override)
+    assert "override" in recipe_error(override)
 
 
 def test_a_recipe_object_takes_overrides() -> None:

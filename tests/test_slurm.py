@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_world import ROOT, World, script, shellchecked
+from batch_world import ROOT, Sandbox, script, shellchecked
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -81,7 +81,7 @@ def test_special_characters_reach_the_ranks_unchanged(tiny_job: Callable[..., Jo
     words = (text, f"seed={text}", f"--{text}")
     folder = job.run.parent / "hostile"
     shutil.rmtree(folder, ignore_errors=True)
-    went = World(folder, job.run).go(script(dataclasses.replace(job, words=words)), (0,))
+    went = Sandbox(folder, job.run).go(script(dataclasses.replace(job, words=words)), (0,))
     assert went.words[0][-6:-2] == ["train", *words], went.log
     assert went.code == 0
     assert not list(job.run.parent.rglob("canary"))
@@ -92,7 +92,7 @@ def test_paths_with_special_characters(tiny_job: Callable[..., Job], tmp_path: P
     run, here = tmp_path / name / "run", tmp_path / f"{name} here"
     here.mkdir()
     text = script(dataclasses.replace(tiny_job(), run=run, folder=here))
-    went = World(tmp_path / "world", run).go(text, (0,))
+    went = Sandbox(tmp_path / "world", run).go(text, (0,))
     assert went.code == 0
     assert went.words[0][-1] == str(run)
     assert went.environment["PWD"] == str(here)

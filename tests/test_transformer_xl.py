@@ -127,16 +127,16 @@ def test_attention_is_the_papers_formula() -> None:
 @pytest.mark.parametrize("size", [1, 6, 9])
 def test_with_enough_memory_segments_give_the_logits_of_one_long_one(norm: str, size: int) -> None:
     model, ids = noisy(norm=norm), torch.randint(0, 50, (1, 24))
-    whole, _ = model(ids, positions(24), NOTHING, 0)
+    uninterrupted, _ = model(ids, positions(24), NOTHING, 0)
     memory, parts = NOTHING, []
     for at in range(0, 24, size):
         logits, memory = model(ids[:, at : at + size], positions(24)[:, at : at + size], memory, 24)
         parts.append(logits)
     assert memory.shape == (1, 3, 24, 16)
     assert not memory.requires_grad
-    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+    assert torch.allclose(torch.cat(parts, 1), uninterrupted, atol=1e-5)
     short, _ = model(ids[:, 12:], positions(24)[:, 12:], NOTHING, 0)
-    assert not torch.allclose(short, whole[:, 12:], atol=1e-2), "what came before matters"
+    assert not torch.allclose(short, uninterrupted[:, 12:], atol=1e-2), "what came before matters"
 
 
 def test_a_document_does_not_attend_to_earlier_ones() -> None:
@@ -226,7 +226,9 @@ def test_killed_and_resumed_bitwise(run: Path, corpus: Path, tmp_path: Path) -> 
 SGD = {"name": "sgd", "lr": 0.1}  # Adam would make a step of rounding where a gradient is 0
 
 
-def taken(root: Path, run: Path, *words: str, world: int = 1, engine: str | None = None) -> list[dict[str, np.ndarray]]:
+def recorded_steps(
+    root: Path, run: Path, *words: str, world: int = 1, engine: str | None = None
+) -> list[dict[str, np.ndarray]]:
     """Weights and memories after 12 steps."""
     made = recipe(root, loop={"max_steps": 12}, optim=SGD, model={"dropout": 0.0})
     processes.train(written(run.parent, made), run, *words, world=world, engine=engine).check()
@@ -235,8 +237,8 @@ def taken(root: Path, run: Path, *words: str, world: int = 1, engine: str | None
 
 
 @pytest.fixture(scope="module")
-def twelve(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
-    return taken(corpus, tmp_path_factory.mktemp("one") / "run")
+def expected_steps(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+    return recorded_steps(corpus, tmp_path_factory.mktemp("one") / "run")
 
 
 @pytest.mark.ranks
@@ -244,19 +246,21 @@ def twelve(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
     "way", slow_except(["ddp", "zero2", "zero3", "fsdp2", "three ranks", "fused", "in parts"], "zero2", "in parts")
 )
 def test_the_same_steps_and_memories_on_any_ranks(
-    way: str, corpus: Path, tmp_path: Path, twelve: list[dict[str, np.ndarray]]
+    way: str, corpus: Path, tmp_path: Path, expected_steps: list[dict[str, np.ndarray]]
 ) -> None:
     run = tmp_path / "run"
     if way == "fused":
-        found = taken(corpus, run, "loop.fuse_lanes=2", world=2)
+        found = recorded_steps(corpus, run, "loop.fuse_lanes=2", world=2)
     elif way == "in parts":
         run.mkdir()
         (run / "manifest.json").write_text(json.dumps({"micro_batch_splits": 2, "starts": []}), encoding="utf-8")
-        found = taken(corpus, run)
+        found = recorded_steps(corpus, run)
         assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["micro_batch_splits"] == 2
     else:
-        found = taken(corpus, run, world=3 if way == "three ranks" else 2, engine=None if way == "three ranks" else way)
-    for ours, theirs in zip(found, twelve, strict=True):
+        found = recorded_steps(
+            corpus, run, world=3 if way == "three ranks" else 2, engine=None if way == "three ranks" else way
+        )
+    for ours, theirs in zip(found, expected_steps, strict=True):
         assert ours.keys() == theirs.keys()
         assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) <= 2e-5
 
