@@ -1,4 +1,4 @@
-"""Adversarial noise falls on tokens alone, also where a batch has no attention_mask."""
+"""Adversarial noise is added to tokens only, also in a batch without attention_mask."""
 
 from __future__ import annotations
 

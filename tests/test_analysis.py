@@ -1,4 +1,4 @@
-"""Analysis: numbers by hand and against scikit-learn and sacreBLEU, files from a run directory, ensembles."""
+"""Analysis: numbers compared with scikit-learn and sacreBLEU, files of a run directory, ensembles."""
 
 from __future__ import annotations
 

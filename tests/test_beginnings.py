@@ -1,4 +1,4 @@
-"""What a run begins with is checked before its corpus is read, and is what the run's model says afterwards."""
+"""Check pretrained weights and their settings before the corpus is read, and what the run records about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rankzero bench`: what it measures, within which time, what it recommends, and when it is done again."""
+"""`rankzero bench`: measurements, the time limit, the recommendation, and when it is repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causal language modelling: packing, the loss, whole runs, and how a text is gone on with."""
+"""Causal language modeling: packing, the loss, complete runs, and continuations of texts."""
 
 from __future__ import annotations
 

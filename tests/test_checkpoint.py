@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: whatever happens to the one being written, the one before it stands."""
+"""Checkpoints are complete or absent: if a save fails anywhere, the checkpoint before it is intact."""
 
 from __future__ import annotations
 

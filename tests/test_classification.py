@@ -1,4 +1,4 @@
-"""Classification and masked language modelling: encoding, models, techniques; and the contract of all tasks."""
+"""Classification and masked language modeling: encoding, models, techniques; and the contract of all tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several labels and numbers per row: rows, losses, metrics, what is chosen after the training, whole runs."""
+"""Several labels and numbers per row: rows, losses, metrics, calibration, complete runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: what they print, and the exit code of each mistake."""
+"""The commands: their output, and the exit code of each mistake."""
 
 from __future__ import annotations
 

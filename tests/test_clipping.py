@@ -1,4 +1,4 @@
-"""The norm that clips is that of the parameters which the step updates, under every engine."""
+"""Gradients are clipped by the norm of the parameters that the step updates, under every engine."""
 
 from __future__ import annotations
 

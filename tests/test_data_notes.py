@@ -1,4 +1,4 @@
-"""What a tokenizer makes of the data: cut rows, unknown tokens; and warnings about splits and classes."""
+"""Warnings about data: truncated rows, unknown tokens, splits and classes."""
 
 from __future__ import annotations
 

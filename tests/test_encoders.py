@@ -1,4 +1,4 @@
-"""Encoders of the transformers library by value alone: each trains, is killed, goes on, evaluates and predicts."""
+"""Encoders of the transformers library by name only: each trains, is killed, resumes, evaluates and predicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts answer as the weights do, alone, for any line; int8 of them is smaller and says what it left out."""
+"""Artifacts answer as the weights do, without rankzero, for any line; int8 is smaller and reports what it left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A causal language model as ONNX with its cache: it goes on as the weights do, and its gate finds planted faults."""
+"""A causal language model as ONNX with its cache: equal continuations, and a gate that finds planted faults."""
 
 from __future__ import annotations
 

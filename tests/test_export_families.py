@@ -1,4 +1,4 @@
-"""Models without an ONNX graph: the reason is true and told, weights are published instead, and the run ends with 0."""
+"""Models without an ONNX graph: the reason is reported, weights are published instead, and the exit code is 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every planted fault is caught by the gate that is meant for it."""
+"""Every planted fault is caught by the gate for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The export stage publishes whole, proven artifacts or none, once, and is completed after it was killed anywhere."""
+"""The export stage publishes complete, checked artifacts or none, once, and resumes after a kill at any point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of transformers models on a CPU: every family gives what it gives with the library's eager attention."""
+"""Attention of transformers models on a CPU equals the eager attention of the library for every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are read and how they pair up; forms of files that are found, and files that are no data."""
+"""Discovery and pairing of data files, detection of formats, and files that contain no data."""
 
 from __future__ import annotations
 

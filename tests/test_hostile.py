@@ -1,4 +1,4 @@
-"""An untrusted run directory: no command runs code of it, and each ends with a code of the contract."""
+"""Untrusted run directories: no command runs their code, and each exits with a documented code."""
 
 from __future__ import annotations
 

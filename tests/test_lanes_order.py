@@ -1,4 +1,4 @@
-"""What lanes serve when: order and mixing of rows, work shared evenly, labels watched, memory bounded."""
+"""The order in which lanes serve rows: mixing, equal work, labels, bounded memory."""
 
 from __future__ import annotations
 

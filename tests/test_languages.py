@@ -1,4 +1,4 @@
-"""Which tokenizer BLEU gets from the target language, and the warnings where it may be the wrong one."""
+"""The tokenizer of BLEU for the target language, and warnings where it may be wrong."""
 
 from __future__ import annotations
 

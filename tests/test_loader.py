@@ -1,4 +1,4 @@
-"""From lanes to micro-batches by real loader processes: the same steps, errors that say what happened, no hang."""
+"""From lanes to micro-batches in real loader processes: the same steps, clear errors, no hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer for each run directory, whatever the clocks, process numbers and hosts of two processes say."""
+"""One writer per run directory, for any clocks, process numbers and hosts of two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The summed cross entropy against torch's own."""
+"""The summed cross-entropy equals that of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that runs out of memory: the run goes on from its newest checkpoint in smaller parts, with the same steps."""
+"""A rank runs out of memory: the run resumes from its newest checkpoint in smaller parts, with the same steps."""
 
 from __future__ import annotations
 

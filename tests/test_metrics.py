@@ -1,4 +1,4 @@
-"""Scores against sacreBLEU's own corpus_score, closed forms, and arrival order."""
+"""Scores compared with corpus_score of sacreBLEU, closed forms, and records in any order."""
 
 from __future__ import annotations
 

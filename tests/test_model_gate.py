@@ -1,4 +1,4 @@
-"""model/ in stock libraries: the same outputs, and a gate that says so."""
+"""model/ in stock libraries: the same outputs, and the gate that checks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NaN and Inf: found on whichever rank, told with step, lane and rows, and never in the weights."""
+"""NaN and Inf: found on any rank, reported with step, lane and rows, and never in the weights."""
 
 from __future__ import annotations
 

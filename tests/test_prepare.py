@@ -1,4 +1,4 @@
-"""A prepared corpus holds every row once, evenly mixed, and stands in for the original one."""
+"""A prepared corpus contains every row once, evenly mixed, and replaces the original one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe is checked whole, says everything that is wrong with it at once, and reads YAML as people do."""
+"""A recipe is checked completely, all errors are reported at once, and YAML scalars are read as intended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes of a whole file: the message names the key to change, and rows are named by their line."""
+"""Mistakes in a whole data file: the message names the key to change, and rows are named by their line."""
 
 from __future__ import annotations
 

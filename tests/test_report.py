@@ -1,4 +1,4 @@
-"""report.html: everything told, hostile text stays text, nothing is loaded; in a real browser too, if there is one."""
+"""report.html: contents, escaping of untrusted text, no requests; in a real browser if one is installed."""
 
 from __future__ import annotations
 

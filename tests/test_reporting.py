@@ -1,4 +1,4 @@
-"""What a run writes for people: attention and relevance, the report stage, and the commands that make them again."""
+"""Reports: attention and relevance, the report stage, and the commands that render reports again."""
 
 from __future__ import annotations
 

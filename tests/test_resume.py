@@ -1,4 +1,4 @@
-"""Nothing lost, nothing repeated: a run that was killed or stopped, however often, ends as one that was not."""
+"""Nothing lost, nothing repeated: a run that was killed or stopped any number of times ends as one that was not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types of the values in a row: what each accepts from JSON, CSV and Parquet files, and what a message says."""
+"""Types of the values in a row: accepted values of JSON, CSV and Parquet files, and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training ends: early stopping and what is written of it, the numbers of its last line, warnings."""
+"""The end of a training: early stopping and its record, the numbers of the last line, warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training ends with everything that a run ships, made by rank zero alone, and is completed by the same command."""
+"""Stages after the training: rank zero makes all outputs, and the same command completes them."""
 
 from __future__ import annotations
 

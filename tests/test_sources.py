@@ -1,4 +1,4 @@
-"""Every format below every kind of root, bad rows at their exact place, and going on from any position."""
+"""Every format in every kind of root, bad rows at their exact place, and resuming at any position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pass over a split: what is counted, what ends the run with exit code 3, and with which words."""
+"""One pass over a split: counts, conditions that exit with 3, and messages."""
 
 from __future__ import annotations
 

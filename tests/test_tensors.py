@@ -1,4 +1,4 @@
-"""Tensors in one file or, where they are many, in several with an index; whoever reads sees no difference."""
+"""Tensors in one file, or in several with an index; both are read in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token classification: schemes of tags, pieces and windows, and scores beside seqeval and nervaluate."""
+"""Token classification: tagging schemes, pieces and windows, and scores compared with seqeval and nervaluate."""
 
 from __future__ import annotations
 

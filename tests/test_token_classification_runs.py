@@ -1,4 +1,4 @@
-"""Whole runs of token classification: ranks, answers, artifacts, stock transformers and reports."""
+"""Complete runs of token classification: ranks, answers, artifacts, stock transformers and reports."""
 
 from __future__ import annotations
 

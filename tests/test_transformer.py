@@ -1,4 +1,4 @@
-"""Our Transformer against torch's arithmetic, and the properties that training and decoding build on."""
+"""Our Transformer compared with torch, and the properties that training and decoding rely on."""
 
 from __future__ import annotations
 

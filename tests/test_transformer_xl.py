@@ -1,4 +1,4 @@
-"""Transformer-XL: relative positions, the memory, strips of a lane's text, and whole runs that carry it."""
+"""Transformer-XL: relative positions, the memory, strips of the text of a lane, and complete runs."""
 
 from __future__ import annotations
 

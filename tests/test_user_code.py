@@ -1,4 +1,4 @@
-"""Code of a user's own, named in a recipe: metrics, callbacks, optimizers, cleaning steps."""
+"""User code named in a recipe: metrics, callbacks, optimizers, cleaning steps."""
 
 from __future__ import annotations
 

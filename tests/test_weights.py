@@ -1,4 +1,4 @@
-"""Pretrained weights arrive completely, or the start is refused with what differs."""
+"""Pretrained weights are loaded completely, or the start is refused with the differences."""
 
 from __future__ import annotations
 
