@@ -15,9 +15,9 @@ import test_causal
 import test_text_to_text
 import torch
 from conftest import write_corpus
-from language_world import write_documents
+from language_helpers import write_documents
 from processes import train as start
-from review_world import NAMES, recipe, write_bert, write_reviews, written
+from review_helpers import NAMES, recipe, write_bert, write_reviews, written
 from safetensors.numpy import load_file, save_file
 from slow import slow_except
 from transformers import AutoTokenizer, T5Config, T5Model

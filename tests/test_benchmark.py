@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sklearn  # noqa: F401 - at its first import it writes into os.environ
-from export_world import Exported, load, write_answers
+from export_helpers import Exported, load, write_answers
 from rich.console import Console
 
 from trainer import api

@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lane_world import PROPERTY
-from language_world import causal_recipe, task_with, write_documents
-from review_world import BAD, GOOD, OTHER, metrics, train, written
+from lane_helpers import PROPERTY
+from language_helpers import causal_recipe, task_with, write_documents
+from review_helpers import BAD, GOOD, OTHER, metrics, train, written
 from safetensors.numpy import load_file
 from transformers import GPT2LMHeadModel
 

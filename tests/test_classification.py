@@ -15,7 +15,7 @@ import processes
 import pytest
 import torch
 import yaml
-from review_world import NAMES, OTHER, metrics, recipe, task_of, train, written
+from review_helpers import NAMES, OTHER, metrics, recipe, task_of, train, written
 from safetensors.numpy import load_file
 from slow import slow_except
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel

@@ -10,7 +10,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from review_world import recipe, written
+from review_helpers import recipe, written
 from safetensors.numpy import load_file
 from slow import slow_except
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from processes import next_logs, run_ranks
 from pyarrow import parquet
-from review_world import BAD, GOOD, OTHER, recipe, written
+from review_helpers import BAD, GOOD, OTHER, recipe, written
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 from trainer import embed, predict

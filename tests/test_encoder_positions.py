@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_world import EXPORT, decided, exported, finished_run
-from gate_world import run_gate
+from export_helpers import EXPORT, decided, exported, finished_run
+from gate_helpers import run_gate
 from pydantic import ValidationError
-from review_world import recipe, task_of
+from review_helpers import recipe, task_of
 
 from trainer.models.attention import MASKED, alibi
 from trainer.models.configs import EncoderConfig

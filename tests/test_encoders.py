@@ -13,7 +13,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from review_world import NAMES, recipe, written
+from review_helpers import NAMES, recipe, written
 from safetensors.numpy import load_file
 from slow import slow_except
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

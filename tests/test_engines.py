@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from processes import engine_environment, next_logs, read_lines, run_ranks, train
-from review_world import recipe as review_recipe
-from review_world import written
+from review_helpers import recipe as review_recipe
+from review_helpers import written
 from safetensors.numpy import load_file
 from slow import slow_except
 

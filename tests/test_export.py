@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import LINES, Exported, load
+from export_helpers import LINES, Exported, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from review_world import task_of
+from review_helpers import task_of
 
 from trainer.data.cleaning import CLEANERS
 from trainer.engine.trained_run import TrainedRun

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_world import LINES, Exported, benchmark_of, exported, finished_run, load
-from gate_world import Change, mutant, quiet, run_gate
-from language_world import task_with, write_documents
+from export_helpers import LINES, Exported, benchmark_of, exported, finished_run, load
+from gate_helpers import Change, mutant, quiet, run_gate
+from language_helpers import task_with, write_documents
 from onnx import helper, numpy_helper
 from slow import slow_except
 from test_causal import GPT2, LENGTH, document, recipe

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import exported, load
-from gate_world import quiet
+from export_helpers import exported, load
+from gate_helpers import quiet
 from slow import slow_except
 from test_encoders import FAMILIES
 from test_export_families import family_run

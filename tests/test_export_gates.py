@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import Exported, load
-from gate_world import Change, mutant, run_gate
+from export_helpers import Exported, load
+from gate_helpers import Change, mutant, run_gate
 from onnx import TensorProto, helper, numpy_helper
 
 from trainer.export import gates

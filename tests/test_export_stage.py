@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_world import Exported
-from gate_world import quiet
+from export_helpers import Exported
+from gate_helpers import quiet
 from safetensors.torch import save_file
 
 from trainer import tensors

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import write_corpus
-from export_world import LINES, Exported, benchmark_of, exported, finished_run, trained
-from gate_world import Change, mutant, quiet, run_gate
+from export_helpers import LINES, Exported, benchmark_of, exported, finished_run, trained
+from gate_helpers import Change, mutant, quiet, run_gate
 from onnx import numpy_helper
 from rich.console import Console
 from slow import slow_except

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_world import FEW, batch_of, model_class, outcome, text_families, tiny_model
+from family_helpers import FEW, batch_of, model_class, outcome, text_families, tiny_model
 from slow import slow_except
 from torch import Tensor, nn
 

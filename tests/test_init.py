@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from docs_world import blocks
+from docs_helpers import blocks
 from typer.testing import CliRunner
 
 from launch.cli import app

@@ -11,9 +11,9 @@ import processes
 import pytest
 import torch
 from conftest import tiny_recipe
-from export_world import finished_run
+from export_helpers import finished_run
 from golden import runs
-from review_world import BAD, GOOD, NAMES, OTHER, recipe, write_bert, written
+from review_helpers import BAD, GOOD, NAMES, OTHER, recipe, write_bert, written
 
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.trained_run import TrainedRun, build_model

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lane_world import (
+from lane_helpers import (
     PROPERTY,
     Item,
     LaneSetup,

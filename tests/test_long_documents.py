@@ -9,7 +9,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from review_world import BAD, GOOD, OTHER, recipe, written
+from review_helpers import BAD, GOOD, OTHER, recipe, written
 from safetensors.numpy import load_file
 
 from trainer.data.tokenization import train_tokenizer

@@ -11,9 +11,9 @@ from typing import Any
 import processes
 import pytest
 import torch
-from export_world import decided, finished_run
+from export_helpers import decided, finished_run
 from golden import runs
-from review_world import BAD, GOOD, OTHER
+from review_helpers import BAD, GOOD, OTHER
 from slow import slow_except
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from family_world import tiny_model
+from family_helpers import tiny_model
 from torch import nn
 
 from trainer.errors import UsageError

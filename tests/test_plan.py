@@ -14,7 +14,7 @@ import pytest
 import typer
 from plan_hooks import save_states
 from processes import engine_environment, next_logs, run_ranks
-from review_world import recipe as review_recipe
+from review_helpers import recipe as review_recipe
 from slow import slow_except
 from typer.testing import CliRunner
 

@@ -9,8 +9,8 @@ import numpy as np
 import processes
 import pytest
 import torch
-from family_world import FEW, LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
-from review_world import recipe, written
+from family_helpers import FEW, LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
+from review_helpers import recipe, written
 from slow import slow_except
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -588,7 +588,7 @@ def test_a_second_run_on_the_same_directory_is_refused(recipe: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_commands_on_a_finished_run_that_another_process_uses_are_refused(reviews: Path, tmp_path: Path) -> None:
-    from export_world import encoder_run
+    from export_helpers import encoder_run
 
     from trainer.rundir import RunDir
 

@@ -12,8 +12,8 @@ import processes
 import pytest
 import torch
 from processes import read_lines, status
-from review_world import recipe as review_recipe
-from review_world import written
+from review_helpers import recipe as review_recipe
+from review_helpers import written
 from slow import slow_except
 
 from trainer.data.lanes import Bookmark

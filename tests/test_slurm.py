@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_world import ROOT, Sandbox, script, shellchecked
+from batch_helpers import ROOT, Sandbox, script, shellchecked
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from batch_world import rankzero
+from batch_helpers import rankzero
 from conftest import write_corpus
 from processes import status, wait_until
-from review_world import recipe as review_recipe
-from slurm_world import PATIENCE, SMALL, Submitter, same, site_of, slurm
+from review_helpers import recipe as review_recipe
+from slurm_helpers import PATIENCE, SMALL, Submitter, same, site_of, slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from batch_world import rankzero
+from batch_helpers import rankzero
 from processes import status, wait_until
 from safetensors.numpy import load_file
-from slurm_world import PATIENCE, Submitter, same, site_of, slurm
+from slurm_helpers import PATIENCE, Submitter, same, site_of, slurm
 
 pytestmark = [pytest.mark.slurm_full, pytest.mark.timeout(2400)]
 

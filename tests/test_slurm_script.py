@@ -1,4 +1,4 @@
-"""Run job scripts without a cluster: after each way the ranks end, and after signals (see batch_world)."""
+"""Run job scripts without a cluster: after each way the ranks end, and after signals (see batch_helpers)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_world import Sandbox, script
+from batch_helpers import Sandbox, script
 
 from launch.slurm import arrays, render, settle
 from launch.slurm.job import Job

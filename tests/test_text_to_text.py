@@ -13,7 +13,7 @@ import processes
 import pytest
 import torch
 from conftest import write_corpus
-from review_world import metrics, train, written
+from review_helpers import metrics, train, written
 from safetensors.numpy import load_file
 from transformers import AutoModelForSeq2SeqLM
 

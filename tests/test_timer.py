@@ -9,8 +9,8 @@ import hooks
 import pytest
 import yaml
 from processes import read_lines, train
-from review_world import recipe as review_recipe
-from review_world import write_reviews
+from review_helpers import recipe as review_recipe
+from review_helpers import write_reviews
 
 from trainer.engine.timer import Timer
 from trainer.recipe.loop_sections import LoopConfig, seconds_of

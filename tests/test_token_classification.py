@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from entity_world import OTHER, PEOPLE, PLACES, recipe, sentence
+from entity_helpers import OTHER, PEOPLE, PLACES, recipe, sentence
 
 from trainer.data.labels import ClassIndex
 from trainer.data.roles import BadValue

@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lane_world import PROPERTY
-from language_world import causal_recipe, write_documents
-from review_world import metrics, train, written
+from lane_helpers import PROPERTY
+from language_helpers import causal_recipe, write_documents
+from review_helpers import metrics, train, written
 from safetensors.numpy import load_file
 from slow import slow_except
 from torch import Tensor

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_recipe, write_corpus
-from review_world import recipe as review_recipe
+from review_helpers import recipe as review_recipe
 
 from launch import configs
 from launch.tools.verify import testbed

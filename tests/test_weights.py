@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from review_world import NAMES, recipe, task_of, write_bert
+from review_helpers import NAMES, recipe, task_of, write_bert
 from safetensors.torch import load_file, save_file
 from slow import slow_except
 from transformers import (

@@ -10,9 +10,9 @@ from typing import Any
 
 import hooks
 import pytest
-import review_world
+import review_helpers
 import yaml
-from export_world import EXPORT
+from export_helpers import EXPORT
 from processes import next_logs, run_ranks, status, train
 
 from trainer.api import check_export
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture
 def recipe(reviews: Path, tmp_path: Path) -> Path:
     model = {"kind": "encoder", "d_model": 32, "layers": 1, "heads": 2, "feed_forward": 64}
-    made = review_world.recipe(reviews, model, export={**EXPORT, "bench": 0}, loop={"max_steps": 40},
+    made = review_helpers.recipe(reviews, model, export={**EXPORT, "bench": 0}, loop={"max_steps": 40},
                                tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}})  # fmt: skip
-    return review_world.written(tmp_path, made)
+    return review_helpers.written(tmp_path, made)
 
 
 def front_matter(run: Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_a_training_ends_with_proven_artifacts_report_and_card(recipe: Path, tmp
     for name in ("bf16", "onnx", "int8"):
         assert json.loads((run / "export" / name / "gate.json").read_text())["passed"]
     assert (run / "evaluation" / "test" / "report.html").exists()
-    scores = review_world.metrics(run)
+    scores = review_helpers.metrics(run)
     told = front_matter(run)["model-index"][0]["results"][0]
     assert {"type": "accuracy", "value": round(scores["accuracy"], 6)} in told["metrics"]
     card = (run / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import processes
 import pytest
 import torch
 from processes import next_logs, run_ranks
-from review_world import metrics, task_of, train, written
-from review_world import recipe as review_recipe
+from review_helpers import metrics, task_of, train, written
+from review_helpers import recipe as review_recipe
 
 from trainer.models.explain import gradient_x_input, recording
 from trainer.report_stages import chosen

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from export_world import Exported
+from export_helpers import Exported
 
 from trainer.export.gates import Gate
 

@@ -11,7 +11,7 @@ import processes
 import pytest
 import torch
 import yaml
-from review_world import NAMES, metrics, recipe, task_of, train, write_bert, write_reviews, written
+from review_helpers import NAMES, metrics, recipe, task_of, train, write_bert, write_reviews, written
 from safetensors.torch import load_file, save_file
 from slow import slow_except
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import review_world
+import review_helpers
 from processes import next_logs, run_ranks
 from slow import slow_except
 
@@ -118,7 +118,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Path:
     data = {"cleaning": ["unescape_html", "fold_whitespace"]}
     sections: dict[str, Any] = {"export": export, "data": data, "tokenizer": {"train": {"kind": "wordpiece"}}}
     model = {"kind": "pretrained", "architecture": "bert", "size": "tiny"}
-    return review_world.train(folder, review_world.recipe(reviews, model, **sections), "run")
+    return review_helpers.train(folder, review_helpers.recipe(reviews, model, **sections), "run")
 
 
 class Attack:
