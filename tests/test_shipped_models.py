@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_world import finished_run, spread
-from review_world import BAD, GOOD, OTHER
+from export_helpers import finished_run, spread
+from review_helpers import BAD, GOOD, OTHER
 from slow import slow_except
 
 from trainer.data.tokenization import load_tokenizer, train_tokenizer

@@ -79,7 +79,7 @@ def test_a_stopped_process_is_named_and_killed(recipe: Path, tmp_path: Path, gui
 
 
 @pytest.mark.slow
-def test_long_work_of_rank_zero_alone_is_no_hanging(recipe: Path, tmp_path: Path) -> None:
+def test_long_work_of_rank_zero_is_not_a_hang(recipe: Path, tmp_path: Path) -> None:
     hook = functools.partial(hooks.long_tokenizer_training, 2.5 * LIMIT)
     began = time.monotonic()
     start(recipe, tmp_path / "run", hook).wait().check()

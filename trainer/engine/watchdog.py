@@ -215,7 +215,7 @@ def _within(seconds: float, work: Callable[[], _Result]) -> _Result | None:
 
 def _recorded() -> bytes:
     """Return what torch's flight recorder holds, as JSON. It has no public name."""
-    found: bytes = torch._C._distributed_c10d._dump_fr_trace_json()
+    found: bytes = torch._C._distributed_c10d._dump_fr_trace_json()  # type: ignore[attr-defined]
     return found
 
 
