@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.language import NAMES
+from trainer.data.language import NAMES, in_words
 from trainer.models.suggested import ENCODER, LANGUAGES, MOST_UNKNOWN, MULTILINGUAL, is_here, is_offline, unknown_share
 from trainer.recipe.sections import DataConfig
 from trainer.redaction import redacted
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from trainer.init_recipe.build import Draft
 
 FEW_UNKNOWN = 0.05  # share of unknown tokens above which the model does not know the language
-
-
-def in_words(languages: dict[str, float]) -> str:
-    """Return languages as a text: "German 62%, English 38%"."""
-    return ", ".join(f"{NAMES[code]} {share:.0%}" for code, share in languages.items())
 
 
 def model_note(found: Draft, model: str | None) -> str:
