@@ -297,11 +297,15 @@ def test_killed_and_resumed_bitwise(run: Path, path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.ranks
-def test_one_and_two_ranks_take_the_same_steps(run: Path, path: Path, tmp_path: Path) -> None:
-    processes.train(path, tmp_path / "one", *NO_EXPORT, "evaluation.splits=[]").check()
+@pytest.mark.parametrize("engine", slow_except(["single", "zero2", "zero3", "fsdp2"], "single"))
+def test_one_and_two_ranks_take_the_same_steps(engine: str, run: Path, path: Path, tmp_path: Path) -> None:
+    """One rank, or two ranks of another engine, and the two of DDP."""
+    started = {"world": 1} if engine == "single" else {"world": 2, "engine": engine}
+    processes.train(path, tmp_path / "one", *NO_EXPORT, "evaluation.splits=[]", **started).check()
     one, two = (load_file(r / "checkpoints/step-00000012/model.safetensors") for r in (tmp_path / "one", run))
     assert {"embedding.weight", "target_embedding.weight"} <= one.keys() and "output.weight" not in one
-    assert max(float(np.abs(one[name] - two[name]).max()) for name in one) <= 1e-6
+    apart = max(float(np.abs(one[name] - two[name]).max()) for name in one)
+    assert apart <= (1e-6 if engine == "single" else 5e-4)  # AdamW divides by gradients near zero
 
 
 @pytest.mark.ranks

@@ -47,7 +47,7 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
         evaluation={"beam_size": 5},
         notes={
             "task.trg_language": "names are for reports; zh, ja and ko change how BLEU splits words",
-            "tokenizer": "trained on both sides of the training rows",
+            "tokenizer": "trained on both sides of the training rows; shared: false trains one on each",
             "model.kind": f"random weights, sized for {table.rows:,} pairs; --task text_to_text fine-tunes T5",
             "optim.averaging": "the model of the last evaluations, averaged",
             "evaluation.beam_size": "1 is faster",
