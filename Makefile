@@ -11,7 +11,7 @@ DEMO_CONFIG ?= $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null
 OUT ?= runs/golden.json
 # two test files at a time; JOBS=0 for one process, in which a debugger works
 JOBS ?= 2
-TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10
+TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # processes that ranks start would compile the package again, seconds each
 export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'make setup: needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv), or PYTHON=…'; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,adapters,track,deepspeed,docs]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,adapters,torchao,track,deepspeed,docs]'
 	@touch $@
 
 demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to reports, ONNX and int8; about ten minutes
@@ -38,9 +38,9 @@ demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to repo
 	@$(BIN)/rankzero report runs/demo-translation runs/demo-sentiment --index runs/index.html
 
 test: setup ## every module, engine, task and command with tiny settings. ARGS='-k lanes' for a part
-	$(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not slurm_full' $(ARGS)
+	$(TESTS) -m 'not slow and not slurm_full' $(ARGS)
 
-test-slow: setup ## only what `make test` leaves out, one test at a time
+test-slow: setup ## only what `make test` leaves out
 	$(TESTS) -m 'slow and not slurm_full' $(ARGS)
 
 test-all: test test-slow ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from launch.local import start
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
 from launch.tools.doctor.command import doctor_command
@@ -14,6 +15,7 @@ from launch.tools.plan.command import plan_command
 from launch.tools.verify.command import verify_command
 from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
+from trainer.run_options import Options, run_path
 
 app = typer.Typer(
     name="rankzero",
@@ -56,9 +58,7 @@ def train(
     profile: Profile = False,
 ) -> None:
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
-    from launch.local import start
     from trainer.recipe_loading import load_recipe
-    from trainer.run_options import Options, run_path
 
     options = Options(run, fresh, tuple(allow_change or ()), debug, profile)
     resolved = load_recipe(recipe, overrides or ())  # report every mistake before anything starts

@@ -14,6 +14,7 @@ from typing import Any
 
 from launch.supervise import forked_ranks
 from launch.supervise.forked_ranks import TIMEOUT, Ended, Hook
+from trainer.engine_specs import ENGINES
 from trainer.rank_env import RANK_VARIABLES
 
 FOREIGN = (*RANK_VARIABLES, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION")  # of the user
@@ -30,6 +31,9 @@ def _port() -> int:
 
 
 forked_ranks._free_port = _port
+if not ENGINES["zero2"].missing_package:  # DeepSpeed and what it compiles with take each rank seconds to import
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    forked_ranks._context.set_forkserver_preload([*forked_ranks.PRELOADED, "deepspeed", "torch._inductor.compile_fx"])
 
 
 class Ranks(forked_ranks.Ranks):

@@ -276,6 +276,11 @@ def test_the_report_of_a_language_model(run: Path) -> None:
         assert np.array(row["relevance"]).any()
 
 
+def test_a_report_without_room_for_new_tokens_has_no_continuations() -> None:
+    task = task_of(recipe(evaluation={"generation": {"new_tokens": LENGTH}}))
+    assert task.continued(model_of(task), [{"id": "1", "input": "the film was good and long"}]) == []
+
+
 # -- going on with a text ----------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,14 @@ import yaml
 from review_world import NAMES, OTHER, metrics, recipe, task_of, train, written
 from safetensors.numpy import load_file
 from slow import slow_except
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from trainer.data.cleaning import BadRow, clean_row
 from trainer.data.roles import Label, Text
@@ -234,6 +241,22 @@ def test_a_pretrained_head_of_other_classes_is_refused_and_its_trunk_taken(bert:
     other = model | {"pooling": "cls", "config": {"intermediate_size": 48}}
     with pytest.raises(UsageError, match=r"intermediate.dense.bias is \[64\], and \[48\] in this recipe's model"):
         task_of(recipe(tmp_path, other)).build_model()
+
+
+def test_a_head_of_other_tags_cannot_be_left_out_by_pooling(bert: Path, tmp_path: Path) -> None:
+    """Nothing is pooled in token classification, so that the hint is another one."""
+    folder, values = tmp_path / "tags", recipe(tmp_path).model_dump(mode="json")
+    AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
+    AutoModelForTokenClassification.from_pretrained(bert, num_labels=9).save_pretrained(folder)
+    values |= {
+        "task": {"kind": "token_classification", "labels": ["PER"]},
+        "data": {"root": "x", "train": "x", "max_length": 32},
+        "model": {"kind": "pretrained", "name": str(folder)},
+        "tokenizer": {},
+    }
+    made = Recipe.parse(values)
+    with pytest.raises(UsageError, match=r"has 9 classes, and task.labels has 3: give the model that it was"):
+        make_task(made, AutoTokenizer.from_pretrained(folder)).build_model()
 
 
 def test_parameters_that_the_loss_does_not_use_are_left_out(tmp_path: Path) -> None:
@@ -641,7 +664,8 @@ def test_pretraining_by_masks_then_fine_tuning(reviews: Path, tmp_path: Path) ->
     second = recipe(reviews, model, optim={"lr": 1e-12}, loop={"max_steps": 1})
     run = train(tmp_path, second, "fine")
     pretrained, tuned = (load_file(r / "model/model.safetensors") for r in (first, run))
-    assert np.abs(tuned["trunk.embedding.weight"] - pretrained["trunk.embedding.weight"]).max() < 1e-9
+    name = "embeddings.word_embeddings.weight"  # stock BERT's: model/ of the classifier holds the encoder alone
+    assert np.abs(tuned[name] - pretrained[f"bert.{name}"]).max() < 1e-9
     assert (run / "tokenizer/tokenizer.json").read_bytes() == (first / "tokenizer/tokenizer.json").read_bytes()
     for key, value, said in (
         ("d_model", 16, "give both recipes the same model sizes"),

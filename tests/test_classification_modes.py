@@ -95,6 +95,9 @@ def test_what_needs_validation_or_classes_is_refused(topics: Path, tmp_path: Pat
     smoothed = modes_world.recipe(topics, REGRESSION, optim={"label_smoothing": 0.1})
     with pytest.raises(UsageError, match=r"optim\.label_smoothing: task\.mode regression"):
         load_recipe(written(tmp_path, smoothed))
+    lone = modes_world.recipe(topics, {"labels": ["a", "b"]}, data={"columns": {"text_pair": "other"}})
+    with pytest.raises(UsageError, match=r"names a second text; set task\.pair=true"):
+        load_recipe(written(tmp_path, lone))
 
 
 @pytest.mark.parametrize(
@@ -471,9 +474,13 @@ def test_scores_do_not_depend_on_ranks(trained: Callable[[str], Path], mode: str
     assert found[0] == found[1] == found[2]
 
 
+STEPS = [(mode, "ddp") for mode in ("single", *MODES)]
+STEPS += [("single", "fsdp2"), ("multi", "zero2"), ("multi", "fsdp2"), ("regression", "zero2"), ("targets", "fsdp2")]
+
+
 @pytest.mark.ranks
-@pytest.mark.parametrize("mode", slow_except(["single", *MODES], "targets"))
-def test_one_and_two_ranks_take_the_same_steps(topics: Path, tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "engine"), slow_except(STEPS, ("targets", "ddp")))
+def test_one_and_two_ranks_take_the_same_steps(topics: Path, tmp_path: Path, mode: str, engine: str) -> None:
     """Weights after 8 SGD steps with row weights, and the same scores."""
     task = MODES.get(mode) or {"labels": {43.0: "high", 40.0: "middle", 41.0: "mixed", 38.0: "low"}, "focal_gamma": 1.0,
                                "class_weights": "balanced", "calibration": "temperature"}  # fmt: skip
@@ -481,7 +488,7 @@ def test_one_and_two_ranks_take_the_same_steps(topics: Path, tmp_path: Path, mod
     made = modes_world.recipe(topics, task, data={"columns": columns}, optim={"name": "sgd", "lr": 0.05})
     runs = [tmp_path / str(ranks) for ranks in (1, 2)]
     for ranks, run in enumerate(runs, start=1):
-        processes.train(written(tmp_path, made), run, world=ranks).check()
+        processes.train(written(tmp_path, made), run, world=ranks, engine=engine if ranks > 1 else None).check()
     a, b = (load_file(run / "checkpoints/step-00000008/model.safetensors") for run in runs)
     assert max(float(np.abs(a[name] - b[name]).max()) for name in a) <= 1e-6
     one, two = (json.loads((run / "model/config.json").read_text())["calibration"] for run in runs)

@@ -153,6 +153,7 @@ def test_a_run_leaves_what_the_design_says(run: Path, recipe: Path) -> None:
     lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 7))
     keys = {"step", "epoch", "split", "loss", "lr", "grad_norm", "tokens_per_second", "padding", "memory"}
+    keys |= {"tokens_per_second_per_device", "data_wait", "rank_wait"}
     assert keys <= lines[0].keys()
     scores = json.loads((run / "evaluation/test/metrics.json").read_text())
     assert {"loss", "perplexity", "bleu", "bleu_ci95", "chrf", "ter", "signature", "rows"} <= scores.keys()
@@ -250,7 +251,7 @@ def test_predict_answers_the_other_lines(run: Path, tmp_path: Path) -> None:
     assert records[1] == {"text": "ein Bär", "error": "ValueError: no bears"}
     assert "prediction" in records[0]
     assert "prediction" in records[2]
-    assert 'predict: 1 lines have an "error" instead of a prediction' in ended.err[0]
+    assert 'predict: 1 lines have an "error" instead of a prediction: line 2. All other' in ended.err[0]
     long = b"&#" + b"1" * 5000 + b";\nein Hund\n"
     assert len(command(tmp_path, "predict", run, stdin=long).check().out[0].splitlines()) == 2
 

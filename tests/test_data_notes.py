@@ -110,6 +110,37 @@ def test_which_text_of_a_pair_is_cut(tmp_path):
         assert task.truncated(line, task.encode_lines([line])[0]) is cut
 
 
+def test_rows_that_all_have_the_same_peculiarity_are_warned_of(tmp_path):
+    """Equal texts on both sides, and a prefix that the rows have already; not if few rows have it."""
+    for rows, expected in (([*words(3, 4, 5), *words(2)], 2), (words(3, 3, 3), 3)):
+        write(tmp_path, rows)
+        found, _ = counted(tmp_path)
+        equal = sum(row["de"] == row["en"] for row in rows)
+        assert sum(found.doubts.values()) == equal == expected
+        recipe = Recipe.parse(tiny_recipe(tmp_path))
+        facts = {"rows": len(rows), "bad_rows": {}, "tokens": found.report()}
+        warned = [note for note in notes(recipe, {"train": facts}) if "same text" in note]
+        assert len(warned) == (2 * equal >= len(rows))
+        if warned:
+            assert warned[0].startswith(f'data.train: {equal} of {len(rows)} rows have the same text in "src"')
+
+
+def test_a_prefix_that_the_rows_have_already(tmp_path):
+    write(tmp_path, [{"de": f"translate: {n} ab", "en": "ab"} for n in range(5)])
+    sections = {
+        "task": {"kind": "text_to_text", "prefix": "translate: "},
+        "model": {"kind": "pretrained", "architecture": "t5", "size": "tiny"},
+    }
+    values = tiny_recipe(tmp_path) | sections
+    values["data"] |= {"validation": None, "test": None}
+    recipe = Recipe.parse(values)
+    settings = TokenizerTraining(kind="unigram", vocab_size=60)
+    task = make_task(recipe, train_tokenizer(["translate: ab 01234"] * 3, settings, 40))
+    found = count_tokens(Corpus(recipe, task), "train", 5)
+    [note] = notes(recipe, {"train": {"rows": 5, "bad_rows": {}, "tokens": found.report()}})
+    assert note.startswith("data.train: 5 of 5 rows begin with task.prefix='translate:'")
+
+
 # -- unknown tokens ----------------------------------------------------------------------------------------------------
 
 

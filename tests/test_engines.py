@@ -114,9 +114,10 @@ def test_the_manifest_names_the_engine_and_the_ledger_holds_each_row_once(runs: 
     assert read_lines(run / "ledger.jsonl") == read_lines(runs.resumed("single", "sgd") / "ledger.jsonl")
 
 
-RING = [*zip(WORLDS, [*WORLDS][1:] + [*WORLDS][:1], strict=True)]  # once out of and once into each engine
-CELLS = [(a, b, "sgd") for a in WORLDS for b in WORLDS if a != b] + [(a, b, "adamw") for a, b in RING]
+# A checkpoint does not depend on the engine: out of each and into each, by two ways with SGD, suffices for all pairs.
+RING = [*zip(WORLDS, [*WORLDS][1:] + [*WORLDS][:1], strict=True)]
 FAST_CELLS = [("single", "ddp", "sgd"), ("ddp", "zero2", "sgd"), ("zero2", "fsdp2", "sgd"), ("fsdp2", "single", "sgd")]
+CELLS = [*FAST_CELLS, *((b, a, "sgd") for a, b in RING), *((a, b, "adamw") for a, b in RING)]
 
 
 @pytest.mark.parametrize(("saved", "resumed", "optimizer"), slow_except(CELLS, *FAST_CELLS))

@@ -70,7 +70,7 @@ def test_an_artifact_answers_as_the_weights_do(kind: str, request: pytest.Fixtur
     made: Exported = request.getfixturevalue(kind)
     lines = [*LINES, *ODD, *(row.line for row in made.rows()[1][:20])]
     if kind == "pairs":
-        lines = [f"{a}\t{b}" for a, b in zip(lines, reversed(lines), strict=True)] + ["no tab", "\t", "a\tb\tc"]
+        lines = [f"{a}\t{b}" for a, b in zip(lines, reversed(lines), strict=True)] + ["\t", "a\tb\tc"]
     agree(list(made.artifact(lines)), list(made.finished.predict(lines)))
 
 
@@ -203,6 +203,15 @@ def test_a_line_that_cannot_be_cleaned_leaves_the_others(encoder: Exported, monk
     records = [json.loads(line) for line in ended.stdout.split(b"\n") if line]
     assert (ended.returncode, records[5], len(records)) == (3, bad, len(LINES))
     assert ended.stderr.strip() == b'1 lines have an "error" in place of an answer'
+
+
+def test_a_line_with_one_text_of_a_pair_is_an_error(pairs: Exported) -> None:
+    """In `predict` and in run.py. An answer about an empty second text would be a wrong one."""
+    lines = ["a good film\tI liked it", "a good film"]
+    for answers in (list(pairs.artifact(lines)), list(pairs.finished.predict(lines))):
+        assert "label" in answers[0]
+        assert answers[1].keys() == {"text", "error"}
+        assert "the line has no tab" in answers[1]["error"]
 
 
 def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:

@@ -98,7 +98,7 @@ def test_labels_in_a_csv_file(here: Path) -> None:
 def test_what_is_printed(here: Path) -> None:
     write_csv(here / "tickets.csv", ["id", "message", "topic"], tickets(90))
     printed = init("tickets.csv")
-    assert re.search(r"message +text +90 values.*characters: median \d+, longest \d+; Latin 100%", printed)
+    assert re.search(r"message +text +90 values.*characters: median \d+, longest \d+; English 100%", printed)
     assert "billing 30, delivery 30, technical 30" in printed
     assert "validation: " in printed and "20.0% of train" in printed
     assert "rankzero train tickets.yaml --debug" in printed
@@ -180,6 +180,9 @@ def test_tokens_with_tags(here: Path) -> None:
     assert values["task"] == {"kind": "token_classification", "labels": ["LOC", "PER"]}
     assert values["data"]["columns"] == {"tokens": "words", "tags": "ner"}
     assert values["loop"]["early_stopping"] == {"metric": "f1"}
+    rows = [{"words": ["Ada", "Bo", "met"], "ner": ["I-PER", "B-PER" if n % 2 else "O", "O"]} for n in range(60)]
+    write_jsonl(here / "rows.jsonl", rows)
+    assert recipe_of("rows.jsonl")["task"]["scheme"] == "iob1"
 
 
 def test_tokens_with_tags_in_parquet_and_spans(here: Path) -> None:
@@ -257,9 +260,10 @@ def test_a_csv_file_without_a_header_and_with_another_encoding(here: Path) -> No
     assert data["header"] is False and data["columns"] == {"text": "0", "label": "1"}
     rows = "".join(f"{text()} ä;{'ab'[n % 2]}\n" for n in range(60))
     (here / "old.csv").write_bytes(("text;label\n" + rows).encode("cp1252"))
+    assert recipe_of("old.csv", "data.encoding=latin-1")["data"]["encoding"] == "latin-1"
+    (here / "old.csv").write_bytes(b"text;label\n" + b"caf\xe9;x\ncaf\xe9 2;y\n" * 30)
     with pytest.raises(DataError, match=r"(?s)old.csv.*invalid UTF-8.*data.encoding"):
         init("old.csv")
-    assert recipe_of("old.csv", "data.encoding=cp1252")["data"]["encoding"] == "cp1252"
 
 
 def test_a_test_split_without_labels_is_left_out(here: Path) -> None:
@@ -314,7 +318,7 @@ def test_files_that_do_not_fit(here: Path) -> None:
     (here / "x.docx").write_text("x")
     with pytest.raises(DataError, match=r"unknown format '.docx'; known are .jsonl"):
         init("x.docx")
-    with pytest.raises(UsageError, match="is a URL"):
+    with pytest.raises(DataError, match=r"cannot be opened.*s3fs"):
         init("s3://bucket/rows.csv")
     (here / "empty.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"empty.csv has no rows"):

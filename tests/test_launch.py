@@ -353,7 +353,7 @@ def test_the_launcher_keeps_the_code_of_the_ranks_or_names_the_dead_one(
 def test_the_command_ends_with_the_code_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int) -> None:
     from launch import cli
 
-    monkeypatch.setattr(local, "start", lambda *_: code)
+    monkeypatch.setattr(cli, "start", lambda *_: code)
     monkeypatch.setattr(
         sys, "argv", ["rankzero", "train", "demo-translation", "--config", "cpu", "--run", str(tmp_path)]
     )

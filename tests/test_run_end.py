@@ -18,9 +18,11 @@ from slow import slow_except
 
 from trainer.data.lanes import Bookmark
 from trainer.engine import reporter as reporter_module
+from trainer.engine.evaluate import constant
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
+from trainer.engine.utilization import Utilization, Work
 from trainer.recipe.sections import EarlyStopping, OptimConfig
 from trainer.rundir import RunDir
 from trainer.task.base import IGNORED, Task
@@ -49,7 +51,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
     now = 100.0
     monkeypatch.setattr(reporter_module, "time", SimpleNamespace(monotonic=lambda: now))
     run = RunDir(tmp_path)
-    made, lines = Reporter(run, None, True, ()), []
+    made, lines = Reporter(run, None, True, (), Utilization(4)), []
     made._bar = None
     monkeypatch.setattr(made, "print", lines.append)
     progress = Progress.start(1)
@@ -58,7 +60,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
         now += 1
         progress.step = step
         progress.marks[0] = Bookmark(0, start=step)
-        made.step(progress, step / 10, totals, 1e-3, 1.0)
+        made.step(progress, step / 10, totals, 1e-3, 1.0, Work(data_wait=0.25, rank_wait=0.5))
         if step == 1:
             made._interval.began = now
     progress.next_epoch()
@@ -74,7 +76,9 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
     assert train["tokens_per_second"] == pytest.approx(160 / 2), "the first step pays for what libraries do once"
     assert [line.endswith("*best") for line in lines] == [True, False, False, False, False]
     assert "equal to the best: the later step is kept" in lines[1]
-    assert "80 tokens/s  padding 20.0%" in lines[3]
+    assert train["tokens_per_second_per_device"] == pytest.approx(20)
+    assert (train["data_wait"], train["rank_wait"]) == (0.25, 0.5)
+    assert "80 tokens/s  waiting for rows 25%  padding 20.0%" in lines[3]
     assert "left" not in lines[3], "nothing is left of a run that has ended"
     assert lines[4] == "stopped early at step 3 (epoch 0): validation f1 has not improved in 1 evaluation"
 
@@ -168,6 +172,25 @@ def test_the_entropy_of_tokens_by_hand() -> None:
     task: Any = SimpleNamespace(corrupt=lambda rows: rows, collate=lambda rows: {"labels": rows})
     corpus: Any = SimpleNamespace(batches=lambda split: halves)
     assert _entropy(task, corpus, "validation") == pytest.approx(1.5 * math.log(2) + 2 / 32)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "targets", "more", "found"),
+    [
+        ("good", ["good", "bad"], {}, '"good"'),
+        ([], [[], ["a"]], {}, "[]"),
+        ("good", ["good", "good"], {}, None),  # right
+        ("", ["a", "b"], {"score": -1.0}, '""'),
+        ("", ["a", "b"], {}, None),  # a causal language model, which is evaluated without new text
+    ],
+)
+def test_one_prediction_for_all_rows_is_found(
+    prediction: Any, targets: list[Any], more: dict[str, Any], found: Any
+) -> None:
+    records = [{"prediction": prediction, "target": targets[i % 2], **more} for i in range(10)]
+    assert constant(records) == found
+    assert constant(records[:9]) is None
+    assert constant([*records[:9], {**records[0], "prediction": "other"}]) is None
 
 
 @pytest.mark.ranks

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from launch.slurm import render
 from launch.slurm.job import Job, make_job
 from launch.slurm.lint import lint
-from launch.slurm.submit import render_all
+from launch.slurm.submission import render_all
 from trainer.errors import UsageError
 
 HOSTILE = "a b'c\"d $(touch canary) `touch canary` ; touch canary & | > canary # %j {{ 7 }} \\ *"

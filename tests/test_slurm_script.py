@@ -15,7 +15,7 @@ from batch_world import World, script
 
 from launch.slurm import arrays, render, settle
 from launch.slurm.job import Job
-from launch.slurm.submit import render_all
+from launch.slurm.submission import render_all
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from launch.slurm import checks, compare, follow, queue
 from launch.slurm.job import Job, gpu_count, make_job
-from launch.slurm.submit import dependency, freeze
+from launch.slurm.submission import dependency, freeze
 from trainer.errors import DataError, UsageError
 from trainer.recipe_loading import load_recipe
 

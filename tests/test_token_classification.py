@@ -72,6 +72,26 @@ def test_a_bad_sequence_is_named(tags: str, words: str) -> None:
         to_bio(tags.split(), LABELS)
 
 
+@pytest.mark.parametrize(
+    ("tags", "bio"),
+    [
+        ("I-PER I-PER O I-LOC", "B-PER I-PER O B-LOC"),
+        ("I-PER B-PER I-PER I-LOC", "B-PER B-PER I-PER B-LOC"),
+        ("O O", "O O"),
+    ],
+)
+def test_tags_of_iob1_become_bio(tags: str, bio: str) -> None:
+    """The scheme of CoNLL-2003 is read if the recipe sets it. The message of a row names the key."""
+    assert to_bio(tags.split(), LABELS, iob1=True) == bio.split()
+    if "PER" in tags:
+        with pytest.raises(BadValue, match=r"or set task.scheme=iob1"):
+            to_bio(tags.split(), LABELS)
+        with pytest.raises(BadValue, match=r"S-PER .token 1. is no tag of IOB1. Set task.scheme=auto"):
+            to_bio(["S-PER"], LABELS, iob1=True)
+    task = task_of(task={"scheme": "iob1"})
+    assert task.roles(task.settings)["tags"].convert(tags.split(), str) == bio.split()
+
+
 def test_types_are_renamed_and_class_indices_have_names() -> None:
     assert to_bio(["B-person", "I-person"], {"person": "PER"}) == ["B-PER", "I-PER"]
     assert to_bio([ClassIndex(1, ("O", "B-PER")), ClassIndex(0, ("O", "B-PER"))], LABELS) == ["B-PER", "O"]

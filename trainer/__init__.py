@@ -6,6 +6,7 @@ run = train("multi30k", overrides=["data.root=PATH/multi30k"])
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -16,6 +17,12 @@ ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false", "US
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
+_MODULES = {  # of other names: trainer.api
+    "Callback": "trainer.engine.callbacks",
+    "Recipe": "trainer.recipe_loading",
+    "embed": "trainer.embedding",
+}
+
 __all__ = ["Callback", "Recipe", "embed", "evaluate", "predict", "train"]
 
 
@@ -23,12 +30,4 @@ def __getattr__(name: str) -> Any:
     """Import a public function when it is used: `rankzero --help` must not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
-    if name == "Callback":
-        from trainer.engine import callbacks as module
-    elif name == "Recipe":
-        from trainer import recipe_loading as module  # type: ignore[no-redef]
-    elif name == "embed":
-        from trainer import embedding as module  # type: ignore[no-redef]
-    else:
-        from trainer import api as module  # type: ignore[no-redef]
-    return getattr(module, name)
+    return getattr(importlib.import_module(_MODULES.get(name, "trainer.api")), name)

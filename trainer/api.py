@@ -22,6 +22,7 @@ from trainer.engine.signals import StopFlag
 from trainer.engine.token_counts import count_tokens
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import RankzeroError, UsageError
+from trainer.export.benchmark import bench_run
 from trainer.files import read_json
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
@@ -31,6 +32,7 @@ from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir
 from trainer.task.base import Line
 from trainer.task.registry import make_task, roles_of
+from trainer.tasks.classification.ensemble import ensemble as average
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -221,8 +223,6 @@ def bench(
     Raises:
         RankzeroError: no such run, no model in it yet, no evaluated split, or too little time.
     """
-    from trainer.export.benchmark import bench_run
-
     folder = RunDir(run)
     folder.check()  # before anything is written
     with folder.locked():
@@ -263,8 +263,6 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
     Raises:
         RankzeroError: runs whose rows, targets or labels differ, or that have no predictions of that split.
     """
-    from trainer.tasks.classification.ensemble import ensemble as average
-
     task = TrainedRun.task_of(RunDir(runs[0]), Recipe)
     return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))
 

@@ -25,7 +25,7 @@ from trainer.files import read_json
 from trainer.init_recipe.command import init_command
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
-from trainer.text_lines import TextCommand, prepare_streams, read_rows
+from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -187,20 +187,25 @@ def predict(
     ] = "auto",
 ) -> None:
     """Print predictions for texts or stdin lines as JSON lines, in order. Lines may be rows with the run's columns."""
-    lines = read_rows(texts, "text" if stream else form, lambda row: api().has_inputs(run, row))
+    numbers = Numbers()
+    lines = numbers.of(read_rows(texts, "text" if stream else form, lambda row: api().has_inputs(run, row)))
     overrides = [f"evaluation.{setting}" for setting in settings or []]
     if stream:
         for piece in api().stream(run, lines, backend=backend, overrides=overrides):
             sys.stdout.write(piece)
             sys.stdout.flush()
         return
-    errors = 0
+    wrong: list[int] = []
     for record in api().predict(run, lines, backend=backend, overrides=overrides):
-        errors += "error" in record
+        number = numbers.answered()
+        wrong += [number] if "error" in record else []
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
         sys.stdout.flush()
-    if errors:
-        raise DataError(f'predict: {errors} lines have an "error" instead of a prediction; all other lines have one')
+    if wrong:
+        raise DataError(
+            f'predict: {len(wrong)} lines have an "error" instead of a prediction: {shown_numbers(wrong)}. All other '
+            "lines have one"
+        )
 
 
 app.command("embed", cls=TextCommand)(embed_command)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
-from trainer.recipe import Recipe
+
+if TYPE_CHECKING:
+    from trainer.recipe import Recipe
 
 
 @dataclass(frozen=True)

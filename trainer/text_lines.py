@@ -7,17 +7,20 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from typer.core import TyperCommand
 
 from trainer.errors import DataError, UsageError
 
+Line = TypeVar("Line")
 NO_OBJECT = "(the line is not a JSON object)"
 FORMATS = ("auto", "text", "jsonl")
+SHOWN = 10  # numbers of lines in a message
 _OPTION = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:=.*)?", re.DOTALL)  # neither "-1" nor "- a text"
 
 
@@ -74,8 +77,10 @@ def read_texts(texts: Sequence[str] | None) -> Iterator[str]:
 
 def read_rows(
     texts: Sequence[str] | None, form: str, is_row: Callable[[Mapping[str, Any]], bool]
-) -> Iterator[str | dict[str, Any]]:
-    """Return the arguments of a command, or the lines of stdin: texts, or rows as JSON objects.
+) -> Iterator[tuple[int, str | dict[str, Any]]]:
+    """Yield the arguments of a command, or the lines of stdin, with their numbers: texts, or rows as JSON objects.
+
+    Among rows, empty lines are left out.
 
     Args:
         texts: the arguments.
@@ -88,7 +93,7 @@ def read_rows(
     """
     if form not in FORMATS:
         raise UsageError(f"--format {form} is unknown; allowed: {', '.join(FORMATS)}")
-    lines = read_texts(texts)
+    lines: Iterator[tuple[int, str]] = enumerate(read_texts(texts), start=1)
     if texts or form == "text":
         if form == "jsonl":
             raise UsageError("--format jsonl reads rows from stdin; leave the texts out")
@@ -98,13 +103,36 @@ def read_rows(
     if first is None:
         return
     lines = chain((first,), lines)
-    if form == "auto" and not (isinstance(row := _json(first), dict) and is_row(row)):
+    if form == "auto" and not (isinstance(row := _json(first[1]), dict) and is_row(row)):
         yield from lines
         return
-    for line in lines:
+    for number, line in lines:
         if line.strip():
             row = _json(line)
-            yield row if isinstance(row, dict) else {NO_OBJECT: line}  # an error of this line only: no column
+            yield number, row if isinstance(row, dict) else {NO_OBJECT: line}  # an error of this line only: no column
+
+
+class Numbers:
+    """The numbers of the lines that a command has read and not answered yet, oldest first."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[int] = deque()
+
+    def of(self, lines: Iterable[tuple[int, Line]]) -> Iterator[Line]:
+        """Yield lines without their numbers."""
+        for number, line in lines:
+            self._waiting.append(number)
+            yield line
+
+    def answered(self) -> int:
+        """Return the number of the next line that is answered."""
+        return self._waiting.popleft()
+
+
+def shown_numbers(numbers: Sequence[int]) -> str:
+    """Return the first numbers of lines for a message."""
+    more = " …" if len(numbers) > SHOWN else ""
+    return f"{'line' if len(numbers) == 1 else 'lines'} {', '.join(map(str, numbers[:SHOWN]))}{more}"
 
 
 def _json(line: str) -> Any:

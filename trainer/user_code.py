@@ -78,8 +78,9 @@ def trust(values: Mapping[str, Any]) -> None:
 def facts(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of the module and the version of the package of each name in a recipe, for the manifest."""
     found: dict[str, dict[str, str]] = {}
-    packages = importlib.metadata.packages_distributions()
-    for key, name in references(values):
+    named = [*references(values)]
+    packages = importlib.metadata.packages_distributions() if named else {}  # reads the files of all distributions
+    for key, name in named:
         load(name, key)
         module_name = name.partition(":")[0]
         own: dict[str, str] = {}

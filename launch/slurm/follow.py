@@ -17,6 +17,7 @@ import typer
 
 from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
+from launch.slurm.settle import write_final_status
 from trainer.cli import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
 from trainer.files import read_json, write_json
@@ -81,8 +82,6 @@ def cancel_command(
 
 def _report_cancelled_last_stage(run: Path) -> None:
     """Write to status.json that the job of the last stage was cancelled before it began."""
-    from launch.slurm.settle import write_final_status
-
     status = read_json(RunDir(run).status) or {}
     if status.get("state") == "running" and status.get("waits_for"):
         reason = f"cancelled before {status['waits_for']} had begun; the same command does it"

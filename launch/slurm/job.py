@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.accelerate_env import launcher_environment
 from launch.configs import LaunchPlan, describe
 from launch.local import MISLEADING, environment, module_path, settings
 from launch.supervise.signals import PARENT
@@ -178,8 +179,6 @@ def _one_gpu(launch: LaunchConfig) -> str | int | None:
 
 def accelerate_environment(plan: LaunchPlan) -> dict[str, str]:
     """Return what `accelerate launch` would set for the ranks of this config, without the submitter's own settings."""
-    from launch.accelerate_env import launcher_environment
-
     env = {key: value for key, value in environment(plan).items() if not key.startswith(ACCELERATE_PREFIXES)}
     with contextlib.redirect_stderr(io.StringIO()):  # advice on options that are set here
         ranks_env = launcher_environment(replace(plan, ranks=max(2, plan.ranks or 0), machines=1), env)

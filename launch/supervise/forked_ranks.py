@@ -30,15 +30,14 @@ EXIT_SECONDS = 40.0  # for the other ranks to end by themselves after one has di
 
 Hook = Callable[[], None]
 
+PRELOADED = [  # everything that a run imports, late imports of the libraries included
+    *("trainer", "trainer.cli", "trainer.api", "trainer.evaluation.metrics"),
+    *("trainer.engine.session", "trainer.engine.trained_run", "trainer.post_training"),
+    *("torch._dynamo", "torch._inductor.config", "torch.onnx", "datasets.io.generator", "sacrebleu"),
+    *("transformers.pipelines", "transformers.models.auto.tokenization_auto", "huggingface_hub.dataclasses"),
+]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(  # everything that a run imports, late imports of the libraries included
-    [
-        *("trainer", "trainer.cli", "trainer.api", "trainer.evaluation.metrics"),
-        *("trainer.engine.session", "trainer.engine.trained_run"),
-        *("torch._dynamo", "torch._inductor.config", "torch.onnx", "datasets.io.generator", "evaluate", "sacrebleu"),
-        *("transformers.pipelines", "transformers.models.auto.tokenization_auto", "huggingface_hub.dataclasses"),
-    ]
-)
+_context.set_forkserver_preload(PRELOADED)
 
 
 @dataclass(frozen=True)

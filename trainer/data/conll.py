@@ -6,6 +6,7 @@ without a header. The first is also called `tokens` and the last `tags`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from trainer.data import formats
@@ -13,6 +14,7 @@ from trainer.data.formats import OTHER_ENCODING, Parsed, too_long
 from trainer.data.sniffing import Form, Reading
 
 Record = tuple[Parsed, tuple[int, ...]]
+_TAG = re.compile(r"O|[BIESLU]-\S+")
 DOCUMENT = "-DOCSTART-"  # the only token of a sentence that begins a document (CoNLL-2003)
 
 
@@ -34,6 +36,14 @@ def conll_records(url: str, offset: int, form: Form, reading: Reading) -> Iterat
             held, size = [], 0
     if held:
         yield from _sentence(held, at, reading)
+
+
+def looks_like_conll(lines: Sequence[str]) -> bool:
+    """Return whether the first lines of a text file are tokens with tags: equal columns, the last one O, B-X or I-X."""
+    rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    tags = {row[-1] for row in rows}
+    even = bool(rows) and len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows)
+    return even and "O" in tags and len(tags) > 1 and all(_TAG.fullmatch(tag) for tag in tags)
 
 
 def _sentence(lines: Sequence[bytes | int], at: int, reading: Reading) -> Iterator[Record]:

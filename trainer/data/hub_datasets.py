@@ -70,6 +70,17 @@ def dataset_files(data: DataConfig, patterns: Patterns, split: str) -> tuple[Roo
     return root, list(dict.fromkeys(names))
 
 
+def dataset_splits(dataset: str) -> list[str]:
+    """Return the names of the splits of a data set, `name[:configuration]`.
+
+    Raises:
+        DataError: the data set or its configuration cannot be found.
+    """
+    data = pinned(DataConfig(dataset=dataset))  # type: ignore[call-arg]  # root and train follow from it
+    root = Root(_place(data.root, data.revision)[0] if data.root.startswith("hf://") else data.root)
+    return list(_splits(root, data.config))
+
+
 @functools.cache
 def _commit(root: str, revision: str | None, config: str | None) -> str:
     """Return the commit of a revision that has files of the configuration. Scripts have them on their own branch."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import random
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
-from trainer.data.columns import is_no_header
+from trainer.data.columns import SYNONYMS, is_no_header
+from trainer.data.conll import looks_like_conll
 from trainer.data.discovery import Shard
 from trainer.data.labels import ClassIndex, is_unlabeled
+from trainer.data.language import languages_of
 from trainer.data.paths import UNREAD, flat
+from trainer.data.roles import list_in
 from trainer.data.sniffing import Reading
 from trainer.data.sources import OUR_MISTAKES, Source
 from trainer.errors import DataError
@@ -21,8 +25,10 @@ from trainer.errors import DataError
 Kind = Literal["text", "number", "list", "empty"]
 DISTINCT = 2000  # different values of a column that are counted
 SAMPLE = 2000  # texts of a column that are kept to measure lengths
+HEAD_LINES = 200  # lines of a text file that decide whether it has tokens with tags
 FIRST = 50  # rows that are kept completely
 LONGEST_LABEL = 80  # characters
+MOSTLY = 0.8  # share of the texts in one language that makes it the language of a column
 _WIDE = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
@@ -71,6 +77,22 @@ class Column:
     def characters(self) -> float:
         """Mean length of the sampled texts."""
         return sum(map(len, self.texts)) / len(self.texts) if self.texts else 0.0
+
+    @cached_property
+    def words(self) -> float:
+        """Mean number of words of the sampled texts."""
+        sample = self.texts[:200]
+        return sum(map(word_count, sample)) / len(sample) if sample else 0.0
+
+    @cached_property
+    def languages(self) -> dict[str, float]:
+        """Code of a language -> share of the texts, the most frequent first. Empty if it is not clear."""
+        return languages_of(self.texts)
+
+    @property
+    def language(self) -> str | None:
+        """The code of the language of most texts, or None."""
+        return next((code for code, share in self.languages.items() if share >= MOSTLY), None)
 
     def add(self, raw: object, draw: random.Random) -> None:
         """Count a value."""
@@ -139,6 +161,10 @@ def profile(shards: Sequence[Shard], reading: Reading, languages: Mapping[str, s
     """
     shards = list(shards)
     reading = replace(reading, wanted=None, lists=frozenset())
+    if shards[0].format == "text" and len(shards[0].urls) == 1:
+        head_lines = [str(row.values.get("text") or "") for row in islice(Source(shards, reading), HEAD_LINES)]
+        if looks_like_conll(head_lines):
+            shards = [replace(shard, format="conll", roles=()) for shard in shards]
     head = next(iter(Source(shards, reading)), None)
     if head is None:
         raise DataError(f"{shards[0].name} has no rows. Name a file with rows")
@@ -161,8 +187,19 @@ def profile(shards: Sequence[Shard], reading: Reading, languages: Mapping[str, s
             columns.setdefault(name, Column(name)).add(value, draw)
     if not rows:
         raise DataError(f"no row can be read, such as {problem}")
+    if header and shards[0].format in ("csv", "tsv") and _is_value(columns):
+        return profile(shards, replace(reading, header=False), languages)
     lines = shards[0].format == "text"
     return Table(rows, columns, sample, lines, bad, problem, header, languages)
+
+
+def _is_value(columns: Mapping[str, Column]) -> bool:
+    """Return whether the name of a column is a label in it, so that the header of a CSV file is a row."""
+    usual = {word for words in SYNONYMS.values() for word in words.split()}
+    if any(name.strip().lower() in usual for name in columns):
+        return False
+    few = (c for c in columns.values() if not c.many and 1 < len(c.values) <= 0.2 * c.filled)
+    return any(column.values[column.name.strip()] > 1 for column in few)
 
 
 def _with_lists(shards: Sequence[Shard], reading: Reading, names: Sequence[str], lists: Sequence[str]) -> Reading:
@@ -183,10 +220,10 @@ def _with_lists(shards: Sequence[Shard], reading: Reading, names: Sequence[str],
 def _kind(raw: object) -> tuple[Kind, list[Any]]:
     """Return the kind of a value, and what is counted of it."""
     if isinstance(raw, str) and raw.lstrip().startswith("["):
-        try:
-            raw = json.loads(raw)
-        except (ValueError, RecursionError):
+        items = list_in(raw)
+        if items is None:
             return "text", [raw]
+        raw = items
     if isinstance(raw, list):
         return "list", list(_items(raw))
     if isinstance(raw, ClassIndex | bool):

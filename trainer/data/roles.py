@@ -6,8 +6,11 @@ survey, tokenizer training, `prepare`, hints about mistakes) asks the type and k
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from trainer.data.labels import label_form, unknown_label
 Value = str | float | list[str]
 Cleaner = Callable[[str], str]
 MAX_CHARACTERS = 1_000_000  # a value of this length or more is a bad row
+_ITEM = r"""(?:'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|-?\d+)"""
+_PRINTED = re.compile(rf"\[\s*(?:{_ITEM}\s*(?:,\s*{_ITEM}\s*)*)?\]")  # no ['a' 'b'], which Python reads as ['ab']
 
 
 class BadValue(Exception):
@@ -248,19 +253,24 @@ def _refuse_missing(raw: object) -> None:
         raise BadValue("is null")
 
 
+def list_in(text: str) -> list[object] | None:
+    """Return the list that a text holds, as JSON or as Python prints it: ['a', 'b']. None for any other text."""
+    text = text.strip()
+    for parse in (json.loads, *((ast.literal_eval,) if _PRINTED.fullmatch(text) else ())):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+            value = parse(text)
+            return value if isinstance(value, list) else None
+    return None
+
+
 def items_of(raw: object) -> list[object]:
-    """Return a list as a file holds it, or as a JSON text.
+    """Return a list as a file holds it, or as a text: JSON, or as Python prints it.
 
     Raises:
         BadValue: there is no list.
     """
     _refuse_missing(raw)
-    value = raw
-    if isinstance(raw, str):
-        try:
-            value = json.loads(raw)
-        except (ValueError, RecursionError):
-            value = None
+    value = list_in(raw) if isinstance(raw, str) else raw
     if not isinstance(value, list):
         fix = f': {str(raw)[:60]}. Write a JSON list such as ["a", "b"], or name another column in data.columns'
         raise BadValue(f"is not a list but {type(raw).__name__}", fix)

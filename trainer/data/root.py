@@ -147,6 +147,19 @@ class Root:
         suffixes = {name: Path(formats.without_compression(name)).suffix.lower() for name in names}
         return sorted(name for name, suffix in suffixes.items() if suffix in endings and not _is_skipped(name, "*"))
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of this name."""
+        try:
+            return bool(self.system.isfile(self._path(name)))
+        except Exception as error:  # stores have different errors
+            raise DataError(self._unreachable(error)) from error
+
+    def children(self, kind: str, folder: str = "") -> list[str]:
+        """Return the names in a folder that are not hidden, sorted. `kind`: file or directory."""
+        entries = self.system.ls(self._path(folder), detail=True)
+        names = (self._name(str(entry["name"]).rstrip("/")) for entry in entries if entry["type"] == kind)
+        return sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
+
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, or None if there is no such file."""
         try:

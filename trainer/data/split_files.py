@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data import formats
+from trainer.data.hub_datasets import dataset_splits
 from trainer.data.root import PREPARED, Root
 from trainer.errors import DataError, UsageError
+from trainer.recipe.datasets import place_of
 from trainer.recipe.sections import Patterns
+from trainer.redaction import redacted
 
 WORDS = {
     "train": ("train", "training"),
@@ -21,6 +25,11 @@ _SPLITS = {word: split for split, words in WORDS.items() for word in words}
 _LANGUAGE = re.compile(r"(?P<stem>.+)\.(?P<side>(?!txt)[a-z]{2,3}|src|trg|tgt|source|target)(\.txt)?", re.IGNORECASE)
 SOURCES, TARGETS = ("src", "source"), ("trg", "tgt", "target", "en")
 SHOWN = 6
+MANY_FILES = 100  # kinds of names above which the names are hardly those of classes
+SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+_DATASET = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", re.ASCII)
+_DATASET_URL = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+(:[\w.-]+)?/?", re.ASCII)
+log = logging.getLogger("rankzero")
 _FORMATS = f"known are {', '.join(formats.EXTENSIONS)}, and pairs of text files such as train.de and train.en"
 
 
@@ -34,6 +43,7 @@ class SplitFiles:
         validation: the same; None if there is none.
         test: the same; None if there is none.
         languages: the sides of parallel text files by role, such as {"src": "de", "trg": "en"}.
+        dataset: name[:configuration] of a data set of the Hub, whose splits the others name.
     """
 
     root: str
@@ -41,45 +51,100 @@ class SplitFiles:
     validation: Patterns | None = None
     test: Patterns | None = None
     languages: Mapping[str, str] | None = None
+    dataset: str | None = None
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The key of `data` that says where the files are."""
+        return {"dataset": self.dataset} if self.dataset else {"root": self.root}
 
 
 def find_splits(path: str) -> SplitFiles:
     """Return the files of the splits of a corpus.
 
     Args:
-        path: a file of training rows, whose neighbors may be the other splits, or a folder.
+        path: a file of training rows, whose neighbors may be the other splits, or a folder. Both may be an fsspec URL.
+            Or `owner/name[:configuration]` of a data set of the Hub.
 
     Raises:
         UsageError: there is no such file, or the folder has several corpora.
-        DataError: a file of an unknown format.
+        DataError: a file of an unknown format, or a store that cannot be reached.
     """
-    place = Path(path).expanduser()
+    if _DATASET_URL.fullmatch(path):
+        return _of_dataset(path.removeprefix("hf://datasets/").rstrip("/"))
     if "://" in path:
-        raise UsageError(f"init: {path} is a URL, and a local file or folder is needed; set data.root in a recipe")
+        return _of_url(path)
+    place = Path(path).expanduser()
     if place.is_dir():
-        return _of_folder(path, place)
-    if not place.exists():
-        near = sorted(p.name for p in place.parent.glob("*"))[:SHOWN] if place.parent.is_dir() else []
-        raise UsageError(f"init: {path} does not exist; there: {', '.join(near) or 'nothing'}")
-    names = [p.name for p in sorted(place.parent.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    root = str(Path(path).parent)
-    if (pair := _sides(place.name)) is not None and not _is_known(place.name):
-        return _parallel(root, names, pair[0], place.name)
-    if not _is_known(place.name):
-        raise DataError(f"init: {path} has the unknown format {place.suffix!r}; {_FORMATS}")
-    return _around(root, place.name, names)
+        return _of_folder(path)
+    if place.exists():
+        return _of_file(str(Path(path).parent), place.name, path)
+    is_name = _DATASET.fullmatch(path) is not None and not place.parent.is_dir() and not _is_known(path)
+    if is_name or (":" in path and Path(path.rpartition(":")[0]).is_dir()):
+        return _of_dataset(path)
+    near = sorted(p.name for p in place.parent.glob("*"))[:SHOWN] if place.parent.is_dir() else []
+    raise UsageError(
+        f"init: {path} does not exist; there: {', '.join(near) or 'nothing'}. A data set of the Hub is named owner/name"
+    )
 
 
-def _of_folder(path: str, place: Path) -> SplitFiles:
-    if (place / PREPARED).is_file():
+def _of_url(url: str) -> SplitFiles:
+    """Return the splits of a URL. A name with a known extension is a file, any other one is a folder."""
+    if "?" in url or "#" in url:
+        raise UsageError(
+            f"init: {redacted(url)} has a query, and files are named by their path: download the file and name it, "
+            "or name a URL without ? and #"
+        )
+    folder, _, name = url.rstrip("/").rpartition("/")
+    if _is_known(name) or (_sides(name) is not None and not url.endswith("/") and "://" in folder):
+        if not Root(folder).has(name):
+            raise DataError(f"init: {redacted(url)} cannot be read: there is no such file, or its store refuses it")
+        return _of_file(folder, name, url)
+    return _of_folder(url)
+
+
+def _of_dataset(name: str) -> SplitFiles:
+    try:
+        splits = dataset_splits(name)
+    except DataError as error:
+        raise DataError(f"init: {name} is no file or folder here, and no data set that can be read: {error}") from error
+    first = {_split_of(split): split for split in reversed(splits)}
+    train = first.get("train", splits[0])
+    others = {split: named for split, named in first.items() if named != train}
+    return SplitFiles(place_of(name)[0], train, others.get("validation"), others.get("test"), dataset=name)
+
+
+def _of_file(root: str, name: str, path: str) -> SplitFiles:
+    """Return the splits of a file of training rows and of its neighbors, as far as its store lists them."""
+    try:
+        names = Root(root).children("file")
+    except DataError:
+        raise
+    except Exception as error:  # stores have different errors, and a web server may list nothing
+        log.info("init: the neighbors of %s are not listed (%s)", name, type(error).__name__)
+        names = []
+    names = names if name in names else [name]
+    if (pair := _sides(name)) is not None and not _is_known(name):
+        return _parallel(root, names, pair[0], name)
+    if not _is_known(name):
+        suffix = Path(name).suffix
+        fix = ". Save the sheet as CSV (UTF-8)" if suffix.lower() in SHEETS else ""
+        raise DataError(f"init: {redacted(path)} has the unknown format {suffix!r}{fix}; {_FORMATS}")
+    return _around(root, name, names)
+
+
+def _of_folder(path: str) -> SplitFiles:
+    root = Root(path)
+    if root.has(PREPARED):
         raise UsageError(f"init: {path} was written by `rankzero prepare`; name the folder of the files it was made of")
-    if (place / "state.json").is_file():
+    if root.has("state.json"):
         return SplitFiles(path, ".")
-    if (place / "dataset_dict.json").is_file():
-        folders = {_SPLITS.get(p.name): p.name for p in sorted(place.iterdir()) if (p / "state.json").is_file()}
+    if root.has("dataset_dict.json"):
+        saved = [name for name in root.children("directory") if root.has(f"{name}/state.json")]
+        folders = {_SPLITS.get(name): name for name in saved}
         if "train" in folders:
             return SplitFiles(path, folders["train"], folders.get("validation"), folders.get("test"))
-    names = Root(path).match("**", "train")
+    names = root.match("**", "train")
     known = [name for name in names if _is_known(name) and Path(name).stem.lower() not in ("readme", "license")]
     if known:
         return _of_names(path, known)
@@ -101,9 +166,17 @@ def _of_names(root: str, names: Sequence[str]) -> SplitFiles:
         first = [files[0] for files in groups.values()]
         raise UsageError(
             f"init: {root} has several files that could be the training rows: {', '.join(first[:SHOWN])}; name one of "
-            f"them: rankzero init {Path(root) / first[0]}"
+            f"them: rankzero init {root.rstrip('/')}/{first[0]}{_by_class(groups)}"
         )
     return _around(root, kept[0], names, kept)
+
+
+def _by_class(groups: Mapping[str, Sequence[str]]) -> str:
+    """Return a hint if text files may be grouped by class: pos/1.txt and neg/1.txt, or pos.txt and neg.txt."""
+    files = [name for of in groups.values() for name in of]
+    if len(groups) > MANY_FILES or any(_suffix(name) != ".txt" for name in files):
+        return ""
+    return ". If a name is the label of its texts, write one CSV file with the columns text and label instead"
 
 
 def _around(root: str, name: str, names: Sequence[str], parts: Sequence[str] = ()) -> SplitFiles:

@@ -10,6 +10,7 @@ from trainer.engine.token_counts import WARNED, describe_unknown, unknown_fix
 from trainer.recipe import Recipe
 
 MANY_CUT = 0.05  # share of rows that data.max_length may cut without a warning
+DOUBTED = 0.5  # share of rows with the same peculiarity, from which it is a mistake
 SHOWN = 8  # classes that a warning lists
 
 
@@ -42,6 +43,9 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
     for role, share in tokens.get("unknown", {}).items():
         if share > WARNED:
             yield f"data.{split}: {describe_unknown(role, share, tokens)}. {unknown_fix(recipe)}"
+    for doubt, count in tokens.get("doubts", {}).items():
+        if count >= DOUBTED * tokens["unknown_from_rows"]:
+            yield f"data.{split}: {count:,} of {tokens['unknown_from_rows']:,} rows {doubt}"
     yield from _classes(recipe, split, facts, data)
 
 

@@ -5,6 +5,8 @@ Batches and their padding are fixed before they are dealt to ranks, and sums are
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from typing import Any
 
@@ -16,6 +18,10 @@ from trainer.engine.runtime import Runtime
 from trainer.errors import DataError
 from trainer.evaluation.predictions import in_corpus_order
 from trainer.task.base import Record, Task
+
+log = logging.getLogger("rankzero")
+
+FEWEST_EQUAL = 10  # equal predictions that are no accident
 
 
 def evaluate(
@@ -42,6 +48,12 @@ def evaluate(
     def score() -> dict[str, Any]:
         if not records:
             raise DataError(f"data.{split} has no row to evaluate")
+        if predict and resamples and (found := constant(records)) is not None:
+            log.warning(
+                "evaluation of %s: all %d predictions are %s: the model ignores its input. Another optim.lr (now "
+                "%g) or more steps may be needed",
+                split, len(records), found, task.recipe.optim.lr,
+            )  # fmt: skip
         return task.score(records, resamples) if predict else cheap_scores(records)
 
     return runtime.on_main(score), records
@@ -103,6 +115,15 @@ def evaluate_batch(
         }
         for row_id, texts, prediction, loss, count in rows
     ]
+
+
+def constant(records: list[Record]) -> str | None:
+    """Return the prediction that all rows have although their targets differ, as JSON. None if there is none."""
+    predictions, targets = ({json.dumps(r[key]) for r in records} for key in ("prediction", "target"))
+    without = "score" not in records[0] and records[0]["prediction"] == ""  # of a task that predicts no text here
+    if len(records) < FEWEST_EQUAL or len(predictions) > 1 or len(targets) == 1 or without:
+        return None
+    return predictions.pop()
 
 
 def cheap_scores(records: list[Record]) -> dict[str, Any]:

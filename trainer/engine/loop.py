@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals, agree
 from trainer.engine.timer import Timer
+from trainer.engine.utilization import Work
 from trainer.engine.writer import Files, Writer
 from trainer.errors import NumericsError, Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
@@ -61,6 +63,7 @@ class Loop:
         self._saved = self.progress.step if self.progress.step else -1
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self._targets = 0.0
+        self._work = Work()  # of the step that comes
         self._writer = Writer()
         self._callbacks = Callbacks(self.task.recipe, self.run.path, self.runtime.rank, self.runtime.world)
         self._timers = [Timer(self._loop.eval_every), Timer(self._loop.save_every)]
@@ -103,7 +106,9 @@ class Loop:
         """Train the rest of the current epoch, or to the end of the run if that comes first."""
         for batches in self._batches():
             due = self._timers[0].due(), self._timers[1].due()
+            began = time.monotonic()
             totals = agree(self.runtime, self.task, batches, due)  # waits for all ranks
+            self._work.rank_wait += time.monotonic() - began
             if totals.stopping:
                 raise self.runtime.stopped(f"after step {self.progress.step}")
             if totals.lanes == 0:
@@ -142,7 +147,10 @@ class Loop:
         steps = itertools.chain(loaded, itertools.repeat(nothing))
         while True:
             self.runtime.heartbeat("the loading of rows")
-            yield next(steps)
+            began = time.monotonic()
+            batches = next(steps)
+            self._work.data_wait += time.monotonic() - began
+            yield batches
 
     def _step(self, batches: list[Loaded | None], totals: Totals) -> None:
         progress, number = self.progress, self.progress.step + 1
@@ -169,7 +177,9 @@ class Loop:
         self.runtime.heartbeat("the end of a step", number)
         self._append_to_ledger(number, batches)
         lr = (optim.head_lr or optim.lr) * multiplier(0)
-        self.reporter.step(progress, after, totals, lr, result.grad_norm)
+        self._work.shapes.update(self.stepper.shapes)
+        self.reporter.step(progress, after, totals, lr, result.grad_norm, self._work)
+        self._work = Work()
         if self._callbacks:
             counts = {"rows": totals.rows, "tokens": totals.tokens, "epoch": progress.last_epoch, "progress": after}
             self._callbacks.call("on_step", number, {"lr": lr, "grad_norm": result.grad_norm, **counts})

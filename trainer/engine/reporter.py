@@ -19,8 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer.engine.progress import Progress as RunProgress
 from trainer.engine.step import Totals
+from trainer.engine.utilization import Utilization, Work
 from trainer.errors import LockLost
 from trainer.rundir import RunDir, Status
+
+WAITING = 0.05  # share of the time, above which a line says that the training waits for rows
 
 
 @dataclass
@@ -31,13 +34,16 @@ class _Interval:
     tokens: int = 0
     padded: int = 0
     untimed: int = 0  # tokens of the first step
+    work: Work = field(default_factory=Work)
 
 
 class Reporter:
     """Reports on rank zero. On other ranks all methods do nothing."""
 
-    def __init__(self, run: RunDir, status: Status | None, main: bool, track: Sequence[str]) -> None:
-        self._run, self._status, self._main = run, status, main
+    def __init__(
+        self, run: RunDir, status: Status | None, main: bool, track: Sequence[str], utilization: Utilization
+    ) -> None:
+        self._run, self._status, self._main, self._utilization = run, status, main, utilization
         self._interval = _Interval()
         self._paused = 0.0
         self._last: dict[str, float] = {}
@@ -57,16 +63,19 @@ class Reporter:
             self._task = self._bar.add_task("training", total=1.0, note="")
             self._bar.start()
 
-    def step(self, progress: RunProgress, share: float, totals: Totals, lr: float, grad_norm: float) -> None:
+    def step(
+        self, progress: RunProgress, share: float, totals: Totals, lr: float, grad_norm: float, work: Work
+    ) -> None:
         if not self._main:
             return
         if self._status is not None:
             self._status.values["step"] = progress.step  # written by the heartbeat
         now = time.monotonic()
         if self._began is None:  # the first step includes what libraries do only once
-            self._began, self._interval = (now, share), _Interval(untimed=totals.tokens)
+            self._began, self._interval, work = (now, share), _Interval(untimed=totals.tokens), Work()
         self._interval.tokens += totals.tokens
         self._interval.padded += totals.padded
+        self._interval.work.add(work)
         spent, done = now - self._began[0], share - self._began[1]
         left = spent * (1 - share) / done if done > 0 else 0.0
         self._last = {"lr": lr, "grad_norm": grad_norm, "share": share, "left": left}
@@ -78,8 +87,10 @@ class Reporter:
     def logged(self, progress: RunProgress, loss: float) -> None:
         if not self._main:
             return
-        interval, self._interval = self._interval, _Interval()
-        seconds = max(1e-9, time.monotonic() - interval.began)
+        interval = self._interval
+        seconds, tokens = max(1e-9, time.monotonic() - interval.began), interval.tokens - interval.untimed
+        used = self._utilization.of(interval.work, tokens, seconds)
+        self._interval = _Interval()  # begins after the operations are counted
         line = {
             "step": progress.step,
             "epoch": progress.last_epoch,
@@ -87,9 +98,10 @@ class Reporter:
             "loss": loss,
             "lr": self._last["lr"],
             "grad_norm": self._last["grad_norm"],
-            "tokens_per_second": (interval.tokens - interval.untimed) / seconds,
+            "tokens_per_second": tokens / seconds,
             "padding": 1 - interval.tokens / max(1, interval.padded),
             "memory": memory_bytes(),
+            **used,
         }
         if self._status is not None:
             self._status.values |= {"loss": loss, "share": self._last["share"], "left": self._last["left"]}
@@ -97,7 +109,9 @@ class Reporter:
         left = "" if progress.ended else f"  {_duration(self._last['left'])} left"
         note = (
             f"loss {loss:.4f}  lr {line['lr']:.2e}  "
-            + (f"{line['tokens_per_second']:,.0f} tokens/s  " if interval.tokens > interval.untimed else "")
+            + (f"{line['tokens_per_second']:,.0f} tokens/s  " if tokens else "")
+            + (f"mfu {used['mfu']:.1%}  " if tokens and "mfu" in used else "")
+            + (f"waiting for rows {used['data_wait']:.0%}  " if used["data_wait"] > WAITING else "")
             + f"padding {line['padding']:.1%}{left}"
         )
         if self._bar is not None:

@@ -22,6 +22,7 @@ from trainer.engine.selection import model_stage, select_checkpoint
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
+from trainer.engine.utilization import FlopMeter, Utilization, peak_of
 from trainer.files import read_json
 from trainer.models.adapters import base_of, counts
 from trainer.models.classifiers import checkpoint_activations, depths
@@ -58,14 +59,13 @@ class Session:
         if runtime.engine.spec.sharded:  # it trains parts of a copy; the whole model is for evaluation
             model = copy.deepcopy(model)
         model.to(runtime.device)
+        bare = Objective(self.task, model, freeze_parts(model, recipe.optim))
+        self._unused = freeze_unused(bare)
+        self.reporter = Reporter(run, status, runtime.main, recipe.track, self._utilization(bare))
         if recipe.loop.activation_checkpointing:
             checkpoint_activations(model)
-        frozen = freeze_parts(model, recipe.optim)
         if recipe.loop.compile:
             model.compile(dynamic=True)
-        self.reporter = Reporter(run, status, runtime.main, recipe.track)
-        bare = Objective(self.task, model, frozen)
-        self._unused = freeze_unused(bare)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
         runtime.engine.prepare(bare, model, optimizer)
         self.base: dict[str, Any] | None = runtime.on_main(lambda: base_of(recipe))
@@ -172,6 +172,16 @@ class Session:
                 f"already trained to step {step}; its checkpoints were deleted, model/ is kept as it is"
             )
         return progress
+
+    def _utilization(self, objective: Objective) -> Utilization:
+        """Return the meter of rank zero: it counts operations where the peak of the device is known."""
+        loop, runtime = self.recipe.loop, self.runtime
+        peak = loop.peak_tflops * 1e12 if loop.peak_tflops else None
+        if peak is None and runtime.device.type == "cuda":
+            name = torch.cuda.get_device_name(runtime.device)
+            peak = peak_of(name, runtime.accelerator.mixed_precision, loop.tf32)
+        meter = FlopMeter(objective, self.task.inputs) if peak and runtime.main else None
+        return Utilization(runtime.world, meter, peak)
 
     def _profiler(self) -> Any:
         if not self._profile or not self.runtime.main:

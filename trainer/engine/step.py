@@ -12,6 +12,7 @@ So a step is the same sum on any number of ranks: no mean of means (docs/explana
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from trainer.data.loader import Loaded
 from trainer.engine.lane_memory import LaneMemory
 from trainer.engine.runtime import Runtime, seed_for
+from trainer.engine.utilization import Shape, shape_of
 from trainer.errors import OutOfMemory, RankError, RankzeroError, ran_out_of_memory
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import family_of
@@ -151,6 +153,7 @@ class Stepper:
         self.accumulation, self.splits = accumulation, splits
         self.objective = self.engine.objective
         self.lane_memory = LaneMemory(runtime, task)
+        self.shapes: Counter[Shape] = Counter()  # of the micro-batches of the last step
         self._filler = self._to_device(task.filler())
         self._perturbation = None
         adversarial = task.recipe.optim.adversarial
@@ -188,6 +191,7 @@ class Stepper:
         scale = self.runtime.data_parallel.size * self.accumulation / (totals.targets or 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self.lane_memory.start_step()
+        self.shapes.clear()
         for number, (loaded, part, noise) in enumerate(self._forwards(batches, step)):
             batch = self._filler if part is None else self._to_device(part)
             try:
@@ -197,6 +201,7 @@ class Stepper:
                     raise
                 raise self._too_large(batch, step) from error
             if loaded is not None and part is not None:
+                self.shapes[shape_of(batch)] += 1 if self._perturbation is None else 2
                 loss_sum += loss
                 self.lane_memory.add(loaded, memory)
         return loss_sum

@@ -35,6 +35,7 @@ class TokenCounts:
         tokens: role -> their tokens, without special ones.
         unknown: role -> those that are the unknown token.
         examples: role -> unknown characters, the most frequent first.
+        doubts: what `Task.doubts` returns -> sampled rows.
     """
 
     rows: int = 0
@@ -44,6 +45,7 @@ class TokenCounts:
     tokens: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    doubts: Counter[str] = field(default_factory=Counter)
 
     def report(self) -> dict[str, Any]:
         """Return the entry for manifest.json."""
@@ -53,6 +55,7 @@ class TokenCounts:
             "unknown": {role: self.unknown[role] / n for role, n in sorted(self.tokens.items()) if n},
             "unknown_examples": {role: found for role, found in sorted(self.examples.items()) if found},
             "unknown_from_rows": self.sampled,
+            **({"doubts": dict(sorted(self.doubts.items()))} if self.doubts else {}),
         }
 
 
@@ -81,6 +84,7 @@ def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
             found.cut_rows += bool(cut)
             if sampled:
                 found.sampled += 1
+                found.doubts.update(task.doubts(row))
                 found.tokens.update(sizes)
                 found.unknown.update(unknowns)
                 for role in (role for role, n in unknowns.items() if n):

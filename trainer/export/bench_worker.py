@@ -16,6 +16,7 @@ import pkgutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -35,39 +36,6 @@ def graphs(run: Path, candidate: str, program: str) -> tuple[Answer, Encode, Any
         return records
 
     return answer, lambda text: artifact.encode(artifact.sides(text))[0], artifact.target_tokenizer
-
-
-def weights(run: Path, candidate: str) -> tuple[Answer, Encode, Any]:
-    """Return the same of the trained weights: tutorial, torch, bf16 or compiled, with -cuda on a GPU."""
-    import torch
-
-    from trainer.data.target_tokenizer import target_of
-    from trainer.engine.trained_run import TrainedRun
-    from trainer.recipe_loading import Recipe
-    from trainer.rundir import RunDir
-    from trainer.task.registry import make_task
-
-    trained = TrainedRun.open(RunDir(run), Recipe)
-    recipe, task, model = trained.recipe, trained.task, trained.model
-    if candidate.startswith("tutorial"):
-        data = recipe.data.model_copy(update={"pad_multiple": recipe.data.max_length})
-        settings: Any = recipe.model
-        recipe = recipe.model_copy(update={"data": data, "model": settings.model_copy(update={"attention": "auto"})})
-    if candidate.startswith("bf16"):
-        model.to(torch.bfloat16)
-
-    def answer(texts: Sequence[str], evaluation: dict[str, Any]) -> Records:
-        section = recipe.evaluation.model_validate({**evaluation, "tokens_per_batch": sys.maxsize})
-        changed = recipe.model_copy(update={"evaluation": section})
-        own = make_task(changed, task.tokenizer)
-        own.padding = task.padding.also(recipe.data.pad_multiple)
-        return TrainedRun(trained.run, changed, own, model).predict(texts)
-
-    if candidate == "compiled":
-        model.compile(dynamic=True)
-        list(answer(["one", "another"], recipe.evaluation.model_dump()))  # compiles for one text, and for more
-    written = target_of(task.tokenizer).backend_tokenizer
-    return answer, lambda text: task.encode_lines([text])[0].get("input_ids", ()), written
 
 
 def measure(opened: tuple[Answer, Encode, Any], texts: Sequence[str], batch: int, evaluation: Any) -> dict[str, Any]:
@@ -91,8 +59,8 @@ def measure(opened: tuple[Answer, Encode, Any], texts: Sequence[str], batch: int
     return result
 
 
-def serve(connection: Connection, run: Path, candidate: str, program: str, imported: float) -> None:
-    """Answer jobs until the connection is closed. `imported`: CPU seconds before the fork."""
+def serve(connection: Connection, load: Callable[[], tuple[Answer, Encode, Any]], imported: float) -> None:
+    """Answer jobs until the connection is closed. `load` opens the model. `imported`: CPU seconds before the fork."""
     opened = None
     while True:
         try:
@@ -100,7 +68,7 @@ def serve(connection: Connection, run: Path, candidate: str, program: str, impor
         except EOFError:
             return
         try:
-            opened = opened or (graphs(run, candidate, program) if of_graphs(candidate) else weights(run, candidate))
+            opened = opened or load()
             reply = measure(opened, **job)
             reply["cpu_seconds"] += imported
         except Exception as error:  # any error of a library: the candidate is left out, with the reason
@@ -115,8 +83,11 @@ def of_graphs(candidate: str) -> bool:
 def main(run: str, program: str, sockets: str) -> None:
     connections = {name: Connection(fd) for name, fd in json.loads(sockets).items()}
     for name in sorted(connections, key=of_graphs, reverse=True):
+        load = partial(graphs, Path(run), name, program)
         if not of_graphs(name):
-            import trainer.engine.trained_run  # noqa: F401 - once, before the forks
+            from trainer.export.bench_weights import weights  # loads torch once, before the forks
+
+            load = partial(weights, Path(run), name)
         imported = time.process_time()
         if os.fork() == 0:
             connection = connections.pop(name)
@@ -124,7 +95,7 @@ def main(run: str, program: str, sockets: str) -> None:
                 other.close()
             if not name.endswith("-cuda"):
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            serve(connection, Path(run), name, program, imported)
+            serve(connection, load, imported)
             break
     os._exit(0)
 

@@ -23,8 +23,10 @@ from trainer.data.survey import Survey, survey
 from trainer.errors import DataError, UsageError
 from trainer.init_recipe import steps
 from trainer.init_recipe.choice import choose
+from trainer.init_recipe.encoding import guess_encoding
 from trainer.init_recipe.lengths import Lengths, measure
-from trainer.models.suggested import MULTILINGUAL, longest_input, rate_for
+from trainer.init_recipe.remarks import model_note, reading_notes, source_remarks
+from trainer.models.suggested import longest_input, rate_for
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides
 from trainer.recipe.sections import DataConfig
@@ -37,7 +39,6 @@ MANY_CUT = 0.05  # share of rows longer than the model reads, from which `Sugges
 MARKUP = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|&(?:[a-z]{2,8}|#\d{2,5});")
 MARKED = 0.01  # share of texts with markup from which it is removed
 HTML = ["unescape_html", "strip_tags", "normalize_unicode", "fold_whitespace"]
-FEW_UNKNOWN = 0.05  # share of unknown tokens above which the model does not know the language
 MOST_BAD = 0.5  # share of bad rows above which the columns must be wrong
 READING = ("delimiter", "quote", "header", "encoding", "columns")  # keys of data that the user may set for reading
 LENIENT: dict[str, Any] = {"lanes": 1, "on_bad_row": "skip", "max_bad_fraction": 0.999}
@@ -60,6 +61,7 @@ class Draft:
         values: sections of the recipe.
         notes: comments by dotted key.
         remarks: sentences for the user.
+        roles: role -> column; empty for parallel text files.
     """
 
     files: SplitFiles
@@ -72,6 +74,7 @@ class Draft:
     values: Values = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    roles: dict[str, str] = field(default_factory=dict)
 
 
 def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
@@ -90,7 +93,11 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
     given: Values = apply_overrides({}, overrides)
     read = {key: value for key, value in (given.get("data") or {}).items() if key in READING}
     data = _data_config(files, read)
-    table = profile(split_shards(data, files.train, "train"), Reading.of(data, None), files.languages)
+    shards = split_shards(data, files.train, "train")
+    if "encoding" not in read and (encoding := guess_encoding(shards)) is not None:
+        read["encoding"] = encoding
+        data = _data_config(files, read)
+    table = profile(shards, Reading.of(data, None), files.languages)
     suggestion, others = choose(path, table, kind, data.columns)
     name = (given.get("model") or {}).get("name", suggestion.pretrained)
     inputs = [table.columns[column] for column in suggestion.inputs if column in table.columns]
@@ -99,6 +106,7 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
     found = Draft(files, table, suggestion, others, lengths)
     if not table.header:
         read["header"] = False
+    found.notes |= reading_notes(found, data, given)
     if suggestion.columns:
         read["columns"] = suggestion.columns
     texts = [text for column in inputs for text in column.texts]
@@ -114,7 +122,7 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
 def _data_config(files: SplitFiles, read: Mapping[str, Any], **more: Any) -> DataConfig:
     splits = {"train": files.train, "validation": files.validation, "test": files.test}
     try:
-        return DataConfig(**{"root": files.root, **splits, **read, **more})
+        return DataConfig(**{**files.place, **splits, **read, **more})
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"data.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -123,6 +131,9 @@ def _data_config(files: SplitFiles, read: Mapping[str, Any], **more: Any) -> Dat
 def _survey(found: Draft, read: Mapping[str, Any]) -> None:
     """Read every row as the training does. A test split without labels is left out."""
     roles = roles_of(_provisional(found.suggestion, found.files))
+    found.roles = (
+        {} if isinstance(found.files.train, dict) else {role: read.get("columns", {}).get(role, role) for role in roles}
+    )
     shares: list[Any] = (
         [found.files.validation] if found.files.validation else steps.validation_shares(found.table.rows)
     )
@@ -138,7 +149,7 @@ def _survey(found: Draft, read: Mapping[str, Any]) -> None:
 def _provisional(suggestion: Suggestion, files: SplitFiles) -> BaseRecipe:
     """Return a recipe of the suggested task, from which its roles follow."""
     model = {"kind": "pretrained", "name": suggestion.pretrained} if suggestion.pretrained else suggestion.model
-    data = {"root": files.root, "train": files.train}
+    data = {**files.place, "train": files.train}
     values = {"name": "init", "task": suggestion.task, "data": data, "model": model, "loop": {"epochs": 1}}
     recipe: BaseRecipe = Recipe.parse(copy.deepcopy(values), where="init")
     return recipe
@@ -152,6 +163,9 @@ def _read_splits(found: Draft, data: DataConfig, roles: Roles) -> None:
             if source is not None:
                 found.surveys[split] = survey(source, data, roles, split)
         except DataError as error:
+            if split == "train" and isinstance(data.validation, float):  # few or equal rows, all of them held out
+                _read_splits(found, data.model_copy(update={"validation": None}), roles)
+                return
             if split == "train":
                 raise
             found.remarks.append(f"data.{split} is left out: {error}")
@@ -204,10 +218,11 @@ def _fill(found: Draft, path: str, read: Values, model: str | None, given: Value
     if suggestion.evaluation:
         found.values["evaluation"] = suggestion.evaluation
     _note_lengths(found, length, plan)
-    if model and lengths.unknown > FEW_UNKNOWN:
-        text = f"{lengths.unknown:.0%} of the tokens are unknown to {model}; for other languages: {MULTILINGUAL}"
-        found.notes["model.name"] = text
-        found.remarks.append(text)
+    if note := model_note(found, model):
+        found.notes["model.name"] = note
+        found.remarks.append(f"model.name: {note}")
+    found.remarks += [f"{key}: {found.notes[key]}" for key in ("data.encoding", "data.header") if key in found.notes]
+    found.remarks += [*suggestion.remarks, *source_remarks(found, model)]
 
 
 def _name(path: str) -> str:
@@ -233,6 +248,7 @@ def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
     if bad > 0.01:
         splits["max_bad_fraction"] = math.ceil(bad * 110) / 100
     notes["data.root"] = "folder of the files"
+    notes["data.dataset"] = "of the Hub; train, validation and test are names of its splits"
     notes["data.lanes"] = (
         f"a step takes a micro-batch from each lane; at most {plan.data['lanes']} "
         f"{'GPU' if plan.data['lanes'] == 1 else 'GPUs'}"
@@ -242,7 +258,7 @@ def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
     )
     notes["data.tokens_per_batch"] = "most padded tokens of a micro-batch"
     pad = {} if found.lengths.quantile(0.5) >= 64 else {"pad_multiple": 4}
-    return {"root": files.root, **splits, **read, **plan.data, "max_length": length, **pad}
+    return {**files.place, **splits, **read, **plan.data, "max_length": length, **pad}
 
 
 def _optim(found: Draft, plan: steps.Steps, model: str | None) -> Values:

@@ -11,6 +11,8 @@ import typer
 
 from trainer.errors import UsageError
 from trainer.files import write_atomically
+from trainer.init_recipe.render import render, scalar
+from trainer.redaction import redacted
 
 if TYPE_CHECKING:
     from trainer.data.profile import Column
@@ -22,7 +24,12 @@ FEW = 30  # different values that may be labels
 
 def init_command(
     path: Annotated[
-        str, typer.Argument(metavar="FILE", help="training rows, or a folder with the files of all splits")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="training rows, or a folder with the files of all splits: a path, a URL such as s3://…, or owner/name "
+            "of a data set of the Hub",
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. data.encoding=cp1252 model.name=FOLDER")
@@ -35,9 +42,8 @@ def init_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the recipe")] = False,
 ) -> None:
-    """Look at the rows of a file or folder, and write a commented recipe for them."""
+    """Look at the rows of a file, a folder or a data set of the Hub, and write a commented recipe for them."""
     from trainer.init_recipe.build import draft
-    from trainer.init_recipe.render import render
     from trainer.recipe_loading import Recipe, check_recipe
 
     found = draft(path, kind, overrides or [])
@@ -45,10 +51,10 @@ def init_command(
     if target.exists() and not force:
         raise UsageError(f"init: {target} exists; --force overwrites it, or -o names another file")
     head = [f"{found.values['name']}: {found.suggestion.why}", "", f"  rankzero train {target}", ""]
-    head.append(f"Written by `rankzero init {path}`. Every key: `rankzero recipes --schema`.")
+    head.append(f"Written by `rankzero init {redacted(path)}`. Every key: `rankzero recipes --schema`.")
     text = render(found.values, found.notes, head)
     check_recipe(Recipe.parse(copy.deepcopy(found.values), where=f"init: {target}"))
-    for line in summary(found):
+    for line in summary(found, path):
         print(line)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text)
@@ -56,10 +62,8 @@ def init_command(
     print(f"         rankzero train {target}")
 
 
-def summary(found: Draft) -> Iterator[str]:
-    """Yield lines about what was found."""
-    from trainer.init_recipe.render import scalar
-
+def summary(found: Draft, path: str) -> Iterator[str]:
+    """Yield lines about what was found and guessed, and how to change it."""
     table, surveys = found.table, found.surveys
     for name, column in [*table.columns.items()][:COLUMNS]:
         yield f"  {name[:30]:30s} {_about(column)}"
@@ -81,10 +85,21 @@ def summary(found: Draft) -> Iterator[str]:
     yield f"steps:      {loop['epochs']} epochs, {found.notes['loop.epochs']}"
     yield f"length:     {data['max_length']} tokens; {found.notes['data.max_length']}"
     yield from (f"note:       {remark}" for remark in found.remarks)
+    yield f"to change:  rankzero init {redacted(path)} --force {_changes(found)}"
+
+
+def _changes(found: Draft) -> str:
+    """Return words for the command line that set what was guessed."""
+    from trainer.data.columns import as_yaml
+
+    words = [f"data.columns='{as_yaml(found.roles)}'"] if found.roles else []
+    return " ".join([*words, "model.name=FOLDER"])
 
 
 def _about(column: Column) -> str:
-    """Return kind, size and values of a column."""
+    """Return kind, size, values and languages of a column."""
+    from trainer.init_recipe.remarks import in_words
+
     text = f"{column.kind:7s} {column.filled:,} values"
     if column.many or len(column.values) > FEW:
         text += f", {column.different} different"
@@ -95,5 +110,6 @@ def _about(column: Column) -> str:
     if column.kind == "text" and (column.many or len(column.values) > FEW):
         sizes = sorted(map(len, column.texts))
         scripts = ", ".join(f"{name} {share:.0%}" for name, share in column.scripts().items())
-        text += f"; characters: median {sizes[len(sizes) // 2]}, longest {sizes[-1]}; {scripts}"
+        written = in_words(column.languages) or scripts
+        text += f"; characters: median {sizes[len(sizes) // 2]}, longest {sizes[-1]}; {written}"
     return text

@@ -6,7 +6,6 @@ the embeddings are deepest.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,9 @@ from trainer.errors import UsageError
 from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
 from trainer.models.encoder import Encoder
-from trainer.models.hf_config import hidden_width, padding_id
+from trainer.models.hf_config import hidden_width, label_maps, padding_id
 from trainer.models.pooling import check_head, classify_at_last_end, ends_with_summary, pool, reading_part
 from trainer.models.pretrained import load_model
-from trainer.redaction import origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -74,11 +72,6 @@ def build_classifier(
     if isinstance(settings, PretrainedConfig):
         return _pretrained(recipe, tokenizer, names, trained, problem_type)
     raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
-
-
-def label_maps(names: list[str]) -> dict[str, Any]:
-    """Return id2label and label2id, as in a configuration of the transformers library."""
-    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def _pretrained(
@@ -193,19 +186,3 @@ def checkpoint_activations(model: nn.Module) -> None:
         trunk.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     else:
         raise UsageError(f"loop.activation_checkpointing: {type(trunk).__name__} does not support it; set it to false")
-
-
-def config_json(model: nn.Module) -> dict[str, Any] | None:
-    """Return config.json as `save_pretrained` writes it, or None for a model of rankzero."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return None
-    values = json.loads(config.to_json_string(use_diff=False))
-    return {**_without_origin(values), "architectures": [type(model).__name__]}
-
-
-def _without_origin(values: Any) -> Any:
-    """Return the values without the folder of the weights, which describes a machine and not the model."""
-    if not isinstance(values, dict):
-        return values
-    return {k: origin(v) if k == "_name_or_path" else _without_origin(v) for k, v in values.items()}

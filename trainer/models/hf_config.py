@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
 from trainer.models.families import family_of
+from trainer.redaction import origin
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def padding_id(tokenizer: Any) -> int:
@@ -55,3 +60,24 @@ def without_layer_drop(config: Any, given: dict[str, Any]) -> list[str]:
             was.append(f"{key} {value}")
             setattr(config, key, 0.0)
     return was
+
+
+def label_maps(names: list[str]) -> dict[str, Any]:
+    """Return id2label and label2id, as in a configuration of the transformers library."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def config_json(model: nn.Module) -> dict[str, Any] | None:
+    """Return config.json as `save_pretrained` writes it, or None for a model of rankzero."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    values = json.loads(config.to_json_string(use_diff=False))
+    return {**_without_origin(values), "architectures": [type(model).__name__]}
+
+
+def _without_origin(values: Any) -> Any:
+    """Return the values without the folder of the weights, which describes a machine and not the model."""
+    if not isinstance(values, dict):
+        return values
+    return {k: origin(v) if k == "_name_or_path" else _without_origin(v) for k, v in values.items()}

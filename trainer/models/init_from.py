@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
-from trainer.models.classifiers import config_json, has_lm_head, trunk_prefix
+from trainer.models.classifiers import has_lm_head, trunk_prefix
 from trainer.models.folder import WEIGHTS, read_folder
+from trainer.models.hf_config import config_json
 from trainer.models.label_order import saved_labels
 from trainer.recipe import read_yaml
 from trainer.recipe.sections import Section

@@ -16,6 +16,7 @@ log = logging.getLogger("rankzero")
 
 _GENERIC = re.compile(r"LABEL_\d+")  # what the library calls classes without a name
 NEW_HEAD = "set model.pooling to cls, mean or max, which takes its trunk and a new head"
+NO_HEAD = "give the model that it was fine-tuned from, which has no head"  # where nothing is pooled
 
 
 def saved_labels(config: Mapping[str, Any]) -> list[str] | None:
@@ -52,7 +53,7 @@ def order_labels(
     if wanted is None or len(wanted) != len(names):
         raise UsageError(
             f"model.name={name!r} was trained on the classes {_shown(saved)}, and task.labels names {_shown(names)}: "
-            f"give task.labels the same names (value in the files: name), or {NEW_HEAD}"
+            f"give task.labels the same names (value in the files: name), or {new_head(model)}"
         )
     order = [saved.index(label) for label in wanted]
     if order == sorted(order):
@@ -63,6 +64,11 @@ def order_labels(
             if tensor is not None and len(tensor) == len(order):  # else its size is refused later
                 tensor.copy_(tensor[order].clone())
     log.info("model.name=%r: rows of %s reordered by label name: %s", name, found[0], _shown(wanted))
+
+
+def new_head(model: nn.Module) -> str:
+    """Return what to change for a head of other classes."""
+    return NO_HEAD if type(model).__name__.endswith("ForTokenClassification") else NEW_HEAD
 
 
 def last_linear(model: Any) -> tuple[str, nn.Linear] | None:

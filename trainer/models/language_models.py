@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.errors import UsageError
 from trainer.models.configs import EncoderConfig
@@ -90,10 +90,3 @@ def build_seq2seq(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: P
             "model.config={decoder_start_token_id: 0}"
         )
     return model
-
-
-def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
-    """Return the input of the decoder: labels (B, T) shifted right after `start`, with `pad` for ignored labels."""
-    inputs = labels.roll(1, -1)
-    inputs[:, 0] = start
-    return inputs.masked_fill(inputs < 0, pad)

@@ -21,7 +21,7 @@ from trainer.models.dropout import Dropout
 from trainer.models.families import family_of, padding_of
 from trainer.models.fast_attention import use_attention
 from trainer.models.hf_config import dropout_keys, without_layer_drop
-from trainer.models.label_order import order_labels, saved_labels
+from trainer.models.label_order import new_head, order_labels, saved_labels
 from trainer.models.sizes import random_config
 from trainer.models.vocabulary import grow_vocabulary, token_ids
 from trainer.models.weights import encoder_of, load_weights
@@ -163,9 +163,8 @@ def _check_sizes(model: Any, name: str, mismatched: Any) -> None:
         in_head = model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
         if in_head and here[0] == model.config.num_labels:
             raise UsageError(
-                f"model.name={name!r} has {there[0]} classes, and task.labels has {here[0]}: set "
-                "model.pooling to cls, mean or max, which take its trunk and a new head, or give task.labels of "
-                f"{there[0]} classes"
+                f"model.name={name!r} has {there[0]} classes, and task.labels has {here[0]}: {new_head(model)}, or "
+                f"give task.labels of {there[0]} classes"
             )
         raise UsageError(
             f"model.name={name!r}: its {key} is {list(there)}, and {list(here)} in this recipe's model: leave sizes "

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.models.attention import MASKED
-from trainer.models.classifiers import PooledClassifier, config_json, label_maps
+from trainer.models.classifiers import PooledClassifier
 from trainer.models.encoder import Encoder, MaskedLanguageModel
+from trainer.models.hf_config import config_json, label_maps
 from trainer.models.transformer import Transformer
 from trainer.tensors import constants
 

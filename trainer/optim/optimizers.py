@@ -21,8 +21,8 @@ from trainer.recipe.sections import OptimConfig, ParamGroup, Section, is_changed
 
 # Keys that only some choices use: key -> (the key of the choice, the choices that use it).
 USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
-    "betas": ("name", ("adamw", "muon")),
-    "eps": ("name", ("adamw", "muon")),
+    "betas": ("name", ("adamw", "muon", "adamw8bit")),
+    "eps": ("name", ("adamw", "muon", "adamw8bit")),
     "momentum": ("name", ("sgd",)),
     "nesterov": ("name", ("sgd",)),
     "warmup_steps": ("schedule", ("constant", "linear", "cosine", "inverse_sqrt", "noam", "plateau")),

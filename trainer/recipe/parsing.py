@@ -142,6 +142,7 @@ FREE_TO_CHANGE = (
     "loop.save_every",
     "loop.callbacks",
     "loop.log_every",
+    "loop.peak_tflops",
     "data.root",
     "data.workers",
     "data.prefetch",

@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Patterns = str | list[str] | dict[str, str]
 PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:Name
-KNOWN_OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "muon")
+KNOWN_OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "muon", "adamw8bit")
 
 
 class Section(BaseModel):
@@ -260,8 +260,8 @@ class OptimConfig(Section):
 
     name: str = Field(
         "adamw",
-        description="adamw, sgd, adafactor, lion, muon (with AdamW for all but matrices), torch.optim.NAME, or "
-        "package.module:Class",
+        description="adamw, sgd, adafactor, lion, muon (with AdamW for all but matrices), adamw8bit (of torchao), "
+        "torch.optim.NAME, or package.module:Class",
         pattern=rf"^({'|'.join(KNOWN_OPTIMIZERS)}|torch\.optim\.\w+|[\w.]+:\w+)$",
     )
     options: dict[str, Any] = Field(
@@ -375,6 +375,9 @@ class LoopConfig(Section):
     tf32: bool = Field(False, description="compute fp32 matrix products in TF32 on GPUs that support it")
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
+    )
+    peak_tflops: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="1e12 operations per second of a device, of which mfu is a share; null: of known GPUs"
     )
 
     @model_validator(mode="after")

@@ -101,16 +101,18 @@ def parameters(folder: Path) -> int | None:
 
 
 def _progress(report: TaskReport) -> dict[str, Any]:
-    """step, epochs and tokens_per_second (median) of the training; 0 if not known."""
+    """step, epochs, and the medians tokens_per_second, mfu and data_wait of the training; 0 if not known."""
     last = max((line["step"] for line in report.history), default=report.status.get("step"))
     trained, validated = ([x for x in report.history if x.get("split") == split] for split in ("train", "validation"))
-    speeds = [line["tokens_per_second"] for line in trained if finite(line.get("tokens_per_second"))]
-    speeds = sorted(speed for speed in speeds if speed > 0)
+    medians = {}
+    for key in ("tokens_per_second", "mfu", "data_wait"):
+        found = sorted(line[key] for line in trained if finite(line.get(key)) and line[key] > 0)
+        medians[key] = found[len(found) // 2] if found else 0
     epochs = (line["epoch"] + 1 for line in trained or validated if "epoch" in line)  # counted from 0
     return {
         "step": max(last or 0, report.stage.get("step") or 0),
         "epochs": max(epochs, default=0),
-        "tokens_per_second": speeds[len(speeds) // 2] if speeds else 0,
+        **medians,
     }
 
 

@@ -129,6 +129,13 @@ class Task(PredictionRows, PublishedModel):
         roles = self.roles(self.recipe.task)
         return {name: row[name] for name, role in roles.items() if name in row and isinstance(role, Text)}
 
+    def doubts(self, row: Row) -> list[str]:
+        """Return what is unusual about a cleaned row that can be trained on. A warning follows if most rows have it.
+
+        Each is the end of a sentence that begins with "rows of data.train".
+        """
+        return []
+
     def token_ids(self, rows: Sequence[Row]) -> dict[str, list[list[int]]]:
         """Return the token ids of the texts of rows by role, not truncated and without special tokens."""
         texts = [self.tokenized(row) for row in rows]
@@ -277,11 +284,16 @@ class Task(PredictionRows, PublishedModel):
         """Return the sum of the losses of all labels. The caller divides it once, by the count of the step."""
         return self.summed(self.logits(model, batch), batch["labels"])
 
+    @property
+    def smoothing(self) -> float:
+        """Share of the probability that is spread over all labels."""
+        return self.recipe.optim.label_smoothing
+
     def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the summed loss of logits (…, V) and labels (…)."""
         from trainer.models.loss import cross_entropy_sum
 
-        return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.recipe.optim.label_smoothing)
+        return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.smoothing)
 
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the loss, and the `memory` (B, …) of the next micro-batch of the lane, detached."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.roles import Roles
 from trainer.files import write_json
+from trainer.models.hf_config import config_json
 from trainer.redaction import origin
 
 if TYPE_CHECKING:
@@ -71,8 +72,6 @@ class PublishedModel(ABC):
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """Return config.json of the model. For a model of rankzero it is its recipe section and the vocabulary size."""
-        from trainer.models.classifiers import config_json
-
         if (own := config_json(model)) is not None:
             return own
         settings = self.recipe.model.model_dump(mode="json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Suggestion:
         markup: HTML may be removed from the texts, because no position in them is part of the rows.
         packed: rows are packed into sequences of data.max_length tokens.
         notes: comments by dotted key.
+        remarks: sentences for the user about what is uncertain, and how to change it.
     """
 
     fit: float
@@ -49,6 +50,7 @@ class Suggestion:
     markup: bool = True
     packed: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def renamed(columns: Mapping[str, str]) -> dict[str, str]:
@@ -66,6 +68,15 @@ def is_label(column: Column, table: Table) -> bool:
 
 
 def text_columns(table: Table) -> list[Column]:
-    """Return the columns of texts, the longest texts first."""
+    """Return the columns of texts, those with the most words first. An id or a URL is one word."""
     texts = [column for column in table.columns.values() if column.kind == "text" and column.texts]
-    return sorted(texts, key=lambda column: -column.characters)
+    return sorted(texts, key=lambda column: (-column.words, -column.characters))
+
+
+def languages_in(table: Table, columns: Sequence[str]) -> dict[str, float]:
+    """Return code -> mean share of a language in some columns. Empty if the languages are not clear."""
+    found = [table.columns[name].languages for name in columns if name in table.columns]
+    found = [languages for languages in found if languages]
+    codes = dict.fromkeys(code for languages in found for code in languages)
+    shares = {code: sum(one.get(code, 0.0) for one in found) / len(found) for code in codes}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Roles, Text
@@ -9,11 +10,14 @@ from trainer.task.base import Texts
 from trainer.task.metrics import Metric
 
 if TYPE_CHECKING:
+    from trainer.recipe import Recipe
     from trainer.recipe.output_sections import EvaluationConfig
 
 
 class Pairs:
     """A mixin before Task: rows of `src` and `trg`, and the metrics of translations."""
+
+    recipe: Recipe
 
     metric_specs: ClassVar[tuple[Metric, ...]] = (
         Metric(
@@ -63,11 +67,22 @@ class Pairs:
     def roles(cls, config: Any) -> Roles:
         return {"src": Text(), "trg": Text(target=True)}
 
+    def doubts(self, row: Texts) -> list[str]:
+        if row.get("src") != row.get("trg"):
+            return []
+        return ['have the same text in "src" and "trg", so that the model learns to copy. Check data.columns']
+
     def input_text(self, row: Texts) -> str:
         return row["src"]
 
     def target_text(self, row: Texts) -> str:
         return row["trg"]
+
+    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+        from trainer.evaluation.metrics import score_translation
+
+        config: Any = self.recipe.task
+        return score_translation(records, resamples=resamples, language=config.trg_language)
 
 
 def search_config(evaluation: EvaluationConfig) -> dict[str, Any]:

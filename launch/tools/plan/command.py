@@ -40,14 +40,13 @@ def plan_command(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, where it is installed, would look for a GPU
     with contextlib.redirect_stdout(sys.stderr):  # messages of libraries are no part of the output
         from launch.tools.plan.planner import PlanOptions, make_plan
+        from launch.tools.plan.show import print_plan
 
         options = PlanOptions(gpu, memory, _integers(ranks), _words(precision), throughput, price, cpu, run)
         plan = make_plan(recipe, overrides or (), options)
     if as_json:
         print(json.dumps(plan.document(), indent=2, ensure_ascii=False))
         return
-    from launch.tools.plan.show import print_plan
-
     print_plan(plan, price)
 
 

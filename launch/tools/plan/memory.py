@@ -82,7 +82,7 @@ class Configuration:
         part = dict.fromkeys(self._spec.shards, self.ranks)
         self.parameters = (self._width if zero else FULL) * layout.elements // part.get("parameters", 1)
         self.gradients = (self._width if zero == 1 else FULL) * layout.trained // part.get("gradients", 1)
-        self.optimizer = FULL * layout.trained * (layout.moments + bool(zero)) // part.get("optimizer", 1)
+        self.optimizer = round(FULL * layout.trained * (layout.moments + bool(zero))) // part.get("optimizer", 1)
         self.host = FULL * layout.elements + layout.buffers if sharded else 0
         if self.offload:  # a gradient is on the host twice: as it is added up, and for the optimizer
             self.host += self.parameters + 2 * self.gradients + self.optimizer
@@ -131,7 +131,8 @@ class Configuration:
 
 def configurations(tracer: Tracer, ranks: Sequence[int], precisions: Sequence[str]) -> Iterator[Configuration]:
     """Yield every way to run a recipe. Engines are in the order of what they send, least first."""
-    ways = product(ENGINES.values(), (False, True), ranks, precisions, tracer.checkpointing)
+    specs = [spec for spec in ENGINES.values() if tracer.layout.shardable or not spec.sharded]
+    ways = product(specs, (False, True), ranks, precisions, tracer.checkpointing)
     for spec, offload, number, precision, checkpointing in sorted(ways, key=lambda way: ranks.index(way[2])):
         if (spec.zero_stage == 3 and not tracer.on_cpu) if offload else spec.one_process == (number == 1):
             yield Configuration(tracer, spec, offload, number, precision, checkpointing)

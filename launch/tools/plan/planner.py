@@ -108,7 +108,7 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
         answer=best,
         command=_command(recipe, overrides, best) if best else None,
         cost=best.hours * options.price * best.ranks if best and best.hours and options.price else None,
-        notes=_notes(lanes, ranks, cpu_bf16=options.cpu and "bf16" in precisions),
+        notes=_notes(lanes, ranks, cpu_bf16=options.cpu and "bf16" in precisions) + _unsharded(resolved, layout),
         configurations=planned,
     )
 
@@ -174,7 +174,7 @@ def _measured(run: RunDir, gpu: str | None, on_cpu: bool) -> dict[str, Any] | No
 def _checkpoint(recipe: Recipe, layout: Layout, training: dict[str, Any]) -> dict[str, Any]:
     """Return the bytes of one checkpoint, and of all that are kept and one more. `background`: a copy fits memory."""
     averaging, loop = recipe.optim.averaging, recipe.loop
-    size = FULL * (layout.elements * (1 + (averaging.kind == "ema")) + layout.moments * layout.trained)
+    size = FULL * (layout.elements * (1 + (averaging.kind == "ema")) + round(layout.moments * layout.trained))
     intervals = {n if isinstance(n, int) else training["steps_per_epoch"] for n in (loop.save_every, loop.eval_every)}
     saves = sum(math.ceil(training["steps"] / n) for n in intervals)  # the last step is always saved
     protected = averaging.last if averaging.kind == "last" else 1
@@ -210,3 +210,9 @@ def _notes(lanes: int, ranks: Sequence[int], *, cpu_bf16: bool) -> list[str]:
     if uneven := [n for n in ranks if lanes % n]:
         notes.append(f"{', '.join(map(str, uneven))} ranks do not divide data.lanes={lanes}: some idle at each step")
     return notes
+
+
+def _unsharded(recipe: Recipe, layout: Layout) -> list[str]:
+    """Return why engines that shard the state of the optimizer are not planned."""
+    text = f"optim.name={recipe.optim.name} updates a weight from others of its tensor: ZeRO and FSDP2 refuse it"
+    return [] if layout.shardable else [text]

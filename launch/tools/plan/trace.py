@@ -20,21 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import _engine_run_backward
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.tools.plan.corpus import Shapes
 from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.utilization import NoValues
 from trainer.errors import UsageError
 from trainer.hub_paths import FORMS
 from trainer.models.adapters import adapter_of, inject
-from trainer.models.classifiers import checkpoint_activations, depths, label_maps
+from trainer.models.classifiers import checkpoint_activations, depths
 from trainer.models.configs import PretrainedConfig
 from trainer.models.freezing import freeze_parts
+from trainer.models.hf_config import label_maps
 from trainer.models.pretrained import configuration
 from trainer.models.vocabulary import grown_rows
-from trainer.optim.choices import moments_per_weight
+from trainer.optim.choices import is_elementwise, moments_per_weight
 from trainer.optim.optimizers import build_optimizer
 from trainer.task.base import Task
 
@@ -53,15 +54,13 @@ class Layout(NamedTuple):
     small: int  # in parameters that ZeRO-3 does not shard
     layer: int  # in the largest layer, which FSDP2 gathers as one
     outside: int  # outside of layers
-    moments: int  # values that the optimizer keeps for each trained element
+    moments: float  # values that the optimizer keeps for each trained element
+    shardable: bool  # its state
     buffers: int  # bytes of tensors that are neither trained nor sharded, such as positions
 
 
-class Emulation(TorchFunctionMode):
-    """Answer False where code asks for the value of a tensor, such as whether a batch has no padding.
-
-    With `cuda`, run what CUDA would run on meta tensors: autocast, and fused kernels of attention and dropout.
-    """
+class Emulation(NoValues):
+    """With `cuda`, run what CUDA would run on meta tensors: autocast, and fused kernels of attention and dropout."""
 
     def __init__(self, *, cuda: bool = False, autocast: bool = False) -> None:
         super().__init__()
@@ -69,8 +68,6 @@ class Emulation(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in ("__bool__", "__contains__"):
-            return False
         if self._cuda and self._autocast and name in HALF:
             args = [a.bfloat16() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
         if self._cuda and name == ATTENTION:  # all kernels keep as much for the backward, and a mask needs little
@@ -78,7 +75,7 @@ class Emulation(TorchFunctionMode):
             return kernel(*args[:3], None, True, kwargs.get("dropout_p", 0.0))[0]
         if self._cuda and name == "dropout":
             return _fused_dropout(*args, **kwargs)
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def _fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -127,6 +124,7 @@ def _layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> Layout:
         layer=max(layers, default=0),
         outside=max(0, sum(sizes) - sum(layers)),
         moments=moments_per_weight(optimizer),
+        shardable=is_elementwise(optimizer),
         buffers=sum(b.nbytes for b in model.buffers()),
     )
 

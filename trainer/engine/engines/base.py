@@ -171,7 +171,9 @@ class Engine:
     def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step. All ranks."""
         state = self.optimizer.state.get(p, {})
-        return {name: value for name, value in state.items() if name != STEP and isinstance(value, Tensor)}
+        moments = {name: value for name, value in state.items() if name != STEP and isinstance(value, Tensor)}
+        pack: Any = getattr(self.optimizer.optimizer, "pack_moments", dict)  # moments that are no plain tensors
+        return dict(pack(moments))
 
     def optimizer_step(self) -> float | None:
         """Return the optimizer's own count of steps. None if it keeps no count."""
@@ -199,7 +201,8 @@ class Engine:
                 own = {m: moments[f"{name}.{m}"] for m in names[name]}
                 # numbers stay on the CPU, where torch's optimizers keep them
                 own = {m: t if t.ndim == 0 else self._shard_like(p, t) for m, t in own.items()}
-                self.optimizer.state[p] = {**count, **own}
+                unpack: Any = getattr(self.optimizer.optimizer, "unpack_moments", None)
+                self.optimizer.state[p] = {**count, **(unpack(p, own) if unpack else own)}
 
     def _step_tensor(self, p: Tensor, step: float) -> Tensor:
         fused = any(group.get("fused") for group in self.optimizer.param_groups)

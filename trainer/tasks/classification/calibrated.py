@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.files import read_json
 from trainer.task.base import Record, Task
 from trainer.tasks.classification.config import ClassificationConfig
+from trainer.tasks.classification.multi_label.thresholds import best_thresholds, checked_thresholds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,8 +37,6 @@ class CalibratedTask(Task, ABC):
     @property
     def decision(self) -> tuple[int, float] | None:
         """One of two classes, and the probability from which it is predicted; None = the most probable class."""
-        from trainer.tasks.classification.multi_label.thresholds import checked_thresholds
-
         own, names = self.settings.thresholds, self.settings.names
         if isinstance(own, float):
             return 1, own
@@ -52,7 +51,6 @@ class CalibratedTask(Task, ABC):
     def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
         """Return the temperature with the smallest loss on `validation`, and the threshold of the second class."""
         from trainer.tasks.classification.calibration import best_temperature, tempered
-        from trainer.tasks.classification.multi_label.thresholds import best_thresholds
 
         found: dict[str, Any] = {}
         if self.settings.calibration and records:
@@ -66,15 +64,19 @@ class CalibratedTask(Task, ABC):
 
     def calibrate(self, model: nn.Module, found: Mapping[str, Any]) -> dict[str, Tensor]:
         """Divide the logits by the temperature, in the output layer: stock transformers then gives the same."""
-        from trainer.tasks.classification.calibration import scale_outputs
-
         self.calibrated, count = dict(found), len(self.settings.names)
         if "temperature" not in found:
             return {}
-        changed = scale_outputs(self, model, [1 / found["temperature"]] * count, [0.0] * count)
+        changed = self.scale_outputs(model, [1 / found["temperature"]] * count, [0.0] * count)
         if not changed:
             self.calibrated = {}
         return changed
+
+    def scale_outputs(self, model: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> dict[str, Tensor]:
+        """Multiply and move each output in the output layer. Return its parameters; none if nothing is changed."""
+        from trainer.tasks.classification.calibration import scale_outputs
+
+        return scale_outputs(self, model, scale, shift)
 
     def read_calibration(self, folder: Path) -> None:
         found = (read_json(folder / "config.json") or {}).get("calibration")

@@ -18,7 +18,12 @@ from trainer.export.artifact import Array, Artifact
 
 class Classifier(Artifact):
     def sides(self, line: str) -> list[str]:
-        return list(line.partition("\t")[::2]) if self.settings["pair"] else [line]
+        if not self.settings["pair"]:
+            return [line]
+        first, tab, second = line.partition("\t")
+        if not tab:
+            raise ValueError("the line has no tab: two texts are needed, with a tab between them")
+        return [first, second]
 
     def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
         """Token ids and type ids. The longer text of a pair loses more."""

@@ -12,13 +12,16 @@ from trainer.data.columns import FIRST_OF_PAIR, SYNONYMS
 from trainer.data.labels import ClassIndex
 from trainer.data.profile import Column, Table
 from trainer.data.roles import Label, Labels, Number, items_of
-from trainer.models.suggested import ENCODER
-from trainer.task.suggestion import MOST_CLASSES, Suggestion, is_label, renamed, text_columns
+from trainer.models.suggested import encoder_for
+from trainer.task.suggestion import MOST_CLASSES, Suggestion, is_label, languages_in, renamed, text_columns
+from trainer.tasks.classification.label_remarks import label_remarks
 
 IMBALANCED = 0.1  # share of the smallest class, of an equal share, below which macro F1 selects
 _PAIRS = re.compile(r"(.*?)[_ -]?(1|2|a|b|A|B)")
 LISTED = 12
 SEPARATORS = ("|", ";", ",")
+MOST_NUMBERS = 20  # different numbers above which a column holds a scale and not classes
+CLASS_NAMES = frozenset(("label", "labels", "class", "category", "target", "y", "topic", "intent", "type", "tag"))
 
 
 def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
@@ -38,15 +41,16 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
         columns=renamed(roles),
         inputs=tuple(texts),
         metric=target.metric,
-        pretrained=ENCODER,
+        pretrained=encoder_for(languages_in(table, texts)),
         long_rows={"truncation": "head_tail"},
         notes={"task.truncation": "long texts keep their beginning and their end", **target.notes},
+        remarks=target.remarks,
     )
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is predicted: the role, its column, the keys of `task`, and the metric that selects."""
+    """What is predicted: the role, its column, the keys of `task`, the metric that selects, and what is uncertain."""
 
     role: str
     column: str
@@ -55,6 +59,7 @@ class Target:
     task: dict[str, Any]
     metric: str
     notes: dict[str, str]
+    remarks: tuple[str, ...] = ()
 
 
 def _single(table: Table, columns: Mapping[str, str]) -> Target | None:
@@ -62,11 +67,11 @@ def _single(table: Table, columns: Mapping[str, str]) -> Target | None:
     if {"labels", "value"} & columns.keys():
         return None
     label, named = _label(table, columns)
-    if label is None or label.kind == "list":
+    if label is None or label.kind == "list" or len(label.labels) < 2:
+        return None
+    if "label" not in columns and _is_scale(label):
         return None
     counts, labels = label.labels, _in_order(label)
-    if len(counts) < 2:
-        return None
     rare = min(counts.values()) < IMBALANCED * label.filled / len(counts)
     notes = {
         "task.labels": "value in the files: name of the class" if isinstance(labels, dict) else "the order of the ids",
@@ -74,7 +79,14 @@ def _single(table: Table, columns: Mapping[str, str]) -> Target | None:
     }
     why = f"column {label.name!r} has {len(counts)} classes ({_shown(counts)})"
     return Target(
-        "label", label.name, 0.8 if named else 0.7, why, {"labels": labels}, "f1" if rare else "accuracy", notes
+        "label",
+        label.name,
+        0.8 if named else 0.7,
+        why,
+        {"labels": labels},
+        "f1" if rare else "accuracy",
+        notes,
+        tuple(label_remarks(label, table)),
     )
 
 
@@ -131,9 +143,16 @@ def _regression(table: Table, columns: Mapping[str, str]) -> Target | None:
     if column is None:
         return None
     why = f"column {column.name!r} has numbers, such as {', '.join(map(str, column.first[:3]))}"
-    return Target(
-        "value", column.name, 0.6, why, {"mode": "regression"}, "pearson", {"task.mode": "predicts the number"}
-    )
+    notes = {"task.mode": "predicts the number"}
+    remarks = (f"the number in column {column.name!r} is predicted; for classes: data.columns.label={column.name}",)
+    return Target("value", column.name, 0.6, why, {"mode": "regression"}, "pearson", notes, remarks)
+
+
+def _is_scale(label: Column) -> bool:
+    """Return whether numbers are a scale, such as 0 to 100, and not the ids of classes."""
+    words = set(re.split(r"\W+|_", label.name.strip().lower()))
+    is_named = bool(words & CLASS_NAMES) or any(isinstance(value, ClassIndex) for value in label.first)
+    return label.kind == "number" and len(label.labels) > MOST_NUMBERS and not is_named
 
 
 def _shown(counts: Mapping[str, int]) -> str:

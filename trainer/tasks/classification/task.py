@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Label, Roles, Text
+from trainer.errors import DataError
+from trainer.models.hf_config import config_json, label_maps
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.classification.calibrated import CalibratedTask
@@ -51,10 +53,12 @@ class Classification(CalibratedTask):
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
         config: Any = recipe.task
+        lone = "text_pair" in recipe.data.columns and not config.pair
+        found = ["task.pair: data.columns.text_pair names a second text; set task.pair=true"] if lone else []
         if recipe.data.validation is not None:
-            return []
+            return found
         needing = {"calibration": config.calibration, "thresholds": config.thresholds == "auto"}
-        return [f"task.{key}: needs data.validation, which is null" for key, given in needing.items() if given]
+        return found + [f"task.{key}: needs data.validation, which is null" for key, given in needing.items() if given]
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
@@ -103,6 +107,11 @@ class Classification(CalibratedTask):
 
     def tokenized(self, row: Row) -> Texts:
         return {side: row[side] for side in (("text", "text_pair") if self.settings.pair else ("text",))}
+
+    def doubts(self, row: Row) -> list[str]:
+        if not self.settings.pair or row["text"] != row["text_pair"]:
+            return []
+        return ['have the same text in "text" and "text_pair". Check data.columns']
 
     def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
         kept = self._rooms(list(sizes.values()))
@@ -158,8 +167,6 @@ class Classification(CalibratedTask):
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """Return config.json with id2label and label2id, and the configuration of the trunk if it has one."""
-        from trainer.models.classifiers import config_json, label_maps
-
         config = label_maps(self.settings.names) | super().model_config(model)
         trunk: Any = getattr(model, "trunk", None)
         inner = config_json(trunk) if trunk is not None else None
@@ -185,11 +192,6 @@ class Classification(CalibratedTask):
         return F.cross_entropy(
             logits, labels, by_class, ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
         )
-
-    def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
-        from trainer.models.loss import cross_entropy_sum
-
-        return cross_entropy_sum(logits, labels, self.smoothing)
 
     def class_weights(self) -> list[float] | None:
         """Return the weights of the classes in the order of their ids."""
@@ -235,10 +237,16 @@ class Classification(CalibratedTask):
         return {"label": label, "confidence": probabilities[label], "probabilities": probabilities}
 
     def row_of(self, line: str) -> Row:
-        """Split a line at its tab into the two texts of a pair."""
+        """Split a line at its tab into the two texts of a pair.
+
+        Raises:
+            DataError: the line has no tab.
+        """
         if not self.settings.pair:
             return {"text": line}
-        first, _, second = line.partition("\t")
+        first, tab, second = line.partition("\t")
+        if not tab:
+            raise DataError("the line has no tab: two texts are needed, with a tab between them")
         return {"text": first, "text_pair": second}
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

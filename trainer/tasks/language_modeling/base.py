@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trainer.data.roles import Roles, Text
-from trainer.evaluation.predictions import in_corpus_order
 from trainer.recipe.sections import LossSection
-from trainer.task.base import Record, Task, Texts
+from trainer.task.base import Task, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.language_modeling.metric_specs import SPECS
 
@@ -38,6 +36,7 @@ class LanguageModeling(Task):
     reporter_path = "trainer.tasks.language_modeling.report:LanguageModelingReport"
     suggester_path = "trainer.tasks.language_modeling.suggest:suggest"
     models: ClassVar[tuple[str, ...]] = ("encoder", "pretrained")
+    scores_words: ClassVar[bool] = False  # the loss is that of complete texts, so there are scores per word and byte
     embeds = True
     labels_are_tokens = True
     inputs = ("input_ids",)
@@ -66,16 +65,6 @@ class LanguageModeling(Task):
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         """Return loss, perplexity and accuracy over the predicted tokens."""
-        from trainer.evaluation.metrics import perplexity
+        from trainer.tasks.language_modeling.metrics import score_tokens
 
-        ordered = in_corpus_order(records)
-        tokens = [record["tokens"] for record in ordered]
-        losses = [float(record["loss"]) for record in ordered]
-        scores = perplexity(losses, tokens, resamples=resamples)
-        hits = math.fsum(record["correct"] for record in ordered)
-        more = self.further_scores(ordered, resamples)
-        return {**scores, **more, "accuracy": hits / sum(tokens), "rows": len(ordered)}
-
-    def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
-        """Return metrics of one objective only, from records in corpus order."""
-        return {}
+        return score_tokens(records, resamples, words=self.scores_words)

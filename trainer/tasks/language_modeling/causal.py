@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.tokenizer_files import with_template
 from trainer.errors import UsageError
-from trainer.task.attention import attention_row
-from trainer.task.base import IGNORED, PROMPT, SHOWN, Assessed, Batch, Example, Line, Record, Texts
+from trainer.task.base import IGNORED, PROMPT, Assessed, Batch, Example, Line, Record, Texts
 from trainer.tasks.language_modeling.base import LanguageModeling
 
 if TYPE_CHECKING:
@@ -35,6 +33,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     models = ("pretrained", "transformer_xl")
     exporter_path = "trainer.tasks.language_modeling.export:CausalExport"
+    scores_words = True
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Encode complete documents of any length: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT]."""
@@ -114,7 +113,11 @@ class CausalLanguageModeling(LanguageModeling):
             UsageError: the tokenizer has none.
         """
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("objective causal: the tokenizer has no eos_token, so generation would never stop")
+            raise UsageError(
+                f"task.objective=causal: the tokenizer of model.name={getattr(self.recipe.model, 'title', None)!r} has "
+                "no eos_token, so generation would never stop. An encoder such as BERT has none: choose a decoder such "
+                "as GPT-2, or set task.objective=mlm"
+            )
         return int(self.tokenizer.eos_token_id)
 
     def build_model(self, trained: Path | None = None) -> nn.Module:
@@ -137,8 +140,6 @@ class CausalLanguageModeling(LanguageModeling):
 
     def save_tokenizer(self, folder: Path, tokenizer: Any = None, side: str = "right") -> None:
         """Save the tokenizer with the token that starts a document, and padding as `generate` of transformers needs."""
-        from trainer.data.tokenizer_files import with_template
-
         start = str(self.tokenizer.convert_ids_to_tokens(self.start_id))
         tokenizer = with_template(tokenizer or self.tokenizer, f"{start} $A", {start: self.start_id})
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
@@ -257,64 +258,23 @@ class CausalLanguageModeling(LanguageModeling):
         chosen = records[:: max(1, len(records) // SAMPLES)] if most > 0 else []
         texts = [(r, self.encode([{"text": r["input"]}])[0]["input_ids"]) for r in chosen]
         cut = [(r, ids, min(most, len(ids) // 2)) for r, ids in texts if len(ids) >= 4][:SAMPLES]
+        if not cut:  # data.max_length has no room for new tokens, or all texts are too short
+            return []
         found = self.written(model, [ids[:at] for _, ids, at in cut], settings.greedy())
         return [
             {
-                "id": r["id"], "prompt": self._text(ids[:at]), "continuation": new["prediction"],
-                "reference": self._text(ids[at : at + settings.new_tokens]),
+                "id": r["id"], "prompt": self.text(ids[:at]), "continuation": new["prediction"],
+                "reference": self.text(ids[at : at + settings.new_tokens]),
             }
             for (r, ids, at), new in zip(cut, found, strict=True)
         ]  # fmt: skip
 
-    def _text(self, ids: list[int]) -> str:
+    def text(self, ids: list[int]) -> str:
+        """Return the text of token ids."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the attention of each token, and gradient × input of the likelihood of the text."""
-        import torch
+        from trainer.tasks.language_modeling.explain import explained_rows
 
-        from trainer.models.explain import gradient_x_input, recording
-        from trainer.models.fast_attention import use_attention
-
-        if hasattr(model, "set_attn_implementation"):  # a model of rankzero always records its weights
-            use_attention(model, "rankzero")
-        rows = []
-        for record in records:
-            example = next(self.pieces(self.encode([{"text": record["input"]}])[0]))
-            batch = self.collate([example])
-            with recording() as seen, torch.no_grad():
-                self.logits(model, batch)
-            if not seen:
-                return []
-            embedding: Any = model
-            score = partial(lambda batch: -self.loss(model, batch), batch)
-            ids = example["input_ids"][1 : SHOWN + 1]  # the first one starts every text
-            relevance = gradient_x_input(embedding.get_input_embeddings(), score)[0, 1 : len(ids) + 1]
-            weights = torch.stack([w[0] for _, w in seen])[:, :, 1 : len(ids) + 1, 1 : len(ids) + 1]
-            words = [self._text([token]) or str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids]
-            rows.append(attention_row({**record, "target": ""}, words, words, weights, relevance))
-        return rows
-
-    def further_scores(self, records: list[Record], resamples: int) -> dict[str, Any]:
-        """Return metrics per word and per byte of the cleaned text, which do not depend on the tokenizer.
-
-        The end of a text is part of its loss, but neither a word nor a byte.
-        """
-        from trainer.evaluation.metrics import bootstrap_interval
-
-        table = [
-            (float(r["loss"]), len(r["target"].split()), len(r["target"].encode("utf-8", "surrogatepass")))
-            for r in records
-        ]
-        loss, words, size = (math.fsum(column) for column in zip(*table, strict=True))
-
-        def bits(sums: Sequence[float]) -> float:
-            return sums[0] / math.log(2) / max(1.0, sums[2])
-
-        scores: dict[str, Any] = {
-            "word_perplexity": math.exp(min(loss / max(1.0, words), 700.0)),
-            "bits_per_byte": bits((loss, words, size)),
-        }
-        if resamples:
-            scores["bits_per_byte_ci95"] = bootstrap_interval(table, bits, resamples)
-        return scores
+        return explained_rows(self, model, records)

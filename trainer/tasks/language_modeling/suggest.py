@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from trainer.data.profile import Table
-from trainer.hub_paths import folder_of
-from trainer.models.suggested import GENERATOR
+from trainer.models.suggested import GENERATOR, is_here, is_offline
 from trainer.task.suggestion import Suggestion, renamed, text_columns
 
 SMALL = {"kind": "pretrained", "architecture": "gpt2", "size": "small"}
@@ -20,7 +18,7 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
         return None
     text = columns.get("text", texts[0].name if texts else "")
     alone = table.parallel or len(table.columns) == 1
-    offline = bool(os.environ.get("HF_HUB_OFFLINE")) and folder_of(GENERATOR) is None
+    offline = is_offline() and not is_here(GENERATOR)
     return Suggestion(
         fit=0.5 if alone else 0.1,
         why="one text a line" if table.parallel else f"texts in column {text!r}",

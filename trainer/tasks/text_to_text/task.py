@@ -11,8 +11,7 @@ from pydantic import Field
 from trainer.data.token_ids import encode_batch
 from trainer.errors import UsageError
 from trainer.recipe.sections import LossSection, Positive
-from trainer.task.attention import attention_row
-from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
+from trainer.task.base import IGNORED, Batch, Example, Record, Task, Texts
 from trainer.task.metrics import Metric
 from trainer.tasks.pairs import Pairs, search_config
 
@@ -74,7 +73,11 @@ class TextToText(Pairs, Task):
     def _check(self) -> None:
         longest, own = self.recipe.data.max_length, self.settings.max_target_length
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("task text_to_text: the tokenizer has no eos_token, so generation would never stop")
+            raise UsageError(
+                f"task text_to_text: the tokenizer of model.name={getattr(self.recipe.model, 'title', None)!r} has no "
+                "eos_token, so generation would never stop. An encoder such as BERT has none: choose an "
+                "encoder-decoder (T5, BART, Marian)"
+            )
         if hasattr(self.tokenizer, "src_lang"):
             raise UsageError(
                 f"task text_to_text: {type(self.tokenizer).__name__} marks texts with codes of their languages, which "
@@ -157,6 +160,12 @@ class TextToText(Pairs, Task):
     def tokenized(self, row: Texts) -> Texts:
         return {**row, "src": self.settings.prefix + row["src"]}
 
+    def doubts(self, row: Texts) -> list[str]:
+        prefix = self.settings.prefix.strip()
+        if not prefix or not row["src"].startswith(prefix):
+            return super().doubts(row)
+        return [f"begin with task.prefix={prefix!r}, which is put before every source once more. Leave task.prefix out"]
+
     def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
         longest = {"src": self.recipe.data.max_length, "trg": self.target_length}
         return [role for role, size in sizes.items() if size > longest[role] - self._specials]
@@ -189,11 +198,10 @@ class TextToText(Pairs, Task):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(B, T, V)"""
-        return self._forward(model, batch).logits
+        return self.forward(model, batch).logits
 
-    def _forward(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
-        from trainer.models.language_models import shifted_right
-
+    def forward(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
+        """Return what the model returns for a batch. `more`: its other options."""
         facts: Any = model.config
         return model(
             input_ids=batch["input_ids"],
@@ -227,44 +235,19 @@ class TextToText(Pairs, Task):
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the cross-attention of each generated token, and gradient × input of the text."""
-        import torch
-        import torch.nn.functional as F
+        from trainer.tasks.text_to_text.explain import explained_rows
 
-        from trainer.models.classifiers import reading_embedding
-        from trainer.models.explain import gradient_x_input
-        from trainer.models.fast_attention import use_attention
-
-        use_attention(model, "eager")  # the only attention that records its weights
-        special, rows = self.wordless, []
-        for record in records:
-            example = self.encode([{"src": record["input"], "trg": record["prediction"]}])[0]
-            batch = self.collate([example])
-
-            def likelihood(batch: Batch = batch) -> Tensor:
-                logits = self.logits(model, batch).flatten(0, 1)
-                return -F.cross_entropy(logits, batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
-
-            with torch.no_grad():
-                crossing = self._forward(model, batch, output_attentions=True).cross_attentions
-            if not crossing:
-                return []
-            sides = example["labels"], example["input_ids"]
-            said, read = ([i for i, token in enumerate(ids) if token not in special][:SHOWN] for ids in sides)
-            tokens, keys = (
-                self.tokenizer.convert_ids_to_tokens([ids[i] for i in kept])
-                for ids, kept in zip(sides, (said, read), strict=True)
-            )
-            weights = torch.cat(crossing)[:, :, said][..., read]  # (L, H, said, read)
-            relevance = gradient_x_input(reading_embedding(model), likelihood)[0, read]
-            rows.append(attention_row(record, tokens, keys, weights, relevance))
-        return rows
+        return explained_rows(self, model, records)
 
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        from trainer.evaluation.metrics import score_translation
         from trainer.tasks.text_to_text.metrics import score_rouge
 
         found = list(records)
-        return {
-            **score_translation(found, resamples=resamples, language=self.settings.trg_language),
-            **score_rouge(found, resamples),
-        }
+        return {**super().score(found, resamples), **score_rouge(found, resamples)}
+
+
+def shifted_right(labels: Tensor, start: int, pad: int) -> Tensor:
+    """Return the input of the decoder: labels (B, T) shifted right after `start`, with `pad` for ignored labels."""
+    inputs = labels.roll(1, -1)
+    inputs[:, 0] = start
+    return inputs.masked_fill(inputs < 0, pad)

@@ -20,6 +20,11 @@ class TokenClassificationConfig(LossSection):
     rows: Literal["tokens", "text"] = Field(
         "tokens", description="tokens: the roles are tokens and tags; text: the roles are text and spans"
     )
+    scheme: Literal["auto", "iob1"] = Field(
+        "auto",
+        description="of the tags; auto: BIO, BIOES or BILOU; iob1: I- begins an entity, and B- only one that follows "
+        "another of its type, as in CoNLL-2003 (rows: tokens)",
+    )
     align: Literal["first", "all"] = Field(
         "first", description="pieces of a word that have a label in training: its first one, or all"
     )

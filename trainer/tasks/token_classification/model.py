@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from trainer.models.classifiers import HEAD_STD, label_maps
+from trainer.models.classifiers import HEAD_STD
 from trainer.models.configs import EncoderConfig
 from trainer.models.dropout import Dropout
 from trainer.models.encoder import Encoder
+from trainer.models.hf_config import label_maps
 from trainer.models.pretrained import load_model
 
 if TYPE_CHECKING:

@@ -25,19 +25,21 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Tags(Role):
-    """A tag for each token, in BIO, BIOES or BILOU. The value of a row is BIO.
+    """A tag for each token, in BIO, BIOES, BILOU or IOB1. The value of a row is BIO.
 
     Attributes:
         labels: type in the files -> type of the recipe.
+        iob1: the tags are IOB1.
     """
 
     labels: Mapping[str, str]
+    iob1: bool = False
     target: bool = True
     is_list: ClassVar[bool] = True
     synonyms: ClassVar[str] = "tags ner_tags ner labels bio tag label"
 
     def convert(self, raw: object, clean: Cleaner) -> list[str]:
-        return to_bio(items_of(raw), self.labels)
+        return to_bio(items_of(raw), self.labels, self.iob1)
 
     def check(self, value: Any, values: Mapping[str, Any]) -> None:
         if len(value) != len(values["tokens"]):

@@ -1,7 +1,8 @@
-"""Tags in the schemes BIO, BIOES and BILOU: checked, converted to BIO, and converted to entities.
+"""Tags in the schemes BIO, BIOES, BILOU and IOB1: checked, converted to BIO, and converted to entities.
 
 In BIO the first token of an entity has the tag B-TYPE and its other tokens I-TYPE. All tokens outside of entities have
-O. In BIOES the last token of an entity has E-TYPE, and an entity of one token S-TYPE (in BILOU: L and U).
+O. In BIOES the last token of an entity has E-TYPE, and an entity of one token S-TYPE (in BILOU: L and U). In IOB1 an
+entity begins with I-TYPE, and with B-TYPE only after another entity of its type.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from trainer.data.roles import BadValue, checked_text
 
 OUTSIDE = "O"
 _PREFIXES = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
+IOB1 = ", or set task.scheme=iob1 if all entities of the files begin with I-"
 _SHOWN = 8
 
 
@@ -21,23 +23,26 @@ def tag_names(types: Sequence[str]) -> list[str]:
     return [OUTSIDE, *(f"{prefix}-{name}" for name in types for prefix in "BI")]
 
 
-def to_bio(raw: Sequence[object], labels: Mapping[str, str]) -> list[str]:
+def to_bio(raw: Sequence[object], labels: Mapping[str, str], iob1: bool = False) -> list[str]:
     """Return the tags of a row as BIO, with the types named as the recipe names them.
 
     Args:
         raw: tags of a file, in any of the schemes.
         labels: type in the files -> type of the recipe (`task.labels`).
+        iob1: an I- tag without an entity of its type before it begins one.
 
     Raises:
         BadValue: a tag is unknown, or does not fit the one before or after it.
     """
     parts = [_parsed(value, number, labels) for number, value in enumerate(raw, start=1)]
+    if iob1:
+        return _from_iob1(parts, raw)
     closed = any(prefix in "ES" for prefix, _ in parts)
     before = (OUTSIDE, "")
     for number, (prefix, name) in enumerate(parts, start=1):
         opened = before[0] in ("BI" if closed else "BIES") and before[1] == name
         if prefix in "IE" and not opened:
-            raise _bad_sequence(raw, number, f"{raw[number - 1]} needs a B- or I- tag of its type before it")
+            raise _bad_sequence(raw, number, f"{raw[number - 1]} needs a B- or I- tag of its type before it", IOB1)
         if closed and before[0] in "BI" and not (prefix in "IE" and opened):
             raise _bad_sequence(raw, number, f"an entity of {before[1]} has no E- tag before it")
         before = (prefix, name)
@@ -45,6 +50,19 @@ def to_bio(raw: Sequence[object], labels: Mapping[str, str]) -> list[str]:
         raise BadValue("holds a bad sequence of tags", f": the row ends before the E- tag of {before[1]}")
     converted = {"S": "B", "E": "I"}
     return [f"{converted.get(prefix, prefix)}-{name}" if name else OUTSIDE for prefix, name in parts]
+
+
+def _from_iob1(parts: Sequence[tuple[str, str]], raw: Sequence[object]) -> list[str]:
+    """Return BIO tags of the prefixes and types of IOB1 tags."""
+    tags: list[str] = []
+    before = ""  # type of the token before
+    for number, (prefix, name) in enumerate(parts, start=1):
+        if prefix in "ES":
+            fix = f": {raw[number - 1]} (token {number}) is no tag of IOB1. Set task.scheme=auto"
+            raise BadValue("holds a bad sequence of tags", fix)
+        tags.append(f"{'I' if prefix == 'I' and name == before else 'B'}-{name}" if name else OUTSIDE)
+        before = name
+    return tags
 
 
 def _parsed(value: object, number: int, labels: Mapping[str, str]) -> tuple[str, str]:
@@ -68,9 +86,9 @@ def _parsed(value: object, number: int, labels: Mapping[str, str]) -> tuple[str,
     return _PREFIXES[prefix], labels[name]
 
 
-def _bad_sequence(raw: Sequence[object], number: int, problem: str) -> BadValue:
+def _bad_sequence(raw: Sequence[object], number: int, problem: str, hint: str = "") -> BadValue:
     near = " ".join(map(str, raw[max(0, number - 3) : number + 1]))[:80]
-    fix = f": {problem} (token {number}, in … {near} …). Begin each entity with B-TYPE"
+    fix = f": {problem} (token {number}, in … {near} …). Begin each entity with B-TYPE{hint}"
     return BadValue("holds a bad sequence of tags", fix)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from trainer.data.labels import ClassIndex
 from trainer.data.profile import Column, Table
-from trainer.data.roles import Tokens
-from trainer.models.suggested import ENCODER
-from trainer.task.suggestion import Suggestion, renamed, text_columns
+from trainer.data.roles import BadValue, Tokens
+from trainer.models.suggested import encoder_for
+from trainer.task.suggestion import Suggestion, languages_in, renamed, text_columns
 from trainer.tasks.token_classification.roles import Spans, Tags
-from trainer.tasks.token_classification.schemes import OUTSIDE
+from trainer.tasks.token_classification.schemes import OUTSIDE, to_bio
 
 
 def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
@@ -20,27 +20,29 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
     tokens = _named(lists, columns.get("tokens"), Tokens.synonyms, lambda column: not _has_tags(column))
     if tags is not None and tokens is not None:
         types, roles = _types(tags), {"tokens": tokens.name, "tags": tags.name}
-        return _made("tokens", types, roles, tokens.name)
+        return _made({"scheme": "iob1"} if _is_iob1(tags, types) else {}, types, roles, table)
     spans = _named(lists, columns.get("spans"), Spans.synonyms, _has_spans)
     texts = text_columns(table)
     if spans is None or not texts:
         return None
     text = columns.get("text", texts[0].name)
-    return _made("text", sorted(spans.labels), {"text": text, "spans": spans.name}, text)
+    return _made({"rows": "text"}, sorted(spans.labels), {"text": text, "spans": spans.name}, table)
 
 
-def _made(rows: str, types: list[str], roles: dict[str, str], text: str) -> Suggestion | None:
+def _made(task: Mapping[str, str], types: list[str], roles: dict[str, str], table: Table) -> Suggestion | None:
+    """Return the suggestion for rows of tokens or texts. The first role is the input."""
     if not types:
         return None
+    text = next(iter(roles.values()))
     return Suggestion(
         fit=0.95,
         why=f"{' with '.join(f'{role} in column {column!r}' for role, column in roles.items())}; "
         f"{len(types)} entity types ({', '.join(types[:8])})",
-        task={"kind": "token_classification", "labels": types, **({"rows": rows} if rows != "tokens" else {})},
+        task={"kind": "token_classification", "labels": types, **task},
         columns=renamed(roles),
         inputs=(text,),
         metric="f1",
-        pretrained=ENCODER,
+        pretrained=encoder_for(languages_in(table, [text])),
         markup=False,
         notes={"task.labels": "entity types, without B- and I-"},
     )
@@ -58,6 +60,22 @@ def _named(lists: Mapping[str, Column], name: str | None, synonyms: str, fits: o
 def _has_tags(column: Column) -> bool:
     values = [value for value in column.values if value]
     return OUTSIDE in values and all(value == OUTSIDE or value[1:2] == "-" for value in values)
+
+
+def _is_iob1(tags: Column, types: list[str]) -> bool:
+    """Return whether the first rows can be read as IOB1 only."""
+    labels = {name: name for name in types}
+    rows = [value for value in tags.first if isinstance(value, list)]
+    return not _fits(rows, labels, iob1=False) and _fits(rows, labels, iob1=True)
+
+
+def _fits(rows: list[list[object]], labels: Mapping[str, str], iob1: bool) -> bool:
+    try:
+        for row in rows:
+            to_bio(row, labels, iob1)
+    except BadValue:
+        return False
+    return True
 
 
 def _has_spans(column: Column) -> bool:

@@ -14,6 +14,7 @@ from trainer.data.cleaning import cleaner
 from trainer.data.paths import value_at
 from trainer.data.roles import Roles
 from trainer.errors import DataError
+from trainer.models.hf_config import label_maps
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Line, Record, Row, Task, Texts
 from trainer.tasks.token_classification.config import TokenClassificationConfig
 from trainer.tasks.token_classification.decoding import SpanReader, windows
@@ -84,7 +85,7 @@ class TokenClassification(Task):
     def roles(cls, config: TokenClassificationConfig) -> Roles:
         if config.rows == "text":
             return {"text": RawText(), "spans": Spans(config.labels)}
-        return {"tokens": RawTokens(), "tags": Tags(config.labels)}
+        return {"tokens": RawTokens(), "tags": Tags(config.labels, config.scheme == "iob1")}
 
     @property
     def settings(self) -> TokenClassificationConfig:
@@ -194,8 +195,6 @@ class TokenClassification(Task):
 
     def model_config(self, model: nn.Module) -> dict[str, Any]:
         """Return config.json with id2label and label2id."""
-        from trainer.models.classifiers import label_maps
-
         return label_maps(self.settings.names) | super().model_config(model)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:

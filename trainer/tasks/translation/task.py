@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from trainer.data.target_tokenizer import TARGET, target_of
+from trainer.data.tokenizer_files import with_template
 from trainer.errors import UsageError
 from trainer.recipe.sections import LossSection
 from trainer.task.attention import attention_row
@@ -132,8 +133,6 @@ class Translation(Pairs, Task):
 
         That of targets is in the folder target/ with separate vocabularies.
         """
-        from trainer.data.tokenizer_files import with_template
-
         end = str(self.tokenizer.eos_token)
         places = {self.tokenizer_of("trg"): folder / TARGET, self.tokenizer: folder}  # one if both are the same
         for own, place in places.items():
@@ -188,9 +187,3 @@ class Translation(Pairs, Task):
             keys = self.tokenizer.convert_ids_to_tokens(source)
             rows.append(attention_row(record, tokens, keys, weights, relevance))
         return rows
-
-    def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        from trainer.evaluation.metrics import score_translation
-
-        config: Any = self.recipe.task
-        return score_translation(records, resamples=resamples, language=config.trg_language)

@@ -10,6 +10,7 @@ from trainer.data.roles import Roles
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.multi_label.metric_specs import SPECS
+from trainer.tasks.classification.multi_label.thresholds import best_thresholds, checked_thresholds
 from trainer.tasks.classification.roles import LabelSet
 from trainer.tasks.classification.task import Classification
 
@@ -66,12 +67,16 @@ class MultiLabel(Classification):
     # -- loss ------------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        from trainer.tasks.classification.losses import binary_cross_entropy
-
         logits, weights = self.logits(model, batch).float(), self.class_weights()
         positive = None if weights is None else logits.new_tensor(weights)
-        losses = binary_cross_entropy(logits, batch["labels"], positive, self.smoothing, self.settings.focal_gamma)
+        losses = self._losses(logits, batch["labels"], positive, self.smoothing, self.settings.focal_gamma)
         return (losses * batch["weights"]).sum() if self.weighted else losses.sum()
+
+    def _losses(self, logits: Tensor, labels: Tensor, *options: Any) -> Tensor:
+        """Return the summed loss of the labels of each row. `options`: see `binary_cross_entropy`."""
+        from trainer.tasks.classification.losses import binary_cross_entropy
+
+        return binary_cross_entropy(logits, labels, *options)
 
     def class_weights(self) -> list[float] | None:
         """Return how much a label that a row has counts, in the order of the ids (`pos_weight`)."""
@@ -88,8 +93,6 @@ class MultiLabel(Classification):
     @property
     def thresholds(self) -> dict[str, float]:
         """The probability of each label from which it is predicted: of the recipe, or chosen after the training."""
-        from trainer.tasks.classification.multi_label.thresholds import checked_thresholds
-
         own, names = self.settings.thresholds, self.settings.names
         if isinstance(own, float):
             return dict.fromkeys(names, own)
@@ -101,8 +104,6 @@ class MultiLabel(Classification):
 
     def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
         """Return the threshold of each label with the best F1 on `validation`."""
-        from trainer.tasks.classification.multi_label.thresholds import best_thresholds
-
         if self.calibrates and records:
             return {"thresholds": best_thresholds(records, self.settings.names)}
         return {"thresholds": self.thresholds}
@@ -117,11 +118,9 @@ class MultiLabel(Classification):
         return {}
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
-        from trainer.tasks.classification.losses import binary_cross_entropy
-
         logits, labels = self.logits(model, batch).float(), batch["labels"]
         counts = (labels != IGNORED).sum(-1)
-        return Assessed(binary_cross_entropy(logits, labels), counts, self._records(logits))
+        return Assessed(self._losses(logits, labels), counts, self._records(logits))
 
     def _records(self, logits: Tensor) -> list[Record]:
         names, thresholds, records = self.settings.names, self.thresholds, []

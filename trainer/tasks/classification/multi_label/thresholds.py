@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from trainer.evaluation.predictions import Record
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT = 0.5
 
@@ -17,6 +18,8 @@ def best_thresholds(records: Sequence[Record], names: Sequence[str]) -> dict[str
 
     A threshold is halfway between two probabilities of the records. Of equally good ones it is that nearest to DEFAULT.
     """
+    import numpy as np
+
     found = {}
     for name in names:
         p = np.array([record["probabilities"][name] for record in records], dtype=np.float64)
@@ -26,6 +29,8 @@ def best_thresholds(records: Sequence[Record], names: Sequence[str]) -> dict[str
 
 
 def _best_threshold(p: np.ndarray[Any, Any], true: np.ndarray[Any, Any]) -> float:
+    import numpy as np
+
     order = np.argsort(-p, kind="stable")
     ranked, hits = p[order], np.cumsum(true[order])
     last = np.append(ranked[1:] < ranked[:-1], True)  # of a group of equal probabilities

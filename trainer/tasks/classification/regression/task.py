@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Number, Roles
+from trainer.errors import CheckpointError
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.regression.metric_specs import SPECS
@@ -112,11 +113,9 @@ class Regression(Classification):
 
     def calibrate(self, model: nn.Module, found: Mapping[str, Any]) -> dict[str, Tensor]:
         """Undo the standardization in the output layer: stock transformers then gives the same numbers."""
-        from trainer.tasks.classification.calibration import scale_outputs
-
         self.calibrated = dict(found)
         means, deviations = zip(*self.scales, strict=True)
-        changed = scale_outputs(self, model, deviations, means)
+        changed = self.scale_outputs(model, deviations, means)
         self.calibrated = {**found, "in_output_layer": bool(changed)}
         return changed
 
@@ -179,8 +178,6 @@ class Regression(Classification):
         Raises:
             CheckpointError: config.json has something else in their place.
         """
-        from trainer.errors import CheckpointError
-
         super().read_calibration(folder)
         if not self.calibrated:
             return
