@@ -136,7 +136,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 160 training reviews, sorted by label, and 40 to test on. Read only."""
-    from review_world import write_reviews
+    from review_helpers import write_reviews
 
     return write_reviews(tmp_path_factory.mktemp("reviews"))
 
@@ -144,7 +144,7 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pretrained BERT: a folder as the Hub has them. Read only."""
-    from review_world import write_bert
+    from review_helpers import write_bert
 
     return write_bert(tmp_path_factory.mktemp("bert"))
 
@@ -152,7 +152,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Any:
     """An own encoder's finished run, exported. Read only, as those that follow."""
-    from export_world import encoder_run, exported
+    from export_helpers import encoder_run, exported
 
     return exported(encoder_run(tmp_path_factory.mktemp("encoder"), reviews))
 
@@ -160,7 +160,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Any:
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Any:
     """A pretrained BERT's on pairs of texts."""
-    from export_world import exported, pair_run
+    from export_helpers import exported, pair_run
 
     return exported(pair_run(tmp_path_factory.mktemp("pairs"), bert))
 
@@ -168,7 +168,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Any:
 @pytest.fixture(scope="session")
 def translator(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Any:
     """An encoder-decoder's."""
-    from export_world import exported, translation_run
+    from export_helpers import exported, translation_run
 
     return exported(translation_run(tmp_path_factory.mktemp("translator"), corpus))
 
@@ -176,7 +176,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Any:
 @pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates run the artifact in this process: a fresh one takes a second, and others test that."""
-    from export_world import load
+    from export_helpers import load
 
     from trainer.export import gates
 

@@ -309,7 +309,7 @@ def small_parts(size: int) -> None:
     tensors.SHARD_BYTES = size
 
 
-def say_matmul_precision() -> None:
+def report_matmul_precision() -> None:
     """At its end the rank prints in what precision torch multiplies fp32 matrices on a GPU."""
     import torch
 
@@ -334,7 +334,7 @@ def slow_export(seconds: float, timeout: float) -> None:
     _before_export(lambda: time.sleep(seconds))
 
 
-def told_to_stop_in_export() -> None:
+def stop_in_export() -> None:
     """Rank zero gets a SIGTERM when it begins to export."""
     _before_export(lambda: os.kill(os.getpid(), signal.SIGTERM))
 

@@ -70,7 +70,7 @@ def noise_of_the_rank() -> None:
     module.seed_for = lambda seed, step, lane, part=0: original(seed, step, rank, part)  # type: ignore[assignment]
 
 
-def dies_with_company() -> None:
+def rank_of_several_dies() -> None:
     """A rank of several dies."""
     import os
 

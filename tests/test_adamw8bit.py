@@ -13,8 +13,8 @@ import hooks
 import pytest
 import torch
 from processes import engine_environment, next_logs, run_ranks, train
-from review_world import recipe as review_recipe
-from review_world import write_reviews, written
+from review_helpers import recipe as review_recipe
+from review_helpers import write_reviews, written
 from safetensors.torch import load_file
 from torch import nn
 

@@ -15,9 +15,9 @@ import test_causal
 import test_text_to_text
 import torch
 from conftest import write_corpus
-from language_world import write_documents
+from language_helpers import write_documents
 from processes import train as start
-from review_world import NAMES, recipe, write_bert, write_reviews, written
+from review_helpers import NAMES, recipe, write_bert, write_reviews, written
 from safetensors.numpy import load_file, save_file
 from slow import slow_except
 from transformers import AutoTokenizer, T5Config, T5Model
@@ -85,7 +85,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what is trained and stored ----------------------------------------------------------------------------------------
 
 
-def test_checkpoints_hold_adapter_and_head_alone(finished: Path) -> None:
+def test_checkpoints_contain_only_adapter_and_head(finished: Path) -> None:
     inner = [f"{LAYER}{i}.attention.self.{m}.lora_{x}.default.weight" for i in (0, 1) for m in ("query", "value")
              for x in "AB"]  # fmt: skip
     stored = {*inner, "classifier.weight", "classifier.bias"}
@@ -350,7 +350,7 @@ def test_t5_and_its_attention_projections(kind: str, tmp_path: Path) -> None:
 # -- with the settings of the optimizer --------------------------------------------------------------------------------
 
 
-def test_a_moving_average_holds_the_adapter_alone_and_is_what_is_merged(
+def test_a_moving_average_covers_only_the_adapter_and_is_merged(
     data: Path, bert: Path, tmp_path: Path, unchecked: None
 ) -> None:
     optim = {"lr": 0.02, "averaging": {"kind": "ema", "decay": 0.5}, "layer_decay": 0.5, "unfreeze": 0.6}
@@ -400,7 +400,7 @@ def test_a_recipe_that_contradicts_itself_is_refused(words: list[str], message: 
         check_recipe(Recipe.parse(values, words))
 
 
-def test_without_peft_the_error_says_how_to_install_it(
+def test_missing_peft_error_names_the_install_command(
     data: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -443,7 +443,7 @@ def test_the_planner_counts_what_is_trained(finished: Path) -> None:
     assert (layout.trained, layout.elements) == (facts["trained"], facts["parameters"])
 
 
-def test_the_encoder_of_an_encoder_decoder_alone_is_refused() -> None:
+def test_only_the_encoder_of_an_encoder_decoder_is_refused() -> None:
     config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(UsageError, match="T5Stack, a part of the base that no Auto class loads"):
         inject(T5Model(config).get_encoder(), AdapterConfig())

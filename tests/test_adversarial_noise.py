@@ -1,4 +1,4 @@
-"""Adversarial noise falls on tokens alone, also where a batch has no attention_mask."""
+"""Adversarial noise is added to tokens only, also in a batch without attention_mask."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_noise_falls_on_tokens_alone(name: str) -> None:
+def test_noise_is_added_to_tokens_only(name: str) -> None:
     task, model = CASES[name]
     if model is not OWN:
         model = {"kind": "pretrained", "size": "tiny", "dropout": 0.0, **model}

@@ -1,4 +1,4 @@
-"""Analysis: numbers by hand and against scikit-learn and sacreBLEU, files from a run directory, ensembles."""
+"""Analysis: numbers compared with scikit-learn and sacreBLEU, files of a run directory, ensembles."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_calibration_by_hand() -> None:
     assert found["accuracy"] == 0.75 and found["mean_confidence"] == pytest.approx((0.95 * 2 + 0.55 + 1) / 4)
 
 
-def test_calibration_agrees_with_another_way_to_count() -> None:
+def test_calibration_agrees_with_a_second_implementation() -> None:
     rows = random_records(500, ["a", "b", "c"])
     sure = np.array([max(r["probabilities"].values()) for r in rows])
     right = np.array([r["target"] == r["prediction"] for r in rows])
@@ -299,7 +299,7 @@ def test_translations_are_scored_as_by_sacrebleu() -> None:
 # -- curves and figures ------------------------------------------------------------------------------------------------
 
 
-def test_curves_take_the_last_word_of_a_step_and_skip_what_is_no_number(tmp_path: Path) -> None:
+def test_curves_use_the_last_value_of_a_step_and_skip_non_numbers(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [binary(0, "positive", 0.9)], CLASSIFICATION)
     with run.metrics.open("a", encoding="utf-8") as file:
         file.write('{"step": 8, "epoch": 1, "split": "train", "loss": 0.5, "lr": 1e-4}\n')
@@ -318,7 +318,7 @@ def test_a_run_that_logged_nothing_has_no_curves(tmp_path: Path) -> None:
     assert curves.panels(report) == [] and curves.write_curves(report) == []
 
 
-def test_the_curve_file_stands_alone(tmp_path: Path) -> None:
+def test_the_curve_file_is_self_contained(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [binary(0, "positive", 0.9)], CLASSIFICATION)
     (path,) = curves.write_curves(open_report(run, "test"))
     text = path.read_text(encoding="utf-8")
@@ -348,7 +348,7 @@ def test_inline_figures_do_not_meet() -> None:
 # -- reading a run -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no is no run directory: recipe\.yaml"):
         open_report(RunDir(tmp_path / "no"), "test")
     run = write_run(tmp_path / "run", [binary(0, "positive", 0.9)], CLASSIFICATION)
@@ -482,7 +482,7 @@ def test_ensemble_by_hand(tmp_path: Path) -> None:
     assert (summary["all_equal"], summary["some_right"]) == (0.5, 1.0)
 
 
-def test_members_that_always_say_the_same_have_no_kappa(tmp_path: Path) -> None:
+def test_members_with_constant_predictions_have_no_kappa(tmp_path: Path) -> None:
     rows = [binary(0, "positive", 0.9), binary(1, "negative", 0.8)]
     runs = [write_run(tmp_path / name, rows, CLASSIFICATION) for name in "abc"]
     _, summary = ensemble(runs, "test")

@@ -49,7 +49,7 @@ def test_average_is_fp32_apart_from_the_parameters() -> None:
     assert torch.equal(average.state()["w"], torch.ones(2))
 
 
-def test_saved_and_loaded_average_goes_on_bitwise(tmp_path: Path) -> None:
+def test_a_loaded_average_continues_bitwise(tmp_path: Path) -> None:
     def run(average: ExponentialAverage, steps: range) -> ExponentialAverage:
         for step in steps:
             generator = torch.Generator().manual_seed(step)

@@ -1,4 +1,4 @@
-"""`rankzero bench`: what it measures, within which time, what it recommends, and when it is done again."""
+"""`rankzero bench`: measurements, the time limit, the recommendation, and when it is repeated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sklearn  # noqa: F401 - at its first import it writes into os.environ
-from export_world import Exported, load, write_answers
+from export_helpers import Exported, load, write_answers
 from rich.console import Console
 
 from trainer import api
@@ -215,7 +215,7 @@ def test_seconds_after_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert bench_seconds(run, None) == benchmark.SECONDS, "resumed"
 
 
-def test_the_card_tells_of_a_benchmark_made_alone(
+def test_the_card_shows_a_separate_benchmark(
     run: RunDir, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
@@ -238,7 +238,7 @@ def test_too_little_time_ends_no_training(run: RunDir, tmp_path: Path, monkeypat
 # -- what is recommended -----------------------------------------------------------------------------------------------
 
 
-def test_only_what_has_passed_is_recommended(report: Report, run: RunDir, tmp_path: Path) -> None:
+def test_only_artifacts_that_passed_are_recommended(report: Report, run: RunDir, tmp_path: Path) -> None:
     """The fastest is int8 in batches, then int8, then bf16: none of which may be deployed once they are damaged."""
     copy = RunDir(tmp_path / "run")
     shutil.copytree(run.path, copy.path)
@@ -337,13 +337,21 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
     monkeypatch.setattr(bench_runner.bench_worker, "__file__", str(tmp_path / "fake.py"))
 
-    def measured(*more: str, seconds: float = 60.0) -> tuple[list[Report], dict[str, str]]:
+    def measured(*more: str, seconds: float = 60.0, start: float = 60.0) -> tuple[list[Report], dict[str, str]]:
         scenarios, texts = [(batch, {"beam_size": 1}) for batch in (1, 8)], [f"text {i}" for i in range(11)]
         with bench_runner.started(["tutorial", "torch", *more], tmp_path, Recipe, 1) as candidates:
-            courses = bench_runner.measure(candidates, scenarios, texts, time.monotonic() + seconds)
+            now = time.monotonic()
+            courses = bench_runner.measure(candidates, scenarios, texts, now + min(start, seconds), now + seconds)
         return courses, {candidate.name: candidate.error for candidate in candidates if candidate.error}
 
     return measured
+
+
+def test_processes_that_start_too_slowly_are_not_waited_for(fake: Measure) -> None:
+    """After a training, the start may take a part of the time. What is left then would measure nothing."""
+    began = time.monotonic()
+    assert fake(seconds=60.0, start=0.001) == ([], {})
+    assert time.monotonic() - began < 30
 
 
 def test_ratios_of_known_speeds(fake: Measure, tmp_path: Path) -> None:
@@ -384,7 +392,7 @@ def test_the_budget_ends_a_candidate_that_hangs(fake: Measure) -> None:
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told_before_anything_starts(
+def test_mistakes_are_reported_before_anything_starts(
     run: RunDir, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def code(*words: object) -> int:

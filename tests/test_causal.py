@@ -1,4 +1,4 @@
-"""Causal language modelling: packing, the loss, whole runs, and how a text is gone on with."""
+"""Causal language modeling: packing, the loss, complete runs, and continuations of texts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lane_world import PROPERTY
-from language_world import causal_recipe, task_with, write_documents
-from review_world import BAD, GOOD, OTHER, metrics, train, written
+from lane_helpers import PROPERTY
+from language_helpers import causal_recipe, task_with, write_documents
+from review_helpers import BAD, GOOD, OTHER, metrics, train, written
 from safetensors.numpy import load_file
 from transformers import GPT2LMHeadModel
 
@@ -107,7 +107,7 @@ def test_packing_loses_and_repeats_nothing(lengths: list[int], packing: bool, cr
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
-def test_a_packed_document_has_the_loss_that_it_has_alone(architecture: str, attention: str) -> None:
+def test_packing_does_not_change_the_loss_of_a_document(architecture: str, attention: str) -> None:
     made = recipe(
         model={**GPT2, "architecture": architecture, "attention": attention},
         data={"max_length": 64, "tokens_per_batch": 64},
@@ -182,7 +182,7 @@ def test_scores_per_word_and_byte() -> None:
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_work_is_said_at_once() -> None:
+def test_contradicting_settings_are_refused() -> None:
     with pytest.raises(UsageError, match=r"model.architecture='gpt22' is unknown to transformers; did you mean 'gpt2'"):
         task_of(recipe(model={**GPT2, "architecture": "gpt22"})).build_model()
     with pytest.raises(UsageError, match=r"model.config.n_layers: gpt2 has no such key; did you mean 'n_layer'"):
@@ -299,7 +299,7 @@ def greedy(task: Any, model: Any, text: str, tokens: int) -> list[int]:
     return new
 
 
-def test_greedy_is_the_likeliest_token_again_and_again() -> None:
+def test_greedy_decoding_repeats_the_most_probable_token() -> None:
     """Also beside a longer text in the batch, which shifts the shorter one."""
     task = task_of(recipe(data={"max_length": 64, "tokens_per_batch": 64}))
     model = model_of(task)
@@ -314,7 +314,7 @@ def test_greedy_is_the_likeliest_token_again_and_again() -> None:
         assert record["score"] == pytest.approx(sum(taken) / len(taken), abs=1e-4)
 
 
-def test_what_a_model_brings_for_its_searches_is_not_obeyed(tmp_path: Path) -> None:
+def test_generation_settings_of_the_pretrained_model_are_ignored(tmp_path: Path) -> None:
     """It is not in the run's directory: a run that is opened again would answer otherwise."""
     first = task_of(recipe(data={"max_length": 64, "tokens_per_batch": 64}))
     model = model_of(first)
@@ -331,7 +331,7 @@ def test_what_a_model_brings_for_its_searches_is_not_obeyed(tmp_path: Path) -> N
 
 
 @pytest.mark.ranks
-def test_predict_goes_on_with_texts(run: Path) -> None:
+def test_predict_continues_texts(run: Path) -> None:
     texts = ["the film", "a story was very", ""]
 
     def answers(*settings: str, of: list[str] = texts) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: whatever happens to the one being written, the one before it stands."""
+"""Checkpoints are complete or absent: if a save fails anywhere, the checkpoint before it is intact."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def save(folder: Path, step: int) -> Path:
     return checkpoint.save(folder, step, tensors(float(step)), {"step": step, "text": "ä"})
 
 
-def is_whole(folder: Path, step: int) -> bool:
+def is_complete(folder: Path, step: int) -> bool:
     return checkpoint.fault(checkpoint.path_of(folder, step)) is None
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_is_restored_bit_for_bit(tmp_path: Path) -> None:
     path = save(tmp_path, 200)
     assert path == tmp_path / "step-00000200"
     assert sorted(p.name for p in path.iterdir()) == sorted(FILES)
@@ -117,7 +117,7 @@ def died_in_save(folder: Path, point: str, nth: int, step: int) -> bool:
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("again", [False, True], ids=["new", "the same step again"])
-def test_a_crash_at_each_point_leaves_the_newest_whole(tmp_path: Path, point: str, again: bool) -> None:
+def test_a_crash_at_each_point_leaves_the_newest_complete(tmp_path: Path, point: str, again: bool) -> None:
     """Also where the step is there already: between two renames it is neither here nor there."""
     crashes = 0
     for nth in range(1, 20):
@@ -142,7 +142,7 @@ def test_a_crash_at_each_point_leaves_the_newest_whole(tmp_path: Path, point: st
 
 @pytest.mark.parametrize("point", [p for p in POINTS if p != "shutil.rmtree"])
 @pytest.mark.parametrize("again", [False, True], ids=["new", "the same step again"])
-def test_a_full_disk_at_each_point_is_told_and_harmless(tmp_path: Path, point: str, again: bool) -> None:
+def test_a_full_disk_at_each_point_is_reported_and_harmless(tmp_path: Path, point: str, again: bool) -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")
 
@@ -164,7 +164,7 @@ def test_a_full_disk_at_each_point_is_told_and_harmless(tmp_path: Path, point: s
         assert error is None or all(words in str(error) for words in ("step 20", "No space left", "is intact"))
         assert not list(folder.glob(".saving-*")), "what was written of it is away, for there is no room"
         assert checkpoint.newest(folder) in ((20,) if again or error is None else (10, 20))
-        assert is_whole(folder, 10)
+        assert is_complete(folder, 10)
         if error is None:
             break
     assert failures, f"{point} was never reached"
@@ -238,7 +238,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def strange(manifest: Path) -> None:
+def malformed(manifest: Path) -> None:
     manifest.write_text(json.dumps({"files": {"model.safetensors": 3, "state.json": None}}))
 
 
@@ -252,7 +252,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty manifest": (lambda path: os.truncate(path / "manifest.json", 0), "manifest.json is not JSON"),
     "a manifest of something else": (lambda path: (path / "manifest.json").write_text("[1]"), "manifest.json"),
     "no list of files": (lambda path: (path / "manifest.json").write_text('{"files": 3}'), "manifest.json"),
-    "a strange list": (lambda path: strange(path / "manifest.json"), "model.safetensors"),
+    "a malformed list": (lambda path: malformed(path / "manifest.json"), "model.safetensors"),
     "an empty list": (lambda path: (path / "manifest.json").write_text('{"files": {}}'), "manifest.json"),
 }
 
@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog
     assert "step-00000020" in caplog.text, "the warning names the file"
 
 
-def test_with_none_whole_nothing_starts_from_scratch(tmp_path: Path) -> None:
+def test_without_a_complete_checkpoint_no_run_starts_from_scratch(tmp_path: Path) -> None:
     flip(save(tmp_path, 10) / "model.safetensors")
     (save(tmp_path, 20) / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint among 2.*--fresh") as caught:
@@ -357,8 +357,8 @@ def test_a_checkpoint_without_manifest_does_not_count_as_kept(tmp_path: Path) ->
         save(tmp_path, step)
     (checkpoint.path_of(tmp_path, 30) / "manifest.json").unlink()
     checkpoint.clean(tmp_path, 2, [])
-    assert is_whole(tmp_path, 10)
-    assert is_whole(tmp_path, 20)
+    assert is_complete(tmp_path, 10)
+    assert is_complete(tmp_path, 20)
 
 
 def test_damaged_newer_checkpoints_do_not_displace_new_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -395,7 +395,7 @@ def test_a_damaged_older_checkpoint_does_not_count_as_kept(tmp_path: Path) -> No
     assert (tmp_path / "damaged-step-00000020").is_dir()
 
 
-def test_what_dead_saves_have_left_is_cleaned(tmp_path: Path) -> None:
+def test_files_of_interrupted_saves_are_removed(tmp_path: Path) -> None:
     save(tmp_path, 10)
     for name in (".saving-00000020-123", ".deleting-00000005", ".replaced-00000010"):
         (tmp_path / name).mkdir()
@@ -404,7 +404,7 @@ def test_what_dead_saves_have_left_is_cleaned(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
 
 
-def test_the_manifest_is_what_it_says(tmp_path: Path) -> None:
+def test_the_manifest_lists_sizes_and_hashes(tmp_path: Path) -> None:
     import hashlib
 
     path = save(tmp_path, 10)
@@ -416,7 +416,7 @@ def test_the_manifest_is_what_it_says(tmp_path: Path) -> None:
         assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def test_a_failed_save_says_what_is_there(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_described(tmp_path: Path) -> None:
     assert checkpoint.describe_saved(tmp_path / "none") == "no checkpoint has been saved yet"
     save(tmp_path, 10)
     save(tmp_path, 20)

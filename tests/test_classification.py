@@ -1,4 +1,4 @@
-"""Classification and masked language modelling: encoding, models, techniques; and the contract of all tasks."""
+"""Classification and masked language modeling: encoding, models, techniques; and the contract of all tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import processes
 import pytest
 import torch
 import yaml
-from review_world import NAMES, OTHER, metrics, recipe, task_of, train, written
+from review_helpers import NAMES, OTHER, metrics, recipe, task_of, train, written
 from safetensors.numpy import load_file
 from slow import slow_except
 from transformers import (
@@ -47,7 +47,7 @@ from trainer.tasks.classification.metrics import calibration_error, from_confusi
 
 
 @pytest.mark.parametrize(("truncation", "kept"), [("head", "abcdef"), ("tail", "opqrst"), ("head_tail", "abqrst")])
-def test_truncation_keeps_the_part_asked_for(bert: Path, tmp_path: Path, truncation: str, kept: str) -> None:
+def test_truncation_keeps_the_configured_part(bert: Path, tmp_path: Path, truncation: str, kept: str) -> None:
     task = {"truncation": truncation, "head_share": 0.33}
     made = recipe(tmp_path, {"kind": "pretrained", "name": str(bert)}, task=task, data={"max_length": 8})
     found = task_of(made)
@@ -74,7 +74,7 @@ def test_ids_are_those_of_the_tokenizers_own_call(bert: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("labels", [["negative", "positive"], {0: "negative", 1: "positive", "neg": "negative"}])
-def test_labels_map_both_ways(bert: Path, tmp_path: Path, labels: Any) -> None:
+def test_label_maps_are_inverse(bert: Path, tmp_path: Path, labels: Any) -> None:
     values = recipe(tmp_path, {"kind": "pretrained", "name": str(bert)}).model_dump(mode="json")
     values["task"]["labels"] = labels
     task = task_of(Recipe.parse(values))
@@ -192,7 +192,7 @@ def test_gpt2_classifies_the_last_token_of_each_row(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-6, rtol=1e-5)
 
 
-def test_our_attention_gives_what_the_librarys_gives(bert: Path, tmp_path: Path) -> None:
+def test_our_attention_equals_that_of_the_library(bert: Path, tmp_path: Path) -> None:
     task = task_of(recipe(tmp_path, {"kind": "pretrained", "name": str(bert)}))
     model: Any = task.build_model().eval()
     assert model.config._attn_implementation == "rankzero_eager"
@@ -212,7 +212,7 @@ def test_words_that_the_tokenizer_does_not_know_are_shown(bert: Path, tmp_path: 
     assert own.sep_token_id in task.wordless
 
 
-def test_what_does_not_fit_is_refused_with_both_numbers(bert: Path, tmp_path: Path) -> None:
+def test_lengths_that_do_not_fit_are_refused_with_both_numbers(bert: Path, tmp_path: Path) -> None:
     model = {"kind": "pretrained", "name": str(bert)}
     with pytest.raises(UsageError, match=r"data\.max_length=64 is more than the 40 positions"):
         task_of(recipe(tmp_path, model, data={"max_length": 64})).build_model()
@@ -305,7 +305,7 @@ FAMILIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_embeddings_are_found_whatever_their_names(family: str) -> None:
+def test_embeddings_are_found_under_any_name(family: str) -> None:
     sizes, tables, layers = FAMILIES[family]
     sizes = {**sizes, "d_model": 16, "n_embd": 16, "n_head": 2, "num_heads": 2, "vocab_size": 60, "n_positions": 40}
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **sizes))
@@ -577,7 +577,7 @@ def test_noise_does_not_depend_on_the_width_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_without_a_mask_noise_falls_on_what_the_loss_depends_on(rows: int) -> None:
+def test_without_a_mask_noise_is_added_where_the_loss_depends_on_it(rows: int) -> None:
     """Translations and packed documents have no attention_mask."""
     embedding, mask = torch.nn.Embedding(9, 16), torch.arange(5) < torch.tensor([[5], [3], [0]])
     twin = Perturbation(embedding, AdversarialConfig(kind="noise", epsilon=0.5), rows=rows)
@@ -625,7 +625,7 @@ def test_frozen_layers_do_not_move_by_a_bit(reviews: Path, bert: Path, tmp_path:
 
 
 @pytest.mark.ranks
-def test_a_run_of_a_pretrained_model_stands_alone(reviews: Path, bert: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_pretrained_model_needs_no_source_files(reviews: Path, bert: Path, tmp_path: Path) -> None:
     """model/ is what transformers loads; predict and evaluate need the run directory only."""
     import shutil
 

@@ -1,4 +1,4 @@
-"""Several labels and numbers per row: rows, losses, metrics, what is chosen after the training, whole runs."""
+"""Several labels and numbers per row: rows, losses, metrics, calibration, complete runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import modes_world
+import modes_helpers
 import numpy as np
 import processes
 import pytest
 import torch
 import torch.nn.functional as F
-from export_world import exported, finished_run
-from modes_world import LABELS, MULTI, REGRESSION
+from export_helpers import exported, finished_run
+from modes_helpers import LABELS, MULTI, REGRESSION
 from processes import Ranks, next_logs, read_lines, run_ranks, wait_until
-from review_world import metrics, written
+from review_helpers import metrics, written
 from safetensors.numpy import load_file
 from scipy import stats
 from sklearn import metrics as sk
@@ -50,7 +50,7 @@ SCORES = {"multi": ["f1_micro", "f1_macro", "subset_accuracy", "hamming_loss", "
 
 @pytest.fixture(scope="module")
 def topics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return modes_world.write_topics(tmp_path_factory.mktemp("topics"))
+    return modes_helpers.write_topics(tmp_path_factory.mktemp("topics"))
 
 
 def same(text: str) -> str:
@@ -82,20 +82,22 @@ def test_keys_of_another_mode_are_refused(values: dict[str, Any], words: str) ->
 
 def test_a_stored_recipe_may_hold_the_defaults_of_other_modes(topics: Path) -> None:
     for task in (MULTI, REGRESSION):
-        made = modes_world.recipe(topics, task)
+        made = modes_helpers.recipe(topics, task)
         assert Recipe.parse(made.model_dump(mode="json")) == made
     weights = ClassificationConfig(labels=["a", "b"], class_weights={"b": 3}).weights_by_class  # type: ignore[arg-type]
     assert weights == [1.0, 3.0]
 
 
-def test_what_needs_validation_or_classes_is_refused(topics: Path, tmp_path: Path) -> None:
-    single = modes_world.recipe(topics, {"labels": ["a", "b"], "calibration": "temperature"}, data={"validation": None})
+def test_settings_without_validation_or_classes_are_refused(topics: Path, tmp_path: Path) -> None:
+    single = modes_helpers.recipe(
+        topics, {"labels": ["a", "b"], "calibration": "temperature"}, data={"validation": None}
+    )
     with pytest.raises(UsageError, match=r"task\.calibration: needs data\.validation"):
         load_recipe(written(tmp_path, single))
-    smoothed = modes_world.recipe(topics, REGRESSION, optim={"label_smoothing": 0.1})
+    smoothed = modes_helpers.recipe(topics, REGRESSION, optim={"label_smoothing": 0.1})
     with pytest.raises(UsageError, match=r"optim\.label_smoothing: task\.mode regression"):
         load_recipe(written(tmp_path, smoothed))
-    lone = modes_world.recipe(topics, {"labels": ["a", "b"]}, data={"columns": {"text_pair": "other"}})
+    lone = modes_helpers.recipe(topics, {"labels": ["a", "b"]}, data={"columns": {"text_pair": "other"}})
     with pytest.raises(UsageError, match=r"names a second text; set task\.pair=true"):
         load_recipe(written(tmp_path, lone))
 
@@ -137,7 +139,7 @@ def test_a_bad_number_names_file_row_and_column(topics: Path, tmp_path: Path) ->
     lines = (topics / "train.jsonl").read_text().splitlines()
     lines[6] = json.dumps({**json.loads(lines[6]), "value": "n/a"})
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
-    made = modes_world.recipe(tmp_path, REGRESSION, data={"validation": 0.2, "test": None})
+    made = modes_helpers.recipe(tmp_path, REGRESSION, data={"validation": 0.2, "test": None})
     source, roles = open_split(made.data, "train", roles_of(made)), roles_of(made)
     assert source is not None
     with pytest.raises(DataError, match=r'train\.jsonl, line 7 \(row 7\), column "value": is not a number: n/a'):
@@ -145,7 +147,7 @@ def test_a_bad_number_names_file_row_and_column(topics: Path, tmp_path: Path) ->
 
 
 def test_the_survey_measures_numbers(topics: Path) -> None:
-    made = modes_world.recipe(topics, REGRESSION)
+    made = modes_helpers.recipe(topics, REGRESSION)
     source, roles = open_split(made.data, "train", roles_of(made)), roles_of(made)
     assert source is not None
     values = [json.loads(line)["value"] for line in (topics / "train.jsonl").read_text().splitlines()]
@@ -154,19 +156,19 @@ def test_the_survey_measures_numbers(topics: Path) -> None:
 
 
 def test_labels_that_are_not_known_count_nothing(topics: Path) -> None:
-    task = modes_world.task(modes_world.recipe(topics, MULTI))
+    task = modes_helpers.task(modes_helpers.recipe(topics, MULTI))
     batch = task.collate(task.encode([{"text": "a film", "labels": ["food", "sport"]}, {"text": "a"}]))
     assert batch["labels"].tolist() == [[1, 1, 0], [IGNORED] * 3]
     assert task.targets(batch) == 3
-    task = modes_world.task(modes_world.recipe(topics, REGRESSION | {"targets": ["value", "size"]}))
+    task = modes_helpers.task(modes_helpers.recipe(topics, REGRESSION | {"targets": ["value", "size"]}))
     batch = task.collate(task.encode([{"text": "a film", "value": 2.5, "size": 3}, {"text": "a"}]))
     assert batch["labels"].tolist() == [[2.5, 3.0], [IGNORED] * 2]
     assert task.targets(batch) == 2
 
 
 def test_weights_decide_the_denominator(topics: Path) -> None:
-    made = modes_world.recipe(topics, MULTI, data={"columns": {"weight": "weight"}})
-    task = modes_world.task(made)
+    made = modes_helpers.recipe(topics, MULTI, data={"columns": {"weight": "weight"}})
+    task = modes_helpers.task(made)
     rows = [{"text": "a film", "labels": ["food"], "weight": w} for w in (0.25, 3.0)]
     batch = task.collate(task.encode(rows))
     assert task.targets(batch) == 3.25 * 3
@@ -182,7 +184,7 @@ def test_only_training_rows_need_a_weight(topics: Path, tmp_path: Path) -> None:
         rows = [json.loads(line) for line in (topics / f"{name}.jsonl").read_text().splitlines()]
         kept = [row if name == "train" else {k: v for k, v in row.items() if k != "weight"} for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    made = modes_world.recipe(tmp_path, REGRESSION, data={"columns": {"weight": "weight"}})
+    made = modes_helpers.recipe(tmp_path, REGRESSION, data={"columns": {"weight": "weight"}})
     roles = roles_of(made)
     sources = {split: open_split(made.data, split, roles) for split in ("train", "validation")}  # type: ignore[arg-type]
     surveyed = {split: survey(source, made.data, roles, split) for split, source in sources.items() if source}  # type: ignore[arg-type]
@@ -195,10 +197,10 @@ def test_only_training_rows_need_a_weight(topics: Path, tmp_path: Path) -> None:
 
 
 def test_a_prepared_corpus_keeps_numbers(topics: Path, tmp_path: Path) -> None:
-    made = modes_world.recipe(topics, REGRESSION, data={"columns": {"weight": "weight"}})
+    made = modes_helpers.recipe(topics, REGRESSION, data={"columns": {"weight": "weight"}})
     api.prepare(made, out=tmp_path / "prepared")
     prepared = Recipe.parse(made.model_dump(mode="json"), [f"data.root={tmp_path / 'prepared'}"])
-    corpus = Corpus(prepared, modes_world.task(prepared))
+    corpus = Corpus(prepared, modes_helpers.task(prepared))
     rows = list(islice(corpus.train, 20))
     for row, encoded in zip(rows, corpus._encode(rows), strict=True):
         assert encoded is not None
@@ -250,7 +252,7 @@ def test_focal_losses_by_their_formula() -> None:
 @pytest.mark.parametrize("changes", [{"focal_gamma": 2.0}, {"label_smoothing": 0.3}, {"class_weights": {"b": 4.0}}])
 def test_settings_of_one_label_change_its_loss(topics: Path, changes: dict[str, Any]) -> None:
     def loss(**task: Any) -> float:
-        made = modes_world.task(modes_world.recipe(topics, {"labels": ["a", "b"], **task}))
+        made = modes_helpers.task(modes_helpers.recipe(topics, {"labels": ["a", "b"], **task}))
         torch.manual_seed(0)
         model, rows = made.build_model().eval(), [{"text": "a film", "label": c} for c in "abb"]
         return made.loss(model, made.collate(made.encode(rows))).item()  # type: ignore[no-any-return]
@@ -368,7 +370,7 @@ def test_one_of_two_classes_has_a_threshold(topics: Path) -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])  # 27%, 73% and 12% for the second class
 
     def predicted(**task: Any) -> list[str]:
-        made = modes_world.task(modes_world.recipe(topics, {"labels": ["ham", "spam"], **task}))
+        made = modes_helpers.task(modes_helpers.recipe(topics, {"labels": ["ham", "spam"], **task}))
         if task.get("thresholds") == "auto":
             records = [
                 {"target": name, "probabilities": {"ham": 1 - p, "spam": p}}
@@ -402,7 +404,7 @@ def test_a_temperature_is_found_again() -> None:
 
 
 def test_an_output_layer_that_is_not_the_last_part_stays(topics: Path, caplog: pytest.LogCaptureFixture) -> None:
-    task = modes_world.task(modes_world.recipe(topics, REGRESSION))
+    task = modes_helpers.task(modes_helpers.recipe(topics, REGRESSION))
     model: Any = task.build_model()
     before = model.head.weight.clone()
     assert set(scale_outputs(task, model, [3.0], [40.0])) == {"head.weight", "head.bias"}
@@ -430,7 +432,7 @@ def trained(topics: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def run(mode: str) -> Path:
         if mode not in runs:
             folder = tmp_path_factory.mktemp(mode)
-            made = modes_world.recipe(topics, MODES[mode], loop={"max_steps": 30}, optim={"lr": 5e-3})
+            made = modes_helpers.recipe(topics, MODES[mode], loop={"max_steps": 30}, optim={"lr": 5e-3})
             processes.train(written(folder, made), folder / "run").check()
             runs[mode] = folder / "run"
         return runs[mode]
@@ -485,7 +487,7 @@ def test_one_and_two_ranks_take_the_same_steps(topics: Path, tmp_path: Path, mod
     task = MODES.get(mode) or {"labels": {43.0: "high", 40.0: "middle", 41.0: "mixed", 38.0: "low"}, "focal_gamma": 1.0,
                                "class_weights": "balanced", "calibration": "temperature"}  # fmt: skip
     columns = {"weight": "weight", **({"label": "value"} if mode == "single" else {})}
-    made = modes_world.recipe(topics, task, data={"columns": columns}, optim={"name": "sgd", "lr": 0.05})
+    made = modes_helpers.recipe(topics, task, data={"columns": columns}, optim={"name": "sgd", "lr": 0.05})
     runs = [tmp_path / str(ranks) for ranks in (1, 2)]
     for ranks, run in enumerate(runs, start=1):
         processes.train(written(tmp_path, made), run, world=ranks, engine=engine if ranks > 1 else None).check()
@@ -502,7 +504,7 @@ def test_one_and_two_ranks_take_the_same_steps(topics: Path, tmp_path: Path, mod
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(topics: Path, tmp_path: Path) -> None:
     """Numbers with weights; and a start after the model is written reads mean and deviation from it."""
-    made = modes_world.recipe(topics, REGRESSION, data={"columns": {"weight": "weight"}}, loop={"save_every": 2})
+    made = modes_helpers.recipe(topics, REGRESSION, data={"columns": {"weight": "weight"}}, loop={"save_every": 2})
     path, whole, run = written(tmp_path, made), tmp_path / "whole", tmp_path / "run"
     processes.train(path, whole, world=2).check()
     killed = Ranks(["train", path, "loop.max_steps=8", "--run", run], next_logs(run), 2)
@@ -531,7 +533,7 @@ def test_stock_transformers_and_the_artifact_give_the_same(
     threshold = {"thresholds": {"high": 0.3}} if mode == "decision" else {}
     single, task = mode in ("single", "decision"), MODES.get(mode) or {"labels": labels, **threshold}
     data = {"columns": {"label": "value"}} if single else {}
-    made = modes_world.recipe(topics, task, {"kind": "pretrained", "name": str(bert)}, data=data,
+    made = modes_helpers.recipe(topics, task, {"kind": "pretrained", "name": str(bert)}, data=data,
                               export={"onnx": True})  # fmt: skip
 
     def calibrated(task: Any, model: nn.Module) -> None:
@@ -540,7 +542,7 @@ def test_stock_transformers_and_the_artifact_give_the_same(
         found = {"temperature": 2.0} if single else task.calibration([])
         task.calibrate(model.eval(), found)
 
-    run = exported(finished_run(tmp_path / "run", made, modes_world.task(made).tokenizer, calibrated))
+    run = exported(finished_run(tmp_path / "run", made, modes_helpers.task(made).tokenizer, calibrated))
     own: Any = run.finished.task
     assert own.calibrated, "read from config.json"
     rows, answered = run.rows()
@@ -602,7 +604,7 @@ def by_label(folder: Path) -> Any:
 def test_the_plan_traces_an_evaluation(topics: Path, bert: Path, tmp_path: Path, mode: str) -> None:
     from launch.cli import app
 
-    made = modes_world.recipe(topics, MODES[mode], {"kind": "pretrained", "name": str(bert)})
+    made = modes_helpers.recipe(topics, MODES[mode], {"kind": "pretrained", "name": str(bert)})
     words = ["plan", str(written(tmp_path, made)), "--cpu", "--run", str(tmp_path / "none"), "--json"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.exception

@@ -1,4 +1,4 @@
-"""The cleaning steps one by one, and what makes a row a bad one."""
+"""Each cleaning step, and the rows that count as bad."""
 
 from __future__ import annotations
 

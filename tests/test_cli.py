@@ -1,4 +1,4 @@
-"""The commands as a user meets them: what they print, and the exit code of each mistake."""
+"""The commands: their output, and the exit code of each mistake."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_schema_is_json(tmp_path: Path) -> None:
         (["evaluate", "missing", "--split", "train"], 2, ["--split train", "validation and test"]),
     ],
 )
-def test_a_mistake_is_told_with_2(tmp_path: Path, argv: list[str], code: int, words: list[str]) -> None:
+def test_usage_errors_exit_with_2(tmp_path: Path, argv: list[str], code: int, words: list[str]) -> None:
     ended = command(tmp_path, *argv, hook=partial(os.chdir, tmp_path)).check(code)
     assert "Traceback" not in ended.text
     assert all(word in ended.text for word in words), ended.text
@@ -108,7 +108,7 @@ def test_a_mistake_is_told_with_2(tmp_path: Path, argv: list[str], code: int, wo
         (["data.test=empty.jsonl"], ["data.test", "no usable row"]),
     ],
 )
-def test_bad_data_are_told_with_3_before_the_model_is_built(
+def test_bad_data_exits_with_3_before_the_model_is_built(
     recipe: Path, corpus: Path, tmp_path: Path, words: list[str], told: list[str]
 ) -> None:
     moved = Path(shutil.copytree(corpus, tmp_path / "corpus"))
@@ -123,7 +123,7 @@ def test_bad_data_are_told_with_3_before_the_model_is_built(
     assert status(run)["error"] in ended.err[0]
 
 
-def test_a_bad_row_met_by_one_rank_is_told_by_it(recipe: Path, corpus: Path, tmp_path: Path) -> None:
+def test_a_bad_row_is_reported_by_the_rank_that_reads_it(recipe: Path, corpus: Path, tmp_path: Path) -> None:
     """A file that changes while it is read: only the rank that meets the row knows."""
     moved = Path(shutil.copytree(corpus, tmp_path / "corpus"))
     run = tmp_path / "run"
@@ -138,7 +138,7 @@ def test_a_bad_row_met_by_one_rank_is_told_by_it(recipe: Path, corpus: Path, tmp
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_the_design_says(run: Path, recipe: Path) -> None:
+def test_a_run_writes_the_documented_files(run: Path, recipe: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names >= {
         *("recipe.yaml", "status.json", "manifest.json", "metrics.jsonl", "checkpoints", "tokenizer", "model"),
@@ -160,7 +160,7 @@ def test_a_run_leaves_what_the_design_says(run: Path, recipe: Path) -> None:
     assert scores["rows"] == 8
 
 
-def test_evaluate_again_prints_what_it_writes(run: Path, tmp_path: Path) -> None:
+def test_evaluate_prints_the_metrics_that_it_writes(run: Path, tmp_path: Path) -> None:
     before = {split: (run / f"evaluation/{split}/metrics.json").read_bytes() for split in ("validation", "test")}
     ended = command(tmp_path, "evaluate", run, "--split", "validation").check()
     assert json.loads(ended.out[0]) == json.loads(before["validation"])
@@ -172,7 +172,7 @@ def test_evaluate_again_prints_what_it_writes(run: Path, tmp_path: Path) -> None
     assert "## Results: test, 3 rows" in (run / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_run_without_a_model_is_told_with_4(run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_model_exits_with_4(run: Path, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(run, tmp_path / "bare"))
     shutil.rmtree(bare / "model")
     for argv in (["evaluate", bare], ["predict", bare, "x"]):
@@ -234,7 +234,7 @@ def test_the_version_is_printed() -> None:
     assert done.stdout == f"rankzero {importlib.metadata.version('rankzero')}\n"
 
 
-def test_predict_tells_what_it_cannot_read_or_run(run: Path, tmp_path: Path) -> None:
+def test_predict_reports_unreadable_input_and_missing_backends(run: Path, tmp_path: Path) -> None:
     ended = command(tmp_path, "predict", run, stdin=b"a\n\xff\n").check(3)
     assert "stdin line 2 is not UTF-8" in ended.err[0]
     ended = command(tmp_path, "predict", run, "a", "b\udcff").check(3)
@@ -257,7 +257,7 @@ def test_predict_answers_the_other_lines(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_debug_is_a_slice_in_a_directory_of_its_own(recipe: Path, tmp_path: Path) -> None:
+def test_debug_trains_a_slice_in_a_separate_directory(recipe: Path, tmp_path: Path) -> None:
     here = partial(os.chdir, tmp_path)
     for seed in (3, 4):  # a debug run is scratch: the second replaces the first, whatever its recipe
         run_ranks(["train", recipe, "--debug", f"seed={seed}"], next_logs(tmp_path / "debug"), hook=here).check()
@@ -275,7 +275,7 @@ def test_profile_writes_a_trace(recipe: Path, tmp_path: Path) -> None:
 
 # -- the other ways in -------------------------------------------------------------------------------------------------
 
-WAYS: dict[str, tuple[list[str], int]] = {
+LAUNCHERS: dict[str, tuple[list[str], int]] = {
     "python -m trainer": ([sys.executable, "-m", "trainer"], 1),
     "rankzero": ([sys.executable, "-c", MAIN], 1),
     # "--", because torchrun takes "--run" for one of its own options, wherever it stands
@@ -309,11 +309,11 @@ def expected(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return weights
 
 
-@pytest.mark.parametrize("way", slow_except(WAYS, "rankzero"))
-def test_every_way_in_comes_to_the_same(
-    recipe: Path, expected: Callable[[int], bytes], tmp_path: Path, way: str
+@pytest.mark.parametrize("launcher", slow_except(LAUNCHERS, "rankzero"))
+def test_every_launcher_trains_the_same_weights(
+    recipe: Path, expected: Callable[[int], bytes], tmp_path: Path, launcher: str
 ) -> None:
-    start, ranks = WAYS[way]
+    start, ranks = LAUNCHERS[launcher]
     run = tmp_path / "run"
     words = ["train", str(recipe), "loop.max_steps=6", "evaluation.splits=[]", "--run", str(run)]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""The norm that clips is that of the parameters which the step updates, under every engine."""
+"""Gradients are clipped by the norm of the parameters that the step updates, under every engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from review_world import recipe, written
+from review_helpers import recipe, written
 from safetensors.numpy import load_file
 from slow import slow_except
 

@@ -67,7 +67,7 @@ def test_a_draw_has_bits_to_spare() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- rows and splits
-def test_a_row_depends_on_its_key_alone() -> None:
+def test_a_row_depends_on_its_key_only() -> None:
     rows = [grammar.row("train", row) for row in range(50)]
     assert [grammar.row("train", row) for row in reversed(range(50))] == rows[::-1]
     assert rows_of("train", 50) == rows

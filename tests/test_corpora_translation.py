@@ -96,7 +96,7 @@ def test_english_follows_from_german(corpus: dict[str, list[dict[str, str]]]) ->
 
 
 # --------------------------------------------------------------------------------------------------- rows and splits
-def test_a_row_depends_on_its_key_alone() -> None:
+def test_a_row_depends_on_its_key_only() -> None:
     pairs = [grammar.row("train", row) for row in range(50)]
     assert [grammar.row("train", row) for row in reversed(range(50))] == pairs[::-1]
     assert list(embedded_rows("translation", "train", 50, 0, 0, 1)) == pairs

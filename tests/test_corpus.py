@@ -103,7 +103,7 @@ def train(
     return done, progress.to_json(progress.marks), seen
 
 
-def beginning(found: Corpus) -> Any:
+def start_state(found: Corpus) -> Any:
     progress = Progress.start(found.recipe.data.lanes)
     return progress.to_json(progress.marks)
 
@@ -125,7 +125,7 @@ def test_steps_over_files_are_the_same_after_two_resumes(
     found = corpus(recipe(tmp_path, block_rows=block_rows), tokenizer)
     server = found.lanes()
     assert server._whole_shards == whole
-    expected, _, batches = train(found, 1, beginning(found))
+    expected, _, batches = train(found, 1, start_state(found))
     every = [row.id for row in found.train]
     assert len(every) == 304
     assert ids_of(expected) == sorted(every * 2)
@@ -135,7 +135,7 @@ def test_steps_over_files_are_the_same_after_two_resumes(
         assert all(width % 4 == 0 for width in widths)
         assert max(widths) * loaded.rows <= 128
 
-    state, parts = beginning(found), []
+    state, parts = start_state(found), []
     ends = [5, len(expected) // 2 + 3, len(expected) // 2 + 4, None]
     places = [(1, 0, 1), (2, 0, 2), (4, 0, 1), (3, 0, 2)]
     for begin, end, (ranks, workers, fuse) in zip([0, *ends], ends, places, strict=False):
@@ -148,8 +148,8 @@ def test_steps_over_files_are_the_same_after_two_resumes(
 def test_steps_over_files_are_the_same_with_loader_processes(tmp_path: Path, tokenizer: Any) -> None:
     write(tmp_path, pairs(304), 3)
     found = corpus(recipe(tmp_path, block_rows=30), tokenizer)
-    expected, _, batches = train(found, 1, beginning(found))
-    first, state, _ = train(found, 1, beginning(found), workers=2, steps=len(expected) // 3)
+    expected, _, batches = train(found, 1, start_state(found))
+    first, state, _ = train(found, 1, start_state(found), workers=2, steps=len(expected) // 3)
     rest, _, last = train(found, 2, state, workers=2)
     assert first + rest == expected
     assert {k: v.tolist() for k, v in last[-1].inputs.items()} == {k: v.tolist() for k, v in batches[-1].inputs.items()}
@@ -161,8 +161,8 @@ def test_compressed_and_parallel_text_files_resume_too(tmp_path: Path, tokenizer
             file.writelines(row[role] + "\n" for row in pairs(120))
     patterns = {"src": "train.src.gz", "trg": "train.trg.gz"}
     found = corpus(recipe(tmp_path, train=patterns, block_rows=12), tokenizer)
-    expected, _, _ = train(found, 1, beginning(found))
-    first, state, _ = train(found, 1, beginning(found), steps=len(expected) // 3)
+    expected, _, _ = train(found, 1, start_state(found))
+    first, state, _ = train(found, 1, start_state(found), steps=len(expected) // 3)
     rest, _, _ = train(found, 2, state)
     assert ids_of(expected) == sorted([(0, row) for row in range(120)] * 2)
     assert first + rest == expected
@@ -188,12 +188,12 @@ def shards_of(*sizes: int | None, format: str = "jsonl") -> Source:
         ([None] * 9, 4, False),
     ],
 )
-def test_whole_shards_are_dealt_where_every_lane_gets_as_much(sizes: list[int | None], lanes: int, whole: bool) -> None:
+def test_whole_shards_are_dealt_when_lanes_get_equal_shares(sizes: list[int | None], lanes: int, whole: bool) -> None:
     plan = LanePlan(1, lanes, 100, 100, None)
     assert deals_whole_shards(shards_of(*sizes), plan) == whole
 
 
-def test_prepared_shards_are_dealt_whole_whatever_their_bytes() -> None:
+def test_prepared_shards_of_any_size_are_dealt_whole() -> None:
     prepared = shards_of(100, 180, 40, 90, format="prepared")
     assert deals_whole_shards(prepared, LanePlan(1, 2, 100, 100, None))
     assert not deals_whole_shards(prepared, LanePlan(1, 3, 100, 100, None))
@@ -209,10 +209,10 @@ def test_bad_rows_are_skipped_at_the_same_place_on_any_ranks(tmp_path: Path, tok
         rows[at] = row
     write(tmp_path, rows, 3)
     found = corpus(recipe(tmp_path, on_bad_row="skip", block_rows=25), tokenizer)
-    expected, _, _ = train(found, 1, beginning(found))
+    expected, _, _ = train(found, 1, start_state(found))
     every = [row.id for row in found.train]
     assert ids_of(expected) == sorted([i for at, i in enumerate(every) if at not in bad] * 2)
-    first, state, _ = train(found, 2, beginning(found), steps=7)
+    first, state, _ = train(found, 2, start_state(found), steps=7)
     rest, _, _ = train(found, 4, state, fuse=1)
     assert first + rest == expected
 
@@ -223,8 +223,8 @@ def test_a_bad_row_fails_with_its_file_row_and_column(tmp_path: Path, tokenizer:
     write(tmp_path, rows, 2)
     found = corpus(recipe(tmp_path), tokenizer)
     for reads in (
-        lambda: train(found, 1, beginning(found)),
-        lambda: train(found, 1, beginning(found), workers=2),
+        lambda: train(found, 1, start_state(found)),
+        lambda: train(found, 1, start_state(found), workers=2),
         lambda: list(found.texts("train")),
     ):
         assert message_of(reads) == 'train-1.jsonl:5 (row 6), column "trg": is null'
@@ -248,7 +248,7 @@ def test_a_held_out_share_and_the_rest_are_the_corpus(tmp_path: Path, tokenizer:
     assert trained | held == every
     assert not trained & held
     assert 0.12 < len(held) / len(every) < 0.28
-    steps, _, _ = train(found, 2, beginning(found))
+    steps, _, _ = train(found, 2, start_state(found))
     assert sorted(map(found.train.name_of, ids_of(steps))) == sorted([*trained, *trained])
     evaluated = [name for window in found.batches("validation") for batch in window for name in batch.ids]
     assert sorted(evaluated) == sorted(held)
@@ -286,7 +286,7 @@ def test_a_prepared_corpus_gives_its_rows_without_encoding_them_again(tmp_path: 
     assert not original & {texts["src"] for _, texts in found.texts("validation")}
 
     found.task.encode = lambda rows: [] if not rows else pytest.fail("encoded again")  # type: ignore[method-assign]
-    steps, _, batches = train(found, 2, beginning(found))
+    steps, _, batches = train(found, 2, start_state(found))
     assert sorted(map(found.train.name_of, ids_of(steps))) == sorted([*encoded] * 2)
     ids = [found.train.name_of(i) for own in batches[0].ids.values() for i in own]
     assert batches[0].inputs["src"].tolist() == found.task.collate([encoded[i] for i in ids])["src"].tolist()

@@ -48,7 +48,7 @@ def _log_probability(model, src_row, ids):
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_beam_wide_enough_finds_what_enumeration_finds(penalty, seed):
+def test_a_wide_beam_equals_enumeration(penalty, seed):
     """Every hypothesis of at most 4 positions over [UNK], two words and <eos>: 40 of them, all held by the beam."""
     model, src = _model(vocab=6, seed=seed, eos_bias=2.0), _src(3, 4, vocab=6, seed=seed)
     found = beam_search(model, src, beam_size=81, length_penalty=penalty, max_length=4, **IDS)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from docs_world import DOCS, Workspace, blocks, commands, pages
+from docs_helpers import DOCS, Workspace, blocks, commands, pages
 from slow import slow_except
 
 from launch.cli import app

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import typer
-from doctor_world import RANK_CHECKS, check
+from doctor_helpers import RANK_CHECKS, check
 
 from launch import configs
 from launch.configs import choose

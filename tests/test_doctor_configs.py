@@ -6,7 +6,7 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
-from doctor_world import check
+from doctor_helpers import check
 
 from launch import configs
 from launch.configs import shipped

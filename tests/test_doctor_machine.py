@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doctor_world import check
+from doctor_helpers import check
 
 from launch.configs import gpu_device_files
 from launch.tools.doctor import devices, disk, machine

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from doctor_world import RANK_CHECKS, check
+from doctor_helpers import RANK_CHECKS, check
 from slow import slow_except
 
 from launch.configs import choose

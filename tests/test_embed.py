@@ -15,7 +15,7 @@ import pytest
 import torch
 from processes import next_logs, run_ranks
 from pyarrow import parquet
-from review_world import BAD, GOOD, OTHER, recipe, written
+from review_helpers import BAD, GOOD, OTHER, recipe, written
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 from trainer import embed, predict
@@ -63,7 +63,7 @@ def test_they_are_berts_last_hidden_states(bert: Path) -> None:
         assert len(found["tokens"][i].tokens) == len(expected)
 
 
-def test_a_runs_vectors_are_what_its_head_decides_on(run: Path) -> None:
+def test_the_vectors_of_a_run_are_the_input_of_its_head(run: Path) -> None:
     """Its trunk, its cleaning, its length."""
     texts = ["a good film", "<b>bad</b>  story", " ".join(OTHER * 6)]
     vectors = np.stack([record.vector for record in embed(run, texts)])
@@ -156,7 +156,7 @@ def test_without_a_file_there_are_json_lines(bert: Path, tmp_path: Path) -> None
     np.testing.assert_allclose(records[0]["vector"], states(bert, "a good film"), atol=1e-5)
 
 
-def test_what_it_cannot_do_is_told_with_2(bert: Path, run: Path, recipe: Path, tmp_path: Path) -> None:
+def test_unsupported_requests_exit_with_2(bert: Path, run: Path, recipe: Path, tmp_path: Path) -> None:
     translation = tmp_path / "translation"
     processes.train(recipe, translation, "loop.max_steps=1", "evaluation.splits=[]").check()
     before = set(tmp_path.iterdir())

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_world import EXPORT, decided, exported, finished_run
-from gate_world import verdict
+from export_helpers import EXPORT, decided, exported, finished_run
+from gate_helpers import run_gate
 from pydantic import ValidationError
-from review_world import recipe, task_of
+from review_helpers import recipe, task_of
 
 from trainer.models.attention import MASKED, alibi
 from trainer.models.configs import EncoderConfig
@@ -69,7 +69,7 @@ def test_its_artifact_passes_the_gate(reviews: Path, tmp_path: Path) -> None:
     model = {"kind": "encoder", **SMALL, "positions": "alibi"}
     made = recipe(reviews, model, tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}}, export=EXPORT)
     made = exported(finished_run(tmp_path / "run", made, task_of(made).tokenizer, decided))
-    found = verdict(made, made.folder)
+    found = run_gate(made, made.folder)
     assert found["passed"], found
     examples = [row.example for row in made.rows()[1][:7]]
     ours = made.export.torch_logits(made.finished.model, examples)

@@ -1,4 +1,4 @@
-"""Encoders of the transformers library by value alone: each trains, is killed, goes on, evaluates and predicts."""
+"""Encoders of the transformers library by name only: each trains, is killed, resumes, evaluates and predicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from review_world import NAMES, recipe, written
+from review_helpers import NAMES, recipe, written
 from safetensors.numpy import load_file
 from slow import slow_except
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -69,7 +69,7 @@ def run_of(tmp_path: Path, made: Any, name: str, ranks: int, hook: Any = None) -
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("family", slow_except(FAMILIES, "deberta-v2", "big_bird"))
-def test_every_encoder_trains_goes_on_and_predicts(reviews: Path, tmp_path: Path, family: str) -> None:
+def test_every_encoder_trains_resumes_and_predicts(reviews: Path, tmp_path: Path, family: str) -> None:
     """Two ranks, one killed in step 5: the same bits as without; one rank makes the same steps; model/ stands alone."""
     made = recipe_of(reviews, family)
     whole, ended = run_of(tmp_path, made, "whole", 2)

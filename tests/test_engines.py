@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from processes import engine_environment, next_logs, read_lines, run_ranks, train
-from review_world import recipe as review_recipe
-from review_world import written
+from review_helpers import recipe as review_recipe
+from review_helpers import written
 from safetensors.numpy import load_file
 from slow import slow_except
 
@@ -43,7 +43,7 @@ def checkpoint(run: Path, step: int) -> tuple[Tensors, Tensors]:
     return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors")
 
 
-def apart(a: Tensors, b: Tensors) -> float:
+def largest_difference(a: Tensors, b: Tensors) -> float:
     """The largest difference of any number."""
     assert a.keys() == b.keys()
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
@@ -89,7 +89,7 @@ def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def test_an_uninterrupted_run_is_the_resumed_one_bit_for_bit(runs: Runs, optimizer: str) -> None:
     both = (checkpoint(run, WHOLE) for run in (runs.uninterrupted(optimizer), runs.resumed("single", optimizer)))
     for a, b in zip(*both, strict=True):
-        assert apart(a, b) == 0
+        assert largest_difference(a, b) == 0
 
 
 CASES = [(engine, optimizer) for engine in WORLDS if engine != "single" for optimizer in OPTIMIZERS]
@@ -100,10 +100,10 @@ def test_every_engine_makes_the_steps_of_a_single_process(runs: Runs, engine: st
     tolerance = OPTIMIZERS[optimizer][1]
     weights, moments = checkpoint(runs.resumed(engine, optimizer), WHOLE)
     expected, expected_moments = checkpoint(runs.uninterrupted(optimizer), WHOLE)
-    assert apart(weights, expected) <= tolerance
-    assert apart(moments, expected_moments) <= tolerance
+    assert largest_difference(weights, expected) <= tolerance
+    assert largest_difference(moments, expected_moments) <= tolerance
     first, _ = checkpoint(runs.half("single", optimizer), HALF)
-    assert apart(first, expected) > 1e-3, "the steps after the resume do move the weights"
+    assert largest_difference(first, expected) > 1e-3, "the steps after the resume do move the weights"
 
 
 @pytest.mark.parametrize("engine", slow_except(WORLDS, "single", *FAST))
@@ -128,11 +128,11 @@ def test_saved_under_one_engine_and_resumed_under_another(
     shutil.copytree(runs.half(saved, optimizer), tmp_path / "run")
     run = go(recipe, tmp_path / "run", resumed, *words)
     for found, expected in zip(checkpoint(run, WHOLE), checkpoint(runs.uninterrupted(optimizer), WHOLE), strict=True):
-        assert apart(found, expected) <= tolerance
+        assert largest_difference(found, expected) <= tolerance
 
 
 @pytest.mark.parametrize("engine", slow_except(WORLDS, "zero2"))
-def test_what_is_loaded_is_saved_again_unchanged(runs: Runs, recipe: Path, tmp_path: Path, engine: str) -> None:
+def test_a_loaded_checkpoint_is_saved_unchanged(runs: Runs, recipe: Path, tmp_path: Path, engine: str) -> None:
     """A step with rate 0 in between: weights and the layout of the moments come out as they went in."""
     shutil.copytree(runs.half("single", "adamw"), tmp_path / "run")
     before = checkpoint(tmp_path / "run", HALF)
@@ -142,8 +142,8 @@ def test_what_is_loaded_is_saved_again_unchanged(runs: Runs, recipe: Path, tmp_p
     allowed = [word for key in changed for word in ("--allow-change", key)]
     train(recipe, tmp_path / "run", *words, *allowed, world=WORLDS[engine], engine=engine).check()
     after = checkpoint(tmp_path / "run", HALF + 1)
-    assert apart(before[0], after[0]) == 0
-    assert apart(before[1], after[1]) <= 1e-6
+    assert largest_difference(before[0], after[0]) == 0
+    assert largest_difference(before[1], after[1]) <= 1e-6
 
 
 @pytest.mark.parametrize("engine", slow_except(SHARDED, "fsdp2"))
@@ -153,9 +153,9 @@ def test_scores_and_averages_are_those_of_a_single_process(recipe: Path, tmp_pat
     for name in ("single", engine):
         train(recipe, tmp_path / name, *words, world=WORLDS[name], engine=name).check()
     a, b = (load_file(tmp_path / name / "checkpoints/step-00000008/ema.safetensors") for name in ("single", engine))
-    assert apart(a, b) <= 1e-6
+    assert largest_difference(a, b) <= 1e-6
     a, b = (load_file(tmp_path / name / "model/model.safetensors") for name in ("single", engine))
-    assert apart(a, b) <= 1e-6
+    assert largest_difference(a, b) <= 1e-6
     lines = [read_lines(tmp_path / name / "evaluation/test/predictions.jsonl") for name in ("single", engine)]
     assert [row["prediction"] for row in lines[0]] == [row["prediction"] for row in lines[1]]
     losses = [[row["loss"] for row in rows] for rows in lines]
@@ -179,14 +179,12 @@ def test_frozen_parts_layers_and_perturbations_go_with_every_engine(
     for name in ("single", engine):
         train(written(tmp_path, made), tmp_path / name, world=WORLDS[name], engine=name).check()
     a, b = (checkpoint(tmp_path / name, 6)[0] for name in ("single", engine))
-    assert apart(a, b) <= 1e-6
+    assert largest_difference(a, b) <= 1e-6
 
 
 @pytest.mark.parametrize("engine", SHARDED)
 @pytest.mark.slow
-def test_validation_within_the_training_judges_the_weights_in_training(
-    recipe: Path, tmp_path: Path, engine: str
-) -> None:
+def test_validation_during_training_uses_the_current_weights(recipe: Path, tmp_path: Path, engine: str) -> None:
     words = (*SGD, "loop.max_steps=8", "evaluation.splits=[]")
     for name in ("single", engine):
         train(recipe, tmp_path / name, *words, world=WORLDS[name], engine=name).check()
@@ -209,11 +207,11 @@ def test_bf16_keeps_weights_and_moments_in_fp32(recipe: Path, tmp_path: Path, en
             more = ["--allow-change", "loop.max_steps"] if run.exists() else []
             run_ranks([*words, run, f"loop.max_steps={stop}", *more], next_logs(run), 2, env=env).check()
     (once, moments), (twice, again) = (checkpoint(tmp_path / name, 6) for name in ("once", "twice"))
-    assert apart(once, twice) == 0
-    assert apart(moments, again) == 0
+    assert largest_difference(once, twice) == 0
+    assert largest_difference(moments, again) == 0
     assert any((value.view(np.uint32) & 0xFFFF).any() for value in once.values())
     train(recipe, tmp_path / "fp32", *QUIET, *ADAMW, "loop.max_steps=6").check()
-    assert 0 < apart(once, checkpoint(tmp_path / "fp32", 6)[0]) < 0.02
+    assert 0 < largest_difference(once, checkpoint(tmp_path / "fp32", 6)[0]) < 0.02
 
 
 @pytest.mark.parametrize("engine", slow_except(["zero1", "zero2", "zero3"], "zero2"))
@@ -232,11 +230,11 @@ def test_fp16_scales_its_losses_and_an_overflow_costs_no_row(recipe: Path, tmp_p
     assert state["scaler"]["cur_scale"] >= 1 and state["optimizer_step"] == 6
     train(recipe, tmp_path / "single", *QUIET, *ADAMW, "loop.max_steps=6").check()
     a, b = (checkpoint(tmp_path / name, 6)[0] for name in ("run", "single"))
-    assert 0 < apart(a, b) < 0.02
+    assert 0 < largest_difference(a, b) < 0.02
 
 
 @pytest.mark.parametrize("engine", slow_except(SHARDED, "fsdp2"))
-def test_the_launcher_starts_what_the_config_says(recipe: Path, tmp_path: Path, engine: str) -> None:
+def test_the_launcher_starts_the_configured_engine(recipe: Path, tmp_path: Path, engine: str) -> None:
     """`rankzero train --config cpu_…`, through accelerate's own launcher."""
     run = tmp_path / "run"
     command = [sys.executable, "-c", "from launch.cli import main; main()", "train", str(recipe), *QUIET, *SGD]

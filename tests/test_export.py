@@ -1,4 +1,4 @@
-"""Artifacts answer as the weights do, alone, for any line; int8 of them is smaller and says what it left out."""
+"""Artifacts answer as the weights do, without rankzero, for any line; int8 is smaller and reports what it left out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import LINES, Exported, load
+from export_helpers import LINES, Exported, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from review_world import task_of
+from review_helpers import task_of
 
 from trainer.data.cleaning import CLEANERS
 from trainer.engine.trained_run import TrainedRun
@@ -85,7 +85,7 @@ def test_a_pretrained_model_answers_with_the_fastest_attention(attention: str, u
 
 
 @pytest.mark.parametrize(("beam", "penalty", "factor"), [(1, 1.0, 0.5), (2, 0.0, 1.0), (5, 2.0, 0.7), (70, 0.6, 0.1)])
-def test_every_way_to_decode(translator: Exported, beam: int, penalty: float, factor: float) -> None:
+def test_all_decoding_settings(translator: Exported, beam: int, penalty: float, factor: float) -> None:
     """A beam of 70 asks for more candidates of a hypothesis than the rest of the vocabulary can give at first."""
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
     finished = TrainedRun.open(translator.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
@@ -226,7 +226,7 @@ def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:
 
 
 @pytest.mark.parametrize("program", [Classifier, Generator, Translator])
-def test_run_py_holds_what_its_kind_needs(program: type[Artifact]) -> None:
+def test_run_py_contains_only_the_code_of_its_kind(program: type[Artifact]) -> None:
     """One class beside the common one, the recipe's cleaning steps alone, nothing of this package, no dead name."""
     assert len(source(program, []).splitlines()) < 290
     for steps in ([], ["strip_tags"], list(CLEANERS)):
@@ -344,7 +344,7 @@ def test_the_most_sensitive_matrices_stay_fp32(encoder: Exported, tmp_path: Path
     assert [attempt["kept_fp32"] for attempt in verdict["attempts"]] == [0, 1, 2]
 
 
-def test_other_failures_are_not_mended_with_fp32(encoder: Exported, tmp_path: Path) -> None:
+def test_other_failures_do_not_fall_back_to_fp32(encoder: Exported, tmp_path: Path) -> None:
     refused = {"passed": False, "failed": ["inputs"], "checks": {}}
     verdict = quantize(encoder.export, encoder.folder, tmp_path, list, lambda: dict(refused), lambda text: None)
     assert verdict["kept_fp32"] == []

@@ -1,4 +1,4 @@
-"""A causal language model as ONNX with its cache: it goes on as the weights do, and its gate finds planted faults."""
+"""A causal language model as ONNX with its cache: equal continuations, and a gate that finds planted faults."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_world import LINES, Exported, benchmark_of, exported, finished_run, load
-from gate_world import Change, mutant, quiet, verdict
-from language_world import task_with, write_documents
+from export_helpers import LINES, Exported, benchmark_of, exported, finished_run, load
+from gate_helpers import Change, mutant, quiet, run_gate
+from language_helpers import task_with, write_documents
 from onnx import helper, numpy_helper
 from slow import slow_except
 from test_causal import GPT2, LENGTH, document, recipe
@@ -71,7 +71,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Exported:
 def test_a_faithful_artifact_passes(architecture: str, gpt2: Exported, corpus: Path, tmp_path: Path) -> None:
     """With positions that are learned, rotated, or counted from 2 on; with keys for every few heads."""
     made = gpt2 if architecture == "gpt2" else causal_run(tmp_path, corpus, architecture)
-    found = verdict(made, made.folder)
+    found = run_gate(made, made.folder)
     assert found["passed"], found
     logits, perplexity = found["checks"]["logits"], found["checks"]["perplexity"]
     assert logits["largest_difference"] < 2e-5
@@ -85,7 +85,7 @@ def test_a_faithful_artifact_passes(architecture: str, gpt2: Exported, corpus: P
     assert len(set(answers)) > ROWS / 3, "they decide something"
 
 
-def test_it_goes_on_with_texts_as_the_weights_do(gpt2: Exported) -> None:
+def test_the_artifact_continues_texts_as_the_weights_do(gpt2: Exported) -> None:
     """Also with an empty one, and with the end of those that are too long; alone or beside others."""
     lines = [*LINES, *(row.line for row in gpt2.rows()[1][:20])]
     wanted = list(gpt2.finished.predict(lines))
@@ -111,7 +111,7 @@ def test_perplexity_is_that_of_the_evaluation(gpt2: Exported) -> None:
 
 
 @pytest.mark.parametrize(("asked", "made"), [(6, 6), (LENGTH, LENGTH - 1), (500, LENGTH - 1)])
-def test_there_is_room_for_a_beginning(gpt2: Exported, asked: int, made: int) -> None:
+def test_new_tokens_leave_room_for_a_prompt(gpt2: Exported, asked: int, made: int) -> None:
     task = TrainedRun.task_of(gpt2.run, Recipe, [f"evaluation.generation.new_tokens={asked}"])
     assert settings(task.exporter()(task), gpt2.finished.model)["new_tokens"] == made
     example = task.encode([{"text": "the film was good " * 9}])[0]
@@ -143,12 +143,12 @@ def test_losses_do_not_depend_on_how_many_logits_are_held(gpt2: Exported, monkey
 # -- int8 --------------------------------------------------------------------------------------------------------------
 
 
-def test_int8_is_published_or_says_what_it_costs(gpt2: Exported, tmp_path: Path) -> None:
+def test_int8_is_published_or_reports_its_loss_of_quality(gpt2: Exported, tmp_path: Path) -> None:
     """All matrices in integers, the output projection too, although it is the embedding in the weights."""
     write_quantized(gpt2.export, gpt2.folder, tmp_path)
     assert not matrices(tmp_path)
     assert sorted(projection(onnx.load(gpt2.folder / "decoder.onnx")).dims) == [64, len(gpt2.finished.task.tokenizer)]
-    found = verdict(gpt2, tmp_path, "int8")
+    found = run_gate(gpt2, tmp_path, "int8")
     assert set(found["checks"]) == {
         "loads", "dynamic", "inputs", "logits", "chosen", "fresh_process", "identical", "perplexity"
     }  # fmt: skip
@@ -275,7 +275,7 @@ def cache_forgotten(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_wrong_graph_is_caught(change: Change, check: str, gpt2: Exported, tmp_path: Path) -> None:
-    assert verdict(gpt2, mutant(gpt2, tmp_path / "mutant", change, "decoder"))["failed"] == [check]
+    assert run_gate(gpt2, mutant(gpt2, tmp_path / "mutant", change, "decoder"))["failed"] == [check]
 
 
 @pytest.mark.parametrize(
@@ -288,38 +288,38 @@ def test_a_wrong_graph_is_caught(change: Change, check: str, gpt2: Exported, tmp
     ],
 )
 def test_wrong_settings_are_caught(wrong: dict[str, Any], check: str, gpt2: Exported, tmp_path: Path) -> None:
-    assert check in verdict(gpt2, mutant(gpt2, tmp_path / "mutant", **wrong))["failed"]
+    assert check in run_gate(gpt2, mutant(gpt2, tmp_path / "mutant", **wrong))["failed"]
 
 
 def test_another_end_is_caught(gpt2: Exported, tmp_path: Path) -> None:
     """A token that texts hold."""
     task = gpt2.finished.task
     end = task.encode([{"text": gpt2.rows()[1][0].answer["prediction"]}])[0]["input_ids"][2]
-    assert verdict(gpt2, mutant(gpt2, tmp_path / "mutant", eos_id=end))["failed"] == ["identical"]
+    assert run_gate(gpt2, mutant(gpt2, tmp_path / "mutant", eos_id=end))["failed"] == ["identical"]
 
 
 def test_other_weights_are_caught_by_perplexity(gpt2: Exported, tmp_path: Path) -> None:
     """With the logits' own limit out of the way, as int8 has none."""
-    folder = mutant(gpt2, tmp_path / "mutant", dulled, "decoder")
-    found = verdict(gpt2, folder, "int8")
+    folder = mutant(gpt2, tmp_path / "mutant", halved_logits, "decoder")
+    found = run_gate(gpt2, folder, "int8")
     assert found["failed"] == ["perplexity"]
     assert found["checks"]["perplexity"]["change"] > 0.02
     assert found["worst_rows"][0]["difference"] >= found["worst_rows"][1]["difference"] > 0
 
 
-def unlikeliest_chosen(model: onnx.ModelProto) -> None:
+def least_probable_chosen(model: onnx.ModelProto) -> None:
     """The logits are right, what a search takes is not."""
     node = next(node for node in model.graph.node if node.op_type == "TopK")
     node.attribute.append(helper.make_attribute("largest", 0))
 
 
-@pytest.mark.parametrize(("change", "check"), [(unlikeliest_chosen, "chosen"), (cache_forgotten, "perplexity")])
-def test_what_int8_writes_is_judged(change: Change, check: str, gpt2: Exported, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "check"), [(least_probable_chosen, "chosen"), (cache_forgotten, "perplexity")])
+def test_the_texts_of_int8_are_checked(change: Change, check: str, gpt2: Exported, tmp_path: Path) -> None:
     """Its logits have no limit, and few of its texts are the weights' own."""
-    assert verdict(gpt2, mutant(gpt2, tmp_path / "mutant", change, "decoder"), "int8")["failed"] == [check]
+    assert run_gate(gpt2, mutant(gpt2, tmp_path / "mutant", change, "decoder"), "int8")["failed"] == [check]
 
 
-def dulled(model: onnx.ModelProto) -> None:
+def halved_logits(model: onnx.ModelProto) -> None:
     """Half as sure of everything."""
     weight = projection(model)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(0.5), weight.name))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import exported, load
-from gate_world import quiet
+from export_helpers import exported, load
+from gate_helpers import quiet
 from slow import slow_except
 from test_encoders import FAMILIES
 from test_export_families import family_run
@@ -38,9 +38,9 @@ def test_an_encoder_passes_the_gate(
     monkeypatch.setitem(FAMILIES, family, EXPORTED[family])
     made = exported(family_run(tmp_path, reviews, family, pooling, data={"max_length": 96}))
     rows, answered = made.rows()
-    verdict = Gate("onnx", made.folder, rows, answered, quiet).run()
-    assert verdict["passed"], verdict
-    checks = verdict["checks"]
+    run_gate = Gate("onnx", made.folder, rows, answered, quiet).run()
+    assert run_gate["passed"], run_gate
+    checks = run_gate["checks"]
     assert checks["logits"]["largest_difference"] <= 2e-5
     assert checks["logits"]["lengths"][1] > 2 * checks["logits"]["lengths"][0]
     assert checks["classes"]["rows_beyond_margin"] > 20, "the rows decide something"

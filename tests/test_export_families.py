@@ -1,4 +1,4 @@
-"""Models without an ONNX graph: the reason is true and told, weights are published instead, and the run ends with 0."""
+"""Models without an ONNX graph: the reason is reported, weights are published instead, and the exit code is 0."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
-import review_world
+import review_helpers
 import torch
-from export_world import decided, finished_run
-from gate_world import quiet
-from review_world import BAD, GOOD, OTHER
+from export_helpers import decided, finished_run
+from gate_helpers import quiet
+from review_helpers import BAD, GOOD, OTHER
 from slow import slow_except
 from test_encoders import recipe_of
 from transformers import AutoModelForSequenceClassification
@@ -66,10 +66,10 @@ def test_weights_are_published_where_there_is_no_graph(
     assert check_export(run.path) == []
     [told] = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert told.startswith(f"onnx and int8 left out: {family}: torch's exporter")
-    verdict = json.loads((run.export / "safetensors" / "gate.json").read_text())
-    assert verdict["checks"]["weights"]["differ"] == []
-    assert verdict["checks"]["logits"]["largest_difference"] <= 1e-6
-    assert verdict["checks"]["logits"]["rows"] == 40
+    run_gate = json.loads((run.export / "safetensors" / "gate.json").read_text())
+    assert run_gate["checks"]["weights"]["differ"] == []
+    assert run_gate["checks"]["logits"]["largest_difference"] <= 1e-6
+    assert run_gate["checks"]["logits"]["rows"] == 40
 
     lines = ["a good film", "the plot was bad and dull"]
     wanted = list(TrainedRun.open(run, Recipe).predict(lines))
@@ -96,9 +96,9 @@ def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> Non
         return
     write_artifact(export, finished.model, folder)
     rows = Rows(finished.task, finished.model)
-    verdict = Gate("onnx", folder, rows, rows.all(rows.answers(quiet)), quiet).run()
-    assert verdict["failed"] == ["logits"]
-    why = verdict["checks"]["logits"]["error"]
+    run_gate = Gate("onnx", folder, rows, rows.all(rows.answers(quiet)), quiet).run()
+    assert run_gate["failed"] == ["logits"]
+    why = run_gate["checks"]["logits"]["error"]
     assert "onnxruntime" in why.lower(), "a shape of the length that was traced"
     assert "dimension" in why or "Reshape" in why
 
@@ -112,7 +112,9 @@ def test_big_bird_with_full_attention_has_a_graph(reviews: Path, tmp_path: Path)
     assert unsupported.why_not(task, run) is None
 
 
-def test_a_failure_that_nobody_knows_is_one(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_failure_of_the_export_is_an_error(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(unsupported, "family_of", lambda config: Family())
     run = family_run(tmp_path, reviews, "longformer")
     with pytest.raises(GateError, match=r"(?s)onnx failed its gate.*LongformerFor\w+ cannot be exported"):
@@ -138,7 +140,7 @@ def test_other_weights_are_caught(encoder: Any, tmp_path: Path, monkeypatch: pyt
         path.unlink()
         tensors.write(path, found)
 
-    made = review_world.recipe(
+    made = review_helpers.recipe(
         Path(encoder.finished.recipe.data.root), encoder.finished.recipe.model.model_dump(),
         export={"onnx": False, "int8": False, "safetensors": True},
         tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}},
@@ -155,11 +157,11 @@ def test_a_masked_language_model_ships_its_weights(kind: str, reviews: Path, ber
     model: dict[str, Any] = {"kind": "pretrained", "name": str(bert)}
     if kind == "encoder":
         model = {"kind": "encoder", "d_model": 32, "layers": 1, "heads": 2, "feed_forward": 64}
-    values = review_world.recipe(reviews, model).model_dump(mode="json")
+    values = review_helpers.recipe(reviews, model).model_dump(mode="json")
     values |= {"task": {"kind": "language_modeling"}, "export": EXPORT}
     values["tokenizer"] = {"train": {"kind": "wordpiece", "vocab_size": 90}} if kind == "encoder" else {}
     made = Recipe.parse(values)
-    tokenizer = review_world.task_of(review_world.recipe(reviews)).tokenizer
+    tokenizer = review_helpers.task_of(review_helpers.recipe(reviews)).tokenizer
     run = finished_run(tmp_path / "run", made, tokenizer, lambda task, model: None)
     assert [folder.name for folder in export_run(run, progress=quiet)] == ["bf16", "safetensors"]
     check = json.loads((run.export / "bf16" / "gate.json").read_text())["checks"]["perplexity"]
@@ -169,10 +171,10 @@ def test_a_masked_language_model_ships_its_weights(kind: str, reviews: Path, ber
 
 
 @pytest.mark.ranks
-def test_a_training_of_such_a_family_ends_with_0_and_says_so(reviews: Path, tmp_path: Path) -> None:
+def test_training_a_family_without_a_graph_exits_with_0_and_reports_it(reviews: Path, tmp_path: Path) -> None:
     made = recipe_of(reviews, "longformer", export={**EXPORT, "bench": 0}, loop={"max_steps": 2})
     run = tmp_path / "run"
-    ended = processes.train(review_world.written(tmp_path, made), run).check()
+    ended = processes.train(review_helpers.written(tmp_path, made), run).check()
     assert "onnx and int8 left out: longformer: torch's exporter cannot" in ended.err[0]
     assert processes.status(run)["exit_code"] == 0
     card = (run / "README.md").read_text(encoding="utf-8")
@@ -183,7 +185,7 @@ def test_a_training_of_such_a_family_ends_with_0_and_says_so(reviews: Path, tmp_
         encoding="utf-8"
     )
     before = (run / "export/safetensors/gate.json").stat().st_mtime_ns
-    processes.train(review_world.written(tmp_path, made), run).check()
+    processes.train(review_helpers.written(tmp_path, made), run).check()
     assert before == (run / "export/safetensors/gate.json").stat().st_mtime_ns
     config = read_json(run / "model/config.json")  # with a pooling of ours transformers cannot open it
     write_json(run / "model/config.json", {"model_type": "rankzero-pretrained", "trunk": config})

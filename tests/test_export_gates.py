@@ -1,4 +1,4 @@
-"""Every planted fault is caught by the gate that is meant for it."""
+"""Every planted fault is caught by the gate for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_world import Exported, load
-from gate_world import Change, mutant, verdict
+from export_helpers import Exported, load
+from gate_helpers import Change, mutant, run_gate
 from onnx import TensorProto, helper, numpy_helper
 
 from trainer.export import gates
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("kind", ["encoder", "pairs", "translator"])
 def test_a_faithful_artifact_passes(kind: str, request: pytest.FixtureRequest) -> None:
     made: Exported = request.getfixturevalue(kind)
-    found = verdict(made, made.folder)
+    found = run_gate(made, made.folder)
     assert found["passed"], found
     logits = found["checks"]["logits"]
     assert logits["largest_difference"] < 1e-4
@@ -96,7 +96,7 @@ def first_tokens_only(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_wrong_graph_is_caught(change: Change, check: str, encoder: Exported, tmp_path: Path) -> None:
-    found = verdict(encoder, mutant(encoder, tmp_path / "mutant", change))
+    found = run_gate(encoder, mutant(encoder, tmp_path / "mutant", change))
     assert found["failed"] == [check]
     if check == "logits":
         worst = [row["difference"] for row in found["worst_rows"]]
@@ -106,7 +106,7 @@ def test_a_wrong_graph_is_caught(change: Change, check: str, encoder: Exported, 
 
 @pytest.mark.parametrize(("graph", "check"), [("encoder", "logits"), ("decoder", "logits")])
 def test_a_wrong_translation_graph_is_caught(graph: str, check: str, translator: Exported, tmp_path: Path) -> None:
-    found = verdict(translator, mutant(translator, tmp_path / "mutant", perturbed_weight, graph))
+    found = run_gate(translator, mutant(translator, tmp_path / "mutant", perturbed_weight, graph))
     assert found["failed"] == [check]
 
 
@@ -114,16 +114,16 @@ def test_wrong_pooling_is_caught(encoder: Exported, tmp_path: Path) -> None:
     wrong: Any = copy.deepcopy(encoder.finished.model)
     wrong.pooling = "cls"
     write_artifact(encoder.export, wrong, tmp_path)
-    assert verdict(encoder, tmp_path)["failed"] == ["logits"]
+    assert run_gate(encoder, tmp_path)["failed"] == ["logits"]
 
 
 def test_a_shifted_label_map_is_caught(encoder: Exported, tmp_path: Path) -> None:
     """In fp32 by the classes; in int8, where classes may differ, by the accuracy."""
     folder = mutant(encoder, tmp_path / "mutant", labels=["positive", "negative"])
-    found = verdict(encoder, folder)
+    found = run_gate(encoder, folder)
     assert "classes" in found["failed"]
     assert found["worst_rows"][0]["reference"] != found["worst_rows"][0]["artifact"]
-    found = verdict(encoder, folder, "int8")
+    found = run_gate(encoder, folder, "int8")
     right = found["checks"]["accuracy"]["reference"]
     assert found["failed"] == (["accuracy"] if right > 0.5 else [])
     assert found["checks"]["accuracy"]["artifact"] == pytest.approx(1 - right)
@@ -144,14 +144,14 @@ def test_wrong_settings_are_caught(
     kind: str, wrong: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     made: Exported = request.getfixturevalue(kind)
-    assert verdict(made, mutant(made, tmp_path / "mutant", **wrong))["failed"] == ["inputs"]
+    assert run_gate(made, mutant(made, tmp_path / "mutant", **wrong))["failed"] == ["inputs"]
 
 
 @pytest.mark.parametrize(
     "wrong", [{"beam_size": 1}, {"length_penalty": 0.0}, {"max_length_factor": 0.1}, {"eos_id": 1}]
 )
 def test_wrong_decoding_is_caught(wrong: dict[str, Any], translator: Exported, tmp_path: Path) -> None:
-    found = verdict(translator, mutant(translator, tmp_path / "mutant", **wrong))
+    found = run_gate(translator, mutant(translator, tmp_path / "mutant", **wrong))
     assert "identical" in found["failed"]
     assert found["worst_rows"][0]["reference"] != found["worst_rows"][0]["artifact"]
 
@@ -163,4 +163,4 @@ def test_a_process_that_answers_otherwise_is_caught(
         return [{**record, "confidence": record["confidence"] - 2e-3} for record in load(folder)(lines)], 0.0
 
     monkeypatch.setattr(gates, "in_fresh_process", other)
-    assert verdict(encoder, encoder.folder)["failed"] == ["fresh_process"]
+    assert run_gate(encoder, encoder.folder)["failed"] == ["fresh_process"]

@@ -1,4 +1,4 @@
-"""The export stage publishes whole, proven artifacts or none, once, and is completed after it was killed anywhere."""
+"""The export stage publishes complete, checked artifacts or none, once, and resumes after a kill at any point."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_world import Exported
-from gate_world import quiet
+from export_helpers import Exported
+from gate_helpers import quiet
 from safetensors.torch import save_file
 
 from trainer import tensors
@@ -69,7 +69,7 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", ["encoder", "translator"])
-def test_weights_of_large_graphs_stand_beside_them(
+def test_weights_of_large_graphs_are_separate_files(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of models of more than 2 GB, which one file of protobuf cannot hold."""
@@ -97,7 +97,7 @@ def test_weights_of_large_graphs_stand_beside_them(
     assert problems(folders[0]) == [], "measuring has not touched them"
 
 
-def test_what_has_changed_is_made_again(run: RunDir) -> None:
+def test_changed_inputs_are_exported_again(run: RunDir) -> None:
     only = ["export.int8=false", "export.bf16=false"]
     (onnx_folder,) = export_run(run, only, quiet)
     inputs = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))["inputs"]
@@ -123,7 +123,7 @@ def test_a_limit_is_of_the_artifacts_on_which_it_decides(run: RunDir) -> None:
     assert {path.parent.name for path in before if before[path] != after[path]} == {"bf16", "int8"}
 
 
-def test_what_was_refused_is_not_made_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_artifacts_are_not_made_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = ["export.gates.logits=1e-9", "export.bf16=false"]
     with pytest.raises(GateError) as first:
         export_run(run, limits, quiet)
@@ -132,7 +132,7 @@ def test_what_was_refused_is_not_made_again(run: RunDir, monkeypatch: pytest.Mon
         export_run(run, limits, quiet)
 
 
-def test_what_a_library_meets_is_no_traceback_and_is_tried_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_error_is_reported_and_retried(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no such kernel")
 
@@ -143,7 +143,7 @@ def test_what_a_library_meets_is_no_traceback_and_is_tried_again(run: RunDir, mo
     assert [path.name for path in export_run(run, progress=quiet)] == ["bf16", "onnx", "int8"]
 
 
-def test_artifacts_of_other_weights_are_taken_away(run: RunDir) -> None:
+def test_artifacts_of_other_weights_are_removed(run: RunDir) -> None:
     """int8 is not made where onnx fails; what stood there would be served as the new weights'."""
     export_run(run, progress=quiet)
     write_json(run.export / "benchmark.json", {"inputs": {"files": {"export/int8/gate.json": "0" * 64}}})
@@ -176,7 +176,7 @@ def test_a_failed_gate_keeps_the_file_out(run: RunDir, encoder: Exported, monkey
     assert [record["text"] for record in open_artifact(run, "int8")(texts)] == texts
 
 
-def test_what_a_backend_needs(run: RunDir) -> None:
+def test_missing_and_damaged_artifacts_are_refused(run: RunDir) -> None:
     with pytest.raises(UsageError, match="no int8 artifact yet"):
         open_artifact(run, "int8")
     with pytest.raises(UsageError, match="tensorrt is unknown"):

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import write_corpus
-from export_world import LINES, Exported, benchmark_of, exported, finished_run, trained
-from gate_world import Change, mutant, quiet, verdict
+from export_helpers import LINES, Exported, benchmark_of, exported, finished_run, trained
+from gate_helpers import Change, mutant, quiet, run_gate
 from onnx import numpy_helper
 from rich.console import Console
 from slow import slow_except
@@ -65,7 +65,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Exported:
 def test_a_faithful_artifact_passes(architecture: str, t5: Exported, corpus: Path, tmp_path: Path) -> None:
     """With positions that are relative, learned, and sinusoids."""
     made = t5 if architecture == "t5" else text_run(tmp_path, corpus, architecture)
-    found = verdict(made, made.folder)
+    found = run_gate(made, made.folder)
     assert found["passed"], found
     assert found["checks"]["logits"]["largest_difference"] < 5e-5
     assert found["checks"]["identical"]["share"] == 1.0
@@ -85,7 +85,7 @@ def test_run_py_answers_odd_lines_as_the_weights_do(t5: Exported) -> None:
 
 
 @pytest.mark.parametrize(("beam", "penalty", "factor"), [(1, 1.0, 1.5), (2, 0.0, 1.0), (5, 2.0, 0.2), (1, 0.0, 0.1)])
-def test_every_way_to_search(t5: Exported, beam: int, penalty: float, factor: float) -> None:
+def test_all_search_settings(t5: Exported, beam: int, penalty: float, factor: float) -> None:
     """The library's search, and ours of run.py: limits of each row, lengths, ends."""
     overrides = [f"evaluation.beam_size={beam}", f"evaluation.length_penalty={penalty}"]
     finished = TrainedRun.open(t5.run, Recipe, [*overrides, f"evaluation.max_length_factor={factor}"])
@@ -169,7 +169,7 @@ def stale_cache(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_wrong_graph_is_caught(graph: str, change: Change, t5: Exported, tmp_path: Path) -> None:
-    assert verdict(t5, mutant(t5, tmp_path / "mutant", change, graph))["failed"] == ["logits"]
+    assert run_gate(t5, mutant(t5, tmp_path / "mutant", change, graph))["failed"] == ["logits"]
 
 
 @pytest.mark.parametrize(
@@ -182,4 +182,4 @@ def test_a_wrong_graph_is_caught(graph: str, change: Change, t5: Exported, tmp_p
     ],
 )
 def test_wrong_settings_are_caught(wrong: dict[str, Any], check: str, t5: Exported, tmp_path: Path) -> None:
-    assert check in verdict(t5, mutant(t5, tmp_path / "mutant", **wrong))["failed"]
+    assert check in run_gate(t5, mutant(t5, tmp_path / "mutant", **wrong))["failed"]

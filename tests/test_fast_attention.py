@@ -1,4 +1,4 @@
-"""Attention of transformers models on a CPU: every family gives what it gives with the library's eager attention."""
+"""Attention of transformers models on a CPU equals the eager attention of the library for every family."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_world import FEW, batch_of, model_class, outcome, text_families, tiny_model
+from family_helpers import FEW, batch_of, model_class, outcome, text_families, tiny_model
 from slow import slow_except
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "auto_class"), slow_except(text_families().items(), *((name, text_families()[name]) for name in FEW))
 )
-def test_every_family_computes_what_it_does_in_the_library(family: str, auto_class: str, fast_calls: list[str]) -> None:
+def test_every_family_equals_the_attention_of_the_library(family: str, auto_class: str, fast_calls: list[str]) -> None:
     """Forward and gradients, in training without dropout, rows without padding and padded on either side."""
     if family in NOT_COMPARED:
         pytest.skip(f"{family}: {NOT_COMPARED[family]}")
@@ -159,7 +159,7 @@ class WithSetting(nn.Module):
         (WithSetting, {}, False),
     ],
 )  # fmt: skip
-def test_what_ours_does_not_know_is_left_to_the_family(
+def test_unsupported_attention_is_left_to_the_library(
     kind: type, options: dict[str, Any], ours: bool, fast_calls: list[str]
 ) -> None:
     module = kind().eval()

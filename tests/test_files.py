@@ -1,4 +1,4 @@
-"""Which files are read and how they pair up; forms of files that are found, and files that are no data."""
+"""Discovery and pairing of data files, detection of formats, and files that contain no data."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def assert_resumes_everywhere(source: Source) -> None:
         ({"src": "train.de", "trg": "target*.txt"}, "train.de target1.txt", ["train.de+target1.txt"]),
     ],
 )
-def test_parallel_files_pair_by_what_the_wildcards_match(tmp_path, patterns, files, paired):
+def test_parallel_files_pair_by_the_matches_of_wildcards(tmp_path, patterns, files, paired):
     for name in files.split():
         put(tmp_path, name, b"x")
     assert names_of(source_of(tmp_path, patterns)) == paired
@@ -182,7 +182,7 @@ NO_DATA = {
 
 @pytest.mark.parametrize("what", NO_DATA)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.txt", "a.de"])
-def test_what_is_no_data_is_refused_by_its_first_bytes(tmp_path, name, what):
+def test_files_without_rows_are_refused_by_their_first_bytes(tmp_path, name, what):
     put(tmp_path, name, NO_DATA[what])
     put(tmp_path, "b.en", b"one\n")
     train = {"src": name, "trg": "b.en"} if name == "a.de" else name
@@ -413,7 +413,7 @@ def write(path: Path, table: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_unused_columns_are_not_read_whatever_their_type(tmp_path, kind):
+def test_unused_columns_of_any_type_are_not_read(tmp_path, kind):
     bad = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     columns = {
         "text": ["x", "y"],
@@ -490,7 +490,7 @@ def test_integral_labels_match_in_every_form(allowed, value):
 
 
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), decimal.Decimal("NaN"), None, "nan", b"1", [1]])
-def test_labels_that_are_none_are_bad_rows(value):
+def test_null_labels_are_bad_rows(value):
     assert isinstance(clean_row(Row((0, 0), {"label": value}), {"label": Label("01")}, {}, str), BadRow)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import hooks
-import hub_world
+import hub_helpers
 import huggingface_hub
 import processes
 import pytest
-import review_world
-from hub_world import COMMIT, CONFIGS, NAME, cached, hub, write
+import review_helpers
+from hub_helpers import COMMIT, CONFIGS, NAME, cached, hub, write
 
 from trainer.data import hub_datasets
 from trainer.data.hub_datasets import pinned
@@ -98,7 +98,7 @@ def test_splits_by_the_names_of_files(tmp_path, files, config, splits):
         (":long", ["train", "test"], "'test'.*has no such split"),
     ],
 )
-def test_what_a_data_set_lacks(folder, config, train, says):
+def test_missing_configurations_and_splits_are_named(folder, config, train, says):
     with pytest.raises(DataError, match=says):
         open_split(DataConfig(dataset=f"{folder}{config}", train=train), "train")
 
@@ -140,18 +140,18 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
         assert pinned(data).revision == COMMIT
         source = open_split(pinned(data), "train")
         assert source is not None
-        assert [dict(row.values) for row in source] == hub_world.rows("long/train.parquet", 4)
+        assert [dict(row.values) for row in source] == hub_helpers.rows("long/train.parquet", 4)
 
 
 def test_a_run_keeps_the_commit_of_its_first_start(tmp_path):
     """Without a connection the cache is read. A branch that moves changes no run."""
     write(cached(tmp_path / "cache"), {"train.jsonl": 60, "dev.jsonl": 20})
-    made = review_world.recipe(
+    made = review_helpers.recipe(
         tmp_path,
         data={"root": f"hf://datasets/{NAME}", "dataset": NAME, "train": "train", "test": "validation"},
         loop={"max_steps": 2, "eval_every": 2, "save_every": 2},
     )
-    recipe, run = review_world.written(tmp_path, made), tmp_path / "run"
+    recipe, run = review_helpers.written(tmp_path, made), tmp_path / "run"
     hook = functools.partial(hooks.hub_cache, tmp_path / "cache")
     processes.train(recipe, run, world=2, hook=hook).check()
     manifest = json.loads((run / "manifest.json").read_text())

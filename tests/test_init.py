@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from docs_world import blocks
+from docs_helpers import blocks
 from typer.testing import CliRunner
 
 from launch.cli import app
@@ -54,7 +54,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def tickets(rows: int = 200) -> list[list[Any]]:
+def support_rows(rows: int = 200) -> list[list[Any]]:
     return [[number, text(), ("billing", "delivery", "technical")[number % 3]] for number in range(rows)]
 
 
@@ -79,8 +79,8 @@ def recipe_of(*words: str) -> dict[str, Any]:
 
 def test_labels_in_a_csv_file(here: Path) -> None:
     """Other splits are the neighbors, an id is no label, and the file is small: small steps, several epochs."""
-    write_csv(here / "tickets/tickets.csv", ["id", "Message", "Topic"], tickets())
-    write_csv(here / "tickets/test.csv", ["id", "Message", "Topic"], tickets(30))
+    write_csv(here / "tickets/tickets.csv", ["id", "Message", "Topic"], support_rows())
+    write_csv(here / "tickets/test.csv", ["id", "Message", "Topic"], support_rows(30))
     values = recipe_of("tickets/tickets.csv")
     assert values["name"] == "tickets"
     assert values["task"] == {"kind": "classification", "labels": ["billing", "delivery", "technical"]}
@@ -95,8 +95,8 @@ def test_labels_in_a_csv_file(here: Path) -> None:
     assert 2e-5 <= float(values["optim"]["lr"]) <= 2e-4
 
 
-def test_what_is_printed(here: Path) -> None:
-    write_csv(here / "tickets.csv", ["id", "message", "topic"], tickets(90))
+def test_the_printed_summary(here: Path) -> None:
+    write_csv(here / "tickets.csv", ["id", "message", "topic"], support_rows(90))
     printed = init("tickets.csv")
     assert re.search(r"message +text +90 values.*characters: median \d+, longest \d+; English 100%", printed)
     assert "billing 30, delivery 30, technical 30" in printed
@@ -108,7 +108,7 @@ def test_what_is_printed(here: Path) -> None:
 
 
 def test_rare_classes_are_selected_by_f1_and_are_in_validation(here: Path) -> None:
-    rows = [*tickets(300), *[[n, text(), "abuse"] for n in range(7)]]
+    rows = [*support_rows(300), *[[n, text(), "abuse"] for n in range(7)]]
     write_csv(here / "rows.csv", ["id", "message", "topic"], rows)
     values = recipe_of("rows.csv")
     assert values["loop"]["early_stopping"] == {"metric": "f1"}
@@ -122,7 +122,9 @@ def test_a_class_that_no_share_reaches_leaves_the_usual_share(here: Path) -> Non
     """Equal rows are on the same side, so that a class of one text may be in no validation set."""
     shares = set()
     for word in map(str, range(6)):
-        write_csv(here / "rows.csv", ["message", "topic"], [*[row[1:] for row in tickets(600)], *[[word, "spam"]] * 9])
+        write_csv(
+            here / "rows.csv", ["message", "topic"], [*[row[1:] for row in support_rows(600)], *[[word, "spam"]] * 9]
+        )
         share = recipe_of("rows.csv")["data"]["validation"]
         row = {"label": "spam", "text": word}
         assert held_out(row, share) or (share == 0.15 and not held_out(row, 0.25))
@@ -213,7 +215,7 @@ def test_translation_in_columns_and_in_parallel_files(here: Path) -> None:
     assert recipe_of("train.en")["task"]["trg_language"] == "French"
 
 
-def test_text_alone_is_for_generation(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_text_only_suggest_language_modeling(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "poems.txt").write_text("".join(text(30) + "\n" for _ in range(80)), encoding="utf-8")
     values = recipe_of("poems.txt")
     assert values["task"] == {"kind": "language_modeling", "objective": "causal"}
@@ -245,7 +247,7 @@ def test_the_user_decides(here: Path) -> None:
 
 
 def test_bad_rows_are_counted_and_left_out(here: Path) -> None:
-    rows = tickets(200)
+    rows = support_rows(200)
     rows[10][1], rows[50][1], rows[51][1] = "", "  ", ""
     write_csv(here / "rows.csv", ["id", "message", "topic"], rows)
     printed = init("rows.csv")
@@ -302,7 +304,7 @@ def test_splits_by_name(
 
 
 def test_a_recipe_is_not_overwritten(here: Path) -> None:
-    write_csv(here / "rows.csv", ["id", "message", "topic"], tickets(60))
+    write_csv(here / "rows.csv", ["id", "message", "topic"], support_rows(60))
     init("rows.csv")
     Path("rows.yaml").write_text("mine")
     with pytest.raises(UsageError, match=r"rows.yaml exists; --force"):
@@ -430,14 +432,14 @@ def test_rendered_yaml_has_the_same_values() -> None:
 
 def test_every_key_of_a_comment_exists(here: Path) -> None:
     """A comment on a key that the recipe does not have would be lost."""
-    write_csv(here / "rows.csv", ["id", "message", "topic"], tickets(60))
+    write_csv(here / "rows.csv", ["id", "message", "topic"], support_rows(60))
     init("rows.csv")
     text = Path("rows.yaml").read_text(encoding="utf-8")
     for words in ("rows a step", "at most 2 GPUs", "then to 0 by the schedule", "steps, ", "selects the checkpoint"):
         assert words in text, words
 
 
-def test_the_tutorial_shows_what_is_written_and_printed(here: Path) -> None:
+def test_the_tutorial_shows_the_actual_output(here: Path) -> None:
     """Copy the recipe and the output below `rankzero init tickets` into docs/tutorials/classifier.md after a change."""
     page = {block.title or block.text.splitlines()[0]: block.text for block in blocks("tutorials/classifier.md")}
     exec(compile(page["make_tickets.py"], "make_tickets.py", "exec"), {})

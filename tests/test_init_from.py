@@ -11,9 +11,9 @@ import processes
 import pytest
 import torch
 from conftest import tiny_recipe
-from export_world import finished_run
+from export_helpers import finished_run
 from golden import runs
-from review_world import BAD, GOOD, NAMES, OTHER, recipe, write_bert, written
+from review_helpers import BAD, GOOD, NAMES, OTHER, recipe, write_bert, written
 
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.engine.trained_run import TrainedRun, build_model
@@ -35,7 +35,9 @@ def first_run(folder: Path, values: dict[str, Any]) -> RunDir:
     return finished_run(folder / "first", made, tokenizer, lambda *_: None)
 
 
-def begun(run: RunDir, values: dict[str, Any], **model: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def initialized_from(
+    run: RunDir, values: dict[str, Any], **model: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the weights of a run, and those with which a recipe that starts from it begins."""
     section = {**values["model"], "init_from": str(run.path), **model}
     made = Recipe.parse({**values, "model": section, "tokenizer": {}})
@@ -48,7 +50,7 @@ def test_every_task_starts_with_all_weights_of_a_run(
     name: str, corpus: Path, reviews: Path, bert: Path, tmp_path: Path
 ) -> None:
     values = runs.recipe(name, runs.roots(tmp_path, corpus, reviews, bert))
-    ours, again = begun(first_run(tmp_path, values), values)
+    ours, again = initialized_from(first_run(tmp_path, values), values)
     assert ours.keys() == again.keys()
     assert all(torch.equal(ours[key], again[key]) for key in ours)
 
@@ -58,7 +60,7 @@ def test_other_classes_get_a_new_head(reviews: Path, tmp_path: Path, caplog: pyt
     run = first_run(tmp_path, values)
     values["task"] = {**values["task"], "labels": ["bad", "good", "neither"]}
     with caplog.at_level(logging.INFO, logger="rankzero"):
-        ours, again = begun(run, values)
+        ours, again = initialized_from(run, values)
     assert again["head.weight"].shape == (3, 32)
     assert all(torch.equal(ours[key], again[key]) for key in ours if key.startswith("trunk."))
     assert (
@@ -71,7 +73,7 @@ def test_a_trunk_moves_between_kinds_of_heads(pooling: str, reviews: Path, bert:
     """The weights have other prefixes: `bert.` with the library's head, `trunk.` with pooling."""
     values = recipe(reviews, {"kind": "pretrained", "name": str(bert), "pooling": pooling}).model_dump(mode="json")
     run = first_run(tmp_path, values)
-    ours, again = begun(run, values, pooling="auto" if pooling == "mean" else "mean")
+    ours, again = initialized_from(run, values, pooling="auto" if pooling == "mean" else "mean")
     theirs = {name.partition(".")[2]: tensor for name, tensor in again.items()}
     shared = [name for name in ours if name.partition(".")[2] in theirs and ".encoder." in name]
     assert len(shared) == 32
@@ -90,7 +92,7 @@ def test_another_translator_is_refused(key: str, value: Any, message: str, corpu
     values = tiny_recipe(corpus)
     run = first_run(tmp_path, values)
     with pytest.raises(UsageError, match=message):
-        begun(run, values, **{key: value})
+        initialized_from(run, values, **{key: value})
 
 
 @pytest.mark.ranks

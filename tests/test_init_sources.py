@@ -14,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import hub_world
+import hub_helpers
 import pytest
 from slow import slow_except
 from typer.testing import CliRunner
@@ -182,8 +182,8 @@ def test_other_file_systems_are_those_of_fsspec() -> None:
 
 def test_a_copy_of_a_data_set_with_configurations(here: Path) -> None:
     (here / "copy").mkdir()
-    hub_world.write(here / "copy", {"s/a-train.parquet": 60, "long/train-0.parquet": 60, "long/extra-0.parquet": 9,
-                                    "long/extra-1.parquet": 9}, hub_world.CONFIGS)  # fmt: skip
+    hub_helpers.write(here / "copy", {"s/a-train.parquet": 60, "long/train-0.parquet": 60, "long/extra-0.parquet": 9,
+                                    "long/extra-1.parquet": 9}, hub_helpers.CONFIGS)  # fmt: skip
     values, _ = init("./copy:long")
     assert values["data"]["dataset"] == "./copy:long" and "root" not in values["data"]
     assert (values["data"]["train"], values["data"]["validation"]) == ("train", 0.2)
@@ -196,13 +196,13 @@ def test_a_data_set_in_the_cache(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     import huggingface_hub.constants as hub
 
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(here / "cache"))
-    folder = hub_world.cached(here / "cache")
-    hub_world.write(folder, {"data/train-00000-of-00001.parquet": 60, "data/validation-00000-of-00001.parquet": 20})
-    values, printed = init(hub_world.NAME)
-    assert values["data"]["dataset"] == hub_world.NAME and values["name"] == "reviews"
+    folder = hub_helpers.cached(here / "cache")
+    hub_helpers.write(folder, {"data/train-00000-of-00001.parquet": 60, "data/validation-00000-of-00001.parquet": 20})
+    values, printed = init(hub_helpers.NAME)
+    assert values["data"]["dataset"] == hub_helpers.NAME and values["name"] == "reviews"
     assert (values["data"]["train"], values["data"]["validation"]) == ("train", "validation")
     assert "train: 60 rows, train validation: 20 rows, validation" in printed
-    assert init(f"hf://datasets/{hub_world.NAME}")[0]["data"]["dataset"] == hub_world.NAME
+    assert init(f"hf://datasets/{hub_helpers.NAME}")[0]["data"]["dataset"] == hub_helpers.NAME
 
 
 def test_a_name_that_is_neither_a_file_nor_a_data_set() -> None:

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lane_world import (
+from lane_helpers import (
     PROPERTY,
     Item,
+    LaneSetup,
     Memory,
     MemoryStream,
     Place,
-    World,
     caption_lengths,
+    lane_setups,
     one_shard,
     places,
     run,
     simulated_processes,
     start,
-    whole,
-    worlds,
+    uninterrupted,
 )
 
 from trainer.data.counter_rng import key, permutation, uniform
@@ -35,9 +35,9 @@ from trainer.data.lanes import LanePlan, RowId
 
 
 @settings(PROPERTY, max_examples=150)
-@given(worlds())
-def test_each_row_is_served_once_an_epoch_within_the_bounds(world: World) -> None:
-    steps = whole(world)
+@given(lane_setups())
+def test_each_row_is_served_once_an_epoch_within_the_bounds(world: LaneSetup) -> None:
+    steps = uninterrupted(world)
     plan, items = world.plan, {item.id: item for item in world.source.rows()}
     usable = sorted(item.id for item in items.values() if not item.bad)
     for epoch in range(world.epochs):
@@ -51,10 +51,10 @@ def test_each_row_is_served_once_an_epoch_within_the_bounds(world: World) -> Non
 
 
 @settings(PROPERTY, max_examples=100)
-@given(worlds())
-def test_lanes_finish_an_epoch_together(world: World) -> None:
+@given(lane_setups())
+def test_lanes_finish_an_epoch_together(world: LaneSetup) -> None:
     """A lane serves at every step from the first of the epoch until it is done, and not again before the next epoch."""
-    for _, group in itertools.groupby(whole(world), key=lambda step: step.epoch):
+    for _, group in itertools.groupby(uninterrupted(world), key=lambda step: step.epoch):
         steps = list(group)
         assert all(mark["epoch"] == steps[0].epoch for step in steps for mark in step.bookmarks)
         assert all(mark["served"] == 0 for mark in steps[-1].bookmarks), "no block is read again in vain"
@@ -70,8 +70,8 @@ def test_lanes_finish_an_epoch_together(world: World) -> None:
 @given(st.data())
 def test_steps_are_the_same_after_any_resumes_anywhere(data: st.DataObject) -> None:
     """Up to three resumes, each on other ranks, loader processes and fusing, through JSON: rows and bookmarks agree."""
-    world = data.draw(worlds())
-    expected = whole(world)
+    world = data.draw(lane_setups())
+    expected = uninterrupted(world)
     stops = data.draw(st.lists(st.integers(1, max(1, len(expected))), min_size=1, max_size=3, unique=True).map(sorted))
     state, found = start(world), []
     with simulated_processes():
@@ -92,8 +92,8 @@ def test_steps_are_the_same_after_every_stop_of_an_epoch(
     """Every stop point of the epoch, the second resume right behind the first and far behind it."""
     draw = random.Random(0)
     source = Memory([[Item((s, r), draw.randint(1, 30)) for r in range(96 // shards)] for s in range(shards)])
-    world = World(source, LanePlan(3, 4, block_rows, 64, None, 4), whole_shards=shards == 8)
-    expected = whole(world)
+    world = LaneSetup(source, LanePlan(3, 4, block_rows, 64, None, 4), whole_shards=shards == 8)
+    expected = uninterrupted(world)
     first = next(i for i, step in enumerate(expected) if step.epoch == epoch)
     last = first + sum(step.epoch == epoch for step in expected)
     with simulated_processes():
@@ -109,12 +109,12 @@ def test_steps_are_the_same_after_every_stop_of_an_epoch(
 
 def test_a_bookmark_is_a_few_integers() -> None:
     """It is what a checkpoint holds of a lane: small, and without anything of the rows."""
-    world = World(one_shard(caption_lengths(500)), LanePlan(1, 4, 32, 128, None))
-    for step in whole(world):
+    world = LaneSetup(one_shard(caption_lengths(500)), LanePlan(1, 4, 32, 128, None))
+    for step in uninterrupted(world):
         assert all(len(json.dumps(mark)) < 200 for mark in step.bookmarks)
 
 
-def test_a_resumed_reader_goes_on_from_the_position_and_reads_no_earlier_row() -> None:
+def test_a_resumed_reader_continues_from_its_position_and_reads_no_earlier_row() -> None:
     read: list[RowId] = []
 
     class Watched(MemoryStream):
@@ -125,14 +125,14 @@ def test_a_resumed_reader_goes_on_from_the_position_and_reads_no_earlier_row() -
 
     source = one_shard([8] * 2000)
     source.stream = lambda shard, state=None: Watched(source.shards[shard], state)  # type: ignore[method-assign]
-    world = World(source, LanePlan(1, 4, 100, 80, None), epochs=1)
+    world = LaneSetup(source, LanePlan(1, 4, 100, 80, None), epochs=1)
     steps, state = run(world, start(world), Place(), 35)
     block = min(mark["start"] for mark in state["bookmarks"])
     assert block > 0, "the run is in a later block"
     read.clear()
     rest, _ = run(world, state, Place())
     assert min(read) == (0, 4 * block)
-    assert steps + rest == whole(world)
+    assert steps + rest == uninterrupted(world)
 
 
 # -- keyed randomness --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What lanes serve when: order and mixing of rows, work shared evenly, labels watched, memory bounded."""
+"""The order in which lanes serve rows: mixing, equal work, labels, bounded memory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lane_world import (
+from lane_helpers import (
     PROPERTY,
     Item,
+    LaneSetup,
     Memory,
     MemoryStream,
     Step,
-    World,
     caption_lengths,
     encode,
     one_shard,
-    whole,
+    uninterrupted,
 )
 
 from trainer.data.lanes import Bookmark, LanePlan, LaneServer, MicroBatch, RowId
@@ -51,7 +51,7 @@ def serve(source: Any, plan: LanePlan, epoch: int = 0, encoder: Any = encode) ->
 # -- the order of rows ---------------------------------------------------------------------------------------------
 
 
-def company(steps: Sequence[Step], epoch: int) -> dict[RowId, set[RowId]]:
+def micro_batch_mates(steps: Sequence[Step], epoch: int) -> dict[RowId, set[RowId]]:
     """For each row, those that share its micro-batch."""
     batches = [ids for step in steps if step.epoch == epoch for ids in step.ids.values()]
     return {i: set(ids) - {i} for ids in batches for i in ids}
@@ -61,16 +61,16 @@ def company(steps: Sequence[Step], epoch: int) -> dict[RowId, set[RowId]]:
 @pytest.mark.parametrize("lengths", [[5] * 900, caption_lengths(3000)], ids=["one-length", "captions"])
 def test_the_company_of_a_row_changes_from_epoch_to_epoch(lanes: int, lengths: list[int]) -> None:
     """Rows of a similar length meet again now and then; nothing else keeps them together."""
-    steps = whole(World(one_shard(lengths), LanePlan(1, lanes, 16_384, 256, None)))
-    first, second = company(steps, 0), company(steps, 1)
+    steps = uninterrupted(LaneSetup(one_shard(lengths), LanePlan(1, lanes, 16_384, 256, None)))
+    first, second = micro_batch_mates(steps, 0), micro_batch_mates(steps, 1)
     kept = sum(len(first[i] & second[i]) for i in first) / sum(map(len, first.values()))
     assert kept < 0.25
 
 
 def test_row_order_depends_on_seed_and_epoch() -> None:
     def order(seed: int, epochs: int = 1) -> list[dict[int, list[RowId]]]:
-        world = World(one_shard([5] * 300), dataclasses.replace(PLAN, seed=seed, tokens=50), epochs=epochs)
-        return [step.ids for step in whole(world)]
+        world = LaneSetup(one_shard([5] * 300), dataclasses.replace(PLAN, seed=seed, tokens=50), epochs=epochs)
+        return [step.ids for step in uninterrupted(world)]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
@@ -80,9 +80,9 @@ def test_row_order_depends_on_seed_and_epoch() -> None:
     assert twice[: len(twice) // 2] != twice[len(twice) // 2 :]
 
 
-def test_whole_shards_go_to_other_lanes_in_other_epochs() -> None:
+def test_whole_shards_change_lanes_between_epochs() -> None:
     source = Memory([[Item((s, r), 5) for r in range(10)] for s in range(8)])
-    steps = whole(World(source, LanePlan(1, 4, 100, 50, None), whole_shards=True, epochs=6))
+    steps = uninterrupted(LaneSetup(source, LanePlan(1, 4, 100, 50, None), whole_shards=True, epochs=6))
     owners = defaultdict(set)
     for step in steps:
         for lane, ids in step.ids.items():
@@ -96,7 +96,7 @@ def test_whole_shards_go_to_other_lanes_in_other_epochs() -> None:
 def test_sequential_order_is_that_of_the_corpus(whole_shards: bool) -> None:
     source = Memory([[Item((s, r), 1 + (r * 7) % 11) for r in range(25)] for s in range(4)])
     plan = LanePlan(1, 4, 16, 40, None, shuffled=False)
-    steps = whole(World(source, plan, whole_shards))
+    steps = uninterrupted(LaneSetup(source, plan, whole_shards))
     for epoch in range(2):
         lanes = [[i for s in steps if s.epoch == epoch for i in s.ids.get(lane, [])] for lane in range(4)]
         if whole_shards:
@@ -107,7 +107,7 @@ def test_sequential_order_is_that_of_the_corpus(whole_shards: bool) -> None:
 
 @given(st.integers(1, 50), st.integers(0, 3), st.integers(0, 1000))
 @settings(PROPERTY, max_examples=50)
-def test_block_edges_stand_a_block_apart(block_rows: int, epoch: int, seed: int) -> None:
+def test_block_edges_are_one_block_apart(block_rows: int, epoch: int, seed: int) -> None:
     plan = LanePlan(seed, 2, block_rows, 64, None)
     edges = [0]
     for _ in range(4):
@@ -118,7 +118,7 @@ def test_block_edges_stand_a_block_apart(block_rows: int, epoch: int, seed: int)
 
 def test_block_edges_move_every_epoch() -> None:
     """Rows that stood apart because of an edge stand together in another epoch."""
-    steps = whole(World(one_shard([5] * 900), LanePlan(1, 2, 100, 50, None), epochs=5))
+    steps = uninterrupted(LaneSetup(one_shard([5] * 900), LanePlan(1, 2, 100, 50, None), epochs=5))
     edges = {e: {m["start"] for s in steps if s.epoch == e for m in s.bookmarks} - {0} for e in range(5)}
     assert len({min(found) for found in edges.values()}) == 5
     assert all(len({edge % 100 for edge in found}) == 1 for found in edges.values())
@@ -126,7 +126,7 @@ def test_block_edges_move_every_epoch() -> None:
 
 def test_a_corpus_of_one_block_is_one_block_in_every_epoch() -> None:
     """However the edges move: a small corpus is shuffled as a whole."""
-    steps = whole(World(one_shard([5] * 400), LanePlan(1, 4, 100, 50, None), epochs=8))
+    steps = uninterrupted(LaneSetup(one_shard([5] * 400), LanePlan(1, 4, 100, 50, None), epochs=8))
     in_block = [m["start"] for s in steps for m in s.bookmarks if m["served"]]
     assert set(in_block) == {0}
 
@@ -195,16 +195,16 @@ def test_work_is_even_on_multi30k() -> None:
 # -- labels --------------------------------------------------------------------------------------------------------
 
 
-def labelled(labels: Sequence[str], block_rows: int, seed: int = 1, epochs: int = 1) -> World:
+def labelled(labels: Sequence[str], block_rows: int, seed: int = 1, epochs: int = 1) -> LaneSetup:
     lengths = caption_lengths(len(labels), seed)
-    return World(one_shard(lengths, labels), LanePlan(seed, 4, block_rows, None, 16), epochs=epochs, labels=True)
+    return LaneSetup(one_shard(lengths, labels), LanePlan(seed, 4, block_rows, None, 16), epochs=epochs, labels=True)
 
 
 @pytest.mark.parametrize("block_rows", [400, 16_384])
 def test_a_corpus_sorted_by_label_is_mixed_in_every_step(block_rows: int, caplog: pytest.LogCaptureFixture) -> None:
     """The corpus (1,600 rows in 4 lanes) fits into one block."""
     labels = ["neg"] * 800 + ["pos"] * 800
-    steps = whole(labelled(labels, block_rows, epochs=10))
+    steps = uninterrupted(labelled(labels, block_rows, epochs=10))
     for ids in (list(itertools.chain(*step.ids.values())) for step in steps):
         share = sum(labels[row] == "neg" for _, row in ids) / len(ids)
         assert abs(share - 0.5) < 0.25 or len(ids) < 48
@@ -212,7 +212,7 @@ def test_a_corpus_sorted_by_label_is_mixed_in_every_step(block_rows: int, caplog
 
 
 def test_a_sorted_corpus_beyond_one_block_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    steps = whole(labelled(["neg"] * 800 + ["pos"] * 800, block_rows=64))
+    steps = uninterrupted(labelled(["neg"] * 800 + ["pos"] * 800, block_rows=64))
     assert len(steps) > 10
     messages = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(messages) == 1
@@ -226,7 +226,7 @@ def test_a_mixed_corpus_is_not_warned_of(kinds: int, block_rows: int, caplog: py
     """Not even where the first or the last block of a lane holds but a few rows."""
     for seed in range(3):
         draw = random.Random(seed)
-        whole(labelled([str(draw.randrange(kinds)) for _ in range(1700)], block_rows, seed, epochs=3))
+        uninterrupted(labelled([str(draw.randrange(kinds)) for _ in range(1700)], block_rows, seed, epochs=3))
     assert not caplog.records
 
 

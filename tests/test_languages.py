@@ -1,4 +1,4 @@
-"""Which tokenizer BLEU gets from the target language, and the warnings where it may be the wrong one."""
+"""The tokenizer of BLEU for the target language, and warnings where it may be wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ THAI = [("ฉันเห็นสุนัขสีดำในสวน", "ฉ
 
 
 @pytest.fixture(autouse=True)
-def warned_anew() -> None:
+def clear_warning_cache() -> None:
     languages._warn.cache_clear()
 
 
@@ -72,7 +72,7 @@ def test_other_languages_are_scored_as_before():
 
 
 @pytest.mark.parametrize(("language", "pairs", "package"), [("ja", JAPANESE, "ja"), ("Thai", THAI, None)])
-def test_characters_stand_in_for_a_tokenizer_that_is_not_there(language, pairs, package, caplog, monkeypatch):
+def test_characters_replace_a_tokenizer_that_is_not_installed(language, pairs, package, caplog, monkeypatch):
     def without_mecab(*arguments: Any, tokenize: str, **more: Any) -> BLEU:
         if tokenize == "ja-mecab":
             raise RuntimeError("\nJapanese tokenization requires extra dependencies\n\n pip install")

@@ -241,7 +241,7 @@ def test_environment_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert local.environment(choose("cpu", 16))["OMP_NUM_THREADS"] == "1"
 
 
-def test_environment_keeps_the_users_threads_and_drops_what_would_change_the_engine(
+def test_environment_keeps_thread_settings_and_drops_variables_that_change_the_engine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")

@@ -1,4 +1,4 @@
-"""LayerDrop is off: a layer that is left out by chance would be frozen, or would differ between ranks."""
+"""LayerDrop is off: a layer that is dropped at random would be frozen, or would differ between ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From lanes to micro-batches by real loader processes: the same steps, errors that say what happened, no hang."""
+"""From lanes to micro-batches in real loader processes: the same steps, clear errors, no hang."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lane_world import (
+from lane_helpers import (
     PROPERTY,
     Item,
+    LaneSetup,
     Memory,
     Place,
     Step,
-    World,
     caption_lengths,
     collate,
     count,
@@ -33,7 +33,7 @@ from lane_world import (
     run,
     simulated_processes,
     start,
-    whole,
+    uninterrupted,
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -47,14 +47,14 @@ from trainer.recipe.sections import OptimConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
 
-UNEVEN = World(  # 5 lanes that end at different steps
+UNEVEN = LaneSetup(  # 5 lanes that end at different steps
     Memory([[Item((s, r), 1 + (s * r) % 20) for r in range(30 + 25 * s)] for s in range(5)]),
     LanePlan(1, 5, 50, 40, 6, 4),
     whole_shards=True,
 )
 
 
-def loaded_epoch(world: World, workers: int, prefetch: int = 2, encoder: Any = encode) -> Iterator[Any]:
+def loaded_epoch(world: LaneSetup, workers: int, prefetch: int = 2, encoder: Any = encode) -> Iterator[Any]:
     server = LaneServer(world.source, world.plan, encoder, None, world.whole_shards)
     groups = [[lane] for lane in range(world.plan.lanes)]
     marks = {lane: Bookmark() for lane in range(world.plan.lanes)}
@@ -82,7 +82,7 @@ def test_every_lane_has_one_owner(lanes: int, world: int, fuse: int) -> None:
 
 
 def test_fused_lanes_are_one_forward_of_the_same_rows() -> None:
-    world = World(one_shard(caption_lengths(200)), LanePlan(1, 4, 1000, 128, None), epochs=1)
+    world = LaneSetup(one_shard(caption_lengths(200)), LanePlan(1, 4, 1000, 128, None), epochs=1)
     marks = {lane: Bookmark() for lane in range(4)}
     apart = list(epoch_of(world, [[0], [2]], marks, 0))
     fused = list(epoch_of(world, [[0, 2]], marks, 0))
@@ -192,7 +192,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
     together = [
         {k: v for part in step for group in part for k, v in group.items()} for step in zip(*ranks, strict=True)
     ]
-    assert together == [step.ids for step in whole(world)]
+    assert together == [step.ids for step in uninterrupted(world)]
     assert any({} in part for seen in ranks for part in seen), "some lanes end early"
 
 
@@ -202,7 +202,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
 @pytest.mark.parametrize("workers", [2, 3])
 def test_loader_processes_do_not_change_the_steps(workers: int) -> None:
     """Two resumes, in the first and in the second epoch; the processes run ahead of what is served."""
-    expected = whole(UNEVEN)
+    expected = uninterrupted(UNEVEN)
     epoch_ends = sum(step.epoch == 0 for step in expected)
     found: list[Step] = []
     state = start(UNEVEN)
@@ -236,7 +236,7 @@ def test_tensors_of_loader_processes_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_global_generator_is_left_alone(workers: int) -> None:
+def test_the_global_generator_is_unchanged(workers: int) -> None:
     """A draw from it would shift dropout."""
     before = torch.get_rng_state()
     for _ in zip(range(3), loaded_epoch(UNEVEN, workers), strict=False):
@@ -285,7 +285,7 @@ def test_our_own_mistake_in_a_loader_process_keeps_its_traceback() -> None:
 
 @pytest.mark.timeout(60)
 def test_a_killed_loader_process_is_an_error_and_no_hang() -> None:
-    world = World(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None))
+    world = LaneSetup(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None))
     batches = loaded_epoch(world, 2)
     next(batches)
     began = time.monotonic()
@@ -298,7 +298,7 @@ def test_a_killed_loader_process_is_an_error_and_no_hang() -> None:
 
 def test_a_stop_signal_to_all_processes_is_left_to_the_rank() -> None:
     """An elastic agent signals the whole group: the rank must still get its rows, finish its step and save."""
-    world = World(one_shard([5] * 1000), LanePlan(1, 2, 50, 20, None))
+    world = LaneSetup(one_shard([5] * 1000), LanePlan(1, 2, 50, 20, None))
     expected = [[loaded and loaded.ids for loaded in step] for step in loaded_epoch(world, 0)]
     batches = loaded_epoch(world, 2)
     found = [[loaded and loaded.ids for loaded in next(batches)]]
@@ -315,14 +315,14 @@ def test_a_full_dev_shm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(multiprocessing, "Queue", full)
-    world = World(one_shard([5] * 100), LanePlan(1, 2, 50, 20, None))
+    world = LaneSetup(one_shard([5] * 100), LanePlan(1, 2, 50, 20, None))
     assert list(loaded_epoch(world, 0)), "needs none"
     with pytest.raises(UsageError, match=r"data.workers=2: .*No space left on device.*/dev/shm.*data.workers=0"):
         list(loaded_epoch(world, 2))
 
 
 def test_the_rank_itself_can_end_its_loader_processes() -> None:
-    world = World(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None))
+    world = LaneSetup(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None))
     batches = loaded_epoch(world, 2)
     next(batches)
     process = children()[0]
@@ -335,7 +335,7 @@ def test_the_rank_itself_can_end_its_loader_processes() -> None:
 
 
 def test_loader_processes_end_with_a_step_in_the_middle_of_an_epoch() -> None:
-    batches = loaded_epoch(World(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None)), 2)
+    batches = loaded_epoch(LaneSetup(one_shard([5] * 4000), LanePlan(1, 2, 50, 20, None)), 2)
     next(batches)
     assert len(children()) == 2
     batches.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""One writer for each run directory, whatever the clocks, process numbers and hosts of two processes say."""
+"""One writer per run directory, for any clocks, process numbers and hosts of two processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def claim(run: RunDir, pid: int, **changes: Any) -> dict[str, Any]:
+def write_lock_of_another(run: RunDir, pid: int, **changes: Any) -> dict[str, Any]:
     """Write a lock as another process has left it."""
     run.create()
     holder = lock_file.identity() | {"pid": pid, "born": lock_file._born(str(pid))[0], "token": "other"} | changes
@@ -58,7 +58,7 @@ def claim(run: RunDir, pid: int, **changes: Any) -> dict[str, Any]:
     return holder
 
 
-def take_over(run: RunDir) -> float:
+def seconds_to_lock(run: RunDir) -> float:
     """Take the lock and give it back. Returns the seconds until it was taken."""
     began = time.monotonic()
     with run.locked():
@@ -80,7 +80,7 @@ def test_a_lock_is_held_and_given_back(run: RunDir) -> None:
     with run.locked(), pytest.raises(UsageError, match=found) as caught, run.locked():
         pass
     assert caught.value.exit_code == 2
-    take_over(run)
+    seconds_to_lock(run)
     with pytest.raises(KeyError), run.locked():
         raise KeyError
     assert not run.lock_file.exists()
@@ -89,22 +89,22 @@ def test_a_lock_is_held_and_given_back(run: RunDir) -> None:
 def test_a_running_holder_is_named_and_a_dead_one_taken_over_at_once(
     run: RunDir, sleeper: subprocess.Popen[bytes]
 ) -> None:
-    claim(run, sleeper.pid)
+    write_lock_of_another(run, sleeper.pid)
     with pytest.raises(UsageError, match=f"process {sleeper.pid} on .*--run"), run.locked():
         pass
     sleeper.kill()
     wait_until(lambda: state_of(sleeper.pid) == "Z")
-    assert take_over(run) < lock.SILENT_BEATS * QUICK
-    claim(run, sleeper.pid, born="5")
+    assert seconds_to_lock(run) < lock.SILENT_BEATS * QUICK
+    write_lock_of_another(run, sleeper.pid, born="5")
     sleeper.wait()
-    assert take_over(run) < lock.SILENT_BEATS * QUICK
+    assert seconds_to_lock(run) < lock.SILENT_BEATS * QUICK
 
 
 def test_a_process_number_that_another_process_has_now_is_no_holder(
     run: RunDir, sleeper: subprocess.Popen[bytes]
 ) -> None:
-    claim(run, sleeper.pid, born="1")
-    assert take_over(run) < lock.SILENT_BEATS * QUICK
+    write_lock_of_another(run, sleeper.pid, born="1")
+    assert seconds_to_lock(run) < lock.SILENT_BEATS * QUICK
 
 
 ELSEWHERE = {
@@ -131,7 +131,7 @@ def test_elsewhere_only_the_heartbeat_counts(
     monkeypatch.setattr(handler, "emit", lambda record: messages.append(record.getMessage()))
     monkeypatch.setattr(lock.log, "handlers", [handler])
     caplog.set_level(logging.INFO, "rankzero")
-    claim(run, 1, born="5", **ELSEWHERE[place])
+    write_lock_of_another(run, 1, born="5", **ELSEWHERE[place])
     stop = threading.Event()
 
     def heartbeat() -> None:
@@ -147,7 +147,7 @@ def test_elsewhere_only_the_heartbeat_counts(
         stop.set()
         heart.join()
     messages.clear()
-    seconds = take_over(run)
+    seconds = seconds_to_lock(run)
     assert seconds >= lock.SILENT_BEATS * QUICK
     assert sum("waiting 0.25 s for its heartbeat" in message for message in messages) == 1
     assert sum("taken over from process 1 on" in message for message in messages) == 1
@@ -157,30 +157,30 @@ def test_elsewhere_only_the_heartbeat_counts(
 def test_a_lock_that_cannot_be_read_is_taken_over_when_it_does_not_change(run: RunDir, text: str) -> None:
     run.create()
     run.lock_file.write_text(text, encoding="latin-1")
-    assert take_over(run) >= lock.SILENT_BEATS * QUICK
+    assert seconds_to_lock(run) >= lock.SILENT_BEATS * QUICK
 
 
 def test_a_stopped_holder_is_taken_over_when_its_lock_does_not_change(
     run: RunDir, sleeper: subprocess.Popen[bytes]
 ) -> None:
-    claim(run, sleeper.pid)
+    write_lock_of_another(run, sleeper.pid)
     sleeper.send_signal(signal.SIGSTOP)
     wait_until(lambda: state_of(sleeper.pid) == "T")
-    assert take_over(run) >= lock.SILENT_BEATS * QUICK
+    assert seconds_to_lock(run) >= lock.SILENT_BEATS * QUICK
 
 
 def test_a_holder_that_may_only_be_slow_is_given_longer(run: RunDir) -> None:
     """A process that cannot be looked up still has the file under flock."""
-    claim(run, 1, host="elsewhere")
+    write_lock_of_another(run, 1, host="elsewhere")
     with run.lock_file.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert take_over(run) >= lock.HELD_BEATS * QUICK
+        assert seconds_to_lock(run) >= lock.HELD_BEATS * QUICK
 
 
 def test_only_one_of_many_gets_the_lock(run: RunDir, tmp_path: Path) -> None:
     """Processes that start at once, over a dead one's lock."""
     count, start = 12, tmp_path / "start"
-    claim(run, os.getpid(), born="1")
+    write_lock_of_another(run, os.getpid(), born="1")
     children = []
     for _ in range(count):
         child = os.fork()
@@ -266,7 +266,7 @@ def test_who_has_lost_the_directory_writes_nothing(run: RunDir, write: str, thei
         if theirs == "no lock":
             run.lock_file.unlink()
         else:
-            claim(run, 4242, host="node-b", since="2026-01-01T00:00:00+0000")
+            write_lock_of_another(run, 4242, host="node-b", since="2026-01-01T00:00:00+0000")
         before = contents(run)
         try:
             with pytest.raises(LockLost) as caught:
@@ -294,7 +294,7 @@ def test_a_write_elsewhere_is_not_checked(run: RunDir, tmp_path: Path) -> None:
     check_held(run.path)  # given back: others may write here
 
 
-def test_the_heartbeat_interrupts_who_has_lost(run: RunDir) -> None:
+def test_the_heartbeat_interrupts_a_process_that_lost_the_lock(run: RunDir) -> None:
     began = time.monotonic()
     with pytest.raises(LockLost), run.locked():  # noqa: PT012
         run.lock_file.unlink()

@@ -9,7 +9,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from review_world import BAD, GOOD, OTHER, recipe, written
+from review_helpers import BAD, GOOD, OTHER, recipe, written
 from safetensors.numpy import load_file
 
 from trainer.data.tokenization import train_tokenizer
@@ -58,7 +58,7 @@ def gradients(task: Any, model: Any, batch: Any) -> list[torch.Tensor]:
 # -- widths ------------------------------------------------------------------------------------------------------------
 
 
-def test_widths_are_what_both_sides_want() -> None:
+def test_widths_satisfy_family_and_recipe() -> None:
     assert [Padding().also(8).width(n) for n in (1, 8, 9)] == [8, 8, 16]
     window = Padding(multiple=12).also(8)
     assert [window.width(n) for n in (1, 24, 25)] == [24, 24, 48]
@@ -288,12 +288,12 @@ def test_language_models_of_long_documents(reviews: Path, tmp_path: Path, family
         ),
     ],
 )
-def test_what_cannot_be_causal_says_so(tmp_path: Path, family: str, changes: Any, words: str) -> None:
+def test_families_without_causal_attention_are_refused(tmp_path: Path, family: str, changes: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         task_of(recipe_of(tmp_path, family, CAUSAL, **changes)).build_model()
 
 
-def test_a_bert_becomes_causal_by_itself(tmp_path: Path) -> None:
+def test_a_bert_becomes_causal_automatically(tmp_path: Path) -> None:
     """Without `is_decoder` every token would see the one that it is asked for, and the loss would fall to nothing."""
     task = task_of(recipe_of(tmp_path, "bert", {**CAUSAL, "packing": False}))
     assert task.build_model().config.is_decoder
@@ -341,7 +341,9 @@ def test_the_recipes_have_a_tiny_variant(name: str, widths: tuple[int, int]) -> 
         ("big_bird", {"config": {"block_sise": 4}}, r"block_sise: big_bird has no such key; did you mean 'block_size'"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_both_numbers(tmp_path: Path, family: str, changes: Any, words: str) -> None:
+def test_lengths_that_do_not_fit_are_refused_with_both_numbers(
+    tmp_path: Path, family: str, changes: Any, words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         task_of(recipe_of(tmp_path, family, **changes)).build_model()
 

@@ -1,4 +1,4 @@
-"""The summed cross entropy against torch's own."""
+"""The summed cross-entropy equals that of torch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_works_without_gradient_and_on_a_view_of_logits():
     torch.testing.assert_close(part, F.cross_entropy(logits[:, 1], labels[:, 1], reduction="sum"))
 
 
-def test_fp16_takes_torchs_way():
+def test_fp16_uses_the_loss_of_torch():
     logits, labels = torch.randn(6, 7).half(), torch.randint(0, 7, (6,))
     values, gradients = _both(logits, labels, 0.1)
     assert torch.equal(values[0], values[1])

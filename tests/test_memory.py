@@ -1,4 +1,4 @@
-"""A rank that runs out of memory: the run goes on from its newest checkpoint in smaller parts, with the same steps."""
+"""A rank runs out of memory: the run resumes from its newest checkpoint in smaller parts, with the same steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "checkpoints/step-00000008/model.safetensors")
 
 
-def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+def largest_difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
@@ -42,7 +42,7 @@ def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
         (ValueError("out of memory"), False),
     ],
 )
-def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+def test_out_of_memory_errors_are_recognized(error: Exception, expected: bool) -> None:
     assert ran_out_of_memory(error) == expected
 
 
@@ -64,7 +64,7 @@ def short(recipe: Path, run: Path, rows: int, *, world: int, engine: str, guilty
         [("single", 0), ("ddp", 0), ("ddp", 1), ("zero1", 1), ("zero2", 0), ("zero3", 1), ("fsdp2", 1)], ("fsdp2", 1)
     ),
 )
-def test_the_run_goes_on_in_parts_and_makes_the_same_steps(
+def test_the_run_resumes_with_split_micro_batches_and_the_same_steps(
     recipe: Path, tmp_path: Path, engine: str, guilty: int
 ) -> None:
     world = 1 if engine == "single" else 2
@@ -88,7 +88,7 @@ def test_the_run_goes_on_in_parts_and_makes_the_same_steps(
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["micro_batch_splits"] == parts > 1
     assert not (run / "failed-rank.json").exists()
-    assert apart(weights(run), weights(tmp_path / "whole")) <= 1e-6
+    assert largest_difference(weights(run), weights(tmp_path / "whole")) <= 1e-6
     assert read_lines(run / "ledger.jsonl") == read_lines(tmp_path / "whole" / "ledger.jsonl")
 
 
@@ -105,7 +105,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run(recipe: Path, tmp_path: Pat
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("config", slow_except(["debug", "cpu"], "debug"))
-def test_rankzero_train_goes_on_by_itself(recipe: Path, tmp_path: Path, config: str) -> None:
+def test_rankzero_train_restarts_after_out_of_memory(recipe: Path, tmp_path: Path, config: str) -> None:
     """Through the launcher and in one process; the ranks are short of memory because of a `sitecustomize`."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(

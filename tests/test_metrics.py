@@ -1,4 +1,4 @@
-"""Scores against sacreBLEU's own corpus_score, closed forms, and arrival order."""
+"""Scores compared with corpus_score of sacreBLEU, closed forms, and records in any order."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_loss_and_perplexity_have_their_closed_form() -> None:
     assert low < scores["perplexity"] < high
 
 
-def test_interval_covers_as_the_normal_theory_says() -> None:
+def test_the_interval_covers_as_in_normal_theory() -> None:
     """The mean of 2,000 values of known spread: the percentile interval is 1.96 standard errors either side."""
     values = np.random.default_rng(0).normal(10.0, 2.0, size=2000)
     low, high = bootstrap_interval(values[:, None], lambda sums: sums[0] / 2000)

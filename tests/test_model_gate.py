@@ -1,4 +1,4 @@
-"""model/ in stock libraries: the same outputs, and a gate that says so."""
+"""model/ in stock libraries: the same outputs, and the gate that checks them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import processes
 import pytest
 import torch
-from export_world import decided, finished_run
+from export_helpers import finished_run, spread
 from golden import runs
-from review_world import BAD, GOOD, OTHER
+from review_helpers import BAD, GOOD, OTHER
 from slow import slow_except
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -105,16 +105,6 @@ def made(
     return run
 
 
-def spread(task: Any, model: Any) -> None:
-    """Make weights so large that outputs depend on every part of the model."""
-    torch.manual_seed(1)
-    if isinstance(getattr(model, "head", getattr(model, "classifier", None)), torch.nn.Linear):
-        decided(task, model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-
-
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the stock libraries in this process: a fresh one takes seconds, and other tests start it."""
@@ -162,7 +152,7 @@ def test_stock_classes_give_the_same_outputs(kind: str, made: Any, here: None) -
 
 
 @pytest.mark.parametrize("kind", NOT_APPLICABLE)
-def test_a_model_without_a_stock_class_says_why(kind: str, made: Any) -> None:
+def test_a_model_without_a_stock_class_has_a_reason(kind: str, made: Any) -> None:
     name, model, reason = NOT_APPLICABLE[kind]
     run = made(name, model)
     export_run(run, ONLY)
@@ -232,7 +222,7 @@ def test_a_run_with_a_failed_gate_ends_with_6(recipe: Path, tmp_path: Path) -> N
     assert list(predict(run.path, ["der Hund sieht ein Kind."]))
 
 
-def test_what_the_model_card_says_works_as_it_stands(made: Any, tmp_path: Path) -> None:
+def test_the_code_of_the_model_card_works(made: Any, tmp_path: Path) -> None:
     """The folder alone, somewhere else: a translator and a classifier with pooling."""
     run = made("translation", None)
     moved = Path(shutil.copytree(run.model, tmp_path / "moved"))

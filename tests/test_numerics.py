@@ -1,4 +1,4 @@
-"""NaN and Inf: found on whichever rank, told with step, lane and rows, and never in the weights."""
+"""NaN and Inf: found on any rank, reported with step, lane and rows, and never in the weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def clean(poisoned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int
 
 
 @pytest.mark.parametrize("value", slow_except([math.nan, math.inf], math.nan), ids=["nan", "inf"])
-def test_the_run_ends_with_5_and_says_where(
+def test_the_run_exits_with_5_and_names_step_and_lane(
     poisoned: Path, clean: tuple[int, str, list[str]], tmp_path: Path, value: float
 ) -> None:
     step, lane, rows = clean
@@ -190,7 +190,7 @@ def test_an_overflow_of_the_scaler_costs_neither_rows_nor_steps(monkeypatch: pyt
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_what_no_scale_makes_finite_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_no_scale_makes_finite_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     for scale in (None, 2.0**10):
         with monkeypatch.context() as patch:
             weights, count, finite = steps_with(scale, patch, spoiled=2)
@@ -218,5 +218,5 @@ def test_a_compiled_run_takes_the_same_steps(recipe: Path, tmp_path: Path) -> No
 def test_tf32_is_the_recipes_choice(recipe: Path, tmp_path: Path, word: str, expected: str) -> None:
     """On a CPU it changes nothing; what torch would use on a GPU is printed by the rank."""
     words = (word, "loop.max_steps=1", "evaluation.splits=[]", "data.validation=null")
-    ended = train(recipe, tmp_path / "run", *words, hook=hooks.say_matmul_precision).check()
+    ended = train(recipe, tmp_path / "run", *words, hook=hooks.report_matmul_precision).check()
     assert f"matmul precision {expected}" in ended.out[0]

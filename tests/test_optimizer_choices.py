@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from family_world import tiny_model
+from family_helpers import tiny_model
 from processes import engine_environment, next_logs, run_ranks, train
-from review_world import recipe as review_recipe
-from review_world import write_bert, write_reviews
+from review_helpers import recipe as review_recipe
+from review_helpers import write_bert, write_reviews
 from safetensors.torch import load_file
 from torch import nn
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from family_world import tiny_model
+from family_helpers import tiny_model
 from torch import nn
 
 from trainer.errors import UsageError
@@ -48,7 +48,7 @@ def test_groups(name: str) -> None:
     assert bool(optimizer.defaults["fused"]) == (name == "adamw")
 
 
-def test_a_parameter_cut_up_by_zero3_is_judged_by_its_whole_shape() -> None:
+def test_parameters_partitioned_by_zero3_are_grouped_by_full_shape() -> None:
     model = nn.Linear(4, 4)
     model.weight.ds_shape = model.weight.shape  # what deepspeed.zero.Init leaves
     model.weight.data = torch.empty(0)
@@ -56,7 +56,7 @@ def test_a_parameter_cut_up_by_zero3_is_judged_by_its_whole_shape() -> None:
     assert names_by_group(model, build_optimizer(model, OptimConfig())) == {"decay": ["weight"], "no_decay": ["bias"]}
 
 
-class Odd(nn.Module):
+class UnusualParameters(nn.Module):
     """What looks like a matrix and is none, and matrices that do not look like one."""
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ class Odd(nn.Module):
         self.convolution = nn.Conv1d(4, 4, 1)
 
 
-def test_only_matrices_decay_whatever_their_shape_and_name() -> None:
-    model = Odd()
+def test_only_matrices_decay() -> None:
+    model = UnusualParameters()
     found = names_by_group(model, build_optimizer(model, OptimConfig(weight_decay=0.1)))
     assert set(found["decay"]) == {
         "gate_up_proj", "q", "embeddings_project.weight", "score.weight", "convolution.weight",
@@ -194,7 +194,7 @@ def test_set_rates_starts_from_the_base_rate_each_time() -> None:
     assert moved == {"hidden.weight", "hidden.bias"}
 
 
-def test_a_head_has_a_rate_of_its_own() -> None:
+def test_a_head_has_a_separate_rate() -> None:
     model = Tiny()
     depths = {name: 0 if name.startswith("norm") else 1 for name, _ in model.named_parameters()}
     optimizer = build_optimizer(model, OptimConfig(name="sgd", lr=0.5, head_lr=2.0), depths)

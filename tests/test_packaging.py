@@ -1,4 +1,4 @@
-"""What a user installs: the wheel's contents, the pinned environment, and a command line that answers at once."""
+"""The installed package: contents of the wheel, the pinned environment, and a fast command line."""
 
 from __future__ import annotations
 

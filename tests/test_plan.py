@@ -14,7 +14,7 @@ import pytest
 import typer
 from plan_hooks import save_states
 from processes import engine_environment, next_logs, run_ranks
-from review_world import recipe as review_recipe
+from review_helpers import recipe as review_recipe
 from slow import slow_except
 from typer.testing import CliRunner
 
@@ -198,7 +198,7 @@ def test_steps_are_those_of_a_run(recipe: Path, tmp_path: Path) -> None:
     assert after.throughput["tokens"] > 0
 
 
-def test_a_large_corpus_is_sampled_over_its_whole_length(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_corpus_is_sampled_over_its_full_length(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "SAMPLE", 8000)
     monkeypatch.setattr(corpus, "TOKENIZER_ROWS", 40)
     planned = make_plan(recipe, ("data.block_rows=16",), PlanOptions(ranks=(1,), precisions=("fp32",)))

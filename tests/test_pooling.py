@@ -9,8 +9,8 @@ import numpy as np
 import processes
 import pytest
 import torch
-from family_world import FEW, LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
-from review_world import recipe, written
+from family_helpers import FEW, LENGTH, TOKENS, batch_of, model_class, text_families, tiny_model
+from review_helpers import recipe, written
 from slow import slow_except
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -77,7 +77,7 @@ def test_an_encoder_as_a_decoder_is_causal(family: str) -> None:
     assert is_causal(tiny_model(family, "AutoModel", is_decoder=True))
 
 
-def test_a_decoder_with_attention_both_ways_is_not_causal() -> None:
+def test_a_decoder_with_bidirectional_attention_is_not_causal() -> None:
     assert is_causal(tiny_model("gemma3_text", "AutoModel"))
     assert not is_causal(tiny_model("gemma3_text", "AutoModel", use_bidirectional_attention=True))
 

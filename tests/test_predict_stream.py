@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import entity_world
-import modes_world
+import entity_helpers
+import modes_helpers
 import pytest
 from typer.testing import CliRunner
 
@@ -28,18 +28,18 @@ KINDS = tuple(ANSWERS)
 
 def row_of(kind: str) -> tuple[str, Row]:
     """Return the input column of a kind of run, and a function that draws a row."""
-    return ("tokens", entity_world.sentence) if kind == "token_classification" else ("text", modes_world.topic)
+    return ("tokens", entity_helpers.sentence) if kind == "token_classification" else ("text", modes_helpers.topic)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A trained run of each kind. Read only."""
     root = tmp_path_factory.mktemp("streams")
-    topics, names = modes_world.write_topics(root), entity_world.write_sentences(root / "names")
+    topics, names = modes_helpers.write_topics(root), entity_helpers.write_sentences(root / "names")
     recipes = {
-        "multi": modes_world.recipe(topics, modes_world.MULTI, export=QUIET),
-        "regression": modes_world.recipe(topics, modes_world.REGRESSION, export=QUIET),
-        "token_classification": entity_world.recipe(names, export=QUIET),
+        "multi": modes_helpers.recipe(topics, modes_helpers.MULTI, export=QUIET),
+        "regression": modes_helpers.recipe(topics, modes_helpers.REGRESSION, export=QUIET),
+        "token_classification": entity_helpers.recipe(names, export=QUIET),
     }
     for kind, recipe in recipes.items():
         api.train(recipe, ["evaluation.splits=[]", "loop.max_steps=2", "loop.eval_every=2"], run=root / kind)

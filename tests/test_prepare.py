@@ -1,4 +1,4 @@
-"""A prepared corpus holds every row once, evenly mixed, and stands in for the original one."""
+"""A prepared corpus contains every row once, evenly mixed, and replaces the original one."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_it_is_surveyed_like_any_other_corpus(out):
         survey(open_split(more, "train"), more, ROLES)
 
 
-def test_a_stream_goes_on_at_every_row(out):
+def test_a_stream_resumes_at_every_row(out):
     source = open_split(recipe(out).data, "train")
     whole = list(source.stream(2))
     for at in range(len(whole) + 1):
@@ -183,7 +183,7 @@ def test_in_order_it_is_one_shard_in_order(tmp_path):
     assert [tuple(row.values.values()) for row in rows] == original_texts(tmp_path)
 
 
-def test_a_share_held_out_becomes_a_split_of_its_own(tmp_path):
+def test_a_held_out_share_becomes_a_split(tmp_path):
     corpus(tmp_path)
     share = {"data.validation": 0.25}
     about = prepare(recipe(tmp_path, **share), ROLES, encoder, tmp_path / "out")
@@ -315,7 +315,7 @@ def test_a_finished_one_is_left_and_nothing_is_overwritten(tmp_path, out):
     assert (out / "prepared.json").exists()
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path):
+def test_a_failed_preparation_leaves_no_files(tmp_path):
     corpus(tmp_path)
 
     def broken(tokenizer):

@@ -18,7 +18,7 @@ import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import review_world
+import review_helpers
 
 from trainer.api import has_inputs, predict
 from trainer.data.cleaning import clean_row
@@ -68,7 +68,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 def recipe_for(root: Path, **data: Any) -> Any:
-    return review_world.recipe(root, data={"root": str(root), "train": "train.parquet", "test": None, **data})
+    return review_helpers.recipe(root, data={"root": str(root), "train": "train.parquet", "test": None, **data})
 
 
 def write(tmp_path: Path, rows: Any, **data: Any) -> tuple[RunDir, Any]:
@@ -158,14 +158,14 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    return review_world.write_reviews(tmp_path_factory.mktemp("reviews"))
+    return review_helpers.write_reviews(tmp_path_factory.mktemp("reviews"))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, world) -> Path:
     """A run on rows of two ranks that is killed, moved, and resumed by the command line."""
     folder = tmp_path_factory.mktemp("run")
-    recipe = review_world.written(folder, review_world.recipe(world))
+    recipe = review_helpers.written(folder, review_helpers.recipe(world))
     data = {split: pd.DataFrame(read(world / f"{split}.jsonl")) for split in ("train", "test")}
     killed = functools.partial(hooks.at_micro_batch, 6, 1)
     ended = processes.train(recipe, folder / "first", world=2, hook=functools.partial(hooks.with_rows, data, killed))
@@ -178,8 +178,8 @@ def run(tmp_path_factory, world) -> Path:
 
 
 def test_a_run_on_rows_is_the_run_on_their_files(tmp_path, world, run):
-    files = review_world.train(tmp_path, review_world.recipe(world), "files", ranks=2)
-    assert review_world.metrics(run) == review_world.metrics(files)
+    files = review_helpers.train(tmp_path, review_helpers.recipe(world), "files", ranks=2)
+    assert review_helpers.metrics(run) == review_helpers.metrics(files)
     weights = [(of / "model" / "model.safetensors").read_bytes() for of in (run, files)]
     assert weights[0] == weights[1]
 
@@ -188,7 +188,7 @@ def test_the_same_rows_resume_and_others_are_refused(tmp_path, world, run):
     run = shutil.copytree(run, tmp_path / "run")
     path = run / "data" / "train.parquet"
     before, rows = path.read_bytes(), {split: read(world / f"{split}.jsonl") for split in ("train", "test")}
-    recipe = review_world.written(tmp_path, review_world.recipe(world))
+    recipe = review_helpers.written(tmp_path, review_helpers.recipe(world))
     processes.train(recipe, run, hook=functools.partial(hooks.with_rows, rows)).check()
     ended = processes.train(recipe, run, hook=functools.partial(hooks.with_rows, {**rows, "train": rows["train"][1:]}))
     assert ended.codes == [3]
@@ -242,8 +242,10 @@ def test_json_lines_on_stdin(tmp_path, run):
 
 
 def test_a_row_of_a_pair(world):
-    made = review_world.recipe(world, task={"pair": True}, data={"columns": {"text": "q.body", "text_pair": "answer"}})
-    task, row = review_world.task_of(made), {"q": {"body": "good\u00a0 film"}, "answer": "bad\tplot", "label": None}
+    made = review_helpers.recipe(
+        world, task={"pair": True}, data={"columns": {"text": "q.body", "text_pair": "answer"}}
+    )
+    task, row = review_helpers.task_of(made), {"q": {"body": "good\u00a0 film"}, "answer": "bad\tplot", "label": None}
     assert task.cleaned_row(row) == {"text": "good film", "text_pair": "bad plot"}
     assert task.line_of(row) == "good\u00a0 film\tbad\tplot"
     assert task.cleaned_row("good film\tbad plot") == task.cleaned_row(row)
@@ -251,7 +253,7 @@ def test_a_row_of_a_pair(world):
 
 def test_rows_for_an_artifact_are_lines_and_errors_keep_their_place(world):
     """The program of an artifact reads texts only, perhaps several in advance."""
-    task = review_world.task_of(review_world.recipe(world))
+    task = review_helpers.task_of(review_helpers.recipe(world))
 
     def answer(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         for text in list(texts):

@@ -86,7 +86,7 @@ def test_a_complete_place_is_accepted(environ: pytest.MonkeyPatch) -> None:
         (2, "fsdp2", None, "--config fsdp2 asks for engine fsdp2, .*WORLD_SIZE=2 with engine ddp"),
     ],
 )
-def test_a_left_over_world_size_never_overrides_the_command_line(
+def test_a_stale_world_size_never_overrides_the_command_line(
     environ: pytest.MonkeyPatch, tmp_path: Path, world: int, config: str | None, nproc: int | None, words: str
 ) -> None:
     for name, value in {**PLACE, "WORLD_SIZE": str(world)}.items():

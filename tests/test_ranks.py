@@ -29,7 +29,7 @@ def weights(run: Path, step: int) -> Weights:
     return load_file(run / f"checkpoints/step-{step:08d}/model.safetensors")
 
 
-def apart(a: Weights, b: Weights) -> float:
+def largest_difference(a: Weights, b: Weights) -> float:
     """The largest difference of any number."""
     assert a.keys() == b.keys()
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
@@ -50,7 +50,7 @@ def gradients_of(path: Path) -> dict[int, Weights]:
 def relative(a: dict[int, Weights], b: dict[int, Weights]) -> float:
     """The largest difference of a gradient's numbers, relative to the largest number in it; over all steps."""
     assert a.keys() == b.keys()
-    return max(apart(a[step], b[step]) / largest(a[step]) for step in a)
+    return max(largest_difference(a[step], b[step]) / largest(a[step]) for step in a)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def sgd(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tup
 def test_weights_after_sgd_do_not_depend_on_ranks(sgd: dict[int, tuple[Path, Ended]]) -> None:
     one = weights(sgd[1][0], STEPS)
     for world in WORLDS[1:]:
-        assert apart(one, weights(sgd[world][0], STEPS)) <= 1e-6, world
+        assert largest_difference(one, weights(sgd[world][0], STEPS)) <= 1e-6, world
 
 
 def test_each_step_holds_the_same_rows(sgd: dict[int, tuple[Path, Ended]]) -> None:
@@ -123,7 +123,7 @@ def test_weights_after_adamw_do_not_depend_on_ranks(recipe: Path, tmp_path: Path
         train(recipe, tmp_path / str(world), *words, world=world).check()
     one = weights(tmp_path / "1", STEPS)
     for world in (2, 4):
-        assert 0 < apart(one, weights(tmp_path / str(world), STEPS)) <= 5e-4, world
+        assert 0 < largest_difference(one, weights(tmp_path / str(world), STEPS)) <= 5e-4, world
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_loader_processes_change_nothing(recipe: Path, sgd: dict[int, tuple[Path
     run = tmp_path / "run"
     train(recipe, run, *SGD, *NO_SCORES, "data.workers=2", "data.prefetch=3", world=2).check()
     assert read_lines(run / "ledger.jsonl") == read_lines(sgd[2][0] / "ledger.jsonl")
-    assert apart(weights(run, STEPS), weights(sgd[2][0], STEPS)) == 0
+    assert largest_difference(weights(run, STEPS), weights(sgd[2][0], STEPS)) == 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A recipe is checked whole, says everything that is wrong with it at once, and reads YAML as people do."""
+"""A recipe is checked completely, all errors are reported at once, and YAML scalars are read as intended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def from_text(tmp_path: Path, text: str) -> BaseRecipe:
     return Recipe.load(path)
 
 
-def complaint(*overrides: str, **sections: Any) -> str:
+def recipe_error(*overrides: str, **sections: Any) -> str:
     with pytest.raises(UsageError) as caught:
         parse(*overrides, **sections)
     assert caught.value.exit_code == 2
@@ -117,7 +117,7 @@ def test_the_tiny_recipe_is_one() -> None:
     ],
 )
 def test_an_unknown_key_gives_the_nearest_known_one(override: str, words: str) -> None:
-    assert words in complaint(override)
+    assert words in recipe_error(override)
 
 
 def test_every_key_that_a_hint_names_exists() -> None:
@@ -132,18 +132,18 @@ def test_every_key_that_a_hint_names_exists() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["*.csv", "*", "&x", "!x", "%x", "@x", "`x", "*.csv: y"])
-def test_an_override_may_begin_with_what_yaml_takes_for_an_indicator(pattern: str) -> None:
+def test_an_override_may_begin_with_a_yaml_indicator(pattern: str) -> None:
     assert parse(f"data.train={pattern}").data.train == pattern
 
 
-def test_yaml_that_lacks_quotation_marks_says_so(tmp_path: Path) -> None:
+def test_yaml_without_quotation_marks_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("name: x\ndata: {train: *.csv}\n")
     with pytest.raises(UsageError, match=r"not valid YAML: (?s:.*)needs quotation marks, such as train: '\*\.csv'"):
         Recipe.load(tmp_path / "x.yaml")
 
 
 def test_all_problems_come_at_once() -> None:
-    text = complaint(
+    text = recipe_error(
         "optim.lr=-1", "data.lanes=0", "loop.epoch=3", "seed=x", "model.heads=5", "optim.schedule=cosin", "name=a b"
     )
     assert "7 problems" in text
@@ -188,10 +188,10 @@ def test_required_keys_are_named() -> None:
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_starts(overrides: tuple[str, ...], words: str) -> None:
-    assert words in complaint(*overrides)
+    assert words in recipe_error(*overrides)
 
 
-def test_what_only_task_and_cleaning_know_is_checked_too(tmp_path: Path) -> None:
+def test_constraints_of_task_and_cleaning_are_checked(tmp_path: Path) -> None:
     words = (
         *("loop.early_stopping.metric=accuracy", "data.cleaning=[fold_whitespce]", "data.columns={src: de, tgt: en}"),
         *("data.validation=null", "loop.early_stopping.patience=3", "optim.schedule=plateau"),
@@ -219,7 +219,7 @@ def test_a_recipe_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "null"])
-def test_what_is_no_mapping_is_told(tmp_path: Path, text: str) -> None:
+def test_a_recipe_that_is_no_mapping_is_reported(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"x\.yaml: a recipe is a mapping"):
         from_text(tmp_path, text)
 
@@ -228,7 +228,7 @@ def test_what_is_no_mapping_is_told(tmp_path: Path, text: str) -> None:
     "text",
     ["{", "a: b: c", "a: !!python/object/apply:os.system ['true']", "? [a, b]\n: 1", "? {a: 1}\n: 1", "a: *b", "\x00"],
 )
-def test_what_is_no_plain_yaml_is_told(tmp_path: Path, text: str) -> None:
+def test_yaml_that_is_not_plain_is_reported(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"x\.yaml"):
         from_text(tmp_path, text)
 
@@ -244,7 +244,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["seed: 1\nseed: 2", "optim:\n  lr: 1\n  name: sgd\n  lr: 2", "optim: {lr: 1, lr: 1}"])
-def test_a_key_stands_once(tmp_path: Path, text: str) -> None:
+def test_duplicate_keys_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"duplicate key '(seed|lr)'"):
         from_text(tmp_path, text)
 
@@ -280,7 +280,7 @@ def test_a_key_stands_once(tmp_path: Path, text: str) -> None:
         ("'1e-4'", "1e-4"),
     ],
 )
-def test_scalars_are_what_people_mean(text: str, value: object) -> None:
+def test_scalars_are_read_as_intended(text: str, value: object) -> None:
     from trainer.recipe.parsing import parse_yaml
 
     found = parse_yaml(f"key: {text}", "here")["key"]
@@ -320,8 +320,8 @@ def test_a_section_that_the_file_leaves_out_can_be_overridden() -> None:
 
 
 @pytest.mark.parametrize("override", ["optim.lr", "=3", "optim..lr=3", ".lr=3", "optim.lr={", "optim.lr=[1"])
-def test_an_override_that_is_none_is_told(override: str) -> None:
-    assert "override" in complaint(override)
+def test_malformed_overrides_are_reported(override: str) -> None:
+    assert "override" in recipe_error(override)
 
 
 def test_a_recipe_object_takes_overrides() -> None:
@@ -379,7 +379,7 @@ def test_free_keys_exist() -> None:
         ("optim.betas", ["optim"], True),
     ],
 )
-def test_allow_change_covers_what_is_below_a_key(key: str, allowed: list[str], expected: bool) -> None:
+def test_allow_change_covers_nested_keys(key: str, allowed: list[str], expected: bool) -> None:
     from trainer.engine.resume_checks import _is_allowed
 
     assert _is_allowed(key, allowed) == expected

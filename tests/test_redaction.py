@@ -12,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import processes
 import pytest
-import review_world
+import review_helpers
 from test_analysis import CLASSIFICATION, binary, write_run
 from test_report import SCORES
 
@@ -69,7 +69,7 @@ def test_credentials_are_taken_out(text, clean):
         ("https://h/a/b, org/model, pkg://a/b, </s>, 3/4", "https://h/a/b, org/model, pkg://a/b, </s>, 3/4"),
     ],
 )
-def test_local_folders_are_taken_out_of_what_is_published(text, clean):
+def test_local_folders_are_removed_from_published_files(text, clean):
     assert shareable(text) == clean
     assert shareable(clean) == clean
     assert redacted(text) == text
@@ -130,13 +130,13 @@ def test_no_file_of_a_run_over_http_holds_the_password(tmp_path):
     """Trained, stopped, resumed with the same recipe, evaluated with the root given again."""
     pytest.importorskip("aiohttp")
     (data := tmp_path / "data").mkdir()
-    review_world.write_reviews(data)
+    review_helpers.write_reviews(data)
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(data))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     root = f"http://ci:TOPSECRET@127.0.0.1:{server.server_port}"
     try:
-        recipe = review_world.written(tmp_path, review_world.recipe(root))
+        recipe = review_helpers.written(tmp_path, review_helpers.recipe(root))
         run = tmp_path / "run"
         said = [processes.train(recipe, run, "loop.max_steps=4").check().text]
         more = ("loop.max_steps=8", "--allow-change", "loop.max_steps", f"data.root={root}")
@@ -161,8 +161,8 @@ def test_no_file_of_a_run_over_http_holds_the_password(tmp_path):
 @pytest.mark.parametrize("pooling", ["auto", "mean"])
 def test_config_json_does_not_name_the_folder_of_the_weights(tmp_path, bert, reviews, pooling):
     """The library's key, and our own model section beside the configuration of a trunk."""
-    made = review_world.recipe(reviews, {"kind": "pretrained", "name": str(bert), "pooling": pooling})
-    task = review_world.task_of(made)
+    made = review_helpers.recipe(reviews, {"kind": "pretrained", "name": str(bert), "pooling": pooling})
+    task = review_helpers.task_of(made)
     config = task.model_config(build_model(task))
     assert str(bert.parent) not in json.dumps(config)
     assert config.get("name", bert.name) == bert.name

@@ -1,4 +1,4 @@
-"""report.html: everything told, hostile text stays text, nothing is loaded; in a real browser too, if there is one."""
+"""report.html: contents, escaping of untrusted text, no requests; in a real browser if one is installed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from trainer.report.formats import duration, round_words
 from trainer.report.page import TEMPLATES, content_policy, script_data
 from trainer.report.report import analyse, write_index, write_report
 from trainer.report.run_summary import parameters
+from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
 from trainer.tasks.translation.report import word_diff
 
@@ -69,7 +70,7 @@ def attention_rows(hostile: bool = False) -> dict[str, Any]:
     return {"note": "special tokens <removed>", "rows": rows}
 
 
-def hostile_run(path: Path) -> RunDir:
+def malicious_run(path: Path) -> RunDir:
     """A classifier whose reviews, labels, tokens, name and scores are hostile; every hostile review is a sure error."""
     rows = [classified(n, LABELS[0], {LABELS[0]: 0.01, LABELS[1]: 0.99}, text) for n, text in enumerate(HOSTILE)]
     rows += [
@@ -135,8 +136,8 @@ def assert_self_contained(page: Page) -> None:
             assert "url(" not in text and "@import" not in text and "http" not in text
 
 
-def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    page = Page(write_report(hostile_run(tmp_path), "test"))
+def test_malicious_text_is_escaped(tmp_path: Path) -> None:
+    page = Page(write_report(malicious_run(tmp_path), "test"))
     assert_self_contained(page)
     for text in (*HOSTILE, *LABELS, "<img src=x> & co"):
         assert text.replace("\ud83d", "\ufffd") in page.text, text
@@ -145,7 +146,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert data["rows"][0]["tokens"] == ["a", "##b", *HOSTILE] and "<" not in page.raw["script"][0]
 
 
-def test_the_order_of_the_story_and_the_contents(tmp_path: Path) -> None:
+def test_the_order_of_summary_and_contents(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", random_records(40), CLASSIFICATION, SCORES, attention=attention_rows())
     page = Page(write_report(run, "test"))
     order = ["story", "scores", "curves", "confusion", "calibration", "errors", "attention", "configuration"]
@@ -172,7 +173,7 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     assert write_report(run, "test").read_bytes() == first
 
 
-def test_what_a_run_did_not_leave_is_left_out(tmp_path: Path) -> None:
+def test_missing_files_of_a_run_are_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [binary(n, "positive", 0.9) for n in range(3)], CLASSIFICATION)
     for path in (run.metrics, run.manifest, run.status, run.evaluation("test") / "metrics.json"):
         path.unlink()
@@ -256,6 +257,29 @@ def attended(marks: list[str]) -> dict[str, Any]:
     return {"rows": [{**row, "tokens": marks[:2], "keys": marks[:2], "title": marks[3], "prediction": marks[4]}]}
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("good", "good"),
+        (3.14159265, "3.142"),
+        ({"fluency": 3.14159265, "adequacy": 4}, "fluency 3.142, adequacy 4"),
+        (["billing", "polite"], "billing, polite"),
+        ([], "(none)"),
+    ],
+)
+def test_predictions_are_shown_as_lines(tmp_path: Path, value: Any, shown: str) -> None:
+    run = write_run(tmp_path, [random_records(1)[0]], CLASSIFICATION)
+    assert open_report(run, "test").shown(value, "a text") == shown
+
+
+def test_entities_are_shown_with_their_words(tmp_path: Path) -> None:
+    record = {"id": "a:0", "input": "Ada", "target": [], "prediction": [], "loss": 0.1, "tokens": 1}
+    report = open_report(write_run(tmp_path, [record], {"kind": "token_classification", "labels": ["PER"]}), "test")
+    entities = [{"start": 0, "end": 3, "label": "PER"}, {"start": 9, "end": 15, "label": "LOC"}]
+    assert report.shown(entities, "Ada left London") == "Ada (PER), London (LOC)"
+    assert report.shown([], "It rains") == "(none)"
+
+
 @pytest.mark.parametrize("kind", ["classification", "translation", "language_modeling"])
 def test_a_report_without_rows_quotes_none(tmp_path: Path, kind: str) -> None:
     run, marks = rows_of(kind, tmp_path / "run")
@@ -291,7 +315,7 @@ def test_index_links_the_reports(tmp_path: Path) -> None:
         assert words in page.text
 
 
-def test_word_diff_marks_what_one_side_lacks() -> None:
+def test_word_diff_marks_missing_words() -> None:
     assert word_diff("a big dog runs", "a dog runs fast") == (
         [("a", ""), ("big", "del"), ("dog runs", "")],
         [("a", ""), ("dog runs", ""), ("fast", "ins")],
@@ -346,7 +370,7 @@ def test_attention_is_the_mean_first_and_packed_closely(tmp_path: Path) -> None:
     assert [row["number"] for row in read_attention(tmp_path / "attention.json")] == [1]
 
 
-def test_long_rows_show_their_beginning(tmp_path: Path) -> None:
+def test_long_rows_are_shortened(tmp_path: Path) -> None:
     size = LARGEST + 10
     row = attention_rows()["rows"][1] | {"tokens": ["w"] * size, "keys": ["w"] * size, "layers": 1, "heads": 1}
     row["weights"] = np.full((1, 1, size, size), 1 / size).tolist()
@@ -461,8 +485,8 @@ def opacities(page: Page) -> list[float]:
 
 
 @pytest.mark.browser
-def test_browser_shows_a_hostile_run_as_text_and_asks_nobody(tmp_path: Path, proxy: ThreadingHTTPServer) -> None:
-    report = write_report(hostile_run(tmp_path), "test")
+def test_browser_shows_a_malicious_run_as_text_without_requests(tmp_path: Path, proxy: ThreadingHTTPServer) -> None:
+    report = write_report(malicious_run(tmp_path), "test")
     html, console, asked = browse(report.as_uri(), tmp_path, proxy)
     assert (console, asked) == ([], [])
     page = Page(html)
@@ -497,7 +521,7 @@ def test_browser_follows_the_address_to_a_layer_and_head(tmp_path: Path, proxy: 
 def test_browser_on_a_phone_by_hand(tmp_path: Path, proxy: ThreadingHTTPServer, kind: str) -> None:
     """375 px wide: the page does not scroll sideways, also with all texts open; menus and arrow keys work."""
     if kind == "hostile":
-        run = hostile_run(tmp_path)
+        run = malicious_run(tmp_path)
     else:
         run = write_run(
             tmp_path / "run", random_records(40, [*"abcdefghijkl"]), CLASSIFICATION, SCORES, attention=attention_rows()

@@ -1,4 +1,4 @@
-"""Nothing lost, nothing repeated: a run that was killed or stopped, however often, ends as one that was not."""
+"""Nothing lost, nothing repeated: a run that was killed or stopped any number of times ends as one that was not."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def resumed_from(ended: Ended) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run on 2 ranks. Read only."""
     run = tmp_path_factory.mktemp("whole") / "run"
     train(recipe, run, *WORDS, world=2).check()
@@ -82,16 +82,16 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished(whole: Path, tmp_path: Path) -> Path:
+def finished(uninterrupted: Path, tmp_path: Path) -> Path:
     """A copy of it."""
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+    return Path(shutil.copytree(uninterrupted, tmp_path / "run"))
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_in_many_places(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """In steps, in an evaluation, before a checkpoint is committed and right after, and in the last evaluation."""
     run = tmp_path / "run"
     kills = [  # where, and from which step the start before it had gone on
@@ -115,14 +115,14 @@ def test_killed_in_many_places(recipe: Path, whole: Path, tmp_path: Path) -> Non
         assert resumed_from(ended) in (step if isinstance(step, tuple) else (step,)), f"{number}\n{ended.text}"
         assert status(run)["state"] != "finished"
     assert resumed_from(train(recipe, run, *WORDS, world=2).check()) == STEPS
-    same(outcome(run), outcome(whole))
+    same(outcome(run), outcome(uninterrupted))
     assert len(json.loads((run / "manifest.json").read_text())["starts"]) == len(kills)
     assert status(run)["attempt"] == len(kills) + 1
     left = [path.name for path in [*run.iterdir(), *(run / "checkpoints").iterdir()] if path.name.startswith(".")]
     assert not [name for name in left if "saving" in name or "deleting" in name], left
 
 
-def test_killed_in_random_steps(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_in_random_steps(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     run, draw, words = tmp_path / "run", random.Random(20261122), (*WORDS, "loop.save_every=2")
     step = 0
     for _ in range(5):
@@ -133,7 +133,7 @@ def test_killed_in_random_steps(recipe: Path, whole: Path, tmp_path: Path) -> No
         step -= 2  # at least this far it is saved
         step = max(0, step)
     train(recipe, run, *words, world=2).check()
-    same(outcome(run), outcome(whole))
+    same(outcome(run), outcome(uninterrupted))
 
 
 def test_no_rank_is_left_behind_when_one_of_four_dies(recipe: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_no_rank_is_left_behind_when_one_of_four_dies(recipe: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_stopped_by_signals(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """To one rank only; before the first step, in steps, in evaluations; each with 75 and everything saved."""
     run = tmp_path / "run"
     stops = [  # where, the step that is saved, and the signal
@@ -173,12 +173,12 @@ def test_stopped_by_signals(recipe: Path, whole: Path, tmp_path: Path) -> None:
         assert checkpoint_of(run, step).is_dir(), f"{number}: {sorted((run / 'checkpoints').iterdir())}"
         before = step
     train(recipe, run, *WORDS, world=2).check()
-    same(outcome(run), outcome(whole))
+    same(outcome(run), outcome(uninterrupted))
     assert status(run)["state"] == "finished"
 
 
 @pytest.mark.slow
-def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path: Path) -> None:
+def test_the_command_is_killed_interrupted_and_resumed(recipe: Path, tmp_path: Path) -> None:
     """`rankzero train` with a launcher and two ranks: a rank killed from outside, then Ctrl-C, then to the end."""
     words = ("loop.max_steps=60", "loop.eval_every=20", "loop.save_every=10", "evaluation.beam_size=1")
     expected, run = tmp_path / "expected", tmp_path / "run"
@@ -217,14 +217,14 @@ def test_the_real_command_killed_interrupted_and_gone_on(recipe: Path, tmp_path:
 # -- other ranks, other averaging --------------------------------------------------------------------------------------
 
 
-def test_gone_on_with_another_number_of_ranks(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_resume_with_another_number_of_ranks(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     stop = partial(hooks.at_micro_batch, 5, 1, signal.SIGTERM)
     train(recipe, tmp_path / "2", *WORDS, world=2, hook=stop).check(75)
     for world in (1, 4):
         run = Path(shutil.copytree(tmp_path / "2", tmp_path / str(world)))
         train(recipe, run, *WORDS, world=world).check()
-        assert read_lines(run / "ledger.jsonl") == read_lines(whole / "ledger.jsonl")
-        found, expected = (load_file(checkpoint_of(r) / "model.safetensors") for r in (run, whole))
+        assert read_lines(run / "ledger.jsonl") == read_lines(uninterrupted / "ledger.jsonl")
+        found, expected = (load_file(checkpoint_of(r) / "model.safetensors") for r in (run, uninterrupted))
         assert max(float(np.abs(found[name] - expected[name]).max()) for name in expected) <= 5e-4
         manifest = json.loads((run / "manifest.json").read_text())
         assert (manifest["ranks"], manifest["starts"][0]["ranks"]) == (world, 2)
@@ -261,9 +261,7 @@ def test_gone_on_with_another_number_of_ranks(recipe: Path, whole: Path, tmp_pat
     ],
     ids=["ema-and-plateau", "last-and-early-stopping", "momentum-and-epochs"],
 )
-def test_what_a_checkpoint_remembers(
-    recipe: Path, tmp_path: Path, words: tuple[str, ...], steps: int, kill: int
-) -> None:
+def test_contents_of_a_checkpoint(recipe: Path, tmp_path: Path, words: tuple[str, ...], steps: int, kill: int) -> None:
     expected, run = tmp_path / "expected", tmp_path / "run"
     train(recipe, expected, *words).check()
     assert -signal.SIGKILL in train(recipe, run, *words, hook=partial(hooks.at_micro_batch, kill, 0)).codes
@@ -292,26 +290,26 @@ def test_a_finished_run_started_again_changes_nothing(recipe: Path, finished: Pa
     assert status(finished)["state"] == "finished"
 
 
-def test_stages_that_were_deferred_are_done_by_a_later_start(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_stages_that_were_deferred_are_done_by_a_later_start(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """On one rank here, as the dependent job of `rankzero submit --finalize` does."""
     run = tmp_path / "run"
     train(recipe, run, *WORDS, "--defer", world=2).check()
     said = status(run)
-    assert (said["state"], said["exit_code"], said["step"]) == ("running", 0, status(whole)["step"])
+    assert (said["state"], said["exit_code"], said["step"]) == ("running", 0, status(uninterrupted)["step"])
     assert "evaluation" in said["waits_for"]
     assert (run / "model" / "model.safetensors").exists()
     assert not (run / "evaluation").exists()
     train(recipe, run, *WORDS).check()
     assert (status(run)["state"], status(run)["waits_for"]) == ("finished", None)
     for file in ("recipe.yaml", "evaluation/test/metrics.json", "model/model.safetensors"):
-        assert (run / file).read_bytes() == (whole / file).read_bytes()
+        assert (run / file).read_bytes() == (uninterrupted / file).read_bytes()
 
 
-def test_missing_stages_are_completed(recipe: Path, whole: Path, finished: Path) -> None:
+def test_missing_stages_are_completed(recipe: Path, uninterrupted: Path, finished: Path) -> None:
     shutil.rmtree(finished / "model")
     shutil.rmtree(finished / "evaluation" / "test")
     train(recipe, finished, *WORDS, world=2).check()
-    same(outcome(finished), outcome(whole))
+    same(outcome(finished), outcome(uninterrupted))
 
 
 @pytest.mark.slow
@@ -329,7 +327,7 @@ def test_a_raised_end_trains_on(recipe: Path, tmp_path: Path) -> None:
     assert json.loads((run / "evaluation/test/metrics.json").read_text()) != first
 
 
-def test_a_start_without_a_checkpoint_binds_nobody(recipe: Path, tmp_path: Path) -> None:
+def test_a_start_without_a_checkpoint_does_not_fix_the_recipe(recipe: Path, tmp_path: Path) -> None:
     """Survey, tokenizer and manifest of the start that died are made again where the recipe asks for others."""
     run = tmp_path / "run"
     ended = train(recipe, run, *WORDS, hook=partial(hooks.at_micro_batch, 1, 0))
@@ -357,7 +355,7 @@ def test_another_recipe_is_refused_with_all_keys_and_both_values(recipe: Path, f
 
 
 @pytest.mark.slow
-def test_a_run_from_before_a_key_was_added_goes_on(recipe: Path, finished: Path) -> None:
+def test_a_run_from_before_a_key_was_added_resumes(recipe: Path, finished: Path) -> None:
     """An older version has written a recipe without it: it trained with what is the default now."""
     file = finished / "recipe.yaml"
     values = yaml.safe_load(file.read_text())
@@ -397,7 +395,7 @@ def test_a_finished_run_without_checkpoints_is_not_overwritten(recipe: Path, fin
 
 
 @pytest.mark.parametrize("left", slow_except(["model", "evaluation"], "model"))
-def test_what_a_finished_run_has_left_binds_the_directory(recipe: Path, finished: Path, left: str) -> None:
+def test_a_finished_run_fixes_the_recipe_of_its_directory(recipe: Path, finished: Path, left: str) -> None:
     for name in {"checkpoints", "model", "evaluation", "manifest.json"} - {left}:
         path = finished / name
         path.unlink() if path.is_file() else shutil.rmtree(path)
@@ -426,7 +424,7 @@ def test_the_recipe_of_a_run_describes_its_weights(recipe: Path, finished: Path,
 
 
 @pytest.mark.slow
-def test_an_end_may_be_lowered_to_what_is_trained(recipe: Path, tmp_path: Path) -> None:
+def test_an_end_may_be_lowered_to_the_trained_steps(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(recipe, run, *WORDS, hook=partial(hooks.at_micro_batch, 9, 0)).check(-signal.SIGKILL)
     lower = (*WORDS, "--allow-change", "loop.max_steps")
@@ -437,7 +435,7 @@ def test_an_end_may_be_lowered_to_what_is_trained(recipe: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_fresh_keeps_the_old_run_beside_the_new_one(recipe: Path, finished: Path) -> None:
+def test_fresh_keeps_the_old_run_under_another_name(recipe: Path, finished: Path) -> None:
     before = hashes_of(finished)
     words = ("loop.max_steps=4", "seed=2", "--fresh")
     ended = train(recipe, finished, *words, world=2).check()
@@ -466,7 +464,7 @@ def test_changed_data_is_refused_and_moved_data_is_not(tmp_path: Path, corpus: P
 
 
 @pytest.mark.slow
-def test_a_first_start_that_failed_may_be_mended(recipe: Path, tmp_path: Path) -> None:
+def test_a_failed_first_start_may_be_corrected(recipe: Path, tmp_path: Path) -> None:
     """Nothing has been trained yet, so a corrected recipe is not another one."""
     run = tmp_path / "run"
     words = ("loop.max_steps=2", "evaluation.splits=[]")
@@ -478,7 +476,7 @@ def test_a_first_start_that_failed_may_be_mended(recipe: Path, tmp_path: Path) -
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe: Path, whole: Path, finished: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe: Path, uninterrupted: Path, finished: Path) -> None:
     weights = checkpoint_of(finished) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
@@ -486,7 +484,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(recipe: Path, whole:
     ended = train(recipe, finished, *WORDS, world=2).check()
     assert resumed_from(ended) == 12
     assert str(weights) in ended.err[0]
-    same(outcome(finished), outcome(whole))
+    same(outcome(finished), outcome(uninterrupted))
 
 
 @pytest.mark.parametrize(
@@ -512,7 +510,7 @@ def test_damaged_weights_are_not_published(recipe: Path, tmp_path: Path, averagi
     train(recipe, run, *words).check()
 
 
-def test_without_a_whole_checkpoint_nothing_starts_from_scratch(recipe: Path, finished: Path) -> None:
+def test_without_a_complete_checkpoint_no_training_starts_from_scratch(recipe: Path, finished: Path) -> None:
     for manifest in finished.glob("checkpoints/*/manifest.json"):
         manifest.unlink()
     before = hashes_of(finished)
@@ -557,9 +555,9 @@ def test_a_full_disk(recipe: Path, tmp_path: Path, small_disk: Any) -> None:
         ended = run_ranks(["train", recipe, *WORDS, "--run", run], logs / str(size))
         assert ended.code in (0, 4), f"{size} kB: {ended.codes}\n{ended.text}"
         assert "Traceback" not in ended.text, f"{size} kB\n{ended.text}"
-        whole = [p for p in run.glob("checkpoints/step-*") if (p / "manifest.json").exists()]
-        assert len(whole) >= len(reached) > 0 or not reached, f"{size} kB: a checkpoint was lost"
-        reached |= {path.name for path in whole}
+        uninterrupted = [p for p in run.glob("checkpoints/step-*") if (p / "manifest.json").exists()]
+        assert len(uninterrupted) >= len(reached) > 0 or not reached, f"{size} kB: a checkpoint was lost"
+        reached |= {path.name for path in uninterrupted}
     assert reached, "no checkpoint was reached: the sizes do not fit the run any more"
     small_disk(20_000)
     run_ranks(["train", recipe, *WORDS, "--run", run], logs / "all").check()
@@ -590,7 +588,7 @@ def test_a_second_run_on_the_same_directory_is_refused(recipe: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_commands_on_a_finished_run_that_another_process_uses_are_refused(reviews: Path, tmp_path: Path) -> None:
-    from export_world import encoder_run
+    from export_helpers import encoder_run
 
     from trainer.rundir import RunDir
 
@@ -606,7 +604,7 @@ def test_commands_on_a_finished_run_that_another_process_uses_are_refused(review
 
 
 @pytest.mark.slow
-def test_a_stopped_run_that_wakes_up_late_writes_nothing(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_that_wakes_up_late_writes_nothing(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """Its rank zero is stopped, another start takes the directory over and finishes; then all its ranks leave."""
     run = tmp_path / "run"
     quick = partial(hooks.quick_heartbeat, 0.2)
@@ -627,7 +625,7 @@ def test_a_stopped_run_that_wakes_up_late_writes_nothing(recipe: Path, whole: Pa
     watched = {name for name in before if name.startswith("hang-rank-")}
     assert hashes_of(run).items() ^ before.items() <= {(name, before[name]) for name in watched}
     assert status(run) == said
-    same(outcome(run), outcome(whole))
+    same(outcome(run), outcome(uninterrupted))
 
 
 def test_status_beats_while_nothing_is_logged(recipe: Path, tmp_path: Path) -> None:

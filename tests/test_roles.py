@@ -1,4 +1,4 @@
-"""Types of the values in a row: what each accepts from JSON, CSV and Parquet files, and what a message says."""
+"""Types of the values in a row: accepted values of JSON, CSV and Parquet files, and messages."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_lists_and_numbers_of_every_format(tmp_path, kind):
         (Tokens(), '["A", "dog"]', ["A", "dog"]),
     ],
 )
-def test_what_is_converted(role: Role, raw: object, value: object) -> None:
+def test_converted_values(role: Role, raw: object, value: object) -> None:
     found = role.convert(raw, cleaner(["fold_whitespace"]))
     assert found == value
     assert type(found) is type(value)
@@ -94,7 +94,7 @@ def test_what_is_converted(role: Role, raw: object, value: object) -> None:
         (Tokens(), ["a", 3], "holds a token that is not text but int", ": 3 (token 2)"),
     ],
 )
-def test_what_is_refused(role: Role, raw: object, reason: str, detail: str) -> None:
+def test_refused_values(role: Role, raw: object, reason: str, detail: str) -> None:
     with pytest.raises(BadValue) as caught:
         role.convert(raw, cleaner(["fold_whitespace"]))
     assert caught.value.reason == reason

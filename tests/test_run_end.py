@@ -1,4 +1,4 @@
-"""How a training ends: early stopping and what is written of it, the numbers of its last line, warnings."""
+"""The end of a training: early stopping and its record, the numbers of the last line, warnings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import processes
 import pytest
 import torch
 from processes import read_lines, status
-from review_world import recipe as review_recipe
-from review_world import written
+from review_helpers import recipe as review_recipe
+from review_helpers import written
 from slow import slow_except
 
 from trainer.data.lanes import Bookmark
@@ -23,7 +23,8 @@ from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
 from trainer.engine.utilization import Utilization, Work
-from trainer.recipe.sections import EarlyStopping, OptimConfig
+from trainer.recipe.loop_sections import EarlyStopping
+from trainer.recipe.sections import OptimConfig
 from trainer.rundir import RunDir
 from trainer.task.base import IGNORED, Task
 
@@ -84,7 +85,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
 
 
 @pytest.mark.ranks
-def test_an_early_stop_is_told_everywhere(reviews: Path, tmp_path: Path) -> None:
+def test_an_early_stop_is_reported_in_all_files(reviews: Path, tmp_path: Path) -> None:
     """A rate so small that all evaluations are equal; on two ranks, in the middle of an epoch and at its end."""
     for every, epochs, steps in (("epoch", [0, 1, 2], None), (3, [0, 0, 0], 9)):
         loop = {"max_steps": None, "epochs": 6, "eval_every": every, "save_every": every, "log_every": 1000,

@@ -44,7 +44,7 @@ def test_nan_and_inf_are_null_at_any_depth() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "nonsense"])
-def test_what_is_not_json_is_named(tmp_path: Path, text: str) -> None:
+def test_invalid_json_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "status.json"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=r"status\.json is not JSON"):
@@ -114,7 +114,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
         RunDir(tmp_path / "file" / "run").create()
 
 
-def test_set_aside_numbers_what_it_keeps(tmp_path: Path) -> None:
+def test_directories_set_aside_are_numbered(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     assert run.set_aside() is None
     for number in (1, 2):
@@ -145,7 +145,7 @@ def test_lines_after_a_step_are_dropped(lines: Path) -> None:
     run.cut_after(lines.parent / "missing.jsonl", 2)
 
 
-def test_a_half_written_line_is_dropped_wherever_it_was_cut(lines: Path) -> None:
+def test_a_partial_line_is_dropped(lines: Path) -> None:
     """Also within a character, and with what a file system leaves after a power cut."""
     content = lines.read_bytes()
     last = len(content.rstrip(b"\n").rpartition(b"\n")[2]) + 1
@@ -159,7 +159,7 @@ def test_a_half_written_line_is_dropped_wherever_it_was_cut(lines: Path) -> None
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_published_whole_and_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_published_atomically_and_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file and folder of it is flushed before the rename, the parent after it."""
     run, events = tmp_path / "run", []
     fsync, rename = os.fsync, Path.rename
@@ -187,7 +187,7 @@ def test_a_folder_is_published_whole_and_flushed(tmp_path: Path, monkeypatch: py
     assert names(run) == ["model"]
 
 
-def test_what_killed_attempts_were_making_is_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_attempts_are_removed(tmp_path: Path) -> None:
     left = workspace(tmp_path / "model")
     other = workspace(tmp_path / "tokenizer")
     making = workspace(tmp_path / "model")

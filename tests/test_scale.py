@@ -69,7 +69,7 @@ def test_one_file_is_dealt_to_1024_lanes_with_each_row_once_and_evenly() -> None
 
 
 @pytest.mark.parametrize(("shards", "sample"), [(128, None), (1, 2)], ids=["whole-shards", "one-file"])
-def test_other_numbers_of_ranks_go_on_with_the_same_rows(shards: int, sample: int | None) -> None:
+def test_other_numbers_of_ranks_resume_with_the_same_rows(shards: int, sample: int | None) -> None:
     """128, then 64, then 12 ranks, which do not divide the lanes; blocks of 64 rows, so bookmarks stand in many."""
     world = captions(500 * 128 if shards > 1 else 200 * 128, shards, lanes=128, block_rows=64)
     assert world.whole_shards == (shards > 1)
@@ -94,7 +94,7 @@ def test_a_rank_of_1024_reads_its_own_shard_only(prepared: tuple[World, Epoch]) 
     assert time.perf_counter() - began < 5, "a rank's epoch of 800 rows takes a hundredth of a second"
 
 
-def test_a_rank_of_1024_without_shards_reads_the_whole_file() -> None:
+def test_a_rank_of_1024_without_shards_reads_the_full_file() -> None:
     """Why a corpus for many ranks is prepared: the first step waits for a block of all lanes."""
     world = captions(64 * RANKS, 1, block_rows=16)
     found = one_rank(world, 0, RANKS)
@@ -149,7 +149,7 @@ def test_work_is_counted_as_padded_and_idle_as_waiting() -> None:
     assert epoch.evenness(1)["idle"] == 0
 
 
-def test_the_published_figures_hold_what_is_promised() -> None:
+def test_the_published_figures_are_reached() -> None:
     """benchmarks/results/scale.json, from which docs/explanation/scale.md quotes."""
     report = json.loads(RESULTS.read_text(encoding="utf-8"))
     large = [case for case in report["proofs"] if case["ranks"] >= 1024]

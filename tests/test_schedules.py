@@ -100,7 +100,7 @@ def test_every_step_moves_and_no_rate_exceeds_the_peak(schedule: str, warmup: in
         assert all(b <= a + 1e-12 for a, b in zip(rates[rising:], rates[rising + 1 :], strict=False))
 
 
-def test_linear_ends_at_zero_and_stays_there_when_training_goes_on() -> None:
+def test_linear_ends_at_zero_and_stays_there() -> None:
     assert lr_multiplier(OptimConfig(schedule="linear", warmup_steps=5), 100, 1.0) == 0.0
     assert lr_multiplier(OptimConfig(schedule="cosine", warmup_steps=5), 100, 1.0) == pytest.approx(0.0, abs=1e-15)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_recipe
-from export_world import finished_run
+from export_helpers import finished_run
 from safetensors.numpy import load_file
 from slow import slow_except
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_world import ROOT, World, script, shellchecked
+from batch_helpers import ROOT, Sandbox, script, shellchecked
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -76,23 +76,23 @@ def test_every_variable_is_documented(tiny_job: Callable[..., Job]) -> None:
 @example(HOSTILE, None)
 @example("two\nlines\n#SBATCH --nodes=9", None)
 @example("-x", None)
-def test_hostile_values_reach_the_ranks_unchanged(tiny_job: Callable[..., Job], text: str, data: object) -> None:
+def test_special_characters_reach_the_ranks_unchanged(tiny_job: Callable[..., Job], text: str, data: object) -> None:
     job = tiny_job()
     words = (text, f"seed={text}", f"--{text}")
     folder = job.run.parent / "hostile"
     shutil.rmtree(folder, ignore_errors=True)
-    went = World(folder, job.run).go(script(dataclasses.replace(job, words=words)), (0,))
+    went = Sandbox(folder, job.run).go(script(dataclasses.replace(job, words=words)), (0,))
     assert went.words[0][-6:-2] == ["train", *words], went.log
     assert went.code == 0
     assert not list(job.run.parent.rglob("canary"))
 
 
 @pytest.mark.parametrize("name", [HOSTILE.replace("\\", "").replace("/", ""), "sp ace", "'", "-x", "%j"])
-def test_hostile_paths(tiny_job: Callable[..., Job], tmp_path: Path, name: str) -> None:
+def test_paths_with_special_characters(tiny_job: Callable[..., Job], tmp_path: Path, name: str) -> None:
     run, here = tmp_path / name / "run", tmp_path / f"{name} here"
     here.mkdir()
     text = script(dataclasses.replace(tiny_job(), run=run, folder=here))
-    went = World(tmp_path / "world", run).go(text, (0,))
+    went = Sandbox(tmp_path / "world", run).go(text, (0,))
     assert went.code == 0
     assert went.words[0][-1] == str(run)
     assert went.environment["PWD"] == str(here)

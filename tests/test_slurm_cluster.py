@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from batch_world import rankzero
+from batch_helpers import rankzero
 from conftest import write_corpus
 from processes import status, wait_until
-from review_world import recipe as review_recipe
-from slurm_world import PATIENCE, SMALL, Submitter, same, site_of, slurm
+from review_helpers import recipe as review_recipe
+from slurm_helpers import PATIENCE, SMALL, Submitter, same, site_of, slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -147,7 +147,7 @@ def test_a_chain_whose_evaluation_fails_cancels_what_depends_on_it(site: Submitt
     assert status(site.run("chain"))["state"] == "failed"
 
 
-def test_hostile_names_paths_and_overrides(site: Submitter, tmp_path: Path) -> None:
+def test_special_characters_in_names_paths_and_overrides(site: Submitter, tmp_path: Path) -> None:
     """Submit hostile text to a real cluster. No part of it runs as a command."""
     evil = "a b'c\"d $(touch canary) `touch canary` ; touch canary & > canary # %j {{ 7 }} *"
     here = tmp_path / f"{evil} here"

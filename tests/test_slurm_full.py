@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from batch_world import rankzero
+from batch_helpers import rankzero
 from processes import status, wait_until
 from safetensors.numpy import load_file
-from slurm_world import PATIENCE, Submitter, same, site_of, slurm
+from slurm_helpers import PATIENCE, Submitter, same, site_of, slurm
 
 pytestmark = [pytest.mark.slurm_full, pytest.mark.timeout(2400)]
 
@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
 
 
 @pytest.fixture(scope="module")
-def islands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
+def partitioned_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
     """A cluster that signals all processes of a task. Each node has its own address and no name in the DNS."""
     network = slurm.Network(66)
     if why := network.missing():
@@ -55,14 +55,14 @@ def islands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
 def chained(site: Submitter) -> int:
     """Cancel a job some time after its time limit. Return the step at the limit."""
     (number,) = site.submit("chained", *NODES, *ENDLESS, "launch.signal_lead=60", "--time", 3)
-    at = gone_on(site, "chained", number)
+    at = resumed_step(site, "chained", number)
     site.until_step("chained", max(600, at + 2 * GRID))
     cancel(site, "chained", number)
     return at
 
 
 @pytest.fixture(scope="module")
-def whole(site: Submitter, chained: int) -> Path:
+def uninterrupted(site: Submitter, chained: int) -> Path:
     """An uninterrupted run with the steps of the longest other one. Read only."""
     (number,) = site.submit("whole", *NODES, *SAVES, f"loop.max_steps={status(site.run('chained'))['step']}")
     assert site.wait_for(number, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(number)
@@ -80,19 +80,19 @@ def ledger(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
 
 
-def agrees(run: Path, whole: Path, after: int) -> int:
+def agrees(run: Path, uninterrupted: Path, after: int) -> int:
     """Compare the newest checkpoint that both have: weights and moments, and all steps up to it. Return its step."""
-    saved = [{path.parent.name for path in one.glob("checkpoints/*/manifest.json")} for one in (run, whole)]
+    saved = [{path.parent.name for path in one.glob("checkpoints/*/manifest.json")} for one in (run, uninterrupted)]
     name = max(saved[0] & saved[1])
     step = int(name.removeprefix("step-"))
     assert step > after
     for file in ("model.safetensors", "optimizer.safetensors"):
-        assert same(*(load_file(one / "checkpoints" / name / file) for one in (run, whole))), f"{name}/{file}"
-    assert ledger(run)[:step] == ledger(whole)[:step]
+        assert same(*(load_file(one / "checkpoints" / name / file) for one in (run, uninterrupted))), f"{name}/{file}"
+    assert ledger(run)[:step] == ledger(uninterrupted)[:step]
     return step
 
 
-def gone_on(site: Submitter, name: str, number: int) -> int:
+def resumed_step(site: Submitter, name: str, number: int) -> int:
     """Wait until the job has been requeued and has saved again. Return the step from which it resumed."""
     wait_until(lambda: site.hurry() or "resumed from step" in site.log(number), PATIENCE)
     at = int(re.findall(r"resumed from step (\d+)", site.log(number))[-1])
@@ -107,24 +107,26 @@ def cancel(site: Submitter, name: str, number: int) -> None:
     assert status(site.run(name))["state"] == "preempted"
 
 
-def say(text: str) -> None:
+def log_time(text: str) -> None:
     print(f"[{time.strftime('%X')}] {text}", flush=True)
 
 
 # -- what they meet ----------------------------------------------------------------------------------------------------
 
 
-def test_a_time_limit_of_minutes_with_work_of_hours(site: Submitter, chained: int, whole: Path) -> None:
+def test_a_time_limit_of_minutes_with_work_of_hours(site: Submitter, chained: int, uninterrupted: Path) -> None:
     run = site.run("chained")
-    step = agrees(run, whole, after=chained)
+    step = agrees(run, uninterrupted, after=chained)
     starts = json.loads((run / "manifest.json").read_text())["slurm_restart"]
-    say(f"time limit of 3 minutes: requeued {starts} times, first at step {chained}; the same at step {step}")
+    log_time(f"time limit of 3 minutes: requeued {starts} times, first at step {chained}; the same at step {step}")
 
 
-@pytest.mark.parametrize("where", ["site", "islands"])
-def test_preempted_by_a_partition_of_higher_priority(where: str, whole: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("where", ["site", "partitioned_site"])
+def test_preempted_by_a_partition_of_higher_priority(
+    where: str, uninterrupted: Path, request: pytest.FixtureRequest
+) -> None:
     site = request.getfixturevalue(where)
-    setup = ("--setup", "export GLOO_SOCKET_IFNAME=eth0") if where == "islands" else ()
+    setup = ("--setup", "export GLOO_SOCKET_IFNAME=eth0") if where == "partitioned_site" else ()
     (number,) = site.submit("preempted", *NODES, *ENDLESS, *setup)
     site.until_step("preempted", 5)
     words = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
@@ -132,69 +134,71 @@ def test_preempted_by_a_partition_of_higher_priority(where: str, whole: Path, re
     began = time.monotonic()
     wait_until(lambda: site.job(urgent)["JobState"] in ("RUNNING", "COMPLETED"), PATIENCE)
     waited = time.monotonic() - began
-    at = gone_on(site, "preempted", number)
+    at = resumed_step(site, "preempted", number)
     cancel(site, "preempted", number)
     assert site.job(number)["Restarts"] == "1"
-    step = agrees(site.run("preempted"), whole, after=at)
+    step = agrees(site.run("preempted"), uninterrupted, after=at)
     head = re.findall(r"ranks meet at (\S+):", site.log(number))[0]
     assert head == (site.cluster.network.address(1) if where == "islands" else "node1")
-    say(
+    log_time(
         f"pre-emption, proctrack/{site.cluster.proctrack}, ranks meet at {head}: the urgent job began after "
         f"{waited:.0f} s, ours went on from step {at}; the same at step {step}"
     )
 
 
-def test_one_task_per_gpu_and_a_node_that_fails(site: Submitter, whole: Path) -> None:
+def test_one_task_per_gpu_and_a_node_that_fails(site: Submitter, uninterrupted: Path) -> None:
     task = ("--config", "cpu_zero2", "--nodes", 2, "--launcher", "task", "--gpus-per-node", 1, "--ranks-per-node", 1)
     (number,) = site.submit("tasks", *ENDLESS, *task)
     site.until_step("tasks", GRID + 5)
     site.cluster.ask("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
     wait_until(lambda: site.job(number)["JobState"] == "PENDING", PATIENCE)
     site.cluster.ask("scontrol", "update", "NodeName=node2", "State=RESUME")
-    at = gone_on(site, "tasks", number)
+    at = resumed_step(site, "tasks", number)
     cancel(site, "tasks", number)
     run = site.run("tasks")
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["engine"], manifest["ranks"], manifest["slurm_restart"]) == ("zero2", 2, "1")
     assert site.job(number)["TresPerNode"] == "gres:gpu:1"
-    both = min(len(ledger(run)), len(ledger(whole)))
+    both = min(len(ledger(run)), len(ledger(uninterrupted)))
     assert both > at
-    assert ledger(run)[:both] == ledger(whole)[:both]  # another engine: the same steps, other roundings
-    weights = [load_file(one / "checkpoints" / f"step-{GRID:08d}" / "model.safetensors") for one in (run, whole)]
+    assert ledger(run)[:both] == ledger(uninterrupted)[:both]  # another engine: the same steps, other roundings
+    weights = [
+        load_file(one / "checkpoints" / f"step-{GRID:08d}" / "model.safetensors") for one in (run, uninterrupted)
+    ]
     largest = max(float(np.abs(weights[0][name] - weights[1][name]).max()) for name in weights[0])
     assert largest < 1e-3
-    say(
+    log_time(
         f"ZeRO-2, one task per GPU, node2 down: went on from step {at}; the same rows in {both} steps, "
         f"weights at step {GRID} within {largest:.0e}"
     )
 
 
-def test_twenty_random_signals_and_kills(site: Submitter, whole: Path) -> None:
+def test_twenty_random_signals_and_kills(site: Submitter, uninterrupted: Path) -> None:
     draw = random.Random(SEED)
     blows = ["USR1 to the batch shell", "TERM to the ranks", "KILL of a rank", "KILL of a launcher"] * 5
     draw.shuffle(blows)
-    steps = status(whole)["step"]
+    steps = status(uninterrupted)["step"]
     (number,) = site.submit("struck", *NODES, *SAVES, f"loop.max_steps={steps}", "launch.requeue_limit=60")
     began = time.monotonic()
     for count, blow in enumerate(blows, start=1):
-        strike(site, number, blow, draw)
-        say(f"{count:2d} {blow}, step {step_of(site)}, restart {site.job(number).get('Restarts')}")
+        fail_job(site, number, blow, draw)
+        log_time(f"{count:2d} {blow}, step {step_of(site)}, restart {site.job(number).get('Restarts')}")
     job = site.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
     assert job["JobState"] == "COMPLETED", site.log(number)[-3000:]
     run = site.run("struck")
     assert (status(run)["state"], status(run)["step"]) == ("finished", steps)
-    assert agrees(run, whole, after=0) == steps
+    assert agrees(run, uninterrupted, after=0) == steps
     assert same(site.weights("struck"), site.weights("whole"))
-    assert (run / "ledger.jsonl").read_bytes() == (whole / "ledger.jsonl").read_bytes()
-    scores = [(one / "evaluation" / "test" / "metrics.json").read_text() for one in (run, whole)]
+    assert (run / "ledger.jsonl").read_bytes() == (uninterrupted / "ledger.jsonl").read_bytes()
+    scores = [(one / "evaluation" / "test" / "metrics.json").read_text() for one in (run, uninterrupted)]
     assert scores[0] == scores[1]
-    say(
+    log_time(
         f"20 signals and kills in {time.monotonic() - began:.0f} s: {job['Restarts']} requeues, "
         f"{site.log(number).count('ranks meet at')} starts; finished at step {steps}, bitwise the same"
     )
 
 
-def strike(site: Submitter, number: int, blow: str, draw: random.Random) -> None:
+def fail_job(site: Submitter, number: int, blow: str, draw: random.Random) -> None:
     """Send a third within some seconds of the start of the ranks, and the others during training and saving."""
     early, step = draw.random() < 1 / 3, step_of(site)
     while True:
@@ -202,7 +206,7 @@ def strike(site: Submitter, number: int, blow: str, draw: random.Random) -> None
         time.sleep(draw.uniform(0, 6 if early else 3))
         assert site.job(number)["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED"), site.log(number)[-3000:]
         if blow.startswith("KILL"):
-            may_fail_once_more(site, number)
+            wait_before_third_failure(site, number)
             try:
                 draw.choice(ranks(number) if blow.endswith("rank") else launchers(number)).kill()
                 return
@@ -213,7 +217,7 @@ def strike(site: Submitter, number: int, blow: str, draw: random.Random) -> None
             return
 
 
-def may_fail_once_more(site: Submitter, number: int) -> None:
+def wait_before_third_failure(site: Submitter, number: int) -> None:
     """Wait for a step after two failures, because three in a row at one step end a run."""
     path = site.run("struck") / "slurm" / f"failed-{number}"
     failed = path.read_text().split() if path.exists() else []

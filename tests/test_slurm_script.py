@@ -1,4 +1,4 @@
-"""Run job scripts without a cluster: after each way the ranks end, and after signals (see batch_world)."""
+"""Run job scripts without a cluster: after each way the ranks end, and after signals (see batch_helpers)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_world import World, script
+from batch_helpers import Sandbox, script
 
 from launch.slurm import arrays, render, settle
 from launch.slurm.job import Job
@@ -21,7 +21,7 @@ from launch.slurm.submission import render_all
 @pytest.fixture
 def go(tiny_job: Callable[..., Job], tmp_path: Path) -> Callable[..., Any]:
     job = tiny_job("launch.requeue_limit=4", config="cpu_multinode", nodes=2)
-    world = World(tmp_path / "world", job.run)
+    world = Sandbox(tmp_path / "world", job.run)
 
     def run(*starts: tuple[Any, ...], **more: Any) -> Any:
         return world.go(script(job), *starts, **more)
@@ -46,7 +46,7 @@ def test_a_run_that_leaves_its_last_stages_to_another_job_ends_the_job(go: Calla
 
 def test_the_last_stages_are_left_to_the_dependent_job(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
     job = tiny_job("seed=9")
-    world = World(tmp_path / "world", job.run)
+    world = Sandbox(tmp_path / "world", job.run)
     words = [world.go(rendered.text, (0,)).words[0] for rendered in render_all(job, None, True, None)]
     assert words[0][-5:] == ["train", *job.words, "--defer", "--run", str(job.run)]
     assert words[1][-4:] == ["train", *job.words, "--run", str(job.run)]
@@ -129,7 +129,7 @@ def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Jo
     text = render.render("array.sbatch", arrays.array_values(job, "4-5"))
     assert "#SBATCH --array=4-5\n" in text
     assert f'--output="{job.run}-seed-%a/slurm/train-%A_%a.out"' in text
-    went = World(tmp_path / "world", job.run).go(text, (0,), array=True)
+    went = Sandbox(tmp_path / "world", job.run).go(text, (0,), array=True)
     assert went.words[0][-3:] == ["seed=4", "--run", f"{job.run}-seed-4"]
     assert (tmp_path / "run-seed-4" / "slurm" / "jobs").read_text() == "6_4 array\n"
 
@@ -137,13 +137,13 @@ def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Jo
 def test_a_task_of_an_array_is_requeued_by_its_own_number(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
     """One of the tasks has the number of the array, by which `scontrol requeue` would requeue all tasks."""
     job = tiny_job()
-    World(tmp_path / "world", job.run).go(
+    Sandbox(tmp_path / "world", job.run).go(
         render.render("array.sbatch", arrays.array_values(job, "4")), (75,), job=6, array=True
     )
     assert (tmp_path / "world" / "requeued").read_text() == "6_4\n"
 
 
-def test_settle_leaves_a_run_without_status_alone(tmp_path: Path) -> None:
+def test_settle_ignores_a_run_without_status(tmp_path: Path) -> None:
     settle.write_final_status(tmp_path, 1, "why")
     assert list(tmp_path.iterdir()) == []
 
@@ -220,7 +220,7 @@ def test_a_refused_requeue_ends_at_once(go: Callable[..., Any], tiny_job: Any, r
 
 def test_requeue_ends_with_the_grace_period(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
     job = tiny_job("launch.signal_lead=1")
-    world = World(tmp_path / "world", job.run)
+    world = Sandbox(tmp_path / "world", job.run)
     (world.folder / "refusals").write_text("Unable to contact slurm controller\n" * 9999)
     assert world.go(script(job), (75, "preempted", 3, 75)).code == 75
 
@@ -251,7 +251,7 @@ def test_a_failing_setup_line_ends_the_job_with_2(
     tiny_job: Callable[..., Job], tmp_path: Path, line: str, code: int
 ) -> None:
     job = tiny_job(setup=["export A=1", line])
-    went = World(tmp_path / "world", job.run).go(script(job), (0,))
+    went = Sandbox(tmp_path / "world", job.run).go(script(job), (0,))
     assert (went.code, went.words) == (2, [])
     assert f"launch.setup failed with {code}: {line}" in went.log
 
@@ -261,7 +261,7 @@ def test_setup_lines_may_test(tiny_job: Callable[..., Job], tmp_path: Path) -> N
     lines = ["[ 1 = 2 ] || export A=1", "[ 1 = 2 ] && export B=1", "if false; then", "  export C=1", "fi",
              f"source {tmp_path}/activate"]  # fmt: skip
     job = tiny_job(setup=lines)
-    went = World(tmp_path / "world", job.run).go(script(job), (0,))
+    went = Sandbox(tmp_path / "world", job.run).go(script(job), (0,))
     assert (went.code, went.environment["FROM_FILE"]) == (0, "1"), went.log
 
 
@@ -273,18 +273,18 @@ def test_an_earlier_start_that_still_writes_is_waited_for(
     status = tiny_job().run / "status.json"
     ended = threading.Event()
 
-    def beat() -> None:
+    def write_status() -> None:
         said = {"state": "running", "launch": f"{job}.0.0", "updated": time.time() if alive else 1.0}
         temporary = status.with_name("status.tmp")
         temporary.write_text(json.dumps(said, indent=2))
         temporary.replace(status)
 
-    def beat_on() -> None:
+    def keep_writing_status() -> None:
         while not ended.wait(0.05):
-            beat()
+            write_status()
 
-    beat()
-    heart = threading.Thread(target=beat_on)
+    write_status()
+    heart = threading.Thread(target=keep_writing_status)
     heart.start()
     try:
         went = go((2,), restarts=1)

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import sklearn  # noqa: F401 - sets variables of the environment, for which the first test would be blamed
 import torch._dynamo  # noqa: F401 - as well
-from batch_world import ROOT, rankzero
+from batch_helpers import ROOT, rankzero
 
 from launch.slurm import arrays, checks, compare
 from launch.slurm.job import Job, seconds

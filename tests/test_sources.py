@@ -1,4 +1,4 @@
-"""Every format below every kind of root, bad rows at their exact place, and going on from any position."""
+"""Every format in every kind of root, bad rows at their exact place, and resuming at any position."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_shards_are_sorted(root):
     assert [shard.name for shard in source_of(root, "**/*.jsonl").shards] == names
 
 
-def test_a_name_with_glob_characters_is_taken_as_it_stands(tmp_path):
+def test_glob_characters_in_a_file_name_are_literal(tmp_path):
     put(tmp_path, "x[1].parquet", encoded("parquet", ROWS))
     assert len(list(source_of(tmp_path, "*.parquet"))) == len(ROWS)
 
@@ -174,7 +174,7 @@ BAD_CSV = {
 
 
 @pytest.mark.parametrize("line", BAD_CSV, ids=BAD_CSV.values())
-def test_a_bad_csv_record_spoils_none_before_it_nor_the_last(tmp_path, line):
+def test_a_bad_csv_record_affects_no_other_record(tmp_path, line):
     rows = one_file(tmp_path, "a.csv", b"a,b\n1,2\n" + line + b"\n3,4\n")
     assert rows[0].values == {"a": "1", "b": "2"}
     assert BAD_CSV[line] in rows[1].error
@@ -477,7 +477,7 @@ corpora = pytest.mark.skipif("RANKZERO_DATA" not in os.environ, reason="RANKZERO
         ("sst2", "train.tsv.gz", 67_349),
     ],
 )
-def test_real_corpora_are_read_whole(folder, train, rows):
+def test_real_corpora_are_read_completely(folder, train, rows):
     found = list(source_of(Path(os.environ["RANKZERO_DATA"]) / folder, train))
     assert (len(found), len({row.id for row in found})) == (rows, rows)
     assert all(row.error is None and all(value is not None for value in row.values.values()) for row in found)
@@ -512,7 +512,7 @@ def test_a_decompression_bomb_is_refused_in_small_pieces(tmp_path, monkeypatch, 
     assert sum(sizes) < 5_000_000
 
 
-def test_frames_of_zst_that_stand_for_much_are_cut(tmp_path):
+def test_zst_frames_are_decompressed_in_chunks(tmp_path):
     """256 MB of zeros in one frame of a few kB: 16 kB of it once became 256 MB at once."""
     put(tmp_path, "a.zst", zstandard.ZstdCompressor().compress(bytes(50_000_000)))
     sizes = list(map(len, formats.chunks(str(tmp_path / "a.zst"))))

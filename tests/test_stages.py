@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import stages
 from trainer.files import read_json, write_json
 from trainer.rundir import RunDir
 from trainer.stages import Stage, digest, file_facts, published, unchanged
@@ -80,6 +81,19 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_facts(tmp_path / "file") == {"bytes": 3, "sha256": sha256}
+
+
+def test_times_of_the_parts_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 2.0, 10.0, 13.6, 20.0, 21.0])
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(now))
+    times = stages.Times()
+    with times.of("evaluation"):
+        pass
+    with pytest.raises(KeyError), times.of("artifacts"):
+        raise KeyError
+    with times.of("evaluation"):
+        pass
+    assert str(times) == "evaluation 3 s, artifacts 4 s"
 
 
 def test_inputs_that_were_never_recorded_are_a_change() -> None:

@@ -1,4 +1,4 @@
-"""One pass over a split: what is counted, what ends the run with exit code 3, and with which words."""
+"""One pass over a split: counts, conditions that exit with 3, and messages."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_one_sided_pairs(tmp_path):
         survey(source, data.model_copy(update={"on_bad_row": "fail"}), PAIR)
 
 
-def test_what_is_reported(tmp_path):
+def test_survey_counts(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n{"text": "x"}\n')
     data = DataConfig(root=str(tmp_path), train="a.jsonl", on_bad_row="skip", max_bad_fraction=0.5, lanes=2)
     source = open_split(data, "train")

@@ -1,4 +1,4 @@
-"""Tensors in one file or, where they are many, in several with an index; whoever reads sees no difference."""
+"""Tensors in one file, or in several with an index; both are read in the same way."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from trainer.errors import CheckpointError
 GIVEN = {f"layer.{i}.weight": torch.arange(100.0).view(10, 10) + i for i in range(7)}
 
 
-def test_small_ones_stand_in_one_file(tmp_path: Path) -> None:
+def test_small_tensors_are_in_one_file(tmp_path: Path) -> None:
     tensors.write(tmp_path / "model.safetensors", GIVEN)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors").keys() == GIVEN.keys()
 
 
-def test_many_stand_in_several_files_in_the_layout_of_the_hub(tmp_path: Path) -> None:
+def test_many_tensors_are_sharded_as_on_the_hub(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors.write(path, GIVEN, shard_bytes=900)
     names = sorted(file.name for file in tmp_path.iterdir())

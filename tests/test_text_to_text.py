@@ -13,7 +13,7 @@ import processes
 import pytest
 import torch
 from conftest import write_corpus
-from review_world import metrics, train, written
+from review_helpers import metrics, train, written
 from safetensors.numpy import load_file
 from transformers import AutoModelForSeq2SeqLM
 
@@ -143,7 +143,7 @@ def log_likelihood(task: Any, model: Any, batch: Any, ids: list[int]) -> float:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_search_is_the_likeliest_token_again_and_again(architecture: str) -> None:
+def test_greedy_search_repeats_the_most_probable_token(architecture: str) -> None:
     """Up to the row's limit, where the end is forced; padding is never written."""
     task = task_of(recipe(architecture=architecture, evaluation={"beam_size": 1, "length_penalty": 0.5}))
     model = model_of(task)
@@ -178,7 +178,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(beam_size: int) -> None:
         assert alone["score"] == pytest.approx(record["score"], rel=1e-3)
 
 
-def test_only_the_recipe_says_how_is_searched(tmp_path: Path) -> None:
+def test_only_the_recipe_sets_the_search(tmp_path: Path) -> None:
     """A pretrained BART brings least lengths and forbidden repetitions, which its run's directory does not hold."""
     made = recipe(architecture="bart")
     task = task_of(made)
@@ -225,7 +225,7 @@ def test_attention_from_answers_to_sources(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_is_read_can_be_moved(architecture: str) -> None:
+def test_adversarial_noise_raises_the_loss(architecture: str) -> None:
     """Adversarial training adds its δ where the source is embedded: T5's and BART's encoder has a module for it."""
     task = task_of(recipe(architecture=architecture))
     model, batch = model_of(task), task.collate(task.encode(ROWS))
@@ -305,7 +305,7 @@ def test_one_and_two_ranks_take_the_same_steps(pairs: Path, tmp_path: Path, arch
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_what_a_pretrained_model_has_besides_parameters_is_kept(pairs: Path, tmp_path: Path) -> None:
+def test_buffers_of_a_pretrained_model_are_kept(pairs: Path, tmp_path: Path) -> None:
     """A bias of Marian's logits is never trained, and no parameter: a run's model was without it, silently."""
     task = task_of(recipe(architecture="marian"))
     model, theirs = model_of(task), tmp_path / "marian"
@@ -348,7 +348,7 @@ def test_the_run_answers_and_reports(run: Path) -> None:
         ({"model": {"config": {"d_modle": 8}}}, r"model.config.d_modle: t5 has no such key; did you mean 'd_model'"),
     ],
 )
-def test_what_cannot_be_is_refused(sections: dict[str, Any], words: str) -> None:
+def test_impossible_settings_are_refused(sections: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         task_of(recipe(**sections)).build_model()
 

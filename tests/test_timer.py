@@ -9,11 +9,11 @@ import hooks
 import pytest
 import yaml
 from processes import read_lines, train
-from review_world import recipe as review_recipe
-from review_world import write_reviews
+from review_helpers import recipe as review_recipe
+from review_helpers import write_reviews
 
 from trainer.engine.timer import Timer
-from trainer.recipe.sections import LoopConfig, seconds_of
+from trainer.recipe.loop_sections import LoopConfig, seconds_of
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Token classification: schemes of tags, pieces and windows, and scores beside seqeval and nervaluate."""
+"""Token classification: tagging schemes, pieces and windows, and scores compared with seqeval and nervaluate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from entity_world import OTHER, PEOPLE, PLACES, recipe, sentence
+from entity_helpers import OTHER, PEOPLE, PLACES, recipe, sentence
 
 from trainer.data.labels import ClassIndex
 from trainer.data.roles import BadValue

@@ -1,4 +1,4 @@
-"""Whole runs of token classification: ranks, answers, artifacts, stock transformers and reports."""
+"""Complete runs of token classification: ranks, answers, artifacts, stock transformers and reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 import processes
 import pytest
 import torch
-from entity_world import recipe, sentence, write_sentences
+from entity_helpers import recipe, sentence, write_sentences
 from processes import read_lines
-from review_world import metrics, train, written
+from review_helpers import metrics, train, written
 from safetensors.numpy import load_file
 from slow import slow_except
 

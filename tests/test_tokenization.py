@@ -62,7 +62,7 @@ def test_special_tokens_of_wordpiece(wordpiece):
     assert (wordpiece.bos_token_id, wordpiece.eos_token_id) == (2, 3), "a translation model can use it too"
 
 
-def test_punctuation_and_digits_stand_alone(bpe):
+def test_punctuation_and_digits_are_separate_tokens(bpe):
     tokens = set(bpe.get_vocab()) - {"[PAD]", "[UNK]", "[BOS]", "[EOS]"}
     for token in tokens:
         bare = token.removeprefix("▁")
@@ -104,7 +104,7 @@ def test_bytes_hold_any_text():
         TokenizerTraining(kind="byte_bpe", vocab_size=200)
 
 
-def test_unigram_takes_the_likeliest_pieces():
+def test_unigram_uses_the_most_probable_pieces():
     """Scores are log-frequencies of the pieces in the texts' own segmentation."""
     tokenizer = trained("unigram", vocab_size=60)
     scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
@@ -135,7 +135,7 @@ for kind, size in (("bpe", 150), ("wordpiece", 150), ("unigram", 60), ("byte_bpe
             assert (tmp_path / kind / name).read_bytes() == (tmp_path / "here" / kind / name).read_bytes()
 
 
-def test_wordpiece_training_as_it_comes_does_differ():
+def test_wordpiece_training_of_the_library_is_not_deterministic():
     """If this fails, `tokenizers` numbers its tokens in a fixed order now and `_train_wordpiece` can go."""
     from tokenizers import trainers
 

@@ -1,4 +1,4 @@
-"""Our Transformer against torch's arithmetic, and the properties that training and decoding build on."""
+"""Our Transformer compared with torch, and the properties that training and decoding rely on."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_every_parameter_gets_a_gradient():
         assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_names_are_what_checkpoints_hold():
+def test_parameter_names_equal_those_of_checkpoints():
     names = {name for name, _ in _model(encoder_layers=1, decoder_layers=1).named_parameters()}
     parts = ["feed_forward.inner.weight", "feed_forward.inner.bias", "feed_forward.outer.weight"]
     parts += ["feed_forward.outer.bias", "feed_forward_norm.weight", "feed_forward_norm.bias"]

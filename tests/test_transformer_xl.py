@@ -1,4 +1,4 @@
-"""Transformer-XL: relative positions, the memory, strips of a lane's text, and whole runs that carry it."""
+"""Transformer-XL: relative positions, the memory, strips of the text of a lane, and complete runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lane_world import PROPERTY
-from language_world import causal_recipe, write_documents
-from review_world import metrics, train, written
+from lane_helpers import PROPERTY
+from language_helpers import causal_recipe, write_documents
+from review_helpers import metrics, train, written
 from safetensors.numpy import load_file
 from slow import slow_except
 from torch import Tensor
@@ -127,19 +127,19 @@ def test_attention_is_the_papers_formula() -> None:
 @pytest.mark.parametrize("size", [1, 6, 9])
 def test_with_enough_memory_segments_give_the_logits_of_one_long_one(norm: str, size: int) -> None:
     model, ids = noisy(norm=norm), torch.randint(0, 50, (1, 24))
-    whole, _ = model(ids, positions(24), NOTHING, 0)
+    uninterrupted, _ = model(ids, positions(24), NOTHING, 0)
     memory, parts = NOTHING, []
     for at in range(0, 24, size):
         logits, memory = model(ids[:, at : at + size], positions(24)[:, at : at + size], memory, 24)
         parts.append(logits)
     assert memory.shape == (1, 3, 24, 16)
     assert not memory.requires_grad
-    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+    assert torch.allclose(torch.cat(parts, 1), uninterrupted, atol=1e-5)
     short, _ = model(ids[:, 12:], positions(24)[:, 12:], NOTHING, 0)
-    assert not torch.allclose(short, whole[:, 12:], atol=1e-2), "what came before matters"
+    assert not torch.allclose(short, uninterrupted[:, 12:], atol=1e-2), "what came before matters"
 
 
-def test_a_document_sees_none_before_it_wherever_that_stands() -> None:
+def test_a_document_does_not_attend_to_earlier_ones() -> None:
     """In its segment or in the memory."""
     model, ids = noisy(), torch.randint(0, 50, (1, 20))
     alone, _ = model(ids[:, 9:], positions(11), NOTHING, 0)
@@ -176,7 +176,7 @@ def test_micro_batches_are_segments_of_strips(lengths: list[int], rows: int, cro
         assert [p for e in strip for p in e["position_ids"]] == expected
 
 
-def test_what_cannot_work_is_said_at_once() -> None:
+def test_contradicting_settings_are_refused() -> None:
     for sections, words in (
         ({"data": {"order": "shuffled"}}, r"model.memory=48 holds .* data.order=sequential, or model.memory=0"),
         ({"task": {"packing": False}}, r"task\.packing: model\.kind transformer_xl needs true"),
@@ -226,7 +226,9 @@ def test_killed_and_resumed_bitwise(run: Path, corpus: Path, tmp_path: Path) -> 
 SGD = {"name": "sgd", "lr": 0.1}  # Adam would make a step of rounding where a gradient is 0
 
 
-def taken(root: Path, run: Path, *words: str, world: int = 1, engine: str | None = None) -> list[dict[str, np.ndarray]]:
+def recorded_steps(
+    root: Path, run: Path, *words: str, world: int = 1, engine: str | None = None
+) -> list[dict[str, np.ndarray]]:
     """Weights and memories after 12 steps."""
     made = recipe(root, loop={"max_steps": 12}, optim=SGD, model={"dropout": 0.0})
     processes.train(written(run.parent, made), run, *words, world=world, engine=engine).check()
@@ -235,28 +237,30 @@ def taken(root: Path, run: Path, *words: str, world: int = 1, engine: str | None
 
 
 @pytest.fixture(scope="module")
-def twelve(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
-    return taken(corpus, tmp_path_factory.mktemp("one") / "run")
+def expected_steps(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+    return recorded_steps(corpus, tmp_path_factory.mktemp("one") / "run")
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     "way", slow_except(["ddp", "zero2", "zero3", "fsdp2", "three ranks", "fused", "in parts"], "zero2", "in parts")
 )
-def test_the_same_steps_and_memories_in_any_way(
-    way: str, corpus: Path, tmp_path: Path, twelve: list[dict[str, np.ndarray]]
+def test_the_same_steps_and_memories_on_any_ranks(
+    way: str, corpus: Path, tmp_path: Path, expected_steps: list[dict[str, np.ndarray]]
 ) -> None:
     run = tmp_path / "run"
     if way == "fused":
-        found = taken(corpus, run, "loop.fuse_lanes=2", world=2)
+        found = recorded_steps(corpus, run, "loop.fuse_lanes=2", world=2)
     elif way == "in parts":
         run.mkdir()
         (run / "manifest.json").write_text(json.dumps({"micro_batch_splits": 2, "starts": []}), encoding="utf-8")
-        found = taken(corpus, run)
+        found = recorded_steps(corpus, run)
         assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["micro_batch_splits"] == 2
     else:
-        found = taken(corpus, run, world=3 if way == "three ranks" else 2, engine=None if way == "three ranks" else way)
-    for ours, theirs in zip(found, twelve, strict=True):
+        found = recorded_steps(
+            corpus, run, world=3 if way == "three ranks" else 2, engine=None if way == "three ranks" else way
+        )
+    for ours, theirs in zip(found, expected_steps, strict=True):
         assert ours.keys() == theirs.keys()
         assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours) <= 2e-5
 
@@ -300,7 +304,7 @@ def test_without_memory_long_texts_are_harder(learned: Path) -> None:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_predict_goes_on_with_a_text_longer_than_a_segment(learned: Path, corpus: Path) -> None:
+def test_predict_continues_a_text_longer_than_a_segment(learned: Path, corpus: Path) -> None:
     """Greedily with the token that segment after segment, each with its memory, makes the likeliest; a text does not
     depend on its neighbours."""
     texts = [json.loads(line)["text"] for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()[:4]]

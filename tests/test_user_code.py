@@ -1,4 +1,4 @@
-"""Code of a user's own, named in a recipe: metrics, callbacks, optimizers, cleaning steps."""
+"""User code named in a recipe: metrics, callbacks, optimizers, cleaning steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 from processes import read_lines, run_ranks, train
-from review_world import recipe as review_values
-from review_world import write_reviews
+from review_helpers import recipe as review_values
+from review_helpers import write_reviews
 from safetensors.torch import load_file
 
 from trainer import user_code

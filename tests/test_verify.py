@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_recipe, write_corpus
-from review_world import recipe as review_recipe
+from review_helpers import recipe as review_recipe
 
 from launch import configs
 from launch.tools.verify import testbed
@@ -87,7 +87,7 @@ def test_a_planted_fault_is_found(
 
 @pytest.mark.ranks
 def test_a_rank_that_dies_fails_every_check_with_its_error(recipe: Path, tmp_path: Path) -> None:
-    checks = run_checks(recipe, tmp_path, mutants.dies_with_company)
+    checks = run_checks(recipe, tmp_path, mutants.rank_of_several_dies)
     assert failed(checks) == ALL
     assert "ValueError: no company" in checks["one step"].explanation
     assert checks["one step"].difference is None

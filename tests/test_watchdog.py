@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import hooks
 import psutil
@@ -47,10 +49,18 @@ def test_a_rank_that_sleeps_for_ever_is_named(
     assert "in sleeping" in told["error"], "the stack shows the function in which it hangs"
     assert told["error"].splitlines()[0] in ended.err[0]
     assert "in sleeping" in (run / f"hang-rank-{guilty}.txt").read_text()
+    assert f"the last collective of rank 0 is number {_last(run, 0)['collective_seq_id']}, gloo:" in told["error"]
+    behind, waits = (_last(run, rank)["collective_seq_id"] for rank in (guilty, 1 - guilty))
+    assert waits > behind, "it waits in a collective that the other has not entered"
     again = Ranks(("train", recipe, "loop.save_every=2", "loop.eval_every=100", "--run", run), next_logs(run), 2).wait()
     again.check()
     assert "resumed from step 4" in again.err[0]
     assert not list(run.glob("hang-rank-*"))
+
+
+def _last(run: Path, rank: int) -> dict[str, Any]:
+    entries: list[dict[str, Any]] = json.loads((run / f"hang-rank-{rank}.json").read_text())
+    return entries[-1]
 
 
 @pytest.mark.parametrize("guilty", slow_except([0, 1], 1))
@@ -69,7 +79,7 @@ def test_a_stopped_process_is_named_and_killed(recipe: Path, tmp_path: Path, gui
 
 
 @pytest.mark.slow
-def test_long_work_of_rank_zero_alone_is_no_hanging(recipe: Path, tmp_path: Path) -> None:
+def test_long_work_of_rank_zero_is_not_a_hang(recipe: Path, tmp_path: Path) -> None:
     hook = functools.partial(hooks.long_tokenizer_training, 2.5 * LIMIT)
     began = time.monotonic()
     start(recipe, tmp_path / "run", hook).wait().check()

@@ -1,4 +1,4 @@
-"""Pretrained weights arrive completely, or the start is refused with what differs."""
+"""Pretrained weights are loaded completely, or the start is refused with the differences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from review_world import NAMES, recipe, task_of, write_bert
+from review_helpers import NAMES, recipe, task_of, write_bert
 from safetensors.torch import load_file, save_file
 from slow import slow_except
 from transformers import (
@@ -364,7 +364,7 @@ def test_other_tokenizers_without_files_are_refused(tmp_path: Path, family: str)
         load_tokenizer(str(tmp_path))
 
 
-def test_a_vocabulary_alone_is_a_tokenizer(bert: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_file_is_enough_for_a_tokenizer(bert: Path, tmp_path: Path) -> None:
     vocab = sorted((tokenizer := load_tokenizer(str(bert))).get_vocab(), key=tokenizer.get_vocab().__getitem__)
     (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
     (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n")

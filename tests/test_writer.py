@@ -16,7 +16,7 @@ def files(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
     return {"model.safetensors": {"w": torch.full((3,), value)}}
 
 
-def test_training_goes_on_while_the_snapshot_is_written() -> None:
+def test_training_continues_while_the_snapshot_is_written() -> None:
     go, seen, made = threading.Event(), [], Writer()
     tensors = files()
 
@@ -47,7 +47,7 @@ def test_a_second_save_waits_for_the_first() -> None:
     assert order == ["first", "second"]
 
 
-def test_an_error_comes_out_at_the_next_call_and_once() -> None:
+def test_an_error_is_raised_once_at_the_next_call() -> None:
     def fail(_: writer.Files) -> None:
         raise CheckpointError("the disk is full")
 
@@ -69,7 +69,7 @@ def test_without_memory_for_a_copy_it_is_written_at_once(monkeypatch: pytest.Mon
     assert threads == [(threading.main_thread(), tensors)]
 
 
-def test_what_nobody_else_changes_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_owned_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "ROOM", 1e30)
     made, seen, tensors = Writer(), [], files()
     made.submit(tensors, lambda found: seen.append((threading.current_thread(), found)), owned=True)

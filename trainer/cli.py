@@ -20,8 +20,7 @@ import typer
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
-from trainer.evaluation.predictions import read_predictions, write_predictions
-from trainer.files import read_json
+from trainer.evaluation.predictions import write_predictions
 from trainer.init_recipe.command import init_command
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
@@ -68,7 +67,11 @@ def train(
     if is_main() and defer:
         print(f"trained: {ended.path} (step {ended.step})")
     elif is_main():
-        show_samples(ended.path)
+        from trainer.report.samples import sample_lines
+        from trainer.rundir import RunDir
+
+        for line in sample_lines(RunDir(ended.path)):
+            print(line)
         print(f"done: {ended.path} (step {ended.step})")
 
 
@@ -248,23 +251,6 @@ def checked_split(split: str) -> str:
     if split not in ("validation", "test"):
         raise UsageError(f"--split {split}: allowed are validation and test")
     return split
-
-
-def show_samples(run: Path, most: int = 5) -> None:
-    """Print a few predictions of the last evaluated split."""
-    from itertools import islice
-
-    for split in ("test", "validation"):
-        path = run / "evaluation" / split / "predictions.jsonl"
-        continued = read_json(path.with_name("samples.json"))  # of a language model
-        if continued is not None:
-            for row in continued["rows"][:most]:
-                print(f"  {row['prompt']}\n    -> {row['continuation']}\n    == {row['reference']}")
-            return
-        if path.exists():
-            for record in islice(read_predictions(path), most):
-                print(f"  {record['input']}\n    -> {record['prediction']}\n    == {record['target']}")
-            return
 
 
 def is_main() -> bool:

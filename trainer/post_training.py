@@ -14,6 +14,7 @@ from trainer.export.stage import export_run, log_progress
 from trainer.files import read_json
 from trainer.report_stages import attempt, card_stage, render_reports, report_stage
 from trainer.rundir import RunDir
+from trainer.stages import Times
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,7 @@ def run_post_training(
     splits: Sequence[str],
     step: int,
     alive: Callable[[], None],
+    times: Times,
 ) -> None:
     """Run all stages that follow the evaluation. A stage whose inputs are unchanged is skipped.
 
@@ -43,6 +45,7 @@ def run_post_training(
         splits: the evaluated splits.
         step: the last step of the training.
         alive: called repeatedly while artifacts are made. What it raises ends the stage, and the next start resumes.
+        times: of the evaluation. The log has one line with those of all stages.
 
     Raises:
         GateError: artifacts were refused. Reports and card, which show it, have been written.
@@ -59,15 +62,20 @@ def run_post_training(
         partial(export_run, run, progress=progress),
     ):
         try:
-            stage()
+            with times.of("artifacts and their checks"):
+                stage()
         except GateError as error:
             refused = refused or error
     before = read_json(run.export / "benchmark.json")
     seconds = bench_seconds(run, task.recipe.export.bench) if task.recipe.export.wanted() else 0.0
-    if bench_stage(run, seconds=seconds) not in (None, before):  # the pages show them
-        attempt("the report", run, lambda: render_reports(run))
-    for split in splits:
-        attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step), split)
-    attempt("the model card", run, lambda: card_stage(run))
+    with times.of("benchmark"):
+        found = bench_stage(run, seconds=seconds)
+    with times.of("reports"):
+        if found not in (None, before):  # the pages show them
+            attempt("the report", run, lambda: render_reports(run))
+        for split in splits:
+            attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step), split)
+        attempt("the model card", run, lambda: card_stage(run))
+    log.info("after the training: %s", times)
     if refused is not None:
         raise refused

@@ -25,6 +25,7 @@ from trainer.recipe import Recipe
 from trainer.recipe.sections import DataConfig
 from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir, Status
+from trainer.stages import Times
 from trainer.task.registry import roles_of
 
 log = logging.getLogger("rankzero")
@@ -62,10 +63,12 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
                 runtime.close()
                 return Run(run.path, session.progress.step, {})
             evaluated: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
-            scores = {split: session.evaluate(split) for split in evaluated}
+            times = Times()
+            with times.of("evaluation"):
+                scores = {split: session.evaluate(split) for split in evaluated}
             runtime.close()  # no collective can time out while rank zero works alone
             if runtime.main:
-                finish_alone(session, scores)
+                finish_alone(session, scores, times)
             return Run(run.path, session.progress.step, scores)
 
 
@@ -167,7 +170,7 @@ def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, A
     return data
 
 
-def finish_alone(session: Session, scores: dict[str, dict[str, Any]]) -> None:
+def finish_alone(session: Session, scores: dict[str, dict[str, Any]], times: Times) -> None:
     """Make artifacts, reports and model card on rank zero."""
     from trainer.post_training import run_post_training
 
@@ -177,5 +180,5 @@ def finish_alone(session: Session, scores: dict[str, dict[str, Any]]) -> None:
 
     session.log_scores(scores)
     run_post_training(
-        session.run, session.task, session.model, session.corpus, list(scores), session.progress.step, alive
+        session.run, session.task, session.model, session.corpus, list(scores), session.progress.step, alive, times
     )

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,25 @@ from typing import Any
 
 from trainer.files import publish, read_json, workspace, write_json
 from trainer.rundir import RunDir
+
+
+class Times:
+    """The seconds that the parts of a run have taken, for one line in the log."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Add the time of the block to a part."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part} {seconds:.0f} s" for part, seconds in self.seconds.items())
 
 
 def digest(value: Any) -> str:

@@ -21,7 +21,7 @@ from launch.supervise.signals import PARENT
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES
 from trainer.recipe import Recipe
-from trainer.recipe.sections import LaunchConfig
+from trainer.recipe.loop_sections import LaunchConfig
 from trainer.recipe_loading import load_recipe
 from trainer.run_options import Options, run_path
 

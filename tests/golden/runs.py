@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from entity_world import write_sentences
-from modes_world import write_topics
+from entity_helpers import write_sentences
+from modes_helpers import write_topics
 from typer.testing import CliRunner
 
 import launch.cli

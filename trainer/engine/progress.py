@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.data.lanes import Bookmark
-from trainer.recipe.sections import EarlyStopping, LoopConfig
+from trainer.recipe.loop_sections import EarlyStopping, LoopConfig
 
 # Names of fields in state.json, whose keys are kept.
 JSON_KEYS = {"bad_evals": "waited", "eval_pending": "owed", "scheduled_steps": "grid"}

@@ -29,6 +29,7 @@ SECONDS = 600.0  # that ranks wait for each other
 GROUP_TIMEOUT = timedelta(hours=1)  # of collectives: rank zero reads the corpus and trains the tokenizer meanwhile
 REPORT_SECONDS = 30.0  # between two messages about who is missing
 POLL_SECONDS = 0.1
+RECORDED = 2000  # collectives of a rank that are remembered for the case that a rank hangs
 ATTEMPT = "RANKZERO_ATTEMPT"  # set here: the number of this attempt, the same on all ranks
 log = logging.getLogger("rankzero")
 
@@ -50,6 +51,7 @@ def meet(backend: str, seconds: float, check: Callable[[], None]) -> None:
     store = PrefixStore(f"rankzero-group-{number}", meeting.store)
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED))  # torch's flight recorder, which the watchdog reads
     dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=GROUP_TIMEOUT)
 
 

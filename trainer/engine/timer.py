@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from trainer.recipe.sections import seconds_of
+from trainer.recipe.loop_sections import seconds_of
 
 
 class Timer:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -35,6 +36,7 @@ ARM_SECONDS = 1.0  # the timer that writes the stack is restarted at most this o
 FAILED, REPORTED = "failed", "reported"  # keys of the store
 STACK_AT = 0.7  # of the limit: so that at its end all stacks are written and all counts published
 WAITS = ("torch/distributed/", "_engine_run_backward")  # in the stack of a rank that waits for others
+WRITTEN = 200  # collectives of a rank in its file
 STORE_SECONDS = 10.0  # for the store to answer: its own timeout does not apply to a server that is stopped
 
 
@@ -47,7 +49,8 @@ class Watchdog:
     Args:
         data_parallel: the place of this process.
         limit: seconds without progress that count as hanging. Before the first step at least `START_SECONDS`.
-        folder: the run directory, where stacks are written (hang-rank-N.txt) while a rank hangs.
+        folder: the run directory, where stacks (hang-rank-N.txt) and, at the end, the last collectives of each rank
+            (hang-rank-N.json) are written while a rank hangs.
         report: called with the reason on each rank that is not blocked, just before it ends with exit code 1.
     """
 
@@ -58,6 +61,7 @@ class Watchdog:
         self._count, self._where, self._step, self._alone = 0, "the start", 0, False
         self._last_progress = self._armed = time.monotonic()
         self._file = stack_file(folder, self._rank).open("w+", encoding="utf-8")
+        collectives_file(folder, self._rank).unlink(missing_ok=True)  # of an earlier start
         self._process = {"pid": os.getpid(), "host": socket.gethostname()}
         self._stop = threading.Event()
         self.reported = threading.Event()
@@ -160,11 +164,26 @@ class Watchdog:
             return f"{text}; it gives no stack: the process is stopped, or its machine is down"
         return f"{text}; its stack, also in {stack_file(self._folder, rank)}:\n{_main_thread(stack)}"
 
+    def _collectives(self) -> str:
+        """Write the last collectives of this rank. Return a sentence about them, empty if torch has recorded none."""
+        file = collectives_file(self._folder, self._rank)
+        with suppress(Exception):  # whatever a version of torch records: the run has to end
+            found = json.loads(_within(STORE_SECONDS, _recorded) or "{}").get("entries", [])[-WRITTEN:]
+            file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            last = found[-1]
+            return (
+                f"the last collective of rank {self._rank} is number {last['collective_seq_id']}, "
+                f"{last['profiling_name']} of {last['input_sizes']}; compare {file} with those of other ranks"
+            )
+        return ""
+
     def _end(self, reason: str, hanging: Mapping[int, Mapping[str, Any]]) -> None:
         """Report and end this rank. Before, kill the hanging ranks on this machine that do not end in time."""
         if self._stop.is_set():
             return
         self.reported.set()
+        if collectives := self._collectives() if reason else "":
+            reason = f"{reason}\n{collectives}"
         self._report(reason)
         others = [progress for rank, progress in hanging.items() if rank != self._rank]
         if self._rank == 0:
@@ -192,6 +211,16 @@ def _within(seconds: float, work: Callable[[], _Result]) -> _Result | None:
     thread.start()
     thread.join(seconds)
     return results[0] if results else None
+
+
+def _recorded() -> bytes:
+    """Return what torch's flight recorder holds, as JSON. It has no public name."""
+    found: bytes = torch._C._distributed_c10d._dump_fr_trace_json()  # type: ignore[attr-defined]
+    return found
+
+
+def collectives_file(folder: Path, rank: int) -> Path:
+    return folder / f"hang-rank-{rank}.json"
 
 
 def stack_file(folder: Path, rank: int) -> Path:

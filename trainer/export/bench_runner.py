@@ -87,15 +87,27 @@ def started(names: Sequence[str], run: Path, program: type, threads: int) -> Ite
 
 
 def measure(
-    candidates: Sequence[Candidate], scenarios: Sequence[tuple[int, Any]], texts: Sequence[str], until: float
+    candidates: Sequence[Candidate],
+    scenarios: Sequence[tuple[int, Any]],
+    texts: Sequence[str],
+    started: float,
+    until: float,
 ) -> list[dict[str, Any]]:
-    """Return the figures for each batch size and `evaluation` section for which there was enough time."""
+    """Return the figures for each batch size and `evaluation` section for which there was enough time.
+
+    Args:
+        candidates: their processes.
+        scenarios: batch sizes with `evaluation` sections.
+        texts: to answer.
+        started: the monotonic time at which all models must have answered a first text. Else there are no figures.
+        until: the monotonic time of the end.
+    """
     source = itertools.cycle(texts)
     rounds: list[list[dict[str, Any]]] = [[] for _ in scenarios]
     size, seconds_per_text = 1, 0.0  # of a scenario in a round: `size` texts, or one batch if that is more
     with contextlib.suppress(TimeUp):
         for candidate in candidates:
-            candidate.ask([next(source)], 1, scenarios[0][1], until)
+            candidate.ask([next(source)], 1, scenarios[0][1], started)
         for number in range(1 + ROUNDS):
             for answers, (batch, evaluation) in zip(rounds, scenarios, strict=True):
                 begun, requests = time.monotonic(), max(1, min(REQUESTS, size // batch))

@@ -42,6 +42,7 @@ FORMAT = 2  # 1 recommended from any number of rounds
 SECONDS, LEAST_SECONDS = 30.0, 5.0  # the default, and the least that is allowed
 WORTH_SECONDS = 12.0  # below it, little but the start of the processes is measured
 BATCHES = (1, 8, 32)
+START_SHARE = 0.5  # of the time after a training: if starting the processes takes longer, nothing is measured
 LEAST_ROUNDS = 5  # for a recommendation: by luck the slower of two wins all five in 3%
 TEXTS = 512  # at most
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy")
@@ -75,7 +76,7 @@ def bench_stage(run: RunDir, *, seconds: float = SECONDS, **options: Any) -> Rep
     if known is not None and unchanged(_inputs(run), known["inputs"]):
         return known
     try:
-        return bench_run(run, seconds=seconds, **options)
+        return bench_run(run, seconds=seconds, start_share=START_SHARE, **options)
     except UsageError as error:
         log.warning("no benchmark: %s", error)
         return None
@@ -100,13 +101,21 @@ def bench_seconds(run: RunDir, setting: float | None) -> float:
     return 0.0
 
 
-def bench_run(run: RunDir, *, seconds: float = SECONDS, threads: int | None = None, compiled: bool = False) -> Report:
+def bench_run(
+    run: RunDir,
+    *,
+    seconds: float = SECONDS,
+    threads: int | None = None,
+    compiled: bool = False,
+    start_share: float = 1.0,
+) -> Report:
     """Measure an evaluated run, whose lock is held. Write export/benchmark.json and return its content.
 
     Args:
         seconds: for everything, the start of the processes included.
         threads: of each candidate; None = one per core that this process may use.
         compiled: measure torch.compile as well, which compiles for up to a minute.
+        start_share: part of `seconds` in which the processes must have started.
 
     Raises:
         RankzeroError: no such run, no model, no evaluated split, no answers to measure, or too little time.
@@ -132,7 +141,7 @@ def bench_run(run: RunDir, *, seconds: float = SECONDS, threads: int | None = No
         "budget_seconds": seconds,
         "split": split,
         "max_length": recipe.data.max_length,
-        **_measured(run, export, split, until, options),
+        **_measured(run, export, split, (until - seconds * (1 - start_share), until), options),
         "seconds": round(time.monotonic() - until + seconds, 1),
     }
     beam = 1 if recipe.evaluation.beam_size == 1 else export.beams[-1]
@@ -142,15 +151,15 @@ def bench_run(run: RunDir, *, seconds: float = SECONDS, threads: int | None = No
     return report
 
 
-def _measured(run: RunDir, export: Any, split: str, until: float, options: Report) -> Report:
-    """Return the part of the report that candidates and texts give."""
+def _measured(run: RunDir, export: Any, split: str, until: tuple[float, float], options: Report) -> Report:
+    """Return the part of the report that candidates and texts give. `until`: the ends of the start and of all."""
     texts = _texts(run, split)
     words = sorted(len(text.split()) for text in texts)
     names, left_out = _candidates(run, export, options["compiled"])
     sections = [export.evaluation(beam).model_dump(mode="json") for beam in export.beams]
     scenarios = [(batch, section) for batch in BATCHES for section in sections]
     with started(names, run.path.resolve(), export.program, options["threads"]) as candidates:
-        courses = measure(candidates, scenarios, texts, until)
+        courses = measure(candidates, scenarios, texts, *until)
     left_out |= {candidate.name: candidate.error for candidate in candidates if candidate.error}
     if not courses and "torch" in left_out:
         raise CheckpointError(f"the trained weights cannot be run: {left_out['torch']}")

@@ -21,11 +21,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from trainer.errors import UsageError
+from trainer.recipe.loop_sections import LaunchConfig, LoopConfig
 from trainer.recipe.output_sections import EvaluationConfig, ExportConfig
 from trainer.recipe.sections import (
     DataConfig,
-    LaunchConfig,
-    LoopConfig,
     OptimConfig,
     Section,
     TokenizerConfig,

@@ -21,6 +21,7 @@ from transformers import {auto}, AutoTokenizer
 
 model = {auto}.from_pretrained("{path}")
 tokenizer = AutoTokenizer.from_pretrained("{path}")"""
+NOTHING = "(none)"  # an empty list of labels or entities
 SHOWN = 6  # rows with the largest loss in the plain report, and as many with the smallest
 
 
@@ -111,6 +112,19 @@ class TaskReport:
         """
         values = {key: record[key] for key in ("input", "target", "prediction")}
         return {**record, **{key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}}
+
+    def shown(self, value: Any, text: str) -> str:
+        """Return a prediction or a target as a line of text.
+
+        Args:
+            value: a text, a number, a list of texts, or numbers by name, as in predictions.jsonl.
+            text: the input of the row.
+        """
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {self.shown(number, text)}" for name, number in value.items())
+        if isinstance(value, list):
+            return ", ".join(map(str, value)) or NOTHING
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     def files(self) -> list[Callable[[], list[Path]]]:
         """Functions that write more files into evaluation/<split>/ and return their paths. One may fail alone."""

@@ -11,17 +11,14 @@ import importlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from trainer.data.roles import Roles, Text
-from trainer.data.target_tokenizer import target_of
-from trainer.data.token_ids import Layout, encode_batch
+from trainer.data.roles import Roles
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
-from trainer.models.hf_config import padding_id
 from trainer.task.metrics import Metric
-from trainer.task.prediction_rows import Example, Line, PredictionRows, Row
+from trainer.task.micro_batches import IGNORED, Batch, MicroBatches, Texts
+from trainer.task.prediction_rows import Example, Line, Row
 from trainer.task.published_model import PublishedModel
 
 if TYPE_CHECKING:
@@ -35,13 +32,10 @@ if TYPE_CHECKING:
     from trainer.recipe.sections import Section
     from trainer.task.suggestion import Suggestion
 
-Texts = dict[str, str]
-Batch = dict[str, "Tensor"]
 Record = dict[str, Any]
 
-__all__ = ["Example", "Line", "Row", "Task"]
+__all__ = ["IGNORED", "Batch", "Example", "Line", "Row", "Task", "Texts"]
 
-IGNORED = -100
 SHOWN = 48  # most tokens of a row in attention.json
 PROMPT = 32  # most tokens of a text that a language model continues
 
@@ -54,7 +48,7 @@ class Assessed(NamedTuple):
     records: list[Record]  # what `predict` returns; empty dicts if nothing is predicted
 
 
-class Task(PredictionRows, PublishedModel):
+class Task(MicroBatches, PublishedModel):
     """One kind of training. A subclass is final; its `kind` is the value of `task.kind` in a recipe."""
 
     kind: ClassVar[str]
@@ -64,11 +58,9 @@ class Task(PredictionRows, PublishedModel):
     averages: ClassVar[bool] = False  # predictions have probabilities, which `rankzero ensemble` averages
     labels_are_tokens: ClassVar[bool] = False  # the loss is compared with that of guessing tokens by their frequency
     separate_vocabularies: ClassVar[bool] = False  # targets may have their own: tokenizer.train.shared=false
-    inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs
     cheap_metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")  # metrics that need no prediction
-    toy_rows: ClassVar[tuple[Row, ...]]  # a few rows on which the contract test runs every task
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Derive `metrics` from `metric_specs`. A task may set only `metrics`: reports then name each by its key."""
@@ -117,144 +109,6 @@ class Task(PredictionRows, PublishedModel):
         Args:
             config: the `task` section of a recipe.
         """
-
-    # -- rows to micro-batches -------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """Encode cleaned rows, truncated to `data.max_length` tokens with special tokens."""
-
-    def tokenized(self, row: Row) -> Texts:
-        """Return the texts of a cleaned row as they are tokenized, by role."""
-        roles = self.roles(self.recipe.task)
-        return {name: row[name] for name, role in roles.items() if name in row and isinstance(role, Text)}
-
-    def doubts(self, row: Row) -> list[str]:
-        """Return what is unusual about a cleaned row that can be trained on. A warning follows if most rows have it.
-
-        Each is the end of a sentence that begins with "rows of data.train".
-        """
-        return []
-
-    def token_ids(self, rows: Sequence[Row]) -> dict[str, list[list[int]]]:
-        """Return the token ids of the texts of rows by role, not truncated and without special tokens."""
-        texts = [self.tokenized(row) for row in rows]
-        roles = texts[0] if texts else ()
-        return {role: encode_batch(self.tokenizer_of(role), [text[role] for text in texts]) for role in roles}
-
-    def tokenizer_of(self, role: str) -> PreTrainedTokenizerFast:
-        """Return the tokenizer of the texts of a role. That of targets is another one with separate vocabularies."""
-        found = self.roles(self.recipe.task).get(role)
-        return target_of(self.tokenizer) if found is not None and found.target else self.tokenizer
-
-    def cut_roles(self, sizes: Mapping[str, int]) -> list[str]:
-        """Return the roles of a row that training truncates.
-
-        Args:
-            sizes: tokens of each text without special tokens. The roles may not shrink if a size grows.
-        """
-        return []
-
-    @property
-    def longest_input(self) -> int:
-        """The most tokens, with special tokens, that `predict` reads of an input."""
-        return self.recipe.data.max_length
-
-    def truncated(self, line: Line, example: Example) -> bool:
-        """Return whether `predict` truncates a line. `example`: the line, encoded by `encode_lines`."""
-        if self.length(example) < self.longest_input:
-            return False
-        ids = self.token_ids([self.cleaned_row(line)])
-        return bool(self.cut_roles({role: len(texts[0]) for role, texts in ids.items()}))
-
-    def length(self, example: Example) -> int:
-        """Return the width of an example in a micro-batch, in tokens."""
-        return len(example["input_ids"])
-
-    @abstractmethod
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """Return tensors with rows first, padded by `padding`, and `labels` aligned with the logits.
-
-        Token ids, masks and class ids are int64; numbers that are predicted, and weights, are fp32.
-        """
-
-    def corrupt(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
-        """Draw masks for the examples of a micro-batch, before labels are counted. By default nothing is drawn.
-
-        Args:
-            draw: the key of the random numbers. Without a key (evaluation) the result is always the same.
-        """
-        return examples
-
-    def tokens(self, example: Example) -> int:
-        """Return the tokens of an example without padding."""
-        return len(example["input_ids"])
-
-    def pack(self, examples: Sequence[Example]) -> list[tuple[Example, list[int]]]:
-        """Make the sequences of a block from its examples, in training only. By default each example is a sequence.
-
-        Returns:
-            Sequences, each with the numbers of the examples that start in it, so that every row is counted once.
-        """
-        return [(example, [number]) for number, example in enumerate(examples)]
-
-    def split(self, batch: Batch, parts: int) -> list[Batch | None]:
-        """Split a micro-batch that does not fit the memory into `parts`. Parts without rows are None."""
-        pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
-        found = [{name: tensors[i] for name, tensors in pieces.items()} for i in range(parts)]
-        return [part if len(next(iter(part.values()))) else None for part in found]
-
-    def targets(self, batch: Batch) -> float:
-        """Return the number of labels that are not ignored, which is added to the denominator of the step.
-
-        If rows have weights, it is the sum of the weights of these labels.
-        """
-        return int((batch["labels"] != IGNORED).sum())
-
-    def filler(self) -> Batch:
-        """Return a row whose labels are all ignored, for a rank that has no micro-batch left in a step."""
-        example, _ = self.pack(self.encode([self.toy_rows[0]]))[0]
-        batch = self.collate([example])
-        if (memory := self.memory(1)) is not None:
-            batch["memory"] = memory
-        return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}
-
-    def memory(self, rows: int) -> Tensor | None:
-        """Return the `memory` (rows, …) of the first micro-batch of a lane, or None for a task without memory.
-
-        Later micro-batches get what `loss_and_memory` returned for the one before.
-        """
-        return None
-
-    @cached_property
-    def layout(self) -> Layout:
-        """The positions of the tokenizer's special tokens."""
-        return Layout.of(self.tokenizer, pair="text_pair" in self.roles(self.recipe.task))
-
-    @property
-    def pad_id(self) -> int:
-        """The token id that rows are padded with."""
-        return padding_id(self.tokenizer)
-
-    @property
-    def wordless(self) -> set[int]:
-        """Ids of special tokens that represent no text. [UNK] does, unless it is the end of text too, as in GPT-2."""
-        own: Any = self.tokenizer
-        ends = {own.bos_token_id, own.eos_token_id, own.cls_token_id, own.sep_token_id, own.pad_token_id}
-        return set(own.all_special_ids) - ({own.unk_token_id} - ends)
-
-    def pad(self, sequences: Sequence[Sequence[int]], value: int) -> Tensor:
-        """Pad sequences to (B, W) int64. W is the width for the longest one, a multiple of `data.pad_multiple`."""
-        import torch
-
-        return torch.tensor(self.padding.rows(sequences, value), dtype=torch.int64)
-
-    def pad_inputs(self, examples: Sequence[Example]) -> Batch:
-        """Return input_ids and attention_mask (1 = token), both (B, W), of examples with one sequence."""
-        return {
-            "input_ids": self.pad([e["input_ids"] for e in examples], self.pad_id),
-            "attention_mask": self.pad([[1] * len(e["input_ids"]) for e in examples], 0),
-        }
 
     # -- model -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from trainer.evaluation.predictions import Record
 from trainer.files import write_json
 from trainer.report.formats import label
 from trainer.report.rows import shared_rows
-from trainer.report.task_report import Measure, Section, TaskReport, write_errors
+from trainer.report.task_report import NOTHING, Measure, Section, TaskReport, write_errors
 from trainer.tasks.token_classification.errors import KINDS, NONE, confusion, paired
 from trainer.tasks.token_classification.metrics import PREDICTED, RIGHT, TRUE, counts, f_scores, summary
 
@@ -49,6 +49,10 @@ class TokenClassificationReport(TaskReport):
                     f"end and label is expected, the label one of {', '.join(self.types)}"
                 )
         return dict(record)
+
+    def shown(self, value: Any, text: str) -> str:
+        """Return the words of entities with their types: "Ada Lovelace (PER), London (LOC)"."""
+        return ", ".join(f"{text[e['start'] : e['end']]} ({e['label']})" for e in value) or NOTHING
 
     def _is_entity(self, value: Any) -> bool:
         if not isinstance(value, dict) or value.get("label") not in self.types:

@@ -86,7 +86,7 @@ def count(example: Example) -> int:
 
 
 @dataclass(frozen=True)
-class World:
+class LaneSetup:
     """What fixes the steps of a run: a corpus and a plan."""
 
     source: Memory
@@ -118,7 +118,7 @@ class Place:
     fuse: int = 1
 
 
-def start(world: World) -> Any:
+def start(world: LaneSetup) -> Any:
     """The state of a run that has not begun, as JSON."""
     progress = Progress.start(world.plan.lanes)
     return as_json(progress.to_json(progress.marks))
@@ -128,7 +128,7 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def run(world: World, state: Any, place: Place, steps: int | None = None) -> tuple[list[Step], Any]:
+def run(world: LaneSetup, state: Any, place: Place, steps: int | None = None) -> tuple[list[Step], Any]:
     """As the loop does it: steps of all ranks side by side from `state` on, at most `steps`; the state afterwards.
 
     A rank has only what its own part of `state` and its own loader give it.
@@ -164,12 +164,12 @@ def run(world: World, state: Any, place: Place, steps: int | None = None) -> tup
     return done, as_json(ranks[0].to_json(marks()))
 
 
-def whole(world: World) -> list[Step]:
+def uninterrupted(world: LaneSetup) -> list[Step]:
     """The steps of an uninterrupted run on one rank."""
     return run(world, start(world), Place())[0]
 
 
-def epoch_of(world: World, groups: list[list[int]], marks: Any, workers: int, prefetch: int = 2) -> Iterator[Any]:
+def epoch_of(world: LaneSetup, groups: list[list[int]], marks: Any, workers: int, prefetch: int = 2) -> Iterator[Any]:
     return load_epoch(
         world.server(),
         collate,
@@ -183,7 +183,7 @@ def epoch_of(world: World, groups: list[list[int]], marks: Any, workers: int, pr
     )
 
 
-class Turns:
+class SequentialWorkers:
     """Stands for a DataLoader whose processes have each run ahead to the end of the epoch."""
 
     def __init__(self, dataset: Any, *, num_workers: int, **_: Any) -> None:
@@ -208,7 +208,7 @@ class Turns:
 def simulated_processes() -> Iterator[None]:
     """Loader processes are simulated: real ones take a tenth of a second each."""
     with ExitStack() as stack:
-        stack.enter_context(patch.object(loader, "DataLoader", Turns))
+        stack.enter_context(patch.object(loader, "DataLoader", SequentialWorkers))
         yield
 
 
@@ -220,7 +220,7 @@ def caption_lengths(rows: int, seed: int = 0) -> list[int]:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
+def lane_setups(draw: st.DrawFn) -> LaneSetup:
     """Any corpus and plan: few and many shards, empty ones too, rows longer than a micro-batch, rows left out."""
     lanes = draw(st.integers(1, 8))
     sizes = draw(st.lists(st.integers(0, 25), min_size=1, max_size=12))
@@ -243,8 +243,8 @@ def worlds(draw: st.DrawFn) -> World:
         multiple=draw(st.sampled_from([1, 4, 8])),
         shuffled=draw(st.integers(0, 3)) > 0,
     )
-    whole = len(sizes) >= lanes and draw(st.booleans())
-    return World(Memory(shards), plan, whole, epochs=draw(st.integers(1, 3)))
+    uninterrupted = len(sizes) >= lanes and draw(st.booleans())
+    return LaneSetup(Memory(shards), plan, uninterrupted, epochs=draw(st.integers(1, 3)))
 
 
 @st.composite

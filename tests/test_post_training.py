@@ -1,4 +1,4 @@
-"""A training ends with everything that a run ships, made by rank zero alone, and is completed by the same command."""
+"""Stages after the training: rank zero makes all outputs, and the same command completes them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import hooks
 import pytest
-import review_world
+import review_helpers
 import yaml
-from export_world import EXPORT
+from export_helpers import EXPORT
 from processes import next_logs, run_ranks, status, train
 
 from trainer.api import check_export
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture
 def recipe(reviews: Path, tmp_path: Path) -> Path:
     model = {"kind": "encoder", "d_model": 32, "layers": 1, "heads": 2, "feed_forward": 64}
-    made = review_world.recipe(reviews, model, export={**EXPORT, "bench": 0}, loop={"max_steps": 40},
+    made = review_helpers.recipe(reviews, model, export={**EXPORT, "bench": 0}, loop={"max_steps": 40},
                                tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}})  # fmt: skip
-    return review_world.written(tmp_path, made)
+    return review_helpers.written(tmp_path, made)
 
 
 def front_matter(run: Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def test_a_training_ends_with_proven_artifacts_report_and_card(recipe: Path, tmp
     for name in ("bf16", "onnx", "int8"):
         assert json.loads((run / "export" / name / "gate.json").read_text())["passed"]
     assert (run / "evaluation" / "test" / "report.html").exists()
-    scores = review_world.metrics(run)
+    scores = review_helpers.metrics(run)
     told = front_matter(run)["model-index"][0]["results"][0]
     assert {"type": "accuracy", "value": round(scores["accuracy"], 6)} in told["metrics"]
     card = (run / "README.md").read_text(encoding="utf-8")
@@ -109,9 +109,9 @@ def test_a_failed_gate_ends_with_6_and_the_rest_is_there(recipe: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_told_to_stop_while_it_exports_it_goes_on_later(recipe: Path, tmp_path: Path) -> None:
+def test_stopped_during_export_it_resumes_later(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ended = train(recipe, run, hook=hooks.told_to_stop_in_export)
+    ended = train(recipe, run, hook=hooks.stop_in_export)
     assert ended.codes == [75], ended.text
     assert status(run)["state"] == "preempted"
     assert not (run / "export" / "onnx").exists()
@@ -120,7 +120,7 @@ def test_told_to_stop_while_it_exports_it_goes_on_later(recipe: Path, tmp_path: 
     assert status(run)["state"] == "finished"
 
 
-def test_a_card_of_hostile_names_stays_a_card(encoder: Any, tmp_path: Path) -> None:
+def test_names_are_escaped_in_the_model_card(encoder: Any, tmp_path: Path) -> None:
     """Whatever a recipe holds, the front matter is YAML and a cell is a cell."""
     import shutil
 

@@ -1,4 +1,4 @@
-"""What a run writes for people: attention and relevance, the report stage, and the commands that make them again."""
+"""Reports: attention and relevance, the report stage, and the commands that render reports again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import processes
 import pytest
 import torch
 from processes import next_logs, run_ranks
-from review_world import metrics, task_of, train, written
-from review_world import recipe as review_recipe
+from review_helpers import metrics, task_of, train, written
+from review_helpers import recipe as review_recipe
 
 from trainer.models.explain import gradient_x_input, recording
 from trainer.report_stages import chosen
@@ -33,7 +33,7 @@ def check_row(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["encoder", "pretrained"])
-def test_attention_is_recorded_only_while_somebody_looks(bert: Path, tmp_path: Path, kind: str) -> None:
+def test_attention_is_recorded_only_inside_recording(bert: Path, tmp_path: Path, kind: str) -> None:
     made = review_recipe(tmp_path, {"kind": "pretrained", "name": str(bert)} if kind == "pretrained" else None)
     task = task_of(made)
     model = task.build_model().eval()

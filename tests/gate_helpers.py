@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from export_world import Exported
+from export_helpers import Exported
 
 from trainer.export.gates import Gate
 
@@ -20,7 +20,7 @@ def quiet(text: str) -> None:
     pass
 
 
-def verdict(made: Exported, folder: Path, name: str = "onnx") -> dict[str, Any]:
+def run_gate(made: Exported, folder: Path, name: str = "onnx") -> dict[str, Any]:
     rows, answered = made.rows()
     found = Gate(name, folder, rows, answered, quiet).run()
     json.dumps(found, allow_nan=False)

@@ -1,4 +1,4 @@
-"""What a run begins with is checked before its corpus is read, and is what the run's model says afterwards."""
+"""Check pretrained weights and their settings before the corpus is read, and what the run records about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import processes
 import pytest
 import torch
 import yaml
-from review_world import NAMES, metrics, recipe, task_of, train, write_bert, write_reviews, written
+from review_helpers import NAMES, metrics, recipe, task_of, train, write_bert, write_reviews, written
 from safetensors.torch import load_file, save_file
 from slow import slow_except
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -41,13 +41,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(reviews: Path, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a classifier that tells the classes apart. Read only."""
-    made = begun_from(reviews, bert, loop={"max_steps": 40, "eval_every": 40, "save_every": 40}, optim={"lr": 5e-3})
+    made = recipe_from(reviews, bert, loop={"max_steps": 40, "eval_every": 40, "save_every": 40}, optim={"lr": 5e-3})
     run = train(tmp_path_factory.mktemp("finished"), made, "run")
     assert metrics(run)["accuracy"] > 0.7
     return run
 
 
-def begun_from(reviews: Path, name: Path, **sections: Any) -> Any:
+def recipe_from(reviews: Path, name: Path, **sections: Any) -> Any:
     pooling = sections.pop("pooling", "auto")
     return recipe(reviews, {"kind": "pretrained", "name": str(name), "pooling": pooling}, **sections)
 
@@ -63,7 +63,7 @@ def test_a_finished_classifier_keeps_its_accuracy_in_any_order(
     reviews: Path, finished: Path, tmp_path: Path, labels: dict[int, str]
 ) -> None:
     """One step at no rate: the weights are those of the first run, whatever the order of `task.labels`."""
-    made = begun_from(
+    made = recipe_from(
         reviews, finished / "model", task={"labels": labels}, optim={"lr": 1e-12},
         loop={"max_steps": 1, "eval_every": 1, "save_every": 1},
     )  # fmt: skip
@@ -79,10 +79,10 @@ def test_a_finished_classifier_keeps_its_accuracy_in_any_order(
 
 
 def test_other_classes_end_with_a_usage_error(reviews: Path, finished: Path, tmp_path: Path) -> None:
-    made = begun_from(reviews, finished / "model", task={"labels": {0: "bad", 1: "good"}})
+    made = recipe_from(reviews, finished / "model", task={"labels": {0: "bad", 1: "good"}})
     ended = processes.train(written(tmp_path, made), tmp_path / "run").check(2)
     assert "was trained on the classes 'negative', 'positive', and task.labels names 'bad', 'good'" in ended.text
-    run = train(tmp_path, begun_from(reviews, finished / "model", task=made.task.model_dump(), pooling="mean"), "new")
+    run = train(tmp_path, recipe_from(reviews, finished / "model", task=made.task.model_dump(), pooling="mean"), "new")
     assert metrics(run)["accuracy"] > 0.5
 
 
@@ -97,7 +97,7 @@ def test_the_order_of_the_classes_of_a_run_is_fixed(reviews: Path, finished: Pat
 
 
 @pytest.mark.parametrize("key", ["model.config={num_attention_heads: 4}", "model.pooling=mean", "model.name=null"])
-def test_what_weights_were_trained_for_cannot_be_overridden(finished: Path, key: str) -> None:
+def test_settings_that_weights_were_trained_with_cannot_be_overridden(finished: Path, key: str) -> None:
     with pytest.raises(UsageError):
         evaluate(finished, overrides=[key])
 
@@ -109,7 +109,7 @@ def test_what_weights_were_trained_for_cannot_be_overridden(finished: Path, key:
 def test_a_stock_pipeline_cuts_long_texts_as_the_run_does(
     reviews: Path, bert: Path, tmp_path: Path, truncation: str, side: str
 ) -> None:
-    made = begun_from(reviews, bert, task={"truncation": truncation}, data={"max_length": 12}, optim={"lr": 5e-3})
+    made = recipe_from(reviews, bert, task={"truncation": truncation}, data={"max_length": 12}, optim={"lr": 5e-3})
     run = train(tmp_path, made, "run")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     assert (tokenizer.model_max_length, tokenizer.truncation_side) == (12, side)
@@ -149,12 +149,12 @@ def damaged(bert: Path, to: Path, what: str) -> Path:
         ("tokenizer", "no tokenizer files in"),
     ],
 )
-def test_damaged_beginnings_are_refused_before_a_row_is_read(
+def test_damaged_pretrained_models_are_refused_before_a_row_is_read(
     reviews: Path, bert: Path, tmp_path: Path, what: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.engine.setup.survey", lambda *_: pytest.fail("a row was read"))
     with pytest.raises(UsageError, match=message):
-        train_here(begun_from(reviews, damaged(bert, tmp_path / "bert", what)), run=tmp_path / "run")
+        train_here(recipe_from(reviews, damaged(bert, tmp_path / "bert", what)), run=tmp_path / "run")
 
 
 def test_a_run_whose_weights_are_cut_is_refused_before_a_row_is_read(
@@ -172,7 +172,7 @@ def test_a_run_whose_weights_are_cut_is_refused_before_a_row_is_read(
 def test_a_start_that_resumes_checks_nothing_again(
     reviews: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = begun_from(reviews, bert, evaluation={"splits": []})
+    made = recipe_from(reviews, bert, evaluation={"splits": []})
     train_here(made, run=tmp_path / "run")
     for name in ("check_model_files", "ready_tokenizer", "survey"):
         monkeypatch.setattr(f"trainer.engine.setup.{name}", lambda *_: pytest.fail("checked again"))
@@ -188,7 +188,7 @@ def test_a_tokenizer_that_was_corrected_before_the_first_step_is_taken(
     weights = load_file(bert / "model.safetensors")
     lost = {name: tensor for name, tensor in weights.items() if "layer.1." not in name}
     save_file(lost, folder / "model.safetensors", {"format": "pt"})
-    made = begun_from(reviews, folder, evaluation={"splits": []})
+    made = recipe_from(reviews, folder, evaluation={"splits": []})
     with pytest.raises(UsageError, match="its files have 1 layers"):
         train_here(made, run=tmp_path / "run")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -215,7 +215,7 @@ def test_added_tokens_train_resume_and_load_elsewhere(
     folder = damaged(bert, tmp_path / "bert", "config.json")
     (folder / "config.json").write_bytes((bert / "config.json").read_bytes())
     add_tokens(folder)
-    made = begun_from(reviews, folder, evaluation={"splits": []})
+    made = recipe_from(reviews, folder, evaluation={"splits": []})
     run, half = tmp_path / "run", tmp_path / "half"
     processes.train(written(tmp_path, made), run, world=2, engine=engine).check()
     for words in (["loop.max_steps=4"], ["--allow-change", "loop.max_steps"]):
@@ -266,7 +266,7 @@ def test_an_encoder_with_more_layers_is_refused(reviews: Path, tmp_path: Path) -
 def test_a_tokenizer_with_other_ids_than_the_weights_is_refused(reviews: Path, bert: Path, tmp_path: Path) -> None:
     other = train_tokenizer(["zyx wvu 123 456 qjk"], TokenizerTraining(kind="wordpiece", vocab_size=50), 32)
     other.save_pretrained(tmp_path / "other")
-    made = begun_from(reviews, bert, tokenizer={"pretrained": str(tmp_path / "other")})
+    made = recipe_from(reviews, bert, tokenizer={"pretrained": str(tmp_path / "other")})
     with pytest.raises(UsageError, match=r"is not the tokenizer of model\.name=.* tokens have another id or none"):
         train_here(made, run=tmp_path / "run")
 
@@ -276,7 +276,7 @@ def test_the_models_tokenizer_with_added_tokens_may_be_in_another_folder(
 ) -> None:
     AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "tokenizer")
     add_tokens(tmp_path / "tokenizer")
-    made = begun_from(reviews, bert, tokenizer={"pretrained": str(tmp_path / "tokenizer")}, evaluation={"splits": []})
+    made = recipe_from(reviews, bert, tokenizer={"pretrained": str(tmp_path / "tokenizer")}, evaluation={"splits": []})
     train_here(made, run=tmp_path / "run")
     rows = load_file(tmp_path / "run/model/model.safetensors")["bert.embeddings.word_embeddings.weight"]
     assert len(rows) == len(AutoTokenizer.from_pretrained(bert)) + 2

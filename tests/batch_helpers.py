@@ -57,7 +57,7 @@ printf 'node1\nnode2\n'
 
 
 @dataclass(frozen=True)
-class Went:
+class Result:
     """The end of a script. `words` are the arguments of srun at each start."""
 
     code: int
@@ -68,7 +68,7 @@ class Went:
     environment: dict[str, str]
 
 
-class World:
+class Sandbox:
     """The folder in which one script runs."""
 
     def __init__(self, folder: Path, run: Path) -> None:
@@ -87,7 +87,7 @@ class World:
         send: int | None = None,
         job: int = 7,
         array: bool = False,
-    ) -> Went:
+    ) -> Result:
         """Run it. A start is (exit code of srun, state or fields, step, exit code in status.json, seconds).
 
         `send` is a signal to the script once srun has been started.
@@ -114,7 +114,7 @@ class World:
                 time.sleep(0.01)
             process.send_signal(signal.Signals(send))
         log = process.communicate(timeout=60)[0]
-        return Went(process.returncode, log, *self._left())
+        return Result(process.returncode, log, *self._left())
 
     def plan(self, starts: tuple[tuple[Any, ...], ...]) -> None:
         lines = []

@@ -1,4 +1,4 @@
-"""Mistakes of a whole file: the message names the key to change, and rows are named by their line."""
+"""Mistakes in a whole data file: the message names the key to change, and rows are named by their line."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_file_without_a_header(tmp_path, name, content, header):
     assert f"Write a line with the names above it: {header}; or set data.header=false" in found
 
 
-def test_what_is_a_header():
+def test_header_detection():
     assert not is_no_header(["review", "sentiment", "user id"], ROLES)
     assert is_no_header(["0", "a"], {})
     assert is_no_header(["Ein Hund läuft schnell", "A dog runs fast"], {})
@@ -125,7 +125,7 @@ def test_a_test_file_without_the_column_of_labels(tmp_path):
         (("Negative", "Positive"), "'Negative' differs from 'negative' by case, spaces or Unicode form only"),
     ],
 )
-def test_labels_of_which_none_is_known(tmp_path, values, hint):
+def test_all_labels_unknown(tmp_path, values, hint):
     write(tmp_path, [{"text": f"t{i}", "label": values[i % 2]} for i in range(30)])
     found = message(tmp_path)
     assert f"every label in column 'label' of a.jsonl is unknown: {str(values[0])!r} (15 rows)" in found

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batch_world import rankzero
+from batch_helpers import rankzero
 from conftest import write_corpus, write_recipe
 from processes import status, wait_until
 from safetensors.numpy import load_file

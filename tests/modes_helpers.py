@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from review_world import task_of
+from review_helpers import task_of
 
 from trainer.recipe_loading import Recipe
 from trainer.task.registry import make_task

@@ -1,4 +1,4 @@
-"""An untrusted run directory: no command runs code of it, and each ends with a code of the contract."""
+"""Untrusted run directories: no command runs their code, and each exits with a documented code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import review_world
+import review_helpers
 from processes import next_logs, run_ranks
 from slow import slow_except
 
@@ -102,7 +102,7 @@ def test_every_load_refuses_remote_code_and_pickles() -> None:
         ("model.eval()", False),
     ],
 )
-def test_what_counts_as_a_bad_load(code: str, bad: bool) -> None:
+def test_unsafe_loads_are_detected(code: str, bad: bool) -> None:
     (call,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)][:1]
     assert refused(call) is bad
 
@@ -118,7 +118,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, reviews: Path) -> Path:
     data = {"cleaning": ["unescape_html", "fold_whitespace"]}
     sections: dict[str, Any] = {"export": export, "data": data, "tokenizer": {"train": {"kind": "wordpiece"}}}
     model = {"kind": "pretrained", "architecture": "bert", "size": "tiny"}
-    return review_world.train(folder, review_world.recipe(reviews, model, **sections), "run")
+    return review_helpers.train(folder, review_helpers.recipe(reviews, model, **sections), "run")
 
 
 class Attack:
@@ -280,7 +280,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("kind", slow_except(list(RECIPES), "a tag in a value"))
-def test_a_hostile_recipe_is_refused(attack: Attack, kind: str) -> None:
+def test_a_malicious_recipe_is_refused(attack: Attack, kind: str) -> None:
     recipe = attack.path / "recipe.yaml"
     text = RECIPES[kind].replace("{marker}", str(attack.marker))
     whole = recipe.read_text().replace("model:\n", "model:\n  " + text) if text.startswith("config") else text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import review_world
+import review_helpers
 import torch
 from conftest import ENDS, NOUNS, VERBS, WORDS, tiny_recipe
 
@@ -108,6 +108,16 @@ def decided(task: Any, model: Any) -> None:
     (model.head if hasattr(model, "head") else model.classifier).weight.data.mul_(40)
 
 
+def spread(task: Any, model: Any) -> None:
+    """Make weights so large that outputs depend on every part of the model."""
+    torch.manual_seed(1)
+    if isinstance(getattr(model, "head", getattr(model, "classifier", None)), torch.nn.Linear):
+        decided(task, model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+
+
 def write_answers(run: RunDir, made: Exported) -> None:
     """evaluation/test/ as an evaluation leaves it: of each row what the weights say."""
     rows = made.rows()[1]
@@ -151,14 +161,14 @@ def exported(run: RunDir, *overrides: str) -> Exported:
 
 def encoder_run(root: Path, reviews: Path, model: dict[str, Any] | None = None, **task: Any) -> RunDir:
     """An own encoder that pools by the mean, on reviews."""
-    recipe = review_world.recipe(
+    recipe = review_helpers.recipe(
         reviews, model, export=EXPORT, task={"truncation": "head_tail", **task}, evaluation={"bootstrap": 50},
         data={"cleaning": ["unescape_html", "strip_tags", "replace_urls", "normalize_unicode", "fold_whitespace"]},
     )  # fmt: skip
     if model is None:  # half as long to export
         recipe = Recipe.parse(recipe.model_dump(mode="json"), ["model.layers=1"])
     config = recipe.tokenizer.train
-    words = [" ".join(review_world.GOOD + review_world.BAD + review_world.OTHER)]
+    words = [" ".join(review_helpers.GOOD + review_helpers.BAD + review_helpers.OTHER)]
     tokenizer = train_tokenizer(words, config, 32) if config else load_tokenizer(recipe.tokenizer_name)
     return finished_run(root / "run", recipe, tokenizer, decided)
 
@@ -169,7 +179,7 @@ def pair_run(root: Path, bert: Path) -> RunDir:
     root.mkdir(exist_ok=True)
     for name, count in (("train", 20), ("test", 30)):
         seconds = ("good\tfilm", "a dull <i>plot</i>\n")
-        rows = [{**review_world.review(draw), "text_pair": draw.choice(seconds)} for _ in range(count)]
+        rows = [{**review_helpers.review(draw), "text_pair": draw.choice(seconds)} for _ in range(count)]
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return encoder_run(root, root, {"kind": "pretrained", "name": str(bert)}, pair=True)
 

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of the data: cut rows, unknown tokens; and warnings about splits and classes."""
+"""Warnings about data: truncated rows, unknown tokens, splits and classes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_rows_are_counted_on_the_side_that_is_cut(tmp_path):
 
 
 @pytest.mark.parametrize("sample", [0, 20_000])
-def test_the_count_is_that_of_the_encoded_rows_whatever_is_sampled(tmp_path, monkeypatch, sample):
+def test_the_count_is_that_of_the_encoded_rows(tmp_path, monkeypatch, sample):
     monkeypatch.setattr(token_counts, "SAMPLE", sample)
     write_corpus(tmp_path, train=300)
     found, task = counted(tmp_path, data={"max_length": 16})
@@ -240,7 +240,7 @@ def test_a_share_held_out_that_misses_a_class(tmp_path):
     )
 
 
-def test_a_run_warns_of_cut_and_shared_rows_and_predict_marks_what_it_cuts(tmp_path, caplog):
+def test_a_run_warns_of_truncated_and_shared_rows_and_predict_marks_truncated_ones(tmp_path, caplog):
     write_corpus(tmp_path / "data", train=120, validation=12)
     lines = (tmp_path / "data/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "data/extra.jsonl").write_text("".join(lines[:9]), encoding="utf-8")
