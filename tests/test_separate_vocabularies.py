@@ -28,7 +28,7 @@ from trainer.engine.setup import check_beginning
 from trainer.engine.token_counts import count_tokens
 from trainer.engine.trained_run import TrainedRun, build_model
 from trainer.errors import UsageError
-from trainer.export import bench_worker, model_gate, stock_program
+from trainer.export import bench_weights, bench_worker, model_gate, stock_program
 from trainer.export.stage import export_run
 from trainer.models.folder import read_folder
 from trainer.models.stock import weights_of
@@ -264,7 +264,7 @@ def test_artifacts_answer_as_the_run(run: Path) -> None:
     target = target_of(load_tokenizer(str(run / "tokenizer"))).backend_tokenizer
     written = sum(len(target.encode(r["prediction"], add_special_tokens=False).ids) + 1 for r in ours)
     program = "trainer.tasks.pairs_program:Translator"
-    for opened in (bench_worker.weights(run, "torch"), bench_worker.graphs(run, "onnx", program)):
+    for opened in (bench_weights.weights(run, "torch"), bench_worker.graphs(run, "onnx", program)):
         settings = {"beam_size": 2, "length_penalty": 1.0, "max_length_factor": 0.5}
         assert bench_worker.measure(opened, texts, 3, settings)["tokens"] == written
 
@@ -297,11 +297,15 @@ def test_killed_and_resumed_bitwise(run: Path, path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.ranks
-def test_one_and_two_ranks_take_the_same_steps(run: Path, path: Path, tmp_path: Path) -> None:
-    processes.train(path, tmp_path / "one", *NO_EXPORT, "evaluation.splits=[]").check()
+@pytest.mark.parametrize("engine", slow_except(["single", "zero2", "zero3", "fsdp2"], "single"))
+def test_one_and_two_ranks_take_the_same_steps(engine: str, run: Path, path: Path, tmp_path: Path) -> None:
+    """One rank, or two ranks of another engine, and the two of DDP."""
+    started = {"world": 1} if engine == "single" else {"world": 2, "engine": engine}
+    processes.train(path, tmp_path / "one", *NO_EXPORT, "evaluation.splits=[]", **started).check()
     one, two = (load_file(r / "checkpoints/step-00000012/model.safetensors") for r in (tmp_path / "one", run))
     assert {"embedding.weight", "target_embedding.weight"} <= one.keys() and "output.weight" not in one
-    assert max(float(np.abs(one[name] - two[name]).max()) for name in one) <= 1e-6
+    apart = max(float(np.abs(one[name] - two[name]).max()) for name in one)
+    assert apart <= (1e-6 if engine == "single" else 5e-4)  # AdamW divides by gradients near zero
 
 
 @pytest.mark.ranks
