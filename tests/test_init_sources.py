@@ -231,7 +231,7 @@ def test_an_english_model_on_other_texts_is_a_note() -> None:
     write_csv("rows.csv", tickets(words=GERMAN))
     values, printed = init("rows.csv")
     assert (
-        "German 100%; this model was pretrained on English. For others: model.name=sentence-transformers/para"
+        "German 100%; this model was pretrained on English. For others: sentence-transformers/"
         in printed
     )
     assert values["model"]["name"] == suggested.ENCODER

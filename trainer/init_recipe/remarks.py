@@ -31,7 +31,7 @@ def model_note(found: Draft, model: str | None) -> str:
         known, better = LANGUAGES[model]
         only = " and ".join(NAMES[code] for code in known)
         return (
-            f"the texts are {in_words(languages)}; this model was pretrained on {only}. For others: model.name={better}"
+            f"the texts are {in_words(languages)}; this model was pretrained on {only}. For others: {better}"
         )
     if found.lengths.unknown > FEW_UNKNOWN:
         return f"{found.lengths.unknown:.0%} of the tokens are unknown to {model}; for other languages: {MULTILINGUAL}"
