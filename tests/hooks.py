@@ -368,12 +368,12 @@ def fail_on_bears() -> None:
 def no_memory_for_pictures_and_card() -> None:
     """The confusion matrix and the model card run out of memory."""
     from trainer import report_stages
-    from trainer.tasks.classification import figures
+    from trainer.report import confusion_matrix
 
     def fail(*arguments: Any) -> None:
         raise MemoryError("Unable to allocate 23 GiB")
 
-    figures.draw_confusion = fail  # type: ignore[assignment]
+    confusion_matrix.draw_confusion = fail  # type: ignore[assignment]
     report_stages.write_card = fail  # type: ignore[assignment]
 
 

@@ -21,6 +21,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix,
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.files import read_json
 from trainer.report import curves, run_summary
+from trainer.report.confusion_matrix import draw_confusion
 from trainer.report.figures import draw, inline, standalone
 from trainer.report.report import analyse
 from trainer.report.rows import find_shared_texts
@@ -30,7 +31,6 @@ from trainer.task import Task
 from trainer.tasks.classification import analysis
 from trainer.tasks.classification.analysis import calibration, classification_report, confusion
 from trainer.tasks.classification.ensemble import ensemble
-from trainer.tasks.classification.figures import draw_confusion
 from trainer.tasks.classification.report import write_confusion
 from trainer.tasks.translation import report as translations
 from trainer.tasks.translation.task import Translation

@@ -511,7 +511,7 @@ def test_every_task_keeps_the_contract() -> None:
         scores = task.score(records, 5)
         assert scores["rows"] == len(rows)
         assert task.metrics.keys() & scores.keys()
-        assert {next(iter(roles)), "text"} & task.row_of("a film").keys()
+        assert {next(iter(roles)), "text"} & task.row_of("a film\tI liked it").keys()
 
 
 @pytest.mark.ranks

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from review_helpers import task_of
 
+from trainer import embed
 from trainer.data.cleaning import CLEANERS
 from trainer.engine.trained_run import TrainedRun
 from trainer.export import onnx as exporting
@@ -212,6 +213,9 @@ def test_a_line_with_one_text_of_a_pair_is_an_error(pairs: Exported) -> None:
         assert "label" in answers[0]
         assert answers[1].keys() == {"text", "error"}
         assert "the line has no tab" in answers[1]["error"]
+    [alone] = embed(pairs.run.path, ["a good film"])
+    assert alone.text == "a good film"
+    assert not alone.truncated
 
 
 def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:

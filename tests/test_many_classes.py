@@ -17,11 +17,12 @@ from test_analysis import classified, random_records, write_run
 from trainer import report_stages
 from trainer.errors import Preempted
 from trainer.files import read_json
+from trainer.report import confusion_matrix
+from trainer.report.confusion_matrix import MOST_CLASSES, most_confused
 from trainer.report.formats import code, label
 from trainer.report.report import analyse
 from trainer.report.task_report import open_report
-from trainer.tasks.classification import figures
-from trainer.tasks.classification.analysis import MOST_CLASSES, classification_report, confusion, most_confused
+from trainer.tasks.classification.analysis import classification_report, confusion
 from trainer.tasks.classification.metrics import Ranking, from_confusion, score_classification
 from trainer.tasks.classification.report import MOST_LINES
 from trainer.tasks.classification.task import ClassificationConfig
@@ -190,7 +191,7 @@ def test_a_picture_that_fails_costs_no_other_part(tmp_path: Path, monkeypatch: p
 
     labels = ["a", "b"]
     run = write_run(tmp_path / "run", random_records(30, labels), task(labels))
-    monkeypatch.setattr(figures, "draw_confusion", fail)
+    monkeypatch.setattr(confusion_matrix, "draw_confusion", fail)
     with pytest.raises(MemoryError):
         analyse(run, "test")
     written = {path.name for path in run.evaluation("test").iterdir()}

@@ -188,6 +188,8 @@ def test_the_report_shows_marked_and_escaped_texts(finished: Path, tmp_path: Pat
     assert "<i>Ada" not in page and "&lt;i&gt;Ada&lt;/i&gt; " in page
     for title in ("Entities by type", "Confusion of types", "Errors by kind", "Missed"):
         assert title in page
+    assert "pooling" not in page.partition("Headline")[0], "nothing is pooled"
+    assert (run / "evaluation/test/confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     assert {"missed", "boundary", "type", "spurious"} >= {
         line["kind"] for line in read_lines(finished / "evaluation/test/errors.jsonl")
     }

@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import tiny_recipe, write_corpus
 from review_helpers import recipe as review_recipe
+from review_helpers import write_bert, write_reviews, written
 
 from launch import configs
 from launch.tools.verify import testbed
@@ -50,6 +51,20 @@ def test_correct_engines_pass(recipe: Path, tmp_path: Path) -> None:
     assert failed(checks) == set()
     assert checks["killed and resumed"].difference == 0
     assert 0 < (checks["20 steps of AdamW"].difference or 0) <= 5e-4
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_engine_passes_with_an_adapter(tmp_path: Path) -> None:
+    """Frozen weights of the base, small matrices of the adapter, and a head that is trained completely."""
+    model = {"kind": "pretrained", "name": str(write_bert(tmp_path / "bert")), "adapter": {"kind": "lora", "rank": 4}}
+    recipe = written(tmp_path, review_recipe(write_reviews(tmp_path), model))
+    bed = testbed.make_testbed(load_recipe(recipe), tmp_path / "bed")
+    engines = [(name, 1 if spec.one_process else 2) for name, spec in engine_specs.ENGINES.items()]
+    checks = check_engines(bed, engines, on_gpus=False)
+    assert [check for check in checks if check.status != "passed"] == []
+    assert {check.engine for check in checks} == engine_specs.ENGINES.keys()
 
 
 @pytest.mark.ranks
@@ -117,6 +132,11 @@ def test_the_testbed_has_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corp
     assert {row["src"] for row in rows} <= own
     assert (made.data.lanes, made.data.rows_per_batch, made.data.max_length) == (8, 1, 16)
     assert (made.loop.fuse_lanes, made.loop.save_every, made.evaluation.splits) == (1, 10, [])
+
+
+def test_options_of_the_recipes_optimizer_are_left_out(recipe: Path, tmp_path: Path) -> None:
+    bed = testbed.make_testbed(load_recipe(recipe, ["optim.name=lion", "optim.options={betas: [0.9, 0.95]}"]), tmp_path)
+    assert load_recipe(bed.recipe, ["optim.name=sgd"]).optim.options == {}
 
 
 def test_a_corpus_sorted_by_label_gives_rows_of_all_labels(reviews: Path, tmp_path: Path) -> None:

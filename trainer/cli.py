@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import write_predictions
+from trainer.export.benchmark_table import show
 from trainer.init_recipe.command import init_command
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
+from trainer.rundir import RunDir
 from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers
 
 RecipeArgument = Annotated[
@@ -68,7 +71,6 @@ def train(
         print(f"trained: {ended.path} (step {ended.step})")
     elif is_main():
         from trainer.report.samples import sample_lines
-        from trainer.rundir import RunDir
 
         for line in sample_lines(RunDir(ended.path)):
             print(line)
@@ -127,10 +129,6 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="print export/benchmark.json")] = False,
 ) -> None:
     """Measure the speed of each artifact of a finished run on this machine, and recommend one."""
-    from rich.console import Console
-
-    from trainer.export.benchmark_table import show
-
     found = api().bench(run, seconds=seconds, threads=threads, compiled=compiled)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))

@@ -169,7 +169,7 @@ def paths(run: Path) -> set[str]:
     Steps and splits in file names are `*`. Contents that libraries decide (tokenizers, configurations of transformers)
     are left out.
     """
-    found = {f"predict {key}" for key in keys(printed("predict", run, "good film"))}
+    found = {f"predict {key}" for key in keys(printed("predict", run, "good film\tgood plot"))}
     for path in sorted(run.rglob("*")):
         if path.is_dir():
             continue

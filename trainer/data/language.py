@@ -128,3 +128,8 @@ def _by_words(text: str) -> str | None:
     if not best or (len(best) > 1 and best[0][1] < CLEAR * best[1][1]):
         return None
     return best[0][0] if len(_LISTS[best[0][0]] & set(signs)) >= SIGNS else None
+
+
+def in_words(languages: dict[str, float]) -> str:
+    """Return languages as a text: "German 62%, English 38%"."""
+    return ", ".join(f"{NAMES[code]} {share:.0%}" for code, share in languages.items())

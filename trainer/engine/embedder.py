@@ -101,13 +101,14 @@ class Embedder:
         causal = getattr(recipe.task, "objective", None) == "causal"
 
         def encode(texts: Sequence[str]) -> list[tuple[Example, bool]]:
-            # a causal language model's documents are whole
+            # a causal language model's documents are whole; a run on pairs reads a text without a second one, too
+            lines = [text if len(task.input_columns) == 1 or "\t" in text else f"{text}\t" for text in texts]
             return [
                 (
                     {name: ids[:room] for name, ids in example.items()},
                     len(example["input_ids"]) > room if causal else task.truncated(text, example),
                 )
-                for text, example in zip(texts, task.encode_lines(texts), strict=True)
+                for text, example in zip(lines, task.encode_lines(lines), strict=True)
             ]
 
         settings: Any = recipe.model

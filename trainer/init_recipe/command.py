@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.data.columns import as_yaml
+from trainer.data.language import in_words
 from trainer.errors import UsageError
 from trainer.files import write_atomically
 from trainer.init_recipe.render import render, scalar
@@ -90,16 +92,12 @@ def summary(found: Draft, path: str) -> Iterator[str]:
 
 def _changes(found: Draft) -> str:
     """Return words for the command line that set what was guessed."""
-    from trainer.data.columns import as_yaml
-
     words = [f"data.columns='{as_yaml(found.roles)}'"] if found.roles else []
     return " ".join([*words, "model.name=FOLDER"])
 
 
 def _about(column: Column) -> str:
     """Return kind, size, values and languages of a column."""
-    from trainer.init_recipe.remarks import in_words
-
     text = f"{column.kind:7s} {column.filled:,} values"
     if column.many or len(column.values) > FEW:
         text += f", {column.different} different"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.language import NAMES
+from trainer.data.language import NAMES, in_words
 from trainer.models.suggested import ENCODER, LANGUAGES, MOST_UNKNOWN, MULTILINGUAL, is_here, is_offline, unknown_share
 from trainer.recipe.sections import DataConfig
 from trainer.redaction import redacted
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 FEW_UNKNOWN = 0.05  # share of unknown tokens above which the model does not know the language
 
 
-def in_words(languages: dict[str, float]) -> str:
-    """Return languages as a text: "German 62%, English 38%"."""
-    return ", ".join(f"{NAMES[code]} {share:.0%}" for code, share in languages.items())
-
-
 def model_note(found: Draft, model: str | None) -> str:
     """Return a sentence about the languages that a pretrained model does not know, or why it is multilingual."""
     if not model:
@@ -30,7 +25,7 @@ def model_note(found: Draft, model: str | None) -> str:
     if unknown_share(model, languages) > MOST_UNKNOWN:
         known, better = LANGUAGES[model]
         only = " and ".join(NAMES[code] for code in known)
-        return f"the texts are {in_words(languages)}, and this model knows {only}: better model.name={better}"
+        return f"the texts are {in_words(languages)}; this model was pretrained on {only}. For others: {better}"
     if found.lengths.unknown > FEW_UNKNOWN:
         return f"{found.lengths.unknown:.0%} of the tokens are unknown to {model}; for other languages: {MULTILINGUAL}"
     if model == MULTILINGUAL == found.suggestion.pretrained:

@@ -58,6 +58,7 @@ class TaskReport:
     records: list[Record] = field(default_factory=list)
 
     folders: ClassVar[tuple[Path, ...]] = ()  # with the templates of `sections`
+    pools: ClassVar[bool] = False  # the model pools the states of a text, by model.pooling
     beam_search: ClassVar[bool] = False  # predictions are decoded with evaluation.beam_size
     bench_baseline: ClassVar[str] = "every text padded to {length:,} tokens"  # of `rankzero bench`
     long_texts: ClassVar[str] = "are cut as in training"  # what happens to texts longer than data.max_length

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from launch.tools.doctor.diagnosis import diagnose, show
 from trainer.cli import Config
 
 JSON_KEYS = ("name", "status", "found", "fix")
@@ -26,8 +27,6 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Check versions, devices, memory, disk, SLURM and communication between ranks, and print what to fix."""
-    from launch.tools.doctor.diagnosis import diagnose, show
-
     checks, bandwidth = diagnose(config, nproc, run, timeout=timeout, quick=quick)
     passed = all(check.status != "failed" for check in checks)  # warnings and skipped checks are allowed
     if as_json:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.predictions import Record
+from trainer.report.confusion_matrix import matrix_values
 from trainer.report.formats import label as shortened
 from trainer.report.rows import length_buckets, words
 
 BINS = 15  # of confidence, as for the `ece` of metrics.json
 COLUMNS = ("precision", "recall", "f1-score", "support")
 LONGEST_LABEL = 44  # characters of a class name in the table of scores by class
-MOST_CLASSES = 25  # in the picture and in the table of the page; cells grow with the square of the classes
 Z = 1.959963984540054  # the 97.5th percentile of a normal distribution
 
 
@@ -36,13 +36,7 @@ def confusion(records: Sequence[Record], labels: Sequence[str]) -> dict[str, Any
     """
     truth, predicted = _ids(records, labels)
     counts = np.bincount(truth * len(labels) + predicted, minlength=len(labels) ** 2).reshape(len(labels), -1)
-    return {"labels": list(labels), **_table(counts, counts.sum(1))}
-
-
-def _table(counts: Any, totals: Any) -> dict[str, Any]:
-    pairs = zip(counts.tolist(), totals.tolist(), strict=True)
-    shares = [[n / total if total else None for n in row] for row, total in pairs]
-    return {"counts": counts.tolist(), "row_shares": shares}
+    return {"labels": list(labels), **matrix_values(counts, counts.sum(1))}
 
 
 def _ids(records: Sequence[Record], labels: Sequence[str]) -> Any:
@@ -58,23 +52,6 @@ def worst_confusion(matrix: dict[str, Any]) -> tuple[int, float, str, str] | Non
     true, predicted = divmod(int(wrong.argmax()), len(wrong))
     names = matrix["labels"][true], matrix["labels"][predicted]
     return (int(wrong.max()), matrix["row_shares"][true][predicted], *names) if wrong.any() else None
-
-
-def most_confused(matrix: dict[str, Any], most: int = MOST_CLASSES) -> dict[str, Any]:
-    """The part of a confusion matrix that can be read: at most `most` classes, those with the most mistakes.
-
-    A mistake counts for its true and for its predicted class. "columns" are the labels over the columns. In the last
-    are the predictions of the "hidden" other classes, so that the shares of a row add up to 1.
-    """
-    labels, counts = matrix["labels"], np.array(matrix["counts"], dtype=np.int64)
-    if len(labels) <= most:
-        return {**matrix, "columns": list(labels), "hidden": 0}
-    wrong = counts.sum(0) + counts.sum(1) - 2 * np.diag(counts)
-    kept = np.sort(np.argsort(-wrong, kind="stable")[:most])
-    totals, inner = counts[kept].sum(1), counts[np.ix_(kept, kept)]
-    shown = np.hstack([inner, (totals - inner.sum(1))[:, None]])
-    names, hidden = [labels[i] for i in kept], len(labels) - most
-    return {"labels": names, "columns": [*names, f"{hidden} others"], "hidden": hidden, **_table(shown, totals)}
 
 
 def classification_report(records: Sequence[Record], labels: Sequence[str]) -> tuple[dict[str, Any], str]:

@@ -13,32 +13,12 @@ from trainer.tasks.classification.multi_label.task import MultiLabel
 from trainer.tasks.classification.regression.task import Regression
 from trainer.tasks.classification.task import Classification
 
-
-class WeightedClassification(Classification):
-    """One label per row, with a weight."""
-
-    weighted = True
-
-
-class WeightedMultiLabel(MultiLabel):
-    """Any number of labels per row, with a weight of the row."""
-
-    weighted = True
-
-
-class WeightedRegression(Regression):
-    """One or more numbers per row, with a weight of the row."""
-
-    weighted = True
-
-
+BASES: dict[str, type[Classification]] = {"single": Classification, "multi": MultiLabel, "regression": Regression}
+# mode, and whether rows have a weight -> class of the task
 MODES: dict[tuple[str, bool], type[Classification]] = {
-    ("single", False): Classification,
-    ("single", True): WeightedClassification,
-    ("multi", False): MultiLabel,
-    ("multi", True): WeightedMultiLabel,
-    ("regression", False): Regression,
-    ("regression", True): WeightedRegression,
+    (mode, weighted): type(f"Weighted{base.__name__}", (base,), {"weighted": True}) if weighted else base
+    for mode, base in BASES.items()
+    for weighted in (False, True)
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from trainer.errors import DataError
 from trainer.evaluation.predictions import Record
 from trainer.files import write_atomically, write_json
+from trainer.report import confusion_matrix
 from trainer.report.formats import label, without_surrogates
 from trainer.report.rows import shared_rows
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
@@ -43,6 +44,7 @@ class ClassificationReport(TaskReport):
     It is their `confidence`; `labels` are the names of the classes, one list for all records.
     """
 
+    pools = True
     folders = (Path(__file__).parent,)
     auto_class = "AutoModelForSequenceClassification"
     pipeline = "text-classification"
@@ -94,7 +96,7 @@ class ClassificationReport(TaskReport):
         matrix, classes, rates = self._matrix, self._by_class[0]["classes"], self._rates
         occurring = [row for row in classes if row["precision"] is not None]
         confusion = {
-            **analysis.most_confused(matrix),
+            **confusion_matrix.most_confused(matrix),
             "total": len(self.names),
             "worst": analysis.worst_confusion(matrix),
             "classes": _worst_lines(occurring, "f1-score", 1),
@@ -144,7 +146,7 @@ def write_confusion(matrix: dict[str, Any], by_class: dict[str, Any], table: str
     write_atomically(files[0], "{\n" + ",\n".join(lines) + "\n}\n")  # a line for each class, not for each number
     write_json(files[2], by_class)
     write_atomically(files[3], without_surrogates(table))
-    figures.draw_confusion(matrix, files[1])
+    confusion_matrix.draw_confusion(matrix, files[1])
     return files
 
 

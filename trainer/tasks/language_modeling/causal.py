@@ -115,8 +115,8 @@ class CausalLanguageModeling(LanguageModeling):
         if self.tokenizer.eos_token_id is None:
             raise UsageError(
                 f"task.objective=causal: the tokenizer of model.name={getattr(self.recipe.model, 'title', None)!r} has "
-                "no eos_token, so generation would never stop. An encoder such as BERT has none: choose a decoder such "
-                "as GPT-2, or set task.objective=mlm"
+                "no eos_token, so generation would never stop. An encoder such as BERT does not have it: choose a "
+                "decoder such as GPT-2, or set task.objective=mlm"
             )
         return int(self.tokenizer.eos_token_id)
 

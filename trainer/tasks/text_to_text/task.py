@@ -75,7 +75,7 @@ class TextToText(Pairs, Task):
         if self.tokenizer.eos_token_id is None:
             raise UsageError(
                 f"task text_to_text: the tokenizer of model.name={getattr(self.recipe.model, 'title', None)!r} has no "
-                "eos_token, so generation would never stop. An encoder such as BERT has none: choose an "
+                "eos_token, so generation would never stop. An encoder such as BERT does not have it: choose an "
                 "encoder-decoder (T5, BART, Marian)"
             )
         if hasattr(self.tokenizer, "src_lang"):

@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer.errors import DataError
 from trainer.evaluation.predictions import Record
 from trainer.files import write_json
+from trainer.report.confusion_matrix import draw_confusion, matrix_values
 from trainer.report.formats import label
 from trainer.report.rows import shared_rows
 from trainer.report.task_report import NOTHING, Measure, Section, TaskReport, write_errors
@@ -89,12 +92,17 @@ class TokenClassificationReport(TaskReport):
     # -- files and sections --------------------------------------------------------------------------------------------
 
     def files(self) -> list[Callable[[], list[Path]]]:
-        return [self._write_entities, self._write_errors]
+        return [self._write_entities, self._write_errors, self._write_picture]
 
     def _write_entities(self) -> list[Path]:
         path = self.folder / "entities.json"
         matrix = {"labels": [*self.types, NONE], "counts": self._matrix}
         write_json(path, {"types": self._by_type(), "confusion": matrix})
+        return [path]
+
+    def _write_picture(self) -> list[Path]:
+        path, counts = self.folder / "confusion_matrix.png", np.array(self._matrix)
+        draw_confusion({"labels": [*self.types, NONE], **matrix_values(counts, counts.sum(1))}, path, "Entities")
         return [path]
 
     def _write_errors(self) -> list[Path]:

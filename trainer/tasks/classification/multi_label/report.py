@@ -24,6 +24,7 @@ NONE = "(none)"  # an empty set of labels as text
 class MultiLabelReport(TaskReport):
     """Records have their true and predicted labels as lists `true` and `given`, and as text under the usual keys."""
 
+    pools = True
     folders = (Path(__file__).parent, Path(__file__).parents[1])
     auto_class = "AutoModelForSequenceClassification"
     pipeline = "text-classification"

@@ -28,6 +28,7 @@ DIGITS = "{:.4g}"
 class RegressionReport(TaskReport):
     """Records have their true and predicted numbers as lists `true` and `given`, and as text under the usual keys."""
 
+    pools = True
     folders = (Path(__file__).parent, Path(__file__).parents[1])
     auto_class = "AutoModelForSequenceClassification"
     pipeline = "text-classification"
