@@ -230,10 +230,7 @@ def test_texts_without_a_clear_language() -> None:
 def test_an_english_model_on_other_texts_is_a_note() -> None:
     write_csv("rows.csv", tickets(words=GERMAN))
     values, printed = init("rows.csv")
-    assert (
-        "German 100%; this model was pretrained on English. For others: sentence-transformers/"
-        in printed
-    )
+    assert "German 100%; this model was pretrained on English. For others: sentence-transformers/" in printed
     assert values["model"]["name"] == suggested.ENCODER
     assert "pretrained on English" in Path("made.yaml").read_text(encoding="utf-8")
     assert "pretrained on English" not in init("rows.csv", "model.name=some/german-model")[1]

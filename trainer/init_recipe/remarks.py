@@ -30,9 +30,7 @@ def model_note(found: Draft, model: str | None) -> str:
     if unknown_share(model, languages) > MOST_UNKNOWN:
         known, better = LANGUAGES[model]
         only = " and ".join(NAMES[code] for code in known)
-        return (
-            f"the texts are {in_words(languages)}; this model was pretrained on {only}. For others: {better}"
-        )
+        return f"the texts are {in_words(languages)}; this model was pretrained on {only}. For others: {better}"
     if found.lengths.unknown > FEW_UNKNOWN:
         return f"{found.lengths.unknown:.0%} of the tokens are unknown to {model}; for other languages: {MULTILINGUAL}"
     if model == MULTILINGUAL == found.suggestion.pretrained:
