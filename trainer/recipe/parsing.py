@@ -297,10 +297,11 @@ def _hint(cls: type[BaseModel], name: str, fields: Sequence[str]) -> str:
     slip = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
     sections = {key: _models(field.annotation) for key, field in cls.model_fields.items()}
     elsewhere = [key for key, models in sections.items() if any(name in model.model_fields for model in models)]
-    if not slip and elsewhere:
-        return f"use {' or '.join(f'{key}.{name}' for key in elsewhere)}"
-    if not slip and (known := advice(name)):
-        return known
+    places = [f"{key}.{name}" for key in elsewhere] + [name] * (name in sections and not sections[name])
+    hints = [known] if (known := advice(name)) else []
+    hints += [f"use {' or '.join(places)}"] if places else []
+    if not slip and hints:
+        return "; or ".join(hints)
     if near := slip or difflib.get_close_matches(name, fields, n=1, cutoff=0.6):
         return f"did you mean {near[0]!r}?"
     return f"known keys here: {', '.join(sorted(fields))}"

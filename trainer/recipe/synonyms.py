@@ -6,8 +6,9 @@ _PLACES = {
     "data.rows_per_batch (rows) or data.tokens_per_batch (padded tokens) of a micro-batch; "
     "a step takes one micro-batch from each of data.lanes lanes": (
         "batch_size", "train_batch_size", "per_device_train_batch_size", "per_gpu_batch_size", "micro_batch_size",
-        "train_micro_batch_size_per_gpu", "global_batch_size", "auto_find_batch_size",
+        "train_micro_batch_size_per_gpu", "global_batch_size",
     ),
+    "nothing to set: out of memory splits the micro-batches and keeps the step": ("auto_find_batch_size",),
     "data.lanes (micro-batches of a step; accumulation follows from lanes and ranks)": (
         "accumulation", "accumulation_steps", "accumulate_grad_batches", "gradient_accumulation",
         "gradient_accumulation_steps", "grad_accum", "grad_accumulation_steps", "update_freq", "batch_multiplier",
@@ -69,11 +70,14 @@ _PLACES = {
     "track": ("report_to", "logger", "loggers", "tracker", "trackers", "wandb", "log_with"),
     "--config NAME of the command line, such as --config ddp_bf16 (precision and engine are not in a recipe)": (
         "fp16", "bf16", "amp", "precision", "mixed_precision", "deepspeed", "fsdp", "strategy", "accelerator",
-        "devices", "gpus", "use_cuda", "use_cpu", "no_cuda", "ddp", "half_precision", "half", "device",
+        "use_cuda", "use_cpu", "no_cuda", "ddp", "half_precision", "half", "device",
     ),
-    "--nproc N of the command line": ("num_processes", "nproc", "nproc_per_node", "world_size", "n_gpu"),
+    "--nproc N of the command line": (
+        "num_processes", "nproc", "nproc_per_node", "world_size", "n_gpu", "devices", "gpus",
+    ),
     "--run DIR of the command line": ("output_dir", "default_root_dir", "model_dir", "logging_dir", "save_dir", "run"),
     "nothing to set: the same command resumes the run": ("resume", "resume_from_checkpoint", "ckpt_path", "overwrite"),
+    "hf upload OWNER/NAME RUN/model after the training": ("push_to_hub", "hub_model_id", "hub_token"),
     "launch.time": ("walltime", "time_limit"),
     "launch.gpus_per_node": ("gres", "num_gpus", "gpus_per_node"),
     "launch.cpus_per_task": ("cpus", "num_cpus"),
