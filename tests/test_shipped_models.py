@@ -18,11 +18,12 @@ from slow import slow_except
 
 from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.export.stage import export_run
+from trainer.models.adapters import merge
 from trainer.recipe import read_yaml
 from trainer.recipe_loading import SHIPPED, Recipe
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-WITHOUT_STOCK_CLASS = {"xl-imdb": "TransformerXL is a model of rankzero"}
+WITHOUT_STOCK_CLASS = {"xl-imdb": "TransformerXL is a model of rankzero", "imdb-mlm": "positions=alibi"}
 ONLY = ["export.model=true", "export.onnx=false", "export.int8=false", "export.bf16=false", "export.safetensors=false"]
 WIDTHS = {"d_model": 32, "heads": 2, "feed_forward": 64}
 LAYERS = ("layers", "encoder_layers", "decoder_layers")
@@ -78,13 +79,19 @@ def _row(task: dict[str, Any], columns: dict[str, str], number: int) -> dict[str
     return {columns.get(role, role): value for role, value in roles.items()}
 
 
+def spread_and_merged(task: Any, model: Any) -> None:
+    """Change the weights, those of an adapter too, and merge it as the end of a training does."""
+    spread(task, model)
+    merge(model)
+
+
 @pytest.mark.parametrize("name", slow_except(RECIPES, "sick-entailment"))
 def test_stock_transformers_loads_the_model_of_a_shipped_recipe(name: str, tmp_path: Path, bert: Path) -> None:
     recipe = Recipe.parse(shrunken(name, tmp_path, bert))
     training = recipe.tokenizer_training
     lines = [" ".join(WORDS)] * 3
     tokenizer = train_tokenizer(lines, training, LENGTH) if training else load_tokenizer(str(recipe.tokenizer_name))
-    run = finished_run(tmp_path / "run", recipe, tokenizer, spread)
+    run = finished_run(tmp_path / "run", recipe, tokenizer, spread_and_merged)
     assert export_run(run, ONLY) == []
     gate = json.loads((run.model / "gate.json").read_text(encoding="utf-8"))
     assert gate["passed"], gate["checks"]
