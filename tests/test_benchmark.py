@@ -229,7 +229,7 @@ def test_the_card_shows_a_separate_benchmark(
 def test_too_little_time_ends_no_training(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     monkeypatch.setattr(benchmark, "LEAST_SECONDS", 0.0)
-    with pytest.raises(UsageError, match=r"--seconds 0.1: too little to measure anything here; give 0.3"):
+    with pytest.raises(UsageError, match="0 seconds are too few to measure anything on this machine"):
         bench_run(run, seconds=0.1, threads=1)
     (run.export / "benchmark.json").unlink(missing_ok=True)
     assert bench_stage(run, seconds=0.1, threads=1) is None

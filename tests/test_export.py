@@ -230,10 +230,18 @@ def test_run_py_names_a_line_that_is_no_text(encoder: Exported) -> None:
     assert (ended.returncode, ended.stderr.strip()) == (1, b"line 2 is not UTF-8, at byte 0")
 
 
+def test_run_py_refuses_unknown_arguments(encoder: Exported) -> None:
+    command = [sys.executable, str(encoder.folder / "run.py"), "texts.txt"]
+    ended = subprocess.run(command, input=b"a good film\n", capture_output=True)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert b"python run.py" in ended.stderr
+    assert b"Unknown arguments: texts.txt" in ended.stderr
+
+
 @pytest.mark.parametrize("program", [Classifier, Generator, Translator])
 def test_run_py_contains_only_the_code_of_its_kind(program: type[Artifact]) -> None:
     """One class beside the common one, the recipe's cleaning steps alone, nothing of this package, no dead name."""
-    assert len(source(program, []).splitlines()) < 290
+    assert len(source(program, []).splitlines()) < 295
     for steps in ([], ["strip_tags"], list(CLEANERS)):
         text = source(program, steps)
         tree = ast.parse(text)

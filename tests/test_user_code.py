@@ -19,7 +19,8 @@ from review_helpers import recipe as review_values
 from review_helpers import write_reviews
 from safetensors.torch import load_file
 
-from trainer import user_code
+from trainer import api, user_code
+from trainer.engine.trained_run import TrainedRun
 from trainer.errors import RankError, UsageError
 from trainer.recipe_loading import Recipe, check_recipe, load_recipe
 from trainer.task import user_metrics
@@ -218,3 +219,13 @@ def test_a_metric_that_fails_names_itself(tmp_path: Path, module: str) -> None:
         with pytest.raises(RankError, match=message):
             user_metrics._value(name, getattr(sys.modules[module], name), records)
         assert made.metrics[name] == "max"
+
+
+def test_a_metric_typed_for_a_run_directory_is_trusted(encoder: Any, module: str) -> None:
+    """The run directory may come from someone else, the command does not; and predictions need no metric."""
+    word = f"evaluation.metrics=[{module}:swapped]"
+    with pytest.raises(UsageError, match=f"set {user_code.ALLOWED}={module}"):
+        user_metrics.with_metrics(type(encoder.finished.task), (f"{module}:swapped",))
+    task = TrainedRun.task_of(encoder.finished.run, Recipe, [word])
+    assert "swapped" in task.metrics
+    assert "swapped" not in TrainedRun.task_of(encoder.finished.run, Recipe, [word, api.NO_METRICS]).metrics

@@ -7,6 +7,7 @@ run = train("multi30k", overrides=["data.root=PATH/multi30k"])
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,10 @@ from typing import Any
 ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "TOKENIZERS_PARALLELISM": "false", "USE_HUB_KERNELS": "NO"}
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+# torchao, which transformers imports where it is installed, warns of kernels for other devices and of a deprecation.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 _MODULES = {  # of other names: trainer.api
     "Callback": "trainer.engine.callbacks",

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rankzero")
 
+NO_METRICS = "evaluation.metrics=[]"  # predictions need none, so code of the user is not imported
+
 DEBUG_OVERRIDES = (
     "loop.max_steps=20",
     "loop.log_every=1",
@@ -149,7 +151,7 @@ def predict(
             raise UsageError(f"predict: settings are for backend torch; {backend} has its own in settings.json")
         yield from open_artifact(RunDir(run), backend)(texts)
     else:
-        yield from TrainedRun.open(RunDir(run), Recipe, overrides).predict(texts)
+        yield from TrainedRun.open(RunDir(run), Recipe, [*overrides, NO_METRICS]).predict(texts)
 
 
 def has_inputs(run: str | Path, row: Mapping[str, Any]) -> bool:
@@ -172,7 +174,7 @@ def stream(
     """
     if backend != "torch":
         raise UsageError(f"--stream: backend {backend} does not stream; leave --backend out")
-    finished = TrainedRun.open(RunDir(run), Recipe, overrides)
+    finished = TrainedRun.open(RunDir(run), Recipe, [*overrides, NO_METRICS])
     for text in texts:
         yield text
         yield from finished.stream(text)

@@ -66,8 +66,9 @@ def package_folder(name: str) -> Path:
     try:
         found = Path(str(importlib.resources.files(package))) / folder
     except (ImportError, ValueError):
-        distribution = package.replace("_", "-")
-        raise UsageError(f"{name!r}: the package {package!r} is not installed; `pip install {distribution}`") from None
+        raise UsageError(
+            f"{name!r}: the package {package!r} is not installed here. Check its name; install it only if you know it"
+        ) from None
     if not found.is_dir():
         raise UsageError(f"{name!r}: the package {package!r} has no folder {folder!r}")
     return found

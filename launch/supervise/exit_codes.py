@@ -29,7 +29,8 @@ def exit_code_of_ranks(failures: Mapping[int, Any], forwarded: Collection[int]) 
     # torch's agent terminates the remaining ranks after one has died: these are not the cause
     causes = {r: f for r, f in failures.items() if f.exitcode not in (PREEMPTED, -signal.SIGTERM)} or failures
     rank, failure = min(causes.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
-    print(f"rankzero: rank {rank} (process {failure.pid}) {describe_exit(failure.exitcode)}", file=sys.stderr)
+    text = f"rankzero: rank {rank} (process {failure.pid}) {describe_exit(failure.exitcode)}"
+    print(f"{text}; the same command resumes from the newest checkpoint", file=sys.stderr)
     return 1
 
 

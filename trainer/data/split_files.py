@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,10 +83,10 @@ def find_splits(path: str) -> SplitFiles:
     is_name = _DATASET.fullmatch(path) is not None and not place.parent.is_dir() and not _is_known(path)
     if is_name or (":" in path and Path(path.rpartition(":")[0]).is_dir()):
         return _of_dataset(path)
-    near = sorted(p.name for p in place.parent.glob("*"))[:SHOWN] if place.parent.is_dir() else []
-    raise UsageError(
-        f"init: {path} does not exist; there: {', '.join(near) or 'nothing'}. A data set of the Hub is named owner/name"
-    )
+    there = sorted(p.name for p in place.parent.glob("*")) if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, there, n=3)
+    hint = f"nearest: {', '.join(near)}" if near else f"there: {', '.join(there[:SHOWN]) or 'nothing'}"
+    raise UsageError(f"init: {path} does not exist; {hint}. A data set of the Hub is named owner/name")
 
 
 def _of_url(url: str) -> SplitFiles:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import tensors
+from trainer import tensors, user_code
+from trainer.data.cleaning import cleaner
 from trainer.data.counter_rng import key
 from trainer.data.python_rows import iter_rows, with_own_rows
 from trainer.engine import setup
@@ -27,6 +28,7 @@ from trainer.models.fast_attention import use_attention
 from trainer.models.folder import read_folder
 from trainer.models.init_from import begin_from
 from trainer.recipe import Recipe, changed_keys
+from trainer.recipe.parsing import apply_overrides
 from trainer.rundir import RunDir
 from trainer.task.base import Line, Record, Task
 from trainer.task.registry import make_task
@@ -128,9 +130,11 @@ class TrainedRun:
             UsageError: this is not a run directory, or an override changes what the trained weights are for.
         """
         run.check()
+        user_code.trust(apply_overrides({}, overrides))  # who types the name of a module trusts it
         recipe = recipe_type.load(run.recipe, overrides)
         if overrides:
             _check_overrides(recipe_type.load(run.recipe), recipe)
+        cleaner(recipe.data.cleaning)  # refuses code that is not trusted, before the first row
         task = make_task(with_own_rows(recipe, run), setup.read_tokenizer(run))
         if (run.model / "config.json").exists():
             task.read_calibration(run.model)

@@ -117,6 +117,9 @@ def main(artifact: Artifact) -> None:
             except UnicodeDecodeError as error:
                 sys.exit(f"line {number} is not UTF-8, at byte {error.start}")
 
+    if unknown := set(sys.argv[1:]) - {"--batch"}:
+        print(__doc__, "Unknown arguments:", *sorted(unknown), file=sys.stderr)
+        sys.exit(2)
     errors = 0
     for record in artifact(lines(), batch="--batch" in sys.argv):
         errors += "error" in record

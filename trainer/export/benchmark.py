@@ -165,7 +165,10 @@ def _measured(run: RunDir, export: Any, split: str, until: tuple[float, float], 
         raise CheckpointError(f"the trained weights cannot be run: {left_out['torch']}")
     if not courses:
         seconds = options["seconds"]
-        raise UsageError(f"--seconds {seconds:g}: too little to measure anything here; give {3 * seconds:g}")
+        raise UsageError(
+            f"{seconds:.0f} seconds are too few to measure anything on this machine: `rankzero bench RUN --seconds "
+            f"{math.ceil(3 * seconds)}`"
+        )
     for batch, section in scenarios[len(courses) :]:
         left_out[f"batch {batch}, beam {section['beam_size']}"] = "it took longer than the time that was left"
     cells = [(name, cell) for course in courses for name, cell in course["contestants"].items()]

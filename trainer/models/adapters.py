@@ -26,7 +26,6 @@ from trainer.hub_paths import PACKAGE, folder_of, locate, weight_files
 from trainer.models.classifiers import has_lm_head, trunk_prefix
 from trainer.models.configs import AdapterConfig
 from trainer.models.pretrained import replace_dropout
-from trainer.quiet_imports import import_torchao
 from trainer.redaction import origin
 from trainer.stages import digest, file_facts
 
@@ -81,7 +80,6 @@ def inject(model: nn.Module, settings: AdapterConfig) -> nn.Module:
     part: Any = adapted_part(model)
     _check_loadable(part)
     whole = _trained_modules(part)
-    import_torchao()  # PEFT imports it where it is installed
     with _quiet():
         try:
             inject_adapter_in_model(_peft_config(part, settings, whole), part, ADAPTER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from trainer import user_code
 from trainer.errors import UsageError
-from trainer.quiet_imports import import_torchao
 from trainer.recipe.sections import KNOWN_OPTIMIZERS, OptimConfig
 
 TORCH = "torch.optim."
@@ -142,7 +142,7 @@ def _class_of(name: str) -> type[Any]:
 
 
 def _adamw8bit() -> type[Any]:
-    if not import_torchao():
+    if importlib.util.find_spec("torchao") is None:
         raise UsageError("optim.name=adamw8bit needs torchao, which is not installed: pip install 'rankzero[torchao]'")
     from trainer.optim.adamw8bit import AdamW8bit
 

@@ -10,6 +10,7 @@ A function gets the records of predictions.jsonl, and returns a number. It runs 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -20,6 +21,7 @@ from trainer.errors import RankError, UsageError
 from trainer.task.base import Task
 from trainer.task.metrics import Metric
 
+SHOWN = 300  # characters of a prediction in a message
 Function = Callable[[list[Mapping[str, Any]]], float]
 
 
@@ -66,7 +68,8 @@ def _value(key: str, function: Function, rows: Sequence[Mapping[str, Any]]) -> f
         value = float(function([dict(row) for row in rows]))
     except Exception as error:
         raise RankError(
-            f"evaluation.metrics: {key} failed on the predictions: {type(error).__name__}: {error}"
+            f"evaluation.metrics: {key} failed on the predictions: {type(error).__name__}: {error}. "
+            f"The first one is {json.dumps(rows[0], ensure_ascii=False, default=str)[:SHOWN] if rows else 'missing'}"
         ) from error
     if not math.isfinite(value):
         raise RankError(f"evaluation.metrics: {key} returned {value}: return a finite number")
