@@ -104,10 +104,13 @@ def write_recipe(path: Path, root: Path, **sections: dict[str, Any]) -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let the processes of pytest-xdist begin with files that start many ranks, so that both end at about one time."""
+    """Let the processes of pytest-xdist begin with the longest files, so that both end at about one time.
+
+    These are the jobs of a real cluster, which mostly wait, and files that start many ranks.
+    """
     if hasattr(config, "workerinput"):
         starts = Counter(item.path for item in items if item.get_closest_marker("ranks"))
-        items.sort(key=lambda item: -starts[item.path])
+        items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, -starts[item.path]))
 
 
 @pytest.fixture(autouse=True)
