@@ -292,5 +292,6 @@ def _note_lengths(found: Draft, length: int, plan: steps.Steps) -> None:
     about = "" if lengths.measured else "about "
     sizes = f"tokens of a row: median {about}{lengths.quantile(0.5)}, 98% {lengths.quantile(0.98)}"
     cut = lengths.cut(length)
-    end = f"; {cut:.1%} are cut" if cut and not found.suggestion.packed else f", longest {lengths.sorted[-1]}"
+    longer = "are longer, and read in windows" if found.suggestion.windows else "are cut"
+    end = f"; {cut:.1%} {longer}" if cut and not found.suggestion.packed else f", longest {lengths.sorted[-1]}"
     found.notes["data.max_length"] = "texts are packed into sequences of it" if found.suggestion.packed else sizes + end

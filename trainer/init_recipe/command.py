@@ -100,7 +100,7 @@ def _about(column: Column) -> str:
     """Return kind, size, values and languages of a column."""
     text = f"{column.kind:7s} {column.filled:,} values"
     if column.many or len(column.values) > FEW:
-        text += f", {column.different} different"
+        text += f", {column.different} different{' items' if column.kind == 'list' else ''}"
     elif column.values:
         shown = [*column.labels.items()][:LABELS]
         more = " …" if len(column.labels) > LABELS else ""

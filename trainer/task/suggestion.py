@@ -31,6 +31,7 @@ class Suggestion:
         long_rows: keys of `task` for rows of which many are longer than the model reads.
         markup: HTML may be removed from the texts, because no position in them is part of the rows.
         packed: rows are packed into sequences of data.max_length tokens.
+        windows: longer rows are read in overlapping windows, and not cut.
         notes: comments by dotted key.
         remarks: sentences for the user about what is uncertain, and how to change it.
     """
@@ -49,6 +50,7 @@ class Suggestion:
     long_rows: Values = field(default_factory=dict)
     markup: bool = True
     packed: bool = False
+    windows: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 

@@ -44,6 +44,7 @@ def _made(task: Mapping[str, str], types: list[str], roles: dict[str, str], tabl
         metric="f1",
         pretrained=encoder_for(languages_in(table, [text])),
         markup=False,
+        windows=True,
         notes={"task.labels": "entity types, without B- and I-"},
     )
 
