@@ -108,6 +108,7 @@ class FlopMeter:
         self._inputs = inputs
         self._counted: dict[Shape, int] = {}
         self._fit: FloatArray | None = None
+        self._most: FloatArray | None = None  # of each term per row, in the counted shapes
         self._confirmed = 0
         self.error: str | None = None
 
@@ -148,13 +149,13 @@ class FlopMeter:
         self._confirmed = self._confirmed + 1 if abs(guess - found) <= TOLERANCE * found else 0
         table = np.array([self._features(known) for known in self._counted])
         scale = np.abs(table).max(0).clip(min=1)  # columns of like size, for the rank that lstsq decides
+        self._most = (table / table[:, :1]).max(0)
         self._fit = np.linalg.lstsq(table / scale, np.array([*self._counted.values()], float), rcond=None)[0] / scale
         return found
 
     def _between(self, features: FloatArray) -> bool:
         """Whether no term per row is larger than in all counted shapes: a fit is not followed beyond them."""
-        known = np.array([self._features(shape) for shape in self._counted])
-        return bool((features / features[0] <= (known / known[:, :1]).max(0)).all())
+        return self._most is not None and bool((features / features[0] <= self._most).all())
 
     def _features(self, shape: Shape) -> FloatArray:
         """Return the terms of the polynomial: rows, each times a width and times two widths, and the labels."""

@@ -182,8 +182,8 @@ class Watchdog:
         if self._stop.is_set():
             return
         self.reported.set()
-        if collectives := self._collectives() if reason else "":
-            reason = f"{reason}\n{collectives}"
+        if reason:
+            reason = f"{reason}\n{self._collectives()}".rstrip("\n")
         self._report(reason)
         others = [progress for rank, progress in hanging.items() if rank != self._rank]
         if self._rank == 0:
