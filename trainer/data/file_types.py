@@ -41,6 +41,11 @@ _ERROR_KEYS = frozenset(("error", "errors", "message", "detail", "status", "code
 _FORMAT_NAMES = {"jsonl": "JSON Lines", "csv": "CSV", "tsv": "TSV", "text": "text", "conll": "CoNLL"}
 
 
+def compression_of(head: bytes) -> str:
+    """Return the extension of the compression that the first bytes of a file show, such as ".gz"; "" for none."""
+    return ".gz" if head.startswith(GZIP) else ".zst" if head.startswith(ZSTD) else ""
+
+
 def check_content(head: bytes, kind: str, wanted: Sequence[str] | None = None) -> None:
     """Refuse a file whose first bytes show that it has no rows.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from trainer.data import formats
-from trainer.data.file_types import GZIP, HEAD_BYTES, ZSTD, check_content
+from trainer.data.file_types import HEAD_BYTES, check_content, compression_of
 from trainer.data.formats import BadFile
 from trainer.data.paths import matching
 from trainer.data.roles import Roles
@@ -126,7 +126,7 @@ def _note(name: str, what: str) -> None:
 
 
 def _compression(head: bytes, name: str) -> str:
-    content = ".gz" if head.startswith(GZIP) else ".zst" if head.startswith(ZSTD) else ""
+    content = compression_of(head)
     ending = next((ending for ending in formats.COMPRESSIONS if name.endswith(ending)), "")
     if content != ending and ending:
         check_content(head, "text")

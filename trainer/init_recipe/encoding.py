@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from trainer.data import formats
 from trainer.data.discovery import Shard
-from trainer.data.file_types import GZIP, ZSTD
+from trainer.data.file_types import compression_of
 from trainer.data.language import languages_of
 from trainer.data.profile import MOSTLY
 from trainer.data.sniffing import MARKS
@@ -47,8 +47,7 @@ def guess_encoding(shards: Sequence[Shard]) -> str | None:
 def _head(url: str) -> bytes:
     """Return the first bytes of a file, decompressed by its content."""
     with formats.opened(url) as file:
-        begin = file.read(4)
-    compression = ".gz" if begin.startswith(GZIP) else ".zst" if begin == ZSTD else ""
+        compression = compression_of(file.read(4))
     head = b""
     for chunk in formats.chunks(url, 0, compression):
         head += chunk
