@@ -38,10 +38,10 @@ demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to repo
 	@$(BIN)/rankzero report runs/demo-translation runs/demo-sentiment --index runs/index.html
 
 test: setup ## every module, engine, task and command with tiny settings. ARGS='-k lanes' for a part
-	$(TESTS) -m 'not slow and not slurm_full' $(ARGS)
+	$(TESTS) -m 'not slow and not slurm_full and not gpu' $(ARGS)
 
 test-slow: setup ## only what `make test` leaves out
-	$(TESTS) -m 'slow and not slurm_full' $(ARGS)
+	$(TESTS) -m 'slow and not slurm_full and not gpu' $(ARGS)
 
 test-all: test test-slow ## all tests; some skip where a GPU, root or the real corpora (RANKZERO_DATA) are missing
 

@@ -30,10 +30,10 @@ def _claim_stdout() -> Callable[[Mapping[str, Any]], None]:
 
 
 class Meter:
-    """Stands at the step boundary of a training loop: counts what a step held, and waits there between blocks.
+    """Counts what the steps of a training loop hold, and waits between blocks.
 
     The loop calls `start` before its first optimizer step and `step` after each one. A block is over with the first
-    step that brings it to the number of tokens asked for; loading batches falls inside the block, waiting does not.
+    step that brings it to the requested number of tokens; loading batches falls inside the block, waiting does not.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Meter:
         self._losses: list[float] = []
 
     def start(self) -> None:
-        """Says that everything is built, and waits for the first block.
+        """Report that everything is built, and wait for the first block.
 
         Raises:
             SystemExit: no more blocks are wanted.
@@ -53,11 +53,11 @@ class Meter:
         self._wait()
 
     def step(self, *, rows: int, tokens: int, positions: int, loss: float | None) -> None:
-        """One optimizer step is over.
+        """Count an optimizer step.
 
         Args:
-            rows: sentence pairs in the step.
-            tokens: non-padding source + target tokens, [EOS] included, [BOS] not: the same for all contestants.
+            rows: rows of the step, such as sentence pairs.
+            tokens: non-padding tokens of all inputs, [EOS] included, [BOS] not: the same for all contestants.
             positions: all positions computed in encoder and decoder, padding included.
             loss: mean loss per target token, None where it is not known at this step; only to see that it learns.
         """
@@ -65,17 +65,31 @@ class Meter:
             self._sums[name] = self._sums.get(name, 0) + value
         self._losses += [] if loss is None else [loss]
         if self._sums["tokens"] >= self._goal:
+            self.synchronize()
             seconds = time.perf_counter() - self._began
             cpu_seconds = time.process_time() - self._cpu_began
             loss = sum(self._losses) / len(self._losses) if self._losses else None
-            self._answer({**self._sums, "loss": loss, "seconds": seconds, "cpu_seconds": cpu_seconds})
+            facts = self.end()
+            self._answer({**self._sums, "loss": loss, "seconds": seconds, "cpu_seconds": cpu_seconds, **facts})
             self._wait()
+
+    def synchronize(self) -> None:
+        """Wait until the device has done the work of the steps."""
+
+    def begin(self, *, profile: bool) -> None:
+        """Prepare a block. `profile`: record what the device does."""
+
+    def end(self) -> Mapping[str, Any]:
+        """Return what else is known of the block."""
+        return {}
 
     def _wait(self) -> None:
         line = sys.stdin.readline()
         if not line:
             raise SystemExit(0)
-        self._goal, self._sums, self._losses = int(line), {}, []
+        size = int(line)
+        self._goal, self._sums, self._losses = abs(size), {}, []
+        self.begin(profile=size < 0)
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
 

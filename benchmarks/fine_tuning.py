@@ -16,14 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Contestant, compare, machine, protocol, run, show, write
+from benchmarks.harness import Contestant, compare, label, machine, precision_argument, protocol, run, show, write
 from trainer.data.tokenization import load_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.hub_paths import locate
 from trainer.recipe_loading import load_recipe
 from trainer.task.registry import make_task
 
-OURS = "rankzero, bf16"
 RECIPE = "imdb"
 ROWS = 6000  # reviews that the contestants draw from
 
@@ -33,6 +32,7 @@ def arguments() -> argparse.Namespace:
     given = os.environ.get("RANKZERO_DATA")
     parser.add_argument("--data", type=Path, default=given, required=given is None, help="folder that holds imdb/")
     parser.add_argument("--tokens", type=int, default=40_000, help="tokens of a block, without padding")
+    precision_argument(parser)
     protocol(parser, repeats=5)
     return parser.parse_args()
 
@@ -58,22 +58,26 @@ def main() -> None:
         common = {
             "threads": options.threads, "rows": str(rows), "model": locate(recipe.model.name)[0], "seed": 1,
             "learning_rate": recipe.optim.lr, "max_length": recipe.data.max_length, "batch": 32,
+            "precision": options.precision,
         }  # fmt: skip
-        own = {"recipe": RECIPE, "overrides": overrides, "precision": "bf16"}
-        wanted = [
-            (OURS, "rankzero_train", own),
-            ("transformers' Trainer, grouped by length, bf16", "baselines.hf_trainer", {}),
-            ("tutorial, padded to 256, fp32", "baselines.padded_classifier", {}),
+        numbers = label(options.precision)
+        ours = f"rankzero, {numbers}"
+        wanted: list[tuple[str, str, dict[str, Any]]] = [
+            (ours, "rankzero_train", {"recipe": RECIPE, "overrides": overrides}),
+            (f"transformers' Trainer, grouped by length, {numbers}", "baselines.hf_trainer", {}),
+            (f"tutorial, padded to 256, {numbers}", "baselines.padded_classifier", {}),
         ]
+        if options.precision != "no":  # as the tutorial has it
+            wanted.append(("tutorial, padded to 256, fp32", "baselines.padded_classifier", {"precision": "no"}))
         started = []
         for index, (name, module, settings) in enumerate(wanted):
             place = Path(folder) / str(index)
             place.mkdir()
             started.append(Contestant(name, f"benchmarks.{module}", {**common, **settings, "folder": str(place)}))
         blocks = run(started, options.tokens, options.warmup, options.repeats)
-    results = compare(blocks, "rows", OURS)
+    results = compare(blocks, "rows", ours)
     show("fine-tuning on IMDB, median of interleaved blocks", results, ("rows", "tokens"))
-    report |= {key: getattr(options, key) for key in ("tokens", "warmup", "repeats", "threads")}
+    report |= {key: getattr(options, key) for key in ("tokens", "warmup", "repeats", "threads", "precision")}
     write(options.json, {**report, "results": results})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -168,6 +169,16 @@ def protocol(parser: argparse.ArgumentParser, repeats: int) -> None:
     parser.add_argument("--json", type=Path, help="writes all numbers to this file")
 
 
+def precision_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --precision."""
+    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="of all contestants; no: fp32")
+
+
+def label(precision: str) -> str:
+    """Return the name of a precision in tables."""
+    return "fp32" if precision == "no" else precision
+
+
 def machine() -> dict[str, Any]:
     """What the numbers were measured on: processor, cores and versions; no names of hosts or folders."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -182,7 +193,7 @@ def machine() -> dict[str, Any]:
         "load_before": [round(load, 2) for load in os.getloadavg()],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)},
     }
 
 

@@ -1,10 +1,10 @@
-"""rankzero as a contestant of training_step: `trainer.train` itself, under our meter.
+"""rankzero as a contestant of training_step, fine_tuning and gpu: `trainer.train` itself, under our meter.
 
-It is what `rankzero train multi30k` runs on one rank with bf16 autocast: reading, cleaning, tokenizing, lanes, steps,
-log and metrics.jsonl. The one thing added is a reporter that counts, and waits between blocks. Evaluation and
-checkpoints are put off for ever, as in the other contestants.
+It is what `rankzero train` runs on one rank: reading, cleaning, tokenizing, lanes, steps, log and metrics.jsonl. One
+thing is added: a reporter that counts, and waits between blocks. Evaluation and checkpoints never come, as in the other
+contestants.
 
-Run by benchmarks/training_step.py: python -m benchmarks.rankzero_train SETTINGS.json
+Run by the other programs: python -m benchmarks.rankzero_train SETTINGS.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.contestant import Meter
 from benchmarks.corpus import RECIPE
+from benchmarks.device_meter import meter
 from trainer import train
 from trainer.engine import session
 from trainer.engine.progress import Progress
@@ -29,30 +30,35 @@ NEVER = 10**9  # steps
 WITHOUT_PAUSES = [f"loop.{key}={NEVER}" for key in ("epochs", "eval_every", "save_every")]
 
 
-class MeteredReporter(Reporter):
-    """The run's own reporter; a step is over for the meter where it is over for the log."""
+def metered_by(one: Meter) -> type[Reporter]:
+    """Return the run's own reporter, which ends a step for the meter where it ends for the log."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._meter = Meter()
-        self._loss: float | None = None
-        self._meter.start()
+    class MeteredReporter(Reporter):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            self._loss: float | None = None
+            one.start()
 
-    def step(self, progress: Progress, share: float, totals: Totals, lr: float, grad_norm: float) -> None:
-        super().step(progress, share, totals, lr, grad_norm)
-        loss, self._loss = self._loss, None
-        self._meter.step(rows=totals.rows, tokens=totals.tokens, positions=totals.padded, loss=loss)
+        def step(self, progress: Progress, share: float, totals: Totals, *rest: Any) -> None:
+            super().step(progress, share, totals, *rest)
+            loss, self._loss = self._loss, None
+            one.step(rows=totals.rows, tokens=totals.tokens, positions=totals.padded, loss=loss)
 
-    def logged(self, progress: Progress, loss: float) -> None:
-        super().logged(progress, loss)
-        self._loss = loss  # comes after the step that it ends with: counted with the next one
+        def logged(self, progress: Progress, loss: float, *rest: Any) -> None:
+            super().logged(progress, loss, *rest)
+            self._loss = loss  # comes after the step that it ends with: counted with the next one
+
+    return MeteredReporter
 
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": settings["precision"]}
+    device = settings.get("device", "cpu")
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ["ACCELERATE_MIXED_PRECISION"] = settings["precision"]
     torch.set_num_threads(settings["threads"])
-    session.Reporter = MeteredReporter  # type: ignore[misc]
+    session.Reporter = metered_by(meter(device))  # type: ignore[misc]
     train(
         settings.get("recipe", RECIPE), [*settings["overrides"], *WITHOUT_PAUSES], run=Path(settings["folder"]) / "run"
     )

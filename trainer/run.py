@@ -48,7 +48,7 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
         accumulation = accumulation_steps(recipe) * splits
         runtime = start(
             stop,
-            deterministic=options.debug,
+            deterministic="warn" if options.debug else "error" if recipe.loop.deterministic else None,
             accumulation=accumulation,
             clip_norm=recipe.optim.clip_norm,
             tf32=recipe.loop.tf32,

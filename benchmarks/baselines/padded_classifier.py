@@ -1,4 +1,6 @@
-"""The tutorial's fine-tuning loop, written anew: every review padded to the maximum, fp32, 32 rows, AdamW, clip 1.
+"""The tutorial's fine-tuning loop, written anew: every review padded to the maximum, 32 rows, AdamW, clip 1.
+
+With precision bf16 its forward runs under autocast.
 
 Run by benchmarks/fine_tuning.py: python -m benchmarks.baselines.padded_classifier SETTINGS.json
 """
@@ -35,7 +37,8 @@ def main() -> None:
             padded = [[*row["input_ids"], *[0] * (longest - len(row["input_ids"]))] for row in batch]
             mask = [[1] * n + [0] * (longest - n) for n in lengths]
             labels = torch.tensor([row["label"] for row in batch])
-            found = model(torch.tensor(padded), attention_mask=torch.tensor(mask), labels=labels)
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
+                found = model(torch.tensor(padded), attention_mask=torch.tensor(mask), labels=labels)
             optimizer.zero_grad()
             found.loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -152,13 +152,16 @@ class Runtime:
 def start(
     stop: StopFlag,
     *,
-    deterministic: bool = False,
+    deterministic: Literal["warn", "error"] | None = None,
     accumulation: int = 1,
     clip_norm: float = 0.0,
     tf32: bool = False,
     rendezvous_seconds: float = rendezvous.SECONDS,
 ) -> Runtime:
     """Make the engine for the environment that a launcher has set up, and check it.
+
+    Args:
+        deterministic: choose deterministic kernels. For an operation without one, warn or raise an error.
 
     Raises:
         RankError: another engine or number of ranks runs than was requested, or a rank did not come.
@@ -175,8 +178,8 @@ def start(
         raise UsageError(f"fp16 needs a GPU: on a CPU it would silently be fp32; choose --config {configs}")
     _set_threads(ranks, on_cpu)
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
-    if deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(True, warn_only=deterministic == "warn")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     options = EngineOptions(on_cpu, accumulation, clip_norm)
     if ranks > 1 and not dist.is_initialized():

@@ -57,6 +57,11 @@ class LoopConfig(Section):
     max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with exit code 5")
     fuse_lanes: Positive = Field(1, description="lanes of a rank in one forward; changes dropout masks")
     compile: bool = Field(False, description="torch.compile the model")
+    deterministic: bool = Field(
+        False,
+        description="use deterministic kernels only, so that a run on GPUs repeats bit for bit; slower. An operation "
+        "without such a kernel ends the run",
+    )
     tf32: bool = Field(False, description="compute fp32 matrix products in TF32 on GPUs that support it")
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
