@@ -33,6 +33,7 @@ from trainer.tensors import read
 DEVICE = os.environ.get("RANKZERO_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
 QUIET = ("data.validation=null", "data.test=null", "evaluation.splits=[]")
+NO_DROPOUT = ("model.dropout=0.0",)
 FUSED = ("flash_attention", "efficient_attention", "cudnn_attention")
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -67,6 +68,14 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return write_recipe(tmp_path_factory.mktemp("gpu") / "tiny.yaml", corpus)
+
+
+@pytest.fixture(scope="module")
+def of_cpu(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> list[float]:
+    """Return the losses of the run in fp32 on a CPU, without dropout, whose masks differ between devices."""
+    run = tmp_path_factory.mktemp("cpu") / "run"
+    train(tiny, run, *QUIET, *NO_DROPOUT, device="cpu")
+    return losses(run)
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
@@ -110,16 +119,13 @@ def test_attention_is_fused(kind: str, reviews: Path, bert: Path) -> None:
     ids=["fp32", "tf32", "bf16", "fp16", "compile", "checkpointing"],
 )
 def test_losses_are_those_of_a_cpu(
-    precision: str, words: tuple[str, ...], tolerance: float, tiny: Path, tmp_path: Path
+    precision: str, words: tuple[str, ...], tolerance: float, tiny: Path, of_cpu: list[float], tmp_path: Path
 ) -> None:
-    """Dropout draws other masks on a GPU, so that it is off."""
     if precision == "fp16" and not ON_GPU:
         pytest.skip("fp16 needs a GPU")
-    quiet = (*QUIET, "model.dropout=0.0")
-    train(tiny, tmp_path / "cpu", *quiet, device="cpu")
-    train(tiny, tmp_path / "run", *quiet, *words, precision=precision)
-    expected, found = losses(tmp_path / "cpu"), losses(tmp_path / "run")
-    assert found == pytest.approx(expected, rel=tolerance)
+    train(tiny, tmp_path / "run", *QUIET, *NO_DROPOUT, *words, precision=precision)
+    found = losses(tmp_path / "run")
+    assert found == pytest.approx(of_cpu, rel=tolerance)
     assert found[-1] < found[0]
 
 
@@ -134,14 +140,12 @@ def test_a_stopped_run_resumes_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_checkpoint_moves_between_devices(tiny: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_moves_between_devices(tiny: Path, of_cpu: list[float], tmp_path: Path) -> None:
     """Four steps on the device, four on a CPU, four on the device: losses as on a CPU alone."""
-    quiet = (*QUIET, "model.dropout=0.0")
-    train(tiny, tmp_path / "cpu", *quiet, device="cpu")
     for steps, where in ((4, DEVICE), (8, "cpu"), (12, DEVICE)):
-        words = (*quiet, f"loop.max_steps={steps}", "loop.save_every=4", "--allow-change", "loop.max_steps")
-        train(tiny, tmp_path / "run", *words, device=where)
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)
+        words = (*NO_DROPOUT, f"loop.max_steps={steps}", "loop.save_every=4", "--allow-change", "loop.max_steps")
+        train(tiny, tmp_path / "run", *QUIET, *words, device=where)
+    assert losses(tmp_path / "run") == pytest.approx(of_cpu, rel=1e-3)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
