@@ -25,6 +25,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 from trainer.rank_env import RANK_VARIABLES  # noqa: E402
 
+POISONED = 123  # the row of train.jsonl whose loss is NaN
+
 NOUNS = ["Hund:dog", "Katze:cat", "Kind:child", "Mann:man", "Frau:woman", "Vogel:bird", "Baum:tree", "Boot:boat"]
 VERBS = ["sieht:sees", "sucht:seeks", "malt:paints", "trägt:carries", "zeigt:shows", "wirft:throws"]
 WORDS = ["rot:red", "klein:small", "alt:old", "müde:tired", "jung:young", "froh:glad"]
@@ -134,6 +136,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The tiny recipe on that corpus, evaluated on at most 8 rows. Read only: change it by overrides."""
     return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", corpus, evaluation={"max_rows": 8})
+
+
+@pytest.fixture(scope="session")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe on a corpus in which one row has a word of its own, which `hooks.poison` makes NaN of. Read only."""
+    folder = tmp_path_factory.mktemp("poisoned")
+    made = write_corpus(folder / "corpus")
+    lines = (made / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(lines[POISONED])
+    lines[POISONED] = json.dumps({**row, "de": row["de"] + " %"})
+    (made / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return write_recipe(folder / "tiny.yaml", made, data={"validation": None})
 
 
 @pytest.fixture(scope="session")

@@ -414,3 +414,56 @@ def hub_cache(folder: Path) -> None:
     from huggingface_hub import constants
 
     constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(folder), True
+
+
+def read_later(then: Callable[[], None] | None = None) -> None:
+    """Steps read no number of the device before the next backward, as on a GPU."""
+    from trainer.engine.engines.base import Engine
+
+    Engine.asynchronous = property(lambda self: True)  # type: ignore[assignment, method-assign]
+    if then is not None:
+        then()
+
+
+def count_device_waits(path: Path, first: int, last: int) -> None:
+    """Each rank writes where the steps from `first` to `last` wait for the device, and the order of what they do."""
+    import json
+
+    from device_waits import DeviceWaits
+
+    from trainer.engine import outcomes
+    from trainer.engine.device_number import DeviceNumber
+    from trainer.engine.engines.base import Engine
+    from trainer.engine.loop import Loop
+    from trainer.engine.step import Stepper
+
+    read_later()
+    step, gradients, read, update = Loop._step, Stepper.gradients, outcomes.Outcomes.resolve, Engine._step_on_device
+    waits, events, now = DeviceWaits(), list[str](), [0]
+
+    def stepping(self: Loop, *arguments: Any) -> None:
+        now[0] = self.progress.step + 1
+        if now[0] == first:
+            waits.__enter__()
+        step(self, *arguments)
+        if now[0] == last:
+            waits.__exit__(None, None, None)
+            found = {"waits": waits.sites, "events": events, "late": waits.late}
+            Path(f"{path}.{rank()}").write_text(json.dumps(found), encoding="utf-8")
+
+    def computing(self: Stepper, *arguments: Any) -> Any:
+        loss = gradients(self, *arguments)
+        events.append(f"backward {now[0]}")
+        return loss
+
+    def resolving(self: outcomes.Outcomes) -> None:
+        if self._unread is not None and isinstance(self._unread.result.grad_norm, DeviceNumber):
+            events.append(f"read {self._unread.number}")
+        read(self)
+
+    def updating(self: Engine, *arguments: Any) -> Any:
+        events.append(f"update {now[0]}")
+        return update(self, *arguments)
+
+    Loop._step, Stepper.gradients = stepping, computing  # type: ignore[method-assign]
+    outcomes.Outcomes.resolve, Engine._step_on_device = resolving, updating  # type: ignore[method-assign]

@@ -134,6 +134,9 @@ class Threads:
         self._barrier.wait()
         return total
 
+    def start_sum(self, values: list[Any], dtype: torch.dtype = torch.int64) -> Callable[[], list[Any]]:
+        return lambda: self.sum(values, dtype)
+
     def run(self, work: Callable[[], Any]) -> list[Any]:
         results: dict[int, Any] = {}
 
@@ -174,12 +177,12 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
     def rank() -> list[Any]:
         seen: list[Any] = []
 
-        def stepper(batches: list[Loaded | None], number: int, totals: Any, multiplier: Any) -> Any:
+        def stepper(batches: list[Loaded | None], number: int, totals: Any, multiplier: Any, before_update: Any) -> Any:
             seen.append([loaded.ids if loaded else {} for loaded in batches])
             return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
 
         stepper.shapes = Counter()  # type: ignore[attr-defined]
-        stepper.lane_memory = SimpleNamespace(commit=lambda: None)  # type: ignore[attr-defined]
+        stepper.lane_memory = SimpleNamespace(commit=lambda: None, enabled=False)  # type: ignore[attr-defined]
         loop: Any = Loop(
             runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
             Progress.start(5), SimpleNamespace(path=None),

@@ -14,27 +14,14 @@ from typing import Any
 import hooks
 import numpy as np
 import pytest
-from conftest import write_corpus, write_recipe
+from conftest import POISONED
 from processes import read_lines, status, train
 from safetensors.numpy import load_file
 from slow import slow_except
 
 pytestmark = pytest.mark.ranks
 
-POISONED = 123  # the row of train.jsonl whose loss is NaN
 SGD = ("optim.name=sgd", "optim.lr=0.1", "loop.eval_every=100", "loop.save_every=100", "evaluation.splits=[]")
-
-
-@pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe on a corpus in which one row has a word of its own, which `hooks.poison` makes NaN of."""
-    folder = tmp_path_factory.mktemp("poisoned")
-    corpus = write_corpus(folder / "corpus")
-    lines = (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    row = json.loads(lines[POISONED])
-    lines[POISONED] = json.dumps({**row, "de": row["de"] + " %"})
-    (corpus / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return write_recipe(folder / "tiny.yaml", corpus, data={"validation": None})
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +158,7 @@ def steps_with(
         if step == spoiled:
             x[3, 2] = math.nan
         totals = Totals(targets=8, rows=8, tokens=8, padded=8, lanes=1, stopping=0)
-        result = stepper([Loaded({0: None}, {0: []}, {0: 8}, {"x": x}, 8, 8, 8)], step, totals, lambda group: 1.0)  # type: ignore[dict-item]
+        result = stepper([Loaded({0: None}, {0: []}, {0: 8}, {"x": x}, 8, 8, 8, 8)], step, totals, lambda group: 1.0)  # type: ignore[dict-item]
         finite.append(result.finite)
         weights.append(objective.layer.weight.detach().numpy().copy())
     assert (scale or 0) < 2.0**100 or accelerator.scaler.get_scale() < scale, "nothing has overflowed"

@@ -33,6 +33,7 @@ class Loaded:
     rows: int
     tokens: int  # of source and target, without padding
     padded: int  # with padding
+    targets: float = 0.0  # labels that count, times the weights of their rows if there are any
 
     def pin_memory(self) -> Loaded:
         """Pin the tensors. A DataLoader calls this for types that it does not know."""
@@ -59,6 +60,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
     _groups: Sequence[Sequence[int]]
     _marks: dict[int, Bookmark]
     _inputs: Sequence[str]
+    _targets: Callable[[Batch], float]
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -99,6 +101,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             rows=sum(len(part.ids) for part in parts),
             tokens=sum(map(self._count, examples)),
             padded=sum(inputs[name].numel() for name in self._inputs),
+            targets=self._targets(inputs),
         )
 
 
@@ -128,6 +131,7 @@ def load_epoch(
     *,
     inputs: Sequence[str],
     corrupt: Callable[..., Sequence[Example]] = lambda examples, *_: examples,
+    targets: Callable[[Batch], float] = lambda batch: 0.0,
     workers: int,
     prefetch: int,
     pin_memory: bool,
@@ -144,6 +148,7 @@ def load_epoch(
         marks: the bookmark of each lane.
         inputs: the token tensors of a batch, for counting padding.
         corrupt: `corrupt(examples, *key)` draws at random for a micro-batch, by its key.
+        targets: labels of a batch that count.
         workers: loader processes, at most one per group.
         prefetch: micro-batches that each loader process prepares in advance.
         pin_memory: whether tensors are pinned for copies to a GPU.
@@ -154,7 +159,7 @@ def load_epoch(
     workers = min(workers, len(groups))
     _check_semaphores(workers)
     loader = DataLoader(
-        _Steps(server, collate, corrupt, count, groups, marks, inputs),
+        _Steps(server, collate, corrupt, count, groups, marks, inputs, targets),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from trainer.data.lanes import Bookmark, LaneServer
-from trainer.data.loader import Loaded, load_epoch
+from trainer.data.loader import Loaded
 from trainer.engine import checkpoint, lane_memory
+from trainer.engine.agreement import Ahead, agree, micro_batches
 from trainer.engine.callbacks import Callbacks
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import evaluate, selection_score
+from trainer.engine.outcomes import Outcomes
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
-from trainer.engine.step import Stepper, Totals, agree
+from trainer.engine.step import Stepper, Totals
 from trainer.engine.timer import Timer
 from trainer.engine.utilization import Work
 from trainer.engine.writer import Files, Writer
-from trainer.errors import NumericsError, Preempted
+from trainer.errors import Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
 from trainer.rundir import RunDir
 from trainer.task.base import Task
-
-log = logging.getLogger("rankzero")
 
 
 @dataclass
@@ -61,8 +58,7 @@ class Loop:
         self._loop = self.task.recipe.loop
         self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self._loop.fuse_lanes)
         self._saved = self.progress.step if self.progress.step else -1
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        self._targets = 0.0
+        self._outcomes = Outcomes(self.runtime, self.task, self.progress, self.stepper, self.state, self.corpus)
         self._work = Work()  # of the step that comes
         self._writer = Writer()
         self._callbacks = Callbacks(self.task.recipe, self.run.path, self.runtime.rank, self.runtime.world)
@@ -83,7 +79,8 @@ class Loop:
             with self.profiler or nullcontext() as profile:
                 while not self.finished():
                     self._epoch(profile)
-            if self._targets:  # the same on all ranks
+            self._outcomes.resolve()
+            if self._outcomes.targets:  # the same on all ranks
                 self._log()
             if self.progress.evaluated < self.progress.step or self._saved < self.progress.step:
                 self._evaluate_and_save(evaluate_now=self.progress.evaluated < self.progress.step)
@@ -103,48 +100,64 @@ class Loop:
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _epoch(self, profile: Any) -> None:
-        """Train the rest of the current epoch, or to the end of the run if that comes first."""
-        for batches in self._batches():
-            due = self._timers[0].due(), self._timers[1].due()
-            began = time.monotonic()
-            totals = agree(self.runtime, self.task, batches, due)  # waits for all ranks
-            self._work.rank_wait += time.monotonic() - began
-            if totals.stopping:
-                raise self.runtime.stopped(f"after step {self.progress.step}")
-            if totals.lanes == 0:
-                break
+        """Train the rest of the current epoch, or to the end of the run if that comes first.
+
+        The ranks agree on a step while the one before it runs, unless an evaluation, a save or the end comes between.
+        """
+        steps = self._batches()
+        ahead = self._agree_on(next(steps))
+        while (totals := self._totals(ahead)).lanes:
+            batches, (evaluate_now, save_now) = ahead.batches, self._due(totals)
+            pause = evaluate_now or save_now or self.progress.step + 1 == self._loop.max_steps
+            if not pause:
+                ahead = self._agree_on(next(steps))
             self._step(batches, totals)
             if profile is not None:
                 profile.step()
-            due_eval = self._due(self._loop.eval_every) or totals.timed_eval > 0
-            if due_eval or self._due(self._loop.save_every) or totals.timed_save:
-                self._evaluate_and_save(evaluate_now=due_eval)
+            if evaluate_now or save_now:
+                self._evaluate_and_save(evaluate_now=evaluate_now)
             if self.finished():
                 return
-        if self._loop.epochs == self.progress.epoch + 1 and self._targets:  # the rest belongs to this epoch
+            if pause:
+                ahead = self._agree_on(next(steps))
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        self._outcomes.resolve()
+        if self._loop.epochs == self.progress.epoch + 1 and self._outcomes.targets:  # the rest belongs to this epoch
             self._log()
         self.progress.next_epoch()
         at_end = "epoch" in (self._loop.eval_every, self._loop.save_every) and self.progress.step > 0
         if at_end and not self.finished():
             self._evaluate_and_save(evaluate_now=self._loop.eval_every == "epoch")
 
+    def _agree_on(self, batches: Sequence[Loaded | None]) -> Ahead:
+        return agree(self.runtime, batches, (self._timers[0].due(), self._timers[1].due()))
+
+    def _totals(self, ahead: Ahead) -> Totals:
+        """Return the totals of a step. Waits for all ranks.
+
+        Raises:
+            Preempted: a rank has received a stop signal.
+        """
+        began = time.monotonic()
+        totals = ahead.totals()
+        self._work.rank_wait += time.monotonic() - began
+        if totals.stopping:
+            self._outcomes.resolve()
+            raise self.runtime.stopped(f"after step {self.progress.step}")
+        return totals
+
+    def _due(self, totals: Totals) -> tuple[bool, bool]:
+        """Return whether an evaluation and a save follow the step with these totals. The same on all ranks."""
+        step = self.progress.step + 1
+        by_steps = [isinstance(n, int) and step % n == 0 for n in (self._loop.eval_every, self._loop.save_every)]
+        return by_steps[0] or totals.timed_eval > 0, by_steps[1] or totals.timed_save > 0
+
     def _batches(self) -> Iterator[list[Loaded | None]]:
         """Return the micro-batches of each step, without end: other ranks may have more steps than this one."""
-        data = self.task.recipe.data
-        loaded = load_epoch(
-            self.server,
-            self.task.collate,
-            self.task.tokens,
-            self._groups,
-            self.progress.marks,
-            inputs=self.task.inputs,
-            corrupt=self.task.corrupt,
-            workers=data.workers,
-            prefetch=data.prefetch,
-            pin_memory=self.runtime.device.type == "cuda",
-        )
-        nothing: list[Loaded | None] = [None] * len(self._groups)
-        steps = itertools.chain(loaded, itertools.repeat(nothing))
+        pin = self.runtime.device.type == "cuda"
+        steps = micro_batches(self.server, self.task, self._groups, self.progress.marks, pin_memory=pin)
         while True:
             self.runtime.heartbeat("the loading of rows")
             began = time.monotonic()
@@ -152,7 +165,7 @@ class Loop:
             self._work.data_wait += time.monotonic() - began
             yield batches
 
-    def _step(self, batches: list[Loaded | None], totals: Totals) -> None:
+    def _step(self, batches: Sequence[Loaded | None], totals: Totals) -> None:
         progress, number = self.progress, self.progress.step + 1
         share = progress.share(self._loop, self.total_rows)
         after = progress.share(self._loop, self.total_rows, totals.rows, 1)
@@ -162,15 +175,8 @@ class Loop:
         def multiplier(depth: int) -> float:
             return lr_multiplier(optim, number, share, depth=depth, plateau_factor=factor, progress_after=after)
 
-        result = self.stepper(batches, number, totals, multiplier)
-        if result.finite:
-            progress.skipped = 0
-            self.state.after_step(number)
-            self.stepper.lane_memory.commit()
-            self._loss_sum += result.loss_sum
-            self._targets += totals.targets
-        else:
-            self._skip(batches, number)
+        result = self.stepper(batches, number, totals, multiplier, self._outcomes.resolve)
+        self._outcomes.add(number, batches, totals.targets, result, read=bool(self._callbacks))
         for loaded in batches:
             progress.marks.update(loaded.lanes if loaded else {})
         progress.step, progress.rows = number, progress.rows + totals.rows
@@ -182,32 +188,16 @@ class Loop:
         self._work = Work()
         if self._callbacks:
             counts = {"rows": totals.rows, "tokens": totals.tokens, "epoch": progress.last_epoch, "progress": after}
-            self._callbacks.call("on_step", number, {"lr": lr, "grad_norm": result.grad_norm, **counts})
+            self._callbacks.call("on_step", number, {"lr": lr, "grad_norm": float(result.grad_norm), **counts})
         if number % self._loop.log_every == 0:
             self._log()
 
     def _log(self) -> None:
-        loss_sum = self.runtime.sum([float(self._loss_sum)], torch.float64)[0]  # waits for all ranks
-        loss = loss_sum / (self._targets or 1)
-        self._loss_sum.zero_()
-        self._targets = 0.0
+        loss = self._outcomes.take_mean_loss()
         self.reporter.logged(self.progress, loss)
         self._callbacks.call("on_log", self.progress.step, {"loss": loss, "epoch": self.progress.last_epoch})
 
-    def _skip(self, batches: list[Loaded | None], number: int) -> None:
-        """Count a step as skipped for NaN or Inf, or end the run. All ranks: the gradient is the same on all."""
-        names = [shard.name for shard in self.corpus.train.shards]
-        message = self.stepper.explain(batches, number, self.progress.epoch, names)
-        self.stepper.lane_memory.reset()
-        self.progress.skipped += 1
-        if self._loop.on_nonfinite == "stop":
-            raise NumericsError(message)
-        if self.progress.skipped >= self._loop.max_nonfinite:
-            raise NumericsError(f"{self.progress.skipped} steps in a row were skipped; the last: {message}")
-        if self.runtime.main:
-            log.warning("step %d is skipped: %s", number, message)
-
-    def _append_to_ledger(self, number: int, batches: list[Loaded | None]) -> None:
+    def _append_to_ledger(self, number: int, batches: Sequence[Loaded | None]) -> None:
         """With `track: [ledger]`, write which rows of each lane a step has used."""
         if "ledger" not in self.task.recipe.track:
             return
@@ -224,12 +214,10 @@ class Loop:
 
     # -- evaluation and checkpoints --------------------------------------------------------------------------------
 
-    def _due(self, every: int | str) -> bool:
-        return isinstance(every, int) and self.progress.step > 0 and self.progress.step % every == 0
-
     def _evaluate_and_save(self, *, evaluate_now: bool) -> None:
         """Evaluate and save at a scheduled step. Only these steps count for the best one and for averaging."""
         progress = self.progress
+        self._outcomes.resolve()
         if evaluate_now and progress.evaluated < progress.step:
             progress.eval_pending = True
             self._evaluate()

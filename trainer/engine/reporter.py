@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 import psutil
 import torch
@@ -47,6 +47,7 @@ class Reporter:
         self._interval = _Interval()
         self._paused = 0.0
         self._last: dict[str, float] = {}
+        self._grad_norm: SupportsFloat = 0.0
         self._began: tuple[float, float] | None = None  # time and share of the first step of this attempt
         self._bar: Progress | None = None
         self._board: Any = None
@@ -64,8 +65,9 @@ class Reporter:
             self._bar.start()
 
     def step(
-        self, progress: RunProgress, share: float, totals: Totals, lr: float, grad_norm: float, work: Work
+        self, progress: RunProgress, share: float, totals: Totals, lr: float, grad_norm: SupportsFloat, work: Work
     ) -> None:
+        """Count a step. Its norm is read only if it is logged."""
         if not self._main:
             return
         if self._status is not None:
@@ -78,7 +80,8 @@ class Reporter:
         self._interval.work.add(work)
         spent, done = now - self._began[0], share - self._began[1]
         left = spent * (1 - share) / done if done > 0 else 0.0
-        self._last = {"lr": lr, "grad_norm": grad_norm, "share": share, "left": left}
+        self._last = {"lr": lr, "share": share, "left": left}
+        self._grad_norm = grad_norm
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=share, description=f"step {progress.step} epoch {progress.last_epoch}"
@@ -97,7 +100,7 @@ class Reporter:
             "split": "train",
             "loss": loss,
             "lr": self._last["lr"],
-            "grad_norm": self._last["grad_norm"],
+            "grad_norm": float(self._grad_norm),
             "tokens_per_second": tokens / seconds,
             "padding": 1 - interval.tokens / max(1, interval.padded),
             "memory": memory_bytes(),

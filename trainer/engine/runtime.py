@@ -18,6 +18,7 @@ from trainer.cpu_info import EMULATED, bf16_arithmetic, cores
 from trainer.data.counter_rng import key
 from trainer.engine import rendezvous
 from trainer.engine.engines import Engine, EngineOptions, make_engine, running_engine
+from trainer.engine.host_group import HostGroup
 from trainer.engine.signals import StopFlag
 from trainer.engine.watchdog import Watchdog
 from trainer.engine_specs import ENGINES
@@ -25,10 +26,6 @@ from trainer.errors import Preempted, RankError, UsageError
 from trainer.rank_env import check_environment, clean_environment, requested_engine
 
 log = logging.getLogger("rankzero")
-
-# Process groups, referenced to the end of the process. If DDP's reducer had the last reference, it would join gloo's
-# threads without releasing the GIL, for which one of them may wait to free a tensor: the rank would hang.
-_GROUPS: list[Any] = []
 
 
 class Runtime:
@@ -40,41 +37,48 @@ class Runtime:
         self.device = engine.accelerator.device
         self.rank, self.world, self.main = self.data_parallel.rank, self.data_parallel.size, self.data_parallel.main
         self.watchdog: Watchdog | None = None
+        self._host = HostGroup() if self.world > 1 else None
 
     # -- communication ---------------------------------------------------------------------------------------------
 
     def sum(self, values: list[Any], dtype: torch.dtype = torch.int64) -> list[Any]:
         """Return the numbers summed over all ranks, as integers or in the precision of `dtype`. All ranks."""
-        if self.world == 1:
-            return values
-        self.heartbeat("a sum over ranks")
-        tensor = torch.tensor(values, dtype=dtype, device=self.device)
-        dist.all_reduce(tensor)
-        return list(tensor.tolist())
+        return self.start_sum(values, dtype)()
+
+    def start_sum(self, values: list[Any], dtype: torch.dtype = torch.int64) -> Callable[[], list[Any]]:
+        """Start a sum as `sum` in the background. Return a function that waits for it and returns it. All ranks.
+
+        Sums are waited for in the order in which they were started.
+        """
+        if self._host is None:
+            return lambda: values
+        finish = self._host.start_sum(values, dtype)
+
+        def waited() -> list[Any]:
+            self.heartbeat("a sum over ranks")
+            return finish()
+
+        return waited
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return the value of each rank on rank zero, None elsewhere. All ranks."""
-        if self.world == 1:
+        if self._host is None:
             return [value]
         self.heartbeat("a gathering on rank zero")
-        values: list[Any] | None = [None] * self.world if self.main else None
-        dist.gather_object(value, values)
-        return values
+        return self._host.gather(value, self.world, self.main)
 
     def broadcast(self, value: Any) -> Any:
         """Return rank zero's value on all ranks. All ranks."""
-        if self.world == 1:
+        if self._host is None:
             return value
         self.heartbeat("a broadcast of rank zero")
-        values = [value]
-        dist.broadcast_object_list(values)
-        return values[0]
+        return self._host.broadcast(value)
 
     def wait(self) -> None:
         """Wait for all ranks."""
-        if self.world > 1:
+        if self._host is not None:
             self.heartbeat("a barrier")
-            dist.barrier()
+            self._host.wait()
 
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Run `work()` on rank zero. Return its result, or raise its error, on all ranks. All ranks."""
@@ -187,8 +191,6 @@ def start(
     runtime = Runtime(make_engine(requested, options), stop)
     if on_cpu and runtime.main:
         _warn_of_emulation(runtime.accelerator.mixed_precision)
-    if dist.is_initialized():
-        _GROUPS.append(dist.group.WORLD)
     _check(runtime)
     return runtime
 

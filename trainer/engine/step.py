@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -56,41 +56,19 @@ class Totals:
     timed_save: int = 0
 
 
-def agree(
-    runtime: Runtime, task: Task, batches: Sequence[Loaded | None], due: tuple[bool, bool] = (False, False)
-) -> Totals:
-    """Return the totals of the next step. All ranks: this is the only collective before those of the backward.
-
-    Args:
-        due: whether an evaluation and a checkpoint are due by the clock. Only that of rank zero counts.
-    """
-    loaded = [b for b in batches if b is not None]
-    own = [
-        sum(task.targets(b.inputs) for b in loaded),
-        sum(b.rows for b in loaded),
-        sum(b.tokens for b in loaded),
-        sum(b.padded for b in loaded),
-        sum(len(b.lanes) for b in loaded),
-        int(runtime.stop.received is not None),
-        *(int(is_due and runtime.main) for is_due in due),
-    ]
-    targets, *others = runtime.sum(own, torch.float64)  # counts are exact in fp64
-    return Totals(targets, *map(int, others))
-
-
 @dataclass(frozen=True)
 class StepResult:
     """The result of a step.
 
     Attributes:
         loss_sum: of this rank's rows, float64 scalar on the device. It is summed over ranks when it is logged.
-        grad_norm: before clipping.
-        finite: whether the weights were updated.
+        grad_norm: before clipping. Where `finite` is None, `float` waits for the device.
+        finite: whether the weights were updated. None = they were if the norm is finite, which has not been read.
     """
 
     loss_sum: Tensor
-    grad_norm: float
-    finite: bool
+    grad_norm: SupportsFloat
+    finite: bool | None
 
 
 class Objective(nn.Module):
@@ -172,16 +150,25 @@ class Stepper:
         self.engine.warm_up(loss)
 
     def __call__(
-        self, batches: Sequence[Loaded | None], step: int, totals: Totals, multiplier: Callable[[int], float]
+        self,
+        batches: Sequence[Loaded | None],
+        step: int,
+        totals: Totals,
+        multiplier: Callable[[int], float],
+        before_update: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """Compute the gradient, clip and update. Nothing is updated where the gradient is not finite.
 
         If fp16 overflows, the same rows are run again with a smaller loss scale. So neither the learning rate nor the
         bookmarks advance without an update.
+
+        Args:
+            before_update: called when the backward is queued, with the weights of the step before.
         """
         set_rates(self.engine.optimizer, multiplier)
         while True:
             loss_sum = self.gradients(batches, step, totals)
+            before_update()
             update = self.engine.step()
             if not update.retry:
                 return StepResult(loss_sum, update.grad_norm, update.finite)

@@ -35,7 +35,8 @@ GRACE_SECONDS = 8.0  # for a hanging rank whose watchdog works to report and end
 ARM_SECONDS = 1.0  # the timer that writes the stack is restarted at most this often
 FAILED, REPORTED = "failed", "reported"  # keys of the store
 STACK_AT = 0.7  # of the limit: so that at its end all stacks are written and all counts published
-WAITS = ("torch/distributed/", "_engine_run_backward")  # in the stack of a rank that waits for others
+# in the stack of a rank that waits for others
+WAITS = ("torch/distributed/", "_engine_run_backward", "engine/host_group.py")
 WRITTEN = 200  # collectives of a rank in its file
 STORE_SECONDS = 10.0  # for the store to answer: its own timeout does not apply to a server that is stopped
 
@@ -173,7 +174,8 @@ class Watchdog:
             last = found[-1]
             return (
                 f"the last collective of rank {self._rank} is number {last['collective_seq_id']}, "
-                f"{last['profiling_name']} of {last['input_sizes']}; compare {file} with those of other ranks"
+                f"{last['profiling_name']} of {last['input_sizes']} in group {last['process_group'][1]}; "
+                f"compare {file} with those of other ranks"
             )
         return ""
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from trainer.data_parallel import DataParallel
 from trainer.engine import rendezvous
+from trainer.engine.device_number import DeviceNumber
 from trainer.engine_specs import EngineSpec
 from trainer.errors import UsageError
 from trainer.optim.choices import is_elementwise
-from trainer.optim.clipping import clip, idle_parameters, square_sum
+from trainer.optim.clipping import clip, clip_on_device, idle_parameters, square_sum
 
 STEP = "step"  # the count of steps in the state of an optimizer, equal for all parameters
 
@@ -52,12 +53,12 @@ class Update:
 
     Attributes:
         grad_norm: before clipping, over the parameters that the step updates.
-        finite: whether the weights were updated.
+        finite: whether the weights were updated. None = they were if the norm is finite, which has not been read.
         retry: fp16 gradients overflowed and the loss scale was lowered: run the same rows again.
     """
 
-    grad_norm: float
-    finite: bool
+    grad_norm: SupportsFloat
+    finite: bool | None
     retry: bool = False
 
 
@@ -125,38 +126,69 @@ class Engine:
 
         The norm is the same on all ranks, so that all take the same branch without asking each other.
         """
-        norm, scaler = self._clip(), self.accelerator.scaler
+        gradients, norm = self._norm()
+        if self.asynchronous and self._skips_on_device(gradients):
+            return self._step_on_device(gradients, norm)
+        value, scaler = float(norm), self.accelerator.scaler  # waits for the device
+        if math.isfinite(value):  # otherwise no update follows
+            # moments are kept at rate 0, too
+            clip(gradients, value, self.options.clip_norm or math.inf)
         if scaler is None:
-            if math.isfinite(norm):
+            if math.isfinite(value):
                 self.optimizer.step()
             self.optimizer.zero_grad()
-            return Update(norm, finite=math.isfinite(norm))
+            return Update(value, finite=math.isfinite(value))
         scale = scaler.get_scale()
         self.optimizer.step()
         self.optimizer.zero_grad()
         skipped = self.accelerator.optimizer_step_was_skipped
-        return Update(norm, finite=not skipped, retry=skipped and scale > 1.0)
+        return Update(value, finite=not skipped, retry=skipped and scale > 1.0)
 
-    def _clip(self) -> float:
-        """Clip the gradient and return its norm before that. Waits for the device."""
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the device works in the background, so that reading a number of it waits."""
+        return self.accelerator.device.type == "cuda"
+
+    def _skips_on_device(self, gradients: list[Tensor]) -> bool:
+        """Whether the device can leave out an update: by the fused kernel of Adam and AdamW, once there are moments.
+
+        Offloaded gradients are not on the device. A loss scaler must know at once whether to run the same rows again.
+        """
+        inner, device = self.optimizer.optimizer, self.accelerator.device
+        fused = isinstance(inner, torch.optim.Adam) and all(group["fused"] for group in inner.param_groups)
+        there = all(gradient.device.type == device.type for gradient in gradients)
+        return fused and bool(inner.state) and there and self.accelerator.scaler is None
+
+    def _step_on_device(self, gradients: list[Tensor], norm: Tensor) -> Update:
+        """Clip and update without reading the norm. The kernel updates nothing where `found_inf` is 1."""
+        if self.options.clip_norm:
+            clip_on_device(gradients, norm, self.options.clip_norm)
+        inner = self.optimizer.optimizer
+        inner.found_inf = (~torch.isfinite(norm)).float()
+        try:
+            self.optimizer.step()
+        finally:
+            del inner.found_inf
+        self.optimizer.zero_grad()
+        return Update(DeviceNumber(norm), finite=None)
+
+    def _norm(self) -> tuple[list[Tensor], Tensor]:
+        """Return this rank's parts of the gradients and the norm of the whole gradient, a float64 scalar."""
         self.accelerator.unscale_gradients()
-        idle = idle_parameters(self.optimizer.param_groups)
-        gradients = [(id(p) in idle, self._own_part(p.grad)) for p in self.objective.parameters() if p.grad is not None]
-        sums = [float(square_sum([g for is_idle, g in gradients if is_idle == wanted])) for wanted in (False, True)]
-        total, idle_total = self._sum_over_parts(sums)
+        idle, device = idle_parameters(self.optimizer.param_groups), self.accelerator.device
+        found = [(id(p) in idle, self._own_part(p.grad)) for p in self.objective.parameters() if p.grad is not None]
+        sums = [square_sum([g for is_idle, g in found if is_idle == wanted], device) for wanted in (False, True)]
+        total, idle_total = self._sum_over_parts(torch.stack(sums)).unbind()
         # A gradient that is not finite would spoil moments even at rate 0.
-        norm = math.sqrt(total if math.isfinite(idle_total) else idle_total)
-        if math.isfinite(norm):  # otherwise no update follows
-            # moments are kept at rate 0, too
-            clip([gradient for _, gradient in gradients], norm, self.options.clip_norm or math.inf)
-        return norm
+        return [g for _, g in found], torch.where(torch.isfinite(idle_total), total, idle_total).sqrt()
 
     def _own_part(self, tensor: Tensor) -> Tensor:
         """Return the part of a sharded tensor that is on this rank."""
         return tensor
 
-    def _sum_over_parts(self, values: list[float]) -> list[float]:
-        return values
+    def _sum_over_parts(self, sums: Tensor) -> Tensor:
+        """Return numbers added up over the ranks that hold parts of a tensor."""
+        return sums
 
     # -- the state, by parameter -----------------------------------------------------------------------------------
 

@@ -54,9 +54,8 @@ class FSDPEngine(Engine):
     def _own_part(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def _sum_over_parts(self, values: list[float]) -> list[float]:
-        sums = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        return cast("list[float]", self.accelerator.reduce(sums, "sum").tolist())
+    def _sum_over_parts(self, sums: Tensor) -> Tensor:
+        return cast("Tensor", self.accelerator.reduce(sums, "sum"))
 
     def weight(self, p: nn.Parameter) -> Tensor:
         return _gathered(p.detach())

@@ -1,0 +1,73 @@
+"""What the ranks agree on before a step: its totals, whether to stop, and what is due by the clock.
+
+The numbers are known on the host. So they are summed up in the background while the step before runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer.data.lanes import Bookmark, LaneServer
+from trainer.data.loader import Loaded, load_epoch
+from trainer.engine.runtime import Runtime
+from trainer.engine.step import Totals
+from trainer.task.base import Task
+
+
+def micro_batches(
+    server: LaneServer, task: Task, groups: Sequence[Sequence[int]], marks: dict[int, Bookmark], *, pin_memory: bool
+) -> Iterator[list[Loaded | None]]:
+    """Return the micro-batches of each step of an epoch from the bookmarks on, then None for each group without end."""
+    data = task.recipe.data
+    loaded = load_epoch(
+        server,
+        task.collate,
+        task.tokens,
+        groups,
+        marks,
+        inputs=task.inputs,
+        corrupt=task.corrupt,
+        targets=task.targets,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        pin_memory=pin_memory,
+    )
+    nothing: list[Loaded | None] = [None] * len(groups)
+    return itertools.chain(loaded, itertools.repeat(nothing))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The micro-batches of a coming step, whose totals the ranks sum up in the background."""
+
+    batches: Sequence[Loaded | None]
+    _sums: Callable[[], list[Any]]
+
+    def totals(self) -> Totals:
+        """Return the totals of the step. Waits for all ranks."""
+        targets, *others = self._sums()
+        return Totals(targets, *map(int, others))
+
+
+def agree(runtime: Runtime, batches: Sequence[Loaded | None], due: tuple[bool, bool] = (False, False)) -> Ahead:
+    """Start the sum of the totals of the next step. All ranks. It does not wait for other ranks or the device.
+
+    Args:
+        due: whether an evaluation and a checkpoint are due by the clock. Only that of rank zero counts.
+    """
+    loaded = [b for b in batches if b is not None]
+    own = [
+        sum(b.targets for b in loaded),
+        sum(b.rows for b in loaded),
+        sum(b.tokens for b in loaded),
+        sum(b.padded for b in loaded),
+        sum(len(b.lanes) for b in loaded),
+        int(runtime.stop.received is not None),
+        *(int(is_due and runtime.main) for is_due in due),
+    ]
+    return Ahead(batches, runtime.start_sum(own, torch.float64))  # counts are exact in fp64
