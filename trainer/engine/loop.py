@@ -133,7 +133,7 @@ class Loop:
         data = self.task.recipe.data
         loaded = load_epoch(
             self.server,
-            self.task.collate,
+            self.task.training_batch,
             self.task.tokens,
             self._groups,
             self.progress.marks,
