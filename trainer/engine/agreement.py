@@ -26,7 +26,7 @@ def micro_batches(
     data = task.recipe.data
     loaded = load_epoch(
         server,
-        task.collate,
+        task.training_batch,
         task.tokens,
         groups,
         marks,

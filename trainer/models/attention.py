@@ -1,4 +1,4 @@
-"""Multi-head attention (Vaswani et al. 2017), additive masks, sinusoidal positions.
+"""Multi-head attention (Vaswani et al. 2017), masks, sinusoidal positions.
 
 Shapes: B rows, T query positions, S key positions, M = d_model, H heads of D = M / H features.
 """
@@ -20,9 +20,25 @@ SHORT = 64  # keys: with fewer the softmax is faster in fp32 than in bf16 (both 
 MASKED = -1e9  # finite: a row of padding only gives uniform attention, not NaN
 
 
+def is_eager(kind: str, device: torch.device) -> bool:
+    """Whether `Attention` of this kind runs `eager_attention`, which adds its masks. SDPA gets Boolean ones."""
+    return kind == "eager" or (kind == "auto" and device.type == "cpu") or torch.compiler.is_exporting()
+
+
 def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
     """ids (B, S) -> (B, 1, 1, S) fp32: 0 for a token, MASKED for padding."""
     return (ids == pad_id)[:, None, None, :] * MASKED
+
+
+def token_mask(tokens: Tensor, eager: bool) -> Tensor:
+    """tokens (B, S), True = token, padding on the right -> mask (B, 1, 1, S), added if `eager`, else Boolean.
+
+    The first position of a Boolean mask is always True: a row of padding only gives numbers, not NaN.
+    """
+    if eager:
+        return (~tokens)[:, None, None, :] * MASKED
+    first = torch.arange(tokens.shape[1], device=tokens.device) == 0
+    return (tokens | first)[:, None, None, :]
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
@@ -94,13 +110,20 @@ class Attention(nn.Module):
         """(B, T, n * M) -> (B, T, n, H, D), n matrices being packed in one."""
         return y.view(*y.shape[:2], -1, self.heads, self.output.in_features // self.heads)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q (B, H, T, D), k and v (B, H, S, D), mask fp32, broadcast to (B, H, T, S) and added -> (B, T, M)."""
-        if self.kind == "eager" or (self.kind == "auto" and q.device.type == "cpu"):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+        """q (B, H, T, D), k and v (B, H, S, D) -> (B, T, M).
+
+        Args:
+            mask: broadcast to (B, H, T, S). Added if it is fp32; Boolean masks (True = attended) are for SDPA only.
+            causal: a position attends to itself and those before it, for SDPA without a mask: its fastest kernels take
+                none.
+        """
+        if is_eager(self.kind, q.device):
             y = eager_attention(q, k, v, mask, q.shape[-1] ** -0.5, self.dropout, cross=hasattr(self, "query"))
         else:
             p = self.dropout.p if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype), dropout_p=p)
+            mask = mask.to(q.dtype) if mask is not None and mask.is_floating_point() else mask
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal)
         return self.output(y.transpose(1, 2).flatten(2))
 
 

@@ -42,7 +42,9 @@ class PooledClassifier(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.trunk.get_input_embeddings()  # type: ignore[operator]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         """(B, T) int64 -> logits (B, classes)."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         found = self.trunk(input_ids=input_ids, attention_mask=attention_mask, **types)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
-from trainer.models.attention import MASKED, alibi, initialise, sinusoids
+from trainer.models.attention import MASKED, alibi, initialise, is_eager, sinusoids, token_mask
 from trainer.models.dropout import Dropout
 from trainer.models.transformer import EncoderLayer
 
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int) -> None:
         super().__init__()
         d = config.d_model
-        self.max_length, self.checkpointing = max_length, False
+        self.max_length, self.checkpointing, self.kind = max_length, False, config.attention
         self.alibi_heads = config.heads if config.positions == "alibi" else 0
         self.embedding = nn.Embedding(vocab_size, d)
         self.type_embedding = nn.Embedding(2, d)
@@ -44,8 +44,10 @@ class Encoder(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """input_ids, attention_mask (1 = token) and types (B, T) int64 -> (B, T, M).
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """input_ids, attention_mask (1 = token; None: no row has padding) and types (B, T) int64 -> (B, T, M).
 
         Raises:
             UsageError: more than `max_length` positions.
@@ -59,14 +61,19 @@ class Encoder(nn.Module):
         x = self.dropout(
             torch.add(self.positions[:length].to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1]))
         )
-        mask = (attention_mask[:, None, None, :] == 0) * MASKED
-        if self.alibi_heads:
-            mask = mask + alibi(self.alibi_heads, length, x.device)
+        mask = self._mask(attention_mask, length, x.device)
         for layer in self.layers:
             x = self._run(layer, x, mask)
         return self.norm(x)
 
-    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    def _mask(self, attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor | None:
+        """The mask for all layers. Biases have to be added, so that with ALiBi it is never Boolean."""
+        if not self.alibi_heads:
+            return None if attention_mask is None else token_mask(attention_mask != 0, is_eager(self.kind, device))
+        biases = alibi(self.alibi_heads, length, device)
+        return biases if attention_mask is None else (attention_mask[:, None, None, :] == 0) * MASKED + biases
+
+    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(layer, x, mask, use_reentrant=False)
         return layer(x, mask)
@@ -84,7 +91,7 @@ class MaskedLanguageModel(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.trunk.embedding
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, places: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, places: Tensor) -> Tensor:
         """`places` (N) int64: masked positions in the flattened batch -> logits (N, V)."""
         hidden = self.trunk(input_ids, attention_mask).flatten(0, 1).index_select(0, places)
         return F.linear(self.norm(F.gelu(self.transform(hidden))), self.trunk.embedding.weight, self.bias)

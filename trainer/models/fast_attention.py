@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from trainer.models.attention import eager_attention
 from trainer.models.dropout import dropout as byte_dropout
 from trainer.models.explain import record
+from trainer.models.library_masks import eager_mask, install
 
 FAST = "rankzero_eager"  # its name in transformers' registry of attention functions
 SUFFIX = "eager_attention_forward"  # of the names of the library's eager functions
@@ -49,6 +50,7 @@ def use_attention(model: nn.Module, kind: str) -> None:
         kind: sdpa, eager, rankzero (`attention` of this module) or auto. On a CPU, auto is rankzero. On a GPU it is
             the library's choice.
     """
+    install()
     if kind == "auto":
         if torch.cuda.is_available():
             return
@@ -208,7 +210,6 @@ def _codes(kind: type) -> list[Any]:
 
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(FAST, attention)
     AttentionMaskInterface.register(FAST, eager_mask)

@@ -19,18 +19,20 @@ LOOKS_BACK = ("clip_text_model",)  # its layers do not say that they are causal
 LOOKS_BOTH_WAYS = ("cpmant",)  # language models whose states see the whole text
 
 
-def pool(hidden: Tensor, attention_mask: Tensor, pooling: str, last: bool = False) -> Tensor:
+def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str, last: bool = False) -> Tensor:
     """Pool the states of each row's tokens.
 
     Args:
         hidden: (B, T, M).
-        attention_mask: (B, T), 1 = token, padding on either side.
+        attention_mask: (B, T), 1 = token, padding on either side. None: no row has padding.
         pooling: cls, mean or max.
         last: with cls, take the last token that is no padding instead of the first position.
 
     Returns:
         (B, M).
     """
+    if attention_mask is None:
+        attention_mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     if pooling == "cls":
         return at_last(hidden, attention_mask) if last else hidden[:, 0]
     mask = attention_mask[..., None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
-from trainer.models.attention import Attention, causal_mask, initialise, padding_mask, sinusoids
+from trainer.models.attention import Attention, causal_mask, initialise, is_eager, sinusoids, token_mask
 from trainer.models.dropout import Dropout
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Layer(nn.Module):
 class EncoderLayer(Layer):
     """Self-attention and feed-forward."""
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, S, M), mask (B, 1, 1, S) -> (B, S, M)."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, S, M), mask (B, 1, 1, S) or None for rows without padding -> (B, S, M)."""
 
         def attend(y: Tensor) -> Tensor:
             return self.attention(*self.attention.queries_keys_values(y), mask)
@@ -94,11 +94,17 @@ class DecoderLayer(Layer):
         self.cross_attention, self.cross_attention_norm = _attention(config, cross=True), nn.LayerNorm(config.d_model)
 
     def forward(
-        self, x: Tensor, source: Tensor | LayerCache, source_mask: Tensor, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        source: Tensor | LayerCache,
+        source_mask: Tensor | None,
+        mask: Tensor | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """x (B, T, M), source: the memory (B, S, M), its mask (B, 1, 1, S), mask (1, 1, T, T) -> (B, T, M).
 
-        With a cache as source x is (B*K, 1, M), the newest positions, and there is nothing to mask in the target.
+        `causal` replaces the last mask where SDPA runs. With a cache as source x is (B*K, 1, M), the newest positions,
+        and there is nothing to mask in the target.
         """
         own, cross = self.attention, self.cross_attention
 
@@ -106,7 +112,7 @@ class DecoderLayer(Layer):
             q, k, v = own.queries_keys_values(y)
             if isinstance(source, LayerCache):
                 k, v = source.extend(k, v)
-            return own(q, k, v, mask)
+            return own(q, k, v, mask, causal)
 
         def attend_source(y: Tensor) -> Tensor:
             k, v = source.source if isinstance(source, LayerCache) else cross.keys_values(source)
@@ -124,7 +130,7 @@ class Cache:
     """State of a search: B rows with K hypotheses each, and `length` target positions so far."""
 
     layers: list[LayerCache]
-    source_mask: Tensor  # (B, 1, 1, S)
+    source_mask: Tensor | None  # (B, 1, 1, S)
     length: int = 0
 
     def reorder(self, index: Tensor) -> None:
@@ -135,8 +141,8 @@ class Cache:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows (int64) with all their hypotheses."""
-        before, target = self.source_mask.shape[0], self.layers[0].target
-        self.source_mask = self.source_mask.index_select(0, rows)
+        before, target = self.layers[0].source[0].shape[0], self.layers[0].target
+        self.source_mask = None if self.source_mask is None else self.source_mask.index_select(0, rows)
         for layer in self.layers:
             layer.source = layer.source[0].index_select(0, rows), layer.source[1].index_select(0, rows)
         if target is not None:
@@ -163,7 +169,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         d, tied, targets = config.d_model, config.tied_embeddings, target_vocab_size or vocab_size
-        self.pad_id, self.max_length, self.checkpointing = pad_id, max_length, False
+        self.pad_id, self.max_length, self.checkpointing, self.kind = pad_id, max_length, False, config.attention
         self.embedding = nn.Embedding(vocab_size, d)
         self.target_embedding = None if tied is True else nn.Embedding(targets, d)
         self.output = None if tied else nn.Linear(d, targets, bias=False)
@@ -184,21 +190,36 @@ class Transformer(nn.Module):
         """The embedding of target tokens. It is the output projection, too, unless that has its own matrix."""
         return self.target_embedding or self.embedding
 
-    def forward(self, src: Tensor, trg_in: Tensor) -> Tensor:
-        """src (B, S) and trg_in (B, T) int64 -> logits (B, T, V). UsageError for more than `max_length` positions."""
-        memory, source_mask = self.encode(src), padding_mask(src, self.pad_id)
+    def forward(self, src: Tensor, trg_in: Tensor, unpadded: Tensor | None = None) -> Tensor:
+        """src (B, S) and trg_in (B, T) int64 -> logits (B, T, V).
+
+        Args:
+            unpadded: of any value; given if no row of `src` has padding. Its presence is known without the device.
+
+        Raises:
+            UsageError: more than `max_length` positions.
+        """
+        source_mask = self._source_mask(src, unpadded)
+        memory = self._encode(src, source_mask)
         x = self._embed(trg_in, self.target_table)
-        mask = causal_mask(trg_in.shape[1], x.device)
+        causal = not is_eager(self.kind, x.device)
+        mask = None if causal else causal_mask(trg_in.shape[1], x.device)
         for layer in self.decoder:
-            x = self._run(layer, x, memory, source_mask, mask)
+            x = self._run(layer, x, memory, source_mask, mask, causal)
         return self._logits(x)
 
     def encode(self, src: Tensor) -> Tensor:
         """src (B, S) int64 -> memory (B, S, M)."""
-        x, mask = self._embed(src, self.embedding), padding_mask(src, self.pad_id)
+        return self._encode(src, self._source_mask(src))
+
+    def _encode(self, src: Tensor, mask: Tensor | None) -> Tensor:
+        x = self._embed(src, self.embedding)
         for layer in self.encoder:
             x = self._run(layer, x, mask)
         return self.encoder_norm(x)
+
+    def _source_mask(self, src: Tensor, unpadded: Tensor | None = None) -> Tensor | None:
+        return None if unpadded is not None else token_mask(src != self.pad_id, is_eager(self.kind, src.device))
 
     def start_decoding(self, memory: Tensor, src: Tensor) -> Cache:
         """memory (B, S, M) of src (B, S) -> a cache that holds the source's keys and values and no target yet."""
@@ -207,7 +228,7 @@ class Transformer(nn.Module):
             assert isinstance(layer, DecoderLayer)
             key, value = layer.cross_attention.keys_values(memory)
             layers.append(LayerCache((key.contiguous(), value.contiguous())))
-        return Cache(layers, padding_mask(src, self.pad_id))
+        return Cache(layers, self._source_mask(src))
 
     def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """The newest tokens (B*K, 1) int64 -> logits (B*K, V) of the next ones; the cache grows by one position."""
@@ -217,7 +238,7 @@ class Transformer(nn.Module):
         cache.length += 1
         return self._logits(x)[:, 0]
 
-    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=True)
         return layer(*inputs)

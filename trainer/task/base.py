@@ -149,9 +149,19 @@ class Task(MicroBatches, PublishedModel):
 
         return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.smoothing)
 
+    @property
+    def several_documents(self) -> bool | None:
+        """Whether a row may hold several documents, separated by position ids; None: unknown, read on the device."""
+        return False if self.mask_optional else None
+
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the loss, and the `memory` (B, …) of the next micro-batch of the lane, detached."""
-        return self.loss(model, batch), None
+        from trainer.models.library_masks import known_rows
+
+        if self.several_documents is None:
+            return self.loss(model, batch), None
+        with known_rows(several=self.several_documents):
+            return self.loss(model, batch), None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
         """Return the losses of the rows of an evaluation batch, and their predictions if `predict` is set."""

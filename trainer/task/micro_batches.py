@@ -28,6 +28,7 @@ class MicroBatches(PredictionRows):
     """The part of a task that encodes rows, and makes micro-batches of them."""
 
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
+    mask_optional: ClassVar[bool] = False  # `logits` takes a batch without attention_mask: no row has padding
     toy_rows: ClassVar[tuple[Row, ...]]  # a few rows on which the contract test runs every task
     tokenizer: PreTrainedTokenizerFast
     padding: Padding
@@ -90,6 +91,16 @@ class MicroBatches(PredictionRows):
         Token ids, masks and class ids are int64; numbers that are predicted, and weights, are fp32.
         """
 
+    def training_batch(self, examples: Sequence[Example]) -> Batch:
+        """Return `collate` for a training step. A mask that hides nothing is left out: fast kernels take none.
+
+        The loader does so on the host. Reading the mask on a device would wait for the device.
+        """
+        batch = self.collate(examples)
+        if self.mask_optional and not self.padding.masked and bool(batch["attention_mask"].all()):
+            del batch["attention_mask"]
+        return batch
+
     def corrupt(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
         """Draw masks for the examples of a micro-batch, before labels are counted. By default nothing is drawn.
 
@@ -126,7 +137,7 @@ class MicroBatches(PredictionRows):
     def filler(self) -> Batch:
         """Return a row whose labels are all ignored, for a rank that has no micro-batch left in a step."""
         example, _ = self.pack(self.encode([self.toy_rows[0]]))[0]
-        batch = self.collate([example])
+        batch = self.training_batch([example])
         if (memory := self.memory(1)) is not None:
             batch["memory"] = memory
         return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}

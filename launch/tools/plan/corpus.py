@@ -94,11 +94,15 @@ def _first_epoch(corpus: Corpus) -> Epoch:
     options: Any = {"workers": 0, "prefetch": 1, "pin_memory": False, "inputs": task.inputs, "corrupt": task.corrupt}
     rows = steps = tokens = padded = 0
     shapes: dict[str, Shapes] = {}
-    for step in load_epoch(corpus.lanes(), task.collate, task.tokens, groups, bookmarks, **options):
+    for step in load_epoch(corpus.lanes(), task.training_batch, task.tokens, groups, bookmarks, **options):
         steps += 1
         for loaded in filter(None, step):
             rows, tokens, padded = rows + loaded.rows, tokens + loaded.tokens, padded + loaded.padded
             found = {name: tuple(tensor.shape) for name, tensor in loaded.inputs.items()}
             shapes[str(found)] = found
-    largest = max(shapes.values(), key=lambda s: sum(s[name][0] * s[name][1] ** 2 for name in task.inputs))
+
+    def size(shapes: Shapes) -> tuple[int, int]:  # of two alike the one with a mask
+        return sum(shapes[name][0] * shapes[name][1] ** 2 for name in task.inputs), len(shapes)
+
+    largest = max(shapes.values(), key=size)
     return Epoch(rows, steps, tokens, padded, largest)

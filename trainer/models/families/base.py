@@ -19,11 +19,13 @@ class Padding:
         multiple: widths are multiples of this.
         narrowest: the smallest width, a multiple of `multiple`.
         left: padding is before the tokens, and the last token represents the text.
+        masked: the model needs a mask even where no row has padding.
     """
 
     multiple: int = 1
     narrowest: int = 1
     left: bool = False
+    masked: bool = False
 
     def width(self, length: int) -> int:
         """Return the width of a micro-batch whose longest row has `length` tokens."""

@@ -27,7 +27,7 @@ class BigBird(Family):
         if config.attention_type != "block_sparse":
             return Padding()
         # with (5 + 2r) blocks and fewer the library switches to full attention for good
-        return Padding(config.block_size, (6 + 2 * config.num_random_blocks) * config.block_size)
+        return Padding(config.block_size, (6 + 2 * config.num_random_blocks) * config.block_size, masked=True)
 
     def make_causal(self, config: Any, given: Mapping[str, Any]) -> None:
         if given.get("attention_type") == "block_sparse":

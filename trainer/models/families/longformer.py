@@ -20,7 +20,7 @@ class Longformer(Family):
 
     def padding(self, config: Any, *, training: bool) -> Padding:
         window = config.attention_window
-        return Padding(window if isinstance(window, int) else math.lcm(*window))
+        return Padding(window if isinstance(window, int) else math.lcm(*window), masked=True)
 
     def patch(self, model: nn.Module) -> None:
         """Add global attention on the first token. The library does so in its own classifier only."""

@@ -28,7 +28,8 @@ class Reformer(Family):
 
     def padding(self, config: Any, *, training: bool) -> Padding:
         # axial positions are trained at one width only, which uses all rows and columns
-        return Padding(math.prod(config.axial_pos_shape) if config.axial_pos_embds and training else _chunks(config))
+        axial = config.axial_pos_embds and training
+        return Padding(math.prod(config.axial_pos_shape) if axial else _chunks(config), masked=True)
 
     def complete(self, config: Any, longest: int, given: Mapping[str, Any], *, own_positions: bool) -> None:
         if (count := config.num_hidden_layers) != len(config.attn_layers):

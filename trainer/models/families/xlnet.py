@@ -16,7 +16,7 @@ class XLNet(Family):
     subtracts_mask = True
 
     def padding(self, config: Any, *, training: bool) -> Padding:
-        return Padding(left=True)
+        return Padding(left=True, masked=True)
 
 
 FAMILY = XLNet()

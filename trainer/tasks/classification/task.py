@@ -39,6 +39,7 @@ class Classification(CalibratedTask):
     embeds = True
     averages = True
     inputs = ("input_ids",)
+    mask_optional = True
     metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
     cheap_metrics = ()
     problem_type: ClassVar[str | None] = None  # in config.json of a model with the library's own head

@@ -100,6 +100,11 @@ class CausalLanguageModeling(LanguageModeling):
         }
 
     @property
+    def several_documents(self) -> bool:
+        """Whether documents share a sequence without seeing each other."""
+        return self.settings.packing and not self.settings.cross_documents
+
+    @property
     def start_id(self) -> int:
         """The first token of a document: the beginning of text, or the end of text if the tokenizer has no other."""
         own = self.tokenizer.bos_token_id

@@ -24,6 +24,7 @@ class MaskedLanguageModeling(LanguageModeling):
 
     exporter_path = "trainer.tasks.language_modeling.export:MaskedExport"
     metric_specs = MASKED_SPECS
+    mask_optional = True
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Return `input_ids` with special tokens, truncated to `data.max_length`."""
@@ -82,7 +83,8 @@ class MaskedLanguageModeling(LanguageModeling):
     def split(self, batch: Batch, parts: int) -> list[Batch | None]:
         """Split rows together with their selected tokens."""
         width = batch["input_ids"].shape[1]
-        rows = super().split({name: batch[name] for name in ("input_ids", "attention_mask")}, parts)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        rows = super().split(inputs, parts)
         found: list[Batch | None] = []
         begin = 0
         for part in rows:
@@ -96,7 +98,7 @@ class MaskedLanguageModeling(LanguageModeling):
     def filler(self) -> Batch:
         import torch
 
-        batch = self.collate(self.corrupt(self.encode([self.toy_rows[0]])))
+        batch = self.training_batch(self.corrupt(self.encode([self.toy_rows[0]])))
         return {**batch, "labels": torch.full_like(batch["labels"], -100)}
 
     def build_model(self, trained: Path | None = None) -> nn.Module:
@@ -107,8 +109,8 @@ class MaskedLanguageModeling(LanguageModeling):
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return logits (N, V) of the selected tokens only."""
         if hasattr(model, "trunk"):
-            return model(batch["input_ids"], batch["attention_mask"], batch["places"])
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            return model(batch["input_ids"], batch.get("attention_mask"), batch["places"])
+        found = model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"))
         return found.logits.flatten(0, 1).index_select(0, batch["places"])
 
     # -- evaluation ------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class TextToText(Pairs, Task):
     suggester_path = "trainer.tasks.text_to_text.suggest:suggest"
     labels_are_tokens = True
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
+    mask_optional = True
     metric_specs: ClassVar[tuple[Metric, ...]] = (*Pairs.metric_specs, *ROUGE)
 
     def __init__(
@@ -205,7 +206,7 @@ class TextToText(Pairs, Task):
         facts: Any = model.config
         return model(
             input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            attention_mask=batch.get("attention_mask"),
             decoder_input_ids=shifted_right(batch["labels"], facts.decoder_start_token_id, self.pad_id),
             use_cache=False,
             **more,

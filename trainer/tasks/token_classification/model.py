@@ -33,7 +33,7 @@ class TokenTagger(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.trunk.get_input_embeddings()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T) int64 -> logits (B, T, tags)."""
         return self.head(self.dropout(self.trunk(input_ids, attention_mask)))
 

@@ -46,6 +46,7 @@ class TokenClassification(Task):
     reporter_path = "trainer.tasks.token_classification.report:TokenClassificationReport"
     suggester_path = "trainer.tasks.token_classification.suggest:suggest"
     inputs = ("input_ids",)
+    mask_optional = True
     metric_specs = SPECS
     cheap_metrics = ()
     toy_rows = (
@@ -199,7 +200,7 @@ class TokenClassification(Task):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return logits (S, W, tags)."""
-        return super().logits(model, {name: batch[name] for name in INPUTS})
+        return super().logits(model, {name: batch[name] for name in INPUTS if name in batch})
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 

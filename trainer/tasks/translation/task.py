@@ -105,6 +105,15 @@ class Translation(Pairs, Task):
             "labels": self.pad(labels, IGNORED),
         }
 
+    def training_batch(self, examples: Sequence[Example]) -> Batch:
+        """Return `collate`. `unpadded` (B,) is added if no row of `src` has padding: see `Transformer.forward`."""
+        import torch
+
+        batch = super().training_batch(examples)
+        if not bool((batch["src"] == self.pad_id).any()):
+            batch["unpadded"] = torch.ones(len(batch["src"]), dtype=torch.bool)
+        return batch
+
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.transformer import Transformer
 
