@@ -22,7 +22,7 @@ from trainer.cli import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
 from trainer.files import read_json, write_json
 from trainer.lock import dead_holder
-from trainer.rundir import STALE_SECONDS, RunDir
+from trainer.rundir import STALE_SECONDS, RunDir, no_run
 
 POLL = 0.5  # seconds between two reads of a log
 ASK = 30.0  # seconds between two calls of squeue
@@ -36,7 +36,7 @@ def status_command(
 ) -> None:
     """Show the state of runs and their jobs."""
     if run is not None and not run.is_dir():
-        raise UsageError(f"{run} is not a run directory")
+        raise no_run(run)
     runs = [run] if run is not None else sorted(path for path in Path("runs").glob("*") if path.is_dir())
     snapshot = Snapshot()
     for path in runs:
@@ -50,6 +50,8 @@ def logs_command(
     lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="from the end")] = 200,
 ) -> None:
     """Show the log of a run's newest job."""
+    if not run.is_dir():
+        raise no_run(run)
     log = newest_log(run, wait=follow)
     for text in _tail(log, run, follow, lines):
         sys.stdout.write(text)
@@ -61,6 +63,8 @@ def cancel_command(
     now: Annotated[bool, typer.Option("--now", help="plain scancel: SLURM kills ranks that save too slowly")] = False,
 ) -> None:
     """Cancel a run's jobs. Running ones save first. None is requeued."""
+    if not run.is_dir():
+        raise no_run(run)
     jobs = active(run)
     if not jobs:
         print(f"{run}: no job is waiting or running")
