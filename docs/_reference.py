@@ -1,7 +1,8 @@
 """MkDocs hook: generate the reference from the code.
 
 A page asks for a generated part by a comment: <!-- generate: recipe -->, <!-- generate: recipe export.gates -->,
-<!-- generate: cli -->, exit-codes, recipes, configs, python, or file examples/x.py.
+<!-- generate: cli -->, exit-codes, recipes, configs, python, or file examples/x.py. The quotation below a comment is
+for readers of the raw page, as on GitHub: where they find the same. It is replaced on the site.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+PART = re.compile(r"<!-- generate: ([\w-]+) ?(\S*) -->\n(?:> .*\n?)*")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in the generated parts of a page."""
-    return re.sub(r"<!-- generate: ([\w-]+) ?(\S*) -->", lambda m: "\n".join(GENERATORS[m[1]](m[2])), markdown)
+    return PART.sub(lambda m: "\n".join([*GENERATORS[m[1]](m[2]), ""]), markdown)
 
 
 # -- recipe keys, from the JSON Schema ---------------------------------------------------------------------------------

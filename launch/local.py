@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launch.configs import LaunchPlan, choose, describe
 from launch.supervise import processes
+from launch.supervise.final_status import RUN
 from launch.supervise.restarts import restart_needed, run_with_restarts
 from trainer.cpu_info import cores
 from trainer.errors import UsageError
@@ -57,7 +58,7 @@ def start(
             sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
         return code
-    env = with_module_path(environment(plan))
+    env = with_module_path(environment(plan)) | {RUN: str(run_dir.absolute())}
     return run_with_restarts(lambda argv: processes.run(command(plan, argv), env), argv, run_dir)
 
 

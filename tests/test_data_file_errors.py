@@ -167,9 +167,26 @@ def test_a_class_in_another_unicode_form_is_shown_escaped(tmp_path):
     assert "a.jsonl, line 8 (row 8)" in found
 
 
-def test_up_to_ten_bad_rows_with_their_lines(tmp_path):
+def test_equal_mistakes_are_one_line_with_their_number_and_first_places(tmp_path):
+    rows = [{"text": f"t{i}", "label": "no" if i % 4 == 1 else "positive"} for i in range(6000)]
+    write(tmp_path, [*rows, {"text": None, "label": "positive"}, {"label": "positive"}])
+    found = message(tmp_path)
+    assert found.count("\n") == 4
+    assert "data.train: 1,502 bad rows of a.jsonl:\n" in found
+    places = "line 2 (row 2), line 6 (row 6), line 10 (row 10) and 1,497 more"
+    assert f"  a.jsonl, 1,500 rows ({places}), column \"label\": holds 'no', which is not in task.labels" in found
+    assert '  a.jsonl, line 6001 (row 6001), column "text": is null' in found
+    assert '  a.jsonl, line 6002 (row 6002), column "text": is missing; columns here: label' in found
+    write(tmp_path, rows)
+    assert message(tmp_path).startswith("data.train: a.jsonl, 1,500 rows (line 2 (row 2)")
+    skipped = surveyed(tmp_path, on_bad_row="skip", max_bad_fraction=0.5)
+    assert [line.partition(" rows")[0] for line in skipped.examples] == ["a.jsonl, 1,500"]
+    assert skipped.bad.total() == 1500
+
+
+def test_up_to_ten_mistakes_with_their_lines(tmp_path):
     """A header, blank lines and quoted line ends: the line is not the number of the row."""
-    rows = [f'"two\nlines {i}",{"positive" if i % 2 else "so-so"}\n\n' for i in range(40)]
+    rows = [f'"two\nlines {i}",{"positive" if i % 2 else f"so-so {i}"}\n\n' for i in range(40)]
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
     found = message(tmp_path)
     assert found.count("a.csv, lines ") == 10

@@ -18,11 +18,13 @@ from trainer.data.tokenization import train_tokenizer
 from trainer.engine import token_counts
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
+from trainer.engine.setup import survey_data
 from trainer.engine.token_counts import TokenCounts, count_tokens
 from trainer.errors import DataError
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
 from trainer.report.page import sentences
+from trainer.rundir import RunDir
 from trainer.task.base import Task
 from trainer.task.registry import make_task
 
@@ -229,6 +231,18 @@ def test_classes_without_rows(tmp_path):
     ]
     write(tmp_path, labelled({"a": 30, "b": 30, "c": 30}))
     assert class_notes(tmp_path, validation=None) == []
+
+
+def test_wrong_paths_of_all_splits_are_found_before_any_row_is_read(tmp_path, monkeypatch):
+    write_corpus(tmp_path, train=40, validation=12)
+    monkeypatch.setattr("trainer.engine.setup.survey", pytest.fail)
+    recipe = Recipe.parse(tiny_recipe(tmp_path, data={"validation": "validatoin.jsonl", "test": "tests/*.jsonl"}))
+    with pytest.raises(DataError) as error:
+        survey_data(RunDir(tmp_path / "run"), recipe)
+    first, second = str(error.value).split("\n")
+    assert first.startswith("data.validation='validatoin.jsonl': no file matches below data.root=")
+    assert first.endswith("nearest: validation.jsonl, train.jsonl, test.jsonl")
+    assert second.startswith("data.test='tests/*.jsonl': no file matches")
 
 
 def test_a_share_held_out_that_misses_a_class(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,23 @@ def test_every_recipe_key_is_described() -> None:
         if not (value.get("description") or "const" in value or referenced(value, schema))
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("page", [path for path in sorted(DOCS.rglob("*.md")) if "<!-- generate: " in path.read_text()])
+def test_generated_parts_are_explained_on_the_raw_page(page: Path) -> None:
+    """GitHub shows no generated part. The note in its place names a command or file, and is not on the site."""
+    markdown = page.read_text(encoding="utf-8")
+    notes = re.findall(r"<!-- generate: .* -->\n((?:> .*\n)+)", markdown)
+    assert len(notes) == markdown.count("<!-- generate: ")
+    for note in notes:
+        links = re.findall(r"\]\(([^)]+)\)", note)
+        assert all((page.parent / link).exists() for link in links), note
+        assert links or "`rankzero " in note, note
+    made = runpy.run_path(str(DOCS / "_reference.py"))["on_page_markdown"](markdown)
+    assert len(made) > len(markdown)
+    for note in notes:
+        assert note not in made, note
+    assert "<!-- generate" not in made
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "benchmarks/README.md", "slurm/README.md"])

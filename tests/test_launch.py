@@ -377,13 +377,16 @@ what, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
 
 def write_status(state, code):
     if rank == 0:
-        (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": code}))
+        (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": code, "step": 7}))
 
 if what == "finish":
     (folder / f"environment-{rank}").write_text(json.dumps(dict(os.environ)))
     write_status("finished", 0)
 elif what == "killed":
     os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)
+elif what == "killed-0":
+    write_status("running", None)
+    os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else time.sleep(60)
 elif what == "work":
     seen = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -417,7 +420,8 @@ Begin = Callable[[str], "subprocess.Popen[str]"]
 def begin(tmp_path: Path) -> Iterator[Begin]:
     """Start `rankzero train` with a stub that does what its argument names. Kill what is left afterwards."""
     (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "__init__.py").touch()  # else the real package goes before it
+    others = f"__path__.append({str(ROOT / 'trainer')!r})\n"  # other modules are the real ones
+    (tmp_path / "trainer" / "__init__.py").write_text(others)  # without the file, the real package goes before it
     (tmp_path / "trainer" / "__main__.py").write_text(STUB)
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     started: list[subprocess.Popen[str]] = []
@@ -484,6 +488,35 @@ def test_a_rank_that_was_killed_is_named_and_ends_the_run(begin: Begin, tmp_path
     assert re.search(r"rank 1 \(process \d+\) was killed by SIGKILL .*memory", errors), errors
     assert "Traceback" not in errors
     assert _of_this_run(tmp_path) == []
+
+
+@pytest.mark.ranks
+def test_the_status_of_a_killed_rank_zero_is_written_by_its_launcher(begin: Begin, tmp_path: Path) -> None:
+    _, errors = (process := begin("killed-0")).communicate(timeout=300)
+    assert process.returncode == 1, errors
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["step"]) == ("failed", 1, 7)
+    assert re.match(r"rank 0 \(process \d+\) was killed by SIGKILL .*; the same command resumes", status["error"])
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code", "state"),
+    [
+        ({}, {"state": "running", "exit_code": None}, 1, "failed"),
+        ({}, {"state": "running", "exit_code": None}, 75, "preempted"),
+        ({}, {"state": "running", "exit_code": 0}, 1, "running"),  # trained; a job for the report is to begin
+        ({}, {"state": "finished", "exit_code": 0}, 1, "finished"),
+        ({"state": "running", "exit_code": None}, {"state": "running", "exit_code": None}, 1, "running"),  # not begun
+    ],
+)
+def test_a_status_that_ranks_left_unfinished_is_settled(
+    tmp_path: Path, before: dict[str, object], after: dict[str, object], code: int, state: str
+) -> None:
+    path = tmp_path / "status.json"
+    path.write_text(json.dumps(before))
+    restarts.run_with_restarts(lambda _: path.write_text(json.dumps(after)) and code, ["train", "x"], tmp_path)
+    assert json.loads(path.read_text())["state"] == state
 
 
 @pytest.mark.ranks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from conftest import tiny_recipe, write_recipe
 from trainer.errors import UsageError
 from trainer.recipe import FREE_TO_CHANGE, changed_keys, synonyms
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.recipe_loading import SHIPPED, Recipe, find_recipe, load_recipe
+from trainer.recipe.patterns import in_words
+from trainer.recipe_loading import SHIPPED, Recipe, check_recipe, find_recipe, load_recipe
 from trainer.task.registry import task_class
 
 ROOT = Path("corpus")
@@ -76,9 +78,20 @@ def test_an_unknown_name_gives_the_nearest_or_all(name: str, words: str) -> None
     assert ".yaml" in str(caught.value), "how to give another one"
 
 
-def test_a_path_is_a_path(tmp_path: Path) -> None:
-    assert find_recipe("multi30k.yaml") == Path("multi30k.yaml")
-    assert find_recipe("some/where") == Path("some/where")
+def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some").mkdir()
+    for name in ("mine.yaml", "some/where"):
+        Path(name).touch()
+        assert find_recipe(name) == Path(name)
+    for name, words in (
+        ("mien.yaml", "recipe mien.yaml does not exist; did you mean mine.yaml?"),
+        ("some/imbd.yml", "did you mean imdb? `rankzero recipes` lists"),
+        ("some/qqqq", "check the path"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            find_recipe(name)
+        assert words in str(caught.value)
 
 
 # -- what is wrong -----------------------------------------------------------------------------------------------------
@@ -185,6 +198,13 @@ def test_required_keys_are_named() -> None:
         (("loop.eval_every=0",), "loop.eval_every"),
         (("loop.eval_every=daily",), "'epoch'"),
         (("data=3",), "data"),
+        (("evaluation.metrics=[f1]",), "evaluation.metrics.0: 'f1' has another form; write package.module:name"),
+        (("evaluation.metrics=own:f",), "evaluation.metrics: a list is needed; write [own:f]"),
+        (("loop.callbacks=[Print]",), "loop.callbacks.0: 'Print' has another form; write package.module:name"),
+        (("task.kind=own.Task",), "text_to_text, token_classification, translation, or package.module:Class"),
+        (("optim.name=Adam",), "optim.name: 'Adam' has another form; did you mean 'adamw'?; allowed: adamw, sgd,"),
+        (("name=my run",), "name: 'my run' has another form; use letters, digits"),
+        (("loop.save_every=15m",), "loop.save_every: "),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_starts(overrides: tuple[str, ...], words: str) -> None:
@@ -203,7 +223,8 @@ def test_constraints_of_task_and_cleaning_are_checked(tmp_path: Path) -> None:
         "bleu",
         "did you mean 'fold_whitespace'",
         "data.columns.tgt",
-        "src, trg",
+        "did you mean 'trg'? its roles: src, trg",
+        "and functions of your own as package.module:function",
         "loop.early_stopping.patience",
         "optim.schedule",
     ):
@@ -231,6 +252,27 @@ def test_a_recipe_that_is_no_mapping_is_reported(tmp_path: Path, text: str) -> N
 def test_yaml_that_is_not_plain_is_reported(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match=r"x\.yaml"):
         from_text(tmp_path, text)
+
+
+def test_no_regular_expression_is_shown() -> None:
+    """Each pattern of a recipe key is one of the module that explains it in words."""
+
+    def patterns(schema: Any) -> Iterator[str]:
+        for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+            if key == "pattern" and isinstance(value, str):
+                yield value
+            elif isinstance(value, dict | list):
+                yield from patterns(value)
+
+    found = set(patterns(Recipe.model_json_schema()))
+    assert len(found) > 4
+    assert [pattern for pattern in found if in_words(pattern, "x") is None] == []
+
+
+def test_role_and_column_exchanged() -> None:
+    recipe = Recipe.parse(tiny_recipe(ROOT), ["data.columns={de: src, en: trg}"])
+    with pytest.raises(UsageError, match=r"did you mean src: de\? The role comes first, then the column"):
+        check_recipe(recipe)
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from trainer import rundir
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, UsageError
 from trainer.files import publish, read_json, without_nan, workspace, write_atomically, write_json
 from trainer.rundir import RunDir, Status
 
@@ -256,3 +256,19 @@ def test_a_full_disk_does_not_stop_the_heart(tmp_path: Path, monkeypatch: pytest
         time.sleep(0.01)
     assert read_json(run.status)["updated"] > before
     status.finish("finished", 0)
+
+
+def test_a_path_that_is_no_run_gives_the_nearest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("imdb", "sst2"):
+        (tmp_path / "runs" / name / "model").mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.yaml").touch()
+    for path, words in (
+        ("runs/imbd", "runs/imbd is not a run directory (it does not exist); did you mean runs/imdb?"),
+        ("imbd", "did you mean runs/imdb?"),
+        ("runs/imdb/model", "runs/imdb/model is not a run directory (it has no recipe.yaml); did you mean runs/imdb?"),
+        ("runs", "give the path of a run; there: runs/imdb, runs/sst2"),
+    ):
+        with pytest.raises(UsageError) as error:
+            RunDir(path).check()
+        assert str(error.value).endswith(words)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from batch_helpers import Sandbox, script
 
-from launch.slurm import arrays, render, settle
+from launch.slurm import arrays, render
 from launch.slurm.job import Job
 from launch.slurm.submission import render_all
+from launch.supervise.final_status import write_final_status
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_a_task_of_an_array_is_requeued_by_its_own_number(tiny_job: Callable[...
 
 
 def test_settle_ignores_a_run_without_status(tmp_path: Path) -> None:
-    settle.write_final_status(tmp_path, 1, "why")
+    write_final_status(tmp_path, 1, "why")
     assert list(tmp_path.iterdir()) == []
 
 

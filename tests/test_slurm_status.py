@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,23 @@ def test_the_end_of_the_log_without_status_json(slurm: Path, tmp_path: Path) -> 
     assert "| python: No such file or directory" in shown(run)
     (run / "status.json").write_text(json.dumps({"step": 3, "attempt": 1, **said, "launch": "5.0.0"}))
     assert "| python" not in shown(run)
+
+
+def test_a_run_whose_process_was_killed_has_failed_at_once(slurm: Path, tmp_path: Path) -> None:
+    run = run_with(tmp_path, "r", state="running", exit_code=None)
+    program = "import pathlib, sys, time; from trainer.lock import hold\nwith hold(pathlib.Path(sys.argv[1])):\n"
+    program += "    print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, str(run)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    assert holder.stdout
+    assert holder.stdout.readline() == b"held\n"
+    assert shown(run) == f"{run}: running  step 3, start 1\n"
+    holder.kill()
+    holder.wait()
+    text = shown(run)
+    assert text.startswith(f"{run}: failed  step 3, start 1\n  process {holder.pid} on ")
+    assert "was killed" in text
+    assert "the same command resumes" in text
 
 
 def test_progress_is_shown(slurm: Path, tmp_path: Path) -> None:

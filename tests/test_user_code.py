@@ -184,9 +184,11 @@ def test_a_loss_of_a_user_is_divided_by_the_labels_of_the_step(tmp_path: Path, m
         ("evaluation.metrics=[MODULE:swapped, MODULE:swapped]", "already has a metric 'swapped'"),
         ("data.cleaning=[no_such_module:f]", "module no_such_module cannot be imported"),
         ("data.cleaning=[MODULE.f]", "unknown step 'MODULE.f'"),
-        ("loop.callbacks=[MODULE]", "loop.callbacks.0: String should match pattern"),
+        ("loop.callbacks=[MODULE]", "loop.callbacks.0: 'MODULE' has another form; write package.module:name"),
+        ("task.loss=mes", "task.loss: Input should be 'mse', 'mae' or 'huber' (got 'mes'); or 'mes' has another form"),
+        ("evaluation.metrics=[MODULE:swaped]", "module MODULE has no 'swaped'; did you mean 'swapped'?"),
         ("optim.name=MODULE:Nothing", "module MODULE has no 'Nothing'"),
-        ("optim.name=adam", "optim.name: String should match pattern"),
+        ("optim.name=adam", "optim.name: 'adam' has another form; did you mean 'adamw'?; allowed: adamw"),
     ],
 )
 def test_wrong_names_are_refused_before_the_start(tmp_path: Path, module: str, override: str, message: str) -> None:

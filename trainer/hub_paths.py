@@ -5,6 +5,7 @@ A name is a folder, `pkg://package/folder` in an installed package, or a Hub id 
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 import json
 import re
@@ -39,6 +40,7 @@ PAGE = re.compile(
     rb"\s*<(!doctype html|html|head>|\?xml|!--.*?-->\s*<(!doctype|html)|Error>)", re.IGNORECASE | re.DOTALL
 )  # what a store or a proxy answers in the place of a file
 OWN_MODELS = "rankzero-"  # how the model_type of a model that only this package has begins
+SHIPPED = Path(__file__).parent / "recipe" / "shipped"
 FORMS = f"a folder, {PACKAGE}package/folder, or a Hub id (id@revision) that this machine can reach"
 
 
@@ -67,11 +69,26 @@ def package_folder(name: str) -> Path:
         found = Path(str(importlib.resources.files(package))) / folder
     except (ImportError, ValueError):
         raise UsageError(
-            f"{name!r}: the package {package!r} is not installed here. Check its name; install it only if you know it"
+            f"{name!r}: the package {package!r} is not installed here. Check its name; install it only if you know "
+            f"it{_near(name)}"
         ) from None
     if not found.is_dir():
-        raise UsageError(f"{name!r}: the package {package!r} has no folder {folder!r}")
+        raise UsageError(f"{name!r}: the package {package!r} has no folder {folder!r}{_near(name)}")
     return found
+
+
+def suggestion(name: str) -> str:
+    """Return what a name may be that cannot be loaded, and the nearest one of the shipped recipes."""
+    return f"Allowed: {FORMS}{_near(name)}"
+
+
+def _near(name: str) -> str:
+    named = re.findall(r"name: \"?([\w.:/-]+/[\w.-]+)", "\n".join(map(Path.read_text, sorted(SHIPPED.glob("*.yaml")))))
+    bare = {known: re.sub(r"[^a-z0-9]", "", known.lower()) for known in dict.fromkeys(named)}
+    wanted = re.sub(r"[^a-z0-9]", "", name.lower())
+    near = [known for known, letters in bare.items() if len(wanted) > 2 and wanted in letters]
+    near = near or difflib.get_close_matches(name, bare, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

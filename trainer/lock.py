@@ -220,6 +220,17 @@ def follow(folder: Path, token: str) -> contextlib.AbstractContextManager[RunLoc
     return _registered(RunLock(folder, token))
 
 
+def dead_holder(folder: Path) -> str | None:
+    """Return the name of a process that died while it held a run directory. None if it runs, or is on another machine.
+
+    Raises:
+        OSError: the lock cannot be read.
+    """
+    now = look(folder / NAME)
+    holder = parse(now.content) if now else None
+    return name_of(holder) if state_of(holder, identity()) == "dead" else None
+
+
 def check_held(path: Path) -> None:
     """Check the lock of the run directory that `path` is in, if this process has taken it. Raises LockLost."""
     for lock in _locks_of(path):

@@ -11,6 +11,7 @@ from pydantic import create_model
 
 from trainer import user_code
 from trainer.data.cleaning import cleaner
+from trainer.data.roles import Roles
 from trainer.errors import UsageError
 from trainer.models.configs import MODEL_CONFIGS
 from trainer.recipe import Recipe as BaseRecipe
@@ -42,16 +43,26 @@ def find_recipe(name: str) -> Path:
     """A shipped recipe by name, others by path.
 
     Raises:
-        UsageError: neither; names the nearest shipped one.
+        UsageError: neither; names the nearest one.
     """
     shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
     if name in shipped:
         return shipped[name]
     if Path(name).suffix in (".yaml", ".yml") or "/" in name:
-        return Path(name)
+        return _existing(Path(name), shipped)
     near = difflib.get_close_matches(name, shipped, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(sorted(shipped))}"
     raise UsageError(f"recipe {name!r} is not shipped; {hint} (others are given by path, ending in .yaml)")
+
+
+def _existing(path: Path, shipped: Mapping[str, Path]) -> Path:
+    """Return the path of a recipe. If there is no such file, name the nearest file there or the shipped recipe."""
+    if path.exists():
+        return path
+    files = [file.name for file in path.parent.glob("*.y*ml")]
+    near = difflib.get_close_matches(path.name, files, n=1) or difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"did you mean {path.with_name(near[0]) if near[0] in files else near[0]}?" if near else "check the path"
+    raise UsageError(f"recipe {path} does not exist; {hint} `rankzero recipes` lists the shipped ones")
 
 
 def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) -> BaseRecipe:
@@ -78,7 +89,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
     except UsageError as error:
         problems.append(str(error))
     for role in recipe.data.columns.keys() - roles.keys():
-        problems.append(f"data.columns.{role}: no role of task {task.kind}; its roles: {', '.join(roles)}")
+        problems.append(f"data.columns.{role}: no role of task {task.kind}; {_role_hint(role, recipe, roles)}")
     problems += _model_problems(recipe, task) or task.problems(recipe)
     problems += loss_problems(recipe)
     problems += _adapter_problems(recipe)
@@ -93,6 +104,14 @@ def check_recipe(recipe: BaseRecipe) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)))
+
+
+def _role_hint(role: str, recipe: BaseRecipe, roles: Roles) -> str:
+    """Return what to write in place of an unknown role: a typo, or role and column exchanged."""
+    column, near = recipe.data.columns[role], difflib.get_close_matches(role, roles, n=1)
+    if column in roles and not near:
+        return f"did you mean {column}: {role}? The role comes first, then the column of the files"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"its roles: {', '.join(roles)}"
 
 
 def _model_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:

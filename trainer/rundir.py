@@ -8,6 +8,7 @@ runs/<name>/
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import subprocess
@@ -88,7 +89,7 @@ class RunDir:
     def check(self) -> None:
         """Raise UsageError if this is not a run directory."""
         if not self.recipe.exists():
-            raise UsageError(f"{self.path} is not a run directory (it has no recipe.yaml); give the path of a run")
+            raise no_run(self.path)
 
     def set_aside(self) -> Path | None:
         """Rename an existing run directory. Return its new path, or None if there was no run."""
@@ -136,6 +137,23 @@ class RunDir:
             for left in self.path.rglob(".*.tmp"):  # of writers that were killed
                 left.unlink(missing_ok=True)
             yield lock
+
+
+def no_run(path: Path) -> UsageError:
+    """Return the error about a path that is not a run directory, with the nearest one."""
+    reason = "it has no recipe.yaml" if path.exists() else "it does not exist"
+    above = [folder for folder in path.parents if (folder / "recipe.yaml").is_file()]
+    runs = {
+        folder.name: folder
+        for parent in (Path("runs"), path.parent)
+        for folder in sorted(parent.glob("*"))
+        if (folder / "recipe.yaml").is_file()
+    }
+    near = above[:1] or [runs[name] for name in difflib.get_close_matches(path.name, runs, n=1)]
+    hint = f"did you mean {near[0]}?" if near else "give the path of a run"
+    if runs and not near:
+        hint += f"; there: {', '.join(str(folder) for folder in list(runs.values())[:5])}"
+    return UsageError(f"{path} is not a run directory ({reason}); {hint}")
 
 
 class Status:

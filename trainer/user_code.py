@@ -6,6 +6,7 @@ from it. So a module is imported only if it is imported already, or named in the
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.metadata
@@ -53,7 +54,9 @@ def load(name: str, key: str) -> Any:
             "folder to PYTHONPATH"
         ) from None
     if not hasattr(module, attribute):
-        raise UsageError(f"{key}={name!r}: module {module_name} has no {attribute!r}; name one of its definitions")
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        fix = f"did you mean {near[0]!r}?" if near else "name one of its definitions"
+        raise UsageError(f"{key}={name!r}: module {module_name} has no {attribute!r}; {fix}")
     return getattr(module, attribute)
 
 

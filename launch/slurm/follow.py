@@ -17,11 +17,12 @@ import typer
 
 from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
-from launch.slurm.settle import write_final_status
+from launch.supervise.final_status import is_unfinished, write_final_status
 from trainer.cli import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
 from trainer.files import read_json, write_json
-from trainer.rundir import STALE_SECONDS, RunDir
+from trainer.lock import dead_holder
+from trainer.rundir import STALE_SECONDS, RunDir, no_run
 
 POLL = 0.5  # seconds between two reads of a log
 ASK = 30.0  # seconds between two calls of squeue
@@ -35,7 +36,7 @@ def status_command(
 ) -> None:
     """Show the state of runs and their jobs."""
     if run is not None and not run.is_dir():
-        raise UsageError(f"{run} is not a run directory")
+        raise no_run(run)
     runs = [run] if run is not None else sorted(path for path in Path("runs").glob("*") if path.is_dir())
     snapshot = Snapshot()
     for path in runs:
@@ -49,6 +50,8 @@ def logs_command(
     lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="from the end")] = 200,
 ) -> None:
     """Show the log of a run's newest job."""
+    if not run.is_dir():
+        raise no_run(run)
     log = newest_log(run, wait=follow)
     for text in _tail(log, run, follow, lines):
         sys.stdout.write(text)
@@ -60,6 +63,8 @@ def cancel_command(
     now: Annotated[bool, typer.Option("--now", help="plain scancel: SLURM kills ranks that save too slowly")] = False,
 ) -> None:
     """Cancel a run's jobs. Running ones save first. None is requeued."""
+    if not run.is_dir():
+        raise no_run(run)
     jobs = active(run)
     if not jobs:
         print(f"{run}: no job is waiting or running")
@@ -114,11 +119,11 @@ def active(run: Path) -> list[JobRecord]:
 
 def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
     """Return the content of status.json and the run's jobs, by SLURM or, if it has forgotten them, by the run."""
-    status = read_json(RunDir(run).status) or {}
     recorded = recorded_jobs(run)
     waiting = [job for job in snapshot.waiting_or_running if job.among(recorded)] if recorded else []
     jobs = [*waiting, *ended_jobs(run, recorded, {job.job for job in waiting}, snapshot)]
     jobs.sort(key=lambda job: [int(number) for number in re.findall(r"\d+", job.job)])
+    status = _status(run, bool(waiting))
     newest = jobs[-1] if jobs else None
     failed = newest is not None and newest.state in FINAL and newest.state != "COMPLETED"
     writer = str(status.get("launch") or "").partition(".")[0]  # the job that wrote status.json
@@ -134,6 +139,18 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
         "log": _end_of_log(run, newest.job) if newest and failed and unreported else None,
         "seeds": [state_of(seed, snapshot) for seed in seeds(run, recorded)],
     }
+
+
+def _status(run: Path, waiting: bool) -> dict[str, Any]:
+    """Return status.json. A run whose process has died on this machine has failed, whatever its file says."""
+    status = read_json(RunDir(run).status) or {}
+    if waiting or not is_unfinished(status):
+        return status
+    with contextlib.suppress(OSError):
+        if dead := dead_holder(run):
+            error = f"{dead} was killed or died before it could say why; the same command resumes"
+            return {**status, "state": "failed", "exit_code": 1, "error": error}
+    return status
 
 
 def seeds(run: Path, recorded: dict[str, str]) -> list[Path]:

@@ -26,12 +26,17 @@ def exit_code_of_ranks(failures: Mapping[int, Any], forwarded: Collection[int]) 
             return int(code)
     if PREEMPTED in codes and set(codes) <= {PREEMPTED, -signal.SIGTERM}:  # another process has the run directory
         return PREEMPTED
+    print(f"rankzero: {cause_of_death(failures)}", file=sys.stderr)
+    return 1
+
+
+def cause_of_death(failures: Mapping[int, Any]) -> str:
+    """Return the message about the rank whose death ended the others. `failures` are as of `exit_code_of_ranks`."""
     # torch's agent terminates the remaining ranks after one has died: these are not the cause
     causes = {r: f for r, f in failures.items() if f.exitcode not in (PREEMPTED, -signal.SIGTERM)} or failures
     rank, failure = min(causes.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
-    text = f"rankzero: rank {rank} (process {failure.pid}) {describe_exit(failure.exitcode)}"
-    print(f"{text}; the same command resumes from the newest checkpoint", file=sys.stderr)
-    return 1
+    text = f"rank {rank} (process {failure.pid}) {describe_exit(failure.exitcode)}"
+    return f"{text}; the same command resumes from the newest checkpoint"
 
 
 def describe_exit(code: int) -> str:

@@ -2,8 +2,8 @@
 
 Torch's elastic agent dies of SIGUSR1, kills its ranks 30 s after SIGTERM, and turns any exit code into 1. Here TERM,
 INT and USR1 are forwarded to the ranks, each once, and the agent waits for them. The ranks' exit code is kept, and a
-rank that died is named in one line. If RANKZERO_PARENT (a process id) is set and that process dies, the ranks get a
-SIGTERM, so they save and exit.
+rank that died is named in one line, and in status.json of the directory RANKZERO_RUN_DIR if rank zero could not do it.
+If RANKZERO_PARENT (a process id) is set and that process dies, the ranks get a SIGTERM, so they save and exit.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
-from launch.supervise.exit_codes import PREEMPTED, exit_code_of_ranks
+from launch.supervise.exit_codes import PREEMPTED, cause_of_death, exit_code_of_ranks
+from launch.supervise.final_status import RUN, settle
 from launch.supervise.signals import FORWARDED, PARENT, SignalForwarder, end_with_parent
 
 GRACE_SECONDS = 300  # for ranks to save and exit after another rank or the parent of the launcher has died
@@ -37,6 +39,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, lambda number, frame: _send(_ranks(), signal.SIGKILL))
     end_with_parent(signal.SIGHUP)
     os.environ[PARENT] = str(os.getpid())  # for the ranks: launch/rank.py
+    run = os.environ.pop(RUN, None)
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the handlers above keep the others
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
     logging.disable(logging.ERROR)  # the agent's report of a failed rank: `exit_code_of_ranks` prints one line
@@ -47,7 +50,10 @@ def main() -> int:
     try:
         accelerate_launch()
     except ChildFailedError as error:
-        return exit_code_of_ranks(error.failures, forwarder.received)
+        code = exit_code_of_ranks(error.failures, forwarder.received)
+        if run and code == 1:
+            settle(Path(run), code, cause_of_death(error.failures))
+        return code
     return 0
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.supervise.exit_codes import ERROR_CODES, PREEMPTED
+from launch.supervise.final_status import settle
 from trainer.errors import RankzeroError
 from trainer.files import read_json
 from trainer.rundir import RunDir
+
+KILLED = "the ranks or their launcher were killed; the same command resumes from the newest checkpoint"
 
 
 def run_with_restarts(start: Callable[[Sequence[str]], int], argv: Sequence[str], run_dir: Path) -> int:
@@ -18,6 +21,8 @@ def run_with_restarts(start: Callable[[Sequence[str]], int], argv: Sequence[str]
     while True:
         before = read_status(run_dir)
         code = exit_code_of_run(run_dir, before, start(argv))
+        if code in (1, PREEMPTED) and read_status(run_dir) != before:  # of this attempt
+            settle(run_dir, code, KILLED)
         if not restart_needed(run_dir, code):
             return code
         argv = [word for word in argv if word != "--fresh"]  # the restart resumes from the newest checkpoint

@@ -12,7 +12,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,7 +142,10 @@ def cleaner(names: Sequence[str]) -> Cleaner:
     if unknown:
         near = {name: difflib.get_close_matches(name, CLEANERS, n=1, cutoff=0.5) for name in unknown}
         hints = [f"{name!r}" + (f" (did you mean {near[name][0]!r}?)" if near[name] else "") for name in unknown]
-        raise UsageError(f"data.cleaning: unknown step {', '.join(hints)}; known: {', '.join(CLEANERS)}")
+        raise UsageError(
+            f"data.cleaning: unknown step {', '.join(hints)}; known: {', '.join(CLEANERS)}, and functions "
+            "of your own as package.module:function"
+        )
     for name in names:
         if name not in CLEANERS:
             CLEANERS[name] = user_code.load(name, "data.cleaning")
@@ -183,9 +186,34 @@ class BadRow:
             shard_name: name of the file.
             line: from `sources.lines_of`, if it is known.
         """
+        place = f", {self.place(line)}" if line else f":{self.id[1]} ({self.place()})"
+        return f"{shard_name}{place}{self._fault}"
+
+    def describe_all(self, shard_name: str, count: int, places: Sequence[str]) -> str:
+        """Return 'train.jsonl, 40 rows (line 4 (row 4), line 9 (row 9) and 38 more), column "en": is null'.
+
+        Args:
+            shard_name: name of the file.
+            count: rows of this mistake.
+            places: those of the first ones, from `place`.
+        """
+        more = f" and {count - len(places):,} more" if count > len(places) else ""
+        return f"{shard_name}, {count:,} rows ({', '.join(places)}{more}){self._fault}"
+
+    def place(self, line: str = "") -> str:
+        """Return "line 19 (row 18)", or "row 18" without a line."""
+        row = f"row {self.id[1] + 1}"
+        return f"{line} ({row})" if line else row
+
+    @property
+    def mistake(self) -> BadRow:
+        """The same for all rows of a file that have this mistake."""
+        return replace(self, id=(self.id[0], 0))
+
+    @property
+    def _fault(self) -> str:
         column = f', column "{self.column}"' if self.column is not None else ""
-        place = f"{shard_name}, {line}" if line else f"{shard_name}:{self.id[1]}"
-        return f"{place} (row {self.id[1] + 1}){column}: {self.reason}{self.detail}"
+        return f"{column}: {self.reason}{self.detail}"
 
 
 def clean_row(row: Row, roles: Roles, columns: Mapping[str, str], clean: Cleaner) -> dict[str, Any] | BadRow:

@@ -24,7 +24,7 @@ from trainer.data.counter_rng import key, permutation
 from trainer.data.discovery import PREPARED_KEYS, own_root, refuse_changed
 from trainer.data.roles import Roles
 from trainer.data.root import PREPARED
-from trainer.data.sources import TOKENS, Source, Split, belongs, open_split
+from trainer.data.sources import TOKENS, Source, Split, belongs, open_splits
 from trainer.data.survey import survey
 from trainer.data.target_tokenizer import save_tokenizer, target_of
 from trainer.data.token_ids import Layout
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
 WRITE_ROWS = 1000  # rows of a Parquet row group: a resumed reader reads at most this many too many
 VERSION = 2  # of prepared.json; 1 had no layout, and not how the tokenizer of an architecture is trained
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Values = dict[str, Any]
 Encode = Callable[[list[Values]], list[dict[str, list[int]]]]
 
@@ -66,7 +65,7 @@ def prepare(
     """
     if (root := own_root(recipe.data)) is not None and root.prepared() is not None:
         raise UsageError(f"data.root={recipe.data.root!r} is a prepared corpus already; set it to the original files")
-    sources = {split: source for split in SPLITS if (source := open_split(recipe.data, split, roles)) is not None}
+    sources = open_splits(recipe.data, roles)
     surveys = {split: survey(source, recipe.data, roles, split) for split, source in sources.items()}
     about: dict[str, Any] = {
         "version": VERSION,
@@ -175,7 +174,7 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
 def _tokenizer(recipe: Recipe, roles: Roles, train: Source, rows: int) -> PreTrainedTokenizerFast:
     settings = recipe.tokenizer_training
     if settings is None:
-        return load_tokenizer(str(recipe.tokenizer_name))
+        return load_tokenizer(str(recipe.tokenizer_name), recipe.tokenizer_key)
     texts = TrainingTexts(train, recipe.data, roles, settings.sample_rows, rows)
     return train_tokenizers(texts, settings, recipe.data.max_length)
 

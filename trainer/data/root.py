@@ -178,6 +178,8 @@ class Root:
         return cast("int | None", self.system.size(f"{self.path}/{name}"))
 
     def _unreachable(self, error: Exception) -> str:
+        if isinstance(error, DataError):  # of another file system, which says how to go without a connection
+            return str(error)
         message = f"data.root={self.url!r} cannot be read: {type(error).__name__}: {error}"
         if is_local(self.system):
             return message

@@ -29,6 +29,7 @@ from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig, Patterns
 
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Span = tuple[tuple[int, ...], tuple[int, ...]]  # the byte offsets before and after a record
 # The content of a larger remote corpus is not downloaded for its fingerprint: the checksums of the store are used.
 FINGERPRINT_BYTES = 2_000_000_000
@@ -165,6 +166,25 @@ def open_split(data: DataConfig, split: Split, roles: Roles | None = None) -> So
     if roles and not any(isinstance(role, Text) for role in roles.values()):  # a text file has lists, such as tokens
         shards = [replace(shard, format="conll", roles=()) if shard.format == "text" else shard for shard in shards]
     return Source(shards, Reading.of(data, roles))
+
+
+def open_splits(data: DataConfig, roles: Roles | None = None) -> dict[Split, Source]:
+    """Return the shards of every split of the recipe. Wrong paths are found before any row is read.
+
+    Raises:
+        DataError: as `open_split`; the message names each split that cannot be opened.
+    """
+    found: dict[Split, Source] = {}
+    problems = []
+    for split in SPLITS:
+        try:
+            if (source := open_split(data, split, roles)) is not None:
+                found[split] = source
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(dict.fromkeys(problems)))  # a root that cannot be read is one problem
+    return found
 
 
 def belongs(row: Mapping[str, object], data: DataConfig, split: str) -> bool:

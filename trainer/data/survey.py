@@ -13,19 +13,20 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.discovery import Shard
 from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
 from trainer.data.sniffing import Form
-from trainer.data.sources import Row, ShardStream, Source, Span, Split, belongs, fingerprint, lines_of
+from trainer.data.sources import Row, ShardStream, Source, Split, belongs, fingerprint
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
-EXAMPLES = 5  # bad rows that a report quotes
-QUOTED = 10  # bad rows that an error quotes
+EXAMPLES = 5  # mistakes of bad rows that a report quotes
+LISTED = 10  # reasons of bad rows that an error counts
 REASONS = 100  # reasons that are counted separately
-# Rows read of a file, at most, after the first bad row: to see whether all are bad, and to quote QUOTED of them.
+# Rows read of a file, at most, after the first bad row: to see whether all are bad, and to count equal mistakes.
 ALL_BAD, MORE = 1000, 100_000
 
 
@@ -61,7 +62,7 @@ class Survey:
         read: rows read, including those that a held-out share gives to another split.
         shard_rows: rows read of each shard.
         bad: reason -> rows of the split.
-        examples: the first few bad rows, as sentences.
+        examples: the first few mistakes of bad rows, as sentences.
         labels: label -> usable rows, for tasks with labels.
         numbers: role -> numbers of the usable rows, for tasks with numbers.
         without: role -> training rows that lack its column.
@@ -139,20 +140,19 @@ class _Reading:
             DataError: it has a bad row, and `data.on_bad_row` is fail.
         """
         fail, good, read = self._data.on_bad_row == "fail", 0, 0
-        bad: list[tuple[BadRow, Span]] = []
+        bad = BadRows()
         mistake: FileMistake | None = None
         first_bad, before = 0, stream.offsets
         for row in stream:
             read += 1
             values = clean_row(row, self._roles, self._data.columns, self._clean)
             if isinstance(values, BadRow):
-                if not good and not bad:
+                if not good and not first_bad:
                     mistake = FileMistake(self._counts.split, shard, values)
                 first_bad = first_bad or read
                 if mistake is not None and not mistake.add(row, values, read):
                     mistake = None
-                if len(bad) < QUOTED:
-                    bad.append((values, (before, stream.offsets)))
+                bad.add(values, (before, stream.offsets))
                 if not fail and self._is_counted(row):
                     self._count_bad(values)
                     self._counts.lost += row.lines - 1
@@ -160,16 +160,16 @@ class _Reading:
                 good, mistake = good + 1, None
                 self._count(values)
             before = stream.offsets
-            enough = len(bad) >= QUOTED if good else read >= ALL_BAD
-            if fail and bad and (enough or read >= first_bad + MORE):
+            enough = bad.full if good else read >= ALL_BAD
+            if fail and first_bad and (enough or read >= first_bad + MORE):
                 break
         self._counts.read += read
         if mistake is not None:
             self._mistakes.append(mistake)
-        if fail and bad:
+        if fail and first_bad:
             self._refuse(shard, bad, stream.form)
         if room := EXAMPLES - len(self._counts.examples):
-            self._counts.examples += _sentences(shard, bad[:room], stream.form)
+            self._counts.examples += bad.sentences(shard, stream.form, room)
 
     def _is_counted(self, row: Row) -> bool:
         """Return whether a bad row counts for this split. A held-out share is decided by its raw values."""
@@ -200,18 +200,18 @@ class _Reading:
         digest = hashlib.blake2b("\0".join(inputs).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         self._counts.inputs.append(int.from_bytes(digest, "little"))
 
-    def _refuse(self, shard: Shard, bad: Sequence[tuple[BadRow, Span]], form: Form) -> NoReturn:
+    def _refuse(self, shard: Shard, bad: BadRows, form: Form) -> NoReturn:
         if self._mistakes:
             raise DataError(self._mistakes[0].message(self._data, self._roles))
-        rows = _sentences(shard, bad, form)
+        mistakes = bad.sentences(shard, form)
         fix = (
-            f"Fix the row{'s' * (len(rows) > 1)}, or set data.on_bad_row=skip to leave out up to "
+            f"Fix the row{'s' * (bad.total > 1)}, or set data.on_bad_row=skip to leave out up to "
             f"data.max_bad_fraction={self._data.max_bad_fraction:g} of all rows"
         )
-        if len(rows) == 1:
-            raise DataError(f"data.{self._counts.split}: {rows[0]}. {fix}")
-        listed = "".join(f"\n  {row}" for row in rows)
-        count = f"the first {QUOTED} bad rows" if len(rows) == QUOTED else f"{len(rows)} bad rows"
+        if len(mistakes) == 1:
+            raise DataError(f"data.{self._counts.split}: {mistakes[0]}. {fix}")
+        listed = "".join(f"\n  {mistake}" for mistake in mistakes)
+        count = f"the first {bad.total:,} bad rows" if bad.full else f"{bad.total:,} bad rows"
         raise DataError(f"data.{self._counts.split}: {count} of {shard.name}:{listed}\n{fix}")
 
     def check(self, names: Sequence[str]) -> None:
@@ -223,7 +223,7 @@ class _Reading:
             if self._mistakes:
                 raise DataError(self._mistakes[0].message(data, self._roles))
             lines = f" of the lines, {bad_lines} in number" if counts.lost else ""
-            reasons = "".join(f"\n  {count} x {reason}" for reason, count in counts.bad.most_common(QUOTED))
+            reasons = "".join(f"\n  {count} x {reason}" for reason, count in counts.bad.most_common(LISTED))
             quoted = "".join(f"\n  {sentence}" for sentence in counts.examples)
             raise DataError(
                 f"data.{counts.split}: {bad} of {counts.rows + bad} rows are bad "
@@ -247,8 +247,3 @@ class _Reading:
                 f"data.lanes={data.lanes} is more than the {counts.rows} rows of data.train: each lane needs a row; "
                 f"set data.lanes to {counts.rows} or less"
             )
-
-
-def _sentences(shard: Shard, bad: Sequence[tuple[BadRow, Span]], form: Form) -> list[str]:
-    lines = lines_of(shard, form, [span for _, span in bad])
-    return [row.describe(shard.name, line) for (row, _), line in zip(bad, lines, strict=True)]

@@ -26,7 +26,7 @@ from trainer.data.target_tokenizer import TARGET, with_target
 from trainer.data.token_ids import SPACE, Words
 from trainer.data.tokenizer_files import check_vocabulary, no_files
 from trainer.errors import DataError, UsageError
-from trainer.hub_paths import FORMS, VOCABULARIES, check_tokenizer_files, folder_of, locate
+from trainer.hub_paths import VOCABULARIES, check_tokenizer_files, folder_of, locate, suggestion
 from trainer.recipe.sections import DataConfig, TokenizerTraining
 
 if TYPE_CHECKING:
@@ -138,22 +138,26 @@ def train_tokenizers(texts: TrainingTexts, config: TokenizerTraining, max_length
     return with_target(source, train_tokenizer(replace(texts, target=True), of_target, max_length))
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str, key: str = "tokenizer") -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder, `pkg://package/folder` inside an installed package, or a Hub id (`id@revision`).
 
     A folder may have the tokenizer of target texts in its folder target/. Truncation and padding that a file may set
     are switched off: the recipe sets the length of rows.
 
+    Args:
+        name: of the tokenizer.
+        key: of the recipe that names it, for messages.
+
     Raises:
         UsageError: there is no such folder or package, the Hub cannot be reached, or it has no fast version.
     """
-    tokenizer, folder = _load(name), folder_of(name)
+    tokenizer, folder = _load(name, key), folder_of(name)
     if folder is None or not (folder / TARGET / "tokenizer.json").is_file():
         return tokenizer
-    return with_target(tokenizer, _load(str(folder / TARGET)))
+    return with_target(tokenizer, _load(str(folder / TARGET), key))
 
 
-def _load(name: str) -> PreTrainedTokenizerFast:
+def _load(name: str, key: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     place, revision = locate(name)
@@ -164,10 +168,10 @@ def _load(name: str) -> PreTrainedTokenizerFast:
         check_tokenizer_files(name, deep=True)
         if (folder := folder_of(name)) is not None and not any((folder / file).exists() for file in VOCABULARIES):
             raise UsageError(no_files(folder, "tokenizer.json")) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"tokenizer {name!r} cannot be loaded: {reason}. Give {FORMS}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UsageError(f"{key}={name!r} cannot be loaded: {reason}. {suggestion(name)}") from error
     if not tokenizer.is_fast:
-        raise UsageError(f"tokenizer {name!r} has no tokenizer.json: a tokenizer of the `tokenizers` library is needed")
+        raise UsageError(f"{key}={name!r} has no tokenizer.json: a tokenizer of the `tokenizers` library is needed")
     check_vocabulary(tokenizer, folder_of(name))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

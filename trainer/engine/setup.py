@@ -20,7 +20,7 @@ from trainer import user_code
 from trainer.cpu_info import cpuinfo
 from trainer.data.hub_datasets import pinned
 from trainer.data.prepare import prepared_tokenizer
-from trainer.data.sources import Source, fingerprint, open_split
+from trainer.data.sources import Source, fingerprint, open_split, open_splits
 from trainer.data.survey import Survey, survey
 from trainer.data.target_tokenizer import save_tokenizer, target_of
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
@@ -137,10 +137,7 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     roles = roles_of(recipe)
     data: dict[str, Any] = {}
     train: tuple[Survey, Source] | None = None
-    for split in ("train", "validation", "test"):
-        source = open_split(recipe.data, split, roles)
-        if source is None:
-            continue
+    for split, source in open_splits(recipe.data, roles).items():
         if split in earlier:
             now = fingerprint(source)
             if now != earlier[split]["fingerprint"]:
@@ -208,7 +205,7 @@ def ready_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer of a prepared corpus or a pretrained one. None if the recipe trains one."""
     tokenizer = prepared_tokenizer(recipe)
     if tokenizer is None and recipe.tokenizer_name is not None:
-        tokenizer = load_tokenizer(recipe.tokenizer_name)
+        tokenizer = load_tokenizer(recipe.tokenizer_name, recipe.tokenizer_key)
     return tokenizer
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.errors import CheckpointError, RankzeroError, UsageError
 from trainer.files import read_json
-from trainer.hub_paths import FORMS, check_model_files, locate
+from trainer.hub_paths import check_model_files, locate, suggestion
 from trainer.models.dropout import Dropout
 from trainer.models.families import family_of, padding_of
 from trainer.models.fast_attention import use_attention
@@ -79,10 +79,10 @@ def load_model(
     except (OSError, ValueError, AssertionError, ImportError) as error:
         if settings.weights and trained is None:
             check_model_files(settings.weights)
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         if "Unrecognized configuration class" in reason:
             reason = f"the library has no {auto.__name__} of this architecture; choose another one, or another task"
-        key, hint = ("name", f". Give {FORMS}") if settings.weights else ("architecture", "")
+        key, hint = ("name", f". {suggestion(settings.weights)}") if settings.weights else ("architecture", "")
         raise UsageError(f"model.{key}={settings.title!r} cannot be loaded: {reason}{hint}") from error
     check_fits(model, settings.title, token_ids(tokenizer), recipe)
     if getattr(model, "generation_config", None) is not None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from trainer.errors import UsageError
-from trainer.hub_paths import FORMS, check_model_files, locate
+from trainer.hub_paths import check_model_files, locate, suggestion
 from trainer.models.sizes import NAMES
 
 log = logging.getLogger("rankzero")
@@ -147,7 +147,7 @@ def _load(auto: Any, name: str, title: str, config: Any, **options: Any) -> tupl
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "Unrecognized configuration class" in reason:
             reason = f"the library has no {auto.__name__} of this architecture; choose another one, or another task"
-        raise UsageError(f"{title} cannot be loaded: {reason}. Give {FORMS}") from error
+        raise UsageError(f"{title} cannot be loaded: {reason}. {suggestion(name)}") from error
     if report["error_msgs"]:
         raise UsageError(f"{title} cannot be loaded: {report['error_msgs'][0]}")
     return model, report

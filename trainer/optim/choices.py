@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trainer import user_code
 from trainer.errors import UsageError
-from trainer.recipe.sections import KNOWN_OPTIMIZERS, OptimConfig
+from trainer.recipe.patterns import KNOWN_OPTIMIZERS
+from trainer.recipe.sections import OptimConfig
 
 TORCH = "torch.optim."
 FUSED_DEVICES = ("cpu", "cuda")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.recipe.patterns import DURATION
 from trainer.recipe.sections import OwnName, Positive, Section
 
 
@@ -19,7 +20,7 @@ class EarlyStopping(Section):
     min_delta: Annotated[float, Field(ge=0)] = Field(0.0, description="smallest change that counts as an improvement")
 
 
-Duration = Annotated[str, Field(pattern=r"^[1-9]\d*(s|min|h)$")]
+Duration = Annotated[str, Field(pattern=DURATION)]
 SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from trainer.errors import UsageError
 from trainer.recipe.loop_sections import LaunchConfig, LoopConfig
 from trainer.recipe.output_sections import EvaluationConfig, ExportConfig
+from trainer.recipe.patterns import RUN_NAME, in_words
 from trainer.recipe.sections import (
     DataConfig,
     OptimConfig,
@@ -39,9 +40,7 @@ class Recipe(Section):
     """The whole recipe. `task` and `model` are narrowed to the classes found by `recipe_class`."""
 
     version: Literal[1] = Field(1, description="format version of this file")
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; also its directory below runs/"
-    )
+    name: str = Field(pattern=RUN_NAME, description="name of the run; also its directory below runs/")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(1, description="seed of weights, rows and dropout")
     task: Section
     data: DataConfig
@@ -63,6 +62,13 @@ class Recipe(Section):
             return self.tokenizer.pretrained
         begun = getattr(self.model, "init_from", None)
         return f"{begun}/tokenizer" if begun else getattr(self.model, "weights", None)
+
+    @property
+    def tokenizer_key(self) -> str:
+        """The key that `tokenizer_name` comes from."""
+        if self.tokenizer.pretrained is not None:
+            return "tokenizer.pretrained"
+        return "model.init_from" if getattr(self.model, "init_from", None) else "model.name"
 
     @property
     def tokenizer_training(self) -> TokenizerTraining | None:
@@ -286,9 +292,13 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
         near = difflib.get_close_matches(str(given), kinds, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         wrong = "required and not given" if given is None else f"{given!r} is unknown{hint}"
-        return f"{key}.kind", f"{wrong}; allowed: {', '.join(kinds)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
+        own = ", or package.module:Class of your own" if key == "task" else ""
+        return f"{key}.kind", f"{wrong}; allowed: {', '.join(kinds)}{own}"
+    message, value = problem["msg"].removeprefix("Value error, "), problem.get("input")
+    if problem["type"] == "string_pattern_mismatch" and (words := in_words(problem["ctx"]["pattern"], value)):
+        return key, words
+    if problem["type"] == "list_type" and isinstance(value, str | int | float):
+        return key, f"a list is needed; write [{value}] (got {value!r})"
     return key, message + (f" (got {value!r})" if not isinstance(value, dict | BaseModel) else "")
 
 

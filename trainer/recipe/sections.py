@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainer.recipe.datasets import place_of, with_place
+from trainer.recipe.patterns import OPTIMIZER, OWN_NAME, QUOTE
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Patterns = str | list[str] | dict[str, str]
-PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:Name
-KNOWN_OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "muon", "adamw8bit")
 
 
 class Section(BaseModel):
@@ -28,7 +27,7 @@ def is_changed(section: Section, key: str) -> bool:
     return bool(getattr(section, key) != default)
 
 
-OwnName = Annotated[str, Field(pattern=PATTERN)]  # of a function or class of a user
+OwnName = Annotated[str, Field(pattern=OWN_NAME)]  # of a function or class of a user
 
 
 class LossSection(Section):
@@ -67,7 +66,7 @@ class DataConfig(Section):
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
         None, description="delimiter of CSV files, one character; null = detected from the file name and first lines"
     )
-    quote: Annotated[str, Field(pattern=r"^(none|backslash|[^\w\s])$")] | None = Field(
+    quote: Annotated[str, Field(pattern=QUOTE)] | None = Field(
         None, description='quote character of CSV files, none, or backslash (" escaped as \\"); null = "'
     )
     header: bool = Field(True, description="CSV files have a header; false: columns are named '0', '1', …")
@@ -262,7 +261,7 @@ class OptimConfig(Section):
         "adamw",
         description="adamw, sgd, adafactor, lion, muon (with AdamW for all but matrices), adamw8bit (of torchao), "
         "torch.optim.NAME, or package.module:Class",
-        pattern=rf"^({'|'.join(KNOWN_OPTIMIZERS)}|torch\.optim\.\w+|[\w.]+:\w+)$",
+        pattern=OPTIMIZER,
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of the optimizer, for all but adamw and sgd"

@@ -66,10 +66,11 @@ class TokenClassification(Task):
         found = []
         if kind == "pretrained" and pooling != "auto":
             found.append(f"model.pooling={pooling}: every token is classified, so that nothing is pooled; leave it out")
-        roles, other = cls.roles(config), {"tokens": "text", "text": "tokens"}[config.rows]
-        if wrong := sorted(recipe.data.columns.keys() - roles.keys()):
+        other: Any = {"tokens": "text", "text": "tokens"}[config.rows]
+        roles, others = cls.roles(config), cls.roles(config.model_copy(update={"rows": other}))
+        if known := sorted((recipe.data.columns.keys() - roles.keys()) & others.keys()):
             found.append(
-                f"data.columns names {', '.join(wrong)}, but task.rows={config.rows} has the roles {', '.join(roles)}; "
+                f"data.columns names {', '.join(known)}, but task.rows={config.rows} has the roles {', '.join(roles)}; "
                 f"set task.rows={other}, or name these roles"
             )
         return found
