@@ -139,5 +139,15 @@ def test_a_run_logs_its_mfu(recipe: Path, tmp_path: Path) -> None:
         assert 0 < line["mfu"] < 1
         assert line["tokens_per_second_per_device"] == pytest.approx(line["tokens_per_second"] / 2)
         assert 0 <= line["data_wait"] + line["rank_wait"] < 1
+        assert 0 < line["communication"] < 1
     assert "mfu" in ended.err[0]
     assert json.loads((tmp_path / "run/recipe.yaml").read_text().partition("peak_tflops: ")[2].split()[0]) == 0.5
+
+
+def test_communication_is_a_share_of_the_time() -> None:
+    work = Work()
+    work.add(Work())
+    assert "communication" not in Utilization(2).of(work, 100, 4.0)
+    for _ in range(2):
+        work.add(Work(communication=0.5))
+    assert Utilization(2).of(work, 100, 4.0)["communication"] == pytest.approx(0.25)

@@ -75,16 +75,20 @@ class Work:
         shapes: of its micro-batches, with their numbers. Fillers are left out.
         data_wait: seconds in which it waited for rows.
         rank_wait: seconds in which it waited for other ranks before a step.
+        communication: seconds by which communication prolonged its backwards. None if that is not known.
     """
 
     shapes: Counter[Shape] = field(default_factory=Counter)
     data_wait: float = 0.0
     rank_wait: float = 0.0
+    communication: float | None = None
 
     def add(self, other: Work) -> None:
         self.shapes.update(other.shapes)
         self.data_wait += other.data_wait
         self.rank_wait += other.rank_wait
+        if other.communication is not None:
+            self.communication = (self.communication or 0.0) + other.communication
 
 
 def shape_of(batch: Batch) -> Shape:
@@ -187,11 +191,13 @@ class Utilization:
             seconds: length of the interval.
 
         Returns:
-            tokens_per_second_per_device; data_wait and rank_wait as shares of the time. With a known peak also
-            flops_per_second of rank zero's device, and mfu: its share of the peak.
+            tokens_per_second_per_device; data_wait, rank_wait and, if known, communication as shares of the time. With
+            a known peak also flops_per_second of rank zero's device, and mfu: its share of the peak.
         """
         found = {"tokens_per_second_per_device": tokens / seconds / self._ranks}
         found |= {"data_wait": work.data_wait / seconds, "rank_wait": work.rank_wait / seconds}
+        if work.communication is not None:
+            found["communication"] = work.communication / seconds
         if self._meter is not None and self._peak:
             rate = self._meter.total(work.shapes) / seconds
             if math.isfinite(rate):

@@ -101,11 +101,11 @@ def parameters(folder: Path) -> int | None:
 
 
 def _progress(report: TaskReport) -> dict[str, Any]:
-    """step, epochs, and the medians tokens_per_second, mfu and data_wait of the training; 0 if not known."""
+    """step, epochs, and medians of the training (speed, MFU, waiting, communication); 0 if not known."""
     last = max((line["step"] for line in report.history), default=report.status.get("step"))
     trained, validated = ([x for x in report.history if x.get("split") == split] for split in ("train", "validation"))
     medians = {}
-    for key in ("tokens_per_second", "mfu", "data_wait"):
+    for key in ("tokens_per_second", "mfu", "data_wait", "communication"):
         found = sorted(line[key] for line in trained if finite(line.get(key)) and line[key] > 0)
         medians[key] = found[len(found) // 2] if found else 0
     epochs = (line["epoch"] + 1 for line in trained or validated if "epoch" in line)  # counted from 0

@@ -121,6 +121,10 @@ class Engine:
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
             yield
 
+    def communication(self) -> float | None:
+        """Return the seconds by which communication prolongs the backward of a step. None if that is not known."""
+        return None
+
     def step(self) -> Update:
         """Clip and update, after the last backward. Nothing is updated where a gradient is not finite. All ranks.
 
