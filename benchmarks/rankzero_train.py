@@ -38,8 +38,8 @@ class MeteredReporter(Reporter):
         self._loss: float | None = None
         self._meter.start()
 
-    def step(self, progress: Progress, share: float, totals: Totals, lr: float, grad_norm: float) -> None:
-        super().step(progress, share, totals, lr, grad_norm)
+    def step(self, progress: Progress, share: float, totals: Totals, *rest: Any) -> None:
+        super().step(progress, share, totals, *rest)
         loss, self._loss = self._loss, None
         self._meter.step(rows=totals.rows, tokens=totals.tokens, positions=totals.padded, loss=loss)
 

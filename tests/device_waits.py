@@ -22,7 +22,8 @@ SIZES = {aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.
 METHODS = ("tolist", "numpy", "cpu", "__array__")
 
 HOST = ("trainer/data/loader.py", "trainer/engine/host_group.py")  # tensors there have never been on a device
-TO_DEVICE = "in _to_device"  # here every device is the host
+# Copies to the device. Here every device is the host. Adam moves `found_inf` to the device of the weights.
+TO_DEVICE = ("in _to_device", "torch/optim/adam.py")
 LATE = "trainer/engine/device_number.py"  # reads of a copy that was made in the background
 # Library code that reads whether a mask has padding.
 # TODO(merge of w-attn): empty, once models get ready 4-D masks.
@@ -55,7 +56,7 @@ class DeviceWaits:
         places = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
         if any(LATE in place for place in places):
             self.late += 1
-        elif not any(word in place for place in places for word in (*HOST, TO_DEVICE, *LIBRARY)):
+        elif not any(word in place for place in places for word in (*HOST, *TO_DEVICE, *LIBRARY)):
             own = [place for place in places if "/torch/" not in place] or places
             self.sites[f"{what}: {own[-1]}"] += 1
 
