@@ -22,8 +22,9 @@ SIZES = {aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.
 METHODS = ("tolist", "numpy", "cpu", "__array__")
 
 HOST = ("trainer/data/loader.py", "trainer/engine/host_group.py")  # tensors there have never been on a device
-# Copies to the device. Here every device is the host. Adam moves `found_inf` to the device of the weights.
-TO_DEVICE = ("in _to_device", "torch/optim/adam.py")
+# Copies to the device. Here every device is the host. The norm of offloaded gradients is moved to the device, and
+# `found_inf` to that of the weights.
+TO_DEVICE = ("in _to_device", "in square_sum", "torch/optim/adam.py")
 LATE = "trainer/engine/device_number.py"  # reads of a copy that was made in the background
 # Library code that reads whether a mask has padding.
 # TODO(merge of w-attn): empty, once models get ready 4-D masks.
@@ -85,6 +86,8 @@ class _Methods(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         moved = [*args[1:], *kwargs.values()] if name == "to" else []
-        if name in METHODS or any(str(value) == "cpu" for value in moved if isinstance(value, str | torch.device)):
+        if name in METHODS or any(
+            torch.device(value).type == "cpu" for value in moved if isinstance(value, str | torch.device)
+        ):
             self._waits.count(name)
         return func(*args, **kwargs)
