@@ -22,7 +22,9 @@ SIZES = {aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.
 METHODS = ("tolist", "numpy", "cpu", "__array__")
 
 HOST = ("trainer/data/loader.py", "trainer/engine/host_group.py")  # tensors there have never been on a device
-TO_DEVICE = "in _to_device"  # here every device is the host
+# Copies to the device. Here every device is the host. The norm of offloaded gradients is moved to the device, and
+# `found_inf` to that of the weights.
+TO_DEVICE = ("in _to_device", "in square_sum", "torch/optim/adam.py")
 LATE = "trainer/engine/device_number.py"  # reads of a copy that was made in the background
 
 
@@ -52,7 +54,7 @@ class DeviceWaits:
         places = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
         if any(LATE in place for place in places):
             self.late += 1
-        elif not any(word in place for place in places for word in (*HOST, TO_DEVICE)):
+        elif not any(word in place for place in places for word in (*HOST, *TO_DEVICE)):
             own = [place for place in places if "/torch/" not in place] or places
             self.sites[f"{what}: {own[-1]}"] += 1
 
@@ -81,6 +83,8 @@ class _Methods(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         moved = [*args[1:], *kwargs.values()] if name == "to" else []
-        if name in METHODS or any(str(value) == "cpu" for value in moved if isinstance(value, str | torch.device)):
+        if name in METHODS or any(
+            torch.device(value).type == "cpu" for value in moved if isinstance(value, str | torch.device)
+        ):
             self._waits.count(name)
         return func(*args, **kwargs)

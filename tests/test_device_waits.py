@@ -93,6 +93,17 @@ def test_a_steady_step_does_not_wait_for_the_device(
         assert found["events"][-len(expected) :] == expected
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_under_zero_only_deepspeed_and_its_norm_wait(recipe: Path, tmp_path: Path) -> None:
+    hook = partial(hooks.count_device_waits, tmp_path / "waits.json", FIRST, LAST)
+    train(recipe, tmp_path / "run", *QUIET, world=2, engine="zero2", hook=hook).check()
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"waits.json.{rank}").read_text())
+        assert found["waits"]
+        assert all("/deepspeed/" in place or "/engines/zero.py" in place for place in found["waits"]), found["waits"]
+
+
 # -- the same bits -----------------------------------------------------------------------------------------------------
 
 

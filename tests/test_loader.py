@@ -43,7 +43,7 @@ from trainer.data.loader import Loaded, load_epoch
 from trainer.data_parallel import DataParallel
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError, Preempted, UsageError
 from trainer.recipe.sections import OptimConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
@@ -137,6 +137,9 @@ class Threads:
     def start_sum(self, values: list[Any], dtype: torch.dtype = torch.int64) -> Callable[[], list[Any]]:
         return lambda: self.sum(values, dtype)
 
+    def stopped(self, where: str) -> Preempted:
+        return Preempted(where)
+
     def run(self, work: Callable[[], Any]) -> list[Any]:
         results: dict[int, Any] = {}
 
@@ -156,15 +159,14 @@ class Threads:
         return [results[rank] for rank in range(self._size)]
 
 
-def test_all_ranks_of_the_loop_step_equally_often() -> None:
-    """The real loop, its model left out: ranks whose lanes are done go on with nothing until the last lane is done."""
-    runtime, world = Threads(3), UNEVEN
-    data = SimpleNamespace(lanes=5, workers=0, prefetch=2)
-    settings_ = SimpleNamespace(
-        fuse_lanes=1, epochs=2, max_steps=None, eval_every=10**9, save_every=10**9, log_every=10**9, callbacks=[]
-    )
-    optim = OptimConfig(schedule="constant", lr=1.0)
-    recipe = SimpleNamespace(data=data, loop=settings_, optim=optim, track=[], seed=1)
+def loop_of(runtime: Threads, made: Callable[[list[Loaded | None], int], None], **settings_: Any) -> Any:
+    """The real loop over the lanes of UNEVEN, its model left out; `made` is called for each step."""
+    defaults = {"fuse_lanes": 1, "epochs": 2, "max_steps": None, "log_every": 10**9, "callbacks": []}
+    every = {"eval_every": 10**9, "save_every": 10**9}
+    recipe = SimpleNamespace(
+        data=SimpleNamespace(lanes=5, workers=0, prefetch=2), track=[], seed=1,
+        loop=SimpleNamespace(**{**defaults, **every, **settings_}), optim=OptimConfig(schedule="constant", lr=1.0),
+    )  # fmt: skip
     task = SimpleNamespace(
         recipe=recipe,
         collate=collate,
@@ -174,20 +176,26 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
         targets=lambda batch: len(batch["x"]),
     )
 
+    def stepper(batches: list[Loaded | None], number: int, totals: Any, multiplier: Any, before_update: Any) -> Any:
+        made(batches, number)
+        return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
+
+    stepper.shapes = Counter()  # type: ignore[attr-defined]
+    stepper.lane_memory = SimpleNamespace(commit=lambda: None, enabled=False)  # type: ignore[attr-defined]
+    return Loop(
+        runtime, task, None, None, UNEVEN.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
+        Progress.start(5), SimpleNamespace(path=None),
+        SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,
+    )  # fmt: skip
+
+
+def test_all_ranks_of_the_loop_step_equally_often() -> None:
+    """Ranks whose lanes are done go on with nothing until the last lane is done."""
+    runtime, world = Threads(3), UNEVEN
+
     def rank() -> list[Any]:
         seen: list[Any] = []
-
-        def stepper(batches: list[Loaded | None], number: int, totals: Any, multiplier: Any, before_update: Any) -> Any:
-            seen.append([loaded.ids if loaded else {} for loaded in batches])
-            return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
-
-        stepper.shapes = Counter()  # type: ignore[attr-defined]
-        stepper.lane_memory = SimpleNamespace(commit=lambda: None, enabled=False)  # type: ignore[attr-defined]
-        loop: Any = Loop(
-            runtime, task, None, None, world.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
-            Progress.start(5), SimpleNamespace(path=None),
-            SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,
-        )  # fmt: skip
+        loop = loop_of(runtime, lambda batches, _: seen.append([loaded.ids if loaded else {} for loaded in batches]))
         while not loop.finished():
             loop._epoch(None)
         return seen
@@ -199,6 +207,44 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
     ]
     assert together == [step.ids for step in uninterrupted(world)]
     assert any({} in part for seen in ranks for part in seen), "some lanes end early"
+
+
+def test_ranks_agree_on_a_step_while_the_one_before_it_runs() -> None:
+    """But never across an evaluation, a save or the end of an epoch; and a stop is seen one step later at most."""
+    runtime = Threads(1)
+
+    def rank() -> list[str]:
+        events: list[str] = []
+
+        def made(batches: list[Loaded | None], number: int) -> None:
+            events.append(f"step {number}")
+            assert loop.progress.step == number - 1, "what is loaded ahead does not count"
+            if number == last:
+                runtime.stop.received = "SIGTERM"
+
+        loop = loop_of(runtime, made, save_every=3)
+        start_sum = runtime.start_sum
+
+        def noted(*arguments: Any) -> Any:
+            events.append("agree")
+            return start_sum(*arguments)
+
+        runtime.start_sum = noted  # type: ignore[method-assign]
+        loop._evaluate_and_save = lambda evaluate_now: events.append(f"save {loop.progress.step}")
+        ends = [step.epoch for step in uninterrupted(UNEVEN)].count(0)
+        last = ends + 6 - ends % 3 + 1  # the step after a save, in the second epoch
+        loop._epoch(None)
+        events.append("epoch")
+        with pytest.raises(Preempted, match=f"after step {last + 1}"):
+            loop._epoch(None)
+        return [*events, str(ends)]
+
+    *events, ends = runtime.run(rank)[0]
+    assert events[:8] == ["agree", "agree", "step 1", "agree", "step 2", "step 3", "save 3", "agree"]
+    agreed = events[: events.index("epoch")].count("agree")
+    assert agreed == int(ends) + 1, "the last one finds that no lane has rows"
+    assert events[-4:] == ["agree", events[-3], "agree", events[-1]]
+    assert [event[:4] for event in (events[-3], events[-1])] == ["step", "step"]
 
 
 # -- loader processes ------------------------------------------------------------------------------------------------
