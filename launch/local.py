@@ -109,6 +109,7 @@ def environment(plan: LaunchPlan) -> dict[str, str]:
 def settings(plan: LaunchPlan) -> dict[str, str]:
     """Return the variables of a plan that every rank needs, except for the numbers of ranks and threads."""
     env = {
+        "RANKZERO_CONFIG": plan.config,  # for the manifest
         "RANKZERO_ENGINE": plan.engine,
         "ACCELERATE_MIXED_PRECISION": plan.precision,
         "TOKENIZERS_PARALLELISM": "false",

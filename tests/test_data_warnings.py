@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,23 @@ def test_classes_without_rows(tmp_path):
     ]
     write(tmp_path, labelled({"a": 30, "b": 30, "c": 30}))
     assert class_notes(tmp_path, validation=None) == []
+
+
+def test_a_file_that_is_sorted_by_label_and_longer_than_a_block(tmp_path):
+    rows = labelled({"a": 600, "b": 300, "c": 300})
+    write(tmp_path, rows)
+    small = {"lanes": 4, "block_rows": 100, "validation": None}
+    [note] = class_notes(tmp_path, **small)
+    assert note == (
+        "data.train: label 'a' is 100% of the first 400 rows (data.lanes x data.block_rows) and 50% of all: the file "
+        "seems sorted by label, and a run shorter than an epoch may see no later rows. `rankzero prepare` shuffles the "
+        "file; or set data.block_rows=1200"
+    )
+    assert class_notes(tmp_path, **{**small, "block_rows": 1200}) == []
+    assert class_notes(tmp_path, **{**small, "order": "sequential"}) == []  # as the recipe wants it
+    random.Random(0).shuffle(rows)
+    write(tmp_path, rows)
+    assert class_notes(tmp_path, **small) == []
 
 
 def test_wrong_paths_of_all_splits_are_found_before_any_row_is_read(tmp_path, monkeypatch):

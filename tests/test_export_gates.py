@@ -15,6 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trainer.export import gates
 from trainer.export.onnx import write_artifact
+from trainer.export.parity_checks import Comparison
+from trainer.recipe.output_sections import GatesConfig
+from trainer.tasks.classification.regression.export import RegressionExport
 
 pytestmark = pytest.mark.usefixtures("near")
 
@@ -164,3 +167,34 @@ def test_a_process_that_answers_otherwise_is_caught(
 
     monkeypatch.setattr(gates, "in_fresh_process", other)
     assert run_gate(encoder, encoder.folder)["failed"] == ["fresh_process"]
+
+
+# -- regression on a few rows ------------------------------------------------------------------------------------------
+
+
+def squares(residuals: Any, rounding: Any, limit: float = 0.005) -> dict[str, Any]:
+    rows: Any = [None] * len(residuals)
+    comparison = Comparison(rows, [], False, GatesConfig(int8_accuracy=limit), 20)
+    columns = residuals.reshape(-1, 1), rounding.reshape(-1, 1)
+    return RegressionExport._squares(None, comparison, columns[0] + columns[1], columns[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_small_rounding_passes_on_few_rows_and_faults_do_not(seed: int) -> None:
+    """Residuals of a model that has learned nothing: a mean squared error of about 1, which rounding changes a lot."""
+    draw = np.random.default_rng(seed)
+    residuals, noise = draw.normal(size=60), draw.normal(size=60)
+    unlucky = 0.03 * np.abs(noise) * np.sign(residuals)  # all rounding away from the target: worse than by chance
+    assert squares(residuals, 0.02 * noise)["passed"]
+    assert squares(residuals, 0.02 * noise)["limit"] > 0.005
+    assert not squares(residuals, unlucky)["passed"]
+    for fault in (0.5 * noise, -1.5 * residuals - 0.7, np.full(60, 1.0), np.full(60, np.nan)):
+        assert not squares(residuals, fault)["passed"]
+
+
+def test_the_allowance_for_chance_vanishes_with_rows_and_with_the_limit() -> None:
+    draw = np.random.default_rng(0)
+    residuals, noise = 0.5 * draw.normal(size=20_000), 0.05 * draw.normal(size=20_000)
+    assert 0.005 < squares(residuals, noise)["limit"] < 0.006
+    assert squares(residuals, noise, limit=0.0)["limit"] == 0.0
+    assert not squares(residuals, 2 * noise)["passed"]  # 0.01 of the variance

@@ -234,7 +234,7 @@ def test_environment_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(local, "cores", lambda: 7)
     env = local.environment(choose("cpu_bf16", 3))
-    assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("ddp", "3")
+    assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"], env["RANKZERO_CONFIG"]) == ("ddp", "3", "cpu_bf16")
     assert (env["OMP_NUM_THREADS"], env["TOKENIZERS_PARALLELISM"]) == ("2", "false")
     assert (env["ACCELERATE_USE_CPU"], env["CUDA_VISIBLE_DEVICES"]) == ("true", "")
     assert env["ACCELERATE_MIXED_PRECISION"] == "bf16"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from functools import partial
@@ -261,10 +262,13 @@ def app() -> typer.Typer:
     return made
 
 
-def test_printed_lines_fit_the_page(recipe: Path) -> None:
+def test_printed_lines_fit_the_page_and_no_column_is_cut(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # of the terminal; a pipe has 80
     result = CliRunner().invoke(app(), ["plan", str(recipe), "--gpu", "L4", "--ranks", "1,2"], catch_exceptions=False)
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 120
+    assert "…" not in result.stdout
+    assert re.search(r"ranks +engine +precision +ckpt +params +grads .* sent +fits", result.stdout)
     first = result.stdout.splitlines()[:6]
     assert any(line.startswith("Cheapest  single on 1 rank") for line in first)
     for word in ("zero3 offload", "fsdp2", "12 steps (loop.max_steps)", "--throughput"):

@@ -80,12 +80,14 @@ def test_card_and_report_of_an_older_run_hold_neither(tmp_path):
     data = f"data:\n  root: {ROOT}\n  train: t.jsonl\n"
     run.recipe.write_text(run.recipe.read_text().replace("tiny-bert", "/home/me/weights/bert") + data)
     manifest = read_json(run.manifest)
+    manifest["config"] = "/home/me/my configs/zero2.yaml"
     manifest["command"] = ["/home/me/bin/rankzero", "train", "/home/me/r.yaml", f"data.root={ROOT}"]
     run.manifest.write_text(json.dumps(manifest))
     for page in (write_card(run), write_report(run, "test")):
         text = page.read_text()
         assert "files.example.org/d" in text
         assert "…/bert" in text
+        assert page.suffix != ".md" or "rankzero train recipe.yaml --config '…/my configs/zero2.yaml' --run NEW" in text
         for secret in ("TOPSECRET", "SASTOKEN", "ci:", "/home/me"):
             assert secret not in text, (page.name, secret)
 

@@ -11,6 +11,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+from conftest import tiny_recipe
 from processes import read_lines, status
 from review_helpers import recipe as review_recipe
 from review_helpers import written
@@ -18,13 +19,14 @@ from slow import slow_except
 
 from trainer.data.lanes import Bookmark
 from trainer.engine import reporter as reporter_module
-from trainer.engine.evaluate import constant
+from trainer.engine.evaluate import _meaning, constant
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.run_checks import _entropy, _few_steps, _guessing, _warm_up
 from trainer.engine.utilization import Utilization, Work
 from trainer.recipe.loop_sections import EarlyStopping
 from trainer.recipe.sections import OptimConfig
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 from trainer.task.base import IGNORED, Task
 
@@ -192,6 +194,20 @@ def test_one_prediction_for_all_rows_is_found(
     assert constant(records) == found
     assert constant(records[:9]) is None
     assert constant([*records[:9], {**records[0], "prediction": "other"}]) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (20, "which is usual after 20 steps (loop.max_steps, 20 with --debug). Such a run shows that everything works"),
+        (200, "the model ignores its input. Another optim.lr (now 0.001)"),
+        (None, "the model ignores its input"),
+    ],
+)
+def test_equal_predictions_after_a_few_steps_are_usual(steps: int | None, words: str) -> None:
+    overrides = [f"loop.max_steps={json.dumps(steps)}", "loop.epochs=2", "optim.lr=1e-3"]
+    task: Any = SimpleNamespace(recipe=Recipe.parse(tiny_recipe(Path("corpus")), overrides))
+    assert words in _meaning(task)
 
 
 @pytest.mark.ranks

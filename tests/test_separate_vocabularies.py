@@ -17,6 +17,7 @@ import torch
 import yaml
 from conftest import tiny_recipe
 from export_helpers import finished_run
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file
 from slow import slow_except
 
@@ -90,6 +91,40 @@ def test_each_side_is_trained_on_its_own_texts(small: Any, tokenizer: Any, tmp_p
     save_tokenizer(tokenizer_of(small), tmp_path / "second")
     for file in ("tokenizer.json", "target/tokenizer.json"):
         assert (tmp_path / "second" / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_a_hub_id_brings_the_tokenizer_of_target_texts(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library fetches the files of the main folder only. A folder stands in for the Hub."""
+    cache, hub = tmp_path / "models--me--mt", tmp_path / "hub"
+    snapshot = cache / "snapshots" / ("a" * 40)
+    save_tokenizer(tokenizer, hub)
+    shutil.copytree(hub, snapshot, ignore=shutil.ignore_patterns("target"))  # what the library has fetched
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    missing = cache / ".no_exist" / ("a" * 40)
+    missing.mkdir(parents=True)
+    (missing / "config.json").touch()
+    fetched = []
+
+    def download(place: str, file: str, revision: str) -> None:
+        fetched.append((place, file, revision))
+        if not (hub / file).exists():
+            raise LocalEntryNotFoundError(file)
+        (snapshot / file).parent.mkdir(exist_ok=True)
+        shutil.copy(hub / file, snapshot / file)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    found = load_tokenizer("me/mt")
+    assert fetched[:2] == [("me/mt", f"target/{file}", "main") for file in ("tokenizer.json", "tokenizer_config.json")]
+    assert (len(found), len(target_of(found))) == (120, 80)
+    for folder in (hub, snapshot):
+        shutil.rmtree(folder / "target")
+    one = load_tokenizer("me/mt")
+    assert target_of(one) is one
 
 
 def test_a_shared_vocabulary_is_the_one_of_both_sides(small: Any, tmp_path: Path) -> None:

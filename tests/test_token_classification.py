@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ from trainer.data.survey import survey
 from trainer.data.tokenization import train_tokenizer
 from trainer.errors import DataError, UsageError
 from trainer.recipe.sections import DataConfig, TokenizerTraining
+from trainer.recipe_loading import check_recipe
 from trainer.task.base import IGNORED
 from trainer.task.registry import make_task
 from trainer.tasks.token_classification.decoding import joined, windows, words_of
 from trainer.tasks.token_classification.errors import KINDS, paired
 from trainer.tasks.token_classification.metrics import score_entities
+from trainer.tasks.token_classification.report import TokenClassificationReport
 from trainer.tasks.token_classification.roles import RawText, RawTokens, Spans, Tags
 from trainer.tasks.token_classification.schemes import entities_of, to_bio
 
@@ -126,6 +129,23 @@ def test_columns_are_those_of_the_roles() -> None:
         "data.columns names text, but task.rows=tokens has the roles tokens, tags; "
         "set task.rows=text, or name these roles"
     )
+
+
+def test_a_role_that_no_form_of_rows_has_gets_no_advice_about_the_form() -> None:
+    made = recipe(Path("x"), data={"columns": {"tag": "ner_tags"}})
+    assert task_of().problems(made) == []
+    with pytest.raises(
+        UsageError, match=r"1 problem\n  data\.columns\.tag: no role .* did you mean 'tags'\? its roles"
+    ):
+        check_recipe(made)
+
+
+@pytest.mark.parametrize(("overlap", "stride"), [(0.25, ", stride=8"), (0.0, "")])
+def test_the_card_shows_a_pipeline_that_joins_pieces_and_reads_windows(overlap: float, stride: str) -> None:
+    report: Any = SimpleNamespace(recipe=recipe(Path("x"), task={"overlap": overlap}).model_dump(mode="json"))
+    code = TokenClassificationReport.usage(report, "model", None)
+    assert f'pipeline("token-classification", model="model", aggregation_strategy="first"{stride})' in code
+    compile(code, "card", "exec")
 
 
 def test_toy_rows_fit_any_types() -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
@@ -27,7 +26,7 @@ from trainer.init_recipe.command import init_command
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
-from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers
+from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers, table_console
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -133,7 +132,7 @@ def bench(
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        show(found, Console())
+        show(found, table_console())
 
 
 @app.command("report")

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
 from typer.core import TyperCommand
 
 from trainer.errors import DataError, UsageError
@@ -21,6 +22,7 @@ Line = TypeVar("Line")
 NO_OBJECT = "(the line is not a JSON object)"
 FORMATS = ("auto", "text", "jsonl")
 SHOWN = 10  # numbers of lines in a message
+WIDE = 1000  # characters, more than any table has
 _OPTION = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:=.*)?", re.DOTALL)  # neither "-1" nor "- a text"
 
 
@@ -59,6 +61,11 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError), error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
+
+
+def table_console() -> Console:
+    """Return a console for tables. It cuts no column, as rich does at 80 characters in pipes and narrow terminals."""
+    return Console(width=WIDE)
 
 
 def read_texts(texts: Sequence[str] | None) -> Iterator[str]:

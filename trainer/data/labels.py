@@ -6,11 +6,13 @@ import difflib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
 SHOWN = 20  # labels that a message lists
+LABEL_DRIFT = 0.10  # parts of a corpus are badly mixed if the share of a label differs by more, and by more than chance
 NO_LABEL = frozenset(("", "-1", "-1.0", "-100", "?", "nan", "none", "null", "na", "n/a", "unlabeled", "unlabelled"))
 """Values that mean "no label" in public data sets, in lower case."""
 _INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
@@ -88,6 +90,20 @@ def unknown_label(label: str, allowed: Collection[str]) -> str:
     near = difflib.get_close_matches(label, known, n=1, cutoff=0.6)
     escaped = "" if label.isascii() else f" ({label[:60]!a})"
     return f"; known: {listed}" + (f"; did you mean {near[0]!r}?{escaped}" if near else "")
+
+
+def label_drift(before: Counter[str], here: Counter[str]) -> tuple[str, float, float] | None:
+    """Return the label whose share differs most between two parts of a corpus, with both shares.
+
+    None if no share differs by more than LABEL_DRIFT and chance.
+    """
+    total, n = before.total(), here.total()
+    if not total or not n:
+        return None
+    label = max(sorted(before.keys() | here.keys()), key=lambda name: abs(before[name] / total - here[name] / n))
+    was, now = before[label] / total, here[label] / n
+    allowed = LABEL_DRIFT + 2 * math.sqrt(1 / n + 1 / total)  # 4 standard errors: the last blocks are short
+    return (label, was, now) if abs(was - now) > allowed else None
 
 
 def guess_classes(values: Collection[str], names: Sequence[str]) -> dict[str, str] | None:

@@ -8,7 +8,6 @@ Rank r of W owns lanes r, r+W, …. One optimizer step is one micro-batch of eve
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainer.data.counter_rng import key, mix, permutation, uniform
+from trainer.data.labels import label_drift
 
 log = logging.getLogger("rankzero")
 
 POOL = 50  # micro-batches of rows that are sorted by length together; they are mixed differently in each epoch
 DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB for any number of lanes
-LABEL_DRIFT = 0.10  # a block is badly mixed if its label shares differ by more than this (and chance) from earlier ones
 Example = dict[str, list[int]]
 RowId = tuple[int, int]
 Item = tuple[list[RowId], Example, int]  # a sequence: the rows that begin in it, and its padded-token length
@@ -275,21 +274,16 @@ class LaneServer:
         return [*batches, batch] if batch else batches
 
     def _watch_labels(self, rows: list[Any]) -> None:
-        """Warn once if a block's label shares differ by more than LABEL_DRIFT and chance from those before."""
+        """Warn once if a block has other shares of labels than those before."""
         if self._label is None or self._warned:
             return
         here = Counter(label for label in map(self._label, rows) if label is not None)
-        seen, total, n = self._label_counts, sum(self._label_counts.values()), sum(here.values())
-        if total and n:
-            allowed = LABEL_DRIFT + 2 * math.sqrt(1 / n + 1 / total)  # 4 standard errors: the last blocks are short
-            for label in here.keys() | seen.keys():
-                was, now = seen[label] / total, here[label] / n
-                if abs(was - now) > allowed:
-                    log.warning(
-                        "label %r is %.0f%% of a block after %.0f%% before it: the corpus seems sorted by label and "
-                        "does not fit into one block; run `rankzero prepare` on the recipe, or raise data.block_rows",
-                        *(label, 100 * now, 100 * was),
-                    )
-                    self._warned = True
-                    break
-        seen.update(here)
+        if found := label_drift(self._label_counts, here):
+            label, was, now = found
+            log.warning(
+                "label %r is %.0f%% of a block after %.0f%% before it: the corpus seems sorted by label and "
+                "does not fit into one block; run `rankzero prepare` on the recipe, or raise data.block_rows",
+                *(label, 100 * now, 100 * was),
+            )
+            self._warned = True
+        self._label_counts.update(here)

@@ -16,6 +16,7 @@ import numpy as np
 from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.discovery import Shard
+from trainer.data.labels import label_drift
 from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
 from trainer.data.sniffing import Form
@@ -64,6 +65,8 @@ class Survey:
         bad: reason -> rows of the split.
         examples: the first few mistakes of bad rows, as sentences.
         labels: label -> usable rows, for tasks with labels.
+        first: the same for the first `first_rows` rows, which are the first block of all lanes.
+        first_rows: at most so many; 0 to count none.
         numbers: role -> numbers of the usable rows, for tasks with numbers.
         without: role -> training rows that lack its column.
         inputs: a digest of 8 bytes of the cleaned input of each usable row.
@@ -78,6 +81,8 @@ class Survey:
     bad: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
+    first: Counter[str] = field(default_factory=Counter)
+    first_rows: int = 0
     numbers: dict[str, Numbers] = field(default_factory=dict)
     without: Counter[str] = field(default_factory=Counter)
     inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
@@ -92,8 +97,16 @@ class Survey:
             "bad_examples": self.examples,
             "labels": dict(sorted(self.labels.items())),
             "fingerprint": self.fingerprint,
+            **self._sorted(),
             **({"numbers": {role: found.report() for role, found in self.numbers.items()}} if self.numbers else {}),
         }
+
+    def _sorted(self) -> dict[str, Any]:
+        """Return the share of a label in the first block and in all rows, if they differ as in a sorted file."""
+        if not 0 < self.first_rows < self.rows or (found := label_drift(self.labels, self.first)) is None:
+            return {}
+        label, share, first = found
+        return {"sorted": {"label": label, "share": share, "first_share": first, "first_rows": self.first_rows}}
 
     def shared_with(self, other: Survey) -> int:
         """Return the number of rows whose input is also in another split."""
@@ -115,6 +128,8 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
             or more lanes than rows.
     """
     counts = Survey(split)
+    if split == "train" and data.order == "shuffled" and len(source.shards) == 1:
+        counts.first_rows = data.lanes * data.block_rows
     reading = _Reading(data, roles, counts)
     for index, shard in enumerate(source.shards):
         before = counts.read
@@ -192,7 +207,10 @@ class _Reading:
                 if self._counts.split == "train":
                     self._counts.without[name] += 1
                 continue
-            self._counts.labels.update(role.counted(values[name]))
+            labels = role.counted(values[name])
+            self._counts.labels.update(labels)
+            if self._counts.rows <= self._counts.first_rows:
+                self._counts.first.update(labels)
             if (number := role.measured(values[name])) is not None:
                 self._counts.numbers.setdefault(name, Numbers()).add(number)
             if not role.target:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import UsageError
+from trainer.hub_paths import TOKENIZER_SETTINGS, folder_of, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TARGET = "target"  # the folder in that of the source tokenizer
+FILE = "tokenizer.json"
 _SPECIAL = ("pad_token", "bos_token", "eos_token", "unk_token")
 
 
@@ -38,6 +40,35 @@ def with_target(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast
             )
     source.target_tokenizer = target
     return source
+
+
+def fetch_target(name: str) -> Path | None:
+    """Return the folder target/ of a tokenizer, None if it has none. That of a Hub id is downloaded.
+
+    Raises:
+        UsageError: as `locate`, or a download fails.
+    """
+    place, revision = locate(name)
+    if not Path(place).is_dir():
+        _download(name, place, revision)
+    folder = folder_of(name)
+    return folder / TARGET if folder is not None and (folder / TARGET / FILE).is_file() else None
+
+
+def _download(name: str, place: str, revision: str) -> None:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if try_to_load_from_cache(place, f"{TARGET}/{FILE}", revision=revision) is not None:
+        return  # it is in the cache, or the cache knows that there is none
+    for file in (FILE, *TOKENIZER_SETTINGS):
+        try:
+            hf_hub_download(place, f"{TARGET}/{file}", revision=revision)
+        except EntryNotFoundError:  # also without a connection, if it is not in the cache
+            if file == FILE:
+                return
+        except Exception as error:  # of the connection or the file system
+            raise UsageError(f"{name!r}: {TARGET}/{file} cannot be downloaded: {error}") from error
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -22,7 +22,7 @@ from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import uniform
 from trainer.data.roles import Roles
 from trainer.data.sources import Source, belongs
-from trainer.data.target_tokenizer import TARGET, with_target
+from trainer.data.target_tokenizer import fetch_target, with_target
 from trainer.data.token_ids import SPACE, Words
 from trainer.data.tokenizer_files import check_vocabulary, no_files
 from trainer.errors import DataError, UsageError
@@ -151,10 +151,9 @@ def load_tokenizer(name: str, key: str = "tokenizer") -> PreTrainedTokenizerFast
     Raises:
         UsageError: there is no such folder or package, the Hub cannot be reached, or it has no fast version.
     """
-    tokenizer, folder = _load(name, key), folder_of(name)
-    if folder is None or not (folder / TARGET / "tokenizer.json").is_file():
-        return tokenizer
-    return with_target(tokenizer, _load(str(folder / TARGET), key))
+    tokenizer = _load(name, key)
+    folder = fetch_target(name)
+    return tokenizer if folder is None else with_target(tokenizer, _load(str(folder), key))
 
 
 def _load(name: str, key: str) -> PreTrainedTokenizerFast:

@@ -12,6 +12,7 @@ from trainer.recipe import Recipe
 MANY_CUT = 0.05  # share of rows that data.max_length may cut without a warning
 DOUBTED = 0.5  # share of rows with the same peculiarity, from which it is a mistake
 SHOWN = 8  # classes that a warning lists
+BLOCKS = 4  # times the rows of a lane: a block that holds a sorted file whole in most epochs, since its edges move
 
 
 def notes(recipe: Recipe, data: Mapping[str, Any]) -> list[str]:
@@ -46,6 +47,13 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
     for doubt, count in tokens.get("doubts", {}).items():
         if count >= DOUBTED * tokens["unknown_from_rows"]:
             yield f"data.{split}: {count:,} of {tokens['unknown_from_rows']:,} rows {doubt}"
+    if found := facts.get("sorted"):
+        yield (
+            f"data.{split}: label {found['label']!r} is {found['first_share']:.0%} of the first "
+            f"{found['first_rows']:,} rows (data.lanes x data.block_rows) and {found['share']:.0%} of all: the file "
+            "seems sorted by label, and a run shorter than an epoch may see no later rows. `rankzero prepare` shuffles "
+            f"the file; or set data.block_rows={BLOCKS * -(-rows // recipe.data.lanes)}"
+        )
     yield from _classes(recipe, split, facts, data)
 
 

@@ -21,6 +21,7 @@ from trainer.task.base import Record, Task
 
 log = logging.getLogger("rankzero")
 
+FEWEST_STEPS = 50  # after which a model should not give one prediction for all rows
 FEWEST_EQUAL = 10  # equal predictions that are no accident
 
 
@@ -49,11 +50,7 @@ def evaluate(
         if not records:
             raise DataError(f"data.{split} has no row to evaluate")
         if predict and resamples and (found := constant(records)) is not None:
-            log.warning(
-                "evaluation of %s: all %d predictions are %s: the model ignores its input. Another optim.lr (now "
-                "%g) or more steps may be needed",
-                split, len(records), found, task.recipe.optim.lr,
-            )  # fmt: skip
+            log.warning("evaluation of %s: all %d predictions are %s%s", split, len(records), found, _meaning(task))
         return task.score(records, resamples) if predict else cheap_scores(records)
 
     return runtime.on_main(score), records
@@ -124,6 +121,18 @@ def constant(records: list[Record]) -> str | None:
     if len(records) < FEWEST_EQUAL or len(predictions) > 1 or len(targets) == 1 or without:
         return None
     return predictions.pop()
+
+
+def _meaning(task: Task) -> str:
+    """Return the end of the message about equal predictions. A few steps, as of --debug, say nothing about a recipe."""
+    steps = task.recipe.loop.max_steps
+    if steps is not None and steps < FEWEST_STEPS:
+        return (
+            f", which is usual after {steps} steps (loop.max_steps, 20 with --debug). Such a run shows that everything "
+            "works. How well the model learns is seen after more steps"
+        )
+    rate = task.recipe.optim.lr
+    return f": the model ignores its input. Another optim.lr (now {rate:g}) or more steps may be needed"
 
 
 def cheap_scores(records: list[Record]) -> dict[str, Any]:

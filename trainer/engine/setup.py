@@ -233,6 +233,8 @@ def write_manifest(run: RunDir, runtime: Runtime, recipe: Recipe, data: dict[str
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
     }
+    if config := os.environ.get("RANKZERO_CONFIG"):
+        start["config"] = shareable(config)
     if own := user_code.facts(recipe.model_dump(mode="json")):
         start["user_code"] = own
     old = read_json(run.manifest) or {}

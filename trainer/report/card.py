@@ -53,7 +53,7 @@ def _values(report: TaskReport, evaluated: list[TaskReport], stock: dict[str, An
     gates = {name: gate for name in ARTIFACTS if (gate := read_json(run.export / name / "gate.json"))}
     files = {name: gate.get("files", {}).items() for name, gate in gates.items()}
     sizes = {name: sum(f["bytes"] for path, f in of if path.endswith(FILES)) for name, of in files.items()}
-    benchmark = read_benchmark(run)
+    benchmark, config = read_benchmark(run), report.manifest.get("config")
     front = front_matter(report) | ({"library_name": stock["library"]} if alone else {})
     return {
         "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
@@ -70,6 +70,7 @@ def _values(report: TaskReport, evaluated: list[TaskReport], stock: dict[str, An
         "fastest": recommended(benchmark) if benchmark else [],
         "not_recommended": benchmark["not_recommended"] if benchmark else {},
         "left_out": run_summary.left_out(report),
+        "config": f" --config {shlex.quote(config)}" if config else "",
         "command": shlex.join(["rankzero", *report.manifest.get("command", [])[1:]]),
         "alone": alone,
         "stock": stock,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from launch.tools.plan.memory import Configuration
 from launch.tools.plan.planner import CONTEXT, GIB, Plan
+from trainer.text_lines import table_console
 
 MIB = 2**20
 SIZES = ("parameters", "gradients", "optimizer", "activations", "logits", "peak", "host", "sent")
@@ -18,7 +18,7 @@ HEADS = ("params", "grads", "optim", "activ.", "logits", "peak", "host", "sent")
 
 def print_plan(plan: Plan, price: float | None) -> None:
     """Print a plan. `price` is that of a rank for an hour."""
-    console = Console(width=120)
+    console = table_console()
     for line in (*summary(plan, price), _table(plan), *_legend(plan)):
         console.print(line, markup=False, highlight=False, soft_wrap=isinstance(line, str))
 

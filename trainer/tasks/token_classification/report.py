@@ -19,6 +19,11 @@ from trainer.report.task_report import NOTHING, Measure, Section, TaskReport, wr
 from trainer.tasks.token_classification.errors import KINDS, NONE, confusion, paired
 from trainer.tasks.token_classification.metrics import PREDICTED, RIGHT, TRUE, counts, f_scores, summary
 
+PIPELINE = """\
+from transformers import pipeline
+
+find = pipeline("token-classification", model="{path}", aggregation_strategy="first"{stride})
+print(find("A text."))  # entities with start, end, type and score; rankzero also checks that the tags of a text fit"""
 EXAMPLES = 5  # errors of each kind in the page
 RIGHT_ROWS = 4  # rows without an error in the page
 AROUND = 90  # characters before and after an error that the page shows
@@ -43,6 +48,10 @@ class TokenClassificationReport(TaskReport):
     def types(self) -> list[str]:
         labels = self.recipe["task"].get("labels") or []
         return list(dict.fromkeys(map(str, labels.values() if isinstance(labels, dict) else labels)))
+
+    def usage(self, path: str, pooling: str | None) -> str:
+        overlap = int(self.recipe["data"]["max_length"] * self.recipe["task"].get("overlap", 0))
+        return PIPELINE.format(path=path, stride=f", stride={overlap}" if overlap else "")
 
     def read_record(self, record: Record) -> Record:
         for key in ("target", "prediction"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from trainer.tasks.classification.regression.metrics import values_of
 from trainer.tasks.classification.regression.program import Regressor
 
 LARGEST = 16  # mean of a target, in its deviations, at which bf16 rounds to about 1/16 of one
+BROKEN = 10  # times `int8_accuracy`: a mean squared difference that is no rounding
 
 
 class RegressionExport(ClassificationExport):
@@ -72,13 +74,36 @@ class RegressionExport(ClassificationExport):
         return {"values": values, "mse": self._squares(c, theirs - true, ours - true)}, c.worst_rows(gaps, key)
 
     def _squares(self, c: Comparison, theirs: Array, ours: Array) -> Check:
-        """Compare the mean squared errors of both, in units of the variance of the training rows."""
+        """Compare the mean squared errors of both, in units of the variance of the training rows.
+
+        The errors of rounding that may pass, at most `int8_accuracy` in their mean square, change the score of few
+        rows by chance: as often for the better as for the worse. So that much is added to the limit. An artifact with
+        much larger differences is broken, even if they are for the better.
+        """
         pairs = np.stack([(theirs**2).mean(1), (ours**2).mean(1), np.ones(len(ours))], 1)
         artifact, reference, _ = pairs.mean(0).tolist()
-        return c.paired(
+        limit, rounding = c.limits.int8_accuracy, float(((theirs - ours) ** 2).mean())
+        check = c.paired(
             [artifact, reference],
-            None if c.exact else c.limits.int8_accuracy,
+            None if c.exact else limit + chance(min(limit, rounding), reference, len(ours)),
             pairs,
             lambda sums: (sums[0] - sums[1]) / sums[2],
             loss=artifact - reference,
         )
+        if not c.exact and limit and rounding > BROKEN * limit:
+            check |= {"passed": False, "note": f"mean squared difference from the weights' values: {rounding:.3g}"}
+        return check
+
+
+def chance(rounding: float, residual: float, rows: int) -> float:
+    """Return by how much rounding changes a mean squared error by chance, at most, in 95% of samples.
+
+    The change is the mean of e² + 2 e r over the rows, with the error e of rounding and the residual r. The second
+    term has mean 0 and the standard error 2 sqrt(E e² E r² / rows).
+
+    Args:
+        rounding: mean square of e.
+        residual: mean square of r.
+        rows: of the sample.
+    """
+    return 1.96 * 2 * math.sqrt(rounding * residual / rows)
