@@ -14,6 +14,7 @@ from trainer.data.cleaning import cleaner
 from trainer.data.roles import Roles
 from trainer.errors import UsageError
 from trainer.models.configs import MODEL_CONFIGS
+from trainer.models.families.positions import CONCATENATED, not_concatenated
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides, read_yaml, recipe_class
 from trainer.task.base import Task
@@ -92,7 +93,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
         problems.append(f"data.columns.{role}: no role of task {task.kind}; {_role_hint(role, recipe, roles)}")
     problems += _model_problems(recipe, task) or task.problems(recipe)
     problems += loss_problems(recipe)
-    problems += _adapter_problems(recipe)
+    problems += _adapter_problems(recipe) + _padding_problems(recipe, task)
     if stopping.metric not in task.metrics:
         known = ", ".join(sorted(task.metrics))
         problems.append(f"loop.early_stopping.metric: {stopping.metric!r} is unknown; known: {known}")
@@ -130,6 +131,22 @@ def _model_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
         why = f"tokenizer.train: a new tokenizer's ids mean nothing to the weights of {begins_with!r}"
         return [f"{why}; leave `tokenizer` out, so that their own is used, or begin with random weights"]
     return []
+
+
+def _padding_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
+    """Return what does not support `data.padding: none`. The family of pretrained weights is checked with its files."""
+    if recipe.data.padding != "none":
+        return []
+    unsupported = {
+        f"task {task.kind} ({task.__name__})": not task.padding_free,
+        "loop.compile": bool(recipe.loop.compile),
+        "optim.adversarial": recipe.optim.adversarial.kind != "none",
+    }
+    found = [f"data.padding: none: {what} does not support it; leave it out" for what, so in unsupported.items() if so]
+    model: Any = recipe.model
+    if model.kind == "pretrained" and model.random and model.architecture not in CONCATENATED:
+        found.append(f"data.padding: {not_concatenated(model.architecture)}")
+    return found
 
 
 def _adapter_problems(recipe: BaseRecipe) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from trainer.data.concatenation import PLACES
 from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
 from trainer.errors import RankzeroError, UsageError
 
@@ -100,9 +101,15 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             inputs,
             rows=sum(len(part.ids) for part in parts),
             tokens=sum(map(self._count, examples)),
-            padded=sum(inputs[name].numel() for name in self._inputs),
+            padded=_positions(inputs, self._inputs),
             targets=self._targets(inputs),
         )
+
+
+def _positions(inputs: Batch, names: Sequence[str]) -> int:
+    """Return the positions that a model computes: the tokens of concatenated rows, and else with padding."""
+    concatenated = sum(tensor.numel() for name, tensor in inputs.items() if name.endswith(PLACES))
+    return concatenated or sum(inputs[name].numel() for name in names)
 
 
 def _check_semaphores(workers: int) -> None:

@@ -32,7 +32,9 @@ from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.hub_paths import check_model_files, check_weights
 from trainer.models.adapters import adapter_of, counts
+from trainer.models.flash import check_flash
 from trainer.models.init_from import trunk_file
+from trainer.models.padding_free import check_family
 from trainer.recipe import Recipe
 from trainer.redaction import shareable
 from trainer.rundir import RunDir, git_commit
@@ -62,10 +64,11 @@ def check_beginning(run: RunDir, recipe: Recipe) -> None:
     This comes before all rows are read, which may take long. A start that resumes a checkpoint checks nothing again.
 
     Raises:
-        UsageError: `model.init_from` names no run with a model, or a file of the model or the tokenizer is missing,
-            cut or corrupt.
+        UsageError: `model.init_from` names no run with a model, a file of the model or the tokenizer is missing, cut or
+            corrupt, or `model.attention` or `data.padding` is not supported.
     """
     adapter_of(recipe)
+    check_flash(recipe.model)
     if any(run.checkpoints.iterdir()) or run.model.exists():
         return
     begun, weights = getattr(recipe.model, "init_from", None), getattr(recipe.model, "weights", None)
@@ -73,6 +76,8 @@ def check_beginning(run: RunDir, recipe: Recipe) -> None:
         check_weights(trunk_file(Path(begun)).parent)
     if weights is not None:
         check_model_files(weights)
+        if recipe.data.padding == "none":
+            check_family(weights)
     if (tokenizer := ready_tokenizer(recipe)) is not None:
         if begun is not None:
             _check_same_vocabulary(tokenizer, begun)

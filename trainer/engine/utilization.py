@@ -24,6 +24,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainer.data.concatenation import PLACES
 from trainer.task.base import Batch
 
 log = logging.getLogger("rankzero")
@@ -166,6 +167,8 @@ class FlopMeter:
         sizes = {name: size for name, size, _ in shape}
         rows = next(iter(sizes.values()))[0]
         widths = [sizes[name][1] for name in self._inputs]
+        if concatenated := [size[0] for name, size in sizes.items() if name.endswith(PLACES)]:
+            rows, widths = 1, concatenated
         pairs = [a * b for a, b in itertools.combinations_with_replacement(widths, 2)]
         return np.array([*(rows * term for term in (1, *widths, *pairs)), math.prod(sizes["labels"])], float)
 

@@ -30,6 +30,11 @@ def padding_mask(ids: Tensor, pad_id: int) -> Tensor:
     return (ids == pad_id)[:, None, None, :] * MASKED
 
 
+def as_mask(attended: Tensor, eager: bool) -> Tensor:
+    """A Boolean mask (True = attended) as `eager_attention` adds it if `eager`, and else as it is."""
+    return torch.where(attended, 0.0, MASKED) if eager else attended
+
+
 def token_mask(tokens: Tensor, eager: bool) -> Tensor:
     """tokens (B, S), True = token, padding on the right -> mask (B, 1, 1, S), added if `eager`, else Boolean.
 

@@ -137,7 +137,10 @@ class PretrainedConfig(Section):
     dropout: Fraction | None = Field(
         None, description="probability of every dropout in the model; null = as in pretraining"
     )
-    attention: Literal["auto", "sdpa", "eager"] = Field("auto", description="auto: the faster one on this device")
+    attention: Literal["auto", "sdpa", "flash", "eager"] = Field(
+        "auto",
+        description="auto: the faster one on this device; flash: of the package flash-attn or kernels, on NVIDIA GPUs",
+    )
     init_from: str | None = Field(
         None,
         description="run directory whose trunk (or all weights of a language model) and tokenizer are used",

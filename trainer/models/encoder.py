@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
-from trainer.models.attention import MASKED, alibi, initialise, is_eager, sinusoids, token_mask
+from trainer.models.attention import alibi, as_mask, initialise, is_eager, sinusoids, token_mask
 from trainer.models.dropout import Dropout
 from trainer.models.transformer import EncoderLayer
 
@@ -45,22 +45,27 @@ class Encoder(nn.Module):
         return self.embedding
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """input_ids, attention_mask (1 = token; None: no row has padding) and types (B, T) int64 -> (B, T, M).
+
+        A mask may be Boolean (1, 1, T, T), too, for concatenated rows with `position_ids` (1, T).
 
         Raises:
             UsageError: more than `max_length` positions.
         """
         length = input_ids.shape[1]
-        if length > self.max_length:
+        if position_ids is None and length > self.max_length:
             raise UsageError(f"{length} positions are more than the {self.max_length} of this model: shorten the text")
         # without types all are of the first, as in BERT
         types = self.type_embedding.weight[0] if token_type_ids is None else self.type_embedding(token_type_ids)
         embedded = self.embedding(input_ids) + types
-        x = self.dropout(
-            torch.add(self.positions[:length].to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1]))
-        )
+        positions = self.positions[:length] if position_ids is None else self.positions[position_ids]
+        x = self.dropout(torch.add(positions.to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1])))
         mask = self._mask(attention_mask, length, x.device)
         for layer in self.layers:
             x = self._run(layer, x, mask)
@@ -68,10 +73,14 @@ class Encoder(nn.Module):
 
     def _mask(self, attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor | None:
         """The mask for all layers. Biases have to be added, so that with ALiBi it is never Boolean."""
+        mask, eager = None, bool(self.alibi_heads) or is_eager(self.kind, device)
+        if attention_mask is not None:
+            whole = attention_mask.dim() == 4
+            mask = as_mask(attention_mask, eager) if whole else token_mask(attention_mask != 0, eager)
         if not self.alibi_heads:
-            return None if attention_mask is None else token_mask(attention_mask != 0, is_eager(self.kind, device))
+            return mask
         biases = alibi(self.alibi_heads, length, device)
-        return biases if attention_mask is None else (attention_mask[:, None, None, :] == 0) * MASKED + biases
+        return biases if mask is None else mask + biases
 
     def _run(self, layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():

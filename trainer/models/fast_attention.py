@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from trainer.models.attention import eager_attention
 from trainer.models.dropout import dropout as byte_dropout
 from trainer.models.explain import record
+from trainer.models.flash import flash_problem, use_flash
 from trainer.models.library_masks import eager_mask, install
 
 FAST = "rankzero_eager"  # its name in transformers' registry of attention functions
@@ -47,10 +48,18 @@ def use_attention(model: nn.Module, kind: str) -> None:
 
     Args:
         model: of the library; one that has a single implementation keeps it.
-        kind: sdpa, eager, rankzero (`attention` of this module) or auto. On a CPU, auto is rankzero. On a GPU it is
-            the library's choice.
+        kind: sdpa, flash, eager, rankzero (`attention` of this module) or auto. On a CPU, auto is rankzero. On a GPU
+            it is the library's choice. flash is auto where it cannot run: `check_flash` refuses to train there.
+
+    Raises:
+        UsageError: the family has no flash attention.
     """
     install()
+    if kind == "flash":
+        if flash_problem() is None:
+            use_flash(model)
+            return
+        kind = "auto"
     if kind == "auto":
         if torch.cuda.is_available():
             return

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.models.padding_free import current
+
 _several: bool | None = None  # whether a row may hold several documents; None: the library looks at the values
 
 
@@ -56,20 +58,37 @@ def install() -> None:
 
     masking_utils.find_packed_sequence_indices = document_numbers
     PreTrainedModel.warn_if_padding_and_no_attention_mask = warn_if_padding  # type: ignore[method-assign]
-    AttentionMaskInterface.register("sdpa", _unread(masking_utils.sdpa_mask))
+    AttentionMaskInterface.register("sdpa", sdpa_mask)
     AttentionMaskInterface.register("eager", eager_mask)
 
 
 def _unread(function: Any) -> Any:
-    """Return a mask function of the library that leaves no given mask out in a `known_rows` block."""
+    """Return a mask function of the library that leaves no given mask out in a `known_rows` block.
+
+    Where rows are concatenated, a token attends to its own row only.
+    """
 
     def mask(*sizes: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
-        if _several is not None and attention_mask is not None:
+        from transformers import masking_utils
+
+        rows = current()
+        if rows is not None:
+            same_row = masking_utils.packed_sequence_mask_function(rows.numbers[None])
+            options["mask_function"] = masking_utils.and_masks(options["mask_function"], same_row)
+        if rows is not None or (_several is not None and attention_mask is not None):
             options.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
         made: Tensor | None = function(*sizes, attention_mask=attention_mask, **options)
         return made
 
     return mask
+
+
+def sdpa_mask(*sizes: Any, **options: Any) -> Tensor | None:
+    """Return a Boolean mask, as the library's function of the same name."""
+    from transformers import masking_utils
+
+    made: Tensor | None = _unread(masking_utils.sdpa_mask)(*sizes, **options)
+    return made
 
 
 def eager_mask(*sizes: Any, **options: Any) -> Tensor | None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
-from trainer.models.attention import Attention, causal_mask, initialise, is_eager, sinusoids, token_mask
+from trainer.models.attention import Attention, as_mask, causal_mask, initialise, is_eager, sinusoids, token_mask
 from trainer.models.dropout import Dropout
+from trainer.models.padding_free import Rows
 
 if TYPE_CHECKING:
     from trainer.models.configs import LayersConfig, TransformerConfig
@@ -190,30 +191,45 @@ class Transformer(nn.Module):
         """The embedding of target tokens. It is the output projection, too, unless that has its own matrix."""
         return self.target_embedding or self.embedding
 
-    def forward(self, src: Tensor, trg_in: Tensor, unpadded: Tensor | None = None) -> Tensor:
+    def forward(
+        self, src: Tensor, trg_in: Tensor, unpadded: Tensor | None = None, rows: tuple[Rows, Rows] | None = None
+    ) -> Tensor:
         """src (B, S) and trg_in (B, T) int64 -> logits (B, T, V).
 
         Args:
             unpadded: of any value; given if no row of `src` has padding. Its presence is known without the device.
+            rows: of `src` and `trg_in`, which are concatenated. Logits are then (1, N, V) for the N target tokens.
 
         Raises:
             UsageError: more than `max_length` positions.
         """
+        if rows is not None:
+            return self._concatenated(src, trg_in, *rows)
         source_mask = self._source_mask(src, unpadded)
-        memory = self._encode(src, source_mask)
-        x = self._embed(trg_in, self.target_table)
-        causal = not is_eager(self.kind, x.device)
-        mask = None if causal else causal_mask(trg_in.shape[1], x.device)
+        memory = self._encode(self._embed(src, self.embedding), source_mask)
+        causal = not is_eager(self.kind, src.device)
+        mask = None if causal else causal_mask(trg_in.shape[1], src.device)
+        return self._decode(self._embed(trg_in, self.target_table), memory, source_mask, mask, causal)
+
+    def _concatenated(self, src: Tensor, trg_in: Tensor, source: Rows, target: Rows) -> Tensor:
+        eager = is_eager(self.kind, src.device)
+        memory = self._encode(self._embed_rows(src, self.embedding, source), as_mask(source.mask(), eager))
+        x = self._embed_rows(trg_in, self.target_table, target)
+        across, mask = as_mask(target.mask(source), eager), as_mask(target.mask(causal=True), eager)
+        return self._decode(x, memory, across, mask, causal=False)
+
+    def _decode(
+        self, x: Tensor, memory: Tensor, source_mask: Tensor | None, mask: Tensor | None, causal: bool
+    ) -> Tensor:
         for layer in self.decoder:
             x = self._run(layer, x, memory, source_mask, mask, causal)
         return self._logits(x)
 
     def encode(self, src: Tensor) -> Tensor:
         """src (B, S) int64 -> memory (B, S, M)."""
-        return self._encode(src, self._source_mask(src))
+        return self._encode(self._embed(src, self.embedding), self._source_mask(src))
 
-    def _encode(self, src: Tensor, mask: Tensor | None) -> Tensor:
-        x = self._embed(src, self.embedding)
+    def _encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.encoder:
             x = self._run(layer, x, mask)
         return self.encoder_norm(x)
@@ -250,8 +266,14 @@ class Transformer(nn.Module):
                 f"{end} positions, special tokens included, are more than the {self.max_length} of this model: "
                 "raise data.max_length and train again, or shorten the text"
             )
-        embedded = table(ids)  # half precision if the engine has half weights; the positions are fp32
-        scaled = torch.add(self.positions[start:end].to(embedded.dtype), embedded, alpha=math.sqrt(table.embedding_dim))
+        return self._placed(table(ids), self.positions[start:end])
+
+    def _embed_rows(self, ids: Tensor, table: nn.Embedding, rows: Rows) -> Tensor:
+        return self._placed(table(rows.flat(ids)), self.positions.index_select(0, rows.columns))
+
+    def _placed(self, embedded: Tensor, positions: Tensor) -> Tensor:
+        # half precision if the engine has half weights; the positions are fp32
+        scaled = torch.add(positions.to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1]))
         return self.dropout(scaled)
 
     def _logits(self, x: Tensor) -> Tensor:

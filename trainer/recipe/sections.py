@@ -88,6 +88,11 @@ class DataConfig(Section):
     max_length: Positive = Field(
         128, description="most tokens of a row, special tokens included; longer rows are truncated"
     )
+    padding: Literal["longest", "none"] = Field(
+        "longest",
+        description="longest: rows of a micro-batch are padded to the longest one; none: in training its rows are "
+        "concatenated, each with its own attention and positions",
+    )
     pad_multiple: Positive = Field(8, description="lengths are padded to a multiple of this, so that few shapes occur")
     order: Literal["shuffled", "sequential"] = Field(
         "shuffled", description="sequential: rows keep their order within a lane (Transformer-XL)"

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from trainer.data.concatenation import is_description
 from trainer.data.roles import Roles
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
@@ -125,6 +126,8 @@ class Task(MicroBatches, PublishedModel):
         """Set `padding` to what the family of a model needs. Return the model."""
         config = getattr(getattr(model, "trunk", model), "config", None)
         self.padding = padding_of(config).also(self.recipe.data.pad_multiple)
+        if self.recipe.data.padding == "none":
+            _import("trainer.models.padding_free:attach_trunk")(model)
         if self.padding.left:  # for stock transformers, which loads model/
             self.tokenizer.padding_side = self.tokenizer.init_kwargs["padding_side"] = "left"
         return model
@@ -157,11 +160,14 @@ class Task(MicroBatches, PublishedModel):
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the loss, and the `memory` (B, …) of the next micro-batch of the lane, detached."""
         from trainer.models.library_masks import known_rows
+        from trainer.models.padding_free import Rows, concatenated
 
         if self.several_documents is None:
             return self.loss(model, batch), None
-        with known_rows(several=self.several_documents):
-            return self.loss(model, batch), None
+        rows = Rows.of(batch, batch[self.inputs[0]].shape[1])
+        padded = {name: tensor for name, tensor in batch.items() if not is_description(name)} if rows else batch
+        with known_rows(several=self.several_documents), concatenated(rows):
+            return self.loss(model, padded), None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
         """Return the losses of the rows of an evaluation batch, and their predictions if `predict` is set."""

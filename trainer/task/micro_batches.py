@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from trainer.data.concatenation import described, is_description
 from trainer.data.roles import Text
 from trainer.data.target_tokenizer import target_of
 from trainer.data.token_ids import Layout, encode_batch
@@ -28,6 +29,7 @@ class MicroBatches(PredictionRows):
     """The part of a task that encodes rows, and makes micro-batches of them."""
 
     inputs: ClassVar[tuple[str, ...]]  # the token inputs in a batch, for counting padding
+    padding_free: ClassVar[bool] = False  # supports data.padding=none
     mask_optional: ClassVar[bool] = False  # `logits` takes a batch without attention_mask: no row has padding
     toy_rows: ClassVar[tuple[Row, ...]]  # a few rows on which the contract test runs every task
     tokenizer: PreTrainedTokenizerFast
@@ -97,9 +99,19 @@ class MicroBatches(PredictionRows):
         The loader does so on the host. Reading the mask on a device would wait for the device.
         """
         batch = self.collate(examples)
+        if self.recipe.data.padding == "none":
+            return self.marked(batch)
         if self.mask_optional and not self.padding.masked and bool(batch["attention_mask"].all()):
             del batch["attention_mask"]
         return batch
+
+    def token_marks(self, batch: Batch) -> Batch:
+        """Return marks (B, W), True = token, by the prefix of their names, for `data.padding=none`."""
+        return {"": batch["attention_mask"] != 0}
+
+    def marked(self, batch: Batch) -> Batch:
+        """Return a padded batch with the places of its tokens, which are concatenated on the device."""
+        return {**batch, **described(self.token_marks(batch))}
 
     def corrupt(self, examples: Sequence[Example], *draw: object) -> Sequence[Example]:
         """Draw masks for the examples of a micro-batch, before labels are counted. By default nothing is drawn.
@@ -123,6 +135,15 @@ class MicroBatches(PredictionRows):
 
     def split(self, batch: Batch, parts: int) -> list[Batch | None]:
         """Split a micro-batch that does not fit the memory into `parts`. Parts without rows are None."""
+        if parts == 1:
+            return [batch]
+        padded = {name: tensor for name, tensor in batch.items() if not is_description(name)}
+        found = self.split_rows(padded, parts)
+        again = len(padded) < len(batch)
+        return [self.marked(part) if again and part is not None else part for part in found]
+
+    def split_rows(self, batch: Batch, parts: int) -> list[Batch | None]:
+        """Split a padded micro-batch by its rows, for `split`."""
         pieces = {name: tensor.tensor_split(parts) for name, tensor in batch.items()}
         found = [{name: tensors[i] for name, tensors in pieces.items()} for i in range(parts)]
         return [part if len(next(iter(part.values()))) else None for part in found]

@@ -40,6 +40,7 @@ class Classification(CalibratedTask):
     averages = True
     inputs = ("input_ids",)
     mask_optional = True
+    padding_free = True
     metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
     cheap_metrics = ()
     problem_type: ClassVar[str | None] = None  # in config.json of a model with the library's own head

@@ -34,6 +34,7 @@ class CausalLanguageModeling(LanguageModeling):
     models = ("pretrained", "transformer_xl")
     exporter_path = "trainer.tasks.language_modeling.export:CausalExport"
     scores_words = True
+    padding_free = True
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Encode complete documents of any length: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT]."""
@@ -98,6 +99,9 @@ class CausalLanguageModeling(LanguageModeling):
             "position_ids": self.pad(positions, 0),
             "labels": self.pad([e["labels"] for e in examples], IGNORED),
         }
+
+    def token_marks(self, batch: Batch) -> Batch:
+        return {"": batch["labels"] != IGNORED}
 
     @property
     def several_documents(self) -> bool:

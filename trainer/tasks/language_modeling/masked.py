@@ -25,6 +25,7 @@ class MaskedLanguageModeling(LanguageModeling):
     exporter_path = "trainer.tasks.language_modeling.export:MaskedExport"
     metric_specs = MASKED_SPECS
     mask_optional = True
+    padding_free = True
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Return `input_ids` with special tokens, truncated to `data.max_length`."""
@@ -80,11 +81,11 @@ class MaskedLanguageModeling(LanguageModeling):
             "labels": torch.tensor(labels, dtype=torch.int64),
         }
 
-    def split(self, batch: Batch, parts: int) -> list[Batch | None]:
+    def split_rows(self, batch: Batch, parts: int) -> list[Batch | None]:
         """Split rows together with their selected tokens."""
         width = batch["input_ids"].shape[1]
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
-        rows = super().split(inputs, parts)
+        rows = super().split_rows(inputs, parts)
         found: list[Batch | None] = []
         begin = 0
         for part in rows:

@@ -34,6 +34,7 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
     """
 
     exporter_path = "trainer.tasks.language_modeling.export:RecurrentExport"
+    padding_free = False
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:

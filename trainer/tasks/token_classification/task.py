@@ -47,6 +47,7 @@ class TokenClassification(Task):
     suggester_path = "trainer.tasks.token_classification.suggest:suggest"
     inputs = ("input_ids",)
     mask_optional = True
+    padding_free = True
     metric_specs = SPECS
     cheap_metrics = ()
     toy_rows = (

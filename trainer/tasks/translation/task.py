@@ -18,8 +18,9 @@ from trainer.tasks.pairs import Pairs, search_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
+    from trainer.models.padding_free import Rows
     from trainer.recipe import Recipe
 
 
@@ -44,6 +45,14 @@ def one_matrix(recipe: Recipe) -> bool:
     return getattr(recipe.model, "tied_embeddings", None) is True
 
 
+def _rows_of(batch: Batch) -> tuple[Rows, Rows] | None:
+    """Return source and target rows that are to be concatenated, or None."""
+    from trainer.models.padding_free import Rows
+
+    source, target = (Rows.of(batch, batch[name].shape[1], f"{name[:3]}_") for name in ("src", "trg_in"))
+    return None if source is None or target is None else (source, target)
+
+
 class Translation(Pairs, Task):
     """Teacher forcing: the decoder reads [BOS] y₁ … yₙ and its logits predict y₁ … yₙ [EOS]."""
 
@@ -55,6 +64,7 @@ class Translation(Pairs, Task):
     suggester_path = "trainer.tasks.translation.suggest:suggest"
     labels_are_tokens = True
     separate_vocabularies = True
+    padding_free = True
     inputs = ("src", "trg_in")
 
     @classmethod
@@ -110,9 +120,24 @@ class Translation(Pairs, Task):
         import torch
 
         batch = super().training_batch(examples)
-        if not bool((batch["src"] == self.pad_id).any()):
+        if self.recipe.data.padding != "none" and not bool((batch["src"] == self.pad_id).any()):
             batch["unpadded"] = torch.ones(len(batch["src"]), dtype=torch.bool)
         return batch
+
+    def token_marks(self, batch: Batch) -> Batch:
+        return {"src_": batch["src"] != self.pad_id, "trg_": batch["labels"] != IGNORED}
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        rows = _rows_of(batch)
+        if rows is None:
+            return super().logits(model, batch)
+        return rows[1].padded(model(batch["src"], batch["trg_in"], rows=rows))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        rows = _rows_of(batch)
+        if rows is None:
+            return super().loss(model, batch)
+        return self.summed(model(batch["src"], batch["trg_in"], rows=rows), rows[1].flat(batch["labels"]))
 
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.transformer import Transformer
