@@ -22,9 +22,6 @@ SIZES = {aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.
 METHODS = ("tolist", "numpy", "cpu", "__array__")
 
 HOST = ("trainer/data/loader.py", "trainer/engine/host_group.py")  # tensors there have never been on a device
-# Copies to the device. Here every device is the host. The norm of offloaded gradients is moved to the device, and
-# `found_inf` to that of the weights.
-TO_DEVICE = ("in _to_device", "in square_sum", "torch/optim/adam.py")
 LATE = "trainer/engine/device_number.py"  # reads of a copy that was made in the background
 
 
@@ -54,7 +51,7 @@ class DeviceWaits:
         places = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
         if any(LATE in place for place in places):
             self.late += 1
-        elif not any(word in place for place in places for word in (*HOST, *TO_DEVICE)):
+        elif not any(word in place for place in places for word in HOST):
             own = [place for place in places if "/torch/" not in place] or places
             self.sites[f"{what}: {own[-1]}"] += 1
 
@@ -82,9 +79,8 @@ class _Methods(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        moved = [*args[1:], *kwargs.values()] if name == "to" else []
-        if name in METHODS or any(
-            torch.device(value).type == "cpu" for value in moved if isinstance(value, str | torch.device)
-        ):
+        # a torch.device is that of other tensors: here it is "cpu", too
+        moved = name == "to" and "cpu" in [value for value in (*args[1:], *kwargs.values()) if isinstance(value, str)]
+        if name in METHODS or moved:
             self._waits.count(name)
         return func(*args, **kwargs)

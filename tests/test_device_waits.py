@@ -19,7 +19,8 @@ WORLDS = {"single": 1, "ddp": 2, "fsdp2": 2}
 FIRST, LAST = 4, 6  # steps that are looked at
 QUIET = (
     "loop.max_steps=8", "loop.eval_every=100", "loop.save_every=100", "loop.log_every=100", "loop.epochs=null",
-    "evaluation.splits=[]", "data.validation=null", "optim.name=adamw", "optim.clip_norm=0.5",
+    "evaluation.splits=[]", "data.validation=null", "optim.name=adamw", "optim.clip_norm=0.5", "export.model=false",
+    "export.onnx=false", "export.int8=false",
 )  # fmt: skip
 
 

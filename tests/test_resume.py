@@ -154,11 +154,12 @@ def test_no_rank_is_left_behind_when_one_of_four_dies(recipe: Path, tmp_path: Pa
 def test_stopped_by_signals(recipe: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """To one rank only; before the first step, in steps, in evaluations; each with 75 and everything saved."""
     run = tmp_path / "run"
-    stops = [  # where, the step that is saved, and the signal
+    # where, the step that is saved, and the signal. A save or evaluation ends the agreement on a step ahead.
+    stops = [
         (partial(hooks.at_call, "trainer.engine.setup.survey_data", 1, 0, signal.SIGTERM), 0, "SIGTERM"),
-        (partial(hooks.at_micro_batch, 5, 1, signal.SIGTERM), 5, "SIGTERM"),
+        (partial(hooks.at_micro_batch, 5, 1, signal.SIGTERM), 6, "SIGTERM"),
         (partial(hooks.at_call, EVALUATE, 1, 1, signal.SIGUSR1), 8, "SIGUSR1"),
-        (partial(hooks.at_micro_batch, 10, 0, signal.SIGHUP), 10, "SIGHUP"),
+        (partial(hooks.at_micro_batch, 10, 0, signal.SIGHUP), 11, "SIGHUP"),
         (partial(hooks.at_micro_batch, 12, 0, signal.SIGINT), 12, "SIGINT"),
         (partial(hooks.at_call, EVALUATE, 3, 0, signal.SIGTERM), 14, "SIGTERM"),  # the first after training
     ]
