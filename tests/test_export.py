@@ -25,7 +25,7 @@ from trainer import embed
 from trainer.data.cleaning import CLEANERS
 from trainer.engine.trained_run import TrainedRun
 from trainer.export import onnx as exporting
-from trainer.export.artifact import WINDOW, Artifact
+from trainer.export.artifact import WINDOW, Artifact, read_rows
 from trainer.export.program import source
 from trainer.export.quantize import matrices, quantize, sensitivity, write_quantized
 from trainer.export.rows import ODD
@@ -47,6 +47,43 @@ def agree(found: list[Record], wanted: list[Record], tolerance: float = 1e-4) ->
 
 
 # -- the same answers --------------------------------------------------------------------------------------------------
+
+
+ROWS = {
+    "encoder": ({"text": "a good film"}, "a good film"),
+    "pairs": ({"text": "a\tman", "text_pair": "someone", "other": 3}, "a man\tsomeone"),
+}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pairs"])
+def test_run_py_reads_rows_as_json_objects(kind: str, request: pytest.FixtureRequest) -> None:
+    """One bad row has an error and all others an answer, as with `rankzero predict`."""
+    made: Exported = request.getfixturevalue(kind)
+    row, text = ROWS[kind]
+    artifact = load(made.folder)
+    assert artifact.settings["columns"] == [name for name in row if name != "other"]
+    lines = [json.dumps(row), "", '{"text": 3}', "no JSON", json.dumps(row)]
+    read = [*read_rows(lines, artifact.settings["columns"])]
+    answers = [*artifact(read)]
+    [wanted] = artifact([text])
+    agree([answers[0], answers[3]], [wanted, wanted])
+    assert wanted["text"] == text
+    for answer, line in zip(answers[1:3], lines[2:4], strict=True):
+        assert answer["text"] == line
+        assert answer["error"].startswith("ValueError: a JSON object with texts in the columns ['text'")
+    assert [*read_rows(["no JSON", json.dumps(row)], artifact.settings["columns"])] == ["no JSON", json.dumps(row)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "read"),
+    [
+        (["translation.de"], {"translation": {"de": "Haus", "en": "house"}}, "Haus"),
+        (["a.b"], {"a.b": "exact name", "a": {"b": "path"}}, "exact name"),
+        (["tokens"], {"tokens": ["Ada", "lives"]}, '["Ada", "lives"]'),
+    ],
+)
+def test_rows_with_nested_columns_and_tokens(columns: list[str], row: dict[str, Any], read: str) -> None:
+    assert [*read_rows([json.dumps(row)], columns)] == [read]
 
 
 def test_ten_thousand_lines_come_in_order_and_in_constant_memory(encoder: Exported) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,10 @@ from trainer.data.cleaning import CLEANERS
 
 WINDOW = 512  # lines that are read ahead and sorted by length
 Array = np.ndarray[Any, Any]
+
+
+class NoRow(str):
+    """A line among rows that is not a JSON object with the columns of the inputs."""
 
 
 class Artifact:
@@ -39,6 +43,10 @@ class Artifact:
             answers: dict[int, dict[str, Any]] = {}
             for i, line in enumerate(window):
                 try:
+                    if isinstance(line, NoRow):
+                        raise ValueError(
+                            f"a JSON object with texts in the columns {self.settings['columns']} is needed"
+                        )
                     examples[i] = self.encode(self.sides(line))
                 except Exception as error:  # the other lines are still answered
                     answers[i] = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
@@ -104,6 +112,41 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def read_rows(lines: Iterable[str], columns: Sequence[str]) -> Iterator[str]:
+    """Yield lines. If the first is a JSON object with these columns, yield the inputs of each, with tabs between them.
+
+    Among such rows, empty lines are left out, and tokens stay a JSON list.
+    """
+    source = iter(lines)
+    first = next(source, None)
+    if first is None:
+        return
+    if not columns or isinstance(row_of(first, columns), NoRow):
+        yield from chain((first,), source)
+        return
+    yield from (row_of(line, columns) for line in chain((first,), source) if line.strip())
+
+
+def row_of(line: str, columns: Sequence[str]) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return NoRow(line)
+    values = [cell(row, column) for column in columns]
+    if not all(isinstance(value, str | list) for value in values):
+        return NoRow(line)
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+    return "\t".join(texts) if len(texts) == 1 else "\t".join(text.replace("\t", " ") for text in texts)
+
+
+def cell(row: Any, column: str) -> Any:
+    """Return the value of a column, or of a nested one by its dotted path; None if there is none."""
+    if not isinstance(row, dict):
+        return None
+    head, _, rest = column.partition(".")
+    return row[column] if column in row else cell(row.get(head), rest) if rest else None
+
+
 def main(artifact: Artifact) -> None:
     """Answer the lines of stdin. Exit with 3 if a line could not be answered; its record has the reason.
 
@@ -121,7 +164,8 @@ def main(artifact: Artifact) -> None:
         print(__doc__, "Unknown arguments:", *sorted(unknown), file=sys.stderr)
         sys.exit(2)
     errors = 0
-    for record in artifact(lines(), batch="--batch" in sys.argv):
+    rows = read_rows(lines(), artifact.settings.get("columns", ()))
+    for record in artifact(rows, batch="--batch" in sys.argv):
         errors += "error" in record
         sys.stdout.buffer.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
         sys.stdout.buffer.flush()

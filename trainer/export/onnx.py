@@ -85,6 +85,7 @@ def settings(export: TaskExport, model: nn.Module) -> dict[str, Any]:
         "task": task.kind,
         "program": export.program_name,
         "cleaning": recipe.data.cleaning,
+        "columns": list(task.input_columns.values()),  # of the inputs, in a row that is a JSON object
         "prefix": "",
         "max_length": recipe.data.max_length,
         "pad_id": task.pad_id,

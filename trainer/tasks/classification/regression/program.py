@@ -1,6 +1,7 @@
 """Lines of stdin to JSON lines: the number of each text, by the ONNX graph in this folder.
 
     python run.py < texts.txt            (a pair of texts: one line, a tab between them)
+    python run.py < rows.jsonl           rows as JSON objects with the columns that settings.json names
     python run.py --batch < texts.txt    int8 in batches: faster, but a row's result then depends on its batch
 
 Needs onnxruntime, tokenizers and numpy alone. Several numbers of a text have the names in settings.json.
