@@ -7,19 +7,32 @@ from typing import Any
 
 import pytest
 import torch
+from processes import read_lines, train
+from review_helpers import recipe, write_bert, write_reviews, written
+from safetensors.torch import load_file
+from slow import slow_except
 from task_helpers import CAUSAL, LABELS, OWN, examples_of, gradients, pretrained, toy_task
 from torch import Tensor
 
 from trainer.errors import UsageError
 from trainer.models import padding_free
+from trainer.models.families.positions import CONCATENATED
 from trainer.models.library_masks import known_rows
 from trainer.models.padding_free import check_family
 from trainer.recipe_loading import Recipe, check_recipe
 
+NO_SCORES = ("evaluation.splits=[]", "data.validation=null")
 TAGS = {"kind": "token_classification", "labels": ["PER", "LOC"]}
 ENCODER = {"kind": "encoder", **OWN}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **{name: (LABELS, pretrained(name)) for name in ("bert", "roberta", "mpnet", "gpt2")},
+    **{name: (LABELS, pretrained(name)) for name in ("bert", "camembert", "electra", "gpt2", "mpnet", "roberta")},
+    "xlm-roberta": (TAGS, pretrained("xlm-roberta")),
+    "llama": (CAUSAL, pretrained("llama")),
+    **{name: (CAUSAL, pretrained(name, config={"num_key_value_heads": 1})) for name in ("qwen2", "qwen3")},
+    "mistral": (
+        {**CAUSAL, "packing": False},
+        pretrained("mistral", config={"sliding_window": 4, "num_key_value_heads": 1}),
+    ),
     "modernbert": (LABELS, pretrained("modernbert", config={"local_attention": 4})),
     "roberta, mean": (LABELS, pretrained("roberta", pooling="mean")),
     "gpt2 causal": (CAUSAL, pretrained("gpt2")),
@@ -63,6 +76,10 @@ def _largest_difference(name: str) -> float:
 @pytest.mark.parametrize("name", RUNS)
 def test_gradients_are_those_of_the_padded_run(name: str) -> None:
     assert _largest_difference(name) <= 1e-6
+
+
+def test_every_family_that_is_accepted_is_compared() -> None:
+    assert RUNS.keys() >= CONCATENATED
 
 
 def _from_zero(config: Any, ids: Tensor) -> Tensor:
@@ -115,6 +132,32 @@ def test_no_block_is_left_open() -> None:
     with pytest.raises(ValueError, match="inside"), known_rows(several=True), padding_free.concatenated(None):
         raise ValueError("inside")
     assert padding_free.current() is None
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def padded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("padded")
+    write_bert(write_reviews(folder) / "bert")
+    sgd = {"name": "sgd", "lr": 0.1, "schedule": "constant"}
+    model = {"kind": "pretrained", "name": str(folder / "bert"), "dropout": 0.0}
+    made = recipe(folder, model, optim=sgd, loop={"max_steps": 3, "eval_every": 3, "save_every": 3, "log_every": 1})
+    train(written(folder, made), folder / "padded", *NO_SCORES).check()
+    return folder
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("engine", slow_except(["ddp", "fsdp2", "zero3"], "ddp"))
+def test_steps_of_ranks_are_those_of_the_padded_run(engine: str, padded_run: Path) -> None:
+    run = padded_run / engine
+    [written_recipe] = padded_run.glob("*.yaml")
+    train(written_recipe, run, *NO_SCORES, "data.padding=none", world=2, engine=engine).check()
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["split"] == "train"]
+    assert {line["padding"] for line in lines} == {0.0}
+    weights = [load_file(path / "checkpoints/step-00000003/model.safetensors") for path in (padded_run / "padded", run)]
+    assert max(float((value - weights[1][key]).abs().max()) for key, value in weights[0].items()) < 1e-6
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from trainer.data.concatenation import PLACES
+from trainer.concatenation import PLACES
 from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
 from trainer.errors import RankzeroError, UsageError
 

@@ -24,7 +24,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.data.concatenation import PLACES
+from trainer.concatenation import PLACES
 from trainer.task.base import Batch
 
 log = logging.getLogger("rankzero")

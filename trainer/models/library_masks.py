@@ -57,7 +57,7 @@ def install() -> None:
             warn(self, input_ids, attention_mask)
 
     masking_utils.find_packed_sequence_indices = document_numbers
-    PreTrainedModel.warn_if_padding_and_no_attention_mask = warn_if_padding  # type: ignore[method-assign]
+    PreTrainedModel.warn_if_padding_and_no_attention_mask = warn_if_padding
     AttentionMaskInterface.register("sdpa", sdpa_mask)
     AttentionMaskInterface.register("eager", eager_mask)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.data.concatenation import ENDS, PLACES
+from trainer.concatenation import ENDS, PLACES
 from trainer.errors import UsageError
 from trainer.hub_paths import locate
 from trainer.models.families.positions import CONCATENATED, not_concatenated, position_ids

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from trainer.data.concatenation import is_description
+from trainer.concatenation import is_description
 from trainer.data.roles import Roles
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainer.data.concatenation import described, is_description
+from trainer.concatenation import described, is_description
 from trainer.data.roles import Text
 from trainer.data.target_tokenizer import target_of
 from trainer.data.token_ids import Layout, encode_batch

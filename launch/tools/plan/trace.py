@@ -23,6 +23,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.tools.plan.corpus import Shapes
+from trainer.concatenation import is_description
 from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
 from trainer.engine.utilization import NoValues
@@ -181,7 +182,7 @@ class Tracer:
 
     def __init__(self, task: Task, shapes: Shapes, *, on_cpu: bool) -> None:
         model: Any = task.recipe.model
-        if not on_cpu and getattr(model, "attention", None) == "auto":  # what auto is on a GPU
+        if not on_cpu and getattr(model, "attention", None) in ("auto", "flash"):  # what auto is on a GPU
             model = model.model_copy(update={"attention": "sdpa"})
             task.recipe = task.recipe.model_copy(update={"model": model})
         self.task, self.shapes, self.on_cpu, self._traces = task, shapes, on_cpu, dict[Any, Trace]()
@@ -223,7 +224,8 @@ class Tracer:
         task, trace = self.task, Trace()
         before, width = (max(self.shapes[name][i] for name in task.inputs) for i in (0, 1))
         rows = max(1, task.recipe.evaluation.tokens_per_batch // width)
-        shapes = {name: (max(1, shape[0] * rows // before), *shape[1:]) for name, shape in self.shapes.items()}
+        padded = {name: shape for name, shape in self.shapes.items() if not is_description(name)}
+        shapes = {name: (max(1, shape[0] * rows // before), *shape[1:]) for name, shape in padded.items()}
         with self._recorded(objective, shapes, trace, False) as batch:
             logits = task.logits(objective.eval().model, batch).float().flatten(0, -2)
             self._logits_width = logits.shape[-1]

@@ -84,7 +84,7 @@ class MaskedLanguageModeling(LanguageModeling):
     def split_rows(self, batch: Batch, parts: int) -> list[Batch | None]:
         """Split rows together with their selected tokens."""
         width = batch["input_ids"].shape[1]
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        inputs = {name: tensor for name, tensor in batch.items() if name in ("input_ids", "attention_mask")}
         rows = super().split_rows(inputs, parts)
         found: list[Batch | None] = []
         begin = 0

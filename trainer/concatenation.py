@@ -19,7 +19,7 @@ def described(marks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     import torch
 
-    found = {}
+    found: dict[str, Tensor] = {}
     for prefix, tokens in marks.items():
         ends = torch.zeros(len(tokens) + 1, dtype=torch.int32)
         ends[1:] = tokens.sum(1).cumsum(0)
