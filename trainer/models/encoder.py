@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
 from trainer.models.attention import MASKED, alibi, initialise, sinusoids
 from trainer.models.dropout import Dropout
-from trainer.models.transformer import EncoderLayer
+from trainer.models.output_layer import output_logits
+from trainer.models.transformer import EncoderLayer, run_layer
 
 if TYPE_CHECKING:
     from trainer.models.configs import EncoderConfig
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int) -> None:
         super().__init__()
         d = config.d_model
-        self.max_length, self.checkpointing = max_length, False
+        self.max_length = max_length
         self.alibi_heads = config.heads if config.positions == "alibi" else 0
         self.embedding = nn.Embedding(vocab_size, d)
         self.type_embedding = nn.Embedding(2, d)
@@ -63,13 +63,8 @@ class Encoder(nn.Module):
         if self.alibi_heads:
             mask = mask + alibi(self.alibi_heads, length, x.device)
         for layer in self.layers:
-            x = self._run(layer, x, mask)
+            x = run_layer(layer, x, mask)
         return self.norm(x)
-
-    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, x, mask, use_reentrant=False)
-        return layer(x, mask)
 
 
 class MaskedLanguageModel(nn.Module):
@@ -87,4 +82,4 @@ class MaskedLanguageModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, places: Tensor) -> Tensor:
         """`places` (N) int64: masked positions in the flattened batch -> logits (N, V)."""
         hidden = self.trunk(input_ids, attention_mask).flatten(0, 1).index_select(0, places)
-        return F.linear(self.norm(F.gelu(self.transform(hidden))), self.trunk.embedding.weight, self.bias)
+        return output_logits(self.norm(F.gelu(self.transform(hidden))), self.trunk.embedding.weight, self.bias)
