@@ -99,10 +99,19 @@ def equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: floa
 
 @pytest.fixture
 def graphs() -> Iterator[list[Any]]:
-    """The graphs that are made, of a backend that runs them as they are."""
     torch._dynamo.reset()
     yield []
     torch._dynamo.reset()
+
+
+def recording(graphs: list[Any]) -> Any:
+    """Return a backend that runs graphs as they are, and adds them to a list."""
+
+    def backend(module: Any, inputs: Any) -> Any:
+        graphs.append(module)
+        return module.forward
+
+    return backend
 
 
 @pytest.mark.parametrize(("make", "classes"), slow_except([(transformer, 2), (bert, 1), (gpt2, 1)], (bert, 1)))
@@ -110,14 +119,9 @@ def test_layers_share_one_graph_for_all_lengths(
     graphs: list[Any], make: Callable[..., nn.Module], classes: int
 ) -> None:
     """One graph of a class for several rows, and one for a single row. Then no shape is compiled again."""
-
-    def backend(module: Any, inputs: Any) -> Any:
-        graphs.append(module)
-        return module.forward
-
     plain = built(make)
     model = copy.deepcopy(plain)
-    compile_layers(model, backend)
+    compile_layers(model, recording(graphs))
     assert list(model.state_dict()) == list(plain.state_dict())
     assert layer_classes(model) == layer_classes(plain)
     counts = []
@@ -130,7 +134,7 @@ def test_layers_share_one_graph_for_all_lengths(
 
 def test_evaluation_runs_as_before_and_copies_have_their_own_weights(graphs: list[Any]) -> None:
     model = built(encoder)
-    compile_layers(model, lambda module, inputs: graphs.append(module) or module.forward)
+    compile_layers(model, recording(graphs))
     with torch.no_grad():
         outputs(model.eval(), 3, 7)
     assert graphs == []

@@ -99,7 +99,7 @@ def step(model: nn.Module, smoothing: float, autocast: bool = False) -> tuple[Te
     ids, labels = batch()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), deferred_logits(model):
         logits = logits_of(model, ids).flatten(0, 1)
-        with Largest() as largest:
+        with Largest() as largest:  # type: ignore[no-untyped-call]
             loss = cross_entropy_sum(logits, labels.flatten(), smoothing)
     with largest:
         (loss * 0.37).backward()

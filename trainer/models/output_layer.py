@@ -37,7 +37,7 @@ def deferred_logits(model: nn.Module) -> Iterator[None]:
     _deferring = True
     try:
         if type(head) is nn.Linear:
-            head.forward = lambda x: output_logits(x, head.weight, head.bias)  # type: ignore[method-assign]
+            setattr(head, "forward", lambda x: output_logits(x, head.weight, head.bias))  # noqa: B010
         yield
     finally:
         _deferring = False
@@ -94,7 +94,7 @@ class DeferredLogits(Tensor):
             return func(*computed, **named)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, *others: Any) -> Any:
         raise TypeError(f"{func} on the logits of an output layer that has not run")  # unwrapped above
 
     def summed_loss(self, labels: Tensor, smoothing: float) -> Tensor:
@@ -132,6 +132,7 @@ class _ChunkedOutput(torch.autograd.Function):
             for start in range(0, len(hidden), step):
                 rows = slice(start, start + step)
                 part, gradient = loss_and_gradient(F.linear(hidden[rows], *narrow), labels[rows], smoothing)
+                assert gradient is not None
                 loss += part
                 for_hidden[rows] = gradient @ narrow[0]
                 sums[0] += gradient.T @ hidden[rows]

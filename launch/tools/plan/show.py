@@ -75,7 +75,8 @@ def _table(plan: Plan) -> Table:
         precision = "bf16, fp16" if both and c.precision == "bf16" else c.precision
         cells = [f"{size / unit:,.2f}" if (size := getattr(c, name)) else "-" for name in SIZES]
         cells[SIZES.index("peak")] += {c.step: " ", c.start: "ˢ", c.evaluation: "ᵉ"}[c.peak]
-        checkpointed = words.get(c.checkpointed, f"1 of {round(1 / (c.checkpointed or 1))}")
+        some = c.checkpointed not in (0, 1)
+        checkpointed = f"1 of {round(1 / c.checkpointed)}" if some else words[c.checkpointed == 1]
         table.add_row(str(c.ranks), c.title, precision, checkpointed, *cells, words[c.fits])
     return table
 
