@@ -25,6 +25,14 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def layers_traced_only() -> None:
+    """With loop.compile=layers, trace the layers and run their graphs as they are, which takes seconds less."""
+    from trainer.engine import session
+    from trainer.models.layers import compile_layers
+
+    session.compile_layers = functools.partial(compile_layers, backend="eager")  # type: ignore[attr-defined]
+
+
 def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
     """The rank that owns `lane` sends itself a signal in the middle of a step, before that lane's forward."""
     from trainer.engine import step as module

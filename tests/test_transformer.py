@@ -11,6 +11,7 @@ from torch import nn
 from trainer.errors import UsageError
 from trainer.models.attention import Attention, causal_mask, padding_mask, sinusoids
 from trainer.models.configs import TransformerConfig
+from trainer.models.layers import checkpoint_activations
 from trainer.models.transformer import DecoderLayer, EncoderLayer, Transformer
 
 VOCAB, PAD, LONGEST = 50, 0, 24
@@ -242,7 +243,7 @@ def test_activation_checkpointing_keeps_the_gradients_with_dropout(autocast):
     model = _model(dropout=0.3, attention_dropout=0.2).train()
     plain = _gradients(model, autocast)
     again = copy.deepcopy(model)
-    again.checkpointing = True
+    checkpoint_activations(again)
     runs = []
     again.encoder[0].register_forward_pre_hook(lambda *_: runs.append(1))
     repeated = _gradients(again, autocast)

@@ -25,8 +25,9 @@ from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.engine.utilization import FlopMeter, Utilization, peak_of
 from trainer.files import read_json
 from trainer.models.adapters import base_of, counts
-from trainer.models.classifiers import checkpoint_activations, depths
+from trainer.models.classifiers import depths
 from trainer.models.freezing import freeze_parts
+from trainer.models.layers import checkpoint_activations, compile_layers
 from trainer.optim.optimizers import build_optimizer, unused_keys
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir, Status
@@ -62,9 +63,11 @@ class Session:
         bare = Objective(self.task, model, freeze_parts(model, recipe.optim))
         self._unused = freeze_unused(bare)
         self.reporter = Reporter(run, status, runtime.main, recipe.track, self._utilization(bare))
-        if recipe.loop.activation_checkpointing:
-            checkpoint_activations(model)
-        if recipe.loop.compile:
+        if recipe.loop.checkpointed_layers:
+            checkpoint_activations(model, recipe.loop.checkpointed_layers)
+        if recipe.loop.compile == "layers":
+            compile_layers(model)
+        elif recipe.loop.compile:
             model.compile(dynamic=True)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
         runtime.engine.prepare(bare, model, optimizer)

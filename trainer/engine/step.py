@@ -27,6 +27,7 @@ from trainer.engine.utilization import Shape, shape_of
 from trainer.errors import OutOfMemory, RankError, RankzeroError, ran_out_of_memory
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import family_of
+from trainer.models.output_layer import deferred_logits
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.optimizers import set_rates
 from trainer.task.base import Batch, Task
@@ -91,7 +92,8 @@ class Objective(nn.Module):
         return self
 
     def forward(self, **batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        loss, memory = self.task.loss_and_memory(self.model, batch)
+        with deferred_logits(self.model):
+            loss, memory = self.task.loss_and_memory(self.model, batch)
         return loss if memory is None else (loss, memory)
 
     @staticmethod

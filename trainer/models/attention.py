@@ -149,7 +149,7 @@ def eager_attention(
     # each is copied once here; matmul would copy the transposed view of the keys, which is slower
     q, k, v = q.reshape(b * h, t, d), k.reshape(b * h, -1, d), v.reshape(b * h, k.shape[2], -1)
     scores = torch.bmm(q, k.transpose(1, 2)).view(b, h, t, -1)
-    if k.shape[1] < SHORT:
+    if torch.compiler.is_compiling() or k.shape[1] < SHORT:  # a compiled softmax is in fp32; one graph for all lengths
         scores = scores.float()
     if mask is None:
         scores = scores * scale

@@ -16,6 +16,7 @@ from trainer.models.configs import EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
 from trainer.models.encoder import Encoder
 from trainer.models.hf_config import hidden_width, label_maps, padding_id
+from trainer.models.layers import stacks_of
 from trainer.models.pooling import check_head, classify_at_last_end, ends_with_summary, pool, reading_part
 from trainer.models.pretrained import load_model
 
@@ -132,7 +133,7 @@ def depths(model: nn.Module) -> dict[str, int] | None:
     prefix = trunk_prefix(model)
     if prefix is None:
         return None
-    stacks = _stacks(model.get_submodule(prefix[:-1]))
+    stacks = {name: len(stack) for name, stack in stacks_of(model.get_submodule(prefix[:-1])).items()}
     where = max(stacks, key=lambda name: stacks[name], default=None)
     count, embeddings, found = stacks.get(where or "", 0), embedding_names(model, prefix), {}
     for name, _ in model.named_parameters():
@@ -146,19 +147,10 @@ def depths(model: nn.Module) -> dict[str, int] | None:
     return found
 
 
-def _stacks(trunk: nn.Module) -> dict[str, int]:
-    """Return the outermost lists of layers ("encoder.layers."), and their numbers of layers."""
-    found: dict[str, int] = {}
-    for name, module in trunk.named_modules():  # a list comes before the lists in it
-        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(found)):
-            found[f"{name}."] = len(module)
-    return found
-
-
 def embedding_names(model: nn.Module, prefix: str) -> set[str]:
     """Return the names of the parameters of embeddings: wte and wpe in GPT-2, shared in BART, norms embed…"""
     trunk: Any = model.get_submodule(prefix[:-1])
-    lists = tuple(_stacks(trunk))
+    lists = tuple(stacks_of(trunk))
     tables = [m for n, m in trunk.named_modules() if isinstance(m, nn.Embedding) and not n.startswith(lists)]
     own = {id(p) for table in [trunk.get_input_embeddings(), *tables] for p in table.parameters()}
     inner = {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
@@ -173,18 +165,3 @@ def has_lm_head(model: nn.Module) -> bool:
     """Return whether the model is a language model of the transformers library, whose head fits any text."""
     found: Any = getattr(model, "get_output_embeddings", None)
     return found is not None and found() is not None
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Turn on activation checkpointing: layers store their inputs only and run again in the backward pass.
-
-    Raises:
-        UsageError: the model does not support it.
-    """
-    trunk = getattr(model, "trunk", model)
-    if hasattr(trunk, "checkpointing"):
-        trunk.checkpointing = True
-    elif getattr(trunk, "supports_gradient_checkpointing", False):
-        trunk.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    else:
-        raise UsageError(f"loop.activation_checkpointing: {type(trunk).__name__} does not support it; set it to false")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UsageError
 from trainer.models.attention import alibi, as_mask, initialise, is_eager, sinusoids, token_mask
 from trainer.models.dropout import Dropout
-from trainer.models.transformer import EncoderLayer
+from trainer.models.output_layer import output_logits
+from trainer.models.transformer import EncoderLayer, run_layer
 
 if TYPE_CHECKING:
     from trainer.models.configs import EncoderConfig
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, vocab_size: int, max_length: int) -> None:
         super().__init__()
         d = config.d_model
-        self.max_length, self.checkpointing, self.kind = max_length, False, config.attention
+        self.max_length, self.kind = max_length, config.attention
         self.alibi_heads = config.heads if config.positions == "alibi" else 0
         self.embedding = nn.Embedding(vocab_size, d)
         self.type_embedding = nn.Embedding(2, d)
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         x = self.dropout(torch.add(positions.to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1])))
         mask = self._mask(attention_mask, length, x.device)
         for layer in self.layers:
-            x = self._run(layer, x, mask)
+            x = run_layer(layer, x, mask)
         return self.norm(x)
 
     def _mask(self, attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor | None:
@@ -81,11 +81,6 @@ class Encoder(nn.Module):
             return mask
         biases = alibi(self.alibi_heads, length, device)
         return biases if mask is None else mask + biases
-
-    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, x, mask, use_reentrant=False)
-        return layer(x, mask)
 
 
 class MaskedLanguageModel(nn.Module):
@@ -103,4 +98,4 @@ class MaskedLanguageModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, places: Tensor) -> Tensor:
         """`places` (N) int64: masked positions in the flattened batch -> logits (N, V)."""
         hidden = self.trunk(input_ids, attention_mask).flatten(0, 1).index_select(0, places)
-        return F.linear(self.norm(F.gelu(self.transform(hidden))), self.trunk.embedding.weight, self.bias)
+        return output_logits(self.norm(F.gelu(self.transform(hidden))), self.trunk.embedding.weight, self.bias)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.errors import UsageError
 from trainer.models.attention import Attention, as_mask, causal_mask, initialise, is_eager, sinusoids, token_mask
 from trainer.models.dropout import Dropout
+from trainer.models.output_layer import output_logits
 from trainer.models.padding_free import Rows
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Base of both kinds of layers: a residual connection around each sublayer, normalized before or after it."""
+    """Base of both kinds of layers: a residual connection around each sublayer, normalized before or after it.
+
+    With `gradient_checkpointing`, a training stores the inputs only and runs the layer again in the backward pass.
+    """
+
+    gradient_checkpointing = False
 
     def __init__(self, config: LayersConfig, attention: Attention | None = None) -> None:
         super().__init__()
@@ -126,6 +132,13 @@ class DecoderLayer(Layer):
         return self.residual(x, self.feed_forward_norm, self.feed_forward)
 
 
+def run_layer(layer: nn.Module, *inputs: Any) -> Tensor:
+    """Run a `Layer`, with activation checkpointing if it is on."""
+    if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=True)
+    return layer(*inputs)
+
+
 @dataclass
 class Cache:
     """State of a search: B rows with K hypotheses each, and `length` target positions so far."""
@@ -170,7 +183,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         d, tied, targets = config.d_model, config.tied_embeddings, target_vocab_size or vocab_size
-        self.pad_id, self.max_length, self.checkpointing, self.kind = pad_id, max_length, False, config.attention
+        self.pad_id, self.max_length, self.kind = pad_id, max_length, config.attention
         self.embedding = nn.Embedding(vocab_size, d)
         self.target_embedding = None if tied is True else nn.Embedding(targets, d)
         self.output = None if tied else nn.Linear(d, targets, bias=False)
@@ -222,7 +235,7 @@ class Transformer(nn.Module):
         self, x: Tensor, memory: Tensor, source_mask: Tensor | None, mask: Tensor | None, causal: bool
     ) -> Tensor:
         for layer in self.decoder:
-            x = self._run(layer, x, memory, source_mask, mask, causal)
+            x = run_layer(layer, x, memory, source_mask, mask, causal)
         return self._logits(x)
 
     def encode(self, src: Tensor) -> Tensor:
@@ -231,7 +244,7 @@ class Transformer(nn.Module):
 
     def _encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for layer in self.encoder:
-            x = self._run(layer, x, mask)
+            x = run_layer(layer, x, mask)
         return self.encoder_norm(x)
 
     def _source_mask(self, src: Tensor, unpadded: Tensor | None = None) -> Tensor | None:
@@ -254,11 +267,6 @@ class Transformer(nn.Module):
         cache.length += 1
         return self._logits(x)[:, 0]
 
-    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=True)
-        return layer(*inputs)
-
     def _embed(self, ids: Tensor, table: nn.Embedding, start: int = 0) -> Tensor:
         end = start + ids.shape[1]
         if end > self.max_length:
@@ -277,4 +285,4 @@ class Transformer(nn.Module):
         return self.dropout(scaled)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(self.decoder_norm(x), (self.output or self.target_table).weight)
+        return output_logits(self.decoder_norm(x), (self.output or self.target_table).weight)

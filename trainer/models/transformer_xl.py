@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trainer.models.attention import MASKED, Attention, eager_attention, initialise, sinusoids
 from trainer.models.dropout import Dropout
-from trainer.models.transformer import Layer
+from trainer.models.output_layer import output_logits
+from trainer.models.transformer import Layer, run_layer
 
 if TYPE_CHECKING:
     from trainer.models.configs import TransformerXLConfig
@@ -77,7 +77,6 @@ class TransformerXL(nn.Module):
 
     def __init__(self, config: TransformerXLConfig, vocab_size: int) -> None:
         super().__init__()
-        self.checkpointing = False
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.layers))
@@ -114,10 +113,5 @@ class TransformerXL(nn.Module):
         for number, layer in enumerate(self.layers):
             before = memory[:, number]
             kept.append(torch.cat([before, x.detach()], 1)[:, begin:])
-            x = self._run(layer, x, before, waves, mask)
-        return F.linear(self.norm(x), self.embedding.weight), torch.stack(kept, 1)
-
-    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+            x = run_layer(layer, x, before, waves, mask)
+        return output_logits(self.norm(x), self.embedding.weight), torch.stack(kept, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +32,9 @@ def seconds_of(every: int | str) -> int | None:
     return int(number) * SECONDS[every[len(number) :]]
 
 
+EveryLayer = Annotated[dict[Literal["every"], Positive], Field(min_length=1)]
+
+
 class LoopConfig(Section):
     """When to log, evaluate, save and stop. All counts are optimizer steps."""
 
@@ -57,19 +60,35 @@ class LoopConfig(Section):
     )
     max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with exit code 5")
     fuse_lanes: Positive = Field(1, description="lanes of a rank in one forward; changes dropout masks")
-    compile: bool = Field(False, description="torch.compile the model")
+    compile: bool | Literal["layers"] = Field(
+        False, description="torch.compile the model; layers: one graph for the repeated layers, in training only"
+    )
     deterministic: bool = Field(
         False,
         description="use deterministic kernels only, so that a run on GPUs repeats bit for bit; slower. An operation "
         "without such a kernel ends the run",
     )
     tf32: bool = Field(False, description="compute fp32 matrix products in TF32 on GPUs that support it")
-    activation_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass to save memory"
+    activation_checkpointing: bool | Literal["none", "full"] | EveryLayer = Field(
+        False,
+        description="recompute activations in the backward pass to save memory: none, full (every layer), or "
+        "{every: n} for the first of each n layers; false and true mean none and full",
     )
     peak_tflops: Annotated[float, Field(gt=0)] | None = Field(
         None, description="1e12 operations per second of a device, of which mfu is a share; null: of known GPUs"
     )
+
+    @field_validator("activation_checkpointing", mode="after")
+    @classmethod
+    def _in_one_form(cls, value: Any) -> Any:
+        """Return false for none, true for full and for every layer: equal settings are equal in a checkpoint."""
+        return {"none": False, "full": True}.get(value, value) if isinstance(value, str) else value
+
+    @property
+    def checkpointed_layers(self) -> int:
+        """1 if activations of every layer are recomputed, n if those of the first of each n layers are, 0 if none."""
+        value: Any = self.activation_checkpointing
+        return int(value["every"] if isinstance(value, dict) else value)
 
     @model_validator(mode="after")
     def _ends(self) -> LoopConfig:

@@ -27,11 +27,12 @@ class Configuration:
     """
 
     def __init__(
-        self, tracer: Tracer, spec: EngineSpec, offload: bool, ranks: int, precision: str, checkpointing: bool
+        self, tracer: Tracer, spec: EngineSpec, offload: bool, ranks: int, precision: str, checkpointing: int
     ) -> None:
         recipe, layout = tracer.task.recipe, tracer.layout
         self.engine, self.offload, self.ranks, self.precision = spec.name, offload, ranks, precision
-        self.activation_checkpointing = checkpointing
+        self.activation_checkpointing = {0: False, 1: True}.get(checkpointing, {"every": checkpointing})
+        self._checkpointed = checkpointing and 1 / checkpointing  # share of the layers
         self.fits: bool | None = None
         self.hours: float | None = None
         self._spec, self._layout, self._on_cpu, self._zero = spec, layout, tracer.on_cpu, spec.zero_stage or 0
@@ -66,6 +67,11 @@ class Configuration:
     @property
     def title(self) -> str:
         return self.engine + (" offload" if self.offload else "")
+
+    @property
+    def checkpointed(self) -> float:
+        """The share of the layers that run again in the backward pass."""
+        return self._checkpointed
 
     def _config(self) -> str | None:
         """Return the shipped Accelerate config, with options of `rankzero train`, if there is one."""

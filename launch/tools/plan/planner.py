@@ -190,7 +190,7 @@ def cheapest(planned: Sequence[Configuration], *, bf16: bool) -> Configuration |
     fastest = ("bf16", "fp16", "fp32") if bf16 else ("fp16", "fp32", "bf16")
     return min(
         (c for c in planned if c.fits and c.config),
-        key=lambda c: (c.ranks, c.offload, c.activation_checkpointing, fastest.index(c.precision), c.sent),
+        key=lambda c: (c.ranks, c.offload, c.checkpointed, fastest.index(c.precision), c.sent),
         default=None,
     )
 
@@ -198,7 +198,9 @@ def cheapest(planned: Sequence[Configuration], *, bf16: bool) -> Configuration |
 def _command(recipe: str | Path | Recipe, overrides: Sequence[str], best: Configuration) -> str:
     name = recipe.name if isinstance(recipe, Recipe) else str(recipe)
     words = [word for word in overrides if not word.startswith("loop.activation_checkpointing=")]
-    words += ["loop.activation_checkpointing=true"] if best.activation_checkpointing else []
+    some = best.activation_checkpointing
+    setting = f"{{every: {some['every']}}}" if isinstance(some, dict) else "true"
+    words += [f"loop.activation_checkpointing={setting}"] if some else []
     words += ["--config", *str(best.config).split()]
     words += ["--nproc", str(best.ranks)] if best.ranks > 1 or best.offload else []
     return shlex.join(["rankzero", "train", name, *words])

@@ -75,7 +75,9 @@ def _table(plan: Plan) -> Table:
         precision = "bf16, fp16" if both and c.precision == "bf16" else c.precision
         cells = [f"{size / unit:,.2f}" if (size := getattr(c, name)) else "-" for name in SIZES]
         cells[SIZES.index("peak")] += {c.step: " ", c.start: "ˢ", c.evaluation: "ᵉ"}[c.peak]
-        table.add_row(str(c.ranks), c.title, precision, words[c.activation_checkpointing], *cells, words[c.fits])
+        some = c.checkpointed not in (0, 1)
+        checkpointed = f"1 of {round(1 / c.checkpointed)}" if some else words[c.checkpointed == 1]
+        table.add_row(str(c.ranks), c.title, precision, checkpointed, *cells, words[c.fits])
     return table
 
 
@@ -88,7 +90,8 @@ def _legend(plan: Plan) -> Iterator[str]:
 
 
 def _describe(c: Configuration) -> str:
-    checkpointing = ", activation checkpointing" if c.activation_checkpointing else ""
+    some = "" if c.checkpointed in (0, 1) else f" of one in {round(1 / c.checkpointed)} layers"
+    checkpointing = f", activation checkpointing{some}" if c.activation_checkpointing else ""
     return f"{c.title} on {c.ranks} rank{'s' * (c.ranks > 1)}, {c.precision}{checkpointing}"
 
 

@@ -24,16 +24,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.tools.plan.corpus import Shapes
 from trainer.concatenation import is_description
-from trainer.engine.engines import layer_classes
 from trainer.engine.step import Objective, freeze_unused
 from trainer.engine.utilization import NoValues
 from trainer.errors import UsageError
 from trainer.hub_paths import FORMS
 from trainer.models.adapters import adapter_of, inject
-from trainer.models.classifiers import checkpoint_activations, depths
+from trainer.models.classifiers import depths
 from trainer.models.configs import PretrainedConfig
 from trainer.models.freezing import freeze_parts
 from trainer.models.hf_config import label_maps
+from trainer.models.layers import checkpoint_activations, layer_classes
 from trainer.models.pretrained import configuration
 from trainer.models.vocabulary import grown_rows
 from trainer.optim.choices import is_elementwise, moments_per_weight
@@ -83,10 +83,11 @@ def _fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
 
-def fake_model(task: Task, on_cpu: bool, half: bool = False, checkpointing: bool = False) -> tuple[Objective, Layout]:
+def fake_model(task: Task, on_cpu: bool, half: bool = False, checkpointing: int = 0) -> tuple[Objective, Layout]:
     """Build the model of the task's recipe, with frozen parts as in a training.
 
     It has fake CPU tensors, or meta tensors, for which model code takes its GPU paths. `half`: bf16 weights.
+    `checkpointing`: as `loop.checkpointed_layers`.
     """
     settings = task.recipe.optim
     with torch.device("meta"), tempfile.TemporaryDirectory(prefix="rankzero-plan-") as name:
@@ -106,7 +107,7 @@ def fake_model(task: Task, on_cpu: bool, half: bool = False, checkpointing: bool
             f"plan has only shapes ({error}). `rankzero train RECIPE --debug` logs the memory of a step"
         ) from error
     if checkpointing:
-        checkpoint_activations(model)
+        checkpoint_activations(model, checkpointing)
     layout = _layout(model, build_optimizer(model, settings, depths(model)))
     if half:
         model.to(torch.bfloat16)
@@ -187,13 +188,13 @@ class Tracer:
             task.recipe = task.recipe.model_copy(update={"model": model})
         self.task, self.shapes, self.on_cpu, self._traces = task, shapes, on_cpu, dict[Any, Trace]()
         objective, self.layout = fake_model(task, on_cpu=on_cpu)
-        self.checkpointing, self._logits_width = [False], 0
+        self.checkpointing, self._logits_width = [0], 0
         self.evaluation = round(sum(peak_of(self._evaluate(objective)).values()))
         with contextlib.suppress(UsageError):  # not every model can checkpoint activations
-            self.trace(half=False, autocast=False, checkpointing=True)
-            self.checkpointing = [False, True]
+            self.trace(half=False, autocast=False, checkpointing=1)
+            self.checkpointing = sorted({0, 1, task.recipe.loop.checkpointed_layers})
 
-    def trace(self, *, half: bool, autocast: bool, checkpointing: bool) -> Trace:
+    def trace(self, *, half: bool, autocast: bool, checkpointing: int) -> Trace:
         """Return the trace of a forward and backward. `half`: with weights in bf16."""
         key = (half, autocast, checkpointing)
         if key not in self._traces:

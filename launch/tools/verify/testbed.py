@@ -109,7 +109,8 @@ def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> 
     }  # fmt: skip
     values["loop"] |= {
         "epochs": None, "max_steps": LAST_STEP, "eval_every": 10**6, "save_every": RESUME_STEP, "log_every": 1,
-        "keep": 10, "early_stopping": {"metric": recipe.loop.early_stopping.metric}, "fuse_lanes": 1, "compile": False,
+        "keep": 10, "early_stopping": {"metric": recipe.loop.early_stopping.metric}, "fuse_lanes": 1,
+        "compile": "layers" if recipe.loop.compile == "layers" else False,  # a graph of the whole model takes minutes
     }  # fmt: skip
     values["optim"]["options"] = {}  # of the recipe's optimizer; the runs choose SGD or AdamW
     values["evaluation"]["splits"] = []

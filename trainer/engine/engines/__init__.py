@@ -8,13 +8,13 @@ from accelerate import Accelerator
 
 from trainer.engine.engines.base import Engine, EngineOptions
 from trainer.engine.engines.ddp import DDPEngine
-from trainer.engine.engines.fsdp import FSDPEngine, layer_classes
+from trainer.engine.engines.fsdp import FSDPEngine
 from trainer.engine.engines.single import SingleEngine
 from trainer.engine.engines.zero_config import BUCKET, deepspeed_config
 from trainer.engine_specs import ENGINES, EngineSpec
 from trainer.errors import UsageError
 
-__all__ = ["BUCKET", "Engine", "EngineOptions", "deepspeed_config", "layer_classes", "make_engine", "running_engine"]
+__all__ = ["BUCKET", "Engine", "EngineOptions", "deepspeed_config", "make_engine", "running_engine"]
 
 
 def make_engine(name: str, options: EngineOptions) -> Engine:

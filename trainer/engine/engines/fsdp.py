@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trainer.engine import rendezvous
 from trainer.engine.engines.base import Engine
 from trainer.errors import UsageError
+from trainer.models.layers import layer_classes
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,17 +77,6 @@ class FSDPEngine(Engine):
         if not isinstance(p, DTensor):
             return tensor.to(p.device, copy=True)
         return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
-
-
-def layer_classes(model: nn.Module) -> list[str]:
-    """Return the class names of the layers: what the model's module lists hold, except lists inside of a layer."""
-    names: set[str] = set()
-    prefixes: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not name.startswith(tuple(prefixes)):
-            prefixes.append(f"{name}.")
-            names |= {type(layer).__name__ for layer in module}
-    return sorted(names)
 
 
 def _gathered(tensor: Tensor) -> Tensor:
