@@ -17,7 +17,9 @@ from launch.supervise.forked_ranks import TIMEOUT, Ended, Hook
 from trainer.engine_specs import ENGINES
 from trainer.rank_env import RANK_VARIABLES
 
-FOREIGN = (*RANK_VARIABLES, "RANKZERO_RANKS", "RANKZERO_ENGINE", "ACCELERATE_MIXED_PRECISION")  # of the user
+FOREIGN = (  # of the user
+    *RANK_VARIABLES, "RANKZERO_RANKS", "RANKZERO_ENGINE", "RANKZERO_CONFIG", "ACCELERATE_MIXED_PRECISION",
+)  # fmt: skip
 
 
 def _port() -> int:

@@ -76,7 +76,7 @@ def test_the_schema_is_json(tmp_path: Path) -> None:
     ("argv", "code", "words"),
     [
         (["train", "multi3k"], 2, ["'multi3k'", "did you mean 'multi30k'"]),
-        (["train", "missing.yaml"], 2, ["missing.yaml", "cannot be read"]),
+        (["train", "missing.yaml"], 2, ["missing.yaml", "does not exist", "rankzero recipes"]),
         (["train"], 2, ["RECIPE"]),
         (["train", "multi30k", "--frsh"], 2, ["--frsh"]),
         (["trian", "multi30k"], 2, ["trian"]),

@@ -1,7 +1,7 @@
-"""The long proof on a real SLURM cluster: `make test-slurm-full`, twenty minutes of it. What each job met is printed.
+"""Long tests on a real SLURM cluster: `make test-slurm-full`, about twenty minutes. The events of each job are printed.
 
-All jobs train the same recipe on two ranks, most of them far longer than they need to; they are compared with one that
-nothing has interrupted: in what each step contained, and in every weight of the newest checkpoint that both have.
+All jobs train the same recipe on two ranks, most of them far longer than they need to. Each is compared with an
+uninterrupted run: in the rows of each step, and in every weight of the newest checkpoint that both have.
 """
 
 from __future__ import annotations
@@ -175,20 +175,20 @@ def test_one_task_per_gpu_and_a_node_that_fails(site: Submitter, uninterrupted: 
 
 def test_twenty_random_signals_and_kills(site: Submitter, uninterrupted: Path) -> None:
     draw = random.Random(SEED)
-    blows = ["USR1 to the batch shell", "TERM to the ranks", "KILL of a rank", "KILL of a launcher"] * 5
-    draw.shuffle(blows)
+    events = ["USR1 to the batch shell", "TERM to the ranks", "KILL of a rank", "KILL of a launcher"] * 5
+    draw.shuffle(events)
     steps = status(uninterrupted)["step"]
-    (number,) = site.submit("struck", *NODES, *SAVES, f"loop.max_steps={steps}", "launch.requeue_limit=60")
+    (number,) = site.submit("signaled", *NODES, *SAVES, f"loop.max_steps={steps}", "launch.requeue_limit=60")
     began = time.monotonic()
-    for count, blow in enumerate(blows, start=1):
-        fail_job(site, number, blow, draw)
-        log_time(f"{count:2d} {blow}, step {step_of(site)}, restart {site.job(number).get('Restarts')}")
+    for count, event in enumerate(events, start=1):
+        fail_job(site, number, event, draw)
+        log_time(f"{count:2d} {event}, step {step_of(site)}, restart {site.job(number).get('Restarts')}")
     job = site.wait_for(number, "COMPLETED", "FAILED", "CANCELLED")
     assert job["JobState"] == "COMPLETED", site.log(number)[-3000:]
-    run = site.run("struck")
+    run = site.run("signaled")
     assert (status(run)["state"], status(run)["step"]) == ("finished", steps)
     assert agrees(run, uninterrupted, after=0) == steps
-    assert same(site.weights("struck"), site.weights("whole"))
+    assert same(site.weights("signaled"), site.weights("whole"))
     assert (run / "ledger.jsonl").read_bytes() == (uninterrupted / "ledger.jsonl").read_bytes()
     scores = [(one / "evaluation" / "test" / "metrics.json").read_text() for one in (run, uninterrupted)]
     assert scores[0] == scores[1]
@@ -198,36 +198,36 @@ def test_twenty_random_signals_and_kills(site: Submitter, uninterrupted: Path) -
     )
 
 
-def fail_job(site: Submitter, number: int, blow: str, draw: random.Random) -> None:
+def fail_job(site: Submitter, number: int, event: str, draw: random.Random) -> None:
     """Send a third within some seconds of the start of the ranks, and the others during training and saving."""
     early, step = draw.random() < 1 / 3, step_of(site)
     while True:
         wait_until(lambda: site.hurry() or (ranks(number) and (early or step_of(site) > step)), PATIENCE)
         time.sleep(draw.uniform(0, 6 if early else 3))
         assert site.job(number)["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED"), site.log(number)[-3000:]
-        if blow.startswith("KILL"):
+        if event.startswith("KILL"):
             wait_before_third_failure(site, number)
             try:
-                draw.choice(ranks(number) if blow.endswith("rank") else launchers(number)).kill()
+                draw.choice(ranks(number) if event.endswith("rank") else launchers(number)).kill()
                 return
             except (IndexError, psutil.Error):
-                continue  # it has just left by itself
+                continue  # it has just ended
         if ranks(number):
-            site.cluster.ask("scancel", *(["--batch"] if "USR1" in blow else []), f"--signal={blow[:4]}", str(number))
+            site.cluster.ask("scancel", *(["--batch"] if "USR1" in event else []), f"--signal={event[:4]}", str(number))
             return
 
 
 def wait_before_third_failure(site: Submitter, number: int) -> None:
     """Wait for a step after two failures, because three in a row at one step end a run."""
-    path = site.run("struck") / "slurm" / f"failed-{number}"
+    path = site.run("signaled") / "slurm" / f"failed-{number}"
     failed = path.read_text().split() if path.exists() else []
     if len(failed) > 1 and failed[-1] == failed[-2]:
         wait_until(lambda: site.hurry() or step_of(site) > int(failed[-1]), PATIENCE)
 
 
 def step_of(site: Submitter) -> int:
-    path = site.run("struck") / "status.json"
-    return status(site.run("struck"))["step"] if path.exists() else 0
+    path = site.run("signaled") / "status.json"
+    return status(site.run("signaled"))["step"] if path.exists() else 0
 
 
 def launchers(number: int) -> list[psutil.Process]:
