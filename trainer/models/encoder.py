@@ -75,8 +75,8 @@ class Encoder(nn.Module):
         """The mask for all layers. Biases have to be added, so that with ALiBi it is never Boolean."""
         mask, eager = None, bool(self.alibi_heads) or is_eager(self.kind, device)
         if attention_mask is not None:
-            whole = attention_mask.dim() == 4
-            mask = as_mask(attention_mask, eager) if whole else token_mask(attention_mask != 0, eager)
+            square = attention_mask.dim() == 4
+            mask = as_mask(attention_mask, eager) if square else token_mask(attention_mask != 0, eager)
         if not self.alibi_heads:
             return mask
         biases = alibi(self.alibi_heads, length, device)
