@@ -39,7 +39,7 @@ def plan(recipe: Path) -> Plan:
     return make_plan(recipe, (), PlanOptions(gpu="A100", ranks=(1, 2), throughput=1000.0, price=2.0))
 
 
-def of(plan: Plan, engine: str, precision: str = "fp32", checkpointing: bool = False, offload: bool = False) -> Any:
+def of(plan: Plan, engine: str, precision: str = "fp32", checkpointing: Any = False, offload: bool = False) -> Any:
     """Return the configuration with most ranks."""
     wanted = (engine, precision, checkpointing, offload)
     planned = [
@@ -128,6 +128,17 @@ def test_checkpointing_and_half_precision_need_less_memory(plan: Plan) -> None:
     labels = math.prod(plan.data["largest_micro_batch"]["labels"])
     least = 4 * labels * plan.model["vocabulary"]
     assert least <= plain.logits <= 6 * least
+
+
+def test_the_choice_of_layers_in_a_recipe_is_planned(recipe: Path) -> None:
+    """Every second layer needs more than full activation checkpointing, and less than none."""
+    words = ["loop.activation_checkpointing={every: 2}", "model.encoder_layers=2", "model.decoder_layers=2"]
+    found = make_plan(recipe, words, PlanOptions(gpu="A100", ranks=(1,), precisions=("fp32",)))
+    choices: list[Any] = [False, {"every": 2}, True]
+    none, some, full = (of(found, "single", checkpointing=choice) for choice in choices)
+    assert full.activations < some.activations < none.activations
+    assert (none.checkpointed, some.checkpointed, full.checkpointed) == (0, 0.5, 1)
+    assert some.row()["activation_checkpointing"] == {"every": 2}
 
 
 def test_peak_of_a_trace_by_hand() -> None:
