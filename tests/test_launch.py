@@ -51,6 +51,7 @@ TABLE = {  # engine, ranks over all machines (None: one for each GPU), precision
     "zero3_multinode": ("zero3", 16, "bf16", False, 2),
     "fsdp2": ("fsdp2", None, "bf16", False, 1),
     "fsdp2_multinode": ("fsdp2", 16, "bf16", False, 2),
+    "fsdp2_hybrid": ("fsdp2", 16, "bf16", False, 2),
 }
 
 

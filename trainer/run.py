@@ -180,5 +180,12 @@ def finish_alone(session: Session, scores: dict[str, dict[str, Any]], times: Tim
 
     session.log_scores(scores)
     run_post_training(
-        session.run, session.task, session.model, session.corpus, list(scores), session.progress.step, alive, times
+        session.run,
+        session.task,
+        session.complete_model,
+        session.corpus,
+        list(scores),
+        session.progress.step,
+        alive,
+        times,
     )

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trainer.engine.corpus import Corpus, EvalBatch
+from trainer.engine.layerwise import finish_batch
 from trainer.engine.runtime import Runtime
 from trainer.errors import DataError
 from trainer.evaluation.predictions import in_corpus_order
@@ -87,6 +88,7 @@ def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, spl
             if batch is not None:
                 runtime.heartbeat(f"the evaluation of {split}")
                 own += evaluate_batch(runtime, task, model, batch, predict)
+            finish_batch(model)
         for gathered in runtime.gather(own) or []:
             records += gathered
     return in_corpus_order(records)

@@ -60,6 +60,14 @@ class Runtime:
 
         return waited
 
+    def all_of(self, value: int) -> list[int]:
+        """Return the number of each rank on all ranks. All ranks."""
+        if self.world == 1:
+            return [value]
+        numbers = torch.zeros(self.world, dtype=torch.int64, device=self.device)
+        dist.all_gather_into_tensor(numbers, torch.tensor([value], device=self.device))
+        return list(numbers.tolist())
+
     def gather(self, value: Any) -> list[Any] | None:
         """Return the value of each rank on rank zero, None elsewhere. All ranks."""
         if self._host is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -10,8 +12,8 @@ from torch import Tensor
 from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.engine.evaluate import evaluate, selection_score
+from trainer.engine.layerwise import finish_batch, is_skeleton
 from trainer.engine.merging import merge_checked
-from trainer.engine.state import copy_weights
 from trainer.lock import check_held
 from trainer.models.adapters import merge
 from trainer.models.folder import read_folder
@@ -41,17 +43,21 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     Args:
         warnings: findings about the training, kept in manifest.json.
     """
-    run, progress, model = session.run, session.progress, session.model
-    model.to(session.runtime.device)
+    run, progress, model, state = session.run, session.progress, session.model, session.state
+    state.end_training()
+    if not is_skeleton(model):
+        model.to(session.runtime.device)
     stage = model_stage(run, progress.step)
     if session.runtime.on_main(lambda: stage.is_done(run)):
         merge(model)
-        copy_weights(model, read_folder(run.model), f"model/{WEIGHTS}")
+        weights = read_folder(run.model)
+        state.use(weights, f"model/{WEIGHTS}")
         session.task.read_calibration(run.model)
+        session.runtime.on_main(lambda: session.complete(weights))
         return
     weights, facts = _selected(session)
-    copy_weights(model, weights, "the selected weights")
-    _calibrate(session)
+    state.use(weights, "the selected weights")
+    weights = ChainMap(_calibrate(session), weights)
     facts["metric"] = session.recipe.loop.early_stopping.metric
     if early := progress.stopped_early(session.recipe.loop.early_stopping):
         facts["stopped_early"] = early
@@ -59,8 +65,9 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
         facts["warnings"] = warnings
 
     def publish() -> None:
+        session.complete(weights)
         if session.base is not None:
-            merge_checked(run, session.task, session.corpus, model, session.base)
+            merge_checked(run, session.task, session.corpus, session.complete_model, session.base)
         _publish(session)
         stage.record(run, **facts)
 
@@ -68,15 +75,20 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
     merge(model)  # on the other ranks, with the same result
 
 
-def _calibrate(session: Session) -> None:
-    """Let the task choose thresholds and the like, and change the model accordingly. All ranks."""
-    runtime, task, records = session.runtime, session.task, list[Record]()
-    if task.calibrates and session.recipe.data.validation is not None:
-        _, records = evaluate(runtime, task, session.model, session.corpus, "validation", predict=True)
-    task.calibrate(session.model, runtime.on_main(lambda: task.calibration(records)))
+def _calibrate(session: Session) -> dict[str, Tensor]:
+    """Let the task choose thresholds and the like. Return the weights that it has changed for them. All ranks."""
+    runtime, task, model, records = session.runtime, session.task, session.model, list[Record]()
+    with session.state.served():
+        if task.calibrates and session.recipe.data.validation is not None:
+            _, records = evaluate(runtime, task, model, session.corpus, "validation", predict=True)
+        found = task.calibrate(model, runtime.on_main(lambda: task.calibration(records)))
+        changed = {name: tensor.detach().clone() for name, tensor in found.items()}
+        finish_batch(model)
+    session.state.change(changed)
+    return changed
 
 
-def _selected(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _selected(session: Session) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """Return the selected weights, and which they are for manifest.json."""
     averaging, best = session.recipe.optim.averaging, session.progress.best
     step = best.step if best else session.progress.step
@@ -91,8 +103,8 @@ def _selected(session: Session) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _average_if_better(
-    session: Session, best: dict[str, Tensor], facts: dict[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    session: Session, best: Mapping[str, Tensor], facts: dict[str, Any]
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """Return the average of the last scheduled checkpoints, or `best` if that has a better score on `validation`."""
     steps, folder, runtime = session.progress.scheduled_steps, session.run.checkpoints, session.runtime
     runtime.on_main(lambda: [checkpoint.checked(folder, step, WEIGHTS) for step in steps])
@@ -101,9 +113,10 @@ def _average_if_better(
     if session.progress.best is None:
         return average, averaged
     metric = session.recipe.loop.early_stopping.metric
-    copy_weights(session.model, average, "the average")
+    session.state.use(average, "the average")
     predict = metric not in session.task.cheap_metrics
-    scores, _ = evaluate(runtime, session.task, session.model, session.corpus, "validation", predict=predict)
+    with session.state.served():
+        scores, _ = evaluate(runtime, session.task, session.model, session.corpus, "validation", predict=predict)
     value = selection_score(runtime, scores, metric)
     session.reporter.print(f"average of the last {len(steps)} scheduled checkpoints: validation {metric} {value:.4f}")
     gain = (session.progress.best.value - value) * (1 if session.task.metrics[metric] == "min" else -1)
@@ -114,7 +127,7 @@ def _publish(session: Session) -> None:
     """Write model/. Artifacts of earlier weights are removed before, since they do not belong to these."""
     run = session.run
     with published(run.model) as folder:
-        session.task.save_model(session.model, folder)
+        session.task.save_model(session.complete_model, folder)
         check_held(run.path)
         for gate in run.export.glob("*/gate.json"):
             shutil.rmtree(gate.parent)

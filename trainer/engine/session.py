@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from trainer.engine import checkpoint, lane_memory, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.evaluate import evaluate
+from trainer.engine.layerwise import is_skeleton, skeleton
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
@@ -26,6 +30,7 @@ from trainer.engine.utilization import FlopMeter, Utilization, peak_of
 from trainer.files import read_json
 from trainer.models.adapters import base_of, counts
 from trainer.models.classifiers import depths
+from trainer.models.deferred import Deferred, deferred
 from trainer.models.freezing import freeze_parts
 from trainer.models.layers import checkpoint_activations, compile_layers
 from trainer.optim.optimizers import build_optimizer, unused_keys
@@ -56,10 +61,8 @@ class Session:
         self._debug, self._profile = debug, profile
         self.task = make_task(recipe, setup.read_tokenizer(run), data)
         self.corpus = Corpus(recipe, self.task)
-        self.model = model = build_model(self.task)
-        if runtime.engine.spec.sharded:  # it trains parts of a copy; the whole model is for evaluation
-            model = copy.deepcopy(model)
-        model.to(runtime.device)
+        model, filling = self._build()
+        self.complete_model = self.model
         bare = Objective(self.task, model, freeze_parts(model, recipe.optim))
         self._unused = freeze_unused(bare)
         self.reporter = Reporter(run, status, runtime.main, recipe.track, self._utilization(bare))
@@ -71,8 +74,15 @@ class Session:
             model.compile(dynamic=True)
         optimizer = build_optimizer(model, recipe.optim, depths(model))
         runtime.engine.prepare(bare, model, optimizer)
+        if filling is not None:
+            parameters = dict(runtime.engine.parameters())
+            filling.fill(lambda name, weight: runtime.engine.fill(parameters[name], weight))
+            del filling
         self.base: dict[str, Any] | None = runtime.on_main(lambda: base_of(recipe))
         self.state = TrainingState(recipe, runtime, self.model, self.base)
+        if is_skeleton(self.model):
+            with self.state.served():
+                self.task.check_model(self.model)
         self.stepper = Stepper(runtime, self.task, accumulation, splits)
         self._only_model = False  # trained by an earlier start, whose checkpoints were deleted
         self.progress = self._resume()
@@ -109,6 +119,10 @@ class Session:
         """Copy the selected weights into the model and write model/."""
         select_checkpoint(self, self._warnings)
 
+    def complete(self, weights: Mapping[str, Tensor]) -> None:
+        """Give rank zero a complete model with the selected weights, for what it does alone."""
+        self.complete_model = self.state.whole(weights)
+
     def evaluate(self, split: str) -> dict[str, Any]:
         """Return the scores of a split. Rank zero writes evaluation/<split>/, unless an earlier start has done so."""
         settings = self.recipe.evaluation.model_dump(mode="json", exclude={"splits"})
@@ -118,9 +132,10 @@ class Session:
             return dict(read_json(file) or {})
         self.reporter.print(f"evaluating {split} …")
         resamples = self.recipe.evaluation.bootstrap
-        scores, records = evaluate(
-            self.runtime, self.task, self.model, self.corpus, split, predict=True, resamples=resamples
-        )
+        with self.state.served():
+            scores, records = evaluate(
+                self.runtime, self.task, self.model, self.corpus, split, predict=True, resamples=resamples
+            )
 
         def write() -> None:
             write_evaluation(self.run, split, scores, records)
@@ -137,6 +152,24 @@ class Session:
         self.reporter.print(f"run directory: {self.run.path}")
 
     # -- set-up ----------------------------------------------------------------------------------------------------
+
+    def _build(self) -> tuple[nn.Module, Deferred | None]:
+        """Return the model to be trained, and what fills it after it was sharded. Set the one that is evaluated.
+
+        Ranks of an engine that shards parameters never have a complete model. `optim.relative_rates` needs the values
+        of the weights before that, so all ranks then begin with one.
+        """
+        engine, device = self.runtime.engine, self.runtime.device
+        filling = None
+        if engine.fills and not self.recipe.optim.relative_rates:
+            filling = deferred(functools.partial(build_model, self.task, check=False), device)
+        model = build_model(self.task) if filling is None else filling.model
+        self.model = model
+        if engine.fills:
+            self.model = skeleton(model)
+        elif engine.spec.sharded:  # it trains parts of a copy; the whole model is for evaluation
+            model = copy.deepcopy(model)
+        return model.to(device), filling
 
     def _resume(self) -> Progress:
         """Resume from the newest complete checkpoint, or start at step 0 if no save was ever begun."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.engine.layerwise import LayerServer, fill_skeleton, is_skeleton, skeleton
 from trainer.engine.runtime import Runtime
 from trainer.errors import CheckpointError
 from trainer.models.adapters import check_base, stored_parameters
@@ -36,14 +38,23 @@ class TrainingState:
         averaging = recipe.optim.averaging
         self.average = ExponentialAverage(averaging.decay) if averaging.kind == "ema" else None
 
+    @property
+    def _layerwise(self) -> bool:
+        """Whether the evaluated model is a skeleton, whose layers are gathered when they are needed."""
+        return is_skeleton(self._model)
+
     def after_step(self, step: int) -> None:
         if self.average is not None:
-            self.average.update(self._weights(), step)
+            self.average.update(((name, self._part(name, p)) for name, p in self._parameters()), step)
 
     @contextlib.contextmanager
     def eval_weights(self) -> Iterator[None]:
         """Put the moving average into the evaluated model if there is one, otherwise the weights in training."""
         average = self.average.state() if self.average is not None else {}
+        if self._layerwise:
+            with self.served(average):
+                yield
+            return
         if not self.sharded and not average:
             yield
             return
@@ -61,6 +72,58 @@ class TrainingState:
                 copy_weights(self._model, raw, "the raw weights")
             self._model.to(device)
 
+    @contextlib.contextmanager
+    def served(self, average: Mapping[str, Tensor] = MappingProxyType({})) -> Iterator[None]:
+        """Serve a skeleton with the weights in training, or with parts of an `average`. All ranks."""
+        if not self._layerwise:
+            yield
+            return
+        parameters = dict(self._engine.parameters())
+
+        def weight(name: str) -> Tensor:
+            p = parameters[name]
+            return self._engine.gathered(p, average[name]) if name in average else self._engine.weight(p)
+
+        with LayerServer(self._runtime, self._model, weight).attached():
+            yield
+
+    def use(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Put other weights into the evaluated model. All ranks.
+
+        Raises:
+            CheckpointError: names or shapes differ. It names the `source`.
+        """
+        if self._layerwise:
+            check_weights(self._model, weights, source)
+            self._engine.load(weights, {}, None)
+        else:
+            copy_weights(self._model, weights, source)
+
+    @torch.no_grad()
+    def change(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights that were changed in a served skeleton into the engine."""
+        if self._layerwise:
+            parameters = dict(self._engine.parameters())
+            for name, weight in weights.items():
+                self._engine.fill(parameters[name], weight)
+
+    def end_training(self) -> None:
+        """Free what only a training needs. With an adapter, all ranks get a complete model, in which it is merged."""
+        if self._layerwise:
+            self._engine.release()
+            self.average = None
+            if self._base is not None:
+                parameters = dict(self._engine.parameters())
+                fill_skeleton(self._model, lambda name: self._engine.weight(parameters[name]))
+
+    def whole(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """Return a complete model with these weights: the evaluated one, or for a skeleton a copy on the CPU."""
+        if not self._layerwise:
+            return self._model
+        model = skeleton(self._model)
+        fill_skeleton(model, lambda name: weights[name])
+        return model
+
     def collect(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the tensors of a checkpoint by file (on rank zero), and what state.json gets from here.
 
@@ -76,7 +139,9 @@ class TrainingState:
         files = {"model.safetensors": weights, "optimizer.safetensors": moments}
         if self.average is not None:
             average = self.average.state().items()
-            files["ema.safetensors"] = {name: self._copy_if_sharded(tensor) for name, tensor in average}
+            parameters = dict(self._engine.parameters())
+            whole = ((name, self._engine.gathered(parameters[name], part)) for name, part in average)
+            files["ema.safetensors"] = {name: self._copy_if_sharded(tensor) for name, tensor in whole}
         extra = {"optimizer_step": self._engine.optimizer_step(), "scaler": self._engine.scaler_state()}
         return files, {**extra, "base": self._base} if self._base else extra
 
@@ -90,11 +155,17 @@ class TrainingState:
             check_base(state.get("base") or {}, self._base, checkpoint)
         weights_file, moments_file = checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
         with TensorFile(weights_file) as weights, TensorFile(moments_file) as moments:
-            copy_weights(self._model, weights, str(weights_file))
+            if self._layerwise:
+                check_weights(self._model, weights, str(weights_file))
+            else:
+                copy_weights(self._model, weights, str(weights_file))
             self._engine.load(weights, moments, state["optimizer_step"])
         if self.average is not None:
             with TensorFile(checkpoint / "ema.safetensors") as average:
-                self.average.load({name: tensor.to(self._runtime.device) for name, tensor in average.items()})
+                parameters = dict(self._engine.parameters())
+                self.average.load(
+                    {name: self._engine.part_of(parameters[name], tensor) for name, tensor in average.items()}
+                )
         self._engine.load_scaler(state["scaler"])
 
     @torch.no_grad()
@@ -109,9 +180,13 @@ class TrainingState:
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self._engine.parameters() if name in self._stored]
 
+    def _part(self, name: str, p: nn.Parameter) -> Tensor:
+        """Return what this rank averages of a weight."""
+        return self._engine.own_part(p) if self._layerwise else self._weight(name, p)
+
     def _weight(self, name: str, p: nn.Parameter) -> Tensor:
         """Return the whole weight. A frozen one comes from the copy, because a sharded engine may round it to bf16."""
-        if self.sharded and not p.requires_grad:
+        if self.sharded and not self._layerwise and not p.requires_grad:
             return self._model.get_parameter(name)
         return self._engine.weight(p)
 
@@ -130,6 +205,17 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     Raises:
         CheckpointError: names or shapes differ. It names the `source`.
     """
+    _match(model, weights, source, lambda p, weight: p.copy_(weight))
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Compare names and shapes of weights with those of a model, as `copy_weights` does."""
+    _match(model, weights, source, lambda p, weight: None)
+
+
+def _match(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, visit: Callable[[Tensor, Tensor], object]
+) -> None:
     own: dict[str, Tensor] = dict(stored_parameters(model))
     others = constants(model)
     wrong = sorted((own.keys() ^ weights.keys()) - others.keys())
@@ -137,7 +223,7 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     for name, p in own.items() if not wrong else ():
         weight = weights[name]  # a file reads it at every access
         if weight.shape == p.shape:
-            p.copy_(weight)
+            visit(p, weight)
         else:
             wrong.append(name)
     if wrong:

@@ -107,12 +107,20 @@ def freeze_unused(objective: Objective) -> list[str]:
 
     DDP would wait for their gradients, and weight decay would shrink them.
     """
-    task, device = objective.task, next(objective.parameters()).device
+    task, device, used = objective.task, next(objective.parameters()).device, set[int]()
+
+    def drop(p: Tensor) -> None:  # all gradients together would take the memory of a model
+        used.add(id(p))
+        p.grad = None
+
+    trained = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(drop) for _, p in trained]
     objective.train()
     loss, _ = Objective.parts(objective(**{name: tensor.to(device) for name, tensor in task.filler().items()}))
     loss.backward()
-    unused = [(name, p) for name, p in objective.model.named_parameters() if p.requires_grad and p.grad is None]
-    objective.zero_grad()
+    for hook in hooks:
+        hook.remove()
+    unused = [(name, p) for name, p in trained if id(p) not in used]
     for _, p in unused:
         p.requires_grad_(False)
     return [name for name, _ in unused]

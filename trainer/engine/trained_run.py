@@ -36,12 +36,13 @@ from trainer.task.registry import make_task
 PREDICT_WINDOW = 512  # texts that are sorted by length together
 
 
-def build_model(task: Task, trained: Path | None = None) -> nn.Module:
+def build_model(task: Task, trained: Path | None = None, *, check: bool = True) -> nn.Module:
     """Return the untrained model, with the same weights on every rank and at every start, and with its adapter.
 
     Args:
         task: builds it.
         trained: the folder of a trained model, for parts that are read from it instead.
+        check: False leaves out `Task.check_model`, which needs the weights.
 
     Raises:
         UsageError: it cannot be loaded, or `model.init_from` names a run that does not fit.
@@ -52,7 +53,11 @@ def build_model(task: Task, trained: Path | None = None) -> nn.Module:
         return model
     begin_from(model, task.recipe.model)
     adapter = adapter_of(task.recipe)
-    return model if adapter is None else inject(model, adapter)
+    if adapter is not None:
+        model = inject(model, adapter)
+    if check:
+        task.check_model(model)
+    return model
 
 
 def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:

@@ -41,30 +41,31 @@ def build_causal(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, trained: Pa
     """Build a causal language model: any AutoModelForCausalLM.
 
     Raises:
-        UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it is not causal.
+        UsageError: it cannot be loaded, tokenizer or lengths do not fit it, or it takes no positions.
     """
     from transformers import AutoModelForCausalLM
 
     model = load_model(AutoModelForCausalLM, recipe, tokenizer, trained, causal=True)
-    if trained is None:
-        _check_causal(model)
+    name = type(model).__name__
+    if trained is None and "position_ids" not in inspect.signature(model.forward).parameters:
+        raise UsageError(f"objective causal: {name} takes no position_ids; choose another architecture, such as gpt2")
     return model
 
 
 @torch.no_grad()
-def _check_causal(model: nn.Module) -> None:
+def check_causal(model: nn.Module) -> None:
     """Check that no token attends to later ones. Such a model would learn to copy, and its loss would look perfect.
 
     Raises:
-        UsageError: a token attends to later ones, or the model takes no positions.
+        UsageError: a token attends to later ones.
     """
     name, was_training, logits = type(model).__name__, model.training, []
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise UsageError(f"objective causal: {name} takes no position_ids; choose another architecture, such as gpt2")
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     model.eval()
     for last in (2, 3):  # ids that every vocabulary has
-        ids = torch.tensor([[1, 2, 3, 4, last]])
-        logits.append(model(input_ids=ids, position_ids=torch.arange(5)[None], use_cache=False).logits[0, :4])
+        ids = torch.tensor([[1, 2, 3, 4, last]], device=device)
+        positions = torch.arange(5, device=device)[None]
+        logits.append(model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, :4])
     model.train(was_training)
     if (difference := float((logits[0] - logits[1]).abs().max())) > SEEN:
         raise UsageError(

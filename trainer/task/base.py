@@ -122,6 +122,13 @@ class Task(MicroBatches, PublishedModel):
                 may not be available any more, and the caller loads the trained ones.
         """
 
+    def check_model(self, model: nn.Module) -> None:
+        """Check what a new model computes. All ranks.
+
+        Raises:
+            UsageError: it cannot be trained as the recipe says.
+        """
+
     def padded_for(self, model: nn.Module) -> nn.Module:
         """Set `padding` to what the family of a model needs. Return the model."""
         config = getattr(getattr(model, "trunk", model), "config", None)

@@ -68,6 +68,7 @@ class Engine:
     model: nn.Module  # as trained, without wrappers
     objective: nn.Module  # the wrapped module whose forward computes the loss
     optimizer: Any  # as wrapped by Accelerate
+    fills: bool = False  # it can shard a model of placeholders and get its weights one by one, see `fill`
 
     def __init__(self, spec: EngineSpec, options: EngineOptions) -> None:
         self.spec, self.options = spec, options
@@ -203,6 +204,27 @@ class Engine:
     def weight(self, p: nn.Parameter) -> Tensor:
         """Return the whole parameter in fp32. All ranks."""
         return p.detach()
+
+    def fill(self, p: nn.Parameter, weight: Tensor) -> None:
+        """Set a parameter to a whole weight. All ranks have the weight and call this alike."""
+        raise NotImplementedError(f"engine {self.spec.name} gets its weights with the model")
+
+    def own_part(self, p: nn.Parameter) -> Tensor:
+        """Return the part of a parameter that this rank averages, in fp32: all of it, unless the engine can gather."""
+        return self.weight(p)
+
+    def gathered(self, p: nn.Parameter, part: Tensor) -> Tensor:
+        """Return the whole tensor of which each rank has the `own_part` of a parameter. All ranks."""
+        return part
+
+    def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
+        """Return this rank's part of a whole tensor, see `own_part`."""
+        return tensor.to(p.device)
+
+    def release(self) -> None:
+        """Free what only a training needs: gradients and the state of the optimizer."""
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
 
     def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step. All ranks."""

@@ -18,13 +18,17 @@ from trainer.engine.engines.base import Engine
 from trainer.errors import UsageError
 from trainer.models.layers import layer_classes
 
+DIMENSIONS = ("dp_replicate", "dp_shard", "tp", "cp", "sp")  # of Accelerate's ParallelismConfig
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FSDPEngine(Engine):
     """`fully_shard` by torch."""
 
+    fills = True
+
     def _make_accelerator(self) -> Accelerator:
+        _check_parallelism()
         if self.options.on_cpu:
             # Accelerate allows FSDP only where a type of GPU runs. This is private; another engine would be an error.
             PartialState(backend="gloo", timeout=rendezvous.GROUP_TIMEOUT)
@@ -56,10 +60,33 @@ class FSDPEngine(Engine):
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def _sum_over_parts(self, sums: Tensor) -> Tensor:
-        return cast("Tensor", self.accelerator.reduce(sums, "sum"))
+        return cast("Tensor", self.accelerator.reduce(sums, "sum")) / self._copies
+
+    @property
+    def _copies(self) -> int:
+        """The groups of ranks that hold the same parts (HSDP), of which each one counts every part."""
+        parallelism = self.accelerator.parallelism_config
+        return 1 if parallelism is None else int(parallelism.dp_replicate_size)
 
     def weight(self, p: nn.Parameter) -> Tensor:
         return _gathered(p.detach())
+
+    @torch.no_grad()
+    def fill(self, p: nn.Parameter, weight: Tensor) -> None:
+        self._own_part(p).copy_(self.part_of(p, weight))
+
+    def own_part(self, p: nn.Parameter) -> Tensor:
+        return self._own_part(p.detach())
+
+    def gathered(self, p: nn.Parameter, part: Tensor) -> Tensor:
+        if not isinstance(p, DTensor):
+            return part
+        mesh, placements = p.device_mesh, p.placements
+        whole = DTensor.from_local(part, mesh, placements, run_check=False, shape=p.shape, stride=p.stride())
+        return whole.full_tensor()
+
+    def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
+        return self._own_part(self._shard_like(p, tensor))
 
     def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
         return {name: _gathered(moment) for name, moment in super().moments(p).items()}
@@ -69,7 +96,7 @@ class FSDPEngine(Engine):
         for name, p in self.parameters():
             if name not in weights:  # of the base of an adapter, which is loaded already
                 continue
-            self._own_part(p).copy_(self._own_part(self._shard_like(p, weights[name])))
+            self.fill(p, weights[name])
         self._load_moments(moments, step)
 
     def _shard_like(self, p: Any, tensor: Tensor) -> Tensor:
@@ -77,6 +104,24 @@ class FSDPEngine(Engine):
         if not isinstance(p, DTensor):
             return tensor.to(p.device, copy=True)
         return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
+
+
+def _check_parallelism() -> None:
+    """Raise UsageError if `parallelism_config` (HSDP) does not fit the ranks, or asks for tensor parallelism."""
+    if not _switched_on("ACCELERATE_USE_PARALLELISM_CONFIG", "false"):
+        return
+    sizes = {name: int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", "1")) for name in DIMENSIONS}
+    copies, parts = sizes["dp_replicate"], sizes["dp_shard"]
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if other := [name for name in DIMENSIONS[2:] if sizes[name] > 1]:
+        raise UsageError(
+            f"parallelism_config_{other[0]}_size={sizes[other[0]]}: only dp_replicate and dp_shard are used"
+        )
+    if copies * parts != ranks or parts < 2:
+        raise UsageError(
+            f"parallelism_config: {copies} copies (dp_replicate_size) in {parts} parts (dp_shard_size) are not the "
+            f"{ranks} ranks of this run; their product must be, with 2 parts or more"
+        )
 
 
 def _gathered(tensor: Tensor) -> Tensor:

@@ -132,10 +132,15 @@ class CausalLanguageModeling(LanguageModeling):
     def build_model(self, trained: Path | None = None) -> nn.Module:
         from trainer.models.language_models import build_causal
 
-        model = self.padded_for(build_causal(self.recipe, self.tokenizer, trained))
-        if trained is None and self.settings.packing and not self.settings.cross_documents:
+        return self.padded_for(build_causal(self.recipe, self.tokenizer, trained))
+
+    def check_model(self, model: nn.Module) -> None:
+        """Check that no token attends to later ones, nor to other documents."""
+        from trainer.models.language_models import check_causal
+
+        check_causal(model)
+        if self.settings.packing and not self.settings.cross_documents:
             self._check_isolation(model)
-        return model
 
     def generation_config(self, model: nn.Module) -> dict[str, Any]:
         """Return the settings with which `generate` continues a text as `predict` does."""
@@ -174,8 +179,13 @@ class CausalLanguageModeling(LanguageModeling):
         was_training = model.training
         with torch.no_grad():
             model.eval()
-            alone = self.logits(model, self.collate([second]))[0, : len(second["labels"])]
-            both = self.logits(model, self.collate([{**packed, "position_ids": positions}]))
+            device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+
+            def logits(row: dict[str, list[int]]) -> Tensor:
+                return self.logits(model, {name: t.to(device) for name, t in self.collate([row]).items()})
+
+            alone = logits(second)[0, : len(second["labels"])]
+            both = logits({**packed, "position_ids": positions})
             beside = both[0, len(first["labels"]) : len(packed["labels"])]
         model.train(was_training)
         if (difference := float((alone - beside).abs().max())) > ISOLATED:

@@ -88,6 +88,9 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
         settings: Any = self.recipe.model
         return self.padded_for(TransformerXL(settings, len(self.tokenizer)))
 
+    def check_model(self, model: nn.Module) -> None:
+        """Check nothing: the mask of the own model keeps documents apart."""
+
     def memory(self, rows: int) -> Tensor | None:
         """Return an empty memory (rows, L, P, M) in fp32 with P = model.memory, or None if that is 0."""
         return self._blank(rows, self._length) if self._length else None
