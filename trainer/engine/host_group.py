@@ -1,4 +1,4 @@
-"""Communication of host values between the ranks, in a group of its own on the CPU (gloo).
+"""Communication of host values between the ranks, in a separate process group on the CPU (gloo).
 
 Such a collective does not wait for the device, and does not take a place in the queue of the engine's collectives.
 """
