@@ -164,7 +164,7 @@ def test_all_ranks_of_the_loop_step_equally_often() -> None:
     recipe = SimpleNamespace(data=data, loop=settings_, optim=optim, track=[], seed=1)
     task = SimpleNamespace(
         recipe=recipe,
-        collate=collate,
+        training_batch=collate,
         tokens=count,
         inputs=("x",),
         corrupt=lambda examples, *_: examples,
