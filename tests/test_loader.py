@@ -169,7 +169,7 @@ def loop_of(runtime: Threads, made: Callable[[list[Loaded | None], int], None], 
     )  # fmt: skip
     task = SimpleNamespace(
         recipe=recipe,
-        collate=collate,
+        training_batch=collate,
         tokens=count,
         inputs=("x",),
         corrupt=lambda examples, *_: examples,
