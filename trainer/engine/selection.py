@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
         return
     weights, facts = _selected(session)
     state.use(weights, "the selected weights")
-    weights = ChainMap(_calibrate(session), weights)
+    weights = {**weights, **_calibrate(session)}
     facts["metric"] = session.recipe.loop.early_stopping.metric
     if early := progress.stopped_early(session.recipe.loop.early_stopping):
         facts["stopped_early"] = early

@@ -11,6 +11,8 @@ Code that needs the value of a tensor (such as `.item()`) cannot be recorded. Th
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from trainer.models.recording import Call, Recorder, fakes_in, recorded_state, s
 
 log = logging.getLogger("rankzero")
 
+TRIMMED = 1 << 26  # bytes that are freed before they are given back to the system
 ALIGNED = 64  # numbers between the beginnings of two placeholders: 256 bytes
 
 
@@ -96,6 +99,7 @@ def _replay(calls: list[Call], done: Callable[[int, dict[int, Any]], None]) -> N
     """
     following = _next_uses(calls)
     values: dict[int, Any] = {}
+    freed = 0
     memory: dict[int, tuple[torch.UntypedStorage, int]] = {}
     for call, after in zip(calls, following, strict=True):
         for storage in call.uses if not call.views else ():
@@ -112,7 +116,17 @@ def _replay(calls: list[Call], done: Callable[[int, dict[int, Any]], None]) -> N
             if after[key] == "end":
                 done(key, values)
             if after[key] != "used":
+                freed += memory[key][0].nbytes()
                 memory[key][0].resize_(0)  # views made before are those of what follows
+        if freed > TRIMMED:
+            freed = 0
+            _return_memory()
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system. The C library keeps pieces between smaller ones that are still used."""
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _real(values: Mapping[int, Any], x: Any) -> Any:
