@@ -56,15 +56,14 @@ def fetch_target(name: str) -> Path | None:
 
 
 def _download(name: str, place: str, revision: str) -> None:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
     if try_to_load_from_cache(place, f"{TARGET}/{FILE}", revision=revision) is not None:
         return  # it is in the cache, or the cache knows that there is none
     for file in (FILE, *TOKENIZER_SETTINGS):
         try:
             hf_hub_download(place, f"{TARGET}/{file}", revision=revision)
-        except EntryNotFoundError:  # also without a connection, if it is not in the cache
+        except errors.EntryNotFoundError:  # also without a connection, if it is not in the cache
             if file == FILE:
                 return
         except Exception as error:  # of the connection or the file system

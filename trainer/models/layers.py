@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer.errors import UsageError
@@ -37,8 +38,6 @@ def compile_layers(model: nn.Module, backend: Any = "inductor") -> None:
     Raises:
         UsageError: the model has no list of layers.
     """
-    import torch
-
     layers = [layer for stack in stacks_of(model).values() for layer in stack]
     classes = {kind for kind in map(type, layers) if not kind.__module__.startswith("torch.")}
     if not classes:
@@ -57,8 +56,6 @@ def _compiled_class(kind: type[nn.Module], backend: Any) -> type[nn.Module]:
     A class instead of a function on each layer: `fully_shard` replaces classes, too, transformers adds activation
     checkpointing to the forward of a class, and copies of a layer run their own weights.
     """
-    import torch
-
     plain: Any = kind.forward
     graph = torch.compile(plain, dynamic=True, backend=backend)
 

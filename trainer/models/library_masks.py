@@ -37,10 +37,19 @@ def known_rows(*, several: bool) -> Iterator[None]:
 
 
 @cache
+def _library() -> Any:
+    """Return the library's module of masks. Its import takes a second, which own models do not need."""
+    from transformers import masking_utils
+
+    return masking_utils
+
+
+@cache
 def install() -> None:
     """Make the library's masks follow `known_rows`. Outside such a block nothing changes."""
-    from transformers import AttentionMaskInterface, PreTrainedModel, masking_utils
+    from transformers import AttentionMaskInterface, PreTrainedModel
 
+    masking_utils = _library()
     original: Any = masking_utils.find_packed_sequence_indices
     warn: Any = PreTrainedModel.warn_if_padding_and_no_attention_mask
 
@@ -69,10 +78,9 @@ def _unread(function: Any) -> Any:
     """
 
     def mask(*sizes: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
-        from transformers import masking_utils
-
         rows = current()
         if rows is not None:
+            masking_utils = _library()
             same_row = masking_utils.packed_sequence_mask_function(rows.numbers[None])
             options["mask_function"] = masking_utils.and_masks(options["mask_function"], same_row)
         if rows is not None or (_several is not None and attention_mask is not None):
@@ -85,15 +93,11 @@ def _unread(function: Any) -> Any:
 
 def sdpa_mask(*sizes: Any, **options: Any) -> Tensor | None:
     """Return a Boolean mask, as the library's function of the same name."""
-    from transformers import masking_utils
-
-    made: Tensor | None = _unread(masking_utils.sdpa_mask)(*sizes, **options)
+    made: Tensor | None = _unread(_library().sdpa_mask)(*sizes, **options)
     return made
 
 
 def eager_mask(*sizes: Any, **options: Any) -> Tensor | None:
     """Return an additive mask, as the library's function of the same name."""
-    from transformers import masking_utils
-
-    made: Tensor | None = _unread(masking_utils.eager_mask)(*sizes, **options)
+    made: Tensor | None = _unread(_library().eager_mask)(*sizes, **options)
     return made

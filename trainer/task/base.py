@@ -166,14 +166,13 @@ class Task(MicroBatches, PublishedModel):
 
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the loss, and the `memory` (B, …) of the next micro-batch of the lane, detached."""
-        from trainer.models.library_masks import known_rows
-        from trainer.models.padding_free import Rows, concatenated
+        from trainer.models import library_masks, padding_free
 
         if self.several_documents is None:
             return self.loss(model, batch), None
-        rows = Rows.of(batch, batch[self.inputs[0]].shape[1])
+        rows = padding_free.Rows.of(batch, batch[self.inputs[0]].shape[1])
         padded = {name: tensor for name, tensor in batch.items() if not is_description(name)} if rows else batch
-        with known_rows(several=self.several_documents), concatenated(rows):
+        with library_masks.known_rows(several=self.several_documents), padding_free.concatenated(rows):
             return self.loss(model, padded), None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from trainer.data.counter_rng import key
 from trainer.task.base import Assessed, Batch, Example, Record, Texts
 from trainer.tasks.language_modeling.base import LanguageModeling
 from trainer.tasks.language_modeling.metric_specs import MASKED_SPECS
@@ -38,8 +39,6 @@ class MaskedLanguageModeling(LanguageModeling):
     def corrupt(self, examples: Sequence[Example], *draw: object) -> list[Example]:
         """Select tokens by the key `draw`: add `places`, their positions, and `answers`, the original tokens."""
         import numpy as np
-
-        from trainer.data.counter_rng import key
 
         special, size = set(self.tokenizer.all_special_ids), len(self.tokenizer)
         mask = int(self.tokenizer.mask_token_id)
