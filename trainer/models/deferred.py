@@ -194,6 +194,6 @@ def _use_placeholders(model: nn.Module, device: torch.device) -> None:
         for key, p in own.items()
     }
     for module in model.modules():
-        for name, p in module._parameters.items():
-            if p is not None:
-                module._parameters[name] = views[id(p)]
+        for name, replaced in module._parameters.items():
+            if replaced is not None:
+                module._parameters[name] = views[id(replaced)]

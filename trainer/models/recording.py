@@ -71,7 +71,7 @@ class Recorder(TorchDispatchMode):
     """Records what happens to fake tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._storages: dict[int, int] = {}  # by fake tensor
         self._kept: list[FakeTensor] = []  # an id may be used again after a tensor is gone
@@ -135,7 +135,7 @@ class _File:
 
     def __init__(self, recorder: Recorder, path: Any, **options: Any) -> None:
         self._recorder, self._path = recorder, path
-        self._file = safe_open(path, framework="pt")
+        self._file: Any = safe_open(path, framework="pt")
 
     def __enter__(self) -> _File:
         return self
