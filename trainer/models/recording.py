@@ -20,6 +20,8 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from trainer import tensors
+
 aten = torch.ops.aten
 # They give another view of a tensor and do not look at its numbers. Bounds of a freed storage are not checked for them.
 ALIASES: set[Callable[..., Any]] = {
@@ -190,8 +192,6 @@ def _read(path: Any, name: str) -> Tensor:
 def recorded_state(recorder: Recorder) -> Iterator[None]:
     """Record changes of the random generator, and reads of safetensors files."""
     import transformers.modeling_utils as library
-
-    from trainer import tensors
 
     seed, get_state, set_state = torch.manual_seed, torch.get_rng_state, torch.set_rng_state
     states: dict[int, Tensor] = {}
