@@ -16,9 +16,10 @@ import torch
 from review_helpers import NAMES, recipe, written
 from safetensors.numpy import load_file
 from slow import slow_except
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from trainer import evaluate, predict
+from trainer.models.pretrained import position_limit
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "roberta": {},
@@ -117,3 +118,15 @@ def _compare_with_the_library(run: Path, records: list[dict[str, Any]]) -> None:
     ours = [[record["probabilities"][name] for name in NAMES] for record in records]
     np.testing.assert_allclose(ours, p.numpy(), atol=1e-5)
     assert json.loads((run / "model/config.json").read_text())["id2label"] == {"0": NAMES[0], "1": NAMES[1]}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "camembert", "mpnet", "electra"])
+def test_the_limit_of_positions_is_what_a_model_can_read(kind: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = AutoConfig.for_model(kind, **sizes, vocab_size=30, max_position_embeddings=20, pad_token_id=1)
+    limit = position_limit(config)
+    assert limit is not None
+    model = AutoModel.from_config(config).eval()
+    model(torch.full((1, limit), 5))
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        model(torch.full((1, limit + 1), 5))

@@ -255,6 +255,8 @@ def position_limit(config: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions <= 0:
         return None
+    if config.model_type == "mpnet":  # it has the padding id in its code
+        return int(positions) - 2
     # these count positions from the padding id on
     return int(positions) - (config.pad_token_id + 1 if config.model_type in OFFSET_TYPES else 0)
 
