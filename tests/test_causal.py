@@ -196,7 +196,7 @@ def test_contradicting_settings_are_refused() -> None:
     bert = {**GPT2, "architecture": "bert", "config": {"is_decoder": True}}
     task = task_of(recipe(model=bert))
     with pytest.raises(UsageError, match=r"does not keep documents in one sequence apart .* task.packing=false"):
-        task.build_model()
+        build_model(task)
     assert task_of(recipe(model=bert, task={"packing": False})).build_model() is not None
     long = task_of(recipe(evaluation={"generation": {"new_tokens": LENGTH}}))
     with pytest.raises(UsageError, match=r"new_tokens=24 leaves no room for a text in 24 positions"):

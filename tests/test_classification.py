@@ -92,7 +92,7 @@ def test_a_label_that_is_not_in_the_map_names_file_row_and_column(reviews: Path,
     (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n' * 9, "utf-8")
     made = recipe(tmp_path, data={"test": None, "validation": None})
     with pytest.raises(
-        DataError, match=r"""train.jsonl, line 2 \(row 2\), column "label": holds '2', .*known: '0', '1'"""
+        DataError, match=r"""train.jsonl, 9 rows \(line 2 \(row 2\), .*, column "label": holds '2', .*known: '0', '1'"""
     ):
         run(made, run=tmp_path / "run")
 

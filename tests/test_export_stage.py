@@ -84,7 +84,10 @@ def test_weights_of_large_graphs_are_separate_files(
         graphs = {path.name for path in made.folder.glob("*.onnx")}
         found = {path.name: path.stat().st_size for path in folder.glob("*.onnx*")}
         assert found.keys() == graphs | {f"{name}.data" for name in graphs}
-        assert all(found[name] < found[f"{name}.data"] for name in graphs)
+        assert all(found[f"{name}.data"] > 0 for name in graphs)
+        if folder.name == "onnx":
+            whole = {name: (made.folder / name).stat().st_size for name in graphs}
+            assert all(found[name] < 0.75 * whole[name] for name in graphs), (found, whole)
         assert problems(folder) == []
     assert json.loads((folders[1] / "gate.json").read_text(encoding="utf-8"))["size_ratio"] > 1.2
     lines = ["a", "", "one two three"]

@@ -251,7 +251,7 @@ def test_bad_rows_are_counted_and_left_out(here: Path) -> None:
     rows[10][1], rows[50][1], rows[51][1] = "", "  ", ""
     write_csv(here / "rows.csv", ["id", "message", "topic"], rows)
     printed = init("rows.csv")
-    assert 'rows.csv, line 12 (row 11), column "message": is empty' in printed
+    assert 'rows.csv, 2 rows (line 12 (row 11), line 53 (row 52)), column "message": is empty' in printed
     data = read_yaml(Path("rows.yaml"))["data"]
     assert data["on_bad_row"] == "skip" and 0.015 <= data["max_bad_fraction"] <= 0.1
 

@@ -124,6 +124,8 @@ class Threads:
     def main(self) -> bool:
         return self.rank == 0
 
+    engine = SimpleNamespace(communication=lambda: None)
+
     def heartbeat(self, where: str, step: int | None = None) -> None:
         pass  # no watchdog
 

@@ -16,6 +16,7 @@ from trainer.data.tokenization import train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
 from trainer.models.families import Padding
 from trainer.models.freezing import freeze_embeddings
@@ -290,7 +291,7 @@ def test_language_models_of_long_documents(reviews: Path, tmp_path: Path, family
 )
 def test_families_without_causal_attention_are_refused(tmp_path: Path, family: str, changes: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        task_of(recipe_of(tmp_path, family, CAUSAL, **changes)).build_model()
+        build_model(task_of(recipe_of(tmp_path, family, CAUSAL, **changes)))
 
 
 def test_a_bert_becomes_causal_automatically(tmp_path: Path) -> None:

@@ -78,10 +78,11 @@ def test_states_of_engines_without_sharding(plan: Plan) -> None:
 
 def test_states_of_sharded_engines_by_hand(plan: Plan) -> None:
     """Two ranks. ZeRO-3 shards no parameter of this model, but keeps a part of each besides."""
-    n, copy = plan.model["parameters"], 4 * plan.model["parameters"] + of(plan, "single").step_parts["buffers"]
+    n, buffers = plan.model["parameters"], of(plan, "single").step_parts["buffers"]
 
     def states(engine: str, precision: str, offload: bool = False) -> list[float]:
         c = of(plan, engine, precision, offload=offload)
+        copy = buffers + (0 if engine == "fsdp2" else 4 * n)
         return [size / n for size in (c.parameters, c.gradients, c.optimizer, c.host - copy)]
 
     assert states("zero1", "fp32") == [4, 4, 6, 0]  # two moments and fp32 weights, of half of the elements
@@ -361,7 +362,7 @@ def test_model_states_are_those_of_a_real_run(recipe: Path, tmp_path: Path, engi
     seen = json.loads((tmp_path / "states-0").read_text())
     kept = of(planned, engine, precision)
     planned_states = {name: getattr(kept, name) for name in ("parameters", "gradients", "optimizer", "host")}
-    assert seen == pytest.approx(planned_states, rel=0.02)  # padding and step counts of a tiny model
+    assert seen == pytest.approx(planned_states, rel=0.02, abs=256)  # padding and step counts of a tiny model
 
 
 # -- what the devices are known for ------------------------------------------------------------------------------------

@@ -46,6 +46,11 @@ class EngineSpec:
         return bool(self.shards)
 
     @property
+    def never_complete(self) -> bool:
+        """Whether no rank has a complete model before or in the training (trainer/models/deferred.py)."""
+        return "parameters" in self.shards and self.zero_stage is None
+
+    @property
     def on_one_rank(self) -> EngineSpec:
         """The engine that runs instead with a single rank: DDP becomes one process."""
         return self if self.sharded else ENGINES["single"]

@@ -120,8 +120,8 @@ def prepared(model: nn.Module, attention: str) -> nn.Module:
     """Return a copy of the model with that attention. Our own attention gets masks as large as onnxruntime requires."""
 
     def expand(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        query, key, value, mask = inputs
-        return query, key, value, None if mask is None else mask.expand(-1, -1, query.shape[2], -1)
+        query, key, value, mask, *rest = inputs
+        return query, key, value, None if mask is None else mask.expand(-1, -1, query.shape[2], -1), *rest
 
     ready = copy.deepcopy(model).eval()
     trunk = getattr(ready, "trunk", ready)

@@ -39,6 +39,7 @@ class Configuration:
         lanes = DataParallel(0, ranks).lane_groups(recipe.data.lanes, recipe.loop.fuse_lanes)
         self._passes = len(lanes) * (1 if recipe.optim.adversarial.kind == "none" else 2)  # forwards in a step
         self._average = FULL * layout.elements * (recipe.optim.averaging.kind == "ema")
+        self._average //= ranks if spec.never_complete else 1
         half = spec.sharded and precision != "fp32"  # engines without sharding use autocast
         self._width = 2 if half else FULL  # bytes of a weight in the forward
         trace = tracer.trace(half=half, autocast=precision != "fp32" and not half, checkpointing=checkpointing)
@@ -50,11 +51,8 @@ class Configuration:
         kept["libraries"] = (LIBRARIES + LIBRARIES_BF16 * (precision == "bf16")) * self._on_cpu
         self.step_parts = self._step(trace) | {name: size for name, size in kept.items() if size}
         self.step = sum(self.step_parts.values())
-        # the engine is set up: the whole model and one gradient, before they are sharded
-        copies = 2 if spec.sharded and self._on_cpu else 1
-        self.start = FULL * (layout.elements * copies + layout.trained) + kept["libraries"]
-        # the copy of a sharded engine is moved to a GPU, and a moving average takes the place of weights
-        moved = (FULL * layout.elements * (not self._on_cpu)) if spec.sharded else self._average
+        self.start = self._start() + kept["libraries"]
+        moved = self._moved()
         resident = {0: self._bucket, 3: self._bucket + self.gradients}.get(self._zero, 0) + layout.buffers
         self.evaluation = sum(kept.values()) + resident + moved + tracer.evaluation
         self.peak = max(self.step, self.start, self.evaluation)
@@ -89,7 +87,7 @@ class Configuration:
         self.parameters = (self._width if zero else FULL) * layout.elements // part.get("parameters", 1)
         self.gradients = (self._width if zero == 1 else FULL) * layout.trained // part.get("gradients", 1)
         self.optimizer = round(FULL * layout.trained * (layout.moments + bool(zero))) // part.get("optimizer", 1)
-        self.host = FULL * layout.elements + layout.buffers if sharded else 0
+        self.host = FULL * layout.elements * (not self._spec.never_complete) + layout.buffers if sharded else 0
         if self.offload:  # a gradient is on the host twice: as it is added up, and for the optimizer
             self.host += self.parameters + 2 * self.gradients + self.optimizer
             self.parameters = self.gradients = self.optimizer = 0
@@ -99,6 +97,26 @@ class Configuration:
         if zero:
             elements = min(layout.trained, BUCKET) if self._on_cpu else BUCKET
             self._bucket = elements * (FULL if zero == 3 else self._width)
+
+    def _start(self) -> int:
+        """Return what it takes to set up the engine: the whole model and one gradient, before they are sharded.
+
+        Or this rank's part of the model, a tensor that is computed, and its place.
+        """
+        layout = self._layout
+        if self._spec.never_complete:
+            return self.parameters + 2 * FULL * max(layout.outside, layout.layer)
+        copies = 2 if self._spec.sharded and self._on_cpu else 1
+        return FULL * (layout.elements * copies + layout.trained)
+
+    def _moved(self) -> int:
+        """Return what an evaluation needs besides: layers that are gathered, a copy on the GPU, or other weights."""
+        layout, spec = self._layout, self._spec
+        if spec.never_complete:
+            return FULL * (layout.outside + layout.layer)
+        if spec.sharded:
+            return FULL * layout.elements * (not self._on_cpu)
+        return self._average  # takes the place of weights
 
     def _step(self, trace: Trace) -> dict[str, int]:
         """Return the parts of the largest sum in a step: in a backward, or when ZeRO reduces gradients after it."""
@@ -116,7 +134,8 @@ class Configuration:
         elif "parameters" in self._spec.shards:  # outside of layers, a layer as it arrives and as it is used, gradients
             parts["buffers"] += self._width * (layout.outside + 2 * layout.layer) + FULL * layout.layer
         copy = FULL * min(layout.trained, BUCKET) if zero else 0
-        copy = max(copy, self._average) if self._spec.sharded else 0  # all weights are gathered for an average
+        if self._spec.sharded and not self._spec.never_complete:  # all weights are gathered for an average
+            copy = max(copy, self._average)
         if copy and self.gradients + self._bucket + copy > sum(parts.values()):
             parts = {"activations": 0, "logits": 0, "gradients": self.gradients, "buffers": self._bucket + copy}
         parts["buffers"] += layout.buffers
