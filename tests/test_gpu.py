@@ -114,9 +114,12 @@ def test_attention_is_fused(kind: str, reviews: Path, bert: Path) -> None:
         ("bf16", (), 5e-2),
         ("fp16", (), 5e-2),
         ("no", ("loop.compile=true",), 1e-3),
-        ("bf16", ("loop.activation_checkpointing=true",), 5e-2),
+        ("no", ("loop.compile=layers",), 1e-3),
+        ("no", ("data.padding=none",), 1e-4),
+        ("no", ("loop.fuse_lanes=4",), 1e-4),
+        ("bf16", ("loop.activation_checkpointing=full",), 5e-2),
     ],
-    ids=["fp32", "tf32", "bf16", "fp16", "compile", "checkpointing"],
+    ids=["fp32", "tf32", "bf16", "fp16", "compile", "compile-layers", "unpadded", "fused", "checkpointing"],
 )
 def test_losses_are_those_of_a_cpu(
     precision: str, words: tuple[str, ...], tolerance: float, tiny: Path, of_cpu: list[float], tmp_path: Path

@@ -33,7 +33,7 @@ from trainer.engine.rendezvous import ATTEMPT
 START_SECONDS = 600.0  # the least limit before the first step: imports, loading of weights, compilation of kernels
 GRACE_SECONDS = 8.0  # for a hanging rank whose watchdog works to report and end
 ARM_SECONDS = 1.0  # the timer that writes the stack is restarted at most this often
-FAILED, REPORTED = "failed", "reported"  # keys of the store
+FAILED, REPORTED, RECORDED = "failed", "reported", "recorded"  # keys of the store
 STACK_AT = 0.7  # of the limit: so that at its end all stacks are written and all counts published
 # in the stack of a rank that waits for others
 WAITS = ("torch/distributed/", "_engine_run_backward", "engine/host_group.py")
@@ -188,8 +188,12 @@ class Watchdog:
             reason = f"{reason}\n{self._collectives()}".rstrip("\n")
         self._report(reason)
         others = [progress for rank, progress in hanging.items() if rank != self._rank]
+        _within(STORE_SECONDS, partial(self._store.set, f"{RECORDED}-{self._rank}", ""))
         if self._rank == 0:
             _within(STORE_SECONDS, partial(self._store.set, REPORTED, ""))
+            finding = [f"{RECORDED}-{rank}" for rank in range(self._size) if rank not in hanging]
+            if hanging and finding:  # they are about to find the same, and to write what they have recorded
+                _within(GRACE_SECONDS, partial(self._store.wait, finding))
         elif self._rank in hanging:  # rank zero reports first: if this rank ended now, it would break the connection
             _within(GRACE_SECONDS / 2, partial(self._store.wait, [REPORTED]))
         time.sleep(GRACE_SECONDS if others else 0)
