@@ -13,7 +13,6 @@ import typer
 
 from trainer.errors import CheckpointError, UsageError
 from trainer.files import replacing
-from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 from trainer.text_lines import read_texts
 
@@ -44,6 +43,7 @@ def embed(
         CheckpointError: the run has no model yet.
     """
     from trainer.engine.embedder import POOLINGS, Embedder
+    from trainer.recipe_loading import Recipe
 
     if pooling not in POOLINGS:
         raise UsageError(f"--pooling {pooling}: allowed are {', '.join(POOLINGS)}")

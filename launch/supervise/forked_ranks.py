@@ -23,6 +23,7 @@ from types import ModuleType
 import trainer
 from launch.supervise.exit_codes import PREEMPTED
 from launch.supervise.processes import kill_tree
+from trainer.cli import app, run_app
 from trainer.rank_env import RANK_VARIABLES
 
 TIMEOUT = 300.0  # seconds for one start of a short run; generous, because the machine may be busy
@@ -176,8 +177,6 @@ def _run_rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook:
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))  # the forkserver has read its own environment, not this one
     if hook is not None:
         hook()
-    from trainer.cli import app, run_app
-
     code = run_app(app)
     sys.stdout.flush()
     sys.exit(code)
