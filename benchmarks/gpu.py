@@ -71,11 +71,11 @@ def measure(work: Workload, corpora: Path, folder: Path, options: argparse.Names
             started.append(Contestant(name, f"benchmarks.{module}", {**common, **own, "folder": str(place)}))
         size = STEPS * work.tokens
         blocks = interleave(started, size, 1, options.repeats)
-        profiled = {one.name: one.block(-size) for one in started} if options.device == "cuda" else {}
+        idle = {one.name: one.block(-size).get("idle") for one in started} if options.device == "cuda" else {}
     finally:
         for one in started:
             one.close()
-    return summary(blocks, profiled, prepared.operations, peak())
+    return summary(blocks, idle, prepared.operations, peak())
 
 
 def peak() -> float | None:
@@ -85,13 +85,13 @@ def peak() -> float | None:
     return peak_of(torch.cuda.get_device_name(), "bf16", tf32=False)
 
 
-def summary(blocks: Blocks, profiled: Blocks, operations: float, most: float | None) -> dict[str, Any]:
+def summary(blocks: Blocks, idle: dict[str, float | None], operations: float, most: float | None) -> dict[str, Any]:
     """Return the results of a workload, with utilization of each contestant."""
     results = compare(blocks, "tokens", OURS)
     for name, result in results.items():
         rate = result["tokens_per_second"]["median"]
         result["mfu"] = rate * operations / most if most else None
-        result["idle"] = profiled[name].get("idle") if profiled else None  # type: ignore[call-overload]
+        result["idle"] = idle.get(name)
         result["memory"] = max((block.get("memory", 0) for block in result["blocks"]), default=0)
     return results
 

@@ -184,7 +184,8 @@ class Loop:
         self._append_to_ledger(number, batches)
         lr = (optim.head_lr or optim.lr) * multiplier(0)
         self._work.shapes.update(self.stepper.shapes)
-        self._work.communication = self.runtime.engine.communication()
+        if self.runtime.main:  # only its work is reported
+            self._work.communication = self.runtime.engine.communication()
         self.reporter.step(progress, after, totals, lr, result.grad_norm, self._work)
         self._work = Work()
         if self._callbacks:

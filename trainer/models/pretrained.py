@@ -19,6 +19,7 @@ from trainer.files import read_json
 from trainer.hub_paths import check_model_files, locate, suggestion
 from trainer.models.dropout import Dropout
 from trainer.models.families import family_of, padding_of
+from trainer.models.families.positions import first_position
 from trainer.models.fast_attention import use_attention
 from trainer.models.hf_config import dropout_keys, without_layer_drop
 from trainer.models.label_order import new_head, order_labels, saved_labels
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 CODE_KEYS = ("auto_map", "custom_pipelines", "attn_implementation", "_attn_implementation")
 log = logging.getLogger("rankzero")
-OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "data2vec-text")
 
 
 def load_model(
@@ -255,10 +255,7 @@ def position_limit(config: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions <= 0:
         return None
-    if config.model_type == "mpnet":  # it has the padding id in its code
-        return int(positions) - 2
-    # these count positions from the padding id on
-    return int(positions) - (config.pad_token_id + 1 if config.model_type in OFFSET_TYPES else 0)
+    return int(positions) - first_position(config)
 
 
 def load_bare(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> nn.Module:

@@ -68,12 +68,16 @@ class Engine:
     model: nn.Module  # as trained, without wrappers
     objective: nn.Module  # the wrapped module whose forward computes the loss
     optimizer: Any  # as wrapped by Accelerate
-    fills: bool = False  # it can shard a model of placeholders and get its weights one by one, see `fill`
 
     def __init__(self, spec: EngineSpec, options: EngineOptions) -> None:
         self.spec, self.options = spec, options
         self.accelerator = self._make_accelerator()
         self.data_parallel = DataParallel(self.accelerator.process_index, self.accelerator.num_processes)
+
+    @property
+    def fills(self) -> bool:
+        """Whether it can shard a model of placeholders and get its weights one by one, see `fill`."""
+        return self.spec.never_complete
 
     def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take over the training of `model`, whose loss `objective` computes.

@@ -25,8 +25,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class FSDPEngine(Engine):
     """`fully_shard` by torch."""
 
-    fills = True
-
     def _make_accelerator(self) -> Accelerator:
         _check_parallelism()
         if self.options.on_cpu:
