@@ -67,7 +67,7 @@ class Session:
         self._unused = freeze_unused(bare)
         self.reporter = Reporter(run, status, runtime.main, recipe.track, self._utilization(bare))
         if recipe.loop.checkpointed_layers:
-            checkpoint_activations(model, recipe.loop.checkpointed_layers)
+            checkpoint_activations(model, recipe.loop.checkpointed_layers, compiled=bool(recipe.loop.compile))
         if recipe.loop.compile == "layers":
             compile_layers(model)
         elif recipe.loop.compile:

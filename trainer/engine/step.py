@@ -11,6 +11,7 @@ So a step is the same sum on any number of ranks: no mean of means (docs/explana
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from trainer.engine.utilization import Shape, shape_of
 from trainer.errors import OutOfMemory, RankError, RankzeroError, ran_out_of_memory
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import family_of
+from trainer.models.fast_linear import fast_linear
 from trainer.models.output_layer import deferred_logits
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.optimizers import set_rates
@@ -143,6 +145,8 @@ class Stepper:
         self.lane_memory = LaneMemory(runtime, task)
         self.shapes: Counter[Shape] = Counter()  # of the micro-batches of the last step
         self._filler = self._to_device(task.filler())
+        # Compiled layers choose their own matrix products.
+        self._linear = contextlib.nullcontext if task.recipe.loop.compile else fast_linear
         self._perturbation = None
         adversarial = task.recipe.optim.adversarial
         if adversarial.kind != "none":
@@ -246,7 +250,7 @@ class Stepper:
 
     def _backward(self, batch: Batch, noise: NoiseKey, scale: float, *, last: bool) -> tuple[Tensor, Tensor | None]:
         seed_for(*noise)
-        with self.engine.accumulate(last=last):
+        with self.engine.accumulate(last=last), self._linear():
             self.runtime.heartbeat("a forward")
             loss, memory = Objective.parts(self.objective(**batch))
             self.runtime.heartbeat("a backward")
