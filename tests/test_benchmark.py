@@ -335,7 +335,7 @@ Measure = Callable[..., tuple[list[Report], dict[str, str]]]
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     """Returns courses, and the errors of candidates."""
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
-    monkeypatch.setattr(bench_runner.bench_worker, "__file__", str(tmp_path / "fake.py"))
+    monkeypatch.setattr(bench_runner, "WORKER", str(tmp_path / "fake.py"))
 
     def measured(*more: str, seconds: float = 60.0, start: float = 60.0) -> tuple[list[Report], dict[str, str]]:
         scenarios, texts = [(batch, {"beam_size": 1}) for batch in (1, 8)], [f"text {i}" for i in range(11)]
