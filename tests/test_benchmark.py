@@ -221,7 +221,7 @@ def test_the_card_shows_a_separate_benchmark(
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     (copy.export / "benchmark.json").unlink()
     assert "The fastest on the machine" not in write_card(copy).read_text(encoding="utf-8")
-    monkeypatch.setattr(benchmark, "bench_run", lambda run, *_, **__: write_json(run.export / "benchmark.json", report))
+    monkeypatch.setattr(api, "bench_run", lambda run, *_, **__: write_json(run.export / "benchmark.json", report))
     api.bench(copy.path)
     assert "The fastest on the machine" in (copy.path / "README.md").read_text(encoding="utf-8")
 
