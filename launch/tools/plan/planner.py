@@ -34,7 +34,10 @@ USABLE = 0.95  # of the rest, because an allocator cannot fill its last pages
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of `rankzero plan`. `memory` is in GiB, `throughput` in tokens per second and rank."""
+    """The options of `rankzero plan`. `memory` is in GiB, `throughput` in tokens per second and rank.
+
+    `copies` are of the model, each sharded by FSDP2 over its part of the ranks (HSDP).
+    """
 
     gpu: str | None = None
     memory: float | None = None
@@ -44,6 +47,7 @@ class PlanOptions:
     price: float | None = None
     cpu: bool = False
     run: Path | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
     with warnings.catch_warnings(action="ignore"):  # a training logs its own
         task, epoch, vocabulary, rows = read_corpus(resolved)
         tracer = Tracer(task, epoch.largest, on_cpu=options.cpu)
-        planned = list(configurations(tracer, ranks, precisions))
+        planned = list(configurations(tracer, ranks, precisions, _copies(options.copies, ranks)))
     layout, training, lanes = tracer.layout, _training(resolved, epoch), resolved.data.lanes
     if options.throughput is not None:
         throughput: Any = {"tokens": options.throughput, "origin": "as given", "elsewhere": None}
@@ -145,6 +149,13 @@ def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
             best = ", ".join(map(str, even))
             raise UsageError(f"--ranks {n}: each rank needs {fuse} or more of data.lanes={lanes}; best are {best}")
     return sorted(set(wanted)) or [n for n in even if n <= MOST_RANKS]
+
+
+def _copies(copies: int, ranks: Sequence[int]) -> int:
+    if copies < 1 or (copies > 1 and not any(n % copies == 0 and n > copies for n in ranks)):
+        text = f"--copies {copies}: must divide a number of ranks, with two ranks or more for each copy"
+        raise UsageError(f"{text}; ranks planned for: {', '.join(map(str, ranks))} (--ranks)")
+    return copies
 
 
 def _training(recipe: Recipe, epoch: Epoch) -> dict[str, Any]:
