@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast, get_args
 
 import yaml
 
@@ -18,7 +18,7 @@ from trainer.engine_specs import ENGINES, EngineName, EngineSpec
 from trainer.errors import UsageError
 
 Engine = EngineName
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["no", "bf16", "fp16", "fp8"]
 
 _HERE = Path(__file__).parent
 PARALLELISM = "parallelism_config"  # a section of a config, and the first words of its keys
@@ -135,6 +135,8 @@ def describe(config: str | Path) -> LaunchPlan:
     _check_machines(plan, values)
     if plan.cpu and plan.precision == "fp16" and not plan.spec.fp16_on_cpu:
         _refuse(path, "mixed_precision", "fp16", "no or bf16 on CPU, where fp16 silently trains in fp32")
+    if plan.precision == "fp8" and (plan.cpu or plan.spec.sharded):
+        _refuse(path, "mixed_precision", "fp8", "no or bf16: fp8 needs distributed_type MULTI_GPU, and GPUs")
     return plan
 
 
@@ -235,8 +237,8 @@ def _copies(values: dict[str, Any], path: Path, engine: Engine) -> int:
 
 def _precision(values: dict[str, Any], path: Path) -> Precision:
     precision = values.get("mixed_precision", "no")
-    if precision not in ("no", "bf16", "fp16"):
-        _refuse(path, "mixed_precision", precision, "'no' (quoted: a bare no is false in YAML), bf16 or fp16")
+    if precision not in get_args(Precision):
+        _refuse(path, "mixed_precision", precision, "'no' (quoted: a bare no is false in YAML), bf16, fp16 or fp8")
     return cast(Precision, precision)
 
 

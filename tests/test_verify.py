@@ -272,7 +272,11 @@ def test_the_environment_of_the_ranks_is_the_launchers_in_fp32(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("names", "ranks", "setups"),
     [
-        (None, 2, ["single x 1", "ddp x 2", "zero1 x 2", "zero2 x 2", "zero3 x 2", "fsdp2 x 2", "ddp x 4", "fsdp2 x 2x2"]),
+        (
+            None,
+            2,
+            ["single x 1", "ddp x 2", "zero1 x 2", "zero2 x 2", "zero3 x 2", "fsdp2 x 2", "ddp x 4", "fsdp2 x 2x2"],
+        ),
         (["ddp"], 4, ["ddp x 4"]),
         (["fsdp2"], 4, ["fsdp2 x 4", "fsdp2 x 2x2"]),
     ],

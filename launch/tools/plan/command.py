@@ -25,7 +25,8 @@ def plan_command(
         str | None, typer.Option("--ranks", metavar="N,N,…", help="default: those that divide data.lanes")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", metavar="P,P,…", help="fp32 (tf32 is the same), bf16, fp16; all")
+        str | None,
+        typer.Option("--precision", metavar="P,P,…", help="fp32 (or tf32), bf16 (or fp8), fp16; all"),
     ] = None,
     throughput: Annotated[
         float | None,

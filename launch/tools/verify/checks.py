@@ -156,7 +156,8 @@ class _EngineChecks:
         """Run all checks. This engine resumes the run of the `previous` one. Return its own for the next one."""
         engine = self.setup.engine
         sgd, adamw, killed, resumed = (
-            self.testbed.folder / f"{engine}-{self.setup.shape}-{name}" for name in ("sgd", "adamw", "killed", "resumed")
+            self.testbed.folder / f"{engine}-{self.setup.shape}-{name}"
+            for name in ("sgd", "adamw", "killed", "resumed")
         )
         reference, train = self.testbed.reference, self._train
         if not ENGINES[engine].one_process:
