@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hooks
 import mutants
 import numpy as np
 import pytest
@@ -78,6 +79,30 @@ def test_two_copies_of_a_sharded_model_make_the_same_steps(recipe: Path, tmp_pat
     assert {(check.engine, check.ranks, check.copies) for check in checks} == {("fsdp2", 4, 2)}
 
 
+SWITCHES = {
+    "compile": ["loop.compile=layers"],
+    "attention": ["model.attention=eager"],
+    "padding": ["data.padding=none"],
+    "checkpointing": ["loop.activation_checkpointing={every: 2}"],
+    "fused": ["loop.fuse_lanes=2"],
+}
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_engines_make_the_same_steps_with(switch: str, recipe: Path, tmp_path: Path) -> None:
+    """A compiled model is traced and its graphs run as they are: compilation takes each rank minutes."""
+    hook = hooks.layers_traced_only if switch == "compile" else None
+    bed = testbed.make_testbed(load_recipe(recipe, SWITCHES[switch]), tmp_path, hook)
+    small = load_recipe(bed.recipe)
+    assert small == load_recipe(bed.recipe, SWITCHES[switch]), "verify must not reset what it is to verify"
+    engines = [Setup("single", 1), Setup("ddp", 2), Setup("zero2", 2), Setup("fsdp2", 2)]
+    checks = check_engines(bed, engines if switch != "compile" else [engines[1], engines[3]], on_gpus=False)
+    assert [check for check in checks if check.status != "passed"] == []
+
+
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("mutant", "found_by", "not_by"),
@@ -142,7 +167,12 @@ def test_the_testbed_has_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corp
     own = {json.loads(line)["de"] for line in (corpus / "train.jsonl").read_text().splitlines()}
     assert {row["src"] for row in rows} <= own
     assert (made.data.lanes, made.data.rows_per_batch, made.data.max_length) == (8, 1, 16)
-    assert (made.loop.fuse_lanes, made.loop.save_every, made.evaluation.splits) == (1, 10, [])
+    assert (made.loop.fuse_lanes, made.loop.save_every, made.evaluation.splits) == (2, 10, [])
+    assert (made.model.dropout, made.model.attention_dropout) == (0.0, 0.0), "masks depend on which lanes are fused"
+    assert "2 lanes in a forward, without dropout" in bed.changes
+    plain = testbed.make_testbed(load_recipe(recipe, ["model.dropout=0.1"]), tmp_path / "plain")
+    kept = load_recipe(plain.recipe)
+    assert (kept.data.lanes, kept.loop.fuse_lanes, kept.model.dropout) == (4, 1, 0.1)
 
 
 def test_options_of_the_recipes_optimizer_are_left_out(recipe: Path, tmp_path: Path) -> None:
@@ -171,6 +201,8 @@ def test_unknown_engines_and_too_many_ranks_are_refused(recipe: Path) -> None:
         verify(load_recipe(recipe), ["zero4"])
     with pytest.raises(UsageError, match="4 lanes"):
         verify(load_recipe(recipe), ["ddp"], ranks=5)
+    with pytest.raises(UsageError, match=r"--nproc 3: with loop\.fuse_lanes the check has 8 lanes for 2 or 4 ranks"):
+        verify(load_recipe(recipe, ["loop.fuse_lanes=2"]), ["ddp"], ranks=3)
 
 
 def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(

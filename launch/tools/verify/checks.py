@@ -85,9 +85,12 @@ def verify(recipe: BaseRecipe, engines: Sequence[str] | None = None, ranks: int 
     with tempfile.TemporaryDirectory(prefix="rankzero-verify-", ignore_cleanup_errors=True) as folder:
         testbed = make_testbed(recipe, Path(folder))
         log.info("verifying with %s", testbed.changes)
-        lanes = Recipe.load(testbed.recipe).data.lanes
+        small = Recipe.load(testbed.recipe)
+        lanes, fuse = small.data.lanes, small.loop.fuse_lanes
         if ranks > lanes:
             raise UsageError(f"--nproc {ranks}: the check has {lanes} lanes, and each rank needs one")
+        if fuse > 1 and lanes % (ranks * fuse):
+            raise UsageError(f"--nproc {ranks}: with loop.fuse_lanes the check has {lanes} lanes for 2 or 4 ranks")
         setups = [Setup(name, 1 if ENGINES[name].one_process else ranks) for name in names]
         if (min(lanes, gpus()) if on_gpus else lanes) >= MORE:
             setups += [Setup("ddp", MORE)] if "ddp" in names and ranks != MORE else []
