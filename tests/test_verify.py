@@ -83,7 +83,7 @@ SWITCHES = {
     "compile": ["loop.compile=layers"],
     "attention": ["model.attention=eager"],
     "padding": ["data.padding=none"],
-    "checkpointing": ["loop.activation_checkpointing={every: 2}"],
+    "checkpointing": ["loop.activation_checkpointing={every: 2}", "model.encoder_layers=2"],
     "fused": ["loop.fuse_lanes=2"],
 }
 

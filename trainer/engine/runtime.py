@@ -179,7 +179,7 @@ def start(
     Raises:
         RankError: another engine or number of ranks runs than was requested, or a rank did not come.
         UsageError: variables of a launcher that contradict each other; fp16 on a CPU, where it would silently be fp32;
-            fp8 on a device that has none.
+            fp8 on a device without it.
     """
     clean_environment()
     check_environment()
