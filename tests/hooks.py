@@ -475,3 +475,16 @@ def count_device_waits(path: Path, first: int, last: int) -> None:
 
     Loop._step, Stepper.gradients = stepping, computing  # type: ignore[method-assign]
     outcomes.Outcomes.resolve, Engine._step_on_device = resolving, updating  # type: ignore[method-assign]
+
+
+def allow_float8() -> None:
+    """Let a CPU emulate fp8, which is refused for users: it is slower than bf16."""
+    from trainer.engine import runtime
+
+    runtime.check_float8 = lambda *arguments, **named: None  # type: ignore[assignment]
+
+
+def killed_in_float8(at: int, rank: int) -> None:
+    """`allow_float8` and `at_micro_batch`."""
+    allow_float8()
+    at_micro_batch(at, rank)

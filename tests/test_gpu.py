@@ -27,6 +27,7 @@ from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective
 from trainer.engine.trained_run import build_model
 from trainer.files import read_json
+from trainer.models import float8_support
 from trainer.rank_env import RANK_VARIABLES
 from trainer.tensors import read
 
@@ -103,6 +104,41 @@ def test_attention_is_fused(kind: str, reviews: Path, bert: Path) -> None:
         assert not [name for name in names if name.endswith("attention_math")], names
 
 
+def needs_float8() -> None:
+    pytest.importorskip("torchao")
+    if ON_GPU and torch.cuda.get_device_capability() < float8_support.LEAST:
+        pytest.skip(f"no fp8: compute capability {torch.cuda.get_device_capability()}")
+
+
+def test_layers_multiply_in_fp8_in_training_only(reviews: Path) -> None:
+    """The device runs its fp8 kernel. On a CPU the emulation converts the same layers."""
+    needs_float8()
+    from trainer.models.float8 import convert_layers  # needs torchao
+
+    task = task_of(review_recipe(reviews))
+    model = build_model(task).to(DEVICE)
+    objective = Objective(task, model)
+    batch = {name: tensor.to(DEVICE) for name, tensor in task.filler().items()}
+    assert convert_layers(model, emulate=not ON_GPU) > 0
+    kernels = []
+    for training in (True, False):
+        objective.train(training)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]
+        with profile(activities=activities) as recorded, torch.autocast(DEVICE, torch.bfloat16):
+            Objective.parts(objective(**batch))[0].backward()
+        kernels.append([event.name for event in recorded.events() if event.name == "aten::_scaled_mm"])
+    assert not kernels[1]
+    assert len(kernels[0]) > 0 if ON_GPU else not kernels[0]
+
+
+def test_an_older_gpu_is_refused(tiny: Path, tmp_path: Path) -> None:
+    if ON_GPU and torch.cuda.get_device_capability() >= float8_support.LEAST:
+        pytest.skip("this GPU has fp8")
+    text = train(tiny, tmp_path / "run", *QUIET, precision="fp8", code=2)
+    assert "compute capability 8.9" in text
+    assert (torch.cuda.get_device_name() if ON_GPU else "is on a CPU") in text
+
+
 # -- precision, compilation and determinism ----------------------------------------------------------------------------
 
 
@@ -113,19 +149,35 @@ def test_attention_is_fused(kind: str, reviews: Path, bert: Path) -> None:
         ("no", ("loop.tf32=true",), 2e-2),
         ("bf16", (), 5e-2),
         ("fp16", (), 5e-2),
+        ("fp8", (), 1e-1),
+        ("fp8", ("loop.compile=layers",), 1e-1),
         ("no", ("loop.compile=true",), 1e-3),
         ("no", ("loop.compile=layers",), 1e-3),
         ("no", ("data.padding=none",), 1e-4),
         ("no", ("loop.fuse_lanes=4",), 1e-4),
         ("bf16", ("loop.activation_checkpointing=full",), 5e-2),
     ],
-    ids=["fp32", "tf32", "bf16", "fp16", "compile", "compile-layers", "unpadded", "fused", "checkpointing"],
+    ids=[
+        "fp32",
+        "tf32",
+        "bf16",
+        "fp16",
+        "fp8",
+        "fp8-compile",
+        "compile",
+        "compile-layers",
+        "unpadded",
+        "fused",
+        "checkpointing",
+    ],
 )
 def test_losses_are_those_of_a_cpu(
     precision: str, words: tuple[str, ...], tolerance: float, tiny: Path, of_cpu: list[float], tmp_path: Path
 ) -> None:
-    if precision == "fp16" and not ON_GPU:
-        pytest.skip("fp16 needs a GPU")
+    if precision in ("fp16", "fp8") and not ON_GPU:
+        pytest.skip(f"{precision} needs a GPU")
+    if precision == "fp8":
+        needs_float8()
     train(tiny, tmp_path / "run", *QUIET, *NO_DROPOUT, *words, precision=precision)
     found = losses(tmp_path / "run")
     assert found == pytest.approx(of_cpu, rel=tolerance)

@@ -161,7 +161,7 @@ def _make_room(run: RunDir, *, keep: bool) -> None:
 def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, Any]:
     """Check files and rows, make the tokenizer, and write recipe and manifest. Return the manifest's "data"."""
 
-    setup.check_beginning(run, recipe)
+    setup.check_beginning(run, recipe, runtime.engine.precision)
     data = setup.survey_data(run, recipe)
     write_recipe(run, recipe)
     setup.make_tokenizer(run, recipe, data["train"]["rows"])

@@ -29,12 +29,16 @@ from trainer.rundir import RunDir
 GIB = 2**30
 MOST_RANKS = 64  # planned for when none are given
 CONTEXT = 1 * GIB  # for CUDA, workspaces of its libraries and buffers of NCCL: a rule of thumb
+SAME = {"tf32": "fp32", "no": "fp32", "fp8": "bf16"}  # precisions that need the same memory
 USABLE = 0.95  # of the rest, because an allocator cannot fill its last pages
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of `rankzero plan`. `memory` is in GiB, `throughput` in tokens per second and rank."""
+    """The options of `rankzero plan`. `memory` is in GiB, `throughput` in tokens per second and rank.
+
+    `copies` are of the model, each sharded by FSDP2 over its part of the ranks (HSDP).
+    """
 
     gpu: str | None = None
     memory: float | None = None
@@ -44,6 +48,7 @@ class PlanOptions:
     price: float | None = None
     cpu: bool = False
     run: Path | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
     with warnings.catch_warnings(action="ignore"):  # a training logs its own
         task, epoch, vocabulary, rows = read_corpus(resolved)
         tracer = Tracer(task, epoch.largest, on_cpu=options.cpu)
-        planned = list(configurations(tracer, ranks, precisions))
+        planned = list(configurations(tracer, ranks, precisions, _copies(options.copies, ranks)))
     layout, training, lanes = tracer.layout, _training(resolved, epoch), resolved.data.lanes
     if options.throughput is not None:
         throughput: Any = {"tokens": options.throughput, "origin": "as given", "elsewhere": None}
@@ -108,17 +113,17 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
         answer=best,
         command=_command(recipe, overrides, best) if best else None,
         cost=best.hours * options.price * best.ranks if best and best.hours and options.price else None,
-        notes=_notes(lanes, ranks, cpu_bf16=options.cpu and "bf16" in precisions) + _unsharded(resolved, layout),
+        notes=_notes(lanes, ranks, options, precisions) + _unsharded(resolved, layout),
         configurations=planned,
     )
 
 
 def _precisions(options: PlanOptions) -> list[str]:
-    words = ["fp32" if word in ("tf32", "no") else word for word in options.precisions]
+    words = [SAME.get(word, word) for word in options.precisions]
     if unknown := set(words) - set(PRECISIONS):
-        raise UsageError(f"--precision {', '.join(unknown)}: not known; allowed: fp32, tf32, bf16, fp16")
-    if options.cpu and "fp16" in words:
-        raise UsageError("--precision fp16: needs a GPU; a CPU trains in fp32 and bf16")
+        raise UsageError(f"--precision {', '.join(unknown)}: not known; allowed: fp32, tf32, bf16, fp16, fp8")
+    if on_gpus := {"fp16", "fp8"} & {*options.precisions} if options.cpu else set():
+        raise UsageError(f"--precision {', '.join(sorted(on_gpus))}: needs a GPU; a CPU trains in fp32 and bf16")
     return [p for p in PRECISIONS if p in words or not (words or (options.cpu and p == "fp16"))]
 
 
@@ -145,6 +150,13 @@ def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
             best = ", ".join(map(str, even))
             raise UsageError(f"--ranks {n}: each rank needs {fuse} or more of data.lanes={lanes}; best are {best}")
     return sorted(set(wanted)) or [n for n in even if n <= MOST_RANKS]
+
+
+def _copies(copies: int, ranks: Sequence[int]) -> int:
+    if copies < 1 or (copies > 1 and not any(n % copies == 0 and n > copies for n in ranks)):
+        text = f"--copies {copies}: must divide a number of ranks, with two ranks or more for each copy"
+        raise UsageError(f"{text}; ranks planned for: {', '.join(map(str, ranks))} (--ranks)")
+    return copies
 
 
 def _training(recipe: Recipe, epoch: Epoch) -> dict[str, Any]:
@@ -206,9 +218,12 @@ def _command(recipe: str | Path | Recipe, overrides: Sequence[str], best: Config
     return shlex.join(["rankzero", "train", name, *words])
 
 
-def _notes(lanes: int, ranks: Sequence[int], *, cpu_bf16: bool) -> list[str]:
+def _notes(lanes: int, ranks: Sequence[int], options: PlanOptions, precisions: Sequence[str]) -> list[str]:
     """Return what the numbers do not show."""
-    notes = [f"{EMULATED}: take fp32"] if cpu_bf16 and not bf16_arithmetic() else []
+    emulated = options.cpu and "bf16" in precisions and not bf16_arithmetic()
+    notes = [f"{EMULATED}: take fp32"] if emulated else []
+    if "fp8" in options.precisions:
+        notes.append("fp8 needs the memory of bf16, which is shown: under single and ddp take --config ddp_fp8")
     if uneven := [n for n in ranks if lanes % n]:
         notes.append(f"{', '.join(map(str, uneven))} ranks do not divide data.lanes={lanes}: some idle at each step")
     return notes

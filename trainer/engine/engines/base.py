@@ -36,11 +36,13 @@ class EngineOptions:
         on_cpu: no GPU is used.
         accumulation: micro-batches of each rank in a step.
         clip_norm: largest gradient norm. 0 = no clipping.
+        float8: linear layers multiply in fp8 in training, and the rest of the model in bf16.
     """
 
     on_cpu: bool
     accumulation: int = 1
     clip_norm: float = 0.0
+    float8: bool = False
 
     @property
     def backend(self) -> str:
@@ -79,6 +81,22 @@ class Engine:
         """Whether it can shard a model of placeholders and get its weights one by one, see `fill`."""
         return self.spec.never_complete
 
+    @property
+    def precision(self) -> str:
+        """The value of `mixed_precision`: no, bf16, fp16 or fp8. Accelerate computes fp8 runs in bf16."""
+        return "fp8" if self.options.float8 else str(self.accelerator.mixed_precision)
+
+    def convert(self, model: nn.Module) -> None:
+        """Replace layers by those of the precision, before they are compiled. Parameters and their names stay.
+
+        Raises:
+            UsageError: the model has no layer that can multiply in fp8.
+        """
+        if self.options.float8:
+            from trainer.models.float8 import convert_layers  # torchao may not be installed
+
+            convert_layers(model, emulate=self.options.on_cpu)
+
     def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take over the training of `model`, whose loss `objective` computes.
 
@@ -107,6 +125,7 @@ class Engine:
                 num_steps=self.options.accumulation, adjust_scheduler=False, sync_with_dataloader=False
             ),
             step_scheduler_with_optimizer=False,
+            mixed_precision="bf16" if self.options.float8 else None,  # None: that of the Accelerate config
             kwargs_handlers=list(handlers),
             **arguments,
         )
