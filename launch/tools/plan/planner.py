@@ -138,7 +138,7 @@ def _memory(options: PlanOptions, gpu: str | None) -> dict[str, Any] | None:
 
 def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
     """Return the numbers of ranks to plan for, ascending: by default those that divide the lanes."""
-    lanes, fuse = recipe.data.lanes, recipe.loop.fuse_lanes
+    lanes, fuse = recipe.data.lanes, recipe.loop.fused_before_measuring
     even = [n for n in range(1, lanes + 1) if lanes % n == 0 and (lanes // n) % fuse == 0]
     for n in wanted:
         if not 1 <= n <= lanes or (fuse > 1 and n not in even):
