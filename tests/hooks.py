@@ -495,6 +495,7 @@ def simulated_gpu(rows: Sequence[int], hard: Sequence[int] = (), power: int = 1)
     own, a_row, peak, forward, rehearse = rows[rank()], 2**40, [0], Objective.forward, Stepper.rehearse
 
     def start() -> int:
+        assert own >= 0, "the memory is measured again"
         peak[0] = 0
         return 0
 
@@ -503,12 +504,12 @@ def simulated_gpu(rows: Sequence[int], hard: Sequence[int] = (), power: int = 1)
         return forward(self, **batch)
 
     def rehearsed(self: Stepper, batch: Any, forwards: int) -> None:
+        assert all(p.grad is None for p in self.objective.parameters()), "a gradient is left"
         if hard and len(batch["labels"]) > hard[rank()]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         rehearse(self, batch, forwards)
 
     def memory_of(device: torch.device) -> Any:
-        assert own >= 0, "the memory is measured again"
         most = (own + 0.5) ** power * a_row / fused_lanes.USABLE
         return SimpleNamespace(name="simulated", start=start, peak=lambda: peak[0], available=lambda: int(most))
 

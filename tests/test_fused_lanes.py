@@ -128,6 +128,12 @@ def test_a_cpu_takes_one_lane_and_the_same_bits(recipe: Path, unfused: Path, tmp
     assert recorded(tmp_path / "run") == {"lanes": 1, "ranks": 1, "device": "cpu"}
 
 
+def test_one_lane_of_a_rank_is_not_measured(recipe: Path, tmp_path: Path) -> None:
+    hook = partial(hooks.simulated_gpu, (-1,))
+    train(recipe, tmp_path / "run", *QUIET, AUTO, "data.lanes=1", "loop.max_steps=1", hook=hook).check()
+    assert recorded(tmp_path / "run") == {"lanes": 1, "ranks": 1, "device": "simulated"}
+
+
 CASES = [
     (1, "single", (16,), 4), (1, "single", (15,), 2), (1, "single", (7,), 1), (1, "single", (1,), 1),
     (2, "ddp", (16, 16), 2), (2, "ddp", (16, 7), 1),

@@ -57,6 +57,21 @@ def transformer_elements(vocabulary: int, d: int, ff: int, matrices: int) -> int
     return matrices * vocabulary * d + encoder + decoder + 2 * norm
 
 
+def test_the_plan_says_how_many_lanes_will_be_fused(recipe: Path) -> None:
+    auto, one = "loop.fuse_lanes=auto", PlanOptions(gpu="L4", ranks=(1,))
+    roomy, bare, cpu = (make_plan(recipe, (auto,), options) for options in (one, ALL, PlanOptions(cpu=True)))
+    text = "loop.fuse_lanes=auto: planned with 1 lane in a forward. A GPU measures at the first start what fits"
+    assert roomy.notes == [f"{text}: by this plan 4 of 4 lanes of a rank for the cheapest configuration"]
+    assert bare.notes == [text]
+    assert cpu.notes[-1] == "loop.fuse_lanes=auto is 1 on a CPU"
+    best = roomy.answer
+    assert best is not None
+    room = best.step + 1.5 * (best.activations + best.logits)  # for two lanes, and not for four
+    total = (room / planner.USABLE + planner.CONTEXT) / GIB
+    small = make_plan(recipe, (auto,), PlanOptions(memory=total, ranks=(1,)))
+    assert small.notes == [f"{text}: by this plan 2 of 4 lanes of a rank for the cheapest configuration"]
+
+
 # -- the model and its states ------------------------------------------------------------------------------------------
 
 

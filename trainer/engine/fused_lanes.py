@@ -110,13 +110,13 @@ def _report(choice: dict[str, Any], lanes: int, own: int, ranks: int) -> None:
 
 
 def _measured(allowed: Sequence[int], runtime: Runtime, stepper: Stepper, state: TrainingState) -> dict[str, Any]:
-    """Return the choice for the manifest. All ranks. Not measured if there is nothing to choose.
+    """Return the choice for the manifest. All ranks. It is 1 where there is nothing to choose.
 
-    After a rank ran out of memory in a micro-batch of one lane, it is 1.
+    It is 1, too, after a rank ran out of memory in a micro-batch of one lane.
     """
     memory = memory_of(runtime.device)
     facts = {"ranks": runtime.world, "device": runtime.device.type if memory is None else memory.name}
-    if memory is None or stepper.splits > 1:
+    if memory is None or stepper.splits > 1 or len(allowed) == 1:
         return {"lanes": 1, **facts}
     if runtime.main:
         log.info("loop.fuse_lanes=auto: measuring which of %s lanes in one forward fit the memory …", allowed)

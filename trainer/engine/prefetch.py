@@ -1,7 +1,7 @@
 """Copy micro-batches to a GPU in the background: the next one, while the one before it is computed.
 
-There are at most two on the device: the one in use, and the one that is copied from pinned memory on a stream of its
-own. A CPU needs no copies.
+There are at most two on the device: the one in use, and the one that a second stream copies from pinned memory. A CPU
+needs no copies.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from trainer.task.base import Batch
 
 
 class Streams(Protocol):
-    """A stream of the device that copies, beside the current one, which computes."""
+    """Two streams of the device: one that copies, and the current one, which computes."""
 
     def copy(self, batch: Batch) -> tuple[Batch, Any]:
-        """Queue copies to the device on the stream that copies. Return them, and the event that follows them."""
+        """Queue copies on the stream that copies. Return the tensors, and the event that follows the copies."""
 
     def wait(self, event: Any) -> None:
         """Let what is queued from now on in the current stream wait for an event."""

@@ -161,13 +161,15 @@ class Stepper:
         self.forwards = self.accumulation // lanes
 
     def rehearse(self, batch: Batch, forwards: int) -> None:
-        """Run the forwards and backwards that take most memory in a step of so many forwards. Change nothing.
+        """Run the forwards and backwards that take most memory in a step of so many forwards. Gradients remain.
 
-        A second one begins with the gradient of the first. The ranks do not add up gradients.
+        A second one begins with the gradient of the first. The ranks add up gradients only where they must, because a
+        rank that runs out of memory would leave the others in it.
         """
-        batch = self._to_device(batch)
-        for number in range(min(forwards, 2)):
-            self._micro_batch(batch, (0, 0, -1, number), 0.0, last=False)
+        batch, some = self._to_device(batch), min(forwards, 2)
+        for number in range(some):
+            last = self.engine.rehearses_last and number == some - 1
+            self._micro_batch(batch, (0, 0, -1, number), 0.0, last=last)
 
     def warm_up(self) -> None:
         """Run what the engine does only in its first backward, on a filler. The gradient is dropped."""

@@ -65,6 +65,7 @@ class Update:
 class Engine:
     """Trains one model. It has an accelerator from the start, and model and optimizer after `prepare`."""
 
+    rehearses_last = False  # the last backward of a rehearsal is that of a step, which frees unsharded gradients
     model: nn.Module  # as trained, without wrappers
     objective: nn.Module  # the wrapped module whose forward computes the loss
     optimizer: Any  # as wrapped by Accelerate
