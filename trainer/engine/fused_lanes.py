@@ -96,10 +96,10 @@ def lanes_in_a_forward(recipe: Recipe, run: RunDir, runtime: Runtime, stepper: S
 
 def _report(choice: dict[str, Any], lanes: int, own: int, ranks: int) -> None:
     text = f"loop.fuse_lanes=auto: {lanes} of the {own} lanes of a rank in one forward"
-    if lanes != choice["lanes"]:
+    if choice.get("ranks") != ranks and choice["lanes"] > 1:
         log.warning(
-            "%s. %d was recorded at the first start on %s ranks, and does not divide the lanes of each of %d ranks. "
-            "The steps have the same rows and the same denominator, and other dropout masks",
+            "%s, of at most %d that were measured on %s ranks. On %d ranks the steps have the same rows and the same "
+            "denominator, and other dropout masks",
             *(text, choice["lanes"], choice.get("ranks", "other"), ranks),
         )
     elif "peak_bytes" in choice:
@@ -120,12 +120,11 @@ def _measured(allowed: Sequence[int], runtime: Runtime, stepper: Stepper, state:
         return {"lanes": 1, **facts}
     if runtime.main:
         log.info("loop.fuse_lanes=auto: measuring which of %s lanes in one forward fit the memory …", allowed)
-    stepper.warm_up()  # libraries allocate their workspaces
-    memory.start()
+    trial = _Trial(memory, stepper, facts)
+    stepper.warm_up()
+    trial(0)  # libraries have allocated their workspaces and buffers
     usable = int(USABLE * memory.available()) - runtime.engine.moment_bytes() - state.average_bytes()
-    trial = _Trial(memory, stepper, usable, facts)
     lanes = largest_that_fits(allowed, trial, usable, lambda fits: runtime.sum([int(not fits)])[0] == 0)
-    memory.start()  # the peak that is logged is that of the training
     peak = trial.peaks[lanes]
     return {"lanes": lanes, **facts, **({"peak_bytes": peak, "usable_bytes": usable} if peak < math.inf else {})}
 
@@ -141,8 +140,8 @@ class Measured(NamedTuple):
 class _Trial:
     """Runs micro-batches of fused lanes. `peaks`: bytes by lanes."""
 
-    def __init__(self, memory: DeviceMemory, stepper: Stepper, usable: int, facts: dict[str, Any]) -> None:
-        self._memory, self._stepper, self._usable, self._facts = memory, stepper, usable, facts
+    def __init__(self, memory: DeviceMemory, stepper: Stepper, facts: dict[str, Any]) -> None:
+        self._memory, self._stepper, self._facts = memory, stepper, facts
         self.peaks: dict[int, float] = {}
 
     def __call__(self, lanes: int) -> Measured:
@@ -160,12 +159,12 @@ class _Trial:
                 raise self._short(lanes) from error
             self.peaks[lanes] = math.inf
         stepper.engine.drop_gradients()  # not in the handler, where the error holds the tensors of the forward
-        self._memory.start()
+        self._memory.start()  # so the peak that is logged later is that of the training
         return Measured(len(batch[stepper.task.inputs[0]]), before, self.peaks[lanes])
 
     def _short(self, lanes: int) -> OutOfMemory:
-        """Return the error of a rank that other ranks wait for in a collective."""
-        fits = max([1, *(n for n, peak in self.peaks.items() if peak <= self._usable)])
+        """Return the error of a rank that others wait for in a collective. The largest number before it has fit."""
+        fits = max([1, *(n for n in self.peaks if n < lanes)])
         return OutOfMemory(
             f"rank {self._stepper.runtime.rank} ran out of memory while loop.fuse_lanes=auto was measured with {lanes} "
             f"lanes in one forward; the same command starts again with {fits}",
