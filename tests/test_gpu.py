@@ -24,10 +24,12 @@ from review_helpers import task_of
 from torch.profiler import ProfilerActivity, profile
 
 from launch.tools.plan.planner import PlanOptions, make_plan
+from trainer.engine.fused_lanes import memory_of
 from trainer.engine.prefetch import Prefetcher, streams_of
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective
 from trainer.engine.trained_run import build_model
+from trainer.errors import ran_out_of_memory
 from trainer.files import read_json
 from trainer.rank_env import RANK_VARIABLES
 from trainer.tensors import read
@@ -191,6 +193,24 @@ def test_lanes_that_fit_are_fused(tiny: Path, of_cpu: list[float], tmp_path: Pat
         found = max(line["memory"] for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
         assert 0 < found <= 1.1 * (choice["peak_bytes"] + moments)
         assert choice["peak_bytes"] <= choice["usable_bytes"]
+
+
+def test_memory_that_ran_out_is_free_again() -> None:
+    """As the measuring of fused lanes needs it: the peak, what is available, and an error that leaves nothing."""
+    memory = memory_of(torch.device(DEVICE))
+    assert (memory is None) != ON_GPU
+    if memory is None:
+        return
+    before, available = memory.start(), memory.available()
+    size = (available - before) // 4
+    with pytest.raises(torch.OutOfMemoryError) as ended:
+        _ = [torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(5)]
+    assert ran_out_of_memory(ended.value)
+    assert memory.peak() >= before + 3 * size
+    del ended
+    assert memory.start() == before
+    assert memory.peak() == before
+    assert memory.available() >= 0.95 * available
 
 
 def test_copies_overlap_kernels_and_keep_their_memory() -> None:
