@@ -27,6 +27,7 @@ from launch.tools.plan.planner import GIB, Plan, PlanOptions, cheapest, make_pla
 from launch.tools.plan.show import summary
 from launch.tools.plan.trace import Trace, peak_of
 from trainer.errors import DataError, UsageError
+from trainer.recipe_loading import load_recipe
 
 ALL = PlanOptions(ranks=(1, 2))
 KEYS = {"engine", "offload", "ranks", "precision", "activation_checkpointing", "parameters", "gradients", "optimizer"}
@@ -67,9 +68,8 @@ def test_the_plan_says_how_many_lanes_will_be_fused(recipe: Path) -> None:
     best = roomy.answer
     assert best is not None
     room = best.step + 1.5 * (best.activations + best.logits)  # for two lanes, and not for four
-    total = (room / planner.USABLE + planner.CONTEXT) / GIB
-    small = make_plan(recipe, (auto,), PlanOptions(memory=total, ranks=(1,)))
-    assert small.notes == [f"{text}: by this plan 2 of 4 lanes of a rank for the cheapest configuration"]
+    found = planner._fused(load_recipe(recipe, [auto]), best, int(room), on_cpu=False)
+    assert found == [f"{text}: by this plan 2 of 4 lanes of a rank for the cheapest configuration"]
 
 
 # -- the model and its states ------------------------------------------------------------------------------------------
