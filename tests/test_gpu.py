@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hooks
 import onnxruntime
 import pytest
 import torch
@@ -23,9 +24,12 @@ from review_helpers import task_of
 from torch.profiler import ProfilerActivity, profile
 
 from launch.tools.plan.planner import PlanOptions, make_plan
+from trainer.engine.fused_lanes import memory_of
+from trainer.engine.prefetch import Prefetcher, streams_of
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective
 from trainer.engine.trained_run import build_model
+from trainer.errors import ran_out_of_memory
 from trainer.files import read_json
 from trainer.models import float8_support
 from trainer.rank_env import RANK_VARIABLES
@@ -228,6 +232,65 @@ def test_memory_is_that_of_the_plan(precision: str, tmp_path: Path) -> None:
     assert planned.step > 0
     if ON_GPU:
         assert found == pytest.approx(planned.step, rel=0.15)
+
+
+def test_lanes_that_fit_are_fused(tiny: Path, of_cpu: list[float], tmp_path: Path) -> None:
+    """All four of the tiny recipe. What was measured is what the training takes, with the moments."""
+    train(tiny, tmp_path / "run", *QUIET, *NO_DROPOUT, "loop.fuse_lanes=auto")
+    assert losses(tmp_path / "run") == pytest.approx(of_cpu, rel=1e-4)
+    choice = (read_json(tmp_path / "run" / "manifest.json") or {})["fuse_lanes"]
+    assert choice["lanes"] == (4 if ON_GPU else 1)
+    if ON_GPU:
+        moments = 8 * sum(tensor.numel() for tensor in weights(tmp_path / "run", 12).values())
+        found = max(line["memory"] for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
+        assert 0 < found <= 1.1 * (choice["peak_bytes"] + moments)
+        assert choice["peak_bytes"] <= choice["usable_bytes"]
+
+
+def test_memory_that_ran_out_is_free_again() -> None:
+    """As the measuring of fused lanes needs it: the peak, what is available, and an error that leaves nothing."""
+    memory = memory_of(torch.device(DEVICE))
+    assert (memory is None) != ON_GPU
+    if memory is None:
+        return
+    before, available = memory.start(), memory.available()
+    size = (available - before) // 4
+    with pytest.raises(torch.OutOfMemoryError) as ended:
+        _ = [torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(5)]
+    assert ran_out_of_memory(ended.value)
+    assert memory.peak() >= before + 3 * size
+    del ended
+    assert memory.start() == before
+    assert memory.peak() == before
+    assert memory.available() >= 0.95 * available
+
+
+def test_copies_overlap_kernels_and_keep_their_memory() -> None:
+    """A copy ends while a kernel runs that was queued before it. Its memory is not reused before its own kernel ran."""
+    streams = streams_of(torch.device(DEVICE)) or hooks.SlowCopies()
+    prefetcher = Prefetcher(streams)
+    rows = torch.arange(1 << 22)
+    batches = [{"x": (rows + n).pin_memory() if ON_GPU else rows + n} for n in range(6)]
+    busy = torch.cuda.Event() if ON_GPU else None
+    if busy is not None:
+        prefetcher.take(batches[0])
+        torch.cuda.synchronize()
+        torch.cuda._sleep(3_000_000_000)  # type: ignore[no-untyped-call] # more than a second
+        busy.record()
+    copied, event = streams.copy(batches[0])
+    if busy is not None:
+        event.synchronize()
+        assert not busy.query(), "the copy waited for the kernel"
+    streams.wait(event)
+    assert busy is None or not busy.query(), "the host waited for the kernel"
+    found = []
+    for batch in batches:
+        prefetcher.start(batch)
+        found.append(prefetcher.take(batch)["x"] * 2)
+    assert busy is None or not busy.query(), "nothing has waited"
+    for number, doubled in enumerate(found):
+        assert torch.equal(doubled.cpu(), 2 * (rows + number))
+    assert torch.equal(copied["x"].cpu(), rows)
 
 
 # -- artifacts ---------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from launch.tools.plan.planner import GIB, Plan, PlanOptions, cheapest, make_pla
 from launch.tools.plan.show import summary
 from launch.tools.plan.trace import Trace, peak_of
 from trainer.errors import DataError, UsageError
+from trainer.recipe_loading import load_recipe
 
 ALL = PlanOptions(ranks=(1, 2))
 KEYS = {"engine", "offload", "ranks", "precision", "activation_checkpointing", "parameters", "gradients", "optimizer"}
@@ -56,6 +57,20 @@ def transformer_elements(vocabulary: int, d: int, ff: int, matrices: int) -> int
     encoder = 3 * d * d + d * d + feed_forward + 2 * norm
     decoder = 2 * (4 * d * d) + feed_forward + 3 * norm
     return matrices * vocabulary * d + encoder + decoder + 2 * norm
+
+
+def test_the_plan_says_how_many_lanes_will_be_fused(recipe: Path) -> None:
+    auto, one = "loop.fuse_lanes=auto", PlanOptions(gpu="L4", ranks=(1,))
+    roomy, bare, cpu = (make_plan(recipe, (auto,), options) for options in (one, ALL, PlanOptions(cpu=True)))
+    text = "loop.fuse_lanes=auto: planned with 1 lane in a forward. A GPU measures at the first start what fits"
+    assert roomy.notes == [f"{text}: by this plan 4 of 4 lanes of a rank for the cheapest configuration"]
+    assert bare.notes == [text]
+    assert cpu.notes[-1] == "loop.fuse_lanes=auto is 1 on a CPU"
+    best = roomy.answer
+    assert best is not None
+    room = best.step + 1.5 * (best.activations + best.logits)  # for two lanes, and not for four
+    found = planner._fused(load_recipe(recipe, [auto]), best, int(room), on_cpu=False)
+    assert found == [f"{text}: by this plan 2 of 4 lanes of a rank for the cheapest configuration"]
 
 
 # -- the model and its states ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from trainer.engine import checkpoint, lane_memory, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.evaluate import evaluate
+from trainer.engine.fused_lanes import lanes_in_a_forward
 from trainer.engine.layerwise import is_skeleton, skeleton
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
@@ -97,14 +98,15 @@ class Session:
     def train(self) -> None:
         """Train to the end of the recipe. Return at once if it is already trained."""
         before = self.progress.step
-        loop = Loop(
-            self.runtime, self.task, self.model, self.corpus, self.corpus.lanes(), self.stepper, self.state,
-            self.progress, self.run, self.reporter, self._rows, self._profiler(),
-        )  # fmt: skip
         self.stepper.objective.train()
         if self._only_model:
             self.reporter.close()
             return
+        fuse = lanes_in_a_forward(self.recipe, self.run, self.runtime, self.stepper, self.state)
+        loop = Loop(
+            self.runtime, self.task, self.model, self.corpus, self.corpus.lanes(), self.stepper, self.state,
+            self.progress, self.run, self.reporter, self._rows, self._profiler(), fuse,
+        )  # fmt: skip
         try:
             with torch.autograd.set_detect_anomaly(self._debug):
                 if not loop.finished():

@@ -40,7 +40,7 @@ class Configuration:
         self.fits: bool | None = None
         self.hours: float | None = None
         self._spec, self._layout, self._on_cpu, self._zero = spec, layout, tracer.on_cpu, spec.zero_stage or 0
-        lanes = DataParallel(0, ranks).lane_groups(recipe.data.lanes, recipe.loop.fuse_lanes)
+        lanes = DataParallel(0, ranks).lane_groups(recipe.data.lanes, recipe.loop.fused_before_measuring)
         self._passes = len(lanes) * (1 if recipe.optim.adversarial.kind == "none" else 2)  # forwards in a step
         self._average = FULL * layout.elements * (recipe.optim.averaging.kind == "ema")
         self._average //= self._parts if spec.never_complete else 1

@@ -18,6 +18,7 @@ from launch.tools.plan.gpus import GPUS, WITHOUT_BF16, find_gpu, is_gpu
 from launch.tools.plan.memory import FULL, PRECISIONS, Configuration, configurations
 from launch.tools.plan.trace import Layout, Tracer
 from trainer.cpu_info import EMULATED, bf16_arithmetic
+from trainer.data_parallel import fusable
 from trainer.engine.writer import ROOM
 from trainer.errors import UsageError
 from trainer.files import read_json
@@ -113,7 +114,11 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
         answer=best,
         command=_command(recipe, overrides, best) if best else None,
         cost=best.hours * options.price * best.ranks if best and best.hours and options.price else None,
-        notes=_notes(lanes, ranks, options, precisions) + _unsharded(resolved, layout),
+        notes=[
+            *_notes(lanes, ranks, options, precisions),
+            *_unsharded(resolved, layout),
+            *_fused(resolved, best, memory["usable"] if memory else None, on_cpu=options.cpu),
+        ],
         configurations=planned,
     )
 
@@ -143,7 +148,7 @@ def _memory(options: PlanOptions, gpu: str | None) -> dict[str, Any] | None:
 
 def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
     """Return the numbers of ranks to plan for, ascending: by default those that divide the lanes."""
-    lanes, fuse = recipe.data.lanes, recipe.loop.fuse_lanes
+    lanes, fuse = recipe.data.lanes, recipe.loop.fused_before_measuring
     even = [n for n in range(1, lanes + 1) if lanes % n == 0 and (lanes // n) % fuse == 0]
     for n in wanted:
         if not 1 <= n <= lanes or (fuse > 1 and n not in even):
@@ -227,6 +232,21 @@ def _notes(lanes: int, ranks: Sequence[int], options: PlanOptions, precisions: S
     if uneven := [n for n in ranks if lanes % n]:
         notes.append(f"{', '.join(map(str, uneven))} ranks do not divide data.lanes={lanes}: some idle at each step")
     return notes
+
+
+def _fused(recipe: Recipe, best: Configuration | None, usable: int | None, *, on_cpu: bool) -> list[str]:
+    """Return what `loop.fuse_lanes: auto` will choose, as far as a plan knows."""
+    if recipe.loop.fuse_lanes != "auto":
+        return []
+    text = "loop.fuse_lanes=auto is 1 on a CPU"
+    if not on_cpu:
+        text = "loop.fuse_lanes=auto: planned with 1 lane in a forward. A GPU measures at the first start what fits"
+        if best is not None and usable is not None:
+            lane = best.activations + best.logits
+            own = fusable(recipe.data.lanes, best.ranks)
+            fits = max(n for n in own if n == 1 or best.step + (n - 1) * lane <= usable)
+            text += f": by this plan {fits} of {own[-1]} lanes of a rank for the cheapest configuration"
+    return [text]
 
 
 def _unsharded(recipe: Recipe, layout: Layout) -> list[str]:

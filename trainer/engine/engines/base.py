@@ -22,7 +22,7 @@ from trainer.engine import rendezvous
 from trainer.engine.device_number import DeviceNumber
 from trainer.engine_specs import EngineSpec
 from trainer.errors import UsageError
-from trainer.optim.choices import is_elementwise
+from trainer.optim.choices import is_elementwise, moments_per_weight
 from trainer.optim.clipping import clip, clip_on_device, idle_parameters, square_sum
 
 STEP = "step"  # the count of steps in the state of an optimizer, equal for all parameters
@@ -67,6 +67,7 @@ class Update:
 class Engine:
     """Trains one model. It has an accelerator from the start, and model and optimizer after `prepare`."""
 
+    rehearses_last = False  # the last backward of a rehearsal is that of a step, which frees unsharded gradients
     model: nn.Module  # as trained, without wrappers
     objective: nn.Module  # the wrapped module whose forward computes the loss
     optimizer: Any  # as wrapped by Accelerate
@@ -248,6 +249,21 @@ class Engine:
         """Free what only a training needs: gradients and the state of the optimizer."""
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
+
+    def drop_gradients(self) -> None:
+        """Free gradients of backwards that no step follows."""
+        self.accelerator.sync_gradients = True  # Accelerate ignores the call between the micro-batches of a step
+        self.optimizer.zero_grad()
+
+    def moment_bytes(self) -> int:
+        """Return the bytes of the moments that the optimizer makes on this rank's device in its first step."""
+        groups = self.optimizer.param_groups
+        return self._moment_bytes(self.optimizer.optimizer, [self.own_part(p) for g in groups for p in g["params"]])
+
+    def _moment_bytes(self, optimizer: torch.optim.Optimizer, parts: Iterable[Tensor]) -> int:
+        device = self.accelerator.device.type
+        numbers = sum(part.numel() for part in parts if part.device.type == device)
+        return round(4 * moments_per_weight(optimizer) * numbers)
 
     def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step. All ranks."""

@@ -25,6 +25,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class FSDPEngine(Engine):
     """`fully_shard` by torch."""
 
+    rehearses_last = True
+
     def _make_accelerator(self) -> Accelerator:
         _check_parallelism()
         if self.options.on_cpu:
