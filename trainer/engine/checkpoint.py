@@ -45,7 +45,9 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path, step: int, content: Mapping[str, Mapping[str, tensors.Stored]], state: Mapping[str, Any]
+) -> Path:
     """Save one checkpoint and return its folder. Only rank zero calls this.
 
     Args:
@@ -63,10 +65,11 @@ def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], s
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        hashes: dict[str, str] = {}
         for name, part in content.items():
-            tensors.write(temporary / name, part)
+            hashes |= tensors.write(temporary / name, part)
         write_json(temporary / "state.json", dict(state))
-        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        files = {path.name: _describe(path, hashes.get(path.name)) for path in sorted(temporary.iterdir())}
         write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": files})
         flush(temporary)
         check_held(folder)
@@ -109,10 +112,12 @@ def put_back(folder: Path) -> None:
             aside.rename(final)
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+def _describe(path: Path, digest: str | None = None) -> dict[str, Any]:
+    """Return the entry of a file in the manifest. A file whose `digest` is known has been flushed by its writer."""
+    if digest is None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
     return {"size": path.stat().st_size, "sha256": digest}
 
 

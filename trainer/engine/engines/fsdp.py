@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,9 +15,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.engine import rendezvous
-from trainer.engine.engines.base import Engine
+from trainer.engine.engines.base import Engine, gathered_when_written
 from trainer.errors import UsageError
 from trainer.models.layers import layer_classes
+from trainer.tensors import Stored
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "tp", "cp", "sp")  # of Accelerate's ParallelismConfig
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,8 +88,9 @@ class FSDPEngine(Engine):
     def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
         return self._own_part(self._shard_like(p, tensor))
 
-    def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
-        return {name: _gathered(moment) for name, moment in super().moments(p).items()}
+    def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
+        found: Any = super().moments(p)
+        return {name: gathered_when_written(moment.shape, partial(_gathered, moment)) for name, moment in found.items()}
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
