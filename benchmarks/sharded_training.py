@@ -1,4 +1,4 @@
-"""Memory of a rank in a training whose state is sharded: from the start over steps, an evaluation and a save to a resume.
+"""Memory of a rank in a training whose state is sharded: start, steps, an evaluation, a save, and a resume.
 
     python -m benchmarks.sharded_training [--ranks 4] [--engine fsdp2] [--json benchmarks/results/sharded_training.json]
 
@@ -150,9 +150,8 @@ def measure(engine: str, ranks: int, folder: Path, model: Path) -> dict[str, Any
 
 def bound(ranks: int, engine: str) -> dict[str, float]:
     """Return the sizes that the peaks are compared with, in MB."""
-    from transformers import BertConfig, BertModel
-
     import torch
+    from transformers import BertConfig, BertModel
 
     with torch.device("meta"):
         model = BertModel(BertConfig(num_attention_heads=16, **LARGE))  # type: ignore[arg-type]

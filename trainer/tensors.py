@@ -193,7 +193,10 @@ def _bytes_of(tensor: Stored) -> Any:
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors under a name, each read on access. Close it, or use it in a `with`.
+    """The tensors under a name. Close it, or use it in a `with`.
+
+    A tensor is a view of the mapped file: only rows that are used are read. It has its own mapping, so that what was
+    read of it leaves memory with it.
 
     Raises:
         CheckpointError: no file, an unreadable file, or an index that names files outside the folder.
@@ -202,11 +205,13 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self._path, self._stack = path, ExitStack()
         self._files: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         names: str | None = None
         try:
             for file in _files(path):
                 opened = self._stack.enter_context(safe_open(file, framework="pt"))
                 self._files |= dict.fromkeys(opened.keys(), opened)
+                self._paths |= dict.fromkeys(opened.keys(), file)
                 names = (opened.metadata() or {}).get(NAMES, names)
             self._parts = _parts_by_name(names, self._files)
         except (OSError, ValueError, SafetensorError) as error:
@@ -214,8 +219,13 @@ class TensorFile(Mapping[str, Tensor]):
             raise CheckpointError(f"{path} cannot be read: {error}") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        found = [self._files[part].get_tensor(part) for part in self._parts[name]]
+        found = [self._mapped(part) for part in self._parts[name]]
         return torch.cat(found) if len(found) > 1 else found[0]
+
+    def _mapped(self, part: str) -> Tensor:
+        with safe_open(self._paths[part], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(part)
+        return tensor
 
     def __contains__(self, name: object) -> bool:  # that of `Mapping` would read the tensor
         return name in self._parts

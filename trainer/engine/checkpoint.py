@@ -8,8 +8,8 @@ Files are written into a temporary directory, flushed to disk, and the directory
 manifest, or with a file of another size or hash, does not count. Old ones are deleted after a new one is committed. The
 format is by parameter name and the same for every engine; only safetensors and JSON are ever read back.
 
-Every read compares the file with its hash, once per file in a process. A damaged checkpoint that is newer than the
-one that is resumed from is renamed to damaged-step-…: it is kept, but no longer counted.
+Rank zero compares each file that any rank reads with its hash, once per file in a process. A damaged checkpoint that is
+newer than the one that is resumed from is renamed to damaged-step-…: it is kept, but no longer counted.
 """
 
 from __future__ import annotations
@@ -180,14 +180,16 @@ def _is_part(name: str, file: str) -> bool:
     return name in (file, f"{file}.index.json") or (name.startswith(f"{stem}-") and name.endswith(suffix))
 
 
-def checked(folder: Path, step: int, name: str | None = None) -> Path:
+def checked(folder: Path, step: int, name: str | None = None, *, hashes: bool = True) -> Path:
     """Return the path of a checkpoint, or of one of its files, after comparing it with its hashes.
+
+    With `hashes=False` only presence and sizes are compared: by ranks of a run whose rank zero compares the hashes.
 
     Raises:
         CheckpointError: damaged or missing; names the file.
     """
     path = path_of(folder, step)
-    if wrong := fault(path, only=name):
+    if wrong := fault(path, only=name, hashes=hashes):
         raise CheckpointError(
             f"the checkpoint of step {step} is damaged: {wrong}. Restore it from a backup, or train again from the "
             "start with --fresh (which keeps this run)"
@@ -235,13 +237,15 @@ def _set_aside(folder: Path, step: int, why: str) -> None:
     log.warning("the checkpoint of step %d is damaged (%s): renamed to %s", step, why, to)
 
 
-def read(folder: Path, step: int, name: str) -> dict[str, Tensor]:
+def read(folder: Path, step: int, name: str, *, hashes: bool = True) -> dict[str, Tensor]:
     """Return the tensors of one file of a checkpoint (or of its parts); empty when the checkpoint has no such file.
+
+    They are views of the mapped file, and only what is used is read. `hashes` is that of `checked`.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    path = checked(folder, step, name)
+    path = checked(folder, step, name, hashes=hashes)
     return tensors.read(path) if tensors.exists(path) else {}
 
 

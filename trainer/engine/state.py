@@ -156,8 +156,9 @@ class TrainingState:
             check_base(state.get("base") or {}, self._base, checkpoint)
         weights_file, moments_file = checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
         with TensorFile(weights_file) as weights, TensorFile(moments_file) as moments:
-            if self._layerwise:
+            if self.sharded:  # each evaluation gathers what is trained
                 check_weights(self._model, weights, str(weights_file))
+                self._load_frozen(weights)
             else:
                 copy_weights(self._model, weights, str(weights_file))
             self._engine.load(weights, moments, state["optimizer_step"])
@@ -168,6 +169,13 @@ class TrainingState:
                     {name: self._engine.part_of(parameters[name], tensor) for name, tensor in average.items()}
                 )
         self._engine.load_scaler(state["scaler"])
+
+    @torch.no_grad()
+    def _load_frozen(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights that are not trained to the evaluated model, which keeps them in fp32."""
+        for name, p in stored_parameters(self._model).items():
+            if not p.is_meta and not p.requires_grad:
+                p.copy_(weights[name])
 
     @torch.no_grad()
     def _gather(self) -> None:

@@ -12,7 +12,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from trainer.engine import rendezvous
 from trainer.engine.engines.base import Engine, gathered_when_written
@@ -73,20 +74,16 @@ class FSDPEngine(Engine):
 
     @torch.no_grad()
     def fill(self, p: nn.Parameter, weight: Tensor) -> None:
-        self._own_part(p).copy_(self.part_of(p, weight))
+        self._own_part(p).copy_(_rows(p, weight))
 
     def own_part(self, p: nn.Parameter) -> Tensor:
         return self._own_part(p.detach())
 
     def gathered(self, p: nn.Parameter, part: Tensor) -> Tensor:
-        if not isinstance(p, DTensor):
-            return part
-        mesh, placements = p.device_mesh, p.placements
-        whole = DTensor.from_local(part, mesh, placements, run_check=False, shape=p.shape, stride=p.stride())
-        return whole.full_tensor()
+        return _gathered(_like(p, part))
 
     def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
-        return self._own_part(self._shard_like(p, tensor))
+        return _rows(p, tensor).to(p.device)
 
     def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
         found: Any = super().moments(p)
@@ -101,10 +98,8 @@ class FSDPEngine(Engine):
         self._load_moments(moments, step)
 
     def _shard_like(self, p: Any, tensor: Tensor) -> Tensor:
-        """Return this rank's slice of a tensor that every rank has. Nothing is sent."""
-        if not isinstance(p, DTensor):
-            return tensor.to(p.device, copy=True)
-        return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
+        """Return this rank's slice of a tensor that every rank has or reads. Nothing is sent."""
+        return _like(p, _rows(p, tensor).to(p.device, copy=True))
 
 
 def _check_parallelism() -> None:
@@ -127,6 +122,21 @@ def _check_parallelism() -> None:
 
 def _gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _rows(p: Any, tensor: Tensor) -> Tensor:
+    """Return a view of the part of a whole tensor that this rank has of a parameter. No other part is read."""
+    if not isinstance(p, DTensor):
+        return tensor
+    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return tensor[tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))]
+
+
+def _like(p: Any, part: Tensor) -> Tensor:
+    """Return the tensor of which each rank has the part of a parameter."""
+    if not isinstance(p, DTensor):
+        return part
+    return DTensor.from_local(part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
 def _switched_on(variable: str, default: str) -> bool:
