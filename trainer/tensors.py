@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, get_torch_storage_id, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -124,15 +125,25 @@ def compute_rest(files: Mapping[str, Mapping[str, Stored]]) -> None:
 
 
 def _plan(path: Path, tensors: Mapping[str, Stored], shard_bytes: int | None = None) -> StateDictSplit:
-    """Return which tensor comes into which file."""
-    known = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") if isinstance(tensor, LazyTensor) else tensor
-        for name, tensor in tensors.items()
-    }
-    pattern = f"{path.stem}{{suffix}}{path.suffix}"
-    return split_torch_state_dict_into_shards(
-        known, filename_pattern=pattern, max_shard_size=shard_bytes or SHARD_BYTES
+    """Return which tensor comes into which file. Tensors that share memory come into the same one."""
+    sizes: Counter[Any] = Counter()
+    for tensor in tensors.values():
+        sizes[_memory_of(tensor)] += _size(tensor)
+    return split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_id=_memory_of,
+        get_storage_size=lambda tensor: sizes[_memory_of(tensor)],  # its storage may be a mapped file
+        filename_pattern=f"{path.stem}{{suffix}}{path.suffix}",
+        max_shard_size=shard_bytes or SHARD_BYTES,
     )
+
+
+def _memory_of(tensor: Stored) -> Any:
+    return id(tensor) if isinstance(tensor, LazyTensor) else get_torch_storage_id(tensor)
+
+
+def _size(tensor: Stored) -> int:
+    return tensor.shape.numel() * tensor.dtype.itemsize
 
 
 def _files_of(path: Path, plan: StateDictSplit) -> dict[str, list[str]]:
@@ -179,7 +190,7 @@ def _header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> bytes
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + tensor.shape.numel() * tensor.dtype.itemsize
+        begin, end = end, end + _size(tensor)
         header[name] = {"dtype": _NAME_OF[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

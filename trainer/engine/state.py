@@ -116,10 +116,10 @@ class TrainingState:
             self.average = None
             if self._base is not None:
                 parameters = dict(self._engine.parameters())
-                fill_skeleton(self._model, lambda name: self._engine.weight(parameters[name]))
+                fill_skeleton(self._model, lambda name: self._engine.weight(parameters[name]).clone())
 
     def whole(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """Return a complete model with these weights: the evaluated one, or for a skeleton a copy on the CPU."""
+        """Return a complete model with these weights: the evaluated one, or a skeleton filled on the CPU."""
         if not self._layerwise:
             return self._model
         model = skeleton(self._model)
