@@ -5,9 +5,11 @@ A hook runs in the rank before its command line. Give it as functools.partial: i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
+import json
 import math
 import os
 import signal
@@ -576,3 +578,66 @@ def both(one: Callable[[], None], other: Callable[[], None]) -> None:
 
 def nothing() -> None:
     pass
+
+
+def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
+    """Each rank writes the most bytes that tensors took during its first save, besides what they took before.
+
+    `at_once` is a control: all tensors are gathered before the first one is written. A tensor is written as late as
+    possible, after the next one is computed, and in the thread whose memory is counted.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from trainer import tensors
+    from trainer.engine import state
+    from trainer.engine.engines import base, fsdp
+    from trainer.engine.loop import Loop
+
+    save = Loop._save
+
+    def measured(self: Loop) -> None:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            save(self)
+        trace = path / f"{rank()}.trace"
+        recorded.export_chrome_trace(str(trace))
+        events = [e["args"] for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+        start = events[0]["Total Allocated"] - events[0]["Bytes"]
+        (path / f"{rank()}.json").write_text(json.dumps(max(e["Total Allocated"] for e in events) - start))
+        Loop._save = save  # type: ignore[method-assign]
+
+    class Late(contextlib.nullcontext[Any]):
+        def __init__(self, *_: Any, **more: Any) -> None:
+            super().__init__(self)
+
+        def submit(self, put: Callable[[Any], None], data: Any) -> Late:
+            self.result: Any = functools.partial(put, data)
+            return self
+
+    tensors.ThreadPoolExecutor = Late  # type: ignore[assignment, misc]
+
+    def gathered(shape: torch.Size, gather: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return gather().to("cpu", torch.float32, copy=True)
+
+    Loop._save = measured  # type: ignore[method-assign]
+    for module in (base, fsdp, state) if at_once else ():
+        module.gathered_when_written = gathered  # type: ignore[attr-defined]
+
+
+def full_disk(file: str, after: int) -> None:
+    """On rank zero there is no space left after so many tensors of a file."""
+    from trainer import tensors
+
+    write, content, written = tensors._write_file, tensors._bytes_of, [0]
+
+    def limited(path: Path, *more: Any) -> str:
+        written[0] = 0 if path.name == file else -sys.maxsize
+        return write(path, *more)
+
+    def counted(tensor: Any) -> Any:
+        if written[0] == after:
+            raise OSError(28, "No space left on device")
+        written[0] += 1
+        return content(tensor)
+
+    tensors._write_file, tensors._bytes_of = limited, counted

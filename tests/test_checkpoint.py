@@ -69,7 +69,8 @@ def test_nothing_yet_is_no_error(tmp_path: Path) -> None:
 # -- a save that does not come to its end ------------------------------------------------------------------------------
 
 POINTS = (
-    "tensors.save_file",
+    "tensors._write_file",
+    "tensors._flush",
     "checkpoint.write_json",
     "checkpoint._describe",
     "checkpoint.flush",

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,12 @@ def test_bytes_sent_by_hand(plan: Plan) -> None:
 
 
 # -- steps, time, disk -------------------------------------------------------------------------------------------------
+
+
+def test_the_training_waits_for_saves_of_sharded_engines(plan: Plan) -> None:
+    for engine, words in (("ddp", "in the background"), ("zero1", "while the training waits and all ranks gather")):
+        lines = list(summary(replace(plan, answer=of(plan, engine))))
+        assert words in lines[-1], engine
 
 
 def test_steps_tokens_time_and_disk(plan: Plan, recipe: Path) -> None:

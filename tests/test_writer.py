@@ -67,13 +67,3 @@ def test_without_memory_for_a_copy_it_is_written_at_once(monkeypatch: pytest.Mon
     tensors = files()
     made.submit(tensors, lambda found: threads.append((threading.current_thread(), found)))
     assert threads == [(threading.main_thread(), tensors)]
-
-
-def test_owned_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "ROOM", 1e30)
-    made, seen, tensors = Writer(), [], files()
-    made.submit(tensors, lambda found: seen.append((threading.current_thread(), found)), owned=True)
-    made.wait()
-    thread, found = seen[0]
-    assert found is tensors
-    assert thread is not threading.main_thread()

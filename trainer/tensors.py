@@ -5,26 +5,62 @@
 
 Callers always give the name model.safetensors. A file may hold tensors under the names of another library. Its metadata
 then maps the names of rankzero to those, so that the tensors are read back bit for bit.
+
+A file is written tensor by tensor: the header first, then each tensor in the order of the library, which writes the
+same bytes but needs all tensors at once. So a tensor may be computed when its turn comes (`LazyTensor`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, get_torch_storage_id, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.errors import CheckpointError
 
 SHARD_BYTES = 1_000_000_000
 NAMES = "rankzero"  # key of the metadata: JSON, name -> the names in the file whose tensors are concatenated
+DTYPES = {  # in the order of the library's files, last first
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn, "I16": torch.int16, "U16": torch.uint16, "F16": torch.float16,
+    "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32, "C64": torch.complex64,
+    "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
+}  # fmt: skip
+_NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
+_RANK_OF = {dtype: rank for rank, dtype in enumerate(DTYPES.values())}
+
+
+class LazyTensor:
+    """A tensor that is computed when it is written, such as one that all ranks gather.
+
+    Args:
+        shape, dtype: of it.
+        compute: returns it.
+    """
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, compute: Callable[[], Tensor]) -> None:
+        self.shape, self.dtype, self._function = shape, dtype, compute
+        self.computed = False
+
+    def compute(self) -> Tensor:
+        self.computed = True
+        tensor = self._function().detach()
+        assert (tensor.shape, tensor.dtype) == (self.shape, self.dtype), (tensor.shape, tensor.dtype)
+        return tensor
+
+
+Stored = Tensor | LazyTensor
 
 
 def constants(model: nn.Module) -> dict[str, Tensor]:
@@ -44,12 +80,12 @@ def exists(path: Path) -> bool:
 
 def write(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Stored],
     *,
     shard_bytes: int | None = None,
     names: Mapping[str, list[str]] | None = None,
-) -> None:
-    """Write tensors, readable for everyone who may read the folder (the library makes files private).
+) -> dict[str, str]:
+    """Write tensors one after another, flushed, and readable for everyone who may read the folder.
 
     Args:
         path: NAME.safetensors in a folder that holds none of that name yet.
@@ -57,42 +93,121 @@ def write(
         shard_bytes: the most bytes of one file; `SHARD_BYTES` by default.
         names: of rankzero, each with the names of the tensors that are its parts along the first dimension. Other
             tensors are not read back.
+
+    Returns: the SHA-256 of each file of tensors by its name.
     """
     metadata = {"format": "pt", **({} if names is None else {NAMES: json.dumps(names)})}
-    pattern = f"{path.stem}{{suffix}}{path.suffix}"
-    plan = split_torch_state_dict_into_shards(
-        dict(tensors), filename_pattern=pattern, max_shard_size=shard_bytes or SHARD_BYTES
-    )
     mode = path.parent.stat().st_mode & 0o666
-    for name, keys in plan.filename_to_tensors.items():
+    plan = _plan(path, tensors, shard_bytes)
+    hashes = {}
+    for name, keys in _files_of(path, plan).items():
         file = path.with_name(name)
-        save_file({key: tensors[key].detach().cpu().contiguous() for key in keys}, file, metadata)
-        if len(metadata) > 1:
-            _sort_metadata(file)
+        hashes[name] = _write_file(file, {key: tensors[key] for key in keys}, metadata)
         file.chmod(mode)
-    if not tensors:
-        save_file({}, path, metadata)
-        path.chmod(mode)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         index_of(path).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         index_of(path).chmod(mode)
+    return hashes
 
 
-def _sort_metadata(file: Path) -> None:
-    """Sort the metadata in a header, whose order the library draws at random, so that equal files are equal bytes."""
-    with file.open("r+b") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(text) <= size, "only the order has changed"
-        opened.seek(8)
-        opened.write(text.ljust(size))
+def compute_rest(files: Mapping[str, Mapping[str, Stored]]) -> None:
+    """Compute the lazy tensors that have not been computed, in the order in which `write` writes the files.
+
+    Ranks that do not write call it to take part in what rank zero writes. Rank zero calls it after a failure.
+    """
+    for name, tensors in files.items():
+        for keys in _files_of(Path(name), _plan(Path(name), tensors)).values():
+            for key in _in_order({key: tensors[key] for key in keys}):
+                tensor = tensors[key]
+                if isinstance(tensor, LazyTensor) and not tensor.computed:
+                    tensor.compute()
+
+
+def _plan(path: Path, tensors: Mapping[str, Stored], shard_bytes: int | None = None) -> StateDictSplit:
+    """Return which tensor comes into which file. Tensors that share memory come into the same one."""
+    sizes: Counter[Any] = Counter()
+    for tensor in tensors.values():
+        sizes[_memory_of(tensor)] += _size(tensor)
+    return split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_id=_memory_of,
+        get_storage_size=lambda tensor: sizes[_memory_of(tensor)],  # its storage may be a mapped file
+        filename_pattern=f"{path.stem}{{suffix}}{path.suffix}",
+        max_shard_size=shard_bytes or SHARD_BYTES,
+    )
+
+
+def _memory_of(tensor: Stored) -> Any:
+    return id(tensor) if isinstance(tensor, LazyTensor) else get_torch_storage_id(tensor)
+
+
+def _size(tensor: Stored) -> int:
+    return tensor.shape.numel() * tensor.dtype.itemsize
+
+
+def _files_of(path: Path, plan: StateDictSplit) -> dict[str, list[str]]:
+    """Return the names in each file. There is a file without tensors, too."""
+    return plan.filename_to_tensors or {path.name: []}
+
+
+def _in_order(tensors: Mapping[str, Stored]) -> list[str]:
+    """Return names in the order of the library's files: by type, so that all numbers are aligned, and by name."""
+    return sorted(tensors, key=lambda name: (-_RANK_OF[tensors[name].dtype], name.encode()))
+
+
+def _write_file(file: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> str:
+    """Write one file, and return its SHA-256. A tensor is written while the next one is computed."""
+    order = _in_order(tensors)
+    hashed = hashlib.sha256()
+    with file.open("wb") as opened, ThreadPoolExecutor(1, thread_name_prefix="tensors") as thread:
+
+        def put(data: Any) -> None:
+            hashed.update(data)
+            opened.write(data)
+
+        put(_header({name: tensors[name] for name in order}, metadata))
+        pending = None
+        for name in order:
+            data = _bytes_of(tensors[name])
+            if pending is not None:
+                pending.result()
+            pending = thread.submit(put, data)
+            del data
+        if pending is not None:
+            pending.result()
+        _flush(opened)
+    return hashed.hexdigest()
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> bytes:
+    """Return the header of a file as the library writes it, with sorted metadata: the library draws their order."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + _size(tensor)
+        header[name] = {"dtype": _NAME_OF[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(tensor: Stored) -> Any:
+    """Return the numbers of a tensor as a buffer. It is not a copy if they are contiguous on the CPU."""
+    found = tensor.compute() if isinstance(tensor, LazyTensor) else tensor.detach()
+    return found.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors under a name, each read on access. Close it, or use it in a `with`.
+    """The tensors under a name. Close it, or use it in a `with`.
+
+    A tensor is a view of the mapped file: only rows that are used are read. It has its own mapping, so that what was
+    read of it leaves memory with it.
 
     Raises:
         CheckpointError: no file, an unreadable file, or an index that names files outside the folder.
@@ -101,11 +216,13 @@ class TensorFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self._path, self._stack = path, ExitStack()
         self._files: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         names: str | None = None
         try:
             for file in _files(path):
                 opened = self._stack.enter_context(safe_open(file, framework="pt"))
                 self._files |= dict.fromkeys(opened.keys(), opened)
+                self._paths |= dict.fromkeys(opened.keys(), file)
                 names = (opened.metadata() or {}).get(NAMES, names)
             self._parts = _parts_by_name(names, self._files)
         except (OSError, ValueError, SafetensorError) as error:
@@ -113,8 +230,13 @@ class TensorFile(Mapping[str, Tensor]):
             raise CheckpointError(f"{path} cannot be read: {error}") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        found = [self._files[part].get_tensor(part) for part in self._parts[name]]
+        found = [self._mapped(part) for part in self._parts[name]]
         return torch.cat(found) if len(found) > 1 else found[0]
+
+    def _mapped(self, part: str) -> Tensor:
+        with safe_open(self._paths[part], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(part)
+        return tensor
 
     def __contains__(self, name: object) -> bool:  # that of `Mapping` would read the tensor
         return name in self._parts

@@ -8,8 +8,8 @@ Files are written into a temporary directory, flushed to disk, and the directory
 manifest, or with a file of another size or hash, does not count. Old ones are deleted after a new one is committed. The
 format is by parameter name and the same for every engine; only safetensors and JSON are ever read back.
 
-Every read compares the file with its hash, once per file in a process. A damaged checkpoint that is newer than the
-one that is resumed from is renamed to damaged-step-…: it is kept, but no longer counted.
+Rank zero compares each file that any rank reads with its hash, once per file in a process. A damaged checkpoint that is
+newer than the one that is resumed from is renamed to damaged-step-…: it is kept, but no longer counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path, step: int, content: Mapping[str, Mapping[str, tensors.Stored]], state: Mapping[str, Any]
+) -> Path:
     """Save one checkpoint and return its folder. Only rank zero calls this.
 
     Args:
@@ -63,10 +65,11 @@ def save(folder: Path, step: int, content: Mapping[str, Mapping[str, Tensor]], s
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        hashes: dict[str, str] = {}
         for name, part in content.items():
-            tensors.write(temporary / name, part)
+            hashes |= tensors.write(temporary / name, part)
         write_json(temporary / "state.json", dict(state))
-        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        files = {path.name: _describe(path, hashes.get(path.name)) for path in sorted(temporary.iterdir())}
         write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": files})
         flush(temporary)
         check_held(folder)
@@ -109,10 +112,12 @@ def put_back(folder: Path) -> None:
             aside.rename(final)
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+def _describe(path: Path, digest: str | None = None) -> dict[str, Any]:
+    """Return the entry of a file in the manifest. A file whose `digest` is known has been flushed by its writer."""
+    if digest is None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
     return {"size": path.stat().st_size, "sha256": digest}
 
 
@@ -175,14 +180,16 @@ def _is_part(name: str, file: str) -> bool:
     return name in (file, f"{file}.index.json") or (name.startswith(f"{stem}-") and name.endswith(suffix))
 
 
-def checked(folder: Path, step: int, name: str | None = None) -> Path:
+def checked(folder: Path, step: int, name: str | None = None, *, hashes: bool = True) -> Path:
     """Return the path of a checkpoint, or of one of its files, after comparing it with its hashes.
+
+    With `hashes=False` only presence and sizes are compared: by ranks of a run whose rank zero compares the hashes.
 
     Raises:
         CheckpointError: damaged or missing; names the file.
     """
     path = path_of(folder, step)
-    if wrong := fault(path, only=name):
+    if wrong := fault(path, only=name, hashes=hashes):
         raise CheckpointError(
             f"the checkpoint of step {step} is damaged: {wrong}. Restore it from a backup, or train again from the "
             "start with --fresh (which keeps this run)"
@@ -230,13 +237,15 @@ def _set_aside(folder: Path, step: int, why: str) -> None:
     log.warning("the checkpoint of step %d is damaged (%s): renamed to %s", step, why, to)
 
 
-def read(folder: Path, step: int, name: str) -> dict[str, Tensor]:
+def read(folder: Path, step: int, name: str, *, hashes: bool = True) -> dict[str, Tensor]:
     """Return the tensors of one file of a checkpoint (or of its parts); empty when the checkpoint has no such file.
+
+    They are views of the mapped file, and only what is used is read. `hashes` is that of `checked`.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    path = checked(folder, step, name)
+    path = checked(folder, step, name, hashes=hashes)
     return tensors.read(path) if tensors.exists(path) else {}
 
 

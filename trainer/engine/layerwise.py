@@ -38,10 +38,13 @@ def is_skeleton(model: nn.Module) -> bool:
 
 
 def fill_skeleton(model: nn.Module, weight: Callable[[str], Tensor]) -> None:
-    """Give a skeleton memory on the CPU: the weights that `weight` returns for the names of its parameters."""
+    """Give a skeleton the weights that `weight` returns for the names of its parameters, on the CPU and without copies.
+
+    Weights of a file are mapped: they take memory only while it is free for the file.
+    """
     places = _places(model)
     for name, p in list(model.named_parameters()):
-        filled = nn.Parameter(weight(name).detach().to("cpu", torch.float32, copy=True), p.requires_grad)
+        filled = nn.Parameter(weight(name).detach().to("cpu", torch.float32), p.requires_grad)
         for module, own in places[id(p)]:
             module._parameters[own] = filled
 

@@ -25,7 +25,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals
 from trainer.engine.timer import Timer
 from trainer.engine.utilization import Work
-from trainer.engine.writer import Files, Writer
+from trainer.engine.writer import Files, Writer, write_gathered
 from trainer.errors import Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
 from trainer.rundir import RunDir
@@ -277,13 +277,14 @@ class Loop:
         self.progress.plateau = {"current": plateau.current, "state": plateau.state()}
 
     def _save(self) -> None:
-        """Save a checkpoint on rank zero, in the background. Its error is raised on all ranks.
+        """Save a checkpoint on rank zero. Its error is raised on all ranks.
 
-        All ranks wait until rank zero has its snapshot.
+        All ranks wait until rank zero has its snapshot, or until a sharded engine has gathered and written all tensors.
         """
         progress = self.progress
         gathered = self.runtime.gather({lane: progress.marks[lane] for group in self._groups for lane in group})
         marks: dict[int, Bookmark] = {lane: mark for rank in gathered or [] for lane, mark in rank.items()}
+        tensors: Any
         tensors, extra = self.state.collect()
         if memories := self.stepper.lane_memory.collect():
             tensors[lane_memory.FILE] = memories
@@ -294,7 +295,10 @@ class Loop:
             checkpoint.save(self.run.checkpoints, step, files, state)
             checkpoint.clean(self.run.checkpoints, self._loop.keep, protected)
 
-        self.runtime.on_main(lambda: self._writer.submit(tensors, write, owned=self.state.sharded))
+        if self.state.sharded:
+            write_gathered(self.runtime, tensors, write)
+        else:
+            self.runtime.on_main(lambda: self._writer.submit(tensors, write))
         self._saved = step
         self._timers[1].restart()
         self._callbacks.call("on_save", step, checkpoint.path_of(self.run.checkpoints, step))

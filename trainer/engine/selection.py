@@ -94,7 +94,7 @@ def _selected(session: Session) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     name = "ema.safetensors" if averaging.kind == "ema" else WEIGHTS
     folder = session.run.checkpoints
     session.runtime.on_main(lambda: checkpoint.checked(folder, step, name))  # one error for all ranks
-    weights = checkpoint.read(folder, step, name)
+    weights = checkpoint.read(folder, step, name, hashes=session.runtime.main)
     facts = {"weights": f"{name.split('.')[0]} of step {step}", "value": best.value if best else None}
     if averaging.kind == "last" and len(session.progress.scheduled_steps) > 1:
         return _average_if_better(session, weights, facts)
@@ -107,7 +107,7 @@ def _average_if_better(
     """Return the average of the last scheduled checkpoints, or `best` if that has a better score on `validation`."""
     steps, folder, runtime = session.progress.scheduled_steps, session.run.checkpoints, session.runtime
     runtime.on_main(lambda: [checkpoint.checked(folder, step, WEIGHTS) for step in steps])
-    average = average_files([checkpoint.checked(folder, step, WEIGHTS) for step in steps])
+    average = average_files([checkpoint.checked(folder, step, WEIGHTS, hashes=runtime.main) for step in steps])
     averaged: dict[str, Any] = {"weights": f"average of steps {', '.join(map(str, steps))}", "value": None}
     if session.progress.best is None:
         return average, averaged

@@ -181,12 +181,13 @@ class Session:
         if step is None:
             progress = self._without_checkpoints()
         else:
-            path = checkpoint.checked(self.run.checkpoints, step)
+            path = checkpoint.checked(self.run.checkpoints, step, hashes=self.runtime.main)
             state = checkpoint.read_state(self.run.checkpoints, step)
             self.state.restore(path, state)
             if self.stepper.lane_memory.enabled:
                 own = self.runtime.data_parallel.lanes(self.recipe.data.lanes)
-                self.stepper.lane_memory.restore(checkpoint.read(self.run.checkpoints, step, lane_memory.FILE), own)
+                memories = checkpoint.read(self.run.checkpoints, step, lane_memory.FILE, hashes=self.runtime.main)
+                self.stepper.lane_memory.restore(memories, own)
             progress = Progress.from_json(state)
             progress.reopen(self.recipe.loop.early_stopping.patience)
         if self.runtime.main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.engine.engines.base import gathered_when_written
 from trainer.engine.layerwise import LayerServer, fill_skeleton, is_skeleton, skeleton
 from trainer.engine.runtime import Runtime
 from trainer.errors import CheckpointError
 from trainer.models.adapters import check_base, stored_parameters
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
-from trainer.tensors import TensorFile, constants
+from trainer.tensors import Stored, TensorFile, constants
 
 
 class TrainingState:
@@ -121,34 +123,33 @@ class TrainingState:
             self.average = None
             if self._base is not None:
                 parameters = dict(self._engine.parameters())
-                fill_skeleton(self._model, lambda name: self._engine.weight(parameters[name]))
+                fill_skeleton(self._model, lambda name: self._engine.weight(parameters[name]).clone())
 
     def whole(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """Return a complete model with these weights: the evaluated one, or for a skeleton a copy on the CPU."""
+        """Return a complete model with these weights: the evaluated one, or a skeleton filled on the CPU."""
         if not self._layerwise:
             return self._model
         model = skeleton(self._model)
         fill_skeleton(model, lambda name: weights[name])
         return model
 
-    def collect(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Return the tensors of a checkpoint by file (on rank zero), and what state.json gets from here.
+    def collect(self) -> tuple[dict[str, dict[str, Stored]], dict[str, Any]]:
+        """Return the tensors of a checkpoint by file, and what state.json gets from here.
 
-        The tensors are copies under a sharded engine. Otherwise they are those in training.
+        Under a sharded engine they are lazy, and all ranks compute them. Otherwise they are those in training.
         """
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
+        weights: dict[str, Stored] = {}
+        moments: dict[str, Stored] = {}
         for name, p in self._parameters():
-            weight, own_moments = self._weight(name, p), self._engine.moments(p)
-            if self._runtime.main:
-                weights[name] = self._copy_if_sharded(weight)
-                moments |= {f"{name}.{m}": self._copy_if_sharded(tensor) for m, tensor in own_moments.items()}
+            weights[name] = self._whole(p, partial(self._weight, name, p))
+            moments |= {f"{name}.{m}": tensor for m, tensor in self._engine.moments(p).items()}
         files = {"model.safetensors": weights, "optimizer.safetensors": moments}
         if self.average is not None:
-            average = self.average.state().items()
             parameters = dict(self._engine.parameters())
-            whole = ((name, self._engine.gathered(parameters[name], part)) for name, part in average)
-            files["ema.safetensors"] = {name: self._copy_if_sharded(tensor) for name, tensor in whole}
+            files["ema.safetensors"] = {
+                name: self._whole(parameters[name], partial(self._engine.gathered, parameters[name], part))
+                for name, part in self.average.state().items()
+            }
         extra = {"optimizer_step": self._engine.optimizer_step(), "scaler": self._engine.scaler_state()}
         return files, {**extra, "base": self._base} if self._base else extra
 
@@ -162,8 +163,9 @@ class TrainingState:
             check_base(state.get("base") or {}, self._base, checkpoint)
         weights_file, moments_file = checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
         with TensorFile(weights_file) as weights, TensorFile(moments_file) as moments:
-            if self._layerwise:
+            if self.sharded:  # each evaluation gathers what is trained
                 check_weights(self._model, weights, str(weights_file))
+                self._load_frozen(weights)
             else:
                 copy_weights(self._model, weights, str(weights_file))
             self._engine.load(weights, moments, state["optimizer_step"])
@@ -174,6 +176,13 @@ class TrainingState:
                     {name: self._engine.part_of(parameters[name], tensor) for name, tensor in average.items()}
                 )
         self._engine.load_scaler(state["scaler"])
+
+    @torch.no_grad()
+    def _load_frozen(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights that are not trained to the evaluated model, which keeps them in fp32."""
+        for name, p in stored_parameters(self._model).items():
+            if not p.is_meta and not p.requires_grad:
+                p.copy_(weights[name])
 
     @torch.no_grad()
     def _gather(self) -> None:
@@ -197,9 +206,9 @@ class TrainingState:
             return self._model.get_parameter(name)
         return self._engine.weight(p)
 
-    def _copy_if_sharded(self, tensor: Tensor) -> Tensor:
-        """Copy a gathered tensor, because its buffer may be used for the next one."""
-        return tensor.detach().to("cpu", torch.float32, copy=True) if self.sharded else tensor
+    def _whole(self, p: nn.Parameter, gather: Callable[[], Tensor]) -> Stored:
+        """Return a whole tensor of the shape of a parameter. Under a sharded engine it is lazy."""
+        return gathered_when_written(self._engine.shape(p), gather) if self.sharded else gather()
 
 
 @torch.no_grad()

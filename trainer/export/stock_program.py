@@ -114,8 +114,8 @@ def adapted(job: dict[str, Any]) -> dict[str, Any]:
     """Write the outputs of an adapter on its base, by stock PEFT: for each file of inputs, under its number."""
     from peft import PeftModel
 
-    options = {"revision": job["revision"], "dtype": torch.float32, "trust_remote_code": False, **job["arguments"]}
-    base = getattr(transformers, job["class"]).from_pretrained(job["base"], **options)
+    options = {"revision": job["revision"], "dtype": torch.float32, **job["arguments"]}
+    base = getattr(transformers, job["class"]).from_pretrained(job["base"], **options, trust_remote_code=False)
     model = PeftModel.from_pretrained(base, job["adapter"], trust_remote_code=False).eval()
     outputs = {}
     for number, file in enumerate(job["inputs"]):

@@ -101,6 +101,7 @@ def _replay(calls: list[Call], done: Callable[[int, dict[int, Any]], None]) -> N
     values: dict[int, Any] = {}
     freed = 0
     memory: dict[int, tuple[torch.UntypedStorage, int]] = {}
+    tensors_of: dict[int, set[int]] = {}
     for call, after in zip(calls, following, strict=True):
         for storage in call.uses if not call.views else ():
             if storage in memory and not memory[storage][0].nbytes():
@@ -112,12 +113,18 @@ def _replay(calls: list[Call], done: Callable[[int, dict[int, Any]], None]) -> N
                 values[id(fake)] = real
                 storage = real.untyped_storage()
                 memory.setdefault(storage_of(fake), (storage, storage.nbytes()))
+                tensors_of.setdefault(storage_of(fake), set()).add(id(fake))
         for key in call.uses:
-            if after[key] == "end":
-                done(key, values)
             if after[key] != "used":
                 freed += memory[key][0].nbytes()
+            if after[key] == "end":
+                done(key, values)
+                del memory[key]  # all of it, because a file stays mapped as long as a tensor of it
+                for tensor in tensors_of.pop(key):
+                    del values[tensor]
+            elif after[key] == "replaced":
                 memory[key][0].resize_(0)  # views made before are those of what follows
+        del args, kwargs, out
         if freed > TRIMMED:
             freed = 0
             _return_memory()

@@ -153,7 +153,7 @@ class _File:
 
     def get_tensor(self, name: str) -> Tensor:
         found = self._file.get_slice(name)
-        dtype = _DTYPES.get(found.get_dtype())
+        dtype = tensors.DTYPES.get(found.get_dtype())
         if dtype is None:
             raise NotRecorded(f"a tensor of type {found.get_dtype()}")
         fake = torch.empty(found.get_shape(), dtype=dtype, device="cpu")
@@ -174,12 +174,6 @@ class _Slice:
     def __getitem__(self, index: Any) -> Tensor:
         tensor = self.file.get_tensor(self.name)
         return tensor if index is Ellipsis else tensor[index]
-
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 def _read(path: Any, name: str) -> Tensor:

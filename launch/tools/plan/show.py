@@ -9,6 +9,7 @@ from rich.table import Table
 
 from launch.tools.plan.memory import Configuration
 from launch.tools.plan.planner import CONTEXT, GIB, Plan
+from trainer.engine_specs import ENGINES
 from trainer.text_lines import table_console
 
 MIB = 2**20
@@ -37,6 +38,8 @@ def summary(plan: Plan, price: float | None = None) -> Iterator[str]:
     yield f"Time      {_time(plan, price)}"
     yield f"Saving    {_size(saved['size'])} a checkpoint, {_size(saved['on_disk'])} for {saved['kept']} and one more"
     waiting = "in the background" if saved["background"] else "while the training waits: no room for a copy"
+    if plan.answer and ENGINES[plan.answer.engine].sharded:
+        waiting = "while the training waits and all ranks gather"
     yield f"          written {waiting} ({_size(saved['free'])} of this machine's memory are free)\n"
 
 

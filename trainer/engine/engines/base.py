@@ -24,6 +24,7 @@ from trainer.engine_specs import EngineSpec
 from trainer.errors import UsageError
 from trainer.optim.choices import is_elementwise, moments_per_weight
 from trainer.optim.clipping import clip, clip_on_device, idle_parameters, square_sum
+from trainer.tensors import LazyTensor, Stored
 
 STEP = "step"  # the count of steps in the state of an optimizer, equal for all parameters
 
@@ -265,8 +266,15 @@ class Engine:
         numbers = sum(part.numel() for part in parts if part.device.type == device)
         return round(4 * moments_per_weight(optimizer) * numbers)
 
-    def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
-        """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step. All ranks."""
+    def shape(self, p: nn.Parameter) -> torch.Size:
+        """Return the shape of the whole parameter."""
+        return p.shape
+
+    def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
+        """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step.
+
+        Moments that are sharded are lazy: all ranks compute them.
+        """
         state = self.optimizer.state.get(p, {})
         moments = {name: value for name, value in state.items() if name != STEP and isinstance(value, Tensor)}
         pack: Any = getattr(self.optimizer.optimizer, "pack_moments", dict)  # moments that are no plain tensors
@@ -317,6 +325,11 @@ class Engine:
         if "cur_scale" in state:
             state = {**scaler.state_dict(), "scale": state["cur_scale"]}
         scaler.load_state_dict(state)
+
+
+def gathered_when_written(shape: torch.Size, gather: Callable[[], Tensor]) -> LazyTensor:
+    """Return a whole tensor in fp32 on the CPU that all ranks gather when it is written."""
+    return LazyTensor(shape, torch.float32, lambda: gather().to("cpu", torch.float32))
 
 
 def moment_names(moments: Iterable[str]) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,9 +15,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.engine import rendezvous
-from trainer.engine.engines.base import Engine
+from trainer.engine.engines.base import Engine, gathered_when_written
 from trainer.errors import UsageError
 from trainer.models.layers import layer_classes
+from trainer.tensors import Stored
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "tp", "cp", "sp")  # of Accelerate's ParallelismConfig
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,23 +75,20 @@ class FSDPEngine(Engine):
 
     @torch.no_grad()
     def fill(self, p: nn.Parameter, weight: Tensor) -> None:
-        self._own_part(p).copy_(self.part_of(p, weight))
+        self._own_part(p).copy_(_rows(p, weight))
 
     def own_part(self, p: nn.Parameter) -> Tensor:
         return self._own_part(p.detach())
 
     def gathered(self, p: nn.Parameter, part: Tensor) -> Tensor:
-        if not isinstance(p, DTensor):
-            return part
-        mesh, placements = p.device_mesh, p.placements
-        whole = DTensor.from_local(part, mesh, placements, run_check=False, shape=p.shape, stride=p.stride())
-        return whole.full_tensor()
+        return _gathered(_like(p, part))
 
     def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
-        return self._own_part(self._shard_like(p, tensor))
+        return _rows(p, tensor).to(p.device)
 
-    def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
-        return {name: _gathered(moment) for name, moment in super().moments(p).items()}
+    def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
+        found: Any = super().moments(p)
+        return {name: gathered_when_written(moment.shape, partial(_gathered, moment)) for name, moment in found.items()}
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
@@ -100,10 +99,8 @@ class FSDPEngine(Engine):
         self._load_moments(moments, step)
 
     def _shard_like(self, p: Any, tensor: Tensor) -> Tensor:
-        """Return this rank's slice of a tensor that every rank has. Nothing is sent."""
-        if not isinstance(p, DTensor):
-            return tensor.to(p.device, copy=True)
-        return distribute_tensor(tensor, p.device_mesh, p.placements, src_data_rank=None)
+        """Return this rank's slice of a tensor that every rank has or reads. Nothing is sent."""
+        return _like(p, _rows(p, tensor).to(p.device, copy=True))
 
 
 def _check_parallelism() -> None:
@@ -126,6 +123,21 @@ def _check_parallelism() -> None:
 
 def _gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _rows(p: Any, tensor: Tensor) -> Tensor:
+    """Return a view of the part of a whole tensor that this rank has of a parameter. No other part is read."""
+    if not isinstance(p, DTensor):
+        return tensor
+    rows = distribute_tensor(torch.arange(len(p)), p.device_mesh, p.placements, src_data_rank=None).to_local()
+    return tensor[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else tensor[:0]
+
+
+def _like(p: Any, part: Tensor) -> Tensor:
+    """Return the tensor of which each rank has the part of a parameter."""
+    if not isinstance(p, DTensor):
+        return part
+    return DTensor.from_local(part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
 
 
 def _switched_on(variable: str, default: str) -> bool:

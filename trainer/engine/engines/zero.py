@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -26,10 +27,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from trainer.engine.engines.base import STEP, Engine, Update, common_step, moment_names
+from trainer.engine.engines.base import STEP, Engine, Update, common_step, gathered_when_written, moment_names
 from trainer.engine.engines.zero_config import deepspeed_config, read_config_file
 from trainer.errors import UsageError
 from trainer.optim.clipping import idle_groups
+from trainer.tensors import Stored
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -109,12 +111,16 @@ class ZeroEngine(Engine):
     def moment_bytes(self) -> int:
         return self._moment_bytes(self._zero.optimizer, self._flat_weights())
 
-    def moments(self, p: nn.Parameter) -> dict[str, Tensor]:
+    def shape(self, p: Any) -> torch.Size:
+        return p.shape if self._stage < 3 else torch.Size(p.ds_shape)
+
+    def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
         if not p.requires_grad:
             return {}
         states = [self._states[flat] for flat in self._flat_weights() if flat in self._states]
         names = [name for name, t in states[0].items() if name != STEP and isinstance(t, Tensor)] if states else []
-        return {name: deepspeed.utils.safe_get_full_optimizer_state(p, name) for name in names}
+        gather = deepspeed.utils.safe_get_full_optimizer_state
+        return {name: gathered_when_written(self.shape(p), partial(gather, p, name)) for name in names}
 
     def optimizer_step(self) -> float | None:
         return common_step(self._states[flat] for flat in self._flat_weights() if flat in self._states)
