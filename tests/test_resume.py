@@ -141,7 +141,9 @@ def test_no_rank_is_left_behind_when_one_of_four_dies(recipe: Path, tmp_path: Pa
     assert ended.codes == [1, 1, -signal.SIGKILL, 1], ended.text
     assert "a rank died" in ended.err[0]
     assert "Traceback" not in ended.text
-    assert not any(ended.err[1:]), "one of them speaks"
+    # a rank that is in a call of the store when it ends gets a warning of PyTorch's C++ code
+    own = [text for text in ended.err[1:] if text and "TCPStore.cpp" not in text.splitlines()[0]]
+    assert not own, "one of them speaks"
     told = status(tmp_path / "run")
     assert (told["state"], told["exit_code"]) == ("failed", 1)
     assert told["error"] in ended.err[0]
