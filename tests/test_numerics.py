@@ -119,6 +119,7 @@ def steps_with(
     from trainer.engine.runtime import Runtime
     from trainer.engine.signals import StopFlag
     from trainer.engine.step import Stepper, Totals
+    from trainer.recipe.loop_sections import LoopConfig
     from trainer.recipe.sections import OptimConfig
 
     class Objective(torch.nn.Module):
@@ -146,7 +147,7 @@ def steps_with(
 
     filler = {"x": torch.zeros(1, 4)}
     task = SimpleNamespace(
-        recipe=SimpleNamespace(seed=1, optim=OptimConfig()),
+        recipe=SimpleNamespace(seed=1, optim=OptimConfig(), loop=LoopConfig()),
         filler=lambda: filler,
         split=whole,
         memory=lambda rows: None,

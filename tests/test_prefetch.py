@@ -72,7 +72,9 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, steps: list[list[Any]], *, pause: 
     monkeypatch.setattr(prefetch, "streams_of", lambda device: streams)
     task = SimpleNamespace(
         filler=lambda: batch_of(0), memory=lambda rows: None, split=lambda batch, parts: [batch],
-        recipe=SimpleNamespace(seed=1, optim=SimpleNamespace(adversarial=SimpleNamespace(kind="none"))),
+        recipe=SimpleNamespace(
+            seed=1, optim=SimpleNamespace(adversarial=SimpleNamespace(kind="none")), loop=SimpleNamespace(compile=False)
+        ),
     )  # fmt: skip
     runtime: Any = SimpleNamespace(engine=SimpleNamespace(objective=None), device=torch.device("cpu"))
     stepper = Stepper(runtime, task, len(steps[0]))  # type: ignore[arg-type]
