@@ -24,6 +24,7 @@ from trainer.engine.writer import write_gathered
 from trainer.errors import CheckpointError
 from trainer.tensors import LazyTensor
 
+LOADED = 256 * 1024  # bytes of the micro-batches that the loader adds meanwhile, at most
 SHARDED = ("zero1", "zero2", "zero3", "fsdp2")
 QUIET = ("loop.eval_every=100", "evaluation.splits=[]", "data.validation=null", "optim.averaging.kind=ema")
 
@@ -134,12 +135,12 @@ def test_after_an_error_no_rank_waits(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("engine", slow_except(SHARDED, "fsdp2"))
 def test_a_sharded_save_needs_three_tensors_at_most(recipe: Path, tmp_path: Path, engine: str) -> None:
     """Also the files have the bytes that the library writes, and a control that gathers all tensors is seen."""
-    peaks = {}
+    peaks, words = {}, ("loop.max_steps=2", "model.d_model=512")
     for name, at_once in (("streamed", False), ("control", True)):
         (tmp_path / name).mkdir()
         hook = functools.partial(hooks.memory_of_saves, tmp_path / name, at_once=at_once)
         run = tmp_path / f"{name}-run"
-        train(recipe, run, *QUIET, "loop.max_steps=2", world=2, engine=engine, hook=hook).check()
+        train(recipe, run, *QUIET, *words, world=2, engine=engine, hook=hook).check()
         peaks[name] = [json.loads((tmp_path / f"{name}/{rank}.json").read_text()) for rank in (0, 1)]
     files = {path.name: path for path in (tmp_path / "streamed-run/checkpoints/step-00000002").glob("*.safetensors")}
     assert files.keys() == {"model.safetensors", "optimizer.safetensors", "ema.safetensors"}
@@ -149,8 +150,8 @@ def test_a_sharded_save_needs_three_tensors_at_most(recipe: Path, tmp_path: Path
         control = tmp_path / f"control-run/checkpoints/step-00000002/{name}"
         assert path.read_bytes() == control.read_bytes(), name
     largest = max(t.nbytes for t in load_file(files["model.safetensors"]).values())
-    assert max(peaks["streamed"]) <= 3 * largest, (peaks, largest)
-    assert min(peaks["control"]) > 3 * largest, (peaks, largest)
+    assert max(peaks["streamed"]) <= 3 * largest + LOADED, (peaks, largest)
+    assert min(peaks["control"]) > 3 * largest + LOADED, (peaks, largest)
 
 
 @pytest.mark.ranks
