@@ -126,7 +126,8 @@ def test_peaks_of_devices() -> None:
     assert peak_of("NVIDIA L40S", "bf16", tf32=False) == 362.1e12
     assert peak_of("NVIDIA L4", "bf16", tf32=False) == 121e12
     assert peak_of("Another device", "bf16", tf32=False) is None
-    assert peak_of("NVIDIA H100 80GB HBM3", "fp8", tf32=False) is None
+    assert peak_of("NVIDIA H100 80GB HBM3", "fp8", tf32=False) == 989.5e12, "that of bf16"
+    assert peak_of("NVIDIA H100 80GB HBM3", "int8", tf32=False) is None
 
 
 @pytest.mark.ranks
