@@ -48,7 +48,7 @@ class EngineSpec:
     @property
     def never_complete(self) -> bool:
         """Whether no rank has a complete model before or in the training (trainer/models/deferred.py)."""
-        return "parameters" in self.shards and self.zero_stage is None
+        return "parameters" in self.shards
 
     @property
     def on_one_rank(self) -> EngineSpec:

@@ -214,6 +214,9 @@ class Engine:
         """Set a parameter to a whole weight. All ranks have the weight and call this alike."""
         raise NotImplementedError(f"engine {self.spec.name} gets its weights with the model")
 
+    def filled(self) -> None:
+        """Use the weights that `fill` has set. All ranks."""
+
     def own_part(self, p: nn.Parameter) -> Tensor:
         """Return the part of a parameter that this rank averages, in fp32: all of it, unless the engine can gather."""
         return self.weight(p)

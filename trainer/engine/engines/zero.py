@@ -64,7 +64,12 @@ class ZeroEngine(Engine):
         return self.spec.zero_stage
 
     def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        if self.fills:  # parameters that are cast while they are complete would be copies
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision, torch.float32)
+            plugin: Any = self.accelerator.state.deepspeed_plugin
+            deepspeed.zero.Init(module=objective, config_dict_or_path=plugin.deepspeed_config, dtype=dtype)
         super().prepare(objective, model, optimizer)
+        self._frozen: dict[nn.Parameter, Tensor] = {}  # this rank's parts in fp32 of what DeepSpeed may round
         self._engine = self.accelerator.deepspeed_engine_wrapped.engine
         self._zero = self._engine.optimizer
         self._linked = False
@@ -96,6 +101,8 @@ class ZeroEngine(Engine):
         if p.requires_grad:
             weight: Tensor = deepspeed.utils.safe_get_full_fp32_param(p)
             return weight
+        if p in self._frozen:
+            return self.gathered(p, self._frozen[p])
         if self._stage < 3:
             return p.detach().float()
         with deepspeed.zero.GatheredParameters([p]):
@@ -111,6 +118,34 @@ class ZeroEngine(Engine):
         names = [name for name, t in states[0].items() if name != STEP and isinstance(t, Tensor)] if states else []
         gather = deepspeed.utils.safe_get_full_optimizer_state
         return {name: gathered_when_written(self.shape(p), partial(gather, p, name)) for name in names}
+
+    @torch.no_grad()
+    def fill(self, p: nn.Parameter, weight: Tensor) -> None:
+        part = self._padded_part(p, weight)
+        if p.requires_grad:
+            deepspeed.utils.safe_set_local_fp32_param(p, part)
+        else:
+            self._frozen[p] = part
+            p.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]
+
+    def filled(self) -> None:
+        self._update_computed_weights()
+
+    def own_part(self, p: nn.Parameter) -> Tensor:
+        if not self.fills:
+            return super().own_part(p)
+        part: Tensor = self._frozen[p] if p in self._frozen else deepspeed.utils.safe_get_local_fp32_param(p)
+        return part
+
+    def gathered(self, p: nn.Parameter, part: Tensor) -> Tensor:
+        whole: Tensor = self._zero._fp32_state_allgather(p, part) if self.fills else part
+        return whole
+
+    def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
+        return self._padded_part(p, tensor) if self.fills else super().part_of(p, tensor)
+
+    def release(self) -> None:
+        self._states.clear()
 
     def optimizer_step(self) -> float | None:
         return common_step(self._states[flat] for flat in self._flat_weights() if flat in self._states)
@@ -150,9 +185,7 @@ class ZeroEngine(Engine):
         if self._stage < 3:
             p.data.copy_(weight)
             return
-        with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
-            if self.data_parallel.main:
-                p.data.copy_(weight)
+        self.fill(p, weight)
 
     def _load_trained(self, p: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
         if self._stage < 3:
