@@ -29,7 +29,7 @@ def main() -> None:
     recipe = load_recipe(RECIPE, settings["overrides"])
     task = make_task(recipe, load_tokenizer(settings["tokenizer"]))
     server = Corpus(recipe, task).lanes()
-    groups = DataParallel(0, 1).lane_groups(recipe.data.lanes, recipe.loop.fuse_lanes)
+    groups = DataParallel(0, 1).lane_groups(recipe.data.lanes, recipe.loop.fused_before_measuring)
 
     def one_pass(number: int) -> Iterator[tuple[int, int, int]]:
         marks = {lane: Bookmark(number) for lane in range(recipe.data.lanes)}

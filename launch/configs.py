@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast, get_args
 
 import yaml
 
@@ -18,9 +18,10 @@ from trainer.engine_specs import ENGINES, EngineName, EngineSpec
 from trainer.errors import UsageError
 
 Engine = EngineName
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["no", "bf16", "fp16", "fp8"]
 
 _HERE = Path(__file__).parent
+PARALLELISM = "parallelism_config"  # a section of a config, and the first words of its keys
 FOLDERS = (_HERE / "accelerate_configs", _HERE.parent / "accelerate_configs")  # in the wheel, in a source checkout
 
 
@@ -32,6 +33,7 @@ class LaunchPlan:
         config: name or path, as on the command line.
         ranks: processes of all machines together. None: one for each GPU.
         cpu: no GPU is used.
+        copies: of the model, each sharded over its own part of the ranks (HSDP).
         note: how the plan differs from the file, for the user.
     """
 
@@ -42,6 +44,7 @@ class LaunchPlan:
     precision: Precision
     cpu: bool
     machines: int = 1
+    copies: int = 1
     note: str = ""
 
     @property
@@ -55,8 +58,23 @@ class LaunchPlan:
         assert self.ranks is not None, self
         return self.ranks // self.machines
 
+    @property
+    def parts(self) -> int:
+        """The ranks that share a copy of the model (HSDP)."""
+        assert self.ranks is not None, self
+        return self.ranks // self.copies
+
     def with_ranks(self, ranks: int) -> LaunchPlan:
-        """Return the plan with a settled number of ranks. DDP with one rank is one process, which the note says."""
+        """Return the plan with a settled number of ranks. DDP with one rank is one process, which the note says.
+
+        Raises:
+            UsageError: the copies of the model need another number of ranks.
+        """
+        if self.copies > 1 and ranks != self.ranks:
+            raise UsageError(
+                f"{ranks} ranks: {PARALLELISM} of {self.path} has {self.copies} copies of the model in {self.parts} "
+                f"parts each, for {self.ranks} ranks; copy the file and change both sizes and num_processes"
+            )
         plan = replace(self, ranks=ranks)
         alone = self.spec.on_one_rank
         if ranks > 1 or alone is self.spec:
@@ -112,10 +130,13 @@ def describe(config: str | Path) -> LaunchPlan:
         precision=_precision(values, path),
         cpu=_flag(values, path, "use_cpu"),
         machines=_integer(values, path, "num_machines", 1),
+        copies=_copies(values, path, engine),
     )
     _check_machines(plan, values)
     if plan.cpu and plan.precision == "fp16" and not plan.spec.fp16_on_cpu:
         _refuse(path, "mixed_precision", "fp16", "no or bf16 on CPU, where fp16 silently trains in fp32")
+    if plan.precision == "fp8" and (plan.cpu or plan.spec.sharded):
+        _refuse(path, "mixed_precision", "fp8", "no or bf16: fp8 needs distributed_type MULTI_GPU, and GPUs")
     return plan
 
 
@@ -201,10 +222,23 @@ def _ranks(values: dict[str, Any], path: Path, engine: Engine) -> int | None:
     return _integer(values, path, "num_processes", 1)
 
 
+def _copies(values: dict[str, Any], path: Path, engine: Engine) -> int:
+    """Return `dp_replicate_size`. The engine checks the sizes again, for ranks that another launcher starts."""
+    sizes = values.get(PARALLELISM) or {}
+    if not sizes or not ENGINES[engine].never_complete:
+        return 1
+    copies, parts = (_integer(sizes, path, f"{PARALLELISM}_dp_{name}_size", 1) for name in ("replicate", "shard"))
+    if copies * parts != values.get("num_processes") or parts < 2:
+        key = f"{PARALLELISM}_dp_replicate_size x {PARALLELISM}_dp_shard_size"
+        allowed = f"num_processes, which is {values.get('num_processes')!r}, with 2 parts or more"
+        _refuse(path, key, f"{copies} x {parts}", allowed)
+    return copies
+
+
 def _precision(values: dict[str, Any], path: Path) -> Precision:
     precision = values.get("mixed_precision", "no")
-    if precision not in ("no", "bf16", "fp16"):
-        _refuse(path, "mixed_precision", precision, "'no' (quoted: a bare no is false in YAML), bf16 or fp16")
+    if precision not in get_args(Precision):
+        _refuse(path, "mixed_precision", precision, "'no' (quoted: a bare no is false in YAML), bf16, fp16 or fp8")
     return cast(Precision, precision)
 
 

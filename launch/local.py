@@ -22,7 +22,7 @@ from trainer.errors import UsageError
 from trainer.rank_env import UNSET, check_environment, clean_environment, requested_engine
 
 _ROOT = Path(__file__).parent.parent  # the folder of `launch` and `trainer`, installed or not
-MISLEADING = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+MISLEADING = tuple(f"ACCELERATE_USE_{name}" for name in ("CPU", "DEEPSPEED", "FSDP", "PARALLELISM_CONFIG"))
 
 
 def start(
@@ -118,6 +118,10 @@ def settings(plan: LaunchPlan) -> dict[str, str]:
         env["CUDA_VISIBLE_DEVICES"] = ""
     if plan.cpu and plan.spec.obeys_use_cpu:
         env["ACCELERATE_USE_CPU"] = "true"
+    if plan.copies > 1:
+        env["ACCELERATE_USE_PARALLELISM_CONFIG"] = "true"
+        env["PARALLELISM_CONFIG_DP_REPLICATE_SIZE"] = str(plan.copies)
+        env["PARALLELISM_CONFIG_DP_SHARD_SIZE"] = str(plan.parts)
     return env
 
 

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -477,6 +477,107 @@ def count_device_waits(path: Path, first: int, last: int) -> None:
 
     Loop._step, Stepper.gradients = stepping, computing  # type: ignore[method-assign]
     outcomes.Outcomes.resolve, Engine._step_on_device = resolving, updating  # type: ignore[method-assign]
+
+
+def allow_float8() -> None:
+    """Let a CPU emulate fp8, which is refused for users: it is slower than bf16."""
+    from trainer.engine import runtime
+
+    runtime.check_float8 = lambda *arguments, **named: None  # type: ignore[assignment]
+
+
+def killed_in_float8(at: int, rank: int) -> None:
+    """`allow_float8` and `at_micro_batch`."""
+    allow_float8()
+    at_micro_batch(at, rank)
+
+
+def simulated_gpu(rows: Sequence[int], hard: Sequence[int] = (), power: int = 1) -> None:
+    """Ranks have GPUs whose memory holds micro-batches of so many rows. It runs out where there are more than `hard`.
+
+    Args:
+        rows: of each rank. -1: its memory must not be measured.
+        hard: of each rank.
+        power: of the rows, with which the memory grows.
+    """
+    from types import SimpleNamespace
+
+    import torch
+
+    from trainer.engine import fused_lanes
+    from trainer.engine.step import Objective, Stepper
+
+    own, a_row, peak, forward, rehearse = rows[rank()], 2**40, [0], Objective.forward, Stepper.rehearse
+
+    def start() -> int:
+        assert own >= 0, "the memory is measured again"
+        peak[0] = 0
+        return 0
+
+    def counted(self: Objective, **batch: Any) -> Any:
+        peak[0] = max(peak[0], a_row * len(batch["labels"]) ** power)
+        return forward(self, **batch)
+
+    def rehearsed(self: Stepper, batch: Any, forwards: int) -> None:
+        assert all(p.grad is None for p in self.objective.parameters()), "a gradient is left"
+        if hard and len(batch["labels"]) > hard[rank()]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        rehearse(self, batch, forwards)
+
+    def memory_of(device: torch.device) -> Any:
+        most = (own + 0.5) ** power * a_row / fused_lanes.USABLE
+        return SimpleNamespace(name="simulated", start=start, peak=lambda: peak[0], available=lambda: int(most))
+
+    Objective.forward, Stepper.rehearse = counted, rehearsed  # type: ignore[method-assign]
+    fused_lanes.memory_of = memory_of
+
+
+class SlowCopies:
+    """Streams of a simulated device: a copy has no values before something has waited for it."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def copy(self, batch: Any) -> tuple[Any, Any]:
+        import torch
+
+        number = 1 + sum(event.startswith("copy") for event in self.events)
+        self.events.append(f"copy {number}")
+        copied = {name: torch.zeros_like(tensor) for name, tensor in batch.items()}
+        return copied, (number, batch, copied)
+
+    def wait(self, event: Any) -> None:
+        number, batch, copied = event
+        self.events.append(f"wait {number}")
+        for name, tensor in batch.items():
+            copied[name].copy_(tensor)
+        self._last = number
+
+    def keep(self, batch: Any) -> None:
+        self.events.append(f"keep {self._last}")
+
+
+def prefetched(then: Callable[[], None] | None = None) -> None:
+    """Micro-batches are copied ahead to a simulated device, as to a GPU."""
+    from trainer.engine import prefetch
+
+    prefetch.streams_of = lambda device: SlowCopies()
+    if then is not None:
+        then()
+
+
+def no_wait() -> None:
+    """The common mistake, as a control: what computes does not wait for the copies."""
+    SlowCopies.wait = SlowCopies.keep = lambda self, event: None  # type: ignore[method-assign]
+
+
+def both(one: Callable[[], None], other: Callable[[], None]) -> None:
+    one()
+    other()
+
+
+def nothing() -> None:
+    pass
 
 
 def memory_of_saves(path: Path, *, at_once: bool = False) -> None:

@@ -221,7 +221,7 @@ def test_the_card_shows_a_separate_benchmark(
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     (copy.export / "benchmark.json").unlink()
     assert "The fastest on the machine" not in write_card(copy).read_text(encoding="utf-8")
-    monkeypatch.setattr(benchmark, "bench_run", lambda run, *_, **__: write_json(run.export / "benchmark.json", report))
+    monkeypatch.setattr(api, "bench_run", lambda run, *_, **__: write_json(run.export / "benchmark.json", report))
     api.bench(copy.path)
     assert "The fastest on the machine" in (copy.path / "README.md").read_text(encoding="utf-8")
 
@@ -335,7 +335,7 @@ Measure = Callable[..., tuple[list[Report], dict[str, str]]]
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
     """Returns courses, and the errors of candidates."""
     (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
-    monkeypatch.setattr(bench_runner.bench_worker, "__file__", str(tmp_path / "fake.py"))
+    monkeypatch.setattr(bench_runner, "WORKER", str(tmp_path / "fake.py"))
 
     def measured(*more: str, seconds: float = 60.0, start: float = 60.0) -> tuple[list[Report], dict[str, str]]:
         scenarios, texts = [(batch, {"beam_size": 1}) for batch in (1, 8)], [f"text {i}" for i in range(11)]

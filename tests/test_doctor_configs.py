@@ -72,3 +72,27 @@ def test_the_ranks_to_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for config, nproc in (("nosuch", None), ("debug", 2)):
         with pytest.raises(UsageError):
             launching.choose_plan(config, nproc)
+
+
+def test_copies_of_a_model_are_shown_and_belong_on_one_machine_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan, result = launching.choose_plan("cpu_fsdp2_hybrid", None)
+    assert plan is not None
+    assert (plan.copies, plan.parts, result.status) == (2, 2, "ok")
+    assert "4 ranks (2 copies of the model, each in 2 parts), fp32" in result.found
+    across = tmp_path / "across.yaml"
+    text = shipped()["fsdp2_hybrid"].read_text().replace("replicate_size: 2", "replicate_size: 1")
+    text = text.replace("shard_size: 8", "shard_size: 16")
+    across.write_text(text)
+    monkeypatch.setattr(configs, "gpus", lambda: 8)
+    plan, result = launching.choose_plan(str(across), None)
+    assert plan is not None
+    assert (plan.copies, result.status) == (1, "ok"), "one copy has to be on all machines"
+    across.write_text(text.replace("replicate_size: 1", "replicate_size: 4").replace("shard_size: 16", "shard_size: 4"))
+    assert launching.choose_plan(str(across), None)[1].status == "ok"
+    three = text.replace("num_machines: 2", "num_machines: 4").replace("replicate_size: 1", "replicate_size: 2")
+    across.write_text(three.replace("shard_size: 16", "shard_size: 8"))
+    plan, result = launching.choose_plan(str(across), None)
+    assert (result.status, "8 parts of a copy are on several machines" in result.found) == ("warning", True), result
+    assert "parallelism_config_dp_shard_size to a number that divides 4" in result.fix

@@ -57,6 +57,7 @@ def test_the_messages_of_the_ranks_are_the_finding(log: str, found: str, fix: st
 def test_the_all_reduce(changes: dict[str, Any], row: dict[str, Any], status: str, words: str) -> None:
     rows = [{"bytes": 2**26, "seconds": 0.1, "algorithm_gb_per_s": 1.0, "bus_gb_per_s": 1.0, "correct": True} | row]
     result = {"backend": "gloo", "hosts": ["a", "b"], "latency_seconds": 1e-4, "same_bits": True, "bandwidth": rows}
+    result["groups"] = [{"name": "ranks of a copy", "ranks": 2, "bus_gb_per_s": 3.0}]
     found = check(ranks.check_all_reduce, result | changes)
     assert (found.status, words in found.found) == (status, True), found
 
@@ -89,6 +90,20 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert "the same bits on all ranks" in checks["all-reduce"].found
     assert done.returncode == (0 if answer["passed"] else 1)
     assert [path.name for path in tmp_path.iterdir()] == ["trainer.py"]
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_two_copies_on_two_ranks_each(tmp_path: Path) -> None:
+    """HSDP: the groups of a copy and of a part are measured, too."""
+    result: dict[str, Any] = {}
+    found = check(ranks.check_ranks, choose("cpu_fsdp2_hybrid", None), 400, False, result)
+    assert (found.status, "4 ranks on " in found.found) == ("ok", True), found
+    assert [(group["name"], group["ranks"]) for group in result["groups"]] == [
+        ("ranks of a copy", 2), ("ranks with the same part", 2),
+    ]  # fmt: skip
+    assert all(group["bus_gb_per_s"] > 0 for group in result["groups"])
+    assert "ranks of a copy (2): " in check(ranks.check_all_reduce, result).found
 
 
 def _ranks(above: psutil.Process) -> dict[int, tuple[psutil.Process, Path]]:

@@ -24,7 +24,7 @@ from trainer.api import check_export
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import GateError
-from trainer.export import unsupported
+from trainer.export import stage
 from trainer.export.backend import open_artifact
 from trainer.export.gates import Gate
 from trainer.export.onnx import write_artifact
@@ -87,7 +87,7 @@ def test_the_reasons_are_true(family: str, reviews: Path, tmp_path: Path) -> Non
     run = family_run(tmp_path, reviews, family)
     finished = TrainedRun.open(run, Recipe)
     export = finished.task.exporter()(finished.task)
-    assert unsupported.why_not(finished.task, run)
+    assert stage.why_not(finished.task, run)
     folder = tmp_path / "artifact"
     folder.mkdir()
     if family != "big_bird":
@@ -107,15 +107,15 @@ def test_big_bird_with_full_attention_has_a_graph(reviews: Path, tmp_path: Path)
     run = family_run(tmp_path, reviews, "big_bird", data={"max_length": 32})
     task = TrainedRun.task_of(run, Recipe)
     config = json.loads((run.model / "config.json").read_text())
-    assert "original_full" in (unsupported.why_not(task, run) or "")
+    assert "original_full" in (stage.why_not(task, run) or "")
     (run.model / "config.json").write_text(json.dumps(config | {"attention_type": "original_full"}))
-    assert unsupported.why_not(task, run) is None
+    assert stage.why_not(task, run) is None
 
 
 def test_an_unknown_failure_of_the_export_is_an_error(
     reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unsupported, "family_of", lambda config: Family())
+    monkeypatch.setattr(stage, "family_of", lambda config: Family())
     run = family_run(tmp_path, reviews, "longformer")
     with pytest.raises(GateError, match=r"(?s)onnx failed its gate.*LongformerFor\w+ cannot be exported"):
         export_run(run, ["export.bf16=false"], quiet)
@@ -128,9 +128,8 @@ def test_an_unknown_failure_of_the_export_is_an_error(
 
 def test_other_weights_are_caught(encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that has graphs, where it is asked for; one number is off."""
-    from trainer.export import stage
-
-    write = stage.write_weights
+    kind = type(encoder.finished.task)
+    write = kind.save_model
 
     def wrong(task: Any, model: Any, folder: Path, dtype: Any) -> None:
         write(task, model, folder, dtype)
@@ -147,7 +146,7 @@ def test_other_weights_are_caught(encoder: Any, tmp_path: Path, monkeypatch: pyt
     )  # fmt: skip
     run = finished_run(tmp_path / "run", made, encoder.finished.task.tokenizer, decided)
     assert [folder.name for folder in export_run(run, progress=quiet)] == ["safetensors"]
-    monkeypatch.setattr(stage, "write_weights", wrong)
+    monkeypatch.setattr(kind, "save_model", wrong)
     with pytest.raises(GateError, match=r"safetensors failed its gate(?s:.*)weights: differ \['head.weight'\]"):
         export_run(run, ["export.gates.rows=7"], quiet)
 

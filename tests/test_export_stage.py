@@ -195,7 +195,7 @@ def test_missing_and_damaged_artifacts_are_refused(run: RunDir) -> None:
     "point",
     [
         "write_artifact",
-        "file_facts",
+        "completed",
         "write_json",
         "Rows.answers",
         "Gate.run",

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hooks
 import onnxruntime
 import pytest
 import torch
@@ -23,10 +24,14 @@ from review_helpers import task_of
 from torch.profiler import ProfilerActivity, profile
 
 from launch.tools.plan.planner import PlanOptions, make_plan
+from trainer.engine.fused_lanes import memory_of
+from trainer.engine.prefetch import Prefetcher, streams_of
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective
 from trainer.engine.trained_run import build_model
+from trainer.errors import ran_out_of_memory
 from trainer.files import read_json
+from trainer.models import float8_support
 from trainer.rank_env import RANK_VARIABLES
 from trainer.tensors import read
 
@@ -103,6 +108,41 @@ def test_attention_is_fused(kind: str, reviews: Path, bert: Path) -> None:
         assert not [name for name in names if name.endswith("attention_math")], names
 
 
+def needs_float8() -> None:
+    pytest.importorskip("torchao")
+    if ON_GPU and torch.cuda.get_device_capability() < float8_support.LEAST:
+        pytest.skip(f"no fp8: compute capability {torch.cuda.get_device_capability()}")
+
+
+def test_layers_multiply_in_fp8_in_training_only(reviews: Path) -> None:
+    """The device runs its fp8 kernel. On a CPU the emulation converts the same layers."""
+    needs_float8()
+    from trainer.models.float8 import convert_layers  # needs torchao
+
+    task = task_of(review_recipe(reviews))
+    model = build_model(task).to(DEVICE)
+    objective = Objective(task, model)
+    batch = {name: tensor.to(DEVICE) for name, tensor in task.filler().items()}
+    assert convert_layers(model, emulate=not ON_GPU) > 0
+    kernels = []
+    for training in (True, False):
+        objective.train(training)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]
+        with profile(activities=activities) as recorded, torch.autocast(DEVICE, torch.bfloat16):
+            Objective.parts(objective(**batch))[0].backward()
+        kernels.append([event.name for event in recorded.events() if event.name == "aten::_scaled_mm"])
+    assert not kernels[1]
+    assert len(kernels[0]) > 0 if ON_GPU else not kernels[0]
+
+
+def test_an_older_gpu_is_refused(tiny: Path, tmp_path: Path) -> None:
+    if ON_GPU and torch.cuda.get_device_capability() >= float8_support.LEAST:
+        pytest.skip("this GPU has fp8")
+    text = train(tiny, tmp_path / "run", *QUIET, precision="fp8", code=2)
+    assert "compute capability 8.9" in text
+    assert (torch.cuda.get_device_name() if ON_GPU else "is on a CPU") in text
+
+
 # -- precision, compilation and determinism ----------------------------------------------------------------------------
 
 
@@ -113,19 +153,35 @@ def test_attention_is_fused(kind: str, reviews: Path, bert: Path) -> None:
         ("no", ("loop.tf32=true",), 2e-2),
         ("bf16", (), 5e-2),
         ("fp16", (), 5e-2),
+        ("fp8", (), 1e-1),
+        ("fp8", ("loop.compile=layers",), 1e-1),
         ("no", ("loop.compile=true",), 1e-3),
         ("no", ("loop.compile=layers",), 1e-3),
         ("no", ("data.padding=none",), 1e-4),
         ("no", ("loop.fuse_lanes=4",), 1e-4),
         ("bf16", ("loop.activation_checkpointing=full",), 5e-2),
     ],
-    ids=["fp32", "tf32", "bf16", "fp16", "compile", "compile-layers", "unpadded", "fused", "checkpointing"],
+    ids=[
+        "fp32",
+        "tf32",
+        "bf16",
+        "fp16",
+        "fp8",
+        "fp8-compile",
+        "compile",
+        "compile-layers",
+        "unpadded",
+        "fused",
+        "checkpointing",
+    ],
 )
 def test_losses_are_those_of_a_cpu(
     precision: str, words: tuple[str, ...], tolerance: float, tiny: Path, of_cpu: list[float], tmp_path: Path
 ) -> None:
-    if precision == "fp16" and not ON_GPU:
-        pytest.skip("fp16 needs a GPU")
+    if precision in ("fp16", "fp8") and not ON_GPU:
+        pytest.skip(f"{precision} needs a GPU")
+    if precision == "fp8":
+        needs_float8()
     train(tiny, tmp_path / "run", *QUIET, *NO_DROPOUT, *words, precision=precision)
     found = losses(tmp_path / "run")
     assert found == pytest.approx(of_cpu, rel=tolerance)
@@ -176,6 +232,65 @@ def test_memory_is_that_of_the_plan(precision: str, tmp_path: Path) -> None:
     assert planned.step > 0
     if ON_GPU:
         assert found == pytest.approx(planned.step, rel=0.15)
+
+
+def test_lanes_that_fit_are_fused(tiny: Path, of_cpu: list[float], tmp_path: Path) -> None:
+    """All four of the tiny recipe. What was measured is what the training takes, with the moments."""
+    train(tiny, tmp_path / "run", *QUIET, *NO_DROPOUT, "loop.fuse_lanes=auto")
+    assert losses(tmp_path / "run") == pytest.approx(of_cpu, rel=1e-4)
+    choice = (read_json(tmp_path / "run" / "manifest.json") or {})["fuse_lanes"]
+    assert choice["lanes"] == (4 if ON_GPU else 1)
+    if ON_GPU:
+        moments = 8 * sum(tensor.numel() for tensor in weights(tmp_path / "run", 12).values())
+        found = max(line["memory"] for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
+        assert 0 < found <= 1.1 * (choice["peak_bytes"] + moments)
+        assert choice["peak_bytes"] <= choice["usable_bytes"]
+
+
+def test_memory_that_ran_out_is_free_again() -> None:
+    """As the measuring of fused lanes needs it: the peak, what is available, and an error that leaves nothing."""
+    memory = memory_of(torch.device(DEVICE))
+    assert (memory is None) != ON_GPU
+    if memory is None:
+        return
+    before, available = memory.start(), memory.available()
+    size = (available - before) // 4
+    with pytest.raises(torch.OutOfMemoryError) as ended:
+        _ = [torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(5)]
+    assert ran_out_of_memory(ended.value)
+    assert memory.peak() >= before + 3 * size
+    del ended
+    assert memory.start() == before
+    assert memory.peak() == before
+    assert memory.available() >= 0.95 * available
+
+
+def test_copies_overlap_kernels_and_keep_their_memory() -> None:
+    """A copy ends while a kernel runs that was queued before it. Its memory is not reused before its own kernel ran."""
+    streams = streams_of(torch.device(DEVICE)) or hooks.SlowCopies()
+    prefetcher = Prefetcher(streams)
+    rows = torch.arange(1 << 22)
+    batches = [{"x": (rows + n).pin_memory() if ON_GPU else rows + n} for n in range(6)]
+    busy = torch.cuda.Event() if ON_GPU else None
+    if busy is not None:
+        prefetcher.take(batches[0])
+        torch.cuda.synchronize()
+        torch.cuda._sleep(3_000_000_000)  # type: ignore[no-untyped-call] # more than a second
+        busy.record()
+    copied, event = streams.copy(batches[0])
+    if busy is not None:
+        event.synchronize()
+        assert not busy.query(), "the copy waited for the kernel"
+    streams.wait(event)
+    assert busy is None or not busy.query(), "the host waited for the kernel"
+    found = []
+    for batch in batches:
+        prefetcher.start(batch)
+        found.append(prefetcher.take(batch)["x"] * 2)
+    assert busy is None or not busy.query(), "nothing has waited"
+    for number, doubled in enumerate(found):
+        assert torch.equal(doubled.cpu(), 2 * (rows + number))
+    assert torch.equal(copied["x"].cpu(), rows)
 
 
 # -- artifacts ---------------------------------------------------------------------------------------------------------

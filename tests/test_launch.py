@@ -23,6 +23,7 @@ import yaml
 from slow import slow_except
 
 from launch import configs, local
+from launch.accelerate_env import launcher_environment
 from launch.configs import choose, describe, shipped
 from launch.supervise import exit_codes, processes, restarts
 from trainer import cpu_info
@@ -38,11 +39,13 @@ TABLE = {  # engine, ranks over all machines (None: one for each GPU), precision
     "ddp": ("ddp", None, "no", False, 1),
     "ddp_bf16": ("ddp", None, "bf16", False, 1),
     "ddp_fp16": ("ddp", None, "fp16", False, 1),
+    "ddp_fp8": ("ddp", None, "fp8", False, 1),
     "ddp_multinode": ("ddp", 16, "no", False, 2),
     "cpu_zero1": ("zero1", 2, "no", True, 1),
     "cpu_zero2": ("zero2", 2, "no", True, 1),
     "cpu_zero3": ("zero3", 2, "no", True, 1),
     "cpu_fsdp2": ("fsdp2", 2, "no", True, 1),
+    "cpu_fsdp2_hybrid": ("fsdp2", 4, "no", True, 1),
     "zero1": ("zero1", None, "bf16", False, 1),
     "zero2": ("zero2", None, "bf16", False, 1),
     "zero3": ("zero3", None, "bf16", False, 1),
@@ -53,6 +56,8 @@ TABLE = {  # engine, ranks over all machines (None: one for each GPU), precision
     "fsdp2_multinode": ("fsdp2", 16, "bf16", False, 2),
     "fsdp2_hybrid": ("fsdp2", 16, "bf16", False, 2),
 }
+
+COPIES = "parallelism_config_dp_replicate_size"
 
 
 # -- configs ---------------------------------------------------------------------------------------------------------
@@ -115,7 +120,9 @@ def _config(folder: Path, name: str = "cpu", **changes: object) -> Path:
         ("debug", {"distributed_type": False}, ["distributed_type", "False", "quoted"]),
         ("debug", {"num_processes": 2}, ["num_processes", "2"]),
         ("cpu", {"mixed_precision": False}, ["mixed_precision", "quoted"]),
-        ("cpu", {"mixed_precision": "fp8"}, ["mixed_precision", "fp8"]),
+        ("cpu", {"mixed_precision": "fp4"}, ["mixed_precision", "fp4", "fp16 or fp8"]),
+        ("cpu", {"mixed_precision": "fp8"}, ["mixed_precision", "fp8", "no or bf16", "GPUs"]),
+        ("fsdp2", {"mixed_precision": "fp8"}, ["mixed_precision", "fp8", "MULTI_GPU"]),
         ("cpu", {"mixed_precision": "fp16"}, ["mixed_precision", "fp16", "silently"]),
         ("cpu", {"num_processes": "absent"}, ["num_processes", "a number"]),
         ("cpu", {"num_processes": 0}, ["num_processes", "0"]),
@@ -127,6 +134,9 @@ def _config(folder: Path, name: str = "cpu", **changes: object) -> Path:
         ("ddp_multinode", {"machine_rank": 2}, ["machine_rank", "2", "0 to 1"]),
         ("ddp_multinode", {"main_process_ip": None}, ["main_process_ip"]),
         ("ddp_multinode", {"main_process_port": 0}, ["main_process_port"]),
+        ("cpu_fsdp2_hybrid", {"num_processes": 6}, ["dp_replicate_size", "2 x 2", "num_processes, which is 6"]),
+        ("cpu_fsdp2_hybrid", {"parallelism_config": {COPIES: 4}}, ["4 x 1", "2 parts or more"]),
+        ("cpu_fsdp2_hybrid", {"parallelism_config": {COPIES: "two"}}, [COPIES, "two", "a whole number"]),
     ],
 )
 def test_a_config_that_would_not_run_as_written_is_refused(
@@ -240,6 +250,19 @@ def test_environment_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (env["ACCELERATE_USE_CPU"], env["CUDA_VISIBLE_DEVICES"]) == ("true", "")
     assert env["ACCELERATE_MIXED_PRECISION"] == "bf16"
     assert local.environment(choose("cpu", 16))["OMP_NUM_THREADS"] == "1"
+
+
+def test_copies_of_a_model_reach_the_ranks_of_any_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = choose("cpu_fsdp2_hybrid", None)
+    assert (plan.copies, plan.parts) == (2, 2)
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")  # left over
+    for env in (local.settings(plan), launcher_environment(plan)):
+        assert env["ACCELERATE_USE_PARALLELISM_CONFIG"] == "true"
+        sizes = [env[f"PARALLELISM_CONFIG_DP_{name}_SIZE"] for name in ("REPLICATE", "SHARD")]
+        assert sizes == ["2", "2"]
+    assert "ACCELERATE_USE_PARALLELISM_CONFIG" not in local.environment(choose("cpu_fsdp2", None))
+    with pytest.raises(UsageError, match=r"8 ranks: parallelism_config of .* 2 copies of the model in 2 parts each"):
+        choose("cpu_fsdp2_hybrid", 8)
 
 
 def test_environment_keeps_thread_settings_and_drops_variables_that_change_the_engine(

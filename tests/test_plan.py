@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from review_helpers import recipe as review_recipe
 from slow import slow_except
 from typer.testing import CliRunner
 
-from launch.configs import describe
+from launch.configs import choose, describe
+from launch.local import settings
 from launch.tools.plan import corpus, planner
 from launch.tools.plan.command import plan_command
 from launch.tools.plan.gpus import GPUS, find_gpu, is_gpu
@@ -27,6 +29,7 @@ from launch.tools.plan.planner import GIB, Plan, PlanOptions, cheapest, make_pla
 from launch.tools.plan.show import summary
 from launch.tools.plan.trace import Trace, peak_of
 from trainer.errors import DataError, UsageError
+from trainer.recipe_loading import load_recipe
 
 ALL = PlanOptions(ranks=(1, 2))
 KEYS = {"engine", "offload", "ranks", "precision", "activation_checkpointing", "parameters", "gradients", "optimizer"}
@@ -55,6 +58,20 @@ def transformer_elements(vocabulary: int, d: int, ff: int, matrices: int) -> int
     encoder = 3 * d * d + d * d + feed_forward + 2 * norm
     decoder = 2 * (4 * d * d) + feed_forward + 3 * norm
     return matrices * vocabulary * d + encoder + decoder + 2 * norm
+
+
+def test_the_plan_says_how_many_lanes_will_be_fused(recipe: Path) -> None:
+    auto, one = "loop.fuse_lanes=auto", PlanOptions(gpu="L4", ranks=(1,))
+    roomy, bare, cpu = (make_plan(recipe, (auto,), options) for options in (one, ALL, PlanOptions(cpu=True)))
+    text = "loop.fuse_lanes=auto: planned with 1 lane in a forward. A GPU measures at the first start what fits"
+    assert roomy.notes == [f"{text}: by this plan 4 of 4 lanes of a rank for the cheapest configuration"]
+    assert bare.notes == [text]
+    assert cpu.notes[-1] == "loop.fuse_lanes=auto is 1 on a CPU"
+    best = roomy.answer
+    assert best is not None
+    room = best.step + 1.5 * (best.activations + best.logits)  # for two lanes, and not for four
+    found = planner._fused(load_recipe(recipe, [auto]), best, int(room), on_cpu=False)
+    assert found == [f"{text}: by this plan 2 of 4 lanes of a rank for the cheapest configuration"]
 
 
 # -- the model and its states ------------------------------------------------------------------------------------------
@@ -93,6 +110,31 @@ def test_states_of_sharded_engines_by_hand(plan: Plan) -> None:
     assert states("zero3", "bf16") == [1 + 2, 2, 6, 0]
     assert states("fsdp2", "fp32") == states("fsdp2", "bf16") == [2, 2, 4, 0]
     assert states("zero3", "bf16", offload=True) == [2, 0, 0, 1 + 2 * 2 + 6]
+
+
+def test_copies_are_sharded_over_their_own_ranks_by_hand(recipe: Path) -> None:
+    """Four ranks, two copies: a rank has half of the states, as under FSDP2 on two ranks, not a quarter."""
+    planned = make_plan(recipe, (), PlanOptions(ranks=(2, 4), precisions=("fp32",), copies=2))
+    n = planned.model["parameters"]
+
+    def state(ranks: int, copies: int) -> Any:
+        (found,) = [
+            c for c in planned.configurations
+            if (c.engine, c.ranks, c.copies, c.activation_checkpointing) == ("fsdp2", ranks, copies, False)
+        ]  # fmt: skip
+        return found
+
+    four, hybrid = state(4, 1), state(4, 2)
+    assert [size / n for size in (hybrid.parameters, hybrid.gradients, hybrid.optimizer)] == [2, 2, 4]
+    assert [size / n for size in (four.parameters, four.gradients, four.optimizer)] == [1, 1, 2]
+    gathered, reduced = 4 * (2 * n - hybrid._layout.outside), 4 * n  # twice each layer, once the rest; its gradients
+    assert hybrid.sent == (gathered + reduced) // 2 + 2 * (4 * n // 2) // 2  # within a copy, and between both
+    assert (hybrid.title, four.title) == ("fsdp2 x 2", "fsdp2")
+    assert not [c for c in planned.configurations if c.copies > 1 and (c.engine, c.ranks) != ("fsdp2", 4)]
+    averaged = make_plan(recipe, ["optim.averaging.kind=ema"], PlanOptions(ranks=(4,), precisions=("fp32",), copies=2))
+    assert {c.copies: c.step_parts["average"] for c in averaged.configurations if c.engine == "fsdp2"} == {
+        1: n, 2: 2 * n,
+    }  # fmt: skip
 
 
 def test_frozen_parameters_have_neither_gradient_nor_moments(reviews: Path, bert: Path) -> None:
@@ -171,6 +213,12 @@ def test_bytes_sent_by_hand(plan: Plan) -> None:
 
 
 # -- steps, time, disk -------------------------------------------------------------------------------------------------
+
+
+def test_the_training_waits_for_saves_of_sharded_engines(plan: Plan) -> None:
+    for engine, words in (("ddp", "in the background"), ("zero1", "while the training waits and all ranks gather")):
+        lines = list(summary(replace(plan, answer=of(plan, engine))))
+        assert words in lines[-1], engine
 
 
 def test_steps_tokens_time_and_disk(plan: Plan, recipe: Path) -> None:
@@ -321,10 +369,13 @@ def test_cpu_plans_name_cpu_configs_and_share_the_memory(recipe: Path) -> None:
         (PlanOptions(ranks=(8,)), "data.lanes=4"),
         (PlanOptions(ranks=(0,)), "best are 1, 2, 4"),
         (PlanOptions(memory=0.0), "--memory 0"),
-        (PlanOptions(precisions=("fp8",)), "allowed: fp32, tf32, bf16, fp16"),
+        (PlanOptions(precisions=("fp4",)), "allowed: fp32, tf32, bf16, fp16, fp8"),
+        (PlanOptions(cpu=True, precisions=("fp8",)), "fp8: needs a GPU"),
         (PlanOptions(cpu=True, precisions=("fp16",)), "needs a GPU"),
         (PlanOptions(cpu=True, gpu="A100"), "give one of them"),
         (PlanOptions(throughput=-1.0), "--throughput -1"),
+        (PlanOptions(ranks=(2, 4), copies=4), "--copies 4: must divide .* 2, 4"),
+        (PlanOptions(copies=0), "--copies 0"),
     ],
 )
 def test_wrong_options_are_refused_with_the_fix(recipe: Path, options: PlanOptions, says: str) -> None:
@@ -353,14 +404,28 @@ def test_help_imports_no_torch() -> None:
 @pytest.mark.parametrize("precision", slow_except(["fp32", "bf16"], "fp32"))
 @pytest.mark.parametrize("engine", slow_except(["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"], "zero2", "fsdp2"))
 def test_model_states_are_those_of_a_real_run(recipe: Path, tmp_path: Path, engine: str, precision: str) -> None:
+    check_states(recipe, tmp_path, engine, precision, 1 if engine == "single" else 2)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_model_states_of_two_copies_are_those_of_a_real_run(recipe: Path, tmp_path: Path) -> None:
+    check_states(recipe, tmp_path, "fsdp2", "fp32", 4, copies=2)
+
+
+def check_states(recipe: Path, folder: Path, engine: str, precision: str, world: int, copies: int = 1) -> None:
     words = ["loop.max_steps=1", "evaluation.splits=[]", "data.validation=null", "optim.weight_decay=0.01"]
-    planned = make_plan(recipe, words, PlanOptions(cpu=True, ranks=(1, 2), precisions=(precision,)))
+    planned = make_plan(recipe, words, PlanOptions(cpu=True, ranks=(world,), precisions=(precision,), copies=copies))
     env = engine_environment(engine) | {"ACCELERATE_MIXED_PRECISION": "bf16" if precision == "bf16" else "no"}
-    run, world = tmp_path / "run", 1 if engine == "single" else 2
-    hook = partial(save_states, tmp_path / "states")
+    env |= settings(choose("cpu_fsdp2_hybrid", world)) if copies > 1 else {}
+    run = folder / "run"
+    hook = partial(save_states, folder / "states")
     run_ranks(["train", recipe, *words, "--run", run], next_logs(run), world, hook=hook, env=env).check()
-    seen = json.loads((tmp_path / "states-0").read_text())
-    kept = of(planned, engine, precision)
+    seen = json.loads((folder / "states-0").read_text())
+    (kept,) = [
+        c for c in planned.configurations
+        if (c.engine, c.copies, c.offload, c.activation_checkpointing) == (engine, copies, False, False)
+    ]  # fmt: skip
     planned_states = {name: getattr(kept, name) for name in ("parameters", "gradients", "optimizer", "host")}
     assert seen == pytest.approx(planned_states, rel=0.02, abs=256)  # padding and step counts of a tiny model
 

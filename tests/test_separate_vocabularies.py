@@ -29,7 +29,7 @@ from trainer.engine.setup import check_beginning
 from trainer.engine.token_counts import count_tokens
 from trainer.engine.trained_run import TrainedRun, build_model
 from trainer.errors import UsageError
-from trainer.export import bench_weights, bench_worker, model_gate, stock_program
+from trainer.export import bench_runner, bench_weights, model_gate, stock_program
 from trainer.export.stage import export_run
 from trainer.models.folder import read_folder
 from trainer.models.stock import weights_of
@@ -299,9 +299,9 @@ def test_artifacts_answer_as_the_run(run: Path) -> None:
     target = target_of(load_tokenizer(str(run / "tokenizer"))).backend_tokenizer
     written = sum(len(target.encode(r["prediction"], add_special_tokens=False).ids) + 1 for r in ours)
     program = "trainer.tasks.pairs_program:Translator"
-    for opened in (bench_weights.weights(run, "torch"), bench_worker.graphs(run, "onnx", program)):
+    for opened in (bench_weights.weights(run, "torch"), bench_runner.graphs(run, "onnx", program)):
         settings = {"beam_size": 2, "length_penalty": 1.0, "max_length_factor": 0.5}
-        assert bench_worker.measure(opened, texts, 3, settings)["tokens"] == written
+        assert bench_runner.timed(opened, texts, 3, settings)["tokens"] == written
 
 
 @pytest.mark.ranks

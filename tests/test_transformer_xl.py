@@ -227,11 +227,11 @@ SGD = {"name": "sgd", "lr": 0.1}  # Adam would make a step of rounding where a g
 
 
 def recorded_steps(
-    root: Path, run: Path, *words: str, world: int = 1, engine: str | None = None
+    root: Path, run: Path, *words: str, world: int = 1, engine: str | None = None, hook: processes.Hook | None = None
 ) -> list[dict[str, np.ndarray]]:
     """Weights and memories after 12 steps."""
     made = recipe(root, loop={"max_steps": 12}, optim=SGD, model={"dropout": 0.0})
-    processes.train(written(run.parent, made), run, *words, world=world, engine=engine).check()
+    processes.train(written(run.parent, made), run, *words, world=world, engine=engine, hook=hook).check()
     folder = run / "checkpoints" / "step-00000012"
     return [load_file(folder / name) for name in ("model.safetensors", "lanes.safetensors")]
 
@@ -243,7 +243,11 @@ def expected_steps(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> li
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    "way", slow_except(["ddp", "zero2", "zero3", "fsdp2", "three ranks", "fused", "in parts"], "zero2", "in parts")
+    "way",
+    slow_except(
+        ["ddp", "zero2", "zero3", "fsdp2", "three ranks", "fused", "measured", "prefetched", "in parts"],
+        *("zero2", "prefetched", "in parts"),
+    ),
 )
 def test_the_same_steps_and_memories_on_any_ranks(
     way: str, corpus: Path, tmp_path: Path, expected_steps: list[dict[str, np.ndarray]]
@@ -251,6 +255,12 @@ def test_the_same_steps_and_memories_on_any_ranks(
     run = tmp_path / "run"
     if way == "fused":
         found = recorded_steps(corpus, run, "loop.fuse_lanes=2", world=2)
+    elif way == "measured":
+        hook = partial(hooks.simulated_gpu, (10**9, 10**9))
+        found = recorded_steps(corpus, run, "loop.fuse_lanes=auto", world=2, hook=hook)
+        assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["fuse_lanes"]["lanes"] == 2
+    elif way == "prefetched":
+        found = recorded_steps(corpus, run, hook=hooks.prefetched)
     elif way == "in parts":
         run.mkdir()
         (run / "manifest.json").write_text(json.dumps({"micro_batch_splits": 2, "starts": []}), encoding="utf-8")

@@ -22,7 +22,7 @@ from trainer.cli import run_app
 from trainer.data.cleaning import CLEANERS
 from trainer.errors import CheckpointError, UsageError
 from trainer.export.artifact_integrity import problems
-from trainer.export.bench_worker import graphs
+from trainer.export.bench_runner import graphs
 from trainer.export.program import source
 from trainer.files import inside, read_json
 from trainer.rundir import RunDir

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hooks
 import mutants
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from review_helpers import write_bert, write_reviews, written
 
 from launch import configs
 from launch.tools.verify import testbed
-from launch.tools.verify.checks import Check, check_engines, environment, verify
+from launch.tools.verify.checks import Check, Setup, check_engines, environment, verify
 from launch.tools.verify.compare import difference, misplaced_rows
 from trainer import engine_specs, tensors
 from trainer.engine import checkpoint
@@ -32,7 +33,7 @@ from trainer.recipe_loading import load_recipe
 def run_checks(recipe: Path, folder: Path, hook: Callable[[], None] | None, ranks: int = 2) -> dict[str, Check]:
     """Check DDP on two ranks and return the results by name."""
     bed = testbed.make_testbed(load_recipe(recipe), folder, hook)
-    checks = check_engines(bed, [("ddp", ranks)], on_gpus=False)
+    checks = check_engines(bed, [Setup("ddp", ranks)], on_gpus=False)
     return {check.name: check for check in checks}
 
 
@@ -61,10 +62,45 @@ def test_every_engine_passes_with_an_adapter(tmp_path: Path) -> None:
     model = {"kind": "pretrained", "name": str(write_bert(tmp_path / "bert")), "adapter": {"kind": "lora", "rank": 4}}
     recipe = written(tmp_path, review_recipe(write_reviews(tmp_path), model))
     bed = testbed.make_testbed(load_recipe(recipe), tmp_path / "bed")
-    engines = [(name, 1 if spec.one_process else 2) for name, spec in engine_specs.ENGINES.items()]
+    engines = [Setup(name, 1 if spec.one_process else 2) for name, spec in engine_specs.ENGINES.items()]
     checks = check_engines(bed, engines, on_gpus=False)
     assert [check for check in checks if check.status != "passed"] == []
     assert {check.engine for check in checks} == engine_specs.ENGINES.keys()
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_two_copies_of_a_sharded_model_make_the_same_steps(recipe: Path, tmp_path: Path) -> None:
+    """FSDP2 on 2 x 2 ranks (HSDP)."""
+    bed = testbed.make_testbed(load_recipe(recipe), tmp_path)
+    checks = check_engines(bed, [Setup("fsdp2", 4, 2)], on_gpus=False)
+    assert [check for check in checks if check.status != "passed"] == []
+    assert {check.name for check in checks} == ALL
+    assert {(check.engine, check.ranks, check.copies) for check in checks} == {("fsdp2", 4, 2)}
+
+
+SWITCHES = {
+    "compile": ["loop.compile=layers"],
+    "attention": ["model.attention=eager"],
+    "padding": ["data.padding=none"],
+    "checkpointing": ["loop.activation_checkpointing={every: 2}", "model.encoder_layers=2"],
+    "fused": ["loop.fuse_lanes=2"],
+}
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_engines_make_the_same_steps_with(switch: str, recipe: Path, tmp_path: Path) -> None:
+    """A compiled model is traced and its graphs run as they are: compilation takes each rank minutes."""
+    hook = hooks.layers_traced_only if switch == "compile" else None
+    bed = testbed.make_testbed(load_recipe(recipe, SWITCHES[switch]), tmp_path, hook)
+    small = load_recipe(bed.recipe)
+    assert small == load_recipe(bed.recipe, SWITCHES[switch]), "verify must not reset what it is to verify"
+    engines = [Setup("single", 1), Setup("ddp", 2), Setup("zero2", 2), Setup("fsdp2", 2)]
+    checks = check_engines(bed, engines if switch != "compile" else [engines[1], engines[3]], on_gpus=False)
+    assert [check for check in checks if check.status != "passed"] == []
 
 
 @pytest.mark.ranks
@@ -131,7 +167,12 @@ def test_the_testbed_has_a_few_rows_of_the_recipes_own_corpus(recipe: Path, corp
     own = {json.loads(line)["de"] for line in (corpus / "train.jsonl").read_text().splitlines()}
     assert {row["src"] for row in rows} <= own
     assert (made.data.lanes, made.data.rows_per_batch, made.data.max_length) == (8, 1, 16)
-    assert (made.loop.fuse_lanes, made.loop.save_every, made.evaluation.splits) == (1, 10, [])
+    assert (made.loop.fuse_lanes, made.loop.save_every, made.evaluation.splits) == (2, 10, [])
+    assert (made.model.dropout, made.model.attention_dropout) == (0.0, 0.0), "masks depend on which lanes are fused"
+    assert "2 lanes in a forward, without dropout" in bed.changes
+    plain = testbed.make_testbed(load_recipe(recipe, ["model.dropout=0.1"]), tmp_path / "plain")
+    kept = load_recipe(plain.recipe)
+    assert (kept.data.lanes, kept.loop.fuse_lanes, kept.model.dropout) == (4, 1, 0.1)
 
 
 def test_options_of_the_recipes_optimizer_are_left_out(recipe: Path, tmp_path: Path) -> None:
@@ -160,6 +201,8 @@ def test_unknown_engines_and_too_many_ranks_are_refused(recipe: Path) -> None:
         verify(load_recipe(recipe), ["zero4"])
     with pytest.raises(UsageError, match="4 lanes"):
         verify(load_recipe(recipe), ["ddp"], ranks=5)
+    with pytest.raises(UsageError, match=r"--nproc 3: with loop\.fuse_lanes the check has 8 lanes for 2 or 4 ranks"):
+        verify(load_recipe(recipe, ["loop.fuse_lanes=2"]), ["ddp"], ranks=3)
 
 
 def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
@@ -169,7 +212,7 @@ def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
     bed = testbed.Testbed(tmp_path, tmp_path / "recipe.yaml", 211, "", 1e-3)
     monkeypatch.setattr(testbed.Testbed, "train", lambda self, run, *more, **words: run)
     monkeypatch.setattr("launch.tools.verify.checks._require_change", lambda run, optimizer: None)
-    (check,) = check_engines(bed, [("zero2", 2)], on_gpus=False)
+    (check,) = check_engines(bed, [Setup("zero2", 2)], on_gpus=False)
     assert (check.status, check.difference) == ("skipped", None)
     assert "pip install 'rankzero[deepspeed]'" in check.explanation
 
@@ -178,14 +221,14 @@ def test_an_engine_that_is_not_installed_is_skipped_and_not_passed(
 def test_a_recipe_that_does_not_train_is_an_error_with_the_reason(recipe: Path, tmp_path: Path) -> None:
     bed = testbed.make_testbed(load_recipe(recipe), tmp_path, mutants.dies)
     with pytest.raises(RankError, match=r"does not train in one process: rank 0 .* ValueError: no company"):
-        check_engines(bed, [("ddp", 2)], on_gpus=False)
+        check_engines(bed, [Setup("ddp", 2)], on_gpus=False)
 
 
 @pytest.mark.ranks
 def test_weights_that_do_not_change_are_an_error(recipe: Path, tmp_path: Path) -> None:
     bed = testbed.make_testbed(load_recipe(recipe), tmp_path, mutants.no_updates)
     with pytest.raises(NumericsError, match="change no weight"):
-        check_engines(bed, [("ddp", 2)], on_gpus=False)
+        check_engines(bed, [Setup("ddp", 2)], on_gpus=False)
 
 
 def test_differences_are_explained() -> None:
@@ -241,13 +284,37 @@ def test_misplaced_rows_are_counted(ledger: list[dict[str, object]], wrong: int,
 @pytest.mark.parametrize("on_gpus", [False, True])
 def test_the_environment_of_the_ranks_is_the_launchers_in_fp32(monkeypatch: pytest.MonkeyPatch, on_gpus: bool) -> None:
     monkeypatch.setattr(configs, "gpus", lambda: 2 if on_gpus else 0)
-    env = environment("zero3", 2, on_gpus)
+    env = environment(Setup("zero3", 2), on_gpus)
     assert env["ACCELERATE_USE_DEEPSPEED"] == "true"
     assert env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
     assert env["ACCELERATE_MIXED_PRECISION"] == "no"
     assert (env["RANKZERO_ENGINE"], env["RANKZERO_RANKS"]) == ("zero3", "2")
     assert "ACCELERATE_USE_CPU" not in env
-    sharded = environment("fsdp2", 2, on_gpus)
+    sharded = environment(Setup("fsdp2", 2), on_gpus)
     assert (sharded["ACCELERATE_USE_FSDP"], sharded["FSDP_VERSION"]) == ("true", "2")
     assert sharded["ACCELERATE_MIXED_PRECISION"] == "no"
-    assert (environment("ddp", 2, on_gpus).get("ACCELERATE_USE_CPU") == "true") == (not on_gpus)
+    assert (environment(Setup("ddp", 2), on_gpus).get("ACCELERATE_USE_CPU") == "true") == (not on_gpus)
+    assert "PARALLELISM_CONFIG_DP_SHARD_SIZE" not in sharded
+    monkeypatch.setattr(configs, "gpus", lambda: 4 if on_gpus else 0)
+    copies = environment(Setup("fsdp2", 4, 2), on_gpus)
+    assert copies["ACCELERATE_USE_PARALLELISM_CONFIG"] == "true"
+    assert copies["PARALLELISM_CONFIG_DP_REPLICATE_SIZE"] == copies["PARALLELISM_CONFIG_DP_SHARD_SIZE"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("names", "ranks", "setups"),
+    [
+        (
+            None,
+            2,
+            ["single x 1", "ddp x 2", "zero1 x 2", "zero2 x 2", "zero3 x 2", "fsdp2 x 2", "ddp x 4", "fsdp2 x 2x2"],
+        ),
+        (["ddp"], 4, ["ddp x 4"]),
+        (["fsdp2"], 4, ["fsdp2 x 4", "fsdp2 x 2x2"]),
+    ],
+)
+def test_what_is_verified(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, names: list[str] | None, ranks: int, setups: list[str]
+) -> None:
+    monkeypatch.setattr("launch.tools.verify.checks.check_engines", lambda bed, wanted, on_gpus: list(map(str, wanted)))
+    assert verify(load_recipe(recipe), names, ranks) == setups

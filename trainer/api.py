@@ -23,6 +23,7 @@ from trainer.engine.token_counts import count_tokens
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import RankzeroError, UsageError
 from trainer.export.benchmark import bench_run
+from trainer.export.provenance import problems_of
 from trainer.files import read_json
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
@@ -210,8 +211,6 @@ def check_export(run: str | Path) -> list[str]:
     Raises:
         UsageError: there are no artifacts.
     """
-    from trainer.export.provenance import problems_of
-
     return problems_of(RunDir(run))
 
 

@@ -9,6 +9,12 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
+def fusable(lanes: int, ranks: int) -> list[int]:
+    """Return how many lanes of a rank may be one forward, ascending: the divisors of its lanes if all have as many."""
+    own = 1 if lanes % ranks else lanes // ranks
+    return [n for n in range(1, own + 1) if own % n == 0]
+
+
 @dataclass(frozen=True)
 class DataParallel:
     """One rank of `size` data-parallel ranks. Lanes are dealt to the ranks in turn."""

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from trainer.redaction import redacted
 
 
@@ -59,13 +62,17 @@ class GateError(RankzeroError):
 
 
 class OutOfMemory(RankzeroError):
-    """A rank ran out of memory. The same command resumes with every micro-batch split into `splits` parts."""
+    """A rank ran out of memory. The same command resumes with every micro-batch split into `splits` parts.
+
+    Attributes:
+        fuse_lanes: what is known to fit if that was measured (`loop.fuse_lanes: auto`), as in the manifest.
+    """
 
     exit_code = 75
 
-    def __init__(self, message: str, splits: int) -> None:
+    def __init__(self, message: str, splits: int, fuse_lanes: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.splits = splits
+        self.splits, self.fuse_lanes = splits, fuse_lanes
 
 
 class Preempted(RankzeroError):

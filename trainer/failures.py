@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.engine.checkpoint import describe_saved
 from trainer.errors import (
@@ -116,7 +116,9 @@ def _finish(status: Status, code: int, text: str) -> None:
 
 def _write_note(run: RunDir, runtime: Runtime, error: BaseException) -> None:
     """Leave the error for rank zero, and let the other ranks' watchdogs know."""
-    memory = {"splits": error.splits} if isinstance(error, OutOfMemory) else {}
+    memory: dict[str, Any] = {}
+    if isinstance(error, OutOfMemory):
+        memory = {"splits": error.splits} | ({"fuse_lanes": error.fuse_lanes} if error.fuse_lanes else {})
     write_json(run.note, {"rank": runtime.rank, "exit_code": _exit_code(error), "error": str(error), **memory})
     runtime.announce_failure()
 
@@ -128,7 +130,7 @@ def _read_note(run: RunDir) -> RankzeroError | None:
         return None
     text = f"rank {note['rank']}: {note['error']}".splitlines()[0]
     if "splits" in note:
-        return OutOfMemory(text, note["splits"])
+        return OutOfMemory(text, note["splits"], note.get("fuse_lanes"))
     error = RankError(text)
     error.exit_code = note["exit_code"]
     return error

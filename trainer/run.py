@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.data.python_rows import with_own_rows, write_rows
+from trainer.data_parallel import fusable
 from trainer.engine import setup
 from trainer.engine.resume_checks import agree_with_earlier, write_recipe
 from trainer.engine.runtime import Runtime, start
@@ -75,16 +76,18 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
 def accumulation_steps(recipe: Recipe) -> int:
     """Return the micro-batches of each rank in a step. They follow from lanes and ranks and are never configured.
 
+    With `loop.fuse_lanes: auto` it is the number without fusing, which the engine divides by. See `Stepper.fuse`.
+
     Raises:
         UsageError: more ranks than lanes, or `loop.fuse_lanes` does not divide the lanes of a rank.
     """
-    ranks, lanes, fuse = int(os.environ.get("WORLD_SIZE", "1")), recipe.data.lanes, recipe.loop.fuse_lanes
+    ranks, lanes, fuse = int(os.environ.get("WORLD_SIZE", "1")), recipe.data.lanes, recipe.loop.fused_before_measuring
     if ranks > lanes:
         raise UsageError(
             f"{ranks} ranks are more than data.lanes={lanes}: each rank needs a lane; use at most {lanes} ranks, or a "
             "recipe with more lanes (which changes its steps)"
         )
-    if fuse > 1 and (lanes % ranks or (lanes // ranks) % fuse):
+    if fuse not in fusable(lanes, ranks):
         raise UsageError(
             f"loop.fuse_lanes={fuse} does not divide the {lanes / ranks:g} lanes of each of {ranks} ranks "
             f"(data.lanes={lanes}); choose a divisor, or 1"
@@ -141,7 +144,8 @@ def _take(
         write_rows(run, options.rows, recipe, roles_of(recipe))
     manifest = read_json(run.manifest)  # of the latest start; "starts" has the earlier ones
     if manifest is not None:
-        write_json(run.manifest, {**manifest, "micro_batch_splits": splits})
+        fused = {} if (found := run.fused_lanes()) is None else {"fuse_lanes": found}
+        write_json(run.manifest, {**manifest, "micro_batch_splits": splits, **fused})
     run.note.unlink(missing_ok=True)
     return 1 if manifest is None else len(manifest["starts"]) + 2, held.token, recipe.data
 
@@ -161,7 +165,7 @@ def _make_room(run: RunDir, *, keep: bool) -> None:
 def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, Any]:
     """Check files and rows, make the tokenizer, and write recipe and manifest. Return the manifest's "data"."""
 
-    setup.check_beginning(run, recipe)
+    setup.check_beginning(run, recipe, runtime.engine.precision)
     data = setup.survey_data(run, recipe)
     write_recipe(run, recipe)
     setup.make_tokenizer(run, recipe, data["train"]["rows"])

@@ -68,6 +68,22 @@ class RunDir:
                 return found[key]
         return 1
 
+    def fused_lanes(self) -> dict[str, Any] | None:
+        """Return what a start has found out for `loop.fuse_lanes: auto`: "lanes" in one forward, and how. None before.
+
+        The note of a rank that has run out of memory while it measured is newer than the manifest.
+        """
+        for path in (self.note, self.manifest):
+            found = (read_json(path) or {}).get("fuse_lanes")
+            if found is not None:
+                lanes = found.get("lanes") if isinstance(found, dict) else found
+                if type(lanes) is not int or lanes < 1:
+                    raise CheckpointError(
+                        f"{path}: fuse_lanes is {str(lanes)[:60]!r}, not a count of lanes; restore it"
+                    )
+                return dict(found)
+        return None
+
     def reasons(self) -> dict[str, str]:
         """Return by name why artifacts that the recipe wants cannot be made."""
         return {str(name): str(reason) for name, reason in (read_json(self.left_out) or {}).items()}

@@ -36,7 +36,7 @@ def checks(job: Job, scripts: Sequence[str], throughput: float | None) -> Iterat
 
 def _lanes(job: Job) -> Check:
     findings = Findings("lanes")
-    lanes, ranks, fuse = job.recipe.data.lanes, job.plan.ranks or 1, job.recipe.loop.fuse_lanes
+    lanes, ranks, fuse = job.recipe.data.lanes, job.plan.ranks or 1, job.recipe.loop.fused_before_measuring
     findings.fact(f"{lanes} lanes for {ranks} ranks ({job.recipe.launch.nodes} nodes x {job.ranks_per_node})")
     fewer = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0 and lanes // n % fuse == 0)
     if ranks > lanes:

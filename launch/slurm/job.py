@@ -110,7 +110,7 @@ class Job:
 
     def finalize_values(self) -> dict[str, Any]:
         """Return the variables of the dependent job on one node: the same command, without a launcher."""
-        plan = replace(self.plan, engine="single", ranks=1, machines=1)
+        plan = replace(self.plan, engine="single", ranks=1, machines=1, copies=1)
         launch = self.recipe.launch.model_copy(update={"nodes": 1, "gpus_per_node": _one_gpu(self.recipe.launch)})
         values = replace(self, plan=plan, recipe=self.recipe.model_copy(update={"launch": launch})).values()
         return values | {

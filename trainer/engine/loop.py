@@ -39,6 +39,7 @@ class Loop:
     Attributes:
         model: the one that is evaluated.
         total_rows: training rows of one epoch. None = unknown, and `max_steps` ends the run.
+        fuse: lanes of this rank in one forward.
     """
 
     runtime: Runtime
@@ -53,10 +54,11 @@ class Loop:
     reporter: Reporter
     total_rows: int | None
     profiler: AbstractContextManager[Any] | None = None
+    fuse: int = 1
 
     def __post_init__(self) -> None:
         self._loop = self.task.recipe.loop
-        self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self._loop.fuse_lanes)
+        self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self.fuse)
         self._saved = self.progress.step if self.progress.step else -1
         self._outcomes = Outcomes(self.runtime, self.task, self.progress, self.stepper, self.state, self.corpus)
         self._work = Work()  # of the step that comes
@@ -163,6 +165,7 @@ class Loop:
             began = time.monotonic()
             batches = next(steps)
             self._work.data_wait += time.monotonic() - began
+            self.stepper.coming = batches
             yield batches
 
     def _step(self, batches: Sequence[Loaded | None], totals: Totals) -> None:

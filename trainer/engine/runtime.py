@@ -23,6 +23,7 @@ from trainer.engine.signals import StopFlag
 from trainer.engine.watchdog import Watchdog
 from trainer.engine_specs import ENGINES
 from trainer.errors import Preempted, RankError, UsageError
+from trainer.models.float8_support import check_float8
 from trainer.rank_env import check_environment, clean_environment, requested_engine
 
 log = logging.getLogger("rankzero")
@@ -177,15 +178,18 @@ def start(
 
     Raises:
         RankError: another engine or number of ranks runs than was requested, or a rank did not come.
-        UsageError: variables of a launcher that contradict each other; fp16 on a CPU, where it would silently be fp32.
+        UsageError: variables of a launcher that contradict each other; fp16 on a CPU, where it would silently be fp32;
+            fp8 on a device without it.
     """
     clean_environment()
     check_environment()
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     requested = requested_engine(ranks)
-    fp16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
-    if on_cpu and fp16 and requested in ENGINES and not ENGINES[requested].fp16_on_cpu:
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision == "fp8" and requested in ENGINES:
+        check_float8(ENGINES[requested], on_cpu=on_cpu)
+    if on_cpu and precision == "fp16" and requested in ENGINES and not ENGINES[requested].fp16_on_cpu:
         configs = "cpu_bf16 or cpu" if bf16_arithmetic() else "cpu"
         raise UsageError(f"fp16 needs a GPU: on a CPU it would silently be fp32; choose --config {configs}")
     _set_threads(ranks, on_cpu)
@@ -193,12 +197,12 @@ def start(
     if deterministic is not None:
         torch.use_deterministic_algorithms(True, warn_only=deterministic == "warn")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    options = EngineOptions(on_cpu, accumulation, clip_norm)
+    options = EngineOptions(on_cpu, accumulation, clip_norm, float8=precision == "fp8")
     if ranks > 1 and not dist.is_initialized():
         rendezvous.meet(options.backend, rendezvous_seconds, functools.partial(_stop_waiting, stop))
     runtime = Runtime(make_engine(requested, options), stop)
     if on_cpu and runtime.main:
-        _warn_of_emulation(runtime.accelerator.mixed_precision)
+        _warn_of_emulation(runtime.engine.precision)
     _check(runtime)
     return runtime
 

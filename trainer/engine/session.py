@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from trainer.engine import checkpoint, lane_memory, setup
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.evaluate import evaluate
+from trainer.engine.fused_lanes import lanes_in_a_forward
 from trainer.engine.layerwise import is_skeleton, skeleton
 from trainer.engine.loop import Loop
 from trainer.engine.progress import Progress
@@ -66,8 +68,9 @@ class Session:
         bare = Objective(self.task, model, freeze_parts(model, recipe.optim))
         self._unused = freeze_unused(bare)
         self.reporter = Reporter(run, status, runtime.main, recipe.track, self._utilization(bare))
+        runtime.engine.convert(model)
         if recipe.loop.checkpointed_layers:
-            checkpoint_activations(model, recipe.loop.checkpointed_layers)
+            checkpoint_activations(model, recipe.loop.checkpointed_layers, compiled=bool(recipe.loop.compile))
         if recipe.loop.compile == "layers":
             compile_layers(model)
         elif recipe.loop.compile:
@@ -96,14 +99,15 @@ class Session:
     def train(self) -> None:
         """Train to the end of the recipe. Return at once if it is already trained."""
         before = self.progress.step
-        loop = Loop(
-            self.runtime, self.task, self.model, self.corpus, self.corpus.lanes(), self.stepper, self.state,
-            self.progress, self.run, self.reporter, self._rows, self._profiler(),
-        )  # fmt: skip
         self.stepper.objective.train()
         if self._only_model:
             self.reporter.close()
             return
+        fuse = lanes_in_a_forward(self.recipe, self.run, self.runtime, self.stepper, self.state)
+        loop = Loop(
+            self.runtime, self.task, self.model, self.corpus, self.corpus.lanes(), self.stepper, self.state,
+            self.progress, self.run, self.reporter, self._rows, self._profiler(), fuse,
+        )  # fmt: skip
         try:
             with torch.autograd.set_detect_anomaly(self._debug):
                 if not loop.finished():
@@ -217,15 +221,13 @@ class Session:
         peak = loop.peak_tflops * 1e12 if loop.peak_tflops else None
         if peak is None and runtime.device.type == "cuda":
             name = torch.cuda.get_device_name(runtime.device)
-            peak = peak_of(name, runtime.accelerator.mixed_precision, loop.tf32)
+            peak = peak_of(name, runtime.engine.precision, loop.tf32)
         meter = FlopMeter(objective, self.task.inputs) if peak and runtime.main else None
         return Utilization(runtime.world, meter, peak)
 
     def _profiler(self) -> Any:
         if not self._profile or not self.runtime.main:
             return None
-        from torch.profiler import ProfilerActivity, profile, schedule
-
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         trace = self.run.path / "profile.json"
         return profile(
@@ -254,5 +256,5 @@ class Session:
         self.reporter.print(
             f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters{share}, {data['train']['rows']:,} training rows, "
             f"{self.runtime.engine.spec.name} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
-            f"precision {self.runtime.accelerator.mixed_precision}"
+            f"precision {self.runtime.engine.precision}"
         )

@@ -58,16 +58,19 @@ def pin_dataset(run: RunDir, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": pinned(recipe.data, earlier.get("revision") if same else None)})
 
 
-def check_beginning(run: RunDir, recipe: Recipe) -> None:
+def check_beginning(run: RunDir, recipe: Recipe, precision: str = "no") -> None:
     """Check the files that a run begins with, and PEFT for an adapter. Fetch the tokenizer unless it is trained.
 
     This comes before all rows are read, which may take long. A start that resumes a checkpoint checks nothing again.
 
     Raises:
-        UsageError: `model.init_from` names no run with a model, a file of the model or the tokenizer is missing, cut or
-            corrupt, or `model.attention` or `data.padding` is not supported.
+        UsageError: fp8 with an adapter, `model.init_from` names no run with a model, a file of the model or the
+            tokenizer is missing, cut or corrupt, or `model.attention` or `data.padding` is not supported.
     """
-    adapter_of(recipe)
+    if adapter_of(recipe) is not None and precision == "fp8":
+        raise UsageError(
+            "fp8 with model.adapter: the layers of the base are frozen, so none multiplies in fp8; use bf16"
+        )
     check_flash(recipe.model)
     if any(run.checkpoints.iterdir()) or run.model.exists():
         return
@@ -233,7 +236,7 @@ def write_manifest(run: RunDir, runtime: Runtime, recipe: Recipe, data: dict[str
         "command": shareable(sys.argv),
         "engine": runtime.engine.spec.name,
         "ranks": runtime.world,
-        "precision": runtime.accelerator.mixed_precision,
+        "precision": runtime.engine.precision,
         "devices": _devices(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),

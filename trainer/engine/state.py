@@ -45,6 +45,13 @@ class TrainingState:
         """Whether the evaluated model is a skeleton, whose layers are gathered when they are needed."""
         return is_skeleton(self._model)
 
+    def average_bytes(self) -> int:
+        """Return the bytes of the moving average of this rank, which the first step makes."""
+        if self.average is None:
+            return 0
+        own = (self._engine.own_part(p) for _, p in self._parameters()) if self._layerwise else self._model.parameters()
+        return 4 * sum(p.numel() for p in own)
+
     def after_step(self, step: int) -> None:
         if self.average is not None:
             self.average.update(((name, self._part(name, p)) for name, p in self._parameters()), step)

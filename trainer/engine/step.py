@@ -1,7 +1,7 @@
 """One optimizer step: the loss sum of a micro-batch from every lane, divided once by the global count.
 
     n = labels that count, over all lanes               (known before the first forward)
-    for each of the rank's A micro-batches:
+    for each of the rank's micro-batches:
         seed by (seed, step, lane)
         backward(loss_sum * W * A / n)                  (undoes DDP's mean over ranks and Accelerate's division by A)
     clip, step, zero
@@ -11,6 +11,7 @@ So a step is the same sum on any number of ranks: no mean of means (docs/explana
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.loader import Loaded
+from trainer.engine import prefetch
 from trainer.engine.lane_memory import LaneMemory
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.engine.utilization import Shape, shape_of
 from trainer.errors import OutOfMemory, RankError, RankzeroError, ran_out_of_memory
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import family_of
+from trainer.models.fast_linear import fast_linear
 from trainer.models.output_layer import deferred_logits
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.optimizers import set_rates
@@ -132,23 +135,45 @@ class Stepper:
     Args:
         runtime: its engine is prepared.
         task: computes the loss.
-        accumulation: forwards of each rank in a step, the same on all. Ranks with fewer micro-batches add fillers.
+        accumulation: by which the engine divides each loss: the forwards of each rank in a step, unless `fuse` makes
+            fewer. The same on all ranks. Ranks with fewer micro-batches add fillers.
         splits: parts of each micro-batch, so that one part fits the memory of every rank.
     """
 
     def __init__(self, runtime: Runtime, task: Task, accumulation: int, splits: int = 1) -> None:
         self.runtime, self.task, self.engine = runtime, task, runtime.engine
-        self.accumulation, self.splits = accumulation, splits
+        self.accumulation = self.forwards = accumulation
+        self.splits = splits
         self.objective = self.engine.objective
         self.lane_memory = LaneMemory(runtime, task)
         self.shapes: Counter[Shape] = Counter()  # of the micro-batches of the last step
+        self.coming: Sequence[Loaded | None] = ()  # the micro-batches of the step that follows, if they are loaded
+        streams = prefetch.streams_of(runtime.device)
+        self._prefetcher = None if streams is None else prefetch.Prefetcher(streams)
         self._filler = self._to_device(task.filler())
+        # Compiled layers choose their own matrix products.
+        self._linear = contextlib.nullcontext if task.recipe.loop.compile else fast_linear
         self._perturbation = None
         adversarial = task.recipe.optim.adversarial
         if adversarial.kind != "none":
             model: Any = self.engine.model
             rows = family_of(getattr(getattr(model, "trunk", model), "config", None)).rows_dimension
             self._perturbation = Perturbation(reading_embedding(model), adversarial, rows=rows)
+
+    def fuse(self, lanes: int) -> None:
+        """Make a forward of so many lanes, which divide the lanes of every rank. The engine divides as before."""
+        self.forwards = self.accumulation // lanes
+
+    def rehearse(self, batch: Batch, forwards: int) -> None:
+        """Run the forwards and backwards that take most memory in a step of so many forwards. Gradients remain.
+
+        A second one begins with the gradient of the first. The ranks add up gradients only where they must, because a
+        rank that runs out of memory would leave the others in it.
+        """
+        batch, some = self._to_device(batch), min(forwards, 2)
+        for number in range(some):
+            last = self.engine.rehearses_last and number == some - 1
+            self._micro_batch(batch, (0, 0, -1, number), 0.0, last=last)
 
     def warm_up(self) -> None:
         """Run what the engine does only in its first backward, on a filler. The gradient is dropped."""
@@ -189,15 +214,14 @@ class Stepper:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self.lane_memory.start_step()
         self.shapes.clear()
-        for number, (loaded, part, noise) in enumerate(self._forwards(batches, step)):
-            batch = self._filler if part is None else self._to_device(part)
+        for number, (loaded, batch, noise) in enumerate(self._on_device(batches, step)):
             try:
-                loss, memory = self._micro_batch(batch, noise, scale, number == self.accumulation - 1)
+                loss, memory = self._micro_batch(batch, noise, scale, last=number == self.forwards - 1)
             except Exception as error:
                 if not ran_out_of_memory(error):
                     raise
                 raise self._too_large(batch, step) from error
-            if loaded is not None and part is not None:
+            if loaded is not None and batch is not self._filler:
                 self.shapes[shape_of(batch)] += 1 if self._perturbation is None else 2
                 loss_sum += loss
                 self.lane_memory.add(loaded, memory)
@@ -211,13 +235,37 @@ class Stepper:
         There are as many on every rank. Missing micro-batches and empty parts are fillers (None).
         """
         seed = self.task.recipe.seed
-        padded = [*batches, *[None] * (self.accumulation // self.splits - len(batches))]
+        padded = [*batches, *[None] * (self.forwards // self.splits - len(batches))]
         for loaded in padded:
             parts: Sequence[Batch | None] = [None] * self.splits
             if loaded:
                 parts = self.task.split(self.lane_memory.inputs(loaded), self.splits)
             for number, part in enumerate(parts):
                 yield loaded, part, (seed, step, min(loaded.lanes) if loaded else -1, number)
+
+    def _on_device(
+        self, batches: Sequence[Loaded | None], step: int
+    ) -> Iterator[tuple[Loaded | None, Batch, NoiseKey]]:
+        """Return the forwards of a step with their inputs on the device. While one runs, a GPU copies the next one.
+
+        With the last one it copies the first one of the coming step, if that is loaded.
+        """
+        forwards = self._forwards(batches, step)
+        following = next(forwards, None)
+        while following is not None:
+            (loaded, part, noise), following = following, next(forwards, None)
+            batch = self._filler if part is None else self._to_device(part)
+            if self._prefetcher is not None:
+                ahead = self._first(batches) if following is None else following[1]
+                if ahead is not None:
+                    self._prefetcher.start(ahead)
+            yield loaded, batch, noise
+
+    def _first(self, batches: Sequence[Loaded | None]) -> Batch | None:
+        """Return the first micro-batch of the coming step, without the memory of its lanes, which this step makes."""
+        if self.coming is batches or self.splits > 1:
+            return None
+        return next((loaded.inputs for loaded in self.coming if loaded), None)
 
     def _too_large(self, batch: Batch, step: int) -> RankzeroError:
         """Return the error of a rank that has run out of memory in a forward or backward."""
@@ -233,7 +281,7 @@ class Stepper:
         text = f"{where}; the same command resumes from the newest checkpoint with each one in {splits} parts"
         return OutOfMemory(text, splits)
 
-    def _micro_batch(self, batch: Batch, noise: NoiseKey, scale: float, last: bool) -> tuple[Tensor, Tensor | None]:
+    def _micro_batch(self, batch: Batch, noise: NoiseKey, scale: float, *, last: bool) -> tuple[Tensor, Tensor | None]:
         """Run a micro-batch and, in adversarial training, the perturbed one. Return loss and memory of the first."""
         perturbation = self._perturbation
         if perturbation is None:
@@ -246,7 +294,7 @@ class Stepper:
 
     def _backward(self, batch: Batch, noise: NoiseKey, scale: float, *, last: bool) -> tuple[Tensor, Tensor | None]:
         seed_for(*noise)
-        with self.engine.accumulate(last=last):
+        with self.engine.accumulate(last=last), self._linear():
             self.runtime.heartbeat("a forward")
             loss, memory = Objective.parts(self.objective(**batch))
             self.runtime.heartbeat("a backward")
@@ -275,4 +323,6 @@ class Stepper:
         )
 
     def _to_device(self, batch: Batch) -> Batch:
+        if self._prefetcher is not None:
+            return self._prefetcher.take(batch)
         return {name: tensor.to(self.runtime.device, non_blocking=True) for name, tensor in batch.items()}

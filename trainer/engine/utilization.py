@@ -59,11 +59,11 @@ def peak_of(device: str, precision: str, tf32: bool) -> float | None:
 
     Args:
         device: its name, as torch.cuda.get_device_name gives it.
-        precision: Accelerate's mixed_precision: "no", "bf16" or "fp16".
+        precision: "no", "bf16", "fp16" or "fp8". In fp8 the peak is that of bf16, in which most operations still run.
         tf32: fp32 matrix products are computed in TF32.
     """
     known = next((rates for name, rates in PEAKS.items() if name in device), None)
-    if known is None or precision not in ("no", "bf16", "fp16"):
+    if known is None or precision not in ("no", "bf16", "fp16", "fp8"):
         return None
     return known[0 if precision != "no" else 1 if tf32 else 2] * 1e12
 

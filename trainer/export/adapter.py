@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from trainer import tensors
 from trainer.engine.corpus import Corpus
@@ -28,7 +30,7 @@ from trainer.task.base import Task
 
 BATCHES = 2  # of real rows
 CHECK = "stock_peft"
-PROGRAM = "peft_program.py"
+Forward = tuple[dict[str, Tensor], dict[str, bool], Tensor]  # tensors and switches that a module gets, and its output
 
 
 def check_adapter(run: RunDir, task: Task, model: nn.Module, corpus: Corpus) -> None:
@@ -44,54 +46,49 @@ def check_adapter(run: RunDir, task: Task, model: nn.Module, corpus: Corpus) -> 
     if gate is None:
         return
     checks = gate["checks"]
-    if not _is_done(run, gate):
+    complete = all(file_facts(run.adapter / name) == facts for name, facts in gate["files"].items())
+    if CHECK not in checks or (gate["passed"] and not complete):
         part = adapted_part(model.cpu().float().eval())
         inputs = {**gate["inputs"], "class": type(part).__name__, "arguments": arguments_of(task, part)}
         checks = {**checks, CHECK: _check(run, task, model, corpus, inputs)}
-        if not checks[CHECK]["passed"]:
-            for file in gate["files"]:
-                (run.adapter / file).unlink(missing_ok=True)
+        for file in run.adapter.iterdir() if not checks[CHECK]["passed"] else ():
+            file.unlink()
         write_gate(run.adapter, checks, inputs)
     if failed := [name for name, check in checks.items() if not check["passed"]]:
         found = "; ".join(f"{name}: {json.dumps(checks[name])}" for name in failed)
         raise GateError(f"{run.adapter} failed its gate and holds only {GATE}: {found}. model/ is not affected")
 
 
-def _is_done(run: RunDir, gate: dict[str, Any]) -> bool:
-    complete = all(file_facts(run.adapter / name) == facts for name, facts in gate["files"].items())
-    return CHECK in gate["checks"] and (complete or not gate["passed"])
-
-
 def _check(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, how: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rankzero-adapter-") as name:
-        folder, expected = Path(name), []
-        options: dict[str, bool] = {}
-        files = [folder / f"inputs-{number}.safetensors" for number in range(BATCHES)]
-        for file, batch in zip(files, real_batches(task, corpus), strict=False):
-            inputs, options, output = forward_of(task, model, batch)
-            tensors.write(file, inputs)
-            expected.append(_without_padding(output, inputs))
-        inputs_of = [file for file in files if file.exists()]
+        folder, forwards = Path(name), dict[Path, Forward]()
+        for number, batch in enumerate(islice(real_batches(task, corpus), BATCHES)):
+            file = folder / f"inputs-{number}.safetensors"
+            forwards[file] = forward_of(task, model, batch)
+            tensors.write(file, forwards[file][0])
         place, revision = locate(task.recipe.model.name)  # type: ignore[attr-defined]
-        given = {
-            **how, "base": place, "revision": revision, "adapter": str(run.adapter.absolute()),
-            "inputs": list(map(str, inputs_of)), "options": options, "outputs": str(folder / "outputs.safetensors"),
-        }  # fmt: skip
+        job = {
+            **how,
+            "base": place,
+            "revision": revision,
+            "adapter": str(run.adapter.absolute()),
+            "inputs": [str(file) for file in forwards],
+            "options": next(options for _, options, _ in forwards.values()),
+            "outputs": str(folder / "outputs.safetensors"),
+        }
         try:
-            with_stock_libraries(given, PROGRAM)
+            with_stock_libraries(job)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             return {"passed": False, "error": str(error)}
         outputs = tensors.read(folder / "outputs.safetensors")
-        actual = [_without_padding(outputs[str(number)], tensors.read(file)) for number, file in enumerate(inputs_of)]
-        return compare(expected, actual)
+        pairs = [(output, outputs[str(i)], inputs) for i, (inputs, _, output) in enumerate(forwards.values())]
+        return compare([_without_padding(a, c) for a, _, c in pairs], [_without_padding(b, c) for _, b, c in pairs])
 
 
 @torch.no_grad()
-def forward_of(
-    task: Task, model: nn.Module, batch: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, bool], Tensor]:
+def forward_of(task: Task, model: nn.Module, batch: dict[str, Tensor]) -> Forward:
     """Return the tensors and switches that the adapted part of a model gets in a forward, and what it returns."""
-    found: list[tuple[dict[str, Tensor], dict[str, bool], Tensor]] = []
+    found: list[Forward] = []
 
     def keep(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         inputs = {name: value.contiguous() for name, value in kwargs.items() if isinstance(value, Tensor)}
@@ -117,8 +114,6 @@ def _without_padding(output: Tensor, inputs: dict[str, Tensor]) -> Tensor:
 
 def arguments_of(task: Task, part: Any) -> dict[str, Any]:
     """Return what `from_pretrained` of the base needs, besides its name, to be the model that the adapter is for."""
-    from transformers import AutoConfig
-
     settings: Any = task.recipe.model
     place, revision = locate(settings.name)
     saved = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import tee
 from pathlib import Path
 
 from trainer.data.python_rows import iter_rows
@@ -47,18 +47,16 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator
             return partial(_answer_rows, load(exporter, folder), task)
         return TrainedRun(run, task.recipe, task, read_weights(task, folder, TYPES[name])).predict
     except Exception as error:  # onnxruntime, safetensors and tokenizers have their own types
-        raise CheckpointError(
-            f"{folder} cannot be read ({error}); make it again with `rankzero export {run.path}`"
-        ) from error
+        again = f"make it again with `rankzero export {run.path}`"
+        raise CheckpointError(f"{folder} cannot be read ({error}); {again}") from error
 
 
 def _answer_rows(
     answer: Callable[[Iterable[str]], Iterator[Record]], task: Task, rows: Iterable[Line]
 ) -> Iterator[Record]:
     """Yield the records of texts and rows. A row that cannot be read gets an "error", as with the model itself."""
-    waiting: deque[tuple[str, str | None]] = deque()
 
-    def readable() -> Iterator[str]:
+    def checked() -> Iterator[tuple[str, str | None]]:
         for row in iter_rows(rows, task.input_columns.values()):
             error = None
             if not isinstance(row, str):
@@ -66,12 +64,9 @@ def _answer_rows(
                     task.cleaned_row(row)
                 except DataError as bad:
                     error = f"DataError: {bad}"
-            waiting.append((task.line_of(row), error))
-            if error is None:
-                yield waiting[-1][0]
+            yield task.line_of(row), error
 
-    for record in answer(readable()):
-        while (of := waiting.popleft())[1] is not None:
-            yield {"text": of[0], "error": of[1]}
-        yield record
-    yield from ({"text": text, "error": error} for text, error in waiting)
+    here, there = tee(checked())
+    answers = iter(answer(line for line, error in there if error is None))
+    for line, error in here:
+        yield next(answers) if error is None else {"text": line, "error": error}

@@ -1,4 +1,4 @@
-"""Answer texts with the trained weights of a run, for trainer.export.bench_worker. It loads torch."""
+"""Answer texts with the trained weights of a run, for trainer.export.bench_runner. It loads torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from trainer.rundir import RunDir
 from trainer.task.registry import make_task
 
 if TYPE_CHECKING:
-    from trainer.export.bench_worker import Answer, Encode, Records
+    from trainer.export.bench_runner import Opened, Records
 
 
-def weights(run: Path, candidate: str) -> tuple[Answer, Encode, Any]:
+def weights(run: Path, candidate: str) -> Opened:
     """Return the answers, encoding and tokenizer of a candidate: tutorial, torch, bf16, compiled, or -cuda on a GPU."""
     trained = TrainedRun.open(RunDir(run), Recipe)
     recipe, task, model = trained.recipe, trained.task, trained.model

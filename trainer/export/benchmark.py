@@ -46,6 +46,7 @@ START_SHARE = 0.5  # of the time after a training: if starting the processes tak
 LEAST_ROUNDS = 5  # for a recommendation: by luck the slower of two wins all five in 3%
 TEXTS = 512  # at most
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy")
+ARTIFACTS = ("bf16", "onnx", "int8")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # that speed up int8 and bf16
 WHAT = {
     "tutorial": "PyTorch, eager, fp32, {}",
@@ -93,7 +94,7 @@ def bench_seconds(run: RunDir, setting: float | None) -> float:
     starts = [start["started"] for start in (*manifest.get("starts", ()), manifest) if "started" in start]
     if not starts:
         return SECONDS
-    elapsed = time.time() - min(datetime.strptime(one, "%Y-%m-%dT%H:%M:%S%z").timestamp() for one in starts)
+    elapsed = time.time() - min(datetime.fromisoformat(one).timestamp() for one in starts)
     seconds = min(SECONDS, elapsed / 10)
     if seconds >= WORTH_SECONDS:
         return seconds
@@ -120,7 +121,7 @@ def bench_run(
     Raises:
         RankzeroError: no such run, no model, no evaluated split, no answers to measure, or too little time.
     """
-    until, threads = time.monotonic() + seconds, cores() if threads is None else threads
+    begun, threads = time.monotonic(), cores() if threads is None else threads
     if seconds < LEAST_SECONDS:
         raise UsageError(f"--seconds {seconds:g}: allowed are {LEAST_SECONDS:g} or more; starting processes takes some")
     if threads < 1:
@@ -141,8 +142,8 @@ def bench_run(
         "budget_seconds": seconds,
         "split": split,
         "max_length": recipe.data.max_length,
-        **_measured(run, export, split, (until - seconds * (1 - start_share), until), options),
-        "seconds": round(time.monotonic() - until + seconds, 1),
+        **_measured(run, export, _texts(run, split), (begun + seconds * start_share, begun + seconds), options),
+        "seconds": round(time.monotonic() - begun, 1),
     }
     beam = 1 if recipe.evaluation.beam_size == 1 else export.beams[-1]
     report |= _recommendations(run, report["courses"], beam, seconds)
@@ -151,9 +152,8 @@ def bench_run(
     return report
 
 
-def _measured(run: RunDir, export: Any, split: str, until: tuple[float, float], options: Report) -> Report:
+def _measured(run: RunDir, export: Any, texts: list[str], until: tuple[float, float], options: Report) -> Report:
     """Return the part of the report that candidates and texts give. `until`: the ends of the start and of all."""
-    texts = _texts(run, split)
     words = sorted(len(text.split()) for text in texts)
     names, left_out = _candidates(run, export, options["compiled"])
     sections = [export.evaluation(beam).model_dump(mode="json") for beam in export.beams]
@@ -164,16 +164,12 @@ def _measured(run: RunDir, export: Any, split: str, until: tuple[float, float], 
     if not courses and "torch" in left_out:
         raise CheckpointError(f"the trained weights cannot be run: {left_out['torch']}")
     if not courses:
-        seconds = options["seconds"]
-        raise UsageError(
-            f"{seconds:.0f} seconds are too few to measure anything on this machine: `rankzero bench RUN --seconds "
-            f"{math.ceil(3 * seconds)}`"
-        )
+        more = f"`rankzero bench RUN --seconds {math.ceil(3 * options['seconds'])}`"
+        raise UsageError(f"{options['seconds']:.0f} seconds are too few to measure anything on this machine: {more}")
     for batch, section in scenarios[len(courses) :]:
         left_out[f"batch {batch}, beam {section['beam_size']}"] = "it took longer than the time that was left"
     cells = [(name, cell) for course in courses for name, cell in course["contestants"].items()]
-    measured = {name for name, _ in cells}
-    few = any(cell["p99_ms"] is None for _, cell in cells)
+    measured, few = dict(cells).keys(), any(cell["p99_ms"] is None for _, cell in cells)
     return {
         "texts": len(texts),
         "words": {"least": words[0], "median": words[len(words) // 2], "most": words[-1]},
@@ -212,18 +208,19 @@ def _candidates(run: RunDir, export: Any, compiled: bool) -> tuple[list[str], di
 
 def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
     """Facts of a candidate that do not depend on the batch size."""
-    kind, _, device = candidate.name.partition("-")
-    folder, last = run.export / kind, candidate.answers[-1]
-    files = folder if folder.is_dir() else run.model
+    name, last = candidate.name, candidate.answers[-1]
+    kind, _, device = name.partition("-")
+    folder = run.export / kind
+    files = [*(folder if folder.is_dir() else run.model).rglob("*")]
     about = {
-        "what": WHAT.get(candidate.name, WHAT[kind]).format(export.tutorial),
+        "what": WHAT.get(name, WHAT[kind]).format(export.tutorial),
         "device": "cuda" if device == "cuda" else "cpu",
-        "bytes": sum(p.stat().st_size for p in files.rglob("*") if ".onnx" in p.name or p.suffix == ".safetensors"),
+        "bytes": sum(p.stat().st_size for p in files if ".onnx" in p.name or p.suffix == ".safetensors"),
         "cold_start_seconds": round(candidate.answers[0]["cpu_seconds"], 2),
         **{key: last.get(key) for key in ("peak_bytes", "gpu_peak_bytes")},
-        "deployable": _deployable(run, candidate.name),
+        "deployable": _deployable(run, name),
     }
-    if candidate.name == "int8-batch":
+    if name == "int8-batch":
         about["neighbours"] = (read_gate(folder) or {})["checks"].get("logits", {}).get("batch_neighbours")
     return about
 
@@ -231,7 +228,7 @@ def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
 def _deployable(run: RunDir, name: str) -> bool:
     """Whether its gate has passed. The trained weights need none."""
     kind = name.removesuffix("-cuda")
-    return kind == "torch" or (kind in ("onnx", "int8", "bf16") and not problems(run.export / kind))
+    return kind == "torch" or (kind in ARTIFACTS and not problems(run.export / kind))
 
 
 def _recommendations(run: RunDir, courses: Sequence[Report], beam: int, seconds: float) -> Report:
@@ -241,12 +238,12 @@ def _recommendations(run: RunDir, courses: Sequence[Report], beam: int, seconds:
     for course in (course for course in courses if course["beam"] == beam):
         batch, rounds = str(course["batch"]), course["rounds"]
         rates = {n: cell["rows_per_second"] for n, cell in course["contestants"].items() if _deployable(run, n)}
-        if rates:
-            recommended[batch] = max(rates, key=rates.__getitem__)
         if rounds < LEAST_ROUNDS:
             recommended[batch] = None
             need = math.ceil(seconds * (LEAST_ROUNDS + 1) / rounds)
             reasons[batch] = f"{rounds} of {LEAST_ROUNDS} rounds: give it more time (about --seconds {need})"
+        elif rates:
+            recommended[batch] = max(rates, key=rates.__getitem__)
     return {"recommended": recommended, "not_recommended": reasons}
 
 
@@ -275,7 +272,7 @@ def _inputs(run: RunDir) -> Report:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     files = [run.recipe, *run.tokenizer_files, *weights]
     files += [run.evaluation(_split(run) or "") / "predictions.jsonl"]
-    artifacts = [path for name in ("bf16", "onnx", "int8") for path in sorted((run.export / name).rglob("*"))]
+    artifacts = [path for name in ARTIFACTS for path in sorted((run.export / name).rglob("*"))]
     files += [path for path in artifacts if path.is_file()]
     hashes = {str(path.relative_to(run.path)): file_facts(path)["sha256"] for path in files}
     return {"format": FORMAT, "files": hashes, "machine": _machine()}

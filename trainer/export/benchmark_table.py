@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 Report = dict[str, Any]
 
@@ -37,10 +37,10 @@ def show(report: Report, console: Console) -> None:
         console.print(line, soft_wrap=isinstance(line, str))
 
 
-def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for name in columns:
-        table.add_column(name, no_wrap=True, justify="left" if name in ("", "batch") else "right")
+def _table(names: Sequence[str], rows: Iterator[Sequence[str]]) -> Table:
+    """An empty row ends a section."""
+    columns = (Column(n, no_wrap=True, justify="left" if n in ("", "batch") else "right") for n in names)
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for row in rows:
         if row:
             table.add_row(*row)
@@ -50,17 +50,16 @@ def _table(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> Table:
 
 
 def _speeds(report: Report) -> Iterator[Sequence[str]]:
-    beams = {course["beam"] for course in report["courses"]}
-    for course in report["courses"]:
+    courses = report["courses"]
+    for course in courses:
         title = str(course["batch"])
-        if beams != {1}:
+        if any(course["beam"] != 1 for course in courses):
             yield title, "greedy" if course["beam"] == 1 else f"beam {course['beam']}"
             title = ""
         for name, cell in course["contestants"].items():
             times = ("-" if cell[f"p{p}_ms"] is None else f"{cell[f'p{p}_ms']:,.1f}" for p in (50, 95, 99))
-            ratio = ""
-            if spread := cell.get("times_tutorial"):
-                ratio = f"{spread['median']:.2f} ({spread['low']:.2f} - {spread['high']:.2f})"
+            spread = cell.get("times_tutorial")
+            ratio = f"{spread['median']:.2f} ({spread['low']:.2f} - {spread['high']:.2f})" if spread else ""
             yield title, name, *times, f"{cell['rows_per_second']:,.1f}", f"{cell['tokens_per_second']:,.0f}", ratio
             title = ""
         yield ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from trainer.errors import Preempted
 from trainer.export.artifact import Array, Artifact
-from trainer.export.parity_checks import CUT, SHOWN, TOLERANCE, Check, Comparison, largest_gap
+from trainer.export.parity_checks import CUT, SHOWN, TOLERANCE, Check, Comparison, largest_gap, shown
 from trainer.export.program import load
 from trainer.export.rows import ODD, Progress, Row, Rows, spread
 from trainer.export.subprocess_check import in_fresh_process
@@ -55,15 +56,8 @@ class Gate:
         else:
             checks |= self.split_checks()
         failed = [name for name, check in checks.items() if not check["passed"]]
-        return {
-            "artifact": self.name,
-            "passed": not failed,
-            "failed": failed,
-            "split": self.rows.split,
-            "rows": len(self.answered),
-            "checks": checks,
-            "worst_rows": self.worst[:SHOWN],
-        }
+        found = {"artifact": self.name, "passed": not failed, "failed": failed, "split": self.rows.split}
+        return {**found, "rows": len(self.answered), "checks": checks, "worst_rows": self.worst[:SHOWN]}
 
     # -- checks of a few rows ------------------------------------------------------------------------------------------
 
@@ -99,17 +93,12 @@ class Gate:
         if self.rows.prepared:
             reader.settings = reader.settings | {"cleaning": []}
         differ = [row for row in self.answered if reader.encode(row.sides) != self.export.encoded(row.example)]
-        odd = [line for line in self._odd() if not self._encoded_alike(line)]
-        self.worst = [{"input": line[:CUT]} for line in odd]
-        self.worst += [{"id": row.id, "input": row.input[:CUT]} for row in differ]
-        return {
-            "passed": not self.worst,
-            "differ": len(differ),
-            "limit": 0,
-            "rows": len(self.answered),
-            "odd_lines_differ": len(odd),
-            "odd_lines": len(self._odd()),
-        }
+        lines, artifact = self._odd(), self.artifact
+        encoded = [self.export.encoded(self.task.encode_lines([line])[0]) for line in lines]
+        odd = [a for a, b in zip(lines, encoded, strict=True) if artifact.encode(artifact.sides(a)) != b]
+        self.worst = [*({"input": line[:CUT]} for line in odd), *map(shown, differ)]
+        found = {"passed": not self.worst, "differ": len(differ), "limit": 0, "rows": len(self.answered)}
+        return {**found, "odd_lines_differ": len(odd), "odd_lines": len(lines)}
 
     def _odd(self) -> list[str]:
         """Odd lines; for a task with two inputs, pairs of them."""
@@ -117,22 +106,18 @@ class Gate:
             return list(ODD)
         return [f"{a}\t{b}" for a, b in zip(ODD, reversed(ODD), strict=True)]
 
-    def _encoded_alike(self, line: str) -> bool:
-        example = self.task.encode_lines([line])[0]
-        return self.artifact.encode(self.artifact.sides(line)) == self.export.encoded(example)
-
     def logits(self) -> Check:
         """Compare logits of rows of all lengths, in batches of several sizes, and each row alone."""
         chosen: list[Row] = spread(self.answered, lambda row: self.task.length(row.example), self.limits.rows)
         differences, neighbours, sizes = [], [], set()
-        for batch in self._batches([row.example for row in chosen]):
+        for batch in batches([row.example for row in chosen], self.export.logit_count):
             logits, ours = self.artifact_logits(batch), self.export.torch_logits(self.rows.model, batch)
             alone = [self.artifact_logits([example])[0] for example in batch]
             differences += [largest_gap(a, b) for a, b in zip(logits, ours, strict=True)]
             neighbours += [largest_gap(a, b) for a, b in zip(logits, alone, strict=True)]
             sizes.add(len(batch))
         order = np.argsort([-d for d in differences], kind="stable")
-        self.worst = [{"id": chosen[i].id, "input": chosen[i].input[:CUT], "difference": differences[i]} for i in order]
+        self.worst = [shown(chosen[i], difference=differences[i]) for i in order]
         limit = self.limits.logits if self.exact else None
         lengths = [self.task.length(self.export.compared(row.example)) for row in chosen]
         return {
@@ -145,14 +130,6 @@ class Gate:
             "batch_sizes": sorted(sizes),
             "lengths": [min(lengths), max(lengths)],
         }
-
-    def _batches(self, examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-        """Batches of the sizes in BATCHES in turn, smaller ones where their logits would take too much memory."""
-        start = turn = 0
-        while start < len(examples):
-            batch = fitting(examples[start : start + BATCHES[turn % len(BATCHES)]], self.export.logit_count)
-            yield batch
-            start, turn = start + len(batch), turn + 1
 
     def artifact_logits(self, examples: Sequence[Example]) -> list[Array]:
         return self.export.artifact_logits(self.artifact, examples)
@@ -170,9 +147,8 @@ class Gate:
 
     def split_checks(self) -> dict[str, Check]:
         def compare() -> Check:
-            comparison = Comparison(
-                self.answered, self.answers(), self.exact, self.limits, self.task.recipe.evaluation.bootstrap
-            )
+            resamples = self.task.recipe.evaluation.bootstrap
+            comparison = Comparison(self.answered, self.answers(), self.exact, self.limits, resamples)
             checks, self.worst = self.export.compare(comparison)
             return {"passed": True, "checks": checks}
 
@@ -184,6 +160,15 @@ class Gate:
         return self.export.artifact_answers(
             self.artifact, self.answered, lambda text: self.progress(f"{self.name} on {self.rows.split}: {text}")
         )
+
+
+def batches(rows: Sequence[T], logit_count: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Yield batches of the sizes in BATCHES in turn, smaller ones where their logits would take too much memory."""
+    sizes = cycle(BATCHES)
+    while rows:
+        batch = fitting(rows[: next(sizes)], logit_count)
+        yield batch
+        rows = rows[len(batch) :]
 
 
 def fitting(rows: Sequence[T], logit_count: Callable[[T], int]) -> Sequence[T]:

@@ -6,11 +6,8 @@ says why, and nothing is compared. A failed gate leaves model/ in its place, bec
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import time
 from collections.abc import Sequence
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +15,16 @@ import numpy as np
 
 from trainer.data.cleaning import cleaner
 from trainer.errors import Preempted
-from trainer.export.artifact_integrity import files_of, problems, read_gate
-from trainer.export.gates import BATCHES, describe
-from trainer.export.parity_checks import CUT, SHOWN, Check, largest_gap
-from trainer.export.provenance import FORMAT
-from trainer.export.rows import Progress, Row, Rows, spread
+from trainer.export.gates import batches, describe
+from trainer.export.parity_checks import CUT, SHOWN, Check, largest_gap, shown
+from trainer.export.rows import Row, Rows, spread
 from trainer.export.subprocess_check import with_stock_libraries
-from trainer.files import write_json
 from trainer.models.families import padding_of
 from trainer.models.stock import stock_form
-from trainer.stages import file_facts, unchanged
 from trainer.task.base import Record
 
 GENERATED, PIPED = 8, 8  # rows whose texts are generated, and rows of the pipeline
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "sentence-transformers")
-CARD = "README.md"  # is written after the gate
-
-
-def is_done(folder: Path, inputs: Record) -> bool:
-    """Return whether the gate has been decided for the same files and limits."""
-    gate = read_gate(folder)
-    if gate is None or not unchanged(inputs, gate["inputs"]):
-        return False
-    if gate["passed"]:
-        return not problems(folder)
-    return not any("error" in check for check in gate["checks"].values())
-
-
-def check_model(folder: Path, rows: Rows, inputs: Record, progress: Progress) -> Record:
-    """Decide the gate of model/ and write its gate.json, which is returned."""
-    started = time.time()
-    progress("model: comparing with stock libraries")
-    gate = ModelGate(folder, rows).run()
-    files = {name: file_facts(folder / name) for name in files_of(folder) if name not in ("gate.json", CARD)}
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(_module(name))}
-    gate |= {"seconds": round(time.time() - started, 1), "files": files, "inputs": inputs, "versions": versions}
-    write_json(folder / "gate.json", {"format": FORMAT, **gate})
-    return gate
-
-
-def _module(package: str) -> str:
-    return package.replace("-", "_")
 
 
 class ModelGate:
@@ -78,9 +44,8 @@ class ModelGate:
         reason = form if isinstance(form, str) else self.export.stock_problem(self.rows.model)
         if reason is not None:
             return {**found, "applicable": False, "reason": reason, "passed": True, "failed": [], "checks": {}}
-        pooling = None if isinstance(form, str) else form.pooling
         try:
-            checks = self._compared(pooling)
+            checks = self._compared(None if isinstance(form, str) else form.pooling)
         except Preempted:
             raise
         except Exception as error:  # any error of the stock libraries with this model
@@ -91,20 +56,21 @@ class ModelGate:
 
     def _compared(self, pooling: str | None) -> dict[str, Check]:
         rows = self._chosen()
-        batches = self._batches(rows)
-        job = self._job(batches, pooling)
-        theirs, seconds = with_stock_libraries(job)
+        groups = list(batches(rows, lambda row: self.export.logit_count(row.example)))
+        theirs, seconds = with_stock_libraries(self._job(rows, groups, pooling))
         checks: dict[str, Check] = {"loads": {"passed": True, "class": theirs["model"], "seconds": round(seconds, 1)}}
-        checks["inputs"] = self._same_inputs(batches, theirs["batches"])
-        checks["outputs"] = self._same_outputs(batches, theirs["batches"])
+        checks["inputs"] = self._same_inputs(rows, [ids for found in theirs["batches"] for ids in found["ids"]])
+        outputs = [output for found in theirs["batches"] for output in found["outputs"]]
+        checks["outputs"] = self._same_outputs(
+            rows, [array for group in groups for array in self._ours(group)], outputs
+        )
+        few = rows[:PIPED]
         if "generated" in theirs:
-            prompts = [row for row, _ in self._prompts(rows)]
-            checks["generated"] = self._same_texts(prompts, theirs["generated"])
+            checks["generated"] = self._same_texts([row for row, _ in self._prompts(rows)], theirs["generated"])
         if "pipeline" in theirs:
-            checks["pipeline"] = self._same_scores(rows[:PIPED], theirs["pipeline"])
+            checks["pipeline"] = self._same_scores(few, theirs["pipeline"])
         if "sentence_transformers" in theirs:
-            arrays = [np.asarray(logits) for logits in theirs["sentence_transformers"]]
-            checks["sentence_transformers"] = self._within(rows[:PIPED], self._ours(rows[:PIPED]), self._shares(arrays))
+            checks["sentence_transformers"] = self._same_outputs(few, self._ours(few), theirs["sentence_transformers"])
         return checks
 
     def _chosen(self) -> list[Row]:
@@ -114,30 +80,20 @@ class ModelGate:
             raise ValueError("every row of the split is cut as only rankzero does, so that none can be compared")
         return spread(rows, lambda row: self.task.length(row.example), self.task.recipe.export.gates.rows)
 
-    def _batches(self, rows: Sequence[Row]) -> list[list[Row]]:
-        batches: list[list[Row]] = []
-        start = 0
-        while start < len(rows):
-            size = BATCHES[len(batches) % len(BATCHES)]
-            batches.append(list(rows[start : start + size]))
-            start += size
-        return batches
-
-    def _job(self, batches: Sequence[Sequence[Row]], pooling: str | None) -> Record:
+    def _job(self, rows: Sequence[Row], groups: Sequence[Sequence[Row]], pooling: str | None) -> Record:
         """Return what stock_program.py reads."""
-        rows = [row for batch in batches for row in batch]
         job: Record = {
             "folder": str(self.folder.resolve()),
             "class": "AutoModel" if pooling else self.export.auto_class,
             "pad_id": self.task.pad_id,
             "pooling": pooling,
-            "batches": [self._batch(batch) for batch in batches],
+            "batches": [self._batch(group) for group in groups],
             "generate": [{"text": self._texts(row)[0], "limit": limit} for row, limit in self._prompts(rows)],
         }
         texts = [self._texts(row) for row in rows[:PIPED]]
         if pooling is None and self.export.pipeline and self._padding is None:
             job["pipeline"] = {"task": self.export.pipeline, "texts": texts}
-        if pooling and len(texts[0]) == 1 and importlib.util.find_spec("sentence_transformers"):
+        if pooling and len(texts[0]) == 1 and find_spec("sentence_transformers"):
             job["sentence_transformers"] = texts
         return job
 
@@ -165,66 +121,47 @@ class ModelGate:
 
     def _texts(self, row: Row) -> list[str]:
         """Return the texts of a row, cleaned, with what the task writes before them."""
-        roles = self.task.roles(self.task.recipe.task)
-        inputs = [name for name, role in roles.items() if not role.target]
         clean = cleaner([] if self.rows.prepared else self.task.recipe.data.cleaning)
-        texts = self.task.tokenized({name: clean(side) for name, side in zip(inputs, row.sides, strict=True)})
-        return list(texts.values())
+        sides = zip(self.task.input_columns, map(clean, row.sides), strict=True)
+        return list(self.task.tokenized(dict(sides)).values())
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    def _same_inputs(self, batches: Sequence[Sequence[Row]], theirs: Sequence[Record]) -> Check:
+    def _same_inputs(self, rows: Sequence[Row], theirs: Sequence[Sequence[int]]) -> Check:
         """Check that the stock tokenizer gives the same token ids."""
-        pairs = [
-            (row, ids)
-            for batch, found in zip(batches, theirs, strict=True)
-            for row, ids in zip(batch, found["ids"], strict=True)
-        ]
+        pairs = zip(rows, theirs, strict=True)
         differ = [row for row, ids in pairs if not self.export.stock_ids_agree(row.example, ids)]
-        self.worst += [{"id": row.id, "input": row.input[:CUT]} for row in differ]
-        return {"passed": not differ, "differ": len(differ), "limit": 0, "rows": len(pairs)}
-
-    def _same_outputs(self, batches: Sequence[Sequence[Row]], theirs: Sequence[Record]) -> Check:
-        rows = [row for batch in batches for row in batch]
-        arrays = [np.asarray(output) for found in theirs for output in found["outputs"]]
-        return self._within(rows, [array for batch in batches for array in self._ours(batch)], self._shares(arrays))
+        self.worst += map(shown, differ)
+        return {"passed": not differ, "differ": len(differ), "limit": 0, "rows": len(rows)}
 
     def _ours(self, rows: Sequence[Row]) -> list[Any]:
         return self.export.stock_outputs(self.rows.model, [row.example for row in rows])
 
-    def _shares(self, arrays: Sequence[Any]) -> list[Any]:
-        return [self.export.stock_share(array) for array in arrays]
+    def _same_outputs(self, rows: Sequence[Row], ours: Sequence[Any], theirs: Sequence[Any]) -> Check:
+        return self._within(rows, ours, [self.export.stock_share(np.asarray(output)) for output in theirs])
 
     def _within(self, rows: Sequence[Row], ours: Sequence[Any], theirs: Sequence[Any]) -> Check:
         """Check that the largest difference is within the limit."""
         gaps = [largest_gap(a, b) if np.size(a) else 0.0 for a, b in zip(ours, theirs, strict=True)]
-        order = np.argsort([-gap for gap in gaps], kind="stable").tolist()
-        if max(gaps) > self.limit:
-            found = [(rows[i], gaps[i]) for i in order[:SHOWN]]
-            self.worst += [{"id": row.id, "input": row.input[:CUT], "difference": gap} for row, gap in found]
-        return {
-            "passed": max(gaps) <= self.limit,
-            "largest_difference": max(gaps),
-            "limit": self.limit,
-            "rows": len(rows),
-        }
+        passed = max(gaps) <= self.limit
+        if not passed:
+            order = np.argsort([-gap for gap in gaps], kind="stable").tolist()
+            self.worst += [shown(rows[i], difference=gaps[i]) for i in order[:SHOWN]]
+        return {"passed": passed, "largest_difference": max(gaps), "limit": self.limit, "rows": len(rows)}
 
     def _same_texts(self, rows: Sequence[Row], theirs: Sequence[str]) -> Check:
         """Report how many texts `generate` writes as `rankzero predict` does. Searches decide ties differently."""
         ours = self.export.stock_texts(self.rows.model, [row.example for row in rows])
-        same = [a == b for a, b in zip(ours, theirs, strict=True)]
-        self.worst += [
-            {"id": row.id, "input": row.input[:CUT], "reference": a[:CUT], "artifact": b[:CUT]}
-            for row, a, b in zip(rows, ours, theirs, strict=True)
-            if a != b
-        ]
-        return {"passed": True, "share": sum(same) / len(same), "limit": None, "rows": len(same)}
+        differ = [(row, a, b) for row, a, b in zip(rows, ours, theirs, strict=True) if a != b]
+        self.worst += [shown(row, reference=a[:CUT], artifact=b[:CUT]) for row, a, b in differ]
+        same = len(rows) - len(differ)
+        return {"passed": True, "share": same / len(rows), "limit": None, "rows": len(rows)}
 
     def _same_scores(self, rows: Sequence[Row], theirs: Sequence[dict[str, float]]) -> Check:
         """Check the scores of the pipeline by label."""
-        batches = map(self.export.answers, [self.rows.model] * len(rows), ([row.example] for row in rows))
-        ours = [self.export.stock_scores(answer) for (answer,) in batches]
-        values = partial(map, lambda scores: np.array([scores[key] for key in sorted(scores)]))
+        answers = (self.export.answers(self.rows.model, [row.example])[0] for row in rows)
+        ours = [self.export.stock_scores(answer) for answer in answers]
         if any(a.keys() != b.keys() for a, b in zip(ours, theirs, strict=True)):
             return {"passed": False, "labels": sorted(theirs[0]), "limit": self.limit, "rows": len(rows)}
-        return self._within(rows, list(values(ours)), list(values(theirs)))
+        sides = ([np.array([scores[key] for key in sorted(scores)]) for scores in side] for side in (ours, theirs))
+        return self._within(rows, *sides)

@@ -103,17 +103,13 @@ def settings(export: TaskExport, model: nn.Module) -> dict[str, Any]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hide the exporter's warnings, which are about packages not needed here and its own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    with contextlib.ExitStack() as stack, warnings.catch_warnings(), torch.no_grad():
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         warnings.simplefilter("ignore")
-        for logger in loggers:
+        for logger in map(logging.getLogger, ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")):
+            stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def prepared(model: nn.Module, attention: str) -> nn.Module:

@@ -20,6 +20,11 @@ CUT = 100  # characters of a row's text in worst_rows
 TOLERANCE = 1e-3  # of probabilities that another process computes, or another graph output
 
 
+def shown(row: Row, **more: Any) -> Record:
+    """Return a row for worst_rows."""
+    return {"id": row.id, "input": row.input[:CUT], **more}
+
+
 @dataclass
 class Comparison:
     """Answers of artifact and weights to the same rows.
@@ -40,12 +45,10 @@ class Comparison:
     def worst_rows(self, gaps: Sequence[float], key: str | None = None) -> list[Record]:
         """Return the rows with the largest gaps, with the values of `key` in both answers."""
         order = [i for i in np.argsort([-gap for gap in gaps], kind="stable")[:SHOWN].tolist() if gaps[i] > 0]
-        rows: list[Record] = []
-        for i in order:
-            rows.append({"id": self.rows[i].id, "input": self.rows[i].input[:CUT], "difference": gaps[i]})
-            if key is not None:
-                rows[-1] |= {"reference": self.rows[i].answer[key], "artifact": self.answers[i][key]}
-        return rows
+        found = {i: shown(self.rows[i], difference=gaps[i]) for i in order}
+        for i in order if key is not None else ():
+            found[i] |= {"reference": self.rows[i].answer[key], "artifact": self.answers[i][key]}
+        return list(found.values())
 
     def paired(
         self,
@@ -78,6 +81,23 @@ class Comparison:
         if len(self.rows) < FEW:
             check["note"] = f"only {len(self.rows):,} rows (under {FEW:,}): the interval is wide"
         return check
+
+    def decisions(self, differ: Any, certain: Any, what: str, **largest: float) -> Check:
+        """Check that an exact artifact changes only decisions that are within the margin of another one.
+
+        Args:
+            differ: whether the artifact decides otherwise.
+            certain: whether the weights' decision is beyond the margin.
+            what: is decided: rows, or decisions.
+            largest: the largest difference, by its name.
+        """
+        beyond, limits = (
+            int(np.sum(differ & certain)),
+            {"margin": self.limits.margin, "limit": 0 if self.exact else None},
+        )
+        counts = {"differ": int(np.sum(differ)), "differ_beyond_margin": beyond}
+        counts[f"{what}_beyond_margin"] = int(np.sum(certain))
+        return {"passed": not (self.exact and beyond), **counts, **limits, **largest}
 
     def accuracy(self, key: str, limit: float | None) -> Check:
         """Check the share of rows whose answer has the target under this key."""

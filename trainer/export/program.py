@@ -6,7 +6,6 @@ The package runs the same code: the parts are the modules of these classes and `
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import json
 import sys
@@ -50,11 +49,6 @@ def _settings(export: Any, folder: Path) -> dict[str, Any]:
         )
     cleaning.cleaner(settings["cleaning"])
     return settings
-
-
-def program_digest(program: type[Artifact], steps: Sequence[str]) -> str:
-    """Return a hash that changes with anything that the program does."""
-    return hashlib.sha256(source(program, steps).encode()).hexdigest()
 
 
 def source(program: type[Artifact], steps: Sequence[str]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 from trainer.engine import checkpoint
 from trainer.errors import CheckpointError, UsageError
-from trainer.export.artifact_integrity import problems, read_gate
-from trainer.export.program import program_digest
+from trainer.export.artifact_integrity import FORMAT, problems, read_gate
+from trainer.export.program import source
 from trainer.files import inside, read_json
 from trainer.models.folder import weight_files
 from trainer.rundir import RunDir
@@ -18,7 +20,6 @@ from trainer.task.base import Task
 
 log = logging.getLogger("rankzero")
 
-FORMAT = 2
 EXACT = ("logits", "margin", "identical", "bleu", "perplexity")  # export.gates of artifacts that must equal the weights
 LOSSY = ("int8_bleu", "int8_perplexity", "int8_accuracy")  # of artifacts that may lose a little quality
 LIMITS = {"model": ("model",), "onnx": EXACT, "safetensors": EXACT, "int8": LOSSY, "bf16": LOSSY}
@@ -37,11 +38,8 @@ def problems_of(run: RunDir) -> list[str]:
         raise UsageError(f"{run.path} has no artifacts; make them with `rankzero export {run.path}`")
     lines = [problem for folder in folders for problem in problems(folder)]
     hashes = weight_hashes(run)
-    lines += [
-        f"{folder} was not made from the weights in {run.model}; run `rankzero export` again"
-        for folder in folders
-        if (read_gate(folder) or {}).get("inputs", {}).get("model") != hashes
-    ]
+    other = [folder for folder in folders if _weights_of(folder) != hashes]
+    lines += [f"{path} was not made from the weights in {run.model}; run `rankzero export` again" for path in other]
     for name, sha256 in on_card.items():
         path = inside(run.path, name)
         if path is None:
@@ -55,7 +53,7 @@ def problems_of(run: RunDir) -> list[str]:
 def remove_stale(run: RunDir, hashes: dict[str, str]) -> None:
     """Remove artifacts of other weights, which would be served and recommended as those of the run's."""
     for gate in run.export.glob("[!.]*/gate.json") if hashes else ():
-        if (read_gate(gate.parent) or {}).get("inputs", {}).get("model") != hashes:
+        if _weights_of(gate.parent) != hashes:
             log.warning("%s was made from other weights: removed", gate.parent)
             shutil.rmtree(gate.parent)
 
@@ -73,6 +71,10 @@ def remove_stale_benchmark(run: RunDir, hashes: dict[str, str]) -> None:
         path.unlink()
 
 
+def _weights_of(artifact: Path) -> Any:
+    return (read_gate(artifact) or {}).get("inputs", {}).get("model")
+
+
 def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[str, Any]:
     """Return everything that an artifact and its gate depend on; of the limits, those that apply to it.
 
@@ -81,7 +83,7 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
     """
     if not hashes:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
-    program = task.exporter().program
+    program, cleaning = task.exporter().program, task.recipe.data.cleaning
     recipe = task.recipe.model_dump(mode="json")
     data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
     used = ("rows", "prompts", *LIMITS.get(name, ()))
@@ -93,7 +95,7 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
         "model": hashes,
         "tokenizer": " ".join(file_facts(path)["sha256"] for path in run.tokenizer_files),
         "rows": {split: survey["fingerprint"] for split, survey in splits.items()},
-        "program": program_digest(program, task.recipe.data.cleaning) if program else None,
+        "program": hashlib.sha256(source(program, cleaning).encode()).hexdigest() if program else None,
         "recipe": digest(relevant),
     }
 

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -75,8 +76,7 @@ class Rows:
         limits = [number for number in (recipe.evaluation.max_rows, most) if number is not None]
         evaluation = recipe.evaluation.model_copy(update={"max_rows": min(limits, default=None)})
         corpus = Corpus(recipe.model_copy(update={"evaluation": evaluation}), self.task)
-        for window in corpus.batches(split):
-            yield from window
+        return chain.from_iterable(corpus.batches(split))
 
     def tuning_examples(self, most: int) -> list[Example]:
         """Return examples of a split on which no artifact is checked: validation if it is free, or training."""
@@ -108,15 +108,13 @@ class Rows:
     def _sides(self) -> dict[str, list[str]]:
         """Input texts of the rows as in the files, by row id."""
         data, wanted = self.task.recipe.data, {row_id for batch in self._batches for row_id in batch.ids}
-        roles = self.task.roles(self.task.recipe.task)
-        inputs = [name for name, role in roles.items() if not role.target]
-        source, sides = open_split(data, self.split, roles), {}  # type: ignore[arg-type]
+        columns, sides = self.task.input_columns, dict[str, list[str]]()
+        source = open_split(data, self.split, self.task.roles(self.task.recipe.task))  # type: ignore[arg-type]
         assert source is not None
         for row in source:
             if (row_id := source.name_of(row.id)) in wanted:
                 self.prepared = row.example is not None
-                columns = {} if self.prepared else data.columns
-                raw = [value_at(row.values, columns.get(name, name)) for name in inputs]
+                raw = [value_at(row.values, columns[name] if row.example is None else name) for name in columns]
                 sides[row_id] = [json.dumps(value) if isinstance(value, list) else str(value) for value in raw]
         return sides
 

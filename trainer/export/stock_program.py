@@ -1,6 +1,7 @@
 """Compute the outputs of a published model with stock libraries. Reads a job as JSON from stdin, and prints JSON.
 
-This file runs in a separate process, in which rankzero cannot be imported. See trainer.export.model_gate for the job.
+This file runs in a separate process, in which rankzero cannot be imported. Jobs are those of trainer.export.model_gate,
+and with "adapter" those of trainer.export.adapter.
 """
 
 import json
@@ -8,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Return the results of a job."""
-    import torch
-    import transformers
-
+    if "adapter" in job:
+        return adapted(job)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder, found = job["folder"], dict[str, Any]()
@@ -38,8 +42,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 def outputs(job: dict[str, Any], model: Any, tokenizer: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """Return the token ids that the tokenizer gives, and the outputs: logits of classes, or probabilities of labels."""
-    import torch
-
     inputs = encoded(tokenizer, batch)
     ids = [row[mask > 0].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     if "labels" not in batch:
@@ -71,9 +73,6 @@ def encoded(tokenizer: Any, batch: dict[str, Any]) -> Any:
 
 def pooled(job: dict[str, Any], model: Any, inputs: Any) -> Any:
     """Apply the pooling and the linear layer of a classifier to the states of its trunk, as the model card shows."""
-    import torch
-    from safetensors.torch import load_file
-
     states, mask = model(**inputs).last_hidden_state, inputs["attention_mask"]
     if job["pooling"] == "mean":
         vectors = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
@@ -97,8 +96,6 @@ def generated(model: Any, tokenizer: Any, target: Any, text: str, limit: int) ->
 
 def piped(job: dict[str, Any], model: Any, tokenizer: Any) -> list[Any]:
     """Return the scores of each text by label, by the pipeline."""
-    import transformers
-
     options = {"model": model, "tokenizer": tokenizer}
     pipe = transformers.pipeline(job["pipeline"]["task"], **options, trust_remote_code=False)
     texts = [dict(zip(("text", "text_pair"), sides, strict=False)) for sides in job["pipeline"]["texts"]]
@@ -111,6 +108,22 @@ def embedded(folder: str, texts: list[Any]) -> list[Any]:
 
     model = SentenceTransformer(folder, device="cpu", trust_remote_code=False)
     return model.encode([sides[0] for sides in texts], show_progress_bar=False).tolist()
+
+
+def adapted(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the outputs of an adapter on its base, by stock PEFT: for each file of inputs, under its number."""
+    from peft import PeftModel
+
+    options = {"revision": job["revision"], "dtype": torch.float32, **job["arguments"]}
+    base = getattr(transformers, job["class"]).from_pretrained(job["base"], **options, trust_remote_code=False)
+    model = PeftModel.from_pretrained(base, job["adapter"], trust_remote_code=False).eval()
+    outputs = {}
+    for number, file in enumerate(job["inputs"]):
+        with torch.no_grad():
+            output = model(**load_file(file), **job["options"])
+        outputs[str(number)] = (output.logits if "logits" in output else output.last_hidden_state).contiguous()
+    save_file(outputs, job["outputs"])
+    return {}
 
 
 if __name__ == "__main__":

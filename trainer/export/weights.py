@@ -28,11 +28,6 @@ WEIGHTS = "model.safetensors"
 TYPES = {"bf16": torch.bfloat16, "safetensors": torch.float32}
 
 
-def write_weights(task: Task, model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """Write the weights of `model`, which is not changed, to the empty `folder`."""
-    task.save_model(model, folder, dtype)
-
-
 @torch.no_grad()
 def read_weights(task: Task, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Return the model of such a folder, in eval mode, on the CPU.

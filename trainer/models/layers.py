@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import noop_context_fn
 
 from trainer.errors import UsageError
+from trainer.models.fast_linear import rerun_contexts
 
 # Graphs of one class of layers: with and without a mask or position bias, for one row and for several.
 GRAPHS = 64
@@ -65,11 +67,12 @@ def _compiled_class(kind: type[nn.Module], backend: Any) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def checkpoint_activations(model: nn.Module, every: int = 1) -> None:
+def checkpoint_activations(model: nn.Module, every: int = 1, *, compiled: bool = False) -> None:
     """Turn on activation checkpointing: layers store their inputs only and run again in the backward pass.
 
     Args:
         every: n for the first of each n layers of a list.
+        compiled: whether torch.compile traces the model with its checkpoints.
 
     Raises:
         UsageError: the model does not support it.
@@ -79,7 +82,8 @@ def checkpoint_activations(model: nn.Module, every: int = 1) -> None:
     chosen = {layer for stack in stacks for layer in list(stack)[::every]}
     layers = [layer for stack in stacks for layer in stack if hasattr(layer, SWITCH)]
     if getattr(trunk, "supports_gradient_checkpointing", False):
-        trunk.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        contexts = noop_context_fn if compiled else rerun_contexts
+        trunk.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})  # type: ignore[operator]
     elif not layers:
         raise UsageError(f"loop.activation_checkpointing: {type(trunk).__name__} does not support it; set it to none")
     if every > 1 and not layers:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from trainer.errors import UsageError
 from trainer.models.attention import Attention, as_mask, causal_mask, initialise, is_eager, sinusoids, token_mask
 from trainer.models.dropout import Dropout
+from trainer.models.fast_linear import rerun_contexts
 from trainer.models.output_layer import output_logits
 from trainer.models.padding_free import Rows
 
@@ -135,7 +136,8 @@ class DecoderLayer(Layer):
 def run_layer(layer: nn.Module, *inputs: Any) -> Tensor:
     """Run a `Layer`, with activation checkpointing if it is on."""
     if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
-        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=True)
+        contexts = noop_context_fn if torch.compiler.is_compiling() else rerun_contexts
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
     return layer(*inputs)
 
 

@@ -59,7 +59,11 @@ class LoopConfig(Section):
         "stop", description="on NaN or Inf: end with exit code 5, or skip the step"
     )
     max_nonfinite: Positive = Field(10, description="skipped steps in a row after which the run ends with exit code 5")
-    fuse_lanes: Positive = Field(1, description="lanes of a rank in one forward; changes dropout masks")
+    fuse_lanes: Positive | Literal["auto"] = Field(
+        1,
+        description="lanes of a rank in one forward; changes dropout masks. auto: the most that fit the memory of a "
+        "GPU, measured at the first start of a run, and 1 on a CPU",
+    )
     compile: bool | Literal["layers"] = Field(
         False, description="torch.compile the model; layers: one graph for the repeated layers, in training only"
     )
@@ -83,6 +87,11 @@ class LoopConfig(Section):
     def _in_one_form(cls, value: Any) -> Any:
         """Return false for none, true for full and for every layer: equal settings are equal in a checkpoint."""
         return {"none": False, "full": True}.get(value, value) if isinstance(value, str) else value
+
+    @property
+    def fused_before_measuring(self) -> int:
+        """Lanes of a rank in one forward: 1 if `fuse_lanes` is auto, as long as no GPU has measured what fits."""
+        return 1 if self.fuse_lanes == "auto" else self.fuse_lanes
 
     @property
     def checkpointed_layers(self) -> int:

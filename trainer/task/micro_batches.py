@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.concatenation import described, is_description
-from trainer.data.roles import Text
+from trainer.data.roles import Roles, Text
 from trainer.data.target_tokenizer import target_of
 from trainer.data.token_ids import Layout, encode_batch
 from trainer.models.families import Padding
@@ -23,6 +23,19 @@ Texts = dict[str, str]
 Batch = dict[str, "Tensor"]
 
 IGNORED = -100  # a label that does not count
+
+
+def repeated(row: Row, roles: Roles, times: int) -> dict[str, Any]:
+    """Return a row whose texts are repeated, and lists of labels with their tokens."""
+    texts = {name for name, role in roles.items() if name in row and role.texts(row[name])}
+    tokens = {len(row[name]) for name in texts if roles[name].is_list}
+    found: dict[str, Any] = dict(row)
+    for name, value in row.items():
+        if isinstance(value, str):
+            found[name] = " ".join([value] * times) if name in texts else value
+        elif isinstance(value, list) and len(value) in tokens:
+            found[name] = value * times
+    return found
 
 
 class MicroBatches(PredictionRows):
@@ -162,6 +175,21 @@ class MicroBatches(PredictionRows):
         if (memory := self.memory(1)) is not None:
             batch["memory"] = memory
         return {**batch, "labels": batch["labels"].new_full(batch["labels"].shape, IGNORED)}
+
+    def largest(self, lanes: int) -> Batch:
+        """Return the largest micro-batch of so many lanes that the recipe allows, made of toy rows; 0 lanes: one row.
+
+        Its rows are repeated texts of `data.max_length` tokens. Only the last one is short, so that there is a mask.
+        """
+        data = self.recipe.data
+        toys = [self.toy_rows[0], repeated(self.toy_rows[0], self.roles(self.recipe.task), data.max_length)]
+        short, long = (max((e for e, _ in self.pack(self.encode([row]))), key=self.length) for row in toys)
+        by_tokens = data.tokens_per_batch and data.tokens_per_batch // self.padding.width(self.length(long))
+        rows = max(1, lanes * max(1, min(n for n in (by_tokens, data.rows_per_batch) if n is not None)))
+        batch = self.training_batch(self.corrupt([*[long] * (rows - 1), short if rows > 1 else long], 0))
+        if (memory := self.memory(rows)) is not None:
+            batch["memory"] = memory
+        return batch
 
     def memory(self, rows: int) -> Tensor | None:
         """Return the `memory` (rows, …) of the first micro-batch of a lane, or None for a task without memory.

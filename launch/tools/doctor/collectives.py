@@ -70,7 +70,26 @@ def measure(runtime: Runtime) -> dict[str, Any]:
         "latency_seconds": latency,
         "same_bits": len({digest for _, digest in ranks}) == 1,
         "bandwidth": rows,
+        "groups": _groups(runtime),
     }
+
+
+def _groups(runtime: Runtime) -> list[dict[str, Any]]:
+    """Measure the groups of a model in several copies (HSDP): the ranks of a copy, and those with the same part."""
+    mesh, rows = runtime.accelerator.torch_device_mesh, []
+    names = {"dp_shard": "ranks of a copy", "dp_replicate": "ranks with the same part"}
+    if mesh is None or not names.keys() <= set(mesh.mesh_dim_names):
+        return []
+    for dimension, name in names.items():
+        group = mesh[dimension].get_group()
+        size, ranks = SIZES[-1], mesh[dimension].size()
+        seconds = _all_reduce_seconds(runtime, size, 2, group)
+        rows.append({"name": name, "ranks": ranks, "bus_gb_per_s": _bus(size, seconds, ranks)})
+    return rows
+
+
+def _bus(size: int, seconds: float, ranks: int) -> float:
+    return size / seconds / 1e9 * 2 * (ranks - 1) / ranks
 
 
 def _row(runtime: Runtime, size: int) -> dict[str, Any]:
@@ -89,19 +108,23 @@ def _row(runtime: Runtime, size: int) -> dict[str, Any]:
         "bytes": size,
         "seconds": seconds,
         "algorithm_gb_per_s": size / seconds / 1e9,
-        "bus_gb_per_s": size / seconds / 1e9 * 2 * (runtime.world - 1) / runtime.world,
+        "bus_gb_per_s": _bus(size, seconds, runtime.world),
         "correct": runtime.sum([int(correct)]) == [runtime.world],
     }
 
 
-def _all_reduce_seconds(runtime: Runtime, size: int, times: int) -> float:
-    """Return the mean seconds of one all-reduce, after one that does not count, on the slowest rank."""
+def _all_reduce_seconds(runtime: Runtime, size: int, times: int, group: Any = None) -> float:
+    """Return the mean seconds of one all-reduce, after one that does not count, on the slowest rank.
+
+    Args:
+        group: the ranks that take part, or all. Every rank is in one of such groups.
+    """
     runtime.heartbeat(f"an all-reduce of {size} bytes", step=0)
     tensor = torch.zeros(size // 4, device=runtime.device)
     for repetitions in (1, times):
         began = time.perf_counter()
         for _ in range(repetitions):
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=group)
         tensor[0].item()  # wait for the device: NCCL only queues the operations
     seconds = torch.tensor((time.perf_counter() - began) / times, dtype=torch.float64, device=runtime.device)
     dist.all_reduce(seconds, op=dist.ReduceOp.MAX)

@@ -48,7 +48,7 @@ def report(findings: Findings, seen: dict[str, Any]) -> None:
         return
     findings.fact(f"torch for CUDA {seen['build']}")
     for number, (name, memory, major, minor) in enumerate(seen["gpus"]):
-        bf16 = "bf16" if major >= 8 else "no bf16"
+        bf16 = "bf16 and fp8" if (major, minor) >= (8, 9) else "bf16" if major >= 8 else "no bf16"
         findings.fact(f"GPU {number}: {name}, {size(memory)}, compute capability {major}.{minor}, {bf16}")
     if seen["error"]:
         fix = f"nvidia-smi; update the driver, or install the torch build for this GPU and driver: {TORCH_BUILDS}"

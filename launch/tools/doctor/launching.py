@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from launch.configs import LaunchPlan, choose, find, gpus
+from launch.configs import PARALLELISM, LaunchPlan, choose, find, gpus
 from launch.findings import Check, Findings
 from launch.local import MISLEADING, settings
 from launch.slurm import queue
@@ -42,7 +42,11 @@ def choose_plan(config: str | None, nproc: int | None) -> tuple[LaunchPlan | Non
     if missing := plan.spec.missing_package:
         findings.fail(f"{name}: {missing} is not installed", f"pip install 'rankzero[{missing}]'")
         return None, findings.check()
-    findings.fact(f"{name}: engine {plan.engine}, {plan.ranks} ranks, {plan.precision.replace('no', 'fp32')}")
+    copies = f" ({plan.copies} copies of the model, each in {plan.parts} parts)" if plan.copies > 1 else ""
+    findings.fact(f"{name}: engine {plan.engine}, {plan.ranks} ranks{copies}, {plan.precision.replace('no', 'fp32')}")
+    if plan.copies > 1 and plan.ranks_here % plan.parts:
+        text = f"the {plan.parts} parts of a copy are on several machines, which have {plan.ranks_here} ranks each"
+        findings.warn(text, f"set {PARALLELISM}_dp_shard_size to a number that divides {plan.ranks_here}")
     if plan.note:
         findings.fact(plan.note)
     if alone:

@@ -93,6 +93,8 @@ def check_all_reduce(findings: Findings, result: dict[str, Any]) -> None:
     largest, bandwidth = rows[-1], rows[-1]["bus_gb_per_s"]
     findings.fact(f"latency {result['latency_seconds'] * 1e6:.0f} µs")
     findings.fact(f"{size(largest['bytes'])} at {bandwidth:.2f} GB/s (bus) in {largest['seconds']:.3g} s")
+    for group in result["groups"]:
+        findings.fact(f"{group['name']} ({group['ranks']}): {group['bus_gb_per_s']:.2f} GB/s (bus)")
     wrong = [size(row["bytes"]) for row in rows if not row["correct"]]
     if wrong:
         fix = "faulty memory, GPU or link: dmesg, nvidia-smi -q -d ECC; try NCCL_P2P_DISABLE=1, and each GPU alone"

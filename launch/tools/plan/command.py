@@ -25,13 +25,17 @@ def plan_command(
         str | None, typer.Option("--ranks", metavar="N,N,…", help="default: those that divide data.lanes")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", metavar="P,P,…", help="fp32 (tf32 is the same), bf16, fp16; all")
+        str | None,
+        typer.Option("--precision", metavar="P,P,…", help="fp32 (or tf32), bf16 (or fp8), fp16; all"),
     ] = None,
     throughput: Annotated[
         float | None,
         typer.Option("--throughput", metavar="TOKENS", help="per second and rank; default: as runs/NAME measured"),
     ] = None,
     price: Annotated[float | None, typer.Option("--price", metavar="P", help="of a rank for an hour")] = None,
+    copies: Annotated[
+        int, typer.Option("--copies", metavar="N", help="of the model under fsdp2, also planned: fsdp2_hybrid (HSDP)")
+    ] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", help="plan for the cpu_* configs instead of GPUs")] = False,
     run: RunOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -42,7 +46,7 @@ def plan_command(
         from launch.tools.plan.planner import PlanOptions, make_plan
         from launch.tools.plan.show import print_plan
 
-        options = PlanOptions(gpu, memory, _integers(ranks), _words(precision), throughput, price, cpu, run)
+        options = PlanOptions(gpu, memory, _integers(ranks), _words(precision), throughput, price, cpu, run, copies)
         plan = make_plan(recipe, overrides or (), options)
     if as_json:
         print(json.dumps(plan.document(), indent=2, ensure_ascii=False))

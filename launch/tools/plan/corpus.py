@@ -90,7 +90,7 @@ class _SampledCorpus(Corpus):
 def _first_epoch(corpus: Corpus) -> Epoch:
     recipe, task = corpus.recipe, corpus.task
     lanes, bookmarks = recipe.data.lanes, {lane: Bookmark() for lane in range(recipe.data.lanes)}
-    groups = DataParallel(0, 1).lane_groups(lanes, recipe.loop.fuse_lanes)
+    groups = DataParallel(0, 1).lane_groups(lanes, recipe.loop.fused_before_measuring)
     options: Any = {"workers": 0, "prefetch": 1, "pin_memory": False, "inputs": task.inputs, "corrupt": task.corrupt}
     rows = steps = tokens = padded = 0
     shapes: dict[str, Shapes] = {}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
+from launch.configs import describe
 from launch.tools.plan.trace import Trace, Tracer, peak_of
 from trainer.data_parallel import DataParallel
 from trainer.engine.engines import BUCKET
@@ -27,19 +28,22 @@ class Configuration:
     """
 
     def __init__(
-        self, tracer: Tracer, spec: EngineSpec, offload: bool, ranks: int, precision: str, checkpointing: int
-    ) -> None:
+        self, tracer: Tracer, spec: EngineSpec, offload: bool, ranks: int, precision: str, checkpointing: int,
+        copies: int = 1,
+    ) -> None:  # fmt: skip
         recipe, layout = tracer.task.recipe, tracer.layout
         self.engine, self.offload, self.ranks, self.precision = spec.name, offload, ranks, precision
+        self.copies = copies  # of the model, each in as many parts as it has ranks (HSDP)
+        self._parts = ranks // copies
         self.activation_checkpointing = {0: False, 1: True}.get(checkpointing, {"every": checkpointing})
         self._checkpointed = checkpointing and 1 / checkpointing  # share of the layers
         self.fits: bool | None = None
         self.hours: float | None = None
         self._spec, self._layout, self._on_cpu, self._zero = spec, layout, tracer.on_cpu, spec.zero_stage or 0
-        lanes = DataParallel(0, ranks).lane_groups(recipe.data.lanes, recipe.loop.fuse_lanes)
+        lanes = DataParallel(0, ranks).lane_groups(recipe.data.lanes, recipe.loop.fused_before_measuring)
         self._passes = len(lanes) * (1 if recipe.optim.adversarial.kind == "none" else 2)  # forwards in a step
         self._average = FULL * layout.elements * (recipe.optim.averaging.kind == "ema")
-        self._average //= ranks if spec.never_complete else 1
+        self._average //= self._parts if spec.never_complete else 1
         half = spec.sharded and precision != "fp32"  # engines without sharding use autocast
         self._width = 2 if half else FULL  # bytes of a weight in the forward
         trace = tracer.trace(half=half, autocast=precision != "fp32" and not half, checkpointing=checkpointing)
@@ -64,7 +68,8 @@ class Configuration:
 
     @property
     def title(self) -> str:
-        return self.engine + (" offload" if self.offload else "")
+        copies = f" x {self.copies}" if self.copies > 1 else ""
+        return self.engine + copies + (" offload" if self.offload else "")
 
     @property
     def checkpointed(self) -> float:
@@ -74,6 +79,8 @@ class Configuration:
     def _config(self) -> str | None:
         """Return the shipped Accelerate config, with options of `rankzero train`, if there is one."""
         spec, ddp = self._spec, ENGINES["ddp"]
+        if self.copies > 1:
+            return self._hybrid_config()
         if spec.sharded and self.precision != ("fp32" if self._on_cpu else "bf16"):
             return None
         if spec.sharded or self.precision == "fp32":
@@ -81,9 +88,18 @@ class Configuration:
         name = f"{ddp.cpu_config if self._on_cpu else ddp.gpu_config}_{self.precision}"
         return f"{name} --nproc 1" if spec.one_process else name
 
+    def _hybrid_config(self) -> str | None:
+        """Return the shipped config with these copies and ranks. Sizes of others are set in a copy of the file."""
+        name = (self._spec.cpu_config if self._on_cpu else self._spec.gpu_config) + "_hybrid"
+        plan = describe(name)
+        same = (plan.copies, plan.ranks, plan.precision.replace("no", "fp32")) == (
+            self.copies, self.ranks, self.precision,
+        )  # fmt: skip
+        return name if same else None
+
     def _set_states(self) -> None:
         layout, zero, sharded = self._layout, self._zero, self._spec.sharded
-        part = dict.fromkeys(self._spec.shards, self.ranks)
+        part = dict.fromkeys(self._spec.shards, self._parts)
         self.parameters = (self._width if zero else FULL) * layout.elements // part.get("parameters", 1)
         self.gradients = (self._width if zero == 1 else FULL) * layout.trained // part.get("gradients", 1)
         self.optimizer = round(FULL * layout.trained * (layout.moments + bool(zero))) // part.get("optimizer", 1)
@@ -151,13 +167,23 @@ class Configuration:
             reduced = 2 * FULL * layout.trained
         reduced *= self._passes if self._zero > 1 else 1
         sent = reduced + (self._width * gathered + average if self._spec.sharded else 0)
-        return round(sent * (self.ranks - 1) / self.ranks)
+        # copies add up the gradients of their parts by an all-reduce
+        between = 2 * FULL * layout.trained / self._parts * (self.copies - 1) / self.copies
+        return round(sent * (self._parts - 1) / self._parts + between)
 
 
-def configurations(tracer: Tracer, ranks: Sequence[int], precisions: Sequence[str]) -> Iterator[Configuration]:
-    """Yield every way to run a recipe. Engines are in the order of what they send, least first."""
+def configurations(
+    tracer: Tracer, ranks: Sequence[int], precisions: Sequence[str], copies: int = 1
+) -> Iterator[Configuration]:
+    """Yield every way to run a recipe. Engines are in the order of what they send, least first.
+
+    Args:
+        copies: of the model, which are planned besides for FSDP2 on ranks that can hold so many.
+    """
     specs = [spec for spec in ENGINES.values() if tracer.layout.shardable or not spec.sharded]
     ways = product(specs, (False, True), ranks, precisions, tracer.checkpointing)
     for spec, offload, number, precision, checkpointing in sorted(ways, key=lambda way: ranks.index(way[2])):
         if (spec.zero_stage == 3 and not tracer.on_cpu) if offload else spec.one_process == (number == 1):
             yield Configuration(tracer, spec, offload, number, precision, checkpointing)
+            if spec.never_complete and copies > 1 and number % copies == 0 and number > copies:
+                yield Configuration(tracer, spec, offload, number, precision, checkpointing, copies)

@@ -18,6 +18,7 @@ from launch.tools.plan.gpus import GPUS, WITHOUT_BF16, find_gpu, is_gpu
 from launch.tools.plan.memory import FULL, PRECISIONS, Configuration, configurations
 from launch.tools.plan.trace import Layout, Tracer
 from trainer.cpu_info import EMULATED, bf16_arithmetic
+from trainer.data_parallel import fusable
 from trainer.engine.writer import ROOM
 from trainer.errors import UsageError
 from trainer.files import read_json
@@ -29,12 +30,16 @@ from trainer.rundir import RunDir
 GIB = 2**30
 MOST_RANKS = 64  # planned for when none are given
 CONTEXT = 1 * GIB  # for CUDA, workspaces of its libraries and buffers of NCCL: a rule of thumb
+SAME = {"tf32": "fp32", "no": "fp32", "fp8": "bf16"}  # precisions that need the same memory
 USABLE = 0.95  # of the rest, because an allocator cannot fill its last pages
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of `rankzero plan`. `memory` is in GiB, `throughput` in tokens per second and rank."""
+    """The options of `rankzero plan`. `memory` is in GiB, `throughput` in tokens per second and rank.
+
+    `copies` are of the model, each sharded by FSDP2 over its part of the ranks (HSDP).
+    """
 
     gpu: str | None = None
     memory: float | None = None
@@ -44,6 +49,7 @@ class PlanOptions:
     price: float | None = None
     cpu: bool = False
     run: Path | None = None
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
     with warnings.catch_warnings(action="ignore"):  # a training logs its own
         task, epoch, vocabulary, rows = read_corpus(resolved)
         tracer = Tracer(task, epoch.largest, on_cpu=options.cpu)
-        planned = list(configurations(tracer, ranks, precisions))
+        planned = list(configurations(tracer, ranks, precisions, _copies(options.copies, ranks)))
     layout, training, lanes = tracer.layout, _training(resolved, epoch), resolved.data.lanes
     if options.throughput is not None:
         throughput: Any = {"tokens": options.throughput, "origin": "as given", "elsewhere": None}
@@ -108,17 +114,21 @@ def make_plan(recipe: str | Path | Recipe, overrides: Sequence[str] = (), option
         answer=best,
         command=_command(recipe, overrides, best) if best else None,
         cost=best.hours * options.price * best.ranks if best and best.hours and options.price else None,
-        notes=_notes(lanes, ranks, cpu_bf16=options.cpu and "bf16" in precisions) + _unsharded(resolved, layout),
+        notes=[
+            *_notes(lanes, ranks, options, precisions),
+            *_unsharded(resolved, layout),
+            *_fused(resolved, best, memory["usable"] if memory else None, on_cpu=options.cpu),
+        ],
         configurations=planned,
     )
 
 
 def _precisions(options: PlanOptions) -> list[str]:
-    words = ["fp32" if word in ("tf32", "no") else word for word in options.precisions]
+    words = [SAME.get(word, word) for word in options.precisions]
     if unknown := set(words) - set(PRECISIONS):
-        raise UsageError(f"--precision {', '.join(unknown)}: not known; allowed: fp32, tf32, bf16, fp16")
-    if options.cpu and "fp16" in words:
-        raise UsageError("--precision fp16: needs a GPU; a CPU trains in fp32 and bf16")
+        raise UsageError(f"--precision {', '.join(unknown)}: not known; allowed: fp32, tf32, bf16, fp16, fp8")
+    if on_gpus := {"fp16", "fp8"} & {*options.precisions} if options.cpu else set():
+        raise UsageError(f"--precision {', '.join(sorted(on_gpus))}: needs a GPU; a CPU trains in fp32 and bf16")
     return [p for p in PRECISIONS if p in words or not (words or (options.cpu and p == "fp16"))]
 
 
@@ -138,13 +148,20 @@ def _memory(options: PlanOptions, gpu: str | None) -> dict[str, Any] | None:
 
 def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
     """Return the numbers of ranks to plan for, ascending: by default those that divide the lanes."""
-    lanes, fuse = recipe.data.lanes, recipe.loop.fuse_lanes
+    lanes, fuse = recipe.data.lanes, recipe.loop.fused_before_measuring
     even = [n for n in range(1, lanes + 1) if lanes % n == 0 and (lanes // n) % fuse == 0]
     for n in wanted:
         if not 1 <= n <= lanes or (fuse > 1 and n not in even):
             best = ", ".join(map(str, even))
             raise UsageError(f"--ranks {n}: each rank needs {fuse} or more of data.lanes={lanes}; best are {best}")
     return sorted(set(wanted)) or [n for n in even if n <= MOST_RANKS]
+
+
+def _copies(copies: int, ranks: Sequence[int]) -> int:
+    if copies < 1 or (copies > 1 and not any(n % copies == 0 and n > copies for n in ranks)):
+        text = f"--copies {copies}: must divide a number of ranks, with two ranks or more for each copy"
+        raise UsageError(f"{text}; ranks planned for: {', '.join(map(str, ranks))} (--ranks)")
+    return copies
 
 
 def _training(recipe: Recipe, epoch: Epoch) -> dict[str, Any]:
@@ -206,12 +223,30 @@ def _command(recipe: str | Path | Recipe, overrides: Sequence[str], best: Config
     return shlex.join(["rankzero", "train", name, *words])
 
 
-def _notes(lanes: int, ranks: Sequence[int], *, cpu_bf16: bool) -> list[str]:
+def _notes(lanes: int, ranks: Sequence[int], options: PlanOptions, precisions: Sequence[str]) -> list[str]:
     """Return what the numbers do not show."""
-    notes = [f"{EMULATED}: take fp32"] if cpu_bf16 and not bf16_arithmetic() else []
+    emulated = options.cpu and "bf16" in precisions and not bf16_arithmetic()
+    notes = [f"{EMULATED}: take fp32"] if emulated else []
+    if "fp8" in options.precisions:
+        notes.append("fp8 needs the memory of bf16, which is shown: under single and ddp take --config ddp_fp8")
     if uneven := [n for n in ranks if lanes % n]:
         notes.append(f"{', '.join(map(str, uneven))} ranks do not divide data.lanes={lanes}: some idle at each step")
     return notes
+
+
+def _fused(recipe: Recipe, best: Configuration | None, usable: int | None, *, on_cpu: bool) -> list[str]:
+    """Return what `loop.fuse_lanes: auto` will choose, as far as a plan knows."""
+    if recipe.loop.fuse_lanes != "auto":
+        return []
+    text = "loop.fuse_lanes=auto is 1 on a CPU"
+    if not on_cpu:
+        text = "loop.fuse_lanes=auto: planned with 1 lane in a forward. A GPU measures at the first start what fits"
+        if best is not None and usable is not None:
+            lane = best.activations + best.logits
+            own = fusable(recipe.data.lanes, best.ranks)
+            fits = max(n for n in own if n == 1 or best.step + (n - 1) * lane <= usable)
+            text += f": by this plan {fits} of {own[-1]} lanes of a rank for the cheapest configuration"
+    return [text]
 
 
 def _unsharded(recipe: Recipe, layout: Layout) -> list[str]:

@@ -13,9 +13,10 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from launch.accelerate_env import launcher_environment
 from launch.configs import choose, gpus
@@ -27,10 +28,26 @@ from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe
 
 ONE_STEP, SGD, ADAMW, BITWISE = 1e-6, 1e-6, 5e-4, 0.0  # tolerances; Adam divides by the root of gradients near zero
-MORE_RANKS = {"ddp": 4}  # a number of ranks that is verified besides the one on the command line
+MORE = 4  # ranks on which some engines are verified besides those on the command line
 LEAST_CHANGE = 1e-4  # of some weight in the second half of a run
 
 log = logging.getLogger("rankzero")
+
+
+class Setup(NamedTuple):
+    """Where the checks of an engine run. `copies`: of the model, each sharded over its part of the ranks (HSDP)."""
+
+    engine: str
+    ranks: int
+    copies: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.engine} x {self.shape}"
+
+    @property
+    def shape(self) -> str:
+        """The number of ranks, or copies and the ranks of each."""
+        return str(self.ranks) if self.copies == 1 else f"{self.copies}x{self.ranks // self.copies}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class Check:
     tolerance: float
     status: str  # passed, failed or skipped
     explanation: str = ""
+    copies: int = 1
 
 
 def verify(recipe: BaseRecipe, engines: Sequence[str] | None = None, ranks: int = 2) -> list[Check]:
@@ -52,7 +70,7 @@ def verify(recipe: BaseRecipe, engines: Sequence[str] | None = None, ranks: int 
     Args:
         recipe: any recipe; its micro-batches are made smaller.
         engines: names as in the manifest; None: all.
-        ranks: of the engines with several; DDP also runs on 4.
+        ranks: of the engines with several; DDP also runs on 4, and FSDP2 in two copies on 2 ranks each.
 
     Raises:
         DataError: too few rows.
@@ -67,19 +85,23 @@ def verify(recipe: BaseRecipe, engines: Sequence[str] | None = None, ranks: int 
     with tempfile.TemporaryDirectory(prefix="rankzero-verify-", ignore_cleanup_errors=True) as folder:
         testbed = make_testbed(recipe, Path(folder))
         log.info("verifying with %s", testbed.changes)
-        lanes = Recipe.load(testbed.recipe).data.lanes
+        small = Recipe.load(testbed.recipe)
+        lanes, fuse = small.data.lanes, small.loop.fuse_lanes
         if ranks > lanes:
             raise UsageError(f"--nproc {ranks}: the check has {lanes} lanes, and each rank needs one")
-        pairs = [(name, 1 if ENGINES[name].one_process else ranks) for name in names]
-        most = min(lanes, gpus()) if on_gpus else lanes
-        pairs += [(name, more) for name, more in MORE_RANKS.items() if name in names and ranks != more <= most]
-        return check_engines(testbed, pairs, on_gpus)
+        if fuse > 1 and lanes % (ranks * fuse):
+            raise UsageError(f"--nproc {ranks}: with loop.fuse_lanes the check has {lanes} lanes for 2 or 4 ranks")
+        setups = [Setup(name, 1 if ENGINES[name].one_process else ranks) for name in names]
+        if (min(lanes, gpus()) if on_gpus else lanes) >= MORE:
+            setups += [Setup("ddp", MORE)] if "ddp" in names and ranks != MORE else []
+            setups += [Setup(name, MORE, 2) for name in names if ENGINES[name].never_complete]
+        return check_engines(testbed, setups, on_gpus)
 
 
-def check_engines(testbed: Testbed, engines: Sequence[tuple[str, int]], on_gpus: bool) -> list[Check]:
+def check_engines(testbed: Testbed, setups: Sequence[Setup], on_gpus: bool) -> list[Check]:
     """Train the runs of one process, and check each engine on its number of ranks against them."""
     log.info("one process, uninterrupted")
-    env, checks = environment("single", 1, on_gpus), []
+    env, checks = environment(Setup("single", 1), on_gpus), []
     try:
         for name in ("sgd", "adamw"):
             testbed.train(testbed.reference(name), env, 1, name)
@@ -88,20 +110,20 @@ def check_engines(testbed: Testbed, engines: Sequence[tuple[str, int]], on_gpus:
     except RunFailed as error:
         raise RankError(f"verify: the recipe does not train in one process: {error}") from None
     previous = ("single", testbed.reference("sgd"))
-    for engine, ranks in engines:
-        if missing := ENGINES[engine].missing_package:
+    for setup in setups:
+        if missing := ENGINES[setup.engine].missing_package:
             explanation = f"{missing} is not installed: pip install 'rankzero[{missing}]'"
-            checks.append(Check("all", engine, ranks, None, 0.0, "skipped", explanation))
+            checks.append(Check("all", setup.engine, setup.ranks, None, 0.0, "skipped", explanation))
         else:
-            env = environment(engine, ranks, on_gpus)
-            previous = _EngineChecks(testbed, engine, ranks, env, checks).run(previous)
+            previous = _EngineChecks(testbed, setup, environment(setup, on_gpus), checks).run(previous)
     return checks
 
 
-def environment(engine: str, ranks: int, on_gpus: bool) -> dict[str, str]:
+def environment(setup: Setup, on_gpus: bool) -> dict[str, str]:
     """Return the environment of the ranks as the shipped config gives it, but in fp32, where engines are comparable."""
-    spec = ENGINES[engine]
-    env = launcher_environment(choose(spec.gpu_config if on_gpus else spec.cpu_config, ranks))
+    spec = ENGINES[setup.engine]
+    plan = choose(spec.gpu_config if on_gpus else spec.cpu_config, setup.ranks)
+    env = launcher_environment(replace(plan, copies=setup.copies))
     if spec.one_process and not on_gpus:  # its config would use the only GPU
         env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     return env | {"ACCELERATE_MIXED_PRECISION": "no"}
@@ -128,22 +150,23 @@ class _EngineChecks:
     """The checks of one engine on one number of ranks, whose results are added to `checks`."""
 
     testbed: Testbed
-    engine: str
-    ranks: int
+    setup: Setup
     env: dict[str, str]
     checks: list[Check]
     runs: list[Path] = field(default_factory=list)
 
     def run(self, previous: tuple[str, Path]) -> tuple[str, Path]:
         """Run all checks. This engine resumes the run of the `previous` one. Return its own for the next one."""
+        engine = self.setup.engine
         sgd, adamw, killed, resumed = (
-            self.testbed.folder / f"{self.engine}-{self.ranks}-{name}" for name in ("sgd", "adamw", "killed", "resumed")
+            self.testbed.folder / f"{engine}-{self.setup.shape}-{name}"
+            for name in ("sgd", "adamw", "killed", "resumed")
         )
         reference, train = self.testbed.reference, self._train
-        if not ENGINES[self.engine].one_process:
+        if not ENGINES[engine].one_process:
             self._check("one step", ONE_STEP, lambda: compare(train(sgd, "sgd", 1), reference("first"), 1))
         self._check("20 steps of SGD", SGD, lambda: compare(train(sgd, "sgd"), reference("sgd")))
-        kill = partial(self.testbed.kill, sgd, killed, self.env, self.ranks)
+        kill = partial(self.testbed.kill, sgd, killed, self.env, self.setup.ranks)
         self._check("killed and resumed", BITWISE, lambda: compare(train(kill(), "sgd"), sgd))
         half = partial(self.testbed.copy_half, previous[1], resumed)
         self._check(f"resumed from {previous[0]}", SGD, lambda: compare(train(half(), "sgd"), reference("sgd")))
@@ -151,10 +174,10 @@ class _EngineChecks:
         self._check("rows", 0, self._misplaced_rows)
         if previous[1] != reference("sgd"):
             shutil.rmtree(previous[1], ignore_errors=True)  # no longer needed
-        return (self.engine, sgd) if self.runs else previous
+        return (engine, sgd) if self.runs else previous
 
     def _check(self, name: str, tolerance: float, work: Callable[[], tuple[float, str]]) -> None:
-        log.info("%s x %d: %s", self.engine, self.ranks, name)
+        log.info("%s: %s", self.setup, name)
         difference: float | None = None
         try:
             difference, explanation = work()
@@ -162,10 +185,11 @@ class _EngineChecks:
             explanation = str(error)
         passed = difference is not None and difference <= tolerance
         result = ("passed", "") if passed else ("failed", explanation)
-        self.checks.append(Check(name, self.engine, self.ranks, difference, tolerance, *result))
+        engine, ranks, copies = self.setup
+        self.checks.append(Check(name, engine, ranks, difference, tolerance, *result, copies))
 
     def _train(self, run: Path, optimizer: str, steps: int = LAST_STEP) -> Path:
-        self.testbed.train(run, self.env, self.ranks, optimizer, steps)
+        self.testbed.train(run, self.env, self.setup.ranks, optimizer, steps)
         self.runs += [] if run in self.runs else [run]
         return run
 
@@ -182,7 +206,8 @@ def show(checks: Sequence[Check]) -> None:
     print("status  engine  ranks  check                   difference   allowed")
     for check in checks:
         number = "-" if check.difference is None else f"{check.difference:.3g}"
-        start = f"{check.status:8s}{check.engine:8s}{check.ranks:5d}  {check.name:24s}"
+        shape = Setup(check.engine, check.ranks, check.copies).shape
+        start = f"{check.status:8s}{check.engine:8s}{shape:>5s}  {check.name:24s}"
         print(f"{start}{number:>10s}{check.tolerance:10g}  {check.explanation}".rstrip())
     counts = Counter(check.status for check in checks)
     print(", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -14,7 +14,7 @@ from trainer.cli import Overrides, RecipeArgument
 def verify_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    nproc: Annotated[int, typer.Option("--nproc", metavar="N", min=2, help="ranks; DDP also runs on 4")] = 2,
+    nproc: Annotated[int, typer.Option("--nproc", metavar="N", min=2, help="ranks; DDP and FSDP2 also run on 4")] = 2,
     engines: Annotated[str | None, typer.Option("--engines", metavar="A,B,…", help="default: all")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:

@@ -25,6 +25,7 @@ from trainer.rundir import RunDir
 from trainer.task.registry import roles_of
 
 LANES = (4, 8)  # at least and at most: so that 1, 2 and 4 ranks run, and a step stays small
+FUSED = 2  # lanes in one forward where the recipe fuses some: as many as each of 4 ranks has of 8 lanes
 ROWS, WIDTH = 2, 16  # of a micro-batch, at most: steps of a BERT must not take seconds
 EPOCH = 13  # steps, so that 20 of them go beyond the end of one
 INCOMPLETE_ROWS = 3  # more, so that the last micro-batches are not full
@@ -98,7 +99,8 @@ class Testbed:
 def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> Testbed:
     """Write rows drawn from the training split, and the recipe of all runs."""
     data = recipe.data
-    lanes = min(max(data.lanes, LANES[0]), LANES[1])
+    fused = recipe.loop.fuse_lanes not in (1, "auto")
+    lanes = LANES[1] if fused else min(max(data.lanes, LANES[0]), LANES[1])
     width = min(data.max_length, WIDTH)
     rows, size, shards = write_rows(recipe, folder / "corpus", lanes)
     values: dict[str, Any] = recipe.model_dump(mode="json")
@@ -109,9 +111,12 @@ def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> 
     }  # fmt: skip
     values["loop"] |= {
         "epochs": None, "max_steps": LAST_STEP, "eval_every": 10**6, "save_every": RESUME_STEP, "log_every": 1,
-        "keep": 10, "early_stopping": {"metric": recipe.loop.early_stopping.metric}, "fuse_lanes": 1,
+        "keep": 10, "early_stopping": {"metric": recipe.loop.early_stopping.metric},
+        "fuse_lanes": FUSED if fused else 1,
         "compile": "layers" if recipe.loop.compile == "layers" else False,  # a graph of the whole model takes minutes
     }  # fmt: skip
+    if fused:  # dropout depends on which lanes share a forward, and that on the number of ranks
+        values["model"] = _without_dropout(values["model"])
     values["optim"]["options"] = {}  # of the recipe's optimizer; the runs choose SGD or AdamW
     values["evaluation"]["splits"] = []
     values["export"] |= {"model": False, "onnx": False, "int8": False}
@@ -122,9 +127,17 @@ def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> 
     changes = (
         f"{rows} rows of data.train in {shards} files, cleaned; lanes {data.lanes} -> {lanes}; "
         f"micro-batches of {size} rows of at most {width} tokens"
+        + f"; {FUSED} lanes in a forward, without dropout"
+        * fused
     )
     lr = min(recipe.optim.lr, 1e-3) if recipe.optim.name == "adamw" else 1e-3
     return Testbed(folder, folder / "recipe.yaml", rows, changes, lr, hook)
+
+
+def _without_dropout(model: dict[str, Any]) -> dict[str, Any]:
+    """Return the section with all probabilities of dropout at 0, those of an adapter included."""
+    values = {key: _without_dropout(value) if key == "adapter" and value else value for key, value in model.items()}
+    return values | {key: 0.0 for key in model if key.endswith("dropout")}
 
 
 def write_rows(recipe: BaseRecipe, folder: Path, lanes: int) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ from trainer.engine import rendezvous
 from trainer.engine.device_number import DeviceNumber
 from trainer.engine_specs import EngineSpec
 from trainer.errors import UsageError
-from trainer.optim.choices import is_elementwise
+from trainer.optim.choices import is_elementwise, moments_per_weight
 from trainer.optim.clipping import clip, clip_on_device, idle_parameters, square_sum
 from trainer.tensors import LazyTensor, Stored
 
@@ -37,11 +37,13 @@ class EngineOptions:
         on_cpu: no GPU is used.
         accumulation: micro-batches of each rank in a step.
         clip_norm: largest gradient norm. 0 = no clipping.
+        float8: linear layers multiply in fp8 in training, and the rest of the model in bf16.
     """
 
     on_cpu: bool
     accumulation: int = 1
     clip_norm: float = 0.0
+    float8: bool = False
 
     @property
     def backend(self) -> str:
@@ -66,6 +68,7 @@ class Update:
 class Engine:
     """Trains one model. It has an accelerator from the start, and model and optimizer after `prepare`."""
 
+    rehearses_last = False  # the last backward of a rehearsal is that of a step, which frees unsharded gradients
     model: nn.Module  # as trained, without wrappers
     objective: nn.Module  # the wrapped module whose forward computes the loss
     optimizer: Any  # as wrapped by Accelerate
@@ -79,6 +82,22 @@ class Engine:
     def fills(self) -> bool:
         """Whether it can shard a model of placeholders and get its weights one by one, see `fill`."""
         return self.spec.never_complete
+
+    @property
+    def precision(self) -> str:
+        """The value of `mixed_precision`: no, bf16, fp16 or fp8. Accelerate computes fp8 runs in bf16."""
+        return "fp8" if self.options.float8 else str(self.accelerator.mixed_precision)
+
+    def convert(self, model: nn.Module) -> None:
+        """Replace layers by those of the precision, before they are compiled. Parameters and their names stay.
+
+        Raises:
+            UsageError: the model has no layer that can multiply in fp8.
+        """
+        if self.options.float8:
+            from trainer.models.float8 import convert_layers  # torchao may not be installed
+
+            convert_layers(model, emulate=self.options.on_cpu)
 
     def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take over the training of `model`, whose loss `objective` computes.
@@ -108,6 +127,7 @@ class Engine:
                 num_steps=self.options.accumulation, adjust_scheduler=False, sync_with_dataloader=False
             ),
             step_scheduler_with_optimizer=False,
+            mixed_precision="bf16" if self.options.float8 else None,  # None: that of the Accelerate config
             kwargs_handlers=list(handlers),
             **arguments,
         )
@@ -233,6 +253,21 @@ class Engine:
         """Free what only a training needs: gradients and the state of the optimizer."""
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
+
+    def drop_gradients(self) -> None:
+        """Free gradients of backwards that no step follows."""
+        self.accelerator.sync_gradients = True  # Accelerate ignores the call between the micro-batches of a step
+        self.optimizer.zero_grad()
+
+    def moment_bytes(self) -> int:
+        """Return the bytes of the moments that the optimizer makes on this rank's device in its first step."""
+        groups = self.optimizer.param_groups
+        return self._moment_bytes(self.optimizer.optimizer, [self.own_part(p) for g in groups for p in g["params"]])
+
+    def _moment_bytes(self, optimizer: torch.optim.Optimizer, parts: Iterable[Tensor]) -> int:
+        device = self.accelerator.device.type
+        numbers = sum(part.numel() for part in parts if part.device.type == device)
+        return round(4 * moments_per_weight(optimizer) * numbers)
 
     def shape(self, p: nn.Parameter) -> torch.Size:
         """Return the shape of the whole parameter."""

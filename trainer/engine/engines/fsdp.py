@@ -12,8 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.engine import rendezvous
 from trainer.engine.engines.base import Engine, gathered_when_written
@@ -27,6 +26,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 class FSDPEngine(Engine):
     """`fully_shard` by torch."""
+
+    rehearses_last = True
 
     def _make_accelerator(self) -> Accelerator:
         _check_parallelism()
@@ -128,8 +129,8 @@ def _rows(p: Any, tensor: Tensor) -> Tensor:
     """Return a view of the part of a whole tensor that this rank has of a parameter. No other part is read."""
     if not isinstance(p, DTensor):
         return tensor
-    shape, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    return tensor[tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))]
+    rows = distribute_tensor(torch.arange(len(p)), p.device_mesh, p.placements, src_data_rank=None).to_local()
+    return tensor[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else tensor[:0]
 
 
 def _like(p: Any, part: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -107,6 +108,15 @@ class ZeroEngine(Engine):
             return p.detach().float()
         with deepspeed.zero.GatheredParameters([p]):
             return p.detach().float().clone()
+
+    def drop_gradients(self) -> None:
+        self._zero.zero_grad()
+        if self._stage < 3:  # as in a step that overflowed. Stage 3 writes over the gradients of its last step
+            self._zero.averaged_gradients = {}
+            self._zero.micro_step_id = INITIAL_MICRO_STEP_ID
+
+    def moment_bytes(self) -> int:
+        return self._moment_bytes(self._zero.optimizer, self._flat_weights())
 
     def shape(self, p: Any) -> torch.Size:
         return p.shape if self._stage < 3 else torch.Size(p.ds_shape)

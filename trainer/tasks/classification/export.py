@@ -102,16 +102,7 @@ class ClassificationExport(TaskExport):
             gaps.append(largest_gap(answer["probabilities"][row.answer["label"]], row.answer["confidence"]))
         ours, theirs = ([a["label"] for a in answers] for answers in ([row.answer for row in c.rows], c.answers))
         differ = np.array(ours) != np.array(theirs)
-        beyond = int((differ & certain).sum())
-        classes: Check = {
-            "passed": not (c.exact and beyond),
-            "differ": int(differ.sum()),
-            "differ_beyond_margin": beyond,
-            "rows_beyond_margin": sum(certain),
-            "margin": margin,
-            "limit": 0 if c.exact else None,
-            "largest_probability_difference": max(gaps),
-        }
+        classes = c.decisions(differ, np.array(certain), "rows", largest_probability_difference=max(gaps))
         accuracy = c.accuracy("label", None if c.exact else c.limits.int8_accuracy)
         return {"classes": classes, "accuracy": accuracy}, c.worst_rows(gaps, "label")
 

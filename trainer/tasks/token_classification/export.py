@@ -97,23 +97,12 @@ class TokenClassificationExport(LabelProbabilities, TaskExport):
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
         """An exact artifact may change the entities only of rows with a word whose best two tags are close."""
-        c, limits = comparison, comparison.limits
+        c = comparison
         pairs = list(zip(c.rows, c.answers, strict=True))
-        certain = [row.answer["margin"] > limits.margin for row in c.rows]
-        same = [_found(row.answer) == _found(answer) for row, answer in pairs]
-        gaps = [
-            _score_gap(row.answer, answer) if equal else 1.0 for (row, answer), equal in zip(pairs, same, strict=True)
-        ]
-        beyond = sum(sure and not equal for sure, equal in zip(certain, same, strict=True))
-        entities: Check = {
-            "passed": not (c.exact and beyond),
-            "differ": same.count(False),
-            "differ_beyond_margin": beyond,
-            "rows_beyond_margin": sum(certain),
-            "margin": limits.margin,
-            "limit": 0 if c.exact else None,
-            "largest_score_difference": max(gaps),
-        }
+        certain = np.array([row.answer["margin"] > c.limits.margin for row in c.rows])
+        differ = np.array([_found(row.answer) != _found(answer) for row, answer in pairs])
+        gaps = [1.0 if d else _score_gap(row.answer, a) for (row, a), d in zip(pairs, differ, strict=True)]
+        entities = c.decisions(differ, certain, "rows", largest_score_difference=max(gaps))
         return {"entities": entities, "f1": self._f1(c)}, c.worst_rows(gaps, "entities")
 
     def _f1(self, c: Comparison) -> Check:

@@ -34,16 +34,7 @@ class MultiLabelExport(ClassificationExport):
         )
         gaps = [largest_gap(a, b) for a, b in zip(theirs, ours, strict=True)]
         certain, differ = np.abs(ours - limits) > margin, (ours >= limits) != (theirs >= limits)
-        beyond = int((differ & certain).sum())
-        labels: Check = {
-            "passed": not (c.exact and beyond),
-            "differ": int(differ.sum()),
-            "differ_beyond_margin": beyond,
-            "decisions_beyond_margin": int(certain.sum()),
-            "margin": margin,
-            "limit": 0 if c.exact else None,
-            "largest_probability_difference": max(gaps),
-        }
+        labels = c.decisions(differ, certain, "decisions", largest_probability_difference=max(gaps))
         return {"labels": labels, "f1_micro": self._f1(c)}, c.worst_rows(gaps, "labels")
 
     def _f1(self, c: Comparison) -> Check:
