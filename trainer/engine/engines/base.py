@@ -160,8 +160,7 @@ class Engine:
         if self.asynchronous and self._skips_on_device(gradients):
             return self._step_on_device(gradients, norm)
         value, scaler = float(norm), self.accelerator.scaler  # waits for the device
-        if math.isfinite(value):  # otherwise no update follows
-            # moments are kept at rate 0, too
+        if math.isfinite(value):  # otherwise no update follows. Moments are kept at rate 0, too
             clip(gradients, value, self.options.clip_norm or math.inf)
         if scaler is None:
             if math.isfinite(value):
