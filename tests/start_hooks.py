@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hooks import peak_of_trace
+
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -75,9 +77,7 @@ def memory_of_phases(path: Path, *, complete: bool = False) -> None:
                 result = run(self, *arguments, **named)
             trace = path.with_name(f"{phase}-{os.environ['RANK']}.trace")
             recorded.export_chrome_trace(str(trace))
-            events = [e["args"] for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-            start = events[0]["Total Allocated"] - events[0]["Bytes"]
-            peaks[phase] = max(e["Total Allocated"] for e in events) - start
+            peaks[phase] = peak_of_trace(trace)
             peaks["parameters"] = sum(p.numel() * 4 for p in self.model.parameters())
             path.with_name(f"{path.name}-{os.environ['RANK']}").write_text(json.dumps(peaks))
             return result

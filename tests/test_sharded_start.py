@@ -94,12 +94,11 @@ SMALL = {"reduce_bucket_size": 10_000, "stage3_param_persistence_threshold": 0} 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
-def test_no_rank_needs_the_memory_of_a_complete_model(recipe: Path, tmp_path: Path, engine: str) -> None:
-    """Four ranks. A control that builds and evaluates complete models is seen."""
+def test_a_complete_model_on_each_rank_would_need_half_a_model_more(recipe: Path, tmp_path: Path) -> None:
+    """Four ranks. The control builds and evaluates complete models."""
     config = tmp_path / "deepspeed.json"
     config.write_text(json.dumps({"zero_optimization": SMALL}))
-    env = engine_environment(engine) | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config)}
+    env = engine_environment("zero3") | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config)}
     found: dict[str, list[dict[str, int]]] = {}
     for name, complete in (("sharded", False), ("control", True)):
         hook = partial(start_hooks.memory_of_phases, tmp_path / name, complete=complete)
@@ -107,5 +106,5 @@ def test_no_rank_needs_the_memory_of_a_complete_model(recipe: Path, tmp_path: Pa
         run_ranks(words, next_logs(tmp_path / f"{name}-run"), 4, env=env, hook=hook).check()
         found[name] = [json.loads((tmp_path / f"{name}-{rank}").read_text()) for rank in range(4)]
     for phase in ("start", "evaluation"):
-        assert max(rank[phase] / rank["parameters"] for rank in found["sharded"]) < 0.85, found
-        assert min(rank[phase] / rank["parameters"] for rank in found["control"]) > 1.0, found
+        shares = {name: [rank[phase] / rank["parameters"] for rank in ranks] for name, ranks in found.items()}
+        assert max(shares["sharded"]) + 0.5 < min(shares["control"]), found
