@@ -580,6 +580,17 @@ def nothing() -> None:
     pass
 
 
+def peak_of_trace(path: Path) -> int:
+    """Return the most bytes of tensors in a trace of torch's profiler, besides those before it.
+
+    Events are listed by thread. Collectives allocate in threads of their own.
+    """
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    totals = [(e["ts"], e["args"]["Total Allocated"], e["args"]["Bytes"]) for e in events]
+    _, total, change = min(totals)
+    return int(max(total for _, total, _ in totals) - (total - change))
+
+
 def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
     """Each rank writes the most bytes that tensors took during its first save, besides what they took before.
 
@@ -601,9 +612,7 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
             save(self)
         trace = path / f"{rank()}.trace"
         recorded.export_chrome_trace(str(trace))
-        events = [e["args"] for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-        start = events[0]["Total Allocated"] - events[0]["Bytes"]
-        (path / f"{rank()}.json").write_text(json.dumps(max(e["Total Allocated"] for e in events) - start))
+        (path / f"{rank()}.json").write_text(json.dumps(peak_of_trace(trace)))
         Loop._save = save  # type: ignore[method-assign]
 
     class Late(contextlib.nullcontext[Any]):

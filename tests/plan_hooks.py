@@ -93,7 +93,7 @@ def _after(session: Any) -> dict[str, int]:
     if stage == 3:
         whole = [p.data for p in parameters if p.ds_persist]
         masters = [f for f in zero.fp32_partitioned_groups_flat if not _within(f, zero.lp_param_buffer)]
-        parameters = [*whole, *(p.ds_tensor for p in parameters)]
+        parameters = [*whole, *(p.ds_tensor for p in parameters), *engine._frozen.values()]
     elif stage:
         masters = list(zero.single_partition_of_fp32_groups)
     copy = [*session.model.parameters(), *session.model.buffers()] if engine.spec.sharded else []

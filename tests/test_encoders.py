@@ -97,6 +97,18 @@ def test_every_encoder_trains_resumes_and_predicts(reviews: Path, tmp_path: Path
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
+def test_reversible_layers_train_under_zero3_and_their_evaluation_gathers_them(reviews: Path, tmp_path: Path) -> None:
+    made = recipe_of(reviews, "reformer")
+    found = []
+    for engine, ranks in (("single", 1), ("zero3", 2)):
+        run = tmp_path / engine
+        processes.train(written(tmp_path, made), run, world=ranks, engine=engine).check()
+        found.append(json.loads((run / "evaluation/test/metrics.json").read_text()))
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-3)
+
+
+@pytest.mark.ranks
 def test_reversible_layers_are_refused_under_fsdp2(reviews: Path, tmp_path: Path) -> None:
     path, run = written(tmp_path, recipe_of(reviews, "reformer")), tmp_path / "run"
     ended = processes.train(path, run, world=2, engine="fsdp2").check(2)

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from slow import slow_except
 
 from trainer.engine.engines import BUCKET, deepspeed_config
+from trainer.errors import UsageError
 
 pytestmark = pytest.mark.ranks
 
@@ -258,3 +259,5 @@ def test_a_deepspeed_file_may_add_but_not_change_the_step() -> None:
     assert config["wall_clock_breakdown"]
     assert "train_batch_size" not in config
     assert deepspeed_config(2, "bf16", 4, 0.5)["zero_optimization"]["reduce_bucket_size"] == BUCKET
+    with pytest.raises(UsageError, match="zero_quantized_nontrainable_weights must be false"):
+        deepspeed_config(3, "bf16", 4, 0.5, {"zero_optimization": {"zero_quantized_nontrainable_weights": True}})

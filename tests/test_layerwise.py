@@ -1,4 +1,4 @@
-"""Under FSDP2 no rank has a complete model, and evaluation gathers layers: the scores are those of a single process."""
+"""Under ZeRO-3 and FSDP2 evaluation gathers layers: the scores are those of a single process."""
 
 from __future__ import annotations
 
@@ -101,13 +101,17 @@ def words(recipe: Path) -> list[object]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("world", "env"), [(2, {}), (4, HYBRID)], ids=["fsdp2", "hybrid"])
+@pytest.mark.parametrize(
+    ("engine", "world", "env"),
+    [("fsdp2", 2, {}), ("fsdp2", 4, HYBRID), pytest.param("zero3", 3, {}, marks=pytest.mark.slow)],
+    ids=["fsdp2", "hybrid", "zero3"],
+)
 def test_scores_predictions_and_model_are_those_of_a_single_process(
-    recipe: Path, single: Path, tmp_path: Path, world: int, env: dict[str, str]
+    recipe: Path, single: Path, tmp_path: Path, engine: str, world: int, env: dict[str, str]
 ) -> None:
     """Beam search on validation and test, with a moving average, in another number of forwards on each rank."""
     sharded, logs = tmp_path / "sharded", next_logs(tmp_path / "sharded")
-    run_ranks([*words(recipe), "--run", sharded], logs, world, env=engine_environment("fsdp2") | env).check()
+    run_ranks([*words(recipe), "--run", sharded], logs, world, env=engine_environment(engine) | env).check()
     assert "begins with a complete model" not in "".join(path.read_text() for path in logs.iterdir() if path.is_file())
     assert result(sharded).keys() == result(single).keys()
     for key, value in result(single).items():

@@ -17,6 +17,7 @@ import typer
 from plan_hooks import save_states
 from processes import engine_environment, next_logs, run_ranks
 from review_helpers import recipe as review_recipe
+from review_helpers import written
 from slow import slow_except
 from typer.testing import CliRunner
 
@@ -99,7 +100,7 @@ def test_states_of_sharded_engines_by_hand(plan: Plan) -> None:
 
     def states(engine: str, precision: str, offload: bool = False) -> list[float]:
         c = of(plan, engine, precision, offload=offload)
-        copy = buffers + (0 if engine == "fsdp2" else 4 * n)
+        copy = buffers + (0 if engine in ("zero3", "fsdp2") else 4 * n)
         return [size / n for size in (c.parameters, c.gradients, c.optimizer, c.host - copy)]
 
     assert states("zero1", "fp32") == [4, 4, 6, 0]  # two moments and fp32 weights, of half of the elements
@@ -203,13 +204,16 @@ def test_several_micro_batches_a_step_keep_gradients_from_the_first(plan: Plan, 
     assert of(four, "fsdp2").step_parts["gradients"] < n
 
 
-def test_bytes_sent_by_hand(plan: Plan) -> None:
+def test_bytes_sent_by_hand(plan: Plan, recipe: Path) -> None:
     elements = plan.model["parameters"]
     assert of(plan, "single").sent == 0
     assert of(plan, "ddp").sent == of(plan, "ddp", "bf16").sent == 4 * elements
     assert of(plan, "zero1", "bf16").sent == 4 * elements + elements  # and an all-gather of 2 bytes
     assert of(plan, "zero2", "bf16").sent == 2 * (4 * elements) + elements  # four lanes: two micro-batches a rank
     assert of(plan, "fsdp2").sent > of(plan, "ddp").sent
+    averaged = make_plan(recipe, ["optim.averaging.kind=ema"], PlanOptions(ranks=(2,), precisions=("fp32",)))
+    more = {engine: of(averaged, engine).sent - of(plan, engine).sent for engine in ("zero2", "zero3", "fsdp2")}
+    assert more == {"zero2": 2 * elements, "zero3": 0, "fsdp2": 0}, "averages of parts send nothing"
 
 
 # -- steps, time, disk -------------------------------------------------------------------------------------------------
@@ -413,8 +417,18 @@ def test_model_states_of_two_copies_are_those_of_a_real_run(recipe: Path, tmp_pa
     check_states(recipe, tmp_path, "fsdp2", "fp32", 4, copies=2)
 
 
-def check_states(recipe: Path, folder: Path, engine: str, precision: str, world: int, copies: int = 1) -> None:
-    words = ["loop.max_steps=1", "evaluation.splits=[]", "data.validation=null", "optim.weight_decay=0.01"]
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_model_states_of_frozen_weights_are_those_of_a_real_run(reviews: Path, tmp_path: Path, precision: str) -> None:
+    """ZeRO-3 keeps the fp32 weights of frozen parameters, too, where it computes in bf16."""
+    check_states(written(tmp_path, review_recipe(reviews)), tmp_path, "zero3", precision, 2, "optim.freeze_layers=1")
+
+
+def check_states(
+    recipe: Path, folder: Path, engine: str, precision: str, world: int, *more: str, copies: int = 1
+) -> None:
+    words = ["loop.max_steps=1", "evaluation.splits=[]", "data.validation=null", "optim.weight_decay=0.01", *more]
     planned = make_plan(recipe, words, PlanOptions(cpu=True, ranks=(world,), precisions=(precision,), copies=copies))
     env = engine_environment(engine) | {"ACCELERATE_MIXED_PRECISION": "bf16" if precision == "bf16" else "no"}
     env |= settings(choose("cpu_fsdp2_hybrid", world)) if copies > 1 else {}

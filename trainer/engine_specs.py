@@ -47,8 +47,13 @@ class EngineSpec:
 
     @property
     def never_complete(self) -> bool:
-        """Whether no rank has a complete model before or in the training (trainer/models/deferred.py)."""
-        return "parameters" in self.shards and self.zero_stage is None
+        """Whether no rank has a complete model before a training or in an evaluation (trainer/models/deferred.py)."""
+        return "parameters" in self.shards
+
+    @property
+    def replicates(self) -> bool:
+        """Whether it can train several copies of the model, each sharded over a part of the ranks (HSDP)."""
+        return self.never_complete and self.zero_stage is None
 
     @property
     def on_one_rank(self) -> EngineSpec:

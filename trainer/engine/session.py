@@ -80,6 +80,7 @@ class Session:
         if filling is not None:
             parameters = dict(runtime.engine.parameters())
             filling.fill(lambda name, weight: runtime.engine.fill(parameters[name], weight))
+            runtime.engine.filled()
             del filling
         self.base: dict[str, Any] | None = runtime.on_main(lambda: base_of(recipe))
         self.state = TrainingState(recipe, runtime, self.model, self.base)

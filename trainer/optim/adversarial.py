@@ -77,4 +77,4 @@ class Perturbation:
         self._wanted = False  # later calls in this forward have other inputs
         if self._delta is None:
             self._delta = torch.zeros_like(output, requires_grad=True)
-        return output + self._delta
+        return output + self._delta.to(output.dtype)  # under ZeRO and FSDP2 in bf16 layers accept nothing else

@@ -101,6 +101,8 @@ class Configuration:
         layout, zero, sharded = self._layout, self._zero, self._spec.sharded
         part = dict.fromkeys(self._spec.shards, self._parts)
         self.parameters = (self._width if zero else FULL) * layout.elements // part.get("parameters", 1)
+        if zero == 3 and self._width < FULL:  # frozen ones have their fp32 weights besides, as trained ones do
+            self.parameters += FULL * (layout.elements - layout.trained) // self._parts
         self.gradients = (self._width if zero == 1 else FULL) * layout.trained // part.get("gradients", 1)
         self.optimizer = round(FULL * layout.trained * (layout.moments + bool(zero))) // part.get("optimizer", 1)
         self.host = FULL * layout.elements * (not self._spec.never_complete) + layout.buffers if sharded else 0
@@ -121,7 +123,12 @@ class Configuration:
         """
         layout = self._layout
         if self._spec.never_complete:
-            return self.parameters + 2 * FULL * max(layout.outside, layout.layer)
+            filled = self.parameters + 2 * FULL * max(layout.outside, layout.layer)
+            if not self._zero:
+                return filled
+            # DeepSpeed makes the buffers of gradients and the fp32 weights, which are set from parts in fp32
+            weights = FULL * layout.trained // self._parts * (1 + (self._width < FULL)) * (not self.offload)
+            return filled + weights + self.gradients + self._bucket
         copies = 2 if self._spec.sharded and self._on_cpu else 1
         return FULL * (layout.elements * copies + layout.trained)
 
@@ -159,7 +166,8 @@ class Configuration:
 
     def _sent(self) -> int:
         """Return the bytes over the network in a step. An all-reduce sends twice as much as a reduce-scatter."""
-        layout, gathered, average = self._layout, self._layout.elements, self._average
+        layout, gathered = self._layout, self._layout.elements
+        average = self._average * (not self._spec.never_complete)
         if "parameters" in self._spec.shards:  # for the forward, and again for the backward unless they are kept
             again = max(0, layout.elements - KEPT) if self._zero else layout.elements - layout.outside
             gathered, reduced = self._passes * (layout.elements + again), FULL * layout.trained
@@ -185,5 +193,5 @@ def configurations(
     for spec, offload, number, precision, checkpointing in sorted(ways, key=lambda way: ranks.index(way[2])):
         if (spec.zero_stage == 3 and not tracer.on_cpu) if offload else spec.one_process == (number == 1):
             yield Configuration(tracer, spec, offload, number, precision, checkpointing)
-            if spec.never_complete and copies > 1 and number % copies == 0 and number > copies:
+            if spec.replicates and copies > 1 and number % copies == 0 and number > copies:
                 yield Configuration(tracer, spec, offload, number, precision, checkpointing, copies)

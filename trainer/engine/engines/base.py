@@ -160,8 +160,7 @@ class Engine:
         if self.asynchronous and self._skips_on_device(gradients):
             return self._step_on_device(gradients, norm)
         value, scaler = float(norm), self.accelerator.scaler  # waits for the device
-        if math.isfinite(value):  # otherwise no update follows
-            # moments are kept at rate 0, too
+        if math.isfinite(value):  # otherwise no update follows. Moments are kept at rate 0, too
             clip(gradients, value, self.options.clip_norm or math.inf)
         if scaler is None:
             if math.isfinite(value):
@@ -233,6 +232,9 @@ class Engine:
     def fill(self, p: nn.Parameter, weight: Tensor) -> None:
         """Set a parameter to a whole weight. All ranks have the weight and call this alike."""
         raise NotImplementedError(f"engine {self.spec.name} gets its weights with the model")
+
+    def filled(self) -> None:
+        """Use the weights that `fill` has set. All ranks."""
 
     def own_part(self, p: nn.Parameter) -> Tensor:
         """Return the part of a parameter that this rank averages, in fp32: all of it, unless the engine can gather."""

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import deepspeed.ops
@@ -65,11 +65,17 @@ class ZeroEngine(Engine):
         return self.spec.zero_stage
 
     def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        exact = self._partition(objective) if self._stage == 3 else {}
         super().prepare(objective, model, optimizer)
+        self._frozen = {p: part for p, part in exact.items() if not p.requires_grad}
         self._engine = self.accelerator.deepspeed_engine_wrapped.engine
         self._zero = self._engine.optimizer
         self._linked = False
         leave_out_idle_groups(self._zero, self._stage)
+        for p, part in exact.items():
+            self._set_part(p, part)
+        if exact:
+            self.filled()
 
     @contextlib.contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -94,13 +100,12 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def weight(self, p: nn.Parameter) -> Tensor:
-        if p.requires_grad:
-            weight: Tensor = deepspeed.utils.safe_get_full_fp32_param(p)
-            return weight
-        if self._stage < 3:
+        if self._stage == 3:
+            return self.gathered(p, self.own_part(p))
+        if not p.requires_grad:
             return p.detach().float()
-        with deepspeed.zero.GatheredParameters([p]):
-            return p.detach().float().clone()
+        weight: Tensor = deepspeed.utils.safe_get_full_fp32_param(p)
+        return weight
 
     def drop_gradients(self) -> None:
         self._zero.zero_grad()
@@ -122,6 +127,32 @@ class ZeroEngine(Engine):
         gather = deepspeed.utils.safe_get_full_optimizer_state
         return {name: gathered_when_written(self.shape(p), partial(gather, p, name)) for name in names}
 
+    @torch.no_grad()
+    def fill(self, p: nn.Parameter, weight: Tensor) -> None:
+        self._set_part(p, self._padded_part(p, weight))
+
+    def filled(self) -> None:
+        self._update_computed_weights()
+
+    def own_part(self, p: Any) -> Tensor:
+        if self._stage < 3:
+            return super().own_part(p)
+        trained = deepspeed.utils.safe_get_local_fp32_param
+        part: Tensor = trained(p) if p.requires_grad else self._frozen.get(p, p.ds_tensor)
+        return part.detach().to(self.accelerator.device)
+
+    def gathered(self, p: nn.Parameter, part: Tensor) -> Tensor:
+        whole: Tensor = self._zero._fp32_state_allgather(p, part) if self._stage == 3 else part
+        return whole
+
+    def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
+        if self._stage < 3:
+            return super().part_of(p, tensor)
+        return self._padded_part(p, tensor).to(self.accelerator.device)  # where `own_part` is, also with offload
+
+    def release(self) -> None:
+        self._states.clear()
+
     def optimizer_step(self) -> float | None:
         return common_step(self._states[flat] for flat in self._flat_weights() if flat in self._states)
 
@@ -142,7 +173,10 @@ class ZeroEngine(Engine):
                 own = {m: moments[f"{name}.{m}"] for m in names.get(name, [])}
                 self._load_trained(p, weights[name], own)
             elif name in weights:  # the base of an adapter is loaded already
-                self._load_frozen(p, weights[name])
+                if self._stage == 3:
+                    self.fill(p, weights[name])
+                else:
+                    p.data.copy_(weights[name])
         if self._stage < 3:
             self._zero.update_lp_params()
         else:
@@ -156,21 +190,13 @@ class ZeroEngine(Engine):
         for name, value in state.items():
             setattr(self._zero.loss_scaler, name, value)
 
-    def _load_frozen(self, p: nn.Parameter, weight: Tensor) -> None:
-        if self._stage < 3:
-            p.data.copy_(weight)
-            return
-        with deepspeed.zero.GatheredParameters([p], modifier_rank=0):
-            if self.data_parallel.main:
-                p.data.copy_(weight)
-
     def _load_trained(self, p: nn.Parameter, weight: Tensor, moments: Mapping[str, Tensor]) -> None:
         if self._stage < 3:
             deepspeed.utils.safe_set_full_fp32_param(p, weight)
             for m, tensor in moments.items():
                 deepspeed.utils.safe_set_full_optimizer_state(p, tensor, m)
         else:  # the full calls ignore the padding of parameters whose size is no multiple of the ranks
-            deepspeed.utils.safe_set_local_fp32_param(p, self._padded_part(p, weight))
+            self.fill(p, weight)
             for m, tensor in moments.items():
                 deepspeed.utils.safe_set_local_optimizer_state(p, self._padded_part(p, tensor), m)
 
@@ -192,19 +218,46 @@ class ZeroEngine(Engine):
         self._zero._lazy_init_hp_params_optimizer_state()
         self._linked = True
 
+    def _partition(self, objective: nn.Module) -> dict[Any, Tensor]:
+        """Partition the parameters. Return this rank's parts in fp32, unless DeepSpeed trains these themselves.
+
+        DeepSpeed would cast complete parameters before it partitions them: all placeholders would get memory.
+        """
+        plugin: Any = self.accelerator.state.deepspeed_plugin
+        deepspeed.zero.Init(module=objective, config_dict_or_path=plugin.deepspeed_config)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        exact: dict[Any, Tensor] = {}
+        for p in cast("Iterator[Any]", objective.parameters()) if dtype else ():
+            exact[p] = p.ds_tensor.data
+            rounded = exact[p].to(dtype)
+            p.ds_tensor.data = rounded.pin_memory() if exact[p].is_pinned() else rounded  # in host memory: offload
+            p.data = p.data.to(dtype)
+        return exact
+
     def _padded_part(self, p: Any, tensor: Tensor) -> Tensor:
         """Return this rank's padded part of a whole tensor."""
         size, rank = p.ds_tensor.numel(), self._zero._get_param_partition_rank(p)
         own = tensor.reshape(-1)[rank * size : (rank + 1) * size]
-        part = torch.zeros(size, dtype=torch.float32)
+        part = torch.zeros(size, dtype=torch.float32, device=p.ds_tensor.device)
         part[: own.numel()] = own
-        return part.to(p.ds_tensor.device)
+        return part
+
+    def _set_part(self, p: Any, part: Tensor) -> None:
+        """Set this rank's part of a parameter. `_update_computed_weights` follows."""
+        if p.requires_grad:
+            deepspeed.utils.safe_set_local_fp32_param(p, part)
+            return
+        if p in self._frozen:
+            self._frozen[p] = part
+        p.ds_tensor.data.copy_(part)
+        p.ds_secondary_tensor = None  # the copy of hpZ is made again
 
     def _update_computed_weights(self) -> None:
         """Copy the fp32 weights of stage 3 to those that it computes with."""
         zero = self._zero
         if zero.persistent_parameters:  # small ones that stay gathered, and would be left out
             zero.persistent_parameters[0].partition(zero.persistent_parameters)
+        zero.invalidate_secondary_tensor()  # hpZ makes them again
         for group in range(len(zero.fp32_partitioned_groups_flat)):
             zero._reassign_or_swap_out_partitioned_parameters(group)
         zero.checkpoint_event_epilogue()

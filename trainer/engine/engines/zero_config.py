@@ -22,6 +22,8 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """Return DeepSpeed's config. The user's `file` decides on bucket sizes, overlap and the like."""
     zero = {"reduce_bucket_size": BUCKET, **_without_auto(file.get("zero_optimization", {})), "stage": stage}
+    if stage == 3 and zero.get("zero_quantized_nontrainable_weights"):  # before they have their values
+        raise UsageError("deepspeed_config_file: zero_quantized_nontrainable_weights must be false under ZeRO-3")
     for state in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{state.upper()}_DEVICE", "none")
         if device != "none" and (state == "optimizer" or stage == 3):
