@@ -150,8 +150,10 @@ def test_a_sharded_save_needs_three_tensors_at_most(recipe: Path, tmp_path: Path
         control = tmp_path / f"control-run/checkpoints/step-00000002/{name}"
         assert path.read_bytes() == control.read_bytes(), name
     largest = max(t.nbytes for t in load_file(files["model.safetensors"]).values())
-    assert max(peaks["streamed"]) <= 3 * largest + LOADED, (peaks, largest)
-    assert min(peaks["control"]) > 3 * largest + LOADED, (peaks, largest)
+    writing, other = peaks["streamed"]
+    assert writing <= 3 * largest + LOADED, (peaks, largest)
+    assert other <= 5 * largest + LOADED, (peaks, largest)  # does not wait for the file
+    assert min(peaks["control"]) > 10 * largest, (peaks, largest)
 
 
 @pytest.mark.ranks
