@@ -151,7 +151,8 @@ def test_a_sharded_save_needs_three_tensors_at_most(recipe: Path, tmp_path: Path
         assert path.read_bytes() == control.read_bytes(), name
     largest = max(t.nbytes for t in load_file(files["model.safetensors"]).values())
     writing, other = peaks["streamed"]
-    assert writing <= 3 * largest + LOADED, (peaks, largest)
+    own = largest / 2 if engine == "zero3" else 0  # this rank's part of the tensor
+    assert writing <= 3 * largest + own + LOADED, (peaks, largest)
     assert other <= 5 * largest + LOADED, (peaks, largest)  # does not wait for the file
     assert min(peaks["control"]) > 10 * largest, (peaks, largest)
 
