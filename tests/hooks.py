@@ -446,7 +446,9 @@ def count_device_waits(path: Path, first: int, last: int) -> None:
     from trainer.engine.engines.base import Engine
     from trainer.engine.loop import Loop
     from trainer.engine.step import Stepper
+    from trainer.models import fast_linear
 
+    fast_linear.onednn_is_faster = lambda: False  # of a CPU; it would be the place of what libraries call
     read_later()
     step, gradients, read, update = Loop._step, Stepper.gradients, outcomes.Outcomes.resolve, Engine._step_on_device
     waits, events, now = DeviceWaits(), list[str](), [0]
@@ -602,7 +604,7 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
 
     from trainer import tensors
     from trainer.engine import state
-    from trainer.engine.engines import base, fsdp
+    from trainer.engine.engines import fsdp
     from trainer.engine.loop import Loop
 
     save = Loop._save
@@ -629,7 +631,7 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
         return gather().to("cpu", torch.float32, copy=True)
 
     Loop._save = measured  # type: ignore[method-assign]
-    for module in (base, fsdp, state) if at_once else ():
+    for module in (fsdp, state) if at_once else ():
         module.gathered_when_written = gathered  # type: ignore[attr-defined]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from device_waits import DeviceWaits
 from processes import read_lines, status, train
+from safetensors.torch import load_file
 from slow import slow_except
 
 WORLDS = {"single": 1, "ddp": 2, "fsdp2": 2}
@@ -171,6 +172,8 @@ def test_a_run_that_reads_later_is_the_same(poisoned: Path, tmp_path: Path, engi
     for a, b in zip(*folders, strict=True):
         for file in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"):
             assert (a / file).read_bytes() == (b / file).read_bytes(), (a.name, file)
+        weights, average = (load_file(a / f"{name}.safetensors") for name in ("model", "ema"))
+        assert {name: t.shape for name, t in average.items()} == {name: t.shape for name, t in weights.items()}
     assert max(json.loads((folder / "state.json").read_text())["skipped"] for folder in folders[1]) == 1
     lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ended]
     kept = [[(line["step"], line["loss"], line["grad_norm"]) for line in run] for run in lines]

@@ -60,6 +60,11 @@ class LazyTensor:
         return tensor
 
 
+def gathered_when_written(shape: torch.Size, gather: Callable[[], Tensor]) -> LazyTensor:
+    """Return a whole tensor in fp32 on the CPU that all ranks gather when it is written."""
+    return LazyTensor(shape, torch.float32, lambda: gather().to("cpu", torch.float32))
+
+
 Stored = Tensor | LazyTensor
 
 

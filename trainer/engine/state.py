@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.engine.engines.base import gathered_when_written
 from trainer.engine.layerwise import LayerServer, fill_skeleton, is_skeleton, skeleton
 from trainer.engine.runtime import Runtime
 from trainer.errors import CheckpointError
 from trainer.models.adapters import check_base, stored_parameters
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
-from trainer.tensors import Stored, TensorFile, constants
+from trainer.tensors import Stored, TensorFile, constants, gathered_when_written
 
 
 class TrainingState:

@@ -314,6 +314,7 @@ class Stepper:
                     f"lane {lane} rows {', '.join(f'{shard_names[s]}:{r}' for s, r in ids)}"
                     for lane, ids in loaded.ids.items()
                 ]
+        self.engine.end_forward()
         gathered = self.runtime.gather(own)
         texts = self.runtime.broadcast([text for rank in gathered or [] for text in dict.fromkeys(rank)])
         where = "; ".join(texts) or "the loss is finite in every lane, so a gradient overflowed"

@@ -24,7 +24,7 @@ from trainer.engine_specs import EngineSpec
 from trainer.errors import UsageError
 from trainer.optim.choices import is_elementwise, moments_per_weight
 from trainer.optim.clipping import clip, clip_on_device, idle_parameters, square_sum
-from trainer.tensors import LazyTensor, Stored
+from trainer.tensors import Stored
 
 STEP = "step"  # the count of steps in the state of an optimizer, equal for all parameters
 
@@ -248,6 +248,9 @@ class Engine:
         """Return this rank's part of a whole tensor, see `own_part`."""
         return tensor.to(p.device)
 
+    def end_forward(self) -> None:
+        """Undo what a forward leaves that no backward follows. All ranks."""
+
     def release(self) -> None:
         """Free what only a training needs: gradients and the state of the optimizer."""
         self.optimizer.zero_grad()
@@ -327,11 +330,6 @@ class Engine:
         if "cur_scale" in state:
             state = {**scaler.state_dict(), "scale": state["cur_scale"]}
         scaler.load_state_dict(state)
-
-
-def gathered_when_written(shape: torch.Size, gather: Callable[[], Tensor]) -> LazyTensor:
-    """Return a whole tensor in fp32 on the CPU that all ranks gather when it is written."""
-    return LazyTensor(shape, torch.float32, lambda: gather().to("cpu", torch.float32))
 
 
 def moment_names(moments: Iterable[str]) -> dict[str, list[str]]:

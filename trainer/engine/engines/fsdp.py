@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from trainer.engine import rendezvous
-from trainer.engine.engines.base import Engine, gathered_when_written
+from trainer.engine.engines.base import Engine
 from trainer.errors import UsageError
 from trainer.models.layers import layer_classes
-from trainer.tensors import Stored
+from trainer.tensors import Stored, gathered_when_written
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "tp", "cp", "sp")  # of Accelerate's ParallelismConfig
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,6 +85,11 @@ class FSDPEngine(Engine):
 
     def part_of(self, p: nn.Parameter, tensor: Tensor) -> Tensor:
         return _rows(p, tensor).to(p.device)
+
+    def end_forward(self) -> None:
+        for module in self.objective.modules():  # a root stays complete until its backward
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
         found: Any = super().moments(p)

@@ -27,11 +27,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from trainer.engine.engines.base import STEP, Engine, Update, common_step, gathered_when_written, moment_names
+from trainer.engine.engines.base import STEP, Engine, Update, common_step, moment_names
 from trainer.engine.engines.zero_config import deepspeed_config, read_config_file
 from trainer.errors import UsageError
 from trainer.optim.clipping import idle_groups
-from trainer.tensors import Stored
+from trainer.tensors import Stored, gathered_when_written
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
