@@ -147,7 +147,7 @@ def steps_with(
 
     filler = {"x": torch.zeros(1, 4)}
     task = SimpleNamespace(
-        recipe=SimpleNamespace(seed=1, optim=OptimConfig(), loop=LoopConfig()),
+        recipe=SimpleNamespace(seed=1, optim=OptimConfig(), loop=LoopConfig(max_steps=3)),
         filler=lambda: filler,
         split=whole,
         memory=lambda rows: None,
