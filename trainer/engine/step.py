@@ -151,8 +151,9 @@ class Stepper:
         streams = prefetch.streams_of(runtime.device)
         self._prefetcher = None if streams is None else prefetch.Prefetcher(streams)
         self._filler = self._to_device(task.filler())
-        # Compiled layers choose their own matrix products.
-        self._linear = contextlib.nullcontext if task.recipe.loop.compile else fast_linear
+        # Compiled layers choose their own matrix products. A GPU has nothing of it, but every call would pass through.
+        replaced = runtime.device.type == "cpu" and not task.recipe.loop.compile
+        self._linear = fast_linear if replaced else contextlib.nullcontext
         self._perturbation = None
         adversarial = task.recipe.optim.adversarial
         if adversarial.kind != "none":
