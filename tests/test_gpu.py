@@ -29,9 +29,9 @@ from trainer.engine.prefetch import Prefetcher, streams_of
 from trainer.engine.runtime import seed_for
 from trainer.engine.step import Objective
 from trainer.engine.trained_run import build_model
+from trainer.engine_specs import FLOAT8
 from trainer.errors import ran_out_of_memory
 from trainer.files import read_json
-from trainer.models import float8_support
 from trainer.rank_env import RANK_VARIABLES
 from trainer.tensors import read
 
@@ -110,7 +110,7 @@ def test_attention_is_fused(kind: str, reviews: Path, bert: Path) -> None:
 
 def needs_float8() -> None:
     pytest.importorskip("torchao")
-    if ON_GPU and torch.cuda.get_device_capability() < float8_support.LEAST:
+    if ON_GPU and torch.cuda.get_device_capability() < FLOAT8:
         pytest.skip(f"no fp8: compute capability {torch.cuda.get_device_capability()}")
 
 
@@ -136,7 +136,7 @@ def test_layers_multiply_in_fp8_in_training_only(reviews: Path) -> None:
 
 
 def test_an_older_gpu_is_refused(tiny: Path, tmp_path: Path) -> None:
-    if ON_GPU and torch.cuda.get_device_capability() >= float8_support.LEAST:
+    if ON_GPU and torch.cuda.get_device_capability() >= FLOAT8:
         pytest.skip("this GPU has fp8")
     text = train(tiny, tmp_path / "run", *QUIET, precision="fp8", code=2)
     assert "compute capability 8.9" in text

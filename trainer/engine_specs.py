@@ -14,6 +14,9 @@ EngineName = Literal["single", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 State = Literal["optimizer", "gradients", "parameters"]
 
 
+FLOAT8 = (8, 9)  # compute capability of the first GPUs that multiply in fp8: Ada, then Hopper and Blackwell
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """The facts about one engine.

@@ -12,6 +12,7 @@ from launch.findings import Check, Findings, existing_folder, size
 from launch.slurm import queue
 from launch.slurm.job import Job, gpu_count, seconds
 from launch.slurm.lint import conflicts, lint, syntax_error
+from trainer.data_parallel import fusable
 from trainer.errors import RankzeroError
 from trainer.files import read_json
 from trainer.rundir import RunDir
@@ -38,12 +39,12 @@ def _lanes(job: Job) -> Check:
     findings = Findings("lanes")
     lanes, ranks, fuse = job.recipe.data.lanes, job.plan.ranks or 1, job.recipe.loop.fused_before_measuring
     findings.fact(f"{lanes} lanes for {ranks} ranks ({job.recipe.launch.nodes} nodes x {job.ranks_per_node})")
-    fewer = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0 and lanes // n % fuse == 0)
+    fewer = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0 and fuse in fusable(lanes, n))
     if ranks > lanes:
         findings.fail(
             "each rank needs a lane", f"fewer ranks ({fewer}), or data.lanes={ranks}, which changes the steps"
         )
-    elif fuse > 1 and (lanes % ranks or lanes // ranks % fuse):
+    elif fuse not in fusable(lanes, ranks):
         findings.fail(f"loop.fuse_lanes={fuse} does not divide the lanes of a rank", f"use one of {fewer} ranks")
     elif lanes % ranks:
         findings.warn("the number of ranks does not divide the lanes: some ranks idle", f"better: {fewer} ranks")

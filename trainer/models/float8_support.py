@@ -7,11 +7,10 @@ import os
 
 import torch
 
-from trainer.engine_specs import EngineSpec
+from trainer.engine_specs import FLOAT8, EngineSpec
 from trainer.errors import UsageError
 
-LEAST = (8, 9)  # compute capability of the first GPUs that multiply in fp8: Ada, then Hopper and Blackwell
-GPUS = f"fp8 needs NVIDIA GPUs of compute capability {LEAST[0]}.{LEAST[1]} or more (Ada, Hopper, Blackwell)"
+GPUS = f"fp8 needs NVIDIA GPUs of compute capability {FLOAT8[0]}.{FLOAT8[1]} or more (Ada, Hopper, Blackwell)"
 
 
 def check_float8(spec: EngineSpec, *, on_cpu: bool) -> None:
@@ -26,7 +25,7 @@ def check_float8(spec: EngineSpec, *, on_cpu: bool) -> None:
         raise UsageError(f"{GPUS}, and this run is on a CPU; use --config cpu_bf16 or cpu")
     number = int(os.environ.get("LOCAL_RANK", "0"))
     name, found = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
-    if torch.version.cuda is None or found < LEAST:
+    if torch.version.cuda is None or found < FLOAT8:
         other = "ddp_bf16" if found >= (8, 0) else "ddp_fp16"
         raise UsageError(f"{GPUS}, and GPU {number} is {name} ({found[0]}.{found[1]}); use --config {other}")
     if importlib.util.find_spec("torchao") is None:

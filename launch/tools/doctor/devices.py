@@ -14,6 +14,7 @@ from typing import Any
 from launch.configs import gpu_device_files
 from launch.findings import Findings, size
 from launch.local import with_module_path
+from trainer.engine_specs import FLOAT8
 
 SECONDS = 60.0  # to load torch from a slow disk and find the GPUs
 LOG_OF_DRIVER = "nvidia-smi; dmesg | grep -i xid"
@@ -48,7 +49,7 @@ def report(findings: Findings, seen: dict[str, Any]) -> None:
         return
     findings.fact(f"torch for CUDA {seen['build']}")
     for number, (name, memory, major, minor) in enumerate(seen["gpus"]):
-        bf16 = "bf16 and fp8" if (major, minor) >= (8, 9) else "bf16" if major >= 8 else "no bf16"
+        bf16 = "bf16 and fp8" if (major, minor) >= FLOAT8 else "bf16" if major >= 8 else "no bf16"
         findings.fact(f"GPU {number}: {name}, {size(memory)}, compute capability {major}.{minor}, {bf16}")
     if seen["error"]:
         fix = f"nvidia-smi; update the driver, or install the torch build for this GPU and driver: {TORCH_BUILDS}"

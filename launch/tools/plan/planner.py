@@ -149,7 +149,7 @@ def _memory(options: PlanOptions, gpu: str | None) -> dict[str, Any] | None:
 def _ranks(recipe: Recipe, wanted: Sequence[int]) -> list[int]:
     """Return the numbers of ranks to plan for, ascending: by default those that divide the lanes."""
     lanes, fuse = recipe.data.lanes, recipe.loop.fused_before_measuring
-    even = [n for n in range(1, lanes + 1) if lanes % n == 0 and (lanes // n) % fuse == 0]
+    even = [n for n in range(1, lanes + 1) if lanes % n == 0 and fuse in fusable(lanes, n)]
     for n in wanted:
         if not 1 <= n <= lanes or (fuse > 1 and n not in even):
             best = ", ".join(map(str, even))
