@@ -91,10 +91,8 @@ class Comparison:
             what: is decided: rows, or decisions.
             largest: the largest difference, by its name.
         """
-        beyond, limits = (
-            int(np.sum(differ & certain)),
-            {"margin": self.limits.margin, "limit": 0 if self.exact else None},
-        )
+        beyond = int(np.sum(differ & certain))
+        limits = {"margin": self.limits.margin, "limit": 0 if self.exact else None}
         counts = {"differ": int(np.sum(differ)), "differ_beyond_margin": beyond}
         counts[f"{what}_beyond_margin"] = int(np.sum(certain))
         return {"passed": not (self.exact and beyond), **counts, **limits, **largest}
