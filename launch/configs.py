@@ -225,7 +225,7 @@ def _ranks(values: dict[str, Any], path: Path, engine: Engine) -> int | None:
 def _copies(values: dict[str, Any], path: Path, engine: Engine) -> int:
     """Return `dp_replicate_size`. The engine checks the sizes again, for ranks that another launcher starts."""
     sizes = values.get(PARALLELISM) or {}
-    if not sizes or not ENGINES[engine].never_complete:
+    if not sizes or not ENGINES[engine].replicates:
         return 1
     copies, parts = (_integer(sizes, path, f"{PARALLELISM}_dp_{name}_size", 1) for name in ("replicate", "shard"))
     if copies * parts != values.get("num_processes") or parts < 2:

@@ -94,7 +94,7 @@ def verify(recipe: BaseRecipe, engines: Sequence[str] | None = None, ranks: int 
         setups = [Setup(name, 1 if ENGINES[name].one_process else ranks) for name in names]
         if (min(lanes, gpus()) if on_gpus else lanes) >= MORE:
             setups += [Setup("ddp", MORE)] if "ddp" in names and ranks != MORE else []
-            setups += [Setup(name, MORE, 2) for name in names if ENGINES[name].never_complete]
+            setups += [Setup(name, MORE, 2) for name in names if ENGINES[name].replicates]
         return check_engines(testbed, setups, on_gpus)
 
 
