@@ -236,9 +236,9 @@ def save_deltas(path: Path) -> None:
     micro_batch, direction, found = Stepper._micro_batch, Perturbation.direction, {}
     name = [""]
 
-    def wrapped(self: Stepper, batch: Any, noise: Any, scale: float, last: bool) -> Any:
+    def wrapped(self: Stepper, batch: Any, noise: Any, scale: float, *, last: bool) -> Any:
         name[0] = f"{noise[1]}.{noise[2]}"
-        loss = micro_batch(self, batch, noise, scale, last)
+        loss = micro_batch(self, batch, noise, scale, last=last)
         save_file(found, f"{path}.{rank()}.safetensors")
         return loss
 
