@@ -154,7 +154,7 @@ def test_a_sharded_save_needs_a_few_tensors_at_most(recipe: Path, tmp_path: Path
     tensors = 4.5 if engine == "zero3" else 3  # DeepSpeed's buffers, and this rank's parts
     assert writing <= tensors * largest + LOADED, (peaks, largest)
     assert other <= 5 * largest + LOADED, (peaks, largest)  # does not wait for the file
-    assert min(peaks["control"]) > 10 * largest, (peaks, largest)
+    assert min(peaks["control"]) > 8 * largest, (peaks, largest)
 
 
 @pytest.mark.ranks
