@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench
+.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench image
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,6 +63,9 @@ lint: setup ## format, lint, types, layers
 docs: setup ## the documentation site in site/; broken links fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo site/index.html
+
+image: ## a Docker image with every engine, rankzero:VERSION
+	docker build --tag rankzero:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) .
 
 bench: setup ## data path, training step and fine-tuning against others, half an hour on a quiet machine; needs RANKZERO_DATA
 	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from launch.configs import Machines
 from launch.local import start
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
@@ -15,7 +16,11 @@ from launch.tools.plan.command import plan_command
 from launch.tools.verify.command import verify_command
 from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
+from trainer.errors import UsageError
 from trainer.run_options import Options, run_path
+
+LAUNCHER_OPTIONS = ("--config", "--nproc", "--machines", "--machine-rank", "--main-address")
+MACHINES = "machines on which this command is started, each with its rank and the same other words"
 
 app = typer.Typer(
     name="rankzero",
@@ -51,6 +56,13 @@ def train(
     nproc: Annotated[
         int | None, typer.Option("--nproc", metavar="N", min=1, help="ranks (default: the config's)")
     ] = None,
+    machines: Annotated[int | None, typer.Option("--machines", metavar="N", min=1, help=MACHINES)] = None,
+    machine_rank: Annotated[
+        int | None, typer.Option("--machine-rank", metavar="R", min=0, help="this machine, from 0")
+    ] = None,
+    main_address: Annotated[
+        str | None, typer.Option("--main-address", metavar="HOST[:PORT]", help="machine 0, port 29500 by default")
+    ] = None,
     run: RunOption = None,
     fresh: Fresh = False,
     allow_change: AllowChange = None,
@@ -68,8 +80,26 @@ def train(
 
     if debug:  # one process, whatever the config says
         config, nproc = "debug", None
-    code = start(config, nproc, _arguments(), run_path(resolved, options), in_process)
+    place = _machines(machines, machine_rank, main_address)
+    code = start(config, nproc, _arguments(), run_path(resolved, options), in_process, place)
     raise typer.Exit(code)
+
+
+def _machines(number: int | None, rank: int | None, address: str | None) -> Machines | None:
+    """Return the place of this machine among several.
+
+    Raises:
+        UsageError: one of the three options is missing, or the rank is too large.
+    """
+    if number is None and rank is None and address is None:
+        return None
+    if number is None or rank is None or address is None:
+        options = {"--machines": number, "--machine-rank": rank, "--main-address": address}
+        missing = ", ".join(name for name, value in options.items() if value is None)
+        raise UsageError(f"several machines need {', '.join(options)}; missing: {missing}")
+    if rank >= number:
+        raise UsageError(f"--machine-rank {rank}: allowed: 0 to {number - 1}, another on each machine")
+    return Machines(number, rank, address) if number > 1 else None
 
 
 def _arguments() -> list[str]:
@@ -78,9 +108,9 @@ def _arguments() -> list[str]:
     for word in sys.argv[1:]:
         if skip:
             skip = False
-        elif word in ("--config", "--nproc"):
+        elif word in LAUNCHER_OPTIONS:
             skip = True
-        elif not word.startswith(("--config=", "--nproc=")):
+        elif not word.startswith(tuple(f"{name}=" for name in LAUNCHER_OPTIONS)):
             kept.append(word)
     return kept
 

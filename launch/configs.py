@@ -7,7 +7,8 @@ compare what runs with what is read here, by RANKZERO_ENGINE and RANKZERO_RANKS.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
@@ -21,8 +22,47 @@ Engine = EngineName
 Precision = Literal["no", "bf16", "fp16", "fp8"]
 
 _HERE = Path(__file__).parent
+PORT = 29_500  # of machine 0, as in torchrun
 PARALLELISM = "parallelism_config"  # a section of a config, and the first words of its keys
 FOLDERS = (_HERE / "accelerate_configs", _HERE.parent / "accelerate_configs")  # in the wheel, in a source checkout
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The options of `rankzero train` on each of several machines. They replace keys of the config.
+
+    Attributes:
+        number: of machines.
+        rank: of this machine, from 0.
+        address: `HOST` or `HOST:PORT` of machine 0.
+    """
+
+    number: int
+    rank: int
+    address: str
+
+    def applied(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys of a config that change. `num_processes` stays the same for each machine.
+
+        Raises:
+            UsageError: an address without a host, or with a port that is none.
+        """
+        host, _, port = self.address.partition(":")
+        if not host or not (port or "1").isdigit() or not 0 < int(port or PORT) < 65_536:
+            raise UsageError(f"--main-address {self.address}: allowed: HOST or HOST:PORT of the first machine")
+        keys = {
+            "num_machines": self.number,
+            "machine_rank": self.rank,
+            "main_process_ip": host,
+            "main_process_port": int(port or PORT),
+            "rdzv_backend": "static",
+        }
+        ranks, before = values.get("num_processes"), values.get("num_machines", 1)
+        if isinstance(ranks, int) and isinstance(before, int) and before > 0 and ranks % before == 0:
+            keys["num_processes"] = ranks // before * self.number
+        if "deepspeed_config" in values:
+            keys["deepspeed_multinode_launcher"] = "standard"
+        return keys
 
 
 @dataclass(frozen=True)
@@ -34,6 +74,7 @@ class LaunchPlan:
         ranks: processes of all machines together. None: one for each GPU.
         cpu: no GPU is used.
         copies: of the model, each sharded over its own part of the ranks (HSDP).
+        replaced: keys of the file that the command line replaces, but for the number of ranks.
         note: how the plan differs from the file, for the user.
     """
 
@@ -45,6 +86,7 @@ class LaunchPlan:
     cpu: bool
     machines: int = 1
     copies: int = 1
+    replaced: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -108,8 +150,12 @@ def find(config: str) -> Path:
     raise UsageError(f"--config {config}: no shipped config and no file; {hint}shipped: {', '.join(known)}")
 
 
-def describe(config: str | Path) -> LaunchPlan:
+def describe(config: str | Path, machines: Machines | None = None) -> LaunchPlan:
     """Read a config (shipped name or path), without a look at this machine.
+
+    Args:
+        config: shipped name or path.
+        machines: replaces what the file says about machines.
 
     Raises:
         UsageError: missing file, not YAML, or a value that would not run as written; names the key and the fix.
@@ -122,6 +168,10 @@ def describe(config: str | Path) -> LaunchPlan:
     if not isinstance(values, dict):
         raise UsageError(f"config {path}: an Accelerate config is a mapping, not {type(values).__name__}")
     engine = _engine(values, path)
+    if machines and ENGINES[engine].one_process:
+        raise UsageError(f"--machines {machines.number}: config {config} is one process; take --config cpu or ddp")
+    replaced = machines.applied(values) if machines else {}
+    values |= replaced
     plan = LaunchPlan(
         config=str(config),
         path=path,
@@ -131,6 +181,7 @@ def describe(config: str | Path) -> LaunchPlan:
         cpu=_flag(values, path, "use_cpu"),
         machines=_integer(values, path, "num_machines", 1),
         copies=_copies(values, path, engine),
+        replaced=replaced,
     )
     _check_machines(plan, values)
     if plan.cpu and plan.precision == "fp16" and not plan.spec.fp16_on_cpu:
@@ -140,7 +191,7 @@ def describe(config: str | Path) -> LaunchPlan:
     return plan
 
 
-def choose(config: str | None, nproc: int | None) -> LaunchPlan:
+def choose(config: str | None, nproc: int | None, machines: Machines | None = None) -> LaunchPlan:
     """Return the plan for this machine, with a settled number of ranks.
 
     The note says if DDP becomes one process, and if the processor only emulates bf16.
@@ -148,11 +199,13 @@ def choose(config: str | None, nproc: int | None) -> LaunchPlan:
     Args:
         config: shipped name or path. None: `ddp` if there are two or more GPUs, otherwise `debug`.
         nproc: ranks of all machines together. It overrides the file.
+        machines: replaces what the file says about machines.
 
     Raises:
         UsageError: as `describe`; or more ranks than GPUs, or a number that does not fit the config.
     """
-    plan = describe(config or ("ddp" if gpus() >= 2 else "debug"))
+    several = machines is not None and gpus() > 0
+    plan = describe(config or ("ddp" if several or gpus() >= 2 else "debug"), machines)
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: at least 1 rank")
     if nproc not in (None, 1) and plan.spec.one_process:
@@ -245,7 +298,7 @@ def _precision(values: dict[str, Any], path: Path) -> Precision:
 def _check_machines(plan: LaunchPlan, values: dict[str, Any]) -> None:
     if plan.machines == 1:
         return
-    if plan.ranks is None or plan.ranks % plan.machines:
+    if (plan.ranks is None and not plan.replaced) or (plan.ranks or 0) % plan.machines:
         _refuse(plan.path, "num_processes", values.get("num_processes"), f"a multiple of the {plan.machines} machines")
     rank = values.get("machine_rank", 0)
     if rank not in range(plan.machines):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch.configs import LaunchPlan, choose, describe
+from launch.configs import LaunchPlan, Machines, choose, describe
 from launch.supervise import processes
 from launch.supervise.final_status import RUN
 from launch.supervise.restarts import restart_needed, run_with_restarts
@@ -26,7 +26,12 @@ MISLEADING = tuple(f"ACCELERATE_USE_{name}" for name in ("CPU", "DEEPSPEED", "FS
 
 
 def start(
-    config: str | None, nproc: int | None, argv: Sequence[str], run_dir: Path, in_process: Callable[[], int]
+    config: str | None,
+    nproc: int | None,
+    argv: Sequence[str],
+    run_dir: Path,
+    in_process: Callable[[], int],
+    machines: Machines | None = None,
 ) -> int:
     """Run `python -m trainer ARGV` on the ranks of a config. Return the exit code.
 
@@ -38,6 +43,7 @@ def start(
         run_dir: where rank zero writes status.json.
         in_process: called instead of a launcher for one process, and if a launcher has started this process already
             (WORLD_SIZE is set). Its result is returned.
+        machines: this machine is one of several, on each of which the command is started.
 
     Raises:
         UsageError: the config is wrong, does not fit this machine, or contradicts a WORLD_SIZE in the environment.
@@ -46,7 +52,7 @@ def start(
     if "WORLD_SIZE" in os.environ:
         _join(config, nproc)
         return in_process()
-    plan = choose(config, nproc)
+    plan = choose(config, nproc, machines)
     if plan.note:
         print(f"rankzero: {plan.note}", file=sys.stderr)
     if plan.spec.one_process:
@@ -92,6 +98,7 @@ def command(plan: LaunchPlan, argv: Sequence[str], module: str = "launch.rank") 
     return [
         *(sys.executable, "-m", "launch.supervise.launcher"),
         *("--config_file", str(plan.path), "--num_processes", str(plan.ranks)),
+        *(word for key, value in plan.replaced.items() if key != "num_processes" for word in (f"--{key}", str(value))),
         *("-m", module, *argv),
     ]
 
