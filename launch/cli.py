@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launch.local import start
+from launch.local import RestartOptions, start
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
 from launch.tools.doctor.command import doctor_command
@@ -17,6 +17,16 @@ from trainer import cli
 from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
 from trainer.run_options import Options, run_path
 
+Restarts = Annotated[
+    int,
+    typer.Option(
+        "--restarts", metavar="N", min=0, help="after a failure, at most N in a row without a newer checkpoint"
+    ),
+]
+MinRanks = Annotated[
+    int | None, typer.Option("--min-ranks", metavar="M", min=1, help="restarts may use fewer ranks, at least M")
+]
+
 app = typer.Typer(
     name="rankzero",
     no_args_is_help=True,
@@ -24,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train Transformers on any number of ranks with the same steps, and export checked models.",
 )
+
+
+OF_LAUNCHER = ("--config", "--nproc", "--restarts", "--min-ranks")  # options that the ranks do not know
 
 
 def _show_version(wanted: bool) -> None:
@@ -56,6 +69,8 @@ def train(
     allow_change: AllowChange = None,
     debug: Debug = False,
     profile: Profile = False,
+    restarts: Restarts = 0,
+    min_ranks: MinRanks = None,
 ) -> None:
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     from trainer.recipe_loading import load_recipe
@@ -67,8 +82,10 @@ def train(
         return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile))
 
     if debug:  # one process, whatever the config says
-        config, nproc = "debug", None
-    code = start(config, nproc, _arguments(), run_path(resolved, options), in_process)
+        config, nproc, restarts, min_ranks = "debug", None, 0, None
+    fuse, hang = resolved.loop.fused_before_measuring, resolved.launch.hang_seconds
+    again = RestartOptions(restarts, min_ranks, resolved.data.lanes, fuse, hang)
+    code = start(config, nproc, _arguments(), run_path(resolved, options), in_process, again)
     raise typer.Exit(code)
 
 
@@ -78,9 +95,9 @@ def _arguments() -> list[str]:
     for word in sys.argv[1:]:
         if skip:
             skip = False
-        elif word in ("--config", "--nproc"):
+        elif word in OF_LAUNCHER:
             skip = True
-        elif not word.startswith(("--config=", "--nproc=")):
+        elif not word.startswith(tuple(f"{option}=" for option in OF_LAUNCHER)):
             kept.append(word)
     return kept
 

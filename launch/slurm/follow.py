@@ -17,6 +17,7 @@ import typer
 
 from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
+from launch.slurm.render import CONTROL
 from launch.supervise.final_status import is_unfinished, write_final_status
 from trainer.cli import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
@@ -132,6 +133,7 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
         "run": str(run),
         **{key: status.get(key) for key in STATUS_FIELDS},
         "silent": None if waiting else _seconds_silent(status),
+        "restarts": RunDir(run).read_restarts(),
         "jobs": [
             {"job": job.job, "kind": _kind(job, recorded), "state": job.state, "reason": job.reason, "start": job.start}
             for job in jobs
@@ -226,6 +228,7 @@ def _text(state: dict[str, Any]) -> str:
         lines.append(f"no update for {state['silent']} s, and none of its jobs is left: the same command resumes")
     if state["error"]:
         lines.append(state["error"])
+    lines += _restarts(state["restarts"])
     for job in state["jobs"]:
         reason = f" ({job['reason']})" if job["reason"] != "None" else ""
         start = f", expected to start {job['start']}" if job["state"] == "PENDING" and job["start"] != "N/A" else ""
@@ -233,6 +236,21 @@ def _text(state: dict[str, Any]) -> str:
     lines += [f"| {line}" for line in state["log"] or ()]
     lines += ["\n    ".join(_text(seed).split("\n  ")) for seed in state["seeds"]]
     return "\n  ".join(lines)
+
+
+def _restarts(events: list[dict[str, Any]]) -> list[str]:
+    """Return a line about the restarts after failures: their number and the newest one."""
+    if not events:
+        return []
+    last, number = events[-1], sum("gave_up" not in event for event in events)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(last.get("time") or 0)))
+    where = "" if last.get("step") is None else f" from step {last['step']}"
+    action = f"not started again: {last['gave_up']}" if "gave_up" in last else f"started again{where}"
+    ranks = f" with {last['ranks']} ranks" if last.get("ranks") and "gave_up" not in last else ""
+    text = (
+        f"restarts after failures: {number}; {when} {action}{ranks} (by {last.get('by')}) after: {last.get('reason')}"
+    )
+    return [CONTROL.sub(" ", text)]
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------

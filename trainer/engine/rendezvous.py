@@ -31,6 +31,7 @@ REPORT_SECONDS = 30.0  # between two messages about who is missing
 POLL_SECONDS = 0.1
 RECORDED = 2000  # collectives of a rank that are remembered for the case that a rank hangs
 ATTEMPT = "RANKZERO_ATTEMPT"  # set here: the number of this attempt, the same on all ranks
+LAUNCH = "RANKZERO_LAUNCH"  # set here unless a job script has: the same in all attempts with one store
 log = logging.getLogger("rankzero")
 
 
@@ -48,6 +49,7 @@ def meet(backend: str, seconds: float, check: Callable[[], None]) -> None:
     meeting = _Meeting(seconds, check)
     number = meeting.number()
     os.environ[ATTEMPT] = str(number)
+    os.environ.setdefault(LAUNCH, meeting.launch())
     store = PrefixStore(f"rankzero-group-{number}", meeting.store)
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -70,6 +72,10 @@ class _Meeting:
     def number(self) -> int:
         """Return the number of this attempt, once all ranks agree on it."""
         return self._lead() if self.rank == 0 else self._follow()
+
+    def launch(self) -> str:
+        """Return a random name, the same for all ranks and all attempts with this store."""
+        return bytes(self.store.compare_set("rankzero-launch", "", f"elastic.{secrets.token_hex(8)}")).decode()
 
     def _connect(self) -> Any:
         """Return the common store. Rank zero serves it, unless the agent of torchrun or Accelerate does."""
