@@ -150,8 +150,8 @@ def _join(config: str | None, nproc: int | None, options: RestartOptions) -> Non
         plan = replace(plan, engine=plan.spec.on_one_rank.name)
     ranks = nproc or (plan.ranks if plan else None)
     if ranks not in (None, world) or (plan and plan.spec.name != running):
-        options = {"--config": config, "--nproc": nproc}
-        asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+        given = {"--config": config, "--nproc": nproc}
+        asked = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
         wanted = f"engine {plan.engine}" if plan and ranks in (None, world) else f"{ranks} ranks"
         raise UsageError(
             f"{asked} asks for {wanted}, but the environment says WORLD_SIZE={world} with engine {running} (of another "

@@ -330,7 +330,7 @@ if "launch.rank" in sys.orig_argv:
 def rankzero_train(
     folder: Path, recipe: Path, number: int, *words: str, each: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run `rankzero train`. A rank sends itself a signal in step 8 of the first start, or of each one with two ranks."""
+    """Run `rankzero train`. A rank signals itself in step 8 of the first start, or of each one with two ranks."""
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(FAIL)
     path = os.pathsep.join([str(folder / "site"), os.environ["PYTHONPATH"]])
