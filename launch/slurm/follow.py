@@ -28,6 +28,7 @@ from trainer.rundir import STALE_SECONDS, RunDir, no_run
 POLL = 0.5  # seconds between two reads of a log
 ASK = 30.0  # seconds between two calls of squeue
 TAIL = 8  # lines of a log that `status` shows for a job that wrote no status.json
+CHAIN = "chain"  # file in RUN/slurm with the jobs of the newest chain, in order
 STATUS_FIELDS = ("state", "step", "attempt", "exit_code", "error", "waits_for", "loss", "share", "left")
 
 
@@ -110,6 +111,11 @@ def recorded_jobs(run: Path) -> dict[str, str]:
     return {job: kind for job, _, kind in lines if job[:1].isdigit()}
 
 
+def chain_of(run: Path) -> list[str]:
+    """Return the jobs of the newest chain of a run, in order."""
+    return [line for line in _lines(run / "slurm" / CHAIN) if line.isdecimal()]
+
+
 def active(run: Path) -> list[JobRecord]:
     """Return the waiting and running jobs of a run."""
     recorded = recorded_jobs(run)
@@ -138,6 +144,7 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
             {"job": job.job, "kind": _kind(job, recorded), "state": job.state, "reason": job.reason, "start": job.start}
             for job in jobs
         ],
+        "chain": [job for job in chain_of(run) if job in {one.job for one in waiting if one.state == "PENDING"}],
         "log": _end_of_log(run, newest.job) if newest and failed and unreported else None,
         "seeds": [state_of(seed, snapshot) for seed in seeds(run, recorded)],
     }
@@ -233,6 +240,8 @@ def _text(state: dict[str, Any]) -> str:
         reason = f" ({job['reason']})" if job["reason"] != "None" else ""
         start = f", expected to start {job['start']}" if job["state"] == "PENDING" and job["start"] != "N/A" else ""
         lines.append(f"job {job['job']} ({job['kind']}): {job['state']}{reason}{start}")
+    if state["chain"]:
+        lines.append(f"chain: {', '.join(state['chain'])} continue in turn if the run does not end before")
     lines += [f"| {line}" for line in state["log"] or ()]
     lines += ["\n    ".join(_text(seed).split("\n  ")) for seed in state["seeds"]]
     return "\n  ".join(lines)

@@ -106,6 +106,9 @@ class LoopConfig(Section):
         return self
 
 
+Chain = Literal["auto"] | Annotated[int, Field(ge=0, le=100)]
+
+
 class LaunchConfig(Section):
     """SLURM resources; null = the site's default."""
 
@@ -128,6 +131,10 @@ class LaunchConfig(Section):
     signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
     requeue_limit: Annotated[int, Field(ge=0)] = Field(
         20, description="requeues and restarts of a job without a new step, at most"
+    )
+    chain: Chain = Field(
+        "auto",
+        description="follow-up jobs that continue the run after its job ends early; auto = where SLURM requeues none",
     )
     rendezvous_seconds: Annotated[float, Field(gt=0)] = Field(
         600.0, description="ranks wait so long for each other at the start; the run then ends and names who is missing"
