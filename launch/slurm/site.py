@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator
 
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES
@@ -37,6 +37,8 @@ def _one_line(text: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
+_number_as_text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
+Word = Annotated[str, _number_as_text, AfterValidator(_one_line)]
 
 
 class Container(Section):
@@ -63,12 +65,12 @@ class Container(Section):
 class Site(Section):
     """Defaults of a site. The keys from `partition` to `chain` are those of the recipe's `launch` section."""
 
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
-    memory: Line | None = None
-    time: Line | None = None
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    memory: Word | None = None
+    time: Word | None = None
     mail: Line | None = None
     cpus_per_task: Annotated[int, Field(ge=1)] | None = None
     signal_lead: Annotated[int, Field(ge=1)] | None = None

@@ -134,7 +134,7 @@ class LaunchConfig(Section):
     )
     chain: Chain = Field(
         "auto",
-        description="follow-up jobs that continue the run after its job ends early; auto = where SLURM requeues none",
+        description="follow-up jobs that continue a run whose job ends early; auto = if SLURM does not requeue",
     )
     rendezvous_seconds: Annotated[float, Field(gt=0)] = Field(
         600.0, description="ranks wait so long for each other at the start; the run then ends and names who is missing"
