@@ -27,7 +27,7 @@ SYSTEM = Path("/etc/rankzero/site.yaml")
 VARIABLE = "RANKZERO_SITE"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OWN = ("RANKZERO_", "SLURM_", "SBATCH_", "SRUN_", *RANK_VARIABLES)  # what the script and SLURM set
-PLACEHOLDERS = {"{user}": '"$USER"', "{job}": '"$SLURM_JOB_ID"'}  # in `scratch`
+PLACEHOLDERS = {"{user}": '"$(id -un)"', "{job}": '"$SLURM_JOB_ID"'}  # in `scratch`
 
 
 def _one_line(text: str) -> str:
