@@ -109,11 +109,11 @@ def test_a_follow_up_of_a_cancelled_job_ends_at_once(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "cancelled"), [("CANCELLED", True), ("RUNNING", True), ("PREEMPTED", False), ("TIMEOUT", False)]
+    ("state", "cancelled"), [("PreemptTime=None", True), ("PreemptTime=2026-11-29T21:00:00", False)]
 )
 def test_scancel_ends_the_chain_and_a_pre_emption_does_not(chain: Chain, state: str, cancelled: bool) -> None:
-    """SLURM sends TERM at both. `rankzero cancel` sends it to a job that it still calls running."""
-    (chain.world.folder / "job").write_text(f"JobId=7 JobState={state} Restarts=0 X=1\n")
+    """SLURM sends TERM at both, and calls the job COMPLETING at both."""
+    (chain.world.folder / "job").write_text(f"JobId=7 JobState=COMPLETING Restarts=0 {state} X=1\n")
     went = chain.go((75, "preempted", 3, 75, 10), send=signal.SIGTERM)
     assert (went.code, bool(chain.cancelled)) == (75, cancelled), went.log
 

@@ -115,11 +115,12 @@ def no_requeue(partition: str | None) -> str:
     if not here():
         return ""
     told = call(["scontrol", "show", "config"]).stdout
-    config = dict(re.findall(r"^(JobRequeue|PreemptMode)\s*=\s*(\S+)", told, re.MULTILINE))
-    if config.get("JobRequeue") == "0":
+    found = re.findall(r"^(JobRequeue|PreemptMode)\s*=\s*(\S+)", told, re.MULTILINE)
+    config: dict[str, str] = {"JobRequeue": "1", "PreemptMode": "OFF"} | dict(found)
+    if config["JobRequeue"] == "0":
         return "JobRequeue=0"
     for name, limit in partitions(partition).items():
-        if "CANCEL" in limit.get("PreemptMode", config.get("PreemptMode", "")).split(","):
+        if "CANCEL" in limit.get("PreemptMode", config["PreemptMode"]).split(","):
             return f"PreemptMode=CANCEL of partition {name}"
     return ""
 
