@@ -51,9 +51,14 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def submit(site: Submitter, name: str, *words: object) -> list[int]:
     """Submit a chain. Return its jobs."""
+    return submit_all(site, name, *words)[0]
+
+
+def submit_all(site: Submitter, name: str, *words: object) -> tuple[list[int], list[int]]:
+    """Submit a chain. Return its jobs, and those that `rankzero submit` prints besides follow-up jobs."""
     ranks = ("--setup", f"PYTHON=({site.folder}/ranks)", "--setup", 'export RUN_DIRECTORY="$RUN"')
-    site.submit(name, *ranks, *words)
-    return [int(line) for line in (site.run(name) / "slurm" / "chain").read_text().split()]
+    printed = site.submit(name, *ranks, *words)
+    return [int(line) for line in (site.run(name) / "slurm" / "chain").read_text().split()], printed
 
 
 def until_runs(site: Submitter, name: str, number: int) -> None:
@@ -120,6 +125,18 @@ def test_a_cancelled_job_takes_its_chain_along(site: Submitter, how: str) -> Non
     assert (states[0] in ("CANCELLED", "FAILED"), states[1:]) == (True, ["CANCELLED"] * 2), site.log(jobs[0])
     assert not [number for number in jobs[1:] if "ranks meet" in site.log(number)]
     assert status(site.run(name))["state"] == "preempted"
+
+
+def test_the_last_stages_follow_the_job_that_finishes_the_training(site: Submitter) -> None:
+    jobs, (_, finalizing) = submit_all(site, "stages", "--chain", 2, "--finalize")
+    until_runs(site, "stages", jobs[0])
+    site.cluster.ask("scancel", "--batch", "--signal=USR1", str(jobs[0]))
+    until_runs(site, "stages", jobs[1])
+    assert site.job(finalizing)["JobState"] == "PENDING"
+    (site.run("stages") / "finish").touch()
+    assert site.wait_for(finalizing, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", site.log(jobs[1])
+    no_job_left(site)
+    assert [site.job(number)["JobState"] for number in jobs] == ["FAILED", "COMPLETED", "CANCELLED"]
 
 
 def test_a_dry_run_shows_the_site_file_and_the_missing_chain(site: Submitter, tmp_path: Path) -> None:
