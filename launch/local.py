@@ -165,7 +165,7 @@ def _join(config: str | None, nproc: int | None, options: RestartOptions) -> Non
 def command(plan: LaunchPlan, argv: Sequence[str], module: str = "launch.rank") -> list[str]:
     """Return the command line of the launcher for `python -m trainer ARGV`, or for another module.
 
-    A plan of one process has none.
+    A plan of one process starts that process itself.
     """
     if plan.spec.one_process:
         return [sys.executable, "-m", module, *argv]

@@ -14,10 +14,9 @@ from batch_helpers import Sandbox
 from test_slurm_status import shown, slurm  # noqa: F401 - a fixture
 
 from launch.slurm import checks, queue
-from launch.slurm.chain import with_chain
 from launch.slurm.follow import chain_of, record_job, recorded_jobs
 from launch.slurm.job import Job
-from launch.slurm.submission import render_all, submit_scripts
+from launch.slurm.submission import render_all, submit_scripts, with_chain
 from trainer.errors import UsageError
 
 CONFIG = "JobRequeue              = {}\nKillWait = 30 sec\nPreemptMode             = {}\n"

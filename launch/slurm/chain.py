@@ -7,31 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from launch.slurm import queue
 from launch.slurm.follow import CHAIN
 from launch.slurm.job import Job
 from trainer.errors import UsageError
-
-AUTO = 5  # follow-up jobs of `launch.chain: auto` where SLURM does not requeue
-
-
-def with_chain(job: Job, array: str | None) -> Job:
-    """Return the job with its number of follow-up jobs.
-
-    Raises:
-        UsageError: a chain is asked for with `--array`.
-    """
-    asked = job.recipe.launch.chain
-    if array is None:
-        if asked == "auto":
-            asked = AUTO if queue.no_requeue(job.recipe.launch.partition) else 0
-        return replace(job, chain=asked)
-    if asked not in ("auto", 0):
-        raise UsageError(f"--chain {asked} with --array: submit each seed by itself, with seed=N and --run")
-    return job
 
 
 def submit_chain(job: Job, script: Path, first: int, after: int | None) -> Iterator[int]:

@@ -172,7 +172,7 @@ def read_site() -> SiteFiles:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the checked values of a file. An empty file has none."""
+    """Return the checked values of a file, nothing for an empty one."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

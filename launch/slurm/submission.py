@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launch.slurm import queue
@@ -19,6 +19,8 @@ from trainer.files import write_atomically, write_json
 from trainer.redaction import redacted
 from trainer.rundir import git_commit
 
+AUTO_CHAIN = 5  # follow-up jobs of `launch.chain: auto` where SLURM does not requeue
+
 
 @dataclass(frozen=True)
 class Script:
@@ -28,6 +30,22 @@ class Script:
     kind: str
     text: str
     runs: Mapping[int, Path] = field(default_factory=dict)
+
+
+def with_chain(job: Job, array: str | None) -> Job:
+    """Return the job with its number of follow-up jobs.
+
+    Raises:
+        UsageError: `--chain` is given together with `--array`.
+    """
+    asked = job.recipe.launch.chain
+    if array is None:
+        if asked == "auto":
+            asked = AUTO_CHAIN if queue.no_requeue(job.recipe.launch.partition) else 0
+        return replace(job, chain=asked)
+    if asked not in ("auto", 0):
+        raise UsageError(f"--chain {asked} with --array: submit each seed by itself, with seed=N and --run")
+    return job
 
 
 def render_all(job: Job, array: str | None, finalize: bool, templates: Path | None) -> list[Script]:

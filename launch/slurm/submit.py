@@ -52,9 +52,8 @@ def submit_command(
     dry_run: Annotated[bool, Option("--dry-run", help="print script and checks, submit nothing")] = False,
 ) -> None:
     """Train as a SLURM job that survives pre-emption and time limits. First line printed: Submitted batch job N."""
-    from launch.slurm.chain import with_chain
     from launch.slurm.job import make_job
-    from launch.slurm.submission import render_all, run_checks, submit_scripts
+    from launch.slurm.submission import render_all, run_checks, submit_scripts, with_chain
 
     gpus = int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node
     first = (nodes, gpus, ranks_per_node, launcher, cpus_per_task, memory, time)

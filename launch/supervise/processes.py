@@ -26,7 +26,7 @@ START_ID = "RANKZERO_START"  # variable by which the processes of one start are 
 
 
 class Ended(NamedTuple):
-    """How a start ended: its exit code, whether a signal to this process asked for it, and a reason if it was killed.
+    """How a start ended: its exit code, whether a signal to this process stopped it, and a reason if it was killed.
 
     The code is 75 if a forwarded signal killed the started process.
     """
