@@ -114,7 +114,7 @@ def restart_policy(plan: LaunchPlan, options: RestartOptions) -> RestartPolicy:
             f"--min-ranks {least}: config {plan.config} is for {plan.machines} machines. Use torchrun --nnodes MIN:MAX "
             "--max-restarts N, or rankzero submit"
         )
-    smaller = smaller_numbers(ranks, least, options.lanes, options.fuse, lambda number: _can_have(plan, number))
+    smaller = smaller_numbers(ranks, least, options.lanes, options.fuse, lambda number: can_have(plan, number))
     if not smaller:
         raise UsageError(
             f"--min-ranks {least}: no smaller number than {ranks} ranks can train this recipe with config "
@@ -124,7 +124,8 @@ def restart_policy(plan: LaunchPlan, options: RestartOptions) -> RestartPolicy:
     return replace(without, smaller=smaller, devices=(lambda: None) if plan.cpu else gpus_of_new_process)
 
 
-def _can_have(plan: LaunchPlan, ranks: int) -> bool:
+def can_have(plan: LaunchPlan, ranks: int) -> bool:
+    """Return whether a plan can have another number of ranks."""
     try:
         plan.with_ranks(ranks)
     except UsageError:

@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 RANKS = """#!/bin/bash
 # Count steps in status.json until `finish` exists, or a signal comes.
-[ "$2" = launch.rank ] || exit 0
+[[ $2 == launch.rank || $2 == launch.slurm.node ]] || exit 0
+[ "$SLURM_PROCID" = 0 ] || exec sleep 1000
+echo "$RANKZERO_RANKS ranks on $SLURM_STEP_NODELIST"
 run=$RUN_DIRECTORY
 step=$(sed -n 's/^  "step": \\([0-9]*\\).*/\\1/p' "$run/status.json" 2>/dev/null)
 write() {
@@ -137,6 +139,25 @@ def test_the_last_stages_follow_the_job_that_finishes_the_training(site: Submitt
     assert site.wait_for(finalizing, "COMPLETED", "FAILED", "CANCELLED")["JobState"] == "COMPLETED", site.log(jobs[1])
     no_job_left(site)
     assert [site.job(number)["JobState"] for number in jobs] == ["FAILED", "COMPLETED", "CANCELLED"]
+
+
+def test_a_job_that_loses_a_node_continues_on_the_other(site: Submitter) -> None:
+    words = ("--config", "cpu_multinode", "--nodes", 2, "--ranks-per-node", 2, "--min-nodes", 1, "--chain", 1)
+    jobs = submit(site, "shrunk", "data.lanes=4", *words)
+    until_runs(site, "shrunk", jobs[0])
+    head = site.job(jobs[0])["BatchHost"]
+    lost = "node2" if head == "node1" else "node1"
+    site.cluster.ask("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=test")
+    try:
+        wait_until(lambda: f"2 ranks on {head}" in site.log(jobs[0]), PATIENCE)
+        until_runs(site, "shrunk", jobs[0])
+    finally:
+        site.cluster.ask("scontrol", "update", f"NodeName={lost}", "State=RESUME")
+    assert "4 ranks on node[1-2]" in site.log(jobs[0])
+    assert f"SLURM has lost nodes of this job, {head} is left: continuing on {head}" in site.log(jobs[0])
+    (site.run("shrunk") / "finish").touch()
+    assert site.wait_for(jobs[0], "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(jobs[0])
+    no_job_left(site)
 
 
 def test_a_dry_run_shows_the_site_file_and_the_missing_chain(site: Submitter, tmp_path: Path) -> None:

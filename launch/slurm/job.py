@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from launch.accelerate_env import launcher_environment
 from launch.configs import LaunchPlan, describe
-from launch.local import MISLEADING, environment, module_path, settings
+from launch.local import MISLEADING, can_have, environment, module_path, settings
 from launch.slurm.site import SiteFiles, read_site
+from launch.supervise.restart_policy import smaller_numbers
 from launch.supervise.signals import PARENT
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES
@@ -69,6 +70,27 @@ class Job:
         return "task" if self.recipe.launch.launcher == "task" else "node"
 
     @property
+    def node_counts(self) -> list[int]:
+        """The numbers of nodes that the job may shrink to (`launch.min_nodes`), descending.
+
+        Raises:
+            UsageError: there is none.
+        """
+        least, nodes = self.recipe.launch.min_nodes, self.recipe.launch.nodes
+        if least is None:
+            return []
+        lanes, fuse = self.recipe.data.lanes, self.recipe.loop.fused_before_measuring
+        ranks = smaller_numbers(self.plan.ranks or 1, 1, lanes, fuse, lambda ranks: can_have(self.plan, ranks))
+        several = {number for number in ranks if self.plan.with_ranks(number).engine == self.plan.engine}
+        counts = [n for n in range(nodes - 1, least - 1, -1) if n * self.ranks_per_node in several]
+        if not counts:
+            raise UsageError(
+                f"launch.min_nodes={least}: no smaller number than {nodes} nodes with {self.ranks_per_node} ranks each "
+                f"can train this recipe with config {self.plan.config} (data.lanes={lanes}): omit it"
+            )
+        return counts
+
+    @property
     def frozen(self) -> dict[Path, str]:
         """Texts by path of the recipe and the Accelerate config that this job and its requeues read.
 
@@ -90,6 +112,7 @@ class Job:
             "gpus_per_node": launch.gpus_per_node,
             "gpu_request": self.site.site.gpu_request,
             "requeue": True,
+            "node_counts": self.node_counts,
             "cpus_per_task": launch.cpus_per_task,
             "ranks_per_node": self.ranks_per_node,
             "ranks_per_task": self.ranks_per_node // tasks,
@@ -120,7 +143,8 @@ class Job:
     def finalize_values(self) -> dict[str, Any]:
         """Return the variables of the dependent job on one node: the same command, without a launcher."""
         plan = replace(self.plan, engine="single", ranks=1, machines=1, copies=1)
-        launch = self.recipe.launch.model_copy(update={"nodes": 1, "gpus_per_node": _one_gpu(self.recipe.launch)})
+        one = {"nodes": 1, "min_nodes": None, "gpus_per_node": _one_gpu(self.recipe.launch)}
+        launch = self.recipe.launch.model_copy(update=one)
         values = replace(self, plan=plan, recipe=self.recipe.model_copy(update={"launch": launch})).values()
         return values | {
             "kind": "finalize",

@@ -132,6 +132,9 @@ class LaunchConfig(Section):
     requeue_limit: Annotated[int, Field(ge=0)] = Field(
         20, description="requeues and restarts of a job without a new step, at most"
     )
+    min_nodes: Positive | None = Field(
+        None, description="a job that loses nodes continues with the others, at least so many; null = it starts again"
+    )
     chain: Chain = Field(
         "auto",
         description="follow-up jobs that continue a run whose job ends early; auto = if SLURM does not requeue",
