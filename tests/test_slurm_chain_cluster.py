@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 RANKS = """#!/bin/bash
 # Count steps in status.json until `finish` exists, or a signal comes.
 [[ $2 == launch.rank || $2 == launch.slurm.node ]] || exit 0
-[ "$SLURM_PROCID" = 0 ] || exec sleep 1000
+[ "$SLURM_PROCID" = 0 ] || { while [ ! -e "$RUN_DIRECTORY/finish" ]; do sleep 0.1; done; exit 0; }
 echo "$RANKZERO_RANKS ranks on $SLURM_STEP_NODELIST"
 run=$RUN_DIRECTORY
 step=$(sed -n 's/^  "step": \\([0-9]*\\).*/\\1/p' "$run/status.json" 2>/dev/null)

@@ -8,6 +8,7 @@ count of torchrun (TORCHELASTIC_RESTART_COUNT) is not enough: it differs between
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from trainer.errors import RankError
 from trainer.rank_env import UNSET, ranks_text
 
 SECONDS = 600.0  # that ranks wait for each other
+ALONE_SECONDS = 10.0  # that a rank without others waits for the store of its launcher
 GROUP_TIMEOUT = timedelta(hours=1)  # of collectives: rank zero reads the corpus and trains the tokenizer meanwhile
 REPORT_SECONDS = 30.0  # between two messages about who is missing
 POLL_SECONDS = 0.1
@@ -55,6 +57,16 @@ def meet(backend: str, seconds: float, check: Callable[[], None]) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED))  # torch's flight recorder, which the watchdog reads
     dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=GROUP_TIMEOUT)
+
+
+def number_attempt() -> None:
+    """Number the attempt of the only rank of a launcher whose store outlives it (torchrun, on the last node)."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    with contextlib.suppress(RankError):  # without the store, only the record of restarts is incomplete
+        meeting = _Meeting(ALONE_SECONDS, lambda: None)
+        os.environ[ATTEMPT] = str(meeting.number())
+        os.environ.setdefault(LAUNCH, meeting.launch())
 
 
 class _Meeting:
