@@ -303,6 +303,7 @@ def test_the_status_of_another_launcher_does_not_count(
     elastic: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not resume_checks.restarted_by_launcher(elastic("elastic.2", exit_code=3))
+    assert not resume_checks.restarted_by_launcher(elastic(exit_code=3, pid=os.getpid())), "a program's second call"
     run = elastic(exit_code=3)
     monkeypatch.setenv("RANKZERO_ATTEMPT", "1")
     assert not resume_checks.restarted_by_launcher(run)

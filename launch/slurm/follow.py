@@ -134,7 +134,7 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
     newest = jobs[-1] if jobs else None
     failed = newest is not None and newest.state in FINAL and newest.state != "COMPLETED"
     writer = str(status.get("launch") or "").partition(".")[0]  # the job that wrote status.json
-    unreported = newest is not None and (not status or writer not in ("", newest.job))
+    unreported = newest is not None and (not status or writer not in ("", "elastic", newest.job))
     return {
         "run": str(run),
         **{key: status.get(key) for key in STATUS_FIELDS},

@@ -15,12 +15,12 @@ from typing import IO, NamedTuple
 
 import psutil
 
-from launch.supervise.exit_codes import PREEMPTED, describe_exit
+from launch.supervise.exit_codes import ERROR_CODES, PREEMPTED, describe_exit
 from launch.supervise.signals import PARENT, SignalForwarder
 
 SECOND_CTRL_C_SECONDS = 1.0  # an earlier one is a duplicate of the first
 KILL_SECONDS = 10.0  # a driver may delay even SIGKILL
-LEAVE_SECONDS = 60.0  # for ranks whose launcher was killed: they save and exit
+LEAVE_SECONDS = 300.0  # for ranks whose launcher was killed: they save and exit
 WATCH_SECONDS = 2.0  # between two looks at a run
 START_ID = "RANKZERO_START"  # variable by which the processes of one start are found
 
@@ -66,7 +66,7 @@ def started(command: Sequence[str], env: Mapping[str, str], output: IO[bytes]) -
 def run(command: Sequence[str], env: Mapping[str, str], silent: Callable[[], bool] = lambda: False) -> Ended:
     """Run a launcher, or one rank, and forward signals to it. A second Ctrl-C kills it and its ranks.
 
-    No process of the start is left when this returns.
+    No process of a start that has died is left when this returns.
 
     Args:
         silent: called every two seconds. True kills all processes of the start.
@@ -93,7 +93,7 @@ def run(command: Sequence[str], env: Mapping[str, str], silent: Callable[[], boo
             if silent():
                 reason = "all processes of the run were stopped, or their machine was: killed"
                 kill_tree(process.pid)
-        if code:
+        if code not in (0, PREEMPTED, *ERROR_CODES):
             end_processes(token)
     if code < 0 and not reason:
         reason = f"the started process {describe_exit(code)}; the same command resumes from the newest checkpoint"

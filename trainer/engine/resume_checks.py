@@ -29,10 +29,14 @@ ALTERNATIVE = "use another --run, or --fresh (which keeps this run)"
 
 
 def restarted_by_launcher(run: RunDir) -> bool:
-    """Return whether torchrun has started all ranks again, after an attempt that rank zero had begun."""
+    """Return whether torchrun has started all ranks again, after an attempt that rank zero had begun.
+
+    A program may train the same run twice. Then both attempts are of one process.
+    """
     if int(os.environ.get(ATTEMPT, "1")) < 2:
         return False
-    return (read_json(run.status) or {}).get("launch") == os.environ.get(LAUNCH)
+    status = read_json(run.status) or {}
+    return status.get("launch") == os.environ.get(LAUNCH) and status.get("pid") != os.getpid()
 
 
 def check_launcher_restart(run: RunDir) -> None:
