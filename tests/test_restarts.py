@@ -19,7 +19,7 @@ import pytest
 from processes import status, train, wait_until
 from safetensors.numpy import load_file
 
-from launch import cli, local
+from launch import cli, configs, local
 from launch.configs import choose
 from launch.local import RestartOptions, restart_policy
 from launch.slurm.follow import _restarts
@@ -176,6 +176,18 @@ def test_a_lost_device_shrinks_the_run_at_once() -> None:
     assert failures.next(None) == Restart(1, 5.0, 8)
     assert failures.next(2) == Restart(1, 5.0, 2)
     assert failures.next(4) == "1 GPUs are left, too few for --min-ranks 2"
+
+
+def test_devices_are_counted_by_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one may have counted a GPU that has been lost since."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("from torch import cuda\n")
+    (tmp_path / "torch" / "cuda.py").write_text("def device_count():\n    return 3\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(configs, "gpu_device_files", lambda: True)
+    assert configs.gpus_of_new_process() == 3
+    (tmp_path / "torch" / "cuda.py").write_text("raise OSError('no driver')\n")
+    assert configs.gpus_of_new_process() == 0
 
 
 def test_numbers_of_ranks_that_can_train_a_recipe() -> None:
@@ -401,6 +413,20 @@ def test_a_rank_that_always_dies_leaves_the_run_to_fewer(recipe: Path, tmp_path:
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["ranks"] == 1
     assert (status(tmp_path / "run")["attempt"], status(tmp_path / "run")["step"]) == (3, 12)
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_torchrun_repeats_no_attempt_that_data_have_ended(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["trainer", "train", str(recipe), "data.test=missing.jsonl", "--run", str(run)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2", "-m", "--", *words]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("not started again after exit code 3: ") == 2, done.stderr
+    assert (status(run)["exit_code"], status(run)["attempt"]) == (3, 1)
+    assert not events(run)
 
 
 @pytest.mark.ranks
