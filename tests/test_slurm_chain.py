@@ -35,8 +35,8 @@ class Chain:
     def go(self, *starts: tuple[Any, ...], **more: Any) -> Any:
         return self.world.go(self.script.text, *starts, **more)
 
-    def state(self, state: str, code: int | None) -> None:
-        said = {"state": state, "step": 3, "exit_code": code, "error": "why"}
+    def state(self, state: str, code: int | None, job: int = 7) -> None:
+        said = {"state": state, "step": 3, "exit_code": code, "error": "why", "launch": f"{job}.0.0"}
         (self.job.run / "status.json").write_text(json.dumps(said, indent=2))
 
     @property
@@ -92,6 +92,13 @@ def test_a_follow_up_job_continues(chain: Chain, state: str, code: int | None) -
     went = chain.go((0, "finished", 9, 0), job=8, previous=7)
     assert (went.code, len(went.words)) == (0, 1), went.log
     assert recorded_jobs(chain.job.run) == {"8": "follow-up-train"}
+
+
+@pytest.mark.parametrize(("state", "code"), [("finished", 0), ("failed", 3)])
+def test_the_state_of_an_earlier_submission_does_not_count(chain: Chain, state: str, code: int) -> None:
+    """The first job may have been lost before its ranks wrote status.json."""
+    chain.state(state, code, job=3)
+    assert len(chain.go((0, "finished", 9, 0), job=8, previous=7).words) == 1
 
 
 def test_the_first_job_of_a_new_submission_starts_a_finished_run(chain: Chain) -> None:
