@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from launch.configs import Machines
-from launch.local import start
+from launch.local import RestartOptions, start
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
 from launch.tools.doctor.command import doctor_command
@@ -19,8 +19,16 @@ from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, R
 from trainer.errors import UsageError
 from trainer.run_options import Options, run_path
 
-LAUNCHER_OPTIONS = ("--config", "--nproc", "--machines", "--machine-rank", "--main-address")
 MACHINES = "machines on which this command is started, each with its rank and the same other words"
+Restarts = Annotated[
+    int,
+    typer.Option(
+        "--restarts", metavar="N", min=0, help="after a failure, at most N in a row without a newer checkpoint"
+    ),
+]
+MinRanks = Annotated[
+    int | None, typer.Option("--min-ranks", metavar="M", min=1, help="restarts may use fewer ranks, at least M")
+]
 
 app = typer.Typer(
     name="rankzero",
@@ -29,6 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train Transformers on any number of ranks with the same steps, and export checked models.",
 )
+
+
+OF_LAUNCHER = (  # options that the ranks do not know
+    "--config", "--nproc", "--restarts", "--min-ranks", "--machines", "--machine-rank", "--main-address",
+)  # fmt: skip
 
 
 def _show_version(wanted: bool) -> None:
@@ -68,6 +81,8 @@ def train(
     allow_change: AllowChange = None,
     debug: Debug = False,
     profile: Profile = False,
+    restarts: Restarts = 0,
+    min_ranks: MinRanks = None,
 ) -> None:
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     from trainer.recipe_loading import load_recipe
@@ -79,9 +94,11 @@ def train(
         return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile))
 
     if debug:  # one process, whatever the config says
-        config, nproc = "debug", None
+        config, nproc, restarts, min_ranks = "debug", None, 0, None
+    fuse, hang = resolved.loop.fused_before_measuring, resolved.launch.hang_seconds
+    again = RestartOptions(restarts, min_ranks, resolved.data.lanes, fuse, hang)
     place = _machines(machines, machine_rank, main_address)
-    code = start(config, nproc, _arguments(), run_path(resolved, options), in_process, place)
+    code = start(config, nproc, _arguments(), run_path(resolved, options), in_process, again, place)
     raise typer.Exit(code)
 
 
@@ -108,9 +125,9 @@ def _arguments() -> list[str]:
     for word in sys.argv[1:]:
         if skip:
             skip = False
-        elif word in LAUNCHER_OPTIONS:
+        elif word in OF_LAUNCHER:
             skip = True
-        elif not word.startswith(tuple(f"{name}=" for name in LAUNCHER_OPTIONS)):
+        elif not word.startswith(tuple(f"{option}=" for option in OF_LAUNCHER)):
             kept.append(word)
     return kept
 

@@ -7,6 +7,8 @@ compare what runs with what is read here, by RANKZERO_ENGINE and RANKZERO_RANKS.
 from __future__ import annotations
 
 import difflib
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,6 +237,15 @@ def gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def gpus_of_new_process() -> int:
+    """Return the CUDA devices that a new process would have. This process may still count one that was lost."""
+    if not gpu_device_files():
+        return 0
+    code = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.stdout.strip().isdigit() else 0
 
 
 def _fit_gpus(plan: LaunchPlan, ranks: int | None) -> int:

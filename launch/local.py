@@ -2,7 +2,7 @@
 
     terminal --Ctrl-C, TERM, USR1--> rankzero train --once--> launch.supervise.launcher (accelerate) --once--> ranks
 
-A config of one process needs no launcher: it runs in this process.
+A config of one process needs no launcher: it runs in this process, or with `--restarts` in one that this one watches.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.configs import LaunchPlan, Machines, choose, describe
+from launch.configs import LaunchPlan, Machines, choose, describe, gpus_of_new_process
 from launch.supervise import processes
 from launch.supervise.final_status import RUN
-from launch.supervise.restarts import restart_needed, run_with_restarts
+from launch.supervise.processes import Ended
+from launch.supervise.restart_policy import RestartPolicy, smaller_numbers
+from launch.supervise.restarts import Silence, restart_needed, run_with_restarts
 from trainer.cpu_info import cores
 from trainer.errors import UsageError
 from trainer.rank_env import UNSET, check_environment, clean_environment, requested_engine
@@ -25,12 +27,33 @@ _ROOT = Path(__file__).parent.parent  # the folder of `launch` and `trainer`, in
 MISLEADING = tuple(f"ACCELERATE_USE_{name}" for name in ("CPU", "DEEPSPEED", "FSDP", "PARALLELISM_CONFIG"))
 
 
+SILENT_SECONDS = 60.0  # beyond launch.hang_seconds, within which the ranks find and name a hanging one themselves
+
+
+@dataclass(frozen=True)
+class RestartOptions:
+    """`--restarts` and `--min-ranks`, and what the recipe says about ranks.
+
+    Attributes:
+        lanes: `data.lanes`.
+        fuse: `loop.fuse_lanes`, or 1 if it is measured.
+        hang_seconds: `launch.hang_seconds`; 0 = never.
+    """
+
+    restarts: int = 0
+    min_ranks: int | None = None
+    lanes: int = 1
+    fuse: int = 1
+    hang_seconds: float = 0.0
+
+
 def start(
     config: str | None,
     nproc: int | None,
     argv: Sequence[str],
     run_dir: Path,
     in_process: Callable[[], int],
+    options: RestartOptions = RestartOptions(),
     machines: Machines | None = None,
 ) -> int:
     """Run `python -m trainer ARGV` on the ranks of a config. Return the exit code.
@@ -43,6 +66,7 @@ def start(
         run_dir: where rank zero writes status.json.
         in_process: called instead of a launcher for one process, and if a launcher has started this process already
             (WORLD_SIZE is set). Its result is returned.
+        options: restarts after failures; with them one process runs below this one.
         machines: this machine is one of several, on each of which the command is started.
 
     Raises:
@@ -50,12 +74,13 @@ def start(
     """
     clean_environment()
     if "WORLD_SIZE" in os.environ:
-        _join(config, nproc)
+        _join(config, nproc, options)
         return in_process()
     plan = choose(config, nproc, machines)
     if plan.note:
         print(f"rankzero: {plan.note}", file=sys.stderr)
-    if plan.spec.one_process:
+    policy = restart_policy(plan, options)
+    if plan.spec.one_process and not policy.limit:
         for name in MISLEADING:
             os.environ.pop(name, None)
         os.environ.update(environment(plan))
@@ -64,25 +89,72 @@ def start(
             sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own command line
         return code
-    env = with_module_path(environment(plan)) | {RUN: str(run_dir.absolute())}
-    return run_with_restarts(lambda argv: processes.run(command(plan, argv), env), argv, run_dir)
+    ranks = plan.ranks or 1
+
+    def start_ranks(argv: Sequence[str], number: int) -> Ended:
+        fitted = plan if number == ranks else plan.with_ranks(number)
+        env = with_module_path(environment(fitted)) | {RUN: str(run_dir.absolute())}
+        return processes.run(command(fitted, argv), env, Silence(run_dir, policy.silent_seconds))
+
+    return run_with_restarts(start_ranks, argv, run_dir, ranks, policy)
 
 
-def _join(config: str | None, nproc: int | None) -> None:
+def restart_policy(plan: LaunchPlan, options: RestartOptions) -> RestartPolicy:
+    """Return the policy of a plan.
+
+    Raises:
+        UsageError: `--min-ranks` without `--restarts`, on several machines, or a number that the run cannot have.
+    """
+    if options.min_ranks is None:
+        silent = options.hang_seconds and options.hang_seconds + SILENT_SECONDS
+        return RestartPolicy(options.restarts, silent_seconds=silent if options.restarts else 0.0)
+    ranks, least = plan.ranks or 1, options.min_ranks
+    if not options.restarts:
+        raise UsageError(f"--min-ranks {least} is for restarts: add --restarts N")
+    if plan.machines > 1:
+        raise UsageError(
+            f"--min-ranks {least}: config {plan.config} is for {plan.machines} machines. Use torchrun --nnodes MIN:MAX "
+            "--max-restarts N, or rankzero submit"
+        )
+    smaller = smaller_numbers(ranks, least, options.lanes, options.fuse, lambda number: can_have(plan, number))
+    if not smaller:
+        raise UsageError(
+            f"--min-ranks {least}: no smaller number than {ranks} ranks can train this recipe with config "
+            f"{plan.config} (data.lanes={options.lanes}); omit it, or give one from 1 to {max(1, ranks - 1)}"
+        )
+    without = restart_policy(plan, replace(options, min_ranks=None))
+    return replace(without, smaller=smaller, devices=(lambda: None) if plan.cpu else gpus_of_new_process)
+
+
+def can_have(plan: LaunchPlan, ranks: int) -> bool:
+    """Return whether a plan can have another number of ranks."""
+    try:
+        plan.with_ranks(ranks)
+    except UsageError:
+        return False
+    return True
+
+
+def _join(config: str | None, nproc: int | None, options: RestartOptions) -> None:
     """Check --config and --nproc against the launcher that started this process, and apply the config's settings.
 
     Raises:
         UsageError: they disagree with the variables of that launcher; names both.
     """
     check_environment()
+    if options.restarts:
+        raise UsageError(
+            f"--restarts {options.restarts}: another launcher has started this rank (WORLD_SIZE is set) and would have "
+            f"to start it again: use its own option, such as torchrun --max-restarts. To start the ranks here: {UNSET}"
+        )
     world = int(os.environ["WORLD_SIZE"])
     plan, running = describe(config) if config else None, requested_engine(world)
     if plan and world == 1:
         plan = replace(plan, engine=plan.spec.on_one_rank.name)
     ranks = nproc or (plan.ranks if plan else None)
     if ranks not in (None, world) or (plan and plan.spec.name != running):
-        options = {"--config": config, "--nproc": nproc}
-        asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+        given = {"--config": config, "--nproc": nproc}
+        asked = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
         wanted = f"engine {plan.engine}" if plan and ranks in (None, world) else f"{ranks} ranks"
         raise UsageError(
             f"{asked} asks for {wanted}, but the environment says WORLD_SIZE={world} with engine {running} (of another "
@@ -94,7 +166,12 @@ def _join(config: str | None, nproc: int | None) -> None:
 
 
 def command(plan: LaunchPlan, argv: Sequence[str], module: str = "launch.rank") -> list[str]:
-    """Return the command line of the launcher for `python -m trainer ARGV`, or for another module."""
+    """Return the command line of the launcher for `python -m trainer ARGV`, or for another module.
+
+    A plan of one process starts that process itself.
+    """
+    if plan.spec.one_process:
+        return [sys.executable, "-m", module, *argv]
     return [
         *(sys.executable, "-m", "launch.supervise.launcher"),
         *("--config_file", str(plan.path), "--num_processes", str(plan.ranks)),

@@ -51,6 +51,9 @@ esac
 """
 
 
+SCANCEL = """#!/bin/bash
+echo "$*" >> "$WORLD/cancelled"
+"""
 SINFO = """#!/bin/bash
 printf 'node1\nnode2\n'
 """
@@ -75,7 +78,7 @@ class Sandbox:
         self.folder, self.run = folder, run
         (folder / "bin").mkdir(parents=True)
         run.mkdir(parents=True, exist_ok=True)
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sinfo", SINFO)):
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sinfo", SINFO), ("scancel", SCANCEL)):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
 
@@ -87,10 +90,11 @@ class Sandbox:
         send: int | None = None,
         job: int = 7,
         array: bool = False,
+        previous: int | None = None,
     ) -> Result:
         """Run it. A start is (exit code of srun, state or fields, step, exit code in status.json, seconds).
 
-        `send` is a signal to the script once srun has been started.
+        `send` is a signal to the script once srun has been started. `previous` is the job that it follows in a chain.
         """
         for path in (*self.folder.glob("call-*"), *(self.folder / name for name in ("started", "requeued", "signals"))):
             path.unlink(missing_ok=True)
@@ -106,7 +110,8 @@ class Sandbox:
             env["SLURM_RESTART_COUNT"] = str(restarts)
         path = self.folder / "script"
         path.write_text(script)
-        process = subprocess.Popen(["bash", path], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        words = ["bash", str(path), *([] if previous is None else [str(previous)])]
+        process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if send is not None:
             deadline = time.monotonic() + 30
             while not (self.folder / "started").exists():

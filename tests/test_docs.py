@@ -16,8 +16,10 @@ from slow import slow_except
 
 from launch.cli import app
 from launch.configs import find
+from launch.slurm.site import Site
 from trainer.cli import app as trainer_app
 from trainer.recipe import synonyms
+from trainer.recipe.parsing import parse_yaml
 from trainer.recipe_loading import Recipe, load_recipe
 
 ROOT = DOCS.parent
@@ -75,7 +77,9 @@ def check_command(words: list[str]) -> None:
 def test_recipe_fragments_have_known_keys(page: str) -> None:
     schema = Recipe.model_json_schema()
     for block in blocks(page):
-        if block.language == "yaml":
+        if block.language == "yaml" and block.text.startswith("# /etc/rankzero/site.yaml"):
+            Site.model_validate(parse_yaml(block.text, page))
+        elif block.language == "yaml":
             check_keys(yaml.safe_load(block.text), [schema], schema)
 
 

@@ -539,7 +539,9 @@ def test_a_status_that_ranks_left_unfinished_is_settled(
 ) -> None:
     path = tmp_path / "status.json"
     path.write_text(json.dumps(before))
-    restarts.run_with_restarts(lambda _: path.write_text(json.dumps(after)) and code, ["train", "x"], tmp_path)
+    restarts.run_with_restarts(
+        lambda *_: path.write_text(json.dumps(after)) and processes.Ended(code), ["train", "x"], tmp_path
+    )
     assert json.loads(path.read_text())["state"] == state
 
 

@@ -23,7 +23,7 @@ from processes import status, wait_until
 from safetensors.numpy import load_file
 
 from launch import configs
-from launch.cli import LAUNCHER_OPTIONS, _machines
+from launch.cli import OF_LAUNCHER, _machines
 from launch.configs import Machines, choose
 from launch.local import command
 from trainer.errors import UsageError
@@ -259,7 +259,7 @@ def test_the_jobset_starts_a_run_that_rankzero_understands() -> None:
     pods = job["template"]["spec"]
     container = pods["template"]["spec"]["containers"][0]
     options = dict(word.removeprefix("--").split("=", 1) for word in container["args"] if word.startswith("--"))
-    assert {f"--{name}" for name in options} <= {*LAUNCHER_OPTIONS, "--run"}
+    assert {f"--{name}" for name in options} <= {*OF_LAUNCHER, "--run"}
     assert int(options["machines"]) == pods["completions"] == pods["parallelism"]
     name = jobset["metadata"]["name"]
     assert options["main-address"] == f"{name}-{job['name']}-0-0.{name}"

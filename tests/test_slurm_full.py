@@ -52,6 +52,13 @@ def partitioned_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submi
 
 
 @pytest.fixture(scope="module")
+def cancelling_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitter]:
+    """A cluster that cancels pre-empted jobs and requeues none."""
+    with site_of(tmp_path_factory.mktemp("cancelling"), proctrack="linuxproc", requeues=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def chained(site: Submitter) -> int:
     """Cancel a job some time after its time limit. Return the step at the limit."""
     (number,) = site.submit("chained", *NODES, *ENDLESS, "launch.signal_lead=60", "--time", 3)
@@ -144,6 +151,30 @@ def test_preempted_by_a_partition_of_higher_priority(
         f"pre-emption, proctrack/{site.cluster.proctrack}, ranks meet at {head}: the urgent job began after "
         f"{waited:.0f} s, ours went on from step {at}; the same at step {step}"
     )
+
+
+def test_three_pre_emptions_where_slurm_requeues_no_job(cancelling_site: Submitter) -> None:
+    site, steps = cancelling_site, ("loop.max_steps=500", *SAVES)
+    site.submit("chain", *NODES, *steps)
+    chain = [int(line) for line in (site.run("chain") / "slurm" / "chain").read_text().split()]
+    stops = [0]
+    for number in chain[:3]:
+        wait_until(lambda number=number: status(site.run("chain"))["launch"].startswith(f"{number}."), PATIENCE)
+        site.until_step("chain", stops[-1] + 20)
+        words = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null")
+        urgent = int(site.cluster.ask(*words, "--wrap=sleep 1"))
+        assert site.wait_for(urgent, "COMPLETED")
+        site.wait_for(number, "PREEMPTED", "FAILED")
+        stops.append(status(site.run("chain"))["step"])
+    assert site.wait_for(chain[3], "COMPLETED", "FAILED", "PREEMPTED")["JobState"] == "COMPLETED", site.log(chain[3])
+    wait_until(lambda: not site.cluster.ask("squeue", "-h").strip(), 120)
+    assert [site.job(number)["JobState"] for number in chain[4:]] == ["CANCELLED"] * 2
+    (whole,) = site.submit("whole", *NODES, *steps, "--chain", 0)
+    assert site.wait_for(whole, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", site.log(whole)
+    assert status(site.run("chain"))["step"] == status(site.run("whole"))["step"] == 500
+    assert same(site.weights("chain"), site.weights("whole"))
+    assert ledger(site.run("chain")) == ledger(site.run("whole"))
+    log_time(f"PreemptMode=CANCEL: stopped at steps {stops[1:]}, continued by {chain[1:4]}; finished bitwise the same")
 
 
 def test_one_task_per_gpu_and_a_node_that_fails(site: Submitter, uninterrupted: Path) -> None:

@@ -17,6 +17,7 @@ from launch.slurm import arrays, render
 from launch.slurm.job import Job
 from launch.slurm.submission import render_all
 from launch.supervise.final_status import write_final_status
+from trainer.rundir import RunDir
 
 
 @pytest.fixture
@@ -97,8 +98,18 @@ def test_starts_with_progress_have_no_limit(go: Callable[..., Any]) -> None:
         assert go((75, "preempted", 3 + start, 75), restarts=start).requeued, start
 
 
-def test_a_dead_rank_is_restarted_in_place(go: Callable[..., Any]) -> None:
+def test_a_dead_rank_is_restarted_in_place(go: Callable[..., Any], tiny_job: Callable[..., Job]) -> None:
+    for step in ("00000004", "00000012", "100000008"):
+        (tiny_job().run / "checkpoints" / f"step-{step}").mkdir(parents=True)
+        (tiny_job().run / "checkpoints" / f"step-{step}" / "manifest.json").touch()
     went = go((137, "running", 3), (1, "failed", 5, 1), (0, "finished", 9, 0))
+    events = RunDir(tiny_job().run).read_restarts()
+    told = [(event["by"], event["step"], event["ranks"], event["exit_code"]) for event in events]
+    assert told == [("job 7", 100000008, 1, 1)] * 2
+    assert [event["reason"] for event in events] == [
+        "the ranks ended with 1 at step 3",
+        "the ranks ended with 1 at step 5",
+    ]
     assert (went.code, went.requeued, len(went.words)) == (0, False, 3)
     ports = [words[words.index("--main_process_port") + 1] for words in went.words]
     assert ports == ["10007", "11004", "12001"]  # the old one may linger
@@ -123,6 +134,8 @@ def test_out_of_memory_restarts_and_is_not_a_preemption(go: Callable[..., Any], 
     (tiny_job().run / "failed-rank.json").write_text('{"splits": 2}')
     went = go(*[(1, "preempted", 5, 75)] * 3, (0, "finished", 9, 0))
     assert (went.code, went.requeued, len(went.words)) == (0, False, 4)
+    [event, *_] = RunDir(tiny_job().run).read_restarts()
+    assert (event["reason"], event["step"], event["exit_code"]) == ("a rank ran out of memory", None, 75)
 
 
 def test_an_array_task_has_its_own_seed_and_directory(tiny_job: Callable[..., Job], tmp_path: Path) -> None:

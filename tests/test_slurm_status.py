@@ -345,5 +345,7 @@ def test_the_comparison_runs_over_the_seeds_that_finished(recipe: Path, tmp_path
     assert "left out: run-seed-2" in (tmp_path / "comparison.md").read_text()
     with pytest.raises(DataError, match="no run has finished"):
         compare.compare([runs[1], tmp_path / "run-seed-9"], tmp_path)
-    assert dependency(5, failed_too=True)[0] == "--dependency=afterany:5"
-    assert dependency(5)[0] == "--dependency=afterok:5"
+    assert dependency([5], failed_too=True)[0] == "--dependency=afterany:5"
+    assert dependency([5])[0] == "--dependency=afterok:5"
+    assert dependency([5, 6])[0] == "--dependency=afterok:5?afterok:6"
+    assert dependency([]) == []

@@ -64,6 +64,18 @@ def test_contradictory_resources_are_refused(
         tiny_job(config=config, **resources)
 
 
+def test_numbers_of_nodes_that_are_left(tiny_job: Callable[..., Job]) -> None:
+    def counts(lanes: int, **resources: int) -> list[int]:
+        return tiny_job(f"data.lanes={lanes}", config="cpu_multinode", **resources).node_counts
+
+    assert counts(16, nodes=4, ranks_per_node=2, min_nodes=1) == [2, 1]
+    assert counts(16, nodes=4, ranks_per_node=2, min_nodes=2) == [2]
+    assert counts(8, nodes=4, ranks_per_node=1, min_nodes=1) == [2], "one rank is another engine than ddp"
+    assert counts(8, nodes=4, ranks_per_node=1) == []
+    with pytest.raises(UsageError, match=r"launch.min_nodes=2: no smaller number than 2 nodes with 2 ranks"):
+        counts(8, nodes=2, ranks_per_node=2, min_nodes=2)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("90", 5400), ("1:30", 90), ("12:00:00", 43200), ("2-00", 172800), ("1-2:3", 93780), ("1-2:3:4", 93784),

@@ -14,7 +14,12 @@ from typing import Any
 from trainer.data.python_rows import with_own_rows, write_rows
 from trainer.data_parallel import fusable
 from trainer.engine import setup
-from trainer.engine.resume_checks import agree_with_earlier, write_recipe
+from trainer.engine.resume_checks import (
+    agree_with_earlier,
+    check_launcher_restart,
+    restarted_by_launcher,
+    write_recipe,
+)
 from trainer.engine.runtime import Runtime, start
 from trainer.engine.session import Session
 from trainer.engine.signals import StopFlag
@@ -134,9 +139,12 @@ def _take(
 ) -> tuple[int, str, DataConfig]:
     """Lock the run directory on rank zero. Return the number of this attempt, the token of the lock, and `data`."""
 
-    if options.restart:
+    again = restarted_by_launcher(run)
+    if options.restart and not again:
         _make_room(run, keep=options.fresh)
     held = lock.enter_context(run.locked())
+    if again:
+        check_launcher_restart(run)
     run.create()
     recipe = setup.pin_dataset(run, recipe)
     agree_with_earlier(run, recipe, options.allow_change)

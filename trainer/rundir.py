@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -24,6 +25,7 @@ from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held,
 from trainer.redaction import redacted
 
 MOST_SPLITS = 1 << 16
+CHECKPOINT = re.compile(r"step-(\d{8,})$")
 STALE_SECONDS = 60.0  # a status.json of a running run that is older than this: its process is gone
 
 
@@ -47,6 +49,7 @@ class RunDir:
         self.export = self.path / "export"
         self.left_out = self.export / "left_out.json"
         self.note = self.path / "failed-rank.json"  # what a rank that fails alone leaves for rank zero
+        self.restarts = self.path / "restarts.jsonl"  # a line for each restart after a failure
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -126,6 +129,25 @@ class RunDir:
                 file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
         except OSError as error:
             raise cannot_write(path, error) from error
+
+    def record_restart(self, by: str, **event: Any) -> None:
+        """Add a line to restarts.jsonl: who starts the run again, why, and from which checkpoint."""
+        self.append(self.restarts, {"time": time.time(), "by": by, "step": self.newest_checkpoint(), **event})
+
+    def read_restarts(self) -> list[dict[str, Any]]:
+        """Return the lines of restarts.jsonl, oldest first. An incomplete line is left out."""
+        events = []
+        with contextlib.suppress(OSError):
+            for line in self.restarts.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    events += [event] if isinstance(event, dict) and isinstance(event.get("time"), int | float) else []
+        return events
+
+    def newest_checkpoint(self) -> int | None:
+        """Return the step of the newest checkpoint with a manifest. Its files are not read."""
+        saved = self.checkpoints.glob("step-*/manifest.json")
+        return max((int(found[1]) for path in saved if (found := CHECKPOINT.match(path.parent.name))), default=None)
 
     def cut_after(self, path: Path, step: int) -> None:
         """Remove lines of steps after `step`, which are repeated, and an incomplete last line."""

@@ -29,6 +29,8 @@ def checks(job: Job, scripts: Sequence[str], throughput: float | None) -> Iterat
     yield _grace(job)
     yield _disk(job, checkpoint)
     yield _partition(job)
+    yield _chain(job)
+    yield Check("site", "ok", job.site.describe())
     yield _finished(job)
     yield _options(job)
     yield _lint(scripts)
@@ -86,7 +88,8 @@ def _time(job: Job, hours: float | None) -> Check:
     findings, launch = Findings("time"), job.recipe.launch
     limit = seconds(launch.time)
     each = "no limit" if limit is None else f"{timedelta(seconds=limit)}"
-    findings.fact(f"{each} for each attempt, {launch.requeue_limit} requeues at most")
+    again = f"{job.chain} follow-up jobs" if job.chain else f"{launch.requeue_limit} requeues at most"
+    findings.fact(f"{each} for each attempt, {again}")
     if limit is not None and limit <= launch.signal_lead + SLURM_LATE:
         fix = f"a longer --time, or launch.signal_lead below {max(1, limit - SLURM_LATE)}"
         findings.fail(f"the signal to save comes {launch.signal_lead} s before the end: no time to train", fix)
@@ -96,9 +99,12 @@ def _time(job: Job, hours: float | None) -> Check:
         findings.fact(f"training takes about {hours:.1f} h")
     else:
         attempts = math.ceil(hours * 3600 / (limit - launch.signal_lead))
-        count = "1 attempt" if attempts == 1 else f"{attempts} attempts, requeued in between"
+        between = "each in a job of the chain" if job.chain else "requeued in between"
+        count = "1 attempt" if attempts == 1 else f"{attempts} attempts, {between}"
         findings.fact(f"training takes about {hours:.1f} h: {count}")
-        if attempts > launch.requeue_limit + 1:
+        if job.chain and attempts > job.chain + 1:
+            findings.warn("more attempts than jobs in the chain", f"--chain {attempts - 1}, or a longer --time")
+        elif attempts > launch.requeue_limit + 1:
             findings.warn("more attempts than are allowed", f"launch.requeue_limit={attempts}, or a longer --time")
     return findings.check()
 
@@ -154,6 +160,18 @@ def _partition(job: Job) -> Check:
                 "lower loop.save_every, so that fewer steps are lost if a save takes longer",
             )
     return findings.check("the limits of the partition are unknown")
+
+
+def _chain(job: Job) -> Check:
+    """Compare the follow-up jobs with what SLURM does after a pre-emption."""
+    findings, reason = Findings("chain"), queue.no_requeue(job.recipe.launch.partition)
+    if reason:
+        findings.fact(f"{reason}: SLURM does not requeue")
+    if job.chain:
+        findings.fact(f"{job.chain} follow-up jobs, each continues if the one before does not end the run")
+    elif reason:
+        findings.warn("after a pre-emption or a time limit, the run waits for its next submission", "--chain 5")
+    return findings.check("no follow-up jobs: the job is requeued")
 
 
 def _finished(job: Job) -> Check:

@@ -17,6 +17,7 @@ import typer
 
 from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
+from launch.slurm.render import CONTROL
 from launch.supervise.final_status import is_unfinished, write_final_status
 from trainer.cli import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
@@ -27,6 +28,7 @@ from trainer.rundir import STALE_SECONDS, RunDir, no_run
 POLL = 0.5  # seconds between two reads of a log
 ASK = 30.0  # seconds between two calls of squeue
 TAIL = 8  # lines of a log that `status` shows for a job that wrote no status.json
+CHAIN = "chain"  # file in RUN/slurm with the jobs of the newest chain, in order
 STATUS_FIELDS = ("state", "step", "attempt", "exit_code", "error", "waits_for", "loss", "share", "left")
 
 
@@ -109,6 +111,11 @@ def recorded_jobs(run: Path) -> dict[str, str]:
     return {job: kind for job, _, kind in lines if job[:1].isdigit()}
 
 
+def chain_of(run: Path) -> list[str]:
+    """Return the jobs of the newest chain of a run, in order."""
+    return [line for line in _lines(run / "slurm" / CHAIN) if line.isdecimal()]
+
+
 def active(run: Path) -> list[JobRecord]:
     """Return the waiting and running jobs of a run."""
     recorded = recorded_jobs(run)
@@ -127,15 +134,17 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
     newest = jobs[-1] if jobs else None
     failed = newest is not None and newest.state in FINAL and newest.state != "COMPLETED"
     writer = str(status.get("launch") or "").partition(".")[0]  # the job that wrote status.json
-    unreported = newest is not None and (not status or writer not in ("", newest.job))
+    unreported = newest is not None and (not status or writer not in ("", "elastic", newest.job))
     return {
         "run": str(run),
         **{key: status.get(key) for key in STATUS_FIELDS},
         "silent": None if waiting else _seconds_silent(status),
+        "restarts": RunDir(run).read_restarts(),
         "jobs": [
             {"job": job.job, "kind": _kind(job, recorded), "state": job.state, "reason": job.reason, "start": job.start}
             for job in jobs
         ],
+        "chain": [job for job in chain_of(run) if job in {one.job for one in waiting if one.state == "PENDING"}],
         "log": _end_of_log(run, newest.job) if newest and failed and unreported else None,
         "seeds": [state_of(seed, snapshot) for seed in seeds(run, recorded)],
     }
@@ -226,13 +235,31 @@ def _text(state: dict[str, Any]) -> str:
         lines.append(f"no update for {state['silent']} s, and none of its jobs is left: the same command resumes")
     if state["error"]:
         lines.append(state["error"])
+    lines += _restarts(state["restarts"])
     for job in state["jobs"]:
         reason = f" ({job['reason']})" if job["reason"] != "None" else ""
         start = f", expected to start {job['start']}" if job["state"] == "PENDING" and job["start"] != "N/A" else ""
         lines.append(f"job {job['job']} ({job['kind']}): {job['state']}{reason}{start}")
+    if state["chain"]:
+        lines.append(f"chain: {', '.join(state['chain'])} continue in turn if the run does not end before")
     lines += [f"| {line}" for line in state["log"] or ()]
     lines += ["\n    ".join(_text(seed).split("\n  ")) for seed in state["seeds"]]
     return "\n  ".join(lines)
+
+
+def _restarts(events: list[dict[str, Any]]) -> list[str]:
+    """Return a line about the restarts after failures: their number and the newest one."""
+    if not events:
+        return []
+    last, number = events[-1], sum("gave_up" not in event for event in events)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(last.get("time") or 0)))
+    where = "" if last.get("step") is None else f" from step {last['step']}"
+    action = f"not started again: {last['gave_up']}" if "gave_up" in last else f"started again{where}"
+    ranks = f" with {last['ranks']} ranks" if last.get("ranks") and "gave_up" not in last else ""
+    text = (
+        f"restarts after failures: {number}; {when} {action}{ranks} (by {last.get('by')}) after: {last.get('reason')}"
+    )
+    return [CONTROL.sub(" ", text)]
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 from launch.accelerate_env import launcher_environment
 from launch.configs import LaunchPlan, describe
-from launch.local import MISLEADING, environment, module_path, settings
+from launch.local import MISLEADING, can_have, environment, module_path, settings
+from launch.slurm.site import SiteFiles, read_site
+from launch.supervise.restart_policy import smaller_numbers
 from launch.supervise.signals import PARENT
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES
@@ -40,7 +42,10 @@ class Job:
         words: the same for the job: the frozen recipe.
         plan: with the ranks of all nodes. Its path is the config before it is frozen.
         run: the run directory, absolute.
+        recipe: with the defaults of the site in `launch`.
         folder: absolute folder where relative paths begin.
+        frozen_recipe: text of the recipe that the job trains, without them.
+        chain: number of follow-up jobs. With them no job is requeued.
     """
 
     recipe: Recipe
@@ -50,6 +55,9 @@ class Job:
     run: Path
     folder: Path
     name: str
+    frozen_recipe: str
+    site: SiteFiles
+    chain: int = 0
 
     @property
     def ranks_per_node(self) -> int:
@@ -62,12 +70,33 @@ class Job:
         return "task" if self.recipe.launch.launcher == "task" else "node"
 
     @property
+    def node_counts(self) -> list[int]:
+        """The numbers of nodes that the job may shrink to (`launch.min_nodes`), descending.
+
+        Raises:
+            UsageError: there is none.
+        """
+        least, nodes = self.recipe.launch.min_nodes, self.recipe.launch.nodes
+        if least is None:
+            return []
+        lanes, fuse = self.recipe.data.lanes, self.recipe.loop.fused_before_measuring
+        ranks = smaller_numbers(self.plan.ranks or 1, 1, lanes, fuse, lambda ranks: can_have(self.plan, ranks))
+        several = {number for number in ranks if self.plan.with_ranks(number).engine == self.plan.engine}
+        counts = [n for n in range(nodes - 1, least - 1, -1) if n * self.ranks_per_node in several]
+        if not counts:
+            raise UsageError(
+                f"launch.min_nodes={least}: no smaller number than {nodes} nodes with {self.ranks_per_node} ranks each "
+                f"can train this recipe with config {self.plan.config} (data.lanes={lanes}): omit it"
+            )
+        return counts
+
+    @property
     def frozen(self) -> dict[Path, str]:
         """Texts by path of the recipe and the Accelerate config that this job and its requeues read.
 
         A path holds the hash of its text, so a later submission does not change what an earlier job reads.
         """
-        texts = {"recipe": self.recipe.to_yaml(), "accelerate": self.plan.path.read_text(encoding="utf-8")}
+        texts = {"recipe": self.frozen_recipe, "accelerate": self.plan.path.read_text(encoding="utf-8")}
         return {frozen_path(self.run, name, text): text for name, text in texts.items()}
 
     def values(self) -> dict[str, Any]:
@@ -81,6 +110,9 @@ class Job:
             "nodes": launch.nodes,
             "tasks_per_node": tasks,
             "gpus_per_node": launch.gpus_per_node,
+            "gpu_request": self.site.site.gpu_request,
+            "requeue": True,
+            "node_counts": self.node_counts,
             "cpus_per_task": launch.cpus_per_task,
             "ranks_per_node": self.ranks_per_node,
             "ranks_per_task": self.ranks_per_node // tasks,
@@ -111,7 +143,8 @@ class Job:
     def finalize_values(self) -> dict[str, Any]:
         """Return the variables of the dependent job on one node: the same command, without a launcher."""
         plan = replace(self.plan, engine="single", ranks=1, machines=1, copies=1)
-        launch = self.recipe.launch.model_copy(update={"nodes": 1, "gpus_per_node": _one_gpu(self.recipe.launch)})
+        one = {"nodes": 1, "min_nodes": None, "gpus_per_node": _one_gpu(self.recipe.launch)}
+        launch = self.recipe.launch.model_copy(update=one)
         values = replace(self, plan=plan, recipe=self.recipe.model_copy(update={"launch": launch})).values()
         return values | {
             "kind": "finalize",
@@ -135,16 +168,21 @@ def make_job(
         UsageError: the recipe, the config or a resource is wrong, or they do not go together.
     """
     given = [f"launch.{key}={json.dumps(value)}" for key, value in resources.items() if value not in (None, [])]
-    resolved = load_recipe(recipe, [*overrides, *given])
+    resolved, site = load_recipe(recipe, [*overrides, *given]), read_site()
+    frozen = resolved.to_yaml()
+    explicit = {word.partition("=")[0].removeprefix("launch.") for word in [*overrides, *given]}
     folder = run_path(resolved, Options(run)).absolute()
+    resolved = resolved.model_copy(update={"launch": site.site.fill(resolved.launch, explicit)})
     return Job(
         recipe=resolved,
         command=(recipe, *overrides),
-        words=(str(frozen_path(folder, "recipe", resolved.to_yaml())),),
+        words=(str(frozen_path(folder, "recipe", frozen)),),
         plan=plan_for_nodes(config, resolved),
         run=folder,
         folder=Path.cwd(),
         name=_name(name or f"rankzero-{resolved.name}"[:64]),
+        frozen_recipe=frozen,
+        site=site,
     )
 
 

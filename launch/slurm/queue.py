@@ -56,13 +56,13 @@ def here() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def submit(script: Path, options: Sequence[str] = ()) -> int:
-    """Submit a script. Return the job's number.
+def submit(script: Path, options: Sequence[str] = (), arguments: Sequence[str] = ()) -> int:
+    """Submit a script with arguments. Return the job's number.
 
     Raises:
         UsageError: SLURM is not here, or refuses.
     """
-    done = call(["sbatch", "--parsable", *options, str(script)])
+    done = call(["sbatch", "--parsable", *options, str(script), *arguments])
     if done.returncode != 0:
         raise UsageError(f"sbatch refuses {script}: {_error(done)}")
     return int(done.stdout.split(";")[0])
@@ -108,6 +108,21 @@ def partitions(names: str | None) -> dict[str, dict[str, str]]:
     known = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in done.stdout.splitlines() if "PartitionName=" in line]
     chosen = names.split(",") if names else [p["PartitionName"] for p in known if p.get("Default") == "YES"]
     return {p["PartitionName"]: p for p in known if p["PartitionName"] in chosen}
+
+
+def no_requeue(partition: str | None) -> str:
+    """Return the setting by which SLURM does not requeue jobs of a partition. Empty if it does, or is not known."""
+    if not here():
+        return ""
+    told = call(["scontrol", "show", "config"]).stdout
+    found = re.findall(r"^(JobRequeue|PreemptMode)\s*=\s*(\S+)", told, re.MULTILINE)
+    config: dict[str, str] = {"JobRequeue": "1", "PreemptMode": "OFF"} | dict(found)
+    if config["JobRequeue"] == "0":
+        return "JobRequeue=0"
+    for name, limit in partitions(partition).items():
+        if "CANCEL" in limit.get("PreemptMode", config["PreemptMode"]).split(","):
+            return f"PreemptMode=CANCEL of partition {name}"
+    return ""
 
 
 class Snapshot:

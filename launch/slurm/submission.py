@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launch.slurm import queue
 from launch.slurm.arrays import array_values, compare_values, seeds_of
+from launch.slurm.chain import submit_chain
 from launch.slurm.checks import checks
 from launch.slurm.follow import active, record_job
 from launch.slurm.job import Job
@@ -17,6 +18,8 @@ from trainer.errors import UsageError
 from trainer.files import write_atomically, write_json
 from trainer.redaction import redacted
 from trainer.rundir import git_commit
+
+AUTO_CHAIN = 5  # follow-up jobs of `launch.chain: auto` where SLURM does not requeue
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,22 @@ class Script:
     kind: str
     text: str
     runs: Mapping[int, Path] = field(default_factory=dict)
+
+
+def with_chain(job: Job, array: str | None) -> Job:
+    """Return the job with its number of follow-up jobs.
+
+    Raises:
+        UsageError: `--chain` is given together with `--array`.
+    """
+    asked = job.recipe.launch.chain
+    if array is None:
+        if asked == "auto":
+            asked = AUTO_CHAIN if queue.no_requeue(job.recipe.launch.partition) else 0
+        return replace(job, chain=asked)
+    if asked not in ("auto", 0):
+        raise UsageError(f"--chain {asked} with --array: submit each seed by itself, with seed=N and --run")
+    return job
 
 
 def render_all(job: Job, array: str | None, finalize: bool, templates: Path | None) -> list[Script]:
@@ -41,7 +60,8 @@ def render_all(job: Job, array: str | None, finalize: bool, templates: Path | No
             Script(home / "array.sbatch", "array", text, runs),
             Script(home / "finalize.sbatch", "compare", last),
         ]
-    text = render("train.sbatch", job.values() | {"options": ("--defer",) if finalize else ()}, templates)
+    own = {"options": ("--defer",) if finalize else (), "requeue": not job.chain}
+    text = render("train.sbatch", job.values() | own, templates)
     scripts = [Script(home / "train.sbatch", "train", text)]
     if finalize:
         last = render("finalize.sbatch", job.finalize_values(), templates)
@@ -80,16 +100,22 @@ def submit_scripts(job: Job, scripts: Sequence[Script], after: int | None) -> No
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(script.path, script.text)
     freeze(job)
+    before = [after] if after is not None else []
     for script in scripts:
-        number = queue.submit(script.path, dependency(after, failed_too=script.kind == "compare"))
+        number = queue.submit(script.path, dependency(before, failed_too=script.kind == "compare"))
         record_job(job.run, str(number), script.kind)
         for seed, run in script.runs.items():
             record_job(run, f"{number}_{seed}", script.kind)
         if script is scripts[0]:
             print(f"Submitted batch job {number}")
         else:
-            print(f"{script.kind}: job {number}, after job {after}")
-        after = number
+            print(f"{script.kind}: job {number}, after job {' or '.join(map(str, before))}")
+        following = list(submit_chain(job, script.path, number, after)) if script.kind == "train" and job.chain else []
+        for one in following:
+            record_job(job.run, str(one), f"follow-up-{script.kind}")
+        if following:
+            print(f"follow-up: jobs {', '.join(map(str, following))}, each if the one before does not end the run")
+        before = [number, *following]
     print(f"run directory: {job.run}\nscripts: {', '.join(str(script.path) for script in scripts)}")
 
 
@@ -104,13 +130,16 @@ def freeze(job: Job) -> None:
         "recipe": job.words[0],
         "config": job.plan.config,
         "launch": redacted(job.recipe.launch.model_dump(mode="json")),
+        "site": {str(path): keys for path, keys in job.site.keys.items()},
+        "chain": job.chain,
         "git_commit": git_commit(),
     }
     write_json(job.run / "slurm" / "submitted.json", submitted)
 
 
-def dependency(after: int | None, *, failed_too: bool = False) -> list[str]:
-    """Return options for sbatch: begin after job `after` has succeeded, or with `failed_too` has ended."""
-    if after is None:
+def dependency(before: Sequence[int], *, failed_too: bool = False) -> list[str]:
+    """Return options for sbatch: begin after one of these jobs has succeeded, or with `failed_too` has ended."""
+    if not before:
         return []
-    return [f"--dependency={'afterany' if failed_too else 'afterok'}:{after}", "--kill-on-invalid-dep=yes"]
+    kind = "afterany" if failed_too else "afterok"
+    return [f"--dependency={'?'.join(f'{kind}:{job}' for job in before)}", "--kill-on-invalid-dep=yes"]

@@ -11,12 +11,18 @@ from trainer.cli import Config, Overrides, RecipeArgument, RunOption
 
 RESOURCES = (  # keys of `launch` that options of the same name override, in the order of the function below
     *("nodes", "gpus_per_node", "ranks_per_node", "launcher", "cpus_per_task", "memory", "time"),
-    *("partition", "account", "qos", "constraint", "mail", "setup", "extra"),
+    *("partition", "account", "qos", "constraint", "mail", "setup", "extra", "chain", "min_nodes"),
 )
 Gpus = Annotated[str | None, Option("--gpus-per-node", metavar="G", help="a number, or with a type as a100:4")]
 Ranks = Annotated[int | None, Option("--ranks-per-node", metavar="R", min=1)]
 Time = Annotated[str | None, Option("--time", metavar="T", help="of one attempt, as 12:00:00 or 2-00")]
 Array = Annotated[str | None, Option("--array", metavar="SEEDS", help="a run for each, as 1-5 or 1-9%3")]
+Follow = Annotated[
+    int | None, Option("--chain", metavar="N", min=0, help="follow-up jobs (default: where SLURM does not requeue)")
+]
+MinNodes = Annotated[
+    int | None, Option("--min-nodes", metavar="M", min=1, help="continue with M nodes or more if SLURM loses some")
+]
 Throughput = Annotated[float | None, Option(metavar="TOKENS", help="per second and rank, for the hours")]
 
 
@@ -41,6 +47,8 @@ def submit_command(
     run: RunOption = None,
     array: Array = None,
     finalize: Annotated[bool, Option("--finalize", help="evaluate and export in a job on one node")] = False,
+    chain: Follow = None,
+    min_nodes: MinNodes = None,
     after: Annotated[int | None, Option("--after", metavar="JOB", help="begin when that job is done")] = None,
     name: Annotated[str | None, Option("--name", metavar="NAME", help="of the job")] = None,
     templates: Annotated[Path | None, Option("--templates", metavar="DIR", help="your own *.sbatch")] = None,
@@ -49,12 +57,13 @@ def submit_command(
 ) -> None:
     """Train as a SLURM job that survives pre-emption and time limits. First line printed: Submitted batch job N."""
     from launch.slurm.job import make_job
-    from launch.slurm.submission import render_all, run_checks, submit_scripts
+    from launch.slurm.submission import render_all, run_checks, submit_scripts, with_chain
 
     gpus = int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node
     first = (nodes, gpus, ranks_per_node, launcher, cpus_per_task, memory, time)
-    rest = (partition, account, qos, constraint, mail, setup, extra)
+    rest = (partition, account, qos, constraint, mail, setup, extra, chain, min_nodes)
     job = make_job(recipe, overrides or (), dict(zip(RESOURCES, (*first, *rest), strict=True)), config, run, name)
+    job = with_chain(job, array)
     scripts = render_all(job, array, finalize, templates)
     if dry_run:
         print("\n".join(script.text for script in scripts), end="")

@@ -65,7 +65,9 @@ def free_port(first: int = 26000) -> int:
 @dataclass(frozen=True)
 class Cluster:
     """What it is made of; `folder` holds all of it. `gpus` per node are faked: device files that are /dev/null. With a
-    `network` each node has an address of its own, and knows no name but its own, as 127.0.1.1 (so Debian writes it)."""
+    `network` each node has an address of its own, and knows no name but its own, as 127.0.1.1 (so Debian writes it).
+    Without `requeues` pre-empted jobs are cancelled, and jobs are not requeued unless they ask for it. `grace` is the
+    time in seconds between a pre-emption and its signal to end."""
 
     folder: Path
     nodes: int = 2
@@ -74,6 +76,8 @@ class Cluster:
     port: int = 26800
     proctrack: str = "linuxproc"
     kill_wait: int = 15
+    requeues: bool = True
+    grace: int = 60
     network: Network | None = None
 
     @property
@@ -254,14 +258,15 @@ SchedulerParameters=bf_interval=1,sched_min_interval=0,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
+PreemptMode={"REQUEUE" if self.requeues else "CANCEL"}
 KillWait={self.kill_wait}
 MinJobAge=3600
 FirstJobId={self.port}
-JobRequeue=1
+JobRequeue={int(self.requeues)}
 {"GresTypes=gpu" if self.gpus else ""}
 {nodes}\
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 \
+PreemptMode={"REQUEUE" if self.requeues else "CANCEL"} GraceTime={self.grace}
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
 

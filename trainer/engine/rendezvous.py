@@ -8,6 +8,7 @@ count of torchrun (TORCHELASTIC_RESTART_COUNT) is not enough: it differs between
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,11 +27,13 @@ from trainer.errors import RankError
 from trainer.rank_env import UNSET, ranks_text
 
 SECONDS = 600.0  # that ranks wait for each other
+ALONE_SECONDS = 10.0  # that a rank without others waits for the store of its launcher
 GROUP_TIMEOUT = timedelta(hours=1)  # of collectives: rank zero reads the corpus and trains the tokenizer meanwhile
 REPORT_SECONDS = 30.0  # between two messages about who is missing
 POLL_SECONDS = 0.1
 RECORDED = 2000  # collectives of a rank that are remembered for the case that a rank hangs
 ATTEMPT = "RANKZERO_ATTEMPT"  # set here: the number of this attempt, the same on all ranks
+LAUNCH = "RANKZERO_LAUNCH"  # set here unless a job script has: the same in all attempts with one store
 log = logging.getLogger("rankzero")
 
 
@@ -48,11 +51,22 @@ def meet(backend: str, seconds: float, check: Callable[[], None]) -> None:
     meeting = _Meeting(seconds, check)
     number = meeting.number()
     os.environ[ATTEMPT] = str(number)
+    os.environ.setdefault(LAUNCH, meeting.launch())
     store = PrefixStore(f"rankzero-group-{number}", meeting.store)
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(RECORDED))  # torch's flight recorder, which the watchdog reads
     dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world, timeout=GROUP_TIMEOUT)
+
+
+def number_attempt() -> None:
+    """Number the attempt of the only rank of a launcher whose store outlives it (torchrun, on the last node)."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    with contextlib.suppress(RankError):  # without the store, only the record of restarts is incomplete
+        meeting = _Meeting(ALONE_SECONDS, lambda: None)
+        os.environ[ATTEMPT] = str(meeting.number())
+        os.environ.setdefault(LAUNCH, meeting.launch())
 
 
 class _Meeting:
@@ -70,6 +84,10 @@ class _Meeting:
     def number(self) -> int:
         """Return the number of this attempt, once all ranks agree on it."""
         return self._lead() if self.rank == 0 else self._follow()
+
+    def launch(self) -> str:
+        """Return a random name, the same for all ranks and all attempts with this store."""
+        return bytes(self.store.compare_set("rankzero-launch", "", f"elastic.{secrets.token_hex(8)}")).decode()
 
     def _connect(self) -> Any:
         """Return the common store. Rank zero serves it, unless the agent of torchrun or Accelerate does."""

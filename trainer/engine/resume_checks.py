@@ -6,6 +6,7 @@ The recipe of a run describes its weights: recipe.yaml gets a changed key only i
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,8 @@ from typing import Any
 from trainer import tensors
 from trainer.engine import checkpoint
 from trainer.engine.progress import Progress
-from trainer.errors import CheckpointError, UsageError
+from trainer.engine.rendezvous import ATTEMPT, LAUNCH
+from trainer.errors import CheckpointError, RankzeroError, UsageError
 from trainer.files import read_json, write_atomically
 from trainer.recipe import Recipe, changed_keys, read_yaml
 from trainer.redaction import redacted
@@ -22,7 +24,35 @@ from trainer.rundir import RunDir
 
 log = logging.getLogger("rankzero")
 
+NOT_RESTARTED = (2, 3, 4, 5, 6)  # exit codes of errors that a restart does not fix
 ALTERNATIVE = "use another --run, or --fresh (which keeps this run)"
+
+
+def restarted_by_launcher(run: RunDir) -> bool:
+    """Return whether torchrun has started all ranks again, after an attempt that rank zero had begun.
+
+    A program may train the same run twice. Then both attempts are of one process.
+    """
+    if int(os.environ.get(ATTEMPT, "1")) < 2:
+        return False
+    status = read_json(run.status) or {}
+    return status.get("launch") == os.environ.get(LAUNCH) and status.get("pid") != os.getpid()
+
+
+def check_launcher_restart(run: RunDir) -> None:
+    """Record a restart by torchrun (`--max-restarts`). Rank zero calls this before it changes the run directory.
+
+    Raises:
+        RankzeroError: the attempt before ended with a code that a restart does not fix; the same code again.
+    """
+    status = read_json(run.status) or {}
+    code, error = status.get("exit_code"), status.get("error")
+    if code in NOT_RESTARTED:
+        repeated = RankzeroError(f"not started again after exit code {code}: {error}")
+        repeated.exit_code, repeated.everywhere = code, True
+        raise repeated
+    ranks, reason = int(os.environ.get("WORLD_SIZE", "1")), str(error or "a rank died").partition("\n")[0]
+    run.record_restart("torchrun --max-restarts", ranks=ranks, reason=reason, exit_code=code or 1)
 
 
 def agree_with_earlier(run: RunDir, recipe: Recipe, allowed: Sequence[str]) -> None:

@@ -200,6 +200,8 @@ def start(
     options = EngineOptions(on_cpu, accumulation, clip_norm, float8=precision == "fp8")
     if ranks > 1 and not dist.is_initialized():
         rendezvous.meet(options.backend, rendezvous_seconds, functools.partial(_stop_waiting, stop))
+    elif ranks == 1:
+        rendezvous.number_attempt()
     runtime = Runtime(make_engine(requested, options), stop)
     if on_cpu and runtime.main:
         _warn_of_emulation(runtime.engine.precision)

@@ -106,6 +106,9 @@ class LoopConfig(Section):
         return self
 
 
+Chain = Literal["auto"] | Annotated[int, Field(ge=0, le=100)]
+
+
 class LaunchConfig(Section):
     """SLURM resources; null = the site's default."""
 
@@ -128,6 +131,13 @@ class LaunchConfig(Section):
     signal_lead: Positive = Field(120, description="seconds before the time limit at which USR1 is sent")
     requeue_limit: Annotated[int, Field(ge=0)] = Field(
         20, description="requeues and restarts of a job without a new step, at most"
+    )
+    min_nodes: Positive | None = Field(
+        None, description="a job that loses nodes continues with the others, at least so many; null = it starts again"
+    )
+    chain: Chain = Field(
+        "auto",
+        description="follow-up jobs that continue a run whose job ends early; auto = if SLURM does not requeue",
     )
     rendezvous_seconds: Annotated[float, Field(gt=0)] = Field(
         600.0, description="ranks wait so long for each other at the start; the run then ends and names who is missing"
