@@ -122,12 +122,13 @@ def kill_rank(main: int) -> None:
 
 
 def at_save(step: int, function: str) -> None:
-    """Rank zero is killed in the save of a step when it is about to call a function of the checkpoint module."""
-    from trainer.engine import checkpoint as module
+    """Rank zero is killed in the save of a step when it is about to call a function of saving or checkpoint."""
+    from trainer.engine import checkpoint, saving
 
-    save, original, now = module.save, getattr(module, function), [0]
+    module = saving if hasattr(saving, function) else checkpoint
+    save, original, now = saving.save_share, getattr(module, function), [0]
 
-    def saving(folder: Path, at: int, *more: Any) -> Any:
+    def started(folder: Path, at: int, *more: Any) -> Any:
         now[0] = at
         return save(folder, at, *more)
 
@@ -136,7 +137,7 @@ def at_save(step: int, function: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **more)
 
-    module.save = saving
+    saving.save_share = started
     setattr(module, function, wrapped)
 
 
@@ -593,21 +594,27 @@ def peak_of_trace(path: Path) -> int:
     return int(max(total for _, total, _ in totals) - (total - change))
 
 
-def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
-    """Each rank writes the most bytes that tensors took during its first save, besides what they took before.
+def small_parts(size: int = 1000) -> None:
+    """Checkpoints of small models are written in parts, too."""
+    from trainer.engine import parts
 
-    `at_once` is a control: all tensors are gathered before the first one is written. A tensor is written as late as
-    possible, after the next one is computed, and in the thread whose memory is counted.
+    parts.PART_BYTES = size
+
+
+def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
+    """Each rank writes the most bytes that tensors took during its first save in parts, besides what they took before.
+
+    `at_once` is a control: all tensors of a rank are gathered before the first one is written. A tensor is written as
+    late as possible, after the next one is computed, and in the thread whose memory is counted.
     """
-    import torch
     from torch.profiler import ProfilerActivity, profile
 
     from trainer import tensors
-    from trainer.engine import state
-    from trainer.engine.engines import fsdp
     from trainer.engine.loop import Loop
+    from trainer.engine.parts import Exchange
 
-    save = Loop._save
+    small_parts()
+    save, begin = Loop._save, Exchange.__init__
 
     def measured(self: Loop) -> None:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -621,18 +628,25 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
         def __init__(self, *_: Any, **more: Any) -> None:
             super().__init__(self)
 
-        def submit(self, put: Callable[[Any], None], data: Any) -> Late:
-            self.result: Any = functools.partial(put, data)
-            return self
+        def submit(self, put: Callable[[Any], None], data: Any) -> Any:
+            return SimpleNamespace(result=functools.partial(put, data))
 
     tensors.ThreadPoolExecutor = Late  # type: ignore[assignment, misc]
 
-    def gathered(shape: torch.Size, gather: Callable[[], torch.Tensor]) -> torch.Tensor:
-        return gather().to("cpu", torch.float32, copy=True)
+    def gathered(self: Exchange, *arguments: Any) -> None:
+        begin(self, *arguments)
+        order = {part: tensors.in_order(own) for part, own in self.own.items()}
+        self.own = {
+            part: {
+                name: own[name].compute() if isinstance(own[name], tensors.LazyTensor) else own[name]
+                for name in order[part]
+            }
+            for part, own in self.own.items()
+        }
 
     Loop._save = measured  # type: ignore[method-assign]
-    for module in (fsdp, state) if at_once else ():
-        module.gathered_when_written = gathered  # type: ignore[attr-defined]
+    if at_once:
+        Exchange.__init__ = gathered  # type: ignore[method-assign]
 
 
 def full_disk(file: str, after: int) -> None:
