@@ -594,7 +594,7 @@ def peak_of_trace(path: Path) -> int:
     return int(max(total for _, total, _ in totals) - (total - change))
 
 
-def small_parts(size: int = 1000) -> None:
+def saved_in_parts(size: int = 1000) -> None:
     """Checkpoints of small models are written in parts, too."""
     from trainer.engine import parts
 
@@ -604,16 +604,17 @@ def small_parts(size: int = 1000) -> None:
 def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
     """Each rank writes the most bytes that tensors took during its first save in parts, besides what they took before.
 
-    `at_once` is a control: all tensors of a rank are gathered before the first one is written. A tensor is written as
-    late as possible, after the next one is computed, and in the thread whose memory is counted.
+    `at_once` is a control: rank zero gathers all tensors before it writes the first one, in one file. A tensor is
+    written as late as possible, after the next one is computed, and in the thread whose memory is counted.
     """
+    from types import SimpleNamespace
+
     from torch.profiler import ProfilerActivity, profile
 
     from trainer import tensors
     from trainer.engine.loop import Loop
     from trainer.engine.parts import Exchange
 
-    small_parts()
     save, begin = Loop._save, Exchange.__init__
 
     def measured(self: Loop) -> None:
@@ -635,18 +636,32 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
 
     def gathered(self: Exchange, *arguments: Any) -> None:
         begin(self, *arguments)
-        order = {part: tensors.in_order(own) for part, own in self.own.items()}
-        self.own = {
-            part: {
-                name: own[name].compute() if isinstance(own[name], tensors.LazyTensor) else own[name]
-                for name in order[part]
-            }
-            for part, own in self.own.items()
-        }
+        for own in self.own.values():
+            for name in tensors.in_order(own):
+                tensor = own[name]
+                own[name] = tensor.compute() if isinstance(tensor, tensors.LazyTensor) else tensor
 
     Loop._save = measured  # type: ignore[method-assign]
     if at_once:
         Exchange.__init__ = gathered  # type: ignore[method-assign]
+    else:
+        saved_in_parts()
+
+
+def killed_in_part(name: str, which: int, at: int) -> None:
+    """A rank is killed when it begins to write its file of this number whose name begins like this."""
+    from trainer import tensors
+
+    saved_in_parts()
+    write, calls = tensors._write_file, [0]
+
+    def wrapped(file: Path, *more: Any) -> str:
+        calls[0] += file.name.startswith(name)
+        if rank() == which and calls[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(file, *more)
+
+    tensors._write_file = wrapped
 
 
 def full_disk(file: str, after: int) -> None:

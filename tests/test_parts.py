@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import hooks
 import pytest
 import torch
 import torch.distributed as dist
+from processes import train
 from safetensors.torch import load_file, save_file
+from slow import slow_except
 from torch import Tensor
 
 from trainer import tensors
@@ -313,3 +318,50 @@ def test_a_checkpoint_of_one_file_is_replaced_by_one_in_parts_and_back(tmp_path:
     check_saved(folder, 5)
     saving.save(folder, 5, values(5), {"step": 5})
     check_saved(folder, 5)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+WORDS = ("loop.save_every=2", "loop.eval_every=100", "evaluation.splits=[]", "data.validation=null")
+
+
+def assert_equal(run: Path, whole: Path, step: int, world: int) -> None:
+    """The checkpoint in parts holds the tensors of the one in whole files, and model/ is the same."""
+    found, expected = (checkpoint.path_of(folder / "checkpoints", step) for folder in (run, whole))
+    for file in (MODEL, MOMENTS):
+        assert not (found / file).exists()
+        assert len(list(found.glob(f"{Path(file).stem}-*.safetensors"))) == world
+        ours, theirs = tensors.read(found / file), load_file(expected / file)
+        assert ours.keys() == theirs.keys()
+        assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("engine", "world"), slow_except((("ddp", 2), ("zero2", 3), ("zero3", 3)), ("ddp", 2)))
+def test_a_run_writes_the_tensors_that_rank_zero_alone_writes(
+    recipe: Path, tmp_path: Path, engine: str, world: int
+) -> None:
+    for name, hook in (("whole", None), ("parts", hooks.saved_in_parts)):
+        train(recipe, tmp_path / name, *WORDS, "loop.max_steps=2", world=world, engine=engine, hook=hook).check()
+    assert_equal(tmp_path / "parts", tmp_path / "whole", 2, world)
+    models = [load_file(tmp_path / name / "model" / MODEL) for name in ("whole", "parts")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_that_dies_while_it_writes_in_the_background(recipe: Path, tmp_path: Path, dies: int) -> None:
+    whole, run, words = tmp_path / "whole", tmp_path / "run", (*WORDS, "loop.max_steps=6")
+    if dies:
+        train(recipe, whole, *words, world=2, engine="ddp").check()
+    killed = partial(hooks.killed_in_part, "optimizer", dies, 2)
+    ended = train(recipe, run, *words, world=2, engine="ddp", hook=killed)
+    assert -signal.SIGKILL in ended.codes, ended.text
+    assert 0 not in ended.codes, ended.text
+    assert "Traceback" not in ended.text, ended.text
+    assert checkpoint.newest(run / "checkpoints") == 2
+    train(recipe, run, *words, world=2, engine="ddp", hook=hooks.saved_in_parts).check()
+    if dies:
+        assert_equal(run, whole, 6, 2)
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
