@@ -103,10 +103,9 @@ def as_rank(out: Path, run: Path, model: Path, rounds: int) -> None:
         return {"seconds": round(seconds, 2), "cpu_seconds": round(used, 2), "memory_mb": round(peak, 1)}
 
     def measured(self: Any) -> None:
-        for number in range(rounds + 1):  # the first one is not counted
-            order = WAYS if number % 2 else WAYS[::-1]
-            found = {way: save(self, way) for way in order}
-            results.extend([found] if number else [])
+        for number in range(rounds):
+            found = {way: save(self, way) for way in (WAYS[::-1] if number % 2 else WAYS)}
+            results.append(found)
             if self.runtime.main:
                 print(found, flush=True)
         if self.runtime.main:
@@ -147,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--rounds", type=int, default=3, help="saves of each way")
+    parser.add_argument("--rounds", type=int, default=4, help="saves of each way")
     parser.add_argument("--json", type=Path, help="writes all numbers to this file")
     parser.add_argument("--model", type=Path, help="a folder with the model, to write it only once")
     parser.add_argument("--as-rank", type=Path, help=argparse.SUPPRESS)

@@ -3,8 +3,8 @@
     model-00001-of-00004.safetensors … model.safetensors.index.json      of four ranks, in the layout of the Hub
 
 Each rank writes whole tensors, in files of its own. So readers need not know how many ranks have written, and may be
-stock safetensors. A file has a part for each rank, but at most one for every `PART_BYTES`. A small file is not split:
-rank zero writes it.
+stock safetensors. A file has a part for each rank, but at most one for every `PART_BYTES`. A file with less than twice
+that is not split: rank zero writes it.
 
 Under a sharded engine a rank has a range of each tensor. In a round of exchanges every rank gets the next tensor that
 it writes: all ranks send it their ranges, and nothing else is sent. All ranks enter all rounds.

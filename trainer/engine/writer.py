@@ -82,7 +82,8 @@ class Writer:
             return
         if self._background is None:
             self._background = Background(runtime)
-        ranks, room = self._background, runtime.sum([fits(own)])[0] == runtime.world
+        ranks, copies = self._background, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        room = runtime.sum([int(fits(own, copies))])[0] == runtime.world
         self._submit(own, lambda files: write(Share(files, indexes), ranks), room)
 
     def _submit(self, files: Files, write: Callable[[Files], None], room: bool) -> None:
@@ -109,7 +110,7 @@ class Writer:
             pending.result()
 
 
-def fits(files: Files) -> bool:
-    """Whether there is memory for copies of such files by all ranks of this machine."""
+def fits(files: Files, copies: int = 1) -> bool:
+    """Whether this machine has memory for copies of files of this size."""
     size = sum(size_of(tensor) for part in files.values() for tensor in part.values())
-    return bool(psutil.virtual_memory().available > ROOM * size * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return bool(psutil.virtual_memory().available > ROOM * size * copies)
