@@ -2,7 +2,7 @@
 
     model-00001-of-00004.safetensors … model.safetensors.index.json      of four ranks, in the layout of the Hub
 
-Each rank writes whole tensors, in files of its own. So readers need not know how many ranks have written, and may be
+Each rank writes whole tensors, in separate files. So readers need not know how many ranks have written, and may be
 stock safetensors. A file has a part for each rank, but at most one for every `PART_BYTES`. A file with less than twice
 that is not split: rank zero writes it.
 

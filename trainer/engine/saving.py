@@ -39,7 +39,7 @@ class Ranks(Protocol):
 
 
 class Alone:
-    """One process that saves by itself."""
+    """One process that saves alone."""
 
     main, rank = True, 0
 
