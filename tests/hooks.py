@@ -640,6 +640,7 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
             for name in tensors.in_order(own):
                 tensor = own[name]
                 own[name] = tensor.compute() if isinstance(tensor, tensors.LazyTensor) else tensor
+        self.finish()  # a rank that writes nothing takes part
 
     Loop._save = measured  # type: ignore[method-assign]
     if at_once:
