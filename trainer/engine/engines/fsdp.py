@@ -104,7 +104,10 @@ class FSDPEngine(Engine):
 
     def moments(self, p: nn.Parameter) -> Mapping[str, Distributed]:
         found: Any = super().moments(p)
-        return {name: self.sharded(p, self._own_part(moment)) for name, moment in found.items()}
+        return {  # a number is the same on all ranks
+            name: self.sharded(p, moment.to_local()) if isinstance(moment, DTensor) else moment
+            for name, moment in found.items()
+        }
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
