@@ -639,7 +639,7 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
         for own in self.own.values():
             for name in tensors.in_order(own):
                 tensor = own[name]
-                own[name] = tensor.compute() if isinstance(tensor, tensors.LazyTensor) else tensor
+                own[name] = tensor.compute().clone() if isinstance(tensor, tensors.LazyTensor) else tensor
         self.finish()  # a rank that writes nothing takes part
 
     Loop._save = measured  # type: ignore[method-assign]

@@ -80,6 +80,17 @@ def test_a_part_is_no_larger_than_a_file_may_be(monkeypatch: pytest.MonkeyPatch)
     assert [len(own) for own in layout.of_rank] == [4, 4]
 
 
+def test_the_newest_tensors_of_two_largest_stay() -> None:
+    torch.manual_seed(0)
+    largest = 50
+    ring, kept = parts.Ring(largest), list[tuple[Tensor, int]]()
+    for number, size in enumerate(torch.randint(1, largest + 1, (2000,)).tolist()):
+        while sum(t.numel() for t, _ in kept) + size > 2 * largest:
+            kept.pop(0)
+        kept.append((ring.take(torch.Size([size])).fill_(number), number))
+        assert all(bool((tensor == value).all()) for tensor, value in kept), number
+
+
 # -- ranks -------------------------------------------------------------------------------------------------------------
 
 

@@ -94,8 +94,29 @@ def _balanced(
     return {rank: {name: tensor for name, tensor in found.items() if rank_of[name] == rank} for rank in chosen}
 
 
+class Ring:
+    """Memory on the CPU that is used again and again. New memory costs as much as hashing what is in it.
+
+    It holds three of the largest tensor. So the newest two of that size stay as they are, also where the rest of the
+    memory is too short for the next tensor and is left out: as many as `tensors.write_files` needs at a time.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._memory, self._at = torch.empty(3 * largest, dtype=torch.float32), 0
+
+    def take(self, shape: torch.Size) -> Tensor:
+        size = shape.numel()
+        if self._at + size > len(self._memory):
+            self._at = 0
+        self._at += size
+        return self._memory[self._at - size : self._at].view(shape)
+
+
 class Exchange:
-    """The rounds in which the ranks send each other what they write. All ranks make one and enter all of its rounds."""
+    """The rounds in which the ranks send each other what they write. All ranks make one and enter all of its rounds.
+
+    A tensor that was computed is overwritten later, see `Ring`.
+    """
 
     def __init__(self, runtime: Runtime, content: Content, layout: Layout) -> None:
         self._runtime, self._done = runtime, 0
@@ -116,6 +137,7 @@ class Exchange:
             for parts in layout.of_rank
         ]
         self._rounds = list(zip_longest(*lists))
+        self._ring = Ring(max((self._tensors[key].shape.numel() for key in lists[runtime.rank]), default=0))
         whole = {
             file: {
                 name: tensor if isinstance(tensor, Tensor) else LazyTensor(tensor.shape, tensor.dtype, self._next)
@@ -138,27 +160,27 @@ class Exchange:
     @torch.no_grad()
     def _round(self) -> Tensor | None:
         """Send this rank's ranges of the tensors that the ranks get in the next round. Return the one of this rank."""
-        keys, me = self._rounds[self._done], self._runtime.rank
+        keys, me, device = self._rounds[self._done], self._runtime.rank, self._runtime.device
         self._done += 1
         self._runtime.heartbeat("a save")
         operations = []
-        whole, ranges = None, ()
+        whole, received, ranges = None, None, ()
         if (key := keys[me]) is not None:
-            shape = self._tensors[key].shape
-            whole = torch.empty(shape, dtype=torch.float32, device=self._runtime.device)
-            ranges = whole.view(-1).split(self._counts[key])
+            whole = self._ring.take(self._tensors[key].shape)
+            received = whole if device.type == "cpu" else torch.empty_like(whole, device=device)
+            ranges = received.view(-1).split(self._counts[key])
             operations += [dist.P2POp(dist.irecv, r, rank) for rank, r in enumerate(ranges) if rank != me and len(r)]
         for rank, key in enumerate(keys):
             if key is None or not self._tensors[key].count:
                 continue
-            part = self._tensors[key].part().to(self._runtime.device, torch.float32).contiguous()
+            part = self._tensors[key].part().to(device, torch.float32).contiguous()
             if rank == me:
                 ranges[me].copy_(part)
             else:
                 operations.append(dist.P2POp(dist.isend, part, rank))
         for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
-        return None if whole is None else whole.cpu()
+        return whole if received is None or received is whole or whole is None else whole.copy_(received)
 
 
 def _counts(runtime: Runtime, found: Mapping[tuple[str, str], ShardedTensor]) -> dict[tuple[str, str], list[int]]:
