@@ -30,7 +30,7 @@ from benchmarks.simulated_lanes import Corpus, Epoch, World, bookmarks, drawn, e
 from trainer.data.lanes import LanePlan
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
-from trainer.engine import checkpoint
+from trainer.engine import checkpoint, saving
 from trainer.recipe.sections import DataConfig
 
 EVEN = 1.05  # work of the busiest rank in an epoch over the mean of all
@@ -161,7 +161,7 @@ def rank_zero(rows: int, parameters: int) -> dict[str, float]:
         weights = {f"w{i}": torch.zeros(1_000_000) for i in range(parameters // 1_000_000)}
         moments = {f"{n}.{m}": t.clone() for n, t in weights.items() for m in ("exp_avg", "exp_avg_sq")}
         began = time.perf_counter()
-        checkpoint.save(Path(folder), 1, {"model.safetensors": weights, "optimizer.safetensors": moments}, {})
+        saving.save(Path(folder), 1, {"model.safetensors": weights, "optimizer.safetensors": moments}, {})
         saved = time.perf_counter() - began
         began = time.perf_counter()
         assert checkpoint.newest(Path(folder)) == 1

@@ -122,12 +122,13 @@ def kill_rank(main: int) -> None:
 
 
 def at_save(step: int, function: str) -> None:
-    """Rank zero is killed in the save of a step when it is about to call a function of the checkpoint module."""
-    from trainer.engine import checkpoint as module
+    """Rank zero is killed in the save of a step when it is about to call a function of saving or checkpoint."""
+    from trainer.engine import checkpoint, saving
 
-    save, original, now = module.save, getattr(module, function), [0]
+    module = saving if hasattr(saving, function) else checkpoint
+    save, original, now = saving.save_share, getattr(module, function), [0]
 
-    def saving(folder: Path, at: int, *more: Any) -> Any:
+    def started(folder: Path, at: int, *more: Any) -> Any:
         now[0] = at
         return save(folder, at, *more)
 
@@ -136,7 +137,7 @@ def at_save(step: int, function: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **more)
 
-    module.save = saving
+    saving.save_share = started
     setattr(module, function, wrapped)
 
 
@@ -593,21 +594,28 @@ def peak_of_trace(path: Path) -> int:
     return int(max(total for _, total, _ in totals) - (total - change))
 
 
-def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
-    """Each rank writes the most bytes that tensors took during its first save, besides what they took before.
+def saved_in_parts(size: int = 1000) -> None:
+    """Checkpoints of small models are written in parts, too."""
+    from trainer.engine import parts
 
-    `at_once` is a control: all tensors are gathered before the first one is written. A tensor is written as late as
-    possible, after the next one is computed, and in the thread whose memory is counted.
+    parts.PART_BYTES = size
+
+
+def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
+    """Each rank writes the most bytes that tensors took during its first save in parts, besides what they took before.
+
+    `at_once` is a control: rank zero gathers all tensors before it writes the first one, in one file. A tensor is
+    written as late as possible, after the next one is computed, and in the thread whose memory is counted.
     """
-    import torch
+    from types import SimpleNamespace
+
     from torch.profiler import ProfilerActivity, profile
 
     from trainer import tensors
-    from trainer.engine import state
-    from trainer.engine.engines import fsdp
     from trainer.engine.loop import Loop
+    from trainer.engine.parts import Exchange
 
-    save = Loop._save
+    save, begin = Loop._save, Exchange.__init__
 
     def measured(self: Loop) -> None:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -621,18 +629,40 @@ def memory_of_saves(path: Path, *, at_once: bool = False) -> None:
         def __init__(self, *_: Any, **more: Any) -> None:
             super().__init__(self)
 
-        def submit(self, put: Callable[[Any], None], data: Any) -> Late:
-            self.result: Any = functools.partial(put, data)
-            return self
+        def submit(self, put: Callable[[Any], None], data: Any) -> Any:
+            return SimpleNamespace(result=functools.partial(put, data))
 
     tensors.ThreadPoolExecutor = Late  # type: ignore[assignment, misc]
 
-    def gathered(shape: torch.Size, gather: Callable[[], torch.Tensor]) -> torch.Tensor:
-        return gather().to("cpu", torch.float32, copy=True)
+    def gathered(self: Exchange, *arguments: Any) -> None:
+        begin(self, *arguments)
+        for own in self.own.values():
+            for name in tensors.in_order(own):
+                tensor = own[name]
+                own[name] = tensor.compute().clone() if isinstance(tensor, tensors.LazyTensor) else tensor
+        self.finish()  # a rank that writes nothing takes part
 
     Loop._save = measured  # type: ignore[method-assign]
-    for module in (fsdp, state) if at_once else ():
-        module.gathered_when_written = gathered  # type: ignore[attr-defined]
+    if at_once:
+        Exchange.__init__ = gathered  # type: ignore[method-assign]
+    else:
+        saved_in_parts()
+
+
+def killed_in_part(name: str, which: int, at: int) -> None:
+    """A rank is killed when it begins to write its file of this number whose name begins like this."""
+    from trainer import tensors
+
+    saved_in_parts()
+    write, calls = tensors._write_file, [0]
+
+    def wrapped(file: Path, *more: Any) -> str:
+        calls[0] += file.name.startswith(name)
+        if rank() == which and calls[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(file, *more)
+
+    tensors._write_file = wrapped
 
 
 def full_disk(file: str, after: int) -> None:

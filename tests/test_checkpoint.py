@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.engine import checkpoint
+from trainer.engine import checkpoint, saving
 from trainer.errors import CheckpointError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
@@ -30,7 +30,7 @@ def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def save(folder: Path, step: int) -> Path:
-    return checkpoint.save(folder, step, tensors(float(step)), {"step": step, "text": "ä"})
+    return saving.save(folder, step, tensors(float(step)), {"step": step, "text": "ä"})
 
 
 def is_complete(folder: Path, step: int) -> bool:
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_restored_bit_for_bit(tmp_path: Path) -> None:
 
 def test_views_and_empty_files_can_be_saved(tmp_path: Path) -> None:
     base = torch.arange(12.0).view(3, 4)
-    checkpoint.save(tmp_path, 1, {"model.safetensors": {"view": base.t()}, "ema.safetensors": {}}, {})
+    saving.save(tmp_path, 1, {"model.safetensors": {"view": base.t()}, "ema.safetensors": {}}, {})
     assert torch.equal(checkpoint.read(tmp_path, 1, "model.safetensors")["view"], base.t())
     assert checkpoint.read(tmp_path, 1, "ema.safetensors") == {}
 
@@ -71,9 +71,9 @@ def test_nothing_yet_is_no_error(tmp_path: Path) -> None:
 POINTS = (
     "tensors._write_file",
     "tensors._flush",
-    "checkpoint.write_json",
-    "checkpoint._describe",
-    "checkpoint.flush",
+    "saving.write_json",
+    "saving._describe",
+    "saving.flush",
     "os.fsync",
     "Path.rename",
     "shutil.rmtree",
@@ -84,7 +84,7 @@ POINTS = (
 def arm(point: str, nth: int, then: Callable[[], Any]) -> Callable[[], None]:
     """From now on the nth call of a function does `then` first. Returns what undoes it."""
     owners: dict[str, Any] = {
-        "checkpoint": checkpoint,
+        "saving": saving,
         "tensors": checkpoint.tensors,
         "os": os,
         "Path": Path,
@@ -178,12 +178,12 @@ def test_a_writer_killed_at_random_instants(tmp_path: Path) -> None:
 import os, sys
 from pathlib import Path
 import torch
-from trainer.engine import checkpoint
+from trainer.engine import checkpoint, saving
 folder = Path(sys.argv[1])
 for line in sys.stdin:
     start = checkpoint.newest(folder) or 0
     for step in range(start + 1, 10**8):
-        checkpoint.save(folder, step, {"model.safetensors": {"a": torch.full((500,), float(step))}}, {"step": step})
+        saving.save(folder, step, {"model.safetensors": {"a": torch.full((500,), float(step))}}, {"step": step})
         checkpoint.clean(folder, 2, [])
         os.write(1, b"%d\\n" % step)  # whole lines, also where Python's own output has no buffer
 """
@@ -191,7 +191,7 @@ for line in sys.stdin:
     parent = f"""
 import os, sys
 sys.argv = ["-", {str(tmp_path)!r}]
-import torch, trainer.engine.checkpoint
+import torch, trainer.engine.saving
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

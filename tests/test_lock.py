@@ -22,7 +22,7 @@ from processes import wait_until
 from slow import slow_except
 
 from trainer import lock, lock_file
-from trainer.engine import checkpoint
+from trainer.engine import checkpoint, saving
 from trainer.errors import LockLost, UsageError
 from trainer.files import publish, read_json, workspace, write_json
 from trainer.lock import check_held
@@ -225,7 +225,7 @@ def test_a_child_does_not_keep_the_flock_of_its_dead_parent(run: RunDir, tmp_pat
 
 
 def save(run: RunDir, step: int) -> None:
-    checkpoint.save(run.checkpoints, step, {"model.safetensors": {"a": torch.ones(2)}}, {"step": step})
+    saving.save(run.checkpoints, step, {"model.safetensors": {"a": torch.ones(2)}}, {"step": step})
 
 
 def _publish(run: RunDir) -> None:

@@ -24,7 +24,7 @@ from launch.tools.verify import testbed
 from launch.tools.verify.checks import Check, Setup, check_engines, environment, verify
 from launch.tools.verify.compare import difference, misplaced_rows
 from trainer import engine_specs, tensors
-from trainer.engine import checkpoint
+from trainer.engine import saving
 from trainer.errors import DataError, NumericsError, RankError, UsageError
 from trainer.files import write_json
 from trainer.recipe_loading import load_recipe
@@ -252,7 +252,7 @@ def test_checkpoints_in_several_files_are_read_completely(tmp_path: Path) -> Non
         tensors.write(folder / f"{name}.safetensors", made, shard_bytes=20)
     assert not (folder / "model.safetensors").exists()
     write_json(folder / "state.json", {})
-    files = {path.name: checkpoint._describe(path) for path in folder.iterdir()}
+    files = {path.name: saving._describe(path) for path in folder.iterdir()}
     write_json(folder / "manifest.json", {"format": 1, "step": 20, "files": files})
     weights, moments = testbed.read_checkpoint(tmp_path, 20)
     assert difference(weights, {f"model.{i}": np.full(4, 1.0 + i) for i in range(3)}, "weight")[0] == 0

@@ -15,15 +15,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub import StateDictSplit, get_torch_storage_id, split_state_dict_into_shards_factory
+from huggingface_hub import get_torch_storage_id, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -51,21 +53,33 @@ class LazyTensor:
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype, compute: Callable[[], Tensor]) -> None:
         self.shape, self.dtype, self._function = shape, dtype, compute
-        self.computed = False
 
     def compute(self) -> Tensor:
-        self.computed = True
         tensor = self._function().detach()
         assert (tensor.shape, tensor.dtype) == (self.shape, self.dtype), (tensor.shape, tensor.dtype)
         return tensor
 
 
-def gathered_when_written(shape: torch.Size, gather: Callable[[], Tensor]) -> LazyTensor:
-    """Return a whole tensor in fp32 on the CPU that all ranks gather when it is written."""
-    return LazyTensor(shape, torch.float32, lambda: gather().to("cpu", torch.float32))
+@dataclass(frozen=True)
+class ShardedTensor:
+    """A tensor in fp32, of whose flattened numbers each rank has a range. The ranges follow each other as the ranks do.
+
+    Attributes:
+        shape: of the whole tensor.
+        start, count: the range of this rank. It is empty on a rank whose numbers another one has, too.
+        part: returns its numbers, flat, on any device.
+    """
+
+    shape: torch.Size
+    start: int
+    count: int
+    part: Callable[[], Tensor]
+    dtype = torch.float32
 
 
 Stored = Tensor | LazyTensor
+Distributed = Tensor | ShardedTensor  # a tensor that every rank has, or has a range of
+Sized = Tensor | LazyTensor | ShardedTensor
 
 
 def constants(model: nn.Module) -> dict[str, Tensor]:
@@ -101,70 +115,72 @@ def write(
 
     Returns: the SHA-256 of each file of tensors by its name.
     """
-    metadata = {"format": "pt", **({} if names is None else {NAMES: json.dumps(names)})}
-    mode = path.parent.stat().st_mode & 0o666
-    plan = _plan(path, tensors, shard_bytes)
-    hashes = {}
-    for name, keys in _files_of(path, plan).items():
-        file = path.with_name(name)
-        hashes[name] = _write_file(file, {key: tensors[key] for key in keys}, metadata)
-        file.chmod(mode)
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        index_of(path).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        index_of(path).chmod(mode)
+    metadata = {} if names is None else {NAMES: json.dumps(names)}
+    files = plan_files(path.name, tensors, shard_bytes)
+    content = {file: {key: tensors[key] for key in keys} for file, keys in files.items()}
+    hashes = write_files(path.parent, content, metadata)
+    if path.name not in files:
+        write_index(path, files, sum(map(size_of, tensors.values())))
     return hashes
 
 
-def compute_rest(files: Mapping[str, Mapping[str, Stored]]) -> None:
-    """Compute the lazy tensors that have not been computed, in the order in which `write` writes the files.
-
-    Ranks that do not write call it to take part in what rank zero writes. Rank zero calls it after a failure.
-    """
-    for name, tensors in files.items():
-        for keys in _files_of(Path(name), _plan(Path(name), tensors)).values():
-            for key in _in_order({key: tensors[key] for key in keys}):
-                tensor = tensors[key]
-                if isinstance(tensor, LazyTensor) and not tensor.computed:
-                    tensor.compute()
-
-
-def _plan(path: Path, tensors: Mapping[str, Stored], shard_bytes: int | None = None) -> StateDictSplit:
-    """Return which tensor comes into which file. Tensors that share memory come into the same one."""
+def plan_files(name: str, tensors: Mapping[str, Sized], shard_bytes: int | None = None) -> dict[str, list[str]]:
+    """Return the names of the tensors in each file that `name` is written as. Those that share memory stay together."""
     sizes: Counter[Any] = Counter()
     for tensor in tensors.values():
-        sizes[_memory_of(tensor)] += _size(tensor)
-    return split_state_dict_into_shards_factory(
+        sizes[_memory_of(tensor)] += size_of(tensor)
+    plan = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_id=_memory_of,
         get_storage_size=lambda tensor: sizes[_memory_of(tensor)],  # its storage may be a mapped file
-        filename_pattern=f"{path.stem}{{suffix}}{path.suffix}",
+        filename_pattern=f"{Path(name).stem}{{suffix}}{Path(name).suffix}",
         max_shard_size=shard_bytes or SHARD_BYTES,
     )
+    return plan.filename_to_tensors or {name: []}  # there is a file without tensors, too
 
 
-def _memory_of(tensor: Stored) -> Any:
-    return id(tensor) if isinstance(tensor, LazyTensor) else get_torch_storage_id(tensor)
+def write_files(
+    folder: Path, files: Mapping[str, Mapping[str, Stored]], metadata: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """Write tensors by file, as `write` does. Return the SHA-256 of each file."""
+    mode, hashes = folder.stat().st_mode & 0o666, {}
+    for name, tensors in files.items():
+        hashes[name] = _write_file(folder / name, tensors, {"format": "pt", **metadata})
+        (folder / name).chmod(mode)
+    return hashes
 
 
-def _size(tensor: Stored) -> int:
+def write_index(path: Path, files: Mapping[str, list[str]], size: int) -> None:
+    """Write the index of `size` bytes of tensors in several files, given the names of the tensors in each file."""
+    weight_map = {name: file for file, names in files.items() for name in names}
+    text = json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2)
+    index_of(path).write_text(text + "\n", encoding="utf-8")
+    index_of(path).chmod(path.parent.stat().st_mode & 0o666)
+
+
+def _memory_of(tensor: Sized) -> Any:
+    return get_torch_storage_id(tensor) if isinstance(tensor, Tensor) else id(tensor)
+
+
+def size_of(tensor: Sized) -> int:
+    """Return the bytes of a whole tensor."""
     return tensor.shape.numel() * tensor.dtype.itemsize
 
 
-def _files_of(path: Path, plan: StateDictSplit) -> dict[str, list[str]]:
-    """Return the names in each file. There is a file without tensors, too."""
-    return plan.filename_to_tensors or {path.name: []}
-
-
-def _in_order(tensors: Mapping[str, Stored]) -> list[str]:
+def in_order(tensors: Mapping[str, Sized]) -> list[str]:
     """Return names in the order of the library's files: by type, so that all numbers are aligned, and by name."""
     return sorted(tensors, key=lambda name: (-_RANK_OF[tensors[name].dtype], name.encode()))
 
 
 def _write_file(file: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> str:
-    """Write one file, and return its SHA-256. A tensor is written while the next one is computed."""
-    order = _in_order(tensors)
+    """Write one file, and return its SHA-256. Tensors are written while later ones are computed.
+
+    Those that wait and the one that is computed take at most twice the largest. So ranks that compute together are not
+    held up by the one that writes a large tensor.
+    """
+    order, sizes = in_order(tensors), {name: size_of(tensor) for name, tensor in tensors.items()}
     hashed = hashlib.sha256()
+    pending: deque[tuple[int, Future[None]]] = deque()
     with file.open("wb") as opened, ThreadPoolExecutor(1, thread_name_prefix="tensors") as thread:
 
         def put(data: Any) -> None:
@@ -172,15 +188,12 @@ def _write_file(file: Path, tensors: Mapping[str, Stored], metadata: Mapping[str
             opened.write(data)
 
         put(_header({name: tensors[name] for name in order}, metadata))
-        pending = None
         for name in order:
-            data = _bytes_of(tensors[name])
-            if pending is not None:
-                pending.result()
-            pending = thread.submit(put, data)
-            del data
-        if pending is not None:
-            pending.result()
+            while pending and sum(size for size, _ in pending) + sizes[name] > 2 * max(sizes.values()):
+                pending.popleft()[1].result()
+            pending.append((sizes[name], thread.submit(put, _bytes_of(tensors[name]))))
+        while pending:
+            pending.popleft()[1].result()
         _flush(opened)
     return hashed.hexdigest()
 
@@ -195,7 +208,7 @@ def _header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> bytes
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + _size(tensor)
+        begin, end = end, end + size_of(tensor)
         header[name] = {"dtype": _NAME_OF[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

@@ -1,12 +1,12 @@
-"""Save and read checkpoints. A save is complete or leaves nothing behind.
+"""Read and keep checkpoints. saving.py writes them.
 
     checkpoints/step-00000200/
-      model.safetensors  optimizer.safetensors  [ema.safetensors]  state.json  (in parts above 1 GB: trainer/tensors.py)
+      model.safetensors  optimizer.safetensors  [ema.safetensors]  state.json  (large ones in parts: parts.py)
       manifest.json      sizes and SHA-256 of the others, written last
 
-Files are written into a temporary directory, flushed to disk, and the directory is renamed. A directory without its
-manifest, or with a file of another size or hash, does not count. Old ones are deleted after a new one is committed. The
-format is by parameter name and the same for every engine; only safetensors and JSON are ever read back.
+A directory without its manifest, or with a file of another size or hash, does not count. Old ones are deleted after a
+new one is committed. The format is by parameter name and the same for every engine; only safetensors and JSON are ever
+read back.
 
 Rank zero compares each file that any rank reads with its hash, once per file in a process. A damaged checkpoint that is
 newer than the one that is resumed from is renamed to damaged-step-…: it is kept, but no longer counted.
@@ -17,20 +17,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import re
-import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from trainer import tensors
-from trainer.errors import CheckpointError, LockLost
-from trainer.files import flush, inside, read_json, write_json
+from trainer.errors import CheckpointError
+from trainer.files import inside, read_json
 from trainer.lock import check_held
 
 log = logging.getLogger("rankzero")
@@ -45,59 +42,13 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(
-    folder: Path, step: int, content: Mapping[str, Mapping[str, tensors.Stored]], state: Mapping[str, Any]
-) -> Path:
-    """Save one checkpoint and return its folder. Only rank zero calls this.
-
-    Args:
-        folder: of all checkpoints.
-        step: of the checkpoint.
-        content: tensors by parameter name, by file name.
-        state: the content of state.json.
-
-    Raises:
-        CheckpointError: the disk is full or not writable; older checkpoints are as they were.
-        LockLost: the run directory belongs to another process.
-    """
-    check_held(folder)
-    final, temporary = path_of(folder, step), folder / f".saving-{step:08d}-{secrets.token_hex(4)}"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        hashes: dict[str, str] = {}
-        for name, part in content.items():
-            hashes |= tensors.write(temporary / name, part)
-        write_json(temporary / "state.json", dict(state))
-        files = {path.name: _describe(path, hashes.get(path.name)) for path in sorted(temporary.iterdir())}
-        write_json(temporary / MANIFEST, {"format": 1, "step": step, "files": files})
-        flush(temporary)
-        check_held(folder)
-        if final.exists():  # at the end of an epoch, or made again after a resume from before it
-            final.rename(_replaced(folder, step))
-        temporary.rename(final)
-        flush(folder)
-        shutil.rmtree(_replaced(folder, step), ignore_errors=True)
-    except LockLost:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    except (OSError, SafetensorError, CheckpointError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        put_back(folder)
-        raise CheckpointError(
-            f"checkpoint of step {step} cannot be written to {folder}: {error}; {describe_saved(folder)}. "
-            "Free space (or lower loop.keep) and run the same command again"
-        ) from error
-    return final
-
-
 def describe_saved(folder: Path) -> str:
     """Return what a user can rely on after a save has failed."""
     saved = [step for step in steps(folder) if fault(path_of(folder, step), hashes=False) is None]
     return f"the checkpoint of step {saved[-1]} is intact" if saved else "no checkpoint has been saved yet"
 
 
-def _replaced(folder: Path, step: int) -> Path:
+def replaced(folder: Path, step: int) -> Path:
     return folder / f".replaced-{step:08d}"
 
 
@@ -110,15 +61,6 @@ def put_back(folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(final)
-
-
-def _describe(path: Path, digest: str | None = None) -> dict[str, Any]:
-    """Return the entry of a file in the manifest. A file whose `digest` is known has been flushed by its writer."""
-    if digest is None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "sha256": digest}
 
 
 def _hash(path: Path) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer.data.lanes import Bookmark, LaneServer
 from trainer.data.loader import Loaded
-from trainer.engine import checkpoint, lane_memory
+from trainer.engine import checkpoint, lane_memory, saving
 from trainer.engine.agreement import Ahead, agree, micro_batches
 from trainer.engine.callbacks import Callbacks
 from trainer.engine.corpus import Corpus
@@ -21,11 +21,12 @@ from trainer.engine.outcomes import Outcomes
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.runtime import Runtime
+from trainer.engine.saving import Ranks, Share
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals
 from trainer.engine.timer import Timer
 from trainer.engine.utilization import Work
-from trainer.engine.writer import Files, Writer, write_gathered
+from trainer.engine.writer import Writer
 from trainer.errors import Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
 from trainer.rundir import RunDir
@@ -62,7 +63,7 @@ class Loop:
         self._saved = self.progress.step if self.progress.step else -1
         self._outcomes = Outcomes(self.runtime, self.task, self.progress, self.stepper, self.state, self.corpus)
         self._work = Work()  # of the step that comes
-        self._writer = Writer()
+        self._writer = Writer(self.runtime)
         self._callbacks = Callbacks(self.task.recipe, self.run.path, self.runtime.rank, self.runtime.world)
         self._timers = [Timer(self._loop.eval_every), Timer(self._loop.save_every)]
 
@@ -88,16 +89,16 @@ class Loop:
                 self._evaluate_and_save(evaluate_now=self.progress.evaluated < self.progress.step)
             if facts := self.progress.stopped_early(self._loop.early_stopping):
                 self.reporter.stopped_early(facts)
-            self.runtime.on_main(self._writer.wait)
+            self._writer.wait()
             self._callbacks.call("on_end", self.progress.step)
         except Preempted:
             if self._saved < self.progress.step:
                 self._save()
-            self.runtime.on_main(self._writer.wait)
+            self._writer.wait()
             self._callbacks.call("on_end", self.progress.step)
             raise
         finally:
-            self._writer.wait()  # a save that has begun is finished, whatever has happened
+            self._writer.wait_for_own()  # a save that has begun is finished, whatever has happened
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -277,28 +278,23 @@ class Loop:
         self.progress.plateau = {"current": plateau.current, "state": plateau.state()}
 
     def _save(self) -> None:
-        """Save a checkpoint on rank zero. Its error is raised on all ranks.
+        """Save a checkpoint, of which each rank writes a share. An error of one is raised on all ranks.
 
-        All ranks wait until rank zero has its snapshot, or until a sharded engine has gathered and written all tensors.
+        All ranks wait until each one has its snapshot, or until a sharded engine has written all tensors.
         """
         progress = self.progress
         gathered = self.runtime.gather({lane: progress.marks[lane] for group in self._groups for lane in group})
         marks: dict[int, Bookmark] = {lane: mark for rank in gathered or [] for lane, mark in rank.items()}
-        tensors: Any
-        tensors, extra = self.state.collect()
-        if memories := self.stepper.lane_memory.collect():
-            tensors[lane_memory.FILE] = memories
+        content, extra = self.state.collect()
+        memories = self.stepper.lane_memory.collect()
         step, state = progress.step, {"format": 1, **extra, **progress.to_json(marks)}
         protected = [step, *([progress.best.step] if progress.best else []), *progress.scheduled_steps]
 
-        def write(files: Files) -> None:
-            checkpoint.save(self.run.checkpoints, step, files, state)
-            checkpoint.clean(self.run.checkpoints, self._loop.keep, protected)
+        def write(share: Share, ranks: Ranks) -> None:
+            saving.save_share(self.run.checkpoints, step, share, state, ranks)
+            ranks.on_main(lambda: checkpoint.clean(self.run.checkpoints, self._loop.keep, protected))
 
-        if self.state.sharded:
-            write_gathered(self.runtime, tensors, write)
-        else:
-            self.runtime.on_main(lambda: self._writer.submit(tensors, write))
+        self._writer.save(content, {lane_memory.FILE: memories} if memories else {}, write)
         self._saved = step
         self._timers[1].restart()
         self._callbacks.call("on_save", step, checkpoint.path_of(self.run.checkpoints, step))

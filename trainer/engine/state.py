@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +17,7 @@ from trainer.errors import CheckpointError
 from trainer.models.adapters import check_base, stored_parameters
 from trainer.optim.averaging import ExponentialAverage
 from trainer.recipe import Recipe
-from trainer.tensors import Stored, TensorFile, constants, gathered_when_written
+from trainer.tensors import Distributed, TensorFile, constants
 
 
 class TrainingState:
@@ -132,22 +131,22 @@ class TrainingState:
         fill_skeleton(model, lambda name: weights[name])
         return model
 
-    def collect(self) -> tuple[dict[str, dict[str, Stored]], dict[str, Any]]:
+    def collect(self) -> tuple[dict[str, dict[str, Distributed]], dict[str, Any]]:
         """Return the tensors of a checkpoint by file, and what state.json gets from here.
 
-        Under a sharded engine they are lazy, and all ranks compute them. Otherwise they are those in training.
+        They are those in training. Under a sharded engine this rank has ranges of them.
         """
-        weights: dict[str, Stored] = {}
-        moments: dict[str, Stored] = {}
+        weights: dict[str, Distributed] = {}
+        moments: dict[str, Distributed] = {}
         for name, p in self._parameters():
-            weights[name] = self._whole(p, partial(self._weight, name, p))
+            exact = self.sharded and not self._layerwise and not p.requires_grad  # see `_weight`
+            weights[name] = self._model.get_parameter(name) if exact else self._engine.sharded_weight(p)
             moments |= {f"{name}.{m}": tensor for m, tensor in self._engine.moments(p).items()}
         files = {"model.safetensors": weights, "optimizer.safetensors": moments}
         if self.average is not None:
             parameters = dict(self._engine.parameters())
             files["ema.safetensors"] = {
-                name: self._whole(parameters[name], partial(self._engine.gathered, parameters[name], part))
-                for name, part in self.average.state().items()
+                name: self._engine.sharded(parameters[name], part) for name, part in self.average.state().items()
             }
         extra = {"optimizer_step": self._engine.optimizer_step(), "scaler": self._engine.scaler_state()}
         return files, {**extra, "base": self._base} if self._base else extra
@@ -204,10 +203,6 @@ class TrainingState:
         if self.sharded and not self._layerwise and not p.requires_grad:
             return self._model.get_parameter(name)
         return self._engine.weight(p)
-
-    def _whole(self, p: nn.Parameter, gather: Callable[[], Tensor]) -> Stored:
-        """Return a whole tensor of the shape of a parameter. Under a sharded engine it is lazy."""
-        return gathered_when_written(self._engine.shape(p), gather) if self.sharded else gather()
 
 
 @torch.no_grad()

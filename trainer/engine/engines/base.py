@@ -24,7 +24,7 @@ from trainer.engine_specs import EngineSpec
 from trainer.errors import UsageError
 from trainer.optim.choices import is_elementwise, moments_per_weight
 from trainer.optim.clipping import clip, clip_on_device, idle_parameters, square_sum
-from trainer.tensors import Stored
+from trainer.tensors import Distributed
 
 STEP = "step"  # the count of steps in the state of an optimizer, equal for all parameters
 
@@ -248,6 +248,14 @@ class Engine:
         """Return this rank's part of a whole tensor, see `own_part`."""
         return tensor.to(p.device)
 
+    def sharded(self, p: nn.Parameter, part: Tensor) -> Distributed:
+        """Return the `own_part` of a parameter as a whole tensor, or as this rank's range of one."""
+        return part
+
+    def sharded_weight(self, p: nn.Parameter) -> Distributed:
+        """Return the whole parameter in fp32, or this rank's range of it."""
+        return self.sharded(p, self.own_part(p))
+
     def end_forward(self) -> None:
         """Undo what a forward leaves that no backward follows. All ranks."""
 
@@ -275,11 +283,8 @@ class Engine:
         """Return the shape of the whole parameter."""
         return p.shape
 
-    def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
-        """Return the optimizer's moments of a parameter, whole and in fp32. None before the first step.
-
-        Moments that are sharded are lazy: all ranks compute them.
-        """
+    def moments(self, p: nn.Parameter) -> Mapping[str, Distributed]:
+        """Return the optimizer's moments of a parameter, or this rank's ranges, in fp32. None before the first step."""
         state = self.optimizer.state.get(p, {})
         moments = {name: value for name, value in state.items() if name != STEP and isinstance(value, Tensor)}
         pack: Any = getattr(self.optimizer.optimizer, "pack_moments", dict)  # moments that are no plain tensors
@@ -324,12 +329,9 @@ class Engine:
 
     def load_scaler(self, state: dict[str, Any] | None) -> None:
         """Restore the loss scaler from its own state, or from the scale that DeepSpeed has saved."""
-        scaler = self.accelerator.scaler
-        if scaler is None or not state:
-            return
-        if "cur_scale" in state:
-            state = {**scaler.state_dict(), "scale": state["cur_scale"]}
-        scaler.load_state_dict(state)
+        if (scaler := self.accelerator.scaler) is not None and state:
+            deepspeed = "cur_scale" in state
+            scaler.load_state_dict({**scaler.state_dict(), "scale": state["cur_scale"]} if deepspeed else state)
 
 
 def moment_names(moments: Iterable[str]) -> dict[str, list[str]]:

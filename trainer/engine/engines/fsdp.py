@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from trainer.engine import rendezvous
 from trainer.engine.engines.base import Engine
 from trainer.errors import UsageError
 from trainer.models.layers import layer_classes
-from trainer.tensors import Stored, gathered_when_written
+from trainer.tensors import Distributed, ShardedTensor
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "tp", "cp", "sp")  # of Accelerate's ParallelismConfig
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,9 +90,24 @@ class FSDPEngine(Engine):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
+    def sharded(self, p: Any, part: Tensor) -> Distributed:
+        if not isinstance(p, DTensor):
+            return part
+        rows, count = _row_numbers(p), part.numel() if self._first_copy else 0
+        start = int(rows[0]) * (p.numel() // len(p)) if count else 0
+        return ShardedTensor(p.shape, start, count, lambda: part.reshape(-1))
+
+    @property
+    def _first_copy(self) -> bool:
+        """Whether this rank is in the first of the groups that hold the same parts (HSDP)."""
+        return self.data_parallel.rank < self.data_parallel.size // self._copies
+
+    def moments(self, p: nn.Parameter) -> Mapping[str, Distributed]:
         found: Any = super().moments(p)
-        return {name: gathered_when_written(moment.shape, partial(_gathered, moment)) for name, moment in found.items()}
+        return {  # a number is the same on all ranks
+            name: self.sharded(p, moment.to_local()) if isinstance(moment, DTensor) else moment
+            for name, moment in found.items()
+        }
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], step: float | None) -> None:
@@ -134,8 +148,13 @@ def _rows(p: Any, tensor: Tensor) -> Tensor:
     """Return a view of the part of a whole tensor that this rank has of a parameter. No other part is read."""
     if not isinstance(p, DTensor):
         return tensor
-    rows = distribute_tensor(torch.arange(len(p)), p.device_mesh, p.placements, src_data_rank=None).to_local()
+    rows = _row_numbers(p)
     return tensor[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else tensor[:0]
+
+
+def _row_numbers(p: DTensor) -> Tensor:
+    """Return the numbers of the rows that this rank has."""
+    return distribute_tensor(torch.arange(len(p)), p.device_mesh, p.placements, src_data_rank=None).to_local()
 
 
 def _like(p: Any, part: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from trainer.engine.engines.base import STEP, Engine, Update, common_step, momen
 from trainer.engine.engines.zero_config import deepspeed_config, read_config_file
 from trainer.errors import UsageError
 from trainer.optim.clipping import idle_groups
-from trainer.tensors import Stored, gathered_when_written
+from trainer.tensors import Distributed, ShardedTensor
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -119,13 +119,37 @@ class ZeroEngine(Engine):
     def shape(self, p: Any) -> torch.Size:
         return p.shape if self._stage < 3 else torch.Size(p.ds_shape)
 
-    def moments(self, p: nn.Parameter) -> Mapping[str, Stored]:
+    def sharded(self, p: Any, part: Tensor) -> Distributed:
+        return part if self._stage < 3 else self._padded_range(p, lambda: part)
+
+    def sharded_weight(self, p: nn.Parameter) -> Distributed:
+        if p.requires_grad:
+            return self._range(p)
+        return self.weight(p) if self._stage < 3 else self.sharded(p, self.own_part(p))
+
+    def _range(self, p: Any, moment: str | None = None) -> ShardedTensor:
+        """Return this rank's range of the fp32 weights, or of a moment, of a parameter that is trained."""
+        if self._stage == 3:
+            return self._padded_range(p, partial(self._zero.get_local_fp32_param, p, moment))
+        fragment = p._hp_mapping  # None on a rank whose part of the flat tensor has nothing of it
+        if fragment is None:
+            return ShardedTensor(p.shape, 0, 0, lambda: p.detach().new_empty(0))
+        place = fragment.lp_fragment_address
+        return ShardedTensor(p.shape, place.start, place.numel, lambda: fragment.get_hp_fragment(moment).detach())
+
+    def _padded_range(self, p: Any, padded: Callable[[], Tensor]) -> ShardedTensor:
+        """Return this rank's range of a tensor that is padded to a multiple of the ranks, as in stage 3."""
+        size = p.ds_tensor.numel()
+        start = self._zero._get_param_partition_rank(p) * size
+        count = max(0, min(size, self.shape(p).numel() - start))
+        return ShardedTensor(self.shape(p), start, count, lambda: padded().detach().reshape(-1)[:count])
+
+    def moments(self, p: nn.Parameter) -> Mapping[str, Distributed]:
         if not p.requires_grad:
             return {}
         states = [self._states[flat] for flat in self._flat_weights() if flat in self._states]
         names = [name for name, t in states[0].items() if name != STEP and isinstance(t, Tensor)] if states else []
-        gather = deepspeed.utils.safe_get_full_optimizer_state
-        return {name: gathered_when_written(self.shape(p), partial(gather, p, name)) for name in names}
+        return {name: self._range(p, name) for name in names}
 
     @torch.no_grad()
     def fill(self, p: nn.Parameter, weight: Tensor) -> None:
