@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.data import prepare as module
-from trainer.data import prepare_work
+from trainer.data import prepare_stages, prepare_work
 from trainer.data.cleaning import clean_row, cleaner
 from trainer.data.prepare import prepare, prepared_tokenizer
 from trainer.data.roles import Text
@@ -149,7 +148,7 @@ def test_a_stream_resumes_at_every_row(out):
 @pytest.mark.parametrize("bucket_rows", [1, 3, 1000])
 def test_buckets_lose_nothing(tmp_path, monkeypatch, bucket_rows):
     corpus(tmp_path, 50)
-    monkeypatch.setattr(module, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(prepare_stages, "BUCKET_ROWS", bucket_rows)
     monkeypatch.setattr(prepare_work, "WRITE_ROWS", 4)
     monkeypatch.setattr(prepare_work, "BUCKET_ROWS", bucket_rows)
     prepare(recipe(tmp_path), ROLES, encoder, tmp_path / "out")

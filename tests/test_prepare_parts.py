@@ -21,8 +21,8 @@ import pytest
 from test_prepare import ROLES, encoder, recipe
 
 from trainer import api
-from trainer.data import prepare as module
-from trainer.data import prepare_work
+from trainer.data import prepare as prepare_module
+from trainer.data import prepare_spans, prepare_stages, prepare_work
 from trainer.data.prepare import prepare
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
@@ -44,14 +44,17 @@ def jsonl(rows: list[dict[str, str]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" * (1 + (i % 40 == 0)) for i, row in enumerate(rows))
 
 
+def set_sizes(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    for place in (prepare_module, prepare_spans, prepare_stages, prepare_work):
+        for name, size in sizes.items():
+            if hasattr(place, name):
+                monkeypatch.setattr(place, name, size)
+
+
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same rows in several formats, and chunks, buckets and row groups that are smaller than the files."""
-    monkeypatch.setattr(prepare_work, "INDEXED_BYTES", 1000)
-    for name, rows in (("CHUNK_ROWS", 64), ("BUCKET_ROWS", 50), ("WRITE_ROWS", 30)):
-        monkeypatch.setattr(prepare_work, name, rows)
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, rows)
+    set_sizes(monkeypatch, INDEXED_BYTES=1000, CHUNK_ROWS=64, BUCKET_ROWS=50, WRITE_ROWS=30)
     root, rows = tmp_path / "files", lines()
     root.mkdir()
     (root / "rows.jsonl").write_text(jsonl(rows))
@@ -86,9 +89,7 @@ def source_rows(made: Any, split: str = "train") -> list[tuple[str, ...]]:
 def test_chunks_do_not_change_what_is_written(files, tmp_path, monkeypatch, name):
     made = recipe(files, **{"data.train": name, "data.validation": 0.2})
     prepare(made, ROLES, encoder, tmp_path / "chunks")
-    for module_ in (module, prepare_work):
-        monkeypatch.setattr(module_, "CHUNK_ROWS", 10_000)
-        monkeypatch.setattr(module_, "INDEXED_BYTES", 10**9)
+    set_sizes(monkeypatch, CHUNK_ROWS=10_000, INDEXED_BYTES=10**9)
     prepare(made, ROLES, encoder, tmp_path / "one")
     assert contents(tmp_path / "chunks") == contents(tmp_path / "one")
     about = json.loads((tmp_path / "chunks" / "prepared.json").read_text())
@@ -210,7 +211,13 @@ def test_a_stage_needs_all_parts_of_the_one_before(files, tmp_path):
     with pytest.raises(UsageError, match="not all rows of train are read yet"):
         prepare(made, ROLES, encoder, tmp_path / "out", part=("deal", 0, 2))
     with pytest.raises(UsageError, match="is of another recipe or of other files"):
-        prepare(recipe(files, seed=5), ROLES, encoder, tmp_path / "out", part=("read", 0, 2))
+        prepare(
+            recipe(files, **{"data.train": "rows.jsonl", "seed": 5}),
+            ROLES,
+            encoder,
+            tmp_path / "out",
+            part=("read", 0, 2),
+        )
 
 
 def test_two_commands_do_not_prepare_one_folder(files, tmp_path, monkeypatch):

@@ -17,6 +17,10 @@ Gpus = Annotated[str | None, Option("--gpus-per-node", metavar="G", help="a numb
 Ranks = Annotated[int | None, Option("--ranks-per-node", metavar="R", min=1)]
 Time = Annotated[str | None, Option("--time", metavar="T", help="of one attempt, as 12:00:00 or 2-00")]
 Array = Annotated[str | None, Option("--array", metavar="SEEDS", help="a run for each, as 1-5 or 1-9%3")]
+Prepare = Annotated[
+    int | None, Option("--prepare", metavar="N", min=1, max=1000, help="prepare the corpus in arrays of N jobs, no run")
+]
+Out = Annotated[Path | None, Option("--out", metavar="DIR", help="of --prepare (default prepared/NAME)")]
 Throughput = Annotated[float | None, Option(metavar="TOKENS", help="per second and rank, for the hours")]
 
 
@@ -40,6 +44,8 @@ def submit_command(
     extra: Annotated[list[str] | None, Option("--sbatch", metavar="OPTION", help="one more #SBATCH line")] = None,
     run: RunOption = None,
     array: Array = None,
+    prepare: Prepare = None,
+    out: Out = None,
     finalize: Annotated[bool, Option("--finalize", help="evaluate and export in a job on one node")] = False,
     after: Annotated[int | None, Option("--after", metavar="JOB", help="begin when that job is done")] = None,
     name: Annotated[str | None, Option("--name", metavar="NAME", help="of the job")] = None,
@@ -48,14 +54,19 @@ def submit_command(
     dry_run: Annotated[bool, Option("--dry-run", help="print script and checks, submit nothing")] = False,
 ) -> None:
     """Train as a SLURM job that survives pre-emption and time limits. First line printed: Submitted batch job N."""
-    from launch.slurm.job import make_job
-    from launch.slurm.submission import render_all, run_checks, submit_scripts
+    from launch.slurm.job import make_job, prepare_job
+    from launch.slurm.submission import render_all, render_prepare, run_checks, submit_scripts
 
     gpus = int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node
     first = (nodes, gpus, ranks_per_node, launcher, cpus_per_task, memory, time)
     rest = (partition, account, qos, constraint, mail, setup, extra)
-    job = make_job(recipe, overrides or (), dict(zip(RESOURCES, (*first, *rest), strict=True)), config, run, name)
-    scripts = render_all(job, array, finalize, templates)
+    given = dict(zip(RESOURCES, (*first, *rest), strict=True))
+    if prepare is None:
+        job = make_job(recipe, overrides or (), given, config, run, name)
+        scripts = render_all(job, array, finalize, templates)
+    else:
+        job, place = prepare_job(recipe, overrides or (), given, run, name, out)
+        scripts = render_prepare(job, place, prepare, templates)
     if dry_run:
         print("\n".join(script.text for script in scripts), end="")
     run_checks(job, scripts, throughput)

@@ -16,27 +16,27 @@ import json
 import logging
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.discovery import PREPARED_KEYS, own_root, refuse_changed
-from trainer.data.prepare_counts import merged, usable_chunks
 from trainer.data.prepare_pool import Parts, Pool
-from trainer.data.prepare_work import BUCKET_ROWS, CHUNK_ROWS, INDEXED_BYTES, ROWS, TOKENIZER, Encode, Workspace, spans
+from trainer.data.prepare_spans import CHUNK_ROWS, INDEXED_BYTES
+from trainer.data.prepare_stages import COUNTS, Preparation
+from trainer.data.prepare_work import BUCKET_ROWS, ROWS, TOKENIZER, Encode, Workspace
 from trainer.data.roles import Roles
 from trainer.data.root import PREPARED
 from trainer.data.sources import Source, Split, fingerprint, open_splits
 from trainer.data.survey import survey
-from trainer.data.target_tokenizer import save_tokenizer, target_of
+from trainer.data.target_tokenizer import target_of
 from trainer.data.token_ids import Layout
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
+from trainer.data.tokenization import load_tokenizer
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.files import publish, read_json, write_json
 from trainer.lock_file import flock
-from trainer.stages import published, unchanged
+from trainer.stages import unchanged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rankzero")
 
 VERSION = 2  # of prepared.json; 1 had no layout, and not how the tokenizer of an architecture is trained
-STAGES = ("read", "deal", "write")
-PROGRESS_SECONDS = 10.0  # between two lines of progress
-IDENTITY, COUNTS = "identity.json", "counts.json"  # files of the workspace
+IDENTITY = "identity.json"  # a file of the workspace: what its other files depend on
 
 
 def prepare(
@@ -92,18 +90,24 @@ def prepare(
     with _claimed(folder, _identity(recipe, marks), shared=part is not None):
         workspace = Workspace(folder, recipe, roles, encoder)
         bytes_ = sum(shard.size or 0 for source in sources.values() for shard in source.shards)
-        pool = Pool(workspace, processes if bytes_ >= INDEXED_BYTES else 1, remake)
         try:
-            about = read_json(folder / PREPARED) or _Preparation(workspace, pool, marks, part).run()
+            with Pool(workspace, processes if bytes_ >= INDEXED_BYTES else 1, remake) as pool:
+                about = read_json(folder / PREPARED) or _about(workspace, Preparation(workspace, pool, marks, part))
         except (DataError, UsageError):  # of no use for a corrected corpus or recipe
-            pool.close()
             if part is None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        finally:
-            pool.close()
         if part is None:
             _publish(folder, out, about)
+    return about
+
+
+def _about(workspace: Workspace, preparation: Preparation) -> dict[str, Any]:
+    """Do what is missing of the corpus. Return the content of `prepared.json`."""
+    about: dict[str, Any] = {"version": VERSION, "keys": _keys(workspace.recipe), "splits": preparation.run()}
+    if preparation.shards:
+        about["layout"] = _layout(load_tokenizer(str(workspace.folder / TOKENIZER)))
+        about["shards"] = preparation.shards
     return about
 
 
@@ -183,150 +187,6 @@ def _publish(folder: Path, out: Path, about: dict[str, Any]) -> None:
         (out / name).unlink()
 
 
-class _Preparation:
-    """The stages of a preparation, in a claimed workspace."""
-
-    def __init__(
-        self, workspace: Workspace, pool: Pool, marks: dict[Split, str], part: tuple[str, int, int] | None
-    ) -> None:
-        self._work, self._pool, self._marks, self._part = workspace, pool, marks, part
-        self._recipe, self._folder = workspace.recipe, workspace.folder
-
-    def run(self) -> dict[str, Any]:
-        """Do what is missing. Return the content of `prepared.json`."""
-        if self._does("read") and read_json(self._folder / COUNTS) is None:
-            self._read()
-        if self._part is not None and self._part[0] == "read":
-            return {"splits": {}}
-        counts = self._counts()
-        about = {"version": VERSION, "keys": _keys(self._recipe), "splits": counts["splits"]}
-        if self._does("deal"):
-            self._deal(counts)
-        if self._part is None or self._part[:2] == ("deal", 0):
-            self._make_tokenizer(counts["splits"]["train"]["rows"])
-        if self._does("write"):
-            about["layout"] = _layout(load_tokenizer(str(self._folder / TOKENIZER)))
-            about["shards"] = self._write(counts)
-        return about
-
-    def _does(self, stage: str) -> bool:
-        return self._part is None or self._part[0] == stage
-
-    def _own(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """Yield the tasks of this part."""
-        number, count = self._part[1:] if self._part else (0, 1)
-        return (task for i, task in enumerate(tasks) if i % count == number)
-
-    # -- read ------------------------------------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        progress = _Progress("read and checked")
-        for split, source in self._work.sources.items():
-            for found in self._pool.run("read", ((span,) for span in self._spans(split, source))):
-                progress.add(found["rows"], found["done"])
-                if found["bad"] and self._recipe.data.on_bad_row == "fail":
-                    survey(source, self._recipe.data, self._work.roles, split)  # raises the error with all it knows
-        progress.end()
-
-    def _spans(self, split: Split, source: Source) -> Iterator[Any]:
-        """Yield the spans of this part: whole files if there are enough for all parts, which are not read twice."""
-        shards = range(len(source.shards))
-        if self._part is not None and len(shards) >= self._part[2]:
-            return (span for shard in self._own(shards) for span in spans(source, split, shard))
-        return self._own(span for shard in shards for span in spans(source, split, shard))
-
-    def _counts(self) -> dict[str, Any]:
-        """Return the counts of all splits and their chunks, put together once.
-
-        Raises:
-            DataError: too many bad rows, no usable row, or more lanes than rows.
-        """
-        counts = read_json(self._folder / COUNTS)
-        if counts is None:
-            splits = {split: merged(self._work, split, self._marks[split]).report() for split in self._work.sources}
-            chunks = {split: usable_chunks(self._work, split) for split in self._work.sources}
-            counts = {"splits": splits, "chunks": chunks}
-            write_json(self._folder / COUNTS, counts)
-        return dict(counts)
-
-    # -- deal ------------------------------------------------------------------------------------------------------
-
-    def _buckets(self, counts: dict[str, Any]) -> int:
-        """Return the buckets of each shard of train, 0 if train is not shuffled."""
-        if self._recipe.data.order != "shuffled":
-            return 0
-        return int(counts["splits"]["train"]["rows"] // (self._recipe.data.lanes * BUCKET_ROWS) + 1)
-
-    def _deal(self, counts: dict[str, Any]) -> None:
-        buckets = self._buckets(counts)
-        if not buckets:
-            return
-        tasks, number = [], 0
-        for shard, first, rows in counts["chunks"]["train"]:
-            if not self._work.chunk("train", shard, first).with_suffix(".index").exists():
-                tasks.append((shard, first, number, buckets))
-            number += rows
-        progress = _Progress("dealt")
-        for rows in self._pool.run("deal", self._own(tasks)):
-            progress.add(rows)
-        progress.end()
-
-    def _make_tokenizer(self, rows: int) -> None:
-        """Train or load the tokenizer, unless an earlier start did. The encoder checks the corpus with it."""
-        if not (self._folder / TOKENIZER).exists():
-            log.info("prepare: tokenizer")
-            with published(self._folder / TOKENIZER) as folder:
-                save_tokenizer(_tokenizer(self._recipe, self._work.roles, self._work.sources["train"], rows), folder)
-        self._work.encode()
-
-    # -- write -----------------------------------------------------------------------------------------------------
-
-    def _write(self, counts: dict[str, Any]) -> dict[str, list[str]]:
-        """Write the shards that are missing. Return the names of all."""
-        buckets, lanes = self._buckets(counts), self._recipe.data.lanes
-        names: dict[str, list[str]] = {}
-        tasks = []
-        for split in self._work.sources:
-            paths = [self._work.chunk(split, shard, first) for shard, first, _ in counts["chunks"][split]]
-            dealt = split == "train" and buckets > 0
-            count = lanes if dealt else 1
-            names[split] = [f"{split}-{shard:05d}-of-{count:05d}.parquet" for shard in range(count)]
-            for shard, name in enumerate(names[split]):
-                if not (self._folder / name).exists():
-                    tasks.append((split, name, shard if dealt else None, paths, buckets))
-        progress, total = _Progress("tokenized and wrote"), sum(map(len, names.values()))
-        left = total - len(tasks)
-        if left:
-            log.info("prepare: %d of %d shards are kept from an earlier start", left, total)
-        for done, rows in enumerate(self._pool.run("write", self._own(tasks)), start=left + 1):
-            progress.add(rows, shards=f", shard {done} of {total}")
-        progress.end()
-        return names
-
-
-class _Progress:
-    """Logs rows and rows per second of a stage."""
-
-    def __init__(self, did: str) -> None:
-        self._did, self._rows, self._done, self._shards = did, 0, 0, ""
-        self._began = self._logged = time.monotonic()
-
-    def add(self, rows: int, done: int = 0, shards: str = "") -> None:
-        """Count rows. `done`: those of them that an earlier start did."""
-        self._rows, self._done, self._shards = self._rows + rows, self._done + done, shards
-        if time.monotonic() - self._logged > PROGRESS_SECONDS:
-            self._log()
-
-    def end(self) -> None:
-        if self._rows:
-            self._log()
-
-    def _log(self) -> None:
-        self._logged = time.monotonic()
-        rate = (self._rows - self._done) / max(1e-3, self._logged - self._began)
-        log.info("prepare: %s %s rows, %s rows/s%s", self._did, f"{self._rows:,}", f"{rate:,.0f}", self._shards)
-
-
 def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
     """Return the tokenizer of the prepared corpus that `data.root` points at, None if it points at anything else.
 
@@ -401,11 +261,3 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
         "tokenizer": values["tokenizer"] | {"train": resolved, "pretrained": recipe.tokenizer_name},
         "data": {name: values["data"][name] for name in PREPARED_KEYS},
     }
-
-
-def _tokenizer(recipe: Recipe, roles: Roles, train: Source, rows: int) -> PreTrainedTokenizerFast:
-    settings = recipe.tokenizer_training
-    if settings is None:
-        return load_tokenizer(str(recipe.tokenizer_name), recipe.tokenizer_key)
-    texts = TrainingTexts(train, recipe.data, roles, settings.sample_rows, rows)
-    return train_tokenizers(texts, settings, recipe.data.max_length)

@@ -72,9 +72,14 @@ class Pool:
             self._pool = ProcessPoolExecutor(self._processes, mp_context=context, initializer=start)
         return self._pool
 
-    def close(self) -> None:
-        """End the processes, after their current task."""
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the processes. After an error or a signal, do not wait for their tasks, which a next start repeats."""
         if self._pool is not None:
+            for child in multiprocessing.active_children() if kind else ():
+                child.terminate()
             self._pool.shutdown(cancel_futures=True)
 
 
