@@ -10,7 +10,7 @@ from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow
 from trainer.data.prepare_work import Workspace
 from trainer.data.sources import Split
-from trainer.data.survey import EXAMPLES, REASONS, Numbers, SplitReading, Survey, survey
+from trainer.data.survey import EXAMPLES, REASONS, Numbers, Survey, _Reading, survey
 from trainer.errors import DataError, UsageError
 
 
@@ -43,7 +43,7 @@ def merged(workspace: Workspace, split: Split, fingerprint: str) -> Survey:
             rows.quoted.sort(key=lambda place: place[0].id)
             found.examples += rows.sentences(source.shards[shard], source.forms(shard)[0], room)
     try:
-        SplitReading(data, roles, found).check([shard.name for shard in source.shards])
+        _Reading(data, roles, found).check([shard.name for shard in source.shards])
         if data.on_bad_row == "fail" and bad:
             raise DataError(f"data.{split}: {found.examples[0]}")
     except DataError:

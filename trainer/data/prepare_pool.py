@@ -85,7 +85,8 @@ class Pool:
 
 def _start(remake: Callable[[], Parts], folder: Path) -> None:
     global _workspace
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the first process, which ends this one
+    for number in (signal.SIGINT, signal.SIGUSR1):  # they also reach the first process, which ends this one
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _workspace = Workspace(folder, *remake())
 

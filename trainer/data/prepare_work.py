@@ -28,7 +28,7 @@ from trainer.data.counter_rng import key, permutation
 from trainer.data.prepare_spans import CHUNK_ROWS, Span
 from trainer.data.roles import Roles
 from trainer.data.sources import TOKENS, Source, Split, belongs, open_splits
-from trainer.data.survey import raw_belongs
+from trainer.data.survey import is_counted
 from trainer.data.tokenization import load_tokenizer
 from trainer.files import read_json, replacing, write_json
 
@@ -112,7 +112,7 @@ class Workspace:
                 read += 1
                 values = clean_row(row, self.roles, data.columns, clean)
                 if isinstance(values, BadRow):
-                    counted = raw_belongs(row, data, span.split)
+                    counted = is_counted(row, data, span.split)
                     tally.bad(values, (before, stream.offsets), counted, row.lines - 1)
                 elif belongs(values, data, span.split):
                     tally.good(values)

@@ -130,7 +130,7 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
     counts = Survey(split)
     if split == "train" and data.order == "shuffled" and len(source.shards) == 1:
         counts.first_rows = data.lanes * data.block_rows
-    reading = SplitReading(data, roles, counts)
+    reading = _Reading(data, roles, counts)
     for index, shard in enumerate(source.shards):
         before = counts.read
         reading.shard(source.stream(index), shard)
@@ -140,13 +140,13 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
     return counts
 
 
-def raw_belongs(row: Row, data: DataConfig, split: str) -> bool:
+def is_counted(row: Row, data: DataConfig, split: str) -> bool:
     """Return whether a bad row counts for a split. A held-out share is decided by its raw values."""
     values = {str(name): repr(value) for name, value in row.values.items()} or {"id": repr(row.id)}
     return belongs(values, data, split)
 
 
-class SplitReading:
+class _Reading:
     """Reads the shards of a split and counts them in a `Survey`."""
 
     def __init__(self, data: DataConfig, roles: Roles, counts: Survey) -> None:
@@ -174,7 +174,7 @@ class SplitReading:
                 if mistake is not None and not mistake.add(row, values, read):
                     mistake = None
                 bad.add(values, (before, stream.offsets))
-                if not fail and raw_belongs(row, self._data, self._counts.split):
+                if not fail and is_counted(row, self._data, self._counts.split):
                     self._count_bad(values)
                     self._counts.lost += row.lines - 1
             else:
