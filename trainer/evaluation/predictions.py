@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 from trainer.data.roles import encodable
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.order import corpus_order, repeated
-from trainer.evaluation.record_store import Record, RecordStore
+from trainer.evaluation.record_store import RecordStore
 from trainer.files import replacing
 
+Record = dict[str, Any]
 REQUIRED = ("id", "input", "target", "prediction", "loss")
 
 

@@ -35,13 +35,12 @@ def score_labels(records: Iterable[Mapping[str, Any]], names: Sequence[str], *, 
     while window := list(islice(found, WINDOW)):
         parts.append(_table(window, names))
     table = np.concatenate(parts)
-    occurring = table[:, 2 * len(names) : 3 * len(names)].any(0)
     scores: dict[str, Score] = dict(_scores(table.sum(0), len(names), len(table)))
     if resamples and table.size * resamples <= MOST_CELLS:
         for key in list(scores):
             interval = interval_of(_of(key, table, len(names)), len(table), resamples, SEED)
             scores |= {f"{key}_ci95": interval} if interval else {}
-    absent = [name for name, occurs in zip(names, occurring, strict=True) if not occurs]
+    absent = [name for number, name in enumerate(names) if not table[:, 2 * len(names) + number].any()]
     return scores | {"rows": len(table)} | ({"absent_classes": absent} if absent else {})
 
 
