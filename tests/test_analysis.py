@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -524,3 +525,14 @@ def test_training_rows_are_counted_by_the_names_of_the_classes(tmp_path: Path) -
     run.manifest.write_text(json.dumps(manifest), encoding="utf-8")
     facts = dict(run_summary.facts(open_report(run, "test")))
     assert facts["Training rows"] == "30, 2 skipped as bad (15 negative, 15 positive)"
+
+
+def test_a_report_reads_the_first_rows_only(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("rankzero"), "propagate", True)
+    run = write_run(tmp_path / "run", random_records(30), CLASSIFICATION)
+    assert len(open_report(run, "test", most=30).records) == 30
+    assert not caplog.messages
+    assert len(open_report(run, "test", most=20).records) == 20
+    assert caplog.messages == [
+        "report of test: its tables, figures and lists are of the first 20 rows, its scores of all"
+    ]

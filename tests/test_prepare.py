@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.data import prepare as module
+from trainer.data import prepare_stages, prepare_work
 from trainer.data.cleaning import clean_row, cleaner
 from trainer.data.prepare import prepare, prepared_tokenizer
 from trainer.data.roles import Text
@@ -148,8 +148,9 @@ def test_a_stream_resumes_at_every_row(out):
 @pytest.mark.parametrize("bucket_rows", [1, 3, 1000])
 def test_buckets_lose_nothing(tmp_path, monkeypatch, bucket_rows):
     corpus(tmp_path, 50)
-    monkeypatch.setattr(module, "BUCKET_ROWS", bucket_rows)
-    monkeypatch.setattr(module, "WRITE_ROWS", 4)
+    monkeypatch.setattr(prepare_stages, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(prepare_work, "WRITE_ROWS", 4)
+    monkeypatch.setattr(prepare_work, "BUCKET_ROWS", bucket_rows)
     prepare(recipe(tmp_path), ROLES, encoder, tmp_path / "out")
     found = [row.values["src"] for shard in rows_of(recipe(tmp_path / "out")) for row in shard]
     assert sorted(found) == sorted(src for src, _ in original_texts(tmp_path))
@@ -315,15 +316,9 @@ def test_a_finished_one_is_left_and_nothing_is_overwritten(tmp_path, out):
     assert (out / "prepared.json").exists()
 
 
-def test_a_failed_preparation_leaves_no_files(tmp_path):
+def test_bad_rows_leave_no_files(tmp_path):
     corpus(tmp_path)
-
-    def broken(tokenizer):
-        def encode(rows):
-            raise MemoryError
-
-        return encode
-
-    with pytest.raises(MemoryError):
-        prepare(recipe(tmp_path), ROLES, broken, tmp_path / "out")
+    (tmp_path / "train-b.jsonl").write_text('{"de": "no other side"}')
+    with pytest.raises(DataError):
+        prepare(recipe(tmp_path), ROLES, encoder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test.jsonl", "train-a.jsonl", "train-b.jsonl"]

@@ -153,6 +153,22 @@ def test_dry_run_prints_script_and_checks_and_leaves_nothing(recipe: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_preparation_is_three_arrays_and_a_last_job(recipe: Path, tmp_path: Path) -> None:
+    words = ("submit", recipe, "--prepare", 3, "--out", "data/ready", "--cpus-per-task", 4, "--dry-run")
+    done = rankzero(*words, cwd=tmp_path, env=WITHOUT_SLURM)
+    assert done.returncode == 0, done.stderr
+    scripts = done.stdout.split("#!/bin/bash")[1:]
+    commands = [next(line for line in script.splitlines() if line.startswith("WORDS=")) for script in scripts]
+    for script, command, stage in zip(scripts, commands, ("read", "deal", "write"), strict=False):
+        assert "#SBATCH --array=1-3\n" in script
+        assert "#SBATCH --cpus-per-task=4\n" in script
+        assert command.endswith(f'--out {tmp_path}/data/ready --part "{stage}:$SLURM_ARRAY_TASK_ID/3")')
+    assert len(scripts) == 4
+    assert "--array" not in scripts[3].partition("set -uo pipefail")[0]
+    assert commands[3].endswith(f"--out {tmp_path}/data/ready)")
+    assert f"RUN={tmp_path}/data/ready-jobs\n" in scripts[3]
+
+
 def test_without_slurm(recipe: Path, tmp_path: Path) -> None:
     env = WITHOUT_SLURM
     done = rankzero("submit", recipe, cwd=tmp_path, env=env)

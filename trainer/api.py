@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from trainer import user_code
 from trainer.data.hub_datasets import pinned
 from trainer.data.paths import MISSING, value_at
 from trainer.data.prepare import prepare as write_corpus
@@ -268,8 +269,20 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
     return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))
 
 
-def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, out: str | Path | None = None) -> str:
+def prepare(
+    recipe: str | Path | BaseRecipe,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    processes: int = 1,
+    part: tuple[str, int, int] | None = None,
+) -> str:
     """Train the tokenizer, check every row and write the tokenized corpus. Return a message about it.
+
+    Args:
+        processes: start as many, for a corpus of at least some megabytes. They import the calling script again, so it
+            needs `if __name__ == "__main__":` around its calls.
+        part: (stage, number from 0, count): do a part of stage "read", "deal" or "write" only.
 
     Raises:
         RankzeroError: bad data, or a folder with other content.
@@ -285,6 +298,20 @@ def prepare(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = (), *, o
                 count_tokens(corpus, split, None)  # refuse unknown tokens before the corpus is written
         return corpus.task.encode
 
-    about = write_corpus(resolved, roles_of(resolved), encoder, folder)
+    remake = functools.partial(_parts_of_prepare, resolved.model_dump(mode="json"))
+    about = write_corpus(resolved, roles_of(resolved), encoder, folder, processes=processes, remake=remake, part=part)
+    if part is not None:
+        return f"prepared part {part[1] + 1} of {part[2]} of stage {part[0]}"
     counts = ", ".join(f"{split} {facts['rows']:,} rows" for split, facts in about["splits"].items())
     return f"prepared {counts} in {folder}; use it with data.root={folder}"
+
+
+def _parts_of_prepare(values: dict[str, Any]) -> Any:
+    """Return recipe, roles and encoder in a process of `prepare`, whose recipe a user has started."""
+    user_code.trust(values)
+    recipe = Recipe.parse(values)
+
+    def encoder(tokenizer: PreTrainedTokenizerFast) -> Any:
+        return make_task(recipe, tokenizer).encode
+
+    return recipe, roles_of(recipe), encoder

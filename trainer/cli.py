@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.cpu_info import cores
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import write_predictions
@@ -81,9 +83,25 @@ def prepare(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder (default prepared/NAME)")] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", min=1, help="default: one per usable core, 16 at most")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="STAGE:I/N", help="part I of N of read, deal or write, for an array")
+    ] = None,
 ) -> None:
-    """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards."""
-    print(api().prepare(recipe, overrides or [], out=out))
+    """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards. The same command resumes."""
+    print(api().prepare(recipe, overrides or [], out=out, processes=processes or min(16, cores()), part=_part(part)))
+
+
+def _part(text: str | None) -> tuple[str, int, int] | None:
+    """Return stage, number from 0 and count of a part such as read:1/8."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(read|deal|write):(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[2]) <= int(found[3]):
+        raise UsageError(f"--part {text!r}: write a stage (read, deal, write), a number and how many: read:1/8")
+    return found[1], int(found[2]) - 1, int(found[3])
 
 
 @app.command("evaluate")

@@ -1,8 +1,9 @@
-"""Describe the same run with several seeds: an array of jobs, and the job that compares the runs."""
+"""Describe arrays of jobs: the same run with several seeds, and the parts of a preparation."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,4 +41,25 @@ def compare_values(job: Job, runs: Sequence[Path]) -> dict[str, Any]:
         "kind": "compare",
         "module": "launch.slurm.compare",
         "words": [*runs, "--out", job.run],
+    }
+
+
+def prepare_values(job: Job, out: Path, stage: str, tasks: int) -> dict[str, Any]:
+    """Return the variables of prepare.sbatch.
+
+    Args:
+        out: the folder of the prepared corpus, absolute.
+        stage: read, deal, write, or publish for the last job.
+        tasks: of the array; 0 for a single job.
+    """
+    values = job.finalize_values()
+    return values | {
+        "title": f"rankzero submit {shlex.join(job.command)} --prepare N: stage {stage}",
+        "kind": f"prepare-{stage}",
+        "job_name": f"{job.name[:50]}-{stage}",
+        "log": (f"{job.run}/slurm/", f"prepare-{stage}-%A_%a.out" if tasks else "prepare-%j.out"),
+        "gpus_per_node": None,
+        "words": [*job.words, "--out", out],
+        "stage": stage,
+        "tasks": tasks,
     }

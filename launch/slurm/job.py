@@ -186,6 +186,22 @@ def make_job(
     )
 
 
+def prepare_job(
+    recipe: str,
+    overrides: Sequence[str],
+    resources: Mapping[str, Any],
+    run: Path | None,
+    name: str | None,
+    out: Path | None,
+) -> tuple[Job, Path]:
+    """Make the job that prepares a corpus, whose scripts and logs are in `run`. Return it and the corpus's folder."""
+    resolved = load_recipe(recipe, overrides)
+    place = (out or Path("prepared") / resolved.name).absolute()
+    home = run or place.with_name(f"{place.name}-jobs")
+    one = {**resources, "nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0}
+    return make_job(recipe, overrides, one, "debug", home, name or f"prepare-{resolved.name}"[:64]), place
+
+
 def frozen_path(run: Path, name: str, text: str) -> Path:
     return run / "slurm" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launch.slurm import queue
-from launch.slurm.arrays import array_values, compare_values, seeds_of
+from launch.slurm.arrays import array_values, compare_values, prepare_values, seeds_of
 from launch.slurm.chain import submit_chain
 from launch.slurm.checks import checks
 from launch.slurm.follow import active, record_job
@@ -66,6 +66,15 @@ def render_all(job: Job, array: str | None, finalize: bool, templates: Path | No
     if finalize:
         last = render("finalize.sbatch", job.finalize_values(), templates)
         scripts.append(Script(home / "finalize.sbatch", "finalize", last))
+    return scripts
+
+
+def render_prepare(job: Job, out: Path, tasks: int, templates: Path | None) -> list[Script]:
+    """Render an array for each stage of `rankzero prepare`, and the job that publishes the corpus."""
+    scripts = []
+    for stage, of_stage in (("read", tasks), ("deal", tasks), ("write", tasks), ("publish", 0)):
+        text = render("prepare.sbatch", prepare_values(job, out, stage, of_stage), templates)
+        scripts.append(Script(job.run / "slurm" / f"prepare-{stage}.sbatch", f"prepare-{stage}", text))
     return scripts
 
 

@@ -23,6 +23,10 @@ Follow = Annotated[
 MinNodes = Annotated[
     int | None, Option("--min-nodes", metavar="M", min=1, help="continue with M nodes or more if SLURM loses some")
 ]
+Prepare = Annotated[
+    int | None, Option("--prepare", metavar="N", min=1, max=1000, help="prepare the corpus in arrays of N jobs, no run")
+]
+Out = Annotated[Path | None, Option("--out", metavar="DIR", help="of --prepare (default prepared/NAME)")]
 Throughput = Annotated[float | None, Option(metavar="TOKENS", help="per second and rank, for the hours")]
 
 
@@ -46,6 +50,8 @@ def submit_command(
     extra: Annotated[list[str] | None, Option("--sbatch", metavar="OPTION", help="one more #SBATCH line")] = None,
     run: RunOption = None,
     array: Array = None,
+    prepare: Prepare = None,
+    out: Out = None,
     finalize: Annotated[bool, Option("--finalize", help="evaluate and export in a job on one node")] = False,
     chain: Follow = None,
     min_nodes: MinNodes = None,
@@ -56,15 +62,19 @@ def submit_command(
     dry_run: Annotated[bool, Option("--dry-run", help="print script and checks, submit nothing")] = False,
 ) -> None:
     """Train as a SLURM job that survives pre-emption and time limits. First line printed: Submitted batch job N."""
-    from launch.slurm.job import make_job
-    from launch.slurm.submission import render_all, run_checks, submit_scripts, with_chain
+    from launch.slurm.job import make_job, prepare_job
+    from launch.slurm.submission import render_all, render_prepare, run_checks, submit_scripts, with_chain
 
     gpus = int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node
     first = (nodes, gpus, ranks_per_node, launcher, cpus_per_task, memory, time)
     rest = (partition, account, qos, constraint, mail, setup, extra, chain, min_nodes)
-    job = make_job(recipe, overrides or (), dict(zip(RESOURCES, (*first, *rest), strict=True)), config, run, name)
-    job = with_chain(job, array)
-    scripts = render_all(job, array, finalize, templates)
+    given = dict(zip(RESOURCES, (*first, *rest), strict=True))
+    if prepare is None:
+        job = with_chain(make_job(recipe, overrides or (), given, config, run, name), array)
+        scripts = render_all(job, array, finalize, templates)
+    else:
+        job, place = prepare_job(recipe, overrides or (), given, run, name, out)
+        scripts = render_prepare(job, place, prepare, templates)
     if dry_run:
         print("\n".join(script.text for script in scripts), end="")
     run_checks(job, scripts, throughput)

@@ -3,49 +3,61 @@
 The folder has `prepared.json`, `tokenizer/` and Parquet shards. A row has its original id, the clean values by role
 and the token ids. Train is dealt to `data.lanes` shards: of each group of that many rows one goes to each shard, in
 keyed order, so that every shard is an even sample of the corpus. The order within a shard is random. The other splits
-keep their order. At most one bucket of a shard is in memory.
+keep their order. At most one bucket of a shard is in memory of a process.
+
+The corpus is made in a hidden folder next to its place, in the stages read, deal and write (`prepare_work.py`). What is
+done there is kept when the command ends early, and the next start resumes. The bytes do not depend on the processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from itertools import islice
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from trainer.data.cleaning import BadRow, clean_row, cleaner
-from trainer.data.counter_rng import key, permutation
 from trainer.data.discovery import PREPARED_KEYS, own_root, refuse_changed
+from trainer.data.prepare_pool import Parts, Pool
+from trainer.data.prepare_spans import CHUNK_ROWS, INDEXED_BYTES
+from trainer.data.prepare_stages import COUNTS, Preparation
+from trainer.data.prepare_work import BUCKET_ROWS, ROWS, TOKENIZER, Encode, Workspace
 from trainer.data.roles import Roles
 from trainer.data.root import PREPARED
-from trainer.data.sources import TOKENS, Source, Split, belongs, open_splits
+from trainer.data.sources import Source, Split, fingerprint, open_splits
 from trainer.data.survey import survey
-from trainer.data.target_tokenizer import save_tokenizer, target_of
+from trainer.data.target_tokenizer import target_of
 from trainer.data.token_ids import Layout
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
-from trainer.errors import UsageError
-from trainer.stages import published, unchanged
+from trainer.data.tokenization import load_tokenizer
+from trainer.errors import CheckpointError, DataError, UsageError
+from trainer.files import publish, read_json, write_json
+from trainer.lock_file import flock
+from trainer.stages import unchanged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
 
-BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
-WRITE_ROWS = 1000  # rows of a Parquet row group: a resumed reader reads at most this many too many
+log = logging.getLogger("rankzero")
+
 VERSION = 2  # of prepared.json; 1 had no layout, and not how the tokenizer of an architecture is trained
-Values = dict[str, Any]
-Encode = Callable[[list[Values]], list[dict[str, list[int]]]]
+IDENTITY = "identity.json"  # a file of the workspace: what its other files depend on
 
 
 def prepare(
-    recipe: Recipe, roles: Roles, encoder: Callable[[PreTrainedTokenizerFast], Encode], out: Path
+    recipe: Recipe,
+    roles: Roles,
+    encoder: Callable[[PreTrainedTokenizerFast], Encode],
+    out: Path,
+    *,
+    processes: int = 1,
+    remake: Callable[[], Parts] | None = None,
+    part: tuple[str, int, int] | None = None,
 ) -> dict[str, Any]:
     """Write the prepared corpus of a recipe into the folder `out`.
 
@@ -54,45 +66,125 @@ def prepare(
         roles: of the task.
         encoder: makes the task's `encode` from a tokenizer.
         out: a new or empty folder. If it was prepared with the same recipe from the same files, it is not changed.
+        processes: of one thread each.
+        remake: makes recipe, roles and encoder in another process, to which it is sent. Needed for several processes.
+        part: (stage, number from 0, count): do one of `count` equal parts of a stage only, for an array of jobs. The
+            stages follow one another. A call without `part` does what is missing and publishes the corpus.
 
     Returns:
-        The content of `prepared.json`.
+        The content of `prepared.json`, without the shards if only a part was done.
 
     Raises:
         DataError: bad, missing or empty data, as for training.
-        UsageError: `out` has other content, or `data.root` is itself a prepared corpus.
+        UsageError: `out` has other content, or `data.root` is itself a prepared corpus; another process prepares `out`.
         CheckpointError: the disk is full or not writable.
+        RankError: a process was killed.
     """
     if (root := own_root(recipe.data)) is not None and root.prepared() is not None:
         raise UsageError(f"data.root={recipe.data.root!r} is a prepared corpus already; set it to the original files")
     sources = open_splits(recipe.data, roles)
-    surveys = {split: survey(source, recipe.data, roles, split) for split, source in sources.items()}
-    about: dict[str, Any] = {
-        "version": VERSION,
-        "keys": _keys(recipe),
-        "splits": {split: counts.report() for split, counts in surveys.items()},
-    }
+    marks = {split: fingerprint(source) for split, source in sources.items()}
     if out.exists() and any(out.iterdir()):
-        earlier = json.loads((out / PREPARED).read_text(encoding="utf-8")) if (out / PREPARED).is_file() else None
-        if earlier is not None and unchanged(about, earlier):
-            return dict(earlier)
-        raise UsageError(f"{out} has other content: remove it or name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with published(out) as folder:
-        tokenizer = _tokenizer(recipe, roles, sources["train"], surveys["train"].rows)
-        save_tokenizer(tokenizer, folder / "tokenizer")
-        about["layout"] = _layout(tokenizer)
-        encode, shards = encoder(tokenizer), dict[str, list[str]]()
-        for split, source in sources.items():
-            rows = _rows(source, recipe, roles, split)
-            if split == "train" and recipe.data.order == "shuffled":
-                shards[split] = _write_shuffled(folder, rows, surveys[split].rows, recipe, roles, encode)
-            else:
-                shards[split] = [_shard_name(split, 0, 1)]
-                _write_shard(folder / shards[split][0], rows, roles, encode)
-        about["shards"] = shards
-        (folder / PREPARED).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return _earlier(recipe, roles, out, sources, marks)
+    folder = out.with_name(f".{out.name}.preparing")
+    with _claimed(folder, _identity(recipe, marks), shared=part is not None):
+        workspace = Workspace(folder, recipe, roles, encoder)
+        bytes_ = sum(shard.size or 0 for source in sources.values() for shard in source.shards)
+        try:
+            with Pool(workspace, processes if bytes_ >= INDEXED_BYTES else 1, remake) as pool:
+                about = read_json(folder / PREPARED) or _about(workspace, Preparation(workspace, pool, marks, part))
+        except (DataError, UsageError):  # of no use for a corrected corpus or recipe
+            if part is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if part is None:
+            _publish(folder, out, about)
     return about
+
+
+def _about(workspace: Workspace, preparation: Preparation) -> dict[str, Any]:
+    """Do what is missing of the corpus. Return the content of `prepared.json`."""
+    about: dict[str, Any] = {"version": VERSION, "keys": _keys(workspace.recipe), "splits": preparation.run()}
+    if preparation.shards:
+        about["layout"] = _layout(load_tokenizer(str(workspace.folder / TOKENIZER)))
+        about["shards"] = preparation.shards
+    return about
+
+
+def _earlier(
+    recipe: Recipe, roles: Roles, out: Path, sources: dict[Split, Source], marks: dict[Split, str]
+) -> dict[str, Any]:
+    """Return the content of `prepared.json` of a corpus that was prepared with the same recipe from the same files.
+
+    Raises:
+        UsageError: the folder has other content.
+    """
+    earlier = json.loads((out / PREPARED).read_text(encoding="utf-8")) if (out / PREPARED).is_file() else {}
+    found = earlier.get("splits", {})
+    same = unchanged({"version": VERSION, "keys": _keys(recipe)}, earlier)
+    if not same or {split: of.get("fingerprint") for split, of in found.items()} != marks:
+        raise UsageError(f"{out} has other content: remove it or name another folder")
+    for split, source in sources.items():
+        if found[split]["bad_rows"]:
+            survey(source, recipe.data, roles, split)  # the recipe may allow fewer than it did
+    return dict(earlier)
+
+
+def _identity(recipe: Recipe, marks: dict[Split, str]) -> dict[str, Any]:
+    """Return what the files of a workspace depend on."""
+    data = recipe.data
+    return {
+        "version": [VERSION, version("rankzero")],
+        "keys": _keys(recipe),
+        "seed": recipe.seed,
+        "data": [data.lanes, data.order, data.block_rows, data.on_bad_row, data.max_bad_fraction],
+        "rows": [CHUNK_ROWS, BUCKET_ROWS],
+        "fingerprints": marks,
+    }
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, identity: dict[str, Any], shared: bool) -> Iterator[None]:
+    """Make the workspace, or use that of an earlier start. One of another recipe or of other files is emptied.
+
+    Args:
+        shared: jobs of an array use it together.
+
+    Raises:
+        UsageError: another process uses it, or with `shared` it is of another recipe or other files.
+        CheckpointError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("ab")
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error.strerror}; choose --out") from None
+    with file:
+        if not shared and not flock(file):
+            raise UsageError(f"another process prepares {folder}: wait for it, or choose another --out")
+        earlier = read_json(folder / IDENTITY)
+        if earlier is not None and earlier != identity:
+            if shared:
+                raise UsageError(f"{folder} is of another recipe or of other files: remove it")
+            log.info("prepare: the recipe or the files have changed: begun again")
+            for path in folder.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (folder / ROWS).mkdir(exist_ok=True)
+        if earlier != identity:
+            write_json(folder / IDENTITY, identity)
+        yield
+
+
+def _publish(folder: Path, out: Path, about: dict[str, Any]) -> None:
+    """Turn the complete workspace into the corpus. After the manifest is written, a start only completes this."""
+    write_json(folder / PREPARED, about)
+    shutil.rmtree(folder / ROWS)
+    for path in [folder / COUNTS, *folder.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
+    publish(folder, out)
+    for name in ("lock", IDENTITY):
+        (out / name).unlink()
 
 
 def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
@@ -169,92 +261,3 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
         "tokenizer": values["tokenizer"] | {"train": resolved, "pretrained": recipe.tokenizer_name},
         "data": {name: values["data"][name] for name in PREPARED_KEYS},
     }
-
-
-def _tokenizer(recipe: Recipe, roles: Roles, train: Source, rows: int) -> PreTrainedTokenizerFast:
-    settings = recipe.tokenizer_training
-    if settings is None:
-        return load_tokenizer(str(recipe.tokenizer_name), recipe.tokenizer_key)
-    texts = TrainingTexts(train, recipe.data, roles, settings.sample_rows, rows)
-    return train_tokenizers(texts, settings, recipe.data.max_length)
-
-
-def _rows(source: Source, recipe: Recipe, roles: Roles, split: Split) -> Iterator[Values]:
-    """Yield the usable rows of a split in order, with their id. The survey has counted the bad ones."""
-    clean = cleaner(recipe.data.cleaning)
-    for row in source:
-        values = clean_row(row, roles, recipe.data.columns, clean)
-        if not isinstance(values, BadRow) and belongs(values, recipe.data, split):
-            yield {"id": source.name_of(row.id), **values}
-
-
-def _shard_name(split: str, shard: int, count: int) -> str:
-    return f"{split}-{shard:05d}-of-{count:05d}.parquet"
-
-
-def _write_shuffled(
-    folder: Path, rows: Iterator[Values], total: int, recipe: Recipe, roles: Roles, encode: Encode
-) -> list[str]:
-    """Write the shards of train and return their names."""
-    count = recipe.data.lanes
-    buckets = total // (count * BUCKET_ROWS) + 1
-    names = [_shard_name("train", shard, count) for shard in range(count)]
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        paths = [[Path(made) / f"{shard}-{bucket}.jsonl" for bucket in range(buckets)] for shard in range(count)]
-        _deal(rows, paths, recipe.seed)
-        for shard, name in enumerate(names):
-            _write_shard(folder / name, _shuffled(paths[shard], recipe.seed, shard), roles, encode)
-    return names
-
-
-def _deal(rows: Iterator[Values], paths: Sequence[Sequence[Path]], seed: int) -> None:
-    """Write one row of each group into each shard, there into a random bucket. One file is open at a time."""
-    numbered = enumerate(rows)
-    while window := list(islice(numbered, BUCKET_ROWS)):
-        lines: dict[Path, list[str]] = {}
-        for number, row in window:
-            group, place = divmod(number, len(paths))
-            if place == 0 or number == window[0][0]:
-                order = permutation(len(paths), seed, "prepare", group)
-            shard = paths[int(order[place])]
-            path = shard[key(seed, "bucket", number) % len(shard)]
-            lines.setdefault(path, []).append(json.dumps(row, ensure_ascii=False) + "\n")
-        for path, of_path in lines.items():
-            with path.open("a", encoding="utf-8", newline="\n") as file:
-                file.writelines(of_path)
-
-
-def _shuffled(paths: Sequence[Path], seed: int, shard: int) -> Iterator[Values]:
-    """Yield the rows of a shard's buckets. Each bucket is permuted in memory and then removed."""
-    for bucket, path in enumerate(paths):
-        if not path.exists():  # no row was dealt to it
-            continue
-        with path.open(encoding="utf-8", newline="\n") as file:
-            lines = file.readlines()
-        path.unlink()
-        for i in permutation(len(lines), seed, "order", shard, bucket):
-            yield json.loads(lines[i])
-
-
-def _write_shard(path: Path, rows: Iterator[Values], roles: Roles, encode: Encode) -> None:
-    """Write a Parquet file of id, values and token ids."""
-    types = {"id": pa.string()}
-    for name, role in roles.items():
-        item = pa.type_for_alias(role.stored)
-        types[name] = pa.list_(item) if role.is_list else item
-    with ExitStack() as stack:
-        writer: Any = None
-        while window := list(islice(rows, WRITE_ROWS)):
-            examples = encode([{name: value for name, value in row.items() if name != "id"} for row in window])
-            columns = {name: pa.array([row[name] for row in window], types[name]) for name in window[0]}
-            for name in examples[0]:
-                columns[TOKENS + name] = _array([e[name] for e in examples])
-            table = pa.table(columns)
-            writer = writer or stack.enter_context(pq.ParquetWriter(path, table.schema, compression="zstd"))
-            writer.write_table(table)
-
-
-def _array(rows: Sequence[Sequence[float]]) -> Any:
-    """Return lists of ids or of numbers as an Arrow array."""
-    floats = any(isinstance(value, float) for row in rows for value in row[:1])
-    return pa.array(rows, pa.list_(pa.float64() if floats else pa.int32()))

@@ -140,6 +140,12 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
     return counts
 
 
+def is_counted(row: Row, data: DataConfig, split: str) -> bool:
+    """Return whether a bad row counts for a split. A held-out share is decided by its raw values."""
+    values = {str(name): repr(value) for name, value in row.values.items()} or {"id": repr(row.id)}
+    return belongs(values, data, split)
+
+
 class _Reading:
     """Reads the shards of a split and counts them in a `Survey`."""
 
@@ -168,7 +174,7 @@ class _Reading:
                 if mistake is not None and not mistake.add(row, values, read):
                     mistake = None
                 bad.add(values, (before, stream.offsets))
-                if not fail and self._is_counted(row):
+                if not fail and is_counted(row, self._data, self._counts.split):
                     self._count_bad(values)
                     self._counts.lost += row.lines - 1
             else:
@@ -185,11 +191,6 @@ class _Reading:
             self._refuse(shard, bad, stream.form)
         if room := EXAMPLES - len(self._counts.examples):
             self._counts.examples += bad.sentences(shard, stream.form, room)
-
-    def _is_counted(self, row: Row) -> bool:
-        """Return whether a bad row counts for this split. A held-out share is decided by its raw values."""
-        values = {str(name): repr(value) for name, value in row.values.items()} or {"id": repr(row.id)}
-        return belongs(values, self._data, self._counts.split)
 
     def _count_bad(self, row: BadRow) -> None:
         reason = row.reason if row.column is None else f"column {row.column!r} {row.reason}"

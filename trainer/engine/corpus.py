@@ -25,11 +25,30 @@ SAMPLED_FROM = 200_000  # first rows of a split that evaluation.max_rows draws f
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Rows of one evaluation batch, with their ids as in predictions.jsonl."""
+    """Rows of one evaluation batch, with their ids as in predictions.jsonl.
+
+    Attributes:
+        places: of the rows in their window.
+        examples: none in a batch of another rank, for `EncodingShare`.
+    """
 
     ids: list[str]
     texts: list[Row]
     examples: list[Example]
+    places: list[int]
+
+
+@dataclass(frozen=True)
+class EncodingShare:
+    """The part of a window that this rank encodes: rows of its own batches, and others only for their lengths.
+
+    Attributes:
+        total: sums numbers over all ranks.
+    """
+
+    rank: int
+    size: int
+    total: Callable[[list[int]], list[int]]
 
 
 class Corpus:
@@ -62,21 +81,54 @@ class Corpus:
         whole_shards = deals_whole_shards(self.train, plan)
         return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack)
 
-    def batches(self, split: str) -> Iterator[list[EvalBatch]]:
+    def batches(self, split: str, share: EncodingShare | None = None) -> Iterator[list[EvalBatch]]:
         """Yield evaluation batches, a window of rows at a time. They do not depend on the ranks.
 
         Rows are sorted by length within a window, so that memory is bounded and padding is small.
+
+        Args:
+            split: its name.
+            share: with it, batches that `DataParallel.rounds` gives to other ranks have no examples. All ranks.
 
         Raises:
             DataError: the recipe has no such split, or a row is bad.
         """
         limit, padded = self.recipe.evaluation.tokens_per_batch, self.task.padding.width
         for window in self._windows(split):
-            examples = self.task.encode([texts for _, texts in window])
+            texts = [row for _, row in window]
+            examples, lengths = self._measured(texts, share)
+            batches = batches_by_length(lengths, padded, limit)
+            own = batches if share is None else batches[share.rank :: share.size]
+            missing = [i for batch in own for i in batch if i not in examples]
+            examples |= (
+                dict(zip(missing, self.task.encode([texts[i] for i in missing]), strict=True)) if missing else {}
+            )
             yield [
-                EvalBatch([window[i][0] for i in b], [window[i][1] for i in b], [examples[i] for i in b])
-                for b in batches_by_length(list(map(self.task.length, examples)), padded, limit)
+                EvalBatch(
+                    [window[i][0] for i in batch],
+                    [texts[i] for i in batch],
+                    [examples[i] for i in batch] if share is None or number % share.size == share.rank else [],
+                    batch,
+                )
+                for number, batch in enumerate(batches)
             ]
+
+    def _measured(self, texts: list[Row], share: EncodingShare | None) -> tuple[dict[int, Example], list[int]]:
+        """Return the lengths of all rows of a window, and the examples of the rows that this rank has encoded."""
+        if share is not None:
+            mine, lengths = range(share.rank, len(texts), share.size), [0] * len(texts)
+            encoded, failed = dict[int, Example](), 0
+            try:
+                encoded = dict(zip(mine, self.task.encode([texts[i] for i in mine]), strict=True)) if mine else {}
+            except Exception:  # all ranks raise it below: one rank alone would leave the others waiting
+                failed = 1
+            for i, example in encoded.items():
+                lengths[i] = self.task.length(example)
+            *lengths, failures = share.total([*lengths, failed])
+            if not failures:
+                return encoded, lengths
+        examples = self.task.encode(texts)
+        return dict(enumerate(examples)), list(map(self.task.length, examples))
 
     def texts(self, split: str) -> Iterator[tuple[str, Row]]:
         """Yield ids and cleaned texts of a split's rows, in order. `data.on_bad_row` decides about bad rows.

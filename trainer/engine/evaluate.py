@@ -5,33 +5,47 @@ Batches and their padding are fixed before they are dealt to ranks, and sums are
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
+from array import array
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from trainer.engine.corpus import Corpus, EvalBatch
+from trainer.engine.corpus import Corpus, EncodingShare, EvalBatch
 from trainer.engine.layerwise import finish_batch
 from trainer.engine.runtime import Runtime
 from trainer.errors import DataError
-from trainer.evaluation.predictions import in_corpus_order
+from trainer.evaluation.record_store import RecordStore, stored_line
 from trainer.task.base import Record, Task
 
 log = logging.getLogger("rankzero")
 
 FEWEST_STEPS = 50  # after which a model should not give one prediction for all rows
 FEWEST_EQUAL = 10  # equal predictions that are no accident
+CHEAP = ("id", "loss", "tokens")  # of a record without a prediction
 
 
 def evaluate(
-    runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, *, predict: bool, resamples: int = 0
-) -> tuple[dict[str, Any], list[Record]]:
+    runtime: Runtime,
+    task: Task,
+    model: nn.Module,
+    corpus: Corpus,
+    split: str,
+    folder: Path,
+    *,
+    predict: bool,
+    resamples: int = 0,
+) -> tuple[dict[str, Any], Collection[Record]]:
     """Return the scores of a split on all ranks, and its records on rank zero (elsewhere none). All ranks.
 
     Args:
+        folder: for a temporary file of rank zero, which has the records.
         predict: False computes only what needs no prediction: loss, perplexity, rows.
         resamples: bootstrap samples for the intervals. 0 = no intervals.
 
@@ -42,7 +56,7 @@ def evaluate(
     was_training = [module for module in model.modules() if module.training]  # a frozen trunk is not
     model.eval()
     try:
-        records = _records(runtime, task, model, corpus, split, predict)
+        records = _records(runtime, task, model, corpus, split, folder, predict)
     finally:
         for module in was_training:
             module.training = True
@@ -79,19 +93,40 @@ def no_score(metric: str, reason: str) -> DataError:
     )
 
 
-def _records(runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, predict: bool) -> list[Record]:
-    records: list[Record] = []
-    for window in corpus.batches(split):
-        own: list[Record] = []
+def _records(
+    runtime: Runtime, task: Task, model: nn.Module, corpus: Corpus, split: str, folder: Path, predict: bool
+) -> Collection[Record]:
+    """Return the records of a split on rank zero, in a file. Only those of a window are in memory."""
+    store = RecordStore(folder)  # used on rank zero only
+    share = EncodingShare(runtime.rank, runtime.world, runtime.sum) if runtime.world > 1 else None
+    for window in corpus.batches(split, share):
+        places: list[int] = []
+        lines: list[bytes] = []
         for batch in runtime.data_parallel.rounds(window):
             runtime.check_stop(f"during the evaluation of {split}")
             if batch is not None:
                 runtime.heartbeat(f"the evaluation of {split}")
-                own += evaluate_batch(runtime, task, model, batch, predict)
+                found = evaluate_batch(runtime, task, model, batch, predict)
+                places += batch.places
+                lines += [stored_line(record if predict else {key: record[key] for key in CHEAP}) for record in found]
             finish_batch(model)
-        for gathered in runtime.gather(own) or []:
-            records += gathered
-    return in_corpus_order(records)
+        ids = {place: row_id for batch in window for place, row_id in zip(batch.places, batch.ids, strict=True)}
+        parts = runtime.collect(json.dumps(places).encode() + b"\n" + b"".join(lines))
+        by_place = dict(pair for part in parts for pair in _places_and_lines(part))
+        runtime.on_main(functools.partial(_store, store, ids, by_place))
+    return store
+
+
+def _places_and_lines(part: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a rank, each with the place of its row in the window. The first line has the places."""
+    places, *lines = part.split(b"\n")
+    return zip(json.loads(places), lines[:-1], strict=True)
+
+
+def _store(store: RecordStore, ids: Mapping[int, str], lines: Mapping[int, bytes]) -> None:
+    """Store the lines of a window in the order of its rows."""
+    for place in sorted(ids):
+        store.add(ids[place], lines[place] + b"\n")
 
 
 @torch.no_grad()
@@ -116,13 +151,18 @@ def evaluate_batch(
     ]
 
 
-def constant(records: list[Record]) -> str | None:
+def constant(records: Collection[Record]) -> str | None:
     """Return the prediction that all rows have although their targets differ, as JSON. None if there is none."""
-    predictions, targets = ({json.dumps(r[key]) for r in records} for key in ("prediction", "target"))
-    without = "score" not in records[0] and records[0]["prediction"] == ""  # of a task that predicts no text here
-    if len(records) < FEWEST_EQUAL or len(predictions) > 1 or len(targets) == 1 or without:
+    first, several = next(iter(records)), False
+    without = "score" not in first and first["prediction"] == ""  # of a task that predicts no text here
+    if len(records) < FEWEST_EQUAL or without:
         return None
-    return predictions.pop()
+    prediction, target = json.dumps(first["prediction"]), json.dumps(first["target"])
+    for record in records:
+        if json.dumps(record["prediction"]) != prediction:
+            return None
+        several = several or json.dumps(record["target"]) != target
+    return prediction if several else None
 
 
 def _meaning(task: Task) -> str:
@@ -137,7 +177,11 @@ def _meaning(task: Task) -> str:
     return f": the model ignores its input. Another optim.lr (now {rate:g}) or more steps may be needed"
 
 
-def cheap_scores(records: list[Record]) -> dict[str, Any]:
+def cheap_scores(records: Collection[Record]) -> dict[str, Any]:
     """Return the mean loss per label, its exponential, and the number of rows."""
-    loss = math.fsum(r["loss"] for r in records) / max(1, sum(r["tokens"] for r in records))
+    losses, tokens = array("d"), 0
+    for record in records:
+        losses.append(record["loss"])
+        tokens += record["tokens"]
+    loss = math.fsum(losses) / max(1, tokens)
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "rows": len(records)}

@@ -18,6 +18,7 @@ from trainer.engine import rendezvous
 from trainer.errors import RankError
 
 NAME = "host"  # of the group, in the recorded collectives of a rank that hangs
+PIECE_BYTES = 1 << 24  # of a message between two ranks
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
 # Process groups, referenced to the end of the process. If DDP's reducer had the last reference, it would join gloo's
@@ -57,6 +58,22 @@ class HostGroup:
             return list(tensor.tolist())
 
         return finish
+
+    def send(self, content: bytes) -> None:
+        """Send bytes to rank zero, in pieces. Wait until they are received."""
+        dist.send(torch.tensor([len(content)]), dst=0, group=self._group)
+        for begin in range(0, len(content), PIECE_BYTES):
+            piece = bytearray(content[begin : begin + PIECE_BYTES])  # torch wants memory that can be written
+            dist.send(torch.frombuffer(piece, dtype=torch.uint8), dst=0, group=self._group)
+
+    def receive(self, rank: int) -> bytes:
+        """Return the bytes that a rank sends. Only rank zero."""
+        size = torch.zeros(1, dtype=torch.int64)
+        dist.recv(size, src=rank, group=self._group)
+        content = torch.empty(int(size), dtype=torch.uint8)
+        for begin in range(0, len(content), PIECE_BYTES):
+            dist.recv(content[begin : begin + PIECE_BYTES], src=rank, group=self._group)
+        return content.numpy().tobytes()
 
     def gather(self, value: Any, ranks: int, main: bool) -> list[Any] | None:
         """Return the value of each rank on rank zero, None elsewhere."""

@@ -246,7 +246,9 @@ class Loop:
         """Return the scores of the weights on `validation`. All ranks."""
         predict = self._loop.early_stopping.metric not in self.task.cheap_metrics
         with self.state.eval_weights():
-            return evaluate(self.runtime, self.task, self.model, self.corpus, "validation", predict=predict)[0]
+            return evaluate(
+                self.runtime, self.task, self.model, self.corpus, "validation", self.run.path, predict=predict
+            )[0]
 
     def _evaluate(self) -> None:
         """Evaluate `validation`, and never `test`, to select and to stop. All ranks decide alike."""

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,20 @@ class Runtime:
             return [value]
         self.heartbeat("a gathering on rank zero")
         return self._host.gather(value, self.world, self.main)
+
+    def collect(self, content: bytes) -> Iterator[bytes]:
+        """Yield the bytes of each rank on rank zero, one rank's at a time, and nothing elsewhere. All ranks."""
+        if self._host is None:
+            yield content
+            return
+        self.heartbeat("sending to rank zero")
+        if not self.main:
+            self._host.send(content)
+            return
+        yield content
+        for rank in range(1, self.world):
+            self.heartbeat(f"receiving from rank {rank}")
+            yield self._host.receive(rank)
 
     def broadcast(self, value: Any) -> Any:
         """Return rank zero's value on all ranks. All ranks."""

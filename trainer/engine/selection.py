@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -76,10 +76,11 @@ def select_checkpoint(session: Session, warnings: list[str]) -> None:
 
 def _calibrate(session: Session) -> dict[str, Tensor]:
     """Let the task choose thresholds and the like. Return the weights that it has changed for them. All ranks."""
-    runtime, task, model, records = session.runtime, session.task, session.model, list[Record]()
+    runtime, task, model = session.runtime, session.task, session.model
+    records: Collection[Record] = []
     with session.state.served():
         if task.calibrates and session.recipe.data.validation is not None:
-            _, records = evaluate(runtime, task, model, session.corpus, "validation", predict=True)
+            _, records = evaluate(runtime, task, model, session.corpus, "validation", session.run.path, predict=True)
         found = task.calibrate(model, runtime.on_main(lambda: task.calibration(records)))
         changed = {name: tensor.detach().clone() for name, tensor in found.items()}
         finish_batch(model)
@@ -106,6 +107,7 @@ def _average_if_better(
 ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """Return the average of the last scheduled checkpoints, or `best` if that has a better score on `validation`."""
     steps, folder, runtime = session.progress.scheduled_steps, session.run.checkpoints, session.runtime
+    run = session.run.path
     runtime.on_main(lambda: [checkpoint.checked(folder, step, WEIGHTS) for step in steps])
     average = average_files([checkpoint.checked(folder, step, WEIGHTS, hashes=runtime.main) for step in steps])
     averaged: dict[str, Any] = {"weights": f"average of steps {', '.join(map(str, steps))}", "value": None}
@@ -115,7 +117,7 @@ def _average_if_better(
     session.state.use(average, "the average")
     predict = metric not in session.task.cheap_metrics
     with session.state.served():
-        scores, _ = evaluate(runtime, session.task, session.model, session.corpus, "validation", predict=predict)
+        scores, _ = evaluate(runtime, session.task, session.model, session.corpus, "validation", run, predict=predict)
     value = selection_score(runtime, scores, metric)
     session.reporter.print(f"average of the last {len(steps)} scheduled checkpoints: validation {metric} {value:.4f}")
     gain = (session.progress.best.value - value) * (1 if session.task.metrics[metric] == "min" else -1)

@@ -139,7 +139,14 @@ class Session:
         resamples = self.recipe.evaluation.bootstrap
         with self.state.served():
             scores, records = evaluate(
-                self.runtime, self.task, self.model, self.corpus, split, predict=True, resamples=resamples
+                self.runtime,
+                self.task,
+                self.model,
+                self.corpus,
+                split,
+                self.run.path,
+                predict=True,
+                resamples=resamples,
             )
 
         def write() -> None:

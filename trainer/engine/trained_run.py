@@ -60,7 +60,7 @@ def build_model(task: Task, trained: Path | None = None, *, check: bool = True) 
     return model
 
 
-def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Sequence[Record]) -> None:
+def write_evaluation(run: RunDir, split: str, scores: dict[str, Any], records: Iterable[Record]) -> None:
     """Write predictions.jsonl and metrics.json of a split."""
     folder = run.evaluation(split)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,8 @@ class TrainedRun:
         model = self.model.to(runtime.device)
         corpus = Corpus(self.recipe, self.task)
         resamples = self.recipe.evaluation.bootstrap
-        scores, records = evaluate(runtime, self.task, model, corpus, split, predict=True, resamples=resamples)
+        folder = self.run.path
+        scores, records = evaluate(runtime, self.task, model, corpus, split, folder, predict=True, resamples=resamples)
         runtime.on_main(lambda: write_evaluation(self.run, split, scores, records))
         return scores
 

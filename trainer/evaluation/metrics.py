@@ -10,7 +10,9 @@ taken in corpus order, in float64: a score does not depend on the number of rank
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,11 @@ from trainer.evaluation.languages import bleu_of, ter_of, warn_of_script
 from trainer.evaluation.predictions import Record, checked_records
 
 RESAMPLES = 1000
+WINDOW = 10_000  # records whose texts are in memory
 SEED = 12345  # sacreBLEU's own default
 LARGEST_EXPONENT = 709.0  # exp of more is no float64
 
+Table = np.ndarray[Any, Any]
 Score = float | int | str | list[float] | list[str]
 
 
@@ -74,7 +78,11 @@ def bleu(
         bleu, bleu_ci95, signature, length_ratio: tokens of all predictions over those of all references.
     """
     scorer = bleu_of(language)
-    score, interval = _corpus_score(scorer, predictions, references, resamples, seed)
+    score, interval = _corpus_score(scorer, _statistics(scorer, predictions, references), resamples, seed)
+    return _bleu(scorer, score, interval)
+
+
+def _bleu(scorer: Any, score: Any, interval: list[float] | None) -> dict[str, Score]:
     signature, ratio = str(scorer.get_signature()), float(score.ratio)
     return {"bleu": float(score.score), "signature": signature, "length_ratio": ratio, **_named("bleu", interval)}
 
@@ -83,7 +91,8 @@ def chrf(
     predictions: list[str], references: list[str], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Score]:
     """Corpus chrF2 (Popović 2015) in percent: character 1- to 6-grams, recall counts twice."""
-    score, interval = _corpus_score(CHRF(), predictions, references, resamples, seed)
+    scorer = CHRF()
+    score, interval = _corpus_score(scorer, _statistics(scorer, predictions, references), resamples, seed)
     return {"chrf": float(score.score), **_named("chrf", interval)}
 
 
@@ -96,18 +105,24 @@ def ter(
     seed: int = SEED,
 ) -> dict[str, Score]:
     """Translation edit rate (Snover et al. 2006) in percent of the reference's words, uncased; lower is better."""
-    score, interval = _corpus_score(ter_of(language), predictions, references, resamples, seed)
+    scorer = ter_of(language)
+    score, interval = _corpus_score(scorer, _statistics(scorer, predictions, references), resamples, seed)
     return {"ter": float(score.score), **_named("ter", interval)}
 
 
-def _corpus_score(
-    scorer: Any, predictions: list[str], references: list[str], resamples: int, seed: int
-) -> tuple[Any, list[float] | None]:
-    """sacreBLEU's score of a corpus with one reference per row, and the interval around it."""
-    # These three methods are sacreBLEU's inner ones: corpus_score gives half the width of an interval around the
-    # mean of the resamples, not its ends. The tests hold them against corpus_score.
-    rows = scorer._extract_corpus_statistics(predictions, [references])
-    score = scorer._aggregate_and_compute(rows)
+# The methods of scorers below are sacreBLEU's inner ones: corpus_score gives half the width of an interval around the
+# mean of the resamples, not its ends, and takes all texts at once. The tests hold them against corpus_score.
+
+
+def _statistics(scorer: Any, predictions: Sequence[str], references: Sequence[str]) -> Table:
+    """Return the counts of each row with one reference, (rows, k), of which sacreBLEU makes a score."""
+    table = np.array(scorer._extract_corpus_statistics(predictions, [references]))
+    return table.astype(np.int32 if table.dtype.kind == "i" else np.float64)
+
+
+def _corpus_score(scorer: Any, rows: Table, resamples: int, seed: int) -> tuple[Any, list[float] | None]:
+    """Return sacreBLEU's score of a corpus from the counts of its rows, and the interval around it."""
+    score = scorer._aggregate_and_compute([rows.sum(axis=0).tolist()])
     if not resamples:
         return score, None
     return score, bootstrap_interval(
@@ -120,7 +135,7 @@ def _named(metric: str, interval: list[float] | None) -> dict[str, Score]:
 
 
 def perplexity(
-    losses: list[float], tokens: list[int], *, resamples: int = RESAMPLES, seed: int = SEED
+    losses: Sequence[float], tokens: Sequence[int], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Score]:
     """Token cross-entropy (nats) and its exponential, from the summed loss and the tokens of each row."""
     loss = math.fsum(losses) / sum(tokens)
@@ -144,7 +159,8 @@ def score_translation(
     """Return all scores of a split from its prediction records (`predictions.py`), in any order.
 
     Args:
-        records: with `id`, `target`, `prediction`, `loss` (summed over the row's target tokens) and `tokens`.
+        records: with `id`, `target`, `prediction`, `loss` (summed over the row's target tokens) and `tokens`. Texts are
+            in memory for a window of rows at a time, and some numbers for all rows.
         resamples: behind each interval; 0 = no intervals.
         language: name or tag of the target language. It decides BLEU's tokenizer, which the signature names.
 
@@ -156,19 +172,24 @@ def score_translation(
         DataError: no records, an id missing or twice, or a value missing or of the wrong type; names id and key.
         NumericsError: a loss is NaN or Inf; names the id.
     """
-    ordered = checked_records(records, _check)
-    predictions = [record["prediction"] for record in ordered]
-    references = [record["target"] for record in ordered]
-    warn_of_script(language, references)
-    scores = bleu(predictions, references, language, resamples=resamples)
-    scores |= chrf(predictions, references, resamples=resamples)
-    scores |= ter(predictions, references, language, resamples=resamples)
-    scores |= perplexity(
-        losses=[float(record["loss"]) for record in ordered],
-        tokens=[record["tokens"] for record in ordered],
-        resamples=resamples,
-    )
-    return scores | {"rows": len(ordered)}
+    scorers = {"bleu": bleu_of(language), "chrf": CHRF(), "ter": ter_of(language)}
+    counts: dict[str, list[Table]] = {name: [] for name in scorers}
+    losses, tokens, first = array("d"), array("q"), list[str]()
+    found = checked_records(records, _check)
+    while window := list(islice(found, WINDOW)):
+        predictions, references = ([record[key] for record in window] for key in ("prediction", "target"))
+        first = first or references
+        for name, scorer in scorers.items():
+            counts[name].append(_statistics(scorer, predictions, references))
+        losses.extend(float(record["loss"]) for record in window)
+        tokens.extend(record["tokens"] for record in window)
+    warn_of_script(language, first)
+    scores: dict[str, Score] = {}
+    for name, scorer in scorers.items():
+        score, interval = _corpus_score(scorer, np.concatenate(counts.pop(name)), resamples, SEED)
+        own = _bleu(scorer, score, interval) if name == "bleu" else {name: float(score.score), **_named(name, interval)}
+        scores |= own
+    return scores | perplexity(losses, tokens, resamples=resamples) | {"rows": len(losses)}
 
 
 def _check(record: Record) -> None:

@@ -12,24 +12,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer.data.roles import encodable
 from trainer.errors import DataError, NumericsError
-from trainer.files import write_atomically
+from trainer.evaluation.order import corpus_order, repeated
+from trainer.evaluation.record_store import RecordStore
+from trainer.files import replacing
 
 Record = dict[str, Any]
 REQUIRED = ("id", "input", "target", "prediction", "loss")
-
-
-def corpus_order(row_id: str) -> tuple[str, int, str]:
-    """Sort key of a row id "file:row": by file name, then by row number. Ids of another shape sort by their text."""
-    name, colon, row = row_id.rpartition(":")
-    if colon and row.isascii() and row.isdigit():
-        return name, int(row), row_id
-    return row_id, -1, row_id
 
 
 def in_corpus_order(records: Iterable[Mapping[str, Any]]) -> list[Record]:
@@ -44,23 +38,28 @@ def in_corpus_order(records: Iterable[Mapping[str, Any]]) -> list[Record]:
         if not isinstance(row_id, str) or not row_id:
             raise DataError(f"prediction {number} has id {row_id!r}: an id is a text such as 'test.jsonl:12'")
         if row_id in ordered:
-            raise DataError(f"two predictions have the id {row_id!r}: each row is evaluated exactly once")
+            raise repeated(row_id)
         ordered[row_id] = dict(record)
     return [ordered[row_id] for row_id in sorted(ordered, key=corpus_order)]
 
 
-def checked_records(records: Iterable[Mapping[str, Any]], check: Callable[[Record], None]) -> list[Record]:
-    """Return the records of a split in the order of the corpus, each checked, for scoring.
+def ordered(records: Iterable[Mapping[str, Any]]) -> Collection[Record]:
+    """Return the records in the order of the corpus. Those of a `RecordStore` stay in their file."""
+    return records if isinstance(records, RecordStore) else in_corpus_order(records)
+
+
+def checked_records(records: Iterable[Mapping[str, Any]], check: Callable[[Record], None]) -> Iterator[Record]:
+    """Yield the records of a split in the order of the corpus, each checked, for scoring.
 
     Raises:
         DataError: no records, an id missing or twice, or as `check`.
     """
-    ordered = in_corpus_order(records)
-    if not ordered:
+    found = ordered(records)
+    if not found:
         raise DataError("there are no predictions to score: the split is empty")
-    for record in ordered:
+    for record in found:
         check(record)
-    return ordered
+        yield record
 
 
 def write_predictions(path: Path | str, records: Iterable[Mapping[str, Any]]) -> int:
@@ -71,11 +70,12 @@ def write_predictions(path: Path | str, records: Iterable[Mapping[str, Any]]) ->
         NumericsError: a record holds NaN or Inf, which JSON cannot.
         CheckpointError: the disk is full or the folder not writable; an older file is left as it was.
     """
-    path = Path(path)
-    ordered = in_corpus_order(records)
+    path, found = Path(path), ordered(records)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(_line(record) for record in ordered))
-    return len(ordered)
+    with replacing(path) as file:
+        for record in found:
+            file.write(_line(record).encode())
+    return len(found)
 
 
 def _line(record: Record) -> str:

@@ -16,7 +16,7 @@ from trainer.data.paths import value_at
 from trainer.data.sources import open_split
 from trainer.engine.corpus import Corpus, EvalBatch
 from trainer.errors import DataError
-from trainer.evaluation.predictions import corpus_order
+from trainer.evaluation.order import corpus_order
 from trainer.task.base import Example, Record, Task
 
 FEW = 1000  # rows: gate.json notes if there are fewer; so many training rows are taken if there is no other split

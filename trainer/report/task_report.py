@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,12 +18,15 @@ from trainer.rundir import RunDir
 from trainer.task.metrics import Metric
 from trainer.task.registry import class_of_kind
 
+log = logging.getLogger("rankzero")
+
 USAGE = """\
 from transformers import {auto}, AutoTokenizer
 
 model = {auto}.from_pretrained("{path}")
 tokenizer = AutoTokenizer.from_pretrained("{path}")"""
 NOTHING = "(none)"  # an empty list of labels or entities
+MOST_ROWS = 200_000  # that a report analyzes
 SHOWN = 6  # rows with the largest loss in the plain report, and as many with the smallest
 
 
@@ -156,8 +161,11 @@ class TaskReport:
         return dict(rows)
 
 
-def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskReport:
+def open_report(run: RunDir, split: str, *, with_records: bool = True, most: int | None = MOST_ROWS) -> TaskReport:
     """Read all that the report of a split needs; without records the split need not have been evaluated.
+
+    Args:
+        most: records that are read, and are all in memory; None for all. A warning says that there are more.
 
     Raises:
         DataError: no run directory, a split that was not evaluated, or a record that is not one of its task.
@@ -177,8 +185,14 @@ def open_report(run: RunDir, split: str, *, with_records: bool = True) -> TaskRe
         history=read_history(run.metrics),
     )
     if with_records:
-        for record in read_records(run, split):
-            report.records.append(report.read_record(record))
+        records = read_records(run, split)
+        report.records.extend(map(report.read_record, islice(records, most)))
+        if most is not None and next(records, None) is not None:
+            log.warning(
+                "report of %s: its tables, figures and lists are of the first %s rows, its scores of all",
+                split,
+                f"{most:,}",
+            )
     return report
 
 

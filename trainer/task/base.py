@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainer.concatenation import is_description
@@ -241,7 +241,7 @@ class Task(MicroBatches, PublishedModel):
         """Whether `calibration` needs predictions of `validation`."""
         return False
 
-    def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
+    def calibration(self, records: Collection[Record]) -> dict[str, Any]:
         """Choose what follows the training, such as thresholds. Return it as JSON. Only rank zero calls this.
 
         Args:

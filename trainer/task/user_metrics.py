@@ -5,14 +5,15 @@
 
     off_by_one.direction = "max"  # or "min"; the default is "max"
 
-A function gets the records of predictions.jsonl, and returns a number. It runs once, on rank zero.
+A function gets the records of predictions.jsonl, and returns a number. It runs once, on rank zero, where
+all records are in memory for it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -48,7 +49,7 @@ def with_metrics(task: type[Task], names: tuple[str, ...]) -> type[Task]:
         specs.append(Metric(key, direction, key.replace("_", " ").capitalize(), meaning))
 
     def score(self: Task, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-        rows = list(records)
+        rows = records if isinstance(records, Collection) else list(records)
         scores = task.score(self, rows, resamples)
         return scores | {key: _value(key, function, rows) for key, function in functions.items()}
 
@@ -58,7 +59,7 @@ def with_metrics(task: type[Task], names: tuple[str, ...]) -> type[Task]:
     return made
 
 
-def _value(key: str, function: Function, rows: Sequence[Mapping[str, Any]]) -> float:
+def _value(key: str, function: Function, rows: Collection[Mapping[str, Any]]) -> float:
     """Return the value of a metric.
 
     Raises:
@@ -67,9 +68,10 @@ def _value(key: str, function: Function, rows: Sequence[Mapping[str, Any]]) -> f
     try:
         value = float(function([dict(row) for row in rows]))
     except Exception as error:
+        first = json.dumps(next(iter(rows)), ensure_ascii=False, default=str)[:SHOWN] if rows else "missing"
         raise RankError(
             f"evaluation.metrics: {key} failed on the predictions: {type(error).__name__}: {error}. "
-            f"The first one is {json.dumps(rows[0], ensure_ascii=False, default=str)[:SHOWN] if rows else 'missing'}"
+            f"The first one is {first}"
         ) from error
     if not math.isfinite(value):
         raise RankError(f"evaluation.metrics: {key} returned {value}: return a finite number")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.files import read_json
@@ -48,17 +48,20 @@ class CalibratedTask(Task, ABC):
     def calibrates(self) -> bool:
         return self.settings.calibration is not None or self.settings.thresholds == "auto"
 
-    def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
+    def calibration(self, records: Collection[Record]) -> dict[str, Any]:
         """Return the temperature with the smallest loss on `validation`, and the threshold of the second class."""
         from trainer.tasks.classification.calibration import best_temperature, tempered
 
         found: dict[str, Any] = {}
-        if self.settings.calibration and records:
+        if not records:
+            return found
+        rows: Iterable[Record] = records
+        if self.settings.calibration:
             found["temperature"] = best_temperature(records)
-            records = tempered(records, found["temperature"])
-        if self.settings.thresholds == "auto" and records:
+            rows = tempered(records, found["temperature"])
+        if self.settings.thresholds == "auto":
             found["thresholds"] = best_thresholds(
-                [{**record, "target": [record["target"]]} for record in records], self.settings.names[1:]
+                ({**record, "target": [record["target"]]} for record in rows), self.settings.names[1:]
             )
         return found
 

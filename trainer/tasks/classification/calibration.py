@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,13 @@ SMALLEST = 1e-300  # a probability of 0 has no logarithm
 TOLERANCE = 1e-4  # of the changed model, in units of the outputs
 
 
-def best_temperature(records: Sequence[Record]) -> float:
+def best_temperature(records: Collection[Record]) -> float:
     """Return the temperature at which the mean loss of classification records is smallest.
 
     The loss is convex in 1 / temperature, so a search by the golden section finds the minimum.
     """
-    names, logits = _logits(records)
-    true = [names.index(record["target"]) for record in records]
+    names, logits, targets = _logits(records)
+    true = [names.index(target) for target in targets]
     rows = np.arange(len(true))
 
     def loss(log_temperature: float) -> float:
@@ -49,22 +51,22 @@ def best_temperature(records: Sequence[Record]) -> float:
     return math.exp((low + high) / 2)
 
 
-def _logits(records: Sequence[Record]) -> tuple[list[str], Array]:
-    """Return the names of the classes, and logits (rows, classes) up to a constant of each row."""
-    names = list(records[0]["probabilities"])
-    shares = np.array([[record["probabilities"][name] for name in names] for record in records], dtype=np.float64)
-    return names, np.log(np.maximum(shares, SMALLEST))
+def _logits(records: Collection[Record]) -> tuple[list[str], Array, list[str]]:
+    """Return the names of the classes, logits (rows, classes) up to a constant of each row, and the true classes."""
+    names, shares, targets = list(next(iter(records))["probabilities"]), array("d"), []
+    for record in records:
+        shares.extend(record["probabilities"][name] for name in names)
+        targets.append(sys.intern(record["target"]))
+    return names, np.log(np.maximum(np.frombuffer(shares).reshape(-1, len(names)), SMALLEST)), targets
 
 
-def tempered(records: Sequence[Record], temperature: float) -> list[Record]:
-    """Return the records with the probabilities at a temperature."""
-    names, logits = _logits(records)
+def tempered(records: Collection[Record], temperature: float) -> Iterator[Record]:
+    """Yield target and probabilities of the records at a temperature."""
+    names, logits, targets = _logits(records)
     powers = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
-    shares = (powers / powers.sum(1, keepdims=True)).tolist()
-    return [
-        {**record, "probabilities": dict(zip(names, row, strict=True))}
-        for record, row in zip(records, shares, strict=True)
-    ]
+    shares = powers / powers.sum(1, keepdims=True)
+    for target, row in zip(targets, shares, strict=True):
+        yield {"target": target, "probabilities": dict(zip(names, row.tolist(), strict=True))}
 
 
 def output_layer(model: nn.Module) -> tuple[str, nn.Linear] | None:

@@ -74,7 +74,7 @@ def _agreement(first: Sequence[Record], second: Sequence[Record]) -> dict[str, f
 def _member(run: RunDir, split: str) -> list[Record]:
     """Records in corpus order, with `shares`: the probabilities in the order of the sorted labels."""
     try:
-        report = open_report(run, split)
+        report = open_report(run, split, most=None)
     except DataError as error:
         raise DataError(f"{run.path}: {error}; only classifiers can be averaged") from None
     if not isinstance(report, ClassificationReport):

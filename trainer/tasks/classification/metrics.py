@@ -6,10 +6,12 @@ All sums are in corpus order, in float64.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.metrics import RESAMPLES, SEED, Score, bootstrap_interval, percentiles
@@ -32,14 +34,14 @@ def interval_of(score: Callable[[Array], float], rows: int, resamples: int, seed
 
 
 def class_scores(
-    predictions: list[int], references: list[int], classes: int, *, resamples: int = RESAMPLES, seed: int = SEED
+    predictions: npt.ArrayLike, references: npt.ArrayLike, classes: int, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Score]:
     """From class ids (rows,): accuracy; precision, recall and F1 (macro); Matthews' correlation.
 
     Macro averages are over the classes that occur as truth or as prediction, as in scikit-learn. A class that is never
     predicted has precision 0.
     """
-    pairs = np.array(references) * classes + np.array(predictions)
+    pairs = np.asarray(references) * classes + np.asarray(predictions)
     scores: dict[str, Score] = dict(from_confusion(_confusion(pairs, classes)))
     if resamples:
         draw, rows = np.random.default_rng(seed), len(pairs)
@@ -78,7 +80,7 @@ def from_confusion(counts: Array) -> dict[str, float]:
 
 
 def probability_scores(
-    predictions: list[list[float]], references: list[int], *, resamples: int = RESAMPLES, seed: int = SEED
+    predictions: npt.ArrayLike, references: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Score]:
     """From probabilities (rows, classes): area under the ROC curve, average precision (both: mean over the classes, one
     against the rest, for more than two), expected calibration error (Guo et al. 2017) over 15 bins of equal width.
@@ -86,7 +88,7 @@ def probability_scores(
     Areas are left out where a class does not occur. Their intervals are left out where a class is so rare that most
     resamples lack it, and where they would take more than minutes (MOST_CELLS).
     """
-    p, true = np.array(predictions), np.array(references)
+    p, true = np.asarray(predictions), np.asarray(references)
     measures: dict[str, Callable[[Array | None], float]] = {"ece": lambda w: calibration_error(p, true, w)}
     if len(np.unique(true)) == p.shape[1]:
         ranking = Ranking(p, true)
@@ -175,20 +177,22 @@ def score_classification(
         NumericsError: a loss or probability is NaN or Inf; names the id.
     """
     ids = {name: i for i, name in enumerate(names)}
-    ordered = checked_records(records, lambda record: _check(record, ids))
-    true = [ids[record["target"]] for record in ordered]
-    probabilities = [[record["probabilities"][name] for name in names] for record in ordered]
-    predictions = [ids[record["prediction"]] for record in ordered]
-    scores = class_scores(predictions, true, len(names), resamples=resamples)
-    scores |= probability_scores(probabilities, true, resamples=resamples)
-    losses = [float(record["loss"]) for record in ordered]
+    targets, predicted, shares, losses = array("q"), array("q"), array("d"), array("d")
+    for record in checked_records(records, lambda record: _check(record, ids)):
+        targets.append(ids[record["target"]])
+        predicted.append(ids[record["prediction"]])
+        shares.extend(record["probabilities"][name] for name in names)
+        losses.append(float(record["loss"]))
+    true = np.array(targets)
+    scores = class_scores(np.array(predicted), true, len(names), resamples=resamples)
+    scores |= probability_scores(np.frombuffer(shares).reshape(-1, len(names)), true, resamples=resamples)
     scores["loss"] = math.fsum(losses) / len(losses)
     if resamples:
-        table = [[loss, 1.0] for loss in losses]
+        table = np.column_stack([losses, np.ones(len(losses))])
         scores["loss_ci95"] = bootstrap_interval(table, lambda sums: sums[0] / sums[1], resamples)
-    there = set(true)
+    there = set(targets)
     absent = [name for name, number in ids.items() if number not in there]
-    return scores | {"rows": len(ordered)} | ({"absent_classes": absent} if absent else {})
+    return scores | {"rows": len(losses)} | ({"absent_classes": absent} if absent else {})
 
 
 def _check(record: Record, ids: Mapping[str, int]) -> None:

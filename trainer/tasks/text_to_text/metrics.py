@@ -7,11 +7,14 @@ so that "Männer" would be two and "日本" none; on English both are the same.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from trainer.evaluation.metrics import bootstrap_interval
-from trainer.evaluation.predictions import in_corpus_order
+from trainer.evaluation.predictions import ordered
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 _ALONE = r"\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -34,16 +37,19 @@ def score_rouge(records: Iterable[Mapping[str, Any]], resamples: int) -> dict[st
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer, ordered = RougeScorer(list(KINDS), tokenizer=Words()), in_corpus_order(records)
-    rows = [scorer.score(record["target"], record["prediction"]) for record in ordered]
+    scorer, values = RougeScorer(list(KINDS), tokenizer=Words()), {kind: array("d") for kind in KINDS}
+    for record in ordered(records):
+        row = scorer.score(record["target"], record["prediction"])
+        for kind in KINDS:
+            values[kind].append(row[kind].fmeasure)
 
     def mean(sums: Sequence[float]) -> float:
         return sums[0] / sums[1]
 
     scores: dict[str, Any] = {}
     for kind in KINDS:
-        table = [(row[kind].fmeasure, 1.0) for row in rows]
-        scores[kind] = sum(value for value, _ in table) / len(table)
+        scores[kind] = sum(values[kind]) / len(values[kind])
         if resamples:
+            table = np.column_stack([values[kind], np.ones(len(values[kind]))])
             scores[f"{kind}_ci95"] = bootstrap_interval(table, mean, resamples)
     return scores

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from trainer.data.token_ids import encode_batch
 from trainer.errors import UsageError
+from trainer.evaluation.predictions import ordered
 from trainer.recipe.sections import LossSection, Positive
 from trainer.task.base import IGNORED, Batch, Example, Record, Task, Texts
 from trainer.task.metrics import Metric
@@ -243,7 +244,7 @@ class TextToText(Pairs, Task):
     def score(self, records: Iterable[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
         from trainer.tasks.text_to_text.metrics import score_rouge
 
-        found = list(records)
+        found = ordered(records)
         return {**super().score(found, resamples), **score_rouge(found, resamples)}
 
 

@@ -6,13 +6,16 @@ The counts are those of the conlleval script and of `seqeval`. Intervals are per
 from __future__ import annotations
 
 import math
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import RESAMPLES, SEED, percentiles
+from trainer.evaluation.metrics import RESAMPLES, SEED, WINDOW, percentiles
 from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.token_classification.errors import KINDS, compare
 
@@ -73,21 +76,25 @@ def score_entities(
         DataError: no records, an id missing or twice, or a type that is not among `types`; names the id.
         NumericsError: a loss is NaN or Inf; names the id.
     """
-    ordered = checked_records(records, lambda record: _check(record, types))
-    table = counts(ordered, types)
-    losses = np.array([[float(record["loss"]), record["tokens"]] for record in ordered])
-    sums = table.sum(0)
+    parts, numbers, kinds = [], array("d"), Counter[str]()
+    found = checked_records(records, lambda record: _check(record, types))
+    while window := list(islice(found, WINDOW)):
+        parts.append(counts(window, types).astype(np.int32))
+        for record in window:
+            numbers.extend((float(record["loss"]), record["tokens"]))
+            kinds.update(error.kind for error in compare(record["target"], record["prediction"]))
+    table, losses = np.concatenate(parts), np.frombuffer(numbers).reshape(-1, 2)
+    sums = _sums(table)
     by_type = dict(zip(("precision", "recall", "f1"), f_scores(sums), strict=True))
     scores: dict[str, Any] = {**summary(sums), "loss": _mean(losses.sum(0))}
     scores |= {f"{name}_by_type": dict(zip(types, values.tolist(), strict=True)) for name, values in by_type.items()}
     scores["entities_by_type"] = dict(zip(types, map(int, sums[:, TRUE]), strict=True))
-    scores["errors_by_kind"] = _error_counts(ordered)
-    return scores | (_intervals(table, losses, types, resamples) if resamples else {}) | {"rows": len(ordered)}
+    scores["errors_by_kind"] = {kind: kinds[kind] for kind in KINDS}
+    return scores | (_intervals(table, losses, types, resamples) if resamples else {}) | {"rows": len(table)}
 
 
-def _error_counts(records: Sequence[Record]) -> dict[str, int]:
-    kinds = [error.kind for record in records for error in compare(record["target"], record["prediction"])]
-    return {kind: kinds.count(kind) for kind in KINDS}
+def _sums(table: Array) -> Array:
+    return np.asarray(table.sum(0, dtype=np.float64))
 
 
 def _mean(sums: Array) -> float:
@@ -96,9 +103,11 @@ def _mean(sums: Array) -> float:
 
 def _intervals(table: Array, losses: Array, types: Sequence[str], resamples: int) -> dict[str, Any]:
     draw, rows = np.random.default_rng(SEED), len(table)
-    drawn = [draw.integers(0, rows, rows) for _ in range(resamples)]
-    sums = [table[rows].sum(0) for rows in drawn]
-    made = [summary(one) | {"loss": _mean(losses[rows].sum(0))} for one, rows in zip(sums, drawn, strict=True)]
+    sums, made = [], []
+    for _ in range(resamples):
+        drawn = draw.integers(0, rows, rows)
+        sums.append(_sums(table[drawn]))
+        made.append(summary(sums[-1]) | {"loss": _mean(losses[drawn].sum(0))})
     f1 = np.array([f_scores(one)[2] for one in sums])
     by_type = {name: percentiles(f1[:, i].tolist()) for i, name in enumerate(types)}
     return {f"{name}_ci95": percentiles(one[name] for one in made) for name in made[0]} | {"f1_by_type_ci95": by_type}

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import SEED, Score
+from trainer.evaluation.metrics import SEED, WINDOW, Score
 from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.classification.metrics import MOST_CELLS, Array, interval_of
 
@@ -29,10 +30,25 @@ def score_labels(records: Iterable[Mapping[str, Any]], names: Sequence[str], *, 
         DataError: no records, or a label that is not among `names`; names id and key.
         NumericsError: a loss or probability is NaN or Inf; names the id.
     """
-    ordered = checked_records(records, lambda record: _check(record, names))
-    true, predicted = (indicators([record[key] for record in ordered], names) for key in ("target", "prediction"))
-    shares = np.array([[record["probabilities"][name] for name in names] for record in ordered], dtype=np.float64)
-    table = np.hstack(
+    found = checked_records(records, lambda record: _check(record, names))
+    parts = []
+    while window := list(islice(found, WINDOW)):
+        parts.append(_table(window, names))
+    table = np.concatenate(parts)
+    scores: dict[str, Score] = dict(_scores(table.sum(0), len(names), len(table)))
+    if resamples and table.size * resamples <= MOST_CELLS:
+        for key in list(scores):
+            interval = interval_of(_of(key, table, len(names)), len(table), resamples, SEED)
+            scores |= {f"{key}_ci95": interval} if interval else {}
+    absent = [name for number, name in enumerate(names) if not table[:, 2 * len(names) + number].any()]
+    return scores | {"rows": len(table)} | ({"absent_classes": absent} if absent else {})
+
+
+def _table(records: Sequence[Record], names: Sequence[str]) -> Array:
+    """Return the numbers of each row of which `_scores` needs the sums."""
+    true, predicted = (indicators([record[key] for record in records], names) for key in ("target", "prediction"))
+    shares = np.array([[record["probabilities"][name] for name in names] for record in records], dtype=np.float64)
+    return np.hstack(
         [
             true & predicted,
             predicted,
@@ -40,16 +56,9 @@ def score_labels(records: Iterable[Mapping[str, Any]], names: Sequence[str], *, 
             (true == predicted).all(1)[:, None],
             (true != predicted).mean(1)[:, None],
             ranking_precision(true, shares)[:, None],
-            np.array([[record["loss"], record["tokens"]] for record in ordered], dtype=np.float64),
+            np.array([[record["loss"], record["tokens"]] for record in records], dtype=np.float64),
         ]
     ).astype(np.float64)
-    scores: dict[str, Score] = dict(_scores(table.sum(0), len(names), len(table)))
-    if resamples and table.size * resamples <= MOST_CELLS:
-        for key in list(scores):
-            interval = interval_of(_of(key, table, len(names)), len(table), resamples, SEED)
-            scores |= {f"{key}_ci95": interval} if interval else {}
-    absent = [name for number, name in enumerate(names) if not true[:, number].any()]
-    return scores | {"rows": len(ordered)} | ({"absent_classes": absent} if absent else {})
 
 
 def _of(key: str, table: Array, labels: int) -> Callable[[Array], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Roles
@@ -102,7 +102,7 @@ class MultiLabel(Classification):
     def calibrates(self) -> bool:
         return self.settings.thresholds in (None, "auto")
 
-    def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
+    def calibration(self, records: Collection[Record]) -> dict[str, Any]:
         """Return the threshold of each label with the best F1 on `validation`."""
         if self.calibrates and records:
             return {"thresholds": best_thresholds(records, self.settings.names)}

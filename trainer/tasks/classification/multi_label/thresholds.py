@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.evaluation.predictions import Record
@@ -13,19 +14,21 @@ if TYPE_CHECKING:
 DEFAULT = 0.5
 
 
-def best_thresholds(records: Sequence[Record], names: Sequence[str]) -> dict[str, float]:
+def best_thresholds(records: Iterable[Record], names: Sequence[str]) -> dict[str, float]:
     """Return for each label the probability from which to predict it with the best F1, DEFAULT for one without rows.
 
     A threshold is halfway between two probabilities of the records. Of equally good ones it is that nearest to DEFAULT.
     """
     import numpy as np
 
-    found = {}
-    for name in names:
-        p = np.array([record["probabilities"][name] for record in records], dtype=np.float64)
-        true = np.array([name in record["target"] for record in records])
-        found[name] = _best_threshold(p, true) if true.any() else DEFAULT
-    return found
+    shares, labels = array("d"), bytearray()
+    for record in records:
+        shares.extend(record["probabilities"][name] for name in names)
+        labels.extend(name in record["target"] for name in names)
+    columns = np.frombuffer(shares).reshape(-1, len(names)).T, np.frombuffer(labels, bool).reshape(-1, len(names)).T
+    return {
+        name: _best_threshold(p, true) if true.any() else DEFAULT for name, p, true in zip(names, *columns, strict=True)
+    }
 
 
 def _best_threshold(p: np.ndarray[Any, Any], true: np.ndarray[Any, Any]) -> float:

@@ -6,6 +6,7 @@ All sums are in corpus order, in float64: a score does not depend on the number 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,18 +34,19 @@ def score_regression(
         DataError: no records, or a target or prediction that is not a number; names id and key.
         NumericsError: a loss or prediction is NaN or Inf; names the id.
     """
-    ordered = checked_records(records, lambda record: _check(record, names))
-    true, predicted = (
-        np.array([values_of(record[key], names) for record in ordered], dtype=np.float64).T
-        for key in ("target", "prediction")
-    )
+    numbers = {"target": array("d"), "prediction": array("d"), "loss": array("d")}
+    for record in checked_records(records, lambda record: _check(record, names)):
+        for key in ("target", "prediction"):
+            numbers[key].extend(values_of(record[key], names))
+        numbers["loss"].extend((record["loss"], record["tokens"]))
+    true, predicted = (np.frombuffer(numbers[key]).reshape(-1, len(names)).T for key in ("target", "prediction"))
     measures = [measures_of(*pair) for pair in zip(true, predicted, strict=True)]
-    losses = np.array([[record["loss"], record["tokens"]] for record in ordered], dtype=np.float64)
+    losses = np.frombuffer(numbers["loss"]).reshape(-1, 2)
     of_all: dict[str, Measure] = {
         key: _mean([by_key[key] for by_key in measures]) for key in measures[0] if all(key in m for m in measures)
     }
     of_all["loss"] = lambda w: float(w @ losses[:, 0] / (w @ losses[:, 1]))
-    once, rows = np.ones(len(ordered)), len(ordered)
+    once, rows = np.ones(len(losses)), len(losses)
     scores: dict[str, Score | dict[str, Any]] = {key: measure(once) for key, measure in of_all.items()}
     for key, measure in of_all.items() if resamples else ():
         if interval := interval_of(measure, rows, resamples, SEED):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Number, Roles
@@ -107,7 +107,7 @@ class Regression(Classification):
         """There are no classes."""
         return None
 
-    def calibration(self, records: Sequence[Record]) -> dict[str, Any]:
+    def calibration(self, records: Collection[Record]) -> dict[str, Any]:
         pairs = zip(self.settings.names, self.scales, strict=True)
         return {"targets": {name: {"mean": mean, "deviation": deviation} for name, (mean, deviation) in pairs}}
 

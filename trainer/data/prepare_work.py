@@ -1,0 +1,292 @@
+"""The parts of `rankzero prepare` that several processes or jobs can do, each repeated without harm.
+
+    read    clean the rows of a range of a file, count them, and write them to chunks
+    deal    sort the rows of a chunk by the shard to which they are dealt
+    write   tokenize the rows of a shard in their random order, and write it
+
+The chunks are in the folder `rows` of the workspace. Every file is written to a temporary one, flushed and renamed, so
+a part whose output exists is done. Neither ranges nor chunks change what is written in the end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.cleaning import BadRow, clean_row, cleaner
+from trainer.data.counter_rng import key, permutation
+from trainer.data.prepare_spans import CHUNK_ROWS, Span
+from trainer.data.roles import Roles
+from trainer.data.sources import TOKENS, Source, Split, belongs, open_splits
+from trainer.data.survey import is_counted
+from trainer.data.tokenization import load_tokenizer
+from trainer.files import read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from trainer.recipe import Recipe
+
+BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
+WRITE_ROWS = 1000  # rows of a Parquet row group: a resumed reader reads at most this many too many
+PLACES = 3  # rows of a mistake whose places are kept
+ROWS, TOKENIZER = "rows", "tokenizer"  # folders of the workspace
+Values = dict[str, Any]
+Encode = Callable[[list[Values]], list[dict[str, list[int]]]]
+
+
+@dataclass
+class Workspace:
+    """The folder in which a corpus is prepared.
+
+    Args:
+        folder: it becomes the prepared corpus.
+        encoder: makes the task's `encode` from a tokenizer.
+    """
+
+    folder: Path
+    recipe: Recipe
+    roles: Roles
+    encoder: Callable[[PreTrainedTokenizerFast], Encode]
+
+    def __post_init__(self) -> None:
+        self.sources = open_splits(self.recipe.data, self.roles)
+        self._encode: Encode | None = None
+
+    def chunk(self, split: str, shard: int, first: int) -> Path:
+        """Return the path of a chunk's rows. With the suffix .json its counts, with .dealt and .index dealt rows."""
+        return self.folder / ROWS / f"{split}-{shard:05d}-{first:012d}.jsonl"
+
+    def chunks(self, split: Split) -> Iterator[dict[str, Any]]:
+        """Yield the counts of a split's chunks in order, up to the first that is missing (then None)."""
+        for shard in range(len(self.sources[split].shards)):
+            first: int | None = 0
+            while first is not None:
+                counts = read_json(self.chunk(split, shard, first).with_suffix(".json"))
+                yield counts
+                if counts is None:
+                    return
+                first = None if counts["ended"] else counts["following"]["row"]
+
+    # -- read ------------------------------------------------------------------------------------------------------
+
+    def read(self, span: Span) -> dict[str, int]:
+        """Clean the rows of a span. Write them and their counts to chunks. Return the rows read and the bad ones."""
+        source = self.sources[span.split]
+        stream, state, left = None, span.state, span.rows
+        total = {"rows": 0, "bad": 0, "done": 0}
+        while left is None or left > 0:
+            first = state["row"] if state else 0
+            path = self.chunk(span.split, span.shard, first).with_suffix(".json")
+            counts = read_json(path)
+            if counts is None:
+                stream = stream or source.stream(span.shard, state)
+                counts = self._read_chunk(stream, source, span, min(CHUNK_ROWS, left or CHUNK_ROWS))
+                write_json(path, counts)
+            else:
+                stream, total["done"] = None, total["done"] + counts["read"]
+            state = counts["following"]
+            total["rows"] += counts["read"]
+            total["bad"] += sum(mistake["rows"] for mistake in counts["mistakes"])
+            if counts["ended"]:
+                break
+            left = None if left is None else left - counts["read"]
+        return total
+
+    def _read_chunk(self, stream: Any, source: Source, span: Span, most: int) -> dict[str, Any]:
+        data, first = self.recipe.data, stream.state()["row"]
+        clean, tally = cleaner(data.cleaning), _Tally(self.roles, span.split)
+        read, before = 0, stream.offsets
+        with replacing(self.chunk(span.split, span.shard, first)) as file:
+            for row in islice(stream, most):
+                read += 1
+                values = clean_row(row, self.roles, data.columns, clean)
+                if isinstance(values, BadRow):
+                    counted = is_counted(row, data, span.split)
+                    tally.bad(values, (before, stream.offsets), counted, row.lines - 1)
+                elif belongs(values, data, span.split):
+                    tally.good(values)
+                    line = json.dumps({"id": source.name_of(row.id), **values}, ensure_ascii=False) + "\n"
+                    file.write(line.encode("utf-8", "surrogatepass"))
+                before = stream.offsets
+        return {"first": first, "read": read, "ended": read < most, "following": stream.state(), **tally.report()}
+
+    # -- deal ------------------------------------------------------------------------------------------------------
+
+    def deal(self, shard: int, first: int, number: int, buckets: int) -> int:
+        """Sort the rows of a chunk of train by the shard they are dealt to, each with its bucket there.
+
+        Of each group of `data.lanes` rows one goes to each shard, in keyed order.
+
+        Args:
+            number: of the chunk's first usable row among those of train.
+            buckets: of each shard.
+
+        Returns:
+            The number of rows.
+        """
+        path, count, seed = self.chunk("train", shard, first), self.recipe.data.lanes, self.recipe.seed
+        of_shard: list[list[bytes]] = [[] for _ in range(count)]
+        order = permutation(count, seed, "prepare", number // count)
+        with path.open("rb") as file:
+            for row, line in enumerate(file, start=number):
+                group, place = divmod(row, count)
+                if place == 0:
+                    order = permutation(count, seed, "prepare", group)
+                of_shard[int(order[place])].append(b"%d\t%b" % (key(seed, "bucket", row) % buckets, line))
+        ends = [0]
+        with replacing(path.with_suffix(".dealt")) as dealt:
+            for lines in of_shard:
+                dealt.writelines(lines)
+                ends.append(dealt.tell())
+        write_json(path.with_suffix(".index"), {"ends": ends})
+        path.unlink()
+        return sum(map(len, of_shard))
+
+    # -- write -----------------------------------------------------------------------------------------------------
+
+    def encode(self) -> Encode:
+        """Return the task's `encode` with the tokenizer of the workspace."""
+        if self._encode is None:
+            self._encode = self.encoder(load_tokenizer(str(self.folder / TOKENIZER)))
+        return self._encode
+
+    def write(self, split: Split, name: str, shard: int | None, paths: Sequence[Path], buckets: int) -> int:
+        """Write a shard: its rows of dealt chunks in random order, or with shard None the rows of chunks in order.
+
+        Returns:
+            The number of rows.
+        """
+        encode = self.encode()
+        rows = _in_order(paths) if shard is None else self._shuffled(paths, shard, buckets)
+        with replacing(self.folder / name) as file:
+            return _write_rows(file, rows, self.roles, encode)
+
+    def _shuffled(self, paths: Sequence[Path], shard: int, buckets: int) -> Iterator[Values]:
+        """Yield the rows of a shard, bucket by bucket. Each bucket is permuted in memory."""
+        made = self.folder / ROWS / f"buckets-{shard:05d}"
+        shutil.rmtree(made, ignore_errors=True)  # of a killed attempt
+        if buckets == 1:
+            found: Iterable[list[bytes]] = [[line.partition(b"\t")[2] for line in _dealt(paths, shard)]]
+        else:
+            found = _buckets(made, _dealt(paths, shard), buckets)
+        for bucket, lines in enumerate(found):
+            for i in permutation(len(lines), self.recipe.seed, "order", shard, bucket):
+                yield json.loads(lines[i].decode("utf-8", "surrogatepass"))
+        shutil.rmtree(made, ignore_errors=True)
+
+
+class _Tally:
+    """Counts of a chunk, from which those of the split are put together."""
+
+    def __init__(self, roles: Roles, split: Split) -> None:
+        self._roles, self._train = roles, split == "train"
+        self._rows = self._lost = 0
+        self._labels, self._without, self._reasons = Counter[str](), Counter[str](), Counter[str]()
+        self._numbers: dict[str, list[float]] = {}
+        self._mistakes: dict[BadRow, dict[str, Any]] = {}
+
+    def good(self, values: Values) -> None:
+        self._rows += 1
+        for name, role in self._roles.items():
+            if name not in values:
+                if self._train:
+                    self._without[name] += 1
+                continue
+            self._labels.update(role.counted(values[name]))
+            if (number := role.measured(values[name])) is not None:
+                self._numbers.setdefault(name, []).append(number)
+
+    def bad(self, row: BadRow, span: Any, counted: bool, lost: int) -> None:
+        mistake = self._mistakes.setdefault(row.mistake, {"rows": 0, "places": []})
+        mistake["rows"] += 1
+        if len(mistake["places"]) < PLACES:
+            mistake["places"].append({"row": asdict(row), "span": span})
+        if counted:
+            self._reasons[row.reason if row.column is None else f"column {row.column!r} {row.reason}"] += 1
+            self._lost += lost
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "rows": self._rows,
+            "lost": self._lost,
+            "labels": self._labels,
+            "without": self._without,
+            "numbers": self._numbers,
+            "reasons": self._reasons,
+            "mistakes": list(self._mistakes.values()),
+        }
+
+
+def _in_order(paths: Sequence[Path]) -> Iterator[Values]:
+    for path in paths:
+        with path.open("rb") as file:
+            for line in file:
+                yield json.loads(line.decode("utf-8", "surrogatepass"))
+
+
+def _dealt(paths: Sequence[Path], shard: int) -> Iterator[bytes]:
+    """Yield the lines of a shard in dealt chunks, each with its bucket."""
+    for path in paths:
+        begin, end = read_json(path.with_suffix(".index"))["ends"][shard : shard + 2]
+        with path.with_suffix(".dealt").open("rb") as file:
+            file.seek(begin)
+            yield from file.read(end - begin).splitlines(keepends=True)
+
+
+def _buckets(folder: Path, lines: Iterator[bytes], buckets: int) -> Iterator[list[bytes]]:
+    """Yield the lines of each bucket. They go through files, of which one is open at a time."""
+    folder.mkdir()
+    while window := list(islice(lines, BUCKET_ROWS)):
+        of_bucket: dict[bytes, list[bytes]] = {}
+        for line in window:
+            bucket, _, row = line.partition(b"\t")
+            of_bucket.setdefault(bucket, []).append(row)
+        for bucket, rows in of_bucket.items():
+            with (folder / bucket.decode()).open("ab") as file:
+                file.writelines(rows)
+    for number in range(buckets):
+        path = folder / str(number)
+        if path.exists():
+            with path.open("rb") as file:
+                yield file.readlines()
+            path.unlink()
+        else:  # no row was dealt to it
+            yield []
+
+
+def _write_rows(file: Any, rows: Iterator[Values], roles: Roles, encode: Encode) -> int:
+    """Write a Parquet file of id, values and token ids. Return the number of rows."""
+    types = {"id": pa.string()}
+    for name, role in roles.items():
+        item = pa.type_for_alias(role.stored)
+        types[name] = pa.list_(item) if role.is_list else item
+    written = 0
+    with ExitStack() as stack:
+        writer: Any = None
+        while window := list(islice(rows, WRITE_ROWS)):
+            examples = encode([{name: value for name, value in row.items() if name != "id"} for row in window])
+            columns = {name: pa.array([row[name] for row in window], types[name]) for name in window[0]}
+            for name in examples[0]:
+                columns[TOKENS + name] = _array([e[name] for e in examples])
+            table = pa.table(columns)
+            writer = writer or stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
+            writer.write_table(table)
+            written += len(window)
+    return written
+
+
+def _array(rows: Sequence[Sequence[float]]) -> Any:
+    """Return lists of ids or of numbers as an Arrow array."""
+    floats = any(isinstance(value, float) for row in rows for value in row[:1])
+    return pa.array(rows, pa.list_(pa.float64() if floats else pa.int32()))
