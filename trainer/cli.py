@@ -81,9 +81,13 @@ def prepare(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder (default prepared/NAME)")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="hash all original files and compare with what DIR or the run recorded")
+    ] = False,
+    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="with --verify: a run directory")] = None,
 ) -> None:
     """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards."""
-    print(api().prepare(recipe, overrides or [], out=out))
+    print(api().prepare(recipe, overrides or [], out=out, verify=verify, run=run))
 
 
 @app.command("evaluate")

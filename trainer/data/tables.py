@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.formats import BadFile, Parsed, opened
+from trainer.data.formats import SHORT_BYTES, BadFile, Parsed, opened, short_reads
 from trainer.data.labels import ClassIndex
 from trainer.data.paths import UNREAD, matching
 
@@ -41,7 +41,8 @@ def table_batches(url: str, kind: str, row: int, reading: Reading) -> Iterator[l
 
 def _parquet(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:
     """Yield batches from a row on, each with the schema of the file and the columns that are read."""
-    with pq.ParquetFile(stream) as file:
+    buffered = 0 if short_reads.get() is None else SHORT_BYTES  # pages of a row group in turn, not all of them at once
+    with pq.ParquetFile(stream, buffer_size=buffered) as file:
         columns, groups = _chosen(file.schema_arrow, reading), list(range(file.metadata.num_row_groups))
         while groups and row >= (size := file.metadata.row_group(groups[0]).num_rows):
             row -= size
