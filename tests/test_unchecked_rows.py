@@ -152,11 +152,11 @@ def test_the_first_rows_of_every_file_are_read(tmp_path, monkeypatch):
 
 
 def test_a_small_split_is_read_to_its_end(tmp_path):
-    write_rows(tmp_path / "a.jsonl", 30)
+    write_rows(tmp_path / "a.jsonl", 9)
     counts, rows = part(tmp_path)
-    assert (counts.complete, counts.rows, rows) == (True, 30, 30)
-    with pytest.raises(DataError, match=r"data\.lanes=31 is more than the 30 rows"):
-        part(tmp_path, lanes=31)
+    assert (counts.complete, counts.rows, rows) == (True, 9, 9)
+    with pytest.raises(DataError, match=r"data\.lanes=10 is more than the 9 rows"):
+        part(tmp_path, lanes=10)
 
 
 def test_long_rows_are_bounded_by_bytes(tmp_path, monkeypatch):
@@ -221,9 +221,13 @@ def test_steps_are_those_of_a_run_that_has_read_all_rows(tmp_path, check):
     assert "unchecked" not in state(full, 14)
 
 
-def test_a_bad_row_ends_a_run_with_its_place_and_a_checkpoint(tmp_path):
+def test_a_bad_row_ends_a_run_with_its_place_and_a_checkpoint(tmp_path, monkeypatch):
     with_bad(tmp_path / "train.jsonl", 200, 150, 151)
     made = recipe(tmp_path, data={"check": "sample"})
+    with pytest.raises(DataError, match=r"data\.train: train\.jsonl:150 .* is null\. Fix the row") as caught:
+        train(made, run=tmp_path / "counted")  # where tokens are counted
+    assert not list((tmp_path / "counted" / "checkpoints").iterdir())
+    monkeypatch.setattr("trainer.engine.token_counts.SAMPLE", 20)
     with pytest.raises(
         DataError, match=r'data\.train: train\.jsonl:15[01] \(row 15[12]\), column "en": is null'
     ) as caught:

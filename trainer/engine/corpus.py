@@ -122,7 +122,13 @@ class Corpus:
         texts = clean_row(row, self.roles, data.columns, self._clean)
         if isinstance(texts, BadRow):
             if data.on_bad_row == "fail" and fails:
-                raise DataError(texts.describe(source.shards[row.id[0]].name))
+                place = texts.describe(source.shards[row.id[0]].name)
+                if split not in self.unchecked:
+                    raise DataError(place)
+                raise DataError(
+                    f"data.{split}: {place}. Fix the row, or set data.on_bad_row=skip to leave out up to "
+                    f"data.max_bad_fraction={data.max_bad_fraction:g} of all rows"
+                )
             return texts
         return texts if belongs(texts, data, split) else None
 
