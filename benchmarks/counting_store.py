@@ -1,7 +1,7 @@
 """A remote store of files of any size that holds one block of each: it counts requests and bytes.
 
-Registered with fsspec as `counted://`. A listing is a request for each 1,000 files and brings sizes and etags. A read of
-a range is a request, and so is the HEAD before a file is opened.
+Registered with fsspec as `counted://`. A listing is a request for each 1,000 files and brings sizes and etags. A read
+of a range is a request, and so is the HEAD before a file is opened.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
@@ -54,8 +54,8 @@ class CountingStore(AbstractFileSystem):
     """The store. All instances share the files and the counts."""
 
     protocol = PROTOCOL
-    files: dict[str, Repeated] = {}
-    counts = Counts()
+    files: ClassVar[dict[str, Repeated]] = {}
+    counts: ClassVar[Counts] = Counts()
     seconds = 0.0  # that a request takes
     _lock = threading.Lock()
 

@@ -4,8 +4,9 @@
 
 The store (benchmarks/counting_store.py) generates its files. A start is what rank zero does before the model is built:
 list, survey, count tokens, fingerprint. A resume compares the files and reads the rest of the current block of every
-lane. A full survey of two of the files tells what it would take for all. `--latency` is the time of a request. Ends with 1 where a start takes 10 s of the
-processor and of requests, or reads 0.1% of the bytes, or a resume reads more than a block of each lane.
+lane. A full survey of two files of a hundredth of the size shows what it would take for all. Ends with 1 if a start
+takes 10 s of the processor and of requests (32 at once, `--latency` each), or reads 0.1% of the bytes, or if a resume
+reads more than a block of each lane.
 """
 
 from __future__ import annotations
@@ -44,9 +45,30 @@ from trainer.task.registry import make_task
 
 SECONDS, SHARE = 10.0, 0.001  # of a start, at most
 AHEAD = 5 * 2**20 + 2**18  # bytes that fsspec reads ahead, and a chunk of our own
-WORDS = (
-    ["the", "a", "of", "to", "in", "red", "green", "blue", "house", "tree", "river", "road", "dog", "cat", "bird", "sees", "finds", "carries", "old", "young", "small", "large"]
-)
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "to",
+    "in",
+    "red",
+    "green",
+    "blue",
+    "house",
+    "tree",
+    "river",
+    "road",
+    "dog",
+    "cat",
+    "bird",
+    "sees",
+    "finds",
+    "carries",
+    "old",
+    "young",
+    "small",
+    "large",
+]
 CONSOLE = Console(width=140)
 
 
@@ -86,7 +108,7 @@ def recipe(lanes: int, block_rows: int, pattern: str, tokenizer: Path, **data: A
         "task": {"kind": "translation"},
         "data": section,
         "tokenizer": {"pretrained": str(tokenizer)},
-        "model": {"d_model": 16, "heads": 2},
+        "model": {"kind": "transformer", "d_model": 16, "heads": 2},
         "loop": {"max_steps": 1000},
     }
     return Recipe.parse(values)

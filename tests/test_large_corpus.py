@@ -21,7 +21,7 @@ from trainer.engine.setup import survey_data
 from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.recipe.sections import DataConfig, TokenizerTraining
-from trainer.recipe_loading import Recipe
+from trainer.recipe_loading import Recipe, load_recipe
 from trainer.rundir import RunDir
 
 FILES, EACH = 12, 3_000_000
@@ -50,12 +50,14 @@ def test_requests_and_bytes_of_a_start_and_a_resume(tmp_path, tokenizer, large, 
     CountingStore.fill({f"corpus/train-{i:02d}.{kind}": Repeated(content, size) for i in range(FILES)})
     made = large_corpus.recipe(2, 128, f"*.{kind}", tokenizer)
     found = large_corpus.case(kind, made, tmp_path, 0.0)
-    assert found["checked_rows"] > 10_000 - FILES
+    assert found["checked_rows"] > 100 * FILES
     assert found["rows"] == (None if kind == "jsonl" else FILES * 200_000)
     start, resume = found["start"], found["resume"]
     assert start["requests"]["list"] <= 10
-    assert start["requests"]["get"] <= FILES * (8 if kind == "jsonl" else 20)
-    assert start["bytes"] < FILES * 1_000_000, "of files of any size"
+    assert start["requests"]["get"] <= FILES * (6 if kind == "jsonl" else 20)
+    assert start["bytes"] < FILES * (600_000 if kind == "jsonl" else 5_000_000), "of files of any size"
+    if kind == "parquet":  # it reads a row group of each lane
+        return
     assert resume["bytes"] <= resume["most_bytes"], "a block of each lane"
     assert resume["requests"]["get"] <= 8 * made.data.lanes
 
@@ -131,7 +133,7 @@ def run_of(folder: Path, tmp_path: Path, **data: Any) -> tuple[RunDir, Recipe, d
 def tiny_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 100)
     monkeypatch.setattr("trainer.data.survey.PART_ROWS", 5)
-    monkeypatch.setattr("trainer.data.survey.PART_FILE_ROWS", 5)
+    monkeypatch.setattr("trainer.data.survey.FILE_ROWS", 5)
 
 
 def test_a_resume_compares_in_the_way_of_the_first_start(tmp_path, tiny_limit, monkeypatch):
@@ -215,7 +217,7 @@ def test_a_large_prepared_corpus_says_its_rows(tmp_path, monkeypatch):
     made = Recipe.parse(tiny_recipe(tmp_path / "corpus", data={"validation": None, "test": None}))
     prepare(made, out=tmp_path / "prepared")
     monkeypatch.setattr("trainer.data.survey.PART_ROWS", 4)
-    monkeypatch.setattr("trainer.data.survey.PART_FILE_ROWS", 4)
+    monkeypatch.setattr("trainer.data.survey.FILE_ROWS", 4)
     prepared = tmp_path / "prepared"
     settings: dict[str, Any] = {
         "data": {"validation": None, "test": None, "check": "sample"},
@@ -231,7 +233,7 @@ def test_tasks_that_need_counts_refuse_to_read_no_row(tmp_path):
     model = {"kind": "encoder", "d_model": 32, "layers": 1, "heads": 2, "feed_forward": 64}
     base = tiny_recipe(tmp_path, data={"columns": {}, "test": None, "check": "off"}) | {"model": model}
     with pytest.raises(UsageError, match=r"data\.check=off: task\.class_weights=balanced"):
-        Recipe.parse(base | {"task": section | {"class_weights": "balanced"}})
+        load_recipe(Recipe.parse(base | {"task": section | {"class_weights": "balanced"}}))
     regression = {"kind": "classification", "mode": "regression", "targets": ["value"]}
     with pytest.raises(UsageError, match=r"data\.check=off: task\.mode regression"):
-        Recipe.parse(base | {"task": regression})
+        load_recipe(Recipe.parse(base | {"task": regression}))

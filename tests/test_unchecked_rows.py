@@ -134,7 +134,7 @@ def with_bad(path: Path, rows: int, *bad: int) -> Path:
 
 def test_the_first_rows_of_every_file_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.data.survey.PART_ROWS", 20)
-    monkeypatch.setattr("trainer.data.survey.PART_FILE_ROWS", 10)
+    monkeypatch.setattr("trainer.data.survey.FILE_ROWS", 10)
     for name in "abc":
         write_rows(tmp_path / f"{name}.jsonl", 50)
     counts, rows = part(tmp_path)
@@ -181,7 +181,7 @@ def test_when_bad_rows_are_too_many():
 @pytest.fixture(autouse=True)
 def few_rows_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.survey.PART_ROWS", 10)
-    monkeypatch.setattr("trainer.data.survey.PART_FILE_ROWS", 10)
+    monkeypatch.setattr("trainer.data.survey.FILE_ROWS", 10)
 
 
 def recipe(folder: Path, **sections: dict[str, Any]) -> Recipe:

@@ -109,6 +109,9 @@ def first_bytes() -> Iterator[None]:
 
     A store would read megabytes ahead for one row, and the same bytes again for the next question about a file.
     """
+    if short_reads.get() is not None:  # within another block, which closes the files
+        yield
+        return
     token = short_reads.set({})
     try:
         yield

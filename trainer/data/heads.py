@@ -22,6 +22,7 @@ from trainer.data.sniffing import Form
 from trainer.data.sources import Row, Source, damaged, embedded_count
 
 THREADS = 32  # files that are open at once
+FILE_ROWS = 100  # rows that are read of a file, at least: opening it takes longer than reading them
 WINDOW = 4 * THREADS  # files whose first rows are in memory
 # Bytes of a file that its first rows take at most, and the share of a larger file.
 HEAD_BYTES, HEAD_SHARE = 1 << 16, 1 / 4000
@@ -49,12 +50,13 @@ class Head:
             yield row
 
 
-def heads(source: Source, rows: int, *, count: bool = False, bounded: bool = True) -> Iterator[Head]:
-    """Yield the first rows of every file, in order.
+def heads(source: Source, rows: int, *, every: int = 1, count: bool = False, bounded: bool = True) -> Iterator[Head]:
+    """Yield the first rows of files, in order.
 
     Args:
         source: of a split.
         rows: of each file, at most.
+        every: 1 for all files, k for one of k.
         count: whether the number of rows in the metadata is read, too.
         bounded: stop at HEAD_BYTES or HEAD_SHARE of a file with long rows.
 
@@ -77,14 +79,16 @@ def heads(source: Source, rows: int, *, count: bool = False, bounded: bool = Tru
                 read.append((row, stream.offsets))
             return Head(stream.form, complete, counted, read)
 
-    with ThreadPoolExecutor(min(THREADS, len(source.shards) or 1)) as pool:
-        for begin in range(0, len(source.shards), WINDOW):
-            yield from pool.map(head, range(begin, min(begin + WINDOW, len(source.shards))))
+    numbers = range(0, len(source.shards), every)
+    with ThreadPoolExecutor(min(THREADS, len(numbers) or 1)) as pool:
+        for begin in range(0, len(numbers), WINDOW):
+            yield from pool.map(head, numbers[begin : begin + WINDOW])
 
 
 def first_rows(source: Source, rows: int) -> Iterator[Row]:
-    """Yield about so many rows: the first ones of every file, equally many."""
-    for head in heads(source, -(-rows // max(1, len(source.shards))), bounded=False):
+    """Yield about so many rows: equally many first ones of all files, or of as many as give FILE_ROWS each."""
+    every = max(1, len(source.shards) * FILE_ROWS // rows)
+    for head in heads(source, -(-rows * every // max(1, len(source.shards))), every=every, bounded=False):
         yield from head
 
 

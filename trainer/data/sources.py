@@ -80,7 +80,8 @@ class Source:
             for url, name in zip(about.urls, about.name.split("+") if about.roles else (about.name,), strict=False):
                 try:
                     generated = about.format == "embedded"
-                    forms.append(Form() if generated else sniff(url, name, about.format, self._reading))
+                    with formats.first_bytes():
+                        forms.append(Form() if generated else sniff(url, name, about.format, self._reading))
                 except (DataError, *OUR_MISTAKES):
                     raise
                 except Exception as error:  # a store or a decompressor may raise anything about this file

@@ -19,7 +19,7 @@ import numpy as np
 from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.discovery import Shard, own_root
-from trainer.data.heads import Head, heads
+from trainer.data.heads import FILE_ROWS, Head, heads
 from trainer.data.labels import label_drift
 from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
@@ -31,8 +31,7 @@ from trainer.recipe.sections import DataConfig
 EXAMPLES = 5  # mistakes of bad rows that a report quotes
 LISTED = 10  # reasons of bad rows that an error counts
 REASONS = 100  # reasons that are counted separately
-# Rows that are read of a split of which not all are, at least, and of each of its files.
-PART_ROWS, PART_FILE_ROWS = 10_000, 100
+PART_ROWS = 10_000  # rows that are read of a split of which not all are, at least; FILE_ROWS of each of its files
 # Where not all rows have been read, so many count as read: one bad row of the first ten is not 10% of them.
 FEW = 10_000
 # Rows read of a file, at most, after the first bad row: to see whether all are bad, and to count equal mistakes.
@@ -167,7 +166,7 @@ def survey_part(
     reading, numbers = _Reading(data, roles, counts), list[int | None]()
     root = own_root(data)
     prepared = None if root is None else root.prepared()
-    rows = 0 if data.check == "off" else max(PART_FILE_ROWS, -(-PART_ROWS // len(source.shards)))
+    rows = 0 if data.check == "off" else max(FILE_ROWS, -(-PART_ROWS // len(source.shards)))
     for shard, head in zip(source.shards, heads(source, rows, count=prepared is None), strict=True):
         before = counts.read
         reading.shard(head, shard)

@@ -75,7 +75,7 @@ class _Findings:
         elif known is None:
             self._problems.append(
                 f"data.{split}: the listing of {files} differs ({earlier['fingerprint'][:12]} -> {now[:12]}), and no "
-                " hash of the content was recorded to compare with"
+                "hash of the content was recorded to compare with"
             )
         elif known != content:
             self._problems.append(f"data.{split}: the content of {files} differs ({known[:12]} -> {content[:12]})")
