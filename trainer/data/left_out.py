@@ -61,8 +61,9 @@ class LeftOut:
         reasons = Counter(self.reasons)
         for reason, number in other.reasons.items():
             add_reason(reasons, reason, number)
-        counts = (getattr(self, name) + getattr(other, name) for name in ("used", "rows", "bad", "lines"))
-        return LeftOut(*counts, reasons, _first([*self.first, *other.first]))
+        used, rows = self.used + other.used, self.rows + other.rows
+        bad, lines = self.bad + other.bad, self.lines + other.lines
+        return LeftOut(used, rows, bad, lines, reasons, _first([*self.first, *other.first]))
 
 
 def _first(bad: Sequence[BadRow]) -> tuple[BadRow, ...]:

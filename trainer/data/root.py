@@ -34,8 +34,10 @@ _BACKUP = re.compile(
     re.IGNORECASE,
 )
 # Keys of what stores say about a file that change with its content, the surest first (S3, Azure, GCS, the Hub, …).
-VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "blob_id", "mtime", "LastModified")
-VERSIONS += ("updated", "last_modified", "modified", "timeModified", "created")
+VERSIONS = (
+    *("ETag", "etag", "md5Hash", "content_md5", "checksum", "blob_id", "mtime", "LastModified"),
+    *("updated", "last_modified", "modified", "timeModified", "created"),
+)
 _WILDCARDS = re.compile(r"\[[^]]*\]|[*?]+")
 _STATE = "state.json"  # of `save_to_disk`
 _DESCRIPTIONS = frozenset((_STATE, "dataset_info.json", "dataset_dict.json"))

@@ -173,10 +173,11 @@ def survey_part(
         counts.shard_rows.append(counts.read - before)
         counts.complete = counts.complete and head.complete
         numbers.append(head.rows)
+    total: int | None = None
     if prepared is not None:
         total = int(prepared["splits"][split]["rows"])
-    else:
-        total = None if None in numbers else sum(map(int, filter(None, numbers)))
+    elif None not in numbers:
+        total = sum(filter(None, numbers))
     if data.check != "off" or total is not None:
         reading.check([shard.name for shard in source.shards], total)
     counts.fingerprint = fingerprint(source, of)
@@ -327,9 +328,9 @@ class _Reading:
                 f"data.train: {rows:,} of {counts.rows:,} rows have no column {data.columns.get(role, role)!r}, which "
                 f"data.columns names for {role!r}; add it, or leave {role!r} out of data.columns"
             )
-        rows = counts.rows if counts.complete else total
-        if counts.split == "train" and rows is not None and data.lanes > rows:
+        known = counts.rows if counts.complete else total
+        if counts.split == "train" and known is not None and data.lanes > known:
             raise DataError(
-                f"data.lanes={data.lanes} is more than the {rows} rows of data.train: each lane needs a row; "
-                f"set data.lanes to {rows} or less"
+                f"data.lanes={data.lanes} is more than the {known} rows of data.train: each lane needs a row; "
+                f"set data.lanes to {known} or less"
             )
