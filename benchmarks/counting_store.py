@@ -98,7 +98,7 @@ class CountingStore(AbstractFileSystem):
         return {"name": path, "size": self.files[path].size, "type": "file", "ETag": self.files[path].etag}
 
     def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> Any:
-        return _CountedFile(self, path, mode, block_size or "default", **options)
+        return CountedFile(self, path, mode, block_size or "default", **options)
 
     def fetch(self, path: str, start: int, end: int) -> bytes:
         content = self.files[path].part(start, end)
@@ -113,6 +113,6 @@ class CountingStore(AbstractFileSystem):
             time.sleep(self.seconds * number)
 
 
-class _CountedFile(AbstractBufferedFile):
+class CountedFile(AbstractBufferedFile):
     def _fetch_range(self, start: int, end: int) -> bytes:
         return bytes(self.fs.fetch(self.path, start, end))

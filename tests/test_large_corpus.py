@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import tiny_recipe, write_rows
 
-from benchmarks import large_corpus
+from benchmarks import counting_store, large_corpus
 from benchmarks.counting_store import CountingStore, Repeated
 from trainer.api import prepare
 from trainer.data import sources
@@ -71,6 +71,20 @@ def test_a_small_corpus_is_read_as_before(tmp_path, tokenizer):
     assert source is not None
     assert facts["fingerprint"] == fingerprint(source)
     assert "checked_rows" not in facts
+
+
+def test_a_store_whose_files_cannot_be_read_again_from_their_start(tmp_path, tokenizer, large, monkeypatch):
+    """A server without ranges: the form of a file and its first rows take two requests."""
+
+    def seek(file: Any, place: int, whence: int = 0) -> int:
+        if (place, whence) != (file.loc, 0):
+            raise ValueError("Cannot seek")
+        return place
+
+    monkeypatch.setattr(counting_store.CountedFile, "seek", seek)
+    CountingStore.fill({"corpus/train-0.jsonl": Repeated(large_corpus.json_lines(), EACH)})
+    facts = survey_data(RunDir(tmp_path / "run"), large_corpus.recipe(2, 128, "*.jsonl", tokenizer))["train"]
+    assert facts["checked_rows"] > 100
 
 
 # -- fingerprints ------------------------------------------------------------------------------------------------------

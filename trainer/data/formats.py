@@ -97,9 +97,13 @@ def opened(url: str) -> Iterator[BinaryIO]:
         with system.open(path, "rb") as file:
             yield file
         return
+    if url in kept:
+        try:
+            kept[url].seek(0)
+        except (OSError, ValueError):  # a stream, such as that of a server without ranges
+            kept.pop(url).close()
     if url not in kept:
         kept[url] = system.open(path, "rb", block_size=SHORT_BYTES)
-    kept[url].seek(0)
     yield kept[url]
 
 

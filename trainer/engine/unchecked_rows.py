@@ -104,8 +104,11 @@ class UncheckedRows:
             return {}
         everywhere = reduce(add, gathered)
         reasons = Counter(self._before.get("reasons", {})) + everywhere.reasons
-        examples = [*self._before.get("examples", []), *map(self._describe, everywhere.first)]
-        return {"reasons": dict(sorted(reasons.items())), "examples": examples[:EXAMPLES]}
+        found = dict(zip(map(tuple, self._before.get("places", [])), self._before.get("examples", []), strict=True))
+        found |= {bad.id: self._describe(bad) for bad in everywhere.first}
+        places = sorted(found)[:EXAMPLES]
+        examples = [found[place] for place in places]
+        return {"reasons": dict(sorted(reasons.items())), "examples": examples, "places": list(map(list, places))}
 
     def _describe(self, bad: BadRow) -> str:
         return bad.describe(self._shards[bad.id[0]])
