@@ -36,8 +36,7 @@ class UncheckedRows:
 
     def __init__(self, runtime: Runtime, corpus: Corpus, progress: Progress) -> None:
         self.enabled = "train" in corpus.unchecked
-        self._runtime, self._progress = runtime, progress
-        self._data, self._shards = corpus.recipe.data, [shard.name for shard in corpus.train.shards]
+        self._runtime, self._corpus, self._progress = runtime, corpus, progress
         self._before = dict(progress.unchecked)
         self._own = LeftOut()  # of this rank's steps since the start
 
@@ -45,11 +44,12 @@ class UncheckedRows:
         """Return why the run ends before a step with these rows, or at the end of an epoch. None if it does not."""
         if not self.enabled:
             return None
-        if totals.bad and self._data.on_bad_row == "fail":
+        data = self._corpus.recipe.data
+        if totals.bad and data.on_bad_row == "fail":
             return self._first_bad(batches)
         counts = self._after(totals)
         complete = not totals.lanes  # the epoch is over
-        if self._progress.epoch or not too_many(counts["lines"], counts["rows"], self._data, complete=complete):
+        if self._progress.epoch or not too_many(counts["lines"], counts["rows"], data, complete=complete):
             return None
         found = self._runtime.broadcast(self._gathered(self._own + _left(batches)))
         read = counts["rows"] + counts["lines"]
@@ -57,7 +57,7 @@ class UncheckedRows:
         examples = "".join(f"\n  {example}" for example in found["examples"])
         return (
             f"data.train: {counts['lines']:,} of the first {read:,} lines that were read are of bad rows, more than "
-            f"data.max_bad_fraction={self._data.max_bad_fraction:g}:{reasons}\nThe first ones:{examples}"
+            f"data.max_bad_fraction={data.max_bad_fraction:g}:{reasons}\nThe first ones:{examples}"
         )
 
     def add(self, batches: Sequence[Loaded | None], totals: Totals) -> None:
@@ -93,7 +93,7 @@ class UncheckedRows:
         )
         return (
             f"data.train: {self._describe(first)}. Fix the row and start a new run with --fresh, or leave out up to "
-            f"data.max_bad_fraction={self._data.max_bad_fraction:g} of all rows: resume with data.on_bad_row=skip "
+            f"data.max_bad_fraction={self._corpus.recipe.data.max_bad_fraction:g} of all rows: resume with data.on_bad_row=skip "
             "--allow-change data.on_bad_row"
         )
 
@@ -111,7 +111,7 @@ class UncheckedRows:
         return {"reasons": dict(sorted(reasons.items())), "examples": examples, "places": list(map(list, places))}
 
     def _describe(self, bad: BadRow) -> str:
-        return bad.describe(self._shards[bad.id[0]])
+        return bad.describe(self._corpus.train.shards[bad.id[0]].name)
 
 
 def _place(bad: BadRow) -> tuple[int, int]:
