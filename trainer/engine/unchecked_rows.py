@@ -91,9 +91,10 @@ class UncheckedRows:
         first: BadRow = self._runtime.broadcast(
             min((bad for rank in gathered or [] for bad in rank), key=_place, default=None)
         )
+        fraction = self._corpus.recipe.data.max_bad_fraction
         return (
             f"data.train: {self._describe(first)}. Fix the row and start a new run with --fresh, or leave out up to "
-            f"data.max_bad_fraction={self._corpus.recipe.data.max_bad_fraction:g} of all rows: resume with data.on_bad_row=skip "
+            f"data.max_bad_fraction={fraction:g} of all rows: resume with data.on_bad_row=skip "
             "--allow-change data.on_bad_row"
         )
 
