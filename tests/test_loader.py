@@ -185,7 +185,8 @@ def loop_of(runtime: Threads, made: Callable[[list[Loaded | None], int], None], 
     stepper.shapes = Counter()  # type: ignore[attr-defined]
     stepper.lane_memory = SimpleNamespace(commit=lambda: None, enabled=False)  # type: ignore[attr-defined]
     return Loop(
-        runtime, task, None, None, UNEVEN.server(), stepper, SimpleNamespace(after_step=lambda step: None),  # type: ignore[arg-type]
+        runtime, task, None, SimpleNamespace(unchecked=()), UNEVEN.server(),  # type: ignore[arg-type]
+        stepper, SimpleNamespace(after_step=lambda step: None),
         Progress.start(5), SimpleNamespace(path=None),
         SimpleNamespace(step=lambda *_: None, logged=lambda *_: None), 400,
     )  # fmt: skip

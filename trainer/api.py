@@ -22,6 +22,7 @@ from trainer.engine.runtime import start
 from trainer.engine.signals import StopFlag
 from trainer.engine.token_counts import count_tokens
 from trainer.engine.trained_run import TrainedRun
+from trainer.engine.verify_data import verify_prepared, verify_run
 from trainer.errors import RankzeroError, UsageError
 from trainer.export.benchmark import bench_run
 from trainer.export.provenance import problems_of
@@ -276,18 +277,32 @@ def prepare(
     out: str | Path | None = None,
     processes: int = 1,
     part: tuple[str, int, int] | None = None,
+    verify: bool = False,
+    run: str | Path | None = None,
 ) -> str:
     """Train the tokenizer, check every row and write the tokenized corpus. Return a message about it.
 
     Args:
+        recipe: a path, the name of a shipped recipe, or a recipe.
+        overrides: `key=value`.
+        out: the folder of the prepared corpus.
         processes: start as many, for a corpus of at least some megabytes. They import the calling script again, so it
             needs `if __name__ == "__main__":` around its calls.
         part: (stage, number from 0, count): do a part of stage "read", "deal" or "write" only.
+        verify: write no corpus. Hash the content of all original files and compare with what was recorded, in the
+            prepared corpus or in `run`.
+        run: a run directory, with `verify`.
 
     Raises:
-        RankzeroError: bad data, or a folder with other content.
+        RankzeroError: bad data, a folder with other content, or files that are not those that were recorded.
     """
     resolved = load_recipe(recipe, overrides)
+    if run is not None and not verify:
+        raise UsageError("--run names a run directory for --verify; the folder of a prepared corpus is --out")
+    if verify and run is not None:
+        return verify_run(resolved, RunDir(run))
+    if verify:
+        return verify_prepared(resolved, Path(out) if out else Path("prepared") / resolved.name)
     resolved = resolved.model_copy(update={"data": pinned(resolved.data)})
     folder = Path(out) if out else Path("prepared") / resolved.name
 

@@ -89,9 +89,14 @@ def prepare(
     part: Annotated[
         str | None, typer.Option("--part", metavar="STAGE:I/N", help="part I of N of read, deal or write, for an array")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="hash all original files and compare with what DIR or the run recorded")
+    ] = False,
+    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="with --verify: a run directory")] = None,
 ) -> None:
     """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards. The same command resumes."""
-    print(api().prepare(recipe, overrides or [], out=out, processes=processes or min(16, cores()), part=_part(part)))
+    used = processes or min(16, cores())
+    print(api().prepare(recipe, overrides or [], out=out, processes=used, part=_part(part), verify=verify, run=run))
 
 
 def _part(text: str | None) -> tuple[str, int, int] | None:

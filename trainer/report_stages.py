@@ -129,7 +129,7 @@ def chosen(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _train_texts(run: RunDir, task: Task, corpus: Corpus) -> Iterator[str] | None:
-    rows = (read_json(run.manifest) or {}).get("data", {}).get("train", {}).get("rows") or 0
-    if rows > SEARCHED:
+    train = (read_json(run.manifest) or {}).get("data", {}).get("train", {})
+    if (train.get("rows") or 0) > SEARCHED or train.get("check", "full") != "full":
         return None
     return (task.input_text(texts) for _, texts in corpus.texts("train"))

@@ -32,6 +32,7 @@ class Shard:
         roles: the roles of `urls` for text files, else empty.
         format: jsonl, csv, tsv, parquet, arrow, text, conll, embedded or prepared.
         size: bytes as stored; None for a generated shard.
+        versions: what the store says about the content of each file, see `Root.version_of`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Shard:
     roles: tuple[str, ...]
     format: str
     size: int | None
+    versions: tuple[str | None, ...] = ()
 
 
 def split_shards(data: DataConfig, patterns: Patterns, split: str) -> list[Shard]:
@@ -60,7 +62,10 @@ def split_shards(data: DataConfig, patterns: Patterns, split: str) -> list[Shard
         now = data.model_dump(mode="json", include=set(PREPARED_KEYS))
         refuse_changed(root.url, prepared["keys"]["data"], now, "data.")
         names = prepared["shards"][split]
-        return [Shard(name, (root.url_of(name),), (), "prepared", root.size_of(name)) for name in names]
+        return [
+            Shard(name, (root.url_of(name),), (), "prepared", root.size_of(name), (root.version_of(name),))
+            for name in names
+        ]
     if isinstance(patterns, dict):
         return _parallel_shards(root, patterns, split)
     return _file_shards(root, patterns, split)
@@ -110,7 +115,8 @@ def _shard(root: Root, names: tuple[str, ...], roles: tuple[str, ...], split: st
         )
     sizes = [root.size_of(name) or 0 for name in names]
     roles = roles or (("text",) if kind == "text" else ())
-    return Shard("+".join(names), tuple(root.url_of(name) for name in names), roles, kind, sum(sizes))
+    urls, versions = tuple(map(root.url_of, names)), tuple(map(root.version_of, names))
+    return Shard("+".join(names), urls, roles, kind, sum(sizes), versions)
 
 
 def _parallel_shards(root: Root, patterns: dict[str, str], split: str) -> list[Shard]:

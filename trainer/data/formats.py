@@ -10,6 +10,7 @@ import codecs
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import fsspec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES = MAX_CHARACTERS  # a line, a CSV record or a field of this size or more is a bad row
 CHUNK_BYTES = 1 << 18
+SHORT_BYTES = 1 << 16  # the same where only the first rows of a file are read
 ZST_BYTES = 1 << 10  # compressed bytes that are decompressed at once: to 32 MiB at most
 # A file is refused if it decompresses to more. Text is compressed to a third or a tenth.
 BOMB_RATIO, BOMB_BYTES = 500, 100_000_000
@@ -41,6 +43,10 @@ EXTENSIONS = {
 }
 COMPRESSIONS = (".gz", ".zst")
 OTHER_ENCODING = "; for a file in another encoding set data.encoding, such as cp1252 or latin-1"
+
+
+# Files that are open in this thread within `first_bytes`, by URL. None outside of it.
+short_reads: ContextVar[dict[str, Any] | None] = ContextVar("short_reads", default=None)
 
 
 class Parsed(NamedTuple):
@@ -86,8 +92,37 @@ def located(url: str) -> tuple[Any, str]:
 def opened(url: str) -> Iterator[BinaryIO]:
     """Open the file of any fsspec URL, without decompressing it."""
     system, path = located(url)
-    with system.open(path, "rb") as file:
-        yield file
+    kept = short_reads.get()
+    if kept is None:
+        with system.open(path, "rb") as file:
+            yield file
+        return
+    if url in kept:
+        try:
+            kept[url].seek(0)
+        except (OSError, ValueError):  # a stream, such as that of a server without ranges
+            kept.pop(url).close()
+    if url not in kept:
+        kept[url] = system.open(path, "rb", block_size=SHORT_BYTES)
+    yield kept[url]
+
+
+@contextmanager
+def first_bytes() -> Iterator[None]:
+    """Read little at a time within the block, in this thread, and each file by one open.
+
+    A store would read megabytes ahead for one row, and the same bytes again for the next question about a file.
+    """
+    if short_reads.get() is not None:  # within another block, which closes the files
+        yield
+        return
+    token = short_reads.set({})
+    try:
+        yield
+    finally:
+        for file in (short_reads.get() or {}).values():
+            file.close()
+        short_reads.reset(token)
 
 
 def chunks(url: str, offset: int = 0, compression: str | None = None) -> Iterator[bytes]:
@@ -106,7 +141,8 @@ def chunks(url: str, offset: int = 0, compression: str | None = None) -> Iterato
     with opened(url) as file:
         if not compression:
             file.seek(offset)
-            yield from iter(lambda: file.read(CHUNK_BYTES), b"")
+            size = CHUNK_BYTES if short_reads.get() is None else SHORT_BYTES
+            yield from iter(lambda: file.read(size), b"")
             return
         size = 0
         for chunk in _zst_chunks(file) if compression == ".zst" else _gzip_chunks(file):

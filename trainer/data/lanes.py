@@ -17,6 +17,7 @@ import numpy as np
 
 from trainer.data.counter_rng import key, mix, permutation, uniform
 from trainer.data.labels import label_drift
+from trainer.data.left_out import LeftOut
 
 log = logging.getLogger("rankzero")
 
@@ -71,12 +72,20 @@ class Bookmark:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one lane (of several, if fused) at one step, with the bookmark that follows."""
+    """Rows of one lane (of several, if fused) at one step, with the bookmark that follows.
+
+    Attributes:
+        left: what the first micro-batch of a block says of rows that are left out, where a tally is kept. A lane that
+            ends with such rows only has a last micro-batch without examples.
+        left_out: rows that are left out, spread evenly over the micro-batches of their block.
+    """
 
     lane: int
     ids: list[RowId]  # rows that begin in it: each row once per epoch, even if it fills several sequences
     examples: list[Example]
     bookmark: Bookmark
+    left: LeftOut | None = None
+    left_out: int = 0
 
 
 class Dealer:
@@ -176,24 +185,27 @@ class LaneServer:
         source: the rows.
         plan: how they are dealt and cut.
         encode: cleans and tokenizes raw rows. It returns for each row an example and its padded length, or None for a
-            row that is left out: a bad row under `on_bad_row: skip`, or a row held out for validation.
+            row that is left out: a bad row under `on_bad_row: skip`, or a row held out for validation. With a tally
+            a bad row is returned as what is wrong with it.
         label: the label of a raw row, if it has one.
         whole_shards: whether whole shards are dealt, not rows.
         pack: makes sequences from a block's examples. It returns for each sequence its padded length and the numbers
             of the examples that begin in it. None: every example is a sequence.
+        tally: counts the rows of a block that are left out, by rows and what `encode` has returned. None: no counts.
     """
 
     def __init__(
         self,
         source: RowSource,
         plan: LanePlan,
-        encode: Callable[[list[Any]], list[tuple[Example, int] | None]],
+        encode: Callable[[list[Any]], list[Any]],
         label: Callable[[Any], str | None] | None = None,
         whole_shards: bool = False,
         pack: Callable[[list[Example]], list[tuple[Example, int, list[int]]]] | None = None,
+        tally: Callable[[list[Any], list[Any]], LeftOut] | None = None,
     ) -> None:
         self._source, self._plan, self._encode, self._label, self._pack = source, plan, encode, label, pack
-        self._whole_shards = whole_shards
+        self._whole_shards, self._tally = whole_shards, tally
         self._label_counts: Counter[str] = Counter()
         self._warned = False
 
@@ -212,13 +224,16 @@ class LaneServer:
     def _serve(self, lane: int, mark: Bookmark, dealer: Dealer) -> Iterator[MicroBatch]:
         plan, epoch = self._plan, mark.epoch
         start, step, skip = mark.start, mark.first_step, mark.served
+        before: LeftOut | None = None  # of the blocks without micro-batches right before this one
         while not dealer.ended(start):
             end = plan.edge_after(start, epoch)
             if start == 0 and dealer.ended(plan.block_rows):
                 end = plan.block_rows  # a corpus that fits into one block is one: an edge would divide it
-            remaining = self._block(dealer.take(lane, start, end), lane, epoch, start)
+            remaining, found = self._block(dealer.take(lane, start, end), lane, epoch, start)
             position, next_position = dealer.position(start), dealer.position(end)
             first, served = step, 0
+            left = found if before is None or found is None else before + found
+            rows, of = found.rows if found else 0, len(remaining)
             while remaining:
                 batch = remaining.pop(self._choose(len(remaining), epoch, step))
                 step, served = step + 1, served + 1
@@ -227,36 +242,46 @@ class LaneServer:
                 after = Bookmark(epoch, start, first, served, position)
                 if not remaining:
                     after = Bookmark(epoch, end, step, 0, next_position)
-                yield MicroBatch(lane, [i for ids, _, _ in batch for i in ids], [e for _, e, _ in batch], after)
-            start, skip = end, 0
+                ids, examples = [i for ids, _, _ in batch for i in ids], [e for _, e, _ in batch]
+                share = rows * served // of - rows * (served - 1) // of
+                if served == 1:
+                    yield MicroBatch(lane, ids, examples, after, left, share + (before.rows if before else 0))
+                else:
+                    yield MicroBatch(lane, ids, examples, after, None, share)
+            start, skip, before = end, 0, None if of else left
+        if before is not None and before.rows:
+            last = Bookmark(epoch, start, step, 0, dealer.position(start))
+            yield MicroBatch(lane, [], [], last, before, before.rows)
 
     def _choose(self, remaining: int, epoch: int, step: int) -> int:
         """Return which of the remaining micro-batches comes next: the same quantile of length for all lanes."""
         return int(uniform(self._plan.seed, epoch, step, "serve") * remaining) if self._plan.shuffled else 0
 
-    def _block(self, rows: list[Any], lane: int, epoch: int, start: int) -> list[list[Item]]:
-        """Permute, encode and pack the rows of a block, sort them in pools and cut them into micro-batches."""
+    def _block(self, rows: list[Any], lane: int, epoch: int, start: int) -> tuple[list[list[Item]], LeftOut | None]:
+        """Permute, encode and pack the rows of a block, sort them in pools and cut them into micro-batches.
+
+        Return them, and the tally of the rows that are left out.
+        """
         plan = self._plan
         if plan.shuffled:
             rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, start)]
         self._watch_labels(rows)
         encoded = self._encode(rows)
-        items = [([row.id], *example) for row, example in zip(rows, encoded, strict=True) if example is not None]
+        left = None if self._tally is None else self._tally(rows, encoded)
+        items = [([row.id], *example) for row, example in zip(rows, encoded, strict=True) if isinstance(example, tuple)]
         if self._pack is not None:
             ids = [row_ids[0] for row_ids, _, _ in items]
             packed = self._pack([example for _, example, _ in items])
             items = [([ids[i] for i in begun], example, length) for example, length, begun in packed]
-        if not items:
-            return []
-        if not plan.shuffled:
-            return self._cut(items)
+        if not items or not plan.shuffled:
+            return self._cut(items), left
         mean = sum(length for _, _, length in items) / len(items)
         sizes = [plan.tokens / mean] if plan.tokens else []
         pool = max(1, int(POOL * min([*sizes, *([plan.rows] if plan.rows else [])])))
         batches = []
         for at in range(0, len(items), pool):
             batches += self._cut(sorted(items[at : at + pool], key=lambda item: item[2]))
-        return sorted(batches, key=lambda batch: max(length for _, _, length in batch))
+        return sorted(batches, key=lambda batch: max(length for _, _, length in batch)), left
 
     def _cut(self, items: list[Item]) -> list[list[Item]]:
         plan = self._plan

@@ -9,8 +9,9 @@ import signal
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add, itemgetter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.concatenation import PLACES
 from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
+from trainer.data.left_out import LeftOut
 from trainer.errors import RankzeroError, UsageError
 
 Batch = dict[str, torch.Tensor]
@@ -35,6 +37,14 @@ class Loaded:
     tokens: int  # of source and target, without padding
     padded: int  # with padding
     targets: float = 0.0  # labels that count, times the weights of their rows if there are any
+    left_out: int = 0  # rows that are left out, see `MicroBatch`
+    left: LeftOut | None = None
+    ended: dict[int, Bookmark] = field(default_factory=dict)  # of lanes whose last rows were all left out
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is more than a note about rows that were left out."""
+        return bool(self.lanes)
 
     def pin_memory(self) -> Loaded:
         """Pin the tensors. A DataLoader calls this for types that it does not know."""
@@ -90,6 +100,15 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
 
     def _load(self, parts: list[MicroBatch]) -> Loaded:
         examples = list[Example]()
+        left = [part.left for part in parts if part.left is not None]
+        counts: dict[str, Any] = {
+            "left_out": sum(part.left_out for part in parts),
+            "left": reduce(add, left) if left else None,
+            "ended": {part.lane: part.bookmark for part in parts if not part.examples},
+        }
+        parts = [part for part in parts if part.examples]
+        if not parts:
+            return Loaded({}, {}, {}, {}, 0, 0, 0, **counts)
         for part in parts:  # the key is one that only this micro-batch has
             mark = part.bookmark
             examples += self._corrupt(part.examples, mark.epoch, part.lane, mark.start, mark.first_step, mark.served)
@@ -103,6 +122,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             tokens=sum(map(self._count, examples)),
             padded=_positions(inputs, self._inputs),
             targets=self._targets(inputs),
+            **counts,
         )
 
 

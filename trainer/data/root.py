@@ -33,6 +33,11 @@ _BACKUP = re.compile(
     r"|incomplete|lock|crc|md5|sha1|sha256|rpmsave|save)",
     re.IGNORECASE,
 )
+# Keys of what stores say about a file that change with its content, the surest first (S3, Azure, GCS, the Hub, …).
+VERSIONS = (
+    *("ETag", "etag", "md5Hash", "content_md5", "checksum", "blob_id", "mtime", "LastModified"),
+    *("updated", "last_modified", "modified", "timeModified", "created"),
+)
 _WILDCARDS = re.compile(r"\[[^]]*\]|[*?]+")
 _STATE = "state.json"  # of `save_to_disk`
 _DESCRIPTIONS = frozenset((_STATE, "dataset_info.json", "dataset_dict.json"))
@@ -48,6 +53,7 @@ class Root:
         except (ImportError, ValueError) as error:  # "Install s3fs to access S3", "Protocol not known: foo"
             raise DataError(f"data.root={root!r} cannot be opened: {error}") from None
         self.path = self.path.rstrip("/")
+        self._listed: dict[str, dict[str, Any]] = {}  # by name, from listings
 
     def match(self, pattern: str, split: str) -> list[str]:
         """Return the names below the root of the files that match, sorted.
@@ -87,7 +93,9 @@ class Root:
             files = _saved_files(self.system, path) if self.system.isdir(path) else None
             return [self._name(f"{path}/{name}") for name in files or ()], []
         paths = self.system.glob(f"{glob.escape(self.path)}/{pattern}", detail=True)
-        names = sorted(self._name(path) for path, info in paths.items() if info["type"] == "file")
+        listed = {self._name(path): info for path, info in paths.items() if info["type"] == "file"}
+        self._listed |= listed
+        names = sorted(listed)
         skipped = [name for name in names if _is_skipped(name, pattern)]
         if skipped and (key := (self.url, pattern)) not in _logged:
             _logged.add(key)
@@ -175,7 +183,19 @@ class Root:
 
     def size_of(self, name: str) -> int | None:
         """Return the size of a file in bytes, as stored."""
-        return cast("int | None", self.system.size(f"{self.path}/{name}"))
+        return cast("int | None", self._info(name).get("size"))
+
+    def version_of(self, name: str) -> str | None:
+        """Return what the store says about the content of a file: its etag or checksum, or when it was modified."""
+        if is_local(self.system):  # a listing has the time of a link, not of its file
+            return f"mtime {Path(self.path, name).stat().st_mtime_ns}"
+        info = self._info(name)
+        return next((f"{key} {info[key]}" for key in VERSIONS if info.get(key) is not None), None)
+
+    def _info(self, name: str) -> dict[str, Any]:
+        if name not in self._listed:
+            self._listed[name] = dict(self.system.info(f"{self.path}/{name}"))
+        return self._listed[name]
 
     def _unreachable(self, error: Exception) -> str:
         if isinstance(error, DataError):  # of another file system, which says how to go without a connection

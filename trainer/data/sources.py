@@ -31,7 +31,7 @@ from trainer.recipe.sections import DataConfig, Patterns
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Span = tuple[tuple[int, ...], tuple[int, ...]]  # the byte offsets before and after a record
-# The content of a larger remote corpus is not downloaded for its fingerprint: the checksums of the store are used.
+# The content of a larger split is not read for its fingerprint, nor are all of its rows before the training.
 FINGERPRINT_BYTES = 2_000_000_000
 OUR_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # never blamed on a file
 TOKENS = "tokens."  # prefix of the columns of a prepared corpus that hold token ids
@@ -80,11 +80,12 @@ class Source:
             for url, name in zip(about.urls, about.name.split("+") if about.roles else (about.name,), strict=False):
                 try:
                     generated = about.format == "embedded"
-                    forms.append(Form() if generated else sniff(url, name, about.format, self._reading))
+                    with formats.first_bytes():
+                        forms.append(Form() if generated else sniff(url, name, about.format, self._reading))
                 except (DataError, *OUR_MISTAKES):
                     raise
                 except Exception as error:  # a store or a decompressor may raise anything about this file
-                    raise _damaged(about, 0, error, name) from error
+                    raise damaged(about, 0, error, name) from error
             self._forms[shard] = tuple(forms)
         return self._forms[shard]
 
@@ -134,7 +135,7 @@ class ShardStream:
         except (StopIteration, DataError, *OUR_MISTAKES):
             raise
         except Exception as error:  # a store or a decompressor may raise anything about this file
-            raise _damaged(self._shard, self._row, error) from error
+            raise damaged(self._shard, self._row, error) from error
         row_id = (self._index, self._row)
         self._row += 1
         if self._shard.format != "prepared":
@@ -205,20 +206,31 @@ def held_out(row: Mapping[str, object], fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def fingerprint(source: Source) -> str:
-    """Return the SHA-256 of names, sizes and content of all shards. It is the same for the same files anywhere.
+def is_large(source: Source) -> bool:
+    """Return whether the content of a split is more than is read at every start."""
+    return sum(shard.size or 0 for shard in source.shards) > FINGERPRINT_BYTES
 
-    The content of a remote corpus of more than FINGERPRINT_BYTES is represented by the checksums of its store.
+
+def fingerprint(source: Source, of: str | None = None) -> str:
+    """Return a SHA-256 of all shards. It is the same for the same files anywhere if it is of their content.
+
+    Args:
+        source: of a split.
+        of: content: names, sizes and content; listing: names, sizes, and etags or times of modification, so that no
+            file is read. None: content, but checksums of the store for a remote corpus of more than FINGERPRINT_BYTES,
+            as older runs and `prepare` record it.
     """
-    digest = hashlib.sha256()
-    read_all = sum(shard.size or 0 for shard in source.shards) <= FINGERPRINT_BYTES
+    digest, read_all = hashlib.sha256(), of == "content" or not is_large(source)
     for shard in source.shards:
         digest.update(json.dumps([shard.name, shard.size, shard.roles]).encode())
+        if of == "listing":
+            digest.update(json.dumps(shard.versions or shard.urls).encode())  # the URL of a generated shard
+            continue
         try:
             for url in shard.urls:
                 _digest_content(shard, url, read_all, digest)
         except Exception as error:  # a store may raise anything
-            raise _damaged(shard, 0, error) from error
+            raise damaged(shard, 0, error) from error
     return digest.hexdigest()
 
 
@@ -285,7 +297,8 @@ def _records(
         yield from csv_records(url, offset, form, reading)
 
 
-def _damaged(shard: Shard, row: int, error: Exception, name: str | None = None) -> DataError:
+def damaged(shard: Shard, row: int, error: Exception, name: str | None = None) -> DataError:
+    """Return the error of a file that cannot be read after so many rows."""
     reason = str(error) if isinstance(error, formats.BadFile) else f"{type(error).__name__}: {error}"
     return DataError(f"{name or shard.name} cannot be read (after {row} rows): {reason}")
 
@@ -298,3 +311,9 @@ def _embedded_rows(url: str, row: int) -> Iterator[dict[str, Any]]:
     numbers = {key: int(value) for key, value in parse_qsl(query)}
     rows = embedded_rows(corpus, split, numbers["rows"], numbers["seed"], numbers["shard"], numbers["shards"])
     return islice(iter(rows), row, None)
+
+
+def embedded_count(url: str) -> int:
+    """Return the rows of one shard of a generated corpus."""
+    numbers = {key: int(value) for key, value in parse_qsl(url.partition("?")[2])}
+    return len(range(numbers["shard"], numbers["rows"], numbers["shards"]))

@@ -1,4 +1,7 @@
-"""Survey of a split before training: read and clean every row, count, and refuse what cannot be trained on."""
+"""Survey of a split before training: read and clean its rows, count, and refuse what cannot be trained on.
+
+Of a large split only the first rows of every file are read. The others are checked when they are trained on.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import numpy as np
 
 from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow, clean_row, cleaner
-from trainer.data.discovery import Shard
+from trainer.data.discovery import Shard, own_root
+from trainer.data.heads import FILE_ROWS, Head, heads
 from trainer.data.labels import label_drift
 from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
@@ -27,6 +31,9 @@ from trainer.recipe.sections import DataConfig
 EXAMPLES = 5  # mistakes of bad rows that a report quotes
 LISTED = 10  # reasons of bad rows that an error counts
 REASONS = 100  # reasons that are counted separately
+PART_ROWS = 10_000  # rows that are read of a split of which not all are, at least; FILE_ROWS of each of its files
+# Where not all rows have been read, so many count as read: one bad row of the first ten is not 10% of them.
+FEW = 10_000
 # Rows read of a file, at most, after the first bad row: to see whether all are bad, and to count equal mistakes.
 ALL_BAD, MORE = 1000, 100_000
 
@@ -72,6 +79,8 @@ class Survey:
         inputs: a digest of 8 bytes of the cleaned input of each usable row.
         fingerprint: of the split's files, see `sources.fingerprint`.
         lost: lines that bad rows take, less one per row.
+        good: usable rows read, including those that a held-out share gives to another split.
+        complete: whether all rows have been read.
     """
 
     split: str
@@ -88,6 +97,8 @@ class Survey:
     inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
     fingerprint: str = ""
     lost: int = 0
+    good: int = 0
+    complete: bool = True
 
     def report(self) -> dict[str, Any]:
         """Return what manifest.json lists."""
@@ -114,7 +125,7 @@ class Survey:
         return int(np.isin(ours, theirs).sum())
 
 
-def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train") -> Survey:
+def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train", of: str | None = None) -> Survey:
     """Read a split completely, once, as a stream.
 
     Args:
@@ -122,6 +133,7 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
         data: cleaning, columns, `on_bad_row`; of a held-out share only the rows of `split` are counted.
         roles: of the task.
         split: for the messages; the number of lanes is checked for "train".
+        of: what the fingerprint is of, see `sources.fingerprint`.
 
     Raises:
         DataError: a bad row where `data.on_bad_row` is fail, more of them than `data.max_bad_fraction`, no usable row,
@@ -136,14 +148,69 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
         reading.shard(source.stream(index), shard)
         counts.shard_rows.append(counts.read - before)
     reading.check([shard.name for shard in source.shards])
-    counts.fingerprint = fingerprint(source)
+    counts.fingerprint = fingerprint(source, of)
     return counts
+
+
+def survey_part(
+    source: Source, data: DataConfig, roles: Roles, split: Split, of: str | None = None
+) -> tuple[Survey, int | None]:
+    """Read the first rows of every file of a split. Return counts of them, and the rows of the split.
+
+    With `data.check: off` only the metadata of files are read. Where files say how many rows they have, the number
+    includes bad rows and those of a held-out share. It is None where they do not.
+
+    Arguments and errors as `survey`. Few bad rows are no error here, where `data.on_bad_row` allows them.
+    """
+    counts = Survey(split)
+    reading, numbers = _Reading(data, roles, counts), list[int | None]()
+    root = own_root(data)
+    prepared = None if root is None else root.prepared()
+    rows = 0 if data.check == "off" else max(FILE_ROWS, -(-PART_ROWS // len(source.shards)))
+    for shard, head in zip(source.shards, heads(source, rows, count=prepared is None), strict=True):
+        before = counts.read
+        reading.shard(head, shard)
+        counts.shard_rows.append(counts.read - before)
+        counts.complete = counts.complete and head.complete
+        numbers.append(head.rows)
+    total: int | None = None
+    if prepared is not None:
+        total = int(prepared["splits"][split]["rows"])
+    elif None not in numbers:
+        total = sum(filter(None, numbers))
+    if data.check != "off" or total is not None:
+        reading.check([shard.name for shard in source.shards], total)
+    counts.fingerprint = fingerprint(source, of)
+    return counts, counts.rows if counts.complete else total
+
+
+def too_many(bad: int, rows: int, data: DataConfig, *, complete: bool) -> bool:
+    """Return whether more than `data.max_bad_fraction` of rows are bad.
+
+    Args:
+        bad: lines that bad rows take.
+        rows: usable rows, as many as have been read.
+        data: the section of the recipe.
+        complete: whether these are all rows.
+    """
+    return bad > data.max_bad_fraction * (rows + bad if complete else max(FEW, rows + bad))
 
 
 def is_counted(row: Row, data: DataConfig, split: str) -> bool:
     """Return whether a bad row counts for a split. A held-out share is decided by its raw values."""
     values = {str(name): repr(value) for name, value in row.values.items()} or {"id": repr(row.id)}
     return belongs(values, data, split)
+
+
+def count_reason(counts: Counter[str], row: BadRow, number: int = 1) -> None:
+    """Count what is wrong with a bad row. Only REASONS different ones are told apart."""
+    add_reason(counts, row.reason if row.column is None else f"column {row.column!r} {row.reason}", number)
+
+
+def add_reason(counts: Counter[str], reason: str, number: int) -> None:
+    if reason not in counts and len(counts) >= REASONS:
+        reason = "other reasons"
+    counts[reason] += number
 
 
 class _Reading:
@@ -154,8 +221,8 @@ class _Reading:
         self._clean = cleaner(data.cleaning)
         self._mistakes: list[FileMistake] = []
 
-    def shard(self, stream: ShardStream, shard: Shard) -> None:
-        """Read one file.
+    def shard(self, stream: ShardStream | Head, shard: Shard) -> None:
+        """Read one file, or its first rows.
 
         Raises:
             DataError: it has a bad row, and `data.on_bad_row` is fail.
@@ -175,7 +242,7 @@ class _Reading:
                     mistake = None
                 bad.add(values, (before, stream.offsets))
                 if not fail and is_counted(row, self._data, self._counts.split):
-                    self._count_bad(values)
+                    count_reason(self._counts.bad, values)
                     self._counts.lost += row.lines - 1
             else:
                 good, mistake = good + 1, None
@@ -185,18 +252,13 @@ class _Reading:
             if fail and first_bad and (enough or read >= first_bad + MORE):
                 break
         self._counts.read += read
+        self._counts.good += good
         if mistake is not None:
             self._mistakes.append(mistake)
         if fail and first_bad:
             self._refuse(shard, bad, stream.form)
         if room := EXAMPLES - len(self._counts.examples):
             self._counts.examples += bad.sentences(shard, stream.form, room)
-
-    def _count_bad(self, row: BadRow) -> None:
-        reason = row.reason if row.column is None else f"column {row.column!r} {row.reason}"
-        if reason not in self._counts.bad and len(self._counts.bad) >= REASONS:
-            reason = "other reasons"
-        self._counts.bad[reason] += 1
 
     def _count(self, values: Mapping[str, Any]) -> None:
         if not belongs(values, self._data, self._counts.split):
@@ -233,12 +295,17 @@ class _Reading:
         count = f"the first {bad.total:,} bad rows" if bad.full else f"{bad.total:,} bad rows"
         raise DataError(f"data.{self._counts.split}: {count} of {shard.name}:{listed}\n{fix}")
 
-    def check(self, names: Sequence[str]) -> None:
-        """Refuse a split with too many bad rows, without a usable row, or with fewer rows than lanes."""
+    def check(self, names: Sequence[str], total: int | None = None) -> None:
+        """Refuse a split with too many bad rows, without a usable row, or with fewer rows than lanes.
+
+        Args:
+            names: of the files.
+            total: rows of the split where not all have been read. None = unknown.
+        """
         counts, data = self._counts, self._data
         bad = counts.bad.total()
         bad_lines = bad + counts.lost
-        if bad_lines > data.max_bad_fraction * (counts.rows + bad_lines):
+        if too_many(bad_lines, counts.rows, data, complete=counts.complete):
             if self._mistakes:
                 raise DataError(self._mistakes[0].message(data, self._roles))
             lines = f" of the lines, {bad_lines} in number" if counts.lost else ""
@@ -249,7 +316,7 @@ class _Reading:
                 f"({bad_lines / (counts.rows + bad_lines):.2%}{lines}), more than "
                 f"data.max_bad_fraction={data.max_bad_fraction:g}:{reasons}\nThe first ones:{quoted}"
             )
-        if not counts.rows:
+        if not (counts.rows if counts.complete else counts.good or (total and not counts.read)):
             share = f" in its part of data.validation={data.validation}" if isinstance(data.validation, float) else ""
             files = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
             raise DataError(
@@ -261,8 +328,9 @@ class _Reading:
                 f"data.train: {rows:,} of {counts.rows:,} rows have no column {data.columns.get(role, role)!r}, which "
                 f"data.columns names for {role!r}; add it, or leave {role!r} out of data.columns"
             )
-        if counts.split == "train" and data.lanes > counts.rows:
+        known = counts.rows if counts.complete else total
+        if counts.split == "train" and known is not None and data.lanes > known:
             raise DataError(
-                f"data.lanes={data.lanes} is more than the {counts.rows} rows of data.train: each lane needs a row; "
-                f"set data.lanes to {counts.rows} or less"
+                f"data.lanes={data.lanes} is more than the {known} rows of data.train: each lane needs a row; "
+                f"set data.lanes to {known} or less"
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.formats import BadFile, Parsed, opened
+from trainer.data.formats import SHORT_BYTES, BadFile, Parsed, opened, short_reads
 from trainer.data.labels import ClassIndex
 from trainer.data.paths import UNREAD, matching
 
@@ -41,15 +41,18 @@ def table_batches(url: str, kind: str, row: int, reading: Reading) -> Iterator[l
 
 def _parquet(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:
     """Yield batches from a row on, each with the schema of the file and the columns that are read."""
-    with pq.ParquetFile(stream) as file:
+    # whole row groups, or only the pages of the first rows
+    options: dict[str, Any] = {} if short_reads.get() is None else {"buffer_size": SHORT_BYTES, "pre_buffer": False}
+    with pq.ParquetFile(stream, **options) as file:
         columns, groups = _chosen(file.schema_arrow, reading), list(range(file.metadata.num_row_groups))
         while groups and row >= (size := file.metadata.row_group(groups[0]).num_rows):
             row -= size
             groups.pop(0)
-        for batch in file.iter_batches(BATCH_ROWS, groups, columns, use_threads=False):
-            if row < batch.num_rows:
-                yield batch.slice(row), file.schema_arrow, columns
-            row = max(0, row - batch.num_rows)
+        for part in [[group] for group in groups] if options else [groups]:  # it would begin the next group, too
+            for batch in file.iter_batches(BATCH_ROWS, part, columns, use_threads=False):
+                if row < batch.num_rows:
+                    yield batch.slice(row), file.schema_arrow, columns
+                row = max(0, row - batch.num_rows)
 
 
 def _arrow(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import uniform
+from trainer.data.heads import first_rows
 from trainer.data.roles import Roles
 from trainer.data.sources import Source, belongs
 from trainer.data.target_tokenizer import fetch_target, with_target
@@ -73,6 +74,7 @@ class TrainingTexts:
         roles: of the task.
         limit: about how many rows are taken.
         rows: rows of the split, as surveyed; None if unknown: the first `limit` rows are taken.
+        spread: of unknown rows, the first ones of every file are taken.
         target: True: only texts that the task predicts; False: only the others; None: all.
     """
 
@@ -82,11 +84,12 @@ class TrainingTexts:
     limit: int
     rows: int | None = None
     target: bool | None = None
+    spread: bool = False
 
     def __iter__(self) -> Iterator[str]:
         clean = cleaner(self.data.cleaning)
         taken = 0
-        for row in self.source:
+        for row in first_rows(self.source, self.limit) if self.spread else self.source:
             if self.rows is None and taken >= self.limit:
                 return
             if self.rows is not None and uniform("tokenizer", *row.id) * self.rows >= self.limit:

@@ -54,11 +54,18 @@ class Ahead:
         return Totals(targets, *map(int, others))
 
 
-def agree(runtime: Runtime, batches: Sequence[Loaded | None], due: tuple[bool, bool] = (False, False)) -> Ahead:
+def agree(
+    runtime: Runtime,
+    batches: Sequence[Loaded | None],
+    due: tuple[bool, bool] = (False, False),
+    *,
+    unchecked: bool = False,
+) -> Ahead:
     """Start the sum of the totals of the next step. All ranks. It does not wait for other ranks or the device.
 
     Args:
         due: whether an evaluation and a checkpoint are due by the clock. Only that of rank zero counts.
+        unchecked: whether rows are checked while they are read, so that those that are left out are summed up, too.
     """
     loaded = [b for b in batches if b is not None]
     own = [
@@ -70,4 +77,8 @@ def agree(runtime: Runtime, batches: Sequence[Loaded | None], due: tuple[bool, b
         int(runtime.stop.received is not None),
         *(int(is_due and runtime.main) for is_due in due),
     ]
+    if unchecked:
+        left = [b.left for b in loaded if b.left is not None]
+        own += [sum(b.left_out for b in loaded)]
+        own += [sum(getattr(part, name) for part in left) for name in ("used", "bad", "lines")]
     return Ahead(batches, runtime.start_sum(own, torch.float64))  # counts are exact in fp64

@@ -5,16 +5,20 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key
+from trainer.data.heads import first_rows
 from trainer.data.lanes import LanePlan, LaneServer
+from trainer.data.left_out import LeftOut
 from trainer.data.paths import MISSING, value_at
 from trainer.data.roles import Label
 from trainer.data.sources import Row as RawRow
 from trainer.data.sources import Source, belongs, open_split
+from trainer.data.survey import too_many
 from trainer.errors import DataError
 from trainer.recipe import Recipe
 from trainer.task.base import Example, Row, Task
@@ -57,6 +61,7 @@ class Corpus:
     def __init__(self, recipe: Recipe, task: Task) -> None:
         self.recipe, self.task, self.roles = recipe, task, task.roles(recipe.task)
         self._clean = cleaner(recipe.data.cleaning)
+        self.unchecked = {split for split, facts in task.data.items() if facts.get("check") in ("sample", "off")}
         self._train = open_split(recipe.data, "train", self.roles)
         self._samples: dict[tuple[str, int], list[tuple[str, Row]]] = {}
 
@@ -79,7 +84,8 @@ class Corpus:
             padding.narrowest,
         )
         whole_shards = deals_whole_shards(self.train, plan)
-        return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack)
+        tally = partial(LeftOut.of, data=data) if "train" in self.unchecked else None
+        return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack, tally)
 
     def batches(self, split: str, share: EncodingShare | None = None) -> Iterator[list[EvalBatch]]:
         """Yield evaluation batches, a window of rows at a time. They do not depend on the ranks.
@@ -130,8 +136,12 @@ class Corpus:
         examples = self.task.encode(texts)
         return dict(enumerate(examples)), list(map(self.task.length, examples))
 
-    def texts(self, split: str) -> Iterator[tuple[str, Row]]:
+    def texts(self, split: str, some: int | None = None) -> Iterator[tuple[str, Row]]:
         """Yield ids and cleaned texts of a split's rows, in order. `data.on_bad_row` decides about bad rows.
+
+        Args:
+            split: one that the recipe has.
+            some: about so many rows are read, the first ones of every file. None for all.
 
         Raises:
             DataError: the recipe has no such split, or a row is bad.
@@ -140,18 +150,38 @@ class Corpus:
         source = self.train if split == "train" else open_split(data, split, self.roles)  # type: ignore[arg-type]
         if source is None:
             raise DataError(f"the recipe has no data.{split}; set it to a file pattern below data.root={data.root!r}")
-        for row in source:
-            if (texts := self._usable(row, source, split)) is not None:
+        used = bad = 0
+        for row in source if some is None else first_rows(source, some):
+            texts = self._cleaned(row, source, split)
+            if isinstance(texts, BadRow):
+                bad += row.lines
+            elif texts is not None:
+                used += 1
                 yield source.name_of(row.id), texts
+        if some is None and split in self.unchecked and too_many(bad, used, data, complete=True):
+            raise DataError(
+                f"data.{split}: {bad:,} of {used + bad:,} lines are of bad rows, more than "
+                f"data.max_bad_fraction={data.max_bad_fraction:g}. data.check=full lists them at the start of a new run"
+            )
 
-    def _usable(self, row: RawRow, source: Source, split: str) -> Row | None:
-        """Return the cleaned texts of a row. None for a bad row that is skipped, and for a row of another split."""
+    def _cleaned(self, row: RawRow, source: Source, split: str, fails: bool = True) -> Row | BadRow | None:
+        """Return the cleaned texts of a row, what is wrong with it, or None for a row of another split.
+
+        Raises:
+            DataError: the row is bad, `data.on_bad_row` is fail, and `fails`.
+        """
         data = self.recipe.data
         texts = clean_row(row, self.roles, data.columns, self._clean)
         if isinstance(texts, BadRow):
-            if data.on_bad_row == "fail":
-                raise DataError(texts.describe(source.shards[row.id[0]].name))
-            return None
+            if data.on_bad_row == "fail" and fails:
+                place = texts.describe(source.shards[row.id[0]].name)
+                if split not in self.unchecked:
+                    raise DataError(place)
+                raise DataError(
+                    f"data.{split}: {place}. Fix the row, or set data.on_bad_row=skip to leave out up to "
+                    f"data.max_bad_fraction={data.max_bad_fraction:g} of all rows"
+                )
+            return texts
         return texts if belongs(texts, data, split) else None
 
     def _windows(self, split: str) -> Iterator[list[tuple[str, Row]]]:
@@ -171,14 +201,24 @@ class Corpus:
             self._samples[split, most] = [row for _, row in sorted(least, key=itemgetter(0))]
         return self._samples[split, most]
 
-    def _encode(self, rows: list[RawRow]) -> list[tuple[Example, int] | None]:
-        """Return the example and length of each training row. None for rows that are not usable."""
-        usable = [self._usable(row, self.train, "train") for row in rows]
-        pairs = [(row, texts) for row, texts in zip(rows, usable, strict=True) if texts is not None]
+    def _encode(self, rows: list[RawRow]) -> list[tuple[Example, int] | BadRow | None]:
+        """Return the example and length of each training row. None for rows of another split, or what is wrong."""
+        usable = [self._for_training(row) for row in rows]
+        pairs = [(row, texts) for row, texts in zip(rows, usable, strict=True) if isinstance(texts, dict)]
         encoded = iter(self.task.encode([texts for row, texts in pairs if row.example is None]))
         ready = iter([row.example if row.example is not None else next(encoded) for row, _ in pairs])
-        examples = [None if texts is None else next(ready) for texts in usable]
-        return [None if example is None else (example, self.task.length(example)) for example in examples]
+        examples = [next(ready) if isinstance(texts, dict) else texts for texts in usable]
+        return [(example, self.task.length(example)) if isinstance(example, dict) else example for example in examples]
+
+    def _for_training(self, row: RawRow) -> Row | BadRow | None:
+        """Return the texts of a training row as `_cleaned`. Where the survey has not read all rows, none fails here."""
+        if "train" not in self.unchecked:
+            return self._cleaned(row, self.train, "train")
+        texts = self._cleaned(row, self.train, "train", fails=False)
+        if isinstance(texts, dict) and (lacking := self.roles.keys() - texts.keys()):  # a column that may be left out
+            column = self.recipe.data.columns.get(name := min(lacking), name)
+            return BadRow(row.id, "is missing", column, ", which data.columns or other rows have")
+        return texts
 
     def _pack(self, examples: list[Example]) -> list[tuple[Example, int, list[int]]]:
         return [(example, self.task.length(example), begun) for example, begun in self.task.pack(examples)]

@@ -26,7 +26,10 @@ def notes(recipe: Recipe, data: Mapping[str, Any]) -> list[str]:
 
 
 def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
-    rows, tokens = facts["rows"], facts.get("tokens", {})
+    tokens, check = facts.get("tokens", {}), facts.get("check", "full")
+    rows = facts["rows"] if check == "full" else tokens.get("rows", 0)  # that were looked at
+    if check != "full":
+        yield _unchecked(split, facts)
     if facts["bad_rows"]:
         yield f"data.{split}: rows left out: {facts['bad_rows']}"
     if shared := facts.get("in_train"):
@@ -54,7 +57,18 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
             "seems sorted by label, and a run shorter than an epoch may see no later rows. `rankzero prepare` shuffles "
             f"the file; or set data.block_rows={BLOCKS * -(-rows // recipe.data.lanes)}"
         )
-    yield from _classes(recipe, split, facts, data)
+    if check == "full" and data.get("train", {}).get("check", "full") == "full":
+        yield from _classes(recipe, split, facts, data)
+
+
+def _unchecked(split: str, facts: Mapping[str, Any]) -> str:
+    """Return how many rows have been checked before the training."""
+    total = "unknown" if facts["rows"] is None else f"{facts['rows']:,}"
+    when = "when they are trained on" if split == "train" else "in each evaluation"
+    return (
+        f"data.{split}: {facts['checked_rows']:,} rows were checked before the training (data.check={facts['check']}, "
+        f"rows of the split: {total}); the others are checked {when}"
+    )
 
 
 def cut_by(recipe: Recipe, role: str) -> str:

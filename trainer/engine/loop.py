@@ -25,9 +25,10 @@ from trainer.engine.saving import Ranks, Share
 from trainer.engine.state import TrainingState
 from trainer.engine.step import Stepper, Totals
 from trainer.engine.timer import Timer
+from trainer.engine.unchecked_rows import UncheckedRows
 from trainer.engine.utilization import Work
 from trainer.engine.writer import Writer
-from trainer.errors import Preempted
+from trainer.errors import DataError, Preempted
 from trainer.optim.schedules import Plateau, lr_multiplier
 from trainer.rundir import RunDir
 from trainer.task.base import Task
@@ -64,6 +65,7 @@ class Loop:
         self._outcomes = Outcomes(self.runtime, self.task, self.progress, self.stepper, self.state, self.corpus)
         self._work = Work()  # of the step that comes
         self._writer = Writer(self.runtime)
+        self._unchecked = UncheckedRows(self.runtime, self.corpus, self.progress)
         self._callbacks = Callbacks(self.task.recipe, self.run.path, self.runtime.rank, self.runtime.world)
         self._timers = [Timer(self._loop.eval_every), Timer(self._loop.save_every)]
 
@@ -73,6 +75,7 @@ class Loop:
         Raises:
             Preempted: a rank has received a stop signal. The last finished step is saved.
             NumericsError: NaN or Inf. The last checkpoint is kept.
+            DataError: a bad row that was not checked before. The last finished step is saved.
         """
         try:
             if self._loop.eval_first and self.progress.step == 0:
@@ -123,6 +126,7 @@ class Loop:
                 return
             if pause:
                 ahead = self._agree_on(next(steps))
+        self._unchecked.add(ahead.batches, totals)
         self._end_epoch()
 
     def _end_epoch(self) -> None:
@@ -135,13 +139,15 @@ class Loop:
             self._evaluate_and_save(evaluate_now=self._loop.eval_every == "epoch")
 
     def _agree_on(self, batches: Sequence[Loaded | None]) -> Ahead:
-        return agree(self.runtime, batches, (self._timers[0].due(), self._timers[1].due()))
+        due = (self._timers[0].due(), self._timers[1].due())
+        return agree(self.runtime, batches, due, unchecked=self._unchecked.enabled)
 
     def _totals(self, ahead: Ahead) -> Totals:
         """Return the totals of a step. Waits for all ranks.
 
         Raises:
             Preempted: a rank has received a stop signal.
+            DataError: the step has a bad row, or too many, that was not checked before.
         """
         began = time.monotonic()
         totals = ahead.totals()
@@ -149,6 +155,13 @@ class Loop:
         if totals.stopping:
             self._outcomes.resolve()
             raise self.runtime.stopped(f"after step {self.progress.step}")
+        if (problem := self._unchecked.problem(ahead.batches, totals)) is not None:
+            self._outcomes.resolve()
+            if 0 < self.progress.step != self._saved:
+                self._save()
+            error = DataError(problem)
+            error.everywhere = True
+            raise error
         return totals
 
     def _due(self, totals: Totals) -> tuple[bool, bool]:
@@ -172,7 +185,7 @@ class Loop:
     def _step(self, batches: Sequence[Loaded | None], totals: Totals) -> None:
         progress, number = self.progress, self.progress.step + 1
         share = progress.share(self._loop, self.total_rows)
-        after = progress.share(self._loop, self.total_rows, totals.rows, 1)
+        after = progress.share(self._loop, self.total_rows, totals.rows + totals.left_out, 1)
         optim = self.task.recipe.optim
         factor = progress.plateau["current"] if progress.plateau else 1.0
 
@@ -182,8 +195,9 @@ class Loop:
         result = self.stepper(batches, number, totals, multiplier, self._outcomes.resolve)
         self._outcomes.add(number, batches, totals.targets, result, read=bool(self._callbacks))
         for loaded in batches:
-            progress.marks.update(loaded.lanes if loaded else {})
+            progress.marks.update(loaded.lanes | loaded.ended if loaded else {})
         progress.step, progress.rows = number, progress.rows + totals.rows
+        self._unchecked.add(batches, totals)
         self.runtime.heartbeat("the end of a step", number)
         self._append_to_ledger(number, batches)
         lr = (optim.head_lr or optim.lr) * multiplier(0)
@@ -290,6 +304,10 @@ class Loop:
         content, extra = self.state.collect()
         memories = self.stepper.lane_memory.collect()
         step, state = progress.step, {"format": 1, **extra, **progress.to_json(marks)}
+        if unchecked := self._unchecked.collect():
+            state["unchecked"] = unchecked
+            if self.runtime.main:
+                self._unchecked.record(self.run, unchecked)
         protected = [step, *([progress.best.step] if progress.best else []), *progress.scheduled_steps]
 
         def write(share: Share, ranks: Ranks) -> None:

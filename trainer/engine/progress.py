@@ -11,6 +11,7 @@ from trainer.recipe.loop_sections import EarlyStopping, LoopConfig
 
 # Names of fields in state.json, whose keys are kept.
 JSON_KEYS = {"bad_evals": "waited", "eval_pending": "owed", "scheduled_steps": "grid"}
+NEW = ("left_out", "unchecked")  # fields that state.json has only where they count something
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Progress:
         scheduled_steps: the last steps of `loop.eval_every`, for averaging.
         skipped: steps in a row that were skipped for NaN or Inf.
         ended: early stopping has ended the run.
+        left_out: rows that were read and not used, where rows are checked while they are read.
+        unchecked: counts of the rows that were checked so, see `UncheckedRows`.
     """
 
     marks: dict[int, Bookmark]
@@ -52,6 +55,8 @@ class Progress:
     scheduled_steps: list[int] = field(default_factory=list)
     skipped: int = 0
     ended: bool = False
+    left_out: int = 0
+    unchecked: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(cls, lanes: int) -> Progress:
@@ -87,14 +92,14 @@ class Progress:
 
         Args:
             loop: the plan.
-            total_rows: training rows of one epoch; None = unknown.
+            total_rows: training rows of one epoch, with those that are left out if they are counted; None = unknown.
             rows, steps: further ones that are counted as done.
         """
         shares = [0.0]
         if loop.max_steps is not None:
             shares.append((self.step + steps) / loop.max_steps)
         if loop.epochs is not None and total_rows:
-            shares.append((self.rows + rows) / (loop.epochs * total_rows))
+            shares.append((self.rows + self.left_out + rows) / (loop.epochs * total_rows))
         return min(1.0, max(shares))
 
     def epochs_begun(self) -> int:
@@ -132,8 +137,11 @@ class Progress:
 
     def to_json(self, marks: dict[int, Bookmark]) -> dict[str, Any]:
         """Return the content of state.json. `marks` are those of all lanes: a rank knows only its own."""
+        none = {name for name in NEW if not getattr(self, name)}
         values = {
-            JSON_KEYS.get(name, name): value for name, value in vars(self).items() if name not in ("marks", "best")
+            JSON_KEYS.get(name, name): value
+            for name, value in vars(self).items()
+            if name not in {"marks", "best", *none}
         }
         best = asdict(self.best) if self.best else None
         return {**values, "best": best, "bookmarks": [asdict(marks[lane]) for lane in sorted(marks)]}
@@ -142,6 +150,7 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> Progress:
         names = cls.__dataclass_fields__.keys() - {"marks", "best"}
         best = Best(**state["best"]) if state["best"] else None
-        state = {"reference": best.value if best else None, **state}  # older checkpoints have no reference
+        # older checkpoints have no reference, and only some have the last ones
+        state = {"reference": best.value if best else None, "left_out": 0, "unchecked": {}, **state}
         marks = {lane: Bookmark(**mark) for lane, mark in enumerate(state["bookmarks"])}
         return cls(marks=marks, best=best, **{name: state[JSON_KEYS.get(name, name)] for name in names})

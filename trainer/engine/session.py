@@ -260,8 +260,10 @@ class Session:
             log.warning("%s", note)
         trained, parameters = counts(self.model)
         share = f" ({trained / 1e6:.2f}M trained)" if trained < parameters else ""
+        rows = data["train"]["rows"]
         self.reporter.print(
-            f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters{share}, {data['train']['rows']:,} training rows, "
+            f"{self.recipe.name}: {parameters / 1e6:.2f}M parameters{share}, "
+            f"{'an unknown number of' if rows is None else f'{rows:,}'} training rows, "
             f"{self.runtime.engine.spec.name} x {world}, {lanes} lanes, {torch.get_num_threads()} threads per rank, "
             f"precision {self.runtime.engine.precision}"
         )

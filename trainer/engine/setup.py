@@ -20,8 +20,8 @@ from trainer import user_code
 from trainer.cpu_info import cpuinfo
 from trainer.data.hub_datasets import pinned
 from trainer.data.prepare import prepared_tokenizer
-from trainer.data.sources import Source, fingerprint, open_split, open_splits
-from trainer.data.survey import Survey, survey
+from trainer.data.sources import Source, Split, fingerprint, is_large, open_split, open_splits
+from trainer.data.survey import Survey, survey, survey_part
 from trainer.data.target_tokenizer import save_tokenizer, target_of
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
 from trainer.engine.corpus import Corpus
@@ -44,6 +44,7 @@ from trainer.task.registry import make_task, roles_of, task_class
 log = logging.getLogger("rankzero")
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
+VERIFY = "`rankzero prepare RECIPE --verify --run RUN`"
 OTHER_IDS = 0.1  # share of tokens that may have another id than in the training of pretrained weights
 
 
@@ -132,14 +133,15 @@ def _check_same_vocabulary(tokenizer: PreTrainedTokenizerFast, begun: str) -> No
 
 
 def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    """Check every row of every split. A later start only checks that the files have not changed.
+    """Check the rows of every split, or a part of a large one. A later start checks that files have not changed.
 
     Returns:
-        "data" of the manifest: for each split its rows, bad rows and fingerprint.
+        "data" of the manifest: for each split its rows, bad rows and fingerprint, and how both were found.
 
     Raises:
         DataError: a missing, empty or bad split, more lanes than rows, or other content than at the first start. Or
             the metric of `loop.early_stopping` has no value on the rows.
+        UsageError: the recipe has no `loop.max_steps`, and the number of training rows is not known.
     """
     earlier = (read_json(run.manifest) or {}).get("data", {})
     roles = roles_of(recipe)
@@ -147,28 +149,73 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     train: tuple[Survey, Source] | None = None
     for split, source in open_splits(recipe.data, roles).items():
         if split in earlier:
-            now = fingerprint(source)
-            if now != earlier[split]["fingerprint"]:
-                raise DataError(
-                    f"data.{split} below data.root={recipe.data.root!r} has changed since this run began (fingerprint "
-                    f"{earlier[split]['fingerprint'][:12]} -> {now[:12]}): restore the files, or start with --fresh. "
-                    "--allow-change does not cover other rows: the positions of the lanes belong to these files"
-                )
+            _check_same(recipe, split, source, earlier[split])
             data[split] = earlier[split]
             continue
-        log.info("reading every row of data.%s …", split)
-        surveyed = survey(source, recipe.data, roles, split)
-        data[split] = surveyed.report()
+        surveyed, data[split] = _surveyed(recipe, split, source)
         if split == "train":
             train = surveyed, source
+            _check_length(recipe, data[split])
         elif train is not None:
-            data[split]["in_train"] = surveyed.shared_with(train[0])
+            if train[0].complete and surveyed.complete:
+                data[split]["in_train"] = surveyed.shared_with(train[0])
             if not isinstance(getattr(recipe.data, split), float):
                 names = {shard.name for shard in train[1].shards}
                 data[split]["files_in_train"] = [shard.name for shard in source.shards if shard.name in names][:10]
-    if reason := task_class(recipe).lacking(recipe, data):
+    known = {split: facts for split, facts in data.items() if facts.get("check", "full") == "full"}
+    if reason := task_class(recipe).lacking(recipe, known):
         raise no_score(recipe.loop.early_stopping.metric, reason)
     return data
+
+
+def _surveyed(recipe: Recipe, split: Split, source: Source) -> tuple[Survey, dict[str, Any]]:
+    """Return the survey of a split, and its entry in the manifest."""
+    large, check = is_large(source), recipe.data.check
+    if check == "auto":
+        check = "sample" if large else "full"
+    of = "listing" if large else "content"
+    if check == "full":
+        log.info("reading every row of data.%s …", split)
+        surveyed = survey(source, recipe.data, roles_of(recipe), split, of)
+        return surveyed, {**surveyed.report(), "check": check, "fingerprint_of": of}
+    log.info("reading the first rows of %d files of data.%s …", len(source.shards), split)
+    data = recipe.data.model_copy(update={"check": check})
+    surveyed, rows = survey_part(source, data, roles_of(recipe), split, of)
+    facts = {**surveyed.report(), "check": "full" if surveyed.complete else check, "fingerprint_of": of}
+    return surveyed, facts if surveyed.complete else {**facts, "rows": rows, "checked_rows": surveyed.rows}
+
+
+def _check_same(recipe: Recipe, split: str, source: Source, earlier: dict[str, Any]) -> None:
+    """Compare the files of a split with those of the first start, in the way that it recorded.
+
+    Raises:
+        DataError: they have changed.
+    """
+    of = earlier.get("fingerprint_of")
+    now = fingerprint(source, of)
+    if now == earlier["fingerprint"]:
+        return
+    listed = "names, sizes, and etags or times of modification" if of == "listing" else "content"
+    copied = f"if they are a copy, {VERIFY} accepts it where their content is the same; " if of == "listing" else ""
+    raise DataError(
+        f"data.{split} below data.root={recipe.data.root!r} has changed since this run began (fingerprint of {listed} "
+        f"{earlier['fingerprint'][:12]} -> {now[:12]}): {copied}restore the files, or start with --fresh. "
+        "--allow-change does not cover other rows: the positions of the lanes belong to these files"
+    )
+
+
+def _check_length(recipe: Recipe, train: dict[str, Any]) -> None:
+    """Refuse a training whose end in steps is not known: the learning rate depends on it.
+
+    Raises:
+        UsageError: there is no `loop.max_steps`.
+    """
+    if train["rows"] is None and recipe.loop.max_steps is None:
+        raise UsageError(
+            f"loop.max_steps is required: the number of training rows is not known with data.check={train['check']}, "
+            "because the files do not say it (Parquet, Arrow and prepared files do). Set loop.max_steps, or set "
+            "data.check=full to read and count all rows at the first start"
+        )
 
 
 def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
@@ -188,14 +235,21 @@ def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict
     }
     counted = digest(of)
     for split, facts in data.items():
-        if facts.get("tokens", {}).get("of") != counted:
+        check = facts.get("check", "full")
+        if facts.get("tokens", {}).get("of") != counted and check != "off":
             log.info("counting the tokens of data.%s …", split)
-            facts["tokens"] = {"of": counted, **count_tokens(corpus, split, facts["rows"]).report()}
+            found = count_tokens(corpus, split, facts["rows"] if check == "full" else None, spread=check == "sample")
+            rows = {"rows": found.rows} if check == "sample" else {}
+            facts["tokens"] = {"of": counted, **found.report(), **rows}
     return data
 
 
-def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
-    """Train the tokenizer on a streamed sample of the training rows, unless the run has one."""
+def make_tokenizer(run: RunDir, recipe: Recipe, train: dict[str, Any]) -> None:
+    """Train the tokenizer on a streamed sample of the training rows, unless the run has one.
+
+    Args:
+        train: the survey of the training rows. If not all were read, the sample is the first ones of every file.
+    """
     if (run.tokenizer / "tokenizer.json").exists():
         return
     if (tokenizer := ready_tokenizer(recipe)) is not None:
@@ -205,7 +259,8 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     assert source is not None
     assert settings is not None
     log.info("training the tokenizer …")
-    texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows)
+    rows = train["rows"] if train.get("check", "full") == "full" else None
+    texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows, spread=rows is None)
     _save_tokenizer(run, train_tokenizers(texts, settings, recipe.data.max_length))
 
 

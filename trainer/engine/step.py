@@ -48,6 +48,7 @@ class Totals:
         lanes: lanes that still have rows. 0 = the epoch is over.
         stopping: ranks that have received a stop signal.
         timed_eval, timed_save: above 0 if an evaluation or a checkpoint is due by the clock of rank zero.
+        left_out, used, bad, lines: of rows that were not checked before, see `LeftOut`.
     """
 
     targets: float
@@ -58,6 +59,10 @@ class Totals:
     stopping: int
     timed_eval: int = 0
     timed_save: int = 0
+    left_out: int = 0
+    used: int = 0
+    bad: int = 0
+    lines: int = 0
 
 
 @dataclass(frozen=True)
@@ -236,8 +241,8 @@ class Stepper:
         There are as many on every rank. Missing micro-batches and empty parts are fillers (None).
         """
         seed = self.task.recipe.seed
-        padded = [*batches, *[None] * (self.forwards // self.splits - len(batches))]
-        for loaded in padded:
+        trained = [loaded if loaded is not None and loaded.has_rows else None for loaded in batches]
+        for loaded in [*trained, *[None] * (self.forwards // self.splits - len(batches))]:
             parts: Sequence[Batch | None] = [None] * self.splits
             if loaded:
                 parts = self.task.split(self.lane_memory.inputs(loaded), self.splits)
@@ -266,7 +271,7 @@ class Stepper:
         """Return the first micro-batch of the coming step, without the memory of its lanes, which this step makes."""
         if self.coming is batches or self.splits > 1:
             return None
-        return next((loaded.inputs for loaded in self.coming if loaded), None)
+        return next((loaded.inputs for loaded in self.coming if loaded and loaded.has_rows), None)
 
     def _too_large(self, batch: Batch, step: int) -> RankzeroError:
         """Return the error of a rank that has run out of memory in a forward or backward."""

@@ -59,20 +59,22 @@ class TokenCounts:
         }
 
 
-def count_tokens(corpus: Corpus, split: str, rows: int | None) -> TokenCounts:
+def count_tokens(corpus: Corpus, split: str, rows: int | None, *, spread: bool = False) -> TokenCounts:
     """Tokenize a split. Texts too short to be cut are tokenized only where they are in the sample.
 
     Args:
         corpus: of the run.
         split: one that the recipe has.
         rows: usable rows of the split, as surveyed; None = look at the first SAMPLE rows only.
+        spread: take these from all files, equally many of each.
 
     Raises:
         DataError: more tokens of a role are unknown than REFUSED allows.
     """
     task, found = corpus.task, TokenCounts()
     spans = {role: Counter[str]() for role in corpus.roles}
-    texts = corpus.texts(split) if rows is not None else islice(corpus.texts(split), SAMPLE)
+    texts = corpus.texts(split, SAMPLE if spread else None)
+    texts = texts if rows is not None or spread else islice(texts, SAMPLE)
     while window := list(islice(texts, WINDOW)):
         found.rows += len(window)
         chosen = [rows is None or uniform("unknown", row_id) * rows < SAMPLE for row_id, _ in window]

@@ -149,6 +149,7 @@ FREE_TO_CHANGE = (
     "loop.log_every",
     "loop.peak_tflops",
     "data.root",
+    "data.check",
     "data.workers",
     "data.prefetch",
 )

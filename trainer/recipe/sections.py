@@ -97,6 +97,11 @@ class DataConfig(Section):
     order: Literal["shuffled", "sequential"] = Field(
         "shuffled", description="sequential: rows keep their order within a lane (Transformer-XL)"
     )
+    check: Literal["auto", "full", "sample", "off"] = Field(
+        "auto",
+        description="rows checked before the training: full: all; sample: the first ones of every file; off: none. "
+        "Others are checked when they are read. auto: full up to 2 GB of a split, sample above",
+    )
     on_bad_row: Literal["fail", "skip"] = Field("fail", description="fail: end with 3; skip: leave bad rows out")
     max_bad_fraction: Fraction = Field(0.01, description="share of bad rows above which skip ends with 3")
     workers: Annotated[int, Field(ge=0)] = Field(

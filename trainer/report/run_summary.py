@@ -32,7 +32,8 @@ def facts(report: TaskReport) -> list[tuple[str, str]]:
     """(name, value) of what was trained on what; what is not known is left out."""
     manifest = report.manifest
     train = manifest.get("data", {}).get("train", {})
-    groups = report.row_groups(train["labels"]) if isinstance(train.get("labels"), dict) else {}
+    counted = isinstance(train.get("labels"), dict) and train.get("check", "full") == "full"
+    groups = report.row_groups(train["labels"]) if counted else {}
     lines = sentences(
         "facts.txt.jinja",
         report=report,

@@ -57,10 +57,19 @@ class Classification(CalibratedTask):
         config: Any = recipe.task
         lone = "text_pair" in recipe.data.columns and not config.pair
         found = ["task.pair: data.columns.text_pair names a second text; set task.pair=true"] if lone else []
+        found += cls.uncounted(recipe)
         if recipe.data.validation is not None:
             return found
         needing = {"calibration": config.calibration, "thresholds": config.thresholds == "auto"}
         return found + [f"task.{key}: needs data.validation, which is null" for key, given in needing.items() if given]
+
+    @classmethod
+    def uncounted(cls, recipe: Recipe) -> list[str]:
+        """Return whether counts of labels are needed, and no row is read to count them."""
+        config: Any = recipe.task
+        if recipe.data.check != "off" or config.class_weights != "balanced":
+            return []
+        return ["data.check=off: task.class_weights=balanced needs counts of labels; set data.check=sample"]
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:

@@ -36,7 +36,7 @@ class MultiLabel(Classification):
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
-        return []
+        return cls.uncounted(recipe)
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:
@@ -82,7 +82,8 @@ class MultiLabel(Classification):
         """Return how much a label that a row has counts, in the order of the ids (`pos_weight`)."""
         if self.settings.class_weights != "balanced":
             return self.settings.weights_by_class
-        rows = self.data["train"]["rows"]
+        train = self.data["train"]
+        rows = train.get("checked_rows", train["rows"])  # those whose labels were counted
         return [(rows - count) / max(1, count) if count < rows else 1.0 for count in self.class_counts()]
 
     def guess(self) -> tuple[float, str] | None:

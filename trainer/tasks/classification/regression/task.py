@@ -43,9 +43,12 @@ class Regression(Classification):
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
+        found = []
         if recipe.optim.label_smoothing:
-            return ["optim.label_smoothing: task.mode regression has no classes to spread over; set it to 0"]
-        return []
+            found.append("optim.label_smoothing: task.mode regression has no classes to spread over; set it to 0")
+        if recipe.data.check == "off":
+            found.append("data.check=off: task.mode regression needs the mean of the targets; set data.check=sample")
+        return found
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:

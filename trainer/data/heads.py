@@ -1,0 +1,125 @@
+"""The first rows of every file of a split, and the number of rows where a file says it, by few short reads.
+
+Files are opened by several threads at once, since a remote store takes a while to answer. The rows are in the order of
+the files, whichever thread is first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from trainer.data import formats
+from trainer.data.discovery import Shard
+from trainer.data.root import is_local
+from trainer.data.sniffing import Form
+from trainer.data.sources import Row, Source, damaged, embedded_count
+
+THREADS = 32  # files that are open at once
+FILE_ROWS = 100  # rows that are read of a file, at least: opening it takes longer than reading them
+WINDOW = 4 * THREADS  # files whose first rows are in memory
+# Bytes of a file that its first rows take at most, and the share of a larger file.
+HEAD_BYTES, HEAD_SHARE = 1 << 16, 1 / 4000
+
+
+@dataclass
+class Head:
+    """The first rows of a file. It is iterated as a `ShardStream`: each row sets `offsets`.
+
+    Attributes:
+        form: of the first file of the shard.
+        complete: whether these are all rows of the file.
+        rows: rows of the file as its metadata say. None if they do not.
+    """
+
+    form: Form
+    complete: bool
+    rows: int | None
+    _read: list[tuple[Row, tuple[int, ...]]]
+    offsets: tuple[int, ...] = ()
+
+    def __iter__(self) -> Iterator[Row]:
+        for row, offsets in self._read:
+            self.offsets = offsets
+            yield row
+
+
+def heads(source: Source, rows: int, *, every: int = 1, count: bool = False, bounded: bool = True) -> Iterator[Head]:
+    """Yield the first rows of files, in order.
+
+    Args:
+        source: of a split.
+        rows: of each file, at most.
+        every: 1 for all files, k for one of k.
+        count: whether the number of rows in the metadata is read, too.
+        bounded: stop at HEAD_BYTES or HEAD_SHARE of a file with long rows.
+
+    Raises:
+        DataError: a file is damaged or not what its name says.
+    """
+
+    def head(index: int) -> Head:
+        shard = source.shards[index]
+        with formats.first_bytes():
+            counted = rows_of(shard) if count else None
+            if not rows:
+                return Head(Form(), False, counted, [])
+            stream, read, complete = source.stream(index), list[tuple[Row, tuple[int, ...]]](), False
+            most = max(HEAD_BYTES, (shard.size or 0) * HEAD_SHARE) if bounded else float("inf")
+            while len(read) < rows and sum(stream.offsets) < most:
+                row = next(stream, None)
+                if complete := row is None:
+                    break
+                read.append((row, stream.offsets))
+            return Head(stream.form, complete, counted, read)
+
+    numbers = range(0, len(source.shards), every)
+    with ThreadPoolExecutor(min(THREADS, len(numbers) or 1)) as pool:
+        for begin in range(0, len(numbers), WINDOW):
+            yield from pool.map(head, numbers[begin : begin + WINDOW])
+
+
+def first_rows(source: Source, rows: int) -> Iterator[Row]:
+    """Yield about so many rows: equally many first ones of all files, or of as many as give FILE_ROWS each."""
+    every = max(1, len(source.shards) * FILE_ROWS // rows)
+    for head in heads(source, -(-rows * every // max(1, len(source.shards))), every=every, bounded=False):
+        yield from head
+
+
+def rows_of(shard: Shard) -> int | None:
+    """Return the number of rows that the metadata of a file say, good or bad. None if they do not.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if shard.format == "embedded":
+        return embedded_count(shard.urls[0])
+    if shard.format not in ("parquet", "prepared", "arrow"):
+        return None
+    try:
+        with formats.opened(shard.urls[0]) as file:
+            if shard.format == "arrow":
+                return _arrow_rows(shard.urls[0], file)
+            with pq.ParquetFile(file) as parquet:
+                return int(parquet.metadata.num_rows)
+    except Exception as error:  # a store may raise anything about this file
+        raise damaged(shard, 0, error) from error
+
+
+def _arrow_rows(url: str, file: Any) -> int | None:
+    """Return the rows of an Arrow file by its footer. A stream has none: it is mapped if it is on this machine."""
+    is_file = file.read(6) == b"ARROW1"
+    file.seek(0)
+    if is_file:
+        return int(ds.IpcFileFormat().make_fragment(file).count_rows())
+    system, path = formats.located(url)
+    if not is_local(system):
+        return None
+    with pa.memory_map(path) as mapped, pa.ipc.open_stream(mapped) as stream:
+        return sum(batch.num_rows for batch in stream)
