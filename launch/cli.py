@@ -14,7 +14,7 @@ from launch.tools.doctor.command import doctor_command
 from launch.tools.plan.command import plan_command
 from launch.tools.verify.command import verify_command
 from trainer import cli
-from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
+from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, ResumeFrom, RunOption
 from trainer.run_options import Options, run_path
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ def train(
     allow_change: AllowChange = None,
     debug: Debug = False,
     profile: Profile = False,
+    resume_from: ResumeFrom = None,
 ) -> None:
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     from trainer.recipe_loading import load_recipe
@@ -64,7 +65,7 @@ def train(
     resolved = load_recipe(recipe, overrides or ())  # report every mistake before anything starts
 
     def in_process() -> int:
-        return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile))
+        return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile, resume_from=resume_from))
 
     if debug:  # one process, whatever the config says
         config, nproc = "debug", None

@@ -42,6 +42,12 @@ class DataError(RankzeroError):
     exit_code = 3
 
 
+class StoreError(RankzeroError):
+    """A remote store has not answered for too long. The same command may succeed later."""
+
+    exit_code = 1
+
+
 class CheckpointError(RankzeroError):
     """A checkpoint cannot be written, or no complete one can be read."""
 

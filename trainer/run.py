@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.data import remote
 from trainer.data.python_rows import with_own_rows, write_rows
 from trainer.data_parallel import fusable
 from trainer.engine import setup
+from trainer.engine.mirror import fetch
 from trainer.engine.resume_checks import agree_with_earlier, write_recipe
 from trainer.engine.runtime import Runtime, start
 from trainer.engine.session import Session
@@ -42,6 +44,7 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
         Preempted: stopped by a signal, with everything saved.
     """
 
+    remote.forget()
     run = RunDir(run_path(recipe, options))
     recipe = with_own_rows(recipe, run)
     with StopFlag().listening() as stop:
@@ -62,6 +65,7 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
             session.select_checkpoint()
             if options.defer:
                 runtime.close()
+                session.finish_mirror()
                 return Run(run.path, session.progress.step, {})
             evaluated: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
             times = Times()
@@ -138,6 +142,8 @@ def _take(
         _make_room(run, keep=options.fresh)
     held = lock.enter_context(run.locked())
     run.create()
+    if options.resume_from is not None:
+        fetch(options.resume_from, run)
     recipe = setup.pin_dataset(run, recipe)
     agree_with_earlier(run, recipe, options.allow_change)
     if options.rows is not None:
@@ -193,3 +199,4 @@ def finish_alone(session: Session, scores: dict[str, dict[str, Any]], times: Tim
         alive,
         times,
     )
+    session.finish_mirror()

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainer.data import formats
-from trainer.errors import DataError
+from trainer.data.formats import is_local
+from trainer.errors import DataError, StoreError
 
 log = logging.getLogger("rankzero")
 _logged: set[tuple[str, ...]] = set()
@@ -68,7 +69,7 @@ class Root:
                     f"such as {files!r}; there: {', '.join(inside[:5]) or 'nothing'}"
                 )
             others = self._list_near(pattern)
-        except DataError:
+        except (DataError, StoreError):
             raise
         except Exception as error:  # stores have different errors
             raise DataError(self._unreachable(error)) from error
@@ -178,17 +179,14 @@ class Root:
         return cast("int | None", self.system.size(f"{self.path}/{name}"))
 
     def _unreachable(self, error: Exception) -> str:
+        if isinstance(error, StoreError):
+            raise error
         if isinstance(error, DataError):  # of another file system, which says how to go without a connection
             return str(error)
         message = f"data.root={self.url!r} cannot be read: {type(error).__name__}: {error}"
         if is_local(self.system):
             return message
         return f"{message}. Without a connection, use a copy of the files on disk: data.root=PATH"
-
-
-def is_local(system: Any) -> bool:
-    """Return whether a file system is that of this machine."""
-    return "file" in ([system.protocol] if isinstance(system.protocol, str) else system.protocol)
 
 
 def normal(name: str) -> str:
