@@ -98,7 +98,7 @@ def retried(
     what: str,
     call: Callable[[], T],
     seconds: float | None = None,
-    attempt_seconds: float = ATTEMPT_SECONDS,
+    attempt_seconds: float | None = None,
 ) -> T:
     """Return what a call to a store returns, trying again after errors that may pass.
 
@@ -107,7 +107,7 @@ def retried(
         what: the file, for messages.
         call: makes one attempt.
         seconds: how long to try again; by default `patience()`.
-        attempt_seconds: how long one attempt may take.
+        attempt_seconds: how long one attempt may take; by default ATTEMPT_SECONDS.
 
     Raises:
         StoreError: the store has not answered for that long.
@@ -119,7 +119,7 @@ def retried(
     began, wait = time.monotonic(), FIRST_WAIT
     for attempt in itertools.count(1):
         try:
-            result = within(attempt_seconds, call)
+            result = within(attempt_seconds or ATTEMPT_SECONDS, call)
             _answered.add(store)
             return result
         except Exception as error:

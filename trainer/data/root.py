@@ -171,7 +171,9 @@ class Root:
             raise DataError(self._unreachable(error)) from error
 
     def url_of(self, name: str) -> str:
-        """Return the URL of a file below the root."""
+        """Return the URL of a file below the root. It has host and account, which the path of a file system lacks."""
+        if "::" not in self.url and "://" in self.url and self.system._get_kwargs_from_urls(self.url):
+            return f"{self.url.rstrip('/')}/{name}"
         return str(self.system.unstrip_protocol(f"{self.path}/{name}"))
 
     def size_of(self, name: str) -> int | None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data import formats
-from trainer.data.remote import retried
+from trainer.data.remote import ATTEMPT_SECONDS, retried
 from trainer.engine import checkpoint
 from trainer.engine.progress import Progress
 from trainer.errors import CheckpointError, LockLost, RankzeroError, StoreError, UsageError
@@ -57,7 +57,7 @@ class Place:
     def call(self, name: str, *args: Any, seconds: float | None = None, size: int = 0, **kwargs: Any) -> Any:
         """Call a method of the file system with retries. `size`: bytes that it moves."""
         call = partial(getattr(self.system, name), *args, **kwargs)
-        return retried(self.system, self.url, call, seconds, attempt_seconds=60.0 + size / SLOWEST)
+        return retried(self.system, self.url, call, seconds, attempt_seconds=ATTEMPT_SECONDS + size / SLOWEST)
 
     def steps(self, seconds: float | None = None) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
