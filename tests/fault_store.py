@@ -48,12 +48,14 @@ class FaultStore(AbstractFileSystem):
     protocol = "fault"
     folder: Path  # what is behind the store
     plan: Callable[[int], Fault | None]  # the number of a read -> what happens to it
+    put_plan: Callable[[str], Fault | None]  # the path of a file that is stored -> what happens
     reads: list[tuple[str, int | None, int | None]]  # path, start, end
     calls: list[str]  # of the methods that are not reads
 
     @classmethod
     def reset(cls, folder: Path) -> type[FaultStore]:
-        cls.folder, cls.plan, cls.reads, cls.calls = folder, staticmethod(lambda number: None), [], []
+        cls.folder, cls.reads, cls.calls = folder, [], []
+        cls.plan, cls.put_plan = staticmethod(lambda number: None), staticmethod(lambda path: None)
         return cls
 
     @classmethod
@@ -103,8 +105,8 @@ class FaultStore(AbstractFileSystem):
         return body if fault is None else fault(body)
 
     def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
-        self.calls.append("put")
-        if (fault := type(self).plan(-1)) is not None:
+        self.calls.append(f"put {self._strip_protocol(rpath)}")
+        if (fault := type(self).put_plan(self._strip_protocol(rpath))) is not None:
             fault(b"")
         self._local.put_file(lpath, self._place(rpath))
 

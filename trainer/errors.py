@@ -95,6 +95,19 @@ class LockLost(RankzeroError):
     everywhere = True
 
 
+def hide_credentials(error: BaseException) -> None:
+    """Take credentials out of an error of a library and out of its causes, which a traceback shows."""
+    if str(error) != redacted(str(error)):
+        error.args = tuple(redacted(arg) for arg in error.args)
+    cause = error.__cause__ or error.__context__
+    if cause is None:
+        return
+    if str(cause) != redacted(str(cause)):
+        error.__cause__ = error.__context__ = None
+    else:
+        hide_credentials(cause)
+
+
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
 
 

@@ -20,7 +20,7 @@ from trainer.engine.resume_checks import agree_with_earlier, write_recipe
 from trainer.engine.runtime import Runtime, start
 from trainer.engine.session import Session
 from trainer.engine.signals import StopFlag
-from trainer.errors import UsageError
+from trainer.errors import UsageError, hide_credentials
 from trainer.failures import report_failure, report_hang
 from trainer.files import read_json, write_json
 from trainer.lock import follow
@@ -121,6 +121,7 @@ def attempt(
             runtime.watch(recipe.launch.hang_seconds, run.path, hang)
             yield recipe.model_copy(update={"data": data}), status
         except BaseException as error:
+            hide_credentials(error)
             reported = report_failure(run, runtime, status, error)
             if reported is error:
                 raise

@@ -143,7 +143,7 @@ def retried(
 def is_transient(error: BaseException) -> bool:
     """Return whether another attempt may succeed. If an error of the chain has an HTTP status, that decides."""
     chain = list(_chain(error))
-    if any(isinstance(one, DataError) for one in chain):
+    if any(isinstance(one, DataError) or "OfflineMode" in type(one).__name__ for one in chain):
         return False
     for one in chain:
         if (status := _status(one)) is not None:
@@ -170,9 +170,11 @@ def _status(error: BaseException) -> int | None:
     """Return the HTTP status that an error of any client library carries."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, Mapping) else {}
-    places = (getattr(error, "status", None), getattr(error, "status_code", None), getattr(error, "code", None))
-    for value in (*places, getattr(response, "status_code", None), metadata.get("HTTPStatusCode")):
-        if isinstance(value, int) and 100 <= value < 600:
+    for name in ("status", "status_code", "code"):
+        if isinstance(value := getattr(error, name, None), int) and 100 <= value < 600:
+            return value
+    for value in (getattr(response, "status_code", None), metadata.get("HTTPStatusCode")):
+        if isinstance(value, int):
             return value
     return None
 
