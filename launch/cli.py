@@ -65,7 +65,9 @@ def train(
     resolved = load_recipe(recipe, overrides or ())  # report every mistake before anything starts
 
     def in_process() -> int:
-        return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile, resume_from=resume_from))
+        return cli.run_app(
+            lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile, resume_from=resume_from)
+        )
 
     if debug:  # one process, whatever the config says
         config, nproc = "debug", None

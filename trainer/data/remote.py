@@ -34,8 +34,10 @@ ATTEMPT_SECONDS = 60.0  # one call
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts, doubled each time, with jitter
 RECHECK_SECONDS = 10.0  # what a store says about a file is asked again if it is older
 # Keys of `info` that change with the content of a file, the surest first.
-VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "blob_id", "mtime", "LastModified", "updated")
-VERSIONS += ("last_modified", "modified", "timeModified", "created")
+VERSIONS = (
+    *("ETag", "etag", "md5Hash", "content_md5", "checksum", "blob_id", "mtime", "LastModified", "updated"),
+    *("last_modified", "modified", "timeModified", "created"),
+)
 _TRANSIENT_NAMES = re.compile(
     "Timeout|TimedOut|Connection|Disconnected|IncompleteRead|PayloadError|Transport|ProtocolError|ServerError|Throttl"
     "|ServiceUnavailable|TooManyRequests|SlowDown|EndOfStream"

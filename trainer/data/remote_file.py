@@ -35,6 +35,8 @@ class RemoteFile(io.RawIOBase):
         super().__init__()
         self._system, self._path, self._url, self._size, self._key = system, path, url, size, key
         self._exact = exact
+        # cat_file of the Hub opens a file, which would read megabytes ahead for each request
+        self._options = {"cache_type": "none"} if system.protocol == "hf" else {}
         self._position = 0
         self._chunk: tuple[int, bytes] = (0, b"")  # the last one that was read from, and its place
         self._ahead: deque[tuple[int, int, Future[bytes]]] = deque()
@@ -139,7 +141,7 @@ class RemoteFile(io.RawIOBase):
         """
 
         def attempt() -> bytes:
-            data: bytes = self._system.cat_file(self._path, start=start, end=end)
+            data: bytes = self._system.cat_file(self._path, start=start, end=end, **self._options)
             if len(data) == self._size and start > 0:  # a web server that sends whole files only
                 data = data[start:end]
             if len(data) != end - start:
