@@ -125,6 +125,15 @@ def test_the_wait_for_a_mirror_that_is_down_is_bounded(run, store, monkeypatch, 
     assert mirrored(store) == []
 
 
+def test_a_stop_does_not_wait_for_a_slow_mirror(run, store, monkeypatch):
+    monkeypatch.setattr(mirror, "AT_STOP_SECONDS", 0.1)
+    store.put_plan = staticmethod(lambda path: late(2.0))
+    copies = Mirror(run, URL)
+    began = time.monotonic()
+    assert not copies.finish(lambda: True)
+    assert time.monotonic() - began < 2.0
+
+
 def test_a_checkpoint_may_be_deleted_while_it_is_copied(run, store, trained):
     store.put_plan = staticmethod(lambda path: late(0.2))
     copies = Mirror(run, URL)
@@ -138,11 +147,12 @@ def test_a_checkpoint_may_be_deleted_while_it_is_copied(run, store, trained):
         assert checkpoint.fault(checkpoint.path_of(store.folder / "mirrors" / "run", step)) is None
 
 
-def test_an_incomplete_copy_does_not_count(run, store, tmp_path):
+def test_an_incomplete_copy_does_not_count(run, store, tmp_path, monkeypatch):
     store.put_plan = staticmethod(lambda path: raising(StatusError(403)) if path.endswith("manifest.json") else None)
     copies = Mirror(run, URL)
     wait_for(lambda: mirrored(store) == [2])
-    copies.finish(0.0)
+    monkeypatch.setattr(mirror, "FAILING_SECONDS", 0.0)
+    assert not copies.finish()
     fresh = RunDir(tmp_path / "fresh")
     fresh.create()
     with pytest.raises(CheckpointError, match="no complete checkpoint: there is none; name the folder"):

@@ -73,7 +73,10 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
                 scores = {split: session.evaluate(split) for split in evaluated}
             runtime.close()  # no collective can time out while rank zero works alone
             if runtime.main:
-                finish_alone(session, scores, times)
+                try:
+                    finish_alone(session, scores, times)
+                finally:
+                    session.finish_mirror()
             return Run(run.path, session.progress.step, scores)
 
 
@@ -200,4 +203,3 @@ def finish_alone(session: Session, scores: dict[str, dict[str, Any]], times: Tim
         alive,
         times,
     )
-    session.finish_mirror()

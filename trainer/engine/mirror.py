@@ -18,6 +18,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ POLL_SECONDS = 2.0  # between two looks at the checkpoints of the run directory
 RETRY_SECONDS = 60.0  # after a copy has failed in spite of its own retries
 SLOWEST = 1e6  # bytes per second of a copy, below which it has failed
 # How long copies are waited for at the end of a run, at its end if the last one has failed, and at a stop by a signal.
-AT_END_SECONDS, FAILING_SECONDS, AT_STOP_SECONDS = 1800.0, 60.0, 20.0
+AT_END_SECONDS, FAILING_SECONDS, AT_STOP_SECONDS = 1800.0, 90.0, 5.0
 LINKED, FETCHED = ".mirroring", ".fetching"  # folders in checkpoints/
 PIECE = 1 << 22
 
@@ -135,16 +136,18 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, daemon=True, name="mirror")
         self._thread.start()
 
-    def finish(self, seconds: float = AT_END_SECONDS) -> bool:
-        """Wait until the newest checkpoint is copied, or for so many seconds. Return whether it is.
+    def finish(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until the newest checkpoint is copied, and return whether it is. Nothing is copied afterwards.
 
-        Nothing is copied afterwards.
+        The wait is bounded: AT_END_SECONDS, FAILING_SECONDS if the last copy has failed, and AT_STOP_SECONDS once the
+        process is to stop.
         """
         began = time.monotonic()
         if not self._is_complete():
             log.info("waiting for the mirror %s …", self._place.url)
         while self._thread.is_alive() and not self._is_complete():
-            if time.monotonic() - began > min(seconds, FAILING_SECONDS if self._failed else seconds):
+            limit = AT_STOP_SECONDS if is_stopped() else FAILING_SECONDS if self._failed else AT_END_SECONDS
+            if time.monotonic() - began > limit:
                 break
             time.sleep(0.05)
         self._ended.set()

@@ -19,7 +19,7 @@ from trainer.engine.evaluate import evaluate
 from trainer.engine.fused_lanes import lanes_in_a_forward
 from trainer.engine.layerwise import is_skeleton, skeleton
 from trainer.engine.loop import Loop
-from trainer.engine.mirror import AT_END_SECONDS, AT_STOP_SECONDS, Mirror
+from trainer.engine.mirror import Mirror
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.resume_checks import trained_step
@@ -118,7 +118,7 @@ class Session:
                     self.stepper.warm_up()
                 loop.train()
         except Preempted:
-            self.finish_mirror(AT_STOP_SECONDS)
+            self.finish_mirror()
             raise
         finally:
             self.reporter.close()
@@ -131,10 +131,10 @@ class Session:
         if self.recipe.loop.mirror is not None:
             self.mirror = Mirror(self.run, self.recipe.loop.mirror)
 
-    def finish_mirror(self, seconds: float = AT_END_SECONDS) -> None:
-        """Wait until the mirror has the newest checkpoint, on rank zero and at most for so many seconds."""
+    def finish_mirror(self) -> None:
+        """Wait on rank zero until the mirror has the newest checkpoint. The wait is bounded, and short at a stop."""
         if self.mirror is not None:
-            self.mirror.finish(seconds)
+            self.mirror.finish(lambda: bool(self.runtime.stop.received))
 
     def select_checkpoint(self) -> None:
         """Copy the selected weights into the model and write model/."""
