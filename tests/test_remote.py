@@ -158,6 +158,15 @@ def test_a_reader_that_goes_on_is_read_ahead_of(store):
         assert not any(start < 32_000 for _, start, _ in store.reads[before:])  # nothing is fetched twice
 
 
+def test_a_server_that_sends_whole_files_only(store, monkeypatch):
+    store.plan = staticmethod(lambda number: lambda body: CONTENT)
+    assert content() == CONTENT
+    assert len(store.reads) == 1
+    monkeypatch.setattr(remote_file, "WHOLE", 1000)
+    with pytest.raises(OSError, match="its store sends whole files only, and this one has 1,000,003 bytes"):
+        content()
+
+
 def test_a_short_look_fetches_no_more_than_it_reads(store):
     system, path = formats.located(URL)
     with system.open(path, "rb", block_size=300) as file:

@@ -14,6 +14,7 @@ from trainer.data.remote import Truncated, check_version, in_background, recheck
 
 BLOCK = 1 << 18  # bytes of a block of the cache; blocks that follow each other are fetched at once
 MOST = 8 << 20  # bytes of one request
+WHOLE = 64 << 20  # bytes of the largest file that is read from a store that sends whole files only
 AHEAD, AHEAD_OF_ALL = 32 << 20, 128 << 20  # bytes that are read ahead for one file, and for all open files of a process
 
 _open: weakref.WeakSet[RemoteFile] = weakref.WeakSet()
@@ -41,6 +42,7 @@ class RemoteFile(io.RawIOBase):
         self._chunk: tuple[int, bytes] = (0, b"")  # the last one that was read from, and its place
         self._ahead: deque[tuple[int, int, Future[bytes]]] = deque()
         self._window = BLOCK
+        self._whole: bytes | None = None  # of a store that sends whole files only
         _open.add(self)
 
     def readable(self) -> bool:
@@ -140,10 +142,18 @@ class RemoteFile(io.RawIOBase):
             StoreError: the store has not answered for too long.
         """
 
+        if self._whole is not None:
+            return self._whole[start:end]
+
         def attempt() -> bytes:
             data: bytes = self._system.cat_file(self._path, start=start, end=end, **self._options)
-            if len(data) == self._size and start > 0:  # a web server that sends whole files only
-                data = data[start:end]
+            if len(data) == self._size > end - start:
+                if self._size > WHOLE:
+                    raise OSError(
+                        f"its store sends whole files only, and this one has {self._size:,} bytes: copy it to a disk, "
+                        "or use a server that answers requests for a part of a file"
+                    )
+                self._whole, data = data, data[start:end]
             if len(data) != end - start:
                 self._system.invalidate_cache(self._system._parent(self._path))
                 check_version(self._url, self._system.info(self._path))
