@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def store(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, value)
     (tmp_path / "store").mkdir()
     yield FaultStore.reset(tmp_path / "store")
+    for thread in threading.enumerate():
+        if thread.name == "mirror":  # its wait was given up
+            thread.join(10)
     monkeypatch.undo()
 
 
@@ -187,6 +191,19 @@ def test_a_damaged_copy_is_left_out(run, store, trained, tmp_path, caplog):
     with pytest.raises(CheckpointError, match=r"no complete checkpoint: .*another SHA-256") as failed:
         fetch(f"{URL}/run", fresh)
     assert failed.value.exit_code == 4
+
+
+def test_files_of_a_mirror_stay_in_the_run_directory(run, store, tmp_path, monkeypatch):
+    """A bucket may have keys such as step-00000002/../../x."""
+    assert Mirror(run, URL).finish()
+    fresh = RunDir(tmp_path / "fresh")
+    fresh.create()
+    find = store.find
+    more = "/mirrors/run/step-00000002/../../../../escaped"
+    monkeypatch.setattr(store, "find", lambda self, path, **kwargs: [*find(self, path, **kwargs), more])
+    with pytest.raises(CheckpointError, match="is not in the checkpoint"):
+        fetch(f"{URL}/run", fresh)
+    assert not (tmp_path / "escaped").exists()
 
 
 def test_a_run_directory_with_checkpoints_is_left_alone_unless_a_fetch_was_interrupted(run, store, trained, caplog):

@@ -19,16 +19,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.data import formats
-from trainer.data.remote import ATTEMPT_SECONDS, retried
 from trainer.engine import checkpoint
 from trainer.engine.progress import Progress
+from trainer.engine.remote_folder import RemoteFolder
 from trainer.errors import CheckpointError, LockLost, RankzeroError, StoreError, UsageError
-from trainer.files import flush, read_json, write_json
+from trainer.files import flush, inside, read_json, write_json
 from trainer.lock import check_held
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
@@ -37,77 +35,13 @@ log = logging.getLogger("rankzero")
 
 POLL_SECONDS = 2.0  # between two looks at the checkpoints of the run directory
 RETRY_SECONDS = 60.0  # after a copy has failed in spite of its own retries
-SLOWEST = 1e6  # bytes per second of a copy, below which it has failed
 # How long copies are waited for at the end of a run, at its end if the last one has failed, and at a stop by a signal.
 AT_END_SECONDS, FAILING_SECONDS, AT_STOP_SECONDS = 1800.0, 90.0, 5.0
 LINKED, FETCHED = ".mirroring", ".fetching"  # folders in checkpoints/
-PIECE = 1 << 22
 
 
-class Place:
-    """A folder behind an fsspec URL, with the checkpoints and small files of one run."""
-
-    def __init__(self, url: str, what: str) -> None:
-        try:
-            store, path = formats.located(url if "://" in url else str(Path(url).expanduser().absolute()))
-        except (ImportError, ValueError) as error:  # "Install s3fs to access S3", "Protocol not known: foo"
-            raise UsageError(f"{what}={redacted(url)!r} cannot be opened: {error}") from None
-        self.url, self.path, self._store = redacted(url).rstrip("/"), path.rstrip("/"), store
-        self.system = getattr(store, "system", store)
-
-    def call(self, name: str, *args: Any, seconds: float | None = None, size: int = 0, **kwargs: Any) -> Any:
-        """Call a method of the file system with retries. `size`: bytes that it moves."""
-        call = partial(getattr(self.system, name), *args, **kwargs)
-        return retried(self.system, self.url, call, seconds, attempt_seconds=ATTEMPT_SECONDS + size / SLOWEST)
-
-    def steps(self, seconds: float | None = None) -> list[int]:
-        """Return the steps of the complete checkpoints, ascending."""
-        self.system.invalidate_cache()
-        try:
-            listed = self.call("find", self.path, maxdepth=2, seconds=seconds)
-        except FileNotFoundError:
-            return []
-        parts = [str(path).rsplit("/", 2)[1:] for path in listed if str(path).endswith(f"/{checkpoint.MANIFEST}")]
-        return sorted(int(m.group(1)) for folder, _ in parts if (m := checkpoint.NAME.match(folder)))
-
-    def read(self, name: str, seconds: float | None = None) -> bytes | None:
-        """Return the content of a small file, or None if there is none."""
-        try:
-            return bytes(self.call("cat_file", f"{self.path}/{name}", seconds=seconds))
-        except FileNotFoundError:
-            return None
-
-    def put(self, file: Path, name: str) -> None:
-        """Copy a local file, and compare its size."""
-        path, size = f"{self.path}/{name}", file.stat().st_size
-        try:
-            self.call("put_file", str(file), path, size=size)
-        except FileNotFoundError:  # a file system that has folders
-            self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
-            self.call("put_file", str(file), path, size=size)
-        if (there := self.call("info", path)["size"]) != size:
-            raise OSError(f"{name} has {there:,} bytes there and {size:,} here")
-
-    def get(self, name: str, file: Path) -> None:
-        """Copy a remote file to a local one, in pieces that are retried."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        path = f"{self.path}/{name}"
-        opening = self._store.open if self._store is self.system else self._store.open_uncached
-        with opening(path) as source, file.open("wb") as to:
-            shutil.copyfileobj(source, to, PIECE)
-
-    def remove(self, name: str) -> None:
-        """Delete a file or folder, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self.call("rm", f"{self.path}/{name}", recursive=True)
-
-    def files(self, name: str) -> list[str]:
-        """Return the names of all files below a folder."""
-        try:
-            found = self.call("find", f"{self.path}/{name}")
-        except FileNotFoundError:
-            return []
-        return sorted(str(path)[len(self.path) :].lstrip("/") for path in found)
+class _Ended(Exception):
+    """Nothing more is to be copied."""
 
 
 class Mirror:
@@ -122,7 +56,7 @@ class Mirror:
     """
 
     def __init__(self, run: RunDir, url: str) -> None:
-        self._run, self._place = run, Place(f"{url.rstrip('/')}/{run.path.absolute().name}", "loop.mirror")
+        self._run, self._place = run, RemoteFolder(f"{url.rstrip('/')}/{run.path.absolute().name}", "loop.mirror")
         self._ended, self._failed = threading.Event(), False
         self._known = False  # whether the place was compared with this run
         self._copied: tuple[int, int] | None = None  # step and time of the newest checkpoint that is in the mirror
@@ -178,6 +112,8 @@ class Mirror:
                     self._check_owner()
                     self._copy(newest[0])
                     self._copied, self._failed = newest, False
+            except _Ended:
+                return
             except (UsageError, LockLost) as error:
                 log.warning("the mirror %s gets no more copies: %s", self._place.url, error)
                 return
@@ -230,20 +166,25 @@ class Mirror:
                 place.remove(f"{path.name}/{checkpoint.MANIFEST}")
             for file in sorted(path.iterdir()):
                 if file.name != checkpoint.MANIFEST:
-                    place.put(file, f"{path.name}/{file.name}")
+                    self._put(file, f"{path.name}/{file.name}")
             if path is linked[-1]:
                 self._copy_run_files()
-            place.put(path / checkpoint.MANIFEST, f"{path.name}/{checkpoint.MANIFEST}")
+            self._put(path / checkpoint.MANIFEST, f"{path.name}/{checkpoint.MANIFEST}")
         for other in complete - {step, *needed, *checkpoint.steps(folder)}:
             place.remove(f"step-{other:08d}/{checkpoint.MANIFEST}")
             place.remove(f"step-{other:08d}")
+
+    def _put(self, file: Path, name: str) -> None:
+        if self._ended.is_set():
+            raise _Ended
+        self._place.put(file, name)
 
     def _copy_run_files(self) -> None:
         run = self._run
         files = [run.recipe, run.manifest, run.metrics, run.ledger, *run.tokenizer.rglob("*")]
         for file in files:
             if file.is_file():
-                self._place.put(file, str(file.relative_to(run.path)))
+                self._put(file, str(file.relative_to(run.path)))
 
 
 def _began(manifest: dict[str, Any]) -> str:
@@ -291,7 +232,7 @@ def fetch(url: str, run: RunDir) -> None:
     if checkpoint.steps(run.checkpoints) and not fetching.exists():
         log.info("--resume-from is not used: %s has checkpoints of its own", run.path)
         return
-    place = Place(url, "--resume-from")
+    place = RemoteFolder(url, "--resume-from")
     try:
         shutil.rmtree(fetching, ignore_errors=True)
         fetching.mkdir(parents=True)
@@ -317,7 +258,7 @@ def fetch(url: str, run: RunDir) -> None:
     log.info("fetched the checkpoint of step %d from %s", step, place.url)
 
 
-def _fetch_newest(place: Place, folder: Path) -> int:
+def _fetch_newest(place: RemoteFolder, folder: Path) -> int:
     """Fetch the newest checkpoint whose files have their hashes, and return its step."""
     faults = []
     for step in reversed(place.steps()):
@@ -330,23 +271,26 @@ def _fetch_newest(place: Place, folder: Path) -> int:
     raise CheckpointError(f"--resume-from {place.url}: no complete checkpoint: {found}")
 
 
-def _fetch_checkpoint(place: Place, folder: Path, step: int) -> str | None:
+def _fetch_checkpoint(place: RemoteFolder, folder: Path, step: int) -> str | None:
     """Fetch one checkpoint. Return what is wrong with it, or None."""
     path = checkpoint.path_of(folder, step)
     for name in place.files(path.name):
-        place.get(name, folder / name)
+        if (to := inside(folder, name)) is None:
+            return f"{name!r} is not in the checkpoint"
+        place.get(name, to)
     if wrong := checkpoint.fault(path):
         shutil.rmtree(path, ignore_errors=True)
         return wrong
     return None
 
 
-def _fetch_run_files(place: Place, run: RunDir) -> None:
+def _fetch_run_files(place: RemoteFolder, run: RunDir) -> None:
     """Fetch recipe, manifest, logs and tokenizer. Stages that followed the training are not there, so not recorded."""
     for file in (run.recipe, run.metrics, run.ledger):
         if (content := place.read(file.name)) is not None:
             file.write_bytes(content)
     for name in place.files("tokenizer"):
-        place.get(name, run.path / name)
-    manifest = json.loads(place.read("manifest.json") or b"{}")
-    write_json(run.manifest, {**manifest, "stages": {}})
+        if (to := inside(run.path, name)) is not None:
+            place.get(name, to)
+    run.manifest.write_bytes(place.read("manifest.json") or b"{}")
+    write_json(run.manifest, {**read_json(run.manifest), "stages": {}})
