@@ -15,7 +15,7 @@ from launch.tools.doctor.command import doctor_command
 from launch.tools.plan.command import plan_command
 from launch.tools.verify.command import verify_command
 from trainer import cli
-from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, RunOption
+from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, ResumeFrom, RunOption
 from trainer.errors import UsageError
 from trainer.run_options import Options, run_path
 
@@ -83,6 +83,7 @@ def train(
     profile: Profile = False,
     restarts: Restarts = 0,
     min_ranks: MinRanks = None,
+    resume_from: ResumeFrom = None,
 ) -> None:
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     from trainer.recipe_loading import load_recipe
@@ -91,7 +92,9 @@ def train(
     resolved = load_recipe(recipe, overrides or ())  # report every mistake before anything starts
 
     def in_process() -> int:
-        return cli.run_app(lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile))
+        return cli.run_app(
+            lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile, resume_from=resume_from)
+        )
 
     if debug:  # one process, whatever the config says
         config, nproc, restarts, min_ranks = "debug", None, 0, None

@@ -18,11 +18,13 @@ import yaml
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RANKZERO_CACHE_GB"] = "0"  # the tests of the block cache have their own
 _HERE = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, (str(_HERE.parent), str(_HERE), os.environ.get("PYTHONPATH", "")))
 )
 
+from trainer.data.remote import forget  # noqa: E402
 from trainer.rank_env import RANK_VARIABLES  # noqa: E402
 
 POISONED = 123  # the row of train.jsonl whose loss is NaN
@@ -119,6 +121,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def environment_as_before() -> Iterator[None]:
     """What a test leaves in the environment of ranks and jobs would change what later tests start."""
     before = dict(os.environ)
+    forget()  # another test's files may have the same URL
     yield
     changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
     prefixes = ("ACCELERATE_", "FSDP_", "RANKZERO_", "SLURM_")

@@ -51,6 +51,7 @@ DEBUG_OVERRIDES = (
     "loop.eval_every=10",
     "loop.save_every=10",
     "loop.compile=false",
+    "loop.mirror=null",
     "data.workers=0",
     "evaluation.max_rows=32",
     "export.onnx=false",
@@ -70,6 +71,7 @@ def train(
     debug: bool = False,
     profile: bool = False,
     defer: bool = False,
+    resume_from: str | None = None,
 ) -> Run:
     """Train a recipe, or resume it from the newest checkpoint, then evaluate, export and report. All ranks call this.
 
@@ -85,12 +87,14 @@ def train(
         allow_change: keys in which the recipe may differ from the recipe of an existing run directory.
         debug: a slice of the data, deterministic, with anomaly detection.
         profile: write a torch profiler trace into the run directory.
+        resume_from: a mirror of a run (`loop.mirror`/NAME), whose newest checkpoint a run directory without checkpoints
+            begins with.
         defer: stop after the checkpoint is selected. Another start of the same run evaluates, exports and reports.
 
     Raises:
         RankzeroError: with its exit code; `Preempted` when stopped by a signal, with everything saved.
     """
-    options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile, defer, data)
+    options = Options(Path(run) if run else None, fresh, tuple(allow_change), debug, profile, defer, data, resume_from)
     overrides = [*overrides, *(DEBUG_OVERRIDES if debug else ())]
     if data is None:
         return run_recipe(load_recipe(recipe, overrides), options)

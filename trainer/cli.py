@@ -41,6 +41,12 @@ AllowChange = Annotated[list[str] | None, typer.Option("--allow-change", metavar
 Debug = Annotated[bool, typer.Option("--debug", help="one process, a slice, deterministic, anomaly detection, eager")]
 Defer = Annotated[bool, typer.Option("--defer", help="leave evaluation, export and report to a later start")]
 Profile = Annotated[bool, typer.Option("--profile", help="write a torch profiler trace (profile.json) into the run")]
+ResumeFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--resume-from", metavar="URL", help="begin with the newest checkpoint of a mirror (loop.mirror/NAME)"
+    ),
+]
 Config = Annotated[str | None, typer.Option("--config", metavar="NAME", help="an Accelerate config: name or path")]
 
 app = typer.Typer(
@@ -62,11 +68,12 @@ def train(
     debug: Debug = False,
     profile: Profile = False,
     defer: Defer = False,
+    resume_from: ResumeFrom = None,
 ) -> None:
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     ended = api().train(
         recipe, overrides or [], run=run, fresh=fresh, allow_change=allow_change or [], debug=debug, profile=profile,
-        defer=defer,
+        defer=defer, resume_from=resume_from,
     )  # fmt: skip
     if is_main() and defer:
         print(f"trained: {ended.path} (step {ended.step})")

@@ -42,6 +42,12 @@ class DataError(RankzeroError):
     exit_code = 3
 
 
+class StoreError(RankzeroError):
+    """A remote store has not answered for too long. The same command may succeed later."""
+
+    exit_code = 1
+
+
 class CheckpointError(RankzeroError):
     """A checkpoint cannot be written, or no complete one can be read."""
 
@@ -87,6 +93,19 @@ class LockLost(RankzeroError):
 
     exit_code = 75
     everywhere = True
+
+
+def hide_credentials(error: BaseException) -> None:
+    """Take credentials out of an error of a library and out of its causes, which a traceback shows."""
+    if str(error) != redacted(str(error)):
+        error.args = tuple(redacted(arg) for arg in error.args)
+    cause = error.__cause__ or error.__context__
+    if cause is None:
+        return
+    if str(cause) != redacted(str(cause)):
+        error.__cause__ = error.__context__ = None
+    else:
+        hide_credentials(cause)
 
 
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")

@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.data import remote
 from trainer.data.python_rows import with_own_rows, write_rows
 from trainer.data_parallel import fusable
 from trainer.engine import setup
+from trainer.engine.mirror import fetch
 from trainer.engine.resume_checks import (
     agree_with_earlier,
     check_launcher_restart,
@@ -23,7 +25,7 @@ from trainer.engine.resume_checks import (
 from trainer.engine.runtime import Runtime, start
 from trainer.engine.session import Session
 from trainer.engine.signals import StopFlag
-from trainer.errors import UsageError
+from trainer.errors import UsageError, hide_credentials
 from trainer.failures import report_failure, report_hang
 from trainer.files import read_json, write_json
 from trainer.lock import follow
@@ -47,6 +49,7 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
         Preempted: stopped by a signal, with everything saved.
     """
 
+    remote.forget()
     run = RunDir(run_path(recipe, options))
     recipe = with_own_rows(recipe, run)
     with StopFlag().listening() as stop:
@@ -67,6 +70,7 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
             session.select_checkpoint()
             if options.defer:
                 runtime.close()
+                session.finish_mirror()
                 return Run(run.path, session.progress.step, {})
             evaluated: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
             times = Times()
@@ -74,7 +78,10 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
                 scores = {split: session.evaluate(split) for split in evaluated}
             runtime.close()  # no collective can time out while rank zero works alone
             if runtime.main:
-                finish_alone(session, scores, times)
+                try:
+                    finish_alone(session, scores, times)
+                finally:
+                    session.finish_mirror()
             return Run(run.path, session.progress.step, scores)
 
 
@@ -122,6 +129,7 @@ def attempt(
             runtime.watch(recipe.launch.hang_seconds, run.path, hang)
             yield recipe.model_copy(update={"data": data}), status
         except BaseException as error:
+            hide_credentials(error)
             reported = report_failure(run, runtime, status, error)
             if reported is error:
                 raise
@@ -146,6 +154,8 @@ def _take(
     if again:
         check_launcher_restart(run)
     run.create()
+    if options.resume_from is not None:
+        fetch(options.resume_from, run)
     recipe = setup.pin_dataset(run, recipe)
     agree_with_earlier(run, recipe, options.allow_change)
     if options.rows is not None:

@@ -24,7 +24,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Options:
-    """What a command or a program adds to a recipe without changing a step. `rows`: of a program, by split."""
+    """What a command or a program adds to a recipe without changing a step.
+
+    `rows`: of a program, by split. `resume_from`: a mirror, see `loop.mirror`.
+    """
 
     run: Path | None = None
     fresh: bool = False
@@ -33,6 +36,7 @@ class Options:
     profile: bool = False
     defer: bool = False
     rows: Mapping[str, Any] | None = None
+    resume_from: str | None = None
 
     @property
     def restart(self) -> bool:

@@ -17,6 +17,7 @@ import fsspec
 import zstandard
 
 from trainer.data.roles import MAX_CHARACTERS
+from trainer.data.store import Store
 
 if TYPE_CHECKING:
     from trainer.data.sniffing import Form
@@ -75,10 +76,20 @@ def without_compression(name: str) -> str:
 
 
 def located(url: str) -> tuple[Any, str]:
-    """Return the file system of a path or fsspec URL, and the path there.
+    """Return the file system of a path or fsspec URL, and the path there. Calls to a remote one are retried.
 
     fsspec reads "::" as a chain of URLs. It is part of a name unless another protocol follows it.
     """
+    system, path = _located(url)
+    return (system if is_local(system) else Store(system)), path
+
+
+def is_local(system: Any) -> bool:
+    """Return whether a file system is that of this machine."""
+    return "file" in ([system.protocol] if isinstance(system.protocol, str) else system.protocol)
+
+
+def _located(url: str) -> tuple[Any, str]:
     if "://" in url.rpartition("::")[2] and "::" in url:
         return fsspec.core.url_to_fs(url)
     protocol = url.partition("://")[0] if "://" in url else "file"

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from trainer.data import formats
 from trainer.data.discovery import Shard
-from trainer.data.root import is_local
+from trainer.data.formats import is_local
 from trainer.data.sniffing import Form
 from trainer.data.sources import Row, Source, damaged, embedded_count
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainer.data import formats
-from trainer.errors import DataError
+from trainer.data.formats import is_local
+from trainer.errors import DataError, StoreError
 
 log = logging.getLogger("rankzero")
 _logged: set[tuple[str, ...]] = set()
@@ -74,7 +75,7 @@ class Root:
                     f"such as {files!r}; there: {', '.join(inside[:5]) or 'nothing'}"
                 )
             others = self._list_near(pattern)
-        except DataError:
+        except (DataError, StoreError):
             raise
         except Exception as error:  # stores have different errors
             raise DataError(self._unreachable(error)) from error
@@ -178,7 +179,9 @@ class Root:
             raise DataError(self._unreachable(error)) from error
 
     def url_of(self, name: str) -> str:
-        """Return the URL of a file below the root."""
+        """Return the URL of a file below the root. It has host and account, which the path of a file system lacks."""
+        if "::" not in self.url and "://" in self.url and self.system._get_kwargs_from_urls(self.url):
+            return f"{self.url.rstrip('/')}/{name}"
         return str(self.system.unstrip_protocol(f"{self.path}/{name}"))
 
     def size_of(self, name: str) -> int | None:
@@ -198,17 +201,14 @@ class Root:
         return self._listed[name]
 
     def _unreachable(self, error: Exception) -> str:
+        if isinstance(error, StoreError):
+            raise error
         if isinstance(error, DataError):  # of another file system, which says how to go without a connection
             return str(error)
         message = f"data.root={self.url!r} cannot be read: {type(error).__name__}: {error}"
         if is_local(self.system):
             return message
         return f"{message}. Without a connection, use a copy of the files on disk: data.root=PATH"
-
-
-def is_local(system: Any) -> bool:
-    """Return whether a file system is that of this machine."""
-    return "file" in ([system.protocol] if isinstance(system.protocol, str) else system.protocol)
 
 
 def normal(name: str) -> str:

@@ -19,13 +19,12 @@ from trainer.data import formats
 from trainer.data.conll import conll_records
 from trainer.data.csv_files import csv_records
 from trainer.data.discovery import EMBEDDED, Shard, split_shards
-from trainer.data.formats import Parsed
+from trainer.data.formats import Parsed, is_local
 from trainer.data.records import array_records, json_records, text_records
 from trainer.data.roles import Roles, Text
-from trainer.data.root import is_local
 from trainer.data.sniffing import Form, Reading, sniff
 from trainer.data.tables import table_batches
-from trainer.errors import DataError
+from trainer.errors import DataError, RankzeroError
 from trainer.recipe.sections import DataConfig, Patterns
 
 Split = Literal["train", "validation", "test"]
@@ -82,7 +81,7 @@ class Source:
                     generated = about.format == "embedded"
                     with formats.first_bytes():
                         forms.append(Form() if generated else sniff(url, name, about.format, self._reading))
-                except (DataError, *OUR_MISTAKES):
+                except (RankzeroError, *OUR_MISTAKES):
                     raise
                 except Exception as error:  # a store or a decompressor may raise anything about this file
                     raise damaged(about, 0, error, name) from error
@@ -132,7 +131,7 @@ class ShardStream:
     def __next__(self) -> Row:
         try:
             (values, problem, lines), self.offsets = next(self._records)
-        except (StopIteration, DataError, *OUR_MISTAKES):
+        except (StopIteration, RankzeroError, *OUR_MISTAKES):
             raise
         except Exception as error:  # a store or a decompressor may raise anything about this file
             raise damaged(self._shard, self._row, error) from error
@@ -229,6 +228,8 @@ def fingerprint(source: Source, of: str | None = None) -> str:
         try:
             for url in shard.urls:
                 _digest_content(shard, url, read_all, digest)
+        except RankzeroError:
+            raise
         except Exception as error:  # a store may raise anything
             raise damaged(shard, 0, error) from error
     return digest.hexdigest()

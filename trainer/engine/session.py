@@ -19,6 +19,7 @@ from trainer.engine.evaluate import evaluate
 from trainer.engine.fused_lanes import lanes_in_a_forward
 from trainer.engine.layerwise import is_skeleton, skeleton
 from trainer.engine.loop import Loop
+from trainer.engine.mirror import Mirror
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.resume_checks import trained_step
@@ -29,6 +30,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step import Objective, Stepper, freeze_unused
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.engine.utilization import FlopMeter, Utilization, peak_of
+from trainer.errors import Preempted
 from trainer.files import read_json
 from trainer.models.adapters import base_of, counts
 from trainer.models.classifiers import depths
@@ -95,6 +97,8 @@ class Session:
         self._warnings: list[str] = []
         self._rows: int | None = data["train"]["rows"]
         self._log_notes(data)
+        self.mirror: Mirror | None = None  # of rank zero
+        runtime.on_main(self._begin_mirror)
 
     def train(self) -> None:
         """Train to the end of the recipe. Return at once if it is already trained."""
@@ -113,12 +117,24 @@ class Session:
                 if not loop.finished():
                     self.stepper.warm_up()
                 loop.train()
+        except Preempted:
+            self.finish_mirror()
+            raise
         finally:
             self.reporter.close()
         if self.runtime.main and not self._debug and not model_stage(self.run, self.progress.step).is_done(self.run):
             self._warnings = warnings_of(self.run, self.task, self.corpus, self.progress.step)
             for text in self._warnings if self.progress.step > before else ():
                 log.warning("%s", text)
+
+    def _begin_mirror(self) -> None:
+        if self.recipe.loop.mirror is not None:
+            self.mirror = Mirror(self.run, self.recipe.loop.mirror)
+
+    def finish_mirror(self) -> None:
+        """Wait on rank zero until the mirror has the newest checkpoint. The wait is bounded, and short at a stop."""
+        if self.mirror is not None:
+            self.mirror.finish(lambda: bool(self.runtime.stop.received))
 
     def select_checkpoint(self) -> None:
         """Copy the selected weights into the model and write model/."""

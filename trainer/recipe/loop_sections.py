@@ -51,6 +51,11 @@ class LoopConfig(Section):
     )
     log_every: Positive = Field(50, description="steps between log lines")
     keep: Annotated[int, Field(ge=2)] | Literal["all"] = Field(2, description="newest checkpoints to keep, or all")
+    mirror: str | None = Field(
+        None,
+        description="folder or fsspec URL, such as s3://bucket/runs, to which complete checkpoints are copied in the "
+        "background, into a folder named like the run directory; see `rankzero train --resume-from`",
+    )
     callbacks: list[OwnName] = Field(
         default_factory=list, description="classes package.module:Class that watch the training (trainer.Callback)"
     )

@@ -144,6 +144,7 @@ FREE_TO_CHANGE = (
     "evaluation",
     "export",
     "loop.keep",
+    "loop.mirror",
     "loop.save_every",
     "loop.callbacks",
     "loop.log_every",

@@ -1,0 +1,120 @@
+"""A remote store for tests: files of a folder behind fault://user:password@host/…, with faults that a test plans."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import register_implementation
+from fsspec.spec import AbstractFileSystem
+
+
+class StatusError(Exception):
+    """An answer of the store, as client libraries have them."""
+
+    def __init__(self, status: int, url: str = "") -> None:
+        super().__init__(f"{status} for {url}")
+        self.status = status
+
+
+Fault = Callable[[bytes], bytes]  # gets the body, returns another one or raises
+
+
+def raising(error: Exception) -> Fault:
+    def fault(body: bytes) -> bytes:
+        raise error
+
+    return fault
+
+
+def late(seconds: float) -> Fault:
+    def fault(body: bytes) -> bytes:
+        time.sleep(seconds)
+        return body
+
+    return fault
+
+
+def cut(body: bytes) -> bytes:
+    return body[:-3]
+
+
+class FaultStore(AbstractFileSystem):
+    """The store. Its state is that of the class: instances of all threads share it."""
+
+    protocol = "fault"
+    folder: Path  # what is behind the store
+    plan: Callable[[int], Fault | None]  # the number of a read -> what happens to it
+    put_plan: Callable[[str], Fault | None]  # the path of a file that is stored -> what happens
+    reads: list[tuple[str, int | None, int | None]]  # path, start, end
+    calls: list[str]  # of the methods that are not reads
+
+    @classmethod
+    def reset(cls, folder: Path) -> type[FaultStore]:
+        cls.folder, cls.reads, cls.calls = folder, [], []
+        cls.plan, cls.put_plan = staticmethod(lambda number: None), staticmethod(lambda path: None)
+        return cls
+
+    @classmethod
+    def faults(cls, *faults: Fault) -> None:
+        """Let these happen to the next reads, one to each."""
+        left, first = list(faults), len(cls.reads)
+        cls.plan = staticmethod(lambda n: left[n - first] if n - first < len(left) else None)
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(one) for one in path]
+        if "://" in str(path):
+            path = "/" + str(path).partition("://")[2].partition("/")[2]
+        return str(path).rstrip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        host = path.partition("://")[2].partition("/")[0]
+        return {"account": host} if "@" in host else {}
+
+    def __init__(self, account: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.account, self._local = account, LocalFileSystem(auto_mkdir=True)
+
+    def _place(self, path: str) -> str:
+        return f"{self.folder}{self._strip_protocol(path)}"
+
+    def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
+        name, etag = str(entry["name"])[len(str(self.folder)) :], f"{entry['mtime']}-{entry['size']}"
+        return {"name": name, "type": entry["type"], "size": entry["size"], "ETag": f'"{etag}"'}
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        self.calls.append("info")
+        return self._info(self._local.info(self._place(path)))
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        self.calls.append("ls")
+        found = [self._info(entry) for entry in self._local.ls(self._place(path), detail=True)]
+        return found if detail else [entry["name"] for entry in found]
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        number = len(self.reads)
+        self.reads.append((path, start, end))
+        fault = type(self).plan(number)
+        body = self._local.cat_file(self._place(path), start=start, end=end)
+        return body if fault is None else fault(body)
+
+    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
+        self.calls.append(f"put {self._strip_protocol(rpath)}")
+        if (fault := type(self).put_plan(self._strip_protocol(rpath))) is not None:
+            fault(b"")
+        self._local.put_file(lpath, self._place(rpath))
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        self._local.rm(self._place(path), recursive=recursive)
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        raise AssertionError("files of a remote store are read in blocks")
+
+
+register_implementation("fault", FaultStore, clobber=True)
