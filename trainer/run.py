@@ -168,7 +168,7 @@ def prepare_inputs(recipe: Recipe, run: RunDir, runtime: Runtime) -> dict[str, A
     setup.check_beginning(run, recipe, runtime.engine.precision)
     data = setup.survey_data(run, recipe)
     write_recipe(run, recipe)
-    setup.make_tokenizer(run, recipe, data["train"]["rows"])
+    setup.make_tokenizer(run, recipe, data["train"])
     data = setup.count_data_tokens(run, recipe, data)
     setup.write_manifest(run, runtime, recipe, data)
     return data

@@ -7,8 +7,7 @@ Rank r of W owns lanes r, r+W, …. One optimizer step is one micro-batch of eve
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,15 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainer.data.counter_rng import key, mix, permutation, uniform
-from trainer.data.labels import label_drift
-
-log = logging.getLogger("rankzero")
+from trainer.data.labels import LabelWatch
 
 POOL = 50  # micro-batches of rows that are sorted by length together; they are mixed differently in each epoch
 DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB for any number of lanes
 Example = dict[str, list[int]]
 RowId = tuple[int, int]
-Item = tuple[list[RowId], Example, int]  # a sequence: the rows that begin in it, and its padded-token length
+Item = tuple[
+    list[RowId], Example, int, int
+]  # a sequence: the rows that begin in it, its padded-token length, its corpus
 
 
 class RowSource(Protocol):
@@ -66,7 +65,16 @@ class Bookmark:
     start: int = 0  # first row (of the lane's rows) of the block
     first_step: int = 0  # step of the epoch at which the block began to be served
     served: int = 0  # micro-batches of the block already served
-    position: Any = None  # of the stream at `start`; None is the beginning
+    position: Any = None  # of the stream at `start`; None is the beginning. A mapping for the streams of a mixture
+
+    @property
+    def begun(self) -> bool:
+        """Whether a micro-batch of the epoch was served."""
+        return self.start > 0 or self.served > 0
+
+    def next_epoch(self, epoch: int) -> Bookmark:
+        """Return the beginning of an epoch. The corpora of a mixture are read on from where they are."""
+        return Bookmark(epoch, position=self.position if isinstance(self.position, dict) else None)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,24 @@ class MicroBatch:
     ids: list[RowId]  # rows that begin in it: each row once per epoch, even if it fills several sequences
     examples: list[Example]
     bookmark: Bookmark
+    corpora: list[tuple[int, int]]  # of each example: its corpus in a mixture, and how many rows begin in it
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of a lane that are permuted and cut together."""
+
+    start: int
+    end: int
+    rows: list[Any]
+    position: Any  # of the stream at `start`
+    next_position: Any
+
+
+class MixedCorpora(Protocol):
+    """Several corpora in given proportions (`trainer.data.mixing.Mixture`)."""
+
+    def blocks(self, plan: LanePlan, marks: dict[int, Bookmark]) -> dict[int, Iterator[Block]]: ...
 
 
 class Dealer:
@@ -105,18 +131,37 @@ class Dealer:
 
     def take(self, lane: int, start: int, end: int) -> list[Any]:
         """Return rows `start` … `end` - 1 of a lane's rows, fewer at the end of the corpus."""
+        return [row for _, row in self.numbered(lane, start, end)]
+
+    def numbered(self, lane: int, start: int, end: int) -> list[tuple[int, Any]]:
+        """Return the rows of `take` with their numbers."""
         while self._group < end and self._read_group():
             pass
         rows, waiting = [], self._waiting[lane]
         while waiting and waiting[0][0] < end:
             number, row = waiting.popleft()
             if number >= start:
-                rows.append(row)
+                rows.append((number, row))
         return rows
 
     def position(self, start: int) -> Any:
         """Return the position of the stream at a block's start."""
         return self._positions.get(start, (len(self._shards), None))  # without one: past the end of the corpus
+
+    @property
+    def reached(self) -> int:
+        """The rows of each lane that were read."""
+        return self._group
+
+    def position_before(self, row: int) -> tuple[int, Any]:
+        """Return the last row up to `row` whose position is known, and the position of the stream there."""
+        start = next(start for start in reversed(self._positions) if start <= row)
+        return start, self._positions[start]
+
+    def forget_before(self, row: int) -> None:
+        """Drop the positions that a lane at `row` and later ones do not need."""
+        first = self.position_before(row)[0]
+        self._positions = {start: position for start, position in self._positions.items() if start >= first}
 
     def ended(self, start: int) -> bool:
         """Return whether the corpus has no row of number `start` or later for any lane."""
@@ -181,6 +226,7 @@ class LaneServer:
         whole_shards: whether whole shards are dealt, not rows.
         pack: makes sequences from a block's examples. It returns for each sequence its padded length and the numbers
             of the examples that begin in it. None: every example is a sequence.
+        mixture: the corpora of `data.mix`, in place of `source`. Their rows have a `corpus`.
     """
 
     def __init__(
@@ -191,44 +237,55 @@ class LaneServer:
         label: Callable[[Any], str | None] | None = None,
         whole_shards: bool = False,
         pack: Callable[[list[Example]], list[tuple[Example, int, list[int]]]] | None = None,
+        mixture: MixedCorpora | None = None,
     ) -> None:
-        self._source, self._plan, self._encode, self._label, self._pack = source, plan, encode, label, pack
+        self._mixture = mixture
+        self._source, self._plan, self._encode, self._pack = source, plan, encode, pack
+        self._watch = LabelWatch(label) if label is not None else None
         self._whole_shards = whole_shards
-        self._label_counts: Counter[str] = Counter()
-        self._warned = False
 
     def epoch(self, lanes: Sequence[int], bookmarks: Sequence[Bookmark]) -> dict[int, Iterator[MicroBatch]]:
         """Return one iterator for each lane, from its bookmark to the end of the bookmark's epoch."""
         epoch = bookmarks[0].epoch
         assert all(b.epoch == epoch for b in bookmarks), "all lanes finish an epoch together"
         marks = dict(zip(lanes, bookmarks, strict=True))
+        if self._mixture is not None:
+            blocks = self._mixture.blocks(self._plan, marks)
+            return {lane: self._serve(lane, marks[lane], blocks[lane]) for lane in lanes}
         streams: dict[int, Iterator[MicroBatch]] = {}
         for group in [[lane] for lane in lanes] if self._whole_shards else [lanes]:
             first = min((marks[lane] for lane in group), key=lambda mark: mark.start)
             dealer = Dealer(self._source, self._plan, epoch, group, self._whole_shards, first)
-            streams |= {lane: self._serve(lane, marks[lane], dealer) for lane in group}
+            streams |= {lane: self._serve(lane, marks[lane], self._blocks(lane, marks[lane], dealer)) for lane in group}
         return streams
 
-    def _serve(self, lane: int, mark: Bookmark, dealer: Dealer) -> Iterator[MicroBatch]:
-        plan, epoch = self._plan, mark.epoch
-        start, step, skip = mark.start, mark.first_step, mark.served
+    def _blocks(self, lane: int, mark: Bookmark, dealer: Dealer) -> Iterator[Block]:
+        """Yield the blocks of a lane of a single corpus."""
+        plan, start = self._plan, mark.start
         while not dealer.ended(start):
-            end = plan.edge_after(start, epoch)
+            end = plan.edge_after(start, mark.epoch)
             if start == 0 and dealer.ended(plan.block_rows):
                 end = plan.block_rows  # a corpus that fits into one block is one: an edge would divide it
-            remaining = self._block(dealer.take(lane, start, end), lane, epoch, start)
-            position, next_position = dealer.position(start), dealer.position(end)
+            rows = dealer.take(lane, start, end)
+            yield Block(start, end, rows, dealer.position(start), dealer.position(end))
+            start = end
+
+    def _serve(self, lane: int, mark: Bookmark, blocks: Iterator[Block]) -> Iterator[MicroBatch]:
+        epoch, step, skip = mark.epoch, mark.first_step, mark.served
+        for block in blocks:
+            remaining = self._block(block.rows, lane, epoch, block.start)
             first, served = step, 0
             while remaining:
                 batch = remaining.pop(self._choose(len(remaining), epoch, step))
                 step, served = step + 1, served + 1
                 if served <= skip:
                     continue
-                after = Bookmark(epoch, start, first, served, position)
+                after = Bookmark(epoch, block.start, first, served, block.position)
                 if not remaining:
-                    after = Bookmark(epoch, end, step, 0, next_position)
-                yield MicroBatch(lane, [i for ids, _, _ in batch for i in ids], [e for _, e, _ in batch], after)
-            start, skip = end, 0
+                    after = Bookmark(epoch, block.end, step, 0, block.next_position)
+                ids, corpora = [i for item in batch for i in item[0]], [(item[3], len(item[0])) for item in batch]
+                yield MicroBatch(lane, ids, [item[1] for item in batch], after, corpora)
+            skip = 0
 
     def _choose(self, remaining: int, epoch: int, step: int) -> int:
         """Return which of the remaining micro-batches comes next: the same quantile of length for all lanes."""
@@ -236,27 +293,42 @@ class LaneServer:
 
     def _block(self, rows: list[Any], lane: int, epoch: int, start: int) -> list[list[Item]]:
         """Permute, encode and pack the rows of a block, sort them in pools and cut them into micro-batches."""
-        plan = self._plan
+        plan, mixed = self._plan, self._mixture is not None
         if plan.shuffled:
             rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, start)]
-        self._watch_labels(rows)
-        encoded = self._encode(rows)
-        items = [([row.id], *example) for row, example in zip(rows, encoded, strict=True) if example is not None]
+        if self._watch is not None:
+            self._watch.add(rows)
+        items: list[Item] = []
+        for row, example in zip(rows, self._encode(rows), strict=True):
+            if example is not None:
+                items.append(([row.id], *example, row.corpus if mixed else 0))
         if self._pack is not None:
-            ids = [row_ids[0] for row_ids, _, _ in items]
-            packed = self._pack([example for _, example, _ in items])
-            items = [([ids[i] for i in begun], example, length) for example, length, begun in packed]
+            items = self._packed(items, lane, epoch, start)
         if not items:
             return []
         if not plan.shuffled:
             return self._cut(items)
-        mean = sum(length for _, _, length in items) / len(items)
+        mean = sum(item[2] for item in items) / len(items)
         sizes = [plan.tokens / mean] if plan.tokens else []
         pool = max(1, int(POOL * min([*sizes, *([plan.rows] if plan.rows else [])])))
         batches = []
         for at in range(0, len(items), pool):
             batches += self._cut(sorted(items[at : at + pool], key=lambda item: item[2]))
-        return sorted(batches, key=lambda batch: max(length for _, _, length in batch))
+        return sorted(batches, key=lambda batch: max(item[2] for item in batch))
+
+    def _packed(self, items: list[Item], lane: int, epoch: int, start: int) -> list[Item]:
+        """Pack the examples of a block. A sequence has rows of one corpus only."""
+        assert self._pack is not None
+        sequences: list[Item] = []
+        corpora = sorted({item[3] for item in items})
+        for corpus in corpora:
+            own = [item for item in items if item[3] == corpus]
+            packed = self._pack([item[1] for item in own])
+            sequences += [([own[i][0][0] for i in begun], *sequence, corpus) for *sequence, begun in packed]
+        if self._plan.shuffled and len(corpora) > 1:
+            order = permutation(len(sequences), self._plan.seed, epoch, lane, start, "packed")
+            sequences = [sequences[i] for i in order]
+        return sequences
 
     def _cut(self, items: list[Item]) -> list[list[Item]]:
         plan = self._plan
@@ -272,18 +344,3 @@ class LaneServer:
             batch.append(item)
             width = wider
         return [*batches, batch] if batch else batches
-
-    def _watch_labels(self, rows: list[Any]) -> None:
-        """Warn once if a block has other shares of labels than those before."""
-        if self._label is None or self._warned:
-            return
-        here = Counter(label for label in map(self._label, rows) if label is not None)
-        if found := label_drift(self._label_counts, here):
-            label, was, now = found
-            log.warning(
-                "label %r is %.0f%% of a block after %.0f%% before it: the corpus seems sorted by label and "
-                "does not fit into one block; run `rankzero prepare` on the recipe, or raise data.block_rows",
-                *(label, 100 * now, 100 * was),
-            )
-            self._warned = True
-        self._label_counts.update(here)

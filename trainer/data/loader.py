@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -35,6 +35,7 @@ class Loaded:
     tokens: int  # of source and target, without padding
     padded: int  # with padding
     targets: float = 0.0  # labels that count, times the weights of their rows if there are any
+    corpora: Sequence[tuple[int, float]] = ()  # rows and targets by corpus of a mixture
 
     def pin_memory(self) -> Loaded:
         """Pin the tensors. A DataLoader calls this for types that it does not know."""
@@ -62,6 +63,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
     _marks: dict[int, Bookmark]
     _inputs: Sequence[str]
     _targets: Callable[[Batch], float]
+    _by_corpus: Callable[[Batch], list[float]] | None
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -93,7 +95,14 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
         for part in parts:  # the key is one that only this micro-batch has
             mark = part.bookmark
             examples += self._corrupt(part.examples, mark.epoch, part.lane, mark.start, mark.first_step, mark.served)
-        inputs = self._collate(examples)
+        inputs, corpora = self._collate(examples), list[tuple[int, float]]()
+        if self._by_corpus is not None:
+            found = [pair for part in parts for pair in part.corpora]
+            inputs = {**inputs, "corpora": torch.tensor([corpus for corpus, _ in found])}
+            rows = Counter[int]()
+            for corpus, begun in found:
+                rows[corpus] += begun
+            corpora = [(rows[corpus], targets) for corpus, targets in enumerate(self._by_corpus(inputs))]
         return Loaded(
             {part.lane: part.bookmark for part in parts},
             {part.lane: part.ids for part in parts},
@@ -103,6 +112,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             tokens=sum(map(self._count, examples)),
             padded=_positions(inputs, self._inputs),
             targets=self._targets(inputs),
+            corpora=corpora,
         )
 
 
@@ -139,6 +149,7 @@ def load_epoch(
     inputs: Sequence[str],
     corrupt: Callable[..., Sequence[Example]] = lambda examples, *_: examples,
     targets: Callable[[Batch], float] = lambda batch: 0.0,
+    by_corpus: Callable[[Batch], list[float]] | None = None,
     workers: int,
     prefetch: int,
     pin_memory: bool,
@@ -156,6 +167,7 @@ def load_epoch(
         inputs: the token tensors of a batch, for counting padding.
         corrupt: `corrupt(examples, *key)` draws at random for a micro-batch, by its key.
         targets: labels of a batch that count.
+        by_corpus: the same for each corpus of a mixture, from the `corpora` of the rows of a batch.
         workers: loader processes, at most one per group.
         prefetch: micro-batches that each loader process prepares in advance.
         pin_memory: whether tensors are pinned for copies to a GPU.
@@ -166,7 +178,7 @@ def load_epoch(
     workers = min(workers, len(groups))
     _check_semaphores(workers)
     loader = DataLoader(
-        _Steps(server, collate, corrupt, count, groups, marks, inputs, targets),
+        _Steps(server, collate, corrupt, count, groups, marks, inputs, targets, by_corpus),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,

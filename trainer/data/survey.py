@@ -20,7 +20,7 @@ from trainer.data.labels import label_drift
 from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
 from trainer.data.sniffing import Form
-from trainer.data.sources import Row, ShardStream, Source, Split, belongs, fingerprint
+from trainer.data.sources import MixedSource, Row, ShardStream, Source, Split, belongs, fingerprint, of_corpus
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
@@ -48,6 +48,13 @@ class Numbers:
         self.squares += gap * (number - self.mean)
         self.least, self.most = min(self.least, number), max(self.most, number)
 
+    def join(self, other: Numbers) -> None:
+        """Add the numbers of another part (Chan et al. 1979)."""
+        count, gap = self.count + other.count, other.mean - self.mean
+        self.squares += other.squares + gap * gap * self.count * other.count / count
+        self.count, self.mean = count, self.mean + gap * other.count / count
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+
     def report(self) -> dict[str, float]:
         deviation = math.sqrt(self.squares / self.count)
         return {"mean": self.mean, "deviation": deviation, "min": self.least, "max": self.most}
@@ -72,6 +79,7 @@ class Survey:
         inputs: a digest of 8 bytes of the cleaned input of each usable row.
         fingerprint: of the split's files, see `sources.fingerprint`.
         lost: lines that bad rows take, less one per row.
+        corpora: of `data.mix`, each alone.
     """
 
     split: str
@@ -88,6 +96,7 @@ class Survey:
     inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
     fingerprint: str = ""
     lost: int = 0
+    corpora: dict[str, Survey] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """Return what manifest.json lists."""
@@ -99,6 +108,7 @@ class Survey:
             "fingerprint": self.fingerprint,
             **self._sorted(),
             **({"numbers": {role: found.report() for role, found in self.numbers.items()}} if self.numbers else {}),
+            **({"corpora": {name: found.report() for name, found in self.corpora.items()}} if self.corpora else {}),
         }
 
     def _sorted(self) -> dict[str, Any]:
@@ -107,6 +117,17 @@ class Survey:
             return {}
         label, share, first = found
         return {"sorted": {"label": label, "share": share, "first_share": first, "first_rows": self.first_rows}}
+
+    def add(self, other: Survey) -> None:
+        """Add the counts of another corpus of the split."""
+        self.rows, self.read, self.lost = self.rows + other.rows, self.read + other.read, self.lost + other.lost
+        self.shard_rows += other.shard_rows
+        self.bad.update(other.bad)
+        self.labels.update(other.labels)
+        self.examples = [*self.examples, *other.examples][:EXAMPLES]
+        self.inputs.extend(other.inputs)
+        for role, numbers in other.numbers.items():
+            self.numbers.setdefault(role, Numbers()).join(numbers)
 
     def shared_with(self, other: Survey) -> int:
         """Return the number of rows whose input is also in another split."""
@@ -127,15 +148,41 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
         DataError: a bad row where `data.on_bad_row` is fail, more of them than `data.max_bad_fraction`, no usable row,
             or more lanes than rows.
     """
+    if isinstance(source, MixedSource):
+        return _survey_mix(source, roles, split)
     counts = Survey(split)
     if split == "train" and data.order == "shuffled" and len(source.shards) == 1:
         counts.first_rows = data.lanes * data.block_rows
+    reading = _read(source, data, roles, counts)
+    reading.check([shard.name for shard in source.shards])
+    counts.fingerprint = fingerprint(source)
+    return counts
+
+
+def _read(source: Source, data: DataConfig, roles: Roles, counts: Survey) -> _Reading:
     reading = _Reading(data, roles, counts)
     for index, shard in enumerate(source.shards):
         before = counts.read
         reading.shard(source.stream(index), shard)
         counts.shard_rows.append(counts.read - before)
-    reading.check([shard.name for shard in source.shards])
+    return reading
+
+
+def _survey_mix(source: MixedSource, roles: Roles, split: Split) -> Survey:
+    """Return the sum of the surveys of all corpora of `data.mix`. A share for validation may have no row of some."""
+    corpora = dict[str, Survey]()
+    for name, data, part in zip(source.names, source.sections, source.parts, strict=True):
+        with of_corpus(name):
+            if split == "train":
+                corpora[name] = survey(part, data, roles, split)
+            else:
+                corpora[name] = Survey(split)
+                _read(part, data, roles, corpora[name])
+    counts = Survey(split, corpora=corpora)
+    for found in corpora.values():
+        counts.add(found)
+    if split != "train":
+        _Reading(source.sections[0], roles, counts).check([shard.name for shard in source.shards])
     counts.fingerprint = fingerprint(source)
     return counts
 

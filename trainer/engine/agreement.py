@@ -33,12 +33,16 @@ def micro_batches(
         inputs=task.inputs,
         corrupt=task.corrupt,
         targets=task.targets,
+        by_corpus=task.targets_by_corpus if data.mix else None,
         workers=data.workers,
         prefetch=data.prefetch,
         pin_memory=pin_memory,
     )
     nothing: list[Loaded | None] = [None] * len(groups)
     return itertools.chain(loaded, itertools.repeat(nothing))
+
+
+TOTALS = 8  # sums of a step, before those of each corpus of data.mix
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,20 @@ class Ahead:
 
     def totals(self) -> Totals:
         """Return the totals of the step. Waits for all ranks."""
-        targets, *others = self._sums()
-        return Totals(targets, *map(int, others))
+        sums = self._sums()
+        (targets, *others), by_corpus = sums[:TOTALS], sums[TOTALS:]
+        half = len(by_corpus) // 2
+        return Totals(targets, *map(int, others), tuple(map(int, by_corpus[:half])), tuple(by_corpus[half:]))
 
 
-def agree(runtime: Runtime, batches: Sequence[Loaded | None], due: tuple[bool, bool] = (False, False)) -> Ahead:
+def agree(
+    runtime: Runtime, batches: Sequence[Loaded | None], due: tuple[bool, bool] = (False, False), corpora: int = 0
+) -> Ahead:
     """Start the sum of the totals of the next step. All ranks. It does not wait for other ranks or the device.
 
     Args:
         due: whether an evaluation and a checkpoint are due by the clock. Only that of rank zero counts.
+        corpora: of data.mix.
     """
     loaded = [b for b in batches if b is not None]
     own = [
@@ -69,5 +78,6 @@ def agree(runtime: Runtime, batches: Sequence[Loaded | None], due: tuple[bool, b
         sum(len(b.lanes) for b in loaded),
         int(runtime.stop.received is not None),
         *(int(is_due and runtime.main) for is_due in due),
+        *(sum(b.corpora[corpus][count] for b in loaded) for count in (0, 1) for corpus in range(corpora)),
     ]
     return Ahead(batches, runtime.start_sum(own, torch.float64))  # counts are exact in fp64

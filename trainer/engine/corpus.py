@@ -11,10 +11,12 @@ from operator import itemgetter
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key
 from trainer.data.lanes import LanePlan, LaneServer
+from trainer.data.mixing import Mixture
 from trainer.data.paths import MISSING, value_at
+from trainer.data.quotas import Quotas
 from trainer.data.roles import Label
+from trainer.data.sources import MixedSource, Source, belongs, open_split
 from trainer.data.sources import Row as RawRow
-from trainer.data.sources import Source, belongs, open_split
 from trainer.errors import DataError
 from trainer.recipe import Recipe
 from trainer.task.base import Example, Row, Task
@@ -30,6 +32,16 @@ class EvalBatch:
     ids: list[str]
     texts: list[Row]
     examples: list[Example]
+
+
+@dataclass(frozen=True)
+class MixedRow:
+    """A usable training row of `data.mix`."""
+
+    id: tuple[int, int]
+    corpus: int  # its number
+    texts: Row
+    example: Example | None
 
 
 class Corpus:
@@ -59,8 +71,24 @@ class Corpus:
             data.order == "shuffled",
             padding.narrowest,
         )
-        whole_shards = deals_whole_shards(self.train, plan)
-        return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack)
+        mixture, whole_shards = None, False
+        if isinstance(self.train, MixedSource):
+            whole = [deals_whole_shards(part, plan) for part in self.train.parts]
+            mixture = Mixture(self.train.parts, self.quotas, self._mixed, whole)
+        else:
+            whole_shards = deals_whole_shards(self.train, plan)
+        return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack, mixture)
+
+    @property
+    def quotas(self) -> Quotas:
+        """The proportions of `data.mix`, by the rows that the survey has counted."""
+        found = self.task.data.get("train", {}).get("corpora", {})
+        data = self.recipe.data
+        return Quotas.of(data, [found.get(entry.name, {}).get("rows") for entry in data.mix])
+
+    def epoch_rows(self) -> int | None:
+        """Return the training rows of an epoch; None if they are not known."""
+        return self.quotas.expected_rows if self.recipe.data.mix else self.task.data["train"]["rows"]
 
     def batches(self, split: str) -> Iterator[list[EvalBatch]]:
         """Yield evaluation batches, a window of rows at a time. They do not depend on the ranks.
@@ -95,6 +123,8 @@ class Corpus:
     def _usable(self, row: RawRow, source: Source, split: str) -> Row | None:
         """Return the cleaned texts of a row. None for a bad row that is skipped, and for a row of another split."""
         data = self.recipe.data
+        if isinstance(source, MixedSource):
+            data = source.sections[source.corpus_of(row.id[0])]
         texts = clean_row(row, self.roles, data.columns, self._clean)
         if isinstance(texts, BadRow):
             if data.on_bad_row == "fail":
@@ -119,9 +149,13 @@ class Corpus:
             self._samples[split, most] = [row for _, row in sorted(least, key=itemgetter(0))]
         return self._samples[split, most]
 
-    def _encode(self, rows: list[RawRow]) -> list[tuple[Example, int] | None]:
+    def _mixed(self, corpus: int, row: RawRow) -> MixedRow | None:
+        texts = self._usable(row, self.train, "train")
+        return None if texts is None else MixedRow(row.id, corpus, texts, row.example)
+
+    def _encode(self, rows: list[RawRow | MixedRow]) -> list[tuple[Example, int] | None]:
         """Return the example and length of each training row. None for rows that are not usable."""
-        usable = [self._usable(row, self.train, "train") for row in rows]
+        usable = [row.texts if isinstance(row, MixedRow) else self._usable(row, self.train, "train") for row in rows]
         pairs = [(row, texts) for row, texts in zip(rows, usable, strict=True) if texts is not None]
         encoded = iter(self.task.encode([texts for row, texts in pairs if row.example is None]))
         ready = iter([row.example if row.example is not None else next(encoded) for row, _ in pairs])
@@ -131,11 +165,13 @@ class Corpus:
     def _pack(self, examples: list[Example]) -> list[tuple[Example, int, list[int]]]:
         return [(example, self.task.length(example), begun) for example, begun in self.task.pack(examples)]
 
-    def _label(self, row: RawRow) -> str | None:
+    def _label(self, row: RawRow | MixedRow) -> str | None:
         """Return the label of a row that is not cleaned yet, to watch how labels are distributed in blocks."""
         role = next((name for name, role in self.roles.items() if isinstance(role, Label)), None)
         if role is None:
             return None
+        if isinstance(row, MixedRow):
+            return str(row.texts[role])
         value = value_at(row.values, role if row.example is not None else self.recipe.data.columns.get(role, role))
         return None if value is None or value is MISSING else str(value)
 

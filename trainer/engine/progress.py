@@ -29,6 +29,7 @@ class Progress:
         marks: the bookmark of each lane.
         epoch: that the next step belongs to, counted from 0.
         rows: used since the run began.
+        corpus_rows: the same by corpus of `data.mix`; empty without it.
         reference: an evaluation must be better than this by more than `min_delta` to count as an improvement.
         bad_evals: evaluations in a row without improvement.
         plateau: the state of the plateau schedule.
@@ -52,6 +53,7 @@ class Progress:
     scheduled_steps: list[int] = field(default_factory=list)
     skipped: int = 0
     ended: bool = False
+    corpus_rows: list[int] = field(default_factory=list)
 
     @classmethod
     def start(cls, lanes: int) -> Progress:
@@ -60,7 +62,7 @@ class Progress:
     @property
     def last_epoch(self) -> int:
         """The epoch of the last finished step, counted from 0."""
-        between = all(mark == Bookmark(self.epoch) for mark in self.marks.values())
+        between = not any(mark.begun for mark in self.marks.values())
         return max(0, self.epoch - 1) if between else self.epoch
 
     def stopped_early(self, stopping: EarlyStopping) -> dict[str, Any] | None:
@@ -72,7 +74,7 @@ class Progress:
 
     def next_epoch(self) -> None:
         self.epoch += 1
-        self.marks = {lane: Bookmark(self.epoch) for lane in self.marks}
+        self.marks = {lane: mark.next_epoch(self.epoch) for lane, mark in self.marks.items()}
 
     def finished(self, loop: LoopConfig) -> bool:
         """Whether no step is left to train: early stopping has ended the run, or an end of the recipe is reached."""
@@ -99,8 +101,7 @@ class Progress:
 
     def epochs_begun(self) -> int:
         """Return the number of epochs of which at least one step was trained."""
-        begun = any(mark != Bookmark(self.epoch) for mark in self.marks.values())
-        return self.epoch + int(begun)
+        return self.epoch + int(any(mark.begun for mark in self.marks.values()))
 
     def reopen(self, patience: int | None) -> None:
         """Undo an early stop that a higher patience would not have made."""
@@ -135,6 +136,8 @@ class Progress:
         values = {
             JSON_KEYS.get(name, name): value for name, value in vars(self).items() if name not in ("marks", "best")
         }
+        if not self.corpus_rows:
+            del values["corpus_rows"]
         best = asdict(self.best) if self.best else None
         return {**values, "best": best, "bookmarks": [asdict(marks[lane]) for lane in sorted(marks)]}
 
@@ -142,6 +145,7 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> Progress:
         names = cls.__dataclass_fields__.keys() - {"marks", "best"}
         best = Best(**state["best"]) if state["best"] else None
-        state = {"reference": best.value if best else None, **state}  # older checkpoints have no reference
+        # older checkpoints have no reference
+        state = {"reference": best.value if best else None, "corpus_rows": [], **state}
         marks = {lane: Bookmark(**mark) for lane, mark in enumerate(state["bookmarks"])}
         return cls(marks=marks, best=best, **{name: state[JSON_KEYS.get(name, name)] for name in names})

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trainer.data.prepare import prepared_tokenizer
 from trainer.data.sources import Source, fingerprint, open_split, open_splits
 from trainer.data.survey import Survey, survey
 from trainer.data.target_tokenizer import save_tokenizer, target_of
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
+from trainer.data.tokenization import load_tokenizer, train_tokenizers, training_texts
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
@@ -194,8 +195,12 @@ def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict
     return data
 
 
-def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
-    """Train the tokenizer on a streamed sample of the training rows, unless the run has one."""
+def make_tokenizer(run: RunDir, recipe: Recipe, train: Mapping[str, Any]) -> None:
+    """Train the tokenizer on a streamed sample of the training rows, unless the run has one.
+
+    Args:
+        train: what the survey has counted of them.
+    """
     if (run.tokenizer / "tokenizer.json").exists():
         return
     if (tokenizer := ready_tokenizer(recipe)) is not None:
@@ -205,7 +210,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, rows: int) -> None:
     assert source is not None
     assert settings is not None
     log.info("training the tokenizer …")
-    texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows)
+    texts = training_texts(source, recipe.data, roles_of(recipe), settings.sample_rows, train)
     _save_tokenizer(run, train_tokenizers(texts, settings, recipe.data.max_length))
 
 
