@@ -324,7 +324,7 @@ class LaneServer:
         for corpus in corpora:
             own = [item for item in items if item[3] == corpus]
             packed = self._pack([item[1] for item in own])
-            sequences += [([own[i][0][0] for i in begun], *sequence, corpus) for *sequence, begun in packed]
+            sequences += [([own[i][0][0] for i in begun], example, width, corpus) for example, width, begun in packed]
         if self._plan.shuffled and len(corpora) > 1:
             order = permutation(len(sequences), self._plan.seed, epoch, lane, start, "packed")
             sequences = [sequences[i] for i in order]

@@ -7,7 +7,6 @@ its end, over epochs, and then begins it again in another order. See docs/explan
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from trainer.data.quotas import Quotas, dealt, schedule
 from trainer.errors import DataError
 
 GRID = 8  # positions of a corpus that are kept for each block: a resume reads at most so much of a block twice
+NEVER = 2**63  # a row that no lane reaches
 EMPTY_PASSES = 16  # passes over a corpus in which a lane may find no usable row
 
 
@@ -110,9 +110,9 @@ class Readers:
         return self._dealers[at]
 
     @staticmethod
-    def _begin(place: Place, turn: int) -> tuple[float, Any]:
+    def _begin(place: Place, turn: int) -> tuple[int, Any]:
         """Return the row from which a lane needs a pass. One that is in an earlier pass needs all of it."""
-        return place.kept if place.turn == turn else (0 if place.turn < turn else math.inf, None)
+        return place.kept if place.turn == turn else (0 if place.turn < turn else NEVER, None)
 
     def _plan_of(self, corpus: int) -> LanePlan:
         """Return the plan of a corpus alone: it has its own order, and keeps positions within a block."""
