@@ -243,10 +243,10 @@ class MixedRows:
 
     def _block_rows(self, start: int) -> int:
         """Return the rows up to the end of a block, or of the epoch if that is known."""
-        plan, expected = self._plan, self._mixture.quotas.expected_rows
+        plan = self._plan
         end = plan.edge_after(start, self._mark.epoch)
-        if start == 0 and expected is not None and expected <= plan.lanes * plan.block_rows:
-            end = plan.block_rows  # an epoch that fits into one block is one: an edge would divide it
+        if start == 0 and self._mixture.quotas.one_block(plan.lanes, plan.block_rows):
+            end = plan.block_rows  # an edge would divide it
         return (end if self._limit is None else min(end, self._limit)) - start
 
     def _take(self, size: int) -> list[Any]:

@@ -137,3 +137,7 @@ class Quotas:
     def shares(self) -> list[float]:
         """The shares of the corpora, which add up to 1."""
         return [weight / sum(self.weights) for weight in self.weights]
+
+    def one_block(self, lanes: int, block_rows: int) -> bool:
+        """Whether an epoch is expected to fit into one block of each lane."""
+        return self.expected_rows is not None and self.expected_rows <= lanes * block_rows
