@@ -102,6 +102,10 @@ class Source:
         """Return a row id as reports show it: "train.jsonl:123"."""
         return f"{self.shards[row_id[0]].name}:{row_id[1]}"
 
+    def section(self, row: Row, data: DataConfig) -> DataConfig:
+        """Return the `data` section of a row. Corpora of a mixture have their own columns."""
+        return data
+
     def __iter__(self) -> Iterator[Row]:
         for shard in range(len(self.shards)):
             yield from self.stream(shard)
@@ -124,6 +128,9 @@ class MixedSource(Source):
     def corpus_of(self, shard: int) -> int:
         """Return the number of the corpus of a shard."""
         return bisect_right(self._ends, shard)
+
+    def section(self, row: Row, data: DataConfig) -> DataConfig:
+        return self.sections[self.corpus_of(row.id[0])]
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
         part = self.parts[self.corpus_of(shard)]

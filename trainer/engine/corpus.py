@@ -122,9 +122,7 @@ class Corpus:
 
     def _usable(self, row: RawRow, source: Source, split: str) -> Row | None:
         """Return the cleaned texts of a row. None for a bad row that is skipped, and for a row of another split."""
-        data = self.recipe.data
-        if isinstance(source, MixedSource):
-            data = source.sections[source.corpus_of(row.id[0])]
+        data = source.section(row, self.recipe.data)
         texts = clean_row(row, self.roles, data.columns, self._clean)
         if isinstance(texts, BadRow):
             if data.on_bad_row == "fail":

@@ -165,8 +165,8 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         elif train is not None:
             data[split]["in_train"] = surveyed.shared_with(train[0])
             if not isinstance(getattr(recipe.data, split), float):
-                names = {shard.name for shard in train[1].shards}
-                data[split]["files_in_train"] = [shard.name for shard in source.shards if shard.name in names][:10]
+                urls = {shard.urls for shard in train[1].shards}
+                data[split]["files_in_train"] = [shard.name for shard in source.shards if shard.urls in urls][:10]
     if reason := task_class(recipe).lacking(recipe, data):
         raise no_score(recipe.loop.early_stopping.metric, reason)
     return data
