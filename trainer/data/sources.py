@@ -103,7 +103,7 @@ class Source:
         return f"{self.shards[row_id[0]].name}:{row_id[1]}"
 
     def section(self, row: Row, data: DataConfig) -> DataConfig:
-        """Return the `data` section of a row. Corpora of a mixture have their own columns."""
+        """Return the `data` section for a row. Corpora of a mixture have their own columns."""
         return data
 
     def __iter__(self) -> Iterator[Row]:
@@ -115,9 +115,8 @@ class MixedSource(Source):
     """The training rows of `data.mix`: the shards of all corpora, one corpus after the other.
 
     Attributes:
-        names: of the corpora. The names of their shards begin with them: "de/train.jsonl".
-        parts: the corpora alone. Row ids are the same.
-        sections: `data` of the recipe, as it is for each corpus alone.
+        names: of the corpora, with which the names of shards begin: "de/train.jsonl".
+        parts, sections: each corpus alone, and `data` as it is for it. Row ids are the same.
     """
 
     def __init__(self, sections: Mapping[str, DataConfig], parts: Sequence[Source]):
@@ -133,12 +132,10 @@ class MixedSource(Source):
         return self.sections[self.corpus_of(row.id[0])]
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
-        part = self.parts[self.corpus_of(shard)]
-        return part.stream(shard - part._first, state)
+        return (part := self.parts[self.corpus_of(shard)]).stream(shard - part._first, state)
 
     def forms(self, shard: int) -> tuple[Form, ...]:
-        part = self.parts[self.corpus_of(shard)]
-        return part.forms(shard - part._first)
+        return (part := self.parts[self.corpus_of(shard)]).forms(shard - part._first)
 
 
 class ShardStream:
@@ -224,8 +221,8 @@ def _open_mix(data: DataConfig, roles: Roles | None) -> MixedSource:
     Raises:
         DataError: as `open_split`; the message names each corpus that cannot be opened.
     """
-    parts, problems, sections = list[Source](), list[str](), {entry.name: data.of_corpus(entry) for entry in data.mix}
-    first = 0
+    sections = {entry.name: data.of_corpus(entry) for entry in data.mix}
+    parts, problems, first = list[Source](), list[str](), 0
     for name, section in sections.items():
         try:
             with of_corpus(name):
@@ -233,8 +230,8 @@ def _open_mix(data: DataConfig, roles: Roles | None) -> MixedSource:
         except DataError as error:
             problems.append(str(error))
             continue
-        named = [replace(shard, name=f"{name}/{shard.name}") for shard in shards]
-        parts.append(Source(named, Reading.of(section, roles), first))
+        shards = [replace(shard, name=f"{name}/{shard.name}") for shard in shards]
+        parts.append(Source(shards, Reading.of(section, roles), first))
         first += len(shards)
     if problems:
         raise DataError("\n".join(problems))

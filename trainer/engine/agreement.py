@@ -54,10 +54,11 @@ class Ahead:
 
     def totals(self) -> Totals:
         """Return the totals of the step. Waits for all ranks."""
-        sums = self._sums()
-        (targets, *others), by_corpus = sums[:TOTALS], sums[TOTALS:]
+        targets, *others = self._sums()
+        counts, by_corpus = map(int, others[: TOTALS - 1]), others[TOTALS - 1 :]
         half = len(by_corpus) // 2
-        return Totals(targets, *map(int, others), tuple(map(int, by_corpus[:half])), tuple(by_corpus[half:]))
+        of_corpora: Any = {"corpus_rows": tuple(map(int, by_corpus[:half])), "corpus_targets": tuple(by_corpus[half:])}
+        return Totals(targets, *counts, **of_corpora)
 
 
 def agree(

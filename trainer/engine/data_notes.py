@@ -66,8 +66,8 @@ def _short(recipe: Recipe, facts: Mapping[str, Any]) -> Iterator[str]:
         rows = facts["corpora"][entry.name]["rows"]
         if entry.rows_per_epoch and rows and rows < entry.rows_per_epoch and entry.on_end == "stop":
             yield (
-                f"data.mix.{entry.name} has {rows:,} rows, fewer than rows_per_epoch={entry.rows_per_epoch:,}: each epoch "
-                "ends with its last row. Set on_end: repeat to begin it again"
+                f"data.mix.{entry.name} has {rows:,} rows, fewer than rows_per_epoch={entry.rows_per_epoch:,}: each "
+                "epoch ends with its last row. Set on_end: repeat to begin it again"
             )
 
 

@@ -13,7 +13,7 @@ from trainer.data.sources import MixedSource, Row, Source, open_split
 from trainer.data.target_tokenizer import target_of
 from trainer.data.tokenization import train_tokenizers, training_texts
 from trainer.data_parallel import DataParallel
-from trainer.engine.corpus import Corpus
+from trainer.engine.corpus import Corpus, MixedRow
 from trainer.engine.setup import ready_tokenizer
 from trainer.errors import DataError
 from trainer.recipe import Recipe
@@ -87,7 +87,7 @@ class _SampledCorpus(Corpus):
 
     share = 1.0
 
-    def _encode(self, rows: list[Row]) -> list[Any]:
+    def _encode(self, rows: list[Row | MixedRow]) -> list[Any]:
         kept = [uniform("plan", *row.id) < self.share for row in rows]
         encoded = iter(super()._encode([row for row, keep in zip(rows, kept, strict=True) if keep]))
         return [next(encoded) if keep else None for keep in kept]
