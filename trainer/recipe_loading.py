@@ -115,7 +115,8 @@ def _mix_problems(recipe: BaseRecipe, roles: Roles) -> list[str]:
         for role in entry.columns:
             key = f"data.mix.{entry.name}.columns.{role}"
             if role not in roles:
-                found.append(f"{key}: no role of the task; its roles: {', '.join(roles)}")
+                hint = "a role that only some recipes have, such as weight, is set in data.columns, too"
+                found.append(f"{key}: no role of the task; its roles: {', '.join(roles)}; {hint}")
             elif roles[role].optional and role not in recipe.data.columns:
                 found.append(f"{key}: set data.columns.{role}, too: all corpora have it, or none")
     return found

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 from trainer.data import formats
 from trainer.data.conll import conll_records
 from trainer.data.csv_files import csv_records
-from trainer.data.discovery import EMBEDDED, Shard, split_shards
+from trainer.data.discovery import EMBEDDED, Shard, refuse_prepared, split_shards
 from trainer.data.formats import Parsed
 from trainer.data.records import array_records, json_records, text_records
 from trainer.data.roles import Roles, Text
@@ -64,8 +64,7 @@ class Source:
     """One split of a corpus: its shards in sorted order.
 
     Args:
-        shards: in this order.
-        reading: how files are read.
+        shards, reading: the files in this order, and how they are read.
         first: the number of the first shard in row ids.
     """
 
@@ -100,7 +99,7 @@ class Source:
 
     def name_of(self, row_id: tuple[int, int]) -> str:
         """Return a row id as reports show it: "train.jsonl:123"."""
-        return f"{self.shards[row_id[0]].name}:{row_id[1]}"
+        return f"{self.shards[row_id[0] - self._first].name}:{row_id[1]}"
 
     def section(self, row: Row, data: DataConfig) -> DataConfig:
         """Return the `data` section for a row. Corpora of a mixture have their own columns."""
@@ -115,8 +114,8 @@ class MixedSource(Source):
     """The training rows of `data.mix`: the shards of all corpora, one corpus after the other.
 
     Attributes:
-        names: of the corpora, with which the names of shards begin: "de/train.jsonl".
-        parts, sections: each corpus alone, and `data` as it is for it. Row ids are the same.
+        names: of the corpora. Those of shards begin with them: "de/train.jsonl".
+        parts, sections: each corpus alone, with the same row ids, and `data` as it is for it.
     """
 
     def __init__(self, sections: Mapping[str, DataConfig], parts: Sequence[Source]):
@@ -226,12 +225,13 @@ def _open_mix(data: DataConfig, roles: Roles | None) -> MixedSource:
     for name, section in sections.items():
         try:
             with of_corpus(name):
+                refuse_prepared(section)
                 shards = _shards(section, section.train, "train", roles)
         except DataError as error:
             problems.append(str(error))
             continue
-        shards = [replace(shard, name=f"{name}/{shard.name}") for shard in shards]
-        parts.append(Source(shards, Reading.of(section, roles), first))
+        named = [replace(shard, name=f"{name}/{shard.name}") for shard in shards]
+        parts.append(Source(named, Reading.of(section, roles), first))
         first += len(shards)
     if problems:
         raise DataError("\n".join(problems))

@@ -55,10 +55,12 @@ class Ahead:
     def totals(self) -> Totals:
         """Return the totals of the step. Waits for all ranks."""
         targets, *others = self._sums()
-        counts, by_corpus = map(int, others[: TOTALS - 1]), others[TOTALS - 1 :]
+        counts: Any = map(int, others[: TOTALS - 1])
+        by_corpus = others[TOTALS - 1 :]
         half = len(by_corpus) // 2
-        of_corpora: Any = {"corpus_rows": tuple(map(int, by_corpus[:half])), "corpus_targets": tuple(by_corpus[half:])}
-        return Totals(targets, *counts, **of_corpora)
+        return Totals(
+            targets, *counts, corpus_rows=tuple(map(int, by_corpus[:half])), corpus_targets=tuple(by_corpus[half:])
+        )
 
 
 def agree(
