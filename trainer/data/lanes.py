@@ -122,9 +122,10 @@ class Dealer:
         self._waiting: dict[int, deque[tuple[int, Any]]] = {lane: deque() for lane in lanes}
         self._lane_of_all = lanes[0] if whole_shards else None
         self._orders: tuple[int, np.ndarray] = (-1, np.empty(0))
-        self._group = begin.start
+        self.reached = begin.start  # rows of each lane that were read
         self._edge = plan.edge_after(begin.start, epoch)
         self._positions = {begin.start: begin.position}
+        self._kept = 0
         at, state = begin.position or (0, None)
         self._at = at
         self._stream = source.stream(self._shards[at], state) if at < len(self._shards) else None
@@ -135,7 +136,7 @@ class Dealer:
 
     def numbered(self, lane: int, start: int, end: int) -> list[tuple[int, Any]]:
         """Return the rows of `take` with their numbers."""
-        while self._group < end and self._read_group():
+        while self.reached < end and self._read_group():
             pass
         rows, waiting = [], self._waiting[lane]
         while waiting and waiting[0][0] < end:
@@ -148,26 +149,27 @@ class Dealer:
         """Return the position of the stream at a block's start."""
         return self._positions.get(start, (len(self._shards), None))  # without one: past the end of the corpus
 
-    @property
-    def reached(self) -> int:
-        """The rows of each lane that were read."""
-        return self._group
-
     def position_before(self, row: int) -> tuple[int, Any]:
         """Return the last row up to `row` whose position is known, and the position of the stream there."""
         start = next(start for start in reversed(self._positions) if start <= row)
         return start, self._positions[start]
 
+    @property
+    def crowded(self) -> bool:
+        """Whether there are many more positions than after the last `forget_before`."""
+        return len(self._positions) > 2 * self._kept + 64
+
     def forget_before(self, row: int) -> None:
-        """Drop the positions that a lane at `row` and later ones do not need."""
+        """Drop the positions before the last one up to `row`."""
         first = self.position_before(row)[0]
         self._positions = {start: position for start, position in self._positions.items() if start >= first}
+        self._kept = len(self._positions)
 
     def ended(self, start: int) -> bool:
         """Return whether the corpus has no row of number `start` or later for any lane."""
-        while self._group <= start and self._read_group():
+        while self.reached <= start and self._read_group():
             pass
-        return self._stream is None and self._group <= start
+        return self._stream is None and self.reached <= start
 
     def _shard_order(self, lanes: Sequence[int], whole_shards: bool) -> list[int]:
         number = len(self._source.shards)
@@ -188,21 +190,21 @@ class Dealer:
                 continue
             lane = self._lane_of_all if self._lane_of_all is not None else self._lane(dealt)
             if lane in self._waiting:
-                self._waiting[lane].append((self._group, row))
+                self._waiting[lane].append((self.reached, row))
             dealt += 1
         if not dealt:
             return False
-        self._group += 1
-        if self._group == self._edge:
+        self.reached += 1
+        if self.reached == self._edge:
             self._edge = self._plan.edge_after(self._edge, self._epoch)
-            self._positions[self._group] = (self._at, self._stream.state() if self._stream is not None else None)
+            self._positions[self.reached] = (self._at, self._stream.state() if self._stream is not None else None)
         return True
 
     def _lane(self, place: int) -> int:
         """Return the lane of the row at `place` of the current group. Orders are drawn for many groups at once."""
         size = self._plan.lanes
         groups = max(1, min(512, DRAWN // size))
-        chunk, within = divmod(self._group, groups)
+        chunk, within = divmod(self.reached, groups)
         if self._orders[0] != chunk:
             counter = np.arange(chunk * groups * size, (chunk + 1) * groups * size, dtype=np.uint64)
             with np.errstate(over="ignore"):
@@ -274,6 +276,7 @@ class LaneServer:
         epoch, step, skip = mark.epoch, mark.first_step, mark.served
         for block in blocks:
             remaining = self._block(block.rows, lane, epoch, block.start)
+            block.rows.clear()  # not kept while their micro-batches are served
             first, served = step, 0
             while remaining:
                 batch = remaining.pop(self._choose(len(remaining), epoch, step))

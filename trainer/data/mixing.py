@@ -96,6 +96,7 @@ class Readers:
         self.mixture, self.plan, self._lanes = mixture, plan, lanes
         self.ends: dict[tuple[int, int], Place] = {}
         self._dealers: dict[tuple[int, int, int | None], Dealer] = {}
+        self._users: dict[tuple[int, int, int | None], int] = {}  # lanes that have not left a pass
 
     def dealer(self, corpus: int, lane: int) -> Dealer:
         """Return the dealer of the pass that a lane is in."""
@@ -107,6 +108,7 @@ class Readers:
             begin = Bookmark(turn, kept[0], position=kept[1])
             source, plan = self.mixture.sources[corpus], self._plan_of(corpus)
             self._dealers[at] = Dealer(source, plan, turn, lanes, whole, begin)
+            self._users[at] = sum(self.ends[corpus, other].turn <= turn for other in lanes)
         return self._dealers[at]
 
     @staticmethod
@@ -120,19 +122,22 @@ class Readers:
         rows = max(1, self.plan.block_rows * quotas.weights[corpus] // sum(quotas.weights) // GRID)
         return replace(self.plan, seed=key(self.plan.seed, "mix", quotas.names[corpus]), block_rows=rows)
 
-    def close_before(self, corpus: int) -> None:
-        """Close the streams of passes that no lane needs any more."""
-        turns = {lane: self.ends[corpus, lane].turn for lane in self._lanes}
-        for at in [at for at in self._dealers if at[0] == corpus]:
-            if at[1] < (min(turns.values()) if at[2] is None else turns[at[2]]):
-                del self._dealers[at]
+    def leave(self, corpus: int, lane: int) -> None:
+        """Let a lane go on to the next pass. The stream of a pass that no lane needs any more is closed."""
+        turn = self.ends[corpus, lane].turn
+        self.ends[corpus, lane] = Place(turn + 1)
+        at = (corpus, turn, lane if self.mixture.whole_shards[corpus] else None)
+        self._users[at] -= 1
+        if not self._users[at]:
+            del self._users[at], self._dealers[at]
 
     def forget(self, corpus: int, lane: int) -> None:
-        """Drop the positions of a stream that no lane needs any more."""
-        end = self.ends[corpus, lane]
+        """Drop the positions of a stream that no lane needs any more, once there are many."""
+        dealer, end = self.dealer(corpus, lane), self.ends[corpus, lane]
+        if not dealer.crowded:
+            return
         ends = [end] if self.mixture.whole_shards[corpus] else [self.ends[corpus, other] for other in self._lanes]
-        if all(other.turn == end.turn for other in ends):
-            self.dealer(corpus, lane).forget_before(min(other.kept[0] for other in ends))
+        dealer.forget_before(min(self._begin(other, end.turn)[0] for other in ends))
 
 
 class Share:
@@ -188,8 +193,7 @@ class Share:
                         f"data.mix: {self._name} has no usable row for lane {self._lane}: set data.lanes to a "
                         f"smaller number, or give {self._name} more rows"
                     )
-                self._end = Place(end.turn + 1)
-                self._readers.close_before(self._corpus)
+                self._readers.leave(self._corpus, self._lane)
                 continue
             found = dealer.numbered(self._lane, end.row, end.row + missing)
             last = min(end.row + missing, dealer.reached)

@@ -55,12 +55,10 @@ class Ahead:
     def totals(self) -> Totals:
         """Return the totals of the step. Waits for all ranks."""
         targets, *others = self._sums()
-        counts: Any = map(int, others[: TOTALS - 1])
+        rows, tokens, padded, lanes, stopping, timed_eval, timed_save = map(int, others[: TOTALS - 1])
         by_corpus = others[TOTALS - 1 :]
-        half = len(by_corpus) // 2
-        return Totals(
-            targets, *counts, corpus_rows=tuple(map(int, by_corpus[:half])), corpus_targets=tuple(by_corpus[half:])
-        )
+        corpora = tuple(map(int, by_corpus[: len(by_corpus) // 2])), tuple(by_corpus[len(by_corpus) // 2 :])
+        return Totals(targets, rows, tokens, padded, lanes, stopping, timed_eval, timed_save, *corpora)
 
 
 def agree(
