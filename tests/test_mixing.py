@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lane_helpers import PROPERTY, Item, LaneSetup, Memory, Place, Step, encode, places, run, simulated_processes, start
 
-from trainer.data.lanes import LanePlan, LaneServer
+from trainer.data.lanes import Bookmark, LanePlan, LaneServer
 from trainer.data.mixing import Mixture
 from trainer.data.quotas import Quotas, dealt, rows_until_stop, schedule, temperature_weights, whole_weights
 
@@ -279,3 +279,44 @@ def test_a_corpus_without_a_row_for_a_lane_is_refused() -> None:
     world = mix([[3], [100]], [1, 1], [True, True], plan=LanePlan(1, 8, 16, 64, None, shuffled=False))
     with pytest.raises(DataError, match=r"data\.mix: c0 has no usable row for lane 3: set data\.lanes"):
         uninterrupted(world)
+
+
+def test_other_weights_begin_the_schedule_again() -> None:
+    """As --allow-change data.mix.c1.weight does in the middle of an epoch: proportions hold from there on."""
+    before, after = (mix([[300], [300]], weights, [True, True], epochs=1) for weights in ([1, 1], [9, 1]))
+    first, state = run(before, start(before), Place(), 12)
+    rest, _ = run(after, state, Place(2))
+    begun = {lane: sum(len(step.ids.get(lane, ())) for step in first) for lane in range(4)}
+    for lane in range(4):
+        corpora = [after.corpus_of(shard) for step in rest for shard, _ in step.ids.get(lane, ())]
+        at = [n - begun[lane] for n in edges(after, 0, 150) if n >= begun[lane]]
+        counts = Counter(corpora[at[0] : at[-2]])
+        assert abs(counts[1] - (at[-2] - at[0]) / 10) <= 2
+
+
+def test_a_packed_sequence_has_rows_of_one_corpus() -> None:
+    """Each row goes on into the next sequence; the order of the sequences mixes the corpora."""
+    world = mix([[60], [60]], [1, 1], [True, True], epochs=1, plan=LanePlan(1, 2, 30, 200, None))
+
+    def pack(examples: list[Any]) -> list[Any]:
+        tokens = [(i, token) for i, example in enumerate(examples) for token in example["x"]]
+        pieces = [tokens[at : at + 20] for at in range(0, len(tokens), 20)]
+        first = {i: min(at for at, piece in enumerate(pieces) if any(i == n for n, _ in piece)) for i, _ in tokens}
+        begun = [[i for i, at in first.items() if at == number] for number in range(len(pieces))]
+        return [({"x": [t for _, t in piece]}, len(piece), of) for piece, of in zip(pieces, begun, strict=True)]
+
+    server = world.server()
+    server._pack = pack
+    ids: list[Any] = []
+    kinds: list[int] = []
+    for stream in server.epoch([0, 1], [Bookmark(), Bookmark()]).values():
+        for part in stream:
+            ids += part.ids
+            kinds += [corpus for corpus, _ in part.corpora]
+            assert sum(begun for _, begun in part.corpora) == len(part.ids)
+            at = 0
+            for corpus, begun in part.corpora:
+                assert {world.corpus_of(shard) for shard, _ in part.ids[at : at + begun]} <= {corpus}
+                at += begun
+    assert len(ids) == 120
+    assert sum(a != b for a, b in itertools.pairwise(kinds)) > 5

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.data.counter_rng import key
 from trainer.data.lanes import Block, Bookmark, Dealer, LanePlan, RowSource
-from trainer.data.quotas import Quotas, dealt, schedule
+from trainer.data.quotas import Quotas, dealt, fits, schedule
 from trainer.errors import DataError
 
 GRID = 8  # positions of a corpus that are kept for each block: a resume reads at most so much of a block twice
@@ -225,6 +225,8 @@ class MixedRows:
         places = [Place.from_json(values) for values in state["corpora"]]
         self._shares = [Share(readers, corpus, lane, place) for corpus, place in enumerate(places)]
         self._weights = mixture.lane_weights(lane, plan, mark.epoch)
+        if not fits(self._weights, self._taken):  # --allow-change has given other weights: the schedule begins again
+            self._taken = (0,) * number
         self._limit = mixture.lane_rows(lane, plan, mark.epoch)
 
     def blocks(self) -> Iterator[Block]:

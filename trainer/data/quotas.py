@@ -56,6 +56,12 @@ def schedule(weights: tuple[int, ...], taken: tuple[int, ...], rows: int) -> tup
     return tuple(found)
 
 
+def fits(weights: Sequence[int], taken: Sequence[int]) -> bool:
+    """Return whether the rows of each corpus differ from its share by less than one."""
+    rows, total = sum(taken), sum(weights)
+    return all(abs(count * total - rows * weight) < total for count, weight in zip(taken, weights, strict=True))
+
+
 def whole_weights(weights: Sequence[float]) -> list[int]:
     """Return whole numbers in the same proportions, exactly as the decimal numbers are written."""
     fractions = [Fraction(str(weight)) for weight in weights]

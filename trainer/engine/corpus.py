@@ -17,7 +17,7 @@ from trainer.data.quotas import Quotas
 from trainer.data.roles import Label
 from trainer.data.sources import MixedSource, Source, belongs, open_split
 from trainer.data.sources import Row as RawRow
-from trainer.errors import DataError
+from trainer.errors import DataError, UsageError
 from trainer.recipe import Recipe
 from trainer.task.base import Example, Row, Task
 
@@ -73,6 +73,11 @@ class Corpus:
         )
         mixture, whole_shards = None, False
         if isinstance(self.train, MixedSource):
+            if all(self.quotas.repeat) and self.quotas.epoch_rows is None and self.recipe.loop.max_steps is None:
+                raise UsageError(
+                    "data.mix: all corpora are repeated, and without their numbers of rows no epoch has an end: set "
+                    "loop.max_steps"
+                )
             whole = [deals_whole_shards(part, plan) for part in self.train.parts]
             mixture = Mixture(self.train.parts, self.quotas, self._mixed, whole)
         else:
