@@ -52,7 +52,7 @@ def test_the_loss_of_a_corpus_is_that_of_its_rows(name: str) -> None:
     torch.manual_seed(0)
     model = task.build_model().train()
     objective, batch, groups = Objective(task, model), batch_of(task), GroupLosses(3, torch.device("cpu"))
-    for _ in range(2):  # sums go on over micro-batches
+    for _ in range(2):  # sums continue over micro-batches
         with loss_groups.collecting(groups):
             loss, _ = Objective.parts(objective(**batch))
     assert groups.complete
@@ -102,3 +102,20 @@ def test_a_gpu_and_a_large_vocabulary_report_the_same(monkeypatch: pytest.Monkey
         found.append(groups.sums.tolist())
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masked", "translation-concatenated", "multi"])
+def test_the_parts_of_a_micro_batch_have_the_same_sums(name: str) -> None:
+    """As after an out of memory: rows go in parts, each with its corpora."""
+    config, model_section, data = TASKS[name]
+    task = toy_task(config, model_section, **MIXED, **data)
+    model, batch, found = task.build_model().eval(), batch_of(task), []
+    for parts in (1, 2):
+        groups = GroupLosses(3, torch.device("cpu"))
+        for part in task.split(batch, parts):
+            with loss_groups.collecting(groups):
+                Objective(task, model).eval()(**part)
+        assert groups.complete
+        found.append(groups.sums.tolist())
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert min(found[0][0], found[0][2]) > 0

@@ -295,7 +295,7 @@ def test_other_weights_begin_the_schedule_again() -> None:
 
 
 def test_a_packed_sequence_has_rows_of_one_corpus() -> None:
-    """Each row goes on into the next sequence; the order of the sequences mixes the corpora."""
+    """Rows continue in the next sequence; the order of the sequences mixes the corpora."""
     world = mix([[60], [60]], [1, 1], [True, True], epochs=1, plan=LanePlan(1, 2, 30, 200, None))
 
     def pack(examples: list[Any]) -> list[Any]:

@@ -104,3 +104,42 @@ def test_two_resumes_give_the_same_weights_bit_by_bit(recipe: Path, runs: dict[i
     states = [json.loads((r / f"checkpoints/step-{STEPS:08d}/state.json").read_text("utf-8")) for r in (run, runs[1])]
     assert states[0]["bookmarks"] == states[1]["bookmarks"]
     assert states[0]["corpus_rows"] == states[1]["corpus_rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [("fsdp2", ()), ("ddp", ("loop.fuse_lanes=2", "model.dropout=0")), ("ddp", ("data.workers=1",))],
+    ids=["fsdp2", "fused", "workers"],
+)
+def test_other_ways_to_train_have_the_same_rows_and_losses(
+    engine: str, words: tuple[str, ...], recipe: Path, runs: dict[int, Path]
+) -> None:
+    run = recipe.parent / f"other-{engine}-{len(words)}-{words[:1]}"
+    train(recipe, run, "loop.max_steps=4", *words, world=2, engine=engine).check()
+    lines = read_lines(run / "ledger.jsonl")
+    assert lines == read_lines(runs[1] / "ledger.jsonl")[:4]
+    ours, theirs = logged(run), logged(runs[1])[:2]
+    for name in ("short", "long"):
+        for found, expected in zip(ours, theirs, strict=True):
+            assert found["corpora"][name]["rows"] == expected["corpora"][name]["rows"]
+            tolerance = 0.2 if "loop.fuse_lanes=2" in words else 1e-3  # without dropout the losses differ
+            assert found["corpora"][name]["loss"] == pytest.approx(expected["corpora"][name]["loss"], rel=tolerance)
+
+
+def test_the_report_and_tensorboard_show_each_corpus(recipe: Path, tmp_path: Path) -> None:
+    run, root = tmp_path / "shown", recipe.parent
+    words = ("loop.max_steps=4", f"data.root={root}", "data.test=test.jsonl", "evaluation.splits=[test]")
+    train(recipe, run, *words, "track=[tensorboard]").check()
+    page = (run / "evaluation/test/report.html").read_text(encoding="utf-8")
+    section = page[page.index('id="mixture"') :]
+    assert "Mixed corpora" in section
+    assert [name in section for name in ("short", "long", "33.3%", "66.7%", "repeat")] == [True] * 5
+    assert "Training loss by corpus" in page
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    last = logged(run)[-1]["corpora"]["long"]
+    assert board.Scalars("train/loss/long")[-1].value == pytest.approx(last["loss"], rel=1e-6)
+    assert board.Scalars("train/rows/long")[-1].value == last["rows"]

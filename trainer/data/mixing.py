@@ -1,6 +1,6 @@
 """Mix corpora: each lane takes rows of several corpora in exact proportions (`data.mix`).
 
-Every corpus is dealt to the lanes by itself. A lane decides for each of its rows which corpus it comes from: over any
+Every corpus is dealt to the lanes separately. A lane decides for each of its rows which corpus it comes from: over any
 prefix, the rows of a corpus differ from its share by less than one. Only usable rows count. A lane reads a corpus to
 its end, over epochs, and then begins it again in another order. See docs/explanation/lanes.md.
 """
@@ -123,7 +123,7 @@ class Readers:
         return replace(self.plan, seed=key(self.plan.seed, "mix", quotas.names[corpus]), block_rows=rows)
 
     def leave(self, corpus: int, lane: int) -> None:
-        """Let a lane go on to the next pass. The stream of a pass that no lane needs any more is closed."""
+        """Begin the next pass of a lane. The stream of a pass that no lane needs any more is closed."""
         turn = self.ends[corpus, lane].turn
         self.ends[corpus, lane] = Place(turn + 1)
         at = (corpus, turn, lane if self.mixture.whole_shards[corpus] else None)

@@ -38,7 +38,7 @@ def schedule(weights: tuple[int, ...], taken: tuple[int, ...], rows: int) -> tup
     Args:
         weights: of the corpora.
         taken: rows of each corpus before. Their order was this one, or they are all 0.
-        rows: how many are asked for.
+        rows: the number of rows to schedule.
     """
     total, now = sum(weights), sum(taken)
     waiting = [(n * total // weight, i) for i, (weight, n) in enumerate(zip(weights, taken, strict=True)) if weight]

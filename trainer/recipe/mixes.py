@@ -50,7 +50,7 @@ def mix_problem(data: Any) -> str | None:
     if data.train != []:
         return f"mix and train={data.train!r} are both set: leave train out, or make it an entry of mix"
     if repeated := [name for name, count in Counter(entry.name for entry in data.mix).items() if count > 1]:
-        return f"mix: two entries have the name {repeated[0]!r}; give each corpus a name of its own"
+        return f"mix: two entries have the name {repeated[0]!r}; give each corpus its own name"
     keys = ("weight", "rows_per_epoch")
     for entry in data.mix:
         both = [key for key in keys if getattr(entry, key) is not None]
