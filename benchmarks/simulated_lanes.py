@@ -23,6 +23,9 @@ import numpy as np
 
 from trainer.data.counter_rng import permutation
 from trainer.data.lanes import Bookmark, Example, LanePlan, LaneServer, MicroBatch, RowId
+from trainer.data.mix_ledger import problems
+from trainer.data.mixing import Mixture
+from trainer.data.quotas import Quotas
 from trainer.data_parallel import DataParallel
 from trainer.engine.corpus import deals_whole_shards
 from trainer.engine.progress import Progress
@@ -122,8 +125,76 @@ class World:
         return [DataParallel(rank, ranks).lane_groups(self.plan.lanes, self.plan.lanes)[0] for rank in range(ranks)]
 
 
+class MixedRow(Row):
+    __slots__ = ("corpus",)
+
+    def __init__(self, row_id: RowId, length: int, corpus: int) -> None:
+        super().__init__(row_id, length)
+        self.corpus = corpus
+
+
+@dataclass(frozen=True)
+class MixedWorld:
+    """Several corpora, whose shards are numbered one corpus after the other in row ids."""
+
+    corpora: Sequence[Corpus]
+    quotas: Quotas
+    plan: LanePlan
+
+    @cached_property
+    def first(self) -> list[int]:
+        return [0, *itertools.accumulate(len(corpus.shards) for corpus in self.corpora)]
+
+    def server(self) -> LaneServer:
+        def usable(corpus: int, row: Row) -> MixedRow:
+            return MixedRow((self.first[corpus] + row.id[0], row.id[1]), row.length, corpus)
+
+        whole = [deals_whole_shards(corpus, self.plan) for corpus in self.corpora]  # type: ignore[arg-type]
+        mixture = Mixture(self.corpora, self.quotas, usable, whole)
+        return LaneServer(
+            self.corpora[0], self.plan, lambda rows: [(NO_TOKENS, row.length) for row in rows], mixture=mixture
+        )
+
+    def readers(self, ranks: int) -> list[list[int]]:
+        """The lanes of each rank."""
+        return [DataParallel(rank, ranks).lane_groups(self.plan.lanes, self.plan.lanes)[0] for rank in range(ranks)]
+
+
+@dataclass
+class MixedEpoch:
+    """What all lanes serve in an epoch."""
+
+    digests: list[list[int]]  # for each lane and step, of its rows in order
+    used: list[np.ndarray]  # for each corpus, how often each row was served
+    problems: list[str]  # blocks whose rows are not in proportion
+    steps: int
+    seconds: float
+    marks: dict[int, Bookmark]  # those of the next epoch
+
+
+def mixed_epoch(world: MixedWorld, marks: dict[int, Bookmark]) -> MixedEpoch:
+    """All lanes of an epoch, by one reader, as a rank alone does it."""
+    began, lanes = time.process_time(), range(world.plan.lanes)
+    used = [np.zeros(len(corpus.lengths), dtype=np.uint16) for corpus in world.corpora]
+    digests: list[list[int]] = [[] for _ in lanes]
+    rows: list[list[str]] = [[] for _ in lanes]
+    after = dict(marks)
+    corpus_of = np.repeat(np.arange(len(world.corpora)), [len(corpus.shards) for corpus in world.corpora])
+    for _, part in served(world, [lanes], marks):
+        for shard, row in part.ids:
+            number = int(corpus_of[shard])
+            used[number][world.corpora[number].first[shard - world.first[number]] + row] += 1
+            rows[part.lane].append(world.quotas.names[number] + "/")
+        digests[part.lane].append(hash(tuple(part.ids)))
+        after[part.lane] = part.bookmark
+    line = {"epoch": 0, "rows": {str(lane): names for lane, names in enumerate(rows)}}
+    found = list(problems([line], world.quotas, world.plan)) if marks[0].epoch == 0 else []
+    last = {lane: mark.next_epoch(mark.epoch + 1) for lane, mark in after.items()}
+    return MixedEpoch(digests, used, found, max(map(len, digests)), time.process_time() - began, last)
+
+
 def served(
-    world: World, readers: Iterable[Sequence[int]], marks: dict[int, Bookmark], steps: int | None = None
+    world: World | MixedWorld, readers: Iterable[Sequence[int]], marks: dict[int, Bookmark], steps: int | None = None
 ) -> Iterator[tuple[int, MicroBatch]]:
     """(step from here on, micro-batch) of all lanes of all readers, one reader after another, at most `steps` each."""
     for lanes in readers:
@@ -184,12 +255,14 @@ def epoch_of(world: World, epoch: int = 0) -> Epoch:
     )
 
 
-def same_after_resumes(world: World, whole: Epoch, ranks: Sequence[int], sample: int | None = None) -> dict[str, Any]:
+def same_after_resumes(
+    world: World | MixedWorld, whole: Epoch | MixedEpoch, ranks: Sequence[int], sample: int | None = None
+) -> dict[str, Any]:
     """Serves the epoch in as many parts as `ranks` has numbers, each resumed from the JSON of the one before.
 
     `sample`: of so many ranks only; for corpora that every rank would read whole. "state" is the last one read.
     """
-    lanes, steps = world.plan.lanes, len(whole.work)
+    lanes, steps = world.plan.lanes, max(map(len, whole.digests))
     state = json.dumps(Progress.start(lanes).to_json(Progress.start(lanes).marks))
     stops = [steps * part // len(ranks) for part in range(len(ranks) + 1)]
     checked, different, last_read = 0, 0, state

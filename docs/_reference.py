@@ -52,7 +52,9 @@ def sections(model: dict[str, Any], schema: dict[str, Any], prefix: str) -> Iter
 
 
 def models(value: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sections that a value may be."""
+    """The sections that a value may be, or that a list may have."""
+    if isinstance(value.get("items"), dict):
+        return models(value["items"], schema)
     if "$ref" in value:
         return [schema["$defs"][value["$ref"].rpartition("/")[2]]]
     return [found for option in value.get("oneOf", value.get("anyOf", [])) for found in models(option, schema)]
@@ -66,7 +68,8 @@ def key_table(model: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
             "required" if key in model.get("required", ()) or "const" in value else default_of(model["title"], key)
         )
         meaning = value.get("description") or ("see below" if nested else "chooses this section" * ("const" in value))
-        yield row(f"`{key}`", "section" if nested else kind_of(value), default, meaning)
+        kind = ("list of sections" if "items" in value else "section") if nested else kind_of(value)
+        yield row(f"`{key}`", kind, default, meaning)
 
 
 def default_of(section: str, key: str) -> str:

@@ -49,6 +49,7 @@ WORDS = {
         "evaluation.beam_size=1",
     ],
 }
+WORDS["TINY_MIX"] = ["data.validation=validation?rows=8", "data.test=test?rows=8", *WORDS["TINY_MODEL"]]
 WORDS["TINY_MT"] = WORDS["TINY_CORPUS"] + WORDS["TINY_MODEL"]
 WORDS["TINY_TICKETS"] = WORDS["TINY_ENCODER"] + WORDS["TINY_TOKENIZER"]
 TAKING_WORDS = ("train", "prepare", "plan", "export", "bench", "evaluate")

@@ -166,7 +166,7 @@ def loop_of(runtime: Threads, made: Callable[[list[Loaded | None], int], None], 
     defaults = {"fuse_lanes": 1, "epochs": 2, "max_steps": None, "log_every": 10**9, "callbacks": []}
     every = {"eval_every": 10**9, "save_every": 10**9}
     recipe = SimpleNamespace(
-        data=SimpleNamespace(lanes=5, workers=0, prefetch=2), track=[], seed=1,
+        data=SimpleNamespace(lanes=5, workers=0, prefetch=2, mix=[]), track=[], seed=1,
         loop=SimpleNamespace(**{**defaults, **every, **settings_}), optim=OptimConfig(schedule="constant", lr=1.0),
     )  # fmt: skip
     task = SimpleNamespace(
@@ -180,7 +180,7 @@ def loop_of(runtime: Threads, made: Callable[[list[Loaded | None], int], None], 
 
     def stepper(batches: list[Loaded | None], number: int, totals: Any, multiplier: Any, before_update: Any) -> Any:
         made(batches, number)
-        return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0)
+        return SimpleNamespace(finite=True, loss_sum=torch.zeros(()), grad_norm=0.0, corpora=None)
 
     stepper.shapes = Counter()  # type: ignore[attr-defined]
     stepper.lane_memory = SimpleNamespace(commit=lambda: None, enabled=False)  # type: ignore[attr-defined]

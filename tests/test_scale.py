@@ -122,7 +122,7 @@ def test_the_orders_of_dealing_are_the_same_however_many_are_drawn_at_once(
     def order(groups: tuple[int, ...]) -> list[list[int]]:
         dealer = Dealer(Corpus(drawn("captions", 10), 1), LanePlan(3, lanes, 64, 512, None), 1, [0], False, Bookmark(1))
         found = []
-        for dealer._group in groups:
+        for dealer.reached in groups:
             found.append([dealer._lane(place) for place in range(lanes)])
         return found
 

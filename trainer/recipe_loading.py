@@ -91,6 +91,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
         problems.append(str(error))
     for role in recipe.data.columns.keys() - roles.keys():
         problems.append(f"data.columns.{role}: no role of task {task.kind}; {_role_hint(role, recipe, roles)}")
+    problems += _mix_problems(recipe, roles)
     problems += _model_problems(recipe, task) or task.problems(recipe)
     problems += loss_problems(recipe)
     problems += _adapter_problems(recipe) + _padding_problems(recipe, task)
@@ -105,6 +106,20 @@ def check_recipe(recipe: BaseRecipe) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)))
+
+
+def _mix_problems(recipe: BaseRecipe, roles: Roles) -> list[str]:
+    """Return what is wrong with the columns of the corpora of `data.mix`."""
+    found = []
+    for entry in recipe.data.mix:
+        for role in entry.columns:
+            key = f"data.mix.{entry.name}.columns.{role}"
+            if role not in roles:
+                hint = "a role that only some recipes have, such as weight, is set in data.columns, too"
+                found.append(f"{key}: no role of the task; its roles: {', '.join(roles)}; {hint}")
+            elif roles[role].optional and role not in recipe.data.columns:
+                found.append(f"{key}: set data.columns.{role}, too: all corpora have it, or none")
+    return found
 
 
 def _role_hint(role: str, recipe: BaseRecipe, roles: Roles) -> str:

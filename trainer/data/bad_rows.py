@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from trainer.data.cleaning import BadRow
 from trainer.data.discovery import Shard
+from trainer.data.line_numbers import Span, lines_of
 from trainer.data.sniffing import Form
-from trainer.data.sources import Span, lines_of
 
 MISTAKES = 10  # different mistakes that a message quotes
 PLACES = 3  # rows of a mistake that it names

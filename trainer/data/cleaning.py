@@ -184,7 +184,7 @@ class BadRow:
 
         Args:
             shard_name: name of the file.
-            line: from `sources.lines_of`, if it is known.
+            line: from `line_numbers.lines_of`, if it is known.
         """
         place = f", {self.place(line)}" if line else f":{self.id[1]} ({self.place()})"
         return f"{shard_name}{place}{self._fault}"

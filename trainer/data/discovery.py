@@ -76,6 +76,12 @@ def own_root(data: DataConfig) -> Root | None:
     return None if data.root.startswith(EMBEDDED) or data.dataset is not None else Root(data.root)
 
 
+def refuse_prepared(data: DataConfig) -> None:
+    """Raise a DataError for a prepared corpus as a part of a mixture: its token ids are those of its own tokenizer."""
+    if (root := own_root(data)) is not None and root.prepared() is not None:
+        raise DataError(f"data.root={data.root!r} is a prepared corpus: set it to the original files")
+
+
 def refuse_changed(where: str, then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
     """Raise a UsageError that lists every key whose value is not the one that the corpus was prepared with."""
     changed = [key for key in then if then[key] != now.get(key)]

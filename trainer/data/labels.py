@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from decimal import Decimal
 from typing import Any
+
+log = logging.getLogger("rankzero")
 
 SHOWN = 20  # labels that a message lists
 LABEL_DRIFT = 0.10  # parts of a corpus are badly mixed if the share of a label differs by more, and by more than chance
@@ -113,3 +116,31 @@ def guess_classes(values: Collection[str], names: Sequence[str]) -> dict[str, st
         return None
     mapping = {value: of[0] for value, of in starts.items()}
     return mapping if len(set(mapping.values())) == len(names) else None
+
+
+class LabelWatch:
+    """Watches the labels of the blocks of a lane.
+
+    Args:
+        label: returns the label of a row, if it has one.
+    """
+
+    def __init__(self, label: Callable[[Any], str | None]) -> None:
+        self._label = label
+        self._counts: Counter[str] = Counter()
+        self._warned = False
+
+    def add(self, rows: Sequence[Any]) -> None:
+        """Warn once if a block has other shares of labels than those before."""
+        if self._warned:
+            return
+        here = Counter(label for label in map(self._label, rows) if label is not None)
+        if found := label_drift(self._counts, here):
+            label, was, now = found
+            log.warning(
+                "label %r is %.0f%% of a block after %.0f%% before it: the corpus seems sorted by label and "
+                "does not fit into one block; run `rankzero prepare` on the recipe, or raise data.block_rows",
+                *(label, 100 * now, 100 * was),
+            )
+            self._warned = True
+        self._counts.update(here)

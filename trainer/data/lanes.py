@@ -7,8 +7,7 @@ Rank r of W owns lanes r, r+W, …. One optimizer step is one micro-batch of eve
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,16 +15,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainer.data.counter_rng import key, mix, permutation, uniform
-from trainer.data.labels import label_drift
+from trainer.data.labels import LabelWatch
 from trainer.data.left_out import LeftOut
-
-log = logging.getLogger("rankzero")
 
 POOL = 50  # micro-batches of rows that are sorted by length together; they are mixed differently in each epoch
 DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB for any number of lanes
 Example = dict[str, list[int]]
 RowId = tuple[int, int]
-Item = tuple[list[RowId], Example, int]  # a sequence: the rows that begin in it, and its padded-token length
+Item = tuple[
+    list[RowId], Example, int, int
+]  # a sequence: the rows that begin in it, its padded-token length, its corpus
 
 
 class RowSource(Protocol):
@@ -67,7 +66,16 @@ class Bookmark:
     start: int = 0  # first row (of the lane's rows) of the block
     first_step: int = 0  # step of the epoch at which the block began to be served
     served: int = 0  # micro-batches of the block already served
-    position: Any = None  # of the stream at `start`; None is the beginning
+    position: Any = None  # of the stream at `start`; None is the beginning. A mapping for the streams of a mixture
+
+    @property
+    def begun(self) -> bool:
+        """Whether a micro-batch of the epoch was served."""
+        return self.start > 0 or self.served > 0
+
+    def next_epoch(self, epoch: int) -> Bookmark:
+        """Return the beginning of an epoch. The corpora of a mixture are read on from where they are."""
+        return Bookmark(epoch, position=self.position if isinstance(self.position, dict) else None)
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,32 @@ class MicroBatch:
     ids: list[RowId]  # rows that begin in it: each row once per epoch, even if it fills several sequences
     examples: list[Example]
     bookmark: Bookmark
+    corpora: list[tuple[int, int]]  # of each example: its corpus in a mixture, and how many rows begin in it
     left: LeftOut | None = None
     left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of a lane that are permuted and cut together.
+
+    Attributes:
+        position, next_position: of the stream at `start` and at `end`.
+        left: counts of the rows of a mixture, without those of which it has none yet. None: no counts.
+    """
+
+    start: int
+    end: int
+    rows: list[Any]
+    position: Any
+    next_position: Any
+    left: LeftOut | None = None
+
+
+class MixedCorpora(Protocol):
+    """Several corpora in given proportions (`trainer.data.mixing.Mixture`)."""
+
+    def blocks(self, plan: LanePlan, marks: dict[int, Bookmark]) -> dict[int, Iterator[Block]]: ...
 
 
 class Dealer:
@@ -105,33 +137,54 @@ class Dealer:
         self._waiting: dict[int, deque[tuple[int, Any]]] = {lane: deque() for lane in lanes}
         self._lane_of_all = lanes[0] if whole_shards else None
         self._orders: tuple[int, np.ndarray] = (-1, np.empty(0))
-        self._group = begin.start
+        self.reached = begin.start  # rows of each lane that were read
         self._edge = plan.edge_after(begin.start, epoch)
         self._positions = {begin.start: begin.position}
+        self._kept = 0
         at, state = begin.position or (0, None)
         self._at = at
         self._stream = source.stream(self._shards[at], state) if at < len(self._shards) else None
 
     def take(self, lane: int, start: int, end: int) -> list[Any]:
         """Return rows `start` … `end` - 1 of a lane's rows, fewer at the end of the corpus."""
-        while self._group < end and self._read_group():
+        return [row for _, row in self.numbered(lane, start, end)]
+
+    def numbered(self, lane: int, start: int, end: int) -> list[tuple[int, Any]]:
+        """Return the rows of `take` with their numbers."""
+        while self.reached < end and self._read_group():
             pass
         rows, waiting = [], self._waiting[lane]
         while waiting and waiting[0][0] < end:
             number, row = waiting.popleft()
             if number >= start:
-                rows.append(row)
+                rows.append((number, row))
         return rows
 
     def position(self, start: int) -> Any:
         """Return the position of the stream at a block's start."""
         return self._positions.get(start, (len(self._shards), None))  # without one: past the end of the corpus
 
+    def position_before(self, row: int) -> tuple[int, Any]:
+        """Return the last row up to `row` whose position is known, and the position of the stream there."""
+        start = next(start for start in reversed(self._positions) if start <= row)
+        return start, self._positions[start]
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are many more positions than after the last `forget_before`."""
+        return len(self._positions) > 2 * self._kept + 64
+
+    def forget_before(self, row: int) -> None:
+        """Drop the positions before the last one up to `row`."""
+        first = self.position_before(row)[0]
+        self._positions = {start: position for start, position in self._positions.items() if start >= first}
+        self._kept = len(self._positions)
+
     def ended(self, start: int) -> bool:
         """Return whether the corpus has no row of number `start` or later for any lane."""
-        while self._group <= start and self._read_group():
+        while self.reached <= start and self._read_group():
             pass
-        return self._stream is None and self._group <= start
+        return self._stream is None and self.reached <= start
 
     def _shard_order(self, lanes: Sequence[int], whole_shards: bool) -> list[int]:
         number = len(self._source.shards)
@@ -152,21 +205,21 @@ class Dealer:
                 continue
             lane = self._lane_of_all if self._lane_of_all is not None else self._lane(dealt)
             if lane in self._waiting:
-                self._waiting[lane].append((self._group, row))
+                self._waiting[lane].append((self.reached, row))
             dealt += 1
         if not dealt:
             return False
-        self._group += 1
-        if self._group == self._edge:
+        self.reached += 1
+        if self.reached == self._edge:
             self._edge = self._plan.edge_after(self._edge, self._epoch)
-            self._positions[self._group] = (self._at, self._stream.state() if self._stream is not None else None)
+            self._positions[self.reached] = (self._at, self._stream.state() if self._stream is not None else None)
         return True
 
     def _lane(self, place: int) -> int:
         """Return the lane of the row at `place` of the current group. Orders are drawn for many groups at once."""
         size = self._plan.lanes
         groups = max(1, min(512, DRAWN // size))
-        chunk, within = divmod(self._group, groups)
+        chunk, within = divmod(self.reached, groups)
         if self._orders[0] != chunk:
             counter = np.arange(chunk * groups * size, (chunk + 1) * groups * size, dtype=np.uint64)
             with np.errstate(over="ignore"):
@@ -192,6 +245,7 @@ class LaneServer:
         pack: makes sequences from a block's examples. It returns for each sequence its padded length and the numbers
             of the examples that begin in it. None: every example is a sequence.
         tally: counts the rows of a block that are left out, by rows and what `encode` has returned. None: no counts.
+        mixture: the corpora of `data.mix`, in place of `source`. Their rows have a `corpus`.
     """
 
     def __init__(
@@ -203,85 +257,115 @@ class LaneServer:
         whole_shards: bool = False,
         pack: Callable[[list[Example]], list[tuple[Example, int, list[int]]]] | None = None,
         tally: Callable[[list[Any], list[Any]], LeftOut] | None = None,
+        mixture: MixedCorpora | None = None,
     ) -> None:
-        self._source, self._plan, self._encode, self._label, self._pack = source, plan, encode, label, pack
+        self._mixture = mixture
+        self._source, self._plan, self._encode, self._pack = source, plan, encode, pack
+        self._watch = LabelWatch(label) if label is not None else None
         self._whole_shards, self._tally = whole_shards, tally
-        self._label_counts: Counter[str] = Counter()
-        self._warned = False
 
     def epoch(self, lanes: Sequence[int], bookmarks: Sequence[Bookmark]) -> dict[int, Iterator[MicroBatch]]:
         """Return one iterator for each lane, from its bookmark to the end of the bookmark's epoch."""
         epoch = bookmarks[0].epoch
         assert all(b.epoch == epoch for b in bookmarks), "all lanes finish an epoch together"
         marks = dict(zip(lanes, bookmarks, strict=True))
+        if self._mixture is not None:
+            blocks = self._mixture.blocks(self._plan, marks)
+            return {lane: self._serve(lane, marks[lane], blocks[lane]) for lane in lanes}
         streams: dict[int, Iterator[MicroBatch]] = {}
         for group in [[lane] for lane in lanes] if self._whole_shards else [lanes]:
             first = min((marks[lane] for lane in group), key=lambda mark: mark.start)
             dealer = Dealer(self._source, self._plan, epoch, group, self._whole_shards, first)
-            streams |= {lane: self._serve(lane, marks[lane], dealer) for lane in group}
+            streams |= {lane: self._serve(lane, marks[lane], self._blocks(lane, marks[lane], dealer)) for lane in group}
         return streams
 
-    def _serve(self, lane: int, mark: Bookmark, dealer: Dealer) -> Iterator[MicroBatch]:
-        plan, epoch = self._plan, mark.epoch
-        start, step, skip = mark.start, mark.first_step, mark.served
-        before: LeftOut | None = None  # of the blocks without micro-batches right before this one
+    def _blocks(self, lane: int, mark: Bookmark, dealer: Dealer) -> Iterator[Block]:
+        """Yield the blocks of a lane of a single corpus."""
+        plan, start = self._plan, mark.start
         while not dealer.ended(start):
-            end = plan.edge_after(start, epoch)
+            end = plan.edge_after(start, mark.epoch)
             if start == 0 and dealer.ended(plan.block_rows):
                 end = plan.block_rows  # a corpus that fits into one block is one: an edge would divide it
-            remaining, found = self._block(dealer.take(lane, start, end), lane, epoch, start)
-            position, next_position = dealer.position(start), dealer.position(end)
+            rows = dealer.take(lane, start, end)
+            yield Block(start, end, rows, dealer.position(start), dealer.position(end))
+            start = end
+
+    def _serve(self, lane: int, mark: Bookmark, blocks: Iterator[Block]) -> Iterator[MicroBatch]:
+        epoch, step, skip = mark.epoch, mark.first_step, mark.served
+        before: LeftOut | None = None  # of the blocks without micro-batches right before this one
+        last = mark
+        for block in blocks:
+            remaining, found = self._block(block, lane, epoch)
+            block.rows.clear()  # not kept while their micro-batches are served
             first, served = step, 0
             left = found if before is None or found is None else before + found
-            rows, of = found.rows if found else 0, len(remaining)
+            rows, of = self._left_out(found), len(remaining)
             while remaining:
                 batch = remaining.pop(self._choose(len(remaining), epoch, step))
                 step, served = step + 1, served + 1
                 if served <= skip:
                     continue
-                after = Bookmark(epoch, start, first, served, position)
+                after = Bookmark(epoch, block.start, first, served, block.position)
                 if not remaining:
-                    after = Bookmark(epoch, end, step, 0, next_position)
-                ids, examples = [i for ids, _, _ in batch for i in ids], [e for _, e, _ in batch]
-                share = rows * served // of - rows * (served - 1) // of
+                    after = Bookmark(epoch, block.end, step, 0, block.next_position)
+                ids, corpora = [i for item in batch for i in item[0]], [(item[3], len(item[0])) for item in batch]
+                examples, share = [item[1] for item in batch], rows * served // of - rows * (served - 1) // of
                 if served == 1:
-                    yield MicroBatch(lane, ids, examples, after, left, share + (before.rows if before else 0))
-                else:
-                    yield MicroBatch(lane, ids, examples, after, None, share)
-            start, skip, before = end, 0, None if of else left
+                    share += self._left_out(before)
+                yield MicroBatch(lane, ids, examples, after, corpora, left if served == 1 else None, share)
+            skip, before = 0, None if of else left
+            last = Bookmark(epoch, block.end, step, 0, block.next_position)
         if before is not None and before.rows:
-            last = Bookmark(epoch, start, step, 0, dealer.position(start))
-            yield MicroBatch(lane, [], [], last, before, before.rows)
+            yield MicroBatch(lane, [], [], last, [], before, self._left_out(before))
+
+    def _left_out(self, counts: LeftOut | None) -> int:
+        """Return rows that an epoch has, but no micro-batch. An epoch of a mixture has usable rows only."""
+        return counts.rows if counts is not None and self._mixture is None else 0
 
     def _choose(self, remaining: int, epoch: int, step: int) -> int:
         """Return which of the remaining micro-batches comes next: the same quantile of length for all lanes."""
         return int(uniform(self._plan.seed, epoch, step, "serve") * remaining) if self._plan.shuffled else 0
 
-    def _block(self, rows: list[Any], lane: int, epoch: int, start: int) -> tuple[list[list[Item]], LeftOut | None]:
+    def _block(self, block: Block, lane: int, epoch: int) -> tuple[list[list[Item]], LeftOut | None]:
         """Permute, encode and pack the rows of a block, sort them in pools and cut them into micro-batches.
 
         Return them, and the tally of the rows that are left out.
         """
-        plan = self._plan
+        plan, mixed, rows = self._plan, self._mixture is not None, block.rows
         if plan.shuffled:
-            rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, start)]
-        self._watch_labels(rows)
-        encoded = self._encode(rows)
-        left = None if self._tally is None else self._tally(rows, encoded)
-        items = [([row.id], *example) for row, example in zip(rows, encoded, strict=True) if isinstance(example, tuple)]
+            rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, block.start)]
+        if self._watch is not None:
+            self._watch.add(rows)
+        encoded, items = self._encode(rows), list[Item]()
+        left = block.left if self._tally is None else self._tally(rows, encoded)
+        for row, example in zip(rows, encoded, strict=True):
+            if isinstance(example, tuple):
+                items.append(([row.id], *example, row.corpus if mixed else 0))
         if self._pack is not None:
-            ids = [row_ids[0] for row_ids, _, _ in items]
-            packed = self._pack([example for _, example, _ in items])
-            items = [([ids[i] for i in begun], example, length) for example, length, begun in packed]
+            items = self._packed(items, lane, epoch, block.start)
         if not items or not plan.shuffled:
             return self._cut(items), left
-        mean = sum(length for _, _, length in items) / len(items)
+        mean = sum(item[2] for item in items) / len(items)
         sizes = [plan.tokens / mean] if plan.tokens else []
         pool = max(1, int(POOL * min([*sizes, *([plan.rows] if plan.rows else [])])))
         batches = []
         for at in range(0, len(items), pool):
             batches += self._cut(sorted(items[at : at + pool], key=lambda item: item[2]))
-        return sorted(batches, key=lambda batch: max(length for _, _, length in batch)), left
+        return sorted(batches, key=lambda batch: max(item[2] for item in batch)), left
+
+    def _packed(self, items: list[Item], lane: int, epoch: int, start: int) -> list[Item]:
+        """Pack the examples of a block. A sequence has rows of one corpus only."""
+        assert self._pack is not None
+        sequences: list[Item] = []
+        corpora = sorted({item[3] for item in items})
+        for corpus in corpora:
+            own = [item for item in items if item[3] == corpus]
+            packed = self._pack([item[1] for item in own])
+            sequences += [([own[i][0][0] for i in begun], example, width, corpus) for example, width, begun in packed]
+        if self._plan.shuffled and len(corpora) > 1:
+            order = permutation(len(sequences), self._plan.seed, epoch, lane, start, "packed")
+            sequences = [sequences[i] for i in order]
+        return sequences
 
     def _cut(self, items: list[Item]) -> list[list[Item]]:
         plan = self._plan
@@ -297,18 +381,3 @@ class LaneServer:
             batch.append(item)
             width = wider
         return [*batches, batch] if batch else batches
-
-    def _watch_labels(self, rows: list[Any]) -> None:
-        """Warn once if a block has other shares of labels than those before."""
-        if self._label is None or self._warned:
-            return
-        here = Counter(label for label in map(self._label, rows) if label is not None)
-        if found := label_drift(self._label_counts, here):
-            label, was, now = found
-            log.warning(
-                "label %r is %.0f%% of a block after %.0f%% before it: the corpus seems sorted by label and "
-                "does not fit into one block; run `rankzero prepare` on the recipe, or raise data.block_rows",
-                *(label, 100 * now, 100 * was),
-            )
-            self._warned = True
-        self._label_counts.update(here)

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import ChainMap
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -40,6 +40,7 @@ class Loaded:
     left_out: int = 0  # rows that are left out, see `MicroBatch`
     left: LeftOut | None = None
     ended: dict[int, Bookmark] = field(default_factory=dict)  # of lanes whose last rows were all left out
+    corpora: Sequence[tuple[int, float]] = ()  # rows and targets by corpus of a mixture
 
     @property
     def has_rows(self) -> bool:
@@ -72,6 +73,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
     _marks: dict[int, Bookmark]
     _inputs: Sequence[str]
     _targets: Callable[[Batch], float]
+    _by_corpus: Callable[[Batch], list[float]] | None
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -112,7 +114,14 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
         for part in parts:  # the key is one that only this micro-batch has
             mark = part.bookmark
             examples += self._corrupt(part.examples, mark.epoch, part.lane, mark.start, mark.first_step, mark.served)
-        inputs = self._collate(examples)
+        inputs, corpora = self._collate(examples), list[tuple[int, float]]()
+        if self._by_corpus is not None:
+            found = [pair for part in parts for pair in part.corpora]
+            inputs = {**inputs, "corpora": torch.tensor([corpus for corpus, _ in found])}
+            rows = Counter[int]()
+            for corpus, begun in found:
+                rows[corpus] += begun
+            corpora = [(rows[corpus], targets) for corpus, targets in enumerate(self._by_corpus(inputs))]
         return Loaded(
             {part.lane: part.bookmark for part in parts},
             {part.lane: part.ids for part in parts},
@@ -122,6 +131,7 @@ class _Steps(IterableDataset):  # type: ignore[type-arg]
             tokens=sum(map(self._count, examples)),
             padded=_positions(inputs, self._inputs),
             targets=self._targets(inputs),
+            corpora=corpora,
             **counts,
         )
 
@@ -159,6 +169,7 @@ def load_epoch(
     inputs: Sequence[str],
     corrupt: Callable[..., Sequence[Example]] = lambda examples, *_: examples,
     targets: Callable[[Batch], float] = lambda batch: 0.0,
+    by_corpus: Callable[[Batch], list[float]] | None = None,
     workers: int,
     prefetch: int,
     pin_memory: bool,
@@ -176,6 +187,7 @@ def load_epoch(
         inputs: the token tensors of a batch, for counting padding.
         corrupt: `corrupt(examples, *key)` draws at random for a micro-batch, by its key.
         targets: labels of a batch that count.
+        by_corpus: the same for each corpus of a mixture, from the `corpora` of the rows of a batch.
         workers: loader processes, at most one per group.
         prefetch: micro-batches that each loader process prepares in advance.
         pin_memory: whether tensors are pinned for copies to a GPU.
@@ -186,7 +198,7 @@ def load_epoch(
     workers = min(workers, len(groups))
     _check_semaphores(workers)
     loader = DataLoader(
-        _Steps(server, collate, corrupt, count, groups, marks, inputs, targets),
+        _Steps(server, collate, corrupt, count, groups, marks, inputs, targets, by_corpus),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,

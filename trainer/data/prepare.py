@@ -82,6 +82,10 @@ def prepare(
     """
     if (root := own_root(recipe.data)) is not None and root.prepared() is not None:
         raise UsageError(f"data.root={recipe.data.root!r} is a prepared corpus already; set it to the original files")
+    if recipe.data.mix:
+        raise UsageError(
+            "rankzero prepare writes one corpus, and data.mix has several: give each its own recipe with data.train"
+        )
     sources = open_splits(recipe.data, roles)
     marks = {split: fingerprint(source) for split, source in sources.items()}
     if out.exists() and any(out.iterdir()):

@@ -51,7 +51,7 @@ def split_overrides(rows: Mapping[str, Any]) -> list[str]:
         )
     test = "test.parquet" if "test" in rows else "null"
     validation = ["data.validation=validation.parquet"] if "validation" in rows else []
-    own = ["data.dataset=null", "data.revision=null", "data.train=train.parquet"]
+    own = ["data.dataset=null", "data.revision=null", "data.mix=[]", "data.train=train.parquet"]
     return [*own, f"data.test={test}", *validation]
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from trainer.data import formats
 from trainer.data.conll import conll_records
 from trainer.data.csv_files import csv_records
-from trainer.data.discovery import EMBEDDED, Shard, split_shards
+from trainer.data.discovery import EMBEDDED, Shard, refuse_prepared, split_shards
 from trainer.data.formats import Parsed, is_local
 from trainer.data.records import array_records, json_records, text_records
 from trainer.data.roles import Roles, Text
@@ -29,10 +32,10 @@ from trainer.recipe.sections import DataConfig, Patterns
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Span = tuple[tuple[int, ...], tuple[int, ...]]  # the byte offsets before and after a record
 # The content of a larger split is not read for its fingerprint, nor are all of its rows before the training.
 FINGERPRINT_BYTES = 2_000_000_000
 OUR_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # never blamed on a file
+_OF_ENTRY = re.compile(r"\bdata\.(train|root|columns)\b")
 TOKENS = "tokens."  # prefix of the columns of a prepared corpus that hold token ids
 
 
@@ -57,16 +60,22 @@ class Row:
 
 
 class Source:
-    """One split of a corpus: its shards in sorted order."""
+    """One split of a corpus: its shards in sorted order.
 
-    def __init__(self, shards: Sequence[Shard], reading: Reading | None = None):
+    Args:
+        shards, reading: the files in this order, and how they are read.
+        first: the number of the first shard in row ids.
+    """
+
+    def __init__(self, shards: Sequence[Shard], reading: Reading | None = None, first: int = 0):
         self.shards: Sequence[Shard] = shards
         self._reading = reading or Reading()
+        self._first = first
         self._forms: dict[int, tuple[Form, ...]] = {}
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
         """Return the rows of one shard, from the first one or from a state of an earlier stream."""
-        return ShardStream(self.shards[shard], shard, self.forms(shard), self._reading, state)
+        return ShardStream(self.shards[shard], self._first + shard, self.forms(shard), self._reading, state)
 
     def forms(self, shard: int) -> tuple[Form, ...]:
         """Return the form of each file of a shard, determined once from its first bytes.
@@ -90,11 +99,42 @@ class Source:
 
     def name_of(self, row_id: tuple[int, int]) -> str:
         """Return a row id as reports show it: "train.jsonl:123"."""
-        return f"{self.shards[row_id[0]].name}:{row_id[1]}"
+        return f"{self.shards[row_id[0] - self._first].name}:{row_id[1]}"
+
+    def section(self, row: Row, data: DataConfig) -> DataConfig:
+        """Return the `data` section for a row. Corpora of a mixture have their own columns."""
+        return data
 
     def __iter__(self) -> Iterator[Row]:
         for shard in range(len(self.shards)):
             yield from self.stream(shard)
+
+
+class MixedSource(Source):
+    """The training rows of `data.mix`: the shards of all corpora, one corpus after the other.
+
+    Attributes:
+        names: of the corpora. Those of shards begin with them: "de/train.jsonl".
+        parts, sections: each corpus alone, with the same row ids, and `data` as it is for it.
+    """
+
+    def __init__(self, sections: Mapping[str, DataConfig], parts: Sequence[Source]):
+        super().__init__([shard for part in parts for shard in part.shards])
+        self.names, self.sections, self.parts = list(sections), list(sections.values()), parts
+        self._ends = list(accumulate(len(part.shards) for part in parts))
+
+    def corpus_of(self, shard: int) -> int:
+        """Return the number of the corpus of a shard."""
+        return bisect_right(self._ends, shard)
+
+    def section(self, row: Row, data: DataConfig) -> DataConfig:
+        return self.sections[self.corpus_of(row.id[0])]
+
+    def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
+        return (part := self.parts[self.corpus_of(shard)]).stream(shard - part._first, state)
+
+    def forms(self, shard: int) -> tuple[Form, ...]:
+        return (part := self.parts[self.corpus_of(shard)]).forms(shard - part._first)
 
 
 class ShardStream:
@@ -162,10 +202,49 @@ def open_split(data: DataConfig, split: Split, roles: Roles | None = None) -> So
         patterns = data.train
     if patterns is None:
         return None
+    if data.mix and patterns is data.train:
+        return _open_mix(data, roles)
+    return Source(_shards(data, patterns, split, roles), Reading.of(data, roles))
+
+
+def _shards(data: DataConfig, patterns: Patterns, split: Split, roles: Roles | None) -> list[Shard]:
     shards = split_shards(data, patterns, split)
     if roles and not any(isinstance(role, Text) for role in roles.values()):  # a text file has lists, such as tokens
         shards = [replace(shard, format="conll", roles=()) if shard.format == "text" else shard for shard in shards]
-    return Source(shards, Reading.of(data, roles))
+    return shards
+
+
+def _open_mix(data: DataConfig, roles: Roles | None) -> MixedSource:
+    """Return the training rows of all corpora of `data.mix`.
+
+    Raises:
+        DataError: as `open_split`; the message names each corpus that cannot be opened.
+    """
+    sections = {entry.name: data.of_corpus(entry) for entry in data.mix}
+    parts, problems, first = list[Source](), list[str](), 0
+    for name, section in sections.items():
+        try:
+            with of_corpus(name):
+                refuse_prepared(section)
+                shards = _shards(section, section.train, "train", roles)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        named = [replace(shard, name=f"{name}/{shard.name}") for shard in shards]
+        parts.append(Source(named, Reading.of(section, roles), first))
+        first += len(shards)
+    if problems:
+        raise DataError("\n".join(problems))
+    return MixedSource(sections, parts)
+
+
+@contextmanager
+def of_corpus(name: str) -> Iterator[None]:
+    """Let messages about data name the entry of `data.mix`: "data.mix.de.train" in place of "data.train"."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(_OF_ENTRY.sub(rf"data.mix.{name}.\1", str(error))) from error
 
 
 def open_splits(data: DataConfig, roles: Roles | None = None) -> dict[Split, Source]:
@@ -247,35 +326,6 @@ def _digest_content(shard: Shard, url: str, read_all: bool, digest: Any) -> None
                 digest.update(chunk)
     else:
         digest.update(str(system.checksum(path)).encode())
-
-
-def lines_of(shard: Shard, form: Form, spans: Sequence[Span]) -> list[str]:
-    """Return the line of each record, "line 9" or "lines 9 to 11"; of parallel text that of the first file.
-
-    The file is read once, up to the last record. The texts are empty for formats without lines.
-
-    Args:
-        shard: a file that has been read up to the last of `spans`.
-        form: of its first file.
-        spans: in the order of the file.
-    """
-    if shard.format not in ("jsonl", "csv", "tsv", "text", "conll") or not spans:
-        return [""] * len(spans)
-    edges = [(begin[0] if begin else 0, end[0] if end else 0) for begin, end in spans]
-    numbers: list[list[int]] = [[] for _ in spans]
-    at, start = 0, 0
-    for number, (line, after) in enumerate(formats.lines(shard.urls[0], 0, form), start=1):
-        while at < len(edges) and start >= edges[at][1]:
-            at += 1
-        if at == len(edges):
-            break
-        if start >= edges[at][0] and (isinstance(line, int) or line.strip() or shard.format == "text"):
-            numbers[at].append(number)
-        start = after
-    if shard.format in ("csv", "tsv") and not spans[0][0] and len(numbers[0]) > 1:
-        numbers[0] = numbers[0][1:]  # without the header
-    ends = [(of[0], of[-1]) if of else (0, 0) for of in numbers]
-    return [f"lines {a} to {b}" if a < b else f"line {a}" if a else "" for a, b in ends]
 
 
 def _records(

@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -24,10 +24,11 @@ from trainer.data.labels import label_drift
 from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
 from trainer.data.sniffing import Form
-from trainer.data.sources import Row, ShardStream, Source, Split, belongs, fingerprint
+from trainer.data.sources import MixedSource, Row, ShardStream, Source, Split, belongs, fingerprint, of_corpus
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
+Check = Literal["auto", "full", "sample", "off"]
 EXAMPLES = 5  # mistakes of bad rows that a report quotes
 LISTED = 10  # reasons of bad rows that an error counts
 REASONS = 100  # reasons that are counted separately
@@ -55,6 +56,13 @@ class Numbers:
         self.squares += gap * (number - self.mean)
         self.least, self.most = min(self.least, number), max(self.most, number)
 
+    def join(self, other: Numbers) -> None:
+        """Add the numbers of another part (Chan et al. 1979)."""
+        count, gap = self.count + other.count, other.mean - self.mean
+        self.squares += other.squares + gap * gap * self.count * other.count / count
+        self.count, self.mean = count, self.mean + gap * other.count / count
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+
     def report(self) -> dict[str, float]:
         deviation = math.sqrt(self.squares / self.count)
         return {"mean": self.mean, "deviation": deviation, "min": self.least, "max": self.most}
@@ -81,6 +89,9 @@ class Survey:
         lost: lines that bad rows take, less one per row.
         good: usable rows read, including those that a held-out share gives to another split.
         complete: whether all rows have been read.
+        total: rows of the split where not all have been read. None = unknown. It includes bad rows, and for a split
+            of a single corpus those of a held-out share.
+        corpora: of `data.mix`, each alone.
     """
 
     split: str
@@ -99,6 +110,8 @@ class Survey:
     lost: int = 0
     good: int = 0
     complete: bool = True
+    total: int | None = None
+    corpora: dict[str, Survey] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """Return what manifest.json lists."""
@@ -110,6 +123,8 @@ class Survey:
             "fingerprint": self.fingerprint,
             **self._sorted(),
             **({"numbers": {role: found.report() for role, found in self.numbers.items()}} if self.numbers else {}),
+            **({"corpora": {name: found.report() for name, found in self.corpora.items()}} if self.corpora else {}),
+            **({} if self.complete else {"rows": self.total, "checked_rows": self.rows}),
         }
 
     def _sorted(self) -> dict[str, Any]:
@@ -118,6 +133,18 @@ class Survey:
             return {}
         label, share, first = found
         return {"sorted": {"label": label, "share": share, "first_share": first, "first_rows": self.first_rows}}
+
+    def add(self, other: Survey) -> None:
+        """Add the counts of another corpus of the split."""
+        self.rows, self.read, self.lost = self.rows + other.rows, self.read + other.read, self.lost + other.lost
+        self.good, self.complete = self.good + other.good, self.complete and other.complete
+        self.shard_rows += other.shard_rows
+        self.bad.update(other.bad)
+        self.labels.update(other.labels)
+        self.examples = [*self.examples, *other.examples][:EXAMPLES]
+        self.inputs.extend(other.inputs)
+        for role, numbers in other.numbers.items():
+            self.numbers.setdefault(role, Numbers()).join(numbers)
 
     def shared_with(self, other: Survey) -> int:
         """Return the number of rows whose input is also in another split."""
@@ -139,15 +166,57 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
         DataError: a bad row where `data.on_bad_row` is fail, more of them than `data.max_bad_fraction`, no usable row,
             or more lanes than rows.
     """
+    if isinstance(source, MixedSource):
+        return _survey_mix(source, roles, split, of)
     counts = Survey(split)
     if split == "train" and data.order == "shuffled" and len(source.shards) == 1:
         counts.first_rows = data.lanes * data.block_rows
+    reading = _read(source, data, roles, counts)
+    reading.check([shard.name for shard in source.shards])
+    counts.fingerprint = fingerprint(source, of)
+    return counts
+
+
+def _read(source: Source, data: DataConfig, roles: Roles, counts: Survey) -> _Reading:
     reading = _Reading(data, roles, counts)
     for index, shard in enumerate(source.shards):
         before = counts.read
         reading.shard(source.stream(index), shard)
         counts.shard_rows.append(counts.read - before)
-    reading.check([shard.name for shard in source.shards])
+    return reading
+
+
+def _survey_mix(
+    source: MixedSource, roles: Roles, split: Split, of: str | None = None, check: Check | None = None
+) -> Survey:
+    """Return the sum of the surveys of all corpora of `data.mix`. A share for validation may have no row of some.
+
+    Args:
+        source, roles, split, of: as for `survey`.
+        check: sample or off for a part of each corpus, None for all rows.
+    """
+    corpora = dict[str, Survey]()
+    for name, section, part in zip(source.names, source.sections, source.parts, strict=True):
+        counts, data = Survey(split), section.model_copy(update={"check": check or "full"})
+        with of_corpus(name):
+            if split == "train" and check is None:
+                counts = survey(part, data, roles, split, of)
+            elif check is None:
+                _read(part, data, roles, counts)
+            elif split == "train":
+                counts = survey_part(part, data, roles, split, of)[0]
+            else:
+                _read_part(part, data, roles, counts)
+        if counts.total is not None and isinstance(data.validation, float):
+            counts.total = round(counts.total * (1 - data.validation if split == "train" else data.validation))
+        corpora[name] = counts
+    counts = Survey(split, corpora=corpora)
+    for found in corpora.values():
+        counts.add(found)
+    known = [found.rows if found.complete else found.total for found in corpora.values()]
+    counts.total = None if counts.complete or None in known else sum(filter(None, known))
+    if split != "train" and (check != "off" or counts.total is not None):
+        _Reading(source.sections[0], roles, counts).check([shard.name for shard in source.shards], counts.total)
     counts.fingerprint = fingerprint(source, of)
     return counts
 
@@ -162,7 +231,18 @@ def survey_part(
 
     Arguments and errors as `survey`. Few bad rows are no error here, where `data.on_bad_row` allows them.
     """
-    counts = Survey(split)
+    if isinstance(source, MixedSource):
+        counts = _survey_mix(source, roles, split, of, data.check)
+    else:
+        counts = Survey(split)
+        reading = _read_part(source, data, roles, counts)
+        if data.check != "off" or counts.total is not None:
+            reading.check([shard.name for shard in source.shards], counts.total)
+        counts.fingerprint = fingerprint(source, of)
+    return counts, counts.rows if counts.complete else counts.total
+
+
+def _read_part(source: Source, data: DataConfig, roles: Roles, counts: Survey) -> _Reading:
     reading, numbers = _Reading(data, roles, counts), list[int | None]()
     root = own_root(data)
     prepared = None if root is None else root.prepared()
@@ -173,15 +253,11 @@ def survey_part(
         counts.shard_rows.append(counts.read - before)
         counts.complete = counts.complete and head.complete
         numbers.append(head.rows)
-    total: int | None = None
     if prepared is not None:
-        total = int(prepared["splits"][split]["rows"])
+        counts.total = int(prepared["splits"][counts.split]["rows"])
     elif None not in numbers:
-        total = sum(filter(None, numbers))
-    if data.check != "off" or total is not None:
-        reading.check([shard.name for shard in source.shards], total)
-    counts.fingerprint = fingerprint(source, of)
-    return counts, counts.rows if counts.complete else total
+        counts.total = sum(filter(None, numbers))
+    return reading
 
 
 def too_many(bad: int, rows: int, data: DataConfig, *, complete: bool) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import uniform
 from trainer.data.heads import first_rows
+from trainer.data.quotas import Quotas
 from trainer.data.roles import Roles
-from trainer.data.sources import Source, belongs
+from trainer.data.sources import MixedSource, Source, belongs
 from trainer.data.target_tokenizer import fetch_target, with_target
 from trainer.data.token_ids import SPACE, Words
 from trainer.data.tokenizer_files import check_vocabulary, no_files
@@ -103,6 +104,49 @@ class TrainingTexts:
                     yield from role.texts(values[name])
 
 
+@dataclass(frozen=True)
+class MixedTexts:
+    """The texts of the corpora of `data.mix`, each as often as its share says.
+
+    Attributes:
+        parts: of the corpora, which may be there several times.
+        target: as for `TrainingTexts`.
+    """
+
+    parts: Sequence[TrainingTexts]
+    target: bool | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self.parts:
+            yield from replace(part, target=self.target)
+
+
+def training_texts(
+    source: Source, data: DataConfig, roles: Roles, limit: int, counts: Mapping[str, Any]
+) -> TrainingTexts | MixedTexts:
+    """Return the texts that a tokenizer is trained on.
+
+    Args:
+        source, data, roles, limit: as for `TrainingTexts`.
+        counts: what the survey has counted: "rows", for `data.mix` also "corpora", and "check". If not all rows were
+            read, the sample is the first ones of every file.
+    """
+    rows, spread = counts["rows"], counts.get("check", "full") != "full"
+    if not isinstance(source, MixedSource):
+        return TrainingTexts(source, data, roles, limit, None if spread else rows, spread=spread)
+    known = [counts["corpora"][name]["rows"] for name in source.names]
+    limit = limit if rows is None else min(limit, rows)
+    parts = []
+    for part, section, share, number in zip(
+        source.parts, source.sections, Quotas.of(data, known).shares, known, strict=True
+    ):
+        times, rest = divmod(round(share * limit), number or limit + 1)
+        of = None if spread else number
+        parts += [TrainingTexts(part, section, roles, number or limit, of, spread=spread)] * times
+        parts += [TrainingTexts(part, section, roles, rest, of, spread=spread)] if rest else []
+    return MixedTexts(parts)
+
+
 def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
     """Train a tokenizer on `texts`, which are iterated twice: for the alphabet, then for the merges.
 
@@ -129,7 +173,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerTraining, max_length:
     return _wrapped(tokenizer, config, max_length)
 
 
-def train_tokenizers(texts: TrainingTexts, config: TokenizerTraining, max_length: int) -> PreTrainedTokenizerFast:
+def train_tokenizers(
+    texts: TrainingTexts | MixedTexts, config: TokenizerTraining, max_length: int
+) -> PreTrainedTokenizerFast:
     """Train the tokenizer of a run. With `shared: false` it gets a second one, trained on the targets.
 
     Arguments and errors as `train_tokenizer`.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def micro_batches(
         inputs=task.inputs,
         corrupt=task.corrupt,
         targets=task.targets,
+        by_corpus=task.targets_by_corpus if data.mix else None,
         workers=data.workers,
         prefetch=data.prefetch,
         pin_memory=pin_memory,
@@ -41,23 +42,35 @@ def micro_batches(
     return itertools.chain(loaded, itertools.repeat(nothing))
 
 
+LEFT_OUT = ("left_out", "used", "bad", "lines")
+TOTALS = 8  # sums of a step, before those of rows that are left out and those of each corpus of data.mix
+
+
 @dataclass(frozen=True)
 class Ahead:
     """The micro-batches of a coming step, whose totals the ranks sum up in the background."""
 
     batches: Sequence[Loaded | None]
     _sums: Callable[[], list[Any]]
+    _corpora: int
 
     def totals(self) -> Totals:
         """Return the totals of the step. Waits for all ranks."""
         targets, *others = self._sums()
-        return Totals(targets, *map(int, others))
+        end = len(others) - 2 * self._corpora
+        corpus_rows, corpus_targets = others[end : end + self._corpora], others[end + self._corpora :]
+        rows, tokens, padded, lanes, stopping, timed_eval, timed_save = map(int, others[: TOTALS - 1])
+        totals = Totals(targets, rows, tokens, padded, lanes, stopping, timed_eval, timed_save)
+        totals = replace(totals, corpus_rows=tuple(map(int, corpus_rows)), corpus_targets=tuple(corpus_targets))
+        counts: dict[str, Any] = dict(zip(LEFT_OUT, map(int, others[TOTALS - 1 : end]), strict=False))
+        return replace(totals, **counts)
 
 
 def agree(
     runtime: Runtime,
     batches: Sequence[Loaded | None],
     due: tuple[bool, bool] = (False, False),
+    corpora: int = 0,
     *,
     unchecked: bool = False,
 ) -> Ahead:
@@ -65,6 +78,7 @@ def agree(
 
     Args:
         due: whether an evaluation and a checkpoint are due by the clock. Only that of rank zero counts.
+        corpora: of data.mix.
         unchecked: whether rows are checked while they are read, so that those that are left out are summed up, too.
     """
     loaded = [b for b in batches if b is not None]
@@ -80,5 +94,7 @@ def agree(
     if unchecked:
         left = [b.left for b in loaded if b.left is not None]
         own += [sum(b.left_out for b in loaded)]
-        own += [sum(getattr(part, name) for part in left) for name in ("used", "bad", "lines")]
-    return Ahead(batches, runtime.start_sum(own, torch.float64))  # counts are exact in fp64
+        own += [sum(getattr(part, name) for part in left) for name in LEFT_OUT[1:]]
+    mixed = [b.corpora for b in loaded if b.has_rows]
+    own += [sum(of[corpus][count] for of in mixed) for count in (0, 1) for corpus in range(corpora)]
+    return Ahead(batches, runtime.start_sum(own, torch.float64), corpora)  # counts are exact in fp64

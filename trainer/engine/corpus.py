@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from operator import itemgetter
+from typing import Any
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key
 from trainer.data.heads import first_rows
 from trainer.data.lanes import LanePlan, LaneServer
 from trainer.data.left_out import LeftOut
+from trainer.data.mixing import Mixture
 from trainer.data.paths import MISSING, value_at
+from trainer.data.quotas import Quotas
 from trainer.data.roles import Label
+from trainer.data.sources import MixedSource, Source, belongs, open_split
 from trainer.data.sources import Row as RawRow
-from trainer.data.sources import Source, belongs, open_split
 from trainer.data.survey import too_many
-from trainer.errors import DataError
+from trainer.errors import DataError, UsageError
 from trainer.recipe import Recipe
 from trainer.task.base import Example, Row, Task
 
@@ -55,6 +58,16 @@ class EncodingShare:
     total: Callable[[list[int]], list[int]]
 
 
+@dataclass(frozen=True)
+class MixedRow:
+    """A usable training row of `data.mix`."""
+
+    id: tuple[int, int]
+    corpus: int  # its number
+    texts: Row
+    example: Example | None
+
+
 class Corpus:
     """Cleaned and encoded rows of all splits."""
 
@@ -83,9 +96,29 @@ class Corpus:
             data.order == "shuffled",
             padding.narrowest,
         )
-        whole_shards = deals_whole_shards(self.train, plan)
-        tally = partial(LeftOut.of, data=data) if "train" in self.unchecked else None
-        return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack, tally)
+        mixture, whole_shards, tally = None, False, None
+        if isinstance(self.train, MixedSource):
+            if all(self.quotas.repeat) and self.quotas.epoch_rows is None and self.recipe.loop.max_steps is None:
+                raise UsageError(
+                    "data.mix: all corpora are repeated, and without their numbers of rows no epoch has an end: set "
+                    "loop.max_steps"
+                )
+            whole = [deals_whole_shards(part, plan) for part in self.train.parts]
+            count = self._count_mixed if "train" in self.unchecked else None
+            mixture = Mixture(self.train.parts, self.quotas, self._mixed, whole, count)
+        else:
+            whole_shards = deals_whole_shards(self.train, plan)
+            tally = partial(LeftOut.of, data=data) if "train" in self.unchecked else None
+        return LaneServer(self.train, plan, self._encode, self._label, whole_shards, self._pack, tally, mixture)
+
+    @property
+    def quotas(self) -> Quotas:
+        """The proportions of `data.mix`, by the rows that the survey has counted."""
+        return Quotas.surveyed(self.recipe.data, self.task.data.get("train", {}))
+
+    def epoch_rows(self) -> int | None:
+        """Return the training rows of an epoch; None if they are not known."""
+        return self.quotas.expected_rows if self.recipe.data.mix else self.task.data["train"]["rows"]
 
     def batches(self, split: str, share: EncodingShare | None = None) -> Iterator[list[EvalBatch]]:
         """Yield evaluation batches, a window of rows at a time. They do not depend on the ranks.
@@ -170,7 +203,7 @@ class Corpus:
         Raises:
             DataError: the row is bad, `data.on_bad_row` is fail, and `fails`.
         """
-        data = self.recipe.data
+        data = source.section(row, self.recipe.data)
         texts = clean_row(row, self.roles, data.columns, self._clean)
         if isinstance(texts, BadRow):
             if data.on_bad_row == "fail" and fails:
@@ -201,9 +234,26 @@ class Corpus:
             self._samples[split, most] = [row for _, row in sorted(least, key=itemgetter(0))]
         return self._samples[split, most]
 
-    def _encode(self, rows: list[RawRow]) -> list[tuple[Example, int] | BadRow | None]:
+    def _mixed(self, corpus: int, row: RawRow) -> MixedRow | BadRow | None:
+        """Return a training row of a corpus. None for a row of another split, or what is wrong with it."""
+        texts = self._for_training(row)
+        return MixedRow(row.id, corpus, texts, row.example) if isinstance(texts, dict) else texts
+
+    def _count_mixed(self, seen: Sequence[tuple[int, Any, Any]]) -> LeftOut:
+        """Count rows of the first pass over each corpus: after it the counts are those of a complete survey.
+
+        Where a bad row ends the run, those of later passes count, too: another lane may reach one there first.
+
+        Args:
+            seen: pass, row, and what `_mixed` has returned.
+        """
+        fail = self.recipe.data.on_bad_row == "fail"
+        counted = [(row, found) for turn, row, found in seen if not turn or (fail and isinstance(found, BadRow))]
+        return LeftOut.of([row for row, _ in counted], [found for _, found in counted], self.recipe.data)
+
+    def _encode(self, rows: list[RawRow | MixedRow]) -> list[tuple[Example, int] | BadRow | None]:
         """Return the example and length of each training row. None for rows of another split, or what is wrong."""
-        usable = [self._for_training(row) for row in rows]
+        usable = [row.texts if isinstance(row, MixedRow) else self._for_training(row) for row in rows]
         pairs = [(row, texts) for row, texts in zip(rows, usable, strict=True) if isinstance(texts, dict)]
         encoded = iter(self.task.encode([texts for row, texts in pairs if row.example is None]))
         ready = iter([row.example if row.example is not None else next(encoded) for row, _ in pairs])
@@ -216,18 +266,20 @@ class Corpus:
             return self._cleaned(row, self.train, "train")
         texts = self._cleaned(row, self.train, "train", fails=False)
         if isinstance(texts, dict) and (lacking := self.roles.keys() - texts.keys()):  # a column that may be left out
-            column = self.recipe.data.columns.get(name := min(lacking), name)
+            column = self.train.section(row, self.recipe.data).columns.get(name := min(lacking), name)
             return BadRow(row.id, "is missing", column, ", which data.columns or other rows have")
         return texts
 
     def _pack(self, examples: list[Example]) -> list[tuple[Example, int, list[int]]]:
         return [(example, self.task.length(example), begun) for example, begun in self.task.pack(examples)]
 
-    def _label(self, row: RawRow) -> str | None:
+    def _label(self, row: RawRow | MixedRow) -> str | None:
         """Return the label of a row that is not cleaned yet, to watch how labels are distributed in blocks."""
         role = next((name for name, role in self.roles.items() if isinstance(role, Label)), None)
         if role is None:
             return None
+        if isinstance(row, MixedRow):
+            return str(row.texts[role])
         value = value_at(row.values, role if row.example is not None else self.recipe.data.columns.get(role, role))
         return None if value is None or value is MISSING else str(value)
 

@@ -30,8 +30,11 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
     rows = facts["rows"] if check == "full" else tokens.get("rows", 0)  # that were looked at
     if check != "full":
         yield _unchecked(split, facts)
-    if facts["bad_rows"]:
-        yield f"data.{split}: rows left out: {facts['bad_rows']}"
+    for name, part in facts.get("corpora", {"": facts}).items():
+        if part["bad_rows"]:
+            yield f"data.{f'mix.{name}.{split}' if name else split}: rows left out: {part['bad_rows']}"
+    if split == "train":
+        yield from _short(recipe, facts)
     if shared := facts.get("in_train"):
         yield (
             f"data.{split}: {shared:,} of {rows:,} rows have an input that is also in data.train: scores on them show "
@@ -69,6 +72,17 @@ def _unchecked(split: str, facts: Mapping[str, Any]) -> str:
         f"data.{split}: {facts['checked_rows']:,} rows were checked before the training (data.check={facts['check']}, "
         f"rows of the split: {total}); the others are checked {when}"
     )
+
+
+def _short(recipe: Recipe, facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the corpora of `data.mix` that end an epoch before it has its rows."""
+    for entry in recipe.data.mix:
+        rows = facts["corpora"][entry.name]["rows"]
+        if entry.rows_per_epoch and rows and rows < entry.rows_per_epoch and entry.on_end == "stop":
+            yield (
+                f"data.mix.{entry.name} has {rows:,} rows, fewer than rows_per_epoch={entry.rows_per_epoch:,}: each "
+                "epoch ends with its last row. Set on_end: repeat to begin it again"
+            )
 
 
 def cut_by(recipe: Recipe, role: str) -> str:

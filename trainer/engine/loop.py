@@ -60,6 +60,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._loop = self.task.recipe.loop
+        self._corpora = [corpus.name for corpus in self.task.recipe.data.mix]
         self._groups = self.runtime.data_parallel.lane_groups(self.task.recipe.data.lanes, self.fuse)
         self._saved = self.progress.step if self.progress.step else -1
         self._outcomes = Outcomes(self.runtime, self.task, self.progress, self.stepper, self.state, self.corpus)
@@ -127,6 +128,8 @@ class Loop:
             if pause:
                 ahead = self._agree_on(next(steps))
         self._unchecked.add(ahead.batches, totals)
+        for loaded in ahead.batches:
+            self.progress.marks.update(loaded.ended if loaded else {})
         self._end_epoch()
 
     def _end_epoch(self) -> None:
@@ -140,7 +143,7 @@ class Loop:
 
     def _agree_on(self, batches: Sequence[Loaded | None]) -> Ahead:
         due = (self._timers[0].due(), self._timers[1].due())
-        return agree(self.runtime, batches, due, unchecked=self._unchecked.enabled)
+        return agree(self.runtime, batches, due, len(self._corpora), unchecked=self._unchecked.enabled)
 
     def _totals(self, ahead: Ahead) -> Totals:
         """Return the totals of a step. Waits for all ranks.
@@ -193,11 +196,13 @@ class Loop:
             return lr_multiplier(optim, number, share, depth=depth, plateau_factor=factor, progress_after=after)
 
         result = self.stepper(batches, number, totals, multiplier, self._outcomes.resolve)
-        self._outcomes.add(number, batches, totals.targets, result, read=bool(self._callbacks))
+        self._outcomes.add(number, batches, totals, result, read=bool(self._callbacks))
         for loaded in batches:
             progress.marks.update(loaded.lanes | loaded.ended if loaded else {})
         progress.step, progress.rows = number, progress.rows + totals.rows
         self._unchecked.add(batches, totals)
+        before = progress.corpus_rows or [0] * len(self._corpora)
+        progress.corpus_rows = [rows + more for rows, more in zip(before, totals.corpus_rows, strict=True)]
         self.runtime.heartbeat("the end of a step", number)
         self._append_to_ledger(number, batches)
         lr = (optim.head_lr or optim.lr) * multiplier(0)
@@ -214,8 +219,11 @@ class Loop:
 
     def _log(self) -> None:
         loss = self._outcomes.take_mean_loss()
-        self.reporter.logged(self.progress, loss)
-        self._callbacks.call("on_log", self.progress.step, {"loss": loss, "epoch": self.progress.last_epoch})
+        rows, losses = self.progress.corpus_rows, self._outcomes.corpus_losses
+        corpora = {n: {"rows": r, "loss": x} for n, r, x in zip(self._corpora, rows, losses, strict=True)}
+        more = {"corpora": corpora} if corpora else {}
+        self.reporter.logged(self.progress, loss, more)
+        self._callbacks.call("on_log", self.progress.step, {"loss": loss, "epoch": self.progress.last_epoch, **more})
 
     def _append_to_ledger(self, number: int, batches: Sequence[Loaded | None]) -> None:
         """With `track: [ledger]`, write which rows of each lane a step has used."""
@@ -230,7 +238,8 @@ class Loop:
         }
         gathered = self.runtime.gather(own)
         if gathered is not None:
-            self.reporter.rows(number, {lane: ids for rank in gathered for lane, ids in rank.items()})
+            more = {"epoch": self.progress.epoch} if self._corpora else {}
+            self.reporter.rows(number, {lane: ids for rank in gathered for lane, ids in rank.items()}, more)
 
     # -- evaluation and checkpoints --------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from trainer.engine.corpus import Corpus
 from trainer.engine.progress import Progress
 from trainer.engine.runtime import Runtime
 from trainer.engine.state import TrainingState
-from trainer.engine.step import Stepper, StepResult
+from trainer.engine.step import Stepper, StepResult, Totals
 from trainer.errors import NumericsError
 from trainer.task.base import Task
 
@@ -33,7 +33,7 @@ class _Unread:
     number: int
     epoch: int
     batches: Sequence[Loaded | None]
-    targets: float
+    totals: Totals
     result: StepResult
 
 
@@ -42,6 +42,8 @@ class Outcomes:
 
     Attributes:
         targets: labels of the updates.
+        corpus_losses: mean losses by corpus of data.mix at the last `take_mean_loss`. None where a corpus has no
+            label, or the loss of the task does not report the losses of rows.
     """
 
     def __init__(
@@ -51,13 +53,17 @@ class Outcomes:
         self._stepper, self._state, self._corpus = stepper, state, corpus
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
         self.targets = 0.0
+        corpora = len(task.recipe.data.mix)
+        self._corpus_sums = torch.zeros(corpora, dtype=torch.float64, device=runtime.device)
+        self._corpus_targets, self._complete = [0.0] * corpora, True
+        self.corpus_losses: list[float | None] = []
         self._unread: _Unread | None = None
 
     def add(
-        self, number: int, batches: Sequence[Loaded | None], targets: float, result: StepResult, *, read: bool = False
+        self, number: int, batches: Sequence[Loaded | None], totals: Totals, result: StepResult, *, read: bool = False
     ) -> None:
         """Add a step. Its norm is read here if it is known already, or if `read`, or if the next forward needs it."""
-        self._unread = _Unread(number, self._progress.epoch, batches, targets, result)
+        self._unread = _Unread(number, self._progress.epoch, batches, totals, result)
         if read or result.finite is not None or self._stepper.lane_memory.enabled:
             self.resolve()
 
@@ -76,17 +82,28 @@ class Outcomes:
             self._state.after_step(step.number)
             self._stepper.lane_memory.commit()
             self._loss_sum += step.result.loss_sum
-            self.targets += step.targets
+            self.targets += step.totals.targets
+            if (corpora := step.result.corpora) is not None:
+                self._corpus_sums += corpora.sums
+                self._complete = self._complete and corpora.complete
+                pairs = zip(self._corpus_targets, step.totals.corpus_targets, strict=True)
+                self._corpus_targets = [before + targets for before, targets in pairs]
         else:
             self._skip(step)
 
     def take_mean_loss(self) -> float:
         """Return the mean loss of the updates since the last call. Waits for the device and for all ranks."""
         self.resolve()
-        loss_sum: float = self._runtime.sum([float(self._loss_sum)], torch.float64)[0]
-        loss = loss_sum / (self.targets or 1)
+        own = torch.cat([self._loss_sum[None], self._corpus_sums]).tolist()
+        loss_sum, *corpus_sums = self._runtime.sum(own, torch.float64)
+        loss: float = loss_sum / (self.targets or 1)
+        self.corpus_losses = [
+            total / targets if targets and self._complete else None
+            for total, targets in zip(corpus_sums, self._corpus_targets, strict=True)
+        ]
         self._loss_sum.zero_()
-        self.targets = 0.0
+        self._corpus_sums.zero_()
+        self.targets, self._corpus_targets = 0.0, [0.0] * len(corpus_sums)
         return loss
 
     def _skip(self, step: _Unread) -> None:

@@ -11,7 +11,7 @@ from trainer.recipe.loop_sections import EarlyStopping, LoopConfig
 
 # Names of fields in state.json, whose keys are kept.
 JSON_KEYS = {"bad_evals": "waited", "eval_pending": "owed", "scheduled_steps": "grid"}
-NEW = ("left_out", "unchecked")  # fields that state.json has only where they count something
+NEW = ("left_out", "unchecked", "corpus_rows")  # fields that state.json has only where they count something
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Progress:
         marks: the bookmark of each lane.
         epoch: that the next step belongs to, counted from 0.
         rows: used since the run began.
+        corpus_rows: the same by corpus of `data.mix`; empty without it.
         reference: an evaluation must be better than this by more than `min_delta` to count as an improvement.
         bad_evals: evaluations in a row without improvement.
         plateau: the state of the plateau schedule.
@@ -57,6 +58,7 @@ class Progress:
     ended: bool = False
     left_out: int = 0
     unchecked: dict[str, Any] = field(default_factory=dict)
+    corpus_rows: list[int] = field(default_factory=list)
 
     @classmethod
     def start(cls, lanes: int) -> Progress:
@@ -65,7 +67,7 @@ class Progress:
     @property
     def last_epoch(self) -> int:
         """The epoch of the last finished step, counted from 0."""
-        between = all(mark == Bookmark(self.epoch) for mark in self.marks.values())
+        between = not any(mark.begun for mark in self.marks.values())
         return max(0, self.epoch - 1) if between else self.epoch
 
     def stopped_early(self, stopping: EarlyStopping) -> dict[str, Any] | None:
@@ -77,7 +79,7 @@ class Progress:
 
     def next_epoch(self) -> None:
         self.epoch += 1
-        self.marks = {lane: Bookmark(self.epoch) for lane in self.marks}
+        self.marks = {lane: mark.next_epoch(self.epoch) for lane, mark in self.marks.items()}
 
     def finished(self, loop: LoopConfig) -> bool:
         """Whether no step is left to train: early stopping has ended the run, or an end of the recipe is reached."""
@@ -104,8 +106,7 @@ class Progress:
 
     def epochs_begun(self) -> int:
         """Return the number of epochs of which at least one step was trained."""
-        begun = any(mark != Bookmark(self.epoch) for mark in self.marks.values())
-        return self.epoch + int(begun)
+        return self.epoch + int(any(mark.begun for mark in self.marks.values()))
 
     def reopen(self, patience: int | None) -> None:
         """Undo an early stop that a higher patience would not have made."""
@@ -150,7 +151,7 @@ class Progress:
     def from_json(cls, state: dict[str, Any]) -> Progress:
         names = cls.__dataclass_fields__.keys() - {"marks", "best"}
         best = Best(**state["best"]) if state["best"] else None
-        # older checkpoints have no reference, and only some have the last ones
-        state = {"reference": best.value if best else None, "left_out": 0, "unchecked": {}, **state}
+        # older checkpoints have no reference, and only some have the others
+        state = {"reference": best.value if best else None, "left_out": 0, "unchecked": {}, "corpus_rows": [], **state}
         marks = {lane: Bookmark(**mark) for lane, mark in enumerate(state["bookmarks"])}
         return cls(marks=marks, best=best, **{name: state[JSON_KEYS.get(name, name)] for name in names})

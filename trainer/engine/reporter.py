@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
@@ -87,7 +87,8 @@ class Reporter:
                 self._task, completed=share, description=f"step {progress.step} epoch {progress.last_epoch}"
             )
 
-    def logged(self, progress: RunProgress, loss: float) -> None:
+    def logged(self, progress: RunProgress, loss: float, more: Mapping[str, Any]) -> None:
+        """Write a line about the steps since the last one. `more`: further keys of it."""
         if not self._main:
             return
         interval = self._interval
@@ -105,6 +106,7 @@ class Reporter:
             "padding": 1 - interval.tokens / max(1, interval.padded),
             "memory": memory_bytes(),
             **used,
+            **more,
         }
         if self._status is not None:
             self._status.values |= {"loss": loss, "share": self._last["share"], "left": self._last["left"]}
@@ -148,10 +150,11 @@ class Reporter:
         if self._status is not None:
             self._status.update(stopped_early=facts)
 
-    def rows(self, step: int, ids: dict[str, list[str]]) -> None:
+    def rows(self, step: int, ids: dict[str, list[str]], more: Mapping[str, Any]) -> None:
+        """Write the rows of a step by lane into the ledger. `more`: further keys of the line."""
         if self._main:
             with contextlib.suppress(LockLost):  # as in `_write`
-                self._run.append(self._run.ledger, {"step": step, "rows": ids})
+                self._run.append(self._run.ledger, {"step": step, **more, "rows": ids})
 
     def print(self, text: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -174,8 +177,9 @@ class Reporter:
         except LockLost:
             return
         if self._board is not None:
-            for name, value in line.items():
-                if name not in ("step", "split"):
+            corpora = {f"{key}/{name}": of[key] for name, of in line.get("corpora", {}).items() for key in of}
+            for name, value in {**line, **corpora}.items():
+                if name not in ("step", "split", "corpora") and value is not None:
                     self._board.add_scalar(f"{line['split']}/{name}", value, line["step"])
 
 

@@ -95,7 +95,7 @@ class Session:
         if self.base is not None and runtime.main and not self._only_model:
             setup.record_adapter(run, self.model, self.base)
         self._warnings: list[str] = []
-        self._rows: int | None = data["train"]["rows"]
+        self._rows = self.corpus.epoch_rows()
         self._log_notes(data)
         self.mirror: Mirror | None = None  # of rank zero
         runtime.on_main(self._begin_mirror)

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from trainer import user_code
 from trainer.cpu_info import cpuinfo
 from trainer.data.hub_datasets import pinned
 from trainer.data.prepare import prepared_tokenizer
+from trainer.data.quotas import Quotas
 from trainer.data.sources import Source, Split, fingerprint, is_large, open_split, open_splits
 from trainer.data.survey import Survey, survey, survey_part
 from trainer.data.target_tokenizer import save_tokenizer, target_of
-from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizers
+from trainer.data.tokenization import load_tokenizer, train_tokenizers, training_texts
 from trainer.engine.corpus import Corpus
 from trainer.engine.evaluate import no_score
 from trainer.engine.runtime import Runtime
@@ -160,8 +162,8 @@ def survey_data(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             if train[0].complete and surveyed.complete:
                 data[split]["in_train"] = surveyed.shared_with(train[0])
             if not isinstance(getattr(recipe.data, split), float):
-                names = {shard.name for shard in train[1].shards}
-                data[split]["files_in_train"] = [shard.name for shard in source.shards if shard.name in names][:10]
+                urls = {shard.urls for shard in train[1].shards}
+                data[split]["files_in_train"] = [shard.name for shard in source.shards if shard.urls in urls][:10]
     known = {split: facts for split, facts in data.items() if facts.get("check", "full") == "full"}
     if reason := task_class(recipe).lacking(recipe, known):
         raise no_score(recipe.loop.early_stopping.metric, reason)
@@ -180,9 +182,9 @@ def _surveyed(recipe: Recipe, split: Split, source: Source) -> tuple[Survey, dic
         return surveyed, {**surveyed.report(), "check": check, "fingerprint_of": of}
     log.info("reading the first rows of %d files of data.%s …", len(source.shards), split)
     data = recipe.data.model_copy(update={"check": check})
-    surveyed, rows = survey_part(source, data, roles_of(recipe), split, of)
+    surveyed, _ = survey_part(source, data, roles_of(recipe), split, of)
     facts = {**surveyed.report(), "check": "full" if surveyed.complete else check, "fingerprint_of": of}
-    return surveyed, facts if surveyed.complete else {**facts, "rows": rows, "checked_rows": surveyed.rows}
+    return surveyed, facts
 
 
 def _check_same(recipe: Recipe, split: str, source: Source, earlier: dict[str, Any]) -> None:
@@ -210,11 +212,14 @@ def _check_length(recipe: Recipe, train: dict[str, Any]) -> None:
     Raises:
         UsageError: there is no `loop.max_steps`.
     """
-    if train["rows"] is None and recipe.loop.max_steps is None:
+    mixed = recipe.data.mix
+    rows = Quotas.surveyed(recipe.data, train).expected_rows if mixed else train["rows"]
+    if rows is None and recipe.loop.max_steps is None:
+        quota = ", or rows_per_epoch of all entries of data.mix" if mixed else ""
         raise UsageError(
             f"loop.max_steps is required: the number of training rows is not known with data.check={train['check']}, "
-            "because the files do not say it (Parquet, Arrow and prepared files do). Set loop.max_steps, or set "
-            "data.check=full to read and count all rows at the first start"
+            f"because the files do not say it (Parquet, Arrow and prepared files do). Set loop.max_steps{quota}, or "
+            "set data.check=full to read and count all rows at the first start"
         )
 
 
@@ -244,7 +249,7 @@ def count_data_tokens(run: RunDir, recipe: Recipe, data: dict[str, Any]) -> dict
     return data
 
 
-def make_tokenizer(run: RunDir, recipe: Recipe, train: dict[str, Any]) -> None:
+def make_tokenizer(run: RunDir, recipe: Recipe, train: Mapping[str, Any]) -> None:
     """Train the tokenizer on a streamed sample of the training rows, unless the run has one.
 
     Args:
@@ -259,8 +264,7 @@ def make_tokenizer(run: RunDir, recipe: Recipe, train: dict[str, Any]) -> None:
     assert source is not None
     assert settings is not None
     log.info("training the tokenizer …")
-    rows = train["rows"] if train.get("check", "full") == "full" else None
-    texts = TrainingTexts(source, recipe.data, roles_of(recipe), settings.sample_rows, rows, spread=rows is None)
+    texts = training_texts(source, recipe.data, roles_of(recipe), settings.sample_rows, train)
     _save_tokenizer(run, train_tokenizers(texts, settings, recipe.data.max_length))
 
 

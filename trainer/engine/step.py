@@ -27,13 +27,16 @@ from trainer.engine.lane_memory import LaneMemory
 from trainer.engine.runtime import Runtime, seed_for
 from trainer.engine.utilization import Shape, shape_of
 from trainer.errors import OutOfMemory, RankError, RankzeroError, ran_out_of_memory
+from trainer.models import loss_groups
 from trainer.models.classifiers import reading_embedding
 from trainer.models.families import family_of
 from trainer.models.fast_linear import fast_linear
+from trainer.models.loss_groups import GroupLosses
 from trainer.models.output_layer import deferred_logits
 from trainer.optim.adversarial import Perturbation
 from trainer.optim.optimizers import set_rates
 from trainer.task.base import Batch, Task
+from trainer.task.micro_batches import CORPORA
 
 NoiseKey = tuple[int, int, int, int]  # what noise is seeded by: seed, step, lane, part of the micro-batch
 
@@ -49,6 +52,7 @@ class Totals:
         stopping: ranks that have received a stop signal.
         timed_eval, timed_save: above 0 if an evaluation or a checkpoint is due by the clock of rank zero.
         left_out, used, bad, lines: of rows that were not checked before, see `LeftOut`.
+        corpus_rows, corpus_targets: rows and targets by corpus of data.mix.
     """
 
     targets: float
@@ -63,6 +67,8 @@ class Totals:
     used: int = 0
     bad: int = 0
     lines: int = 0
+    corpus_rows: tuple[int, ...] = ()
+    corpus_targets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,13 @@ class StepResult:
         loss_sum: of this rank's rows, float64 scalar on the device. It is summed over ranks when it is logged.
         grad_norm: before clipping. Where `finite` is None, `float` waits for the device.
         finite: whether the weights were updated. None = they were if the norm is finite, which has not been read.
+        corpora: the sums of the losses by corpus of data.mix, as `loss_sum`. None without it.
     """
 
     loss_sum: Tensor
     grad_norm: SupportsFloat
     finite: bool | None
+    corpora: GroupLosses | None = None
 
 
 class Objective(nn.Module):
@@ -100,8 +108,13 @@ class Objective(nn.Module):
         return self
 
     def forward(self, **batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        corpora, groups = batch.pop(CORPORA, None), loss_groups.current()
+        if groups is not None and corpora is not None:
+            groups.start(corpora, self.task.label_rows(batch))
         with deferred_logits(self.model):
             loss, memory = self.task.loss_and_memory(self.model, batch)
+        if groups is not None:
+            groups.end()
         return loss if memory is None else (loss, memory)
 
     @staticmethod
@@ -154,6 +167,7 @@ class Stepper:
         self.shapes: Counter[Shape] = Counter()  # of the micro-batches of the last step
         self.coming: Sequence[Loaded | None] = ()  # the micro-batches of the step that follows, if they are loaded
         streams = prefetch.streams_of(runtime.device)
+        self._groups: GroupLosses | None = None  # of the last step
         self._prefetcher = None if streams is None else prefetch.Prefetcher(streams)
         self._filler = self._to_device(task.filler())
         # Compiled layers choose their own matrix products. A GPU has nothing of it, but every call would pass through.
@@ -212,7 +226,7 @@ class Stepper:
             before_update()
             update = self.engine.step()
             if not update.retry:
-                return StepResult(loss_sum, update.grad_norm, update.finite)
+                return StepResult(loss_sum, update.grad_norm, update.finite, self._groups)
 
     def gradients(self, batches: Sequence[Loaded | None], step: int, totals: Totals) -> Tensor:
         """Accumulate the gradient of the step. Return this rank's loss sum (float64 scalar)."""
@@ -220,6 +234,8 @@ class Stepper:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         self.lane_memory.start_step()
         self.shapes.clear()
+        if corpora := self.task.recipe.data.mix:
+            self._groups = GroupLosses(len(corpora), self.runtime.device)
         for number, (loaded, batch, noise) in enumerate(self._on_device(batches, step)):
             try:
                 loss, memory = self._micro_batch(batch, noise, scale, last=number == self.forwards - 1)
@@ -291,8 +307,9 @@ class Stepper:
         """Run a micro-batch and, in adversarial training, the perturbed one. Return loss and memory of the first."""
         perturbation = self._perturbation
         if perturbation is None:
-            return self._backward(batch, noise, scale, last=last)
-        with perturbation.clean():
+            with loss_groups.collecting(self._groups):
+                return self._backward(batch, noise, scale, last=last)
+        with perturbation.clean(), loss_groups.collecting(self._groups):
             result = self._backward(batch, noise, scale, last=False)
         with perturbation.moved_by(perturbation.direction(batch.get("attention_mask"))):
             self._backward(batch, noise, scale * perturbation.settings.weight, last=last)

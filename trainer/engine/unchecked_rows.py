@@ -1,7 +1,8 @@
 """Rows of train that were not checked before the training: `data.on_bad_row` is applied when they are read.
 
 The ranks sum up the counts of a step before they make it. So all of them end at the same step with the same message, on
-any number of ranks. Rows are counted in the first epoch: after it the counts are those of a complete survey.
+any number of ranks. Rows are counted in the first epoch, or in the first pass over each corpus of a mixture: after it
+the counts are those of a complete survey.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class UncheckedRows:
         self._before = dict(progress.unchecked)
         self._own = LeftOut()  # of this rank's steps since the start
 
+    @property
+    def _counting(self) -> bool:
+        """Whether rows of this epoch count. `Corpus` selects those of a mixture."""
+        return bool(self._corpus.recipe.data.mix) or not self._progress.epoch
+
     def problem(self, batches: Sequence[Loaded | None], totals: Totals) -> str | None:
         """Return why the run ends before a step with these rows, or at the end of an epoch. None if it does not."""
         if not self.enabled:
@@ -49,7 +55,7 @@ class UncheckedRows:
             return self._first_bad(batches)
         counts = self._after(totals)
         complete = not totals.lanes  # the epoch is over
-        if self._progress.epoch or not too_many(counts["lines"], counts["rows"], data, complete=complete):
+        if not self._counting or not too_many(counts["lines"], counts["rows"], data, complete=complete):
             return None
         found = self._runtime.broadcast(self._gathered(self._own + _left(batches)))
         read = counts["rows"] + counts["lines"]
@@ -65,7 +71,7 @@ class UncheckedRows:
         if not self.enabled:
             return
         self._progress.left_out += totals.left_out
-        if not self._progress.epoch:
+        if self._counting:
             self._own += _left(batches)
             self._progress.unchecked |= self._after(totals)
 

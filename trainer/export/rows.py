@@ -108,13 +108,14 @@ class Rows:
     def _sides(self) -> dict[str, list[str]]:
         """Input texts of the rows as in the files, by row id."""
         data, wanted = self.task.recipe.data, {row_id for batch in self._batches for row_id in batch.ids}
-        columns, sides = self.task.input_columns, dict[str, list[str]]()
+        roles, sides = list(self.task.input_columns), dict[str, list[str]]()
         source = open_split(data, self.split, self.task.roles(self.task.recipe.task))  # type: ignore[arg-type]
         assert source is not None
         for row in source:
             if (row_id := source.name_of(row.id)) in wanted:
                 self.prepared = row.example is not None
-                raw = [value_at(row.values, columns[name] if row.example is None else name) for name in columns]
+                columns = source.section(row, data).columns if row.example is None else {}
+                raw = [value_at(row.values, columns.get(name, name)) for name in roles]
                 sides[row_id] = [json.dumps(value) if isinstance(value, list) else str(value) for value in raw]
         return sides
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trainer.models import loss_groups
+
 IGNORED = -100  # the label of an ignored position
 CHUNK = 2**18  # logits per chunk: 1 MB in fp32, which fits the cache of a core
 
@@ -49,7 +51,7 @@ def loss_and_gradient(
         _losses_and_gradient(x, label, smoothing, loss[rows])
         if gradient is not None:
             gradient[rows] = x
-    return loss.sum(), gradient
+    return loss_groups.total(loss), gradient
 
 
 def _losses_and_gradient(x: Tensor, labels: Tensor, smoothing: float, loss: Tensor) -> None:
@@ -80,6 +82,7 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0
     wide = logits.dtype in (torch.float32, torch.bfloat16)
     if logits.device.type == "cpu" and wide and not torch.compiler.is_compiling():
         return _ChunkedCrossEntropy.apply(logits, labels, label_smoothing)  # type: ignore[no-untyped-call]
-    return F.cross_entropy(
-        logits.float(), labels, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing
-    )
+    logits, collected = logits.float(), loss_groups.current() is not None
+    kind = "none" if collected else "sum"
+    loss = F.cross_entropy(logits, labels, reduction=kind, ignore_index=IGNORED, label_smoothing=label_smoothing)
+    return loss_groups.total(loss) if collected else loss

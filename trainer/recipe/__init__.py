@@ -1,13 +1,6 @@
 """Recipes: their sections, how they are read and checked, and those that are shipped. No torch here."""
 
-from trainer.recipe.parsing import (
-    FREE_TO_CHANGE,
-    Recipe,
-    apply_overrides,
-    changed_keys,
-    parse_yaml,
-    read_yaml,
-    recipe_class,
-)
+from trainer.recipe.changes import FREE_TO_CHANGE, changed_keys
+from trainer.recipe.parsing import Recipe, apply_overrides, parse_yaml, read_yaml, recipe_class
 
 __all__ = ["FREE_TO_CHANGE", "Recipe", "apply_overrides", "changed_keys", "parse_yaml", "read_yaml", "recipe_class"]

@@ -11,7 +11,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -133,50 +133,6 @@ def recipe_class(tasks: Sequence[type[Section]], models: Sequence[type[Section]]
         return (Annotated[union, Field(discriminator="kind")], ...) if len(classes) > 1 else (union, ...)
 
     return create_model("Recipe", __base__=Recipe, task=narrowed(tasks), model=narrowed(models))
-
-
-# Keys whose change does not change a step; all others must agree between a checkpoint and the recipe that resumes it.
-# `data.root` is free when the fingerprint of its files is the same: the caller compares that.
-FREE_TO_CHANGE = (
-    "name",
-    "launch",
-    "track",
-    "evaluation",
-    "export",
-    "loop.keep",
-    "loop.mirror",
-    "loop.save_every",
-    "loop.callbacks",
-    "loop.log_every",
-    "loop.peak_tflops",
-    "data.root",
-    "data.check",
-    "data.workers",
-    "data.prefetch",
-)
-
-
-ORDERED = ("task.labels",)  # mappings whose order counts: it numbers the classes
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys that differ between two dumped recipes and would change a step, with old and new value."""
-    before, after = dict(_flat(old)), dict(_flat(new))
-    return {
-        key: (before.get(key), after.get(key))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE_TO_CHANGE)
-    }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-            if prefix + key in ORDERED:
-                yield prefix + key, list(value)
-        else:
-            yield prefix + key, value
 
 
 class _Loader(yaml.SafeLoader):
@@ -325,9 +281,8 @@ def _walk(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], list[str
     at: list[type[BaseModel]] = [cls]
     fields = list(cls.model_fields)
     for part in loc:
-        if not at:
-            if isinstance(part, int):
-                keys.append(str(part))
+        if isinstance(part, int) or not at:
+            keys += [str(part)] if isinstance(part, int) else []
             continue
         tagged = [c for c in at if _kind(c) == part]
         if tagged and len(at) > 1:
@@ -346,6 +301,6 @@ def _kind(cls: type[BaseModel]) -> Any:
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
     """The section classes inside an annotation such as `A | B | None`."""
-    if get_origin(annotation) in (Union, types.UnionType, typing.Annotated):
+    if get_origin(annotation) in (Union, types.UnionType, typing.Annotated, list):
         return [m for a in get_args(annotation) for m in _models(a)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -5,20 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from trainer.recipe.datasets import place_of, with_place
+from trainer.recipe.mixes import CorpusConfig, column_names, mix_problem, without_train
 from trainer.recipe.patterns import OPTIMIZER, OWN_NAME, QUOTE
+from trainer.recipe.section import Patterns as Patterns
+from trainer.recipe.section import Positive as Positive
+from trainer.recipe.section import Section as Section
 
-Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Patterns = str | list[str] | dict[str, str]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 def is_changed(section: Section, key: str) -> bool:
@@ -59,6 +55,13 @@ class DataConfig(Section):
         None, description="file pattern(s), or the share of train to hold out"
     )
     test: Patterns | None = Field(None, description="file pattern(s); null: none")
+    mix: list[CorpusConfig] = Field(
+        default_factory=list,
+        description="corpora to train on in fixed proportions, in place of train; each has weight or rows_per_epoch",
+    )
+    mix_temperature: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="weights of mix by size: rows^(1/T); 1 = in proportion to the rows, higher = more even"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="role: column, e.g. src: de, or the path of a nested column, e.g. translation.de",
@@ -120,13 +123,15 @@ class DataConfig(Section):
 
     _of_dataset = model_validator(mode="before")(with_place)
 
-    @field_validator("columns", mode="before")
-    @classmethod
-    def _numbered(cls, columns: Any) -> Any:
-        """Turn numbers into names: columns of a file without a header are named by numbers."""
-        if not isinstance(columns, dict):
-            return columns
-        return {role: str(column) if type(column) is int else column for role, column in columns.items()}
+    _of_mix = model_validator(mode="before")(without_train)
+    _numbered = field_validator("columns", mode="before")(column_names)
+
+    def of_corpus(self, corpus: CorpusConfig) -> DataConfig:
+        """Return the section as it would be for one corpus of `mix` alone."""
+        own = {"train": corpus.train, "columns": {**self.columns, **corpus.columns}, "mix": [], "mix_temperature": None}
+        if corpus.root is not None:
+            own |= {"root": corpus.root, "dataset": None, "revision": None}
+        return self.model_copy(update=own)
 
     @field_validator("encoding")
     @classmethod
@@ -140,6 +145,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _bounded(self) -> DataConfig:
+        if problem := mix_problem(self):
+            raise ValueError(problem)
         if self.tokens_per_batch is None and self.rows_per_batch is None:
             raise ValueError(
                 "tokens_per_batch and rows_per_batch are both null: set one of them to limit a micro-batch"

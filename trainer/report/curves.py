@@ -12,6 +12,7 @@ from trainer.report.formats import finite
 from trainer.report.task_report import Section, TaskReport
 
 NOT_A_CURVE = ("step", "epoch", "rows", "loss", "perplexity")
+BY_CORPUS = "Training loss by corpus"
 FEW = 40  # points that are drawn with markers
 COLORS = {"training": FIRST, "learning rate": INK}  # of lines by name; others have SECOND
 
@@ -33,6 +34,7 @@ def panels(report: TaskReport) -> list[Panel]:
     found = [
         Panel("Loss", {"training": train, "validation": validation}, used),
         Panel(f"Validation {metric}", {metric: _points(report, "validation", metric)}, used),
+        Panel(BY_CORPUS, _by_corpus(report)),
         Panel("Learning rate", {"learning rate": _points(report, "train", "lr")}),
     ]
     long = [panel._replace(lines={k: line for k, line in panel.lines.items() if len(line) > 1}) for panel in found]
@@ -75,7 +77,8 @@ def _paint(ax: Any, panel: Panel) -> None:
 
     for name, points in panel.lines.items():
         marker = "o" if len(points) <= FEW and name != "learning rate" else None
-        ax.plot(*zip(*points, strict=True), color=COLORS.get(name, SECOND), label=name, marker=marker, markersize=3.2)
+        color = None if panel.title == BY_CORPUS else COLORS.get(name, SECOND)
+        ax.plot(*zip(*points, strict=True), color=color, label=name, marker=marker, markersize=3.2)
     for number, step in enumerate(panel.weights):
         ax.axvline(step, **DOTTED, label=None if number else "weights in use")
     ax.set(title=panel.title, xlabel="step")
@@ -92,6 +95,16 @@ def _paint(ax: Any, panel: Panel) -> None:
 def _points(report: TaskReport, split: str, key: str = "loss") -> Points:
     lines = [line for line in report.history if line.get("split") == split and finite(line.get(key))]
     return sorted({line["step"]: line[key] for line in lines}.items())  # a step logged twice counts as last logged
+
+
+def _by_corpus(report: TaskReport) -> dict[str, Points]:
+    """Return the training loss of each corpus of data.mix."""
+    found: dict[str, dict[int, float]] = {}
+    for line in report.history:
+        for name, of in (line.get("corpora") or {}).items():
+            if finite(of.get("loss")):
+                found.setdefault(name, {})[line["step"]] = of["loss"]
+    return {name: sorted(points.items()) for name, points in found.items()}
 
 
 def _validations(report: TaskReport) -> list[dict[str, Any]]:

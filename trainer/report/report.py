@@ -15,6 +15,7 @@ from trainer.files import write_json
 from trainer.report import run_summary
 from trainer.report.attention import read_attention
 from trainer.report.curves import curve_section, write_curves
+from trainer.report.mixture import mixture_section
 from trainer.report.page import script_data, write_page
 from trainer.report.rows import SHARED_TEXTS, find_shared_texts
 from trainer.report.speed import speed_section
@@ -119,6 +120,7 @@ def _sections(report: TaskReport, with_rows: bool) -> list[Section]:
     found = [
         Section("scores", "Headline numbers", "scores.html.jinja", {"cards": cards}) if cards else None,
         *curve_section(report),
+        *mixture_section(report),
         *report.sections(with_rows),
         Section("attention", "Attention", "attention.html.jinja", {"rows": attention}) if attention else None,
         *speed_section(report),

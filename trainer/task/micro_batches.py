@@ -23,6 +23,7 @@ Texts = dict[str, str]
 Batch = dict[str, "Tensor"]
 
 IGNORED = -100  # a label that does not count
+CORPORA = "corpora"  # (B,) int64 in a training batch of data.mix: the number of each row's corpus
 
 
 def repeated(row: Row, roles: Roles, times: int) -> dict[str, Any]:
@@ -167,6 +168,23 @@ class MicroBatches(PredictionRows):
         If rows have weights, it is the sum of the weights of these labels.
         """
         return int((batch["labels"] != IGNORED).sum())
+
+    def label_rows(self, batch: Batch) -> Tensor:
+        """Return (N,) int64: the row of each label, in the order of the flattened labels."""
+        import torch
+
+        labels = batch["labels"]
+        rows = torch.arange(len(labels), device=labels.device)
+        return rows.repeat_interleave(labels.numel() // len(labels))
+
+    def targets_by_corpus(self, batch: Batch) -> list[float]:
+        """Return `targets` of the rows of each corpus of `data.mix`."""
+        labels = batch["labels"]
+        corpora = batch[CORPORA][self.label_rows(batch)].view_as(labels)
+        return [
+            self.targets({**batch, "labels": labels.masked_fill(corpora != corpus, IGNORED)})
+            for corpus in range(len(self.recipe.data.mix))
+        ]
 
     def filler(self) -> Batch:
         """Return a row whose labels are all ignored, for a rank that has no micro-batch left in a step."""

@@ -42,11 +42,17 @@ def with_loss(task: type[Task], name: str) -> type[Task]:
         )
 
     def loss(self: Task, model: nn.Module, batch: Batch) -> Tensor:
-        value: Any = function(self.logits(model, batch).float(), batch["labels"])
+        from trainer.models import loss_groups
+
+        logits, labels = self.logits(model, batch).float(), batch["labels"]
+        value: Any = function(logits, labels)
         if getattr(value, "ndim", None) != 0:
             raise UsageError(
                 f"task.loss={name!r} returned {type(value).__name__}, not a tensor with one number: the sum"
             )
+        if (groups := loss_groups.current()) is not None:
+            detached = logits.detach()
+            groups.add_each(lambda of_group: function(detached, of_group), labels)
         return value
 
     made: type[Task] = type(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 from trainer.data.counter_rng import uniform
 from trainer.data.lanes import Bookmark
 from trainer.data.loader import load_epoch
 from trainer.data.roles import Label
-from trainer.data.sources import Row, Source, open_split
+from trainer.data.sources import MixedSource, Row, Source, open_split
 from trainer.data.target_tokenizer import target_of
-from trainer.data.tokenization import TrainingTexts, train_tokenizers
+from trainer.data.tokenization import train_tokenizers, training_texts
 from trainer.data_parallel import DataParallel
-from trainer.engine.corpus import Corpus
+from trainer.engine.corpus import Corpus, MixedRow
 from trainer.engine.setup import ready_tokenizer
 from trainer.errors import DataError
 from trainer.recipe import Recipe
@@ -38,16 +39,21 @@ def read_corpus(recipe: Recipe) -> tuple[Task, Epoch, dict[str, Any], dict[str, 
     """Return the task with a tokenizer of the right size, an epoch, and facts of its vocabulary and its rows."""
     source, lanes, rows, characters = open_split(recipe.data, "train"), recipe.data.lanes, 0, 0
     assert source is not None, "data.train is required"
+    corpora: Counter[int] = Counter()
     for row in source:
         rows += 1
+        if isinstance(source, MixedSource):
+            corpora[source.corpus_of(row.id[0])] += 1
         characters += sum(len(value) for value in row.values.values() if isinstance(value, str))
-    tokenizer, origin = _tokenizer(recipe, source, rows)
+    counted = {"rows": rows, "corpora": {entry.name: {"rows": corpora[i]} for i, entry in enumerate(recipe.data.mix)}}
+    tokenizer, origin = _tokenizer(recipe, source, counted)
     labels = [label for role in roles_of(recipe).values() if isinstance(role, Label) for label in role.values]
-    task = make_task(recipe, tokenizer, {"train": {"rows": 1, "labels": dict.fromkeys(labels, 1)}})
+    task = make_task(recipe, tokenizer, {"train": {**counted, "rows": 1, "labels": dict.fromkeys(labels, 1)}})
     corpus = _SampledCorpus(recipe, task)
     corpus.share = min(1.0, SAMPLE / max(1, characters))
     sample = _first_epoch(corpus)
     held_out = recipe.data.validation if isinstance(recipe.data.validation, float) else 0
+    rows = corpus.epoch_rows() or rows if recipe.data.mix else rows
     rows = round(rows * (1 - held_out)) if corpus.share < 1 else sample.rows
     if rows < lanes:
         raise DataError(
@@ -61,15 +67,15 @@ def read_corpus(recipe: Recipe) -> tuple[Task, Epoch, dict[str, Any], dict[str, 
     return task, Epoch(rows, max(1, steps), tokens, padded, sample.largest), vocabulary, counts
 
 
-def _tokenizer(recipe: Recipe, source: Source, rows: int) -> tuple[Any, str]:
+def _tokenizer(recipe: Recipe, source: Source, counted: dict[str, Any]) -> tuple[Any, str]:
     """Return the tokenizer, and where it comes from. One that is trained on some of the rows is filled up."""
     if (tokenizer := ready_tokenizer(recipe)) is not None:
         return tokenizer, f"tokenizer of {recipe.tokenizer_name or recipe.data.root}"
     training = recipe.tokenizer_training
     assert training is not None
-    texts = TrainingTexts(source, recipe.data, roles_of(recipe), TOKENIZER_ROWS, rows)
+    texts = training_texts(source, recipe.data, roles_of(recipe), TOKENIZER_ROWS, counted)
     tokenizer = train_tokenizers(texts, training, recipe.data.max_length)
-    if rows <= TOKENIZER_ROWS:
+    if counted["rows"] <= TOKENIZER_ROWS:
         return tokenizer, "of a tokenizer trained on all rows here and not kept"
     for side, size in {tokenizer: training.vocab_size, target_of(tokenizer): training.target_size}.items():
         side.add_tokens([f"[plan {i}]" for i in range(size - len(side))])
@@ -81,7 +87,7 @@ class _SampledCorpus(Corpus):
 
     share = 1.0
 
-    def _encode(self, rows: list[Row]) -> list[Any]:
+    def _encode(self, rows: list[Row | MixedRow]) -> list[Any]:
         kept = [uniform("plan", *row.id) < self.share for row in rows]
         encoded = iter(super()._encode([row for row, keep in zip(rows, kept, strict=True) if keep]))
         return [next(encoded) if keep else None for keep in kept]

@@ -107,7 +107,7 @@ def make_testbed(recipe: BaseRecipe, folder: Path, hook: Hook | None = None) -> 
     values["data"] |= {
         "root": str(folder / "corpus"), "train": "part-*.jsonl", "validation": None, "test": None,
         "columns": {}, "cleaning": [], "lanes": lanes, "rows_per_batch": size, "max_length": width,
-        "tokens_per_batch": None, "workers": 0,
+        "tokens_per_batch": None, "workers": 0, "mix": [], "mix_temperature": None,
     }  # fmt: skip
     values["loop"] |= {
         "epochs": None, "max_steps": LAST_STEP, "eval_every": 10**6, "save_every": RESUME_STEP, "log_every": 1,
@@ -150,7 +150,9 @@ def write_rows(recipe: BaseRecipe, folder: Path, lanes: int) -> tuple[int, int, 
     clean, roles = cleaner(recipe.data.cleaning), roles_of(recipe)
     source = open_split(recipe.data, "train", roles)
     assert source is not None, "every recipe has data.train"
-    cleaned = (clean_row(row, roles, recipe.data.columns, clean) for row in islice(source, MOST_ROWS))
+    cleaned = (
+        clean_row(row, roles, source.section(row, recipe.data).columns, clean) for row in islice(source, MOST_ROWS)
+    )
     usable = [texts for texts in cleaned if not isinstance(texts, BadRow)]
     size = min(ROWS, (len(usable) - INCOMPLETE_ROWS) // (lanes * EPOCH))
     if size < 1:

@@ -190,6 +190,7 @@ class Classification(CalibratedTask):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
+        from trainer.models import loss_groups
         from trainer.tasks.classification.losses import focal_cross_entropy
 
         weights, gamma = self.class_weights(), self.settings.focal_gamma
@@ -199,10 +200,12 @@ class Classification(CalibratedTask):
         by_class = None if weights is None else logits.new_tensor(weights)
         if gamma or self.weighted:
             losses = focal_cross_entropy(logits, labels, by_class, self.smoothing, gamma)
-            return (losses * batch["weights"]).sum() if self.weighted else losses.sum()
-        return F.cross_entropy(
-            logits, labels, by_class, ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
+            return loss_groups.total(losses * batch["weights"] if self.weighted else losses)
+        kind = "sum" if loss_groups.current() is None else "none"
+        loss = F.cross_entropy(
+            logits, labels, by_class, ignore_index=IGNORED, reduction=kind, label_smoothing=self.smoothing
         )
+        return loss if kind == "sum" else loss_groups.total(loss)
 
     def class_weights(self) -> list[float] | None:
         """Return the weights of the classes in the order of their ids."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trainer.data.counter_rng import key
 from trainer.task.base import Assessed, Batch, Example, Record, Texts
+from trainer.task.micro_batches import CORPORA
 from trainer.tasks.language_modeling.base import LanguageModeling
 from trainer.tasks.language_modeling.metric_specs import MASKED_SPECS
 
@@ -80,10 +81,13 @@ class MaskedLanguageModeling(LanguageModeling):
             "labels": torch.tensor(labels, dtype=torch.int64),
         }
 
+    def label_rows(self, batch: Batch) -> Tensor:
+        return batch["places"] // batch["input_ids"].shape[1]
+
     def split_rows(self, batch: Batch, parts: int) -> list[Batch | None]:
         """Split rows together with their selected tokens."""
         width = batch["input_ids"].shape[1]
-        inputs = {name: tensor for name, tensor in batch.items() if name in ("input_ids", "attention_mask")}
+        inputs = {name: tensor for name, tensor in batch.items() if name in ("input_ids", "attention_mask", CORPORA)}
         rows = super().split_rows(inputs, parts)
         found: list[Batch | None] = []
         begin = 0

@@ -134,9 +134,13 @@ class Translation(Pairs, Task):
         return rows[1].padded(model(batch["src"], batch["trg_in"], rows=rows))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        from trainer.models import loss_groups
+
         rows = _rows_of(batch)
         if rows is None:
             return super().loss(model, batch)
+        if (groups := loss_groups.current()) is not None:
+            groups.select(rows[1].places)
         return self.summed(model(batch["src"], batch["trg_in"], rows=rows), rows[1].flat(batch["labels"]))
 
     def build_model(self, trained: Path | None = None) -> nn.Module:

@@ -67,10 +67,12 @@ class MultiLabel(Classification):
     # -- loss ------------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        from trainer.models import loss_groups
+
         logits, weights = self.logits(model, batch).float(), self.class_weights()
         positive = None if weights is None else logits.new_tensor(weights)
         losses = self._losses(logits, batch["labels"], positive, self.smoothing, self.settings.focal_gamma)
-        return (losses * batch["weights"]).sum() if self.weighted else losses.sum()
+        return loss_groups.total(losses * batch["weights"] if self.weighted else losses)
 
     def _losses(self, logits: Tensor, labels: Tensor, *options: Any) -> Tensor:
         """Return the summed loss of the labels of each row. `options`: see `binary_cross_entropy`."""

@@ -129,8 +129,10 @@ class Regression(Classification):
     # -- loss and predictions --------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        from trainer.models import loss_groups
+
         losses = self._losses(self.logits(model, batch).float(), batch["labels"])
-        return (losses * batch["weights"]).sum() if self.weighted else losses.sum()
+        return loss_groups.total(losses * batch["weights"] if self.weighted else losses)
 
     @property
     def _usual_loss(self) -> str:
