@@ -241,8 +241,9 @@ class MixedRows:
             rows = self._take(size)
             if not rows:
                 return
-            yield Block(start, start + len(rows), rows, before, self._position())
-            start += len(rows)
+            end = start + len(rows)
+            yield Block(start, end, rows, before, self._position())
+            start = end
 
     def _used(self) -> list[Share]:
         return [share for share, weight in zip(self._shares, self._weights, strict=True) if weight]
