@@ -127,6 +127,7 @@ def test_other_ways_to_train_have_the_same_rows_and_losses(
             assert found["corpora"][name]["loss"] == pytest.approx(expected["corpora"][name]["loss"], rel=tolerance)
 
 
+@pytest.mark.slow
 def test_the_report_and_tensorboard_show_each_corpus(recipe: Path, tmp_path: Path) -> None:
     run, root = tmp_path / "shown", recipe.parent
     words = ("loop.max_steps=4", f"data.root={root}", "data.test=test.jsonl", "evaluation.splits=[test]")
