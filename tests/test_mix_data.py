@@ -205,3 +205,13 @@ def test_a_mixture_is_not_prepared_and_a_prepared_corpus_not_mixed(root: Path, t
     made = mixed(root, {"name": "ready", "root": str(tmp_path / "ready"), "train": "x", "weight": 1})
     with pytest.raises(DataError, match=r"data\.mix\.ready\.root=.* is a prepared corpus"):
         train_of(made)
+
+
+def test_entries_without_a_root_are_of_the_data_set() -> None:
+    values = mixed(Path("x"), {**A, "weight": 1}, {**B, "weight": 1, "root": "s3://b"}).model_dump(mode="json")
+    values["data"] |= {"dataset": "owner/name", "root": None}
+    del values["data"]["train"]
+    data: Any = Recipe.parse(values).data
+    own, other = (data.of_corpus(entry) for entry in data.mix)
+    assert (own.dataset, own.root, own.train) == ("owner/name", "hf://datasets/owner/name", "a.jsonl")
+    assert (other.dataset, other.root, other.train) == (None, "s3://b", "b.jsonl")

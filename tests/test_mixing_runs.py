@@ -127,6 +127,7 @@ def test_other_ways_to_train_have_the_same_rows_and_losses(
             assert found["corpora"][name]["loss"] == pytest.approx(expected["corpora"][name]["loss"], rel=tolerance)
 
 
+@pytest.mark.slow
 def test_the_report_and_tensorboard_show_each_corpus(recipe: Path, tmp_path: Path) -> None:
     run, root = tmp_path / "shown", recipe.parent
     words = ("loop.max_steps=4", f"data.root={root}", "data.test=test.jsonl", "evaluation.splits=[test]")
@@ -136,6 +137,8 @@ def test_the_report_and_tensorboard_show_each_corpus(recipe: Path, tmp_path: Pat
     assert "Mixed corpora" in section
     assert [name in section for name in ("short", "long", "33.3%", "66.7%", "repeat")] == [True] * 5
     assert "Training loss by corpus" in page
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert f"| train: long | {LONG} | 0 |" in card
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run / "tensorboard"))

@@ -87,7 +87,7 @@ class Reporter:
                 self._task, completed=share, description=f"step {progress.step} epoch {progress.last_epoch}"
             )
 
-    def logged(self, progress: RunProgress, loss: float, more: Mapping[str, Any]) -> None:
+    def logged(self, progress: RunProgress, loss: float, more: Mapping[str, Any] | None = None) -> None:
         """Write a line about the steps since the last one. `more`: further keys of it."""
         if not self._main:
             return
@@ -106,7 +106,7 @@ class Reporter:
             "padding": 1 - interval.tokens / max(1, interval.padded),
             "memory": memory_bytes(),
             **used,
-            **more,
+            **(more or {}),
         }
         if self._status is not None:
             self._status.values |= {"loss": loss, "share": self._last["share"], "left": self._last["left"]}
