@@ -124,7 +124,7 @@ class Quotas:
             if not complete:
                 raise UsageError(
                     "data.mix_temperature needs the number of rows of every corpus, which is not known here: give each "
-                    "entry of data.mix a weight, or let data.check count the rows"
+                    "entry of data.mix a weight, or set data.check=full to count the rows"
                 )
             weights = temperature_weights(known, data.mix_temperature)
         else:

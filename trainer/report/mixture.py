@@ -22,7 +22,8 @@ def mixture_section(report: TaskReport) -> list[Section]:
         {
             "name": name,
             "rows": counted[name]["rows"],
-            "skipped": sum(counted[name]["bad_rows"].values()),
+            # of rows that were checked in the training, counts are of all corpora together
+            "skipped": None if "checked_rows" in counted[name] else sum(counted[name]["bad_rows"].values()),
             "share": share,
             "used": used[name],
             "used_share": used[name] / max(1, sum(used.values())),
