@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lane_helpers import PROPERTY, Place, as_json, epoch_of, places, run, simulated_processes, start
+from lane_helpers import PROPERTY, Item, Place, as_json, epoch_of, places, run, simulated_processes, start
 from mix_helpers import LONG, SHORT, mixed, write_corpora
-from test_mixing import MixedItem, MixSetup, mixes
+from test_mixing import MixedItem, MixSetup, mix, mixes
 
 from trainer import train
 from trainer.data.cleaning import BadRow
@@ -115,6 +115,18 @@ def test_counts_are_the_same_on_any_ranks_and_after_a_resume(world: MixSetup, da
     assert total.used == len(seen) or any(world.quotas.repeat) or world.epochs > 1
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_rows_after_the_last_usable_one_of_a_lane_count_once(epochs: int) -> None:
+    """The last rows of the corpus are bad. The second epoch begins after them."""
+    world = Unchecked(**vars(mix([[40]], [1], [False], epochs=epochs)))
+    shard = world.parts[0].shards[0]
+    shard[-6:] = [Item(item.id, item.length, bad=True) for item in shard[-6:]]
+    for place in (Place(), Place(2)):
+        steps, total, _ = counted(world, start(world), place)
+        assert (total.used, total.rows) == (34, 6)
+        assert sum(len(ids) for step in steps for ids in step.values()) == 34 * epochs
+
+
 # -- before the training -----------------------------------------------------------------------------------------------
 
 
@@ -143,9 +155,7 @@ def test_each_corpus_has_its_own_sample_and_number_of_rows(tmp_path: Path) -> No
 def test_an_epoch_without_an_end_and_weights_without_rows_are_refused(tmp_path: Path, check: str) -> None:
     root = write_corpora(tmp_path)
     data, loop = {**DATA, "check": check}, {**LOOP, "max_steps": None, "epochs": 1}
-    with pytest.raises(
-        UsageError, match=r"loop\.max_steps is required.* or rows_per_epoch of all entries"
-    ):
+    with pytest.raises(UsageError, match=r"loop\.max_steps is required.* or rows_per_epoch of all entries"):
         train(mixed(root, data=data, loop=loop), run=tmp_path / "a")
     short, long = mixed(root).model_dump(mode="json")["data"]["mix"]
     for entry in (short, long):
