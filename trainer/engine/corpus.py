@@ -44,7 +44,7 @@ class EvalBatch:
 
 @dataclass(frozen=True)
 class EncodingShare:
-    """The part of a window that this rank encodes: rows of its own batches, and others only for their lengths.
+    """The part of a window that this rank encodes: rows of the batches it evaluates, others for their lengths only.
 
     Attributes:
         total: sums numbers over all ranks.

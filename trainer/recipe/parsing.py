@@ -154,8 +154,6 @@ FREE_TO_CHANGE = (
     "data.workers",
     "data.prefetch",
 )
-
-
 ORDERED = ("task.labels",)  # mappings whose order counts: it numbers the classes
 
 
