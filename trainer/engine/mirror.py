@@ -117,7 +117,7 @@ class Mirror:
             except (UsageError, LockLost) as error:
                 log.warning("the mirror %s gets no more copies: %s", self._place.url, error)
                 return
-            except Exception as error:  # stores have different errors; the training goes on in any case
+            except Exception as error:  # stores have different errors; the training continues in any case
                 self._warn(error)
                 wait = RETRY_SECONDS
             finally:
@@ -126,7 +126,7 @@ class Mirror:
 
     def _warn(self, error: Exception) -> None:
         log.warning(
-            "the mirror %s cannot be reached or written (%s); the training goes on, and it is tried again",
+            "the mirror %s cannot be reached or written (%s); the training continues, and the copy is retried",
             self._place.url,
             redacted(str(error) if isinstance(error, RankzeroError) else f"{type(error).__name__}: {error}"),
         )
