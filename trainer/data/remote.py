@@ -44,11 +44,7 @@ _TRANSIENT_NAMES = re.compile(
 )
 _ERRNO = "EIO EBUSY EAGAIN EPIPE ETIMEDOUT ECONNRESET ECONNREFUSED ECONNABORTED ENETUNREACH EHOSTUNREACH ENETDOWN"
 _TRANSIENT_ERRNO = frozenset(getattr(errno, name) for name in _ERRNO.split())
-<<<<<<< HEAD
-_draw = random.Random()  # the global generator belongs to the training
-=======
 _draw = random.Random()  # separate: the global generator belongs to the training
->>>>>>> w-remote
 _answered: set[object] = set()
 seen: dict[str, tuple[dict[str, Any], float]] = {}  # what a store said about a file, and when it was checked
 
