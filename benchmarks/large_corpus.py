@@ -185,8 +185,9 @@ def ends_well(result: dict[str, Any]) -> bool:
 
 def full_survey(made: Recipe, files: int, each: int) -> dict[str, Any]:
     """Measure what a start read before: all of two files of a hundredth of the size, and the rest by proportion."""
-    size = each // 100
-    CountingStore.fill({f"corpus/train-{i}.jsonl": Repeated(json_lines(), size) for i in range(2)})
+    lines = json_lines()
+    size = each // 100 // len(lines) * len(lines)  # whole rows
+    CountingStore.fill({f"corpus/train-{i}.jsonl": Repeated(lines, size) for i in range(2)})
     found: dict[str, Any] = {}
     with measured(found, 2 * size, 0.0), tempfile.TemporaryDirectory() as folder:
         run = RunDir(folder)
@@ -209,6 +210,7 @@ def main() -> int:
             CountingStore.fill({name: Repeated(content, size) for name in names}, options.latency)
             made = recipe(options.lanes, options.block_rows, f"*.{kind}", folder / "tokenizer", check="sample")
             results.append(case(kind, made, folder, options.latency))
+            print(json.dumps(results[-1]), flush=True)
         made = recipe(options.lanes, options.block_rows, "*.jsonl", folder / "tokenizer", check="full")
         full = full_survey(made, options.files, options.bytes)
         CountingStore.fill({"corpus/a.jsonl": Repeated(lines, 3 * 10**9)})

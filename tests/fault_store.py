@@ -49,12 +49,13 @@ class FaultStore(AbstractFileSystem):
     folder: Path  # what is behind the store
     plan: Callable[[int], Fault | None]  # the number of a read -> what happens to it
     put_plan: Callable[[str], Fault | None]  # the path of a file that is stored -> what happens
+    expected: str  # user:password@host of all reads
     reads: list[tuple[str, int | None, int | None]]  # path, start, end
     calls: list[str]  # of the methods that are not reads
 
     @classmethod
     def reset(cls, folder: Path) -> type[FaultStore]:
-        cls.folder, cls.reads, cls.calls = folder, [], []
+        cls.folder, cls.expected, cls.reads, cls.calls = folder, "", [], []
         cls.plan, cls.put_plan = staticmethod(lambda number: None), staticmethod(lambda path: None)
         return cls
 
@@ -98,6 +99,7 @@ class FaultStore(AbstractFileSystem):
         return found if detail else [entry["name"] for entry in found]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        assert self.account == self.expected, "the credentials of the URL did not reach the store"
         number = len(self.reads)
         self.reads.append((path, start, end))
         fault = type(self).plan(number)

@@ -35,6 +35,23 @@ def layers_traced_only() -> None:
     session.compile_layers = functools.partial(compile_layers, backend="eager")  # type: ignore[attr-defined]
 
 
+def killed_once_written(step: int, lane: int, path: str) -> None:
+    """The rank that owns `lane` waits in a step until a file exists, and kills itself."""
+    from trainer.engine import step as module
+
+    seed_for = module.seed_for
+
+    def wrapped(seed: int, at: int, of: int, part: int = 0) -> None:
+        if (at, of) == (step, lane):
+            until = time.monotonic() + 60
+            while not Path(path).exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+        seed_for(seed, at, of, part)
+
+    module.seed_for = wrapped  # type: ignore[assignment]
+
+
 def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
     """The rank that owns `lane` sends itself a signal in the middle of a step, before that lane's forward."""
     from trainer.engine import step as module

@@ -208,6 +208,17 @@ def test_a_new_run_takes_files_as_they_are(store, tmp_path):
     assert content() == b"new"
 
 
+def test_files_of_two_hosts_are_told_apart(store, cache, tmp_path):
+    """The path in a file system does not say which host or account it is of."""
+    for account, body in (("one:x@a", b"first"), ("two:y@b", b"other")):
+        store.expected = account
+        (tmp_path / "store" / "same.txt").write_bytes(body)
+        os.utime(tmp_path / "store" / "same.txt", (1, 1))
+        root = Root(f"fault://{account}/")
+        assert root.match("*.txt", "train") == ["same.txt"]
+        assert content(root.url_of("same.txt")) == body
+
+
 # -- the block cache ---------------------------------------------------------------------------------------------------
 
 

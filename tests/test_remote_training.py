@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import multiprocessing
@@ -10,6 +11,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import hooks
+import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -137,7 +140,7 @@ def test_no_credential_is_written_or_printed(failure, store, recipe, tmp_path, m
     plan, overrides, code = FAILURES[failure]
     monkeypatch.setenv("RANKZERO_STORE_SECONDS", "0.05")
     monkeypatch.setattr(sys, "argv", ["rankzero", "train", str(recipe), f"data.root={ROOT}"])
-    store.plan = staticmethod(plan)
+    store.plan, store.expected = staticmethod(plan), f"user:{SECRET}@host"
     mirror = f"loop.mirror=fault://user:{SECRET}@host/{tmp_path.name}"
     assert train(recipe, tmp_path / "run", f"data.root={ROOT}", mirror, *overrides, steps=3) == code
     out = "".join(capfd.readouterr())
@@ -149,7 +152,7 @@ def test_no_credential_is_written_or_printed(failure, store, recipe, tmp_path, m
 
 
 def test_the_traceback_of_a_program_holds_no_credential(store, recipe, tmp_path, monkeypatch):
-    store.plan = staticmethod(lambda number: raising(PermissionError(LEAK)))
+    store.plan, store.expected = staticmethod(lambda number: raising(PermissionError(LEAK))), f"user:{SECRET}@host"
     with pytest.raises(Exception, match="cannot be read") as failed:
         train_api(str(recipe), [*MORE, f"data.root={ROOT}"], run=tmp_path / "run")
     assert SECRET not in "".join(traceback.format_exception(failed.value))
@@ -212,3 +215,25 @@ def test_a_run_moves_to_another_machine_through_a_bucket(bucket, recipe, expecte
     first, second = (RunDir(tmp_path / name / "run") for name in ("first", "second"))
     assert second.metrics.read_text().startswith(first.metrics.read_text().splitlines()[0])
     assert len(json.loads(second.manifest.read_text())["starts"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_ranks_share_a_cache_and_a_killed_run_moves_through_a_bucket(bucket, recipe, tmp_path, monkeypatch):
+    """Two ranks on local files, and two on a bucket: killed, and resumed on another machine from its mirror."""
+    monkeypatch.setenv("RANKZERO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RANKZERO_CACHE_GB", "1")
+    more = [*MORE, f"loop.max_steps={STEPS}", "loop.save_every=1"]
+    local, first, second = tmp_path / "local", tmp_path / "first" / "run", tmp_path / "second" / "run"
+    processes.train(recipe, local, *more, world=2).check()
+    remote_words = [*more, f"data.root={bucket}/data", f"loop.mirror={tmp_path / 'mirror'}", "data.workers=1"]
+    copied = tmp_path / "mirror" / "run" / "step-00000004" / "manifest.json"
+    hook = functools.partial(hooks.killed_once_written, 5, 1, str(copied))
+    assert processes.train(recipe, first, *remote_words, world=2, hook=hook).code != 0
+    assert list((tmp_path / "cache").glob("??/*"))
+    moved = processes.train(recipe, second, *remote_words, "--resume-from", copied.parent.parent, world=2).check()
+    assert "fetched the checkpoint of step 4" in moved.text
+    assert weights(second) == weights(local)
+    assert SECRET not in moved.text
+    assert SECRET not in written(tmp_path)
+    monkeypatch.undo()

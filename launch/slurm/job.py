@@ -81,7 +81,7 @@ class Job:
             return []
         lanes, fuse = self.recipe.data.lanes, self.recipe.loop.fused_before_measuring
         ranks = smaller_numbers(self.plan.ranks or 1, 1, lanes, fuse, lambda ranks: can_have(self.plan, ranks))
-        several = {number for number in ranks if self.plan.with_ranks(number).engine == self.plan.engine}
+        several = {number for number in ranks if self.plan.with_ranks(number).spec is self.plan.spec}
         counts = [n for n in range(nodes - 1, least - 1, -1) if n * self.ranks_per_node in several]
         if not counts:
             raise UsageError(

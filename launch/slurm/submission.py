@@ -44,7 +44,7 @@ def with_chain(job: Job, array: str | None) -> Job:
             asked = AUTO_CHAIN if queue.no_requeue(job.recipe.launch.partition) else 0
         return replace(job, chain=asked)
     if asked not in ("auto", 0):
-        raise UsageError(f"--chain {asked} with --array: submit each seed by itself, with seed=N and --run")
+        raise UsageError(f"--chain {asked} with --array: submit each seed alone, with seed=N and --run")
     return job
 
 

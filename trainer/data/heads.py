@@ -113,7 +113,7 @@ def rows_of(shard: Shard) -> int | None:
 
 
 def _arrow_rows(url: str, file: Any) -> int | None:
-    """Return the rows of an Arrow file by its footer. A stream has none: it is mapped if it is on this machine."""
+    """Return the rows of an Arrow file by its footer. A stream lacks it and is mapped if it is on this machine."""
     is_file = file.read(6) == b"ARROW1"
     file.seek(0)
     if is_file:

@@ -46,7 +46,7 @@ class Preparation:
         self.shards: dict[str, list[str]] = {}
 
     def run(self) -> dict[str, Any]:
-        """Do what is missing. Return the counts of the splits, of which stage read alone has none."""
+        """Do what is missing. Return the counts of the splits, which stage read alone lacks."""
         if self._does("read") and read_json(self._folder / COUNTS) is None:
             self._read()
         if self._part is not None and self._part[0] == "read":

@@ -44,9 +44,9 @@ _TRANSIENT_NAMES = re.compile(
 )
 _ERRNO = "EIO EBUSY EAGAIN EPIPE ETIMEDOUT ECONNRESET ECONNREFUSED ECONNABORTED ENETUNREACH EHOSTUNREACH ENETDOWN"
 _TRANSIENT_ERRNO = frozenset(getattr(errno, name) for name in _ERRNO.split())
-_draw = random.Random()  # of its own: the global generator belongs to the training
+_draw = random.Random()  # separate: the global generator belongs to the training
 _answered: set[object] = set()
-seen: dict[str, tuple[dict[str, Any], float]] = {}  # by URL: what the store said about a file, and when it was checked
+seen: dict[str, tuple[dict[str, Any], float]] = {}  # what a store said about a file, and when it was checked
 
 
 class Truncated(OSError):
@@ -203,14 +203,20 @@ def _plain(value: object) -> str:
     return str(value).removeprefix("W/").strip('"')
 
 
-def check_version(url: str, info: Mapping[str, Any]) -> None:
+def identity(system: Any, url: str) -> str:
+    """Return what names a file. A URL alone may lack host and account. It may hold credentials: it is not written."""
+    return f"{url} {sorted(system.storage_options.items(), key=str)}"
+
+
+def check_version(system: Any, url: str, info: Mapping[str, Any]) -> None:
     """Compare what a store says about a file with what it said first in this run, and remember when.
 
     Raises:
         DataError: the file has changed.
     """
     facts = {key: info[key] for key in ("size", *VERSIONS) if info.get(key) is not None}
-    first = seen.get(url, (facts, 0.0))[0]
+    file = identity(system, url)
+    first = seen.get(file, (facts, 0.0))[0]
     sure = next((key for key in VERSIONS if key in first and key in facts), "size")
     for key in ("size", sure):
         if key in first and key in facts and _plain(first[key]) != _plain(facts[key]):
@@ -218,7 +224,7 @@ def check_version(url: str, info: Mapping[str, Any]) -> None:
                 f"{url} has changed since this run began ({key} {_plain(first[key])} -> {_plain(facts[key])}): restore "
                 "the file, or start with --fresh. The positions of the lanes belong to the files as they were"
             )
-    seen[url] = ({**facts, **first}, time.monotonic())
+    seen[file] = ({**facts, **first}, time.monotonic())
 
 
 def describe(system: Any, path: str, url: str) -> dict[str, Any]:
@@ -230,13 +236,13 @@ def describe(system: Any, path: str, url: str) -> dict[str, Any]:
     """
     info = dict(retried(system, url, partial(system.info, path)))
     if info.get("type") == "file":
-        check_version(url, info)
+        check_version(system, url, info)
     return info
 
 
 def recheck(system: Any, path: str, url: str) -> dict[str, Any]:
     """Do the same, without asking if the last answer is not older than RECHECK_SECONDS."""
-    facts, checked = seen.get(url, ({}, 0.0))
+    facts, checked = seen.get(identity(system, url), ({}, 0.0))
     if "size" in facts and time.monotonic() - checked < RECHECK_SECONDS:
         return facts
     if facts:

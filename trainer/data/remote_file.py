@@ -156,7 +156,7 @@ class RemoteFile(io.RawIOBase):
                 self._whole, data = data, data[start:end]
             if len(data) != end - start:
                 self._system.invalidate_cache(self._system._parent(self._path))
-                check_version(self._url, self._system.info(self._path))
+                check_version(self._system, self._url, self._system.info(self._path))
                 raise Truncated(f"{len(data):,} bytes came instead of {end - start:,}")
             return data
 

@@ -6,7 +6,7 @@ import io
 from functools import partial
 from typing import Any
 
-from trainer.data.remote import check_version, describe, recheck, retried, version_of
+from trainer.data.remote import check_version, describe, identity, recheck, retried, version_of
 from trainer.data.remote_file import BLOCK, RemoteFile
 
 RETRIED = frozenset(("isdir", "ls", "find", "cat_file", "checksum"))
@@ -47,7 +47,7 @@ class Store:
         listed = retried(self.system, self._url((pattern,)), partial(self.system.glob, pattern, detail=True))
         for path, info in listed.items():
             if info["type"] == "file":
-                check_version(self._url((path,)), info)
+                check_version(self.system, self._url((path,)), info)
         return listed if detail else list(listed)
 
     def isfile(self, path: str) -> bool:
@@ -84,7 +84,7 @@ class Store:
             return retried(self.system, url, partial(self.system.open, path, "rb"))
         protocols = {self.system.protocol} if isinstance(self.system.protocol, str) else set(self.system.protocol)
         cached = cached and version is not None and not protocols & IN_PROCESS
-        key = f"{url} {size} {version}" if cached else None
+        key = f"{identity(self.system, url)} {size} {version}" if cached else None
         return io.BufferedReader(
             RemoteFile(self.system, path, url, int(size), key, block_size is not None), block_size or BLOCK
         )

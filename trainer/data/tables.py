@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainer.data.sniffing import Reading
 
 BATCH_ROWS = 1000
+SHORT_ROWS = 100  # where only the first rows of a file are read
 
 
 def table_batches(url: str, kind: str, row: int, reading: Reading) -> Iterator[list[Parsed]]:
@@ -43,13 +44,14 @@ def _parquet(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:
     """Yield batches from a row on, each with the schema of the file and the columns that are read."""
     # whole row groups, or only the pages of the first rows
     options: dict[str, Any] = {} if short_reads.get() is None else {"buffer_size": SHORT_BYTES, "pre_buffer": False}
+    size = SHORT_ROWS if options else BATCH_ROWS
     with pq.ParquetFile(stream, **options) as file:
         columns, groups = _chosen(file.schema_arrow, reading), list(range(file.metadata.num_row_groups))
         while groups and row >= (size := file.metadata.row_group(groups[0]).num_rows):
             row -= size
             groups.pop(0)
         for part in [[group] for group in groups] if options else [groups]:  # it would begin the next group, too
-            for batch in file.iter_batches(BATCH_ROWS, part, columns, use_threads=False):
+            for batch in file.iter_batches(size, part, columns, use_threads=False):
                 if row < batch.num_rows:
                     yield batch.slice(row), file.schema_arrow, columns
                 row = max(0, row - batch.num_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class EvalBatch:
 
 @dataclass(frozen=True)
 class EncodingShare:
-    """The part of a window that this rank encodes: rows of its own batches, and others only for their lengths.
+    """The part of a window that this rank encodes: rows of the batches it evaluates, others for their lengths only.
 
     Attributes:
         total: sums numbers over all ranks.
@@ -132,25 +133,27 @@ class Corpus:
         Raises:
             DataError: the recipe has no such split, or a row is bad.
         """
+        # not a loop, whose variable would keep a window in memory while the next one is read
+        return map(functools.partial(self._cut, share=share), self._windows(split))
+
+    def _cut(self, window: list[tuple[str, Row]], share: EncodingShare | None) -> list[EvalBatch]:
+        """Return the batches of a window."""
         limit, padded = self.recipe.evaluation.tokens_per_batch, self.task.padding.width
-        for window in self._windows(split):
-            texts = [row for _, row in window]
-            examples, lengths = self._measured(texts, share)
-            batches = batches_by_length(lengths, padded, limit)
-            own = batches if share is None else batches[share.rank :: share.size]
-            missing = [i for batch in own for i in batch if i not in examples]
-            examples |= (
-                dict(zip(missing, self.task.encode([texts[i] for i in missing]), strict=True)) if missing else {}
+        texts = [row for _, row in window]
+        examples, lengths = self._measured(texts, share)
+        batches = batches_by_length(lengths, padded, limit)
+        own = batches if share is None else batches[share.rank :: share.size]
+        if missing := [i for batch in own for i in batch if i not in examples]:
+            examples |= zip(missing, self.task.encode([texts[i] for i in missing]), strict=True)
+        return [
+            EvalBatch(
+                [window[i][0] for i in batch],
+                [texts[i] for i in batch],
+                [examples[i] for i in batch] if share is None or number % share.size == share.rank else [],
+                batch,
             )
-            yield [
-                EvalBatch(
-                    [window[i][0] for i in batch],
-                    [texts[i] for i in batch],
-                    [examples[i] for i in batch] if share is None or number % share.size == share.rank else [],
-                    batch,
-                )
-                for number, batch in enumerate(batches)
-            ]
+            for number, batch in enumerate(batches)
+        ]
 
     def _measured(self, texts: list[Row], share: EncodingShare | None) -> tuple[dict[int, Example], list[int]]:
         """Return the lengths of all rows of a window, and the examples of the rows that this rank has encoded."""
@@ -222,6 +225,7 @@ class Corpus:
         rows = iter(self.texts(split) if most is None else self._sample(split, most))
         while window := list(islice(rows, EVAL_WINDOW)):
             yield window
+            del window  # before the next one is read
 
     def _sample(self, split: str, most: int) -> list[tuple[str, Row]]:
         """Return at most `most` rows of a split, in order, and the same ones every time: those with the least keys.

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from array import array
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def _records(
     """Return the records of a split on rank zero, in a file. Only those of a window are in memory."""
     store = RecordStore(folder)  # used on rank zero only
     share = EncodingShare(runtime.rank, runtime.world, runtime.sum) if runtime.world > 1 else None
-    for window in corpus.batches(split, share):
+
+    def evaluate_window(window: list[EvalBatch]) -> None:
         places: list[int] = []
         lines: list[bytes] = []
         for batch in runtime.data_parallel.rounds(window):
@@ -114,6 +116,9 @@ def _records(
         parts = runtime.collect(json.dumps(places).encode() + b"\n" + b"".join(lines))
         by_place = dict(pair for part in parts for pair in _places_and_lines(part))
         runtime.on_main(functools.partial(_store, store, ids, by_place))
+
+    # not a loop over windows, whose variables would keep one in memory while the next one is read
+    deque(map(evaluate_window, corpus.batches(split, share)), maxlen=0)
     return store
 
 

@@ -34,7 +34,7 @@ from trainer.rundir import RunDir
 log = logging.getLogger("rankzero")
 
 POLL_SECONDS = 2.0  # between two looks at the checkpoints of the run directory
-RETRY_SECONDS = 60.0  # after a copy has failed in spite of its own retries
+RETRY_SECONDS = 60.0  # after a copy has failed in spite of the store's retries
 # How long copies are waited for at the end of a run, at its end if the last one has failed, and at a stop by a signal.
 AT_END_SECONDS, FAILING_SECONDS, AT_STOP_SECONDS = 1800.0, 90.0, 5.0
 LINKED, FETCHED = ".mirroring", ".fetching"  # folders in checkpoints/
@@ -117,7 +117,7 @@ class Mirror:
             except (UsageError, LockLost) as error:
                 log.warning("the mirror %s gets no more copies: %s", self._place.url, error)
                 return
-            except Exception as error:  # stores have different errors; the training goes on in any case
+            except Exception as error:  # stores have different errors; the training continues in any case
                 self._warn(error)
                 wait = RETRY_SECONDS
             finally:
@@ -126,7 +126,7 @@ class Mirror:
 
     def _warn(self, error: Exception) -> None:
         log.warning(
-            "the mirror %s cannot be reached or written (%s); the training goes on, and it is tried again",
+            "the mirror %s cannot be reached or written (%s); the training continues, and the copy is retried",
             self._place.url,
             redacted(str(error) if isinstance(error, RankzeroError) else f"{type(error).__name__}: {error}"),
         )
@@ -230,7 +230,7 @@ def fetch(url: str, run: RunDir) -> None:
     """
     fetching = run.checkpoints / FETCHED
     if checkpoint.steps(run.checkpoints) and not fetching.exists():
-        log.info("--resume-from is not used: %s has checkpoints of its own", run.path)
+        log.info("--resume-from is not used: %s already has checkpoints", run.path)
         return
     place = RemoteFolder(url, "--resume-from")
     try:

@@ -1,4 +1,4 @@
-"""Tokenization of an evaluation is dealt to the ranks: the same batches, and each row on few ranks."""
+"""An evaluation is shared by ranks: each row is encoded by few of them, and records are sent in pieces."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_corpus import corpus, pairs, recipe, tokenizer, write  # noqa: F401 - a fixture
 
+from trainer.engine import host_group
 from trainer.engine.corpus import EncodingShare
 
 WINDOW = 40
@@ -86,3 +88,27 @@ def test_a_row_that_cannot_be_encoded_ends_all_ranks_alike(folder: Path, tokeniz
         return str(caught.value)
 
     assert of_ranks(3, failing) == ["row 51"] * 3
+
+
+def test_bytes_are_sent_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[torch.Tensor] = []
+
+    class Channel:
+        @staticmethod
+        def send(tensor: torch.Tensor, **_: Any) -> None:
+            messages.append(tensor.clone())
+
+        @staticmethod
+        def recv(tensor: torch.Tensor, **_: Any) -> None:
+            assert tensor.shape == messages[0].shape
+            tensor.copy_(messages.pop(0))
+
+    monkeypatch.setattr(host_group, "dist", Channel)
+    monkeypatch.setattr(host_group, "PIECE_BYTES", 4)
+    group = host_group.HostGroup.__new__(host_group.HostGroup)
+    group._group = None
+    for content in (b"", b"abcd", b"abcdefghij\0"):
+        group.send(content)
+        assert all(len(message) <= 4 for message in messages)
+        assert group.receive(1) == content
+        assert not messages
