@@ -100,6 +100,13 @@ class CountingStore(AbstractFileSystem):
     def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> Any:
         return CountedFile(self, path, mode, block_size or "default", **options)
 
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        path = self._strip_protocol(path)
+        if path not in self.files:
+            self._count("head")
+            raise FileNotFoundError(path)
+        return self.fetch(path, start or 0, self.files[path].size if end is None else end)
+
     def fetch(self, path: str, start: int, end: int) -> bytes:
         content = self.files[path].part(start, end)
         self._count("get", size=len(content))

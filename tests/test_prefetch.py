@@ -80,7 +80,10 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, steps: list[list[Any]], *, pause: 
     stepper = Stepper(runtime, task, len(steps[0]))  # type: ignore[arg-type]
     streams.events.clear()
     loaded: list[list[Any]] = [
-        [None if value is None else SimpleNamespace(inputs=batch_of(value), lanes=[value]) for value in step]
+        [
+            None if value is None else SimpleNamespace(inputs=batch_of(value), lanes=[value], has_rows=True)
+            for value in step
+        ]
         for step in steps
     ]
     for number, batches in enumerate(loaded):

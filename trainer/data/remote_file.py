@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from trainer.data.remote import Truncated, check_version, in_background, recheck
 BLOCK = 1 << 18  # bytes of a block of the cache; blocks that follow each other are fetched at once
 MOST = 8 << 20  # bytes of one request
 WHOLE = 64 << 20  # bytes of the largest file that is read from a store that sends whole files only
+KEPT_PIECES = 16  # of a file that is looked at
 AHEAD, AHEAD_OF_ALL = 32 << 20, 128 << 20  # bytes that are read ahead for one file, and for all open files of a process
 
 _open: weakref.WeakSet[RemoteFile] = weakref.WeakSet()
@@ -29,13 +30,13 @@ class RemoteFile(io.RawIOBase):
         url: for messages.
         size: in bytes.
         key: names its content in the block cache; None: it is not cached.
-        exact: fetch only what is read.
+        piece: bytes of the pieces that are fetched alone, for a look at a file. None: blocks, and ahead.
     """
 
-    def __init__(self, system: Any, path: str, url: str, size: int, key: str | None, exact: bool) -> None:
+    def __init__(self, system: Any, path: str, url: str, size: int, key: str | None, piece: int | None) -> None:
         super().__init__()
         self._system, self._path, self._url, self._size, self._key = system, path, url, size, key
-        self._exact = exact
+        self._piece, self._pieces = piece, OrderedDict[int, bytes]()
         # cat_file of the Hub opens a file, which would read megabytes ahead for each request
         self._options = {"cache_type": "none"} if system.protocol == "hf" else {}
         self._position = 0
@@ -65,8 +66,11 @@ class RemoteFile(io.RawIOBase):
         wanted = min(len(buffer), self._size - self._position)
         if wanted <= 0:
             return 0
-        if self._exact:
+        if self._piece and wanted > self._piece:
             data = self._fetch(self._position, self._position + min(wanted, MOST))
+        elif self._piece:
+            number, offset = divmod(self._position, self._piece)
+            data = self._piece_at(number, self._piece)[offset:][:wanted]
         else:
             start, chunk = self._chunk_at(self._position, wanted)
             data = chunk[self._position - start :][:wanted]
@@ -76,9 +80,19 @@ class RemoteFile(io.RawIOBase):
 
     def close(self) -> None:
         self._ahead.clear()
+        self._pieces.clear()
         self._chunk = (0, b"")
         _open.discard(self)
         super().close()
+
+    def _piece_at(self, number: int, size: int) -> bytes:
+        """Return a piece. The last ones are kept: the reader of a Parquet file goes back and forth."""
+        if (data := self._pieces.pop(number, None)) is None:
+            data = self._fetch(number * size, min((number + 1) * size, self._size))
+        self._pieces[number] = data
+        if len(self._pieces) > KEPT_PIECES:
+            self._pieces.popitem(last=False)
+        return data
 
     def _chunk_at(self, position: int, wanted: int) -> tuple[int, bytes]:
         """Return the chunk that holds a position, and its place. A reader that goes on gets larger ones, ahead."""

@@ -85,6 +85,4 @@ class Store:
         protocols = {self.system.protocol} if isinstance(self.system.protocol, str) else set(self.system.protocol)
         cached = cached and version is not None and not protocols & IN_PROCESS
         key = f"{identity(self.system, url)} {size} {version}" if cached else None
-        return io.BufferedReader(
-            RemoteFile(self.system, path, url, int(size), key, block_size is not None), block_size or BLOCK
-        )
+        return io.BufferedReader(RemoteFile(self.system, path, url, int(size), key, block_size), block_size or BLOCK)

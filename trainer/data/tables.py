@@ -47,8 +47,8 @@ def _parquet(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:
     size = SHORT_ROWS if options else BATCH_ROWS
     with pq.ParquetFile(stream, **options) as file:
         columns, groups = _chosen(file.schema_arrow, reading), list(range(file.metadata.num_row_groups))
-        while groups and row >= (size := file.metadata.row_group(groups[0]).num_rows):
-            row -= size
+        while groups and row >= (rows := file.metadata.row_group(groups[0]).num_rows):
+            row -= rows
             groups.pop(0)
         for part in [[group] for group in groups] if options else [groups]:  # it would begin the next group, too
             for batch in file.iter_batches(size, part, columns, use_threads=False):
