@@ -42,7 +42,7 @@ def padded(sequences: list[list[int]], value: int) -> torch.Tensor:
 
 
 class Collator:
-    """Makes batches, and notes what the last one holds.
+    """Makes batches that carry their counts: a loader process may make them, which shares no memory with the Trainer.
 
     Args:
         kind: classifier, causal or translation.
@@ -51,11 +51,13 @@ class Collator:
 
     def __init__(self, kind: str, pad: int) -> None:
         self._kind, self._pad = kind, pad
-        self.last = (0, 0, 0)
 
-    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
         ids = [row["input_ids"] for row in rows]
-        batch = {"input_ids": padded(ids, self._pad), "attention_mask": padded([[1] * len(one) for one in ids], 0)}
+        batch: dict[str, Any] = {
+            "input_ids": padded(ids, self._pad),
+            "attention_mask": padded([[1] * len(one) for one in ids], 0),
+        }
         tokens, positions = sum(map(len, ids)), batch["input_ids"].numel()
         if self._kind == "classifier":
             batch["labels"] = torch.tensor([row["label"] for row in rows])
@@ -65,21 +67,33 @@ class Collator:
         if self._kind == "translation":
             tokens += sum(len(row["trg"]) for row in rows)
             positions += batch["labels"].numel()
-        self.last = (len(rows), tokens, positions)
+        batch["counts"] = (len(rows), tokens, positions)  # plain numbers stay on the host
         return batch
+
+
+class CountingTrainer(Trainer):
+    """Keeps the counts of the last batch, which the model does not take."""
+
+    counts = (0, 0, 0)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **options: Any) -> Any:
+        self.counts = inputs.pop("counts")
+        return super().training_step(model, inputs, *more, **options)
 
 
 class Metered(TrainerCallback):
     """A step is over for the meter where it is over for the Trainer."""
 
-    def __init__(self, counted: Collator, one: Meter) -> None:
-        self._counted, self._meter = counted, one
+    trainer: CountingTrainer
+
+    def __init__(self, one: Meter) -> None:
+        self._meter = one
 
     def on_train_begin(self, *arguments: Any, **more: Any) -> None:
         self._meter.start()
 
     def on_step_end(self, *arguments: Any, **more: Any) -> None:
-        rows, tokens, positions = self._counted.last
+        rows, tokens, positions = self.trainer.counts
         self._meter.step(rows=rows, tokens=tokens, positions=positions, loss=None)
 
 
@@ -142,8 +156,11 @@ def main() -> None:
         seed=settings["seed"],
     )
     collator = Collator(kind, settings.get("pad", 0))
-    callback = Metered(collator, meter(settings.get("device", "cpu")))
-    Trainer(MODELS[kind](settings), arguments, train_dataset=rows, data_collator=collator, callbacks=[callback]).train()
+    callback = Metered(meter(settings.get("device", "cpu")))
+    callback.trainer = CountingTrainer(
+        MODELS[kind](settings), arguments, train_dataset=rows, data_collator=collator, callbacks=[callback]
+    )
+    callback.trainer.train()
 
 
 if __name__ == "__main__":
