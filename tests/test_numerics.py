@@ -147,7 +147,9 @@ def steps_with(
 
     filler = {"x": torch.zeros(1, 4)}
     task = SimpleNamespace(
-        recipe=SimpleNamespace(seed=1, optim=OptimConfig(), loop=LoopConfig(max_steps=3)),
+        recipe=SimpleNamespace(
+            seed=1, optim=OptimConfig(), loop=LoopConfig(max_steps=3), data=SimpleNamespace(mix=None)
+        ),
         filler=lambda: filler,
         split=whole,
         memory=lambda rows: None,

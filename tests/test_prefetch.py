@@ -73,7 +73,8 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, steps: list[list[Any]], *, pause: 
     task = SimpleNamespace(
         filler=lambda: batch_of(0), memory=lambda rows: None, split=lambda batch, parts: [batch],
         recipe=SimpleNamespace(
-            seed=1, optim=SimpleNamespace(adversarial=SimpleNamespace(kind="none")), loop=SimpleNamespace(compile=False)
+            seed=1, optim=SimpleNamespace(adversarial=SimpleNamespace(kind="none")),
+            loop=SimpleNamespace(compile=False), data=SimpleNamespace(mix=None),
         ),
     )  # fmt: skip
     runtime: Any = SimpleNamespace(engine=SimpleNamespace(objective=None), device=torch.device("cpu"))
