@@ -8,6 +8,7 @@ killed, or that write the same block, do no harm. The cache of fsspec has no lim
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -16,11 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows: processes may fetch a block twice
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("rankzero")
 
@@ -87,7 +83,7 @@ class BlockCache:
     @contextlib.contextmanager
     def claimed(self, key: str, block: int) -> Iterator[None]:
         """Let one process of the machine fetch a block, while others wait and then find it in the cache."""
-        if not self._usable or fcntl is None:
+        if not self._usable:
             yield
             return
         number = int.from_bytes(hashlib.blake2b(f"{key} {block}".encode(), digest_size=2).digest(), "big") % LOCKS

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # tasks import this module, also where no model is made
+    import torch
+    from torch import Tensor
 
 IGNORED = -100  # the label of an ignored position
 _current: GroupLosses | None = None
@@ -24,6 +26,8 @@ class GroupLosses:
     """
 
     def __init__(self, number: int, device: torch.device) -> None:
+        import torch
+
         self.sums = torch.zeros(number, dtype=torch.float64, device=device)
         self.complete = True
         self._numbers = torch.arange(number, device=device)[:, None]
@@ -55,7 +59,7 @@ class GroupLosses:
         if len(losses) == len(self._rows) != len(self._labels) and self._seen == len(losses):
             groups, self._seen = self._rows, len(self._labels)
         if len(groups) == len(losses):  # else `end` finds that they are no labels of this micro-batch
-            self.sums += torch.where(groups == self._numbers, losses.double(), 0.0).sum(1)
+            self.sums += losses.double().where(groups == self._numbers, 0.0).sum(1)
 
     def add_each(self, loss_of: Callable[[Tensor], Tensor], labels: Tensor) -> None:
         """Add a loss that is a function of all labels: for each group that of its labels alone."""
@@ -91,8 +95,7 @@ def collecting(groups: GroupLosses | None) -> Iterator[None]:
 def report(losses: Tensor) -> None:
     """Report the losses (n,) of the next labels, or of all rows."""
     if _current is not None:
-        with torch.no_grad():
-            _current.add(losses.detach())
+        _current.add(losses.detach())
 
 
 def total(losses: Tensor) -> Tensor:

@@ -171,11 +171,8 @@ class MicroBatches(PredictionRows):
 
     def label_rows(self, batch: Batch) -> Tensor:
         """Return (N,) int64: the row of each label, in the order of the flattened labels."""
-        import torch
-
         labels = batch["labels"]
-        rows = torch.arange(len(labels), device=labels.device)
-        return rows.repeat_interleave(labels.numel() // len(labels))
+        return labels.new_ones(labels.shape).cumsum(0).sub(1).flatten()
 
     def targets_by_corpus(self, batch: Batch) -> list[float]:
         """Return `targets` of the rows of each corpus of `data.mix`."""

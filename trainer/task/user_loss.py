@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import user_code
 from trainer.errors import UsageError
+from trainer.models import loss_groups
 from trainer.recipe import Recipe
 from trainer.recipe.sections import is_changed
 from trainer.task.base import Batch, Task
@@ -42,8 +43,6 @@ def with_loss(task: type[Task], name: str) -> type[Task]:
         )
 
     def loss(self: Task, model: nn.Module, batch: Batch) -> Tensor:
-        from trainer.models import loss_groups
-
         logits, labels = self.logits(model, batch).float(), batch["labels"]
         value: Any = function(logits, labels)
         if getattr(value, "ndim", None) != 0:

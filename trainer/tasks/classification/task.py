@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Label, Roles, Text
 from trainer.errors import DataError
+from trainer.models import loss_groups
 from trainer.models.hf_config import config_json, label_maps
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row, Texts
 from trainer.task.metrics import Metric
@@ -190,7 +191,6 @@ class Classification(CalibratedTask):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         import torch.nn.functional as F
 
-        from trainer.models import loss_groups
         from trainer.tasks.classification.losses import focal_cross_entropy
 
         weights, gamma = self.class_weights(), self.settings.focal_gamma

@@ -10,6 +10,7 @@ from pydantic import Field
 from trainer.data.target_tokenizer import TARGET, target_of
 from trainer.data.tokenizer_files import with_template
 from trainer.errors import UsageError
+from trainer.models import loss_groups
 from trainer.recipe.sections import LossSection
 from trainer.task.attention import attention_row
 from trainer.task.base import IGNORED, SHOWN, Batch, Example, Record, Task, Texts
@@ -134,8 +135,6 @@ class Translation(Pairs, Task):
         return rows[1].padded(model(batch["src"], batch["trg_in"], rows=rows))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        from trainer.models import loss_groups
-
         rows = _rows_of(batch)
         if rows is None:
             return super().loss(model, batch)

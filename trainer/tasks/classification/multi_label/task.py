@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Roles
+from trainer.models import loss_groups
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.multi_label.metric_specs import SPECS
@@ -67,8 +68,6 @@ class MultiLabel(Classification):
     # -- loss ------------------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        from trainer.models import loss_groups
-
         logits, weights = self.logits(model, batch).float(), self.class_weights()
         positive = None if weights is None else logits.new_tensor(weights)
         losses = self._losses(logits, batch["labels"], positive, self.smoothing, self.settings.focal_gamma)

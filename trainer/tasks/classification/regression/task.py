@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.data.roles import Number, Roles
 from trainer.errors import CheckpointError
+from trainer.models import loss_groups
 from trainer.task.base import IGNORED, Assessed, Batch, Example, Record, Row
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.regression.metric_specs import SPECS
@@ -129,8 +130,6 @@ class Regression(Classification):
     # -- loss and predictions --------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        from trainer.models import loss_groups
-
         losses = self._losses(self.logits(model, batch).float(), batch["labels"])
         return loss_groups.total(losses * batch["weights"] if self.weighted else losses)
 
