@@ -390,8 +390,9 @@ def test_a_rank_that_dies_or_hangs_costs_a_restart_and_no_bit(
     assert ended.returncode == 0, ended.stderr
     [event] = events(tmp_path / "run")
     assert re.match(reason, event["reason"]), event
-    assert (event["step"], event["exit_code"]) == (6, 1)
-    assert "restart 1 of 2 in 0.5 s from the checkpoint of step 6" in ended.stderr
+    assert event["exit_code"] == 1
+    assert event["step"] in (3, 6), "step 6 may not be written yet on a busy disk"
+    assert f"restart 1 of 2 in 0.5 s from the checkpoint of step {event['step']}" in ended.stderr
     assert (status(tmp_path / "run")["attempt"], status(tmp_path / "run")["state"]) == (2, "finished")
     assert left_behind(tmp_path) == []
     world = 1 if config == "debug" else 2
