@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -64,6 +65,25 @@ def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
         seed_for(seed, at, of, part)
 
     module.seed_for = wrapped  # type: ignore[assignment]
+
+
+def arm(point: str, nth: int, then: Callable[[], Any]) -> Callable[[], None]:
+    """From now on the nth call of a function does `then` first. Returns what undoes it."""
+    from trainer import tensors
+    from trainer.engine import saving
+
+    owners: dict[str, Any] = {"saving": saving, "tensors": tensors, "os": os, "Path": Path, "shutil": shutil}
+    owner, name = owners[point.partition(".")[0]], point.partition(".")[2]
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*arguments: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == nth:
+            then()
+        return original(*arguments, **more)
+
+    setattr(owner, name, wrapped)
+    return lambda: setattr(owner, name, original)
 
 
 def one_decay_group() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -250,3 +251,16 @@ def lane_setups(draw: st.DrawFn) -> LaneSetup:
 @st.composite
 def places(draw: st.DrawFn, lanes: int) -> Place:
     return Place(draw(st.integers(1, lanes)), draw(st.integers(0, 3)), draw(st.integers(1, 3)))
+
+
+def resume_anywhere(data: st.DataObject, world: LaneSetup) -> None:
+    """Stop a run up to three times, resume it on other ranks, and compare with an uninterrupted one."""
+    expected = uninterrupted(world)
+    stops = data.draw(st.lists(st.integers(1, max(1, len(expected))), min_size=1, max_size=3, unique=True).map(sorted))
+    state, found = start(world), []
+    with simulated_processes():
+        for begin, end in itertools.pairwise([0, *stops]):
+            part, state = run(world, state, data.draw(places(world.plan.lanes)), end - begin)
+            found += part
+        part, _ = run(world, state, data.draw(places(world.plan.lanes)))
+    assert found + part == expected

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooks import arm
 
 from trainer.engine import checkpoint, saving
 from trainer.errors import CheckpointError
@@ -79,28 +80,6 @@ POINTS = (
     "shutil.rmtree",
     "Path.mkdir",
 )
-
-
-def arm(point: str, nth: int, then: Callable[[], Any]) -> Callable[[], None]:
-    """From now on the nth call of a function does `then` first. Returns what undoes it."""
-    owners: dict[str, Any] = {
-        "saving": saving,
-        "tensors": checkpoint.tensors,
-        "os": os,
-        "Path": Path,
-        "shutil": checkpoint.shutil,
-    }
-    owner, name = owners[point.partition(".")[0]], point.partition(".")[2]
-    original, calls = getattr(owner, name), [0]
-
-    def wrapped(*arguments: Any, **more: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == nth:
-            then()
-        return original(*arguments, **more)
-
-    setattr(owner, name, wrapped)
-    return lambda: setattr(owner, name, original)
 
 
 def died_in_save(folder: Path, point: str, nth: int, step: int) -> bool:

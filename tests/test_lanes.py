@@ -21,7 +21,7 @@ from lane_helpers import (
     caption_lengths,
     lane_setups,
     one_shard,
-    places,
+    resume_anywhere,
     run,
     simulated_processes,
     start,
@@ -70,16 +70,7 @@ def test_lanes_finish_an_epoch_together(world: LaneSetup) -> None:
 @given(st.data())
 def test_steps_are_the_same_after_any_resumes_anywhere(data: st.DataObject) -> None:
     """Up to three resumes, each on other ranks, loader processes and fusing, through JSON: rows and bookmarks agree."""
-    world = data.draw(lane_setups())
-    expected = uninterrupted(world)
-    stops = data.draw(st.lists(st.integers(1, max(1, len(expected))), min_size=1, max_size=3, unique=True).map(sorted))
-    state, found = start(world), []
-    with simulated_processes():
-        for begin, end in itertools.pairwise([0, *stops]):
-            part, state = run(world, state, data.draw(places(world.plan.lanes)), end - begin)
-            found += part
-        part, _ = run(world, state, data.draw(places(world.plan.lanes)))
-    assert found + part == expected
+    resume_anywhere(data, data.draw(lane_setups()))
 
 
 @pytest.mark.parametrize("epoch", [0, 1])

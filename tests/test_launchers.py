@@ -110,7 +110,7 @@ def test_two_machines_make_the_steps_of_one(recipe: Path, tmp_path: Path) -> Non
 
 
 def test_words_reach_the_hosts_as_they_were_typed(tmp_path: Path) -> None:
-    """A stand-in for ssh runs the command of each host in a shell of its own, as sshd does."""
+    """A fake ssh runs the command of each host in a separate shell, as sshd does."""
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/bash\nhost=${*: -2:1}\nbash -c "${*: -1}" | sed "s/^/$host /"\n')
     python = tmp_path / "a python"

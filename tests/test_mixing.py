@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lane_helpers import PROPERTY, Item, LaneSetup, Memory, Place, Step, encode, places, run, simulated_processes, start
+from lane_helpers import (
+    PROPERTY,
+    Item,
+    LaneSetup,
+    Memory,
+    Place,
+    Step,
+    encode,
+    resume_anywhere,
+    run,
+    start,
+    uninterrupted,
+)
 
 from trainer.data.lanes import Bookmark, LanePlan, LaneServer
 from trainer.data.mixing import Mixture
@@ -188,10 +200,6 @@ def mixes(draw: st.DrawFn) -> MixSetup:
     )
 
 
-def uninterrupted(world: MixSetup) -> list[Step]:
-    return run(world, start(world), Place())[0]
-
-
 @settings(PROPERTY, max_examples=100)
 @given(mixes())
 def test_every_block_of_every_lane_has_its_quotas(world: MixSetup) -> None:
@@ -214,22 +222,13 @@ def test_every_block_of_every_lane_has_its_quotas(world: MixSetup) -> None:
 @given(st.data())
 def test_steps_are_the_same_after_any_resumes_anywhere(data: st.DataObject) -> None:
     """Up to three resumes, each on other ranks and loader processes, through JSON: rows and bookmarks agree."""
-    world = data.draw(mixes())
-    expected = uninterrupted(world)
-    stops = data.draw(st.lists(st.integers(1, max(1, len(expected))), min_size=1, max_size=3, unique=True).map(sorted))
-    state, found = start(world), []
-    with simulated_processes():
-        for begin, end in itertools.pairwise([0, *stops]):
-            part, state = run(world, state, data.draw(places(world.plan.lanes)), end - begin)
-            found += part
-        part, _ = run(world, state, data.draw(places(world.plan.lanes)))
-    assert found + part == expected
+    resume_anywhere(data, data.draw(mixes()))
 
 
 @settings(PROPERTY, max_examples=60)
 @given(mixes())
 def test_a_pass_over_a_corpus_uses_each_row_once(world: MixSetup) -> None:
-    """How often a row was used: as often as its lane went through its corpus, which bookmarks tell."""
+    """How often a row was used: as often as its lane went through its corpus, by the bookmarks."""
     steps = uninterrupted(world)
     used = Counter(row for step in steps for ids in step.ids.values() for row in ids)
     turns = [[place[0] for place in mark["position"]["corpora"]] for mark in steps[-1].bookmarks if mark["position"]]

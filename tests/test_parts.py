@@ -22,6 +22,7 @@ from slow import slow_except
 from torch import Tensor
 
 from trainer import tensors
+from trainer.data_parallel import run_on_main
 from trainer.engine import checkpoint, parts, saving
 from trainer.engine.parts import Exchange, deal
 from trainer.errors import CheckpointError
@@ -115,18 +116,13 @@ class Rank:
         dist.gather_object(value, values)
         return values
 
-    def on_main(self, work: Callable[[], Any]) -> Any:
-        result, error = None, None
-        if self.main:
-            try:
-                result = work()
-            except Exception as caught:
-                error = caught
-        values = [(result, error)]
+    def broadcast(self, value: Any) -> Any:
+        values = [value]
         dist.broadcast_object_list(values)
-        if values[0][1] is not None:
-            raise values[0][1]
-        return values[0][0]
+        return values[0]
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        return run_on_main(self.main, work, self.broadcast)
 
     def heartbeat(self, where: str) -> None:
         pass
@@ -230,19 +226,6 @@ def test_ranges_that_do_not_make_a_tensor_are_an_error(tmp_path: Path) -> None:
 POINTS = ("tensors._write_file", "tensors._bytes_of", "tensors._flush", "saving._describe", "saving.flush")
 
 
-def arm(point: str, nth: int, then: Callable[[], Any]) -> None:
-    owner, name = {"tensors": tensors, "saving": saving}[point.partition(".")[0]], point.partition(".")[2]
-    original, calls = getattr(owner, name), [0]
-
-    def wrapped(*arguments: Any, **more: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == nth:
-            then()
-        return original(*arguments, **more)
-
-    setattr(owner, name, wrapped)
-
-
 KILLS = [(point, rank, 2) for point in POINTS[:-1] for rank in (0, 1)] + [("saving.flush", 0, 1)]
 
 
@@ -256,7 +239,7 @@ def test_a_rank_that_dies_in_a_save_leaves_the_checkpoint_before(
     def work(rank: Rank) -> None:
         save(rank, folder, 10)
         if rank.rank == dies:
-            arm(point, nth, lambda: os._exit(77))
+            hooks.arm(point, nth, lambda: os._exit(77))
         save(rank, folder, 20)
 
     ended = Ranks(2, tmp_path, work)
@@ -281,7 +264,7 @@ def test_a_full_disk_on_any_rank_is_an_error_of_all(tmp_path: Path, point: str, 
     def work(rank: Rank) -> None:
         save(rank, folder, 10)
         if rank.rank == (0 if point == "saving.flush" else fails):
-            arm(point, 1, full)
+            hooks.arm(point, 1, full)
         save(rank, folder, 20)
 
     ended = Ranks(3, tmp_path, work)

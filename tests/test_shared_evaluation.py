@@ -19,7 +19,7 @@ WINDOW = 40
 
 
 class Sum:
-    """The sum over threads that stand for ranks."""
+    """The sum over threads, one for each rank."""
 
     def __init__(self, ranks: int) -> None:
         self._parts: list[list[int]] = []

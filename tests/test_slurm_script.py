@@ -104,8 +104,8 @@ def test_a_dead_rank_is_restarted_in_place(go: Callable[..., Any], tiny_job: Cal
         (tiny_job().run / "checkpoints" / f"step-{step}" / "manifest.json").touch()
     went = go((137, "running", 3), (1, "failed", 5, 1), (0, "finished", 9, 0))
     events = RunDir(tiny_job().run).read_restarts()
-    told = [(event["by"], event["step"], event["ranks"], event["exit_code"]) for event in events]
-    assert told == [("job 7", 100000008, 1, 1)] * 2
+    recorded = [(event["by"], event["step"], event["ranks"], event["exit_code"]) for event in events]
+    assert recorded == [("job 7", 100000008, 1, 1)] * 2
     assert [event["reason"] for event in events] == [
         "the ranks ended with 1 at step 3",
         "the ranks ended with 1 at step 5",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -40,3 +40,24 @@ class DataParallel:
         """Return this rank's share of `items`, as many on every rank: None where there is none left."""
         for first in range(0, len(items), self.size):
             yield items[first + self.rank] if first + self.rank < len(items) else None
+
+
+def run_on_main(main: bool, work: Callable[[], Any], broadcast: Callable[[Any], Any]) -> Any:
+    """Run `work()` on rank zero. Return its result, or raise its error, on all ranks.
+
+    Args:
+        main: whether this rank is rank zero.
+        work: called on rank zero only.
+        broadcast: returns rank zero's value on all ranks.
+    """
+    result, error = None, None
+    if main:
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+    result, error = broadcast((result, error))
+    if error is not None:
+        error.everywhere = True
+        raise error
+    return result

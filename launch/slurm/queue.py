@@ -114,8 +114,8 @@ def no_requeue(partition: str | None) -> str:
     """Return the setting by which SLURM does not requeue jobs of a partition. Empty if it does, or is not known."""
     if not here():
         return ""
-    told = call(["scontrol", "show", "config"]).stdout
-    found = re.findall(r"^(JobRequeue|PreemptMode)\s*=\s*(\S+)", told, re.MULTILINE)
+    settings = call(["scontrol", "show", "config"]).stdout
+    found = re.findall(r"^(JobRequeue|PreemptMode)\s*=\s*(\S+)", settings, re.MULTILINE)
     config: dict[str, str] = {"JobRequeue": "1", "PreemptMode": "OFF"} | dict(found)
     if config["JobRequeue"] == "0":
         return "JobRequeue=0"

@@ -65,7 +65,7 @@ def free_port(first: int = 26000) -> int:
 @dataclass(frozen=True)
 class Cluster:
     """What it is made of; `folder` holds all of it. `gpus` per node are faked: device files that are /dev/null. With a
-    `network` each node has an address of its own, and knows no name but its own, as 127.0.1.1 (so Debian writes it).
+    `network` each node has a separate address, and knows no name but its own, as 127.0.1.1 (so Debian writes it).
     Without `requeues` pre-empted jobs are cancelled, and jobs are not requeued unless they ask for it. `grace` is the
     time in seconds between a pre-emption and its signal to end."""
 

@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.errors import UsageError
+from trainer.data.remote import environment_number
 
 log = logging.getLogger("rankzero")
 
@@ -127,13 +127,8 @@ def block_cache() -> BlockCache:
     Raises:
         UsageError: RANKZERO_CACHE_GB is not a number.
     """
-    folder, size = os.environ.get(FOLDER), os.environ.get(SIZE)
-    try:
-        limit = DEFAULT_GB if size is None else float(size)
-    except ValueError:
-        limit = -1.0
-    if not 0 <= limit < float("inf"):
-        raise UsageError(f"{SIZE}={size!r}: a number of gigabytes is needed, or 0 for no cache")
+    folder = os.environ.get(FOLDER)
+    limit = environment_number(SIZE, DEFAULT_GB, "a number of gigabytes is needed, or 0 for no cache")
     place = (folder, limit)
     if place not in _caches:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rankzero" / "blocks"

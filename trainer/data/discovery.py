@@ -77,7 +77,7 @@ def own_root(data: DataConfig) -> Root | None:
 
 
 def refuse_prepared(data: DataConfig) -> None:
-    """Raise a DataError for a prepared corpus as a part of a mixture: its token ids are those of its own tokenizer."""
+    """Raise a DataError for a prepared corpus as a part of a mixture: its token ids belong to another tokenizer."""
     if (root := own_root(data)) is not None and root.prepared() is not None:
         raise DataError(f"data.root={data.root!r} is a prepared corpus: set it to the original files")
 

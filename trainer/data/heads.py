@@ -20,6 +20,7 @@ from trainer.data.discovery import Shard
 from trainer.data.formats import is_local
 from trainer.data.sniffing import Form
 from trainer.data.sources import Row, Source, damaged, embedded_count
+from trainer.errors import RankzeroError
 
 THREADS = 32  # files that are open at once
 FILE_ROWS = 100  # rows that are read of a file, at least: opening it takes longer than reading them
@@ -108,6 +109,8 @@ def rows_of(shard: Shard) -> int | None:
                 return _arrow_rows(shard.urls[0], file)
             with pq.ParquetFile(file) as parquet:
                 return int(parquet.metadata.num_rows)
+    except RankzeroError:
+        raise
     except Exception as error:  # a store may raise anything about this file
         raise damaged(shard, 0, error) from error
 

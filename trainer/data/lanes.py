@@ -83,7 +83,7 @@ class MicroBatch:
     """Rows of one lane (of several, if fused) at one step, with the bookmark that follows.
 
     Attributes:
-        left: what the first micro-batch of a block says of rows that are left out, where a tally is kept. A lane that
+        left: the rows of a block that are left out, in its first micro-batch, where a tally is kept. A lane that
             ends with such rows only has a last micro-batch without examples.
         left_out: rows that are left out, spread evenly over the micro-batches of their block.
     """
@@ -103,7 +103,7 @@ class Block:
 
     Attributes:
         position, next_position: of the stream at `start` and at `end`.
-        left: counts of the rows of a mixture, without those of which it has none yet. None: no counts.
+        left: counts of the rows of a mixture, without those that it does not have yet. None: no counts.
     """
 
     start: int

@@ -59,14 +59,23 @@ def patience() -> float:
     Raises:
         UsageError: the environment variable is not a number of seconds.
     """
-    value = os.environ.get(SECONDS)
+    return environment_number(SECONDS, PATIENCE, "a number of seconds is needed, or 0 for a single attempt")
+
+
+def environment_number(name: str, default: float, needed: str) -> float:
+    """Return a number from 0 in an environment variable.
+
+    Raises:
+        UsageError: it is something else; the message says what is needed.
+    """
+    text = os.environ.get(name)
     try:
-        seconds = PATIENCE if value is None else float(value)
+        number = default if text is None else float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise UsageError(f"{SECONDS}={value!r}: a number of seconds is needed, or 0 for a single attempt")
-    return seconds
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise UsageError(f"{name}={text!r}: {needed}")
+    return number
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from trainer.data import formats
 from trainer.data.formats import is_local
+from trainer.data.remote import version_of
 from trainer.errors import DataError, StoreError
 
 log = logging.getLogger("rankzero")
@@ -33,11 +34,6 @@ _BACKUP = re.compile(
     r".*~\d*|#.*#|~\$.*|_(started|committed)_\d+|.*\.(bak|backup|old|orig|rej|sw[a-p]|tmp|temp|part|partial|crdownload"
     r"|incomplete|lock|crc|md5|sha1|sha256|rpmsave|save)",
     re.IGNORECASE,
-)
-# Keys of what stores say about a file that change with its content, the surest first (S3, Azure, GCS, the Hub, …).
-VERSIONS = (
-    *("ETag", "etag", "md5Hash", "content_md5", "checksum", "blob_id", "mtime", "LastModified"),
-    *("updated", "last_modified", "modified", "timeModified", "created"),
 )
 _WILDCARDS = re.compile(r"\[[^]]*\]|[*?]+")
 _STATE = "state.json"  # of `save_to_disk`
@@ -192,8 +188,7 @@ class Root:
         """Return what the store says about the content of a file: its etag or checksum, or when it was modified."""
         if is_local(self.system):  # a listing has the time of a link, not of its file
             return f"mtime {Path(self.path, name).stat().st_mtime_ns}"
-        info = self._info(name)
-        return next((f"{key} {info[key]}" for key in VERSIONS if info.get(key) is not None), None)
+        return version_of(self._info(name))
 
     def _info(self, name: str) -> dict[str, Any]:
         if name not in self._listed:

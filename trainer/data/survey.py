@@ -279,7 +279,7 @@ def is_counted(row: Row, data: DataConfig, split: str) -> bool:
 
 
 def count_reason(counts: Counter[str], row: BadRow, number: int = 1) -> None:
-    """Count what is wrong with a bad row. Only REASONS different ones are told apart."""
+    """Count what is wrong with a bad row. Only REASONS different ones are counted separately."""
     add_reason(counts, row.reason if row.column is None else f"column {row.column!r} {row.reason}", number)
 
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from trainer.cpu_info import EMULATED, bf16_arithmetic, cores
 from trainer.data.counter_rng import key
+from trainer.data_parallel import run_on_main
 from trainer.engine import rendezvous
 from trainer.engine.engines import Engine, EngineOptions, make_engine, running_engine
 from trainer.engine.host_group import HostGroup
@@ -105,18 +106,12 @@ class Runtime:
 
     def on_main(self, work: Callable[[], Any]) -> Any:
         """Run `work()` on rank zero. Return its result, or raise its error, on all ranks. All ranks."""
-        result, error = None, None
-        if self.main:
-            try:
-                with self.watchdog.working_alone() if self.watchdog else nullcontext():
-                    result = work()
-            except Exception as caught:
-                error = caught
-        result, error = self.broadcast((result, error))
-        if error is not None:
-            error.everywhere = True
-            raise error
-        return result
+
+        def alone() -> Any:
+            with self.watchdog.working_alone() if self.watchdog else nullcontext():
+                return work()
+
+        return run_on_main(self.main, alone, self.broadcast)
 
     # -- stopping --------------------------------------------------------------------------------------------------
 

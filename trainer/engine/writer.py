@@ -14,6 +14,7 @@ from typing import Any, cast
 import psutil
 from torch import Tensor
 
+from trainer.data_parallel import run_on_main
 from trainer.engine.host_group import HostGroup
 from trainer.engine.parts import Content, Exchange, deal
 from trainer.engine.runtime import Runtime
@@ -32,17 +33,7 @@ class Background(Ranks):
         self.main, self.rank, self._world, self._group = runtime.main, runtime.rank, runtime.world, HostGroup()
 
     def on_main(self, work: Callable[[], Any]) -> Any:
-        result, error = None, None
-        if self.main:
-            try:
-                result = work()
-            except Exception as caught:
-                error = caught
-        result, error = self._group.broadcast((result, error))
-        if error is not None:
-            error.everywhere = True
-            raise error
-        return result
+        return run_on_main(self.main, work, self._group.broadcast)
 
     def gather(self, value: Any) -> list[Any] | None:
         return self._group.gather(value, self._world, self.main)
