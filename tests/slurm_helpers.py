@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -89,7 +90,9 @@ def site_of(folder: Path, **cluster: Any) -> Iterator[Submitter]:
     corpus = write_corpus(folder / "corpus", test=40)
     recipe = write_recipe(folder / "my recipe.yaml", corpus, loop={"max_steps": 120, "log_every": 1})
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as state:  # sockets: a short name
-        made = slurm.Cluster(Path(state), kill_wait=60, port=slurm.free_port(), **cluster)
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        port = slurm.free_port(26000 + 1000 * (worker % 4))  # two workers that look at once would find the same ports
+        made = slurm.Cluster(Path(state), kill_wait=60, port=port, **cluster)
         made.start()
         try:
             yield Submitter(made, folder, recipe)

@@ -42,6 +42,7 @@ class Starts:
         self.ranks: list[int] = []
         self.pauses: list[float] = []
         self.note: dict[str, Any] | None = None
+        self.launcher_codes: list[int] = []
 
     def __call__(self, argv: Sequence[str], ranks: int) -> Ended:
         self.argv.append([*argv])
@@ -56,7 +57,7 @@ class Starts:
         (self.run / "status.json").write_text(json.dumps(said))
         if self.note:
             (self.run / "failed-rank.json").write_text(json.dumps(self.note))
-        return Ended(code, self.stopped)
+        return Ended(self.launcher_codes.pop(0) if self.launcher_codes else code, self.stopped)
 
     def wait(self, seconds: float) -> bool:
         self.pauses.append(seconds)
@@ -106,6 +107,14 @@ def test_other_codes_are_the_result(tmp_path: Path, code: int) -> None:
     starts = Starts(tmp_path, (None, code))
     assert starts.go(3) == code
     assert not events(tmp_path)
+
+
+def test_a_killed_launcher_is_started_again_though_its_ranks_have_saved(tmp_path: Path) -> None:
+    starts = Starts(tmp_path, (4, 75), (None, 0))
+    starts.launcher_codes = [-9, 0]
+    assert starts.go(1) == 0
+    [event] = events(tmp_path)
+    assert (event["step"], event["reason"], event["exit_code"]) == (4, restarts.KILLED, 1)
 
 
 def test_a_failure_after_a_signal_is_the_result(tmp_path: Path) -> None:
@@ -377,14 +386,14 @@ def left_behind(folder: Path) -> list[list[str]]:
     ("config", "number", "reason"),
     [
         ("cpu", signal.SIGKILL, r"rank 1 \(process \d+\) was killed by SIGKILL|a rank died"),
-        ("cpu", signal.SIGSTOP, r"rank 1 \(process \d+ on .*\) made no progress for 10 s"),
+        ("cpu", signal.SIGSTOP, r"rank 1 \(process \d+ on .*\) made no progress for 25 s"),
         ("debug", signal.SIGKILL, "the started process was killed by SIGKILL"),
     ],
 )
 def test_a_rank_that_dies_or_hangs_costs_a_restart_and_no_bit(
     recipe: Path, tmp_path: Path, config: str, number: int, reason: str
 ) -> None:
-    hang = 10 if number == signal.SIGSTOP else 600
+    hang = 25 if number == signal.SIGSTOP else 600
     words = ("--config", config, "--restarts", "2", f"launch.hang_seconds={hang}")
     ended = rankzero_train(tmp_path, recipe, number, *words)
     assert ended.returncode == 0, ended.stderr

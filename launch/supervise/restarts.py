@@ -4,6 +4,7 @@
 |---|---|
 | a rank ran out of memory | at once again, with the micro-batches in more parts |
 | with 1: a rank died, hung or lost its connection | again after a pause, within `--restarts` (`RestartPolicy`) |
+| because its launcher was killed, also if the ranks then saved and ended with 75 | likewise |
 | with 0, 2 to 6 or 75, or after a signal to this process | that is the result of the run |
 
 Each restart is a line of restarts.jsonl in the run directory.
@@ -59,9 +60,9 @@ def run_with_restarts(
         if restart_needed(run_dir, code) and (note := _memory_of(run)) != memory:  # else the start did not read it
             memory = note
             _record(run, ranks=failures.ranks, reason=_reason(run_dir, before, code), exit_code=code, pause=0.0)
-        elif code != RANK_DIED or not failures.policy.limit:
+        elif not (code == RANK_DIED or (code == PREEMPTED and ended.code < 0)) or not failures.policy.limit:
             return code
-        elif not _prepared(run, failures, _reason(run_dir, before, code), wait):
+        elif not _prepared(run, failures, _reason(run_dir, before, code) if code == RANK_DIED else KILLED, wait):
             return _last_code(run_dir, code)
         if read_status(run_dir) not in (None, first):  # the restart resumes, once the earlier run is set aside
             argv = [word for word in argv if word != "--fresh"]

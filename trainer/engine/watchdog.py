@@ -112,8 +112,9 @@ class Watchdog:
     # -- the thread ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        published = None
-        while not self._stop.wait(min(2.0, self._step_limit / 10)):
+        published, wait = None, 0.0  # at once: a rank that is stopped early has to be known
+        while not self._stop.wait(wait):
+            wait = min(2.0, self._step_limit / 10)
             progress = {"count": self._count, "where": self._where, "step": self._step, "alone": self._alone}
             if progress != published:
                 published = progress
