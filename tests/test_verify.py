@@ -98,8 +98,10 @@ def test_engines_make_the_same_steps_with(switch: str, recipe: Path, tmp_path: P
     bed = testbed.make_testbed(load_recipe(recipe, SWITCHES[switch]), tmp_path, hook)
     small = load_recipe(bed.recipe)
     assert small == load_recipe(bed.recipe, SWITCHES[switch]), "verify must not reset what it is to verify"
-    engines = [Setup("single", 1), Setup("ddp", 2), Setup("zero2", 2), Setup("fsdp2", 2)]
-    checks = check_engines(bed, engines if switch != "compile" else [engines[1], engines[3]], on_gpus=False)
+    engines = [Setup("fsdp2", 2)]  # minutes for each; tests/test_layers.py trains compiled layers on every engine
+    if switch != "compile":
+        engines += [Setup("single", 1), Setup("ddp", 2), Setup("zero2", 2)]
+    checks = check_engines(bed, engines, on_gpus=False)
     assert [check for check in checks if check.status != "passed"] == []
 
 
