@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from slow import slow_except
 
 from trainer.engine.engines import BUCKET, deepspeed_config
+from trainer.engine.engines.zero_config import limit_gathered
 from trainer.errors import UsageError
 
 pytestmark = pytest.mark.ranks
@@ -261,3 +262,12 @@ def test_a_deepspeed_file_may_add_but_not_change_the_step() -> None:
     assert deepspeed_config(2, "bf16", 4, 0.5)["zero_optimization"]["reduce_bucket_size"] == BUCKET
     with pytest.raises(UsageError, match="zero_quantized_nontrainable_weights must be false"):
         deepspeed_config(3, "bf16", 4, 0.5, {"zero_optimization": {"zero_quantized_nontrainable_weights": True}})
+
+
+def test_zero3_keeps_a_quarter_of_a_model_gathered_unless_a_file_says_otherwise() -> None:
+    limits = []
+    for parameters in (1_000_000, 400_000_000, 70_000_000_000):
+        limit_gathered(zero := {"stage": 3, "stage3_max_reuse_distance": 7}, parameters)
+        assert zero["stage3_max_reuse_distance"] == 7
+        limits.append(zero["stage3_max_live_parameters"])
+    assert limits == [BUCKET, 100_000_000, 1_000_000_000]

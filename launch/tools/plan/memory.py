@@ -12,12 +12,12 @@ from typing import Any
 from launch.configs import describe
 from launch.tools.plan.trace import Trace, Tracer, peak_of
 from trainer.data_parallel import DataParallel
-from trainer.engine.engines import BUCKET
+from trainer.engine.engines import BUCKET, gathered_limit
 from trainer.engine_specs import ENGINES, EngineSpec
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 FULL = 4  # bytes of an fp32 value
-AHEAD, KEPT = 50_000_000, 500_000_000  # elements that ZeRO-3 gathers ahead and keeps (DeepSpeed's defaults)
+AHEAD = 50_000_000  # elements that ZeRO-3 gathers ahead (DeepSpeed's default)
 LIBRARIES, LIBRARIES_BF16 = 50_000_000, 75_000_000  # bytes of a CPU rank besides tensors, and more in bf16: measured
 
 
@@ -153,7 +153,7 @@ class Configuration:
         parts["buffers"] = self._bucket * (zero in (0, 3) or not self._on_cpu)
         if zero == 3:
             large = layout.elements - layout.small
-            parts["buffers"] += self._width * (min(large, KEPT + AHEAD) + min(large, AHEAD))
+            parts["buffers"] += self._width * (min(large, gathered_limit(layout.elements) + AHEAD) + min(large, AHEAD))
         elif "parameters" in self._spec.shards:  # outside of layers, a layer as it arrives and as it is used, gradients
             parts["buffers"] += self._width * (layout.outside + 2 * layout.layer) + FULL * layout.layer
         copy = FULL * min(layout.trained, BUCKET) if zero else 0
@@ -169,7 +169,11 @@ class Configuration:
         layout, gathered = self._layout, self._layout.elements
         average = self._average * (not self._spec.never_complete)
         if "parameters" in self._spec.shards:  # for the forward, and again for the backward unless they are kept
-            again = max(0, layout.elements - KEPT) if self._zero else layout.elements - layout.outside
+            again = (
+                max(0, layout.elements - gathered_limit(layout.elements))
+                if self._zero
+                else layout.elements - layout.outside
+            )
             gathered, reduced = self._passes * (layout.elements + again), FULL * layout.trained
         else:
             reduced = 2 * FULL * layout.trained

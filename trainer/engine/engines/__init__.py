@@ -10,11 +10,11 @@ from trainer.engine.engines.base import Engine, EngineOptions
 from trainer.engine.engines.ddp import DDPEngine
 from trainer.engine.engines.fsdp import FSDPEngine
 from trainer.engine.engines.single import SingleEngine
-from trainer.engine.engines.zero_config import BUCKET, deepspeed_config
+from trainer.engine.engines.zero_config import BUCKET, deepspeed_config, gathered_limit
 from trainer.engine_specs import ENGINES, EngineSpec
 from trainer.errors import UsageError
 
-__all__ = ["BUCKET", "Engine", "EngineOptions", "deepspeed_config", "make_engine", "running_engine"]
+__all__ = ["BUCKET", "Engine", "EngineOptions", "deepspeed_config", "gathered_limit", "make_engine", "running_engine"]
 
 
 def make_engine(name: str, options: EngineOptions) -> Engine:

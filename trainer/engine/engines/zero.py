@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from trainer.engine.engines.base import STEP, Engine, Update, common_step, moment_names
-from trainer.engine.engines.zero_config import deepspeed_config, read_config_file
+from trainer.engine.engines.zero_config import deepspeed_config, limit_gathered, read_config_file
 from trainer.errors import UsageError
 from trainer.optim.clipping import idle_groups
 from trainer.tensors import Distributed, ShardedTensor
@@ -66,6 +66,9 @@ class ZeroEngine(Engine):
 
     def prepare(self, objective: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         exact = self._partition(objective) if self._stage == 3 else {}
+        if exact:
+            zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+            limit_gathered(zero, sum(self.shape(p).numel() for p in exact))
         super().prepare(objective, model, optimizer)
         self._frozen = {p: part for p, part in exact.items() if not p.requires_grad}
         self._engine = self.accelerator.deepspeed_engine_wrapped.engine

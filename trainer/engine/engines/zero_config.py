@@ -15,6 +15,7 @@ from trainer.errors import UsageError
 
 FIRST_SCALE = 16  # fp16 losses begin at 2**16, as in torch's scaler
 BUCKET = 50_000_000  # gradients that are reduced together, 200 MB. DeepSpeed's default takes 2 GB for any model
+MOST_GATHERED = 1_000_000_000  # parameters under ZeRO-3: DeepSpeed's default
 
 
 def deepspeed_config(
@@ -47,6 +48,20 @@ def deepspeed_config(
         if stage > 1:  # at stage 1 this would choose another optimizer (BF16_Optimizer) than ZeRO's
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
+
+
+def gathered_limit(parameters: int) -> int:
+    """Return how many parameters of a model with so many ZeRO-3 keeps gathered: a quarter, within limits.
+
+    DeepSpeed's default is 10^9: a smaller model would be complete on every rank in each step.
+    """
+    return min(MOST_GATHERED, max(BUCKET, parameters // 4))
+
+
+def limit_gathered(zero: dict[str, Any], parameters: int) -> None:
+    """Set the limits of gathered parameters in the section `zero_optimization` where the user's file sets none."""
+    for key in ("stage3_max_live_parameters", "stage3_max_reuse_distance"):
+        zero.setdefault(key, gathered_limit(parameters))
 
 
 def read_config_file() -> dict[str, Any]:
