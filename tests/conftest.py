@@ -110,10 +110,14 @@ def write_recipe(path: Path, root: Path, **sections: dict[str, Any]) -> Path:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let the processes of pytest-xdist begin with the longest files, so that both end at about one time.
 
-    These are the jobs of a real cluster, which mostly wait, and files that start many ranks.
+    These are the jobs of a real cluster, which mostly wait, and files that start many ranks. A test with a time limit
+    of its own starts about twenty.
     """
     if hasattr(config, "workerinput"):
-        starts = Counter(item.path for item in items if item.get_closest_marker("ranks"))
+        starts: Counter[Path] = Counter()
+        for item in items:
+            if item.get_closest_marker("ranks"):
+                starts[item.path] += 20 if item.get_closest_marker("timeout") else 1
         items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, -starts[item.path]))
 
 
