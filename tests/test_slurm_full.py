@@ -146,7 +146,7 @@ def test_preempted_by_a_partition_of_higher_priority(
     assert site.job(number)["Restarts"] == "1"
     step = agrees(site.run("preempted"), uninterrupted, after=at)
     head = re.findall(r"ranks meet at (\S+):", site.log(number))[0]
-    assert head == (site.cluster.network.address(1) if where == "islands" else "node1")
+    assert head == (site.cluster.network.address(1) if where == "partitioned_site" else "node1")
     log_time(
         f"pre-emption, proctrack/{site.cluster.proctrack}, ranks meet at {head}: the urgent job began after "
         f"{waited:.0f} s, ours went on from step {at}; the same at step {step}"
