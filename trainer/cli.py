@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.completion import config_names, recipe_keys, recipe_names, run_directories
 from trainer.cpu_info import cores
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
@@ -26,15 +27,24 @@ from trainer.evaluation.predictions import write_predictions
 from trainer.export.benchmark_table import show
 from trainer.init_recipe.command import init_command
 from trainer.rank_env import clean_environment
+from trainer.recipe_commands import recipes_command
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
 from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers, table_console
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file", autocompletion=recipe_names
+    ),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4 seed=2")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4 seed=2", autocompletion=recipe_keys),
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="a run directory", autocompletion=run_directories)
+]
 RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="run directory (default runs/NAME)")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="start from step 0; an existing run is kept under another name")]
 AllowChange = Annotated[list[str] | None, typer.Option("--allow-change", metavar="KEY", help="may differ from before")]
@@ -47,7 +57,12 @@ ResumeFrom = Annotated[
         "--resume-from", metavar="URL", help="begin with the newest checkpoint of a mirror (loop.mirror/NAME)"
     ),
 ]
-Config = Annotated[str | None, typer.Option("--config", metavar="NAME", help="an Accelerate config: name or path")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="NAME", help="an Accelerate config: name or path", autocompletion=config_names
+    ),
+]
 
 app = typer.Typer(
     name="trainer",
@@ -167,7 +182,7 @@ def bench(
 
 @app.command("report")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories", autocompletion=run_directories)],
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
     index: Annotated[
         Path | None, typer.Option("--index", metavar="FILE", help="only write a page that links the runs' reports")
@@ -188,7 +203,10 @@ def report(
 
 @app.command("ensemble")
 def ensemble(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="run directories of classifiers")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="run directories of classifiers", autocompletion=run_directories),
+    ],
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="writes the averaged predictions")] = None,
 ) -> None:
@@ -244,27 +262,7 @@ app.command("embed", cls=TextCommand)(embed_command)
 app.command("init")(init_command)
 
 
-@app.command("recipes")
-def recipes(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[show NAME]", help="print a shipped recipe; default: list all")
-    ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
-) -> None:
-    """List the shipped recipes, print one of them, or print the JSON Schema of a recipe."""
-    from trainer.recipe_loading import SHIPPED, Recipe, find_recipe
-
-    if schema:
-        print(json.dumps(Recipe.model_json_schema(), indent=2))
-        return
-    if words:
-        if len(words) != 2 or words[0] != "show":
-            raise UsageError(f"recipes {' '.join(words)}: allowed are `recipes` and `recipes show NAME`")
-        print(find_recipe(words[1]).read_text(encoding="utf-8"), end="")
-        return
-    for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        print(f"{path.stem:20s} {first.removeprefix('#').strip()}")
+app.command("recipes")(recipes_command)
 
 
 def api() -> Any:

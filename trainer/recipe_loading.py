@@ -105,7 +105,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
             problems.append("optim.schedule: plateau needs data.validation, which is null")
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)))
+        raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)), sorted(problems))
 
 
 def _mix_problems(recipe: BaseRecipe, roles: Roles) -> list[str]:
