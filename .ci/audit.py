@@ -2,8 +2,8 @@
 
     python .ci/audit.py constraints.txt
 
-pip-audit asks the advisory service of PyPI about each pin. It ends with 1 both for problems and for its own errors; this
-program tells them apart by its output.
+pip-audit asks the advisory service of PyPI about each pin. It ends with 1 both for problems and for its own errors.
+This program distinguishes them by the output.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def main(pins: str) -> int:
         print(textwrap.fill(text[:240], 116, initial_indent="    ", subsequent_indent="    "))
     for package in skipped:
         print(f"{package['name']:24s} not checked: {package['skip_reason']}")
-    print(f"audit: {len(packages) - len(skipped)} packages checked, {len(found)} known problems, {len(skipped)} not checked")
+    checked = len(packages) - len(skipped)
+    print(f"audit: {checked} packages checked, {len(found)} known problems, {len(skipped)} not checked")
     if found:
         return 1
     return NOT_CHECKED if skipped and len(skipped) == len(packages) else 0

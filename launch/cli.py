@@ -16,7 +16,17 @@ from launch.tools.lint.command import lint_command
 from launch.tools.plan.command import plan_command
 from launch.tools.verify.command import verify_command
 from trainer import cli
-from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, ResumeFrom, RunOption
+from trainer.cli_arguments import (
+    AllowChange,
+    Config,
+    Debug,
+    Fresh,
+    Overrides,
+    Profile,
+    RecipeArgument,
+    ResumeFrom,
+    RunOption,
+)
 from trainer.errors import UsageError
 from trainer.run_options import Options, run_path
 

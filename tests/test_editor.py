@@ -1,4 +1,4 @@
-"""Support for editors and shells: the JSON Schema, copies of recipes, questions, completion. Checks are in test_lint."""
+"""Support for editors and shells: JSON Schema, copies of recipes, questions, completion. See test_lint, too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from launch.cli import app
 from trainer.data.root import Root
 from trainer.errors import UsageError
 from trainer.recipe import read_yaml
-from trainer.recipe.editor import LINE, SCHEMA, SHIPPED_LINE, schema_text
+from trainer.recipe.schema import schema_text
+from trainer.recipe_editor import LINE, SCHEMA, SHIPPED_LINE
 from trainer.recipe_loading import SHIPPED, Recipe, load_recipe
 
 UPDATE = "RANKZERO_UPDATE_GOLDEN"
@@ -145,8 +146,9 @@ def test_the_language_server_of_editors_reads_the_line(here: Path) -> None:
             document = {"uri": uri, "languageId": "yaml", "version": 1, "text": content}
             server.send("textDocument/didOpen", {"textDocument": document})
             found = server.until(
-                lambda one, uri=uri: one.get("method") == "textDocument/publishDiagnostics"
-                and one["params"]["uri"] == uri
+                lambda one, uri=uri: (
+                    one.get("method") == "textDocument/publishDiagnostics" and one["params"]["uri"] == uri
+                )
             )
             diagnostics[name] = [one["message"] for one in found["params"]["diagnostics"]]
         assert diagnostics["good"] == []
@@ -222,7 +224,11 @@ def test_nothing_is_asked_without_a_terminal(here: Path) -> None:
 
 def completed(*words: str) -> list[str]:
     """Return what bash gets for the last word, from a process as a shell starts it."""
-    variables = {"_RANKZERO_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    variables = {
+        "_RANKZERO_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
     code = "import sys; sys.argv = ['rankzero']; from launch.cli import main; main()"
     environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)

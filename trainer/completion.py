@@ -1,4 +1,4 @@
-"""Words that a shell completes: names of recipes, configs and run directories, keys of a recipe. Standard library only."""
+"""Words that a shell completes: recipes, configs, run directories and keys of a recipe. Standard library only."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from trainer.completion import SHIPPED, recipe_names
+from trainer.completion import SCHEMA, SHIPPED, recipe_names
 from trainer.errors import UsageError
+from trainer.recipe_editor import without_line, write_with_schema
 
 USES = "`recipes`, `recipes show NAME` and `recipes copy NAME [FILE]`"
 
@@ -31,8 +32,6 @@ def recipes_command(
     force: Annotated[bool, typer.Option("--force", help="copy: overwrite the file")] = False,
 ) -> None:
     """List the shipped recipes, print or copy one of them, or print the JSON Schema of a recipe."""
-    from trainer.recipe.editor import SCHEMA, without_line
-
     if schema:
         print(SCHEMA.read_text(encoding="utf-8"), end="")
         return
@@ -54,8 +53,6 @@ def recipes_command(
 
 
 def _copy(text: str, target: Path, force: bool) -> None:
-    from trainer.recipe.editor import write_with_schema
-
     if target.suffix not in (".yaml", ".yml"):
         raise UsageError(f"recipes copy: {target}: the name of a recipe ends in .yaml")
     if target.exists() and not force:

@@ -17,6 +17,7 @@ from trainer.models.configs import MODEL_CONFIGS
 from trainer.models.families.positions import CONCATENATED, not_concatenated
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides, read_yaml, recipe_class
+from trainer.recipe.bleu_tokenizers import problem_of
 from trainer.task.base import Task
 from trainer.task.registry import load_task, roles_of, task_class, task_classes
 from trainer.task.user_loss import loss_problems
@@ -93,7 +94,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
         problems.append(f"data.columns.{role}: no role of task {task.kind}; {_role_hint(role, recipe, roles)}")
     problems += _mix_problems(recipe, roles)
     problems += _model_problems(recipe, task) or task.problems(recipe)
-    problems += loss_problems(recipe)
+    problems += loss_problems(recipe) + _evaluation_problems(recipe, task)
     problems += _adapter_problems(recipe) + _padding_problems(recipe, task)
     if stopping.metric not in task.metrics:
         known = ", ".join(sorted(task.metrics))
@@ -106,6 +107,15 @@ def check_recipe(recipe: BaseRecipe) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)), sorted(problems))
+
+
+def _evaluation_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
+    """Return what the evaluation needs and does not have: before the training, not after it."""
+    problem = problem_of(recipe.evaluation.bleu_tokenizer)
+    found = [] if problem is None else [problem]
+    if recipe.evaluation.document_column is not None and not task.scores_documents:
+        found.append(f"evaluation.document_column: task {task.kind} does not score texts; leave it out")
+    return found
 
 
 def _mix_problems(recipe: BaseRecipe, roles: Roles) -> list[str]:

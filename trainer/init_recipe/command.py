@@ -15,6 +15,7 @@ from trainer.data.language import in_words
 from trainer.errors import UsageError
 from trainer.init_recipe.questions import ask
 from trainer.init_recipe.render import render, scalar
+from trainer.recipe_editor import write_with_schema
 from trainer.redaction import redacted
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def init_command(
 ) -> None:
     """Look at the rows of a file, a folder or a data set of the Hub, and write a commented recipe for them."""
     from trainer.init_recipe.build import draft
-    from trainer.recipe.editor import write_with_schema
     from trainer.recipe_loading import Recipe, check_recipe
 
     found = draft(path, kind, overrides or [])

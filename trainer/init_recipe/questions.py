@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from trainer.init_recipe.build import Draft
 
 
-def ask(
-    found: Draft, target: Path, redraft: Callable[[str | None, Sequence[str]], Draft]
-) -> tuple[Draft, Path]:
+def ask(found: Draft, target: Path, redraft: Callable[[str | None, Sequence[str]], Draft]) -> tuple[Draft, Path]:
     """Ask for task, columns, model, length and epochs, and return the recipe for the answers and its file.
 
     Args:

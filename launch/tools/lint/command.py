@@ -15,7 +15,7 @@ from trainer.errors import UsageError
 def lint_command(
     recipes: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE...", help="names of shipped recipes, or YAML files", autocompletion=recipe_names),
+        typer.Argument(metavar="RECIPE...", help="shipped recipes or YAML files", autocompletion=recipe_names),
     ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of every recipe")

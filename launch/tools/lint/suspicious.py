@@ -66,9 +66,15 @@ def _schedule(recipe: Recipe) -> Warnings:
     if steps is None:
         return
     if optim.warmup_steps >= steps:
-        yield "optim.warmup_steps", f"{optim.warmup_steps:,} of loop.max_steps={steps:,} steps: the rate never reaches lr"
+        yield (
+            "optim.warmup_steps",
+            f"{optim.warmup_steps:,} of loop.max_steps={steps:,} steps: lr is never reached",
+        )
     if isinstance(loop.eval_every, int) and loop.eval_every > steps and recipe.data.validation is not None:
-        yield "loop.eval_every", f"{loop.eval_every:,} is more than loop.max_steps={steps:,}: one evaluation, at the end"
+        yield (
+            "loop.eval_every",
+            f"{loop.eval_every:,} exceeds loop.max_steps={steps:,}: one evaluation, at the end",
+        )
     if isinstance(loop.save_every, int) and loop.save_every > steps and "save_every" in loop.model_fields_set:
         yield "loop.save_every", f"{loop.save_every:,} is more than loop.max_steps={steps:,}: a killed run starts again"
 
@@ -77,7 +83,10 @@ def _batches(recipe: Recipe) -> Warnings:
     data = recipe.data
     rows, tokens, length = data.rows_per_batch, data.tokens_per_batch, data.max_length
     if rows and tokens and rows * data.padded(length) < tokens and "tokens_per_batch" in data.model_fields_set:
-        yield "data.tokens_per_batch", f"has no effect: {rows} rows of {length} tokens are {rows * data.padded(length):,}"
+        yield (
+            "data.tokens_per_batch",
+            f"no effect: {rows} rows of {length} tokens are {rows * data.padded(length):,}",
+        )
     name = getattr(recipe.model, "weights", None)
     longest = longest_input(name) if name else None
     if longest and length > longest:
