@@ -233,7 +233,7 @@ def completed(*words: str) -> list[str]:
     environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return [line for line in done.stdout.splitlines() if line]
 
 
 def test_words_are_completed(here: Path) -> None:

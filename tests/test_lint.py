@@ -65,11 +65,11 @@ def test_shipped_recipes_lack_nothing_but_their_data(name: str, monkeypatch: pyt
         ("lr: 1e-3", "learning_rate: 1e-3", (12, 3), 2, "optim.learning_rate: unknown key; use optim.lr"),
         ("lr: 1e-3", "lr: -1", (12, 3), 2, "optim.lr: Input should be greater than 0 (got -1)"),
         ("labels: [a, b]", "labels: [a, a]", (3, 30), 2, "task.labels"),
-        ("{max_steps: 100}", "{max_steps: 1, early_stopping: {metric: bleu}}", (13, 22), 2, "'bleu' is unknown"),
+        ("{max_steps: 100}", "{max_steps: 1, early_stopping: {metric: bleu}}", (13, 39), 2, "'bleu' is unknown"),
         ("train: train.csv", "train: trian.csv", (6, 3), 3, "data.train: 'trian.csv': no file matches"),
         ("root: .", "root: nowhere", (5, 3), 3, "data.root: '"),
         ("validation: 0.2", "validation: val.csv", (7, 3), 3, "nearest: train.csv"),
-        ("labels: [a, b]}", "labels: [a, b]", (4, 5), 2, "not valid YAML"),
+        ("labels: [a, b]}", "labels: [a, b]", (4, 1), 2, "not valid YAML"),
         ("  lr: 1e-3", "  lr: 1e-3\n  lr: 2e-3", (13, 3), 2, "duplicate key 'lr'"),
     ],
 )  # fmt: skip
@@ -108,7 +108,8 @@ def test_suspicious_values_are_warnings(old: str, new: str, key: str, words: str
 
 
 def test_metric_without_validation() -> None:
-    found = check(GOOD.replace("  validation: 0.2\n", "").replace("100}", "100, early_stopping: {metric: accuracy}}"))
+    early = "{max_steps: 100, early_stopping: {metric: accuracy}}"
+    found = check(GOOD.replace("  validation: 0.2\n", "").replace("{max_steps: 100}", early))
     assert [finding.key for finding in found] == ["loop.early_stopping.metric"]
 
 
