@@ -39,7 +39,9 @@ def main(pins: str) -> int:
     print(f"audit: {checked} packages checked, {len(found)} known problems, {len(skipped)} not checked")
     if found:
         return 1
-    return NOT_CHECKED if skipped and len(skipped) == len(packages) else 0
+    if checked == 0:
+        print("audit: NOTHING WAS CHECKED: the index here has no advisories", file=sys.stderr)
+    return 0 if checked else NOT_CHECKED
 
 
 if __name__ == "__main__":
