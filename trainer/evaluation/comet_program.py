@@ -4,17 +4,20 @@ Standard input: {"model": FILE, "batch_size": n, "rows": [{"src", "mt", "ref"}, 
 scores, because libraries print to standard output.
 """
 
+from __future__ import annotations
+
 import json
 import pathlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 
-def main():
+def main() -> dict[str, Any]:
     job = json.load(sys.stdin)
     try:
         import torch
-        from comet import load_from_checkpoint
+        from comet import load_from_checkpoint  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         return {"missing": str(error)}
     model = load_from_checkpoint(job["model"])
