@@ -12,6 +12,7 @@ DEMO_CONFIG ?= $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null
 OUT ?= runs/golden.json
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TOOLS := .venv-tools
+WHEEL_PYTHON ?= $(PYTHON)
 # two test files at a time; JOBS=0 for one process, in which a debugger works
 JOBS ?= 2
 TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -74,8 +75,8 @@ wheel: setup ## the wheel, dist/rankzero-VERSION-py3-none-any.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
-wheel-test: wheel ## train, evaluate, export and predict with the wheel alone. Another Python: PYTHON=/path/to/python3.13
-	.ci/wheel-test $(PYTHON) dist/rankzero-$(VERSION)-py3-none-any.whl
+wheel-test: wheel ## train, export and predict with the wheel alone. WHEEL_PYTHON=/path/to/python3.13 for another Python
+	.ci/wheel-test $(WHEEL_PYTHON) dist/rankzero-$(VERSION)-py3-none-any.whl
 
 test-lowest: $(TOOLS)/.ready ## tests with the lowest versions that pyproject.toml allows (torch: the pin). ARGS for other tests
 	.ci/test-lowest $(PYTHON) $(TOOLS)/bin/uv $(ARGS)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comet_helpers import comet_model, comet_python
+from typer.testing import CliRunner
 
+from launch.cli import app
 from trainer import predict
 from trainer.api import evaluate, synthesize, train
 from trainer.data.root import Root
@@ -101,3 +104,29 @@ def test_an_evaluation_with_documents_and_another_tokenizer(reverse: Path, tmp_p
     scores = evaluate(run, overrides=words)
     assert scores["documents"] == 2 and 0 <= scores["document_chrf"] <= 100
     assert "tok:char" in scores["signature"] and scores["rows"] == len(rows)
+
+
+@pytest.mark.ranks
+def test_evaluate_with_comet_reads_the_predictions_that_are_there(reverse: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reverse, run)
+    folder = run / "evaluation/test"
+    before = json.loads((folder / "metrics.json").read_text())
+    predictions = folder / "predictions.jsonl"
+    rows = rows_of(predictions)
+    rows[0]["prediction"] = rows[0]["target"]  # a score of 1 x 0.5, which another evaluation would replace
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    places = ["--comet-python", str(comet_python(tmp_path)), "--comet-model", str(comet_model(tmp_path))]
+    done = CliRunner().invoke(app, ["evaluate", str(run), "--with", "comet", *places])
+    assert done.exception is None, done.exception
+    scores = json.loads(done.stdout)
+    assert scores["comet"] >= 0.5 / 8 and scores["comet_model"] == "Unbabel/wmt22-comet-da"
+    assert {key: scores[key] for key in before} == before
+    assert "COMET" in (folder / "report.html").read_text(encoding="utf-8")
+    assert rows_of(predictions) == rows
+    again = evaluate(run)
+    assert "comet" not in again, "the score was of other predictions"
+    for words, message in (
+        (["--with", "bleurt"], "--with bleurt: allowed is comet"), (places[:2], "are for --with comet"),
+    ):  # fmt: skip
+        assert message in str(CliRunner().invoke(app, ["evaluate", str(run), *words]).exception)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sacrebleu
+from comet_helpers import comet_model, comet_python
 from sacrebleu.metrics import CHRF
 
 from trainer.errors import DataError, RankError, UsageError
@@ -25,35 +26,6 @@ from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
 
 ROWS = [("ein hund", "a dog", "a dog"), ("zwei katzen", "two cat", "two cats"), ("drei", "tree", "three")]
-
-# The interface of unbabel-comet 2.2: comet.load_from_checkpoint(path).predict(samples, batch_size, gpus) -> Prediction,
-# a dict with attributes. The score is the share of words of the reference that the translation has.
-COMET = """
-import json, sys
-
-class Prediction(dict):
-    def __getattr__(self, name):
-        return self[name]
-
-class Model:
-    def __init__(self, factor):
-        self.factor = factor
-
-    def predict(self, samples, batch_size=16, gpus=1, devices=None, mc_dropout=0, progress_bar=True, num_workers=None):
-        assert gpus == 0 and all(set(sample) == {"src", "mt", "ref"} for sample in samples), samples
-        print("Predicting DataLoader 0: 100%")  # as Lightning does
-        scores = [
-            self.factor * len(set(s["mt"].split()) & set(s["ref"].split())) / len(s["ref"].split()) for s in samples
-        ]
-        return Prediction(scores=scores, system_score=sum(scores) / len(scores))
-
-def load_from_checkpoint(checkpoint_path, reload_hparams=False, strict=False, local_files_only=False):
-    content = open(checkpoint_path).read()
-    if content == "broken":
-        raise RuntimeError("invalid magic number; corrupt file?")
-    return Model(float(content))
-"""
-TORCH = "class cuda:\n    @staticmethod\n    def is_available():\n        return False\n"
 
 
 def records() -> list[dict[str, Any]]:
@@ -76,24 +48,12 @@ def run(tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """An interpreter that has comet and torch, and nothing of this environment."""
-    packages = tmp_path / "comet-env"
-    for name, text in (("comet", COMET), ("torch", TORCH)):
-        (packages / name).mkdir(parents=True)
-        (packages / name / "__init__.py").write_text(text)
-    interpreter = tmp_path / "comet-python"
-    base = getattr(sys, "_base_executable", sys.executable)
-    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {base} -S "$@"\n')
-    interpreter.chmod(0o755)
-    return interpreter
+    return comet_python(tmp_path)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    path = tmp_path / "hub/models--Unbabel--wmt22-comet-da/snapshots/371e/checkpoints/model.ckpt"
-    path.parent.mkdir(parents=True)
-    path.write_text("0.5")
-    return path
+    return comet_model(tmp_path)
 
 
 def test_comet_scores_the_predictions_of_a_split(run: RunDir, python: Path, model: Path) -> None:
