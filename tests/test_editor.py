@@ -21,7 +21,8 @@ from trainer.data.root import Root
 from trainer.errors import UsageError
 from trainer.recipe import read_yaml
 from trainer.recipe.schema import schema_text
-from trainer.recipe_editor import LINE, SCHEMA, SHIPPED_LINE
+from trainer.recipe_editor import LINE, SHIPPED_LINE
+from trainer.recipe_files import SCHEMA
 from trainer.recipe_loading import SHIPPED, Recipe, load_recipe
 
 UPDATE = "RANKZERO_UPDATE_GOLDEN"

@@ -14,7 +14,7 @@ from trainer.rundir import RunDir
 def comet(
     run: str | Path, *, split: str = "test", python: Path | None = None, model: Path | None = None
 ) -> dict[str, Any]:
-    """Score predictions.jsonl of a split with COMET in an environment of its own. Return metrics.json.
+    """Score predictions.jsonl of a split with COMET in a separate environment. Return metrics.json.
 
     Args:
         python: interpreter of that environment; default: the variable RANKZERO_COMET_PYTHON.

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.recipe_files import SCHEMA, SHIPPED
+
 PACKAGE = Path(__file__).parent
-SHIPPED = PACKAGE / "recipe" / "shipped"
 CONFIGS = (PACKAGE.parent / "launch" / "accelerate_configs", PACKAGE.parent / "accelerate_configs")
-SCHEMA = PACKAGE / "recipe" / "rankzero.schema.json"
 RUN_FILES = ("recipe.yaml", "manifest.json", "status.json")  # a run directory has one of them, at least
 MOST_DEPTH = 3  # of run directories below the folder that is typed
 

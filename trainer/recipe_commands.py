@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from trainer.completion import SCHEMA, SHIPPED, recipe_names
+from trainer.completion import recipe_names
 from trainer.errors import UsageError
 from trainer.recipe_editor import without_line, write_with_schema
+from trainer.recipe_files import SCHEMA, SHIPPED, find_recipe
 
 USES = "`recipes`, `recipes show NAME` and `recipes copy NAME [FILE]`"
 
@@ -36,8 +37,6 @@ def recipes_command(
         print(SCHEMA.read_text(encoding="utf-8"), end="")
         return
     if words:
-        from trainer.recipe_loading import find_recipe
-
         action, *names = words
         if action not in ("show", "copy") or not names or len(names) > (2 if action == "copy" else 1):
             raise UsageError(f"recipes {' '.join(words)}: allowed are {USES}")

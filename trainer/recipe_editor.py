@@ -1,12 +1,12 @@
-"""The published JSON Schema of a recipe, and the line of a recipe that tells editors where its copy is."""
+"""The published JSON Schema of a recipe, and the line of a recipe with which editors find its copy."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from trainer.completion import SCHEMA
 from trainer.files import write_atomically
+from trainer.recipe_files import SCHEMA
 
 SHIPPED_LINE = f"# yaml-language-server: $schema=../{SCHEMA.name}"  # of recipes in recipe/shipped
 LINE = f"# yaml-language-server: $schema={SCHEMA.name}"  # of a recipe with the schema next to it

@@ -25,7 +25,8 @@ from trainer.stages import file_facts
 from trainer.task.base import Line, Record, Task
 
 SUFFIX = ".provenance.json"  # of the file next to the rows
-DECODING = ("beam_size", "length_penalty", "max_length_factor", "generation")  # settings that change predictions
+# Keys of evaluation that change no prediction.
+NO_SETTINGS = ("splits", "max_rows", "tokens_per_batch", "metrics", "bootstrap", "bleu_tokenizer", "document_column")
 
 
 class Remembered:
@@ -90,7 +91,7 @@ def write_synthetic(
             "name": task.recipe.name, "step": run.stages().get("model", {}).get("step"),
             "recipe_sha256": file_facts(run.recipe)["sha256"], "weights": weight_hashes(run),
         },
-        "backend": backend, "settings": task.recipe.evaluation.model_dump(mode="json", include=set(DECODING)),
+        "backend": backend, "settings": task.recipe.evaluation.model_dump(mode="json", exclude=set(NO_SETTINGS)),
         "rankzero": version("rankzero"),
     }  # fmt: skip
     write_json(out.with_name(out.name + SUFFIX), document)

@@ -1,4 +1,4 @@
-"""COMET (Rei et al. 2020): quality of translations by a trained model, in a Python environment of its own.
+"""COMET (Rei et al. 2020): quality of translations by a trained model, in a separate Python environment.
 
 The package unbabel-comet pins other versions of torch, numpy and transformers, so it cannot be installed with rankzero.
 Its interpreter and the checkpoint of its model are options or variables; without them the score is skipped with the
