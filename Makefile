@@ -1,7 +1,8 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench image
+.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench image \
+	wheel wheel-test test-lowest audit sbom
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +10,9 @@ READY := $(VENV)/.ready
 # bf16 where the processor computes in it: elsewhere it is imitated, slower than fp32
 DEMO_CONFIG ?= $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo cpu_bf16 || echo cpu)
 OUT ?= runs/golden.json
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TOOLS := .venv-tools
+WHEEL_PYTHON ?= $(PYTHON)
 # two test files at a time; JOBS=0 for one process, in which a debugger works
 JOBS ?= 2
 TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -28,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'make setup: needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv), or PYTHON=…'; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,adapters,torchao,track,deepspeed,docs,s3]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,adapters,torchao,track,deepspeed,docs,s3,ja]'
 	@touch $@
 
 demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to reports, ONNX and int8; about ten minutes
@@ -65,7 +69,31 @@ docs: setup ## the documentation site in site/; broken links fail
 	@echo site/index.html
 
 image: ## a Docker image with every engine, rankzero:VERSION
-	docker build --tag rankzero:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) .
+	docker build --tag rankzero:$(VERSION) .
+
+wheel: setup ## the wheel, dist/rankzero-VERSION-py3-none-any.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+wheel-test: wheel ## train, export and predict with the wheel alone. WHEEL_PYTHON=/path/to/python3.13 for another Python
+	.ci/wheel-test $(WHEEL_PYTHON) dist/rankzero-$(VERSION)-py3-none-any.whl
+
+test-lowest: $(TOOLS)/.ready ## tests with the lowest versions that pyproject.toml allows (torch: the pin). ARGS for other tests
+	.ci/test-lowest $(PYTHON) $(TOOLS)/bin/uv $(ARGS)
+
+audit: $(TOOLS)/.ready ## known security problems of the pinned packages; 1: some, 3: the advisory service was not reached
+	$(TOOLS)/bin/python .ci/audit.py constraints.txt
+
+sbom: setup $(TOOLS)/.ready ## a CycloneDX list of what .venv has, dist/rankzero-VERSION.cdx.json
+	@mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-format JSON --output-file dist/rankzero-$(VERSION).cdx.json $(BIN)/python
+	@echo dist/rankzero-$(VERSION).cdx.json
+
+$(TOOLS)/.ready: .ci/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet -r .ci/tools.txt
+	@touch $@
 
 bench: setup ## data path, training step and fine-tuning against others, half an hour on a quiet machine; needs RANKZERO_DATA
 	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json

@@ -18,6 +18,14 @@ ROOT = Path(__file__).parent.parent
 PART = re.compile(r"<!-- generate: ([\w-]+) ?(\S*) -->\n(?:> .*\n?)*")
 
 
+def on_files(files: Any, *, config: Any) -> None:
+    """Publish the JSON Schema of a recipe next to the pages."""
+    from mkdocs.structure.files import File
+
+    text = (ROOT / "trainer/recipe/rankzero.schema.json").read_text(encoding="utf-8")
+    files.append(File.generated(config, "rankzero.schema.json", content=text))
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in the generated parts of a page."""
     return PART.sub(lambda m: "\n".join([*GENERATORS[m[1]](m[2]), ""]), markdown)

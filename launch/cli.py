@@ -12,10 +12,21 @@ from launch.local import RestartOptions, start
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
 from launch.tools.doctor.command import doctor_command
+from launch.tools.lint.command import lint_command
 from launch.tools.plan.command import plan_command
 from launch.tools.verify.command import verify_command
 from trainer import cli
-from trainer.cli import AllowChange, Config, Debug, Fresh, Overrides, Profile, RecipeArgument, ResumeFrom, RunOption
+from trainer.cli_arguments import (
+    AllowChange,
+    Config,
+    Debug,
+    Fresh,
+    Overrides,
+    Profile,
+    RecipeArgument,
+    ResumeFrom,
+    RunOption,
+)
 from trainer.errors import UsageError
 from trainer.run_options import Options, run_path
 
@@ -33,7 +44,6 @@ MinRanks = Annotated[
 app = typer.Typer(
     name="rankzero",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Train Transformers on any number of ranks with the same steps, and export checked models.",
 )
@@ -137,6 +147,7 @@ def _arguments() -> list[str]:
 
 app.command("verify")(verify_command)
 app.command("plan")(plan_command)
+app.command("lint")(lint_command)
 app.command("doctor")(doctor_command)
 app.command("submit")(submit_command)
 app.command("status")(status_command)

@@ -132,7 +132,9 @@ def test_generated_parts_are_explained_on_the_raw_page(page: Path) -> None:
     assert "<!-- generate" not in made
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "benchmarks/README.md", "slurm/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "slurm/README.md"]
+)
 def test_links_of_pages_outside_of_the_site_resolve(name: str) -> None:
     """`mkdocs build --strict` (make docs) checks those of the site."""
     path = ROOT / name

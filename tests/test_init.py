@@ -26,6 +26,7 @@ from trainer.init_recipe.lengths import Lengths
 from trainer.init_recipe.render import render, scalar
 from trainer.models import suggested
 from trainer.recipe import read_yaml
+from trainer.recipe_editor import SHIPPED_LINE
 from trainer.recipe_loading import SHIPPED, load_recipe
 from trainer.task.registry import roles_of
 
@@ -453,7 +454,8 @@ def test_the_tutorial_shows_the_actual_output(here: Path) -> None:
 
 def test_recipes_show() -> None:
     run = CliRunner()
-    assert run.invoke(app, ["recipes", "show", "imdb"]).stdout == (SHIPPED / "imdb.yaml").read_text(encoding="utf-8")
+    text = (SHIPPED / "imdb.yaml").read_text(encoding="utf-8")
+    assert run.invoke(app, ["recipes", "show", "imdb"]).stdout == text.replace(f"{SHIPPED_LINE}\n", "")
     for words, message in ((["show", "imbd"], "did you mean 'imdb'"), (["shwo", "imdb"], "recipes show NAME")):
         done = run.invoke(app, ["recipes", *words])
         assert isinstance(done.exception, UsageError) and message in str(done.exception)

@@ -10,8 +10,10 @@ from family_helpers import tiny_model
 from torch import nn
 
 from trainer.errors import UsageError
-from trainer.optim.optimizers import build_optimizer, set_rates, unused_keys
+from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.recipe.sections import OptimConfig
+from trainer.recipe.unused import unused_keys
+from trainer.recipe_loading import load_recipe
 
 
 class Tiny(nn.Module):
@@ -206,23 +208,28 @@ def test_a_head_has_a_separate_rate() -> None:
             build_optimizer(model, OptimConfig(**wanted))
 
 
-def test_unused_keys() -> None:
-    assert unused_keys(OptimConfig()) == []
-    assert unused_keys(OptimConfig(name="adamw", momentum=0.9, nesterov=True, ratio=10.0)) == [
+def unused(optim: OptimConfig) -> list[str]:
+    recipe = load_recipe("demo-translation").model_copy(update={"optim": optim})
+    return [key.removeprefix("optim.") for key in unused_keys(recipe)]
+
+
+def test_unused() -> None:
+    assert unused(OptimConfig()) == []
+    assert unused(OptimConfig(name="adamw", momentum=0.9, nesterov=True, ratio=10.0)) == [
         "momentum",
         "nesterov",
         "ratio",
     ]
-    assert unused_keys(OptimConfig(name="sgd", momentum=0.9, betas=(0.9, 0.98), eps=1e-9)) == ["betas", "eps"]
+    assert unused(OptimConfig(name="sgd", momentum=0.9, betas=(0.9, 0.98), eps=1e-9)) == ["betas", "eps"]
     triangular = OptimConfig(schedule="slanted_triangular", warmup_steps=10, cut_fraction=0.2)
-    assert unused_keys(triangular) == ["warmup_steps"]
-    assert unused_keys(OptimConfig(plateau={"patience": 3})) == ["plateau"]
-    assert unused_keys(OptimConfig(schedule="plateau", plateau={"patience": 3})) == []
-    assert unused_keys(OptimConfig(averaging={"kind": "last", "last": 3, "decay": 0.9})) == ["averaging.decay"]
-    assert unused_keys(OptimConfig(averaging={"kind": "ema", "decay": 0.9})) == []
+    assert unused(triangular) == ["warmup_steps"]
+    assert unused(OptimConfig(plateau={"patience": 3})) == ["plateau"]
+    assert unused(OptimConfig(schedule="plateau", plateau={"patience": 3})) == []
+    assert unused(OptimConfig(averaging={"kind": "last", "last": 3, "decay": 0.9})) == ["averaging.decay"]
+    assert unused(OptimConfig(averaging={"kind": "ema", "decay": 0.9})) == []
 
 
 def test_a_resolved_recipe_gives_no_notes() -> None:
     """It writes all defaults out, which the user never set."""
     resolved = OptimConfig.model_validate(OptimConfig().model_dump())
-    assert unused_keys(resolved) == []
+    assert unused(resolved) == []

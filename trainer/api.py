@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from trainer import user_code
+from trainer.comet_stage import comet as comet
 from trainer.data.hub_datasets import pinned
 from trainer.data.paths import MISSING, value_at
 from trainer.data.prepare import prepare as write_corpus
@@ -33,6 +34,7 @@ from trainer.report_stages import attempt, card_stage, reason_of, refresh_report
 from trainer.run import run_recipe
 from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir
+from trainer.synthetic import Remembered, write_synthetic
 from trainer.task.base import Line
 from trainer.task.registry import make_task, roles_of
 from trainer.tasks.classification.ensemble import ensemble as average
@@ -159,6 +161,16 @@ def predict(
         yield from open_artifact(RunDir(run), backend)(texts)
     else:
         yield from TrainedRun.open(RunDir(run), Recipe, [*overrides, NO_METRICS]).predict(texts)
+
+
+def synthesize(
+    run: str | Path, texts: Iterable[Line], out: Path, *, backend: str = "torch", overrides: Sequence[str] = ()
+) -> str:
+    """Write training rows from the predictions of `predict`, with their provenance. Return a message."""
+    folder, lines = RunDir(run), Remembered(texts)
+    task = TrainedRun.task_of(folder, Recipe, [*overrides, NO_METRICS])
+    records = predict(run, lines, backend=backend, overrides=overrides)
+    return write_synthetic(folder, task, lines, records, out, backend)
 
 
 def has_inputs(run: str | Path, row: Mapping[str, Any]) -> bool:

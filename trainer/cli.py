@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +18,20 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.cli_arguments import (
+    AllowChange,
+    Debug,
+    Defer,
+    Fresh,
+    Overrides,
+    Profile,
+    RecipeArgument,
+    ResumeFrom,
+    RunArgument,
+    RunOption,
+    part_of,
+)
+from trainer.completion import run_directories
 from trainer.cpu_info import cores
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
@@ -26,28 +39,10 @@ from trainer.evaluation.predictions import write_predictions
 from trainer.export.benchmark_table import show
 from trainer.init_recipe.command import init_command
 from trainer.rank_env import clean_environment
+from trainer.recipe_commands import recipes_command
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
 from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers, table_console
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
-]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. optim.lr=3e-4 seed=2")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
-RunOption = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="run directory (default runs/NAME)")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="start from step 0; an existing run is kept under another name")]
-AllowChange = Annotated[list[str] | None, typer.Option("--allow-change", metavar="KEY", help="may differ from before")]
-Debug = Annotated[bool, typer.Option("--debug", help="one process, a slice, deterministic, anomaly detection, eager")]
-Defer = Annotated[bool, typer.Option("--defer", help="leave evaluation, export and report to a later start")]
-Profile = Annotated[bool, typer.Option("--profile", help="write a torch profiler trace (profile.json) into the run")]
-ResumeFrom = Annotated[
-    str | None,
-    typer.Option(
-        "--resume-from", metavar="URL", help="begin with the newest checkpoint of a mirror (loop.mirror/NAME)"
-    ),
-]
-Config = Annotated[str | None, typer.Option("--config", metavar="NAME", help="an Accelerate config: name or path")]
 
 app = typer.Typer(
     name="trainer",
@@ -103,17 +98,7 @@ def prepare(
 ) -> None:
     """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards. The same command resumes."""
     used = processes or min(16, cores())
-    print(api().prepare(recipe, overrides or [], out=out, processes=used, part=_part(part), verify=verify, run=run))
-
-
-def _part(text: str | None) -> tuple[str, int, int] | None:
-    """Return stage, number from 0 and count of a part such as read:1/8."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(read|deal|write):(\d+)/(\d+)", text)
-    if found is None or not 1 <= int(found[2]) <= int(found[3]):
-        raise UsageError(f"--part {text!r}: write a stage (read, deal, write), a number and how many: read:1/8")
-    return found[1], int(found[2]) - 1, int(found[3])
+    print(api().prepare(recipe, overrides or [], out=out, processes=used, part=part_of(part), verify=verify, run=run))
 
 
 @app.command("evaluate")
@@ -121,9 +106,29 @@ def evaluate(
     run: RunArgument,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
+    other: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="METRIC", help="comet: also score predictions.jsonl by COMET, see its guide"),
+    ] = None,
+    comet_python: Annotated[
+        Path | None,
+        typer.Option("--comet-python", metavar="FILE", help="of COMET's environment; default: $RANKZERO_COMET_PYTHON"),
+    ] = None,
+    comet_model: Annotated[
+        Path | None, typer.Option("--comet-model", metavar="FILE", help="checkpoint; default: $RANKZERO_COMET_MODEL")
+    ] = None,
 ) -> None:
     """Evaluate a finished run again: write evaluation/SPLIT/ and print metrics.json."""
-    scores = api().evaluate(run, split=checked_split(split), overrides=overrides or [])
+    if unknown := set(other or ()) - {"comet"}:
+        raise UsageError(f"--with {unknown.pop()}: allowed is comet")
+    if (comet_python or comet_model) and not other:
+        raise UsageError("--comet-python and --comet-model are for --with comet")
+    scores = None
+    there = (RunDir(run).evaluation(checked_split(split)) / "predictions.jsonl").exists()
+    if not other or overrides or not there:
+        scores = api().evaluate(run, split=split, overrides=overrides or [])
+    if other and is_main():
+        scores = api().comet(run, split=split, python=comet_python, model=comet_model)
     if is_main():
         print(json.dumps(scores, indent=2, ensure_ascii=False))
 
@@ -188,7 +193,10 @@ def report(
 
 @app.command("ensemble")
 def ensemble(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="run directories of classifiers")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="run directories of classifiers", autocompletion=run_directories),
+    ],
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="writes the averaged predictions")] = None,
 ) -> None:
@@ -215,11 +223,18 @@ def predict(
         str,
         typer.Option("--format", help="of stdin: text, jsonl (rows), or auto: by the first line"),
     ] = "auto",
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", metavar="FILE", help="write training rows with their provenance, and print nothing"),
+    ] = None,
 ) -> None:
     """Print predictions for texts or stdin lines as JSON lines, in order. Lines may be rows with the run's columns."""
     numbers = Numbers()
     lines = numbers.of(read_rows(texts, "text" if stream else form, lambda row: api().has_inputs(run, row)))
     overrides = [f"evaluation.{setting}" for setting in settings or []]
+    if rows is not None:
+        print(api().synthesize(run, lines, rows, backend=backend, overrides=overrides))
+        return
     if stream:
         for piece in api().stream(run, lines, backend=backend, overrides=overrides):
             sys.stdout.write(piece)
@@ -244,27 +259,7 @@ app.command("embed", cls=TextCommand)(embed_command)
 app.command("init")(init_command)
 
 
-@app.command("recipes")
-def recipes(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[show NAME]", help="print a shipped recipe; default: list all")
-    ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of a recipe")] = False,
-) -> None:
-    """List the shipped recipes, print one of them, or print the JSON Schema of a recipe."""
-    from trainer.recipe_loading import SHIPPED, Recipe, find_recipe
-
-    if schema:
-        print(json.dumps(Recipe.model_json_schema(), indent=2))
-        return
-    if words:
-        if len(words) != 2 or words[0] != "show":
-            raise UsageError(f"recipes {' '.join(words)}: allowed are `recipes` and `recipes show NAME`")
-        print(find_recipe(words[1]).read_text(encoding="utf-8"), end="")
-        return
-    for path in sorted(SHIPPED.glob("*.yaml"), key=lambda path: path.stem):
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        print(f"{path.stem:20s} {first.removeprefix('#').strip()}")
+app.command("recipes")(recipes_command)
 
 
 def api() -> Any:

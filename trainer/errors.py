@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.redaction import redacted
@@ -30,10 +30,18 @@ class RankError(RankzeroError):
 
 
 class UsageError(RankzeroError):
-    """Wrong command line or recipe."""
+    """Wrong command line or recipe.
+
+    Attributes:
+        problems: of a recipe, one by one, each "key: text"; the message has them all.
+    """
 
     exit_code = 2
     everywhere = True
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(redacted(problem) for problem in problems)
 
 
 class DataError(RankzeroError):

@@ -17,11 +17,13 @@ from trainer.models.configs import MODEL_CONFIGS
 from trainer.models.families.positions import CONCATENATED, not_concatenated
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides, read_yaml, recipe_class
+from trainer.recipe.bleu_tokenizers import problem_of
+from trainer.recipe_files import SHIPPED as SHIPPED
+from trainer.recipe_files import find_recipe
 from trainer.task.base import Task
 from trainer.task.registry import load_task, roles_of, task_class, task_classes
 from trainer.task.user_loss import loss_problems
 
-SHIPPED = Path(__file__).parent / "recipe" / "shipped"
 _Shipped = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
 
 
@@ -38,32 +40,6 @@ class Recipe(_Shipped):  # type: ignore[misc,valid-type]
         literal: Any = Literal[kind]
         fields: Any = {"kind": (literal, kind)}
         return recipe_class([create_model("TaskSection", __base__=load_task(kind).config, **fields)], MODEL_CONFIGS)
-
-
-def find_recipe(name: str) -> Path:
-    """A shipped recipe by name, others by path.
-
-    Raises:
-        UsageError: neither; names the nearest one.
-    """
-    shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
-    if name in shipped:
-        return shipped[name]
-    if Path(name).suffix in (".yaml", ".yml") or "/" in name:
-        return _existing(Path(name), shipped)
-    near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(sorted(shipped))}"
-    raise UsageError(f"recipe {name!r} is not shipped; {hint} (others are given by path, ending in .yaml)")
-
-
-def _existing(path: Path, shipped: Mapping[str, Path]) -> Path:
-    """Return the path of a recipe. If there is no such file, name the nearest file there or the shipped recipe."""
-    if path.exists():
-        return path
-    files = [file.name for file in path.parent.glob("*.y*ml")]
-    near = difflib.get_close_matches(path.name, files, n=1) or difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"did you mean {path.with_name(near[0]) if near[0] in files else near[0]}?" if near else "check the path"
-    raise UsageError(f"recipe {path} does not exist; {hint} `rankzero recipes` lists the shipped ones")
 
 
 def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) -> BaseRecipe:
@@ -93,7 +69,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
         problems.append(f"data.columns.{role}: no role of task {task.kind}; {_role_hint(role, recipe, roles)}")
     problems += _mix_problems(recipe, roles)
     problems += _model_problems(recipe, task) or task.problems(recipe)
-    problems += loss_problems(recipe)
+    problems += loss_problems(recipe) + _evaluation_problems(recipe, task)
     problems += _adapter_problems(recipe) + _padding_problems(recipe, task)
     if stopping.metric not in task.metrics:
         known = ", ".join(sorted(task.metrics))
@@ -105,7 +81,16 @@ def check_recipe(recipe: BaseRecipe) -> None:
             problems.append("optim.schedule: plateau needs data.validation, which is null")
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)))
+        raise UsageError(f"recipe {recipe.name}: {count}\n  " + "\n  ".join(sorted(problems)), sorted(problems))
+
+
+def _evaluation_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
+    """Return what the evaluation needs and does not have: before the training, not after it."""
+    problem = problem_of(recipe.evaluation.bleu_tokenizer)
+    found = [] if problem is None else [problem]
+    if recipe.evaluation.document_column is not None and not task.scores_documents:
+        found.append(f"evaluation.document_column: task {task.kind} does not score texts; leave it out")
+    return found
 
 
 def _mix_problems(recipe: BaseRecipe, roles: Roles) -> list[str]:

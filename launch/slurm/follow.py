@@ -19,7 +19,7 @@ from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
 from launch.slurm.render import CONTROL
 from launch.supervise.final_status import is_unfinished, write_final_status
-from trainer.cli import RunArgument
+from trainer.cli_arguments import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
 from trainer.files import read_json, write_json
 from trainer.lock import dead_holder

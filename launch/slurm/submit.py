@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from trainer.cli import Config, Overrides, RecipeArgument, RunOption
+from trainer.cli_arguments import Config, Overrides, RecipeArgument, RunOption
 
 RESOURCES = (  # keys of `launch` that options of the same name override, in the order of the function below
     *("nodes", "gpus_per_node", "ranks_per_node", "launcher", "cpus_per_task", "memory", "time"),

@@ -29,10 +29,12 @@ PREPARED = "prepared.json"  # `prepare` writes it into its folder
 _TOOL_FOLDERS = frozenset(
     ("CVS", "RCS", "SCCS", "_svn", "_darcs", "__MACOSX", "__pycache__", "_temporary", "lost+found")
 )
-_TOOL_FILES = frozenset(("_SUCCESS", "_metadata", "_common_metadata", "Thumbs.db", "desktop.ini"))
+_TOOL_FILES = frozenset(
+    ("_SUCCESS", "_metadata", "_common_metadata", "Thumbs.db", "desktop.ini", "rankzero.schema.json")
+)
 _BACKUP = re.compile(
     r".*~\d*|#.*#|~\$.*|_(started|committed)_\d+|.*\.(bak|backup|old|orig|rej|sw[a-p]|tmp|temp|part|partial|crdownload"
-    r"|incomplete|lock|crc|md5|sha1|sha256|rpmsave|save)",
+    r"|incomplete|lock|crc|md5|sha1|sha256|rpmsave|save|provenance\.json)",
     re.IGNORECASE,
 )
 _WILDCARDS = re.compile(r"\[[^]]*\]|[*?]+")

@@ -22,6 +22,7 @@ from trainer.engine.corpus import Corpus, EncodingShare, EvalBatch
 from trainer.engine.layerwise import finish_batch
 from trainer.engine.runtime import Runtime
 from trainer.errors import DataError
+from trainer.evaluation.documents import documents_of, score_documents
 from trainer.evaluation.record_store import RecordStore, stored_line
 from trainer.task.base import Record, Task
 
@@ -67,7 +68,12 @@ def evaluate(
             raise DataError(f"data.{split} has no row to evaluate")
         if predict and resamples and (found := constant(records)) is not None:
             log.warning("evaluation of %s: all %d predictions are %s%s", split, len(records), found, _meaning(task))
-        return task.score(records, resamples) if predict else cheap_scores(records)
+        if not predict:
+            return cheap_scores(records)
+        scores, column = task.score(records, resamples), task.recipe.evaluation.document_column
+        if column is not None and resamples:  # at the end: all rows are read for their documents
+            scores |= score_documents(records, documents_of(task.recipe.data, split, column), resamples)  # type: ignore[arg-type]
+        return scores
 
     return runtime.on_main(score), records
 

@@ -37,8 +37,9 @@ from trainer.models.classifiers import depths
 from trainer.models.deferred import Deferred, deferred
 from trainer.models.freezing import freeze_parts
 from trainer.models.layers import checkpoint_activations, compile_layers
-from trainer.optim.optimizers import build_optimizer, unused_keys
+from trainer.optim.optimizers import build_optimizer
 from trainer.recipe import Recipe
+from trainer.recipe.unused import unused_keys
 from trainer.rundir import RunDir, Status
 from trainer.stages import Stage
 from trainer.task.registry import make_task
@@ -264,8 +265,8 @@ class Session:
             return
         if self.stepper.splits > 1:
             log.warning("a rank ran out of memory before: micro-batches go in %d parts", self.stepper.splits)
-        for name in unused_keys(self.recipe.optim):
-            log.warning("optim.%s is not used by the chosen optimizer or schedule", name)
+        for key, user in unused_keys(self.recipe).items():
+            log.warning("%s is not used: it belongs to %s", key, user)
         if self._unused:
             log.warning("the loss does not depend on %s: left as they are", ", ".join(self._unused))
         lanes, world = self.recipe.data.lanes, self.runtime.world

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 
 from sacrebleu.metrics import BLEU, TER
 
+from trainer.errors import UsageError
+from trainer.recipe.bleu_tokenizers import problem_of
+
 log = logging.getLogger("rankzero")
 
 DEFAULT = "13a"
@@ -52,8 +55,20 @@ def code_of(language: str | None) -> str | None:
     return next((code for code, known in CODES.items() if words & set(known.split())), None)
 
 
-def bleu_of(language: str | None) -> BLEU:
-    """sacreBLEU's BLEU with the tokenizer of a target language; 13a where it needs none."""
+def bleu_of(language: str | None, tokenizer: str = "auto") -> BLEU:
+    """Return sacreBLEU's BLEU with the tokenizer of a target language; 13a where it needs none.
+
+    Args:
+        language: name or tag of the target language.
+        tokenizer: `evaluation.bleu_tokenizer`; any but auto is used whatever the language is.
+
+    Raises:
+        UsageError: the tokenizer is not auto, and this machine does not have it.
+    """
+    if tokenizer != "auto":
+        if (problem := problem_of(tokenizer)) is not None:
+            raise UsageError(problem)
+        return BLEU(tokenize=tokenizer)
     code = code_of(language)
     if code is None:
         return BLEU(tokenize=DEFAULT)
@@ -74,9 +89,9 @@ def ter_of(language: str | None) -> TER:
     return TER(normalized=asian, asian_support=asian)
 
 
-def warn_of_script(language: str | None, references: Iterable[str]) -> None:
+def warn_of_script(language: str | None, references: Iterable[str], tokenizer: str = "auto") -> None:
     """Warn where references are largely of a script without spaces while BLEU splits at spaces."""
-    if code_of(language) is not None:
+    if code_of(language) is not None or tokenizer != "auto":
         return
     text = "".join(text for text, _ in zip(references, range(LOOKED_AT), strict=False))
     letters = sum(map(str.isalpha, text)) or 1

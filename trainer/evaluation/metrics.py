@@ -154,7 +154,11 @@ def _perplexity(loss: float) -> float:
 
 
 def score_translation(
-    records: Iterable[Mapping[str, Any]], *, resamples: int = RESAMPLES, language: str | None = None
+    records: Iterable[Mapping[str, Any]],
+    *,
+    resamples: int = RESAMPLES,
+    language: str | None = None,
+    tokenizer: str = "auto",
 ) -> dict[str, Score]:
     """Return all scores of a split from its prediction records (`predictions.py`), in any order.
 
@@ -163,6 +167,7 @@ def score_translation(
             in memory for a window of rows at a time, and some numbers for all rows.
         resamples: behind each interval; 0 = no intervals.
         language: name or tag of the target language. It decides BLEU's tokenizer, which the signature names.
+        tokenizer: `evaluation.bleu_tokenizer`.
 
     Returns:
         bleu, chrf, ter (percent), loss (mean token cross-entropy, nats), perplexity; an interval [low, high] as
@@ -172,7 +177,7 @@ def score_translation(
         DataError: no records, an id missing or twice, or a value missing or of the wrong type; names id and key.
         NumericsError: a loss is NaN or Inf; names the id.
     """
-    scorers = {"bleu": bleu_of(language), "chrf": CHRF(), "ter": ter_of(language)}
+    scorers = {"bleu": bleu_of(language, tokenizer), "chrf": CHRF(), "ter": ter_of(language)}
     counts: dict[str, list[Table]] = {name: [] for name in scorers}
     losses, tokens, first = array("d"), array("q"), list[str]()
     found = checked_records(records, _check)
@@ -183,7 +188,7 @@ def score_translation(
             counts[name].append(_statistics(scorer, predictions, references))
         losses.extend(float(record["loss"]) for record in window)
         tokens.extend(record["tokens"] for record in window)
-    warn_of_script(language, first)
+    warn_of_script(language, first, tokenizer)
     scores: dict[str, Score] = {}
     for name, scorer in scorers.items():
         score, interval = _corpus_score(scorer, np.concatenate(counts.pop(name)), resamples, SEED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,9 @@ import typer
 from trainer.data.columns import as_yaml
 from trainer.data.language import in_words
 from trainer.errors import UsageError
-from trainer.files import write_atomically
+from trainer.init_recipe.questions import ask
 from trainer.init_recipe.render import render, scalar
+from trainer.recipe_editor import write_with_schema
 from trainer.redaction import redacted
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ def init_command(
         str | None, typer.Option("--task", metavar="KIND", help="kind of task (default: by the columns)")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite the recipe")] = False,
+    questions: Annotated[
+        bool | None, typer.Option("--ask/--no-ask", help="ask for what was guessed (default: in a terminal)")
+    ] = None,
 ) -> None:
     """Look at the rows of a file, a folder or a data set of the Hub, and write a commented recipe for them."""
     from trainer.init_recipe.build import draft
@@ -50,16 +55,22 @@ def init_command(
 
     found = draft(path, kind, overrides or [])
     target = output or Path(f"{found.values['name']}.yaml")
+    shown = None
+    if questions if questions is not None else sys.stdin.isatty() and sys.stdout.isatty():
+        shown = found
+        for line in summary(found, path):
+            print(line)
+        found, target = ask(found, target, lambda chosen, words: draft(path, chosen, [*(overrides or []), *words]))
     if target.exists() and not force:
         raise UsageError(f"init: {target} exists; --force overwrites it, or -o names another file")
     head = [f"{found.values['name']}: {found.suggestion.why}", "", f"  rankzero train {target}", ""]
     head.append(f"Written by `rankzero init {redacted(path)}`. Every key: `rankzero recipes --schema`.")
     text = render(found.values, found.notes, head)
     check_recipe(Recipe.parse(copy.deepcopy(found.values), where=f"init: {target}"))
-    for line in summary(found, path):
-        print(line)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, text)
+    if found is not shown:
+        for line in summary(found, path):
+            print(line)
+    write_with_schema(target, text)
     print(f"\nwritten: {target}\nnext:    rankzero train {target} --debug   (20 steps, to see that all fits)")
     print(f"         rankzero train {target}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -17,24 +16,7 @@ from torch import Tensor, nn
 
 from trainer.errors import UsageError
 from trainer.optim.choices import make_optimizer
-from trainer.recipe.sections import OptimConfig, ParamGroup, Section, is_changed
-
-# Keys that only some choices use: key -> (the key of the choice, the choices that use it).
-USED_BY: dict[str, tuple[str, tuple[str, ...]]] = {
-    "betas": ("name", ("adamw", "muon", "adamw8bit")),
-    "eps": ("name", ("adamw", "muon", "adamw8bit")),
-    "momentum": ("name", ("sgd",)),
-    "nesterov": ("name", ("sgd",)),
-    "warmup_steps": ("schedule", ("constant", "linear", "cosine", "inverse_sqrt", "noam", "plateau")),
-    "warmup_ratio": ("schedule", ("constant", "linear", "cosine", "inverse_sqrt", "noam", "plateau")),
-    "cut_fraction": ("schedule", ("slanted_triangular",)),
-    "ratio": ("schedule", ("slanted_triangular",)),
-    "plateau": ("schedule", ("plateau",)),
-    "adversarial.epsilon": ("adversarial.kind", ("fgm", "noise")),
-    "adversarial.weight": ("adversarial.kind", ("fgm", "noise")),
-    "averaging.last": ("averaging.kind", ("last",)),
-    "averaging.decay": ("averaging.kind", ("ema",)),
-}
+from trainer.recipe.sections import OptimConfig, ParamGroup, is_changed
 
 # Modules whose matrices decay, and names that never do: biases of any shape, gains, decay rates of Mamba.
 MIXING = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
@@ -184,20 +166,3 @@ def set_rates(optimizer: torch.optim.Optimizer, multiplier_of_depth: Callable[[i
     """Set the learning rate of every group to its `base_lr` times the multiplier of its depth."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * multiplier_of_depth(group["depth"])
-
-
-def unused_keys(optim: OptimConfig) -> list[str]:
-    """Return keys of `optim` that differ from the default although the chosen optimizer, schedule or averaging does not
-    use them.
-    """
-    return [
-        key
-        for key, (chooser, users) in USED_BY.items()
-        if getattr(*_section_of(optim, chooser)) not in users and is_changed(*_section_of(optim, key))
-    ]
-
-
-def _section_of(optim: OptimConfig, key: str) -> tuple[Section, str]:
-    """Return the section of a dotted key, and its last part."""
-    *path, last = key.split(".")
-    return reduce(getattr, path, optim), last

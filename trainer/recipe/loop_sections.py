@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.recipe.patterns import DURATION
+from trainer.recipe.section import WrittenText
 from trainer.recipe.sections import OwnName, Positive, Section
 
 
@@ -151,7 +152,9 @@ class LaunchConfig(Section):
         600.0, description="a rank without progress for so long is named and ends the run; 0 = wait for it"
     )
 
-    @field_validator("partition", "account", "qos", "memory", "time", "constraint", mode="before")
+    @field_validator(
+        "partition", "account", "qos", "memory", "time", "constraint", mode="before", json_schema_input_type=WrittenText
+    )
     @classmethod
     def _text(cls, value: object) -> object:
         """YAML reads 90 and 12345 as numbers; sbatch takes both as text."""

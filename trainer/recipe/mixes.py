@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from trainer.recipe.patterns import RUN_NAME
-from trainer.recipe.section import Patterns, Positive, Section
+from trainer.recipe.section import Patterns, Positive, Section, Written
 
 
 def column_names(columns: Any) -> Any:
@@ -35,7 +35,7 @@ class CorpusConfig(Section):
         "stop", description="when all rows were used, stop: end the epoch; repeat: begin again in another order"
     )
 
-    _numbered = field_validator("columns", mode="before")(column_names)
+    _numbered = field_validator("columns", mode="before", json_schema_input_type=dict[str, Written])(column_names)
 
 
 def without_train(values: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.recipe.bleu_tokenizers import BleuTokenizer
 from trainer.recipe.sections import OwnName, Positive, Section
 
 
@@ -60,6 +61,16 @@ class EvaluationConfig(Section):
         description="functions package.module:function that score the predictions of a split (docs: custom-metric)",
     )
     bootstrap: Positive = Field(1000, description="bootstrap resamples for the *_ci95 intervals")
+    bleu_tokenizer: BleuTokenizer = Field(
+        "auto",
+        description="how BLEU splits texts into words, as its signature says; auto: by task.trg_language (zh, "
+        "ja-mecab, ko-mecab, char), else 13a",
+    )
+    document_column: str | None = Field(
+        None,
+        description="column with the document of each row of an evaluated split, for chrF++ of documents (tasks with "
+        "source and target texts); null: none",
+    )
 
 
 class GatesConfig(Section):

@@ -108,9 +108,9 @@ class Recipe(Section):
                 problems.setdefault(key, []).append(text)
                 if problem["type"].startswith(("less_than", "greater_than")):
                     ranges[key] = [text]  # the type is right: leave out messages about other types of a union
-            lines = [f"  {key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in (problems | ranges).items()]
+            lines = [f"{key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in (problems | ranges).items()]
             count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-            raise UsageError(f"{where}: {count}\n" + "\n".join(lines)) from None
+            raise UsageError(f"{where}: {count}\n  " + "\n  ".join(lines), lines) from None
 
     @classmethod
     def _narrowed(cls: type[R], values: Mapping[str, Any]) -> type[R]:

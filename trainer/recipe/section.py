@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Patterns = str | list[str] | dict[str, str]
+Written = str | int | float | bool  # a text as a YAML file may have it: 1, true
+WrittenText = str | int | None
 
 
 class Section(BaseModel):

@@ -13,6 +13,7 @@ from trainer.recipe.patterns import OPTIMIZER, OWN_NAME, QUOTE
 from trainer.recipe.section import Patterns as Patterns
 from trainer.recipe.section import Positive as Positive
 from trainer.recipe.section import Section as Section
+from trainer.recipe.section import Written
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -124,7 +125,7 @@ class DataConfig(Section):
     _of_dataset = model_validator(mode="before")(with_place)
 
     _of_mix = model_validator(mode="before")(without_train)
-    _numbered = field_validator("columns", mode="before")(column_names)
+    _numbered = field_validator("columns", mode="before", json_schema_input_type=dict[str, Written])(column_names)
 
     def of_corpus(self, corpus: CorpusConfig) -> DataConfig:
         """Return the section as it would be for one corpus of `mix` alone."""

@@ -58,6 +58,7 @@ class Task(MicroBatches, PublishedModel):
     embeds: ClassVar[bool] = False  # the trunk reads single texts, whose states `rankzero embed` returns
     averages: ClassVar[bool] = False  # predictions have probabilities, which `rankzero ensemble` averages
     labels_are_tokens: ClassVar[bool] = False  # the loss is compared with that of guessing tokens by their frequency
+    scores_documents: ClassVar[bool] = False  # predictions and targets are texts: evaluation.document_column
     separate_vocabularies: ClassVar[bool] = False  # targets may have their own: tokenizer.train.shared=false
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs

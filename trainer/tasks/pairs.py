@@ -19,6 +19,7 @@ class Pairs:
 
     recipe: Recipe
 
+    scores_documents: ClassVar[bool] = True
     metric_specs: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "bleu",
@@ -52,6 +53,21 @@ class Pairs:
             "{:.2f}",
         ),
         Metric(
+            "document_chrf",
+            None,
+            "chrF++ of documents",
+            "Character and word sequences that documents share with their references, 0 to 100.",
+            "{:.1f}",
+            (0, 100),
+        ),
+        Metric(
+            "comet",
+            None,
+            "COMET",
+            "Quality as a trained model estimates it; comparable only with the same model (comet_model).",
+            "{:.4f}",
+        ),
+        Metric(
             "length_ratio", None, "Length ratio", "Length of all translations over that of all references: 1 is right."
         ),
         Metric("loss", "min"),
@@ -82,7 +98,8 @@ class Pairs:
         from trainer.evaluation.metrics import score_translation
 
         config: Any = self.recipe.task
-        return score_translation(records, resamples=resamples, language=config.trg_language)
+        tokenizer = self.recipe.evaluation.bleu_tokenizer
+        return score_translation(records, resamples=resamples, language=config.trg_language, tokenizer=tokenizer)
 
 
 def search_config(evaluation: EvaluationConfig) -> dict[str, Any]:

@@ -107,12 +107,15 @@ class PairsExport(LabelProbabilities, TaskExport):
         return self.unpadded(np.stack(steps, 1), examples)
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
-        return compare_translations(comparison, self.task.recipe.task.trg_language)
+        recipe = self.task.recipe
+        return compare_translations(comparison, recipe.task.trg_language, recipe.evaluation.bleu_tokenizer)
 
 
-def compare_translations(comparison: Comparison, language: str | None) -> tuple[dict[str, Check], list[Record]]:
+def compare_translations(
+    comparison: Comparison, language: str | None, tokenizer: str = "auto"
+) -> tuple[dict[str, Check], list[Record]]:
     """Compare predicted texts with each other, and the BLEU of both with the targets in `language`."""
-    c, scorer = comparison, bleu_of(language)
+    c, scorer = comparison, bleu_of(language, tokenizer)
     systems = [answer["prediction"] for answer in c.answers], [row.answer["prediction"] for row in c.rows]
     targets = [row.target for row in c.rows]
     # inner methods of sacreBLEU, as in trainer.evaluation.metrics: statistics of the same rows for both systems

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from launch.tools.doctor.diagnosis import diagnose, show
-from trainer.cli import Config
+from trainer.cli_arguments import Config
 
 JSON_KEYS = ("name", "status", "found", "fix")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli import Overrides, RecipeArgument, RunOption
+from trainer.cli_arguments import Overrides, RecipeArgument, RunOption
 from trainer.errors import UsageError
 
 

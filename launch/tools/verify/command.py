@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli import Overrides, RecipeArgument
+from trainer.cli_arguments import Overrides, RecipeArgument
 
 
 def verify_command(

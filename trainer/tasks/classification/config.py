@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.recipe.section import Written
 from trainer.recipe.sections import Fraction, OwnName, Section, is_changed
 from trainer.user_code import is_reference
 
@@ -75,7 +76,7 @@ class ClassificationConfig(Section):
     )
     head_share: Fraction = Field(0.25, description="share of the beginning (truncation: head_tail; Sun et al. 2019)")
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", mode="before", json_schema_input_type=dict[str, Written] | list[Written])
     @classmethod
     def _as_mapping(cls, value: Any) -> Any:
         """Turn a list into a mapping. Keys that YAML reads as numbers become texts."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from trainer.recipe.section import Written
 from trainer.recipe.sections import Fraction, LossSection
 from trainer.tasks.token_classification.schemes import OUTSIDE, tag_names
 
@@ -32,7 +33,7 @@ class TokenClassificationConfig(LossSection):
         0.25, description="share of a window that is in the next one, too (rows longer than data.max_length)"
     )
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", mode="before", json_schema_input_type=dict[str, Written] | list[Written])
     @classmethod
     def _as_mapping(cls, value: Any) -> Any:
         """Turn a list into a mapping."""

@@ -1,0 +1,1 @@
+"""`rankzero lint`: check recipes without starting a run."""

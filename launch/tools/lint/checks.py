@@ -1,0 +1,155 @@
+"""The checks of `rankzero lint`: errors, with which `rankzero train` would end, and warnings. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from launch.tools.lint.positions import place_of, positions
+from launch.tools.lint.suspicious import suspicious
+from trainer import user_code
+from trainer.data.discovery import split_shards
+from trainer.errors import RankzeroError, UsageError
+from trainer.hub_paths import check_model_files
+from trainer.recipe import Recipe as BaseRecipe
+from trainer.recipe import apply_overrides, read_yaml
+from trainer.recipe.unused import unused_keys
+from trainer.recipe_loading import Recipe, check_recipe, find_recipe
+from trainer.redaction import redacted
+
+KEY = re.compile(r"([a-z]\w*(?:\.\w+)*)(?:=.*?)?: (.*)", re.DOTALL)  # "data.lanes: text", "data.root='x': text"
+MARK = re.compile(r"line (\d+), column (\d+)")
+EXCERPT = re.compile(r'in "[^"]*", line \d+, column \d+:?[^^]*\^?')  # of a YAML error
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One error or warning of a recipe.
+
+    Attributes:
+        file: the recipe, as the user named it.
+        line: of the key, from 1; 1 where the file does not have the key.
+        column: of the key, from 1.
+        level: an error ends a run before its first step, a warning does not.
+        code: exit code that the error has; 0 for a warning.
+        key: dotted; empty for the file itself.
+        message: what is wrong, and the fix.
+    """
+
+    file: str
+    line: int
+    column: int
+    level: Literal["error", "warning"]
+    code: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        key = f"{self.key}: " if self.key else ""
+        return f"{self.file}:{self.line}:{self.column}: {self.level}: {key}{self.message}"
+
+
+def lint(name: str, overrides: Sequence[str] = ()) -> list[Finding]:
+    """Return what is wrong with a recipe, in the order of its lines."""
+    try:
+        path = find_recipe(name)
+        values = read_yaml(path)
+    except UsageError as error:
+        mark = [*MARK.finditer(str(error))]
+        line, column = (int(mark[-1][1]), int(mark[-1][2])) if mark else (1, 1)
+        return [Finding(name, line, column, "error", error.exit_code, "", _in_a_line(str(error), name))]
+    places = positions(path)
+    found = []
+    for key, message, code in dict.fromkeys(_problems(values, overrides, str(path))):
+        line, column = place_of(key, places)
+        found.append(Finding(name, line, column, "error" if code else "warning", code, key, _in_a_line(message, key)))
+    return sorted(found, key=lambda finding: (finding.line, finding.column))
+
+
+def _in_a_line(message: str, key: str) -> str:
+    """Return a message without the key or file that is printed before it."""
+    text = re.sub(rf"^{re.escape(key)}(?:: |=(?='))", "", redacted(message)) if key else message
+    return " ".join(EXCERPT.sub("", text).split())
+
+
+def _problems(values: dict[str, Any], overrides: Sequence[str], where: str) -> Iterator[tuple[str, str, int]]:
+    """Yield key, message and exit code (0: a warning)."""
+    try:
+        values = apply_overrides(values, overrides)
+        user_code.trust(values)
+        recipe = Recipe.parse(values, where=where)
+    except UsageError as error:
+        yield from _split(error)
+        return
+    try:
+        check_recipe(recipe)
+    except RankzeroError as error:
+        yield from _split(error)
+    yield from _missing_files(recipe)
+    yield from ((key, message, 0) for key, message in _warnings(recipe))
+
+
+def _split(error: RankzeroError, default: str = "") -> Iterator[tuple[str, str, int]]:
+    """Yield the problems of an error one by one, each with its key."""
+    for problem in getattr(error, "problems", ()) or (str(error),):
+        found = KEY.fullmatch(problem)
+        yield (found[1], found[2], error.exit_code) if found else (default, problem, error.exit_code)
+
+
+def _missing_files(recipe: BaseRecipe) -> Iterator[tuple[str, str, int]]:
+    """Yield what the files of this machine do not have. Nothing is fetched: other places are not looked at."""
+    data = recipe.data
+    if data.mix:
+        for number, corpus in enumerate(data.mix):
+            yield from _missing_split(data.of_corpus(corpus), "train", f"data.mix.{number}.train")
+    else:
+        yield from _missing_split(data, "train", "data.train")
+    for split in ("validation", "test"):
+        if isinstance(getattr(data, split), str | list | dict):
+            yield from _missing_split(data, split, f"data.{split}")
+    weights = getattr(recipe.model, "weights", None)
+    for key, name in dict.fromkeys([("model.name", weights), (recipe.tokenizer_key, recipe.tokenizer_name)]):
+        if name and name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
+            yield key, f"{name!r} does not exist", UsageError.exit_code
+        elif name and key == "model.name":
+            yield from _error_of(partial(check_model_files, name), key)
+
+
+def _missing_split(data: Any, split: Any, key: str) -> Iterator[tuple[str, str, int]]:
+    elsewhere = "://" in data.root and not data.root.startswith(("embedded://", "file://"))
+    if not elsewhere and (data.dataset is None or Path(data.root).is_dir()):
+        yield from _error_of(partial(split_shards, data, getattr(data, split), split), key)
+
+
+def _error_of(check: Any, key: str) -> Iterator[tuple[str, str, int]]:
+    try:
+        check()
+    except RankzeroError as error:
+        yield "data.root" if str(error).startswith("data.root") else key, str(error), error.exit_code
+
+
+def _warnings(recipe: BaseRecipe) -> Iterator[tuple[str, str]]:
+    for key, user in unused_keys(recipe).items():
+        yield key, f"is not used: it belongs to {user}"
+    yield from deprecated(recipe)
+    yield from suspicious(recipe)
+
+
+def deprecated(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys that the file sets although their description in the schema marks them as deprecated."""
+    for name in sorted(section.model_fields_set):
+        field, value = type(section).model_fields[name], getattr(section, name)
+        if field.deprecated:
+            hint = field.deprecated if isinstance(field.deprecated, str) else "it will be removed"
+            yield f"{prefix}{name}", f"deprecated: {hint}"
+        for key, inner in [(f"{prefix}{name}", value)] if not isinstance(value, list) else [
+            (f"{prefix}{name}.{number}", item) for number, item in enumerate(value)
+        ]:  # fmt: skip
+            if isinstance(inner, BaseModel):
+                yield from deprecated(inner, f"{key}.")

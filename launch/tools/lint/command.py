@@ -1,0 +1,44 @@
+"""The command `rankzero lint`. The checks are imported when it runs, so that `--help` is fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from trainer.completion import recipe_names
+from trainer.errors import UsageError
+
+
+def lint_command(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE...", help="shipped recipes or YAML files", autocompletion=recipe_names),
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of every recipe")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="warnings are errors")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Check recipes without starting a run: keys, values, contradictions, files and suspicious values.
+
+    Ends with 0, also with warnings; with 2 for a wrong recipe; with 3 if only data is missing.
+    """
+    from launch.tools.lint.checks import lint
+
+    found = [finding for recipe in recipes for finding in lint(recipe, settings or ())]
+    errors = [finding for finding in found if finding.level == "error"]
+    warnings = len(found) - len(errors)
+    if as_json:
+        rows = [dataclasses.asdict(finding) for finding in found]
+        passed = not errors and not (strict and warnings)
+        print(json.dumps({"passed": passed, "findings": rows}, indent=2, ensure_ascii=False))
+    else:
+        for finding in found:
+            print(finding)
+        print(f"{len(recipes)} recipes, {len(errors)} errors, {warnings} warnings")
+    codes = {finding.code for finding in errors} | ({UsageError.exit_code} if strict and warnings else set())
+    raise typer.Exit(min(codes, default=0))
