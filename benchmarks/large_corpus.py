@@ -31,7 +31,7 @@ from rich.table import Table
 
 from benchmarks.counting_store import PROTOCOL, CountingStore, Repeated
 from benchmarks.harness import machine, write
-from trainer.data.lanes import Bookmark
+from trainer.data.lane_plan import Bookmark
 from trainer.data.loader import load_epoch
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine import setup

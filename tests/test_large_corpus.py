@@ -14,8 +14,9 @@ from conftest import tiny_recipe, write_rows
 from benchmarks import counting_store, large_corpus
 from benchmarks.counting_store import CountingStore, Repeated
 from trainer.api import prepare
-from trainer.data import remote, sources
-from trainer.data.sources import fingerprint, open_split
+from trainer.data import fingerprints, remote
+from trainer.data.fingerprints import fingerprint
+from trainer.data.sources import open_split
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.setup import survey_data
 from trainer.errors import DataError, UsageError
@@ -37,7 +38,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A split of more than a megabyte is large."""
-    monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 1_000_000)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 1_000_000)
 
 
 # -- what a start reads ------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def run_of(folder: Path, tmp_path: Path, **data: Any) -> tuple[RunDir, Recipe, d
 
 @pytest.fixture
 def tiny_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 100)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 100)
     monkeypatch.setattr("trainer.data.survey.PART_ROWS", 5)
     monkeypatch.setattr("trainer.data.survey.FILE_ROWS", 5)
 
@@ -157,7 +158,7 @@ def test_a_resume_compares_in_the_way_of_the_first_start(tmp_path, tiny_limit, m
     lines(tmp_path / "corpus")
     run, made, facts = run_of(tmp_path / "corpus", tmp_path)
     assert (facts["fingerprint_of"], facts["check"], facts["rows"]) == ("listing", "sample", None)
-    monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 10**9)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 10**9)
     assert survey_data(run, made)["train"] == facts
     (tmp_path / "corpus" / "train.jsonl").touch()
     with pytest.raises(

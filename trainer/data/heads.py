@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from trainer.data import formats
 from trainer.data.discovery import Shard
+from trainer.data.embedded import generated_count
 from trainer.data.formats import is_local
 from trainer.data.sniffing import Form
-from trainer.data.sources import Row, Source, damaged, embedded_count
+from trainer.data.sources import Row, Source, damaged
 from trainer.errors import RankzeroError
 
 THREADS = 32  # files that are open at once
@@ -100,7 +101,7 @@ def rows_of(shard: Shard) -> int | None:
         DataError: the file is damaged.
     """
     if shard.format == "embedded":
-        return embedded_count(shard.urls[0])
+        return generated_count(shard.urls[0])
     if shard.format not in ("parquet", "prepared", "arrow"):
         return None
     try:

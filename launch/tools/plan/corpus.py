@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from trainer.data.counter_rng import uniform
-from trainer.data.lanes import Bookmark
+from trainer.data.lane_plan import Bookmark
 from trainer.data.loader import load_epoch
 from trainer.data.roles import Label
 from trainer.data.sources import MixedSource, Row, Source, open_split
