@@ -126,8 +126,9 @@ def _read_part(source: Source, data: DataConfig, roles: Roles, counts: Survey) -
     reading, numbers = _Reading(data, roles, counts), list[int | None]()
     root = own_root(data)
     prepared = None if root is None else root.prepared()
-    rows = 0 if data.check == "off" else max(FILE_ROWS, -(-PART_ROWS // len(source.shards)))
-    for shard, head in zip(source.shards, heads(source, rows, count=prepared is None), strict=True):
+    rows = 0 if data.check == "off" else FILE_ROWS
+    found = heads(source, rows, least=PART_ROWS, count=prepared is None)
+    for shard, head in zip(source.shards, found, strict=True):
         before = counts.read
         reading.shard(head, shard)
         counts.shard_rows.append(counts.read - before)
