@@ -6,6 +6,7 @@ of a range is a request, and so is the HEAD before a file is opened.
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections import Counter
@@ -21,21 +22,20 @@ PROTOCOL = "counted"
 
 @dataclass(frozen=True)
 class Repeated:
-    """A file that is a block over and over, cut at its size."""
+    """A file that is a block over and over, cut at its size. The block may be a mapped file."""
 
-    block: bytes = field(repr=False)
+    block: bytes | mmap.mmap = field(repr=False)
     size: int
     etag: str = "1"
 
     def part(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` to before `end`."""
-        start, end, length = min(start, self.size), min(end, self.size), len(self.block)
-        first = start // length
-        return (
-            (self.block * ((end - 1) // length - first + 1))[start - first * length :][: end - start]
-            if end > start
-            else b""
-        )
+        parts, end = [], min(end, self.size)
+        while start < end:
+            at = start % len(self.block)
+            parts.append(self.block[at : at + end - start])
+            start += len(parts[-1])
+        return b"".join(parts)
 
 
 @dataclass

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.contestant import serve_blocks
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.objective import Objective, freeze_unused
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
 from trainer.task.registry import make_task

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.contestant import serve_passes
 from benchmarks.corpus import RECIPE
-from trainer.data.lanes import Bookmark
+from trainer.data.lane_plan import Bookmark
 from trainer.data.loader import load_epoch
 from trainer.data.tokenization import load_tokenizer
 from trainer.data_parallel import DataParallel

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks.harness import machine, write
 from benchmarks.simulated_lanes import Corpus, Epoch, World, bookmarks, drawn, epoch_of, one_rank, same_after_resumes
-from trainer.data.lanes import LanePlan
+from trainer.data.lane_plan import LanePlan
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.engine import checkpoint, saving

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from trainer.data.counter_rng import permutation
-from trainer.data.lanes import Bookmark, Example, LanePlan, LaneServer, MicroBatch, RowId
+from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.data.lanes import Example, LaneServer, MicroBatch, RowId
 from trainer.data.mix_ledger import problems
 from trainer.data.mixing import Mixture
 from trainer.data.quotas import Quotas

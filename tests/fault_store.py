@@ -52,11 +52,14 @@ class FaultStore(AbstractFileSystem):
     expected: str  # user:password@host of all reads
     reads: list[tuple[str, int | None, int | None]]  # path, start, end
     calls: list[str]  # of the methods that are not reads
+    part_plan: Callable[[int], Fault | None]  # the number of a part of a large file -> what happens
+    uploads: dict[str, dict[int, bytes]]  # parts of files that are not complete, by upload
 
     @classmethod
     def reset(cls, folder: Path) -> type[FaultStore]:
         cls.folder, cls.expected, cls.reads, cls.calls = folder, "", [], []
         cls.plan, cls.put_plan = staticmethod(lambda number: None), staticmethod(lambda path: None)
+        cls.part_plan, cls.uploads = staticmethod(lambda number: None), {}
         return cls
 
     @classmethod
@@ -111,6 +114,32 @@ class FaultStore(AbstractFileSystem):
         if (fault := type(self).put_plan(self._strip_protocol(rpath))) is not None:
             fault(b"")
         self._local.put_file(lpath, self._place(rpath))
+
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        bucket, _, key = self._strip_protocol(path).lstrip("/").partition("/")
+        return bucket, key, None
+
+    def call_s3(self, method: str, *, Bucket: str, Key: str, UploadId: str = "", **values: Any) -> dict[str, Any]:
+        """Send a file in parts, as S3FileSystem does."""
+        name = f"{method} {values.get('PartNumber', Key)}"
+        self.calls.append(name)
+        if method == "create_multipart_upload":
+            self.uploads[str(len(self.calls))] = {}
+            return {"UploadId": str(len(self.calls))}
+        if method == "abort_multipart_upload":
+            del self.uploads[UploadId]
+            return {}
+        if method == "upload_part":
+            number, body = values["PartNumber"], values["Body"]
+            fault = type(self).part_plan(number)
+            self.uploads[UploadId][number] = body if fault is None else fault(body)
+            return {"ETag": f"{number} of {UploadId}"}
+        parts, sent = values["MultipartUpload"]["Parts"], self.uploads.pop(UploadId)
+        assert parts == [{"PartNumber": n, "ETag": f"{n} of {UploadId}"} for n in sorted(sent)]
+        place = Path(self._place(f"/{Bucket}/{Key}"))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"".join(body for _, body in sorted(sent.items())))
+        return {}
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         self._local.rm(self._place(path), recursive=recursive)

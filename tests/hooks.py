@@ -334,7 +334,8 @@ def short_of_memory(of_rank: int, step: int, rows: int) -> None:
         return
     import torch
 
-    from trainer.engine.step import Objective, Stepper
+    from trainer.engine.objective import Objective
+    from trainer.engine.step import Stepper
 
     gradients, forward, now = Stepper.gradients, Objective.forward, [0]
 
@@ -545,7 +546,8 @@ def simulated_gpu(rows: Sequence[int], hard: Sequence[int] = (), power: int = 1)
     import torch
 
     from trainer.engine import fused_lanes
-    from trainer.engine.step import Objective, Stepper
+    from trainer.engine.objective import Objective
+    from trainer.engine.step import Stepper
 
     own, a_row, peak, forward, rehearse = rows[rank()], 2**40, [0], Objective.forward, Stepper.rehearse
 

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from trainer.data import loader
-from trainer.data.lanes import Bookmark, Example, LanePlan, LaneServer, RowId
+from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.data.lanes import Example, LaneServer, RowId
 from trainer.data.loader import Batch, load_epoch
 from trainer.data_parallel import DataParallel
 from trainer.engine.progress import Progress

@@ -22,7 +22,8 @@ def mean_of_means() -> None:
 
 def lane_read_twice() -> None:
     """Lane 1 reads the rows of lane 0."""
-    from trainer.data.lanes import Bookmark, LaneServer, MicroBatch
+    from trainer.data.lane_plan import Bookmark
+    from trainer.data.lanes import LaneServer, MicroBatch
 
     epoch = LaneServer.epoch
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -303,6 +304,23 @@ def test_each_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: 
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(CheckpointError, match="another SHA-256"):
         checkpoint.read(tmp_path, 10, "model.safetensors")
+
+
+def test_files_are_hashed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 10)
+    together, digest = threading.Barrier(3, timeout=20), checkpoint.hashlib.file_digest
+
+    def waiting(file: Any, kind: str) -> Any:
+        together.wait()  # breaks unless all three files are open
+        return digest(file, kind)
+
+    monkeypatch.setattr(checkpoint, "cores", lambda: 3)
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", waiting)
+    flip(tmp_path / "step-00000010" / "optimizer.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"optimizer\.safetensors has another SHA-256 than its manifest\. Restore"
+    ):
+        checkpoint.newest(tmp_path)
 
 
 def test_unreadable_files_are_checkpoint_errors(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from trainer.data.roles import Label, Text
 from trainer.data.sources import Row as SourceRow
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.evaluate import selection_score
-from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.objective import Objective, freeze_unused
 from trainer.errors import DataError, UsageError
 from trainer.models.classifiers import depths, pool, trunk_prefix
 from trainer.models.freezing import freeze_embeddings

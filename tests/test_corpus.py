@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from trainer.data.discovery import Shard
-from trainer.data.lanes import LanePlan, RowId
+from trainer.data.lane_plan import LanePlan
+from trainer.data.lanes import RowId
 from trainer.data.loader import Loaded, load_epoch
 from trainer.data.prepare import prepare, prepared_tokenizer
 from trainer.data.sources import Source

@@ -14,7 +14,8 @@ from trainer.data.columns import as_yaml, guess_columns, is_no_header
 from trainer.data.labels import look_alike, unknown_label
 from trainer.data.roles import Label, Text
 from trainer.data.sources import open_split
-from trainer.data.survey import Survey, survey
+from trainer.data.survey import survey
+from trainer.data.survey_counts import Survey
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from trainer.data import sniffing
 from trainer.data.cleaning import BadRow, clean_row, cleaner
+from trainer.data.fingerprints import fingerprint
 from trainer.data.roles import Label, Text
-from trainer.data.sources import Row, Source, fingerprint, open_split
+from trainer.data.sources import Row, Source, open_split
 from trainer.data.survey import survey
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig

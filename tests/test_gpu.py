@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from launch.tools.plan.planner import PlanOptions, make_plan
 from trainer.engine.fused_lanes import memory_of
+from trainer.engine.objective import Objective
 from trainer.engine.prefetch import Prefetcher, streams_of
 from trainer.engine.runtime import seed_for
-from trainer.engine.step import Objective
 from trainer.engine.trained_run import build_model
 from trainer.engine_specs import FLOAT8
 from trainer.errors import ran_out_of_memory

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from benchmarks.device_meter import idle_share
 from benchmarks.gpu_work import TINY, Workload, operations, pretrained, transformer
-from trainer.engine.step import Objective
+from trainer.engine.objective import Objective
 from trainer.engine.utilization import FlopMeter
 from trainer.models.configs import TransformerConfig
 from trainer.models.transformer import Transformer

@@ -29,7 +29,8 @@ from lane_helpers import (
 )
 
 from trainer.data.counter_rng import key, permutation, uniform
-from trainer.data.lanes import LanePlan, RowId
+from trainer.data.lane_plan import LanePlan
+from trainer.data.lanes import RowId
 
 # -- nothing lost, nothing repeated, the same steps ----------------------------------------------------------------
 

@@ -30,7 +30,8 @@ from lane_helpers import (
     uninterrupted,
 )
 
-from trainer.data.lanes import Bookmark, LanePlan, LaneServer, MicroBatch, RowId
+from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.data.lanes import LaneServer, MicroBatch, RowId
 
 PLAN = LanePlan(seed=1, lanes=4, block_rows=16_384, tokens=512, rows=None)
 

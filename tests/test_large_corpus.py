@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_recipe, write_rows
 
 from benchmarks import counting_store, large_corpus
 from benchmarks.counting_store import CountingStore, Repeated
 from trainer.api import prepare
-from trainer.data import remote, sources
-from trainer.data.sources import fingerprint, open_split
+from trainer.data import fingerprints, heads, remote
+from trainer.data.fingerprints import fingerprint
+from trainer.data.sources import open_split
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.setup import survey_data
 from trainer.errors import DataError, UsageError
@@ -37,7 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """A split of more than a megabyte is large."""
-    monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 1_000_000)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 1_000_000)
 
 
 # -- what a start reads ------------------------------------------------------------------------------------------------
@@ -60,6 +64,57 @@ def test_requests_and_bytes_of_a_start_and_a_resume(tmp_path, tokenizer, large, 
         return
     assert resume["bytes"] <= resume["most_bytes"], "a block of each lane"
     assert resume["requests"]["get"] <= 8 * made.data.lanes
+
+
+def test_a_start_asks_the_store_nothing_that_the_listing_has_said(tmp_path, tokenizer, large, monkeypatch):
+    """However long ago that was: a busy machine takes minutes."""
+    monkeypatch.setattr(remote, "RECHECK_SECONDS", 0.0)
+    lines = large_corpus.json_lines()
+    CountingStore.fill({f"corpus/train-{i:02d}.jsonl": Repeated(lines, EACH) for i in range(FILES)})
+    run = RunDir(tmp_path / "run")
+    run.create()
+    large_corpus.begin(run, large_corpus.recipe(2, 128, "*.jsonl", tokenizer))
+    requests = CountingStore.counts.requests
+    assert requests["head"] <= 8, "for prepared.json"
+    assert requests["get"] > FILES
+
+
+@pytest.fixture(scope="module")
+def table() -> bytes:
+    return large_corpus.parquet()
+
+
+@pytest.fixture
+def few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rows of a Parquet file, 1.4 MB, may take 400 kB of each."""
+    monkeypatch.setattr(heads, "TABLE_BYTES", 1)
+    monkeypatch.setattr(heads, "HEAD_SHARE", 1 / 40)
+
+
+def test_rows_of_one_of_several_parquet_files_are_read_where_a_page_is_large(
+    tmp_path, tokenizer, large, few_bytes, table
+):
+    CountingStore.fill({f"corpus/train-{i:02d}.parquet": Repeated(table, len(table)) for i in range(FILES)})
+    facts = survey_data(RunDir(tmp_path / "run"), large_corpus.recipe(2, 128, "*.parquet", tokenizer))["train"]
+    assert (facts["rows"], facts["check"]) == (FILES * 200_000, "sample"), "every footer is read"
+    assert 10_000 <= facts["checked_rows"] < 13_000, "of three files"
+    assert CountingStore.counts.bytes < FILES * 2**17 + 3 * 2_500_000
+
+
+def test_every_parquet_file_has_its_columns_checked(tmp_path, tokenizer, large, few_bytes, table):
+    other = io.BytesIO()
+    pq.write_table(pa.table({"src": ["a"] * 50, "target": ["b"] * 50}), other)
+    files = {f"corpus/train-{i:02d}.parquet": Repeated(table, len(table)) for i in range(FILES)}
+    files["corpus/train-05.parquet"] = Repeated(other.getvalue(), len(other.getvalue()))
+    CountingStore.fill(files)
+    made = large_corpus.recipe(2, 128, "*.parquet", tokenizer)
+    with pytest.raises(DataError, match=r"no row of train-05\.parquet has a column 'trg'.*target"):
+        survey_data(RunDir(tmp_path / "run"), made)
+    text = b'{"src": "a", "trg": "b"}\n' * 9
+    CountingStore.fill(files | {"corpus/train-05.parquet": Repeated(text, len(text))})
+    remote.forget()
+    with pytest.raises(DataError, match=r"train-05\.parquet .*is not a Parquet file"):
+        survey_data(RunDir(tmp_path / "run"), made)
 
 
 def test_a_small_corpus_is_read_as_before(tmp_path, tokenizer):
@@ -148,7 +203,7 @@ def run_of(folder: Path, tmp_path: Path, **data: Any) -> tuple[RunDir, Recipe, d
 
 @pytest.fixture
 def tiny_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 100)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 100)
     monkeypatch.setattr("trainer.data.survey.PART_ROWS", 5)
     monkeypatch.setattr("trainer.data.survey.FILE_ROWS", 5)
 
@@ -157,7 +212,7 @@ def test_a_resume_compares_in_the_way_of_the_first_start(tmp_path, tiny_limit, m
     lines(tmp_path / "corpus")
     run, made, facts = run_of(tmp_path / "corpus", tmp_path)
     assert (facts["fingerprint_of"], facts["check"], facts["rows"]) == ("listing", "sample", None)
-    monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 10**9)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 10**9)
     assert survey_data(run, made)["train"] == facts
     (tmp_path / "corpus" / "train.jsonl").touch()
     with pytest.raises(

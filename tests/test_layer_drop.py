@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.data.tokenization import train_tokenizer
-from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.objective import Objective, freeze_unused
 from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
 from trainer.recipe_loading import Recipe

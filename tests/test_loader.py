@@ -38,7 +38,8 @@ from lane_helpers import (
 )
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from trainer.data.lanes import Bookmark, LanePlan, LaneServer
+from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.data.lanes import LaneServer
 from trainer.data.loader import Loaded, load_epoch
 from trainer.data_parallel import DataParallel
 from trainer.engine.loop import Loop

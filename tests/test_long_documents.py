@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.corpus import Corpus
+from trainer.engine.objective import Objective, freeze_unused
 from trainer.engine.runtime import seed_for
-from trainer.engine.step import Objective, freeze_unused
 from trainer.engine.trained_run import build_model
 from trainer.errors import UsageError
 from trainer.models.families import Padding

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from task_helpers import CAUSAL, LABELS, OWN, examples_of, pretrained, toy_task
 
-from trainer.engine.step import Objective
+from trainer.engine.objective import Objective
 from trainer.models import loss_groups
 from trainer.models.loss_groups import GroupLosses
 from trainer.task.micro_batches import CORPORA, IGNORED

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fault_store import FaultStore, StatusError, late, raising
 
 from trainer import cli
 from trainer.data import remote
-from trainer.engine import checkpoint, mirror
+from trainer.engine import checkpoint, mirror, multipart
 from trainer.engine.mirror import Mirror, fetch
 from trainer.errors import CheckpointError, UsageError
 from trainer.rundir import RunDir
@@ -149,6 +150,59 @@ def test_a_checkpoint_may_be_deleted_while_it_is_copied(run, store, trained):
     assert copies.finish()
     for step in mirrored(store):
         assert checkpoint.fault(checkpoint.path_of(store.folder / "mirrors" / "run", step)) is None
+
+
+@pytest.fixture
+def parts(store, monkeypatch):
+    """Large files are sent in parts of 40,000 bytes, two at once. Return how often each part was sent."""
+    monkeypatch.setattr(multipart, "PART", 40_000)
+    monkeypatch.setattr(multipart, "AT_ONCE", 2)
+    return lambda: Counter(call.partition(" ")[2] for call in store.calls if call.startswith("upload_part"))
+
+
+def numbers(run: RunDir) -> Counter[str]:
+    """Return the parts of the checkpoint of step 2, each sent once."""
+    files = (checkpoint.path_of(run.checkpoints, 2)).glob("*.safetensors")
+    counts = [-(-file.stat().st_size // multipart.PART) for file in files]
+    assert min(counts) >= 3
+    return Counter(str(number) for count in counts for number in range(1, count + 1))
+
+
+def test_a_failed_part_is_sent_again_alone(run, store, parts):
+    faults = {2: [StatusError(503), ConnectionResetError()], 3: [TimeoutError()]}
+    store.part_plan = staticmethod(lambda number: raising(faults[number].pop(0)) if faults.get(number) else None)
+    assert Mirror(run, URL).finish()
+    assert checkpoint.fault(store.folder / "mirrors" / "run" / "step-00000002") is None
+    assert parts() == numbers(run) + Counter({"2": 2, "3": 1})
+    assert store.uploads == {}
+
+
+def test_parts_that_arrive_in_another_order(run, store, parts):
+    store.part_plan = staticmethod(lambda number: late(0.2) if number == 1 else None)
+    assert Mirror(run, URL).finish()
+    assert checkpoint.fault(store.folder / "mirrors" / "run" / "step-00000002") is None
+    assert parts() == numbers(run)
+
+
+def test_an_upload_that_is_refused_is_aborted_and_begins_again_later(run, store, parts, caplog):
+    refused = [2, 2]
+    store.part_plan = staticmethod(
+        lambda number: raising(StatusError(403)) if number in refused and not refused.remove(number) else None
+    )
+    assert Mirror(run, URL).finish()
+    assert caplog.text.count("cannot be reached or written") == 2
+    assert sum(call.startswith("abort_multipart_upload") for call in store.calls) == 2
+    assert store.uploads == {}
+    assert checkpoint.fault(store.folder / "mirrors" / "run" / "step-00000002") is None
+
+
+def test_a_stop_ends_an_upload_between_two_parts(run, store, parts, monkeypatch):
+    monkeypatch.setattr(mirror, "AT_STOP_SECONDS", 0.1)
+    store.part_plan = staticmethod(lambda number: late(0.3))
+    assert not Mirror(run, URL).finish(lambda: True)
+    wait_for(lambda: any(call.startswith("abort_multipart_upload") for call in store.calls))
+    assert store.uploads == {}
+    assert sum(parts().values()) < 6
 
 
 def test_an_incomplete_copy_does_not_count(run, store, tmp_path, monkeypatch):

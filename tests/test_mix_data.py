@@ -11,10 +11,12 @@ import pytest
 import review_helpers
 from mix_helpers import LONG, SHORT, mixed, write_corpora
 
+from trainer.data.fingerprints import fingerprint
 from trainer.data.prepare import prepare
 from trainer.data.quotas import Quotas
-from trainer.data.sources import MixedSource, fingerprint, open_split
-from trainer.data.survey import Numbers, survey
+from trainer.data.sources import MixedSource, open_split
+from trainer.data.survey import survey
+from trainer.data.survey_counts import Numbers
 from trainer.data.tokenization import training_texts
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.simulated_lanes import Corpus, MixedWorld, drawn, mixed_epoch, same_after_resumes
-from trainer.data.lanes import Bookmark, LanePlan
+from trainer.data.lane_plan import Bookmark, LanePlan
 from trainer.data.quotas import Quotas
 
 

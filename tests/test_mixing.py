@@ -26,7 +26,8 @@ from lane_helpers import (
     uninterrupted,
 )
 
-from trainer.data.lanes import Bookmark, LanePlan, LaneServer
+from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.data.lanes import LaneServer
 from trainer.data.mixing import Mixture
 from trainer.data.quotas import Quotas, dealt, rows_until_stop, schedule, temperature_weights, whole_weights
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import math
 import re
@@ -12,8 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
+from conftest import tiny_recipe
 from plan_hooks import save_states
 from processes import engine_environment, next_logs, run_ranks
 from review_helpers import recipe as review_recipe
@@ -21,16 +26,19 @@ from review_helpers import written
 from slow import slow_except
 from typer.testing import CliRunner
 
+from benchmarks import large_corpus
+from benchmarks.counting_store import CountingStore, Repeated
 from launch.configs import choose, describe
 from launch.local import settings
-from launch.tools.plan import corpus, planner
+from launch.tools.plan import corpus, planner, sample
 from launch.tools.plan.command import plan_command
 from launch.tools.plan.gpus import GPUS, find_gpu, is_gpu
 from launch.tools.plan.planner import GIB, Plan, PlanOptions, cheapest, make_plan
 from launch.tools.plan.show import summary
 from launch.tools.plan.trace import Trace, peak_of
+from trainer.data import fingerprints
 from trainer.errors import DataError, UsageError
-from trainer.recipe_loading import load_recipe
+from trainer.recipe_loading import Recipe, load_recipe
 
 ALL = PlanOptions(ranks=(1, 2))
 KEYS = {"engine", "offload", "ranks", "precision", "activation_checkpointing", "parameters", "gradients", "optimizer"}
@@ -274,6 +282,69 @@ def test_a_large_corpus_is_sampled_over_its_full_length(recipe: Path, monkeypatc
     tokens = [plan.training["tokens"] / plan.training["epochs"] for plan in (planned, whole)]
     assert tokens[0] == pytest.approx(tokens[1], rel=0.25)
     assert planned.training["steps_per_epoch"] == pytest.approx(whole.training["steps_per_epoch"], rel=0.5)
+
+
+LARGE = 12 * 1000  # rows of a large corpus
+
+
+def fill(kind: str) -> bytes:
+    """Put the large corpus into the store. Return one of its twelve files."""
+    rows, table = large_corpus.rows(1000), io.BytesIO()
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    content = {"jsonl": lines, "jsonl.gz": gzip.compress(lines), "parquet": table.getvalue()}[kind]
+    CountingStore.fill({f"corpus/train-{i}.{kind}": Repeated(content, len(content)) for i in range(12)})
+    return content
+
+
+def read_large(recipe: Path, kind: str) -> Any:
+    data = ["data.root=counted://corpus", f"data.train=*.{kind}", "data.validation=null", "data.test=null"]
+    return corpus.read_corpus(load_recipe(recipe, [*data, "data.columns={src: src, trg: trg}"]))
+
+
+@pytest.fixture(scope="module")
+def counted(recipe: Path) -> Any:
+    """Return the epoch of the large corpus, all of whose rows are read."""
+    content = fill("jsonl")
+    _, epoch, _, facts = read_large(recipe, "jsonl")
+    assert CountingStore.counts.bytes >= 24 * len(content), "counted, and dealt to lanes"
+    assert (facts["rows"], facts["rows_from"]) == (LARGE, "counted")
+    return epoch
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_of_a_large_corpus_the_first_rows_are_read(
+    recipe: Path, counted: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    fill(kind)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 1)
+    monkeypatch.setattr(sample, "ROWS", 1200)
+    monkeypatch.setattr(corpus, "TOKENIZER_ROWS", 500)
+    _, epoch, _, facts = read_large(recipe, kind)
+    assert facts["rows_from"] == (sample.METADATA if kind == "parquet" else sample.ESTIMATED)
+    assert facts["rows"] == pytest.approx(LARGE, rel={"parquet": 0, "jsonl": 0.02}.get(kind, 0.3))
+    assert facts["sampled_rows"] <= 1500
+    assert CountingStore.counts.requests["get"] <= 12 * 3
+    for name in ("steps", "tokens", "padded"):
+        each, expected = (getattr(of, name) / of.rows for of in (epoch, counted))
+        assert each == pytest.approx(expected, rel=0.06), name
+
+
+def test_a_large_mixture_is_planned_by_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = large_corpus.json_lines()
+    CountingStore.fill({f"{name}/train.jsonl": Repeated(lines, 3 * len(lines)) for name in ("one", "two")})
+    mix = [
+        {"name": name, "root": f"counted://{name}", "train": "*.jsonl", "weight": weight, "on_end": end}
+        for name, weight, end in (("one", 3, "stop"), ("two", 1, "repeat"))
+    ]
+    data = {"train": [], "validation": None, "test": None, "columns": {}, "mix": mix}
+    made = Recipe.parse(tiny_recipe(Path("none"), data=data))
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 1)
+    monkeypatch.setattr(sample, "ROWS", 2000)
+    _, epoch, _, facts = corpus.read_corpus(made)
+    assert facts["rows_from"] == sample.ESTIMATED
+    assert epoch.rows == pytest.approx(12_000 * 4 / 3, rel=0.02)
+    assert CountingStore.reset().bytes < 6 * len(lines) / 2
 
 
 # -- what fits ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import random
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl
 
 import hooks
 import processes
@@ -22,6 +24,8 @@ from fault_store import FaultStore, StatusError, cut, raising
 from trainer import cli
 from trainer import train as train_api
 from trainer.data import remote, remote_file
+from trainer.engine import multipart
+from trainer.engine.remote_folder import RemoteFolder
 from trainer.rundir import RunDir
 
 STEPS = 6
@@ -161,6 +165,27 @@ def test_the_traceback_of_a_program_holds_no_credential(store, recipe, tmp_path,
 # -- S3 ----------------------------------------------------------------------------------------------------------------
 
 
+class Refusing:
+    """A server in front of another one, which answers some requests with 503."""
+
+    parts: ClassVar[dict[str, int]] = {}  # number of a part of an upload -> how often it is refused
+    sent: ClassVar[list[str]] = []  # numbers of the parts that were received
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def __call__(self, environ: dict[str, Any], start: Any) -> Any:
+        number = dict(parse_qsl(environ["QUERY_STRING"])).get("partNumber", "")
+        if number and environ["REQUEST_METHOD"] == "PUT":
+            self.sent.append(number)
+        if self.parts.get(number):
+            self.parts[number] -= 1
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start("503 Service Unavailable", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>"]
+        return self.app(environ, start)
+
+
 @pytest.fixture(scope="module")
 def bucket(corpus):
     """A bucket on a server of this machine, with the corpus."""
@@ -169,6 +194,7 @@ def bucket(corpus):
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
+    server._server.app = Refusing(server._server.app)
     address = "http://{}:{}".format(*server.get_host_and_port())
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
@@ -215,6 +241,27 @@ def test_a_run_moves_to_another_machine_through_a_bucket(bucket, recipe, expecte
     first, second = (RunDir(tmp_path / name / "run") for name in ("first", "second"))
     assert second.metrics.read_text().startswith(first.metrics.read_text().splitlines()[0])
     assert len(json.loads(second.manifest.read_text())["starts"]) == 1
+
+
+def test_a_part_that_the_server_refuses_is_sent_again_alone(bucket, tmp_path, monkeypatch):
+    """With as many answers of 503 as s3fs and botocore make of it an error of the upload."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(multipart, "PART", 5 << 20)  # S3 accepts no smaller part but the last
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    content = random.Random(5).randbytes((16 << 20) + 7)
+    (tmp_path / "large").write_bytes(content)
+    for place, failures in (("direct", 1), ("in-parts", 3)):
+        Refusing.parts, Refusing.sent = {"2": failures}, []
+        folder = RemoteFolder(f"{bucket}/large", "loop.mirror")
+        folder.system.clear_instance_cache()
+        folder = RemoteFolder(f"{bucket}/large", "loop.mirror")
+        if place == "direct":  # what s3fs does alone
+            with pytest.raises(OSError, match="later"):
+                folder.system.put_file(str(tmp_path / "large"), f"corpus/{place}", chunksize=5 << 20)
+            continue
+        folder.put(tmp_path / "large", place)
+        assert folder.read(place) == content
+        assert sorted(Refusing.sent) == ["1", "2", "2", "2", "2", "3", "4"]
 
 
 @pytest.mark.slow

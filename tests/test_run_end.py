@@ -17,7 +17,7 @@ from review_helpers import recipe as review_recipe
 from review_helpers import written
 from slow import slow_except
 
-from trainer.data.lanes import Bookmark
+from trainer.data.lane_plan import Bookmark
 from trainer.engine import reporter as reporter_module
 from trainer.engine.evaluate import _meaning, constant
 from trainer.engine.progress import Progress

@@ -21,7 +21,8 @@ from benchmarks.simulated_lanes import (
     one_rank,
     same_after_resumes,
 )
-from trainer.data.lanes import Bookmark, Dealer, LanePlan
+from trainer.data.dealer import Dealer
+from trainer.data.lane_plan import Bookmark, LanePlan
 from trainer.engine.progress import Progress
 
 RANKS = 1024
@@ -128,7 +129,7 @@ def test_the_orders_of_dealing_are_the_same_however_many_are_drawn_at_once(
 
     as_shipped = order((0, 1, 700))
     assert all(sorted(lanes_of) == list(range(lanes)) for lanes_of in as_shipped)
-    monkeypatch.setattr("trainer.data.lanes.DRAWN", 5 * lanes)
+    monkeypatch.setattr("trainer.data.dealer.DRAWN", 5 * lanes)
     assert order((0, 1, 700)) == as_shipped
 
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def test_the_last_stages_are_left_to_the_dependent_job(tiny_job: Callable[..., J
     words = [world.go(rendered.text, (0,)).words[0] for rendered in render_all(job, None, True, None)]
     assert words[0][-5:] == ["train", *job.words, "--defer", "--run", str(job.run)]
     assert words[1][-4:] == ["train", *job.words, "--run", str(job.run)]
+
+
+def test_the_training_begins_with_a_mirror(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
+    url = "s3://bucket/it's $(touch hacked) `id`/run"
+    job = replace(tiny_job("seed=9"), resume_from=url)
+    world = Sandbox(tmp_path / "world", job.run)
+    words = [world.go(rendered.text, (0,)).words[0] for rendered in render_all(job, None, True, None)]
+    assert words[0][-7:] == ["train", *job.words, "--resume-from", url, "--defer", "--run", str(job.run)]
+    assert words[1][-4:] == ["train", *job.words, "--run", str(job.run)]
+    assert not list(tmp_path.rglob("hacked"))
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6])

@@ -14,9 +14,10 @@ import pytest
 import sklearn  # noqa: F401 - sets variables of the environment, for which the first test would be blamed
 import torch._dynamo  # noqa: F401 - as well
 from batch_helpers import ROOT, rankzero
+from fault_store import FaultStore
 
 from launch.slurm import arrays, checks, compare
-from launch.slurm.job import Job, seconds
+from launch.slurm.job import Job, make_job, seconds
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES
 from trainer.slurm_env import adopt_ranks
@@ -167,6 +168,53 @@ def test_a_preparation_is_three_arrays_and_a_last_job(recipe: Path, tmp_path: Pa
     assert "--array" not in scripts[3].partition("set -uo pipefail")[0]
     assert commands[3].endswith(f"--out {tmp_path}/data/ready)")
     assert f"RUN={tmp_path}/data/ready-jobs\n" in scripts[3]
+
+
+def test_a_job_begins_with_a_mirror(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "mirrors" / "run" / "step-00000200").mkdir(parents=True)
+    (tmp_path / "mirrors" / "run" / "step-00000200" / "manifest.json").write_text("{}")
+
+    def submit(*words: object) -> Any:
+        return rankzero("submit", recipe, "--dry-run", "--resume-from", *words, cwd=tmp_path, env=WITHOUT_SLURM)
+
+    done = submit("mirrors/run")
+    assert done.returncode == 0, done.stderr
+    assert ' --resume-from mirrors/run --run "$RUN")' in done.stdout
+    assert "mirror   mirrors/run has 1 checkpoints, the newest of step 200" in done.stderr
+    for more, text in (("--array", "1-3"), ("--prepare", "2")):
+        refused = submit("mirrors/run", more, text)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"--resume-from with {more}: a mirror has the checkpoints of one run" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "checkpoints", "expected"),
+    [
+        ("mirrors/none", 0, "none has no complete checkpoint as seen from here"),
+        ("memory://none", 1, "already has checkpoints, which the job resumes from: --resume-from is not used"),
+        ("fault://host/run", 0, "fault://host/run cannot be listed from here (PermissionError: 403"),
+    ],
+)
+def test_a_mirror_is_looked_at(
+    tiny_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, url: str, checkpoints: int, expected: str
+) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError("403 for https://user:S3CR3T@host/x")
+
+    monkeypatch.setattr(FaultStore, "find", forbidden)
+    job = tiny_job()
+    for step in range(checkpoints):
+        (job.run / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    check = checks._mirror(job, url)
+    assert check.status == "warning"
+    assert expected in check.found
+    assert "S3CR3T" not in check.found
+
+
+def test_a_mirror_with_credentials_is_refused(recipe: Path) -> None:
+    with pytest.raises(UsageError, match=r"--resume-from s3://bucket/run: its credentials would be written") as refused:
+        make_job(str(recipe), (), {}, "debug", resume_from="s3://key:S3CR3T@bucket/run")
+    assert "S3CR3T" not in str(refused.value)
 
 
 def test_without_slurm(recipe: Path, tmp_path: Path) -> None:

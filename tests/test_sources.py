@@ -20,8 +20,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.data import formats, sources
-from trainer.data.sources import Row, Source, fingerprint, held_out, open_split
+from trainer.data import fingerprints, formats
+from trainer.data.fingerprints import fingerprint
+from trainer.data.sources import Row, Source, held_out, open_split
 from trainer.errors import DataError, UsageError
 from trainer.recipe.sections import DataConfig
 
@@ -344,7 +345,7 @@ def test_fingerprint_of_a_large_remote_corpus_takes_the_store_s_checksum(monkeyp
     put("memory://large", "a.jsonl", b"{}")
     source = source_of("memory://large", "a.jsonl")
     small = fingerprint(source)
-    monkeypatch.setattr(sources, "FINGERPRINT_BYTES", 1)
+    monkeypatch.setattr(fingerprints, "FINGERPRINT_BYTES", 1)
     assert fingerprint(source) == fingerprint(source) != small
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from trainer.data.fingerprints import fingerprint
 from trainer.data.roles import Label, Text
-from trainer.data.sources import fingerprint, open_split
-from trainer.data.survey import Survey, survey
+from trainer.data.sources import open_split
+from trainer.data.survey import survey
+from trainer.data.survey_counts import Survey
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 

@@ -13,7 +13,7 @@ from processes import read_lines, train
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from trainer.engine.step import Objective
+from trainer.engine.objective import Objective
 from trainer.engine.utilization import FlopMeter, Shape, Utilization, Work, peak_of
 from trainer.models.configs import TransformerConfig
 from trainer.models.transformer import Transformer

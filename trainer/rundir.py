@@ -25,7 +25,7 @@ from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held,
 from trainer.redaction import redacted
 
 MOST_SPLITS = 1 << 16
-CHECKPOINT = re.compile(r"step-(\d{8,})$")
+CHECKPOINT, CHECKPOINT_MANIFEST = re.compile(r"step-(\d{8,})$"), "manifest.json"
 STALE_SECONDS = 60.0  # a status.json of a running run that is older than this: its process is gone
 
 

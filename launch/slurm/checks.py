@@ -13,11 +13,14 @@ from launch.slurm import queue
 from launch.slurm.job import Job, gpu_count, seconds
 from launch.slurm.lint import conflicts, lint, syntax_error
 from trainer.data_parallel import fusable
+from trainer.engine.remote_folder import RemoteFolder
 from trainer.errors import RankzeroError
 from trainer.files import read_json
+from trainer.redaction import redacted
 from trainer.rundir import RunDir
 
 SLURM_LATE = 60  # seconds by which SLURM may send the signal early
+MIRROR_SECONDS = 10.0  # for which a mirror is asked again after an error
 
 
 def checks(job: Job, scripts: Sequence[str], throughput: float | None) -> Iterator[Check]:
@@ -32,6 +35,8 @@ def checks(job: Job, scripts: Sequence[str], throughput: float | None) -> Iterat
     yield _chain(job)
     yield Check("site", "ok", job.site.describe())
     yield _finished(job)
+    if job.resume_from is not None:
+        yield _mirror(job, job.resume_from)
     yield _options(job)
     yield _lint(scripts)
     yield _test_only(scripts)
@@ -180,6 +185,27 @@ def _finished(job: Job) -> Check:
     if state == "finished":
         findings.warn(f"{job.run} is finished: the job would do nothing", "another --run, or more loop.epochs")
     return findings.check(f"{job.run}")
+
+
+def _mirror(job: Job, url: str) -> Check:
+    """Look for checkpoints in the mirror that the run resumes from."""
+    findings = Findings("mirror")
+    if any(job.run.glob("checkpoints/step-*")):
+        unused = f"{job.run} already has checkpoints, which the job resumes from: --resume-from is not used"
+        findings.warn(unused, "omit it, or choose another --run")
+        return findings.check()
+    place = RemoteFolder(url, "--resume-from")
+    try:
+        steps = place.steps(seconds=MIRROR_SECONDS)
+    except Exception as error:  # stores have different errors; the nodes may reach what this machine does not
+        reason = redacted(f"{type(error).__name__}: {error}")
+        findings.warn(f"{place.url} cannot be listed from here ({reason})", "check that the nodes can read it")
+        return findings.check()
+    if steps:
+        findings.fact(f"{place.url} has {len(steps)} checkpoints, the newest of step {steps[-1]}")
+    else:
+        findings.warn(f"{place.url} has no complete checkpoint as seen from here", "name the folder loop.mirror/NAME")
+    return findings.check()
 
 
 def _options(job: Job) -> Check:

@@ -25,6 +25,7 @@ from trainer.rank_env import RANK_VARIABLES
 from trainer.recipe import Recipe
 from trainer.recipe.loop_sections import LaunchConfig
 from trainer.recipe_loading import load_recipe
+from trainer.redaction import redacted
 from trainer.run_options import Options, run_path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -46,6 +47,7 @@ class Job:
         folder: absolute folder where relative paths begin.
         frozen_recipe: text of the recipe that the job trains, without them.
         chain: number of follow-up jobs. With them no job is requeued.
+        resume_from: a mirror whose newest checkpoint a run directory without checkpoints begins with.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Job:
     frozen_recipe: str
     site: SiteFiles
     chain: int = 0
+    resume_from: str | None = None
 
     @property
     def ranks_per_node(self) -> int:
@@ -125,7 +128,7 @@ class Job:
             "run": self.run,
             "folder": self.folder,
             "words": self.words,
-            "options": (),
+            "options": ("--resume-from", self.resume_from) if self.resume_from is not None else (),
             "python": [sys.executable],
             "module": "launch.rank",
             "mode": self.mode,
@@ -151,6 +154,7 @@ class Job:
             "job_name": _name(f"{self.name[:55]}-finalize"),
             "log": (f"{self.run}/slurm/", "finalize-%j.out"),
             "words": ["train", *self.words, "--run", self.run],
+            "options": (),
         }
 
 
@@ -161,12 +165,19 @@ def make_job(
     config: str | None = None,
     run: Path | None = None,
     name: str | None = None,
+    resume_from: str | None = None,
 ) -> Job:
     """Make a job. `resources` are keys of `launch` that override the recipe's, None if not given.
 
     Raises:
-        UsageError: the recipe, the config or a resource is wrong, or they do not go together.
+        UsageError: the recipe, the config or a resource is wrong, or they do not go together, or `resume_from` has
+            credentials.
     """
+    if resume_from is not None and redacted(resume_from) != resume_from:
+        raise UsageError(
+            f"--resume-from {redacted(resume_from)}: its credentials would be written to the job script. Leave them "
+            "out of the URL, and set them in the environment of the job, as for loop.mirror"
+        )
     given = [f"launch.{key}={json.dumps(value)}" for key, value in resources.items() if value not in (None, [])]
     resolved, site = load_recipe(recipe, [*overrides, *given]), read_site()
     frozen = resolved.to_yaml()
@@ -183,6 +194,7 @@ def make_job(
         name=_name(name or f"rankzero-{resolved.name}"[:64]),
         frozen_recipe=frozen,
         site=site,
+        resume_from=resume_from,
     )
 
 

@@ -60,8 +60,9 @@ def render_all(job: Job, array: str | None, finalize: bool, templates: Path | No
             Script(home / "array.sbatch", "array", text, runs),
             Script(home / "finalize.sbatch", "compare", last),
         ]
-    own = {"options": ("--defer",) if finalize else (), "requeue": not job.chain}
-    text = render("train.sbatch", job.values() | own, templates)
+    values = job.values()
+    own = {"options": (*values["options"], *(("--defer",) if finalize else ())), "requeue": not job.chain}
+    text = render("train.sbatch", values | own, templates)
     scripts = [Script(home / "train.sbatch", "train", text)]
     if finalize:
         last = render("finalize.sbatch", job.finalize_values(), templates)
@@ -141,6 +142,7 @@ def freeze(job: Job) -> None:
         "launch": redacted(job.recipe.launch.model_dump(mode="json")),
         "site": {str(path): keys for path, keys in job.site.keys.items()},
         "chain": job.chain,
+        "resume_from": job.resume_from,
         "git_commit": git_commit(),
     }
     write_json(job.run / "slurm" / "submitted.json", submitted)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from typer import Option
 
-from trainer.cli_arguments import Config, Overrides, RecipeArgument, RunOption
+from trainer.cli_arguments import Config, Overrides, RecipeArgument, ResumeFrom, RunOption
+from trainer.errors import UsageError
 
 RESOURCES = (  # keys of `launch` that options of the same name override, in the order of the function below
     *("nodes", "gpus_per_node", "ranks_per_node", "launcher", "cpus_per_task", "memory", "time"),
@@ -55,6 +56,7 @@ def submit_command(
     finalize: Annotated[bool, Option("--finalize", help="evaluate and export in a job on one node")] = False,
     chain: Follow = None,
     min_nodes: MinNodes = None,
+    resume_from: ResumeFrom = None,
     after: Annotated[int | None, Option("--after", metavar="JOB", help="begin when that job is done")] = None,
     name: Annotated[str | None, Option("--name", metavar="NAME", help="of the job")] = None,
     templates: Annotated[Path | None, Option("--templates", metavar="DIR", help="your own *.sbatch")] = None,
@@ -65,12 +67,14 @@ def submit_command(
     from launch.slurm.job import make_job, prepare_job
     from launch.slurm.submission import render_all, render_prepare, run_checks, submit_scripts, with_chain
 
+    if resume_from is not None and (other := "--array" if array else "--prepare" if prepare else ""):
+        raise UsageError(f"--resume-from with {other}: a mirror has the checkpoints of one run; submit that run alone")
     gpus = int(gpus_per_node) if gpus_per_node and gpus_per_node.isdecimal() else gpus_per_node
     first = (nodes, gpus, ranks_per_node, launcher, cpus_per_task, memory, time)
     rest = (partition, account, qos, constraint, mail, setup, extra, chain, min_nodes)
     given = dict(zip(RESOURCES, (*first, *rest), strict=True))
     if prepare is None:
-        job = with_chain(make_job(recipe, overrides or (), given, config, run, name), array)
+        job = with_chain(make_job(recipe, overrides or (), given, config, run, name, resume_from), array)
         scripts = render_all(job, array, finalize, templates)
     else:
         job, place = prepare_job(recipe, overrides or (), given, run, name, out)

@@ -6,6 +6,7 @@ the files, whichever thread is first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,17 +17,22 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from trainer.data import formats
-from trainer.data.discovery import Shard
+from trainer.data.embedded import generated_count
 from trainer.data.formats import is_local
 from trainer.data.sniffing import Form
-from trainer.data.sources import Row, Source, damaged, embedded_count
+from trainer.data.sources import Row, Source, damaged
+from trainer.data.tables import first_rows_bytes
 from trainer.errors import RankzeroError
 
+PARQUET = ("parquet", "prepared")
 THREADS = 32  # files that are open at once
 FILE_ROWS = 100  # rows that are read of a file, at least: opening it takes longer than reading them
+TABLE_ROWS = 500  # the same of Parquet, whose pages hold more
 WINDOW = 4 * THREADS  # files whose first rows are in memory
 # Bytes of a file that its first rows take at most, and the share of a larger file.
 HEAD_BYTES, HEAD_SHARE = 1 << 16, 1 / 4000
+# Bytes of the first rows of all Parquet files: if they would take more, and more than HEAD_SHARE, some are left out.
+TABLE_BYTES = 1 << 26
 
 
 @dataclass
@@ -51,67 +57,87 @@ class Head:
             yield row
 
 
-def heads(source: Source, rows: int, *, every: int = 1, count: bool = False, bounded: bool = True) -> Iterator[Head]:
+def heads(
+    source: Source, rows: int, *, least: int = 0, every: int = 1, count: bool = False, bounded: bool = True
+) -> Iterator[Head]:
     """Yield the first rows of files, in order.
 
     Args:
         source: of a split.
-        rows: of each file, at most.
+        rows: of each file, at most; more if those of all files are fewer than `least`.
+        least: rows of all files, about.
         every: 1 for all files, k for one of k.
         count: whether the number of rows in the metadata is read, too.
-        bounded: stop at HEAD_BYTES or HEAD_SHARE of a file with long rows.
+        bounded: stop at HEAD_BYTES or HEAD_SHARE of a file with long rows. Of Parquet files, whose first rows take the
+            same bytes however few they are, one of several is read. The others have no rows, but their number.
 
     Raises:
         DataError: a file is damaged or not what its name says.
     """
+    numbers = range(0, len(source.shards), every)
 
-    def head(index: int) -> Head:
+    def head(place: int) -> Head:
+        index = numbers[place]
         shard = source.shards[index]
+        most = max(HEAD_BYTES, (shard.size or 0) * HEAD_SHARE) if bounded else float("inf")
         with formats.first_bytes():
-            counted = rows_of(shard) if count else None
-            if not rows:
-                return Head(Form(), False, counted, [])
+            counted, size = _facts(source, index) if count or (bounded and shard.format in PARQUET) else (None, 0)
+            one_of = max(1, math.ceil(size / max(most, TABLE_BYTES / len(numbers))))
+            if not rows or place % one_of:
+                return Head(Form(), False, counted if count else None, [])
+            wanted = max(rows, -(-least * one_of // len(numbers)))
             stream, read, complete = source.stream(index), list[tuple[Row, tuple[int, ...]]](), False
-            most = max(HEAD_BYTES, (shard.size or 0) * HEAD_SHARE) if bounded else float("inf")
-            while len(read) < rows and sum(stream.offsets) < most:
+            while len(read) < wanted and sum(stream.offsets) < most:
                 row = next(stream, None)
                 if complete := row is None:
                     break
                 read.append((row, stream.offsets))
-            return Head(stream.form, complete, counted, read)
+            return Head(stream.form, complete, counted if count else None, read)
 
-    numbers = range(0, len(source.shards), every)
     with ThreadPoolExecutor(min(THREADS, len(numbers) or 1)) as pool:
         for begin in range(0, len(numbers), WINDOW):
-            yield from pool.map(head, numbers[begin : begin + WINDOW])
+            yield from pool.map(head, range(begin, min(begin + WINDOW, len(numbers))))
 
 
 def first_rows(source: Source, rows: int) -> Iterator[Row]:
     """Yield about so many rows: equally many first ones of all files, or of as many as give FILE_ROWS each."""
-    every = max(1, len(source.shards) * FILE_ROWS // rows)
-    for head in heads(source, -(-rows * every // max(1, len(source.shards))), every=every, bounded=False):
+    for _, head in first_heads(source, rows):
         yield from head
 
 
-def rows_of(shard: Shard) -> int | None:
-    """Return the number of rows that the metadata of a file say, good or bad. None if they do not.
+def first_heads(source: Source, rows: int) -> Iterator[tuple[int, Head]]:
+    """Yield the same by file: its number, and its first rows."""
+    of_file = TABLE_ROWS if any(shard.format in PARQUET for shard in source.shards) else FILE_ROWS
+    every = max(1, len(source.shards) * of_file // rows)
+    each = -(-rows * every // max(1, len(source.shards)))
+    numbers = range(0, len(source.shards), every)
+    yield from zip(numbers, heads(source, each, every=every, bounded=False), strict=True)
+
+
+def _facts(source: Source, index: int) -> tuple[int | None, int]:
+    """Return the number of rows that the metadata of a file say, good or bad, and the bytes of its first ones.
+
+    The first is None if the metadata do not say it, and the second is 0 where only what is needed is read.
 
     Raises:
         DataError: the file is damaged.
     """
+    shard = source.shards[index]
     if shard.format == "embedded":
-        return embedded_count(shard.urls[0])
-    if shard.format not in ("parquet", "prepared", "arrow"):
-        return None
+        return generated_count(shard.urls[0]), 0
+    if shard.format not in (*PARQUET, "arrow"):
+        return None, 0
     try:
         with formats.opened(shard.urls[0]) as file:
             if shard.format == "arrow":
-                return _arrow_rows(shard.urls[0], file)
+                return _arrow_rows(shard.urls[0], file), 0
             with pq.ParquetFile(file) as parquet:
-                return int(parquet.metadata.num_rows)
+                reading = None if shard.format == "prepared" else source.reading
+                return int(parquet.metadata.num_rows), first_rows_bytes(parquet, reading)
     except RankzeroError:
         raise
     except Exception as error:  # a store may raise anything about this file
+        source.forms(index)  # raises what the file is, if it is no table
         raise damaged(shard, 0, error) from error
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from trainer.data.cleaning import BadRow
 from trainer.data.sources import Row
-from trainer.data.survey import EXAMPLES, add_reason, count_reason, is_counted
+from trainer.data.survey import is_counted
+from trainer.data.survey_counts import EXAMPLES, add_reason, count_reason
 from trainer.recipe.sections import DataConfig
 
 

@@ -18,7 +18,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.concatenation import PLACES
-from trainer.data.lanes import Bookmark, Example, LaneServer, MicroBatch, RowId
+from trainer.data.lane_plan import Bookmark
+from trainer.data.lanes import Example, LaneServer, MicroBatch, RowId
 from trainer.data.left_out import LeftOut
 from trainer.errors import RankzeroError, UsageError
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.data.lanes import LanePlan
+from trainer.data.lane_plan import LanePlan
 from trainer.data.mixing import Mixture
 from trainer.data.quotas import Quotas
 from trainer.errors import UsageError

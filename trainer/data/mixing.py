@@ -15,7 +15,9 @@ from typing import Any
 
 from trainer.data.cleaning import BadRow
 from trainer.data.counter_rng import key
-from trainer.data.lanes import Block, Bookmark, Dealer, LanePlan, RowSource
+from trainer.data.dealer import Dealer, RowSource
+from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.data.lanes import Block
 from trainer.data.left_out import LeftOut
 from trainer.data.quotas import Quotas, dealt, fits, schedule
 from trainer.errors import DataError

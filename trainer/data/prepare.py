@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.discovery import PREPARED_KEYS, own_root, refuse_changed
+from trainer.data.fingerprints import fingerprint
 from trainer.data.prepare_pool import Parts, Pool
 from trainer.data.prepare_spans import CHUNK_ROWS, INDEXED_BYTES
 from trainer.data.prepare_stages import COUNTS, Preparation
 from trainer.data.prepare_work import BUCKET_ROWS, ROWS, TOKENIZER, Encode, Workspace
 from trainer.data.roles import Roles
 from trainer.data.root import PREPARED
-from trainer.data.sources import Source, Split, fingerprint, open_splits
+from trainer.data.sources import Source, Split, open_splits
 from trainer.data.survey import survey
 from trainer.data.target_tokenizer import target_of
 from trainer.data.token_ids import Layout

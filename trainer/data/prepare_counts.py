@@ -10,7 +10,8 @@ from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow
 from trainer.data.prepare_work import Workspace
 from trainer.data.sources import Split
-from trainer.data.survey import EXAMPLES, REASONS, Numbers, Survey, _Reading, survey
+from trainer.data.survey import _Reading, survey
+from trainer.data.survey_counts import EXAMPLES, REASONS, Numbers, Survey
 from trainer.errors import DataError, UsageError
 
 

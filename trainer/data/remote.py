@@ -249,10 +249,10 @@ def describe(system: Any, path: str, url: str) -> dict[str, Any]:
     return info
 
 
-def recheck(system: Any, path: str, url: str) -> dict[str, Any]:
-    """Do the same, without asking if the last answer is not older than RECHECK_SECONDS."""
+def recheck(system: Any, path: str, url: str, seconds: float | None = None) -> dict[str, Any]:
+    """Do the same, without asking if the last answer is not older than some seconds, by default RECHECK_SECONDS."""
     facts, checked = seen.get(identity(system, url), ({}, 0.0))
-    if "size" in facts and time.monotonic() - checked < RECHECK_SECONDS:
+    if "size" in facts and time.monotonic() - checked < (RECHECK_SECONDS if seconds is None else seconds):
         return facts
     if facts:
         system.invalidate_cache(system._parent(path))  # a listing may be as old as the run

@@ -15,7 +15,7 @@ from trainer.data.remote import Truncated, check_version, in_background, recheck
 BLOCK = 1 << 18  # bytes of a block of the cache; blocks that follow each other are fetched at once
 MOST = 8 << 20  # bytes of one request
 WHOLE = 64 << 20  # bytes of the largest file that is read from a store that sends whole files only
-KEPT_PIECES = 16  # of a file that is looked at
+KEPT_PIECES, KEPT_BYTES = 16, 1 << 18  # of a file that is looked at: parts, and bytes of one that is kept
 AHEAD, AHEAD_OF_ALL = 32 << 20, 128 << 20  # bytes that are read ahead for one file, and for all open files of a process
 
 _open: weakref.WeakSet[RemoteFile] = weakref.WeakSet()
@@ -30,13 +30,14 @@ class RemoteFile(io.RawIOBase):
         url: for messages.
         size: in bytes.
         key: names its content in the block cache; None: it is not cached.
-        piece: bytes of the pieces that are fetched alone, for a look at a file. None: blocks, and ahead.
+        piece: for a look at a file, bytes that are fetched at once, and not ahead. The version is not asked for again:
+            the file is compared with the listing when it is read. None: blocks, and ahead.
     """
 
     def __init__(self, system: Any, path: str, url: str, size: int, key: str | None, piece: int | None) -> None:
         super().__init__()
         self._system, self._path, self._url, self._size, self._key = system, path, url, size, key
-        self._piece, self._pieces = piece, OrderedDict[int, bytes]()
+        self._piece, self._pieces = piece, OrderedDict[int, bytes]()  # by their place
         # cat_file of the Hub opens a file, which would read megabytes ahead for each request
         self._options = {"cache_type": "none"} if system.protocol == "hf" else {}
         self._position = 0
@@ -66,11 +67,8 @@ class RemoteFile(io.RawIOBase):
         wanted = min(len(buffer), self._size - self._position)
         if wanted <= 0:
             return 0
-        if self._piece and wanted > self._piece:
-            data = self._fetch(self._position, self._position + min(wanted, MOST))
-        elif self._piece:
-            number, offset = divmod(self._position, self._piece)
-            data = self._piece_at(number, self._piece)[offset:][:wanted]
+        if self._piece:
+            data = self._piece_at(self._position, max(self._piece, min(wanted, MOST)))[:wanted]
         else:
             start, chunk = self._chunk_at(self._position, wanted)
             data = chunk[self._position - start :][:wanted]
@@ -85,13 +83,17 @@ class RemoteFile(io.RawIOBase):
         _open.discard(self)
         super().close()
 
-    def _piece_at(self, number: int, size: int) -> bytes:
-        """Return a piece. The last ones are kept: the reader of a Parquet file goes back and forth."""
-        if (data := self._pieces.pop(number, None)) is None:
-            data = self._fetch(number * size, min((number + 1) * size, self._size))
-        self._pieces[number] = data
-        if len(self._pieces) > KEPT_PIECES:
-            self._pieces.popitem(last=False)
+    def _piece_at(self, position: int, size: int) -> bytes:
+        """Return what follows a position. The last parts are kept: the reader of a Parquet file goes back and forth."""
+        for start, data in self._pieces.items():
+            if start <= position < start + len(data):
+                self._pieces.move_to_end(start)
+                return data[position - start :]
+        data = self._fetch(position, min(position + size, self._size))
+        if len(data) <= KEPT_BYTES:
+            self._pieces[position] = data
+            if len(self._pieces) > KEPT_PIECES:
+                self._pieces.popitem(last=False)
         return data
 
     def _chunk_at(self, position: int, wanted: int) -> tuple[int, bytes]:
@@ -175,7 +177,8 @@ class RemoteFile(io.RawIOBase):
             return data
 
         data = retried(self._system, f"{self._url}, bytes {start:,} to {end:,}", attempt)
-        recheck(self._system, self._path, self._url)
+        if not self._piece:
+            recheck(self._system, self._path, self._url)
         return data
 
 

@@ -14,15 +14,15 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import Any, Literal
-from urllib.parse import parse_qsl
 
 from trainer.data import formats
 from trainer.data.conll import conll_records
 from trainer.data.csv_files import csv_records
-from trainer.data.discovery import EMBEDDED, Shard, refuse_prepared, split_shards
-from trainer.data.formats import Parsed, is_local
+from trainer.data.discovery import Shard, refuse_prepared, split_shards
+from trainer.data.embedded import generated_rows
+from trainer.data.formats import Parsed
 from trainer.data.records import array_records, json_records, text_records
 from trainer.data.roles import Roles, Text
 from trainer.data.sniffing import Form, Reading, sniff
@@ -32,8 +32,6 @@ from trainer.recipe.sections import DataConfig, Patterns
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-# The content of a larger split is not read for its fingerprint, nor are all of its rows before the training.
-FINGERPRINT_BYTES = 2_000_000_000
 OUR_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # never blamed on a file
 _OF_ENTRY = re.compile(r"\bdata\.(train|root|columns)\b")
 TOKENS = "tokens."  # prefix of the columns of a prepared corpus that hold token ids
@@ -69,13 +67,13 @@ class Source:
 
     def __init__(self, shards: Sequence[Shard], reading: Reading | None = None, first: int = 0):
         self.shards: Sequence[Shard] = shards
-        self._reading = reading or Reading()
-        self._first = first
+        self.reading = reading or Reading()
+        self.first = first
         self._forms: dict[int, tuple[Form, ...]] = {}
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
         """Return the rows of one shard, from the first one or from a state of an earlier stream."""
-        return ShardStream(self.shards[shard], self._first + shard, self.forms(shard), self._reading, state)
+        return ShardStream(self.shards[shard], self.first + shard, self.forms(shard), self.reading, state)
 
     def forms(self, shard: int) -> tuple[Form, ...]:
         """Return the form of each file of a shard, determined once from its first bytes.
@@ -89,7 +87,7 @@ class Source:
                 try:
                     generated = about.format == "embedded"
                     with formats.first_bytes():
-                        forms.append(Form() if generated else sniff(url, name, about.format, self._reading))
+                        forms.append(Form() if generated else sniff(url, name, about.format, self.reading))
                 except (RankzeroError, *OUR_MISTAKES):
                     raise
                 except Exception as error:  # a store or a decompressor may raise anything about this file
@@ -99,7 +97,7 @@ class Source:
 
     def name_of(self, row_id: tuple[int, int]) -> str:
         """Return a row id as reports show it: "train.jsonl:123"."""
-        return f"{self.shards[row_id[0] - self._first].name}:{row_id[1]}"
+        return f"{self.shards[row_id[0] - self.first].name}:{row_id[1]}"
 
     def section(self, row: Row, data: DataConfig) -> DataConfig:
         """Return the `data` section for a row. Corpora of a mixture have their own columns."""
@@ -131,10 +129,10 @@ class MixedSource(Source):
         return self.sections[self.corpus_of(row.id[0])]
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
-        return (part := self.parts[self.corpus_of(shard)]).stream(shard - part._first, state)
+        return (part := self.parts[self.corpus_of(shard)]).stream(shard - part.first, state)
 
     def forms(self, shard: int) -> tuple[Form, ...]:
-        return (part := self.parts[self.corpus_of(shard)]).forms(shard - part._first)
+        return (part := self.parts[self.corpus_of(shard)]).forms(shard - part.first)
 
 
 class ShardStream:
@@ -284,50 +282,6 @@ def held_out(row: Mapping[str, object], fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def is_large(source: Source) -> bool:
-    """Return whether the content of a split is more than is read at every start."""
-    return sum(shard.size or 0 for shard in source.shards) > FINGERPRINT_BYTES
-
-
-def fingerprint(source: Source, of: str | None = None) -> str:
-    """Return a SHA-256 of all shards. It is the same for the same files anywhere if it is of their content.
-
-    Args:
-        source: of a split.
-        of: content: names, sizes and content; listing: names, sizes, and etags or times of modification, so that no
-            file is read. None: content, but checksums of the store for a remote corpus of more than FINGERPRINT_BYTES,
-            as older runs and `prepare` record it.
-    """
-    digest, read_all = hashlib.sha256(), of == "content" or not is_large(source)
-    for shard in source.shards:
-        digest.update(json.dumps([shard.name, shard.size, shard.roles]).encode())
-        if of == "listing":
-            digest.update(json.dumps(shard.versions or shard.urls).encode())  # the URL of a generated shard
-            continue
-        try:
-            for url in shard.urls:
-                _digest_content(shard, url, read_all, digest)
-        except RankzeroError:
-            raise
-        except Exception as error:  # a store may raise anything
-            raise damaged(shard, 0, error) from error
-    return digest.hexdigest()
-
-
-def _digest_content(shard: Shard, url: str, read_all: bool, digest: Any) -> None:
-    if shard.format == "embedded":
-        for values in _embedded_rows(url, 0):
-            digest.update(json.dumps(values, sort_keys=True).encode())
-        return
-    system, path = formats.located(url)
-    if read_all or is_local(system):
-        with formats.opened(url) as file:
-            while chunk := file.read(formats.CHUNK_BYTES):
-                digest.update(chunk)
-    else:
-        digest.update(str(system.checksum(path)).encode())
-
-
 def _records(
     shard: Shard, forms: tuple[Form, ...], reading: Reading, row: int, offsets: tuple[int, ...]
 ) -> Iterator[tuple[Parsed, tuple[int, ...]]]:
@@ -337,7 +291,7 @@ def _records(
         for batch in table_batches(url, shard.format, row, reading):
             yield from ((parsed, ()) for parsed in batch)
     elif shard.format == "embedded":
-        yield from ((Parsed(values), ()) for values in _embedded_rows(url, row))
+        yield from ((Parsed(values), ()) for values in generated_rows(url, row))
     elif shard.format == "jsonl":
         yield from (array_records if form.array else json_records)(url, offset, form)
     elif shard.format == "text":
@@ -352,19 +306,3 @@ def damaged(shard: Shard, row: int, error: Exception, name: str | None = None) -
     """Return the error of a file that cannot be read after so many rows."""
     reason = str(error) if isinstance(error, formats.BadFile) else f"{type(error).__name__}: {error}"
     return DataError(f"{name or shard.name} cannot be read (after {row} rows): {reason}")
-
-
-def _embedded_rows(url: str, row: int) -> Iterator[dict[str, Any]]:
-    from trainer.corpora import embedded_rows  # reads word lists for half a second
-
-    path, _, query = url.removeprefix(EMBEDDED).partition("?")
-    corpus, split = path.split("/")
-    numbers = {key: int(value) for key, value in parse_qsl(query)}
-    rows = embedded_rows(corpus, split, numbers["rows"], numbers["seed"], numbers["shard"], numbers["shards"])
-    return islice(iter(rows), row, None)
-
-
-def embedded_count(url: str) -> int:
-    """Return the rows of one shard of a generated corpus."""
-    numbers = {key: int(value) for key, value in parse_qsl(url.partition("?")[2])}
-    return len(range(numbers["shard"], numbers["rows"], numbers["shards"]))

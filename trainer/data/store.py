@@ -68,7 +68,8 @@ class Store:
         Args:
             path: in the store.
             mode: rb.
-            block_size: bytes that are read at once, and no more: for a look at a file. None: blocks, read ahead.
+            block_size: bytes that are read at once, and no more: for a look at a file, as the listing has it. None:
+                blocks, read ahead.
         """
         return self._open(path, block_size)
 
@@ -78,7 +79,7 @@ class Store:
 
     def _open(self, path: str, block_size: int | None, cached: bool = True) -> Any:
         url = self._url((path,))
-        info = recheck(self.system, path, url)
+        info = recheck(self.system, path, url, None if block_size is None else float("inf"))
         size, version = info.get("size"), version_of(info)
         if size is None or info.get("partial") is False:  # of a web server that sends whole files only
             return retried(self.system, url, partial(self.system.open, path, "rb"))

@@ -7,149 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from array import array
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
-
-import numpy as np
 
 from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.discovery import Shard, own_root
+from trainer.data.fingerprints import fingerprint
 from trainer.data.heads import FILE_ROWS, Head, heads
-from trainer.data.labels import label_drift
 from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
 from trainer.data.sniffing import Form
-from trainer.data.sources import MixedSource, Row, ShardStream, Source, Split, belongs, fingerprint, of_corpus
+from trainer.data.sources import MixedSource, Row, ShardStream, Source, Split, belongs, of_corpus
+from trainer.data.survey_counts import EXAMPLES, Numbers, Survey, count_reason
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
 Check = Literal["auto", "full", "sample", "off"]
-EXAMPLES = 5  # mistakes of bad rows that a report quotes
 LISTED = 10  # reasons of bad rows that an error counts
-REASONS = 100  # reasons that are counted separately
 PART_ROWS = 10_000  # rows that are read of a split of which not all are, at least; FILE_ROWS of each of its files
 # Where not all rows have been read, so many count as read: one bad row of the first ten is not 10% of them.
 FEW = 10_000
 # Rows read of a file, at most, after the first bad row: to see whether all are bad, and to count equal mistakes.
 ALL_BAD, MORE = 1000, 100_000
-
-
-@dataclass
-class Numbers:
-    """Mean and deviation of numbers that are read once (Welford 1962)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    least: float = math.inf
-    most: float = -math.inf
-
-    def add(self, number: float) -> None:
-        self.count += 1
-        gap = number - self.mean
-        self.mean += gap / self.count
-        self.squares += gap * (number - self.mean)
-        self.least, self.most = min(self.least, number), max(self.most, number)
-
-    def join(self, other: Numbers) -> None:
-        """Add the numbers of another part (Chan et al. 1979)."""
-        count, gap = self.count + other.count, other.mean - self.mean
-        self.squares += other.squares + gap * gap * self.count * other.count / count
-        self.count, self.mean = count, self.mean + gap * other.count / count
-        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
-
-    def report(self) -> dict[str, float]:
-        deviation = math.sqrt(self.squares / self.count)
-        return {"mean": self.mean, "deviation": deviation, "min": self.least, "max": self.most}
-
-
-@dataclass
-class Survey:
-    """Counts of a split.
-
-    Attributes:
-        split: its name.
-        rows: usable rows of the split.
-        read: rows read, including those that a held-out share gives to another split.
-        shard_rows: rows read of each shard.
-        bad: reason -> rows of the split.
-        examples: the first few mistakes of bad rows, as sentences.
-        labels: label -> usable rows, for tasks with labels.
-        first: the same for the first `first_rows` rows, which are the first block of all lanes.
-        first_rows: at most so many; 0 to count none.
-        numbers: role -> numbers of the usable rows, for tasks with numbers.
-        without: role -> training rows that lack its column.
-        inputs: a digest of 8 bytes of the cleaned input of each usable row.
-        fingerprint: of the split's files, see `sources.fingerprint`.
-        lost: lines that bad rows take, less one per row.
-        good: usable rows read, including those that a held-out share gives to another split.
-        complete: whether all rows have been read.
-        total: rows of the split where not all have been read. None = unknown. It includes bad rows, and for a split
-            of a single corpus those of a held-out share.
-        corpora: of `data.mix`, each alone.
-    """
-
-    split: str
-    rows: int = 0
-    read: int = 0
-    shard_rows: list[int] = field(default_factory=list)
-    bad: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    labels: Counter[str] = field(default_factory=Counter)
-    first: Counter[str] = field(default_factory=Counter)
-    first_rows: int = 0
-    numbers: dict[str, Numbers] = field(default_factory=dict)
-    without: Counter[str] = field(default_factory=Counter)
-    inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
-    fingerprint: str = ""
-    lost: int = 0
-    good: int = 0
-    complete: bool = True
-    total: int | None = None
-    corpora: dict[str, Survey] = field(default_factory=dict)
-
-    def report(self) -> dict[str, Any]:
-        """Return what manifest.json lists."""
-        return {
-            "rows": self.rows,
-            "bad_rows": dict(sorted(self.bad.items())),
-            "bad_examples": self.examples,
-            "labels": dict(sorted(self.labels.items())),
-            "fingerprint": self.fingerprint,
-            **self._sorted(),
-            **({"numbers": {role: found.report() for role, found in self.numbers.items()}} if self.numbers else {}),
-            **({"corpora": {name: found.report() for name, found in self.corpora.items()}} if self.corpora else {}),
-            **({} if self.complete else {"rows": self.total, "checked_rows": self.rows}),
-        }
-
-    def _sorted(self) -> dict[str, Any]:
-        """Return the share of a label in the first block and in all rows, if they differ as in a sorted file."""
-        if not 0 < self.first_rows < self.rows or (found := label_drift(self.labels, self.first)) is None:
-            return {}
-        label, share, first = found
-        return {"sorted": {"label": label, "share": share, "first_share": first, "first_rows": self.first_rows}}
-
-    def add(self, other: Survey) -> None:
-        """Add the counts of another corpus of the split."""
-        self.rows, self.read, self.lost = self.rows + other.rows, self.read + other.read, self.lost + other.lost
-        self.good, self.complete = self.good + other.good, self.complete and other.complete
-        self.shard_rows += other.shard_rows
-        self.bad.update(other.bad)
-        self.labels.update(other.labels)
-        self.examples = [*self.examples, *other.examples][:EXAMPLES]
-        self.inputs.extend(other.inputs)
-        for role, numbers in other.numbers.items():
-            self.numbers.setdefault(role, Numbers()).join(numbers)
-
-    def shared_with(self, other: Survey) -> int:
-        """Return the number of rows whose input is also in another split."""
-        ours, theirs = (np.frombuffer(split.inputs, np.uint64) for split in (self, other))
-        return int(np.isin(ours, theirs).sum())
 
 
 def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train", of: str | None = None) -> Survey:
@@ -160,7 +40,7 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
         data: cleaning, columns, `on_bad_row`; of a held-out share only the rows of `split` are counted.
         roles: of the task.
         split: for the messages; the number of lanes is checked for "train".
-        of: what the fingerprint is of, see `sources.fingerprint`.
+        of: what the fingerprint is of, see `fingerprints.fingerprint`.
 
     Raises:
         DataError: a bad row where `data.on_bad_row` is fail, more of them than `data.max_bad_fraction`, no usable row,
@@ -246,8 +126,9 @@ def _read_part(source: Source, data: DataConfig, roles: Roles, counts: Survey) -
     reading, numbers = _Reading(data, roles, counts), list[int | None]()
     root = own_root(data)
     prepared = None if root is None else root.prepared()
-    rows = 0 if data.check == "off" else max(FILE_ROWS, -(-PART_ROWS // len(source.shards)))
-    for shard, head in zip(source.shards, heads(source, rows, count=prepared is None), strict=True):
+    rows = 0 if data.check == "off" else FILE_ROWS
+    found = heads(source, rows, least=PART_ROWS, count=prepared is None)
+    for shard, head in zip(source.shards, found, strict=True):
         before = counts.read
         reading.shard(head, shard)
         counts.shard_rows.append(counts.read - before)
@@ -276,17 +157,6 @@ def is_counted(row: Row, data: DataConfig, split: str) -> bool:
     """Return whether a bad row counts for a split. A held-out share is decided by its raw values."""
     values = {str(name): repr(value) for name, value in row.values.items()} or {"id": repr(row.id)}
     return belongs(values, data, split)
-
-
-def count_reason(counts: Counter[str], row: BadRow, number: int = 1) -> None:
-    """Count what is wrong with a bad row. Only REASONS different ones are counted separately."""
-    add_reason(counts, row.reason if row.column is None else f"column {row.column!r} {row.reason}", number)
-
-
-def add_reason(counts: Counter[str], reason: str, number: int) -> None:
-    if reason not in counts and len(counts) >= REASONS:
-        reason = "other reasons"
-    counts[reason] += number
 
 
 class _Reading:

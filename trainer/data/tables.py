@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1000
 SHORT_ROWS = 100  # where only the first rows of a file are read
+PAGE_BYTES = 1 << 20  # of a page before compression, as most programs write it
 
 
 def table_batches(url: str, kind: str, row: int, reading: Reading) -> Iterator[list[Parsed]]:
@@ -55,6 +56,30 @@ def _parquet(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:
                 if row < batch.num_rows:
                     yield batch.slice(row), file.schema_arrow, columns
                 row = max(0, row - batch.num_rows)
+
+
+def first_rows_bytes(file: Any, reading: Reading | None) -> int:
+    """Return about how many bytes the first rows of a Parquet file take: a page of each used column and its dictionary.
+
+    A dictionary is needed for one row as for all. Return 0 if a column is missing: then rows are read for the message.
+
+    Args:
+        file: a `ParquetFile`.
+        reading: as for `table_batches`.
+    """
+    types = _types(file.schema_arrow)
+    wanted = None if reading is None else reading.wanted
+    columns = list(types) if wanted is None else [matching(types, column) for column in wanted]
+    if None in columns or not file.metadata.num_row_groups:
+        return 0
+    group, total = file.metadata.row_group(0), 0
+    for column in map(group.column, range(group.num_columns)):
+        if any(column.path_in_schema == name or column.path_in_schema.startswith(f"{name}.") for name in columns):
+            begin = column.dictionary_page_offset
+            dictionary = max(0, column.data_page_offset - begin) if begin else 0
+            pages = max(1, column.total_uncompressed_size // PAGE_BYTES)
+            total += dictionary + (column.total_compressed_size - dictionary) // pages
+    return total
 
 
 def _arrow(stream: Any, row: int, reading: Reading | None) -> Iterator[Any]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from trainer.data.lanes import Bookmark, LaneServer
+from trainer.data.lane_plan import Bookmark
+from trainer.data.lanes import LaneServer
 from trainer.data.loader import Loaded, load_epoch
 from trainer.engine.runtime import Runtime
 from trainer.engine.step import Totals

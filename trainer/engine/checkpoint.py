@@ -8,8 +8,8 @@ A directory without its manifest, or with a file of another size or hash, does n
 new one is committed. The format is by parameter name and the same for every engine; only safetensors and JSON are ever
 read back.
 
-Rank zero compares each file that any rank reads with its hash, once per file in a process. A damaged checkpoint that is
-newer than the one that is resumed from is renamed to damaged-step-…: it is kept, but no longer counted.
+Rank zero compares each file that any rank reads with its hash, once per file in a process, on all cores. A damaged
+checkpoint that is newer than the one that is resumed from is renamed to damaged-step-…: it is kept, but not counted.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from trainer import tensors
+from trainer.cpu_info import cores
 from trainer.errors import CheckpointError
 from trainer.files import inside, read_json
 from trainer.lock import check_held
+from trainer.rundir import CHECKPOINT, CHECKPOINT_MANIFEST
 
 log = logging.getLogger("rankzero")
 
-NAME = re.compile(r"^step-(\d{8,})$")
-MANIFEST = "manifest.json"
+HASHED_AT_ONCE = 16  # files, at most; hashlib and reads leave the interpreter to other threads
 
 _hashes: dict[tuple[Any, ...], str] = {}  # of files that this process has read, by path and the values of `stat`
 
@@ -77,7 +78,7 @@ def steps(folder: Path) -> list[int]:
     """Return the steps of all directories that are named like a checkpoint, complete or not, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(m.group(1)) for p in folder.iterdir() if p.is_dir() and (m := NAME.match(p.name)))
+    return sorted(int(m.group(1)) for p in folder.iterdir() if p.is_dir() and (m := CHECKPOINT.match(p.name)))
 
 
 def fault(path: Path, *, only: str | None = None, hashes: bool = True) -> str | None:
@@ -89,31 +90,35 @@ def fault(path: Path, *, only: str | None = None, hashes: bool = True) -> str | 
         hashes: compare hashes; without them only presence and size.
     """
     try:
-        manifest = read_json(path / MANIFEST)
+        manifest = read_json(path / CHECKPOINT_MANIFEST)
     except CheckpointError as error:
         return str(error)
     if manifest is None:
-        return f"{path / MANIFEST} is missing: the save was not finished"
+        return f"{path / CHECKPOINT_MANIFEST} is missing: the save was not finished"
     files = manifest.get("files") if isinstance(manifest, dict) else None
     weights = {"model.safetensors", tensors.index_of(Path("model.safetensors")).name}
     if not isinstance(files, dict) or "state.json" not in files or not files.keys() & weights:
-        return f"{path / MANIFEST} does not list the files of a checkpoint"
-    for name, expected in files.items():
+        return f"{path / CHECKPOINT_MANIFEST} does not list the files of a checkpoint"
+    for name in files:
         if inside(path, name) is None:
-            return f"{path / MANIFEST} names {name!r}, which is not in the checkpoint"
-        if (only is None or _is_part(name, only)) and (wrong := _fault_of_file(path / name, expected, hashes)):
-            return wrong
-    return None
+            return f"{path / CHECKPOINT_MANIFEST} names {name!r}, which is not in the checkpoint"
+    chosen = {path / name: expected for name, expected in files.items() if only is None or _is_part(name, only)}
+    for file, expected in chosen.items():
+        if not file.is_file():
+            return f"{file} is missing"
+        if not isinstance(expected, dict) or file.stat().st_size != expected.get("size"):
+            return f"{file} has {file.stat().st_size} bytes; its manifest says {expected}"
+    found = _hashes_of(chosen) if hashes else {}
+    wrong = [file for file, digest in found.items() if digest != chosen[file].get("sha256")]
+    return f"{wrong[0]} has another SHA-256 than its manifest" if wrong else None
 
 
-def _fault_of_file(file: Path, expected: Any, hashes: bool) -> str | None:
-    if not file.is_file():
-        return f"{file} is missing"
-    if not isinstance(expected, dict) or file.stat().st_size != expected.get("size"):
-        return f"{file} has {file.stat().st_size} bytes; its manifest says {expected}"
-    if hashes and _hash(file) != expected.get("sha256"):
-        return f"{file} has another SHA-256 than its manifest"
-    return None
+def _hashes_of(files: Collection[Path]) -> dict[Path, str]:
+    """Return the SHA-256 of files, in their order. The largest is begun first, because it may take longest."""
+    by_size = sorted(files, key=lambda file: file.stat().st_size, reverse=True)
+    with ThreadPoolExecutor(max(1, min(HASHED_AT_ONCE, cores(), len(by_size)))) as pool:
+        digests = dict(zip(by_size, pool.map(_hash, by_size), strict=True))
+    return {file: digests[file] for file in files}
 
 
 def _is_part(name: str, file: str) -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key
 from trainer.data.heads import first_rows
-from trainer.data.lanes import LanePlan, LaneServer
+from trainer.data.lane_plan import LanePlan
+from trainer.data.lanes import LaneServer
 from trainer.data.left_out import LeftOut
 from trainer.data.mixing import Mixture
 from trainer.data.paths import MISSING, value_at

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from trainer.data.lanes import Bookmark, LaneServer
+from trainer.data.lane_plan import Bookmark
+from trainer.data.lanes import LaneServer
 from trainer.data.loader import Loaded
 from trainer.engine import checkpoint, lane_memory, saving
 from trainer.engine.agreement import Ahead, agree, micro_batches

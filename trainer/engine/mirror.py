@@ -29,7 +29,7 @@ from trainer.errors import CheckpointError, LockLost, RankzeroError, StoreError,
 from trainer.files import flush, inside, read_json, write_json
 from trainer.lock import check_held
 from trainer.redaction import redacted
-from trainer.rundir import RunDir
+from trainer.rundir import CHECKPOINT_MANIFEST, RunDir
 
 log = logging.getLogger("rankzero")
 
@@ -99,7 +99,7 @@ class Mirror:
         """Return step and time of the newest complete checkpoint."""
         for step in reversed(checkpoint.steps(self._run.checkpoints)):
             with contextlib.suppress(OSError):
-                path = checkpoint.path_of(self._run.checkpoints, step) / checkpoint.MANIFEST
+                path = checkpoint.path_of(self._run.checkpoints, step) / CHECKPOINT_MANIFEST
                 return step, path.stat().st_mtime_ns
         return None
 
@@ -158,26 +158,29 @@ class Mirror:
         linked = [_link(folder, other) for other in (*needed, step)]
         complete = set(place.steps())
         for path in linked:
-            manifest = (path / checkpoint.MANIFEST).read_bytes()
+            manifest = (path / CHECKPOINT_MANIFEST).read_bytes()
             there = int(path.name.rpartition("-")[2]) in complete
-            if there and place.read(f"{path.name}/{checkpoint.MANIFEST}") == manifest:
+            if there and place.read(f"{path.name}/{CHECKPOINT_MANIFEST}") == manifest:
                 continue
             if there:  # saved again after a resume from before it
-                place.remove(f"{path.name}/{checkpoint.MANIFEST}")
+                place.remove(f"{path.name}/{CHECKPOINT_MANIFEST}")
             for file in sorted(path.iterdir()):
-                if file.name != checkpoint.MANIFEST:
+                if file.name != CHECKPOINT_MANIFEST:
                     self._put(file, f"{path.name}/{file.name}")
             if path is linked[-1]:
                 self._copy_run_files()
-            self._put(path / checkpoint.MANIFEST, f"{path.name}/{checkpoint.MANIFEST}")
+            self._put(path / CHECKPOINT_MANIFEST, f"{path.name}/{CHECKPOINT_MANIFEST}")
         for other in complete - {step, *needed, *checkpoint.steps(folder)}:
-            place.remove(f"step-{other:08d}/{checkpoint.MANIFEST}")
+            place.remove(f"step-{other:08d}/{CHECKPOINT_MANIFEST}")
             place.remove(f"step-{other:08d}")
 
     def _put(self, file: Path, name: str) -> None:
+        self._check_ended()
+        self._place.put(file, name, self._check_ended)
+
+    def _check_ended(self) -> None:
         if self._ended.is_set():
             raise _Ended
-        self._place.put(file, name)
 
     def _copy_run_files(self) -> None:
         run = self._run

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from trainer.data.lanes import Bookmark
+from trainer.data.lane_plan import Bookmark
 from trainer.recipe.loop_sections import EarlyStopping, LoopConfig
 
 # Names of fields in state.json, whose keys are kept.

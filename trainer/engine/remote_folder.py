@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.data import formats
 from trainer.data.remote import ATTEMPT_SECONDS, retried
-from trainer.engine import checkpoint
+from trainer.engine import multipart
 from trainer.errors import UsageError
 from trainer.redaction import redacted
+from trainer.rundir import CHECKPOINT, CHECKPOINT_MANIFEST
 
 SLOWEST = 1e6  # bytes per second of a copy, below which it has failed
 PIECE = 1 << 22
@@ -41,8 +43,8 @@ class RemoteFolder:
             listed = self.call("find", self.path, maxdepth=2, seconds=seconds)
         except FileNotFoundError:
             return []
-        parts = [str(path).rsplit("/", 2)[1:] for path in listed if str(path).endswith(f"/{checkpoint.MANIFEST}")]
-        return sorted(int(m.group(1)) for folder, _ in parts if (m := checkpoint.NAME.match(folder)))
+        parts = [str(path).rsplit("/", 2)[1:] for path in listed if str(path).endswith(f"/{CHECKPOINT_MANIFEST}")]
+        return sorted(int(m.group(1)) for folder, _ in parts if (m := CHECKPOINT.match(folder)))
 
     def read(self, name: str, seconds: float | None = None) -> bytes | None:
         """Return the content of a small file, or None if there is none."""
@@ -51,11 +53,14 @@ class RemoteFolder:
         except FileNotFoundError:
             return None
 
-    def put(self, file: Path, name: str) -> None:
-        """Copy a local file, and compare its size."""
+    def put(self, file: Path, name: str, check: Callable[[], None] = lambda: None) -> None:
+        """Copy a local file, and compare its size. `check` is called between the parts of a large one."""
         path, size = f"{self.path}/{name}", file.stat().st_size
         try:
-            self.call("put_file", str(file), path, size=size)
+            if multipart.takes_parts(self.system, size):
+                multipart.upload(self.system, self.call, file, path, check)
+            else:
+                self.call("put_file", str(file), path, size=size)
         except FileNotFoundError:  # a file system that has folders
             self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
             self.call("put_file", str(file), path, size=size)

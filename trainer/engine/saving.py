@@ -23,6 +23,7 @@ from trainer.engine import checkpoint
 from trainer.errors import CheckpointError, LockLost
 from trainer.files import flush, write_json
 from trainer.lock import check_held
+from trainer.rundir import CHECKPOINT_MANIFEST
 
 
 class Ranks(Protocol):
@@ -148,7 +149,7 @@ def _commit(
         tensors.write_index(temporary / name, parts, size)
     write_json(temporary / "state.json", dict(state))
     files = files | {path.name: _describe(path) for path in temporary.iterdir() if path.name not in files}
-    write_json(temporary / checkpoint.MANIFEST, {"format": 1, "step": step, "files": dict(sorted(files.items()))})
+    write_json(temporary / CHECKPOINT_MANIFEST, {"format": 1, "step": step, "files": dict(sorted(files.items()))})
     flush(temporary)
     check_held(folder)
     final = checkpoint.path_of(folder, step)

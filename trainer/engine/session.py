@@ -20,6 +20,7 @@ from trainer.engine.fused_lanes import lanes_in_a_forward
 from trainer.engine.layerwise import is_skeleton, skeleton
 from trainer.engine.loop import Loop
 from trainer.engine.mirror import Mirror
+from trainer.engine.objective import Objective, freeze_unused
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
 from trainer.engine.resume_checks import trained_step
@@ -27,7 +28,7 @@ from trainer.engine.run_checks import warnings_of
 from trainer.engine.runtime import Runtime
 from trainer.engine.selection import model_stage, select_checkpoint
 from trainer.engine.state import TrainingState
-from trainer.engine.step import Objective, Stepper, freeze_unused
+from trainer.engine.step import Stepper
 from trainer.engine.trained_run import build_model, write_evaluation
 from trainer.engine.utilization import FlopMeter, Utilization, peak_of
 from trainer.errors import Preempted

@@ -19,11 +19,13 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer import user_code
 from trainer.cpu_info import cpuinfo
+from trainer.data.fingerprints import fingerprint, is_large
 from trainer.data.hub_datasets import pinned
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.quotas import Quotas
-from trainer.data.sources import Source, Split, fingerprint, is_large, open_split, open_splits
-from trainer.data.survey import Survey, survey, survey_part
+from trainer.data.sources import Source, Split, open_split, open_splits
+from trainer.data.survey import survey, survey_part
+from trainer.data.survey_counts import Survey
 from trainer.data.target_tokenizer import save_tokenizer, target_of
 from trainer.data.tokenization import load_tokenizer, train_tokenizers, training_texts
 from trainer.engine.corpus import Corpus

@@ -17,7 +17,8 @@ from typing import Any
 from trainer.data.cleaning import BadRow
 from trainer.data.left_out import LeftOut
 from trainer.data.loader import Loaded
-from trainer.data.survey import EXAMPLES, LISTED, too_many
+from trainer.data.survey import LISTED, too_many
+from trainer.data.survey_counts import EXAMPLES
 from trainer.engine.corpus import Corpus
 from trainer.engine.progress import Progress
 from trainer.engine.runtime import Runtime

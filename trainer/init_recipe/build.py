@@ -19,7 +19,8 @@ from trainer.data.roles import Roles
 from trainer.data.sniffing import Reading
 from trainer.data.sources import Split, open_split
 from trainer.data.split_files import SplitFiles, find_splits
-from trainer.data.survey import Survey, survey
+from trainer.data.survey import survey
+from trainer.data.survey_counts import Survey
 from trainer.errors import DataError, UsageError
 from trainer.init_recipe import steps
 from trainer.init_recipe.choice import choose

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from launch.tools.plan.sample import lanes_of_sample, sampled
 from trainer.data.counter_rng import uniform
-from trainer.data.lanes import Bookmark
+from trainer.data.fingerprints import is_large
+from trainer.data.lane_plan import Bookmark
 from trainer.data.loader import load_epoch
 from trainer.data.roles import Label
 from trainer.data.sources import MixedSource, Row, Source, open_split
@@ -35,36 +37,69 @@ class Epoch(NamedTuple):
     largest: Shapes
 
 
+class Rows(NamedTuple):
+    """The training rows that a plan reads.
+
+    Attributes:
+        source: all of them, or the first ones of a large corpus.
+        counted: numbers of all rows, as a survey reports them. read: of those of `source`.
+        characters: of the texts of `source`.
+        origin: of `counted`.
+        most: rows of the sample, at most. None: an epoch of `source`.
+    """
+
+    source: Source
+    counted: dict[str, Any]
+    read: dict[str, Any]
+    characters: int
+    origin: str
+    most: int | None = None
+
+
 def read_corpus(recipe: Recipe) -> tuple[Task, Epoch, dict[str, Any], dict[str, Any]]:
     """Return the task with a tokenizer of the right size, an epoch, and facts of its vocabulary and its rows."""
-    source, lanes, rows, characters = open_split(recipe.data, "train"), recipe.data.lanes, 0, 0
-    assert source is not None, "data.train is required"
-    corpora: Counter[int] = Counter()
-    for row in source:
-        rows += 1
-        if isinstance(source, MixedSource):
-            corpora[source.corpus_of(row.id[0])] += 1
-        characters += sum(len(value) for value in row.values.values() if isinstance(value, str))
-    counted = {"rows": rows, "corpora": {entry.name: {"rows": corpora[i]} for i, entry in enumerate(recipe.data.mix)}}
-    tokenizer, origin = _tokenizer(recipe, source, counted)
+    found, lanes = _rows(recipe), recipe.data.lanes
+    tokenizer, origin = _tokenizer(recipe, found.source, found.read)
     labels = [label for role in roles_of(recipe).values() if isinstance(role, Label) for label in role.values]
-    task = make_task(recipe, tokenizer, {"train": {**counted, "rows": 1, "labels": dict.fromkeys(labels, 1)}})
-    corpus = _SampledCorpus(recipe, task)
-    corpus.share = min(1.0, SAMPLE / max(1, characters))
-    sample = _first_epoch(corpus)
+    task = make_task(recipe, tokenizer, {"train": {**found.counted, "rows": 1, "labels": dict.fromkeys(labels, 1)}})
+    corpus = _SampledCorpus(recipe, task, found)
+    sample = _first_epoch(corpus, found.most)
     held_out = recipe.data.validation if isinstance(recipe.data.validation, float) else 0
-    rows = corpus.epoch_rows() or rows if recipe.data.mix else rows
-    rows = round(rows * (1 - held_out)) if corpus.share < 1 else sample.rows
+    rows = (corpus.epoch_rows() if recipe.data.mix else None) or found.counted["rows"]
+    rows = round(rows * (1 - held_out)) if corpus.share < 1 or found.most else sample.rows
     if rows < lanes:
         raise DataError(
             f"data.lanes={lanes} is more than the {rows} rows of data.train: set data.lanes to {rows} or less"
         )
-    steps, tokens, padded = (round(n * rows / max(1, sample.rows)) for n in sample[1:4])
+    factor = rows / max(1, sample.rows)
+    steps = round(sample.steps * factor * corpus.recipe.data.lanes / lanes)
     vocabulary = {"vocabulary": len(tokenizer), "vocabulary_from": origin}
     if (target := target_of(tokenizer)) is not tokenizer:
         vocabulary["target_vocabulary"] = len(target)
-    counts = {"rows": rows, "rows_from": "counted", "sampled_rows": sample.rows}
-    return task, Epoch(rows, max(1, steps), tokens, padded, sample.largest), vocabulary, counts
+    counts = {"rows": rows, "rows_from": found.origin, "sampled_rows": sample.rows}
+    epoch = Epoch(rows, max(1, steps), round(sample.tokens * factor), round(sample.padded * factor), sample.largest)
+    return task, epoch, vocabulary, counts
+
+
+def _rows(recipe: Recipe) -> Rows:
+    """Count all rows, or read the first ones of a large corpus."""
+    source = open_split(recipe.data, "train", roles_of(recipe))
+    assert source is not None, "data.train is required"
+    if is_large(source):
+        first = sampled(recipe.data, source)
+        numbers, read = _report(recipe, first.rows), _report(recipe, first.read)
+        return Rows(first.source, numbers, read, first.characters, first.origin, read["rows"])
+    counts, characters = [0] * max(1, len(recipe.data.mix)), 0
+    for row in source:
+        counts[source.corpus_of(row.id[0]) if isinstance(source, MixedSource) else 0] += 1
+        characters += sum(len(value) for value in row.values.values() if isinstance(value, str))
+    return Rows(source, _report(recipe, counts), _report(recipe, counts), characters, "counted")
+
+
+def _report(recipe: Recipe, rows: Sequence[int]) -> dict[str, Any]:
+    """Return rows by corpus as a survey reports them."""
+    names = [entry.name for entry in recipe.data.mix]
+    return {"rows": sum(rows), "corpora": {name: {"rows": n} for name, n in zip(names, rows, strict=False)}}
 
 
 def _tokenizer(recipe: Recipe, source: Source, counted: dict[str, Any]) -> tuple[Any, str]:
@@ -85,7 +120,14 @@ def _tokenizer(recipe: Recipe, source: Source, counted: dict[str, Any]) -> tuple
 class _SampledCorpus(Corpus):
     """The recipe's corpus with a share of its training rows, spread evenly and the same ones each time."""
 
-    share = 1.0
+    def __init__(self, recipe: Recipe, task: Task, found: Rows) -> None:
+        if found.most is not None:
+            lanes = lanes_of_sample(recipe.data.lanes, recipe.loop.fused_before_measuring)
+            smaller = {"lanes": lanes, "block_rows": min(recipe.data.block_rows, found.most // lanes)}
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=smaller)})
+        super().__init__(recipe, task)
+        self._train = found.source
+        self.share = min(1.0, SAMPLE / max(1, found.characters))
 
     def _encode(self, rows: list[Row | MixedRow]) -> list[Any]:
         kept = [uniform("plan", *row.id) < self.share for row in rows]
@@ -93,7 +135,8 @@ class _SampledCorpus(Corpus):
         return [next(encoded) if keep else None for keep in kept]
 
 
-def _first_epoch(corpus: Corpus) -> Epoch:
+def _first_epoch(corpus: Corpus, most: int | None) -> Epoch:
+    """Return an epoch, or the first `most` rows of it."""
     recipe, task = corpus.recipe, corpus.task
     lanes, bookmarks = recipe.data.lanes, {lane: Bookmark() for lane in range(recipe.data.lanes)}
     groups = DataParallel(0, 1).lane_groups(lanes, recipe.loop.fused_before_measuring)
@@ -106,6 +149,8 @@ def _first_epoch(corpus: Corpus) -> Epoch:
             rows, tokens, padded = rows + loaded.rows, tokens + loaded.tokens, padded + loaded.padded
             found = {name: tuple(tensor.shape) for name, tensor in loaded.inputs.items()}
             shapes[str(found)] = found
+        if most is not None and rows >= most:
+            break
 
     def size(shapes: Shapes) -> tuple[int, int]:  # of two alike the one with a mask
         return sum(shapes[name][0] * shapes[name][1] ** 2 for name in task.inputs), len(shapes)

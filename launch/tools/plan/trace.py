@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.tools.plan.corpus import Shapes
 from trainer.concatenation import is_description
-from trainer.engine.step import Objective, freeze_unused
+from trainer.engine.objective import Objective, freeze_unused
 from trainer.engine.utilization import NoValues
 from trainer.errors import UsageError
 from trainer.hub_paths import FORMS
