@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import logging
 import os
@@ -103,7 +104,8 @@ def prepare(
 ) -> None:
     """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards. The same command resumes."""
     used = processes or min(16, cores())
-    print(api().prepare(recipe, overrides or [], out=out, processes=used, part=_part(part), verify=verify, run=run))
+    module = api("preparation")
+    print(module.prepare(recipe, overrides or [], out=out, processes=used, part=_part(part), verify=verify, run=run))
 
 
 def _part(text: str | None) -> tuple[str, int, int] | None:
@@ -267,11 +269,9 @@ def recipes(
         print(f"{path.stem:20s} {first.removeprefix('#').strip()}")
 
 
-def api() -> Any:
-    """Return the module of the public functions. It loads torch, for which `--help` must not wait."""
-    from trainer import api as module
-
-    return module
+def api(module: str = "api") -> Any:
+    """Return a module of public functions. Most of them load torch, for which `--help` must not wait."""
+    return importlib.import_module(f"trainer.{module}")
 
 
 def checked_split(split: str) -> str:

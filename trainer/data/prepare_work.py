@@ -4,8 +4,9 @@
     deal    sort the rows of a chunk by the shard to which they are dealt
     write   tokenize the rows of a shard in their random order, and write it
 
-The chunks are in the folder `rows` of the workspace. Every file is written to a temporary one, flushed and renamed, so
-a part whose output exists is done. Neither ranges nor chunks change what is written in the end.
+Training the tokenizer and looking for unknown tokens are parts, too. The chunks are in the folder `rows` of the
+workspace. Every file is written to a temporary one, flushed and renamed, so a part whose output exists is done. Neither
+ranges nor chunks change what is written in the end.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,15 @@ import pyarrow.parquet as pq
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key, permutation
+from trainer.data.discovery import CORPORA, corpora
 from trainer.data.prepare_spans import CHUNK_ROWS, Span
 from trainer.data.roles import Roles
-from trainer.data.sources import TOKENS, Source, Split, belongs, open_splits
+from trainer.data.sources import TOKENS, MixedSource, Source, Split, belongs, open_splits
 from trainer.data.survey import is_counted
-from trainer.data.tokenization import load_tokenizer
+from trainer.data.target_tokenizer import save_tokenizer
+from trainer.data.tokenization import load_tokenizer, train_tokenizers, training_texts
 from trainer.files import read_json, replacing, write_json
+from trainer.stages import published
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,6 +47,8 @@ PLACES = 3  # rows of a mistake whose places are kept
 ROWS, TOKENIZER = "rows", "tokenizer"  # folders of the workspace
 Values = dict[str, Any]
 Encode = Callable[[list[Values]], list[dict[str, list[int]]]]
+Encoder = Callable[["PreTrainedTokenizerFast"], Encode]
+Check = Callable[["Recipe", "PreTrainedTokenizerFast", Split], None]
 
 
 @dataclass
@@ -51,16 +57,22 @@ class Workspace:
 
     Args:
         folder: it becomes the prepared corpus.
+        recipe: of this corpus alone.
         encoder: makes the task's `encode` from a tokenizer.
+        check: refuses a split with too many unknown tokens, by its first rows.
+        tokenizer: its folder.
+        sources: the splits that are written.
     """
 
     folder: Path
     recipe: Recipe
     roles: Roles
-    encoder: Callable[[PreTrainedTokenizerFast], Encode]
+    encoder: Encoder
+    check: Check | None
+    tokenizer: Path
+    sources: dict[Split, Source]
 
     def __post_init__(self) -> None:
-        self.sources = open_splits(self.recipe.data, self.roles)
         self._encode: Encode | None = None
 
     def chunk(self, split: str, shard: int, first: int) -> Path:
@@ -153,12 +165,41 @@ class Workspace:
         path.unlink()
         return sum(map(len, of_shard))
 
+    # -- tokenizer -------------------------------------------------------------------------------------------------
+
+    def make_tokenizer(self, counts: Mapping[str, Any]) -> int:
+        """Train or load the tokenizer. Return 0 rows.
+
+        Args:
+            counts: of the training rows, see `training_texts`.
+        """
+        settings, data = self.recipe.tokenizer_training, self.recipe.data
+        if settings is None:
+            tokenizer = load_tokenizer(str(self.recipe.tokenizer_name), self.recipe.tokenizer_key)
+        else:
+            train = open_splits(data, self.roles)["train"]
+            texts = training_texts(train, data, self.roles, settings.sample_rows, counts)
+            tokenizer = train_tokenizers(texts, settings, data.max_length)
+        with published(self.tokenizer) as folder:
+            save_tokenizer(tokenizer, folder)
+        return 0
+
+    def check_tokens(self, split: Split) -> int:
+        """Refuse a split with too many unknown tokens. Return 0 rows.
+
+        Raises:
+            DataError: the tokenizer does not know the texts.
+        """
+        if self.check is not None:
+            self.check(self.recipe, load_tokenizer(str(self.tokenizer)), split)
+        return 0
+
     # -- write -----------------------------------------------------------------------------------------------------
 
     def encode(self) -> Encode:
         """Return the task's `encode` with the tokenizer of the workspace."""
         if self._encode is None:
-            self._encode = self.encoder(load_tokenizer(str(self.folder / TOKENIZER)))
+            self._encode = self.encoder(load_tokenizer(str(self.tokenizer)))
         return self._encode
 
     def write(self, split: Split, name: str, shard: int | None, paths: Sequence[Path], buckets: int) -> int:
@@ -184,6 +225,23 @@ class Workspace:
             for i in permutation(len(lines), self.recipe.seed, "order", shard, bucket):
                 yield json.loads(lines[i].decode("utf-8", "surrogatepass"))
         shutil.rmtree(made, ignore_errors=True)
+
+
+def workspaces(
+    folder: Path, recipe: Recipe, roles: Roles, encoder: Encoder, check: Check | None = None
+) -> dict[str, Workspace]:
+    """Return the workspace of the recipe, by the name "". With `data.mix`, also those of its corpora by their names.
+
+    Arguments as `Workspace`. Rows of the corpora are in their own workspaces only.
+    """
+    tokenizer, sources = folder / TOKENIZER, open_splits(recipe.data, roles)
+    own = {split: source for split, source in sources.items() if not isinstance(source, MixedSource)}
+    found = {"": Workspace(folder, recipe, roles, encoder, check, tokenizer, own)}
+    for name, data in corpora(recipe.data).items():
+        alone = recipe.model_copy(update={"data": data})
+        parts = open_splits(data, roles)
+        found[name] = replace(found[""], folder=folder / CORPORA / name, recipe=alone, sources=parts)
+    return found
 
 
 class _Tally:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.data.hub_datasets import pinned
+from trainer.data.hub_datasets import pin_dataset, pinned
 from trainer.data.root import PREPARED
 from trainer.data.sources import Source, fingerprint, open_splits
-from trainer.engine.setup import pin_dataset
 from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.recipe import Recipe

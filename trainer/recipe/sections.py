@@ -127,8 +127,9 @@ class DataConfig(Section):
     _numbered = field_validator("columns", mode="before")(column_names)
 
     def of_corpus(self, corpus: CorpusConfig) -> DataConfig:
-        """Return the section as it would be for one corpus of `mix` alone."""
+        """Return the section as it would be for one corpus of `mix` alone, whose rows train or are held out."""
         own = {"train": corpus.train, "columns": {**self.columns, **corpus.columns}, "mix": [], "mix_temperature": None}
+        own |= {"validation": self.validation if isinstance(self.validation, float) else None, "test": None}
         if corpus.root is not None:
             own |= {"root": corpus.root, "dataset": None, "revision": None}
         return self.model_copy(update=own)
