@@ -57,7 +57,7 @@ class Preparation:
         counts = {name: self._counts(name) for name in self._works}
         splits = {name: dict(found["splits"]) for name, found in counts.items()}
         if len(splits) > 1:
-            splits[""] |= self._sums(splits)
+            splits[""] = self._with_sums(splits)
         if self._does("deal"):
             self._deal(counts, splits)
         if self._does("write"):
@@ -119,22 +119,23 @@ class Preparation:
             write_json(work.folder / COUNTS, counts)
         return dict(counts)
 
-    def _sums(self, splits: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the sums of the splits that the corpora of `data.mix` share.
+    def _with_sums(self, splits: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the splits of a recipe with `data.mix`: its own ones, and the sums of those that its corpora share.
 
         Raises:
             DataError: no row is held out for validation.
         """
-        sums: dict[str, Any] = {}
-        for split in self._marks[""].keys() - splits[""].keys():
-            parts = [found[split] for name, found in splits.items() if name]
+        found: dict[str, Any] = {}
+        for split, mark in self._marks[""].items():
+            parts = [of[split] for name, of in splits.items() if name and split in of]
             bad: Counter[str] = sum((Counter(part["bad_rows"]) for part in parts), Counter())
             rows = sum(part["rows"] for part in parts)
-            if not rows:
+            if not rows and split not in splits[""]:
                 share = self._recipe.data.validation
                 raise DataError(f"data.{split} has no usable row in its part of data.validation={share}; raise it")
-            sums[split] = {"rows": rows, "bad_rows": dict(sorted(bad.items())), "fingerprint": self._marks[""][split]}
-        return sums
+            sums = {"rows": rows, "bad_rows": dict(sorted(bad.items())), "fingerprint": mark}
+            found[split] = splits[""].get(split, sums)
+        return found
 
     # -- deal ------------------------------------------------------------------------------------------------------
 
