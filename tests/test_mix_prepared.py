@@ -213,16 +213,17 @@ def test_shuffled_corpora_keep_their_proportions(out: Path, tmp_path: Path) -> N
 
 SCRIPT = """
 import sys
+from trainer.data import prepare as module
 from trainer.preparation import prepare
-from trainer.cli import app
-prepare(sys.argv[1], out=sys.argv[2])
+module.INDEXED_BYTES = 0  # several processes for few rows
+prepare(sys.argv[1], out=sys.argv[2], processes=2)
 loaded = [name for name in ("torch", "accelerate", "onnx", "datasets") if name in sys.modules]
 assert not loaded, loaded
 """
 
 
 def test_it_does_not_import_torch(root: Path, out: Path, tmp_path: Path) -> None:
-    """Neither do its processes, which import the same modules: that takes seconds and hundreds of megabytes."""
+    """Neither do its two processes, which import the same modules: it takes seconds and hundreds of megabytes."""
     made = recipe(root, validation=0.2)
     (tmp_path / "recipe.yaml").write_text(made.to_yaml(), encoding="utf-8")
     words = [sys.executable, "-c", SCRIPT, str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]

@@ -7,10 +7,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from trainer.data.prepare_counts import merged, usable_chunks
 from trainer.data.prepare_pool import Pool, Task
+from trainer.data.prepare_sample import sample_path
 from trainer.data.prepare_spans import spans
 from trainer.data.prepare_work import BUCKET_ROWS, Workspace
 from trainer.data.sources import Source, Split, of_corpus
@@ -159,13 +161,39 @@ class Preparation:
         if makes and not self._works[""].tokenizer.exists():
             log.info("prepare: tokenizer")
             rows = {name: {"rows": found["train"]["rows"]} for name, found in splits.items() if "train" in found}
-            missing.insert(0, ("", "make_tokenizer", {**rows[""], "corpora": rows}))
+            known = {**rows[""], "corpora": rows}
+            missing.insert(0, ("", "make_tokenizer", known, self._sample(counts, known)))
         progress = Progress("dealt")
         for _, dealt in self._pool.run(missing):
             progress.add(dealt)
         progress.end()
         if makes and self._part is not None:
             deque(self._pool.run(self._checks(counts)), maxlen=0)
+
+    def _sample(self, counts: Mapping[str, Any], rows: Mapping[str, Any]) -> list[list[Path]] | None:
+        """Copy the rows that the tokenizer is trained on. Return the paths, for each of the texts.
+
+        Return None where they have to be read from the corpus, since chunks that are dealt are gone: other jobs of an
+        array deal at the same time.
+        """
+        if self._part is not None:
+            return None
+        sources = {name: work.sources["train"] for name, work in self._works.items() if "train" in work.sources}
+        names = {sum(len(sources[of].shards) for of in [*sources][:i]): name for i, name in enumerate(sources)}
+        tasks, paths = dict[Task, Path](), list[list[Path]]()
+        for texts in self._works[""].texts(rows):
+            first, work = texts.source.first, self._works[name := names[texts.source.first]]
+            of: dict[Task, Path] = {}
+            for shard, row, _ in counts[name]["chunks"]["train"]:
+                task = (name, "sample", shard, row, first + shard, texts.limit, texts.rows)
+                of[task] = sample_path(work.chunk("train", shard, row), texts.limit)
+            tasks |= of
+            paths.append([*of.values()])
+        missing = [task for task, path in tasks.items() if not path.exists()]
+        if not all(self._works[name].chunk("train", *at).exists() for name, _, *at, _, _, _ in missing):
+            return None
+        deque(self._pool.run(missing), maxlen=0)
+        return paths
 
     def _is_dealt(self, name: str, shard: int, first: int) -> bool:
         return self._works[name].chunk("train", shard, first).with_suffix(".index").exists()

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +26,14 @@ import pyarrow.parquet as pq
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key, permutation
 from trainer.data.discovery import CORPORA, corpora
+from trainer.data.prepare_sample import Sampled, copy_sample
 from trainer.data.prepare_spans import CHUNK_ROWS, Span
+from trainer.data.prepare_tally import Tally
 from trainer.data.roles import Roles
 from trainer.data.sources import TOKENS, MixedSource, Source, Split, belongs, open_splits
 from trainer.data.survey import is_counted
 from trainer.data.target_tokenizer import save_tokenizer
-from trainer.data.tokenization import load_tokenizer, train_tokenizers, training_texts
+from trainer.data.tokenization import MixedTexts, TrainingTexts, load_tokenizer, train_tokenizers, training_texts
 from trainer.files import read_json, replacing, write_json
 from trainer.stages import published
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
 WRITE_ROWS = 1000  # rows of a Parquet row group: a resumed reader reads at most this many too many
-PLACES = 3  # rows of a mistake whose places are kept
 ROWS, TOKENIZER = "rows", "tokenizer"  # folders of the workspace
 Values = dict[str, Any]
 Encode = Callable[[list[Values]], list[dict[str, list[int]]]]
@@ -117,7 +117,7 @@ class Workspace:
 
     def _read_chunk(self, stream: Any, source: Source, span: Span, most: int) -> dict[str, Any]:
         data, first = self.recipe.data, stream.state()["row"]
-        clean, tally = cleaner(data.cleaning), _Tally(self.roles, span.split)
+        clean, tally = cleaner(data.cleaning), Tally(self.roles, span.split)
         read, before = 0, stream.offsets
         with replacing(self.chunk(span.split, span.shard, first)) as file:
             for row in islice(stream, most):
@@ -167,19 +167,36 @@ class Workspace:
 
     # -- tokenizer -------------------------------------------------------------------------------------------------
 
-    def make_tokenizer(self, counts: Mapping[str, Any]) -> int:
-        """Train or load the tokenizer. Return 0 rows.
+    def texts(self, counts: Mapping[str, Any]) -> list[TrainingTexts]:
+        """Return the texts that the tokenizer is trained on, one after the other. Empty if none is trained.
 
         Args:
             counts: of the training rows, see `training_texts`.
         """
         settings, data = self.recipe.tokenizer_training, self.recipe.data
         if settings is None:
+            return []
+        texts = training_texts(open_splits(data, self.roles)["train"], data, self.roles, settings.sample_rows, counts)
+        return list(texts.parts) if isinstance(texts, MixedTexts) else [texts]
+
+    def sample(self, shard: int, first: int, file: int, limit: int, rows: int) -> int:
+        """Copy the rows of a chunk that the tokenizer is trained on, see `copy_sample`. Return 0 rows."""
+        copy_sample(self.chunk("train", shard, first), self.sources["train"].shards[shard].name, file, limit, rows)
+        return 0
+
+    def make_tokenizer(self, counts: Mapping[str, Any], files: Sequence[Sequence[Path]] | None) -> int:
+        """Train or load the tokenizer. Return 0 rows.
+
+        Args:
+            counts: as for `texts`.
+            files: what `sample` has written of each of the texts. None: the texts are read from the corpus.
+        """
+        settings = self.recipe.tokenizer_training
+        if settings is None:
             tokenizer = load_tokenizer(str(self.recipe.tokenizer_name), self.recipe.tokenizer_key)
         else:
-            train = open_splits(data, self.roles)["train"]
-            texts = training_texts(train, data, self.roles, settings.sample_rows, counts)
-            tokenizer = train_tokenizers(texts, settings, data.max_length)
+            parts = self.texts(counts) if files is None else [Sampled(paths, self.roles) for paths in files]
+            tokenizer = train_tokenizers(MixedTexts(parts), settings, self.recipe.data.max_length)
         with published(self.tokenizer) as folder:
             save_tokenizer(tokenizer, folder)
         return 0
@@ -242,48 +259,6 @@ def workspaces(
         parts = open_splits(data, roles)
         found[name] = replace(found[""], folder=folder / CORPORA / name, recipe=alone, sources=parts)
     return found
-
-
-class _Tally:
-    """Counts of a chunk, from which those of the split are put together."""
-
-    def __init__(self, roles: Roles, split: Split) -> None:
-        self._roles, self._train = roles, split == "train"
-        self._rows = self._lost = 0
-        self._labels, self._without, self._reasons = Counter[str](), Counter[str](), Counter[str]()
-        self._numbers: dict[str, list[float]] = {}
-        self._mistakes: dict[BadRow, dict[str, Any]] = {}
-
-    def good(self, values: Values) -> None:
-        self._rows += 1
-        for name, role in self._roles.items():
-            if name not in values:
-                if self._train:
-                    self._without[name] += 1
-                continue
-            self._labels.update(role.counted(values[name]))
-            if (number := role.measured(values[name])) is not None:
-                self._numbers.setdefault(name, []).append(number)
-
-    def bad(self, row: BadRow, span: Any, counted: bool, lost: int) -> None:
-        mistake = self._mistakes.setdefault(row.mistake, {"rows": 0, "places": []})
-        mistake["rows"] += 1
-        if len(mistake["places"]) < PLACES:
-            mistake["places"].append({"row": asdict(row), "span": span})
-        if counted:
-            self._reasons[row.reason if row.column is None else f"column {row.column!r} {row.reason}"] += 1
-            self._lost += lost
-
-    def report(self) -> dict[str, Any]:
-        return {
-            "rows": self._rows,
-            "lost": self._lost,
-            "labels": self._labels,
-            "without": self._without,
-            "numbers": self._numbers,
-            "reasons": self._reasons,
-            "mistakes": list(self._mistakes.values()),
-        }
 
 
 def _in_order(paths: Sequence[Path]) -> Iterator[Values]:

@@ -70,12 +70,12 @@ class Source:
     def __init__(self, shards: Sequence[Shard], reading: Reading | None = None, first: int = 0):
         self.shards: Sequence[Shard] = shards
         self._reading = reading or Reading()
-        self._first = first
+        self.first = first
         self._forms: dict[int, tuple[Form, ...]] = {}
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
         """Return the rows of one shard, from the first one or from a state of an earlier stream."""
-        return ShardStream(self.shards[shard], self._first + shard, self.forms(shard), self._reading, state)
+        return ShardStream(self.shards[shard], self.first + shard, self.forms(shard), self._reading, state)
 
     def forms(self, shard: int) -> tuple[Form, ...]:
         """Return the form of each file of a shard, determined once from its first bytes.
@@ -99,7 +99,7 @@ class Source:
 
     def name_of(self, row_id: tuple[int, int]) -> str:
         """Return a row id as reports show it: "train.jsonl:123"."""
-        return f"{self.shards[row_id[0] - self._first].name}:{row_id[1]}"
+        return f"{self.shards[row_id[0] - self.first].name}:{row_id[1]}"
 
     def section(self, row: Row, data: DataConfig) -> DataConfig:
         """Return the `data` section for a row. Corpora of a mixture have their own columns."""
@@ -131,10 +131,10 @@ class MixedSource(Source):
         return self.sections[self.corpus_of(row.id[0])]
 
     def stream(self, shard: int, state: dict[str, Any] | None = None) -> ShardStream:
-        return (part := self.parts[self.corpus_of(shard)]).stream(shard - part._first, state)
+        return (part := self.parts[self.corpus_of(shard)]).stream(shard - part.first, state)
 
     def forms(self, shard: int) -> tuple[Form, ...]:
-        return (part := self.parts[self.corpus_of(shard)]).forms(shard - part._first)
+        return (part := self.parts[self.corpus_of(shard)]).forms(shard - part.first)
 
 
 class ShardStream:

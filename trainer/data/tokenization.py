@@ -109,11 +109,11 @@ class MixedTexts:
     """The texts of the corpora of `data.mix`, each as often as its share says.
 
     Attributes:
-        parts: of the corpora, which may be there several times.
+        parts: of the corpora, which may be there several times: `TrainingTexts`, or others with `target`.
         target: as for `TrainingTexts`.
     """
 
-    parts: Sequence[TrainingTexts]
+    parts: Sequence[Any]
     target: bool | None = None
 
     def __iter__(self) -> Iterator[str]:
