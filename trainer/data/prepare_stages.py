@@ -178,17 +178,20 @@ class Preparation:
         """
         if self._part is not None:
             return None
-        sources = {name: work.sources["train"] for name, work in self._works.items() if "train" in work.sources}
-        names = {sum(len(sources[of].shards) for of in [*sources][:i]): name for i, name in enumerate(sources)}
+        names, files = dict[int, str](), 0  # corpora by the number of their first file among those of all
+        for name, work in self._works.items():
+            if "train" in work.sources:
+                names[files] = name
+                files += len(work.sources["train"].shards)
         tasks, paths = dict[Task, Path](), list[list[Path]]()
         for texts in self._works[""].texts(rows):
-            first, work = texts.source.first, self._works[name := names[texts.source.first]]
-            of: dict[Task, Path] = {}
+            first, name = texts.source.first, names[texts.source.first]
+            samples: dict[Task, Path] = {}
             for shard, row, _ in counts[name]["chunks"]["train"]:
                 task = (name, "sample", shard, row, first + shard, texts.limit, texts.rows)
-                of[task] = sample_path(work.chunk("train", shard, row), texts.limit)
-            tasks |= of
-            paths.append([*of.values()])
+                samples[task] = sample_path(self._works[name].chunk("train", shard, row), texts.limit)
+            tasks |= samples
+            paths.append([*samples.values()])
         missing = [task for task, path in tasks.items() if not path.exists()]
         if not all(self._works[name].chunk("train", *at).exists() for name, _, *at, _, _, _ in missing):
             return None
