@@ -22,7 +22,7 @@ from test_mixing import MixedItem, MixSetup, mix, mixes
 
 from trainer import train
 from trainer.data.cleaning import BadRow
-from trainer.data.lanes import Bookmark, LaneServer
+from trainer.data.lanes import Bookmark, LanePlan, LaneServer
 from trainer.data.left_out import LeftOut
 from trainer.data.loader import Loaded
 from trainer.data.mixing import Mixture
@@ -119,15 +119,18 @@ def test_counts_are_the_same_on_any_ranks_and_after_a_resume(world: MixSetup, da
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_rows_after_the_last_usable_one_of_a_lane_count_once(epochs: int) -> None:
-    """The last rows of the corpus are bad. The second epoch begins after them."""
-    world = Unchecked(**vars(mix([[40]], [1], [False], epochs=epochs)))
+@pytest.mark.parametrize("rows", [40, 80])
+def test_rows_after_the_last_usable_one_of_a_lane_count_once(rows: int, epochs: int) -> None:
+    """The last rows of the corpus are bad, with 80 rows after the end of a block. The second epoch begins after them."""
+    world = Unchecked(**vars(mix([[rows]], [1], [False], epochs=epochs)))
+    bad = 6 if rows == 40 else rows - world.plan.lanes * world.plan.edge_after(0, 0)
+    assert 0 < bad < rows
     shard = world.parts[0].shards[0]
-    shard[-6:] = [Item(item.id, item.length, bad=True) for item in shard[-6:]]
+    shard[-bad:] = [Item(item.id, item.length, bad=True) for item in shard[-bad:]]
     for place in (Place(), Place(2)):
         steps, total, _ = counted(world, start(world), place)
-        assert (total.used, total.rows) == (34, 6)
-        assert sum(len(ids) for step in steps for ids in step.values()) == 34 * epochs
+        assert (total.used, total.rows) == (rows - bad, bad)
+        assert sum(len(ids) for step in steps for ids in step.values()) == (rows - bad) * epochs
 
 
 def test_a_note_about_left_out_rows_has_no_corpora() -> None:
@@ -206,19 +209,21 @@ def test_steps_are_those_of_a_run_that_has_read_all_rows(tmp_path: Path) -> None
 
 
 def test_bad_rows_at_the_end_of_an_epoch_count_once(tmp_path: Path) -> None:
-    """The last rows of all lanes are bad. The second epoch begins after them, as the bookmarks of the first end say."""
-    root, bad = write_corpora(tmp_path), 12
-    spoil(root / "short" / "train.jsonl", *range(SHORT - bad, SHORT))
+    """The usable rows of each lane end with a block, and bad ones follow. The second epoch begins after them."""
+    root = write_corpora(tmp_path)
     only = {"name": "short", "root": str(root / "short"), "train": "train.jsonl", "weight": 1}
-    data = {**DATA, "check": "sample", "on_bad_row": "skip", "max_bad_fraction": 0.5}
-    loop = {**LOOP, "max_steps": 100, "epochs": 2}
-    made = mixed(root, only, data=data, loop=loop, evaluation={"splits": []}).model_copy(update={"track": ["ledger"]})
+    data = {**DATA, "check": "sample", "on_bad_row": "skip", "max_bad_fraction": 0.95}
+    made = mixed(root, only, data=data, loop={**LOOP, "max_steps": 100, "epochs": 2}, evaluation={"splits": []})
+    made = made.model_copy(update={"track": ["ledger"]})
+    usable = made.data.lanes * LanePlan(made.seed, made.data.lanes, made.data.block_rows, 64, None).edge_after(0, 0)
+    spoil(root / "short" / "train.jsonl", *range(usable, SHORT))
     done = train(made, run=tmp_path / "run").path
     found = json.loads((done / "manifest.json").read_text())["data"]["train"]["while_training"]
-    assert (found["rows"], found["bad"]) == (SHORT - bad, bad)
+    assert (found["rows"], found["bad"]) == (usable, SHORT - usable)
     steps = [json.loads(line)["rows"] for line in (done / "ledger.jsonl").read_text().splitlines()]
     served = Counter(row for step in steps for ids in step.values() for row in ids)
-    assert served == {f"short/train.jsonl:{row}": 2 for row in range(SHORT - bad)}
+    assert served == {f"short/train.jsonl:{row}": 2 for row in range(usable)}
+    assert len({len([step for step in steps if step.get(lane)]) for lane in map(str, range(4))}) > 1, "lanes differ"
 
 
 def test_a_bad_row_ends_a_run_with_corpus_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
