@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import review_helpers
 from mix_helpers import LONG, SHORT, mixed, write_corpora
 
 from trainer.data.fingerprints import fingerprint
-from trainer.data.prepare import prepare
 from trainer.data.quotas import Quotas
 from trainer.data.sources import MixedSource, open_split
 from trainer.data.survey import survey
@@ -196,17 +194,6 @@ def test_numbers_of_two_parts_are_those_of_all() -> None:
         whole.add(value)
     parts[0].join(parts[1])
     assert parts[0].report() == pytest.approx(whole.report())
-
-
-def test_a_mixture_is_not_prepared_and_a_prepared_corpus_not_mixed(root: Path, tmp_path: Path) -> None:
-    made = mixed(root)
-    with pytest.raises(UsageError, match=r"writes one corpus, and data\.mix has several"):
-        prepare(made, roles_of(made), lambda tokenizer: lambda rows: [], tmp_path / "out")
-    (tmp_path / "ready").mkdir()
-    (tmp_path / "ready" / "prepared.json").write_text(json.dumps({"version": 2}), encoding="utf-8")
-    made = mixed(root, {"name": "ready", "root": str(tmp_path / "ready"), "train": "x", "weight": 1})
-    with pytest.raises(DataError, match=r"data\.mix\.ready\.root=.* is a prepared corpus"):
-        train_of(made)
 
 
 def test_entries_without_a_root_are_of_the_data_set() -> None:

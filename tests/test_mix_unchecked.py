@@ -8,6 +8,7 @@ from functools import reduce
 from itertools import chain, repeat
 from operator import add
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -21,12 +22,14 @@ from test_mixing import MixedItem, MixSetup, mix, mixes
 
 from trainer import train
 from trainer.data.cleaning import BadRow
-from trainer.data.lanes import LaneServer
+from trainer.data.lanes import Bookmark, LanePlan, LaneServer
 from trainer.data.left_out import LeftOut
+from trainer.data.loader import Loaded
 from trainer.data.mixing import Mixture
 from trainer.data.sources import open_split
 from trainer.data.survey import survey_part
 from trainer.data_parallel import DataParallel
+from trainer.engine.agreement import agree
 from trainer.engine.progress import Progress
 from trainer.errors import DataError, UsageError
 from trainer.task.registry import roles_of
@@ -116,15 +119,28 @@ def test_counts_are_the_same_on_any_ranks_and_after_a_resume(world: MixSetup, da
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_rows_after_the_last_usable_one_of_a_lane_count_once(epochs: int) -> None:
-    """The last rows of the corpus are bad. The second epoch begins after them."""
-    world = Unchecked(**vars(mix([[40]], [1], [False], epochs=epochs)))
+@pytest.mark.parametrize("rows", [40, 80])
+def test_rows_after_the_last_usable_one_of_a_lane_count_once(rows: int, epochs: int) -> None:
+    """The last rows of the corpus are bad, with 80 rows after the end of a block. Epoch 2 begins after them."""
+    world = Unchecked(**vars(mix([[rows]], [1], [False], epochs=epochs)))
+    bad = 6 if rows == 40 else rows - world.plan.lanes * world.plan.edge_after(0, 0)
+    assert 0 < bad < rows
     shard = world.parts[0].shards[0]
-    shard[-6:] = [Item(item.id, item.length, bad=True) for item in shard[-6:]]
+    shard[-bad:] = [Item(item.id, item.length, bad=True) for item in shard[-bad:]]
     for place in (Place(), Place(2)):
         steps, total, _ = counted(world, start(world), place)
-        assert (total.used, total.rows) == (34, 6)
-        assert sum(len(ids) for step in steps for ids in step.values()) == 34 * epochs
+        assert (total.used, total.rows) == (rows - bad, bad)
+        assert sum(len(ids) for step in steps for ids in step.values()) == (rows - bad) * epochs
+
+
+def test_a_note_about_left_out_rows_has_no_corpora() -> None:
+    """A lane whose last rows are all left out sends a note without rows in a step in which other lanes have rows."""
+    rows = Loaded({0: Bookmark()}, {0: [(0, 1)]}, {0: 1}, {}, 1, 3, 4, targets=2.0, corpora=[(1, 2.0), (0, 0.0)])
+    note = Loaded({}, {}, {}, {}, 0, 0, 0, left=LeftOut(0, 2, 2, 2), ended={1: Bookmark(start=3)})
+    runtime: Any = SimpleNamespace(main=True, stop=SimpleNamespace(received=None), start_sum=lambda own, _: lambda: own)
+    totals = agree(runtime, [rows, note, None], corpora=2, unchecked=True).totals()
+    assert (totals.lanes, totals.corpus_rows, totals.corpus_targets) == (1, (1, 0), (2.0, 0.0))
+    assert (totals.bad, totals.used) == (2, 0)
 
 
 # -- before the training -----------------------------------------------------------------------------------------------
@@ -190,6 +206,24 @@ def test_steps_are_those_of_a_run_that_has_read_all_rows(tmp_path: Path) -> None
     assert sum(found["reasons"].values()) == found["bad"] == sum(surveyed["bad_rows"].values()) == 3
     assert found["rows"] == surveyed["rows"] == SHORT + LONG - 3
     assert [example.split(":")[0] for example in found["examples"]] == ["short/train.jsonl"] * 2 + ["long/train.jsonl"]
+
+
+def test_bad_rows_at_the_end_of_an_epoch_count_once(tmp_path: Path) -> None:
+    """The usable rows of each lane end with a block, and bad ones follow. Epoch 2 begins after them."""
+    root = write_corpora(tmp_path)
+    only = {"name": "short", "root": str(root / "short"), "train": "train.jsonl", "weight": 1}
+    data = {**DATA, "check": "sample", "on_bad_row": "skip", "max_bad_fraction": 0.95}
+    made = mixed(root, only, data=data, loop={**LOOP, "max_steps": 100, "epochs": 2}, evaluation={"splits": []})
+    made = made.model_copy(update={"track": ["ledger"]})
+    usable = made.data.lanes * LanePlan(made.seed, made.data.lanes, made.data.block_rows, 64, None).edge_after(0, 0)
+    spoil(root / "short" / "train.jsonl", *range(usable, SHORT))
+    done = train(made, run=tmp_path / "run").path
+    found = json.loads((done / "manifest.json").read_text())["data"]["train"]["while_training"]
+    assert (found["rows"], found["bad"]) == (usable, SHORT - usable)
+    steps = [json.loads(line)["rows"] for line in (done / "ledger.jsonl").read_text().splitlines()]
+    served = Counter(row for step in steps for ids in step.values() for row in ids)
+    assert served == {f"short/train.jsonl:{row}": 2 for row in range(usable)}
+    assert len({len([step for step in steps if step.get(lane)]) for lane in map(str, range(4))}) > 1, "lanes differ"
 
 
 def test_a_bad_row_ends_a_run_with_corpus_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from lane_helpers import (
 
 from trainer.data.lane_plan import Bookmark, LanePlan
 from trainer.data.lanes import LaneServer
-from trainer.data.mixing import Mixture
+from trainer.data.mixing import MixedRows, Mixture, Readers
 from trainer.data.quotas import Quotas, dealt, rows_until_stop, schedule, temperature_weights, whole_weights
 
 
@@ -320,3 +320,16 @@ def test_a_packed_sequence_has_rows_of_one_corpus() -> None:
                 at += begun
     assert len(ids) == 120
     assert sum(a != b for a, b in itertools.pairwise(kinds)) > 5
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_long_corpus_keeps_few_positions(whole: bool) -> None:
+    plan = LanePlan(1, 2, 8, 64, None)
+    world = mix([[4000, 4000], [300, 300]], [9, 1], [False, True], plan=plan, whole=[whole, False])
+    mixture: Any = world.server()._mixture
+    readers = Readers(mixture, plan, [0, 1])
+    lanes = [MixedRows(readers, lane, Bookmark()).blocks() for lane in (0, 1)]
+    most = 0
+    for _ in zip(*lanes, strict=True):
+        most = max(most, *(len(dealer._positions) for dealer in readers._dealers.values()))
+    assert 64 < most < 100

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from trainer.data.cleaning import fold_whitespace
 from trainer.data.roles import Label, Text
 from trainer.data.sources import held_out, open_split
 from trainer.data.token_ids import encode_batch, splits_at_spaces
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
+from trainer.data.tokenizer_files import loader
 from trainer.errors import DataError, UsageError
 from trainer.recipe.sections import DataConfig, TokenizerTraining
 
@@ -336,3 +337,25 @@ def test_real_captions_come_back(tmp_path):
     ids = encode_batch(tokenizer, some)
     assert tokenizer.batch_decode(ids, skip_special_tokens=True) == some
     assert sum(map(len, ids)) / len(ids) < 18
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "BertTokenizer"])
+def test_a_saved_tokenizer_is_the_one_that_auto_tokenizer_finds(tmp_path: Path, name: str) -> None:
+    """AutoTokenizer imports torch, which takes longer than to tokenize a small corpus."""
+    tokenizer = train_tokenizer(["the film was good", "a film"], TokenizerTraining(kind="wordpiece", vocab_size=60), 20)
+    made = tokenizer if name == "PreTrainedTokenizerFast" else BertTokenizer(vocab=tokenizer.get_vocab())
+    made.save_pretrained(tmp_path)
+    assert loader(tmp_path) is type(made)
+    ours = loader(tmp_path).from_pretrained(str(tmp_path))
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path), trust_remote_code=False)
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.init_kwargs == theirs.init_kwargs
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    about = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for change in ({"auto_map": {"AutoTokenizer": [None, "x.Y"]}}, {"tokenizer_class": "LlamaTokenizer"}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(about | change))
+        assert loader(tmp_path) is AutoTokenizer
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    (tmp_path / "config.json").write_text("{}")
+    assert loader(tmp_path) is loader(None) is AutoTokenizer

@@ -9,25 +9,21 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
-from trainer import user_code
 from trainer.comet_stage import comet as comet
-from trainer.data.hub_datasets import pinned
 from trainer.data.paths import MISSING, value_at
-from trainer.data.prepare import prepare as write_corpus
 from trainer.data.python_rows import split_overrides
 from trainer.engine.corpus import Corpus
 from trainer.engine.runtime import start
 from trainer.engine.signals import StopFlag
-from trainer.engine.token_counts import count_tokens
 from trainer.engine.trained_run import TrainedRun
-from trainer.engine.verify_data import verify_prepared, verify_run
 from trainer.errors import RankzeroError, UsageError
 from trainer.export.benchmark import bench_run
 from trainer.export.provenance import problems_of
 from trainer.files import read_json
+from trainer.preparation import prepare as prepare
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.report_stages import attempt, card_stage, reason_of, refresh_reports, write_report
@@ -36,12 +32,7 @@ from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir
 from trainer.synthetic import Remembered, write_synthetic
 from trainer.task.base import Line
-from trainer.task.registry import make_task, roles_of
 from trainer.tasks.classification.ensemble import ensemble as average
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 log = logging.getLogger("rankzero")
 
@@ -284,65 +275,3 @@ def ensemble(runs: Sequence[str | Path], *, split: str = "test") -> tuple[list[d
     """
     task = TrainedRun.task_of(RunDir(runs[0]), Recipe)
     return average([RunDir(run) for run in runs], split, lambda records: task.score(records, 0))
-
-
-def prepare(
-    recipe: str | Path | BaseRecipe,
-    overrides: Sequence[str] = (),
-    *,
-    out: str | Path | None = None,
-    processes: int = 1,
-    part: tuple[str, int, int] | None = None,
-    verify: bool = False,
-    run: str | Path | None = None,
-) -> str:
-    """Train the tokenizer, check every row and write the tokenized corpus. Return a message about it.
-
-    Args:
-        recipe: a path, the name of a shipped recipe, or a recipe.
-        overrides: `key=value`.
-        out: the folder of the prepared corpus.
-        processes: start as many, for a corpus of at least some megabytes. They import the calling script again, so it
-            needs `if __name__ == "__main__":` around its calls.
-        part: (stage, number from 0, count): do a part of stage "read", "deal" or "write" only.
-        verify: write no corpus. Hash the content of all original files and compare with what was recorded, in the
-            prepared corpus or in `run`.
-        run: a run directory, with `verify`.
-
-    Raises:
-        RankzeroError: bad data, a folder with other content, or files that are not those that were recorded.
-    """
-    resolved = load_recipe(recipe, overrides)
-    if run is not None and not verify:
-        raise UsageError("--run names a run directory for --verify; the folder of a prepared corpus is --out")
-    if verify and run is not None:
-        return verify_run(resolved, RunDir(run))
-    if verify:
-        return verify_prepared(resolved, Path(out) if out else Path("prepared") / resolved.name)
-    resolved = resolved.model_copy(update={"data": pinned(resolved.data)})
-    folder = Path(out) if out else Path("prepared") / resolved.name
-
-    def encoder(tokenizer: PreTrainedTokenizerFast) -> Any:
-        corpus = Corpus(resolved, make_task(resolved, tokenizer))
-        for split in ("train", "validation", "test"):
-            if getattr(resolved.data, split) is not None:
-                count_tokens(corpus, split, None)  # refuse unknown tokens before the corpus is written
-        return corpus.task.encode
-
-    remake = functools.partial(_parts_of_prepare, resolved.model_dump(mode="json"))
-    about = write_corpus(resolved, roles_of(resolved), encoder, folder, processes=processes, remake=remake, part=part)
-    if part is not None:
-        return f"prepared part {part[1] + 1} of {part[2]} of stage {part[0]}"
-    counts = ", ".join(f"{split} {facts['rows']:,} rows" for split, facts in about["splits"].items())
-    return f"prepared {counts} in {folder}; use it with data.root={folder}"
-
-
-def _parts_of_prepare(values: dict[str, Any]) -> Any:
-    """Return recipe, roles and encoder in a process of `prepare`, whose recipe a user has started."""
-    user_code.trust(values)
-    recipe = Recipe.parse(values)
-
-    def encoder(tokenizer: PreTrainedTokenizerFast) -> Any:
-        return make_task(recipe, tokenizer).encode
-
-    return recipe, roles_of(recipe), encoder

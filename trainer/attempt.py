@@ -8,8 +8,8 @@ import logging
 import shutil
 from collections.abc import Iterator
 
+from trainer.data.hub_datasets import pin_dataset
 from trainer.data.python_rows import write_rows
-from trainer.engine import setup
 from trainer.engine.mirror import fetch
 from trainer.engine.resume_checks import agree_with_earlier, check_launcher_restart, restarted_by_launcher
 from trainer.engine.runtime import Runtime
@@ -77,7 +77,7 @@ def _take(
     run.create()
     if options.resume_from is not None:
         fetch(options.resume_from, run)
-    recipe = setup.pin_dataset(run, recipe)
+    recipe = pin_dataset(run, recipe)
     agree_with_earlier(run, recipe, options.allow_change)
     if options.rows is not None:
         write_rows(run, options.rows, recipe, roles_of(recipe))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import logging
 import os
@@ -98,7 +99,8 @@ def prepare(
 ) -> None:
     """Train the tokenizer, check every row, write the tokenized corpus as shuffled shards. The same command resumes."""
     used = processes or min(16, cores())
-    print(api().prepare(recipe, overrides or [], out=out, processes=used, part=part_of(part), verify=verify, run=run))
+    module = api("preparation")
+    print(module.prepare(recipe, overrides or [], out=out, processes=used, part=part_of(part), verify=verify, run=run))
 
 
 @app.command("evaluate")
@@ -262,11 +264,9 @@ app.command("init")(init_command)
 app.command("recipes")(recipes_command)
 
 
-def api() -> Any:
-    """Return the module of the public functions. It loads torch, for which `--help` must not wait."""
-    from trainer import api as module
-
-    return module
+def api(module: str = "api") -> Any:
+    """Return a module of public functions. Most of them load torch, for which `--help` must not wait."""
+    return importlib.import_module(f"trainer.{module}")
 
 
 def checked_split(split: str) -> str:

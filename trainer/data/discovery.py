@@ -20,6 +20,7 @@ PREPARED_KEYS = (
     *("train", "validation", "test", "columns", "cleaning", "max_length"),
     *("delimiter", "quote", "header", "encoding"),
 )
+CORPORA = "corpora"  # the folder of a prepared mixture that has a prepared corpus for each entry of data.mix
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,16 @@ class Shard:
     versions: tuple[str | None, ...] = ()
 
 
-def split_shards(data: DataConfig, patterns: Patterns, split: str) -> list[Shard]:
+def split_shards(data: DataConfig, patterns: Patterns, split: str, *, prepared_split: str = "") -> list[Shard]:
     """Return the shards of a split in their order.
 
     A root written by `prepare` has its own shards, whatever the patterns.
+
+    Args:
+        data: the section of the recipe, or with `prepared_split` that of a corpus of `data.mix`.
+        patterns: of the files.
+        split: for messages.
+        prepared_split: the split of a prepared corpus of `data.mix`.
 
     Raises:
         DataError: no file matches, an unknown format, text files that do not pair up, an unreachable root.
@@ -59,13 +66,7 @@ def split_shards(data: DataConfig, patterns: Patterns, split: str) -> list[Shard
         return [_shard(root, (name,), (), split) for name in files]
     root = Root(data.root)
     if (prepared := root.prepared()) is not None:
-        now = data.model_dump(mode="json", include=set(PREPARED_KEYS))
-        refuse_changed(root.url, prepared["keys"]["data"], now, "data.")
-        names = prepared["shards"][split]
-        return [
-            Shard(name, (root.url_of(name),), (), "prepared", root.size_of(name), (root.version_of(name),))
-            for name in names
-        ]
+        return _prepared_shards(root, prepared, data, prepared_split or split, of_mix=bool(prepared_split))
     if isinstance(patterns, dict):
         return _parallel_shards(root, patterns, split)
     return _file_shards(root, patterns, split)
@@ -76,10 +77,54 @@ def own_root(data: DataConfig) -> Root | None:
     return None if data.root.startswith(EMBEDDED) or data.dataset is not None else Root(data.root)
 
 
-def refuse_prepared(data: DataConfig) -> None:
-    """Raise a DataError for a prepared corpus as a part of a mixture: its token ids belong to another tokenizer."""
-    if (root := own_root(data)) is not None and root.prepared() is not None:
-        raise DataError(f"data.root={data.root!r} is a prepared corpus: set it to the original files")
+def corpora(data: DataConfig) -> dict[str, DataConfig]:
+    """Return the section of each corpus of `data.mix`.
+
+    Those that were prepared together are in the folder of `data.root`, whatever their own roots.
+    """
+    root = own_root(data) if data.mix else None
+    together = ((root.prepared() if root is not None else None) or {}).get(CORPORA, ())
+    sections = {entry.name: data.of_corpus(entry) for entry in data.mix}
+    for name in sections.keys() & set(together):
+        place = {"root": f"{data.root.rstrip('/')}/{CORPORA}/{name}", "dataset": None, "revision": None}
+        sections[name] = sections[name].model_copy(update=place)
+    return sections
+
+
+def mixture(data: DataConfig) -> dict[str, Any]:
+    """Return what the tokenizer and the rows of a prepared mixture depend on."""
+    values = data.model_dump(mode="json", include={"mix", "mix_temperature"})
+    return {**values, "mix": [{key: of for key, of in entry.items() if key != "root"} for entry in values["mix"]]}
+
+
+def _prepared_shards(
+    root: Root, prepared: dict[str, Any], data: DataConfig, split: str, *, of_mix: bool
+) -> list[Shard]:
+    """Return the shards of a split of a prepared corpus.
+
+    Raises:
+        UsageError: it was prepared with another recipe. Of a corpus of `data.mix` only train and a held-out share
+            of it are used, and of the root of a mixture only the other splits.
+        DataError: it is a mixture without that corpus.
+    """
+    if of_mix and CORPORA in prepared:
+        raise DataError(
+            f"data.root={root.url!r} is a prepared mixture of {', '.join(prepared[CORPORA])}: give an entry of another "
+            "name its own root, or run `rankzero prepare` for this recipe"
+        )
+    then = dict(prepared["keys"]["data"])
+    now = data.model_dump(mode="json", include=set(PREPARED_KEYS))
+    for keys in (then, now):
+        if of_mix and not isinstance(keys["validation"], float):
+            keys["validation"] = None
+        for key in ("test",) if of_mix else ("train",) if data.mix else ():
+            del keys[key]
+    refuse_changed(root.url, then, now, "data.")
+    names = prepared["shards"][split]
+    return [
+        Shard(name, (root.url_of(name),), (), "prepared", root.size_of(name), (root.version_of(name),))
+        for name in names
+    ]
 
 
 def refuse_changed(where: str, then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:

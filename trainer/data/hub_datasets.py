@@ -11,13 +11,18 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.formats import EXTENSIONS, without_compression
 from trainer.data.root import Root
 from trainer.errors import DataError, UsageError
+from trainer.files import read_json
 from trainer.recipe import parse_yaml
 from trainer.recipe.sections import DataConfig, Patterns
+from trainer.rundir import RunDir
+
+if TYPE_CHECKING:
+    from trainer.recipe import Recipe
 
 CONVERTED = "refs/convert/parquet"  # the branch of the Hub's conversion
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -40,6 +45,17 @@ def pinned(data: DataConfig, revision: str | None = None) -> DataConfig:
     if data.dataset is None or not data.root.startswith("hf://") or COMMIT.fullmatch(data.revision or ""):
         return data
     return data.model_copy(update={"revision": revision or _commit(data.root, data.revision, data.config)})
+
+
+def pin_dataset(run: RunDir, recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit of its data set: that of the first start, unless `data.revision` is set.
+
+    Raises:
+        DataError: the data set cannot be found.
+    """
+    earlier = (read_json(run.manifest) or {}).get("dataset") or {}
+    same = earlier.get("name") == recipe.data.dataset and recipe.data.revision is None
+    return recipe.model_copy(update={"data": pinned(recipe.data, earlier.get("revision") if same else None)})
 
 
 def dataset_files(data: DataConfig, patterns: Patterns, split: str) -> tuple[Root, list[str]]:

@@ -5,6 +5,9 @@ and the token ids. Train is dealt to `data.lanes` shards: of each group of that 
 keyed order, so that every shard is an even sample of the corpus. The order within a shard is random. The other splits
 keep their order. At most one bucket of a shard is in memory of a process.
 
+With `data.mix` the folder has validation and test, and each corpus has its own folder of this form in `corpora/`. They
+have one tokenizer.
+
 The corpus is made in a hidden folder next to its place, in the stages read, deal and write (`prepare_work.py`). What is
 done there is kept when the command ends early, and the next start resumes. The bytes do not depend on the processes.
 """
@@ -16,19 +19,19 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.discovery import PREPARED_KEYS, own_root, refuse_changed
+from trainer.data.discovery import PREPARED_KEYS, corpora, mixture, own_root, refuse_changed
 from trainer.data.fingerprints import fingerprint
 from trainer.data.prepare_pool import Parts, Pool
 from trainer.data.prepare_spans import CHUNK_ROWS, INDEXED_BYTES
 from trainer.data.prepare_stages import COUNTS, Preparation
-from trainer.data.prepare_work import BUCKET_ROWS, ROWS, TOKENIZER, Encode, Workspace
+from trainer.data.prepare_work import BUCKET_ROWS, ROWS, TOKENIZER, Check, Encoder, Workspace, workspaces
 from trainer.data.roles import Roles
-from trainer.data.root import PREPARED
+from trainer.data.root import PREPARED, Root
 from trainer.data.sources import Source, Split, open_splits
 from trainer.data.survey import survey
 from trainer.data.target_tokenizer import target_of
@@ -53,12 +56,13 @@ IDENTITY = "identity.json"  # a file of the workspace: what its other files depe
 def prepare(
     recipe: Recipe,
     roles: Roles,
-    encoder: Callable[[PreTrainedTokenizerFast], Encode],
+    encoder: Encoder,
     out: Path,
     *,
     processes: int = 1,
     remake: Callable[[], Parts] | None = None,
     part: tuple[str, int, int] | None = None,
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Write the prepared corpus of a recipe into the folder `out`.
 
@@ -68,9 +72,11 @@ def prepare(
         encoder: makes the task's `encode` from a tokenizer.
         out: a new or empty folder. If it was prepared with the same recipe from the same files, it is not changed.
         processes: of one thread each.
-        remake: makes recipe, roles and encoder in another process, to which it is sent. Needed for several processes.
+        remake: makes recipe, roles, encoder and check in another process, to which it is sent. Needed for several
+            processes.
         part: (stage, number from 0, count): do one of `count` equal parts of a stage only, for an array of jobs. The
             stages follow one another. A call without `part` does what is missing and publishes the corpus.
+        check: refuses a split with too many unknown tokens.
 
     Returns:
         The content of `prepared.json`, without the shards if only a part was done.
@@ -81,38 +87,55 @@ def prepare(
         CheckpointError: the disk is full or not writable.
         RankError: a process was killed.
     """
-    if (root := own_root(recipe.data)) is not None and root.prepared() is not None:
-        raise UsageError(f"data.root={recipe.data.root!r} is a prepared corpus already; set it to the original files")
-    if recipe.data.mix:
-        raise UsageError(
-            "rankzero prepare writes one corpus, and data.mix has several: give each its own recipe with data.train"
-        )
+    for name, root in _roots(recipe):
+        if root.prepared() is not None:
+            key = f"data.mix.{name}.root" if name else "data.root"
+            raise UsageError(f"{key}={root.url!r} is a prepared corpus already; set it to the original files")
     sources = open_splits(recipe.data, roles)
     marks = {split: fingerprint(source) for split, source in sources.items()}
     if out.exists() and any(out.iterdir()):
         return _earlier(recipe, roles, out, sources, marks)
     folder = out.with_name(f".{out.name}.preparing")
-    with _claimed(folder, _identity(recipe, marks), shared=part is not None):
-        workspace = Workspace(folder, recipe, roles, encoder)
+    works = workspaces(folder, recipe, roles, encoder, check)
+    with _claimed(works, _identity(recipe, marks), shared=part is not None):
         bytes_ = sum(shard.size or 0 for source in sources.values() for shard in source.shards)
         try:
-            with Pool(workspace, processes if bytes_ >= INDEXED_BYTES else 1, remake) as pool:
-                about = read_json(folder / PREPARED) or _about(workspace, Preparation(workspace, pool, marks, part))
+            with Pool(folder, works, processes if bytes_ >= INDEXED_BYTES else 1, remake) as pool:
+                about = read_json(folder / PREPARED) or _about(works, pool, marks, part)
         except (DataError, UsageError):  # of no use for a corrected corpus or recipe
             if part is None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         if part is None:
-            _publish(folder, out, about)
+            _publish(works, out, about)
     return about
 
 
-def _about(workspace: Workspace, preparation: Preparation) -> dict[str, Any]:
-    """Do what is missing of the corpus. Return the content of `prepared.json`."""
-    about: dict[str, Any] = {"version": VERSION, "keys": _keys(workspace.recipe), "splits": preparation.run()}
+def _about(
+    works: Mapping[str, Workspace], pool: Pool, marks: dict[Split, str], part: tuple[str, int, int] | None
+) -> dict[str, Any]:
+    """Do what is missing of the corpus. Return the content of `prepared.json`. Those of `data.mix` are written."""
+    own = {
+        name: {split: fingerprint(source) for split, source in work.sources.items()} if name else marks
+        for name, work in works.items()
+    }
+    preparation = Preparation(works, pool, own, part)
+    splits = preparation.run()
+    found = {
+        name: {"version": VERSION, "keys": _keys(work.recipe), "splits": splits.get(name, {})}
+        for name, work in works.items()
+    }
     if preparation.shards:
-        about["layout"] = _layout(load_tokenizer(str(workspace.folder / TOKENIZER)))
-        about["shards"] = preparation.shards
+        layout = _layout(load_tokenizer(str(works[""].tokenizer)))
+        for name, about in found.items():
+            about |= {"layout": layout, "shards": preparation.shards.get(name, {})}
+    about = found.pop("")
+    if found:
+        about["corpora"] = list(found)
+    if part is None:
+        for name, of in found.items():
+            shutil.copytree(works[""].tokenizer, works[name].folder / TOKENIZER, dirs_exist_ok=True)
+            write_json(works[name].folder / PREPARED, of)
     return about
 
 
@@ -149,8 +172,8 @@ def _identity(recipe: Recipe, marks: dict[Split, str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path, identity: dict[str, Any], shared: bool) -> Iterator[None]:
-    """Make the workspace, or use that of an earlier start. One of another recipe or of other files is emptied.
+def _claimed(works: Mapping[str, Workspace], identity: dict[str, Any], shared: bool) -> Iterator[None]:
+    """Make the workspaces, or use those of an earlier start. Those of another recipe or of other files are emptied.
 
     Args:
         shared: jobs of an array use it together.
@@ -159,6 +182,7 @@ def _claimed(folder: Path, identity: dict[str, Any], shared: bool) -> Iterator[N
         UsageError: another process uses it, or with `shared` it is of another recipe or other files.
         CheckpointError: it cannot be written.
     """
+    folder = works[""].folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("ab")
@@ -175,47 +199,78 @@ def _claimed(folder: Path, identity: dict[str, Any], shared: bool) -> Iterator[N
             for path in folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (folder / ROWS).mkdir(exist_ok=True)
+        for work in works.values():
+            (work.folder / ROWS).mkdir(parents=True, exist_ok=True)
         if earlier != identity:
             write_json(folder / IDENTITY, identity)
         yield
 
 
-def _publish(folder: Path, out: Path, about: dict[str, Any]) -> None:
-    """Turn the complete workspace into the corpus. After the manifest is written, a start only completes this."""
+def _publish(works: Mapping[str, Workspace], out: Path, about: dict[str, Any]) -> None:
+    """Turn the complete workspaces into the corpus. After the manifest is written, a start only completes this."""
+    folder = works[""].folder
     write_json(folder / PREPARED, about)
-    shutil.rmtree(folder / ROWS)
-    for path in [folder / COUNTS, *folder.glob(".*.tmp")]:
-        path.unlink(missing_ok=True)
+    for work in works.values():
+        shutil.rmtree(work.folder / ROWS)
+        for path in [work.folder / COUNTS, *work.folder.glob(".*.tmp")]:
+            path.unlink(missing_ok=True)
     publish(folder, out)
     for name in ("lock", IDENTITY):
         (out / name).unlink()
 
 
+def _roots(recipe: Recipe) -> list[tuple[str, Root]]:
+    """Return the folders of a recipe, each once: that of `data.root` by the name "", those of `data.mix` by theirs."""
+    sections = {"": recipe.data, **corpora(recipe.data)}
+    found: dict[str, tuple[str, Root]] = {}
+    for name, data in sections.items():
+        if (root := own_root(data)) is not None:
+            found.setdefault(root.url, (name, root))
+    return list(found.values())
+
+
 def prepared_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast | None:
-    """Return the tokenizer of the prepared corpus that `data.root` points at, None if it points at anything else.
+    """Return the tokenizer of the prepared corpora that a recipe names, None if it names none.
 
     Raises:
-        UsageError: the corpus was prepared with another task or tokenizer, or for an architecture whose tokenizer is
-            trained in another way.
+        UsageError: a corpus was prepared with another task or tokenizer, or for an architecture whose tokenizer is
+            trained in another way, or two corpora of `data.mix` with different ones.
     """
-    root = own_root(recipe.data)
-    if root is None or (prepared := root.prepared()) is None:
+    found = [(name, root, prepared) for name, root in _roots(recipe) if (prepared := root.prepared()) is not None]
+    if not found:
         return None
-    if prepared.get("version") != VERSION:
-        raise UsageError(
-            f"{root.url} was prepared by another version of rankzero ({PREPARED}: version {prepared.get('version')}, "
-            f"needed: {VERSION}). Run `rankzero prepare` again"
-        )
-    refuse_changed(root.url, {k: prepared["keys"][k] for k in ("task", "tokenizer")}, _keys(recipe))
+    files = {}
+    for name, root, prepared in found:
+        if prepared.get("version") != VERSION:
+            raise UsageError(
+                f"{root.url} was prepared by another version of rankzero ({PREPARED}: version "
+                f"{prepared.get('version')}, needed: {VERSION}). Run `rankzero prepare` again"
+            )
+        refuse_changed(root.url, {k: prepared["keys"][k] for k in ("task", "tokenizer")}, _keys(recipe))
+        files[name or "data.root"] = _tokenizer_files(root)
+    (first, kept), *others = files.items()
+    for name, of in others:
+        if any(kept.get(path) != of.get(path) for path in {*kept, *of} if path.endswith("tokenizer.json")):
+            raise UsageError(
+                f"data.mix: {first} and {name} were prepared with different tokenizers, so their token ids differ. Run "
+                "`rankzero prepare` on this recipe with the original files as roots: it prepares all corpora with one "
+                "tokenizer. Or set tokenizer.pretrained to one tokenizer, and prepare each corpus with it"
+            )
     with tempfile.TemporaryDirectory() as folder:
-        for path in root.system.find(f"{root.path}/tokenizer"):
-            copy = Path(folder, path.rpartition("/tokenizer/")[2])
+        for path, content in kept.items():
+            copy = Path(folder, path)
             copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(root.system.cat_file(path))
+            copy.write_bytes(content)
         tokenizer = load_tokenizer(folder)
-    _check_layout(recipe, root.url, prepared["layout"], tokenizer)
+    for _, root, prepared in found:
+        _check_layout(recipe, root.url, prepared["layout"], tokenizer)
     return tokenizer
+
+
+def _tokenizer_files(root: Root) -> dict[str, bytes]:
+    """Return the content of the files of a prepared corpus's tokenizer, by their paths in its folder."""
+    paths = root.system.find(f"{root.path}/{TOKENIZER}")
+    return {path.rpartition(f"/{TOKENIZER}/")[2]: root.system.cat_file(path) for path in paths}
 
 
 def _check_layout(recipe: Recipe, where: str, layout: Any, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -265,4 +320,5 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
         "task": values["task"],
         "tokenizer": values["tokenizer"] | {"train": resolved, "pretrained": recipe.tokenizer_name},
         "data": {name: values["data"][name] for name in PREPARED_KEYS},
+        **({"mix": mixture(recipe.data)} if recipe.data.mix else {}),
     }

@@ -20,8 +20,8 @@ def usable_chunks(workspace: Workspace, split: Split) -> list[tuple[int, int, in
     return [(shard, counts["first"], counts["rows"]) for shard, counts in _chunks(workspace, split)]
 
 
-def merged(workspace: Workspace, split: Split, fingerprint: str) -> Survey:
-    """Return the survey of a split whose rows are in chunks.
+def merged(workspace: Workspace, split: Split, fingerprint: str, *, empty: bool = False) -> Survey:
+    """Return the survey of a split whose rows are in chunks. `empty`: it may have no usable row.
 
     Raises:
         DataError: as `survey`.
@@ -44,7 +44,8 @@ def merged(workspace: Workspace, split: Split, fingerprint: str) -> Survey:
             rows.quoted.sort(key=lambda place: place[0].id)
             found.examples += rows.sentences(source.shards[shard], source.forms(shard)[0], room)
     try:
-        _Reading(data, roles, found).check([shard.name for shard in source.shards])
+        if found.rows or not empty:
+            _Reading(data, roles, found).check([shard.name for shard in source.shards])
         if data.on_bad_row == "fail" and bad:
             raise DataError(f"data.{split}: {found.examples[0]}")
     except DataError:

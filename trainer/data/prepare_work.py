@@ -4,18 +4,18 @@
     deal    sort the rows of a chunk by the shard to which they are dealt
     write   tokenize the rows of a shard in their random order, and write it
 
-The chunks are in the folder `rows` of the workspace. Every file is written to a temporary one, flushed and renamed, so
-a part whose output exists is done. Neither ranges nor chunks change what is written in the end.
+Training the tokenizer and looking for unknown tokens are parts, too. The chunks are in the folder `rows` of the
+workspace. Every file is written to a temporary one, flushed and renamed, so a part whose output exists is done. Neither
+ranges nor chunks change what is written in the end.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,17 @@ import pyarrow.parquet as pq
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key, permutation
+from trainer.data.discovery import CORPORA, corpora
+from trainer.data.prepare_sample import Sampled, copy_sample
 from trainer.data.prepare_spans import CHUNK_ROWS, Span
+from trainer.data.prepare_tally import Tally
 from trainer.data.roles import Roles
-from trainer.data.sources import TOKENS, Source, Split, belongs, open_splits
+from trainer.data.sources import TOKENS, MixedSource, Source, Split, belongs, open_splits
 from trainer.data.survey import is_counted
-from trainer.data.tokenization import load_tokenizer
+from trainer.data.target_tokenizer import save_tokenizer
+from trainer.data.tokenization import MixedTexts, TrainingTexts, load_tokenizer, train_tokenizers, training_texts
 from trainer.files import read_json, replacing, write_json
+from trainer.stages import published
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,10 +44,11 @@ if TYPE_CHECKING:
 
 BUCKET_ROWS = 100_000  # rows that are shuffled in memory at once
 WRITE_ROWS = 1000  # rows of a Parquet row group: a resumed reader reads at most this many too many
-PLACES = 3  # rows of a mistake whose places are kept
 ROWS, TOKENIZER = "rows", "tokenizer"  # folders of the workspace
 Values = dict[str, Any]
 Encode = Callable[[list[Values]], list[dict[str, list[int]]]]
+Encoder = Callable[["PreTrainedTokenizerFast"], Encode]
+Check = Callable[["Recipe", "PreTrainedTokenizerFast", Split], None]
 
 
 @dataclass
@@ -51,16 +57,22 @@ class Workspace:
 
     Args:
         folder: it becomes the prepared corpus.
+        recipe: of this corpus alone.
         encoder: makes the task's `encode` from a tokenizer.
+        check: refuses a split with too many unknown tokens, by its first rows.
+        tokenizer: its folder.
+        sources: the splits that are written.
     """
 
     folder: Path
     recipe: Recipe
     roles: Roles
-    encoder: Callable[[PreTrainedTokenizerFast], Encode]
+    encoder: Encoder
+    check: Check | None
+    tokenizer: Path
+    sources: dict[Split, Source]
 
     def __post_init__(self) -> None:
-        self.sources = open_splits(self.recipe.data, self.roles)
         self._encode: Encode | None = None
 
     def chunk(self, split: str, shard: int, first: int) -> Path:
@@ -105,7 +117,7 @@ class Workspace:
 
     def _read_chunk(self, stream: Any, source: Source, span: Span, most: int) -> dict[str, Any]:
         data, first = self.recipe.data, stream.state()["row"]
-        clean, tally = cleaner(data.cleaning), _Tally(self.roles, span.split)
+        clean, tally = cleaner(data.cleaning), Tally(self.roles, span.split)
         read, before = 0, stream.offsets
         with replacing(self.chunk(span.split, span.shard, first)) as file:
             for row in islice(stream, most):
@@ -153,12 +165,58 @@ class Workspace:
         path.unlink()
         return sum(map(len, of_shard))
 
+    # -- tokenizer -------------------------------------------------------------------------------------------------
+
+    def texts(self, counts: Mapping[str, Any]) -> list[TrainingTexts]:
+        """Return the texts that the tokenizer is trained on, one after the other. Empty if none is trained.
+
+        Args:
+            counts: of the training rows, see `training_texts`.
+        """
+        settings, data = self.recipe.tokenizer_training, self.recipe.data
+        if settings is None:
+            return []
+        texts = training_texts(open_splits(data, self.roles)["train"], data, self.roles, settings.sample_rows, counts)
+        return list(texts.parts) if isinstance(texts, MixedTexts) else [texts]
+
+    def sample(self, shard: int, first: int, file: int, limit: int, rows: int) -> int:
+        """Copy the rows of a chunk that the tokenizer is trained on, see `copy_sample`. Return 0 rows."""
+        copy_sample(self.chunk("train", shard, first), self.sources["train"].shards[shard].name, file, limit, rows)
+        return 0
+
+    def make_tokenizer(self, counts: Mapping[str, Any], files: Sequence[Sequence[Path]] | None) -> int:
+        """Train or load the tokenizer. Return 0 rows.
+
+        Args:
+            counts: as for `texts`.
+            files: what `sample` has written of each of the texts. None: the texts are read from the corpus.
+        """
+        settings = self.recipe.tokenizer_training
+        if settings is None:
+            tokenizer = load_tokenizer(str(self.recipe.tokenizer_name), self.recipe.tokenizer_key)
+        else:
+            parts = self.texts(counts) if files is None else [Sampled(paths, self.roles) for paths in files]
+            tokenizer = train_tokenizers(MixedTexts(parts), settings, self.recipe.data.max_length)
+        with published(self.tokenizer) as folder:
+            save_tokenizer(tokenizer, folder)
+        return 0
+
+    def check_tokens(self, split: Split) -> int:
+        """Refuse a split with too many unknown tokens. Return 0 rows.
+
+        Raises:
+            DataError: the tokenizer does not know the texts.
+        """
+        if self.check is not None:
+            self.check(self.recipe, load_tokenizer(str(self.tokenizer)), split)
+        return 0
+
     # -- write -----------------------------------------------------------------------------------------------------
 
     def encode(self) -> Encode:
         """Return the task's `encode` with the tokenizer of the workspace."""
         if self._encode is None:
-            self._encode = self.encoder(load_tokenizer(str(self.folder / TOKENIZER)))
+            self._encode = self.encoder(load_tokenizer(str(self.tokenizer)))
         return self._encode
 
     def write(self, split: Split, name: str, shard: int | None, paths: Sequence[Path], buckets: int) -> int:
@@ -186,46 +244,21 @@ class Workspace:
         shutil.rmtree(made, ignore_errors=True)
 
 
-class _Tally:
-    """Counts of a chunk, from which those of the split are put together."""
+def workspaces(
+    folder: Path, recipe: Recipe, roles: Roles, encoder: Encoder, check: Check | None = None
+) -> dict[str, Workspace]:
+    """Return the workspace of the recipe, by the name "". With `data.mix`, also those of its corpora by their names.
 
-    def __init__(self, roles: Roles, split: Split) -> None:
-        self._roles, self._train = roles, split == "train"
-        self._rows = self._lost = 0
-        self._labels, self._without, self._reasons = Counter[str](), Counter[str](), Counter[str]()
-        self._numbers: dict[str, list[float]] = {}
-        self._mistakes: dict[BadRow, dict[str, Any]] = {}
-
-    def good(self, values: Values) -> None:
-        self._rows += 1
-        for name, role in self._roles.items():
-            if name not in values:
-                if self._train:
-                    self._without[name] += 1
-                continue
-            self._labels.update(role.counted(values[name]))
-            if (number := role.measured(values[name])) is not None:
-                self._numbers.setdefault(name, []).append(number)
-
-    def bad(self, row: BadRow, span: Any, counted: bool, lost: int) -> None:
-        mistake = self._mistakes.setdefault(row.mistake, {"rows": 0, "places": []})
-        mistake["rows"] += 1
-        if len(mistake["places"]) < PLACES:
-            mistake["places"].append({"row": asdict(row), "span": span})
-        if counted:
-            self._reasons[row.reason if row.column is None else f"column {row.column!r} {row.reason}"] += 1
-            self._lost += lost
-
-    def report(self) -> dict[str, Any]:
-        return {
-            "rows": self._rows,
-            "lost": self._lost,
-            "labels": self._labels,
-            "without": self._without,
-            "numbers": self._numbers,
-            "reasons": self._reasons,
-            "mistakes": list(self._mistakes.values()),
-        }
+    Arguments as `Workspace`. Rows of the corpora are in their own workspaces only.
+    """
+    tokenizer, sources = folder / TOKENIZER, open_splits(recipe.data, roles)
+    own = {split: source for split, source in sources.items() if not isinstance(source, MixedSource)}
+    found = {"": Workspace(folder, recipe, roles, encoder, check, tokenizer, own)}
+    for name, data in corpora(recipe.data).items():
+        alone = recipe.model_copy(update={"data": data})
+        parts = open_splits(data, roles)
+        found[name] = replace(found[""], folder=folder / CORPORA / name, recipe=alone, sources=parts)
+    return found
 
 
 def _in_order(paths: Sequence[Path]) -> Iterator[Values]:

@@ -20,14 +20,14 @@ from typing import Any, Literal
 from trainer.data import formats
 from trainer.data.conll import conll_records
 from trainer.data.csv_files import csv_records
-from trainer.data.discovery import Shard, refuse_prepared, split_shards
+from trainer.data.discovery import Shard, corpora, split_shards
 from trainer.data.embedded import generated_rows
 from trainer.data.formats import Parsed
 from trainer.data.records import array_records, json_records, text_records
 from trainer.data.roles import Roles, Text
 from trainer.data.sniffing import Form, Reading, sniff
 from trainer.data.tables import table_batches
-from trainer.errors import DataError, RankzeroError
+from trainer.errors import DataError, RankzeroError, UsageError
 from trainer.recipe.sections import DataConfig, Patterns
 
 Split = Literal["train", "validation", "test"]
@@ -201,30 +201,28 @@ def open_split(data: DataConfig, split: Split, roles: Roles | None = None) -> So
     if patterns is None:
         return None
     if data.mix and patterns is data.train:
-        return _open_mix(data, roles)
-    return Source(_shards(data, patterns, split, roles), Reading.of(data, roles))
+        return _open_mix(data, roles, split)
+    return Source(_shards(split_shards(data, patterns, split), roles), Reading.of(data, roles))
 
 
-def _shards(data: DataConfig, patterns: Patterns, split: Split, roles: Roles | None) -> list[Shard]:
-    shards = split_shards(data, patterns, split)
+def _shards(shards: list[Shard], roles: Roles | None) -> list[Shard]:
     if roles and not any(isinstance(role, Text) for role in roles.values()):  # a text file has lists, such as tokens
         shards = [replace(shard, format="conll", roles=()) if shard.format == "text" else shard for shard in shards]
     return shards
 
 
-def _open_mix(data: DataConfig, roles: Roles | None) -> MixedSource:
-    """Return the training rows of all corpora of `data.mix`.
+def _open_mix(data: DataConfig, roles: Roles | None, split: Split) -> MixedSource:
+    """Return the rows of all corpora of `data.mix`. `split`: train, or validation for a share of it.
 
     Raises:
         DataError: as `open_split`; the message names each corpus that cannot be opened.
     """
-    sections = {entry.name: data.of_corpus(entry) for entry in data.mix}
+    sections = corpora(data)
     parts, problems, first = list[Source](), list[str](), 0
     for name, section in sections.items():
         try:
             with of_corpus(name):
-                refuse_prepared(section)
-                shards = _shards(section, section.train, "train", roles)
+                shards = _shards(split_shards(section, section.train, "train", prepared_split=split), roles)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -241,8 +239,8 @@ def of_corpus(name: str) -> Iterator[None]:
     """Let messages about data name the entry of `data.mix`: "data.mix.de.train" in place of "data.train"."""
     try:
         yield
-    except DataError as error:
-        raise DataError(_OF_ENTRY.sub(rf"data.mix.{name}.\1", str(error))) from error
+    except (DataError, UsageError) as error:
+        raise type(error)(_OF_ENTRY.sub(rf"data.mix.{name}.\1", str(error))) from error
 
 
 def open_splits(data: DataConfig, roles: Roles | None = None) -> dict[Split, Source]:

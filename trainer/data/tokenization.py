@@ -26,7 +26,7 @@ from trainer.data.roles import Roles
 from trainer.data.sources import MixedSource, Source, belongs
 from trainer.data.target_tokenizer import fetch_target, with_target
 from trainer.data.token_ids import SPACE, Words
-from trainer.data.tokenizer_files import check_vocabulary, no_files
+from trainer.data.tokenizer_files import check_vocabulary, loader, no_files
 from trainer.errors import DataError, UsageError
 from trainer.hub_paths import VOCABULARIES, check_tokenizer_files, folder_of, locate, suggestion
 from trainer.recipe.sections import DataConfig, TokenizerTraining
@@ -109,11 +109,11 @@ class MixedTexts:
     """The texts of the corpora of `data.mix`, each as often as its share says.
 
     Attributes:
-        parts: of the corpora, which may be there several times.
+        parts: of the corpora, which may be there several times: `TrainingTexts`, or others with `target`.
         target: as for `TrainingTexts`.
     """
 
-    parts: Sequence[TrainingTexts]
+    parts: Sequence[Any]
     target: bool | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -206,12 +206,10 @@ def load_tokenizer(name: str, key: str = "tokenizer") -> PreTrainedTokenizerFast
 
 
 def _load(name: str, key: str) -> PreTrainedTokenizerFast:
-    from transformers import AutoTokenizer
-
     place, revision = locate(name)
     check_tokenizer_files(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+        tokenizer = loader(folder_of(name)).from_pretrained(place, revision=revision, trust_remote_code=False)
     except Exception as error:  # the `tokenizers` library raises Exception itself
         check_tokenizer_files(name, deep=True)
         if (folder := folder_of(name)) is not None and not any((folder / file).exists() for file in VOCABULARIES):

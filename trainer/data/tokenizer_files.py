@@ -6,15 +6,38 @@ import copy
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UsageError
+from trainer.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CUT = 0.75  # of the expected size; embeddings have a few more rows than tokens, for multiples of 64
+BY_CONTENT = ("LlamaTokenizer",)  # AutoTokenizer decides by the content of tokenizer.json
 _SPECIAL = re.compile(r"<.+>|\[.+\]")  # what special tokens look like
+
+
+def loader(folder: Path | None) -> Any:
+    """Return the class whose `from_pretrained` reads a tokenizer: that of a saved one, else AutoTokenizer.
+
+    AutoTokenizer would find the same class, and imports torch.
+
+    Args:
+        folder: of the tokenizer, if it is on this machine.
+    """
+    import transformers
+
+    if folder is not None and (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists():
+        about = read_json(folder / "tokenizer_config.json") or {}
+        name = str(about.get("tokenizer_class")).removesuffix("Fast")
+        if name == "PreTrainedTokenizer":
+            return transformers.PreTrainedTokenizerFast
+        found = getattr(transformers, name, None) if name not in BY_CONTENT and "auto_map" not in about else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerFast):
+            return found
+    return transformers.AutoTokenizer
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, folder: Path | None) -> None:

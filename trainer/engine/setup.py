@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerFast
 from trainer import user_code
 from trainer.cpu_info import cpuinfo
 from trainer.data.fingerprints import fingerprint, is_large
-from trainer.data.hub_datasets import pinned
 from trainer.data.prepare import prepared_tokenizer
 from trainer.data.quotas import Quotas
 from trainer.data.sources import Source, Split, open_split, open_splits
@@ -50,17 +49,6 @@ log = logging.getLogger("rankzero")
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "safetensors", "sacrebleu", "deepspeed")
 VERIFY = "`rankzero prepare RECIPE --verify --run RUN`"
 OTHER_IDS = 0.1  # share of tokens that may have another id than in the training of pretrained weights
-
-
-def pin_dataset(run: RunDir, recipe: Recipe) -> Recipe:
-    """Return the recipe with the commit of its data set: that of the first start, unless `data.revision` is set.
-
-    Raises:
-        DataError: the data set cannot be found.
-    """
-    earlier = (read_json(run.manifest) or {}).get("dataset") or {}
-    same = earlier.get("name") == recipe.data.dataset and recipe.data.revision is None
-    return recipe.model_copy(update={"data": pinned(recipe.data, earlier.get("revision") if same else None)})
 
 
 def check_beginning(run: RunDir, recipe: Recipe, precision: str = "no") -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.fingerprints import fingerprint
-from trainer.data.hub_datasets import pinned
+from trainer.data.hub_datasets import pin_dataset, pinned
 from trainer.data.root import PREPARED
 from trainer.data.sources import Source, open_splits
-from trainer.engine.setup import pin_dataset
 from trainer.errors import DataError, UsageError
 from trainer.files import read_json, write_json
 from trainer.recipe import Recipe

@@ -128,8 +128,10 @@ class DataConfig(Section):
     _numbered = field_validator("columns", mode="before", json_schema_input_type=dict[str, Written])(column_names)
 
     def of_corpus(self, corpus: CorpusConfig) -> DataConfig:
-        """Return the section as it would be for one corpus of `mix` alone."""
-        own = {"train": corpus.train, "columns": {**self.columns, **corpus.columns}, "mix": [], "mix_temperature": None}
+        """Return the section as it would be for one corpus of `mix` alone, whose rows train or are held out."""
+        own: dict[str, Any] = {"train": corpus.train, "columns": {**self.columns, **corpus.columns}}
+        share = self.validation if isinstance(self.validation, float) else None
+        own |= {"validation": share, "test": None, "mix": [], "mix_temperature": None}
         if corpus.root is not None:
             own |= {"root": corpus.root, "dataset": None, "revision": None}
         return self.model_copy(update=own)
