@@ -19,12 +19,14 @@ from typing import Annotated, Any
 
 import typer
 
+from trainer.compare.command import compare_command
 from trainer.cpu_info import cores
 from trainer.embedding import embed_command
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import write_predictions
 from trainer.export.benchmark_table import show
 from trainer.init_recipe.command import init_command
+from trainer.push.command import push_command
 from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
@@ -242,6 +244,8 @@ app.command("embed", cls=TextCommand)(embed_command)
 
 
 app.command("init")(init_command)
+app.command("compare")(compare_command)
+app.command("push")(push_command)
 
 
 @app.command("recipes")

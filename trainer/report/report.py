@@ -59,16 +59,18 @@ def analyse(
     return files
 
 
-def write_report(run: RunDir, split: str, *, with_rows: bool | None = None) -> Path:
+def write_report(run: RunDir, split: str, *, with_rows: bool | None = None, to: Path | None = None) -> Path:
     """Write report.html of a split; what the run does not have is left out.
 
-    `with_rows`: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
+    Args:
+        with_rows: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
+        to: the file; report.html of the split by default.
 
     Raises:
         DataError: no predictions, or records or an attention.json that do not fit the task.
         UsageError: a task that is not known.
     """
-    return _render(open_report(run, split), with_rows)
+    return _render(open_report(run, split), with_rows, to)
 
 
 def write_index(reports: Sequence[tuple[str, Path]], to: Path) -> Path:
@@ -90,8 +92,8 @@ def _write_shared(report: TaskReport, train_texts: Iterable[str]) -> list[Path]:
     return [path]
 
 
-def _render(report: TaskReport, with_rows: bool | None) -> Path:
-    page = report.folder / "report.html"
+def _render(report: TaskReport, with_rows: bool | None, to: Path | None = None) -> Path:
+    page = to or report.folder / "report.html"
     if with_rows is None:
         with_rows = not page.is_file() or NO_ROWS not in page.read_text(encoding="utf-8")[:2000]
     sections = _sections(report, with_rows)
