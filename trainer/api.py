@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from trainer import user_code
+from trainer.baselines import baseline_stage
 from trainer.data.hub_datasets import pinned
 from trainer.data.paths import MISSING, value_at
 from trainer.data.prepare import prepare as write_corpus
@@ -33,7 +34,7 @@ from trainer.report_stages import attempt, card_stage, reason_of, refresh_report
 from trainer.run import run_recipe
 from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir
-from trainer.task.base import Line
+from trainer.task.base import Line, Task
 from trainer.task.registry import make_task, roles_of
 from trainer.tasks.classification.ensemble import ensemble as average
 
@@ -54,6 +55,7 @@ DEBUG_OVERRIDES = (
     "loop.mirror=null",
     "data.workers=0",
     "evaluation.max_rows=32",
+    "evaluation.baseline=false",
     "export.onnx=false",
     "export.int8=false",
     "export.model=false",
@@ -126,6 +128,8 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             runtime.close()
             if runtime.main:
                 made = finished.run
+                work = functools.partial(make_baselines, made, finished.task, split)
+                attempt(f"the baseline of {split}", made, work, split)
                 if (made.evaluation(split) / "report.html").exists():
                     work = functools.partial(write_report, made, finished.task, finished.model, None, split)
                     attempt(f"the report of {split}", made, work, split)
@@ -133,6 +137,12 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             return scores
         finally:
             runtime.leave()
+
+
+def make_baselines(run: RunDir, task: Task, split: str) -> None:
+    """Write baseline.json of a split that was evaluated again."""
+    if (run.evaluation(split) / "baseline.json").exists():
+        baseline_stage(run, task, Corpus(task.recipe, task), [split])
 
 
 def predict(
@@ -255,6 +265,8 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
         corpus = None
     with finished.run.locked():
         try:
+            if corpus is not None:
+                baseline_stage(finished.run, finished.task, corpus, [split])
             files = write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
             card_stage(finished.run)
         except RankzeroError:

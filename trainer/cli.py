@@ -241,8 +241,6 @@ def predict(
 
 
 app.command("embed", cls=TextCommand)(embed_command)
-
-
 app.command("init")(init_command)
 app.command("compare")(compare_command)
 app.command("push")(push_command)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trainer.errors import UsageError
-from trainer.text_lines import table_console
 
 
 def compare_command(
@@ -25,18 +23,8 @@ def compare_command(
     no_rows: Annotated[bool, typer.Option("--no-rows", help="leave out texts and predictions of rows")] = False,
 ) -> None:
     """Compare evaluated runs on the same rows: differences with intervals and tests, recipes, rows, learning curves."""
-    from trainer.compare.comparison import compare, without_rows
-    from trainer.compare.page import write_comparison
-    from trainer.compare.text import show
+    from trainer.compare.page import write_outputs
 
     if split not in ("validation", "test"):
         raise UsageError(f"--split {split}: allowed are validation and test")
-    found, opened = compare(runs, split, common=common)
-    if html is not None:
-        write_comparison(html, found, opened, with_rows=not no_rows)
-    if as_json:
-        print(json.dumps(without_rows(found) if no_rows else found, indent=2, ensure_ascii=False))
-        return
-    show(found, table_console(), with_rows=not no_rows)
-    if html is not None:
-        print(f"written: {html}")
+    write_outputs(runs, split, as_json=as_json, html=html, common=common, with_rows=not no_rows)

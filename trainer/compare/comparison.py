@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from trainer.compare.runs import Compared, notes, open_runs
+from trainer.compare.significance import holm, mcnemar
 from trainer.evaluation.metrics import RESAMPLES
-from trainer.evaluation.paired import holm, mcnemar, paired_bootstrap
+from trainer.evaluation.paired import paired_bootstrap
 from trainer.recipe.changes import different_keys
 from trainer.report.formats import finite
 
@@ -58,9 +59,8 @@ def without_rows(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _about(run: Compared) -> dict[str, Any]:
-    stage = run.report.stage
-    return {"name": run.name, "path": str(run.report.run.path), "step": stage.get("step"),
-            "seed": run.report.recipe.get("seed")}  # fmt: skip
+    about = {"step": run.report.stage.get("step"), "seed": run.report.recipe.get("seed")}
+    return {"name": run.name, "path": str(run.report.run.path), **about}
 
 
 def _metrics(runs: Sequence[Compared], rows: int) -> list[dict[str, Any]]:
@@ -71,10 +71,11 @@ def _metrics(runs: Sequence[Compared], rows: int) -> list[dict[str, Any]]:
     specs = {spec.key: spec for spec in runs[0].report.metrics}
     keys = [key for key in {**specs, **values[0]} if all(finite(found.get(key)) for found in values)]
     lines = [_line(key, runs, values, differences, specs) for key in keys]
-    more = [key for key in specs if key not in keys and all(finite(run.report.scores.get(key)) for run in runs)]
-    return lines + [
-        _line(key, runs, [run.report.scores for run in runs], [{}] * (len(runs) - 1), specs) for key in more
-    ]
+    stored, nothing = [run.report.scores for run in runs], [{}] * (len(runs) - 1)
+    if any(scores.get("rows") != rows for scores in stored):  # of other rows than those compared
+        return lines
+    more = [key for key in specs if key not in keys and all(finite(scores.get(key)) for scores in stored)]
+    return lines + [_line(key, runs, stored, nothing, specs) for key in more]
 
 
 def _line(

@@ -1,25 +1,43 @@
-"""The page of a comparison, with the templates, the style and the figures of reports."""
+"""The outputs of `rankzero compare`: JSON, text, and a page made as those of reports."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from trainer.compare.comparison import compare, without_rows
 from trainer.compare.runs import Compared
-from trainer.compare.text import p_text, shown_difference, shown_value
+from trainer.compare.text import p_text, show, shown_difference, shown_value
 from trainer.report.curves import draw_together, together
 from trainer.report.formats import label, preview
 from trainer.report.page import write_page
 from trainer.report.report import NO_ROWS
 from trainer.report.task_report import Section
+from trainer.text_lines import table_console
 
 LISTED = 20  # rows of a side
 VALUE = 60  # characters of a value of a recipe
 TITLES = ("Right only in {run}", "Right only in {reference}")
 CHANGED = ("Rows where {run} is better, by the difference", "Rows where {reference} is better, by the difference")
+
+
+def write_outputs(
+    paths: Sequence[Path], split: str, *, as_json: bool, html: Path | None, common: bool, with_rows: bool
+) -> None:
+    """Compare runs and print the result, as JSON or as text. `html`: also write a page."""
+    found, runs = compare(paths, split, common=common)
+    if html is not None:
+        write_comparison(html, found, runs, with_rows=with_rows)
+    if as_json:
+        print(json.dumps(found if with_rows else without_rows(found), indent=2, ensure_ascii=False))
+        return
+    show(found, table_console(), with_rows=with_rows)
+    if html is not None:
+        print(f"written: {html}")
 
 
 def write_comparison(path: Path, found: Mapping[str, Any], runs: Sequence[Compared], *, with_rows: bool = True) -> Path:
@@ -30,7 +48,7 @@ def write_comparison(path: Path, found: Mapping[str, Any], runs: Sequence[Compar
         with_rows: whether texts and predictions of rows are shown.
     """
     names = [run.name for run in runs]
-    title = f"{names[1]} against {names[0]}" if len(names) == 2 else f"{len(names)} runs against {names[0]}"
+    title = f"{names[1]} against {names[0]}" if len(names) == 2 else f"{len(names) - 1} runs against {names[0]}"
     return write_page(
         path,
         "compare.html.jinja",
@@ -76,11 +94,10 @@ def lede(found: Mapping[str, Any]) -> str:
     line, rows = found["metrics"][0], f"On the same {found['rows']:,} rows of the {found['split']} split"
     parts = []
     for one in line["differences"]:
-        p = one["p_holm"]
-        ends = f", 95% {shown_difference(line, *one['difference_ci95'])}" if one["difference_ci95"] else ""
-        clear = "" if p is None else " (significant)" if p < 0.05 else " (not significant)"
+        ends, p = one["difference_ci95"], p_text(one["p_holm"])
+        interval = f"; 95% interval {shown_difference(line, *ends)}, p {p}" if ends else ""
         value, change = shown_value(line, line["values"][one["run"]]), shown_difference(line, one["difference"])
-        parts.append(f"{one['run']} has {line['name']} {value}, {change}{ends}{clear}")
+        parts.append(f"{one['run']} has {value} ({change}{interval})")
     first = shown_value(line, line["values"][found["reference"]])
     return f"{rows}, {found['reference']} has {line['name']} {first}. {'. '.join(parts)}."
 
@@ -92,7 +109,6 @@ def _about(run: Compared) -> str:
         "seed": recipe.get("seed"),
         "step": stage.get("step"),
         "weights": stage.get("weights"),
-        "folder": run.report.run.path.name,
     }
     return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
 
@@ -115,7 +131,7 @@ def _scores(found: Mapping[str, Any], run: str) -> dict[str, Any]:
                 "interval": shown_difference(line, *one["difference_ci95"]) if one["difference_ci95"] else "",
                 "largest": max(ends, default=0),
                 "p_text": p_text(p),
-                "clear": p is not None and p < 0.05,
+                "significant": p is not None and p < 0.05,
             }
         )
     tests = [{**test, "p_text": p_text(test["p_holm"])} for test in found["mcnemar"] if test["run"] == run]

@@ -1,4 +1,4 @@
-"""Differences of scores on the same rows: a paired bootstrap, McNemar's test, and Holm's correction.
+"""Differences of scores on the same rows, by a paired bootstrap.
 
 In each resample of the bootstrap the same rows are drawn for both models (Koehn 2004). The draws are those of
 sacreBLEU.
@@ -7,11 +7,10 @@ sacreBLEU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from trainer.evaluation.metrics import RESAMPLES, SEED, Resampled, percentiles
 
@@ -65,22 +64,3 @@ def p_value(found: float, values: Sequence[float]) -> float:
     table = np.asarray(values)
     far = np.abs(table - table.mean()) >= abs(found) - 1e-12
     return float((far.sum() + 1) / (len(table) + 1))
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided p-value of McNemar's (1947) test.
-
-    Args:
-        only_first, only_second: rows that only one of two models has right.
-    """
-    rows = only_first + only_second
-    return float(binomtest(only_first, rows).pvalue) if rows else 1.0
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return p-values that are corrected for their number (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, p * (len(p_values) - place)))
-        corrected[name] = largest
-    return corrected

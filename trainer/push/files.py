@@ -199,7 +199,7 @@ def _check(run: RunDir, upload: Upload) -> None:
         raise DataError(f"{upload.path} has what looks like a credential in it; nothing is uploaded")
     places = {str(Path.home()), str(run.path.absolute()), str(run.path.resolve()), str(Path.cwd())} - {"/"}
     own = [place for place in sorted(places) if place in text]
-    if not own and name.endswith(".json") and not isinstance(content, bytes):
+    if not own and name.endswith(".json"):
         value = json.loads(text)
         own = [] if shareable(value) == value else ["an absolute path"]
     if own:

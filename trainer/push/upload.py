@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from trainer.errors import DataError, RankzeroError, StoreError, UsageError
-from trainer.push.files import Upload
+from trainer.push.files import Upload, uploads
 from trainer.redaction import HIDDEN, redacted
 from trainer.rundir import RunDir
 
 OWN_FOLDERS = ("export/", "adapter/")  # files there that the run does not have are removed
 DENIED = (401, 403)
+
+
+def push_run(
+    run: RunDir, repo: str, *, public: bool = False, dry_run: bool = False, with_rows: bool = False, message: str | None
+) -> Iterator[str]:
+    """Upload a run, or only list its files, and yield what was done as lines.
+
+    Raises:
+        RankzeroError: as `uploads` and `push`.
+    """
+    files = uploads(run, repo, with_rows=with_rows)
+    if dry_run:
+        yield from (f"{file.bytes:>14,}  {file.path}" for file in files)
+        yield f"{sum(file.bytes for file in files):>14,}  bytes in {len(files)} files"
+        yield f"dry run: nothing was uploaded to {repo}; --no-dry-run uploads these files"
+        return
+    url, changed, removed = push(run, repo, files, public=public, message=message)
+    yield from (f"removed from {repo}: {name}" for name in removed)
+    yield f"pushed: {url}" if changed else f"unchanged: {url} has these files"
 
 
 def push(

@@ -18,6 +18,7 @@ from trainer.errors import UsageError
 from trainer.files import read_json, write_atomically
 from trainer.hub_paths import folder_of
 from trainer.report import run_summary
+from trainer.report.baselines import baseline_sentence
 from trainer.report.page import environment
 from trainer.report.speed import read_benchmark, recommended
 from trainer.report.task_report import TaskReport, open_report
@@ -91,6 +92,7 @@ def _rendered(
         "command": shlex.join(["rankzero", *report.manifest.get("command", [])[1:]]),
         "alone": alone,
         "repo": repo,
+        "baselines": {one.split: baseline_sentence(one) for one in evaluated},
         "stock": stock,
         "usage": partial(report.usage, pooling=stock["pooling"]),
     }

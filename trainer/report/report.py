@@ -14,6 +14,7 @@ from markupsafe import Markup
 from trainer.files import write_json
 from trainer.report import run_summary
 from trainer.report.attention import read_attention
+from trainer.report.baselines import baseline_section, baseline_sentence
 from trainer.report.curves import curve_section, write_curves
 from trainer.report.mixture import mixture_section
 from trainer.report.page import script_data, write_page
@@ -108,6 +109,7 @@ def _render(report: TaskReport, with_rows: bool | None, to: Path | None = None) 
         title=str(report.recipe.get("name") or report.run.path.name),
         lede=run_summary.lede(report),
         first=next(iter(run_summary.headline(report)), None),
+        baselines=baseline_sentence(report),
         facts=facts,
         sections=sections,
         head=Markup("") if with_rows else Markup(NO_ROWS),  # noqa: S704  (our own)
@@ -121,6 +123,7 @@ def _sections(report: TaskReport, with_rows: bool) -> list[Section]:
     attention = read_attention(report.folder / "attention.json") if with_rows else []
     found = [
         Section("scores", "Headline numbers", "scores.html.jinja", {"cards": cards}) if cards else None,
+        *baseline_section(report),
         *curve_section(report),
         *mixture_section(report),
         *report.sections(with_rows),
