@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from trainer.baselines import baseline_stage
 from trainer.comet_stage import comet as comet
 from trainer.data.paths import MISSING, value_at
 from trainer.data.python_rows import split_overrides
@@ -31,7 +32,7 @@ from trainer.run import run_recipe
 from trainer.run_options import Options, Run, run_path
 from trainer.rundir import RunDir
 from trainer.synthetic import Remembered, write_synthetic
-from trainer.task.base import Line
+from trainer.task.base import Line, Task
 from trainer.tasks.classification.ensemble import ensemble as average
 
 log = logging.getLogger("rankzero")
@@ -47,6 +48,7 @@ DEBUG_OVERRIDES = (
     "loop.mirror=null",
     "data.workers=0",
     "evaluation.max_rows=32",
+    "evaluation.baseline=false",
     "export.onnx=false",
     "export.int8=false",
     "export.model=false",
@@ -119,6 +121,8 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             runtime.close()
             if runtime.main:
                 made = finished.run
+                work = functools.partial(make_baselines, made, finished.task, split)
+                attempt(f"the baseline of {split}", made, work, split)
                 if (made.evaluation(split) / "report.html").exists():
                     work = functools.partial(write_report, made, finished.task, finished.model, None, split)
                     attempt(f"the report of {split}", made, work, split)
@@ -126,6 +130,12 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             return scores
         finally:
             runtime.leave()
+
+
+def make_baselines(run: RunDir, task: Task, split: str) -> None:
+    """Write baseline.json of a split that was evaluated again."""
+    if (run.evaluation(split) / "baseline.json").exists():
+        baseline_stage(run, task, Corpus(task.recipe, task), [split])
 
 
 def predict(
@@ -258,6 +268,8 @@ def report(run: str | Path, *, split: str = "test", with_rows: bool = True) -> l
         corpus = None
     with finished.run.locked():
         try:
+            if corpus is not None:
+                baseline_stage(finished.run, finished.task, corpus, [split])
             files = write_report(finished.run, finished.task, finished.model, corpus, split, with_rows)
             card_stage(finished.run)
         except RankzeroError:

@@ -32,6 +32,7 @@ from trainer.cli_arguments import (
     RunOption,
     part_of,
 )
+from trainer.compare.command import compare_command
 from trainer.completion import run_directories
 from trainer.cpu_info import cores
 from trainer.embedding import embed_command
@@ -39,6 +40,7 @@ from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import write_predictions
 from trainer.export.benchmark_table import show
 from trainer.init_recipe.command import init_command
+from trainer.push.command import push_command
 from trainer.rank_env import clean_environment
 from trainer.recipe_commands import recipes_command
 from trainer.redaction import redacted
@@ -256,9 +258,9 @@ def predict(
 
 
 app.command("embed", cls=TextCommand)(embed_command)
-
-
 app.command("init")(init_command)
+app.command("compare")(compare_command)
+app.command("push")(push_command)
 
 
 app.command("recipes")(recipes_command)

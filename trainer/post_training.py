@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from trainer.baselines import baseline_stage
 from trainer.errors import GateError
 from trainer.export.adapter import check_adapter
 from trainer.export.benchmark import bench_seconds, bench_stage
@@ -66,12 +67,15 @@ def run_post_training(
                 stage()
         except GateError as error:
             refused = refused or error
+    with times.of("baseline"):
+        baseline = partial(baseline_stage, run, task, corpus, splits, alive)
+        made = attempt("the baseline", run, baseline)
     before = read_json(run.export / "benchmark.json")
     seconds = bench_seconds(run, task.recipe.export.bench) if task.recipe.export.wanted() else 0.0
     with times.of("benchmark"):
         found = bench_stage(run, seconds=seconds)
     with times.of("reports"):
-        if found not in (None, before):  # the pages show them
+        if made or found not in (None, before):  # the pages show them
             attempt("the report", run, lambda: render_reports(run))
         for split in splits:
             attempt(f"the report of {split}", run, partial(report_stage, run, task, model, corpus, split, step), split)

@@ -68,18 +68,19 @@ def refresh_reports(run: RunDir) -> None:
     attempt("the model card", run, lambda: card_stage(run))
 
 
-def attempt(what: str, run: RunDir, work: Callable[[], Any], split: str | None = None) -> None:
+def attempt(what: str, run: RunDir, work: Callable[[], Any], split: str | None = None) -> Any:
     """Write an output that a run is complete without. A failure becomes one warning in the log.
 
     Args:
         what: the subject of the warning.
+        work: its result is returned; None after a failure.
         split: whose report it is; None = the first one that was evaluated.
 
     Raises:
         RankzeroError: the process was asked to stop (exit code 75).
     """
     try:
-        work()
+        return work()
     except Exception as error:
         if isinstance(error, RankzeroError) and error.exit_code == Preempted.exit_code:
             raise
@@ -87,6 +88,7 @@ def attempt(what: str, run: RunDir, work: Callable[[], Any], split: str | None =
             "%s could not be written: %s. The run is complete without it. `rankzero report %s --split %s` tries again.",
             what, reason_of(error), run.path, split or _evaluated(run),
         )  # fmt: skip
+        return None
 
 
 def _evaluated(run: RunDir) -> str:
@@ -107,6 +109,7 @@ def card_stage(run: RunDir) -> None:
         *run.tokenizer_files,
         *(path for path in run.model.glob("*.json")),  # gate.json has the hashes of the weights
         *run.path.glob("evaluation/*/metrics.json"),
+        *run.path.glob("evaluation/*/baseline.json"),
         *run.path.glob("evaluation/*/predictions.jsonl"),
         *run.path.glob("export/[!.]*/gate.json"),
         run.export / "benchmark.json",

@@ -148,7 +148,7 @@ class Session:
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Return the scores of a split. Rank zero writes evaluation/<split>/, unless an earlier start has done so."""
-        settings = self.recipe.evaluation.model_dump(mode="json", exclude={"splits"})
+        settings = self.recipe.evaluation.model_dump(mode="json", exclude={"splits", "baseline"})
         file = self.run.evaluation(split) / "metrics.json"
         stage = Stage(f"evaluation/{split}", {"step": self.progress.step, "settings": settings}, [file])
         if self.runtime.on_main(lambda: stage.is_done(self.run)):

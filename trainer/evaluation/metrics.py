@@ -13,7 +13,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ LARGEST_EXPONENT = 709.0  # exp of more is no float64
 
 Table = np.ndarray[Any, Any]
 Score = float | int | str | list[float] | list[str]
+Resampled = Callable[[Table], dict[str, float]]  # from how often each row is drawn, (rows,), to the scores
 
 
 def bootstrap_interval(
@@ -177,24 +178,67 @@ def score_translation(
         DataError: no records, an id missing or twice, or a value missing or of the wrong type; names id and key.
         NumericsError: a loss is NaN or Inf; names the id.
     """
-    scorers = {"bleu": bleu_of(language, tokenizer), "chrf": CHRF(), "ter": ter_of(language)}
-    counts: dict[str, list[Table]] = {name: [] for name in scorers}
-    losses, tokens, first = array("d"), array("q"), list[str]()
-    found = checked_records(records, _check)
-    while window := list(islice(found, WINDOW)):
-        predictions, references = ([record[key] for record in window] for key in ("prediction", "target"))
-        first = first or references
-        for name, scorer in scorers.items():
-            counts[name].append(_statistics(scorer, predictions, references))
-        losses.extend(float(record["loss"]) for record in window)
-        tokens.extend(record["tokens"] for record in window)
-    warn_of_script(language, first, tokenizer)
+    counted = _Counted.of(records, language, tokenizer)
+    warn_of_script(language, counted.references, tokenizer)
     scores: dict[str, Score] = {}
-    for name, scorer in scorers.items():
-        score, interval = _corpus_score(scorer, np.concatenate(counts.pop(name)), resamples, SEED)
+    for name, scorer in counted.scorers.items():
+        score, interval = _corpus_score(scorer, counted.tables[name], resamples, SEED)
         own = _bleu(scorer, score, interval) if name == "bleu" else {name: float(score.score), **_named(name, interval)}
         scores |= own
-    return scores | perplexity(losses, tokens, resamples=resamples) | {"rows": len(losses)}
+    losses = perplexity(counted.losses, counted.tokens, resamples=resamples)
+    return scores | losses | {"rows": len(counted.losses)}
+
+
+class _Counted(NamedTuple):
+    """What the scores of translations follow from: numbers of each row, and the first references."""
+
+    scorers: dict[str, Any]
+    tables: dict[str, Table]
+    losses: Sequence[float]
+    tokens: Sequence[int]
+    references: list[str]
+
+    @classmethod
+    def of(cls, records: Iterable[Mapping[str, Any]], language: str | None, tokenizer: str) -> _Counted:
+        scorers = {"bleu": bleu_of(language, tokenizer), "chrf": CHRF(), "ter": ter_of(language)}
+        counts: dict[str, list[Table]] = {name: [] for name in scorers}
+        losses, tokens, first = array("d"), array("q"), list[str]()
+        found = checked_records(records, _check)
+        while window := list(islice(found, WINDOW)):
+            predictions, references = ([record[key] for record in window] for key in ("prediction", "target"))
+            first = first or references
+            for name, scorer in scorers.items():
+                counts[name].append(_statistics(scorer, predictions, references))
+            losses.extend(float(record["loss"]) for record in window)
+            tokens.extend(record["tokens"] for record in window)
+        return cls(scorers, {name: np.concatenate(counts.pop(name)) for name in scorers}, losses, tokens, first)
+
+
+def resampled_translation(
+    records: Iterable[Mapping[str, Any]], language: str | None = None, tokenizer: str = "auto"
+) -> Resampled:
+    """Return BLEU, chrF, TER, loss and perplexity as functions of how often each row is drawn."""
+    counted = _Counted.of(records, language, tokenizer)
+    tables = {name: table.astype(np.float64) for name, table in counted.tables.items()}
+    losses = resampled_losses(counted.losses, counted.tokens)
+
+    def scores(weights: Table) -> dict[str, float]:
+        sums = {name: (weights @ table).tolist() for name, table in tables.items()}
+        of = {name: float(s._compute_score_from_stats(sums[name]).score) for name, s in counted.scorers.items()}
+        return of | losses(weights)
+
+    return scores
+
+
+def resampled_losses(losses: Sequence[float], tokens: Sequence[int]) -> Resampled:
+    """Return the loss per token and the perplexity, from the summed loss and the tokens of each row."""
+    loss, count = np.asarray(losses, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+
+    def scores(weights: Table) -> dict[str, float]:
+        mean = float(weights @ loss / max(1.0, weights @ count))
+        return {"loss": mean, "perplexity": _perplexity(mean)}
+
+    return scores
 
 
 def _check(record: Record) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Keys whose change does not change a step; all others must agree between a checkpoint and the recipe that resumes it.
@@ -38,6 +38,13 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tu
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not any(_is_in(key, free) for free in FREE_TO_CHANGE)
     }
+
+
+def different_keys(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Dotted keys whose values are not equal in all dumped recipes, with all values; None where it is missing."""
+    flat = [dict(_flat(recipe)) for recipe in recipes]
+    found = {key: [values.get(key) for values in flat] for key in sorted({key for values in flat for key in values})}
+    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
 def _is_in(key: str, free: str) -> bool:

@@ -60,6 +60,9 @@ class EvaluationConfig(Section):
         default_factory=list,
         description="functions package.module:function that score the predictions of a split (docs: custom-metric)",
     )
+    baseline: bool = Field(
+        True, description="also score TF-IDF with logistic regression, trained on the same rows (classification)"
+    )
     bootstrap: Positive = Field(1000, description="bootstrap resamples for the *_ci95 intervals")
     bleu_tokenizer: BleuTokenizer = Field(
         "auto",

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from trainer.errors import UsageError
 from trainer.files import read_json, write_atomically
 from trainer.hub_paths import folder_of
 from trainer.report import run_summary
+from trainer.report.baselines import baseline_sentence
 from trainer.report.page import environment
 from trainer.report.speed import read_benchmark, recommended
 from trainer.report.task_report import TaskReport, open_report
@@ -36,26 +38,42 @@ def write_card(run: RunDir) -> Path:
         UsageError: a task that is not known.
         CheckpointError: a JSON file of the run is damaged.
     """
-    evaluated = [report for split in SPLITS if (report := open_report(run, split, with_records=False)).scores]
-    report = evaluated[0] if evaluated else open_report(run, SPLITS[0], with_records=False)
+    report, evaluated = _reports(run)
     stock = stock_facts(report)
-    template = environment(html=False).get_template("card.md.jinja")
     for place in (run.path, run.model):
         if place.is_dir():
-            values = _values(report, evaluated, stock, alone=place == run.model)
-            write_atomically(place / "README.md", template.render(values))
+            text = _rendered(report, evaluated, stock, alone=place == run.model)
+            write_atomically(place / "README.md", text)
     return run.path / "README.md"
 
 
-def _values(report: TaskReport, evaluated: list[TaskReport], stock: dict[str, Any], *, alone: bool) -> dict[str, Any]:
-    """Return what the template gets. `alone`: for model/, which may be uploaded without the run."""
-    run = report.run
+def hub_card(run: RunDir, repo: str) -> str:
+    """Return the card of a repository of the Hub, which has the files of model/, and the artifacts in export/.
+
+    Raises:
+        As `write_card`.
+    """
+    report, evaluated = _reports(run)
+    return _rendered(report, evaluated, stock_facts(report), alone=True, repo=repo)
+
+
+def _reports(run: RunDir) -> tuple[TaskReport, list[TaskReport]]:
+    """Return the report that the card is about, and those of all evaluated splits."""
+    evaluated = [report for split in SPLITS if (report := open_report(run, split, with_records=False)).scores]
+    return (evaluated[0] if evaluated else open_report(run, SPLITS[0], with_records=False)), evaluated
+
+
+def _rendered(
+    report: TaskReport, evaluated: list[TaskReport], stock: dict[str, Any], *, alone: bool, repo: str | None = None
+) -> str:
+    """Return a card. `alone`: for model/, which may be uploaded without the run. `repo`: the name of its repository."""
+    template, run = environment(html=False).get_template("card.md.jinja"), report.run
     gates = {name: gate for name in ARTIFACTS if (gate := read_json(run.export / name / "gate.json"))}
     files = {name: gate.get("files", {}).items() for name, gate in gates.items()}
     sizes = {name: sum(f["bytes"] for path, f in of if path.endswith(FILES)) for name, of in files.items()}
     benchmark, config = read_benchmark(run), report.manifest.get("config")
-    front = front_matter(report) | ({"library_name": stock["library"]} if alone else {})
-    return {
+    front = front_matter(report, evaluated) | ({"library_name": stock["library"]} if alone else {})
+    values = {
         "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         "report": report,
         "name": report.recipe.get("name") or run.path.name,
@@ -73,9 +91,12 @@ def _values(report: TaskReport, evaluated: list[TaskReport], stock: dict[str, An
         "config": f" --config {shlex.quote(config)}" if config else "",
         "command": shlex.join(["rankzero", *report.manifest.get("command", [])[1:]]),
         "alone": alone,
+        "repo": repo,
+        "baselines": {one.split: baseline_sentence(one) for one in evaluated},
         "stock": stock,
         "usage": partial(report.usage, pooling=stock["pooling"]),
     }
+    return template.render(values)
 
 
 def stock_facts(report: TaskReport) -> dict[str, Any]:
@@ -94,29 +115,38 @@ def stock_facts(report: TaskReport) -> dict[str, Any]:
     return {"library": library, "pooling": pooling, "loads": loads, "gate": gate}
 
 
-def front_matter(report: TaskReport) -> dict[str, Any]:
-    """The YAML that the Hub reads: task, base model, data set, results."""
+def front_matter(report: TaskReport, evaluated: list[TaskReport]) -> dict[str, Any]:
+    """The YAML that the Hub reads: task, base model, data set, results of the evaluated splits (model-index)."""
     recipe = report.recipe
     name, root = str(recipe["model"].get("name") or ""), str(recipe["data"].get("root") or "")
     hub = root.removeprefix("hf://datasets/") if root.startswith("hf://datasets/") else None
-    dataset = hub or recipe.get("name")
-    values = {item["metric"].key: round(item["value"], 6) for item in run_summary.headline(report)}
-    result = {
-        "task": {"type": report.pipeline},
-        "dataset": {"name": dataset, "type": dataset, "split": report.split},
-        "metrics": [{"type": key, "value": value} for key, value in values.items()],
-    }
-    found = {
-        "library_name": "rankzero",
-        "pipeline_tag": report.pipeline,
-        "tags": ["rankzero", str(recipe["model"].get("kind"))],
-        "license": base_license(name),
-        "base_model": name.partition("@")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", name) else None,
-        "datasets": [hub] if hub else None,
-        "metrics": list(values) or None,
-        "model-index": [{"name": recipe.get("name"), "results": [result]}] if values else None,
-    }
-    return {key: value for key, value in found.items() if value is not None}
+    dataset = str(hub or recipe.get("name"))
+    results = [
+        EvalResult(
+            task_type=report.pipeline,
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=one.split,
+            metric_type=item["metric"].key,
+            metric_name=item["metric"].name,
+            metric_value=round(item["value"], 6),
+        )
+        for one in evaluated
+        for item in run_summary.headline(one)
+    ]
+    data = ModelCardData(
+        library_name="rankzero",
+        pipeline_tag=report.pipeline,
+        tags=["rankzero", str(recipe["model"].get("kind"))],
+        license=base_license(name),
+        base_model=name.partition("@")[0] if re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", name) else None,
+        datasets=[hub] if hub else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        model_name=str(recipe.get("name")) if results else None,
+        eval_results=results or None,
+    )
+    found: dict[str, Any] = data.to_dict()
+    return found
 
 
 def base_license(name: str) -> str | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from trainer.files import write_atomically
 from trainer.report.figures import DOTTED, FIRST, INK, SECOND, draw, inline, standalone
@@ -14,6 +17,8 @@ from trainer.report.task_report import Section, TaskReport
 NOT_A_CURVE = ("step", "epoch", "rows", "loss", "perplexity")
 BY_CORPUS = "Training loss by corpus"
 FEW = 40  # points that are drawn with markers
+SEVERAL = (FIRST, SECOND, "#23704a", "#8a4fbf", "#0f8b8d", "#c2375b", "#7d7a1f")  # of runs, in this order
+DASHES = ("solid", "dashed", "dotted", "dashdot")
 COLORS = {"training": FIRST, "learning rate": INK}  # of lines by name; others have SECOND
 
 Points = list[tuple[int, float]]
@@ -71,14 +76,37 @@ def curve_section(report: TaskReport) -> list[Section]:
     return [Section("curves", "Learning curves", "curves.html.jinja", data)] if figures else []
 
 
-def _paint(ax: Any, panel: Panel) -> None:
-    """Draw a panel on matplotlib axes."""
+def together(reports: Mapping[str, TaskReport]) -> list[Panel]:
+    """The learning curves of several runs over each other: a panel for each curve that two or more of them have."""
+    found: dict[tuple[str, str], dict[str, Points]] = {}
+    for name, report in reports.items():
+        for panel in panels(report):
+            if panel.title != BY_CORPUS:
+                for line, points in panel.lines.items():
+                    found.setdefault((panel.title, line), {})[name] = points
+    several = ((key, lines) for key, lines in found.items() if len(lines) > 1)
+    return [Panel(f"{line.capitalize()} loss" if title == "Loss" else title, lines) for (title, line), lines in several]
+
+
+def draw_together(panel: Panel, prefix: str) -> Markup:
+    """A panel of `together` as an element of a page. Each run has its own color and kind of line."""
+    styles = [
+        {"color": SEVERAL[n % len(SEVERAL)], "linestyle": DASHES[n % len(DASHES)]} for n in range(len(panel.lines))
+    ]
+    ends = "; ".join(f"{name} ends at {line[-1][1]:.4g}" for name, line in panel.lines.items())
+    drawn = draw(lambda figure: _paint(figure.subplots(), panel, styles))
+    return inline(drawn, prefix, f"{panel.title}: {ends}")
+
+
+def _paint(ax: Any, panel: Panel, styles: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Draw a panel on matplotlib axes. `styles`: of its lines, by default by their names."""
     from matplotlib.ticker import MaxNLocator
 
-    for name, points in panel.lines.items():
+    for number, (name, points) in enumerate(panel.lines.items()):
         marker = "o" if len(points) <= FEW and name != "learning rate" else None
-        color = None if panel.title == BY_CORPUS else COLORS.get(name, SECOND)
-        ax.plot(*zip(*points, strict=True), color=color, label=name, marker=marker, markersize=3.2)
+        own = {} if panel.title == BY_CORPUS else {"color": COLORS.get(name, SECOND)}
+        style = styles[number % len(styles)] if styles else own
+        ax.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3.2, **style)
     for number, step in enumerate(panel.weights):
         ax.axvline(step, **DOTTED, label=None if number else "weights in use")
     ax.set(title=panel.title, xlabel="step")

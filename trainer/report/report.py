@@ -14,6 +14,7 @@ from markupsafe import Markup
 from trainer.files import write_json
 from trainer.report import run_summary
 from trainer.report.attention import read_attention
+from trainer.report.baselines import baseline_section, baseline_sentence
 from trainer.report.curves import curve_section, write_curves
 from trainer.report.mixture import mixture_section
 from trainer.report.page import script_data, write_page
@@ -59,16 +60,18 @@ def analyse(
     return files
 
 
-def write_report(run: RunDir, split: str, *, with_rows: bool | None = None) -> Path:
+def write_report(run: RunDir, split: str, *, with_rows: bool | None = None, to: Path | None = None) -> Path:
     """Write report.html of a split; what the run does not have is left out.
 
-    `with_rows`: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
+    Args:
+        with_rows: whether texts, predictions and attention of rows are shown; None = as in the page that is there.
+        to: the file; report.html of the split by default.
 
     Raises:
         DataError: no predictions, or records or an attention.json that do not fit the task.
         UsageError: a task that is not known.
     """
-    return _render(open_report(run, split), with_rows)
+    return _render(open_report(run, split), with_rows, to)
 
 
 def write_index(reports: Sequence[tuple[str, Path]], to: Path) -> Path:
@@ -90,8 +93,8 @@ def _write_shared(report: TaskReport, train_texts: Iterable[str]) -> list[Path]:
     return [path]
 
 
-def _render(report: TaskReport, with_rows: bool | None) -> Path:
-    page = report.folder / "report.html"
+def _render(report: TaskReport, with_rows: bool | None, to: Path | None = None) -> Path:
+    page = to or report.folder / "report.html"
     if with_rows is None:
         with_rows = not page.is_file() or NO_ROWS not in page.read_text(encoding="utf-8")[:2000]
     sections = _sections(report, with_rows)
@@ -106,6 +109,7 @@ def _render(report: TaskReport, with_rows: bool | None) -> Path:
         title=str(report.recipe.get("name") or report.run.path.name),
         lede=run_summary.lede(report),
         first=next(iter(run_summary.headline(report)), None),
+        baselines=baseline_sentence(report),
         facts=facts,
         sections=sections,
         head=Markup("") if with_rows else Markup(NO_ROWS),  # noqa: S704  (our own)
@@ -119,6 +123,7 @@ def _sections(report: TaskReport, with_rows: bool) -> list[Section]:
     attention = read_attention(report.folder / "attention.json") if with_rows else []
     found = [
         Section("scores", "Headline numbers", "scores.html.jinja", {"cards": cards}) if cards else None,
+        *baseline_section(report),
         *curve_section(report),
         *mixture_section(report),
         *report.sections(with_rows),

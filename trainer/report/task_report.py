@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
+from trainer.evaluation.metrics import Resampled, resampled_losses
 from trainer.evaluation.predictions import Record, json_line
 from trainer.files import read_json, write_atomically, write_json
 from trainer.redaction import shareable
@@ -46,6 +47,7 @@ class Measure(NamedTuple):
     name: str
     form: str
     score: Callable[[Sequence[Record]], float]
+    better: Literal["min", "max"] = "max"
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,26 @@ class TaskReport:
     def measure(self) -> Measure | None:
         """The score that is compared between rows known from training and others; None = they are not searched."""
         return None
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        """Return the scores of records as functions of how often each row is drawn, for a paired bootstrap.
+
+        Args:
+            records: of predictions.jsonl, in the order of the corpus.
+        """
+        numbers = [(record["loss"], record.get("tokens", 1)) for record in records]
+        return resampled_losses(*zip(*numbers, strict=True))
+
+    def row_score(self, record: Record) -> float:
+        """Return how good the prediction of a row is; higher is better. By default by `measure`, or by the loss."""
+        measure = self.measure()
+        if measure is None:
+            return -float(record["loss"]) / max(1, record.get("tokens", 1))
+        return measure.score([record]) * (1 if measure.better == "max" else -1)
+
+    def compared(self) -> dict[str, Any]:
+        """Return what must be equal in runs whose scores are compared, by name."""
+        return {"task.kind": self.kind}
 
     def goal(self) -> tuple[str, str]:
         """What the model was trained to do (after "trained to"), and the name of training rows."""

@@ -17,6 +17,7 @@ from trainer.concatenation import is_description
 from trainer.data.roles import Roles
 from trainer.errors import UsageError
 from trainer.models.families import Padding, padding_of
+from trainer.task.baseline import Baseline
 from trainer.task.metrics import Metric
 from trainer.task.micro_batches import IGNORED, Batch, MicroBatches, Texts
 from trainer.task.prediction_rows import Example, Line, Row
@@ -234,6 +235,13 @@ class Task(MicroBatches, PublishedModel):
             records: in any order.
             resamples: bootstrap resamples for confidence intervals; 0 = no intervals (evaluations during training).
         """
+
+    # "module:function" of a task and training rows that returns what `baselines` does; None: no baseline
+    baselines_path: ClassVar[str | None] = None
+
+    def baselines(self, rows: Sequence[Row]) -> list[Baseline] | str:
+        """Return simple models that were fitted to training rows, the strongest first, or why there are none."""
+        return "the task lacks one" if self.baselines_path is None else _import(self.baselines_path)(self, rows)
 
     # -- between training and publication ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import RESAMPLES, SEED, Score, bootstrap_interval, percentiles
+from trainer.evaluation.metrics import RESAMPLES, SEED, Resampled, Score, bootstrap_interval, percentiles
 from trainer.evaluation.predictions import Record, checked_records
 
 BINS = 15  # of equal width, for the calibration error
@@ -176,6 +176,20 @@ def score_classification(
         DataError: no records, an id missing or twice, or a class that is not among `names`; names id and key.
         NumericsError: a loss or probability is NaN or Inf; names the id.
     """
+    true, predicted, shares, losses = _columns(records, names)
+    scores = class_scores(predicted, true, len(names), resamples=resamples)
+    scores |= probability_scores(shares, true, resamples=resamples)
+    scores["loss"] = math.fsum(losses) / len(losses)
+    if resamples:
+        table = np.column_stack([losses, np.ones(len(losses))])
+        scores["loss_ci95"] = bootstrap_interval(table, lambda sums: sums[0] / sums[1], resamples)
+    there = set(true.tolist())
+    absent = [name for number, name in enumerate(names) if number not in there]
+    return scores | {"rows": len(losses)} | ({"absent_classes": absent} if absent else {})
+
+
+def _columns(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> tuple[Array, Array, Array, Sequence[float]]:
+    """Return true and predicted class ids (rows,), probabilities (rows, classes) and losses, in corpus order."""
     ids = {name: i for i, name in enumerate(names)}
     targets, predicted, shares, losses = array("q"), array("q"), array("d"), array("d")
     for record in checked_records(records, lambda record: _check(record, ids)):
@@ -183,16 +197,27 @@ def score_classification(
         predicted.append(ids[record["prediction"]])
         shares.extend(record["probabilities"][name] for name in names)
         losses.append(float(record["loss"]))
-    true = np.array(targets)
-    scores = class_scores(np.array(predicted), true, len(names), resamples=resamples)
-    scores |= probability_scores(np.frombuffer(shares).reshape(-1, len(names)), true, resamples=resamples)
-    scores["loss"] = math.fsum(losses) / len(losses)
-    if resamples:
-        table = np.column_stack([losses, np.ones(len(losses))])
-        scores["loss_ci95"] = bootstrap_interval(table, lambda sums: sums[0] / sums[1], resamples)
-    there = set(targets)
-    absent = [name for name, number in ids.items() if number not in there]
-    return scores | {"rows": len(losses)} | ({"absent_classes": absent} if absent else {})
+    return np.array(targets), np.array(predicted), np.frombuffer(shares).reshape(-1, len(names)), losses
+
+
+def resampled_classes(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Resampled:
+    """Return the scores of `score_classification` as functions of how often each row is drawn.
+
+    The areas are left out where a class does not occur, and where their resamples would take more than a minute.
+    """
+    true, predicted, shares, losses = _columns(records, names)
+    pairs, classes, loss = true * len(names) + predicted, len(names), np.asarray(losses)
+    measures: dict[str, Callable[[Array], float]] = {"ece": lambda w: calibration_error(shares, true, w)}
+    if len(np.unique(true)) == classes and shares.size * RESAMPLES <= MOST_CELLS // 10:
+        ranking = Ranking(shares, true)
+        measures |= {"roc_auc": ranking.roc_auc, "average_precision": ranking.average_precision}
+    measures["loss"] = lambda w: float(w @ loss / w.sum())
+
+    def scores(weights: Array) -> dict[str, float]:
+        counts = np.bincount(pairs, weights, classes * classes).reshape(classes, classes)
+        return from_confusion(counts) | {name: measure(weights) for name, measure in measures.items()}
+
+    return scores
 
 
 def _check(record: Record, ids: Mapping[str, int]) -> None:

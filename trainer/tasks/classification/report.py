@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
+from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
 from trainer.files import write_atomically, write_json
 from trainer.report import confusion_matrix
@@ -17,6 +18,7 @@ from trainer.report.formats import label, without_surrogates
 from trainer.report.rows import shared_rows
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 from trainer.tasks.classification import analysis, figures
+from trainer.tasks.classification.metrics import resampled_classes
 
 PIPELINE = """\
 from transformers import pipeline
@@ -121,6 +123,12 @@ class ClassificationReport(TaskReport):
 
     def measure(self) -> Measure:
         return Measure("accuracy", "Accuracy", "{:.1%}", analysis.accuracy)
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        return resampled_classes(records, self.names)
+
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), "task.mode": "single", "classes": sorted(self.names)}
 
     def goal(self) -> tuple[str, str]:
         names = f" ({', '.join(map(label, self.names))})" if len(self.names) <= FEW_CLASSES else ""

@@ -10,12 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation.metrics import bootstrap_interval, perplexity
+from trainer.evaluation.metrics import Resampled, bootstrap_interval, perplexity, resampled_losses
 from trainer.evaluation.predictions import Record, ordered
 
 
 def score_tokens(records: Iterable[Mapping[str, Any]], resamples: int, *, words: bool) -> dict[str, Any]:
     """Return loss, perplexity and accuracy over the predicted tokens, and with `words` also `score_words`."""
+    losses, tokens, correct, sizes = _columns(records, words)
+    scores = perplexity(losses, tokens, resamples=resamples)
+    more = _word_scores(np.frombuffer(sizes).reshape(-1, 3), resamples) if words else {}
+    return {**scores, **more, "accuracy": math.fsum(correct) / sum(tokens), "rows": len(losses)}
+
+
+def _columns(
+    records: Iterable[Mapping[str, Any]], words: bool
+) -> tuple[Sequence[float], Sequence[int], Sequence[float], array[float]]:
+    """Return losses, tokens, right tokens, and with `words` what `_sizes` returns, of the rows in corpus order."""
     losses, tokens, correct, sizes = array("d"), array("q"), array("d"), array("d")
     for record in ordered(records):
         losses.append(float(record["loss"]))
@@ -23,9 +33,26 @@ def score_tokens(records: Iterable[Mapping[str, Any]], resamples: int, *, words:
         correct.append(record["correct"])
         if words:
             sizes.extend(_sizes(record))
-    scores = perplexity(losses, tokens, resamples=resamples)
-    more = _word_scores(np.frombuffer(sizes).reshape(-1, 3), resamples) if words else {}
-    return {**scores, **more, "accuracy": math.fsum(correct) / sum(tokens), "rows": len(losses)}
+    return losses, tokens, correct, sizes
+
+
+def resampled_tokens(records: Iterable[Mapping[str, Any]], *, words: bool) -> Resampled:
+    """Return the scores of `score_tokens` as functions of how often each row is drawn."""
+    losses, tokens, correct, sizes = _columns(records, words)
+    of_tokens = resampled_losses(losses, tokens)
+    right, count, table = np.asarray(correct), np.asarray(tokens, dtype=float), np.frombuffer(sizes).reshape(-1, 3)
+
+    def scores(weights: npt.NDArray[np.float64]) -> dict[str, float]:
+        more = _of_words(*(weights @ table).tolist()) if words else {}
+        return of_tokens(weights) | more | {"accuracy": float(weights @ right / max(1.0, weights @ count))}
+
+    return scores
+
+
+def _of_words(loss: float, words: float, size: float) -> dict[str, float]:
+    """Return the perplexity of a word and the bits of a byte, from sums."""
+    bits = loss / math.log(2) / max(1.0, size)
+    return {"word_perplexity": math.exp(min(loss / max(1.0, words), 700.0)), "bits_per_byte": bits}
 
 
 def score_words(records: Sequence[Record], resamples: int) -> dict[str, Any]:
@@ -46,15 +73,9 @@ def _sizes(record: Mapping[str, Any]) -> tuple[float, int, int]:
 
 
 def _word_scores(table: npt.NDArray[np.float64], resamples: int) -> dict[str, Any]:
-    loss, words, size = (math.fsum(column) for column in table.T)
-
-    def bits(sums: Sequence[float]) -> float:
-        return sums[0] / math.log(2) / max(1.0, sums[2])
-
-    scores: dict[str, Any] = {
-        "word_perplexity": math.exp(min(loss / max(1.0, words), 700.0)),
-        "bits_per_byte": bits((loss, words, size)),
-    }
+    scores: dict[str, Any] = _of_words(*(math.fsum(column) for column in table.T))
     if resamples:
-        scores["bits_per_byte_ci95"] = bootstrap_interval(table, bits, resamples)
+        scores["bits_per_byte_ci95"] = bootstrap_interval(
+            table, lambda sums: _of_words(*sums)["bits_per_byte"], resamples
+        )
     return scores

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
 from trainer.files import read_json
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
+from trainer.tasks.language_modeling.metrics import resampled_tokens
 
 CONTINUE = """\
 from transformers import pipeline
@@ -76,7 +78,13 @@ class LanguageModelingReport(TaskReport):
         return [Section("texts", "Texts worth reading", "texts.html.jinja", data)]
 
     def measure(self) -> Measure:
-        return Measure("perplexity", "Perplexity", "{:.1f}", perplexity)
+        return Measure("perplexity", "Perplexity", "{:.1f}", perplexity, "min")
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        return resampled_tokens(records, words="bits_per_byte" in self.scores)
+
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), "task.objective": "causal" if self.causal else "masked"}
 
     def goal(self) -> tuple[str, str]:
         return "predict the next token of a text" if self.causal else "predict masked tokens", "texts"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.metrics import bootstrap_interval
+from trainer.evaluation.metrics import Resampled, bootstrap_interval
 from trainer.evaluation.predictions import ordered
 
 KINDS = ("rouge1", "rouge2", "rougeL")
@@ -35,13 +35,7 @@ def score_rouge(records: Iterable[Mapping[str, Any]], resamples: int) -> dict[st
         records: with `id`, `target` and `prediction`.
         resamples: behind each interval; 0 = none.
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer, values = RougeScorer(list(KINDS), tokenizer=Words()), {kind: array("d") for kind in KINDS}
-    for record in ordered(records):
-        row = scorer.score(record["target"], record["prediction"])
-        for kind in KINDS:
-            values[kind].append(row[kind].fmeasure)
+    values = _values(records)
 
     def mean(sums: Sequence[float]) -> float:
         return sums[0] / sums[1]
@@ -53,3 +47,21 @@ def score_rouge(records: Iterable[Mapping[str, Any]], resamples: int) -> dict[st
             table = np.column_stack([values[kind], np.ones(len(values[kind]))])
             scores[f"{kind}_ci95"] = bootstrap_interval(table, mean, resamples)
     return scores
+
+
+def _values(records: Iterable[Mapping[str, Any]]) -> dict[str, array[float]]:
+    """Return the F1 of each row by kind, in corpus order."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer, values = RougeScorer(list(KINDS), tokenizer=Words()), {kind: array("d") for kind in KINDS}
+    for record in ordered(records):
+        row = scorer.score(record["target"], record["prediction"])
+        for kind in KINDS:
+            values[kind].append(row[kind].fmeasure)
+    return values
+
+
+def resampled_rouge(records: Iterable[Mapping[str, Any]]) -> Resampled:
+    """Return the scores of `score_rouge` as functions of how often each row is drawn."""
+    table = {kind: np.frombuffer(values) for kind, values in _values(records).items()}
+    return lambda weights: {kind: float(weights @ values / weights.sum()) for kind, values in table.items()}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from trainer.evaluation.metrics import Resampled
+from trainer.evaluation.predictions import Record
+from trainer.tasks.text_to_text.metrics import resampled_rouge
 from trainer.tasks.translation.report import TranslationReport
 
 
@@ -9,6 +14,11 @@ class TextToTextReport(TranslationReport):
     """As of translators."""
 
     pipeline = "text2text-generation"
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        found = list(records)
+        texts, rouge = super().resampled(found), resampled_rouge(found)
+        return lambda weights: texts(weights) | rouge(weights)
 
     def goal(self) -> tuple[str, str]:
         prefix = (self.recipe["task"].get("prefix") or "").strip()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import RESAMPLES, SEED, WINDOW, percentiles
+from trainer.evaluation.metrics import RESAMPLES, SEED, WINDOW, Resampled, percentiles
 from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.token_classification.errors import KINDS, compare
 
@@ -76,14 +76,7 @@ def score_entities(
         DataError: no records, an id missing or twice, or a type that is not among `types`; names the id.
         NumericsError: a loss is NaN or Inf; names the id.
     """
-    parts, numbers, kinds = [], array("d"), Counter[str]()
-    found = checked_records(records, lambda record: _check(record, types))
-    while window := list(islice(found, WINDOW)):
-        parts.append(counts(window, types).astype(np.int32))
-        for record in window:
-            numbers.extend((float(record["loss"]), record["tokens"]))
-            kinds.update(error.kind for error in compare(record["target"], record["prediction"]))
-    table, losses = np.concatenate(parts), np.frombuffer(numbers).reshape(-1, 2)
+    table, losses, kinds = _counted(records, types)
     sums = _sums(table)
     by_type = dict(zip(("precision", "recall", "f1"), f_scores(sums), strict=True))
     scores: dict[str, Any] = {**summary(sums), "loss": _mean(losses.sum(0))}
@@ -91,6 +84,25 @@ def score_entities(
     scores["entities_by_type"] = dict(zip(types, map(int, sums[:, TRUE]), strict=True))
     scores["errors_by_kind"] = {kind: kinds[kind] for kind in KINDS}
     return scores | (_intervals(table, losses, types, resamples) if resamples else {}) | {"rows": len(table)}
+
+
+def _counted(records: Iterable[Mapping[str, Any]], types: Sequence[str]) -> tuple[Array, Array, Counter[str]]:
+    """Return counts of entities (rows, types, 3), losses and tokens (rows, 2), and errors by kind, in corpus order."""
+    parts, numbers, kinds = [], array("d"), Counter[str]()
+    found = checked_records(records, lambda record: _check(record, types))
+    while window := list(islice(found, WINDOW)):
+        parts.append(counts(window, types).astype(np.int32))
+        for record in window:
+            numbers.extend((float(record["loss"]), record["tokens"]))
+            kinds.update(error.kind for error in compare(record["target"], record["prediction"]))
+    return np.concatenate(parts), np.frombuffer(numbers).reshape(-1, 2), kinds
+
+
+def resampled_entities(records: Iterable[Mapping[str, Any]], types: Sequence[str]) -> Resampled:
+    """Return precision, recall, F1, macro F1 and loss as functions of how often each row is drawn."""
+    found, losses, _ = _counted(records, types)
+    table = found.reshape(len(found), -1).astype(np.float64)
+    return lambda w: summary((w @ table).reshape(found.shape[1:])) | {"loss": _mean(w @ losses)}
 
 
 def _sums(table: Array) -> Array:

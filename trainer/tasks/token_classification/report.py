@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError
+from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
 from trainer.files import write_json
 from trainer.report.confusion_matrix import draw_confusion, matrix_values
@@ -17,7 +18,15 @@ from trainer.report.formats import label
 from trainer.report.rows import shared_rows
 from trainer.report.task_report import NOTHING, Measure, Section, TaskReport, write_errors
 from trainer.tasks.token_classification.errors import KINDS, NONE, confusion, paired
-from trainer.tasks.token_classification.metrics import PREDICTED, RIGHT, TRUE, counts, f_scores, summary
+from trainer.tasks.token_classification.metrics import (
+    PREDICTED,
+    RIGHT,
+    TRUE,
+    counts,
+    f_scores,
+    resampled_entities,
+    summary,
+)
 
 PIPELINE = """\
 from transformers import pipeline
@@ -65,6 +74,16 @@ class TokenClassificationReport(TaskReport):
     def shown(self, value: Any, text: str) -> str:
         """Return the words of entities with their types: "Ada Lovelace (PER), London (LOC)"."""
         return ", ".join(f"{text[e['start'] : e['end']]} ({e['label']})" for e in value) or NOTHING
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        return resampled_entities(records, self.types)
+
+    def row_score(self, record: Record) -> float:
+        """Return the F1 of the entities of a row, 1 where none is true and none was predicted."""
+        return self.measure().score([record]) if record["target"] or record["prediction"] else 1.0
+
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), "types": sorted(self.types)}
 
     def _is_entity(self, value: Any) -> bool:
         if not isinstance(value, dict) or value.get("label") not in self.types:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.target_tokenizer import TARGET
+from trainer.evaluation.metrics import Resampled, resampled_translation
 from trainer.evaluation.predictions import Record
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
@@ -67,6 +68,13 @@ class TranslationReport(TaskReport):
 
     def measure(self) -> Measure:
         return mean_chrf(self.rows)
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        tokenizer = self.recipe.get("evaluation", {}).get("bleu_tokenizer", "auto")  # an earlier run has none
+        return resampled_translation(records, self.recipe["task"].get("trg_language"), tokenizer)
+
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), "task.trg_language": self.recipe["task"].get("trg_language")}
 
     def goal(self) -> tuple[str, str]:
         task = self.recipe["task"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import SEED, WINDOW, Score
+from trainer.evaluation.metrics import SEED, WINDOW, Resampled, Score
 from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.classification.metrics import MOST_CELLS, Array, interval_of
 
@@ -30,11 +30,7 @@ def score_labels(records: Iterable[Mapping[str, Any]], names: Sequence[str], *, 
         DataError: no records, or a label that is not among `names`; names id and key.
         NumericsError: a loss or probability is NaN or Inf; names the id.
     """
-    found = checked_records(records, lambda record: _check(record, names))
-    parts = []
-    while window := list(islice(found, WINDOW)):
-        parts.append(_table(window, names))
-    table = np.concatenate(parts)
+    table = _numbers(records, names)
     scores: dict[str, Score] = dict(_scores(table.sum(0), len(names), len(table)))
     if resamples and table.size * resamples <= MOST_CELLS:
         for key in list(scores):
@@ -42,6 +38,20 @@ def score_labels(records: Iterable[Mapping[str, Any]], names: Sequence[str], *, 
             scores |= {f"{key}_ci95": interval} if interval else {}
     absent = [name for number, name in enumerate(names) if not table[:, 2 * len(names) + number].any()]
     return scores | {"rows": len(table)} | ({"absent_classes": absent} if absent else {})
+
+
+def _numbers(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Array:
+    """Return the table of all rows, in corpus order."""
+    found, parts = checked_records(records, lambda record: _check(record, names)), []
+    while window := list(islice(found, WINDOW)):
+        parts.append(_table(window, names))
+    return np.concatenate(parts)
+
+
+def resampled_labels(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Resampled:
+    """Return the scores of `score_labels` as functions of how often each row is drawn."""
+    table = _numbers(records, names)
+    return lambda weights: _scores(weights @ table, len(names), float(weights.sum()))
 
 
 def _table(records: Sequence[Record], names: Sequence[str]) -> Array:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import DataError
+from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
 from trainer.files import read_json, write_json
 from trainer.report.formats import label
 from trainer.report.rows import shared_rows
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 from trainer.tasks.classification.multi_label import analysis
+from trainer.tasks.classification.multi_label.metrics import resampled_labels
 from trainer.tasks.classification.multi_label.thresholds import checked_thresholds
 
 MOST_ERRORS = 20  # wrong rows in the page
@@ -94,6 +97,12 @@ class MultiLabelReport(TaskReport):
 
     def measure(self) -> Measure:
         return Measure("subset_accuracy", "Subset accuracy", "{:.1%}", analysis.subset_accuracy)
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        return resampled_labels(records, self.names)
+
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), "task.mode": "multi", "labels": sorted(self.names)}
 
     def goal(self) -> tuple[str, str]:
         names = f" ({', '.join(map(label, self.names))})" if len(self.names) <= FEW_LABELS else ""

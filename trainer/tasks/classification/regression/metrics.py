@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import SEED, Score
+from trainer.evaluation.metrics import SEED, Resampled, Score
 from trainer.evaluation.predictions import Record, checked_records
 from trainer.tasks.classification.metrics import Array, interval_of
 
@@ -34,6 +34,22 @@ def score_regression(
         DataError: no records, or a target or prediction that is not a number; names id and key.
         NumericsError: a loss or prediction is NaN or Inf; names the id.
     """
+    of_all, losses, measures = _measures(records, names)
+    once, rows = np.ones(len(losses)), len(losses)
+    scores: dict[str, Score | dict[str, Any]] = {key: measure(once) for key, measure in of_all.items()}
+    for key, measure in of_all.items() if resamples else ():
+        if interval := interval_of(measure, rows, resamples, SEED):
+            scores[f"{key}_ci95"] = interval
+    if len(names) > 1:
+        pairs = zip(names, measures, strict=True)
+        scores["targets"] = {name: {key: measure(once) for key, measure in m.items()} for name, m in pairs}
+    return scores | {"rows": rows}
+
+
+def _measures(
+    records: Iterable[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[dict[str, Measure], Array, list[dict[str, Measure]]]:
+    """Return the scores as functions of the weights of the rows, the losses (rows, 2), and the scores by target."""
     numbers = {"target": array("d"), "prediction": array("d"), "loss": array("d")}
     for record in checked_records(records, lambda record: _check(record, names)):
         for key in ("target", "prediction"):
@@ -46,15 +62,13 @@ def score_regression(
         key: _mean([by_key[key] for by_key in measures]) for key in measures[0] if all(key in m for m in measures)
     }
     of_all["loss"] = lambda w: float(w @ losses[:, 0] / (w @ losses[:, 1]))
-    once, rows = np.ones(len(losses)), len(losses)
-    scores: dict[str, Score | dict[str, Any]] = {key: measure(once) for key, measure in of_all.items()}
-    for key, measure in of_all.items() if resamples else ():
-        if interval := interval_of(measure, rows, resamples, SEED):
-            scores[f"{key}_ci95"] = interval
-    if len(names) > 1:
-        pairs = zip(names, measures, strict=True)
-        scores["targets"] = {name: {key: measure(once) for key, measure in m.items()} for name, m in pairs}
-    return scores | {"rows": rows}
+    return of_all, losses, measures
+
+
+def resampled_regression(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Resampled:
+    """Return the scores of `score_regression` as functions of how often each row is drawn."""
+    of_all = _measures(records, names)[0]
+    return lambda weights: {key: measure(weights) for key, measure in of_all.items()}
 
 
 def _mean(measures: Sequence[Measure]) -> Measure:

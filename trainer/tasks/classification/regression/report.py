@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError
+from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
 from trainer.files import write_atomically, write_json
 from trainer.report.figures import inline, standalone
@@ -18,7 +19,7 @@ from trainer.report.rows import shared_rows
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 from trainer.tasks.classification.regression import analysis
 from trainer.tasks.classification.regression.figures import residual_figure
-from trainer.tasks.classification.regression.metrics import values_of
+from trainer.tasks.classification.regression.metrics import resampled_regression, values_of
 
 MOST_ERRORS = 20  # rows in the page
 MOST_FIGURES = 6  # targets with a figure in the page
@@ -117,7 +118,13 @@ class RegressionReport(TaskReport):
         ]
 
     def measure(self) -> Measure:
-        return Measure("mae", "MAE", DIGITS, analysis.mean_absolute_error)
+        return Measure("mae", "MAE", DIGITS, analysis.mean_absolute_error, "min")
+
+    def resampled(self, records: Iterable[Record]) -> Resampled:
+        return resampled_regression(records, self.names)
+
+    def compared(self) -> dict[str, Any]:
+        return {**super().compared(), "task.mode": "regression", "targets": sorted(self.names)}
 
     def goal(self) -> tuple[str, str]:
         unit = "pairs of texts" if self.recipe["task"].get("pair") else "texts"

@@ -31,6 +31,7 @@ class Regression(Classification):
     published model gives numbers in the unit of the target. A model whose output layer has no bias keeps its outputs.
     """
 
+    baselines_path = None
     exporter_path = "trainer.tasks.classification.regression.export:RegressionExport"
     problem_type = "regression"
     averages = False

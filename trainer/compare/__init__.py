@@ -1,0 +1,1 @@
+"""`rankzero compare`: differences of runs on the same rows, with intervals and tests."""

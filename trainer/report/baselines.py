@@ -1,0 +1,63 @@
+"""The baselines of a report: simple models on the same rows, from baseline.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainer.files import read_json
+from trainer.report.formats import finite
+from trainer.report.run_summary import headline
+from trainer.report.task_report import Section, TaskReport
+
+FILE = "baseline.json"
+COLUMNS = 4  # headline metrics in the table
+
+
+def read_baselines(report: TaskReport) -> dict[str, Any] | None:
+    """Return baseline.json of the split; None without one that has numbers."""
+    found = read_json(report.folder / FILE)
+    return found if found and isinstance(found.get("baselines"), list) else None
+
+
+def baseline_section(report: TaskReport) -> list[Section]:
+    """A table of the trained model and the baselines, with the differences of the first metric."""
+    found, items = read_baselines(report), headline(report)[:COLUMNS]
+    if found is None or not items:
+        return []
+    metrics, first = [item["metric"] for item in items], items[0]["metric"]
+    lines = []
+    for one in found["baselines"]:
+        scores = one["scores"]
+        change = one["model_minus_baseline"].get(first.key) or {}
+        texts = [metric.text(scores[metric.key]) if finite(scores.get(metric.key)) else "" for metric in metrics]
+        lines.append({**one, "texts": texts, "change": _change(first, change)})
+    data = {
+        "metrics": metrics,
+        "own": [metric.text(item["value"]) for metric, item in zip(metrics, items, strict=True)],
+        "lines": lines,
+        "train_rows": found["train_rows"],
+        "of_rows": found["of_rows"],
+    }
+    return [Section("baseline", "Against simple models", "baseline.html.jinja", data)]
+
+
+def _change(metric: Any, change: dict[str, Any]) -> str:
+    """Return how much the trained model differs from a baseline, with the interval."""
+    if not finite(change.get("difference")):
+        return ""
+    factor, digits, unit = (100, 1, " points") if "%" in metric.form else (1, 3, "")
+    ends = change.get("difference_ci95")
+    interval = f" (95%: {factor * ends[0]:+.{digits}f} to {factor * ends[1]:+.{digits}f})" if ends else ""
+    return f"{factor * change['difference']:+.{digits}f}{unit}{interval}"
+
+
+def baseline_sentence(report: TaskReport) -> str:
+    """The first baseline in a sentence; empty without one."""
+    section = baseline_section(report)
+    if not section:
+        return ""
+    data = section[0].data
+    line, of = data["lines"][0], data["of_rows"]
+    rows = f"{data['train_rows']:,}" + (f" of {of:,}" if of and of != data["train_rows"] else "")
+    change = f"; the model's is {line['change']} from it" if line["change"] else ""
+    return f"{line['name']} on {rows} training rows reaches {data['metrics'][0].name} {line['texts'][0]}{change}."
