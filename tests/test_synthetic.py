@@ -114,12 +114,13 @@ def test_evaluate_with_comet_reads_the_predictions_that_are_there(reverse: Path,
     before = json.loads((folder / "metrics.json").read_text())
     predictions = folder / "predictions.jsonl"
     rows = rows_of(predictions)
-    rows[0]["prediction"] = rows[0]["target"]  # a score of 1 x 0.5, which another evaluation would replace
+    rows[0] |= {"prediction": "a dog", "target": "a dog"}  # a score of 0.5; another evaluation would replace them
     predictions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     places = ["--comet-python", str(comet_python(tmp_path)), "--comet-model", str(comet_model(tmp_path))]
     done = CliRunner().invoke(app, ["evaluate", str(run), "--with", "comet", *places])
     assert done.exception is None, done.exception
     scores = json.loads(done.stdout)
+    assert rows_of(folder / "comet.jsonl")[0]["comet"] == 0.5
     assert scores["comet"] >= 0.5 / 8 and scores["comet_model"] == "Unbabel/wmt22-comet-da"
     assert {key: scores[key] for key in before} == before
     assert "COMET" in (folder / "report.html").read_text(encoding="utf-8")

@@ -70,8 +70,8 @@ def init_command(
     if found is not shown:
         for line in summary(found, path):
             print(line)
-    write_with_schema(target, text)
-    print(f"\nwritten: {target}\nnext:    rankzero train {target} --debug   (20 steps, to see that all fits)")
+    schema = write_with_schema(target, text)
+    print(f"\nwritten: {target}, and {schema} for editors\nnext:    rankzero train {target} --debug   (20 steps, to see that all fits)")
     print(f"         rankzero train {target}")
 
 

@@ -145,7 +145,7 @@ def _warnings(recipe: BaseRecipe) -> Iterator[tuple[str, str]]:
 def deprecated(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the keys that the file sets although their description in the schema marks them as deprecated."""
     for name in sorted(section.model_fields_set):
-        field, value = type(section).model_fields[name], getattr(section, name)
+        field, value = type(section).model_fields[name], vars(section)[name]  # getattr warns about deprecated ones
         if field.deprecated:
             hint = field.deprecated if isinstance(field.deprecated, str) else "it will be removed"
             yield f"{prefix}{name}", f"deprecated: {hint}"
