@@ -110,6 +110,12 @@ def test_every_parquet_file_has_its_columns_checked(tmp_path, tokenizer, large, 
     made = large_corpus.recipe(2, 128, "*.parquet", tokenizer)
     with pytest.raises(DataError, match=r"no row of train-05\.parquet has a column 'trg'.*target"):
         survey_data(RunDir(tmp_path / "run"), made)
+    other = io.BytesIO()
+    pq.write_table(pa.table({"src": ["a"] * 50, "trg": [b"b"] * 50}), other)
+    CountingStore.fill(files | {"corpus/train-05.parquet": Repeated(other.getvalue(), len(other.getvalue()))})
+    remote.forget()
+    with pytest.raises(DataError, match=r"train-05\.parquet .*column 'trg' has the type binary"):
+        survey_data(RunDir(tmp_path / "run"), made)
     text = b'{"src": "a", "trg": "b"}\n' * 9
     CountingStore.fill(files | {"corpus/train-05.parquet": Repeated(text, len(text))})
     remote.forget()

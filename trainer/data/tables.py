@@ -66,11 +66,14 @@ def first_rows_bytes(file: Any, reading: Reading | None) -> int:
     Args:
         file: a `ParquetFile`.
         reading: as for `table_batches`.
+
+    Raises:
+        BadFile: a used column has a type that its role cannot have.
     """
     types = _types(file.schema_arrow)
-    wanted = None if reading is None else reading.wanted
-    columns = list(types) if wanted is None else [matching(types, column) for column in wanted]
-    if None in columns or not file.metadata.num_row_groups:
+    columns = _chosen(file.schema_arrow, reading) or list(types)
+    missing = [column for column in (reading and reading.wanted) or () if matching(types, column) is None]
+    if missing or not file.metadata.num_row_groups:
         return 0
     group, total = file.metadata.row_group(0), 0
     for column in map(group.column, range(group.num_columns)):
