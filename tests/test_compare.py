@@ -231,7 +231,7 @@ def test_text_json_and_page(runs: list[Path], tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)" in html
     for part in ("Rows that changed sides", "Learning curves", "McNemar", "optim.lr", 'aria-label="Training loss'):
         assert part in html
-    assert "style-src 'sha256-" in html
+    assert "style-src &#39;sha256-" in html
 
     printed = CliRunner().invoke(launch.cli.app, [*words, "--json", "--no-rows", "--html", str(page)]).stdout
     assert "alert(1)" not in printed + page.read_text(encoding="utf-8")
