@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import export_helpers
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard, _commit_api, constants
 from push_helpers import TOKEN, FakeHub, fake_hub
 from safetensors.numpy import save_file
 from test_analysis import CLASSIFICATION, binary, write_run
+from transformers import pipeline
 from typer.testing import CliRunner
 
 import launch.cli
+from trainer.api import predict
 from trainer.errors import DataError, GateError, UsageError
 from trainer.export.artifact_integrity import completed
+from trainer.export.stage import export_run
 from trainer.files import read_json, write_json
 from trainer.push.files import uploads
 from trainer.rundir import RunDir
@@ -30,6 +34,7 @@ from trainer.stages import file_facts
 
 REPO = "team/reviews"
 SECRET = "never in public: a row of the data"
+ONLY_MODEL = ["export.model=true", *(f"export.{name}=false" for name in ("onnx", "int8", "bf16", "safetensors"))]
 SCORES = {"accuracy": 0.75, "accuracy_ci95": [0.5, 0.9], "f1": 0.7, "loss": 0.2, "rows": 4}
 
 
@@ -229,3 +234,22 @@ def test_rows_are_sent_on_request_only(run: RunDir) -> None:
     write_json(run.status, {"state": "preempted", "exit_code": 75})
     with pytest.raises(GateError):
         uploads(run, REPO)
+
+
+@pytest.mark.slow
+def test_stock_transformers_loads_the_repository(near: FakeHub, bert: Path, reviews: Path, tmp_path: Path) -> None:
+    run = export_helpers.encoder_run(tmp_path, reviews, {"kind": "pretrained", "name": str(bert)})
+    export_run(run, ONLY_MODEL)
+    write_json(run.status, {"state": "finished", "exit_code": 0})
+    code, text = push(run)
+    assert code == 0, text
+    for name, content in near.files[REPO].items():
+        path = tmp_path / "downloaded" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    texts = ["a good film", "some bad and dull scenes"]
+    loaded = pipeline("text-classification", model=str(tmp_path / "downloaded"))
+    ours = list(predict(run.path, texts))
+    for theirs, own in zip(loaded(texts), ours, strict=True):
+        assert theirs["label"] == own["label"]
+        assert theirs["score"] == pytest.approx(own["confidence"], abs=1e-5)

@@ -121,8 +121,8 @@ def evaluate(run: str | Path, *, split: str = "test", overrides: Sequence[str] =
             runtime.close()
             if runtime.main:
                 made = finished.run
-                work = functools.partial(make_baselines, made, finished.task, split)
-                attempt(f"the baseline of {split}", made, work, split)
+                baseline = functools.partial(make_baselines, made, finished.task, split)
+                attempt(f"the baseline of {split}", made, baseline, split)
                 if (made.evaluation(split) / "report.html").exists():
                     work = functools.partial(write_report, made, finished.task, finished.model, None, split)
                     attempt(f"the report of {split}", made, work, split)

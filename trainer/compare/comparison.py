@@ -71,11 +71,11 @@ def _metrics(runs: Sequence[Compared], rows: int) -> list[dict[str, Any]]:
     specs = {spec.key: spec for spec in runs[0].report.metrics}
     keys = [key for key in {**specs, **values[0]} if all(finite(found.get(key)) for found in values)]
     lines = [_line(key, runs, values, differences, specs) for key in keys]
-    stored, nothing = [run.report.scores for run in runs], [{}] * (len(runs) - 1)
+    stored = [run.report.scores for run in runs]
     if any(scores.get("rows") != rows for scores in stored):  # of other rows than those compared
         return lines
     more = [key for key in specs if key not in keys and all(finite(scores.get(key)) for scores in stored)]
-    return lines + [_line(key, runs, stored, nothing, specs) for key in more]
+    return lines + [_line(key, runs, stored, [{}] * (len(runs) - 1), specs) for key in more]
 
 
 def _line(

@@ -235,7 +235,7 @@ def resampled_losses(losses: Sequence[float], tokens: Sequence[int]) -> Resample
     loss, count = np.asarray(losses, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
 
     def scores(weights: Table) -> dict[str, float]:
-        mean = float(weights @ loss / max(1.0, weights @ count))
+        mean = float(weights @ loss) / max(1.0, float(weights @ count))
         return {"loss": mean, "perplexity": _perplexity(mean)}
 
     return scores

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import validate_repo_id
 
 from trainer.errors import DataError, GateError, UsageError
 from trainer.export.artifact_integrity import problems, read_gate
@@ -37,7 +36,7 @@ FIGURES = (".png", ".svg")
 TEXTS = (".json", ".md", ".yaml", ".html", ".py", ".svg")
 VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json")  # any text may be a token
 LARGEST_TEXT = 20_000_000  # bytes of a text that is searched for credentials
-REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+REPO = re.compile(r"(?=.{3,96}$)\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,11 @@ def check_repo(repo: str) -> None:
     Raises:
         UsageError: it is not.
     """
-    try:
-        validate_repo_id(repo)
-    except ValueError as error:
-        raise UsageError(f"REPO {repo!r}: {error}") from None
-    if not REPO.fullmatch(repo):
-        raise UsageError(f"REPO {repo!r}: owner/name is expected, such as my-team/my-model")
+    if not REPO.fullmatch(repo) or any(part in repo for part in ("..", "--")) or repo.endswith(".git"):
+        raise UsageError(
+            f"REPO {repo!r}: owner/name is expected, such as my-team/my-model: letters, digits, '_', and within them "
+            "single '.' and '-'"
+        )
 
 
 def check_finished(run: RunDir) -> None:
@@ -150,9 +148,8 @@ def check_card(text: str) -> None:
         DataError: huggingface_hub cannot read it, or finds no results where there are some.
     """
     try:
-        data = ModelCard(text).data
-        results: list[Any] = data.eval_results or []
-        numbers = [result.metric_value for result in results]
+        data: Any = ModelCard(text).data
+        numbers = [result.metric_value for result in data.eval_results or []]
     except Exception as error:  # of YAML or of the metadata
         raise DataError(f"README.md for the Hub: {error}") from error
     if ("model-index:" in text) != bool(numbers) or not all(isinstance(n, int | float) for n in numbers):

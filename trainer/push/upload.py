@@ -77,7 +77,7 @@ def _push(
     names = {file.path for file in files}
     stale = [name for name in api.list_repo_files(repo) if name not in names and _is_own(name)]
     step = run.stages().get("model", {}).get("step")
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(file.path, str(c) if isinstance(c := file.content, Path) else c) for file in files),
         *(CommitOperationDelete(name) for name in stale),
     ]

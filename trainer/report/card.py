@@ -145,7 +145,7 @@ def front_matter(report: TaskReport, evaluated: list[TaskReport]) -> dict[str, A
         model_name=str(recipe.get("name")) if results else None,
         eval_results=results or None,
     )
-    found: dict[str, Any] = data.to_dict()
+    found: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
     return found
 
 

@@ -31,7 +31,7 @@ WEIGHTS = 2_000_000  # most features x classes: the optimizer keeps some twenty 
 CHARACTERS = 10_000  # of a text that are read
 ITERATIONS, PROBE = 200, 5  # of the optimizer, and after how many the time for the others is known
 SECONDS = 60.0  # for all of it
-REGULARIZATION = 10.0  # C of scikit-learn
+REGULARIZATION, TOLERANCE = 10.0, 1e-5  # C and tol of scikit-learn
 SPACES = 0.05  # share of white space below which a script is taken to have no words
 SMALLEST = 1e-12  # a probability of 0 for the truth counts as this one: the loss stays a number
 WINDOW = 2_000  # rows that are predicted together
@@ -103,7 +103,8 @@ class _Linear:
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=most, dtype=np.float64, **how)
         self._vectorizer.fit(_until(end, (side for text in texts for side in self._sides(text))))
         table = self._features(texts)
-        self._models, self._iterations, self._complete = [], 0, True
+        self._models: list[Any] = []  # a number is the probability of all rows
+        self._iterations, self._complete = 0, True
         if several:
             for number, name in enumerate(names):
                 share = (end - time.monotonic()) / (len(names) - number)
@@ -133,7 +134,9 @@ class _Linear:
         if len(classes) == 1:
             self._models.append(float(classes[0]))
             return
-        model = LogisticRegression(C=REGULARIZATION, class_weight=weight, warm_start=True, max_iter=PROBE)
+        model = LogisticRegression(
+            C=REGULARIZATION, class_weight=weight, tol=TOLERANCE, warm_start=True, max_iter=PROBE
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             began = time.monotonic()

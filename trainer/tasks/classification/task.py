@@ -36,7 +36,7 @@ class Classification(CalibratedTask):
     models = ("encoder", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
     reporter_path = "trainer.tasks.classification.report:ClassificationReport"
-    baselines_path = "trainer.tasks.classification.baseline:of_task"
+    baselines_path: ClassVar[str | None] = "trainer.tasks.classification.baseline:of_task"
     suggester_path = "trainer.tasks.classification.suggest:suggest"
     embeds = True
     averages = True
