@@ -29,6 +29,7 @@ from trainer.rank_env import clean_environment
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
 from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers, table_console
+from trainer.tracking.command import track_command
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="name of a shipped recipe, or path of a YAML file")
@@ -242,6 +243,9 @@ app.command("embed", cls=TextCommand)(embed_command)
 
 
 app.command("init")(init_command)
+
+
+app.command("track")(track_command)
 
 
 @app.command("recipes")
