@@ -1,7 +1,7 @@
-"""W&B: each line is a row with its own `step`, to which the charts refer. Files of an offline run are in tracking/wandb.
+"""W&B: each line is a row with its own `step`, the x axis of all charts. Files are in tracking/wandb.
 
-The steps of a run are in the .wandb files of all its starts on this machine, and in the summary that the server returns
-for a run that is resumed.
+The steps of an offline run are in the .wandb files of all its starts, those of another one in the summary that the
+server returns when the run is resumed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Service(Base):
         run = self.tracker.tracker
         if run.offline:
             return last
-        return {key.removesuffix("/step"): int(run.summary[key]) for key in run.summary.keys() if key.endswith("/step")}
+        return {key.removesuffix("/step"): int(run.summary[key]) for key in run.summary if key.endswith("/step")}
 
     def log(self, record: Record) -> None:
         self.tracker.log({"step": record.step, f"{record.split}/step": record.step, **record.values})
