@@ -90,10 +90,9 @@ def tiny_recipe(root: Path, **sections: dict[str, Any]) -> dict[str, Any]:
             "dropout": 0.1,
         },
         "optim": {"name": "adamw", "lr": 2e-3, "schedule": "constant", "label_smoothing": 0.1},
-        "loop": {"max_steps": 12, "eval_every": 4, "save_every": 3, "log_every": 1},
+        "loop": {"max_steps": 12, "eval_every": 4, "save_every": 3, "log_every": 1, "ledger": True},
         "evaluation": {"beam_size": 2, "bootstrap": 10, "max_length_factor": 0.5},
         "export": {"model": False, "onnx": False, "int8": False},
-        "track": ["ledger"],
     }
     for name, values in sections.items():
         recipe[name] = {**recipe.get(name, {}), **values}

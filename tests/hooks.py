@@ -721,3 +721,24 @@ def full_disk(file: str, after: int) -> None:
         return content(tensor)
 
     tensors._write_file, tensors._bytes_of = limited, counted
+
+
+def killed_once_tracked(step: int, logged: int, names: Sequence[str]) -> None:
+    """Rank zero waits after the line of `step` until trackers have step `logged`, and is killed with their process."""
+    from trainer.engine.reporter import Reporter
+
+    write = Reporter.logged
+
+    def wrapped(self: Any, progress: Any, *values: Any) -> None:
+        write(self, progress, *values)
+        until = time.monotonic() + 120
+        while progress.step == step and time.monotonic() < until:
+            with contextlib.suppress(OSError, ValueError):
+                last = [json.loads((self._run.path / f"tracking/{name}.json").read_text())["last"] for name in names]
+                if all(steps.get("train", 0) >= logged for steps in last):
+                    for child in psutil.Process().children(recursive=True):
+                        child.kill()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.01)
+
+    Reporter.logged = wrapped  # type: ignore[method-assign]

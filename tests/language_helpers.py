@@ -28,10 +28,9 @@ def causal_recipe(root: Path | str, own: dict[str, Any], sections: dict[str, Any
     """`own`: what a file of tests wants for all of them; `sections`: what one of them changes."""
     values: dict[str, Any] = {
         "task": {"kind": "language_modeling", "objective": "causal"},
-        "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1},
+        "loop": {"max_steps": 8, "eval_every": 4, "save_every": 4, "log_every": 1, "ledger": True},
         "evaluation": {"bootstrap": 20, "splits": ["test"], "generation": {"new_tokens": 6}},
         "export": {"model": False, "onnx": False, "int8": False},
-        "track": ["ledger"],
         **own,
     }
     data = {"root": str(root), "train": "train.jsonl", "test": "test.jsonl", "validation": 0.1, "lanes": 4}

@@ -23,7 +23,7 @@ AUTO = "loop.fuse_lanes=auto"
 SGD = ("optim.name=sgd", "optim.lr=0.3", "optim.momentum=0.9", "model.dropout=0.0")
 QUIET = (
     "loop.eval_every=100", "loop.save_every=100", "evaluation.splits=[]", "data.validation=null", "loop.max_steps=6",
-    "track=[ledger]", "export.model=false", "export.onnx=false", "export.int8=false",
+    "loop.ledger=true", "export.model=false", "export.onnx=false", "export.int8=false",
 )  # fmt: skip
 ROWS = 4  # of the largest micro-batch of a lane of the tiny recipe: 160 tokens, of which a row has 40
 

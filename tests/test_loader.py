@@ -164,10 +164,10 @@ class Threads:
 
 def loop_of(runtime: Threads, made: Callable[[list[Loaded | None], int], None], **settings_: Any) -> Any:
     """The real loop over the lanes of UNEVEN, its model left out; `made` is called for each step."""
-    defaults = {"fuse_lanes": 1, "epochs": 2, "max_steps": None, "log_every": 10**9, "callbacks": []}
+    defaults = {"fuse_lanes": 1, "epochs": 2, "max_steps": None, "log_every": 10**9, "callbacks": [], "ledger": False}
     every = {"eval_every": 10**9, "save_every": 10**9}
     recipe = SimpleNamespace(
-        data=SimpleNamespace(lanes=5, workers=0, prefetch=2, mix=[]), track=[], seed=1,
+        data=SimpleNamespace(lanes=5, workers=0, prefetch=2, mix=[]), seed=1,
         loop=SimpleNamespace(**{**defaults, **every, **settings_}), optim=OptimConfig(schedule="constant", lr=1.0),
     )  # fmt: skip
     task = SimpleNamespace(

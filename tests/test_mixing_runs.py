@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ranks
 
 STEPS = 24
 DATA = {"block_rows": 20, "tokens_per_batch": 64, "max_length": 32, "validation": None, "test": None}
-LOOP = {"max_steps": STEPS, "eval_every": 100, "save_every": 100, "log_every": 2}
+LOOP = {"max_steps": STEPS, "eval_every": 100, "save_every": 100, "log_every": 2, "ledger": True}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("corpora")
     made = mixed(write_corpora(root), data=DATA, loop=LOOP, evaluation={"splits": []})
     path = root / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**made.model_dump(mode="json"), "track": ["ledger"]}), encoding="utf-8")
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json")), encoding="utf-8")
     return path
 
 

@@ -21,7 +21,7 @@ from trainer.engine.step import Stepper
 
 QUIET = (
     "loop.max_steps=8", "loop.eval_every=100", "loop.save_every=3", "loop.keep=all", "loop.epochs=null",
-    "evaluation.splits=[]", "data.validation=null", "track=[ledger]", "export.model=false", "export.onnx=false",
+    "evaluation.splits=[]", "data.validation=null", "loop.ledger=true", "export.model=false", "export.onnx=false",
     "export.int8=false", "loop.log_every=1",
 )  # fmt: skip
 

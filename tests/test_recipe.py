@@ -194,7 +194,17 @@ def test_required_keys_are_named() -> None:
         (("data.validation=1.5",), "data.validation"),
         (("optim.lr=.nan",), "optim.lr"),
         (("optim.lr=.inf",), "optim.lr"),
-        (("track=[wandb]",), "track.0"),
+        (("track=[wandbb]",), "track.0: 'wandbb' is unknown; did you mean 'wandb'?"),
+        (("track=[wandb, {wandb: {project: x}}]",), "track: wandb is listed twice"),
+        (("track=[{wandb: {projct: x}}]",), "track.0: wandb.projct: unknown option; did you mean 'project'?"),
+        (("track=[{wandb: {project: 3}}]",), "track.0: wandb.project: a text is needed (got 3)"),
+        (
+            ("track=[{wandb: {api_key: x}}]",),
+            "credentials are not part of a recipe; set them in the environment (WANDB_API",
+        ),
+        (("track=[{mlflow: {tracking_uri: x}}]",), "servers and credentials are not part of a recipe"),
+        (("track=[{mlflow: {}, wandb: {}}]",), "track.0: an entry has one name"),
+        (("track=wandb",), "track: a list is needed; write [wandb]"),
         (("loop.eval_every=0",), "loop.eval_every"),
         (("loop.eval_every=daily",), "'epoch'"),
         (("data=3",), "data"),
@@ -343,7 +353,12 @@ def test_a_time_limit_is_no_number() -> None:
 
 def test_overrides_win_and_reach_every_depth() -> None:
     recipe: Any = parse(
-        *("optim.lr=1e-4", "optim.averaging.kind=ema", "data.validation=null", "track=[tensorboard, ledger]"),
+        *(
+            "optim.lr=1e-4",
+            "optim.averaging.kind=ema",
+            "data.validation=null",
+            "track=[tensorboard, {wandb: {project: mt}}]",
+        ),
         *("data.train={src: a.de, trg: a.en}", "optim.betas=[0.9, 0.98]", "seed=2", "seed=3", "name=x-1.2"),
     )
     assert recipe.optim.lr == 1e-4
@@ -351,8 +366,13 @@ def test_overrides_win_and_reach_every_depth() -> None:
     assert recipe.optim.betas == (0.9, 0.98)
     assert recipe.data.validation is None
     assert recipe.data.train == {"src": "a.de", "trg": "a.en"}
-    assert recipe.track == ["tensorboard", "ledger"]
+    assert recipe.track == ["tensorboard", {"wandb": {"project": "mt"}}]
     assert recipe.seed == 3, "the last one counts"
+
+
+def test_the_old_form_of_the_ledger_is_read() -> None:
+    recipe = parse("track=[ledger, mlflow]", "loop.ledger=false")
+    assert (recipe.track, recipe.loop.ledger) == (["mlflow"], True)
 
 
 def test_a_section_that_the_file_leaves_out_can_be_overridden() -> None:
@@ -385,7 +405,15 @@ def test_the_schema_holds_every_section_with_its_choices() -> None:
 
 def test_which_keys_must_agree() -> None:
     old = parse().model_dump(mode="json")
-    free = parse("name=b", "evaluation.beam_size=3", "export.onnx=true", "loop.keep=9", "launch.nodes=3", "track=[]")
+    free = parse(
+        "name=b",
+        "evaluation.beam_size=3",
+        "export.onnx=true",
+        "loop.keep=9",
+        "launch.nodes=3",
+        "track=[wandb]",
+        "loop.ledger=false",
+    )
     assert changed_keys(old, free.model_dump(mode="json")) == {}
     words = (
         "optim.lr=1e-4",

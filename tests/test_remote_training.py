@@ -30,7 +30,7 @@ from trainer.rundir import RunDir
 
 STEPS = 6
 SECRET = "S3CR3T" + "plantedvalue"
-MORE = ["loop.eval_every=3", "evaluation.max_rows=4", "evaluation.bootstrap=1", "data.test=null", "track=[]"]
+MORE = ["loop.eval_every=3", "evaluation.max_rows=4", "evaluation.bootstrap=1", "data.test=null", "loop.ledger=false"]
 
 
 @pytest.fixture(scope="module")

@@ -373,7 +373,7 @@ def test_a_run_from_before_a_key_was_added_resumes(recipe: Path, finished: Path)
 
 
 def test_keys_that_change_no_step_are_free(recipe: Path, finished: Path, tmp_path: Path) -> None:
-    free = ("name=other", "loop.keep=3", "loop.log_every=7", "data.workers=1", "track=[]", "launch.nodes=2")
+    free = ("name=other", "loop.keep=3", "loop.log_every=7", "data.workers=1", "loop.ledger=false", "launch.nodes=2")
     train(recipe, finished, *WORDS, *free).check()
     assert yaml.safe_load((finished / "recipe.yaml").read_text())["loop"]["keep"] == 3
 

@@ -54,7 +54,7 @@ def test_an_evaluation_takes_nothing_from_the_next_line(tmp_path: Path, monkeypa
     now = 100.0
     monkeypatch.setattr(reporter_module, "time", SimpleNamespace(monotonic=lambda: now))
     run = RunDir(tmp_path)
-    made, lines = Reporter(run, None, True, (), Utilization(4)), []
+    made, lines = Reporter(run, None, True, Utilization(4)), []
     made._bar = None
     monkeypatch.setattr(made, "print", lines.append)
     progress = Progress.start(1)

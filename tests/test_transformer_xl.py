@@ -297,7 +297,7 @@ WORTH = 0.35  # nats per token, at least: half of every text is a repetition fro
 def learned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = recipe(
         corpus, model={"d_model": 64, "dropout": 0.0}, optim={"lr": 3e-3}, data={"tokens_per_batch": 8 * SEGMENT},
-        loop={"max_steps": 500, "eval_every": 250, "save_every": 250, "log_every": 50}, track=[],
+        loop={"max_steps": 500, "eval_every": 250, "save_every": 250, "log_every": 50, "ledger": False},
     )  # fmt: skip
     return train(tmp_path_factory.mktemp("learned"), made, "run")
 

@@ -26,9 +26,10 @@ _MODULES = {  # of other names: trainer.api
     "Callback": "trainer.engine.callbacks",
     "Recipe": "trainer.recipe_loading",
     "embed": "trainer.embedding",
+    "track": "trainer.tracking.upload",
 }
 
-__all__ = ["Callback", "Recipe", "embed", "evaluate", "predict", "train"]
+__all__ = ["Callback", "Recipe", "embed", "evaluate", "predict", "track", "train"]
 
 
 def __getattr__(name: str) -> Any:

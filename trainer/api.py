@@ -46,6 +46,7 @@ DEBUG_OVERRIDES = (
     "loop.save_every=10",
     "loop.compile=false",
     "loop.mirror=null",
+    "track=[]",
     "data.workers=0",
     "evaluation.max_rows=32",
     "evaluation.baseline=false",

@@ -46,6 +46,7 @@ from trainer.recipe_commands import recipes_command
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
 from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers, table_console
+from trainer.tracking.command import track_command
 
 app = typer.Typer(
     name="trainer",
@@ -264,6 +265,7 @@ app.command("push")(push_command)
 
 
 app.command("recipes")(recipes_command)
+app.command("track")(track_command)
 
 
 def api(module: str = "api") -> Any:

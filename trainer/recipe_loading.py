@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +20,14 @@ from trainer.models.families.positions import CONCATENATED, not_concatenated
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides, read_yaml, recipe_class
 from trainer.recipe.bleu_tokenizers import problem_of
+from trainer.recipe.trackers import has_ledger
 from trainer.recipe_files import SHIPPED as SHIPPED
 from trainer.recipe_files import find_recipe
 from trainer.task.base import Task
 from trainer.task.registry import load_task, roles_of, task_class, task_classes
 from trainer.task.user_loss import loss_problems
+
+log = logging.getLogger("rankzero")
 
 _Shipped = recipe_class([task.config for task in task_classes().values()], MODEL_CONFIGS)
 
@@ -50,9 +55,16 @@ def load_recipe(recipe: str | Path | BaseRecipe, overrides: Sequence[str] = ()) 
         path = find_recipe(str(recipe))
         values = apply_overrides(read_yaml(path), overrides)
         user_code.trust(values)
+        if has_ledger(values):
+            _warn_once(f"{path}: track: [ledger] is deprecated; write loop.ledger: true")
         resolved = Recipe.parse(values, where=str(path))
     check_recipe(resolved)
     return resolved
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning("%s", text)
 
 
 def check_recipe(recipe: BaseRecipe) -> None:

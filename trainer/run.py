@@ -47,23 +47,24 @@ def run_recipe(recipe: Recipe, options: Options) -> Run:
         with attempt(recipe, options, run, runtime, splits) as (recipe, status):
             data = runtime.on_main(lambda: prepare_inputs(recipe, run, runtime))
             session = Session(recipe, run, runtime, status, data, accumulation, splits, options.debug, options.profile)
-            session.train()
-            session.select_checkpoint()
-            if options.defer:
-                runtime.close()
-                session.finish_mirror()
-                return Run(run.path, session.progress.step, {})
-            evaluated: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
-            times = Times()
-            with times.of("evaluation"):
-                scores = {split: session.evaluate(split) for split in evaluated}
-            runtime.close()  # no collective can time out while rank zero works alone
-            if runtime.main:
-                try:
-                    finish_alone(session, scores, times)
-                finally:
+            with session.tracked():
+                session.train()
+                session.select_checkpoint()
+                if options.defer:
+                    runtime.close()
                     session.finish_mirror()
-            return Run(run.path, session.progress.step, scores)
+                    return Run(run.path, session.progress.step, {})
+                evaluated: list[str] = [split for split in recipe.evaluation.splits if getattr(recipe.data, split)]
+                times = Times()
+                with times.of("evaluation"):
+                    scores = {split: session.evaluate(split) for split in evaluated}
+                runtime.close()  # no collective can time out while rank zero works alone
+                if runtime.main:
+                    try:
+                        finish_alone(session, scores, times)
+                    finally:
+                        session.finish_mirror()
+                return Run(run.path, session.progress.step, scores)
 
 
 def accumulation_steps(recipe: Recipe) -> int:

@@ -31,7 +31,7 @@ GATES = {
 }
 SHARED: dict[str, Any] = {
     "version": 1,
-    "loop": {"max_steps": 4, "eval_every": 2, "save_every": 2, "log_every": 1},
+    "loop": {"max_steps": 4, "eval_every": 2, "save_every": 2, "log_every": 1, "ledger": True},
     "evaluation": {
         "bootstrap": 10,
         "max_rows": 12,
@@ -40,7 +40,6 @@ SHARED: dict[str, Any] = {
         "generation": {"new_tokens": 4},
     },
     "export": {"bench": 0, "bf16": True, "safetensors": True, "gates": GATES},
-    "track": ["ledger"],
 }
 
 
@@ -62,7 +61,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "tokenizer": tokenizer("bpe", 200),
         "model": {"kind": "transformer", "encoder_layers": 1, "decoder_layers": 1, **WIDTHS},
         "optim": {"averaging": {"kind": "ema"}},
-        "track": ["ledger", "tensorboard"],
+        "track": ["tensorboard"],
     },
     "translation-separate": {
         "task": {"kind": "translation"},

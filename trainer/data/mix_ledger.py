@@ -24,7 +24,7 @@ def check_run(run: str | Path) -> list[str]:
     """Return every block of a run whose rows are not in the proportions of its recipe. Empty if all are.
 
     Args:
-        run: a run directory, trained with `data.mix` and `track: [ledger]`.
+        run: a run directory, trained with `data.mix` and `loop.ledger`.
 
     Raises:
         UsageError: the run has no ledger, or its recipe mixes no corpora.
@@ -34,7 +34,7 @@ def check_run(run: str | Path) -> list[str]:
     data = DataConfig.model_validate(values["data"])
     ledger = folder / "ledger.jsonl"
     if not data.mix or not ledger.is_file():
-        raise UsageError(f"{folder}: there is no mixture to check: train with data.mix and track=[ledger]")
+        raise UsageError(f"{folder}: there is no mixture to check: train with data.mix and loop.ledger=true")
     counted = (read_json(folder / "manifest.json") or {})["data"]["train"]["corpora"]
     quotas = Quotas.of(data, [counted[entry.name]["rows"] for entry in data.mix])
     plan = LanePlan(

@@ -227,8 +227,8 @@ class Loop:
         self._callbacks.call("on_log", self.progress.step, {"loss": loss, "epoch": self.progress.last_epoch, **more})
 
     def _append_to_ledger(self, number: int, batches: Sequence[Loaded | None]) -> None:
-        """With `track: [ledger]`, write which rows of each lane a step has used."""
-        if "ledger" not in self.task.recipe.track:
+        """With `loop.ledger`, write which rows of each lane a step has used."""
+        if not self._loop.ledger:
             return
         source = self.corpus.train
         own = {

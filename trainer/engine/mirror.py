@@ -1,7 +1,7 @@
 """Copy complete checkpoints to another place in the background (`loop.mirror`), and resume from such a place.
 
     URL/NAME/                    NAME: of the run directory
-      recipe.yaml  manifest.json  metrics.jsonl  ledger.jsonl  tokenizer/     as in the run directory
+      recipe.yaml  manifest.json  metrics.jsonl  ledger.jsonl  tokenizer/  tracking/*.json     as in the run directory
       step-00000200/             files of a checkpoint, then its manifest.json, by which it counts
 
 A thread of rank zero copies the newest checkpoint that the mirror does not have, and before it those that a resumed run
@@ -30,6 +30,7 @@ from trainer.files import flush, inside, read_json, write_json
 from trainer.lock import check_held
 from trainer.redaction import redacted
 from trainer.rundir import CHECKPOINT_MANIFEST, RunDir
+from trainer.tracking.position import FOLDER
 
 log = logging.getLogger("rankzero")
 
@@ -184,7 +185,14 @@ class Mirror:
 
     def _copy_run_files(self) -> None:
         run = self._run
-        files = [run.recipe, run.manifest, run.metrics, run.ledger, *run.tokenizer.rglob("*")]
+        files = [
+            run.recipe,
+            run.manifest,
+            run.metrics,
+            run.ledger,
+            *run.tokenizer.rglob("*"),
+            *(run.path / FOLDER).glob("*.json"),
+        ]
         for file in files:
             if file.is_file():
                 self._put(file, str(file.relative_to(run.path)))
@@ -292,7 +300,7 @@ def _fetch_run_files(place: RemoteFolder, run: RunDir) -> None:
     for file in (run.recipe, run.metrics, run.ledger):
         if (content := place.read(file.name)) is not None:
             file.write_bytes(content)
-    for name in place.files("tokenizer"):
+    for name in (*place.files("tokenizer"), *place.files(FOLDER)):
         if (to := inside(run.path, name)) is not None:
             place.get(name, to)
     run.manifest.write_bytes(place.read("manifest.json") or b"{}")

@@ -1,4 +1,4 @@
-"""Report the training on rank zero: progress bar or plain lines, metrics.jsonl, status.json, TensorBoard.
+"""Report the training on rank zero: progress bar or plain lines, metrics.jsonl, status.json.
 
 Epochs are counted from 0 everywhere; a line has the epoch of its step.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
@@ -40,9 +40,7 @@ class _Interval:
 class Reporter:
     """Reports on rank zero. On other ranks all methods do nothing."""
 
-    def __init__(
-        self, run: RunDir, status: Status | None, main: bool, track: Sequence[str], utilization: Utilization
-    ) -> None:
+    def __init__(self, run: RunDir, status: Status | None, main: bool, utilization: Utilization) -> None:
         self._run, self._status, self._main, self._utilization = run, status, main, utilization
         self._interval = _Interval()
         self._paused = 0.0
@@ -50,9 +48,6 @@ class Reporter:
         self._grad_norm: SupportsFloat = 0.0
         self._began: tuple[float, float] | None = None  # time and share of the first step of this attempt
         self._bar: Progress | None = None
-        self._board: Any = None
-        if main and "tensorboard" in track:
-            self._board = _board(run)
         if main and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -164,8 +159,6 @@ class Reporter:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._board is not None:
-            self._board.close()
 
     def _write(self, line: dict[str, Any]) -> None:
         # Only rank zero runs this: if it raised LockLost, the other ranks would only see a lost connection. The
@@ -176,20 +169,9 @@ class Reporter:
                 self._status.update(step=line["step"])
         except LockLost:
             return
-        if self._board is not None:
-            corpora = {f"{key}/{name}": of[key] for name, of in line.get("corpora", {}).items() for key in of}
-            for name, value in {**line, **corpora}.items():
-                if name not in ("step", "split", "corpora") and value is not None:
-                    self._board.add_scalar(f"{line['split']}/{name}", value, line["step"])
 
 
 _LOG = Console(stderr=True, soft_wrap=True)
-
-
-def _board(run: RunDir) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run.tensorboard))
 
 
 def memory_bytes() -> int:

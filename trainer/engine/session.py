@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ from trainer.recipe.unused import unused_keys
 from trainer.rundir import RunDir, Status
 from trainer.stages import Stage
 from trainer.task.registry import make_task
+from trainer.tracking.background import Tracking
 
 log = logging.getLogger("rankzero")
 
@@ -71,7 +73,7 @@ class Session:
         self.complete_model = self.model
         bare = Objective(self.task, model, freeze_parts(model, recipe.optim))
         self._unused = freeze_unused(bare)
-        self.reporter = Reporter(run, status, runtime.main, recipe.track, self._utilization(bare))
+        self.reporter = Reporter(run, status, runtime.main, self._utilization(bare))
         runtime.engine.convert(model)
         if recipe.loop.checkpointed_layers:
             checkpoint_activations(model, recipe.loop.checkpointed_layers, compiled=bool(recipe.loop.compile))
@@ -101,6 +103,8 @@ class Session:
         self._log_notes(data)
         self.mirror: Mirror | None = None  # of rank zero
         runtime.on_main(self._begin_mirror)
+        self._tracking: Tracking | None = None  # of rank zero
+        runtime.on_main(self._begin_tracking)
 
     def train(self) -> None:
         """Train to the end of the recipe. Return at once if it is already trained."""
@@ -132,6 +136,23 @@ class Session:
     def _begin_mirror(self) -> None:
         if self.recipe.loop.mirror is not None:
             self.mirror = Mirror(self.run, self.recipe.loop.mirror)
+
+    def _begin_tracking(self) -> None:
+        self._tracking = Tracking(self.run, self.recipe.track, self.progress.step or -1)
+
+    @contextlib.contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Upload metrics during the block, and wait on rank zero until trackers have them. The wait is bounded."""
+        state = "failed"
+        try:
+            yield
+            state = "finished"
+        except Preempted:
+            state = "preempted"
+            raise
+        finally:
+            if self._tracking is not None:
+                self._tracking.finish(state, lambda: bool(self.runtime.stop.received))
 
     def finish_mirror(self) -> None:
         """Wait on rank zero until the mirror has the newest checkpoint. The wait is bounded, and short at a stop."""

@@ -39,6 +39,7 @@ from trainer.models.flash import check_flash
 from trainer.models.init_from import trunk_file
 from trainer.models.padding_free import check_family
 from trainer.recipe import Recipe
+from trainer.recipe.trackers import check_installed, options_of
 from trainer.redaction import shareable
 from trainer.rundir import RunDir, git_commit
 from trainer.stages import digest, file_facts, published
@@ -57,13 +58,15 @@ def check_beginning(run: RunDir, recipe: Recipe, precision: str = "no") -> None:
     This comes before all rows are read, which may take long. A start that resumes a checkpoint checks nothing again.
 
     Raises:
-        UsageError: fp8 with an adapter, `model.init_from` names no run with a model, a file of the model or the
-            tokenizer is missing, cut or corrupt, or `model.attention` or `data.padding` is not supported.
+        UsageError: fp8 with an adapter, a tracker is not installed, `model.init_from` names no run with a model, a file
+            of the model or the tokenizer is missing, cut or corrupt, or `model.attention` or `data.padding` is not
+            supported.
     """
     if adapter_of(recipe) is not None and precision == "fp8":
         raise UsageError(
             "fp8 with model.adapter: the layers of the base are frozen, so none multiplies in fp8; use bf16"
         )
+    check_installed(list(options_of(recipe.track)))
     check_flash(recipe.model)
     if any(run.checkpoints.iterdir()) or run.model.exists():
         return

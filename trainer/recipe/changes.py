@@ -18,6 +18,7 @@ FREE_TO_CHANGE = (
     "loop.save_every",
     "loop.callbacks",
     "loop.log_every",
+    "loop.ledger",
     "loop.peak_tflops",
     "data.root",
     "data.mix.*.root",

@@ -51,6 +51,7 @@ class LoopConfig(Section):
         500, description="steps between checkpoints, epoch, or a time such as 15min"
     )
     log_every: Positive = Field(50, description="steps between log lines")
+    ledger: bool = Field(False, description="write the rows of each step to ledger.jsonl")
     keep: Annotated[int, Field(ge=2)] | Literal["all"] = Field(2, description="newest checkpoints to keep, or all")
     mirror: str | None = Field(
         None,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
 from trainer.errors import UsageError
 from trainer.recipe.loop_sections import LaunchConfig, LoopConfig
@@ -32,6 +32,7 @@ from trainer.recipe.sections import (
     TokenizerTraining,
 )
 from trainer.recipe.synonyms import advice
+from trainer.recipe.trackers import TrackerEntry, repeated, without_ledger
 
 MOST_BYTES, MOST_VALUES = 10_000_000, 1_000_000  # of a recipe file
 
@@ -50,10 +51,20 @@ class Recipe(Section):
     loop: LoopConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
-    track: list[Literal["tensorboard", "ledger"]] = Field(
-        default_factory=list, description="tensorboard: event files; ledger: the rows of each step"
+    track: list[TrackerEntry] = Field(
+        default_factory=list,
+        description="trackers that get the metrics: names, or {name: {option: value}}; see docs/how-to/tracking.md",
     )
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
+
+    _ledger = model_validator(mode="before")(without_ledger)
+
+    @field_validator("track")
+    @classmethod
+    def _once(cls, track: list[TrackerEntry]) -> list[TrackerEntry]:
+        if (name := repeated(track)) is not None:
+            raise ValueError(f"{name} is listed twice; give all its options in one entry")
+        return track
 
     @property
     def tokenizer_name(self) -> str | None:

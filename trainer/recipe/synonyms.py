@@ -67,7 +67,10 @@ _PLACES = {
     "task.labels": ("num_labels", "num_classes", "classes", "label_names", "id2label"),
     "tokenizer.pretrained": ("tokenizer_name", "tokenizer_name_or_path"),
     "seed": ("random_seed", "data_seed", "manual_seed"),
-    "track": ("report_to", "logger", "loggers", "tracker", "trackers", "wandb", "log_with"),
+    "track": (
+        "report_to", "logger", "loggers", "tracker", "trackers", "log_with", "tensorboard", "wandb", "mlflow",
+        "wandb_project", "run_name",
+    ),
     "--config NAME of the command line, such as --config ddp_bf16 (precision and engine are not in a recipe)": (
         "fp16", "bf16", "amp", "precision", "mixed_precision", "deepspeed", "fsdp", "strategy", "accelerator",
         "use_cuda", "use_cpu", "no_cuda", "ddp", "half_precision", "half", "device",
