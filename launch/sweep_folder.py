@@ -20,7 +20,7 @@ from typing import Any
 from trainer.errors import RankzeroError, UsageError
 from trainer.files import make_folder, read_json
 from trainer.lock import hold
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, Status
 
 POLL_SECONDS = 0.5
 BUSY_SECONDS = 600.0  # a task of an array waits so long for the other tasks, which hold the folder for moments
@@ -68,6 +68,12 @@ class SweepFolder:
 
     def top_run(self, number: int, seed: int) -> RunDir:
         return RunDir(self.top / str(number) / f"seed-{seed}")
+
+    def status(self) -> Status:
+        """Return a new status.json, which has no step."""
+        status = Status(RunDir(self.path), 1)
+        status.values["step"] = None
+        return status
 
     @contextlib.contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:

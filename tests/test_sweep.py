@@ -10,23 +10,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sweep_helpers
 import sweep_stub
-from sweep_helpers import RATES, problems, run_stub, sweep_of
+import typer
+import yaml
+from processes import wait_until
+from review_helpers import recipe as review_recipe
+from sweep_helpers import RATES, problems, run_stub, stub_command, sweep_of
 
+from launch.slurm import queue
 from launch.slurm.follow import _text as status_text
 from launch.slurm.follow import state_of
 from launch.slurm.queue import Snapshot
+from launch.sweep import slurm, task
 from launch.sweep.space import Quantized
 from launch.sweep.study import Study
+from launch.sweep.trials import define
 from launch.sweep_folder import SweepFolder, evaluations
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.files import read_json
 
+NO_EXPORT = {"model": False, "onnx": False, "int8": False}
 TWO = {"optim.schedule": {"kind": "choice", "values": ["constant", "linear"]}}
 
 
@@ -81,8 +90,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ({"trials": 3, "space": TWO, "metric": "acuracy"}, "metric: 'acuracy' is unknown; allowed: "),
         ({"trials": 3, "space": TWO, "metric": "test/bleu"}, "is of the test split"),
         ({"trials": 3, "space": {"model.d_model": {"kind": "choice", "values": [33, 35]}}}, "33 is refused"),
+        ({"trials": 3, "space": {"data.train": {"kind": "choice", "values": [1, 1]}}}, "1 is given twice"),
         ({"trials": 3, "space": {"tokenizer.train.vocab_size": {"kind": "int", "low": 200, "high": 300}}}, "per token"),
-        ({"trials": 3, "space": {"x": {"kind": "choice", "values": [1, 1]}}}, "1 is given twice"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
@@ -93,7 +102,7 @@ def test_contradictions_are_refused(tmp_path: Path, config: dict[str, Any], mess
 
 def test_pruning_needs_comparable_evaluations(tmp_path: Path) -> None:
     config = {"trials": 3, "space": TWO, "prune": {"kind": "median"}}
-    with pytest.raises(UsageError, match="loop.eval_every=15min is a time"):
+    with pytest.raises(UsageError, match="15min is a time"):
         sweep_of(tmp_path, config, ["loop.eval_every=15min"])
     with pytest.raises(UsageError, match="same number of evaluations"):
         sweep_of(tmp_path, {**config, "space": {"loop.eval_every": {"kind": "int", "low": 1, "high": 4}}})
@@ -192,7 +201,6 @@ def test_a_grid_of_the_stub_is_trained_and_shown(tmp_path: Path, capsys: pytest.
     assert table["best"] == 2
     assert table["trials"][2]["value"] == sweep_stub.loss_at(1e-3, 8)
     assert "best: trial 2" in capsys.readouterr().out
-    assert "deadline" not in table
     before = {path: path.stat().st_mtime_ns for path in sweep.path.glob("trials/*/state.json")}
     run_stub(tmp_path, rates(1e-5, 1e-2, 1e-3, 1e-4), jobs=2)  # nothing is left
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -261,8 +269,7 @@ def test_a_fault_of_every_trial_ends_the_sweep(tmp_path: Path) -> None:
         run_stub(tmp_path, rates(0.9, 1e-3), overrides=["seed=3"])
     assert error.value.exit_code == DataError.exit_code
     assert "trial 0: the stub ends with 3" in str(error.value)
-    sweep = SweepFolder(tmp_path / "sweep")
-    assert read_json(sweep.status if hasattr(sweep, "status") else sweep.path / "status.json")["exit_code"] == 3
+    assert read_json(tmp_path / "sweep" / "status.json")["exit_code"] == 3
     with pytest.raises(RankzeroError, match="all 3 trials have failed"):
         run_stub(tmp_path / "second", rates(0.9, 0.8, 0.7, 1e-3), overrides=["seed=5"])
     assert len(read_json(tmp_path / "second" / "sweep" / "trials.json")["trials"]) == 3
@@ -318,6 +325,96 @@ def test_no_trial_is_lost_or_run_twice_when_the_sweep_is_killed(tmp_path: Path) 
     state = sweep.run(3).path / "state.json"
     state.write_text(json.dumps({**read_json(state), "done": 2, "steps": [1, 1, 2]}))
     assert {"trial 3: finished 2 times", "trial 3: steps [1, 1, 2]"} <= {*problems(sweep, 6)}
+
+
+# -- SLURM -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_scripts_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_of(tmp_path, {**rates(1e-3, 1e-2, 1e-1), "prune": {"kind": "median"}})
+    folder = SweepFolder(tmp_path / "a sweep")
+    job = slurm._job(folder, [str(tmp_path / "tiny.yaml")], {"config": "debug"})
+    for scripts in (
+        slurm._trial_scripts(job, sweep, [0, 2], 4),
+        slurm._top_scripts(job, folder, [(2, 1), (2, 5)], 1),
+    ):
+        for script in scripts:
+            assert subprocess.run(["bash", "-n"], input=script.text, text=True).returncode == 0
+            assert not queue.here() or queue.refusal(script.text) in (None, queue.refusal("#!/bin/bash\ntrue"))
+    trials, top = slurm._trial_scripts(job, sweep, [0, 2], 4)[0].text, scripts[0].text
+    assert "#SBATCH --array=0,2%4\n" in trials
+    assert "task watch $$ &" in trials
+    assert '"$SWEEP/recipes/$SLURM_ARRAY_TASK_ID.yaml" --defer' in trials
+    assert "#SBATCH --array=0-1%1\n" in top
+    assert "top/2/seed-5" in top
+    assert "task" not in top.partition("WORDS=(")[2].partition("# ---")[0].replace("TASK", "")
+    assert "-m launch.sweep.task" not in top
+    assert [slurm.ranges(numbers) for numbers in ([0], [1, 2, 3], [5, 0, 1, 7, 8])] == ["0", "1-3", "0-1,5,7-8"]
+
+
+def test_the_tasks_of_an_array_share_the_journal(tmp_path: Path) -> None:
+    """Task 2 begins first. The stub trains in place of the job."""
+    sweep, folder = sweep_of(tmp_path, rates(1e-3, 1e-2, 1e-1)), SweepFolder(tmp_path / "sweep")
+    with folder.locked():
+        define(folder, sweep)
+
+    def code_of(function: Callable[..., None], *words: object) -> int:
+        try:
+            function(folder.path, *words)
+        except typer.Exit as ended:
+            return ended.exit_code
+        return 0
+
+    assert code_of(task.begin, 2) == 0
+    assert code_of(task.begin, 2) == 0, "requeued"
+    assert code_of(task.end, 2, 75) == 1, "stopped: its next start resumes it"
+    for number in (2, 0):
+        assert code_of(task.begin, number) == 0
+        subprocess.run(stub_command(folder.recipe(number), folder.run(number), True), check=True)
+        assert code_of(task.end, number, 0) == 0
+        assert code_of(task.begin, number) == task.ENDED
+    assert code_of(task.begin, 1) == 0
+    assert code_of(task.end, 1, 1) == 0, "the script has given up"
+    rows = read_json(folder.trials)["trials"]
+    assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
+    assert [row["params"]["optim.lr"] for row in rows] == [1e-3, 1e-2, 1e-1]
+    assert code_of(task.begin, 3) == task.ENDED, "a grid of three"
+
+
+# -- real trainings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_a_real_sweep_is_killed_and_resumed_and_its_best_trial_retrained(tmp_path: Path, reviews: Path) -> None:
+    """The resumed trial has the weights of one that was never killed."""
+    values = review_recipe(reviews, loop={"max_steps": 24, "eval_every": 6, "save_every": 2}, export=NO_EXPORT)
+    (tmp_path / "reviews.yaml").write_text(values.to_yaml())
+    config = {**rates(3e-3, 1e-4), "metric": "accuracy"}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(config))
+    main = "from launch.cli import main; main()"
+    words = [sys.executable, "-c", main, "sweep", "reviews.yaml", "search.yaml", "--top=1", "--seeds=1-2"]
+    folder = SweepFolder(tmp_path / "runs" / "reviews-sweep")
+    process = subprocess.Popen(words, cwd=tmp_path)
+    wait_until(lambda: (folder.run(0).newest_checkpoint() or 0) >= 4, 120)
+    process.kill()
+    process.wait()
+    assert subprocess.run(words, cwd=tmp_path, timeout=300).returncode == 0
+    rows = read_json(folder.trials)["trials"]
+    assert [row["state"] for row in rows] == ["complete", "complete"]
+    manifest = read_json(folder.run(0).manifest)
+    assert len(manifest["starts"]) == 1, "resumed once"
+    assert manifest["stages"]["model"]["metric"] == "accuracy"
+    assert not folder.run(0).evaluation("test").exists(), "no trial reads the test split"
+    comparison = read_json(folder.top / "comparison.json")
+    assert [run.rpartition("/")[2] for run in comparison["runs"]] == ["seed-1", "seed-2"]
+    assert {*comparison["ensemble"]} == {"validation", "test"}
+    assert 0 <= comparison["ensemble"]["test"]["accuracy"] <= 1
+    # trial and seed 1 of the best one train alike: one was killed, the other was not
+    best = read_json(folder.trials)["best"]
+    weights = [run.model / "model.safetensors" for run in (folder.run(best), folder.top_run(best, 1))]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert "Ensemble of all 2 runs" in folder.page.read_text(encoding="utf-8")
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from launch.sweep_folder import SweepFolder
 from trainer.cli import Config, Overrides, RecipeArgument
 from trainer.errors import UsageError
 
@@ -23,17 +22,13 @@ def sweep_command(
     nproc: Annotated[int | None, Option("--nproc", metavar="N", min=1, help="ranks of each trial")] = None,
     top: Annotated[int, Option("--top", metavar="K", min=0, help="retrain the best K trials, with artifacts")] = 0,
     seeds: Annotated[str, Option("--seeds", metavar="SEEDS", help="of --top, as 1-3 or 1,5,9")] = "1-3",
+    slurm: Annotated[bool, Option("--slurm", help="each trial is a task of an array of jobs")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="with --slurm: print scripts and checks only")] = False,
 ) -> None:
     """Train a recipe with many settings (grid, random, TPE). Select on validation. The same command resumes."""
     if importlib.util.find_spec("optuna") is None:
         raise UsageError("rankzero sweep needs Optuna: pip install 'rankzero[sweep]'")
-    from launch.sweep.local import train_command
-    from launch.sweep.run import places_of, run_here
-    from launch.sweep.space import Sweep, read_sweep
-    from trainer.recipe_loading import load_recipe
+    from launch.sweep.run import run_sweep
 
-    words = overrides or []
-    sweep = Sweep(read_sweep(space), lambda more: load_recipe(recipe, [*words, *more]), str(space))
-    folder = SweepFolder(out or Path("runs") / (sweep.config.name or f"{sweep.base.name}-sweep"))
-    places, options = places_of(config, nproc, jobs)
-    run_here(folder, sweep, train_command(options), places, top, seeds)
+    top_of = {"top": top, "seeds": seeds}
+    run_sweep(recipe, overrides or [], space, out, jobs, config, nproc, top_of, slurm=slurm, dry_run=dry_run)

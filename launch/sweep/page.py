@@ -145,14 +145,12 @@ def _history(sweep: Sweep, complete: Sequence[Row]) -> Any:
     best = [better(values[: end + 1]) for end in range(len(values))]
 
     def paint(figure: Any) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         ax = figure.subplots()
         ax.plot(numbers, values, "o", color=FIRST, markersize=4, label="trial")
         ax.plot(numbers, best, drawstyle="steps-post", color=SECOND, label="best so far")
         ax.axhline(best[-1], **DOTTED)
         ax.set(title=f"Validation {sweep.metric}", xlabel="trial")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.set_xticks(range(0, numbers[-1] + 1, 1 + numbers[-1] // 8))
         ax.tick_params(length=0)
         ax.legend(fontsize=10)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from launch.slurm.follow import active
+from launch.slurm.follow import active, recorded_jobs
 from launch.slurm.job import Job, make_job
 from launch.slurm.render import render
 from launch.slurm.submission import Script, run_checks, submit_scripts, with_chain
@@ -47,10 +48,12 @@ def submit_sweep(
     with folder.locked():
         define(folder, sweep)
         write_json(folder.definition, {**(read_json(folder.definition) or {}), "asked": asked})
-        return go_on(Trials(folder, sweep, jobs=2), command)
+        waits_for = submit_rest(Trials(folder, sweep, jobs=2), command)
+        folder.status().finish("running" if waits_for else "finished", 0, waits_for=waits_for)
+        return waits_for
 
 
-def go_on(trials: Trials, command: Sequence[str] = ()) -> str | None:
+def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
     """Settle the trials that have ended, and submit what is left. Return what the sweep waits for, or None.
 
     Trials are submitted only from a terminal (`command`): a job that submitted its own successors could do so forever.
@@ -98,8 +101,10 @@ def _job(folder: SweepFolder, command: Sequence[str], asked: dict[str, Any]) -> 
 
 
 def _submit(job: Job, scripts: Sequence[Script]) -> None:
+    """Submit scripts, each after the one before, and the first one after the job that this process belongs to."""
+    own = os.environ.get("SLURM_JOB_ID", "")
     run_checks(job, scripts, None)
-    submit_scripts(job, scripts, None)
+    submit_scripts(job, scripts, int(own) if own.isdecimal() and own in recorded_jobs(job.run) else None)
 
 
 def _trial_scripts(job: Job, sweep: Sweep, numbers: Sequence[int], jobs: int) -> list[Script]:
@@ -120,7 +125,7 @@ def _scripts(job: Job, stage: str, tasks: str, more: dict[str, Any]) -> list[Scr
     """Return the array, and the job that follows it."""
     home = job.run / "slurm"
     title = f"rankzero sweep {job.command[0]} --slurm: {stage}"
-    values = job.values() | more | {"title": title, "kind": stage, "tasks": tasks}
+    values = job.values() | more | {"title": title, "kind": stage, "numbers": tasks}
     values["log"] = (f"{job.run}/slurm/", f"{stage}-%A_%a.out")
     last = job.finalize_values() | {
         "title": f"{title}, finish",

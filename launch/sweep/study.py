@@ -31,6 +31,7 @@ from trainer.files import flush
 
 NAME = "sweep"  # of the study in the journal; hyperband deals trials to brackets by it
 MOST_DRAWS = 100  # draws of one trial, each of values that are new and go together
+FEWEST = 4  # complete trials from which importance is measured
 STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
@@ -55,6 +56,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("optuna").propagate = False
         self.sweep, self._jobs = sweep, jobs
+        self._importance: tuple[int, dict[str, float]] = (0, {})  # and of how many trials it is
         self._space = {key: _of_optuna(distribution) for key, distribution in sweep.space.items()}
         repair(journal)
         try:
@@ -140,12 +142,15 @@ class Study:
     def importance(self) -> dict[str, float]:
         """Return the share of each key in the variance of the metric (fANOVA). Empty with too few trials."""
         complete = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
-        if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
+        if len(complete) < FEWEST or len({trial.value for trial in complete}) < 2:
             return {}
+        if self._importance[0] == len(complete):
+            return self._importance[1]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = get_param_importances(self._study, evaluator=FanovaImportanceEvaluator(seed=0))
-        return {key: float(share) for key, share in found.items()}
+        self._importance = len(complete), {key: float(share) for key, share in found.items()}
+        return self._importance[1]
 
     def table(self) -> dict[str, Any]:
         """Return the content of trials.json."""
@@ -153,7 +158,7 @@ class Study:
         return {
             "metric": self.sweep.metric,
             "direction": "maximize" if self.sweep.maximize else "minimize",
-            "planned": self.sweep.planned,
+            "planned": max(self.sweep.planned, len(self.trials)),
             "best": best[0] if best else None,
             "importance": self.importance(),
             "trials": [self._row(trial) for trial in self.trials],

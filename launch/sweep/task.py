@@ -21,7 +21,6 @@ from launch.sweep.trials import Trials, reopened
 from launch.sweep_folder import SweepFolder, wait_until_free
 from trainer.cli import run_app
 from trainer.errors import RankzeroError
-from trainer.rundir import RunDir, Status
 
 ENDED = 10  # exit code of `begin`: the trial needs no training any more
 WATCH_SECONDS = 2.0
@@ -89,11 +88,9 @@ def end(sweep: SweepArgument, trial: TrialArgument, code: Annotated[int, typer.A
 def finish(sweep: SweepArgument) -> None:
     """After all tasks of an array: bring the journal up to date, and submit or compare the best trials retrained."""
     with opened(sweep) as trials:
-        status = Status(RunDir(sweep), 1)
-        status.values["step"] = None
-        status.start()
+        status = trials.folder.status().start()
         try:
-            waits_for = slurm.go_on(trials)
+            waits_for = slurm.submit_rest(trials)
         except RankzeroError as error:
             status.finish("failed", error.exit_code, str(error))
             raise

@@ -38,7 +38,9 @@ def choose(trials: Trials, count: int, seeds: Sequence[int]) -> list[tuple[int, 
             make_folder(path.parent)
             values = study.values(study.trials[number])
             name = f"{trials.sweep.base.name}-{number}-seed-{seed}"
-            write_atomically(path, trials.sweep.recipe(values, name=name, seed=seed).to_yaml())
+            splits = ["validation", *(["test"] if "test" in trials.sweep.base.evaluation.splits else [])]
+            more = {"name": name, "seed": seed, "evaluation.splits": splits}
+            write_atomically(path, trials.sweep.recipe(values, **more).to_yaml())
     return runs
 
 
