@@ -202,7 +202,18 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
+def sweep_tables(_: str = "") -> Iterator[str]:
+    """The keys of SWEEP.yaml."""
+    from launch.sweep.space import SweepConfig
+
+    schema = SweepConfig.model_json_schema()
+    yield from key_table(schema, schema)
+    yield from ("", "`prune`:", "")
+    yield from key_table(models(schema["properties"]["prune"], schema)[0], schema)
+
+
 GENERATORS = {
+    "sweep": sweep_tables,
     "recipe": recipe_tables,
     "cli": cli_tables,
     "exit-codes": exit_codes,

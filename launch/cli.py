@@ -11,6 +11,7 @@ from launch.configs import Machines
 from launch.local import RestartOptions, start
 from launch.slurm.follow import cancel_command, logs_command, status_command
 from launch.slurm.submit import submit_command
+from launch.sweep.command import sweep_command
 from launch.tools.doctor.command import doctor_command
 from launch.tools.lint.command import lint_command
 from launch.tools.plan.command import plan_command
@@ -20,6 +21,7 @@ from trainer.cli_arguments import (
     AllowChange,
     Config,
     Debug,
+    Defer,
     Fresh,
     Overrides,
     Profile,
@@ -91,6 +93,7 @@ def train(
     allow_change: AllowChange = None,
     debug: Debug = False,
     profile: Profile = False,
+    defer: Defer = False,
     restarts: Restarts = 0,
     min_ranks: MinRanks = None,
     resume_from: ResumeFrom = None,
@@ -98,12 +101,12 @@ def train(
     """Train, or resume from the newest checkpoint, then evaluate, export and report."""
     from trainer.recipe_loading import load_recipe
 
-    options = Options(run, fresh, tuple(allow_change or ()), debug, profile)
+    options = Options(run, fresh, tuple(allow_change or ()), debug, profile, defer)
     resolved = load_recipe(recipe, overrides or ())  # report every mistake before anything starts
 
     def in_process() -> int:
         return cli.run_app(
-            lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile, resume_from=resume_from)
+            lambda: cli.train(recipe, overrides, run, fresh, allow_change, debug, profile, defer, resume_from)
         )
 
     if debug:  # one process, whatever the config says
@@ -149,6 +152,7 @@ app.command("verify")(verify_command)
 app.command("plan")(plan_command)
 app.command("lint")(lint_command)
 app.command("doctor")(doctor_command)
+app.command("sweep")(sweep_command)
 app.command("submit")(submit_command)
 app.command("status")(status_command)
 app.command("logs")(logs_command)

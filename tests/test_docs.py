@@ -17,6 +17,7 @@ from slow import slow_except
 from launch.cli import app
 from launch.configs import find
 from launch.slurm.site import Site
+from launch.sweep.space import parse_sweep
 from trainer.cli import app as trainer_app
 from trainer.recipe import synonyms
 from trainer.recipe.parsing import parse_yaml
@@ -79,6 +80,8 @@ def test_recipe_fragments_have_known_keys(page: str) -> None:
     for block in blocks(page):
         if block.language == "yaml" and block.text.startswith("# /etc/rankzero/site.yaml"):
             Site.model_validate(parse_yaml(block.text, page))
+        elif block.language == "yaml" and "\nspace:\n" in block.text:
+            assert parse_sweep(parse_yaml(block.text, page), page).space
         elif block.language == "yaml":
             check_keys(yaml.safe_load(block.text), [schema], schema)
 

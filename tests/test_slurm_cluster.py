@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sweep_stub
 import yaml
 from batch_helpers import rankzero
 from conftest import write_corpus
 from processes import status, wait_until
 from review_helpers import recipe as review_recipe
 from slurm_helpers import PATIENCE, SMALL, Submitter, same, site_of, slurm
+from sweep_helpers import problems
+
+from launch.sweep_folder import SweepFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -244,3 +250,39 @@ def test_the_reason_of_a_failed_setup_line_is_shown(site: Submitter) -> None:
     text = rankzero("status", site.run("modules"), cwd=site.folder, env=site.env).stdout
     assert f"job {number} (train): FAILED (exit code 2:0" in text
     assert "launch.setup failed with 127: module load cuda/99" in text
+
+
+def test_a_sweep_as_an_array_prunes_a_trial_and_retrains_the_best(site: Submitter) -> None:
+    """The tasks share the journal. The last job submits the runs of --top. The stub trains in place of launch.rank."""
+    python, search = site.folder / "python", site.folder / "search.yaml"
+    stub = f'if [ "$2" = launch.rank ]; then exec {sys.executable} {sweep_stub.__file__} "${{@:3}}"; fi'
+    python.write_text(f'#!/bin/bash\n{stub}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    rates = {"kind": "choice", "values": [1e-3, 2e-3, 1e-1]}
+    prune = {"kind": "median", "startup_trials": 1, "warmup": 0}
+    search.write_text(yaml.safe_dump({"method": "grid", "space": {"optim.lr": rates}, "prune": prune}))
+    folder = SweepFolder(site.folder / "a sweep")
+    launch = (
+        "launch.cpus_per_task=1",
+        "launch.time=30",
+        f"launch.setup=[{json.dumps(f'PYTHON=({shlex.quote(str(python))})')}]",
+    )
+    words = ("sweep", site.recipe, search, *launch, "--slurm", "--top", 1, "--seeds", "1-2", "--out", folder.path)
+    done = rankzero(*words, cwd=site.folder, env={**site.env, "STUB_SECONDS": "1.5"})
+    assert done.returncode == 0, done.stderr
+    array = int(done.stdout.splitlines()[0].split()[-1])
+    assert "has job" in rankzero(*words, cwd=site.folder, env=site.env).stderr
+    told = rankzero("status", folder.path, cwd=site.folder, env=site.env).stdout
+    assert f"job {array}_2 (trials): " in told
+    wait_until(lambda: site.hurry() or status(folder.path)["state"] in ("finished", "failed"), PATIENCE)
+    logs = "\n".join(path.read_text() for path in (folder.path / "slurm").glob("*.out"))
+    assert status(folder.path)["state"] == "finished", logs
+    assert problems(folder, 3, states=("complete", "pruned")) == [], logs
+    table = json.loads(folder.trials.read_text())
+    assert [row["state"] for row in table["trials"]] == ["complete", "complete", "pruned"], logs
+    assert site.wait_for(array, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", logs
+    assert [(row["number"], row["seed"], row["state"]) for row in table["top"]] == [
+        (0, 1, "finished"),
+        (0, 2, "finished"),
+    ]
+    assert json.loads((folder.top / "comparison.json").read_text())["missing"] == []

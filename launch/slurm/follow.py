@@ -19,6 +19,7 @@ from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
 from launch.slurm.render import CONTROL
 from launch.supervise.final_status import is_unfinished, write_final_status
+from launch.sweep_folder import is_sweep, sweep_lines, sweep_state
 from trainer.cli_arguments import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
 from trainer.files import read_json, write_json
@@ -147,6 +148,7 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
         "chain": [job for job in chain_of(run) if job in {one.job for one in waiting if one.state == "PENDING"}],
         "log": _end_of_log(run, newest.job) if newest and failed and unreported else None,
         "seeds": [state_of(seed, snapshot) for seed in seeds(run, recorded)],
+        **({"sweep": sweep_state(run)} if is_sweep(run) else {}),
     }
 
 
@@ -235,6 +237,7 @@ def _text(state: dict[str, Any]) -> str:
         lines.append(f"no update for {state['silent']} s, and none of its jobs is left: the same command resumes")
     if state["error"]:
         lines.append(state["error"])
+    lines += sweep_lines(state["sweep"]) if "sweep" in state else []
     lines += _restarts(state["restarts"])
     for job in state["jobs"]:
         reason = f" ({job['reason']})" if job["reason"] != "None" else ""

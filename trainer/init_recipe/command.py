@@ -72,7 +72,8 @@ def init_command(
             print(line)
     schema = write_with_schema(target, text)
     print(
-        f"\nwritten: {target}, and {schema} for editors\nnext:    rankzero train {target} --debug   (20 steps, to see that all fits)"
+        f"\nwritten: {target}, and {schema} for editors\n"
+        f"next:    rankzero train {target} --debug   (20 steps, to see that all fits)"
     )
     print(f"         rankzero train {target}")
 

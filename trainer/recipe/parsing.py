@@ -112,16 +112,7 @@ class Recipe(Section):
         try:
             return cls._narrowed(values).model_validate(values)
         except ValidationError as error:
-            problems: dict[str, list[str]] = {}
-            ranges: dict[str, list[str]] = {}
-            for problem in error.errors():
-                key, text = _explain(cls, problem)
-                problems.setdefault(key, []).append(text)
-                if problem["type"].startswith(("less_than", "greater_than")):
-                    ranges[key] = [text]  # the type is right: leave out messages about other types of a union
-            lines = [f"{key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in (problems | ranges).items()]
-            count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-            raise UsageError(f"{where}: {count}\n  " + "\n  ".join(lines), lines) from None
+            raise refusal(where, problem_lines(cls, error)) from None
 
     @classmethod
     def _narrowed(cls: type[R], values: Mapping[str, Any]) -> type[R]:
@@ -199,6 +190,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a recipe is a mapping of sections, not {type(values).__name__}")
     return values
+
+
+def problem_lines(cls: type[BaseModel], error: ValidationError, prefix: str = "") -> list[str]:
+    """Return a line for each wrong key of a section: the key, the value, what is allowed. `prefix`: before the key."""
+    problems: dict[str, list[str]] = {}
+    ranges: dict[str, list[str]] = {}
+    for problem in error.errors():
+        key, text = _explain(cls, problem)
+        problems.setdefault(key, []).append(text)
+        if problem["type"].startswith(("less_than", "greater_than")):
+            ranges[key] = [text]  # the type is right: leave out messages about other types of a union
+    return [f"{prefix}{key}: {'; or '.join(dict.fromkeys(texts))}" for key, texts in (problems | ranges).items()]
+
+
+def refusal(where: str, lines: Sequence[str]) -> UsageError:
+    """Return the error about all problems of a file."""
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    return UsageError(f"{where}: {count}\n  " + "\n  ".join(lines), lines)
 
 
 _INDICATORS = tuple("*&!%@`")

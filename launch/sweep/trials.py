@@ -1,0 +1,174 @@
+"""The trials of a sweep between Optuna's journal and their run directories. All functions need the folder's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from launch.supervise.exit_codes import PREEMPTED
+from launch.supervise.final_status import write_final_status
+from launch.sweep.page import write_sweep_page
+from launch.sweep.space import Sweep, SweepConfig, parse_sweep
+from launch.sweep.study import Study
+from launch.sweep_folder import SweepFolder, evaluations, is_finished, outcome
+from trainer.errors import RankzeroError, UsageError
+from trainer.files import make_folder, read_json, write_atomically, write_json
+from trainer.recipe import Recipe
+from trainer.recipe_loading import load_recipe
+from trainer.rundir import RunDir
+
+MOST_FAILURES = 3  # starts of a trial in a row that die without a newer checkpoint
+OWN_FAULT = (2, 5)  # exit codes that follow from the values of a trial: the next trial may do better
+
+
+class Trials:
+    """The trials of a sweep."""
+
+    def __init__(self, folder: SweepFolder, sweep: Sweep, jobs: int = 1) -> None:
+        self.folder, self.sweep = folder, sweep
+        self.study = Study(sweep, folder.journal, jobs)
+
+    def ready(self, number: int) -> Path:
+        """Write the recipe of a trial if it is not there. Return its path."""
+        path = self.folder.recipe(number)
+        if not path.exists():
+            make_folder(path.parent)
+            values = self.study.values(self.study.trials[number])
+            write_atomically(path, self.sweep.recipe(values, name=f"{self.sweep.base.name}-{number}").to_yaml())
+        return path
+
+    def watch(self, number: int) -> bool:
+        """Report the new evaluations of a running trial. Return whether it must stop, which is then decided."""
+        found = evaluations(self.folder.run(number), self.sweep.metric)
+        if not self.study.report(number, found) or not self.study.should_prune(number):
+            return False
+        self.study.note(number, "pruned", {"evaluation": len(found), "value": found[-1]})
+        return True
+
+    def settle(self, number: int) -> bool:
+        """End a trial as its run directory says. Return whether it has ended.
+
+        A trial that was trained to its end is complete, even if it was to stop early.
+        """
+        run = self.folder.run(number)
+        found = outcome(run)
+        if found.trained:
+            self.study.report(number, evaluations(run, self.sweep.metric))
+            if found.value is None:
+                self.study.failed(number, f"no value of {self.sweep.metric} on validation")
+            else:
+                self.study.complete(number, found.value)
+        elif stop := self.study.noted(number, "pruned"):
+            _mark(run, stop)
+            self.study.pruned(number)
+        else:
+            return False
+        return True
+
+    def died(self, number: int, code: int, *, last: bool = False) -> None:
+        """Count the end of a trial's process that did not end the trial. The trial fails, or it starts again.
+
+        Args:
+            last: it does not start again.
+
+        Raises:
+            RankzeroError: for a reason that every trial has, such as its data or a full disk.
+        """
+        run = self.folder.run(number)
+        error = outcome(run).error or f"its process ended with {code}; see {self.folder.log(number)}"
+        if code in OWN_FAULT:
+            self.study.failed(number, error)
+        elif code in (3, 4):
+            raise _stopped_by(code, f"trial {number}: {error}. The same command resumes once that is fixed")
+        else:
+            step = run.newest_checkpoint()
+            before = self.study.noted(number, "deaths") or {}
+            count = 1 + (before.get("count", 0) if before.get("step") == step else 0)
+            self.study.note(number, "deaths", {"step": step, "count": count})
+            if count >= MOST_FAILURES or last:
+                self.study.failed(number, error)
+        ended = [trial for trial in self.study.trials if trial.state.is_finished()]
+        if len(ended) >= MOST_FAILURES and all("error" in trial.user_attrs for trial in ended):
+            raise RankzeroError(f"all {len(ended)} trials have failed; the last one: {error}")
+
+    def publish(self) -> dict[str, Any]:
+        """Write trials.json and the page. Return the table."""
+        table = {"name": self.folder.path.name, **self.study.table(), "top": self.top_table()}
+        write_json(self.folder.trials, table)
+        write_sweep_page(self.folder, self.sweep, table)
+        return table
+
+    def top_table(self) -> list[dict[str, Any]]:
+        """Return the retrained runs of the best trials."""
+        wanted = (read_json(self.folder.definition) or {}).get("top") or {}
+        runs = [(number, seed) for number in wanted.get("trials", []) for seed in wanted.get("seeds", [])]
+        rows = []
+        for number, seed in runs:
+            run = self.folder.top_run(number, seed)
+            state = "finished" if is_finished(run) else (read_json(run.status) or {}).get("state") or "waiting"
+            rows.append({"number": number, "seed": seed, "state": state, "value": outcome(run).value})
+        return rows
+
+
+def _mark(run: RunDir, stop: dict[str, Any]) -> None:
+    """Write to the status of a trial that its sweep has stopped it."""
+    text = f"pruned by its sweep after evaluation {stop['evaluation']}"
+    if text not in str((read_json(run.status) or {}).get("error")):
+        with contextlib.suppress(RankzeroError, OSError):
+            write_final_status(run.path, PREEMPTED, text)
+
+
+def _stopped_by(code: int, message: str) -> RankzeroError:
+    error = RankzeroError(message)
+    error.exit_code = code
+    return error
+
+
+# -- the definition of a sweep -----------------------------------------------------------------------------------------
+
+
+def define(folder: SweepFolder, sweep: Sweep) -> None:
+    """Write what a sweep is to its folder, or check that the folder has the same one. More trials are allowed.
+
+    Raises:
+        UsageError: the folder has another sweep.
+    """
+    asked, base = sweep.config.model_dump(mode="json"), sweep.base.to_yaml()
+    kept = read_json(folder.definition)
+    if kept is not None:
+        old = parse_sweep(kept["config"], str(folder.definition)).model_dump(mode="json")
+        changed = [key for key in asked if asked[key] != old[key] and key not in ("trials", "name")]
+        changed += ["the recipe"] if folder.base.read_text(encoding="utf-8") != base else []
+        if changed:
+            raise UsageError(
+                f"{folder.path} is a sweep with other {', '.join(changed)}: choose another --out, or remove the folder"
+            )
+        if (asked["trials"] or 0) < (old["trials"] or 0):
+            asked["trials"] = old["trials"]
+    write_atomically(folder.base, base)
+    write_json(folder.definition, {**(kept or {}), "config": asked, "metric": sweep.metric})
+
+
+def reopened(folder: SweepFolder) -> Sweep:
+    """Return the sweep of a folder.
+
+    Raises:
+        UsageError: it has none.
+    """
+    kept = read_json(folder.definition)
+    if kept is None:
+        raise UsageError(f"{folder.path} is not the folder of a sweep: it has no sweep.json")
+    config: SweepConfig = parse_sweep(kept["config"], str(folder.definition))
+
+    def resolve(overrides: Any) -> Recipe:
+        return load_recipe(str(folder.base), overrides)
+
+    return Sweep(config, resolve, str(folder.definition))
+
+
+def describe(values: dict[str, Any]) -> str:
+    """Return the values of a trial on one line."""
+    return " ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={json.dumps(value)}"
+                    for key, value in values.items())  # fmt: skip
