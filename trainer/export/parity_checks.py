@@ -34,6 +34,7 @@ class Comparison:
         answers: the artifact's, in the same order.
         exact: whether they have to be equal (fp32), or may lose a little quality.
         resamples: for the confidence intervals.
+        own_search: whether the artifact's runtime searches for texts by rules of its own.
     """
 
     rows: Sequence[Row]
@@ -41,6 +42,7 @@ class Comparison:
     exact: bool
     limits: GatesConfig
     resamples: int
+    own_search: bool = False
 
     def worst_rows(self, gaps: Sequence[float], key: str | None = None) -> list[Record]:
         """Return the rows with the largest gaps, with the values of `key` in both answers."""
@@ -75,6 +77,7 @@ class Comparison:
             "artifact": artifact,
             "reference": reference,
             "difference": artifact - reference,
+            "loss": loss,
             "difference_ci95": bootstrap_interval(table, difference, self.resamples),
             "limit": limit,
         }
