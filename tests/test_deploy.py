@@ -1,4 +1,4 @@
-"""Artifacts of other runtimes: faithful ones pass their gates, planted faults do not, and run.py needs its runtime alone."""
+"""Artifacts of other runtimes: faithful ones pass their gates, and planted faults do not."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import write_corpus
 from deploy_helpers import convert_to, quiet
-from export_helpers import LINES, Exported, load
+from export_helpers import LINES, Exported, exported, finished_run, load, trained
 from onnx import TensorProto, numpy_helper
 from slow import slow_except
 from test_export import agree
+from test_export_text_to_text import text_run
+from test_separate_vocabularies import tokenizer_of, values_of
 
 from trainer import artifact_kinds
 from trainer.artifact_kinds import KINDS, RUNTIMES, TORCH, Kind
@@ -30,6 +33,7 @@ from trainer.export.stage import export_run
 from trainer.export.subprocess_check import in_fresh_process
 from trainer.files import read_json
 from trainer.recipe.output_sections import ExportConfig
+from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
 
 OTHERS = {
@@ -79,6 +83,30 @@ def test_a_faithful_artifact_passes(
     lines = [f"{line}\t{line}" for line in LINES] if made == "pairs" else LINES
     theirs, _ = in_fresh_process(tmp_path / name, lines, modules=RUNTIMES[KINDS[name].runtime].modules)
     agree(theirs, list(load(tmp_path / name)(lines)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["t5", "bart", "marian"])
+def test_encoder_decoders_of_the_library_pass(architecture: str, tmp_path: Path, near: None) -> None:
+    """With positions that are relative, learned, and sinusoids; Marian does not start from an embedding of 0 here."""
+    needs("ctranslate2")
+    write_corpus(tmp_path / "corpus")
+    made = text_run(tmp_path, tmp_path / "corpus", architecture)
+    for name in ("ctranslate2", "ctranslate2_int8"):
+        found = convert_to(name, made, tmp_path / name)
+        assert found["passed"], found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("tied", [False, "target"])
+def test_separate_vocabularies_pass(norm: str, tied: Any, corpus: Path, tmp_path: Path, near: None) -> None:
+    """As Pegasus, whose smaller table has rows of 0, and as Marian."""
+    needs("ctranslate2")
+    recipe = Recipe.parse(values_of(corpus, tied, model={"norm": norm}, evaluation={"max_rows": 30, "beam_size": 2}))
+    made = exported(finished_run(tmp_path / "run", recipe, tokenizer_of(recipe), trained))
+    found = convert_to("ctranslate2", made, tmp_path / "ctranslate2")
+    assert found["passed"], found
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------

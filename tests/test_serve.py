@@ -1,4 +1,4 @@
-"""serve.py of an artifact under the load of real clients: the answers of run.py, in batches, and no bad request harms."""
+"""serve.py of an artifact under load: the answers of run.py, in batches, and no bad request harms."""
 
 from __future__ import annotations
 
@@ -137,8 +137,13 @@ def test_clients_that_leave_do_no_harm(server: tuple[str, Path]) -> None:
     body = json.dumps({"texts": ["a film " * 50] * 50}).encode()
     for _ in range(20):
         with socket.create_connection((host, int(port))) as client:
-            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            client.sendall(head.encode() + body)
+            lines = (
+                "POST /predict HTTP/1.1",
+                "Host: x",
+                "Content-Type: application/json",
+                f"Content-Length: {len(body)}",
+            )
+            client.sendall("\r\n".join([*lines, "", ""]).encode() + body)
     assert get(f"{address}/predict", {"texts": ["a good film"]})[0] == 200
 
 
