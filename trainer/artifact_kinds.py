@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Kind:
     Attributes:
         what: it is, in the tables of speeds.
         runtime: a key of RUNTIMES.
-        exact: whether it must give the numbers of the weights. Others may lose a little quality.
-        limits: keys of `export.gates` besides those of all exact, or of all other artifacts.
+        exact: whether its answers must be those of the weights. Others may lose a little quality.
+        logit_limit: the key of `export.gates` that limits differences of logits. Empty: they are only reported.
         from_graphs: whether it is made from the fp32 graphs of export/onnx.
         own_search: whether its runtime searches for texts by rules of its own.
         one_by_one: whether the answer of a row depends on its batch, so that rows are answered one by one.
@@ -49,7 +50,7 @@ class Kind:
     what: str
     runtime: str
     exact: bool = False
-    limits: tuple[str, ...] = ()
+    logit_limit: str = ""
     from_graphs: bool = False
     own_search: bool = False
     one_by_one: bool = False
@@ -73,27 +74,27 @@ ONNX = "onnx"
 ORT = "onnxruntime"
 
 
-def _openvino(name: str, what: str, *modules: str, exact: bool) -> Kind:
-    return Kind(name, what, "openvino", exact, from_graphs=True, extra="openvino", modules=("openvino", *modules))
+def _exact(name: str, what: str, runtime: str, **more: Any) -> Kind:
+    return Kind(name, what, runtime, exact=True, logit_limit="logits", **more)
 
 
-def _ctranslate2(name: str, what: str, *, exact: bool) -> Kind:
-    of = "ctranslate2"
-    return Kind(name, what, of, exact, own_search=True, extra=of, modules=(of,))
+OPENVINO: dict[str, Any] = {"from_graphs": True, "extra": "openvino"}
+CTRANSLATE2: dict[str, Any] = {"own_search": True, "extra": "ctranslate2", "modules": ("ctranslate2",)}
 
 
 KINDS = {
     kind.name: kind
     for kind in (  # in the order in which they are made
         Kind("bf16", "the same in bf16", TORCH),
-        Kind("safetensors", "the same from export/safetensors", TORCH, exact=True),
-        Kind(ONNX, "onnxruntime, fp32", ORT, exact=True),
+        _exact("safetensors", "the same from export/safetensors", TORCH),
+        _exact(ONNX, "onnxruntime, fp32", ORT),
         Kind("int8", f"{ORT}, int8, text by text, as `predict` and run.py do", ORT, from_graphs=True, one_by_one=True),
-        Kind("fp16", "onnxruntime, fp16", ORT, limits=("fp16_logits",), from_graphs=True, device="cuda"),
-        _openvino("openvino", "OpenVINO, fp32", exact=True),
-        _openvino("openvino_int8", "OpenVINO, int8", "nncf", exact=False),
-        _ctranslate2("ctranslate2", "CTranslate2, fp32", exact=True),
-        _ctranslate2("ctranslate2_int8", "CTranslate2, int8", exact=False),
+        Kind("fp16", "onnxruntime, fp16", ORT, logit_limit="fp16_logits", from_graphs=True, device="cuda"),
+        _exact("openvino", "OpenVINO, fp32", "openvino", modules=("openvino",), **OPENVINO),
+        Kind("openvino_int8", "OpenVINO, int8", "openvino", modules=("openvino", "nncf"), **OPENVINO),
+        # its numbers are those of the weights, its texts those of its own search
+        Kind("ctranslate2", "CTranslate2, fp32", "ctranslate2", logit_limit="logits", **CTRANSLATE2),
+        Kind("ctranslate2_int8", "CTranslate2, int8", "ctranslate2", **CTRANSLATE2),
     )
 }
 WEIGHTS = tuple(kind.name for kind in KINDS.values() if kind.runtime == TORCH)

@@ -120,9 +120,7 @@ class Gate:
             sizes.add(len(batch))
         order = np.argsort([-d for d in differences], kind="stable")
         self.worst = [shown(chosen[i], difference=differences[i]) for i in order]
-        limit = self.limits.logits if self.exact else None
-        for name in self.kind.limits:
-            limit = float(getattr(self.limits, name))
+        limit: float | None = getattr(self.limits, self.kind.logit_limit, None)
         lengths = [self.task.length(self.export.compared(row.example)) for row in chosen]
         return {
             "passed": limit is None or max(differences) <= limit,
@@ -137,7 +135,7 @@ class Gate:
 
     def scale(self, logits: Array) -> float:
         """By which differences are divided: 1, or the largest logit of a row where rounding is relative to it."""
-        return max(1.0, float(np.abs(logits).max())) if self.kind.limits else 1.0
+        return max(1.0, float(np.abs(logits).max())) if self.kind.logit_limit == "fp16_logits" else 1.0
 
     def reference_logits(self, examples: Sequence[Example]) -> list[Array]:
         return self.export.torch_logits(self.rows.model, examples)
@@ -159,9 +157,7 @@ class Gate:
     def split_checks(self) -> dict[str, Check]:
         def compare() -> Check:
             resamples = self.task.recipe.evaluation.bootstrap
-            comparison = Comparison(
-                self.answered, self.answers(), self.exact, self.limits, resamples, self.kind.own_search
-            )
+            comparison = Comparison(self.answered, self.answers(), self.exact, self.limits, resamples)
             checks, self.worst = self.export.compare(comparison)
             return {"passed": True, "checks": checks}
 

@@ -34,7 +34,6 @@ class Comparison:
         answers: the artifact's, in the same order.
         exact: whether they have to be equal (fp32), or may lose a little quality.
         resamples: for the confidence intervals.
-        own_search: whether the artifact's runtime searches for texts by rules of its own.
     """
 
     rows: Sequence[Row]
@@ -42,7 +41,6 @@ class Comparison:
     exact: bool
     limits: GatesConfig
     resamples: int
-    own_search: bool = False
 
     def worst_rows(self, gaps: Sequence[float], key: str | None = None) -> list[Record]:
         """Return the rows with the largest gaps, with the values of `key` in both answers."""

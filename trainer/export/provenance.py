@@ -24,7 +24,7 @@ log = logging.getLogger("rankzero")
 
 EXACT = ("logits", "margin", "identical", "bleu", "perplexity")  # export.gates of artifacts that must equal the weights
 LOSSY = ("int8_bleu", "int8_perplexity", "int8_accuracy")  # of artifacts that may lose a little quality
-LIMITS = {"model": ("model",)} | {k.name: (EXACT if k.exact else LOSSY) + k.limits for k in KINDS.values()}
+LIMITS = {"model": ("model",)} | {k.name: (EXACT if k.exact else LOSSY) + (k.logit_limit,) for k in KINDS.values()}
 
 
 def problems_of(run: RunDir) -> list[str]:

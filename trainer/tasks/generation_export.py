@@ -76,7 +76,7 @@ def compare_texts(comparison: Comparison) -> tuple[Check, list[Record]]:
     gaps = [_distance(a["prediction"], b["prediction"]) if "prediction" in a else 0.0 for a, b in pairs]
     pairs = [(ours, theirs) for ours, theirs in pairs if "prediction" in ours]
     share = sum(ours["prediction"] == theirs["prediction"] for ours, theirs in pairs) / len(pairs)
-    limit = c.limits.identical if c.exact and not c.own_search else None
+    limit = c.limits.identical if c.exact else None
     check = {
         "passed": limit is None or share >= limit,
         "share": share,
