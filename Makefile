@@ -5,6 +5,7 @@
 	wheel wheel-test test-lowest audit sbom
 
 VENV := .venv
+EXTRAS := test,demo,adapters,torchao,track,deepspeed,docs,s3,ja,sweep,ctranslate2,openvino,serve
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # bf16 where the processor computes in it: elsewhere it is imitated, slower than fp32
@@ -32,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'make setup: needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv), or PYTHON=…'; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,adapters,torchao,track,deepspeed,docs,s3,ja]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to reports, ONNX and int8; about ten minutes

@@ -203,7 +203,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from trainer.export import gates
 
-    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
+    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines, **_: (list(load(folder)(lines)), 0.0))
 
 
 @pytest.fixture

@@ -389,15 +389,15 @@ def stop_in_export() -> None:
 
 
 def _before_export(work: Any) -> None:
-    from trainer.export import stage
+    from trainer.export import conversions
 
-    original = stage.write_artifact
+    original = conversions.write_artifact
 
     def wrapped(*arguments: Any) -> None:
         work()
         original(*arguments)
 
-    stage.write_artifact = wrapped
+    conversions.write_artifact = wrapped
 
 
 def fail_on_bears() -> None:

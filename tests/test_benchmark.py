@@ -18,12 +18,11 @@ from rich.console import Console
 from trainer import api
 from trainer.cli import app, run_app
 from trainer.errors import DataError, UsageError
-from trainer.export import bench_runner, benchmark, gates, stage
+from trainer.export import bench_runner, benchmark, conversions, gates
 from trainer.export.benchmark import LEAST_ROUNDS, bench_run, bench_seconds, bench_stage
 from trainer.export.benchmark_table import show
 from trainer.export.stage import export_run
 from trainer.files import read_json, write_json
-from trainer.recipe_loading import Recipe
 from trainer.report.card import write_card
 from trainer.report.report import write_report
 from trainer.rundir import RunDir
@@ -61,8 +60,8 @@ def run(encoder: Exported, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
             shutil.copyfile(path, folder / path.name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
-        patch.setattr(stage, "write_artifact", copied)
+        patch.setattr(gates, "in_fresh_process", lambda folder, lines, **_: (list(load(folder)(lines)), 0.0))
+        patch.setattr(conversions, "write_artifact", copied)
         export_run(made, progress=lambda text: None)
     return made
 
@@ -339,7 +338,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
 
     def measured(*more: str, seconds: float = 60.0, start: float = 60.0) -> tuple[list[Report], dict[str, str]]:
         scenarios, texts = [(batch, {"beam_size": 1}) for batch in (1, 8)], [f"text {i}" for i in range(11)]
-        with bench_runner.started(["tutorial", "torch", *more], tmp_path, Recipe, 1) as candidates:
+        with bench_runner.started(["tutorial", "torch", *more], tmp_path, {}, 1) as candidates:
             now = time.monotonic()
             courses = bench_runner.measure(candidates, scenarios, texts, now + min(start, seconds), now + seconds)
         return courses, {candidate.name: candidate.error for candidate in candidates if candidate.error}

@@ -21,7 +21,7 @@ from test_causal import GPT2, LENGTH, document, recipe
 from trainer.engine.corpus import Corpus
 from trainer.engine.trained_run import TrainedRun
 from trainer.export import gates
-from trainer.export.onnx import settings
+from trainer.export.packaging import settings
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
 from trainer.export.subprocess_check import in_fresh_process

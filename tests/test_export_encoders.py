@@ -33,7 +33,7 @@ NO_ATTENTION = ("deberta-v2", "xlnet", "big_bird")  # which the library itself c
 def test_an_encoder_passes_the_gate(
     family: str, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines: (list(load(folder)(lines)), 0.0))
+    monkeypatch.setattr(gates, "in_fresh_process", lambda folder, lines, **_: (list(load(folder)(lines)), 0.0))
     family, _, pooling = family.partition(" ")
     monkeypatch.setitem(FAMILIES, family, EXPORTED[family])
     made = exported(family_run(tmp_path, reviews, family, pooling, data={"max_length": 96}))

@@ -162,7 +162,7 @@ def test_wrong_decoding_is_caught(wrong: dict[str, Any], translator: Exported, t
 def test_a_process_that_answers_otherwise_is_caught(
     encoder: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(folder: Path, lines: list[str]) -> tuple[list[Any], float]:
+    def other(folder: Path, lines: list[str], **_: Any) -> tuple[list[Any], float]:
         return [{**record, "confidence": record["confidence"] - 2e-3} for record in load(folder)(lines)], 0.0
 
     monkeypatch.setattr(gates, "in_fresh_process", other)

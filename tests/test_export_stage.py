@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from trainer import tensors
 from trainer.engine.corpus import Corpus
 from trainer.errors import CheckpointError, GateError, UsageError
-from trainer.export import onnx, stage
+from trainer.export import conversions, onnx, stage
 from trainer.export.artifact_integrity import problems
 from trainer.export.backend import open_artifact
 from trainer.export.quantize import sensitivity
@@ -35,7 +35,7 @@ class Killed(BaseException):
 def run(encoder: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: None) -> RunDir:
     """A finished run, whose export takes no time."""
     shutil.copytree(encoder.run.path, tmp_path / "run", ignore=shutil.ignore_patterns("artifact"))
-    monkeypatch.setattr(stage, "write_artifact", lambda export, model, folder: _copy(encoder.folder, folder))
+    monkeypatch.setattr(conversions, "write_artifact", lambda export, model, folder: _copy(encoder.folder, folder))
     return RunDir(tmp_path / "run")
 
 
@@ -59,7 +59,7 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
             "2_Dense/model.safetensors",
             "sentence_bert_config.json",
         }
-        files = own if folder.name == "bf16" else {"model.onnx", "run.py", "settings.json"}
+        files = own if folder.name == "bf16" else {"model.onnx", "run.py", "serve.py", "Dockerfile", "settings.json"}
         assert set(found["files"]) == files | {"tokenizer.json"}
     assert found["size_ratio"] > 1.2
     before = {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
@@ -140,7 +140,7 @@ def test_a_library_error_is_reported_and_retried(run: RunDir, monkeypatch: pytes
         raise RuntimeError("no such kernel")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "quantize", broken)
+        patch.setattr(conversions, "quantize", broken)
         with pytest.raises(GateError, match=r"(?s)int8 failed its gate.*RuntimeError: no such kernel"):
             export_run(run, progress=quiet)
     assert [path.name for path in export_run(run, progress=quiet)] == ["bf16", "onnx", "int8"]
@@ -208,7 +208,7 @@ def test_missing_and_damaged_artifacts_are_refused(run: RunDir) -> None:
 @pytest.mark.parametrize("after", [False, True])
 def test_a_killed_stage_is_completed(point: str, after: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before and after each step, at its first, second, … time, until one run gets through."""
-    place: Any = stage
+    place: Any = conversions if hasattr(conversions, point) else stage
     if point == "rename":
         place, name = Path, "rename"
     elif point == "os.fsync":

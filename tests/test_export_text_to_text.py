@@ -21,7 +21,7 @@ from test_text_to_text import recipe
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine.trained_run import TrainedRun
 from trainer.export.benchmark_table import show
-from trainer.export.onnx import settings
+from trainer.export.packaging import settings
 from trainer.export.quantize import matrices, write_quantized
 from trainer.export.stage import export_run
 from trainer.export.subprocess_check import in_fresh_process

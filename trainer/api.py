@@ -149,7 +149,7 @@ def predict(
     Args:
         texts: texts, or rows with the columns of the run's inputs: dicts, a pandas or polars DataFrame, an Arrow table,
             or a data set of `datasets`. "text" of a record has the inputs of a row, with tabs between them.
-        backend: torch, or a published artifact: onnx, int8 (one text at a time), bf16 or safetensors.
+        backend: torch, or a published artifact by its folder in export/: onnx, int8 (one text at a time), bf16, …
         overrides: of the recipe's evaluation, such as `evaluation.generation.temperature=0.8`.
 
     Raises:

@@ -146,7 +146,7 @@ def export(
         bool, typer.Option("--check", help="only compare artifacts, weights and checkpoints with their hashes")
     ] = False,
 ) -> None:
-    """Write the artifacts of a finished run (ONNX, int8, bf16, safetensors), each after it has passed its gate."""
+    """Write the artifacts of a finished run (ONNX, int8, bf16, …), each after it has passed its gate."""
     if check:
         for problem in (found := api().check_export(run)):
             print(problem, file=sys.stderr)
@@ -216,7 +216,7 @@ def ensemble(
 def predict(
     run: RunArgument,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="default: lines of stdin")] = None,
-    backend: Annotated[str, typer.Option("--backend", help="torch, onnx, int8, bf16 or safetensors")] = "torch",
+    backend: Annotated[str, typer.Option("--backend", help="torch, or a folder of export/: onnx, int8, …")] = "torch",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="of the recipe's evaluation, e.g. beam_size=1"),

@@ -53,14 +53,14 @@ OTHER_IDS = 0.1  # share of tokens that may have another id than in the training
 
 
 def check_beginning(run: RunDir, recipe: Recipe, precision: str = "no") -> None:
-    """Check the files that a run begins with, and PEFT for an adapter. Fetch the tokenizer unless it is trained.
+    """Check the files that a run begins with, and packages that it needs. Fetch the tokenizer unless it is trained.
 
     This comes before all rows are read, which may take long. A start that resumes a checkpoint checks nothing again.
 
     Raises:
         UsageError: fp8 with an adapter, a tracker is not installed, `model.init_from` names no run with a model, a file
-            of the model or the tokenizer is missing, cut or corrupt, or `model.attention` or `data.padding` is not
-            supported.
+            of the model or the tokenizer is missing, cut or corrupt, `model.attention` or `data.padding` is not
+            supported, or a package for an artifact is not installed.
     """
     if adapter_of(recipe) is not None and precision == "fp8":
         raise UsageError(
@@ -68,6 +68,7 @@ def check_beginning(run: RunDir, recipe: Recipe, precision: str = "no") -> None:
         )
     check_installed(list(options_of(recipe.track)))
     check_flash(recipe.model)
+    recipe.export.check_packages()
     if any(run.checkpoints.iterdir()) or run.model.exists():
         return
     begun, weights = getattr(recipe.model, "init_from", None), getattr(recipe.model, "weights", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import onnxruntime
 import tokenizers
 
 from trainer.data.cleaning import CLEANERS
+from trainer.export.runtimes import open_graphs
 
 WINDOW = 512  # lines that are read ahead and sorted by length
 Array = np.ndarray[Any, Any]
@@ -30,7 +29,7 @@ class Artifact:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.tokenizer = self.target_tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.sessions = {path.stem: open_graph(path) for path in sorted(folder.glob("*.onnx"))}
+        self.sessions = open_graphs(folder, settings)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -103,13 +102,6 @@ class Artifact:
         width, left = max(1, *map(len, sequences)), self.settings.get("left", False)
         rows = [(list(ids), [value] * (width - len(ids))) for ids in sequences]
         return np.array([fill + ids if left else ids + fill for ids, fill in rows], dtype=np.int64)
-
-
-def open_graph(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # the outermost of nested teams
-    options.intra_op_num_threads = int(threads) if threads.isdigit() else 0  # 0: one per core
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def read_rows(lines: Iterable[str], columns: Sequence[str]) -> Iterator[str]:

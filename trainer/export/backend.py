@@ -1,4 +1,4 @@
-"""A published artifact for `rankzero predict --backend`. ONNX runs by the program that ships with it."""
+"""A published artifact for `rankzero predict --backend`. Graphs run by the program that ships with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from itertools import tee
 from pathlib import Path
 
+from trainer.artifact_kinds import KINDS
 from trainer.data.python_rows import iter_rows
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import CheckpointError, DataError, UsageError
@@ -18,8 +19,6 @@ from trainer.rundir import RunDir
 from trainer.task.base import Line, Record, Task
 from trainer.task.registry import task_class
 
-BACKENDS = ("onnx", "int8", *TYPES)
-
 
 def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator[Record]]:
     """Open an artifact of a run. Call it with texts or rows for one record each, with the keys of `TrainedRun.predict`.
@@ -29,13 +28,14 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator
         CheckpointError: a file of it is damaged or missing.
     """
     folder: Path = run.export / name
-    if name not in BACKENDS:
-        raise UsageError(f"--backend {name} is unknown; allowed: torch, {', '.join(BACKENDS)}")
+    if name not in KINDS:
+        raise UsageError(f"--backend {name} is unknown; allowed: torch, {', '.join(KINDS)}")
     gate = read_gate(folder)
     if gate is None and (reason := run.reasons().get(name)):
         raise UsageError(f"--backend {name}: not possible ({reason}); allowed: torch, {', '.join(TYPES)}")
     if gate is None:
-        command = f"rankzero export {run.path}" + (f" export.{name}=true" if name in TYPES else "")
+        wanted = getattr(Recipe.load(run.recipe).export, name) is True
+        command = f"rankzero export {run.path}" + ("" if wanted else f" export.{name}=true")
         raise UsageError(f"--backend {name}: {run.path} has no {name} artifact yet; make it with `{command}`")
     if not gate["passed"]:
         why = ", ".join(gate["failed"])

@@ -1,9 +1,9 @@
 """Let the candidates of a benchmark answer the same texts in rounds, each in its own process, within a time budget.
 
-    python bench_runner.py RUN PROGRAM '{CANDIDATE: SOCKET, …}'
+    python bench_runner.py RUN '{ARTIFACT: PROGRAM, …}' '{CANDIDATE: SOCKET, …}'
 
-starts the processes, which are forks. Artifacts are run by PROGRAM (module:class) of this package, without torch, never
-by the run.py of the run directory. The others are the trained weights; torch is imported once for them. Jobs and
+starts the processes, which are forks. Artifacts are run by their PROGRAM (module:class) of this package, without torch,
+never by the run.py of the run directory. The others are the trained weights; torch is imported once for them. Jobs and
 answers are JSON messages. A model is loaded at the first job.
 
 Speed varies with the load of the machine. So a ratio is computed within a round. The first round is a warm-up if there
@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice
 from multiprocessing.connection import Connection, Pipe
@@ -72,15 +72,16 @@ class Candidate:
 
 
 @contextlib.contextmanager
-def started(names: Sequence[str], run: Path, program: type, threads: int) -> Iterator[list[Candidate]]:
-    """Start the processes, and end them with the block. `program`: the class of the artifacts."""
+def started(names: Sequence[str], run: Path, programs: Mapping[str, type], threads: int) -> Iterator[list[Candidate]]:
+    """Start the processes, and end them with the block. `programs`: the classes of the artifacts among them."""
     env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (PACKAGE, env.get("PYTHONPATH"))))
     env["MKL_CBWR"] = ""  # the reproducible mode, which training sets, takes up to a third of the speed
     env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the search for a GPU must not initialize CUDA before a fork
     pipes = {name: Pipe() for name in names}
     fds = {name: theirs.fileno() for name, (_, theirs) in pipes.items()}
-    arguments = [str(run), f"{program.__module__}:{program.__qualname__}", json.dumps(fds)]
+    classes = {name: f"{program.__module__}:{program.__qualname__}" for name, program in programs.items()}
+    arguments = [str(run), json.dumps(classes), json.dumps(fds)]
     process = subprocess.Popen(
         [sys.executable, "-P", WORKER, *arguments], pass_fds=list(fds.values()), env=env,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -167,7 +168,9 @@ def latencies(seconds: Sequence[float]) -> dict[str, float | None]:
 
 def graphs(run: Path, candidate: str, program: str) -> Opened:
     """Return an artifact's answers, encoding and target tokenizer. int8 answers text by text, int8-batch does not."""
-    artifact = pkgutil.resolve_name(program).load(run / "export" / candidate.removesuffix("-batch"))
+    for library in ("torch", "transformers"):  # which a server does not have, and some runtimes import
+        sys.modules.setdefault(library, None)  # type: ignore[arg-type]
+    artifact = pkgutil.resolve_name(program).load(run / "export" / candidate.partition("-")[0])
 
     def answer(texts: Sequence[str], evaluation: dict[str, Any]) -> Records:
         artifact.settings |= {"beam_size": evaluation["beam_size"], "tokens_per_batch": sys.maxsize}
@@ -210,13 +213,11 @@ def serve(connection: Connection, load: Callable[[], Opened], imported: float) -
         connection.send_bytes(json.dumps(reply).encode())
 
 
-def main(run: str, program: str, sockets: str) -> None:
-    connections = {name: Connection(fd) for name, fd in json.loads(sockets).items()}
-    for name in sorted(
-        connections, key=lambda name: not name.startswith(("onnx", "int8"))
-    ):  # first those without torch
-        if name.startswith(("onnx", "int8")):
-            load = partial(graphs, Path(run), name, program)
+def main(run: str, programs: str, sockets: str) -> None:
+    connections, classes = {name: Connection(fd) for name, fd in json.loads(sockets).items()}, json.loads(programs)
+    for name in sorted(connections, key=lambda name: name not in classes):  # first those without torch
+        if name in classes:
+            load = partial(graphs, Path(run), name, classes[name])
         else:
             from trainer.export.bench_weights import weights  # loads torch once, before the forks
 

@@ -18,10 +18,13 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any
 
+import onnxruntime
 import torch
 
+from trainer.artifact_kinds import KINDS, TORCH
 from trainer.cpu_info import EMULATED, bf16_arithmetic, cores, cpuinfo
 from trainer.data.roles import encodable
 from trainer.engine.trained_run import TrainedRun
@@ -29,6 +32,7 @@ from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import read_predictions
 from trainer.export.artifact_integrity import problems, read_gate
 from trainer.export.bench_runner import Candidate, measure, started
+from trainer.export.gates import GRAPHS
 from trainer.files import read_json, write_json
 from trainer.models.folder import weight_files
 from trainer.recipe_loading import Recipe
@@ -45,17 +49,14 @@ BATCHES = (1, 8, 32)
 START_SHARE = 0.5  # of the time after a training: if starting the processes takes longer, nothing is measured
 LEAST_ROUNDS = 5  # for a recommendation: by luck the slower of two wins all five in 3%
 TEXTS = 512  # at most
-PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "numpy")
-ARTIFACTS = ("bf16", "onnx", "int8")
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "ctranslate2", "tokenizers", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # that speed up int8 and bf16
 WHAT = {
     "tutorial": "PyTorch, eager, fp32, {}",
     "torch": "PyTorch, eager, fp32, as `predict` does",
-    "bf16": "the same in bf16",
     "compiled": "the same in fp32, torch.compile",
-    "onnx": "onnxruntime, fp32",
-    "int8": "onnxruntime, int8, text by text, as `predict` and run.py do",
     "int8-batch": "onnxruntime, int8, in batches (run.py --batch)",
+    **{kind.name: kind.what for kind in KINDS.values()},
 }
 FEW = "A percentile is left out where there were too few requests: p50 needs 2, p95 needs 20, p99 needs 100"
 NEIGHBOURS = (
@@ -158,7 +159,9 @@ def _measured(run: RunDir, export: Any, texts: list[str], until: tuple[float, fl
     names, left_out = _candidates(run, export, options["compiled"])
     sections = [export.evaluation(beam).model_dump(mode="json") for beam in export.beams]
     scenarios = [(batch, section) for batch in BATCHES for section in sections]
-    with started(names, run.path.resolve(), export.program, options["threads"]) as candidates:
+    kinds = {name: KINDS[kind] for name in names if (kind := name.partition("-")[0]) in KINDS}
+    programs = {name: export.program_for(kind.runtime) for name, kind in kinds.items() if kind.runtime != TORCH}
+    with started(names, run.path.resolve(), programs, options["threads"]) as candidates:
         courses = measure(candidates, scenarios, texts, *until)
     left_out |= {candidate.name: candidate.error for candidate in candidates if candidate.error}
     if not courses and "torch" in left_out:
@@ -185,7 +188,7 @@ def _candidates(run: RunDir, export: Any, compiled: bool) -> tuple[list[str], di
 
     "…-cuda" runs on a GPU, "int8-batch" in batches.
     """
-    names, left_out, impossible = ["tutorial", "torch"], {}, run.reasons()
+    names, left_out, impossible, recipe = ["tutorial", "torch"], {}, run.reasons(), Recipe.load(run.recipe)
     if bf16_arithmetic() or (run.export / "bf16").is_dir():
         names.append("bf16")
     else:
@@ -195,15 +198,25 @@ def _candidates(run: RunDir, export: Any, compiled: bool) -> tuple[list[str], di
         names.append("compiled")
     elif compiled:
         left_out["compiled"] = "not for this task: while decoding, the cache has another shape at every position"
-    for name in ("onnx", "int8"):
-        folder = run.export / name
+    for kind in (kind for kind in KINDS.values() if kind.runtime != TORCH):
+        name, folder = kind.name, run.export / kind.name
         if not folder.is_dir():
-            left_out[name] = impossible.get(name) or f"not published: rankzero export {run.path}"
+            if name in impossible or getattr(recipe.export, name):
+                left_out[name] = impossible.get(name) or f"not published: rankzero export {run.path}"
         elif wrong := problems(folder):
             left_out[name] = wrong[0]
+        elif kind.device == "cpu":
+            names += [name, *[f"{name}-batch"] * kind.one_by_one]
+        elif gpu_runtime():
+            names.append(f"{name}-{kind.device}")
         else:
-            names += [name, *["int8-batch"] * (name == "int8")]
+            left_out[name] = "it is for GPUs, and onnxruntime has none here"
     return names, left_out
+
+
+def gpu_runtime() -> bool:
+    """Whether onnxruntime computes on a GPU."""
+    return torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
@@ -215,12 +228,12 @@ def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
     about = {
         "what": WHAT.get(name, WHAT[kind]).format(export.tutorial),
         "device": "cuda" if device == "cuda" else "cpu",
-        "bytes": sum(p.stat().st_size for p in files if ".onnx" in p.name or p.suffix == ".safetensors"),
+        "bytes": sum(p.stat().st_size for p in files if p.suffix in (*GRAPHS, ".safetensors")),
         "cold_start_seconds": round(candidate.answers[0]["cpu_seconds"], 2),
         **{key: last.get(key) for key in ("peak_bytes", "gpu_peak_bytes")},
         "deployable": _deployable(run, name),
     }
-    if name == "int8-batch":
+    if name.endswith("-batch"):
         about["neighbours"] = (read_gate(folder) or {})["checks"].get("logits", {}).get("batch_neighbours")
     return about
 
@@ -228,7 +241,7 @@ def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
 def _deployable(run: RunDir, name: str) -> bool:
     """Whether its gate has passed. The trained weights need none."""
     kind = name.removesuffix("-cuda")
-    return kind == "torch" or (kind in ARTIFACTS and not problems(run.export / kind))
+    return kind == "torch" or (kind in KINDS and not problems(run.export / kind))
 
 
 def _recommendations(run: RunDir, courses: Sequence[Report], beam: int, seconds: float) -> Report:
@@ -272,7 +285,7 @@ def _inputs(run: RunDir) -> Report:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
     files = [run.recipe, *run.tokenizer_files, *weights]
     files += [run.evaluation(_split(run) or "") / "predictions.jsonl"]
-    artifacts = [path for name in ARTIFACTS for path in sorted((run.export / name).rglob("*"))]
+    artifacts = [path for name in KINDS for path in sorted((run.export / name).rglob("*"))]
     files += [path for path in artifacts if path.is_file()]
     hashes = {str(path.relative_to(run.path)): file_facts(path)["sha256"] for path in files}
     return {"format": FORMAT, "files": hashes, "machine": _machine()}
@@ -286,6 +299,6 @@ def _machine() -> Report:
         "features": [feature for feature in FEATURES if feature in flags],
         "cores": cores(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES if find_spec(name)},
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }

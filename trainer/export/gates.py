@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from trainer.artifact_kinds import KINDS, RUNTIMES
 from trainer.errors import Preempted
 from trainer.export.artifact import Array, Artifact
 from trainer.export.parity_checks import CUT, SHOWN, TOLERANCE, Check, Comparison, largest_gap, shown
@@ -25,6 +26,7 @@ from trainer.task.base import Example, Record
 
 BATCHES = (1, 2, 5, 8, 16)  # batch sizes, in turn
 MOST_LOGITS = 2**27  # in memory at once
+GRAPHS = (".onnx", ".data", ".xml", ".bin")  # files that a runtime opens
 T = TypeVar("T")
 Step = tuple[str, Callable[[], Check]]
 
@@ -35,7 +37,7 @@ class Gate:
     def __init__(self, name: str, folder: Path, rows: Rows, answered: Sequence[Row], progress: Progress) -> None:
         """
         Args:
-            name: onnx, int8, bf16 or safetensors; decides which limits apply.
+            name: a key of KINDS; decides which limits apply.
             folder: the complete artifact.
             rows: with the task and the trained model.
             answered: every row of the split, with the answer of the weights.
@@ -43,7 +45,8 @@ class Gate:
         self.name, self.folder, self.rows, self.answered, self.progress = name, folder, rows, answered, progress
         self.task, self.export = rows.task, rows.export
         self.limits: GatesConfig = rows.task.recipe.export.gates
-        self.exact = name in ("onnx", "safetensors")
+        self.kind = KINDS[name]
+        self.exact = self.kind.exact
         self.worst: list[Record] = []
 
     def run(self) -> Record:
@@ -71,8 +74,7 @@ class Gate:
 
     def loads(self) -> Check:
         self.artifact: Artifact = load(self.export, self.folder)
-        sizes = {path.name: path.stat().st_size for path in sorted(self.folder.glob("*.onnx*"))}
-        return {"passed": True, "bytes": sizes}
+        return {"passed": True, "bytes": {path.name: path.stat().st_size for path in graph_files(self.folder)}}
 
     def dynamic(self) -> Check:
         """Check that batch size and lengths are free, and ids and masks int64."""
@@ -111,14 +113,14 @@ class Gate:
         chosen: list[Row] = spread(self.answered, lambda row: self.task.length(row.example), self.limits.rows)
         differences, neighbours, sizes = [], [], set()
         for batch in batches([row.example for row in chosen], self.export.logit_count):
-            logits, ours = self.artifact_logits(batch), self.export.torch_logits(self.rows.model, batch)
+            logits, ours = self.artifact_logits(batch), self.reference_logits(batch)
             alone = [self.artifact_logits([example])[0] for example in batch]
-            differences += [largest_gap(a, b) for a, b in zip(logits, ours, strict=True)]
+            differences += [largest_gap(a, b) / self.scale(b) for a, b in zip(logits, ours, strict=True)]
             neighbours += [largest_gap(a, b) for a, b in zip(logits, alone, strict=True)]
             sizes.add(len(batch))
         order = np.argsort([-d for d in differences], kind="stable")
         self.worst = [shown(chosen[i], difference=differences[i]) for i in order]
-        limit = self.limits.logits if self.exact else None
+        limit: float | None = getattr(self.limits, self.kind.logit_limit, None)
         lengths = [self.task.length(self.export.compared(row.example)) for row in chosen]
         return {
             "passed": limit is None or max(differences) <= limit,
@@ -131,13 +133,20 @@ class Gate:
             "lengths": [min(lengths), max(lengths)],
         }
 
+    def scale(self, logits: Array) -> float:
+        """By which differences are divided: 1, or the largest logit of a row where rounding is relative to it."""
+        return max(1.0, float(np.abs(logits).max())) if self.kind.logit_limit == "fp16_logits" else 1.0
+
+    def reference_logits(self, examples: Sequence[Example]) -> list[Array]:
+        return self.export.torch_logits(self.rows.model, examples)
+
     def artifact_logits(self, examples: Sequence[Example]) -> list[Array]:
         return self.export.artifact_logits(self.artifact, examples)
 
     def fresh_process(self) -> Check:
-        """Run run.py where only onnxruntime, tokenizers and numpy can be imported, on odd lines and real ones."""
+        """Run run.py where only its runtime, tokenizers and numpy can be imported, on odd lines and real ones."""
         lines = [*self._odd(), *(row.line for row in spread(self.answered, lambda row: len(row.line), len(BATCHES)))]
-        records, seconds = in_fresh_process(self.folder, lines)
+        records, seconds = in_fresh_process(self.folder, lines, modules=RUNTIMES[self.kind.runtime].modules)
         here = list(self.artifact(lines))
         wrong = [line for line, a, b in zip(lines, records, here, strict=True) if not _same(a, b)]
         self.worst = [{"input": line[:CUT]} for line in wrong]
@@ -160,6 +169,11 @@ class Gate:
         return self.export.artifact_answers(
             self.artifact, self.answered, lambda text: self.progress(f"{self.name} on {self.rows.split}: {text}")
         )
+
+
+def graph_files(folder: Path) -> list[Path]:
+    """Return the files of an artifact that its runtime opens, and those of its weights."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix in GRAPHS]
 
 
 def batches(rows: Sequence[T], logit_count: Callable[[T], int]) -> Iterator[Sequence[T]]:
@@ -199,3 +213,16 @@ def _result(check: Callable[[], Check]) -> Check:
 
 def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}"[:500]
+
+
+class SearchGate(Gate):
+    """The gate of a runtime that searches for texts by itself. It gives log probabilities of a target, no logits."""
+
+    def quick_checks(self) -> Iterator[Step]:
+        return ((name, check) for name, check in super().quick_checks() if name != "dynamic")
+
+    def reference_logits(self, examples: Sequence[Example]) -> list[Array]:
+        return [np.log(shares) for shares in self.export.stock_outputs(self.rows.model, examples)]
+
+    def artifact_logits(self, examples: Sequence[Example]) -> list[Array]:
+        return self.export.artifact_log_probs(self.artifact, examples)

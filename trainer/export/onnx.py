@@ -18,13 +18,11 @@ from typing import Any
 import onnx
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
-from trainer.data.target_tokenizer import TARGET, target_of
+from trainer.artifact_kinds import KINDS, ONNX
 from trainer.errors import GateError
-from trainer.export.program import NAME, source
+from trainer.export.packaging import write_program
 from trainer.export.task_export import TaskExport
-from trainer.files import write_json
 from trainer.models.attention import Attention
 from trainer.models.fast_attention import use_attention
 
@@ -35,7 +33,7 @@ Axes = dict[int, str]  # names of the dimensions that are free
 
 
 def write_artifact(export: TaskExport, model: nn.Module, folder: Path) -> None:
-    """Write graphs in fp32, tokenizer.json, settings.json and run.py.
+    """Write graphs in fp32, and what `write_program` writes.
 
     Args:
         export: of the task, with a program.
@@ -64,37 +62,7 @@ def write_artifact(export: TaskExport, model: nn.Module, folder: Path) -> None:
         raise GateError(
             f"{type(model).__name__} cannot be exported to ONNX: {why}; set export.onnx=false export.int8=false"
         ) from last
-    _write_tokenizers(export.task.tokenizer, folder)
-    write_json(folder / "settings.json", settings(export, model))
-    (folder / NAME).write_text(source(export.program, export.task.recipe.data.cleaning), encoding="utf-8")
-
-
-def _write_tokenizers(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    if (target := target_of(tokenizer)) is not tokenizer:
-        (folder / TARGET).mkdir()
-        target.backend_tokenizer.save(str(folder / TARGET / "tokenizer.json"))
-
-
-def settings(export: TaskExport, model: nn.Module) -> dict[str, Any]:
-    """Return what run.py needs besides graphs and tokenizer."""
-    task, recipe = export.task, export.task.recipe
-    shared = {
-        "format": 1,
-        "name": recipe.name,
-        "task": task.kind,
-        "program": export.program_name,
-        "cleaning": recipe.data.cleaning,
-        "columns": list(task.input_columns.values()),  # of the inputs, in a row that is a JSON object
-        "prefix": "",
-        "max_length": recipe.data.max_length,
-        "pad_id": task.pad_id,
-        "tokens_per_batch": recipe.evaluation.tokens_per_batch,
-        "one_by_one": False,
-        "pair": False,
-        "left": task.padding.left,
-    }
-    return shared | export.settings(model)
+    write_program(export, model, folder, KINDS[ONNX])
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------

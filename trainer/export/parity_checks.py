@@ -75,6 +75,7 @@ class Comparison:
             "artifact": artifact,
             "reference": reference,
             "difference": artifact - reference,
+            "loss": loss,
             "difference_ci95": bootstrap_interval(table, difference, self.resamples),
             "limit": limit,
         }

@@ -1,6 +1,7 @@
-"""Generate run.py: the cleaning steps of the recipe, the base class `Artifact`, and the class of the task, in one file.
+"""Generate run.py: the cleaning steps of the recipe, the runtime, and the classes of the task, in one file.
 
-The package runs the same code: the parts are the modules of these classes and `trainer.data.cleaning`.
+The package runs the same code: the parts are the modules of these classes, `trainer.data.cleaning`, and a module of
+`trainer.export.runtimes`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trainer.artifact_kinds import RUNTIMES
 from trainer.data import cleaning
 from trainer.errors import UsageError
 from trainer.export.artifact import Artifact
+from trainer.export.runtimes import DEFAULT, runtime_module
 from trainer.user_code import is_reference
 
 NAME = "run.py"
@@ -31,12 +34,20 @@ def load(export: Any, folder: Path) -> Artifact:
     Raises:
         UsageError: its settings.json is of another program, or names an unknown cleaning step.
     """
-    return export.program(folder, _settings(export, folder))
+    settings = _settings(export, folder)
+    artifact: Artifact = export.program_for(_runtime(settings))(folder, settings)
+    return artifact
 
 
 def generated(export: Any, folder: Path) -> str:
     """Return the text that run.py of the artifact must have; the file is not read. Arguments and errors as `load`."""
-    return source(export.program, _settings(export, folder)["cleaning"])
+    settings = _settings(export, folder)
+    runtime = _runtime(settings)
+    return source(export.program_for(runtime), settings["cleaning"], runtime)
+
+
+def _runtime(settings: dict[str, Any]) -> str:
+    return str(settings.get("runtime", DEFAULT))
 
 
 def _settings(export: Any, folder: Path) -> dict[str, Any]:
@@ -51,26 +62,28 @@ def _settings(export: Any, folder: Path) -> dict[str, Any]:
     return settings
 
 
-def source(program: type[Artifact], steps: Sequence[str]) -> str:
+def source(program: type[Artifact], steps: Sequence[str], runtime: str = DEFAULT) -> str:
     """Return the text of run.py.
 
     Args:
         program: the class of the task.
         steps: cleaning steps, as in `data.cleaning`.
+        runtime: that opens its graphs.
 
     Raises:
-        UsageError: an unknown step. Steps may come from a file of a run, and become part of a program.
+        UsageError: an unknown step or runtime. Steps may come from a file of a run, and become part of a program.
     """
     cleaning.cleaner(steps)
     modules = dict.fromkeys(sys.modules[c.__module__] for c in reversed(program.__mro__) if c.__module__ != "builtins")
-    parts = [_Part(cleaning), *map(_Part, modules)]
+    parts = [_Part(cleaning), _Part(runtime_module(runtime)), *map(_Part, modules)]
     own = [step for step in steps if is_reference(step)]  # which run.py imports from the user's module
     table = "".join(f'    "{step}": {step.replace(":", ".")},\n' for step in dict.fromkeys(steps))
     cleaners = f"CLEANERS: dict[str, Any] = {{\n{table}}}" if table else "CLEANERS: dict[str, Any] = {}"
     end = f'load = {program.__name__}.load\n\nif __name__ == "__main__":\n    main(load(Path(__file__).parent))'
     bodies = [parts[0].only(steps), cleaners, *(part.body for part in parts[1:]), end]
     code = "\n\n\n".join(filter(None, bodies))
-    return f'"""{sys.modules[program.__module__].__doc__}"""\n\n{_imports(parts, code, own)}\n\n{code}\n'
+    text = str(sys.modules[program.__module__].__doc__).replace(DEFAULT, ", ".join(RUNTIMES[runtime].packages))
+    return f'"""{text}"""\n\n{_imports(parts, code, own)}\n\n{code}\n'
 
 
 class _Part:

@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from trainer.artifact_kinds import KINDS, TORCH
 from trainer.engine import checkpoint
 from trainer.errors import CheckpointError, UsageError
 from trainer.export.artifact_integrity import FORMAT, problems, read_gate
 from trainer.export.program import source
+from trainer.export.runtimes import DEFAULT
 from trainer.files import inside, read_json
 from trainer.models.folder import weight_files
 from trainer.rundir import RunDir
@@ -22,7 +24,7 @@ log = logging.getLogger("rankzero")
 
 EXACT = ("logits", "margin", "identical", "bleu", "perplexity")  # export.gates of artifacts that must equal the weights
 LOSSY = ("int8_bleu", "int8_perplexity", "int8_accuracy")  # of artifacts that may lose a little quality
-LIMITS = {"model": ("model",), "onnx": EXACT, "safetensors": EXACT, "int8": LOSSY, "bf16": LOSSY}
+LIMITS = {"model": ("model",)} | {k.name: (EXACT if k.exact else LOSSY) + (k.logit_limit,) for k in KINDS.values()}
 
 
 def problems_of(run: RunDir) -> list[str]:
@@ -83,7 +85,9 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
     """
     if not hashes:
         raise CheckpointError(f"{run.path} has no model yet: finish it with `rankzero train` on the same recipe")
-    program, cleaning = task.exporter().program, task.recipe.data.cleaning
+    kind, cleaning = KINDS.get(name), task.recipe.data.cleaning
+    runtime = DEFAULT if kind is None or kind.runtime == TORCH else kind.runtime
+    program = task.exporter().program_for(runtime)
     recipe = task.recipe.model_dump(mode="json")
     data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
     used = ("rows", "prompts", *LIMITS.get(name, ()))
@@ -95,7 +99,7 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
         "model": hashes,
         "tokenizer": " ".join(file_facts(path)["sha256"] for path in run.tokenizer_files),
         "rows": {split: survey["fingerprint"] for split, survey in splits.items()},
-        "program": hashlib.sha256(source(program, cleaning).encode()).hexdigest() if program else None,
+        "program": hashlib.sha256(source(program, cleaning, runtime).encode()).hexdigest() if program else None,
         "recipe": digest(relevant),
     }
 

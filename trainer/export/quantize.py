@@ -9,9 +9,7 @@ artifact's settings have one_by_one = true.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -22,18 +20,17 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from trainer.data.target_tokenizer import TARGET
-from trainer.export.artifact import open_graph
+from trainer.artifact_kinds import KINDS
 from trainer.export.gates import fitting
 from trainer.export.onnx import data_file, is_large
-from trainer.export.program import NAME, generated, load
+from trainer.export.packaging import derive
+from trainer.export.program import load
 from trainer.export.rows import Progress
+from trainer.export.runtimes.graphs_onnxruntime import open_graph
 from trainer.export.task_export import TaskExport
-from trainer.files import write_json
 from trainer.task.base import Example, Record
 
 OPERATORS = ("MatMul", "Gemm", "Gather")  # with the default ones a graph of opset 23 does not load
-TUNING_ROWS = 32
 
 
 def write_quantized(export: TaskExport, source: Path, folder: Path, kept: Collection[str] = ()) -> None:
@@ -41,12 +38,7 @@ def write_quantized(export: TaskExport, source: Path, folder: Path, kept: Collec
     for path in sorted(source.glob("*.onnx")):
         excluded = [name.partition(":")[2] for name in kept if name.partition(":")[0] == path.stem]
         _quantize(path, folder / path.name, excluded)
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    if (source / TARGET).is_dir():
-        shutil.copytree(source / TARGET, folder / TARGET, dirs_exist_ok=True)
-    (folder / NAME).write_text(generated(export, source), encoding="utf-8")
-    settings = json.loads((source / "settings.json").read_text(encoding="utf-8"))
-    write_json(folder / "settings.json", settings | {"one_by_one": True})
+    derive(export, source, folder, KINDS["int8"])
 
 
 def quantize(

@@ -61,13 +61,14 @@ class Row:
 class Rows:
     """The rows of the test split; without one of validation; without that some of the training rows."""
 
-    def __init__(self, task: Task, model: nn.Module) -> None:
-        """`model` is on the CPU, in fp32 and in eval mode."""
+    def __init__(self, task: Task, model: nn.Module, split: str | None = None, most: int | None = None) -> None:
+        """`model` is on the CPU, in fp32 and in eval mode. `split` and `most`: the first rows of another split."""
         self.task, self.model, self.export = task, model, task.exporter()(task)
         data = task.recipe.data
-        self.split = next(split for split in ("test", "validation", "train") if getattr(data, split) is not None)
+        first = next(name for name in ("test", "validation", "train") if getattr(data, name) is not None)
+        self.split = first if split is None else split
         self.prepared = False  # whether the texts are cleaned already; known after `all`
-        self._batches = list(self._read(self.split, FEW if self.split == "train" else None))
+        self._batches = list(self._read(self.split, FEW if self.split == "train" and most is None else most))
         if not self._batches:
             raise DataError(f"data.{self.split} has no row to check an artifact on")
 
@@ -78,11 +79,20 @@ class Rows:
         corpus = Corpus(recipe.model_copy(update={"evaluation": evaluation}), self.task)
         return chain.from_iterable(corpus.batches(split))
 
+    @property
+    def tuning_split(self) -> str:
+        """The split on which no artifact is checked: validation if it is free, or training."""
+        return "validation" if self.split == "test" and self.task.recipe.data.validation is not None else "train"
+
     def tuning_examples(self, most: int) -> list[Example]:
-        """Return examples of a split on which no artifact is checked: validation if it is free, or training."""
-        other = "validation" if self.split == "test" and self.task.recipe.data.validation is not None else "train"
-        examples = [example for batch in self._read(other, FEW) for example in batch.examples]
+        """Return examples of `tuning_split` of all lengths."""
+        examples = [example for batch in self._read(self.tuning_split, FEW) for example in batch.examples]
         return spread(examples, self.task.length, most)
+
+    def tuning_rows(self, most: int, progress: Progress) -> list[Row]:
+        """Return the first rows of `tuning_split`, with the answers of the weights."""
+        other = Rows(self.task, self.model, self.tuning_split, most)
+        return other.all(other.answers(progress))
 
     def answers(self, progress: Progress, model: nn.Module | None = None) -> dict[str, Record]:
         """Return the answers of the trained weights by row id, or those of another model of the task."""
@@ -117,6 +127,8 @@ class Rows:
                 columns = source.section(row, data).columns if row.example is None else {}
                 raw = [value_at(row.values, columns.get(name, name)) for name in roles]
                 sides[row_id] = [json.dumps(value) if isinstance(value, list) else str(value) for value in raw]
+                if len(sides) == len(wanted):
+                    break
         return sides
 
 

@@ -1,7 +1,7 @@
 """The export stage of a finished run: make each artifact in a temporary folder, check it, and publish it.
 
-    export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, gate.json; only gate.json if the gate
-                                  failed; likewise export/bf16/ and export/safetensors/ (see weights.py)
+    export/onnx/, export/int8/    graphs, tokenizer.json, settings.json, run.py, serve.py, Dockerfile, gate.json; only
+                                  gate.json if the gate failed; likewise the others of trainer.artifact_kinds
     export/left_out.json          the artifacts that are not possible, and why
     export/.onnx.making-…         in progress; complete once gate.json is in it, and then only renamed
     export/.answers.json          answers of the trained weights on the split, until all artifacts are made
@@ -20,16 +20,16 @@ from pathlib import Path
 
 import torch
 
+from trainer.artifact_kinds import KINDS, ONNX, TORCH
 from trainer.cpu_info import bf16_arithmetic
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import GateError, RankzeroError
 from trainer.export import model_gate
 from trainer.export.artifact_integrity import completed, decided, read_gate
-from trainer.export.gates import Gate, describe
-from trainer.export.onnx import write_artifact
+from trainer.export.conversions import Conversion, convert, export_graphs, why_not_kind
+from trainer.export.gates import Gate, SearchGate, describe, graph_files
 from trainer.export.program import NAME, generated
 from trainer.export.provenance import inputs, remove_stale, remove_stale_benchmark, weight_hashes
-from trainer.export.quantize import TUNING_ROWS, quantize
 from trainer.export.rows import Progress, Row, Rows
 from trainer.export.weights import TYPES, WeightsGate
 from trainer.files import publish, read_json, workspace, write_json
@@ -46,7 +46,7 @@ REMEDY = (
     "export.gates changes the thresholds; export.onnx=false export.int8=false leaves the artifacts out, and "
     "export.model=false the check of model/"
 )
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "tokenizers")  # and those of the kind
 
 
 def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | None = None) -> list[Path]:
@@ -61,10 +61,12 @@ def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | 
         The published folders.
 
     Raises:
-        GateError: artifacts failed their gates and were not published. int8 is not tried if onnx failed.
-        UsageError, CheckpointError: no run directory, or no model in it.
+        GateError: artifacts failed their gates and were not published. What is made from onnx is not tried if onnx
+            failed.
+        UsageError, CheckpointError: no run directory, no model in it, or a package for an artifact is not installed.
     """
     task = TrainedRun.task_of(run, Recipe, overrides)
+    task.recipe.export.check_packages()
     hashes = weight_hashes(run)
     check_held(run.path)
     remove_stale(run, hashes)
@@ -77,13 +79,14 @@ def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | 
     folders: dict[str, Path] = {}
     errors: dict[str, str] = {}
     for name in names:
-        if name == "int8" and "onnx" in errors:  # int8 is made from it
+        if name != "model" and KINDS[name].from_graphs and ONNX in errors:
             shutil.rmtree(run.export / name, ignore_errors=True)
             continue
         try:
             folders[name] = stage.check_model() if name == "model" else stage.publish(name)
         except GateError as error:
             errors[name] = str(error)
+    stage.remove_scratch()
     remove_stale_benchmark(run, hashes)
     if errors:  # the answers are kept: another attempt, perhaps with another limit, needs them
         raise GateError("\n".join([*errors.values(), REMEDY]))
@@ -96,19 +99,23 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     config = task.recipe.export
     reason = why_not(task, run) if config.graphs and has_model else None
     names = config.wanted(graphs=reason is None)
+    reasons = dict.fromkeys(config.graphs, reason) if reason is not None else {}
+    if has_model:
+        reasons |= {name: why for name in names if (why := why_not_kind(KINDS[name], task, run)) is not None}
     if "bf16" in names and config.bf16 is None and (why := _why_no_bf16(task)):
         names.remove("bf16")
         log.info("bf16: left out, since %s; export.bf16=true makes it nevertheless", why)
-    if reason is None:
+    if not reasons:
         run.left_out.unlink(missing_ok=True)
         return names
-    log.info("%s left out: %s", " and ".join(config.graphs), reason)
+    for why in dict.fromkeys(reasons.values()):
+        log.info("%s left out: %s", " and ".join(name for name, own in reasons.items() if own == why), why)
     run.export.mkdir(parents=True, exist_ok=True)
-    write_json(run.left_out, dict.fromkeys(config.graphs, reason))
-    for name in config.graphs:  # an earlier version may have tried and failed
+    write_json(run.left_out, reasons)
+    for name in reasons:  # an earlier version may have tried and failed
         if not (read_gate(run.export / name) or {"passed": True})["passed"]:
             shutil.rmtree(run.export / name)
-    return names
+    return [name for name in names if name not in reasons]
 
 
 def why_not(task: Task, run: RunDir) -> str | None:
@@ -139,7 +146,7 @@ class _Stage:
         self, run: RunDir, task: Task, hashes: dict[str, str], overrides: Sequence[str], progress: Progress
     ) -> None:
         self.run, self.task, self.overrides, self.progress = run, task, overrides, progress
-        self.answers_file = run.export / ".answers.json"
+        self.answers_file, self._scratch = run.export / ".answers.json", run.export / ".fp32"
         self._inputs = partial(inputs, run, task, hashes)
 
     @cached_property
@@ -170,7 +177,7 @@ class _Stage:
         gate = decided(folder, self._inputs(name))
         if gate is None or not gate["passed"] or name in TYPES:
             return gate is not None
-        # int8 is made from this folder, and its gate runs the program
+        # others are made from this folder, and their gates run the program
         return (folder / NAME).read_text("utf-8") == generated(self.task.exporter(), folder)
 
     def check_model(self) -> Path:
@@ -187,16 +194,17 @@ class _Stage:
     def _make(self, name: str, folder: Path) -> Path:
         """Write the artifact and, last, gate.json."""
         started = time.time()
-        make = {"onnx": self._onnx, "int8": self._int8}.get(name) or partial(self._weights, name)
+        kind = KINDS[name]
         try:
-            gate = make(folder)
+            gate = self._weights(name, folder) if kind.runtime == TORCH else self._converted(name, folder)
         except GateError as error:
             gate = _failed(name, str(error))
         except (RankzeroError, OSError):  # of the run or the machine
             raise
         except Exception as error:  # any error of the libraries with this model
             gate = _failed(name, describe(error))
-        gate = completed(gate, folder, started, self._inputs(name), PACKAGES)
+        packages = dict.fromkeys((*PACKAGES, *kind.modules))
+        gate = completed(gate, folder, started, self._inputs(name), list(packages))
         if not gate["passed"]:
             for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before it
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -204,31 +212,36 @@ class _Stage:
         return folder
 
     def _gate(self, name: str, folder: Path) -> Record:
-        return Gate(name, folder, self.rows, self.answered, self.progress).run()
+        gate = SearchGate if KINDS[name].own_search else Gate
+        return gate(name, folder, self.rows, self.answered, self.progress).run()
 
     def _weights(self, name: str, folder: Path) -> Record:
         self.task.save_model(self.rows.model, folder, TYPES[name])
         rows = self.rows.all({}) if TYPES[name] == torch.float32 else self.answered
         return WeightsGate(name, folder, self.rows, rows, self.progress).run()
 
-    def _onnx(self, folder: Path) -> Record:
-        self.progress("onnx: exporting")
-        write_artifact(self.rows.export, self.rows.model, folder)
-        return self._gate("onnx", folder)
+    def _converted(self, name: str, folder: Path) -> Record:
+        self.progress(f"{name}: converting")
+        source = self._graphs if KINDS[name].from_graphs else None
+        gate = partial(self._gate, name, folder)
+        found = convert(Conversion(KINDS[name], self.rows, source, folder, gate, self.progress))
+        if source is None:
+            return found
+        before, after = (sum(path.stat().st_size for path in graph_files(f)) for f in (source, folder))
+        return found | {"size_ratio": before / after}
 
-    def _int8(self, folder: Path) -> Record:
-        source, scratch = self.run.export / "onnx", self.run.export / ".fp32"
-        if not self.task.recipe.export.onnx:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            write_artifact(self.rows.export, self.rows.model, scratch)
-            source = scratch
-        self.progress("int8: quantizing")
-        examples = partial(self.rows.tuning_examples, TUNING_ROWS)
-        gate = quantize(self.rows.export, source, folder, examples, partial(self._gate, "int8", folder), self.progress)
-        before, after = (sum(path.stat().st_size for path in f.glob("*.onnx*")) for f in (source, folder))
-        shutil.rmtree(scratch, ignore_errors=True)
-        return gate | {"size_ratio": before / after}
+    @cached_property
+    def _graphs(self) -> Path:
+        """The fp32 graphs from which others are made: export/onnx, or a folder that is removed at the end."""
+        if self.task.recipe.export.onnx:
+            return self.run.export / ONNX
+        self.remove_scratch()
+        self._scratch.mkdir()
+        export_graphs(self.rows, self._scratch)
+        return self._scratch
+
+    def remove_scratch(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def _failed(name: str, error: str) -> Record:

@@ -1,4 +1,4 @@
-"""Run run.py in a new process that can import only onnxruntime, tokenizers and numpy; stock libraries in another."""
+"""Run run.py in a new process that can import only what it needs; stock libraries in another."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ sys.meta_path.insert(0, Guard())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-ALONE = GUARD.format(
-    condition='name.partition(".")[0] not in {*sys.stdlib_module_names, "onnxruntime", "tokenizers", "numpy"}',
-    reason="none of onnxruntime, tokenizers and numpy",
-)
 WITHOUT = GUARD.format(condition='name.partition(".")[0] in ("trainer", "launch")', reason="not a stock library")
 
 
-def in_fresh_process(folder: Path, lines: Sequence[str], *options: str) -> tuple[list[dict[str, Any]], float]:
+def in_fresh_process(
+    folder: Path, lines: Sequence[str], *options: str, modules: Sequence[str] = ("onnxruntime",)
+) -> tuple[list[dict[str, Any]], float]:
     """Return the records that run.py of an artifact prints for these lines, and the seconds of the whole process.
+
+    Args:
+        modules: that it may import besides tokenizers and numpy.
 
     Raises:
         RuntimeError: it failed; with the end of its stderr.
     """
     text = "".join(f"{line}\n" for line in lines)
-    process, seconds = _run([ALONE, str(folder / "run.py"), *options], text)
+    needed = (*modules, "tokenizers", "numpy")
+    condition = f'name.partition(".")[0] not in {{*sys.stdlib_module_names, *{needed}}}'
+    guard = GUARD.format(condition=condition, reason=f"none of {', '.join(needed)}")
+    process, seconds = _run([guard, str(folder / "run.py"), *options], text)
     if process.returncode:
         error = process.stderr.decode(errors="replace")[-400:]
         raise RuntimeError(f"run.py ended with {process.returncode}: {error}")

@@ -24,8 +24,10 @@ class TaskExport:
 
     Attributes:
         program: the class that run.py is generated from. None: the task has no graphs, only weights are exported.
+        own_programs: classes instead of it, by runtime (see trainer.artifact_kinds).
         program_name: "program" in settings.json.
         no_graphs: why there is no program, as a part of a sentence.
+        graph_names: of the graphs that `write_graphs` writes.
         beams: the beam sizes that `rankzero bench` measures. Empty: the task has no benchmark.
         tutorial: the tutorial's way, with which `rankzero bench` compares.
         compiles: whether torch.compile can be measured.
@@ -34,8 +36,10 @@ class TaskExport:
     """
 
     program: ClassVar[type[Artifact] | None] = None
+    own_programs: ClassVar[Mapping[str, type[Artifact]]] = {}
     program_name: ClassVar[str] = ""
     no_graphs: ClassVar[str] = "its task has no graph"
+    graph_names: ClassVar[tuple[str, ...]] = ("model",)
     beams: ClassVar[tuple[int, ...]] = ()
     tutorial: ClassVar[str] = "every text padded to data.max_length"
     compiles: ClassVar[bool] = False
@@ -44,6 +48,11 @@ class TaskExport:
 
     def __init__(self, task: Task) -> None:
         self.task: Any = task
+
+    @classmethod
+    def program_for(cls, runtime: str) -> type[Artifact] | None:
+        """Return the class of the programs that use a runtime."""
+        return cls.own_programs.get(runtime, cls.program)
 
     @property
     def fits_bf16(self) -> bool:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.artifact_kinds import KINDS
+from trainer.errors import UsageError
 from trainer.recipe.bleu_tokenizers import BleuTokenizer
 from trainer.recipe.sections import OwnName, Positive, Section
 
@@ -87,16 +89,19 @@ class GatesConfig(Section):
     )
     identical: Annotated[float, Field(ge=0, le=1)] = Field(0.99, description="smallest share of identical texts (onnx)")
     bleu: Annotated[float, Field(ge=0)] = Field(0.1, description="largest difference in BLEU (onnx)")
-    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="largest loss of BLEU points (int8, bf16)")
+    fp16_logits: Annotated[float, Field(gt=0)] = Field(
+        0.02, description="largest difference of a logit, relative to the largest of the row if that is above 1 (fp16)"
+    )
+    int8_bleu: Annotated[float, Field(ge=0)] = Field(0.5, description="largest loss of BLEU points (int8, bf16, fp16)")
     prompts: Positive = Field(128, description="texts that a language model continues to compare artifact and weights")
     perplexity: Annotated[float, Field(ge=0)] = Field(
         0.001, description="largest relative difference in perplexity (onnx)"
     )
     int8_perplexity: Annotated[float, Field(ge=0)] = Field(
-        0.02, description="largest relative increase in perplexity (int8, bf16)"
+        0.02, description="largest relative increase in perplexity (int8, bf16, fp16)"
     )
     int8_accuracy: Annotated[float, Field(ge=0)] = Field(
-        0.005, description="largest loss of accuracy, as a share (int8, bf16)"
+        0.005, description="largest loss of accuracy, as a share (int8, bf16, fp16)"
     )
 
 
@@ -106,6 +111,11 @@ class ExportConfig(Section):
     model: bool = Field(True, description="check model/ with stock libraries in a process without rankzero")
     onnx: bool = Field(True, description="write export/onnx")
     int8: bool = Field(True, description="write export/int8")
+    fp16: bool = Field(False, description="write export/fp16: ONNX in fp16, for GPUs")
+    openvino: bool = Field(False, description="write export/openvino, in fp32 (extra: openvino)")
+    openvino_int8: bool = Field(False, description="write export/openvino_int8, one graph (extra: openvino)")
+    ctranslate2: bool = Field(False, description="write export/ctranslate2, in fp32 (extra: ctranslate2)")
+    ctranslate2_int8: bool = Field(False, description="write export/ctranslate2_int8 (extra: ctranslate2)")
     bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = if the device computes in bf16")
     safetensors: bool | None = Field(
         None, description="weights in fp32 for PyTorch; null = if onnx and int8 cannot be made"
@@ -120,11 +130,20 @@ class ExportConfig(Section):
     @property
     def graphs(self) -> list[str]:
         """Return the artifacts that need an exporter, in the order in which they are made."""
-        return [name for name, made in (("onnx", self.onnx), ("int8", self.int8)) if made]
+        return [kind.name for kind in KINDS.values() if kind.graphs and getattr(self, kind.name)]
+
+    def check_packages(self) -> None:
+        """Check that the packages of the wanted artifacts are installed.
+
+        Raises:
+            UsageError: with the command that installs them.
+        """
+        for kind in (kind for kind in KINDS.values() if getattr(self, kind.name) and kind.missing):
+            raise UsageError(f"export.{kind.name}=true: {kind.missing}")
 
     def wanted(self, graphs: bool = True) -> list[str]:
         """Return all artifacts in the order in which they are made. `graphs`: whether the model can be exported."""
-        bf16 = bool(self.graphs) if self.bf16 is None else self.bf16
-        weights = bool(self.graphs) and not graphs if self.safetensors is None else self.safetensors
-        made = [name for name, asked in (("bf16", bf16), ("safetensors", weights)) if asked]
-        return made + (self.graphs if graphs else [])
+        unset = {"bf16": bool(self.graphs), "safetensors": bool(self.graphs) and not graphs}
+        values = {name: getattr(self, name) for name in KINDS}
+        names = [name for name, value in values.items() if (unset[name] if value is None else value)]
+        return [name for name in names if graphs or not KINDS[name].graphs]

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from trainer.artifact_kinds import KINDS, RUNTIMES, WEIGHTS
 from trainer.errors import UsageError
 from trainer.files import read_json, write_atomically
 from trainer.hub_paths import folder_of
@@ -25,9 +26,9 @@ from trainer.report.task_report import TaskReport, open_report
 from trainer.rundir import RunDir
 
 SPLITS = ("test", "validation")
-ARTIFACTS = ("onnx", "int8", "bf16", "safetensors")
-WEIGHTS = ("bf16", "safetensors")  # what transformers loads
-FILES = (".onnx", ".onnx.data", ".safetensors")  # that count for the size of an artifact
+COMMON = ("tokenizers", "numpy")  # packages of every run.py
+_ORDER = sorted(KINDS, key=lambda name: name in WEIGHTS)  # programs first
+FILES = (".onnx", ".onnx.data", ".xml", ".bin", ".safetensors")  # that count for the size of an artifact
 
 
 def write_card(run: RunDir) -> Path:
@@ -68,7 +69,7 @@ def _rendered(
 ) -> str:
     """Return a card. `alone`: for model/, which may be uploaded without the run. `repo`: the name of its repository."""
     template, run = environment(html=False).get_template("card.md.jinja"), report.run
-    gates = {name: gate for name in ARTIFACTS if (gate := read_json(run.export / name / "gate.json"))}
+    gates = {name: gate for name in _ORDER if (gate := read_json(run.export / name / "gate.json"))}
     files = {name: gate.get("files", {}).items() for name, gate in gates.items()}
     sizes = {name: sum(f["bytes"] for path, f in of if path.endswith(FILES)) for name, of in files.items()}
     benchmark, config = read_benchmark(run), report.manifest.get("config")
@@ -85,6 +86,7 @@ def _rendered(
         "gates": {name: {"checks": {}, **gate, "size": sizes[name]} for name, gate in gates.items()},
         "published": [name for name, gate in gates.items() if gate["passed"]],
         "weights": WEIGHTS,
+        "packages": {name: " ".join((*RUNTIMES[KINDS[name].runtime].packages, *COMMON)) for name in gates},
         "fastest": recommended(benchmark) if benchmark else [],
         "not_recommended": benchmark["not_recommended"] if benchmark else {},
         "left_out": run_summary.left_out(report),

@@ -13,24 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer.evaluation.languages import bleu_of
-from trainer.export.artifact import Array
+from trainer.export.artifact import Array, Artifact
 from trainer.export.onnx import Axes, write_graph
 from trainer.export.parity_checks import Check, Comparison
 from trainer.export.task_export import LabelProbabilities, TaskExport
 from trainer.task.base import Batch, Example, Record
 from trainer.tasks.generation_export import add_candidates, compare_texts
+from trainer.tasks.pairs_model_program import ModelTranslator
 from trainer.tasks.pairs_program import Translator
 
 
 class PairsExport(LabelProbabilities, TaskExport):
     program = Translator
+    own_programs: ClassVar[dict[str, type[Artifact]]] = {"ctranslate2": ModelTranslator}
+    graph_names = ("encoder", "decoder")
     beams = (1, 5)
     auto_class = "AutoModelForSeq2SeqLM"
 
@@ -105,6 +108,11 @@ class PairsExport(LabelProbabilities, TaskExport):
             (logits,), cache = artifact.run_decoder(["logits"], inputs[:, step : step + 1], parents, feeds, cache)
             steps.append(logits[:, 0])
         return self.unpadded(np.stack(steps, 1), examples)
+
+    def artifact_log_probs(self, artifact: Any, examples: Sequence[Example]) -> list[Array]:
+        """Return log probabilities of the target of each example, by an artifact without logits."""
+        sources = [self.encoded(example)[0] for example in examples]
+        return list(map(np.array, artifact.log_probs(sources, [self.labels(example) for example in examples])))
 
     def compare(self, comparison: Comparison) -> tuple[dict[str, Check], list[Record]]:
         recipe = self.task.recipe

@@ -1,4 +1,4 @@
-"""Lines of stdin to JSON lines: the target text of each source text, by the ONNX graphs in this folder.
+"""Lines of stdin to JSON lines: the target text of each source text, by the graphs in this folder.
 
     python run.py < texts.txt
     python run.py < rows.jsonl           rows as JSON objects with the columns that settings.json names
@@ -9,37 +9,18 @@ Needs onnxruntime, tokenizers and numpy alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import tokenizers
 
 from trainer.evaluation.beam_search import BeamSearch
-from trainer.export.artifact import Array, Artifact
+from trainer.export.artifact import Array
+from trainer.tasks.pairs_reader import PairsReader
 
 Cache = dict[str, Array]  # keys and values of the target
 
 
-class Translator(BeamSearch, Artifact):
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        super().__init__(folder, settings)
-        target = folder / "target" / "tokenizer.json"  # with separate vocabularies
-        if target.exists():
-            self.target_tokenizer = tokenizers.Tokenizer.from_file(str(target))
-
-    def encode(self, sides: Sequence[str]) -> tuple[list[int], ...]:
-        return ([*self.settings["before"], *self.ids(sides[0])[: self.room], *self.settings["after"]],)
-
-    @property
-    def room(self) -> int:
-        return self.settings["max_length"] - len(self.settings["before"]) - len(self.settings["after"])
-
-    def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        for ids, score in self.search([src for (src,) in examples]):
-            yield {"prediction": self.target_tokenizer.decode(ids, skip_special_tokens=True), "score": score}
-
+class Translator(BeamSearch, PairsReader):
     def start(self, sources: Sequence[Sequence[int]]) -> tuple[dict[str, Array], Cache]:
         """Encode the sources. Return the decoder's fixed inputs and the empty cache of R hypotheses."""
         encoder, src = self.sessions["encoder"], self.pad(sources, self.settings["pad_id"])
@@ -72,7 +53,4 @@ class Translator(BeamSearch, Artifact):
     def search(self, sources: Sequence[Sequence[int]]) -> list[tuple[list[int], float]]:
         """Ids and score of the best hypothesis of each row."""
         fixed, cache = self.start(sources)
-        lengths: Array = fixed["source_mask"].sum(1) - self.settings["prefix_length"]
-        factor = np.float32(self.settings["max_length_factor"])
-        limits = np.minimum((lengths.astype(np.float32) * factor + 10).astype(np.int64), self.settings["longest"])
-        return self.search_rows(fixed, cache, limits)
+        return self.search_rows(fixed, cache, self.limits(fixed["source_mask"].sum(1)))

@@ -1,4 +1,4 @@
-"""Lines of stdin to JSON lines: the class of each text, by the ONNX graph in this folder.
+"""Lines of stdin to JSON lines: the class of each text, by the graph in this folder.
 
     python run.py < texts.txt            (a pair of texts: one line, a tab between them)
     python run.py < rows.jsonl           rows as JSON objects with the columns that settings.json names
@@ -44,13 +44,17 @@ class Classifier(Artifact):
         head = round(room * self.settings["head_share"])
         return ids if len(ids) <= room else ids[:head] + ids[len(ids) - (room - head) :]
 
-    def logits(self, examples: Sequence[Any]) -> Array:
+    def feeds(self, examples: Sequence[Any]) -> dict[str, Array]:
+        """Inputs of the graph."""
         feeds = {
             "input_ids": self.pad([ids for ids, _ in examples], self.settings["pad_id"]),
             "attention_mask": self.pad([[1] * len(ids) for ids, _ in examples], 0),
             "token_type_ids": self.pad([types for _, types in examples], 0),
         }
-        return self.sessions["model"].run(["logits"], {name: feeds[name] for name in self.settings["inputs"]})[0]
+        return {name: feeds[name] for name in self.settings["inputs"]}
+
+    def logits(self, examples: Sequence[Any]) -> Array:
+        return self.sessions["model"].run(["logits"], self.feeds(examples))[0]
 
     def predict(self, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         names, logits = self.settings["labels"], self.logits(examples).astype(np.float64)

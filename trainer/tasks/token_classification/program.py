@@ -1,4 +1,4 @@
-"""Lines of stdin to JSON lines: the entities of each text, by the ONNX graph in this folder.
+"""Lines of stdin to JSON lines: the entities of each text, by the graph in this folder.
 
     python run.py < texts.txt            a line is a text, or a JSON list of tokens: ["Ada", "lives", "here"]
     python run.py < rows.jsonl           rows as JSON objects with the columns that settings.json names

@@ -1,4 +1,4 @@
-"""Lines of stdin to JSON lines: the number of each text, by the ONNX graph in this folder.
+"""Lines of stdin to JSON lines: the number of each text, by the graph in this folder.
 
     python run.py < texts.txt            (a pair of texts: one line, a tab between them)
     python run.py < rows.jsonl           rows as JSON objects with the columns that settings.json names
