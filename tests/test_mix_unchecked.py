@@ -121,7 +121,7 @@ def test_counts_are_the_same_on_any_ranks_and_after_a_resume(world: MixSetup, da
 @pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.parametrize("rows", [40, 80])
 def test_rows_after_the_last_usable_one_of_a_lane_count_once(rows: int, epochs: int) -> None:
-    """The last rows of the corpus are bad, with 80 rows after the end of a block. The second epoch begins after them."""
+    """The last rows of the corpus are bad, with 80 rows after the end of a block. The second epoch begins there."""
     world = Unchecked(**vars(mix([[rows]], [1], [False], epochs=epochs)))
     bad = 6 if rows == 40 else rows - world.plan.lanes * world.plan.edge_after(0, 0)
     assert 0 < bad < rows
