@@ -121,7 +121,7 @@ def test_counts_are_the_same_on_any_ranks_and_after_a_resume(world: MixSetup, da
 @pytest.mark.parametrize("epochs", [1, 2])
 @pytest.mark.parametrize("rows", [40, 80])
 def test_rows_after_the_last_usable_one_of_a_lane_count_once(rows: int, epochs: int) -> None:
-    """The last rows of the corpus are bad, with 80 rows after the end of a block. Epoch 2 begins after them."""
+    """The last rows of the corpus are bad, with 80 rows after the end of a block. The second epoch begins there."""
     world = Unchecked(**vars(mix([[rows]], [1], [False], epochs=epochs)))
     bad = 6 if rows == 40 else rows - world.plan.lanes * world.plan.edge_after(0, 0)
     assert 0 < bad < rows
@@ -209,7 +209,7 @@ def test_steps_are_those_of_a_run_that_has_read_all_rows(tmp_path: Path) -> None
 
 
 def test_bad_rows_at_the_end_of_an_epoch_count_once(tmp_path: Path) -> None:
-    """The usable rows of each lane end with a block, and bad ones follow. Epoch 2 begins after them."""
+    """The usable rows of each lane end with a block, and bad ones follow. The second epoch begins after them."""
     root = write_corpora(tmp_path)
     only = {"name": "short", "root": str(root / "short"), "train": "train.jsonl", "weight": 1}
     data = {**DATA, "check": "sample", "on_bad_row": "skip", "max_bad_fraction": 0.95}
@@ -223,7 +223,6 @@ def test_bad_rows_at_the_end_of_an_epoch_count_once(tmp_path: Path) -> None:
     steps = [json.loads(line)["rows"] for line in (done / "ledger.jsonl").read_text().splitlines()]
     served = Counter(row for step in steps for ids in step.values() for row in ids)
     assert served == {f"short/train.jsonl:{row}": 2 for row in range(usable)}
-    assert len({len([step for step in steps if step.get(lane)]) for lane in map(str, range(4))}) > 1, "lanes differ"
 
 
 def test_a_bad_row_ends_a_run_with_corpus_and_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def _paint(ax: Any, panel: Panel, styles: Sequence[Mapping[str, Any]] = ()) -> N
     ax.margins(x=0.02)
     ax.tick_params(length=0)
     if panel.title == "Learning rate":
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}".replace("e-0", "e-"))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("e-0", "e-"))
     if len(panel.lines) > 1 or panel.weights:
         ax.legend(fontsize=10)
 
