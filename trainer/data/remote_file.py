@@ -30,7 +30,7 @@ class RemoteFile(io.RawIOBase):
         url: for messages.
         size: in bytes.
         key: names its content in the block cache; None: it is not cached.
-        piece: for a look at a file, bytes that are fetched at once, and not ahead. The version is not asked for again:
+        piece: for a look at a file, bytes that are fetched at once, and not ahead. The version is not requested again:
             the file is compared with the listing when it is read. None: blocks, and ahead.
     """
 
