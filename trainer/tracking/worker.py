@@ -35,7 +35,7 @@ log = logging.getLogger("rankzero")
 POLL_SECONDS = 1.0  # between two looks at metrics.jsonl
 RETRY_SECONDS = 30.0  # after a tracker has failed
 LOCK_SECONDS = 30.0  # for the process of a killed rank zero to leave
-# How long the last lines may take: at the end of a run (rank zero may end it earlier), if the tracker was not reached by
+# How long the last lines may take at the end of a run (rank zero may end it earlier), if the tracker was not reached by
 # then, and without rank zero.
 END_SECONDS, UNREACHED_SECONDS, ORPHAN_SECONDS = 3600.0, 20.0, 10.0
 FIRST_WORDS = 300  # characters of an error that a message has
