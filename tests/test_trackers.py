@@ -31,7 +31,6 @@ def missing(name: str) -> bool:
 
 
 needs_mlflow = pytest.mark.skipif(missing("mlflow"), reason="mlflow-skinny is not installed")
-needs_wandb = pytest.mark.skipif(missing("wandb"), reason="wandb is not installed")
 
 
 # -- what a tracker has ------------------------------------------------------------------------------------------------
