@@ -5,7 +5,7 @@
 	wheel wheel-test test-lowest audit sbom
 
 VENV := .venv
-EXTRAS := test,demo,adapters,torchao,track,deepspeed,docs,s3,ja,sweep,ctranslate2,openvino,serve
+EXTRAS := test,demo,adapters,torchao,track,wandb,mlflow,deepspeed,docs,s3,ja,sweep,ctranslate2,openvino,serve
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # bf16 where the processor computes in it: elsewhere it is imitated, slower than fp32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -373,6 +374,17 @@ def test_overrides_win_and_reach_every_depth() -> None:
 def test_the_old_form_of_the_ledger_is_read() -> None:
     recipe = parse("track=[ledger, mlflow]", "loop.ledger=false")
     assert (recipe.track, recipe.loop.ledger) == (["mlflow"], True)
+
+
+def test_the_old_form_of_the_ledger_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump({**tiny_recipe(ROOT), "track": ["ledger"]}), encoding="utf-8")
+    logging.getLogger("rankzero").propagate = True
+    for _ in range(2):
+        assert load_recipe(path).loop.ledger
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: track: [ledger] is deprecated; write loop.ledger: true"
+    ]
 
 
 def test_a_section_that_the_file_leaves_out_can_be_overridden() -> None:

@@ -31,6 +31,7 @@ class TrackerSpec:
         options: by name, with the type of the value.
         environment: variables of its server and credentials, for messages.
         local: it writes files into the run directory only.
+        install: what pip installs, if that is not the name.
     """
 
     name: TrackerName
@@ -38,6 +39,7 @@ class TrackerSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: str = ""
     local: bool = False
+    install: str = ""
 
     @property
     def missing(self) -> bool:
@@ -56,18 +58,23 @@ _SPECS = (
     TrackerSpec("comet_ml", "comet_ml", {"workspace": str, "tags": list, "online": bool}, "COMET_API_KEY"),
     TrackerSpec("dvclive", "dvclive", local=True),
     TrackerSpec(
-        "mlflow", "mlflow", {"description": str, "tags": dict}, "MLFLOW_TRACKING_URI, MLFLOW_TRACKING_TOKEN, …"
+        "mlflow",
+        "mlflow",
+        {"description": str, "tags": dict},
+        "MLFLOW_TRACKING_URI, MLFLOW_TRACKING_TOKEN, …",
+        install="'rankzero[mlflow]'",
     ),
     TrackerSpec(
         "swanlab", "swanlab", {"workspace": str, "description": str, "tags": list, "mode": str}, "SWANLAB_API_KEY"
     ),
-    TrackerSpec("tensorboard", "tensorboard", local=True),
-    TrackerSpec("trackio", "trackio", {"group": str}, "TRACKIO_DIR, HF_TOKEN"),
+    TrackerSpec("tensorboard", "tensorboard", local=True, install="'rankzero[track]'"),
+    TrackerSpec("trackio", "trackio", {"group": str}, "TRACKIO_SPACE_ID, HF_TOKEN"),
     TrackerSpec(
         "wandb",
         "wandb",
         {"entity": str, "group": str, "job_type": str, "tags": list, "notes": str, "mode": str},
         "WANDB_API_KEY, WANDB_BASE_URL, WANDB_MODE",
+        install="'rankzero[wandb]'",
     ),
 )
 TRACKERS: dict[str, TrackerSpec] = {spec.name: spec for spec in _SPECS}
@@ -156,10 +163,9 @@ def check_installed(names: Sequence[str]) -> None:
     Raises:
         UsageError: one is not; with the command that installs it.
     """
-    missing = [name for name in names if TRACKERS[name].missing]
-    if missing:
-        extras = ",".join(missing)
-        raise UsageError(
-            f"track: {', '.join(missing)} is not installed in this environment; pip install 'rankzero[{extras}]', or "
-            f"leave it out: rankzero track RUN --to {missing[0]} uploads a run later"
-        )
+    for spec in (TRACKERS[name] for name in names):
+        if spec.missing:
+            raise UsageError(
+                f"track: {spec.name} is not installed in this environment; pip install {spec.install or spec.name}, or "
+                f"leave it out: rankzero track RUN --to {spec.name} uploads a run later"
+            )

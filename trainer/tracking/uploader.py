@@ -85,6 +85,11 @@ class Uploader:
         if service is not None:
             service.close(state)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the tracker has opened the run."""
+        return self._service is not None
+
     # -- one connection --------------------------------------------------------------------------------------------
 
     def _is_new(self, record: Record) -> bool:
@@ -97,8 +102,8 @@ class Uploader:
         self.position.save()
         settings = config_of(self._run)
         service = self._make(Place(self._run, self.position, self._options))
-        self._service = service
         service.open()
+        self._service = service
         if (held := service.held()) is not None:
             self.position.last = held
         self._rewind(service)

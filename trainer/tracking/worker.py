@@ -35,8 +35,9 @@ log = logging.getLogger("rankzero")
 POLL_SECONDS = 1.0  # between two looks at metrics.jsonl
 RETRY_SECONDS = 30.0  # after a tracker has failed
 LOCK_SECONDS = 30.0  # for the process of a killed rank zero to leave
-# How long the last lines may take: at the end of a run (rank zero may end it earlier), and without rank zero.
-END_SECONDS, ORPHAN_SECONDS = 3600.0, 10.0
+# How long the last lines may take at the end of a run (rank zero may end it earlier), if the tracker was not reached by
+# then, and without rank zero.
+END_SECONDS, UNREACHED_SECONDS, ORPHAN_SECONDS = 3600.0, 20.0, 10.0
 FIRST_WORDS = 300  # characters of an error that a message has
 
 
@@ -52,6 +53,11 @@ class Follower(threading.Thread):
         self._ending, self._failed = threading.Event(), False
         self._state: str | None = None
         self.complete = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the tracker has answered."""
+        return self._uploader.is_connected
 
     def end(self, state: str | None) -> None:
         """Log what is left, with scores and files if the state of the run is known, and end."""
@@ -112,9 +118,13 @@ def follow(run: RunDir, entries: Mapping[str, Any], resumed_at: int | None) -> N
     state = _end_of_run(parent)
     for follower in followers:
         follower.end(state)
-    deadline = time.monotonic() + (ORPHAN_SECONDS if state is None else END_SECONDS)
+    began = time.monotonic()
     for follower in followers:
-        follower.join(max(0.0, deadline - time.monotonic()))
+        while follower.is_alive():
+            limit = END_SECONDS if follower.is_connected else UNREACHED_SECONDS
+            if time.monotonic() - began > (ORPHAN_SECONDS if state is None else limit):
+                break
+            follower.join(POLL_SECONDS)
     if lacking := [follower.tracker for follower in followers if not follower.complete]:
         log.warning(
             "%s: not everything was uploaded to %s; `rankzero track %s` uploads the rest",

@@ -18,7 +18,7 @@ from launch.findings import GIB, Findings, size
 from launch.local import environment
 from trainer.cpu_info import control_groups, cores, cpuinfo
 
-EXTRAS = ("demo", "deepspeed", "track")  # of rankzero: their packages are checked where they are installed
+EXTRAS = ("demo", "deepspeed", "track", "wandb", "mlflow")  # their packages are checked where they are installed
 LITTLE_MEMORY = 2 * GIB
 LITTLE_SHARED = GIB  # Docker's default is 64 MiB; loader workers and NCCL need more
 SHARED = Path("/dev/shm")  # noqa: S108 - only read

@@ -7,7 +7,7 @@ import os
 import aim
 from accelerate.tracking import GeneralTracker
 
-from trainer.tracking.records import Document, Record
+from trainer.tracking.records import Document
 from trainer.tracking.service import Service as Base
 
 
@@ -17,7 +17,10 @@ class Service(Base):
     def make(self, kind: type[GeneralTracker]) -> GeneralTracker:
         place = self.place
         repository = os.environ.get("AIM_SERVER") or str(place.folder)
-        return kind(place.name, repository, run_hash=place.position.own_id, experiment=place.project, force_resume=True)
+        return kind(
+            place.name, repository, run_hash=place.position.own_id, experiment=place.project, force_resume=True,
+            capture_terminal_logs=False,
+        )  # fmt: skip
 
     def open(self) -> None:
         super().open()
@@ -25,9 +28,6 @@ class Service(Base):
 
     def rewind(self, step: int) -> bool:
         return True
-
-    def log(self, record: Record) -> None:
-        self.tracker.log(record.values, step=record.step)
 
     def document(self, document: Document) -> None:
         name = document.name.removesuffix(document.path.suffix)

@@ -15,6 +15,8 @@ from trainer.tracking.service import Service as Base
 from trainer.tracking.service import mark_of, split_of
 
 TAG = "rankzero.run"  # our id; MLflow chooses its own
+# System metrics, and few retries: failed calls are repeated by the uploader.
+DEFAULTS = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 STATES = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 
 
@@ -23,7 +25,8 @@ class Service(Base):
 
     def make(self, kind: type[GeneralTracker]) -> GeneralTracker:
         place = self.place
-        os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+        for variable, value in DEFAULTS.items():
+            os.environ.setdefault(variable, value)
         for name in ("MLFLOW_RUN_ID", "MLFLOW_TAGS", "MLFLOW_NESTED_RUN"):  # accelerate would prefer them
             os.environ.pop(name, None)
         return kind(

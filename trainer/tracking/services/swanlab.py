@@ -15,8 +15,8 @@ class Service(Base):
     def make(self, kind: type[GeneralTracker]) -> GeneralTracker:
         place = self.place
         return kind(
-            place.project, experiment_name=place.name, id=place.position.id, resume="allow",
-            logdir=str(place.folder / "swanlog"), **place.own("workspace", "description", "tags", "mode"),
+            place.project, name=place.name, id=place.position.id, resume="allow", log_dir=str(place.folder / "swanlog"),
+            **place.own("workspace", "description", "tags", "mode"),
         )  # fmt: skip
 
     def document(self, document: Document) -> None:
