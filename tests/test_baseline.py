@@ -111,6 +111,7 @@ def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found[0].about["iterations"], found[0].about["converged"], found[0].about["features"]) == (5, False, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_run_has_its_baseline_in_json_report_and_card(reviews: Path, tmp_path: Path) -> None:
     made = review_helpers.recipe(reviews, loop={"max_steps": 4, "eval_every": 4, "save_every": 4})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.errors import DataError
 from trainer.files import read_json
 from trainer.report.formats import finite
 from trainer.report.run_summary import headline
@@ -20,25 +21,33 @@ def read_baselines(report: TaskReport) -> dict[str, Any] | None:
 
 
 def baseline_section(report: TaskReport) -> list[Section]:
-    """A table of the trained model and the baselines, with the differences of the first metric."""
+    """A table of the trained model and the baselines, with the differences of the first metric.
+
+    Raises:
+        DataError: baseline.json is not what a run writes.
+    """
     found, items = read_baselines(report), headline(report)[:COLUMNS]
     if found is None or not items:
         return []
     metrics, first = [item["metric"] for item in items], items[0]["metric"]
-    lines = []
-    for one in found["baselines"]:
-        scores = one["scores"]
-        change = one["model_minus_baseline"].get(first.key) or {}
-        texts = [metric.text(scores[metric.key]) if finite(scores.get(metric.key)) else "" for metric in metrics]
-        lines.append({**one, "texts": texts, "change": _change(first, change)})
-    data = {
-        "metrics": metrics,
-        "own": [metric.text(item["value"]) for metric, item in zip(metrics, items, strict=True)],
-        "lines": lines,
-        "train_rows": found["train_rows"],
-        "of_rows": found["of_rows"],
-    }
+    try:
+        data = {
+            "metrics": metrics,
+            "own": [metric.text(item["value"]) for metric, item in zip(metrics, items, strict=True)],
+            "lines": [_line(one, metrics, first) for one in found["baselines"]],
+            "train_rows": int(found["train_rows"]),
+            "of_rows": found["of_rows"],
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{report.folder / FILE}: {error} is missing or wrong; remove the file") from None
     return [Section("baseline", "Against simple models", "baseline.html.jinja", data)]
+
+
+def _line(one: dict[str, Any], metrics: list[Any], first: Any) -> dict[str, Any]:
+    """Return a baseline with its scores and its difference as texts."""
+    scores, change = one["scores"], one["model_minus_baseline"].get(first.key) or {}
+    texts = [metric.text(scores[metric.key]) if finite(scores.get(metric.key)) else "" for metric in metrics]
+    return {**one, "name": str(one["name"]), "texts": texts, "change": _change(first, change)}
 
 
 def _change(metric: Any, change: dict[str, Any]) -> str:
@@ -52,12 +61,14 @@ def _change(metric: Any, change: dict[str, Any]) -> str:
 
 
 def baseline_sentence(report: TaskReport) -> str:
-    """The first baseline in a sentence; empty without one."""
+    """The first baseline, or why there is none, in a sentence; empty without baseline.json."""
+    if reason := (read_json(report.folder / FILE) or {}).get("left_out"):
+        return f"There is no baseline: {reason}."
     section = baseline_section(report)
     if not section:
         return ""
     data = section[0].data
     line, of = data["lines"][0], data["of_rows"]
     rows = f"{data['train_rows']:,}" + (f" of {of:,}" if of and of != data["train_rows"] else "")
-    change = f"; the model's is {line['change']} from it" if line["change"] else ""
+    change = f"; the trained model differs by {line['change']}" if line["change"] else ""
     return f"{line['name']} on {rows} training rows reaches {data['metrics'][0].name} {line['texts'][0]}{change}."
