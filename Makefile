@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'make setup: needs Python 3.11 or newer with venv (Debian: apt-get install python3-venv), or PYTHON=…'; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,adapters,torchao,track,deepspeed,docs,s3]'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,demo,adapters,torchao,track,deepspeed,docs,s3,sweep]'
 	@touch $@
 
 demo: setup ## German to English and a fine-tuned BERT on two CPU ranks, to reports, ONNX and int8; about ten minutes

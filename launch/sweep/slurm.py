@@ -54,7 +54,7 @@ def submit_sweep(
 
 
 def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
-    """Settle the trials that have ended, and submit what is left. Return what the sweep waits for, or None.
+    """Bring the journal up to date, and submit what is left. Return what the sweep waits for, or None.
 
     Trials are submitted only from a terminal (`command`): a job that submitted its own successors could do so forever.
 
@@ -96,7 +96,7 @@ def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
 
 def _job(folder: SweepFolder, command: Sequence[str], asked: dict[str, Any]) -> Job:
     recipe, *overrides = command
-    job = make_job(recipe, overrides, {}, asked["config"], folder.path, f"sweep-{folder.path.name}"[:64])
+    job = make_job(recipe, overrides, {}, asked["config"], folder.path)
     return with_chain(job, "0")
 
 

@@ -25,7 +25,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from launch.sweep.space import Choice, Distribution, Integer, LogUniform, Quantized, Range, Sweep, Values
+from launch.sweep.distributions import Choice, Distribution, Integer, LogUniform, Quantized, Range
+from launch.sweep.space import Sweep, Values
 from trainer.errors import CheckpointError
 from trainer.files import flush
 
