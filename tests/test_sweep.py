@@ -343,7 +343,7 @@ def test_the_scripts_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert not queue.here() or queue.refusal(script.text) in (None, queue.refusal("#!/bin/bash\ntrue"))
     trials, top = slurm._trial_scripts(job, sweep, [0, 2], 4)[0].text, scripts[0].text
     assert "#SBATCH --array=0,2%4\n" in trials
-    assert "task watch $$ &" in trials
+    assert "{ task watch $$ && kill -TERM $$; } &" in trials
     assert '"$SWEEP/recipes/$SLURM_ARRAY_TASK_ID.yaml" --defer' in trials
     assert "#SBATCH --array=0-1%1\n" in top
     assert "top/2/seed-5" in top
