@@ -59,7 +59,7 @@ def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
     Trials are submitted only from a terminal (`command`): a job that submitted its own successors could do so forever.
 
     Raises:
-        RankzeroError: no trial is complete, or retrained runs have not finished.
+        RankzeroError: no trial is complete, or trials or retrained runs have not ended.
     """
     folder, study = trials.folder, trials.study
     asked = (read_json(folder.definition) or {})["asked"]
@@ -68,9 +68,12 @@ def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
             wait_until_free(folder.run(number))
             trials.settle(number)
     trials.publish()
-    open_trials = study.open_trials()
-    left = [*open_trials, *range(len(study.trials), trials.sweep.planned)]
-    if left and command:
+    new = range(len(study.trials), trials.sweep.planned if study.more() else 0)
+    left = [*study.open_trials(), *new]
+    if left and not command:
+        numbers = ranges(left)
+        raise RankzeroError(f"trials {numbers} have not ended: `rankzero sweep --slurm` submits them again")
+    if left:
         job = _job(folder, command, asked)
         _submit(job, _trial_scripts(job, trials.sweep, left, asked["jobs"]))
         return TRIALS

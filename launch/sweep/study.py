@@ -89,6 +89,11 @@ class Study:
         """Return the numbers of trials that have not ended: running ones, and those of a sweep that was killed."""
         return [trial.number for trial in self.trials if not trial.state.is_finished()]
 
+    def more(self) -> bool:
+        """Return whether there are values for another trial."""
+        number = len(self.trials)
+        return number < self.sweep.planned and self._draw(number) is not None
+
     def create(self) -> int | None:
         """Add a trial with new values. Return its number, or None if no trial is left."""
         number = len(self.trials)
