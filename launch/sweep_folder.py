@@ -117,7 +117,7 @@ def is_finished(run: RunDir) -> bool:
 
 
 def evaluations(run: RunDir, metric: str) -> list[float]:
-    """Return the metric at each evaluation on `validation` in metrics.jsonl, in order. NaN where it has none.
+    """Return the metric at each evaluation on `validation` in metrics.jsonl, in order. NaN where it is missing.
 
     The one before the first step is left out, and so is an incomplete last line.
     """
@@ -133,7 +133,7 @@ def evaluations(run: RunDir, metric: str) -> list[float]:
 
 
 def wait_until_free(run: RunDir, seconds: float | None = None) -> None:
-    """Wait until no process uses a run directory. A run whose sweep was killed saves and ends by itself.
+    """Wait until no process uses a run directory. A run whose sweep was killed saves and ends.
 
     Raises:
         UsageError: one still uses it.
@@ -155,7 +155,7 @@ def wait_until_free(run: RunDir, seconds: float | None = None) -> None:
 
 
 def read_trials(path: Path) -> dict[str, Any]:
-    """Return trials.json: the table of the trials as of their last change. Empty if there is none yet."""
+    """Return trials.json: the table of the trials as of their last change. Empty before the first trial."""
     with contextlib.suppress(RankzeroError):
         return dict(read_json(path / "trials.json") or {})
     return {}

@@ -28,7 +28,7 @@ from launch.slurm.follow import _text as status_text
 from launch.slurm.follow import state_of
 from launch.slurm.queue import Snapshot
 from launch.sweep import slurm, task
-from launch.sweep.space import Quantized
+from launch.sweep.distributions import Quantized
 from launch.sweep.study import Study
 from launch.sweep.trials import define
 from launch.sweep_folder import SweepFolder, evaluations
@@ -214,7 +214,7 @@ def test_a_grid_of_the_stub_is_trained_and_shown(tmp_path: Path, capsys: pytest.
 
 
 def test_bad_trials_are_pruned_saved_and_marked(tmp_path: Path) -> None:
-    config = rates(1e-3, 2e-3, 1e-1, 5e-4)
+    config = rates(1e-3, 2e-3, 1e-1, 1.1e-3)
     config["prune"] = {"kind": "median", "startup_trials": 2, "warmup": 1}
     os.environ["STUB_SECONDS"] = "0.2"
     try:
@@ -303,10 +303,10 @@ def test_no_trial_is_lost_or_run_twice_when_the_sweep_is_killed(tmp_path: Path) 
     while True:
         process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         begun = time.monotonic()
-        while kills < 3 and not sweep.definition.exists():
+        while kills < 2 and not sweep.definition.exists():
             assert time.monotonic() - begun < 60
             time.sleep(0.01)
-        if kills == 3:
+        if kills == 2:
             break
         time.sleep(draw.uniform(0.0, 1.6) + (1.2 if kills else 0.0))
         process.send_signal(signal.SIGKILL)
@@ -343,7 +343,7 @@ def test_the_scripts_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert not queue.here() or queue.refusal(script.text) in (None, queue.refusal("#!/bin/bash\ntrue"))
     trials, top = slurm._trial_scripts(job, sweep, [0, 2], 4)[0].text, scripts[0].text
     assert "#SBATCH --array=0,2%4\n" in trials
-    assert "task watch $$ &" in trials
+    assert "{ task watch $$ && kill -TERM $$; } &" in trials
     assert '"$SWEEP/recipes/$SLURM_ARRAY_TASK_ID.yaml" --defer' in trials
     assert "#SBATCH --array=0-1%1\n" in top
     assert "top/2/seed-5" in top

@@ -175,8 +175,10 @@ class LocalSweep:
             with self._stop.installed():
                 while True:
                     for name, code in self.jobs.ended():
-                        settle(name, code)
-                        self.trials.publish()
+                        try:
+                            settle(name, code)
+                        finally:
+                            self.trials.publish()
                     if self._stop.received:
                         raise Preempted("the sweep was stopped; its trials have saved. The same command resumes")
                     for name, job in self.jobs.running.items():

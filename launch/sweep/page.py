@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.space import Choice, Distribution, LogUniform, Range, Sweep
+from launch.sweep.distributions import Choice, Distribution, LogUniform, Range
+from launch.sweep.space import Sweep
 from launch.sweep_folder import SweepFolder
 from trainer.files import read_json
 from trainer.report.figures import DOTTED, FIRST, INK, LINE, SECOND, draw, inline

@@ -58,9 +58,7 @@ def run_here(folder: SweepFolder, sweep: Sweep, command: Command, places: Places
     """
     numbers = seeds_of(seeds)
     if busy := active(folder.path):
-        raise UsageError(
-            f"{folder.path} has job {busy[0].job} ({busy[0].state}): rankzero cancel, or add --slurm later"
-        )
+        raise UsageError(f"{folder.path} has job {busy[0].job} ({busy[0].state}): wait, or rankzero cancel")
     with folder.locked():
         define(folder, sweep)
         status = folder.status().start()

@@ -54,12 +54,12 @@ def submit_sweep(
 
 
 def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
-    """Settle the trials that have ended, and submit what is left. Return what the sweep waits for, or None.
+    """Bring the journal up to date, and submit what is left. Return what the sweep waits for, or None.
 
     Trials are submitted only from a terminal (`command`): a job that submitted its own successors could do so forever.
 
     Raises:
-        RankzeroError: no trial is complete, or retrained runs have not finished.
+        RankzeroError: no trial is complete, or trials or retrained runs have not ended.
     """
     folder, study = trials.folder, trials.study
     asked = (read_json(folder.definition) or {})["asked"]
@@ -68,9 +68,12 @@ def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
             wait_until_free(folder.run(number))
             trials.settle(number)
     trials.publish()
-    open_trials = study.open_trials()
-    left = [*open_trials, *range(len(study.trials), trials.sweep.planned)]
-    if left and command:
+    new = range(len(study.trials), trials.sweep.planned if study.more() else 0)
+    left = [*study.open_trials(), *new]
+    if left and not command:
+        numbers = ranges(left)
+        raise RankzeroError(f"trials {numbers} have not ended: `rankzero sweep --slurm` submits them again")
+    if left:
         job = _job(folder, command, asked)
         _submit(job, _trial_scripts(job, trials.sweep, left, asked["jobs"]))
         return TRIALS
@@ -96,7 +99,7 @@ def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
 
 def _job(folder: SweepFolder, command: Sequence[str], asked: dict[str, Any]) -> Job:
     recipe, *overrides = command
-    job = make_job(recipe, overrides, {}, asked["config"], folder.path, f"sweep-{folder.path.name}"[:64])
+    job = make_job(recipe, overrides, {}, asked["config"], folder.path)
     return with_chain(job, "0")
 
 

@@ -25,7 +25,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from launch.sweep.space import Choice, Distribution, Integer, LogUniform, Quantized, Range, Sweep, Values
+from launch.sweep.distributions import Choice, Distribution, Integer, LogUniform, Quantized, Range
+from launch.sweep.space import Sweep, Values
 from trainer.errors import CheckpointError
 from trainer.files import flush
 
@@ -87,6 +88,11 @@ class Study:
     def open_trials(self) -> list[int]:
         """Return the numbers of trials that have not ended: running ones, and those of a sweep that was killed."""
         return [trial.number for trial in self.trials if not trial.state.is_finished()]
+
+    def more(self) -> bool:
+        """Return whether there are values for another trial."""
+        number = len(self.trials)
+        return number < self.sweep.planned and self._draw(number) is not None
 
     def create(self) -> int | None:
         """Add a trial with new values. Return its number, or None if no trial is left."""

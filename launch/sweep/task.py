@@ -6,14 +6,13 @@ Several tasks of an array use the journal of the sweep, each for a moment, under
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 from launch.sweep import slurm
@@ -57,9 +56,10 @@ def begin(sweep: SweepArgument, trial: TrialArgument) -> None:
 
 @app.command("watch")
 def watch(sweep: SweepArgument, trial: TrialArgument, shell: Annotated[int, typer.Argument(metavar="PID")]) -> None:
-    """Report the evaluations of a trial. If it is to be pruned, stop its job. Ends with the job."""
+    """Report the evaluations of a trial. Exit with 0 if it is to be pruned, with 1 when its job has ended."""
     metrics, seen = SweepFolder(sweep).run(trial).metrics, 0.0
-    while os.getppid() == shell:
+    visible = psutil.pid_exists(shell)  # not from within some containers, with which SLURM ends this process
+    while not visible or psutil.pid_exists(shell):
         changed = metrics.stat().st_mtime if metrics.exists() else 0.0
         if changed != seen:
             seen = changed
@@ -67,9 +67,9 @@ def watch(sweep: SweepArgument, trial: TrialArgument, shell: Annotated[int, type
                 stop = trials.study.noted(trial, "pruned") or trials.watch(trial)
             if stop:
                 print(f"trial {trial}: pruned", flush=True)
-                os.kill(shell, signal.SIGTERM)
                 return
         time.sleep(WATCH_SECONDS)
+    raise typer.Exit(1)
 
 
 @app.command("end")

@@ -155,7 +155,7 @@ def reopened(folder: SweepFolder) -> Sweep:
     """Return the sweep of a folder.
 
     Raises:
-        UsageError: it has none.
+        UsageError: it is not the folder of a sweep.
     """
     kept = read_json(folder.definition)
     if kept is None:
