@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import hooks
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 from conftest import write_recipe
+from deploy_helpers import convert_to
+from export_helpers import load
 from processes import read_lines
 from review_helpers import recipe as review_recipe
 from review_helpers import task_of
@@ -314,3 +317,18 @@ def test_onnx_answers_on_the_device_as_on_a_cpu(reviews: Path, tmp_path: Path) -
         feeds = feeds or {one.name: torch.ones(2, 8, dtype=torch.int64).numpy() for one in session.get_inputs()}
         answers.append(session.run(None, feeds)[0])
     assert math.isclose(float(abs(answers[0] - answers[1]).max()), 0.0, abs_tol=1e-3)
+
+
+def test_onnx_in_fp16_answers_as_the_weights_do(encoder: Any, tmp_path: Path) -> None:
+    """By the kernels of the GPU, whose sums the gate of export/fp16 cannot run."""
+    if ON_GPU and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime has no CUDA: pip install onnxruntime-gpu")
+    convert_to("fp16", encoder, tmp_path / "fp16")
+    rows, answered = encoder.rows()
+    artifact, examples = load(tmp_path / "fp16"), [row.example for row in answered]
+    used = artifact.sessions["model"].get_providers()
+    assert ("CUDAExecutionProvider" in used) == ON_GPU
+    ours = encoder.export.torch_logits(rows.model, examples)
+    theirs = encoder.export.artifact_logits(artifact, examples)
+    gaps = [np.abs(a - b).max() / max(1.0, np.abs(b).max()) for a, b in zip(theirs, ours, strict=True)]
+    assert 0 < max(gaps) < 0.02

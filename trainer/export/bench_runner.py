@@ -168,8 +168,6 @@ def latencies(seconds: Sequence[float]) -> dict[str, float | None]:
 
 def graphs(run: Path, candidate: str, program: str) -> Opened:
     """Return an artifact's answers, encoding and target tokenizer. int8 answers text by text, int8-batch does not."""
-    for library in ("torch", "transformers"):  # which a server does not have, and some runtimes import
-        sys.modules.setdefault(library, None)  # type: ignore[arg-type]
     artifact = pkgutil.resolve_name(program).load(run / "export" / candidate.partition("-")[0])
 
     def answer(texts: Sequence[str], evaluation: dict[str, Any]) -> Records:
@@ -227,6 +225,8 @@ def main(run: str, programs: str, sockets: str) -> None:
             connection = connections.pop(name)
             for other in connections.values():
                 other.close()
+            if name in classes:  # a server has no torch, which some runtimes import where it is installed
+                sys.modules |= dict.fromkeys(("torch", "transformers"))
             if not name.endswith("-cuda"):
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             with contextlib.suppress(EOFError):

@@ -26,7 +26,7 @@ _CONVERSIONS = {  # by artifact, imported when it is made: most need a package t
     "ctranslate2": "trainer.export.ctranslate2_model:convert",
     "ctranslate2_int8": "trainer.export.ctranslate2_model:convert",
 }
-ONE_GRAPH = ("openvino_int8",)  # artifacts that are made of a task with one graph
+CALIBRATED = ("openvino_int8",)  # artifacts whose graph is run on rows before it is written
 CTRANSLATE2_MODELS = ("bart", "m2m_100", "marian", "mt5", "pegasus", "t5")  # model_type in config.json of model/
 
 
@@ -66,8 +66,8 @@ def convert(conversion: Conversion) -> Record:
 def why_not_kind(kind: Kind, task: Task, run: RunDir) -> str | None:
     """Return why a kind cannot be made of a run whose model has graphs, as a part of a sentence; None if it can."""
     export = task.exporter()
-    if kind.name in ONE_GRAPH and export.graph_names != ("model",):
-        return f"{kind.name} quantizes one graph, and this task has {' and '.join(export.graph_names) or 'none'}"
+    if kind.name in CALIBRATED and not hasattr(export.program, "feeds"):
+        return f"{kind.name} is for classification and regression"
     if not kind.own_search:
         return None
     if kind.runtime not in export.own_programs:

@@ -74,7 +74,7 @@ def quiet() -> Iterator[None]:
     with contextlib.ExitStack() as stack, warnings.catch_warnings(), torch.no_grad():
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         warnings.simplefilter("ignore")
-        for logger in map(logging.getLogger, ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")):
+        for logger in map(logging.getLogger, ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "nncf")):
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         yield

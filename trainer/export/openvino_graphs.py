@@ -6,12 +6,14 @@ int8 scales activations by what it has seen on other rows, so that the answer of
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import nncf
 import openvino
 
 from trainer.export.conversions import Conversion
+from trainer.export.onnx import quiet
 from trainer.export.packaging import derive
 from trainer.export.parity_checks import Comparison
 from trainer.export.program import load
@@ -25,7 +27,7 @@ def convert(conversion: Conversion) -> Record:
     """Convert all graphs. Return the result of the gate."""
     c = conversion
     for path in sorted(c.graphs.glob("*.onnx")):
-        openvino.save_model(openvino.convert_model(path), c.folder / f"{path.stem}.xml", compress_to_fp16=False)
+        openvino.save_model(read_graph(path), c.folder / f"{path.stem}.xml", compress_to_fp16=False)
     derive(c.rows.export, c.graphs, c.folder, c.kind)
     return c.gate()
 
@@ -44,16 +46,22 @@ def quantize(conversion: Conversion) -> Record:
         return -max(check["loss"] for check in checks.values() if "loss" in check), None
 
     examples = [export.encoded(example) for example in c.rows.tuning_examples(CALIBRATION_ROWS)]
-    quantized = nncf.quantize_with_accuracy_control(
-        openvino.convert_model(c.graphs / "model.onnx"),
-        nncf.Dataset(examples, lambda example: artifact.feeds([example])),
-        nncf.Dataset(range(len(rows))),
-        validate,
-        max_drop=gates.int8_accuracy,
-        drop_type=nncf.DropType.ABSOLUTE,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(examples),
-    )
+    with quiet():
+        quantized = nncf.quantize_with_accuracy_control(
+            read_graph(c.graphs / "model.onnx"),
+            nncf.Dataset(examples, lambda example: artifact.feeds([example])),
+            nncf.Dataset(range(len(rows))),
+            validate,
+            max_drop=gates.int8_accuracy,
+            drop_type=nncf.DropType.ABSOLUTE,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(examples),
+        )
     openvino.save_model(quantized, c.folder / "model.xml", compress_to_fp16=False)
     derive(export, c.graphs, c.folder, c.kind)
     return c.gate()
+
+
+def read_graph(path: Path) -> openvino.Model:
+    """Read an ONNX graph. `openvino.convert_model` would do the same and send usage statistics."""
+    return openvino.Core().read_model(path)

@@ -27,7 +27,6 @@ class TaskExport:
         own_programs: classes instead of it, by runtime (see trainer.artifact_kinds).
         program_name: "program" in settings.json.
         no_graphs: why there is no program, as a part of a sentence.
-        graph_names: of the graphs that `write_graphs` writes.
         beams: the beam sizes that `rankzero bench` measures. Empty: the task has no benchmark.
         tutorial: the tutorial's way, with which `rankzero bench` compares.
         compiles: whether torch.compile can be measured.
@@ -39,7 +38,6 @@ class TaskExport:
     own_programs: ClassVar[Mapping[str, type[Artifact]]] = {}
     program_name: ClassVar[str] = ""
     no_graphs: ClassVar[str] = "its task has no graph"
-    graph_names: ClassVar[tuple[str, ...]] = ("model",)
     beams: ClassVar[tuple[int, ...]] = ()
     tutorial: ClassVar[str] = "every text padded to data.max_length"
     compiles: ClassVar[bool] = False

@@ -113,7 +113,9 @@ class ExportConfig(Section):
     int8: bool = Field(True, description="write export/int8")
     fp16: bool = Field(False, description="write export/fp16: ONNX in fp16, for GPUs")
     openvino: bool = Field(False, description="write export/openvino, in fp32 (extra: openvino)")
-    openvino_int8: bool = Field(False, description="write export/openvino_int8, one graph (extra: openvino)")
+    openvino_int8: bool = Field(
+        False, description="write export/openvino_int8, for classification and regression (extra: openvino)"
+    )
     ctranslate2: bool = Field(False, description="write export/ctranslate2, in fp32 (extra: ctranslate2)")
     ctranslate2_int8: bool = Field(False, description="write export/ctranslate2_int8 (extra: ctranslate2)")
     bf16: bool | None = Field(None, description="weights in bf16 for PyTorch; null = if the device computes in bf16")

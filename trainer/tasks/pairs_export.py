@@ -33,7 +33,6 @@ from trainer.tasks.pairs_program import Translator
 class PairsExport(LabelProbabilities, TaskExport):
     program = Translator
     own_programs: ClassVar[dict[str, type[Artifact]]] = {"ctranslate2": ModelTranslator}
-    graph_names = ("encoder", "decoder")
     beams = (1, 5)
     auto_class = "AutoModelForSeq2SeqLM"
 

@@ -111,7 +111,6 @@ class CausalExport(LanguageModelExport):
 
     program: ClassVar[type[Artifact] | None] = Generator
     program_name = "generation"
-    graph_names = ("decoder",)
     beams = (1,)
     tutorial = "the library's attention"  # new tokens follow the text where padding would be
     auto_class = "AutoModelForCausalLM"
