@@ -20,7 +20,8 @@ from trainer.hub_paths import check_model_files
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides, read_yaml
 from trainer.recipe.unused import unused_keys
-from trainer.recipe_loading import Recipe, check_recipe, find_recipe
+from trainer.recipe_files import find_recipe
+from trainer.recipe_loading import Recipe, check_recipe
 from trainer.redaction import redacted
 
 KEY = re.compile(r"([a-z]\w*(?:\.\w+)*)(?:=.*?)?: (.*)", re.DOTALL)  # "data.lanes: text", "data.root='x': text"
