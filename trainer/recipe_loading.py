@@ -22,7 +22,7 @@ from trainer.recipe import apply_overrides, read_yaml, recipe_class
 from trainer.recipe.bleu_tokenizers import problem_of
 from trainer.recipe.trackers import has_ledger
 from trainer.recipe_files import SHIPPED as SHIPPED
-from trainer.recipe_files import find_recipe
+from trainer.recipe_files import find_recipe as find_recipe
 from trainer.task.base import Task
 from trainer.task.registry import load_task, roles_of, task_class, task_classes
 from trainer.task.user_loss import loss_problems

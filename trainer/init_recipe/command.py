@@ -71,10 +71,8 @@ def init_command(
         for line in summary(found, path):
             print(line)
     schema = write_with_schema(target, text)
-    print(
-        f"\nwritten: {target}, and {schema} for editors\n"
-        f"next:    rankzero train {target} --debug   (20 steps, to see that all fits)"
-    )
+    print(f"\nwritten: {target}, and {schema} for editors")
+    print(f"next:    rankzero train {target} --debug   (20 steps, to see that all fits)")
     print(f"         rankzero train {target}")
 
 
