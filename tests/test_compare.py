@@ -19,8 +19,9 @@ import launch.cli
 from trainer.compare.comparison import compare
 from trainer.compare.significance import holm, mcnemar
 from trainer.errors import DataError, UsageError
-from trainer.evaluation.metrics import RESAMPLES, resampled_translation, score_translation
+from trainer.evaluation.metrics import resampled_translation, score_translation
 from trainer.evaluation.paired import drawn, p_value, paired_bootstrap
+from trainer.evaluation.resampling import RESAMPLES
 from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
 from trainer.tasks.classification.metrics import resampled_classes, score_classification

@@ -19,8 +19,9 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.evaluate_metrics import Bleu, Chrf, Perplexity, Ter
-from trainer.evaluation.metrics import bleu, bootstrap_interval, chrf, perplexity, score_translation, ter
+from trainer.evaluation.metrics import bleu, chrf, score_translation, ter
 from trainer.evaluation.predictions import read_predictions, write_predictions
+from trainer.evaluation.resampling import bootstrap_interval, perplexity
 
 TEXT = "a two man woman dog red blue house street plays with the ball , and runs ; it's in Paris near 3 trees ."
 WORDS = TEXT.split()

@@ -42,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(root: Path, **data: Any) -> Any:
     made = mixed(root, data={**DATA, **data}, loop=LOOP, evaluation={"splits": []})
-    return made.model_copy(update={"track": ["ledger"]})
+    return made.model_copy(update={"loop": made.loop.model_copy(update={"ledger": True})})
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,7 @@ def test_bad_rows_at_the_end_of_an_epoch_count_once(tmp_path: Path) -> None:
     only = {"name": "short", "root": str(root / "short"), "train": "train.jsonl", "weight": 1}
     data = {**DATA, "check": "sample", "on_bad_row": "skip", "max_bad_fraction": 0.95}
     made = mixed(root, only, data=data, loop={**LOOP, "max_steps": 100, "epochs": 2}, evaluation={"splits": []})
-    made = made.model_copy(update={"track": ["ledger"]})
+    made = made.model_copy(update={"loop": made.loop.model_copy(update={"ledger": True})})
     usable = made.data.lanes * LanePlan(made.seed, made.data.lanes, made.data.block_rows, 64, None).edge_after(0, 0)
     spoil(root / "short" / "train.jsonl", *range(usable, SHORT))
     done = train(made, run=tmp_path / "run").path

@@ -10,8 +10,8 @@ import numpy as np
 
 from trainer.compare.runs import Compared, notes, open_runs
 from trainer.compare.significance import holm, mcnemar
-from trainer.evaluation.metrics import RESAMPLES
 from trainer.evaluation.paired import paired_bootstrap
+from trainer.evaluation.resampling import RESAMPLES
 from trainer.recipe.changes import different_keys
 from trainer.report.formats import finite
 

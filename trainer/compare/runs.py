@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError, UsageError
-from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record, in_corpus_order
+from trainer.evaluation.resampling import Resampled
 from trainer.report.run_files import read_records
 from trainer.report.task_report import TaskReport, open_report
 from trainer.rundir import RunDir

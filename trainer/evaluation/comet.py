@@ -23,8 +23,8 @@ import numpy as np
 
 from trainer.errors import DataError, RankError, UsageError
 from trainer.evaluation import comet_program
-from trainer.evaluation.metrics import bootstrap_interval
 from trainer.evaluation.predictions import json_line, read_predictions
+from trainer.evaluation.resampling import bootstrap_interval
 from trainer.files import read_json, write_atomically, write_json
 from trainer.rundir import RunDir
 

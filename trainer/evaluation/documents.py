@@ -17,8 +17,8 @@ from trainer.data.paths import MISSING, value_at
 from trainer.data.roles import Text
 from trainer.data.sources import Split, open_split
 from trainer.errors import DataError
-from trainer.evaluation.metrics import bootstrap_interval
 from trainer.evaluation.predictions import ordered
+from trainer.evaluation.resampling import bootstrap_interval
 from trainer.recipe.sections import DataConfig
 
 ROLE = "document"

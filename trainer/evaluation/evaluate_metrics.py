@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 
-from trainer.evaluation.metrics import SEED, Score, bleu, chrf, perplexity, ter
+from trainer.evaluation.metrics import bleu, chrf, ter
+from trainer.evaluation.resampling import SEED, Score, perplexity
 
 
 class LocalMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types

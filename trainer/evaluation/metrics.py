@@ -11,54 +11,27 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from sacrebleu.metrics import CHRF
 
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.languages import bleu_of, ter_of, warn_of_script
 from trainer.evaluation.predictions import Record, checked_records
-
-RESAMPLES = 1000
-WINDOW = 10_000  # records whose texts are in memory
-SEED = 12345  # sacreBLEU's own default
-LARGEST_EXPONENT = 709.0  # exp of more is no float64
-
-Table = np.ndarray[Any, Any]
-Score = float | int | str | list[float] | list[str]
-Resampled = Callable[[Table], dict[str, float]]  # from how often each row is drawn, (rows,), to the scores
-
-
-def bootstrap_interval(
-    statistics: npt.ArrayLike,
-    score: Callable[[Sequence[float]], float],
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> list[float]:
-    """95% percentile interval of a score that is a function of summed row statistics.
-
-    Args:
-        statistics: [rows, k] numbers whose sums over rows decide the score.
-        score: from k sums to the score.
-
-    Returns:
-        [low, high]
-    """
-    table = np.asarray(statistics, dtype=np.float64)  # [rows, k]
-    rows = len(table)
-    draw = np.random.default_rng(seed)
-    return percentiles(score(table[draw.integers(0, rows, rows)].sum(axis=0).tolist()) for _ in range(resamples))
-
-
-def percentiles(scores: Iterable[float]) -> list[float]:
-    """[low, high] of the scores of resamples, all finite: those with a 40th of all below and above."""
-    found = sorted(scores)
-    cut = len(found) // 40
-    return [found[cut], found[-1 - cut]]
+from trainer.evaluation.resampling import (
+    RESAMPLES,
+    SEED,
+    WINDOW,
+    Resampled,
+    Score,
+    Table,
+    bootstrap_interval,
+    perplexity,
+    resampled_losses,
+)
 
 
 def bleu(
@@ -135,25 +108,6 @@ def _named(metric: str, interval: list[float] | None) -> dict[str, Score]:
     return {} if interval is None else {f"{metric}_ci95": interval}
 
 
-def perplexity(
-    losses: Sequence[float], tokens: Sequence[int], *, resamples: int = RESAMPLES, seed: int = SEED
-) -> dict[str, Score]:
-    """Token cross-entropy (nats) and its exponential, from the summed loss and the tokens of each row."""
-    loss = math.fsum(losses) / sum(tokens)
-    scores: dict[str, Score] = {"loss": loss, "perplexity": _perplexity(loss)}
-    if resamples:
-        table = np.array([losses, tokens], dtype=np.float64).T  # [rows, 2]
-        scores["perplexity_ci95"] = bootstrap_interval(
-            table, lambda sums: _perplexity(sums[0] / sums[1]), resamples, seed
-        )
-    return scores
-
-
-def _perplexity(loss: float) -> float:
-    """Return exp(loss), at most 8e307, so that it is a number in JSON for a diverged model."""
-    return math.exp(min(loss, LARGEST_EXPONENT))
-
-
 def score_translation(
     records: Iterable[Mapping[str, Any]],
     *,
@@ -226,17 +180,6 @@ def resampled_translation(
         sums = {name: (weights @ table).tolist() for name, table in tables.items()}
         of = {name: float(s._compute_score_from_stats(sums[name]).score) for name, s in counted.scorers.items()}
         return of | losses(weights)
-
-    return scores
-
-
-def resampled_losses(losses: Sequence[float], tokens: Sequence[int]) -> Resampled:
-    """Return the loss per token and the perplexity, from the summed loss and the tokens of each row."""
-    loss, count = np.asarray(losses, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-
-    def scores(weights: Table) -> dict[str, float]:
-        mean = float(weights @ loss) / max(1.0, float(weights @ count))
-        return {"loss": mean, "perplexity": _perplexity(mean)}
 
     return scores
 

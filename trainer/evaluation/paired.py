@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.metrics import RESAMPLES, SEED, Resampled, percentiles
+from trainer.evaluation.resampling import RESAMPLES, SEED, Resampled, percentiles
 
 Array = np.ndarray[Any, Any]
 

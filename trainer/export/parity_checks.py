@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.metrics import bootstrap_interval
+from trainer.evaluation.resampling import bootstrap_interval
 from trainer.export.rows import FEW, Row
 from trainer.recipe.output_sections import GatesConfig
 from trainer.task.base import Record

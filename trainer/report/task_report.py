@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from trainer.evaluation.metrics import Resampled, resampled_losses
 from trainer.evaluation.predictions import Record, json_line
+from trainer.evaluation.resampling import Resampled, resampled_losses
 from trainer.files import read_json, write_atomically, write_json
 from trainer.redaction import shareable
 from trainer.report.run_files import read_history, read_recipe, read_records

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import RESAMPLES, SEED, Resampled, Score, bootstrap_interval, percentiles
 from trainer.evaluation.predictions import Record, checked_records
+from trainer.evaluation.resampling import RESAMPLES, SEED, Resampled, Score, bootstrap_interval, percentiles
 
 BINS = 15  # of equal width, for the calibration error
 MOST_CELLS = 5_000_000_000  # rows x classes x resamples up to which the intervals of the areas are computed

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import Resampled
 from trainer.files import write_atomically, write_json
 from trainer.report import confusion_matrix
 from trainer.report.formats import label, without_surrogates

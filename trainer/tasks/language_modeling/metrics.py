@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation.metrics import Resampled, bootstrap_interval, perplexity, resampled_losses
 from trainer.evaluation.predictions import Record, ordered
+from trainer.evaluation.resampling import Resampled, bootstrap_interval, perplexity, resampled_losses
 
 
 def score_tokens(records: Iterable[Mapping[str, Any]], resamples: int, *, words: bool) -> dict[str, Any]:

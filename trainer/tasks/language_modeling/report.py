@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import Resampled
 from trainer.files import read_json
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.metrics import Resampled, bootstrap_interval
 from trainer.evaluation.predictions import ordered
+from trainer.evaluation.resampling import Resampled, bootstrap_interval
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 _ALONE = r"\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

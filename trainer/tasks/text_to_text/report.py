@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import Resampled
 from trainer.tasks.text_to_text.metrics import resampled_rouge
 from trainer.tasks.translation.report import TranslationReport
 

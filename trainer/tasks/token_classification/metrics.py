@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import RESAMPLES, SEED, WINDOW, Resampled, percentiles
 from trainer.evaluation.predictions import Record, checked_records
+from trainer.evaluation.resampling import RESAMPLES, SEED, WINDOW, Resampled, percentiles
 from trainer.tasks.token_classification.errors import KINDS, compare
 
 Array = np.ndarray[Any, Any]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError
-from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import Resampled
 from trainer.files import write_json
 from trainer.report.confusion_matrix import draw_confusion, matrix_values
 from trainer.report.formats import label

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from trainer.data.target_tokenizer import TARGET
-from trainer.evaluation.metrics import Resampled, resampled_translation
+from trainer.evaluation.metrics import resampled_translation
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import Resampled
 from trainer.report.rows import length_buckets, shared_rows, words
 from trainer.report.task_report import Measure, Section, TaskReport, write_errors
 

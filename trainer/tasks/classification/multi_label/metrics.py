@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import SEED, WINDOW, Resampled, Score
 from trainer.evaluation.predictions import Record, checked_records
+from trainer.evaluation.resampling import SEED, WINDOW, Resampled, Score
 from trainer.tasks.classification.metrics import MOST_CELLS, Array, interval_of
 
 

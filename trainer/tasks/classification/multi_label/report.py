@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import Resampled
 from trainer.files import read_json, write_json
 from trainer.report.formats import label
 from trainer.report.rows import shared_rows

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError, NumericsError
-from trainer.evaluation.metrics import SEED, Resampled, Score
 from trainer.evaluation.predictions import Record, checked_records
+from trainer.evaluation.resampling import SEED, Resampled, Score
 from trainer.tasks.classification.metrics import Array, interval_of
 
 Measure = Callable[[Array], float]  # of how often each row counts, (rows,)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from trainer.errors import DataError
-from trainer.evaluation.metrics import Resampled
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import Resampled
 from trainer.files import write_atomically, write_json
 from trainer.report.figures import inline, standalone
 from trainer.report.formats import finite
