@@ -226,7 +226,8 @@ def main(run: str, programs: str, sockets: str) -> None:
             for other in connections.values():
                 other.close()
             if name in classes:  # a server has no torch, which some runtimes import where it is installed
-                sys.modules.update(dict.fromkeys(("torch", "transformers")))  # type: ignore[arg-type]
+                for library in ("torch", "transformers"):
+                    sys.modules[library] = None  # type: ignore[assignment]
             if not name.endswith("-cuda"):
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             with contextlib.suppress(EOFError):
