@@ -1,6 +1,6 @@
 """A model of CTranslate2, in fp32 or int8, from the form of the model that transformers loads.
 
-CTranslate2 scales the activations of each token, so that in int8 the answer of a row does not depend on its batch.
+CTranslate2 scales the activations of each token, so that in int8 other rows of a batch change an answer by rounding only.
 """
 
 from __future__ import annotations
