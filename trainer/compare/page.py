@@ -82,9 +82,9 @@ def _sections(found: Mapping[str, Any], runs: Sequence[Compared], with_rows: boo
     }
     sections = [
         Section("scores", "Scores", "compare_scores.html.jinja", scores),
-        Section("rows", "Rows that changed sides", "compare_rows.html.jinja", rows),
         Section("recipe", "Recipes", "compare_recipe.html.jinja", {"lines": lines, "names": names}),
         Section("curves", "Learning curves", "compare_curves.html.jinja", {"figures": figures}),
+        Section("rows", "Rows that changed sides", "compare_rows.html.jinja", rows),
     ]
     return [section for section in sections if section.key != "curves" or figures]
 

@@ -84,7 +84,7 @@ def _frequencies(targets: Targets, names: Sequence[str], several: bool) -> Basel
             yield _record(record, names, shares, answer if several else answer[0], several)
 
     about = {"answer": answer if several else answer[0], "rows": len(targets)}
-    return Baseline("most_frequent", "Most frequent class", about, predict)
+    return Baseline("most_frequent", "Most frequent class of the training rows", about, predict)
 
 
 class _Linear:
