@@ -128,7 +128,7 @@ def environment() -> Mapping[str, str]:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process and those that it has started."""
-    with suppress(OSError):
+    """Kill the process and those that it has started, if it still runs."""
+    if process.poll() is None:  # else its number may be that of another process
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.wait()
