@@ -1,7 +1,7 @@
 """A trainer without a model: `sweep_stub.py train RECIPE --run DIR [--defer]`, for tests of sweeps.
 
 It holds the lock of its run directory, evaluates eight times, saves after each evaluation, resumes, saves and ends with
-75 on SIGTERM, and ends when the sweep dies. `steps` in state.json has each evaluation that it has ever made.
+75 on SIGTERM and SIGUSR1, and ends when the sweep dies. `steps` in state.json has every evaluation ever made.
 The loss is `|log10(optim.lr) + 3| + 1/evaluation`: 1e-3 is the best rate. A rate above 0.5 ends with code `seed`.
 """
 
@@ -60,7 +60,8 @@ def train(run: RunDir, recipe: Path, *, only_train: bool, stop: list[int]) -> in
 
 def main() -> int:
     stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: stop.append(number))
     end_with_parent(signal.SIGTERM)
     run, only_train = RunDir(sys.argv[sys.argv.index("--run") + 1]), "--defer" in sys.argv
     run.path.mkdir(parents=True, exist_ok=True)

@@ -258,7 +258,7 @@ def test_a_sweep_as_an_array_prunes_a_trial_and_retrains_the_best(site: Submitte
     stub = f'if [ "$2" = launch.rank ]; then exec {sys.executable} {sweep_stub.__file__} "${{@:3}}"; fi'
     python.write_text(f'#!/bin/bash\n{stub}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    rates = {"kind": "choice", "values": [1e-3, 2e-3, 1e-1]}
+    rates = {"kind": "choice", "values": [2e-3, 1e-3, 1e-1]}
     prune = {"kind": "median", "startup_trials": 1, "warmup": 0}
     search.write_text(yaml.safe_dump({"method": "grid", "space": {"optim.lr": rates}, "prune": prune}))
     folder = SweepFolder(site.folder / "a sweep")
@@ -280,6 +280,8 @@ def test_a_sweep_as_an_array_prunes_a_trial_and_retrains_the_best(site: Submitte
     assert problems(folder, 3, states=("complete", "pruned")) == [], logs
     table = json.loads(folder.trials.read_text())
     assert [row["state"] for row in table["trials"]] == ["complete", "complete", "pruned"], logs
+    assert status(folder.run(2).path)["exit_code"] == 75
+    assert "pruned by its sweep after evaluation" in status(folder.run(2).path)["error"]
     assert site.wait_for(array, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", logs
     assert [(row["number"], row["seed"], row["state"]) for row in table["top"]] == [
         (0, 1, "finished"),
