@@ -92,7 +92,7 @@ KINDS = {
         Kind("fp16", "onnxruntime, fp16", ORT, logit_limit="fp16_logits", from_graphs=True, device="cuda"),
         _exact("openvino", "OpenVINO, fp32", "openvino", modules=("openvino",), **OPENVINO),
         Kind("openvino_int8", "OpenVINO, int8", "openvino", modules=("openvino", "nncf"), **OPENVINO),
-        # its numbers are those of the weights, its texts those of its own search
+        # its numbers are those of the weights, its texts those of another search
         Kind("ctranslate2", "CTranslate2, fp32", "ctranslate2", logit_limit="logits", **CTRANSLATE2),
         Kind("ctranslate2_int8", "CTranslate2, int8", "ctranslate2", **CTRANSLATE2),
     )

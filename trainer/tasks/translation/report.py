@@ -71,7 +71,7 @@ class TranslationReport(TaskReport):
         return mean_chrf(self.rows)
 
     def resampled(self, records: Iterable[Record]) -> Resampled:
-        tokenizer = self.recipe.get("evaluation", {}).get("bleu_tokenizer", "auto")  # an earlier run has none
+        tokenizer = self.recipe.get("evaluation", {}).get("bleu_tokenizer", "auto")  # not in earlier runs
         return resampled_translation(records, self.recipe["task"].get("trg_language"), tokenizer)
 
     def compared(self) -> dict[str, Any]:
