@@ -39,7 +39,7 @@ class Kind:
         exact: whether its answers must be those of the weights. Others may lose a little quality.
         logit_limit: the key of `export.gates` that limits differences of logits. Empty: they are only reported.
         from_graphs: whether it is made from the fp32 graphs of export/onnx.
-        own_search: whether its runtime searches for texts by rules of its own.
+        own_search: whether its runtime searches for texts by different rules.
         one_by_one: whether the answer of a row depends on its batch, so that rows are answered one by one.
         device: for which it is made.
         extra: of `pip install 'rankzero[…]'` that makes it.
@@ -92,7 +92,7 @@ KINDS = {
         Kind("fp16", "onnxruntime, fp16", ORT, logit_limit="fp16_logits", from_graphs=True, device="cuda"),
         _exact("openvino", "OpenVINO, fp32", "openvino", modules=("openvino",), **OPENVINO),
         Kind("openvino_int8", "OpenVINO, int8", "openvino", modules=("openvino", "nncf"), **OPENVINO),
-        # its numbers are those of the weights, its texts those of its own search
+        # its numbers are those of the weights, its texts those of another search
         Kind("ctranslate2", "CTranslate2, fp32", "ctranslate2", logit_limit="logits", **CTRANSLATE2),
         Kind("ctranslate2_int8", "CTranslate2, int8", "ctranslate2", **CTRANSLATE2),
     )

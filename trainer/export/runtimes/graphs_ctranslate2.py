@@ -1,4 +1,4 @@
-"""A model that CTranslate2 runs. It searches for texts by itself."""
+"""A model that CTranslate2 runs. It implements the search for texts."""
 
 from __future__ import annotations
 
