@@ -39,7 +39,7 @@ class Kind:
         exact: whether its answers must be those of the weights. Others may lose a little quality.
         logit_limit: the key of `export.gates` that limits differences of logits. Empty: they are only reported.
         from_graphs: whether it is made from the fp32 graphs of export/onnx.
-        own_search: whether its runtime searches for texts by rules of its own.
+        own_search: whether its runtime searches for texts by different rules.
         one_by_one: whether the answer of a row depends on its batch, so that rows are answered one by one.
         device: for which it is made.
         extra: of `pip install 'rankzero[…]'` that makes it.

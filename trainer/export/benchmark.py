@@ -210,7 +210,7 @@ def _candidates(run: RunDir, export: Any, compiled: bool) -> tuple[list[str], di
         elif gpu_runtime():
             names.append(f"{name}-{kind.device}")
         else:
-            left_out[name] = "it is for GPUs, and onnxruntime finds no GPU here"
+            left_out[name] = "it is for GPUs, and this onnxruntime supports no GPU"
     return names, left_out
 
 

@@ -1,6 +1,6 @@
 """A model of CTranslate2, in fp32 or int8, from the form of the model that transformers loads.
 
-CTranslate2 scales the activations of each token, so that in int8 other rows of a batch change an answer by rounding only.
+CTranslate2 scales the activations of each token: in int8 other rows of a batch change an answer by rounding only.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def describe(error: Exception) -> str:
 
 
 class SearchGate(Gate):
-    """The gate of a runtime with another search for texts. It gives log probabilities of a target, no logits."""
+    """The gate of a runtime that implements the search. It gives log probabilities of a target, no logits."""
 
     def quick_checks(self) -> Iterator[Step]:
         return ((name, check) for name, check in super().quick_checks() if name != "dynamic")

@@ -64,7 +64,7 @@ class Answer(BaseModel):
 
 
 class Batcher:
-    """Collects texts of requests, and answers them together in a second thread."""
+    """Collects texts of requests, and answers them together in one thread."""
 
     def __init__(self, artifact: Any) -> None:
         self.artifact, self.columns = artifact, artifact.settings.get("columns", ())

@@ -1,4 +1,4 @@
-"""A model that CTranslate2 runs. It has another search for texts."""
+"""A model that CTranslate2 runs. It implements the search for texts."""
 
 from __future__ import annotations
 
