@@ -284,7 +284,7 @@ def test_a_sweep_as_an_array_prunes_a_trial_and_retrains_the_best(site: Submitte
     assert "pruned by its sweep after evaluation" in status(folder.run(2).path)["error"]
     assert site.wait_for(array, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", logs
     assert [(row["number"], row["seed"], row["state"]) for row in table["top"]] == [
-        (0, 1, "finished"),
-        (0, 2, "finished"),
+        (1, 1, "finished"),
+        (1, 2, "finished"),
     ]
     assert json.loads((folder.top / "comparison.json").read_text())["missing"] == []
