@@ -20,44 +20,15 @@ import numpy as np
 import pytest
 import yaml
 from conftest import write_recipe, write_rows
+from outcomes import STEPS, checkpoint_of, outcome, same
 from processes import TIMEOUT, Ended, Ranks, next_logs, read_lines, run_ranks, status, train, wait_until
 from safetensors.numpy import load_file
 from slow import slow_except
 
 pytestmark = pytest.mark.ranks
 
-STEPS = 14  # saved at 3, 4, 6, 8, 9, 12 and 14; evaluated at 4, 8, 12 and 14
 WORDS = (f"loop.max_steps={STEPS}", "optim.schedule=cosine", "optim.warmup_steps=3")
 EVALUATE = "trainer.engine.evaluate._records"
-
-
-def checkpoint_of(run: Path, step: int = STEPS) -> Path:
-    return run / f"checkpoints/step-{step:08d}"
-
-
-def outcome(run: Path, step: int = STEPS) -> dict[str, Any]:
-    """All that a run has come to: last checkpoint, chosen weights, scores and predictions as hashes; rows by step."""
-    files = [
-        *checkpoint_of(run, step).glob("*.safetensors"),
-        *[path for path in (run / "model").glob("*") if path.name != "README.md"],  # it has the command
-        *[path for path in (run / "evaluation").glob("*/*") if path.name != "report.html"],  # it tells the time
-    ]
-    hashes = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    assert len(hashes) >= 9, hashes
-    return {
-        **hashes,
-        "state": json.loads((checkpoint_of(run, step) / "state.json").read_text()),
-        "rows": read_lines(run / "ledger.jsonl"),
-        "scores": [line for line in read_lines(run / "metrics.jsonl") if line["split"] == "validation"],
-        "steps": [line["step"] for line in read_lines(run / "metrics.jsonl") if line["split"] == "train"],
-    }
-
-
-def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Bitwise equal, naming what is not."""
-    assert found.keys() == expected.keys()
-    different = [name for name in expected if found[name] != expected[name]]
-    assert not different, {name: (found[name], expected[name]) for name in different if name in ("state", "steps")}
 
 
 def hashes_of(run: Path) -> dict[str, str]:
