@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -157,11 +158,14 @@ def test_the_command_is_killed_interrupted_and_resumed(recipe: Path, tmp_path: P
     words = ("loop.max_steps=60", "loop.eval_every=20", "loop.save_every=10", "evaluation.beam_size=1")
     expected, run = tmp_path / "expected", tmp_path / "run"
     train(recipe, expected, *words, world=2).check()
+    (temporary := tmp_path / "temporary").mkdir()
     start = "import sys; from launch.cli import main; main()"
     argv = [sys.executable, "-c", start, "train", recipe, *words, "--config", "cpu", "--run", run]
 
     def begin() -> subprocess.Popen[str]:
-        return subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = {**os.environ, "TMPDIR": str(temporary)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(list(map(str, argv)), **pipes, text=True, env=env)
 
     def wait_for(step: int, process: subprocess.Popen[str]) -> None:
         wait_until(lambda: process.poll() is not None or read_lines(run / "metrics.jsonl")[-1]["step"] >= step)
@@ -186,6 +190,7 @@ def test_the_command_is_killed_interrupted_and_resumed(recipe: Path, tmp_path: P
     assert process.returncode == 0, text
     assert "resumed from step" in text[1]
     same(outcome(run, 60), outcome(expected, 60))
+    assert not list(temporary.glob("torchelastic_*")), "torch's launcher leaves a folder at each start"
 
 
 # -- other ranks, other averaging --------------------------------------------------------------------------------------

@@ -26,6 +26,14 @@ SHIM = (*CALLS, "clock step")
 HOSTS = ("connection reset", "connection cut")
 OTHER = (*DISK, *SHIM, *HOSTS, "damaged checkpoint", "second start")
 KINDS = (*(f"{name} {target}" for target in TARGETS for name in SIGNALS), *OTHER)
+ENDING = (  # a start, mostly
+    *(
+        f"{name} {target}"
+        for name in ("SIGKILL", "SIGTERM", "SIGHUP")
+        for target in ("rank", "whole group", "launcher")
+    ),
+    *("SIGKILL loader worker", *DISK, "connection reset", "damaged checkpoint"),
+)
 BOOT_SECONDS = 1.5  # of a start before its first step, on an idle machine
 PLACES = (  # parts of paths whose files get I/O errors
     *("/checkpoints/", "/ledger.jsonl", "/metrics.jsonl", "status.json", "/lock", "manifest.json", "/evaluation"),
@@ -72,16 +80,21 @@ def draw(number: int, seed: int, missing: Collection[str], export_share: float =
         kind = _kind(rng, missing)
         if not ({kind, *kinds} & set(HOSTS) and any("launcher" in one for one in (kind, *kinds))):
             kinds.append(kind)
-    faults, start = [], 0
+    faults: list[Fault] = []
+    start, ends = 0, None  # the fault that ends the start
     for kind in kinds:
-        if any(
-            fault.start == start and {fault.kind, kind} <= set(group) for fault in faults for group in (DISK, CALLS)
-        ):
-            start += 1  # the disk and the calls of a start fail in one way
+        same = {fault.kind for fault in faults if fault.start == start}
+        if ends and (rng.random() < 0.5 or any(kind in group and same & set(group) for group in (DISK, CALLS))):
+            start, ends = start + 1, None  # the disk and the calls of a start fail in one way
+        elif any(kind in group and same & set(group) for group in (DISK, CALLS)):
+            continue
         step = rng.randrange(7 if kind == "damaged checkpoint" else 0, STEPS + 1)
-        longest = BOOT_SECONDS if step == 0 else 1.0 if step == STEPS else 0.3
-        faults.append(Fault(kind, start, step, round(rng.uniform(0, longest), 3), rng.randrange(1 << 30)))
-        start += rng.randrange(2)
+        delay = rng.uniform(0, BOOT_SECONDS if step == 0 else 1.0 if step == STEPS else 0.3)
+        if ends:  # at about the same time: later is too late
+            step, delay = ends.step, max(0.0, ends.delay + rng.uniform(-0.3, 0.3))
+        faults.append(Fault(kind, start, step, round(delay, 3), rng.randrange(1 << 30)))
+        if ends is None and kind in ENDING:
+            ends = faults[-1]
     workers = 1 if any("loader" in kind for kind in kinds) else rng.randrange(2)
     command = any("launcher" in kind for kind in kinds)
     return Plan(number, ENGINES[number % 3], workers, rng.random() < export_share, command, tuple(faults))
@@ -118,8 +131,8 @@ class Start(Protocol):
 Strike = Callable[[], bool]  # called at the end of the start: whether the fault has happened
 
 
-def happen(fault: Fault, start: Start) -> Strike:
-    """Let a fault happen now."""
+def happen(fault: Fault, start: Start) -> Strike | None:
+    """Let a fault happen now. Return None if its target has no process yet."""
     rng = random.Random(fault.seed)
     name, _, target = fault.kind.partition(" ")
     if name in SIGNALS:
@@ -147,10 +160,12 @@ def send(number: int, processes: list[int]) -> bool:
     return sent
 
 
-def _signal(number: int, target: str, start: Start, rng: random.Random) -> Strike:
+def _signal(number: int, target: str, start: Start, rng: random.Random) -> Strike | None:
     processes = start.processes(target)
+    if not processes:
+        return None
     if target != "whole group":
-        processes = rng.sample(processes, min(1, len(processes)))
+        processes = [rng.choice(processes)]
     sent = send(number, processes)
     if number == signal.SIGSTOP:
         start.later(rng.uniform(0.2, 4.0), lambda: send(signal.SIGCONT, processes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from trainer.errors import RankzeroError
 from trainer.files import read_json
 from trainer.recipe_loading import load_recipe
 
+TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n((?: .*\n)+)(.*)", re.MULTILINE)
 TAIL = 3000  # characters of the output of a start that a problem is reported with
 
 
@@ -64,9 +66,9 @@ def play(plan: Plan, place: Place, expected: dict[str, Any]) -> dict[str, Any]:
 
 
 def traceback_in(text: str) -> str:
-    """Return the traceback that a start has printed instead of an error of rankzero, if there is one."""
-    _, found, rest = text.partition("Traceback (most recent call last)")
-    return (found + rest)[:TAIL]
+    """Return the ends of the tracebacks that a start has printed, of errors that rankzero did not expect."""
+    ends = [f"{stack[-600:]}{error}" for stack, error in TRACEBACK.findall(text)]
+    return "\n".join(ends)[:TAIL]
 
 
 def problems_of_start(ended: Ended, run: Path, *, faults: bool) -> list[str]:

@@ -19,7 +19,7 @@ import psutil
 from processes import Ranks, engine_environment
 
 from benchmarks.faults import places
-from benchmarks.faults.kinds import HOSTS, Plan, Strike, happen
+from benchmarks.faults.kinds import HOSTS, Fault, Plan, Strike, happen
 from benchmarks.faults.sandbox import CONTROL, Disk, Hosts, Shim
 
 CONFIGS = {"ddp": "cpu", "zero2": "cpu_zero2", "fsdp2": "cpu_fsdp2"}
@@ -183,14 +183,18 @@ class RunningStart:
                 if step >= fault.step:
                     since.setdefault(i, now)
                 if i not in self._strikes and i in since and now >= since[i] + fault.delay:
-                    self._strikes[i] = lambda: False
-                    try:
-                        self._strikes[i] = happen(fault, self)
-                    except Exception as error:  # of the campaign itself: it ends
-                        self._error = error
+                    self._strike(i, fault)
             for entry in [entry for entry in self._undo if entry[0] <= now]:
                 self._undo.remove(entry)
                 entry[1]()
+
+    def _strike(self, number: int, fault: Fault) -> None:
+        try:
+            strike = happen(fault, self)
+        except Exception as error:  # of the campaign itself: it ends
+            self._error, strike = error, lambda: False
+        if strike is not None:
+            self._strikes[number] = strike
 
     def _step(self) -> int:
         try:
@@ -202,7 +206,7 @@ class RunningStart:
 def words_of(plan: Plan, run: Path, place: Place) -> list[str]:
     """Return the arguments of the command that every start of a round has."""
     words = ["train", str(place.recipe), f"data.workers={plan.workers}", "--run", str(run)]
-    return [*words, "export.model=true", "export.onnx=true"] if plan.export else words
+    return [*words, "export.model=true", "export.safetensors=true", "export.bench=0"] if plan.export else words
 
 
 def _tree(pid: int) -> list[psutil.Process]:
