@@ -101,18 +101,20 @@ def log_commits(path: Path) -> None:
     os.fsync, Path.rename = flushed, renamed  # type: ignore[assignment, method-assign]
 
 
-def read_only_at_the_end() -> None:
-    """From the first save on, no file can be written or removed, as on a disk that the kernel has made read-only."""
+def read_only_from_first_save() -> None:
+    """From the first save on, rank zero can make no folder and remove no file, as on a disk that is read-only."""
     from trainer.engine import saving
+
+    begin = saving._begin
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise OSError(30, "Read-only file system")
 
-    def begin(*_: Any) -> Any:
+    def refused(*arguments: Any) -> Any:
         Path.unlink = Path.mkdir = refuse  # type: ignore[method-assign, assignment]
-        refuse()
+        return begin(*arguments)
 
-    saving.shutil.rmtree = begin  # type: ignore[attr-defined, assignment]
+    saving._begin = refused
 
 
 def arm(point: str, nth: int, then: Callable[[], Any]) -> Callable[[], None]:
