@@ -129,7 +129,7 @@ def traces(place: Place) -> set[str]:
 def write_recipe(folder: Path) -> Path:
     """Write the tiny recipe and its corpus."""
     write_corpus(folder / "corpus")
-    recipe = tiny_recipe(folder / "corpus", evaluation={"max_rows": 8}, launch={"hang_seconds": 20})
+    recipe = tiny_recipe(folder / "corpus", evaluation={"max_rows": 8}, launch={"hang_seconds": 30})
     recipe["loop"]["max_steps"] = STEPS
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")

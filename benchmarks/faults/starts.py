@@ -21,10 +21,12 @@ from processes import Ranks, engine_environment
 from benchmarks.faults import places
 from benchmarks.faults.kinds import HOSTS, Fault, Plan, Strike, happen
 from benchmarks.faults.sandbox import CONTROL, Disk, Hosts, Shim
+from launch.supervise import forked_ranks
 
 CONFIGS = {"ddp": "cpu", "zero2": "cpu_zero2", "fsdp2": "cpu_fsdp2"}
 WORLD = 2
 LIMIT_SECONDS = 300.0
+forked_ranks.EXIT_SECONDS = 90.0  # a rank whose connection is cut waits for its watchdog
 LEAVE_SECONDS = 20.0  # for processes that have lost their parents
 
 
