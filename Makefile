@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench image \
+.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench faults image \
 	wheel wheel-test test-lowest audit sbom
 
 VENV := .venv
@@ -58,6 +58,9 @@ test-slurm: setup ## jobs on a real SLURM cluster of two nodes on this machine; 
 
 test-slurm-full: setup ## and what may befall a job of days: pre-emption, time limits, a lost node, twenty kills; half an hour
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_slurm_cluster.py tests/test_slurm_full.py -m 'slurm or slurm_full' -s $(ARGS)
+
+faults: setup ## 1,000 rounds of random faults against runs of two ranks, hours; as root on Linux. The same command continues. ARGS='--seed 2'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults --runs 1000 --json runs/faults/faults.json $(ARGS)
 
 lint: setup ## format, lint, types, layers
 	$(BIN)/ruff check

@@ -67,6 +67,56 @@ def at_micro_batch(step: int, lane: int, number: int = signal.SIGKILL) -> None:
     module.seed_for = wrapped  # type: ignore[assignment]
 
 
+def kill_loader(step: int) -> None:
+    """In the middle of a step, kill the loader processes of this rank."""
+    from trainer.engine import step as module
+
+    seed_for = module.seed_for
+
+    def wrapped(seed: int, at: int, of: int, part: int = 0) -> None:
+        if at == step:
+            for child in psutil.Process().children():
+                child.kill()
+        seed_for(seed, at, of, part)
+
+    module.seed_for = wrapped  # type: ignore[assignment]
+
+
+def log_commits(path: Path) -> None:
+    """Write which files are flushed and which folders are renamed, in their order."""
+    flush, rename = os.fsync, Path.rename
+
+    def log(text: str) -> None:
+        with path.open("a") as file:
+            file.write(f"{text}\n")
+
+    def flushed(handle: int) -> None:
+        log(f"flush {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")  # noqa: PTH115
+        flush(handle)
+
+    def renamed(self: Path, target: Any) -> Path:
+        log(f"rename {Path(target).name}")
+        return rename(self, target)
+
+    os.fsync, Path.rename = flushed, renamed  # type: ignore[assignment, method-assign]
+
+
+def read_only_from_first_save() -> None:
+    """From the first save on, rank zero can make no folder and remove no file, as on a disk that is read-only."""
+    from trainer.engine import saving
+
+    begin = saving._begin
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    def refused(*arguments: Any) -> Any:
+        Path.unlink = Path.mkdir = refuse  # type: ignore[method-assign, assignment]
+        return begin(*arguments)
+
+    saving._begin = refused
+
+
 def arm(point: str, nth: int, then: Callable[[], Any]) -> Callable[[], None]:
     """From now on the nth call of a function does `then` first. Returns what undoes it."""
     from trainer import tensors

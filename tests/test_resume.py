@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -20,44 +21,15 @@ import numpy as np
 import pytest
 import yaml
 from conftest import write_recipe, write_rows
+from outcomes import STEPS, checkpoint_of, outcome, same
 from processes import TIMEOUT, Ended, Ranks, next_logs, read_lines, run_ranks, status, train, wait_until
 from safetensors.numpy import load_file
 from slow import slow_except
 
 pytestmark = pytest.mark.ranks
 
-STEPS = 14  # saved at 3, 4, 6, 8, 9, 12 and 14; evaluated at 4, 8, 12 and 14
 WORDS = (f"loop.max_steps={STEPS}", "optim.schedule=cosine", "optim.warmup_steps=3")
 EVALUATE = "trainer.engine.evaluate._records"
-
-
-def checkpoint_of(run: Path, step: int = STEPS) -> Path:
-    return run / f"checkpoints/step-{step:08d}"
-
-
-def outcome(run: Path, step: int = STEPS) -> dict[str, Any]:
-    """All that a run has come to: last checkpoint, chosen weights, scores and predictions as hashes; rows by step."""
-    files = [
-        *checkpoint_of(run, step).glob("*.safetensors"),
-        *[path for path in (run / "model").glob("*") if path.name != "README.md"],  # it has the command
-        *[path for path in (run / "evaluation").glob("*/*") if path.name != "report.html"],  # it tells the time
-    ]
-    hashes = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    assert len(hashes) >= 9, hashes
-    return {
-        **hashes,
-        "state": json.loads((checkpoint_of(run, step) / "state.json").read_text()),
-        "rows": read_lines(run / "ledger.jsonl"),
-        "scores": [line for line in read_lines(run / "metrics.jsonl") if line["split"] == "validation"],
-        "steps": [line["step"] for line in read_lines(run / "metrics.jsonl") if line["split"] == "train"],
-    }
-
-
-def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Bitwise equal, naming what is not."""
-    assert found.keys() == expected.keys()
-    different = [name for name in expected if found[name] != expected[name]]
-    assert not different, {name: (found[name], expected[name]) for name in different if name in ("state", "steps")}
 
 
 def hashes_of(run: Path) -> dict[str, str]:
@@ -186,11 +158,14 @@ def test_the_command_is_killed_interrupted_and_resumed(recipe: Path, tmp_path: P
     words = ("loop.max_steps=60", "loop.eval_every=20", "loop.save_every=10", "evaluation.beam_size=1")
     expected, run = tmp_path / "expected", tmp_path / "run"
     train(recipe, expected, *words, world=2).check()
+    (temporary := tmp_path / "temporary").mkdir()
     start = "import sys; from launch.cli import main; main()"
     argv = [sys.executable, "-c", start, "train", recipe, *words, "--config", "cpu", "--run", run]
 
     def begin() -> subprocess.Popen[str]:
-        return subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = {**os.environ, "TMPDIR": str(temporary)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(list(map(str, argv)), **pipes, text=True, env=env)
 
     def wait_for(step: int, process: subprocess.Popen[str]) -> None:
         wait_until(lambda: process.poll() is not None or read_lines(run / "metrics.jsonl")[-1]["step"] >= step)
@@ -215,6 +190,7 @@ def test_the_command_is_killed_interrupted_and_resumed(recipe: Path, tmp_path: P
     assert process.returncode == 0, text
     assert "resumed from step" in text[1]
     same(outcome(run, 60), outcome(expected, 60))
+    assert not list(temporary.glob("torchelastic_*")), "torch's launcher leaves a folder at each start"
 
 
 # -- other ranks, other averaging --------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def report_failure(run: RunDir, runtime: Runtime, status: Status | None, error: 
     next start.
     """
     runtime.let_watchdog_end()
-    error = _full_disk(run, error) or _out_of_memory(error) or error
+    error = _full_disk(run, error) or _out_of_memory(error) or _dead_loader(error) or error
     error = _lost_lock(run) or error
     with contextlib.suppress(RankzeroError, OSError):
         alone = isinstance(error, RankzeroError) and not error.everywhere
@@ -86,6 +86,16 @@ def _out_of_memory(error: BaseException) -> RankError | None:
         return None
     advice = "`rankzero plan RECIPE` shows which engine and how many ranks fit; an evaluation needs less with a smaller"
     return RankError(f"out of memory: {str(error).splitlines()[0]}; {advice} evaluation.tokens_per_batch")
+
+
+def _dead_loader(error: BaseException) -> RankError | None:
+    """Return the error of a loader process that was killed, which torch raises wherever the rank is."""
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker"):
+        return None
+    return RankError(
+        f"a loader process died ({str(error).strip().rstrip('.')}); the same command resumes from the newest "
+        "checkpoint. If the kernel killed it because memory ran out, set data.workers lower"
+    )
 
 
 def _lost_lock(run: RunDir) -> LockLost | None:

@@ -44,7 +44,9 @@ def write_new(path: Path, me: Mapping[str, Any]) -> BinaryIO:
     file = path.open("xb", buffering=0)
     try:
         flock(file)
-        file.write(json.dumps(me).encode())
+        content = json.dumps(me).encode()
+        while content:  # an unbuffered write may take a part
+            content = content[file.write(content) :]
     except OSError:
         file.close()
         path.unlink(missing_ok=True)

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError, LockLost, UsageError
-from trainer.files import cannot_write, make_folder, no_link, read_json, without_nan, write_atomically, write_json
+from trainer.files import (
+    cannot_write,
+    flush,
+    make_folder,
+    no_link,
+    read_json,
+    without_nan,
+    write_atomically,
+    write_json,
+)
 from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held, hold
 from trainer.redaction import redacted
 
@@ -129,6 +138,15 @@ class RunDir:
                 file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
         except OSError as error:
             raise cannot_write(path, error) from error
+
+    def flush_lines(self) -> None:
+        """Flush metrics and ledger to disk, so that they reach as far as a checkpoint that is committed afterwards."""
+        try:
+            for path in (self.metrics, self.ledger, self.path):
+                if path.exists():
+                    flush(path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def record_restart(self, by: str, **event: Any) -> None:
         """Add a line to restarts.jsonl: who starts the run again, why, and from which checkpoint."""

@@ -42,6 +42,7 @@ def main() -> int:
     run = os.environ.pop(RUN, None)
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the handlers above keep the others
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
+    sys.argv[1:1] = ["--log_dir", os.devnull]  # for streams that are not redirected; else each start leaves a folder
     logging.disable(logging.ERROR)  # the agent's report of a failed rank: `exit_code_of_ranks` prints one line
 
     from accelerate.commands.launch import main as accelerate_launch

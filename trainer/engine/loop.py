@@ -321,6 +321,7 @@ class Loop:
         protected = [step, *([progress.best.step] if progress.best else []), *progress.scheduled_steps]
 
         def write(share: Share, ranks: Ranks) -> None:
+            ranks.on_main(self.run.flush_lines)
             saving.save_share(self.run.checkpoints, step, share, state, ranks)
             ranks.on_main(lambda: checkpoint.clean(self.run.checkpoints, self._loop.keep, protected))
 

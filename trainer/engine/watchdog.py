@@ -98,8 +98,9 @@ class Watchdog:
         self._stop.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        self._file.close()
-        stack_file(self._folder, self._rank).unlink(missing_ok=True)
+        with suppress(OSError):  # the disk fails or is read-only: the error that ends the run is the one to report
+            self._file.close()
+            stack_file(self._folder, self._rank).unlink(missing_ok=True)
 
     def announce_failure(self) -> None:
         """Notify the other ranks that this one ends with an error, so that they do not wait for it."""

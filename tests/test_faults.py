@@ -1,0 +1,118 @@
+"""The campaign of random faults (benchmarks/faults): 25 rounds hold, and its checks find a run that does not."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hooks
+import pytest
+from processes import status, train
+
+from benchmarks.faults import ROOT, kinds, rounds
+from trainer import lock_file
+
+SEED = 20261130
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.timeout(900)
+def test_twenty_five_rounds(tmp_path: Path) -> None:
+    words = ["--runs", "25", "--seed", SEED, "--folder", tmp_path / "faults", "--json", tmp_path / "faults.json"]
+    command = [sys.executable, "-m", "benchmarks.faults", *map(str, words)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-3000:]
+    result = json.loads((tmp_path / "faults.json").read_text())
+    assert (result["held"], result["rounds"]) == (25, 25)
+    assert sum(all_ for row in result["table"].values() for _, all_ in row.values()) >= 20
+    assert re.match(r"25 of 25 rounds held", ended.stdout.splitlines()[-1])
+
+
+# -- failures that the campaign has found ------------------------------------------------------------------------------
+
+
+@pytest.mark.ranks
+def test_a_killed_loader_process_is_named(recipe: Path, tmp_path: Path) -> None:
+    ended = train(recipe, tmp_path / "run", "data.workers=1", hook=partial(hooks.kill_loader, 2)).check(1)
+    assert "rankzero: a loader process died" in ended.text
+    assert "Traceback" not in ended.text
+    assert "data.workers" in status(tmp_path / "run")["error"]
+
+
+@pytest.mark.ranks
+def test_an_error_is_not_replaced_by_that_of_removing_a_file(recipe: Path, tmp_path: Path) -> None:
+    """On a disk that is read-only the watchdog cannot remove its own file either."""
+    ended = train(recipe, tmp_path / "run", world=2, hook=hooks.read_only_from_first_save).check(4)
+    assert "checkpoint of step 3 cannot be written" in ended.text
+    assert "Traceback" not in ended.text
+
+
+@pytest.mark.ranks
+def test_the_lines_of_a_checkpoint_are_on_disk_before_it(recipe: Path, tmp_path: Path) -> None:
+    """After a crash of the machine the ledger would otherwise end before the step from which the run resumes."""
+    train(recipe, tmp_path / "run", "loop.max_steps=3", hook=partial(hooks.log_commits, tmp_path / "log")).check()
+    lines = (tmp_path / "log").read_text().splitlines()
+    before = lines[: lines.index("rename step-00000003")]
+    assert {"flush ledger.jsonl", "flush metrics.jsonl"} <= set(before)
+
+
+def test_a_lock_is_complete_where_a_write_takes_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data)[:7])
+
+    monkeypatch.setattr(Path, "open", lambda self, mode, buffering: Slow(self, mode))
+    lock_file.write_new(tmp_path / "lock", {"token": "a" * 32, "pid": 1}).close()
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "lock").read_text()) == {"token": "a" * 32, "pid": 1}
+
+
+# -- the campaign itself -----------------------------------------------------------------------------------------------
+
+
+def test_plans_follow_from_seed_and_number() -> None:
+    plans = [kinds.draw(number, 1, ()) for number in range(600)]
+    assert plans == [kinds.draw(number, 1, ()) for number in range(600)]
+    assert plans != [kinds.draw(number, 2, ()) for number in range(600)]
+    assert {fault.kind for plan in plans for fault in plan.faults} == set(kinds.KINDS)
+    assert {len(plan.faults) for plan in plans} == {1, 2, 3}
+    assert all(plan.workers for plan in plans for fault in plan.faults if "loader" in fault.kind)
+    few = [kinds.draw(number, 1, kinds.DISK) for number in range(600)]
+    assert not {fault.kind for plan in few for fault in plan.faults} & set(kinds.DISK)
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_damage_is_found_by_the_checks_of_a_start(tmp_path: Path, seed: int) -> None:
+    import torch
+
+    from trainer.engine import checkpoint, saving
+
+    content = {"model.safetensors": {"w": torch.ones(8)}}
+    saving.save(tmp_path, 1, content, {})
+    assert not kinds.damage_newest(tmp_path, random.Random(seed)), "the only one is not damaged"
+    saving.save(tmp_path, 2, content, {})
+    assert kinds.damage_newest(tmp_path, random.Random(seed))
+    assert checkpoint.newest(tmp_path) == 1
+
+
+def test_an_artifact_without_a_passed_gate_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "export/onnx").mkdir(parents=True)
+    assert rounds.ungated(tmp_path, finished=False) == ["onnx has no passed gate"]
+    (tmp_path / "export/onnx/gate.json").write_text('{"passed": false}')
+    assert rounds.ungated(tmp_path, finished=False) == ["onnx has no passed gate"]
+    (tmp_path / "export/onnx/gate.json").write_text('{"passed": true}')
+    assert not rounds.ungated(tmp_path, finished=False)
+
+
+def test_temporary_files_are_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/.saving-00000003-ab").mkdir(parents=True)
+    (tmp_path / "lock").write_text("{}")
+    assert len(rounds.leftovers(tmp_path)) == 2
