@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ SEED = 20261130
 @pytest.mark.ranks
 @pytest.mark.timeout(900)
 def test_twenty_five_rounds(tmp_path: Path) -> None:
-    words = ["--runs", "25", "--seed", SEED, "--folder", tmp_path / "faults", "--json", tmp_path / "faults.json"]
-    command = [sys.executable, "-m", "benchmarks.faults", *map(str, words)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:  # sockets: a short name
+        words = ["--runs", "25", "--seed", SEED, "--folder", folder, "--json", tmp_path / "faults.json"]
+        command = [sys.executable, "-m", "benchmarks.faults", *map(str, words)]
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-3000:]
     result = json.loads((tmp_path / "faults.json").read_text())
     assert (result["held"], result["rounds"]) == (25, 25)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from comet_helpers import comet_model, comet_python
+from review_helpers import recipe, task_of, write_reviews
 from typer.testing import CliRunner
 
 from launch.cli import app
@@ -74,6 +75,28 @@ def test_back_translations_are_rows_for_the_other_direction(reverse: Path, tmp_p
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert "synthetic" in json.dumps(manifest), "the corpus is in the manifest"
     assert run.step == 3
+
+
+def test_pseudo_labels_are_what_files_of_the_recipe_hold(tmp_path: Path) -> None:
+    """The recipe maps 0 and 1 to names. A student is trained on the rows with the same recipe."""
+    made = recipe(write_reviews(tmp_path), loop={"max_steps": 3}, evaluation={"bootstrap": 10, "splits": []})
+    teacher = train(made, run=tmp_path / "teacher").path
+    texts = ["a great film", "dull and awful", "the plot was with some acting"]
+    synthesize(teacher, texts, out := tmp_path / "pseudo" / "train.jsonl")
+    names = [{"negative": "0", "positive": "1"}[record["label"]] for record in predict(teacher, texts)]
+    assert rows_of(out) == [{"text": text, "label": name} for text, name in zip(texts, names, strict=True)]
+    data = ["data.root=" + str(out.parent), "data.validation=null", "data.test=null", "data.lanes=1"]
+    assert train(made, data, run=tmp_path / "student").step == 3
+
+
+def test_targets_as_files_hold_them() -> None:
+    assert task_of(recipe(Path("x"))).written_target({"label": "positive"}) == "1"
+    several = {"kind": "classification", "mode": "multi", "labels": {"s": "sport", "g": "games", "p": "politics"}}
+    names = {"labels": ["sport", "politics"]}
+    assert task_of(recipe(Path("x"), task=several)).written_target(names) == ["s", "p"]
+    assert task_of(recipe(Path("x"), task={**several, "separator": ";"})).written_target(names) == "s;p"
+    number = {"kind": "classification", "mode": "regression", "labels": {}}
+    assert task_of(recipe(Path("x"), task=number)).written_target({"value": 2.5}) == 2.5
 
 
 @pytest.mark.ranks

@@ -119,7 +119,7 @@ def _row(task: Task, line: Line, record: Record, column: str, role: Role) -> dic
         return "cannot be read"
     if record.get("truncated"):
         return "input is cut"
-    prediction = record["prediction"]
+    prediction = task.written_target(record)
     try:
         role.convert(prediction, str)
     except BadValue as error:

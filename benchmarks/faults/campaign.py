@@ -15,9 +15,13 @@ from benchmarks.faults import kinds, rounds, sandbox
 from benchmarks.faults.kinds import ENGINES, KINDS, Plan
 from benchmarks.faults.starts import Place, RunningStart
 
+LONGEST_PATH = 50
+
 
 def prepare(folder: Path, lacking: dict[str, str]) -> tuple[Place, dict[str, str]]:
     """Return where rounds happen, and why kinds of faults are left out."""
+    if len(str(folder)) > LONGEST_PATH:  # sockets are below it
+        raise SystemExit(f"--folder {folder}: {len(str(folder))} characters; {LONGEST_PATH} are allowed")
     place, missing = Place(folder, rounds.write_recipe(folder)), dict[str, str]()
     if "shim" in lacking:
         missing |= dict.fromkeys(kinds.SHIM, lacking["shim"])

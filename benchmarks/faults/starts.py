@@ -121,6 +121,8 @@ class RunningStart:
         self._after.append(work)
 
     def start_second(self) -> None:
+        if self._second is not None:
+            return  # it is there already
         logs = self._logs.with_name(f"{self._logs.name}.second")
         argv = words_of(self.plan, self.run, self.place)
         env = engine_environment(self.plan.engine)

@@ -219,6 +219,10 @@ class Task(MicroBatches, PublishedModel):
         """
         return []
 
+    def written_target(self, answer: Mapping[str, Any]) -> Any:
+        """Return the answer of `predict` for a line as a file of rows holds it, for `predict --rows`."""
+        return answer["prediction"]
+
     @abstractmethod
     def input_text(self, row: Row) -> str:
         """Return the input of a row in predictions.jsonl."""

@@ -274,6 +274,10 @@ class Classification(CalibratedTask):
         """Return the number of the output whose relevance is shown."""
         return self.settings.names.index(record["prediction"])
 
+    def written_target(self, answer: Mapping[str, Any]) -> Any:
+        """Return the first value that files hold for the class."""
+        return next(value for value, name in self.settings.labels.items() if name == answer["label"])
+
     def input_text(self, row: Row) -> str:
         return f"{row['text']}\t{row['text_pair']}" if self.settings.pair else row["text"]
 

@@ -276,6 +276,9 @@ class TokenClassification(Task):
         names = " or ".join(map(repr, columns))
         raise DataError(f"a row needs a text or a list of tokens in column {names}; columns here: {', '.join(line)}")
 
+    def written_target(self, answer: Mapping[str, Any]) -> Any:
+        return answer.get("tags")  # a line of text has no tags of tokens, and is left out
+
     def input_text(self, row: Row) -> str:
         return text_of(row)[0]
 

@@ -47,6 +47,12 @@ class MultiLabel(Classification):
     def target_roles(cls, config: ClassificationConfig) -> Roles:
         return {"labels": LabelSet(frozenset(config.labels), separator=config.separator)}
 
+    def written_target(self, answer: Mapping[str, Any]) -> Any:
+        """Return the first value that files hold for each class: a list, or a text with `task.separator`."""
+        values = {name: value for value, name in reversed(self.settings.labels.items())}
+        written = [values[name] for name in answer["labels"]]
+        return written if self.settings.separator is None else self.settings.separator.join(written)
+
     def encode_target(self, row: Row) -> Example:
         """Return `label`: the ids of the labels, or IGNORED for a row whose labels are not known."""
         if "labels" not in row:

@@ -67,6 +67,9 @@ class Regression(Classification):
     def target_roles(cls, config: ClassificationConfig) -> Roles:
         return dict.fromkeys(config.names, Number())
 
+    def written_target(self, answer: Mapping[str, Any]) -> Any:
+        return answer["value"]
+
     def encode_target(self, row: Row) -> Example:
         """Return `value`: the numbers in the order of the targets, or none."""
         names = self.settings.names
