@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -120,6 +121,24 @@ def test_a_bad_request_is_answered_with_422(body: Any, server: tuple[str, Path])
     status, text = get(f"{address}/predict", body)
     assert status == 422, text
     assert json.loads(text)["detail"]
+    assert len(text) < 1000, "texts are not repeated"
+    assert get(f"{address}/predict", {"texts": ["a good film"]})[0] == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_request_that_is_too_large_is_refused_with_413(chunked: bool, server: tuple[str, Path]) -> None:
+    """Also where its length is not announced."""
+    address, _ = server
+    host, port = address.removeprefix("http://").split(":")
+    length, piece = 33 << 20, b" " * (1 << 20)
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        form = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {length}"
+        lines = ("POST /predict HTTP/1.1", "Host: x", "Content-Type: application/json", form)
+        client.sendall("\r\n".join([*lines, "", ""]).encode())
+        with contextlib.suppress(OSError):  # the server need not read all of it
+            for _ in range(33 if chunked else 1):
+                client.sendall(b"100000\r\n" + piece + b"\r\n" if chunked else piece)
+        assert b" 413 " in client.recv(4096).partition(b"\r\n")[0]
     assert get(f"{address}/predict", {"texts": ["a good film"]})[0] == 200
 
 
@@ -151,6 +170,6 @@ def test_the_api_is_described(server: tuple[str, Path]) -> None:
     address, _ = server
     paths = json.loads(get(f"{address}/openapi.json")[1])["paths"]
     assert {"/predict", "/health"} == paths.keys()
-    assert {"200", "422"} <= paths["/predict"]["post"]["responses"].keys()
+    assert {"200", "413", "422", "503"} <= paths["/predict"]["post"]["responses"].keys()
     health = json.loads(get(f"{address}/health")[1])
     assert (health["status"], health["task"]) == ("ok", "classification")

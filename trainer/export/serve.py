@@ -25,11 +25,14 @@ from typing import Annotated, Any, Self
 import run  # type: ignore[import-not-found]  # run.py in this folder
 import uvicorn
 from fastapi import FastAPI, HTTPException, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MOST_TEXTS = 256  # of a request
 MOST_CHARACTERS = 100_000  # of a text
+MOST_BYTES = 32 << 20  # of a request; larger ones are answered with 413
 MOST_WAITING = 2048  # texts; further requests are answered with 503
 BATCH = 64  # texts that are answered together
 WAIT = 0.002  # seconds to wait for more texts after the first
@@ -53,7 +56,7 @@ class Question(BaseModel):
     @model_validator(mode="after")
     def one_of_both(self) -> Self:
         if (self.texts is None) == (self.rows is None):
-            raise ValueError("one of texts and rows is needed")
+            raise ValueError('one of "texts" and "rows" is needed')
         return self
 
 
@@ -114,10 +117,43 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     worker.cancel()
 
 
+class Limit:
+    """Refuses a body of more than MOST_BYTES, as soon as its length is known."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        seen = 0
+
+        async def counted() -> Any:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MOST_BYTES:
+                raise HTTPException(413, TOO_LARGE)
+            return message
+
+        length = dict(scope.get("headers", ())).get(b"content-length", b"")
+        if length.isdigit() and int(length) > MOST_BYTES:
+            await JSONResponse({"detail": TOO_LARGE}, 413)(scope, receive, send)
+        else:
+            await self.app(scope, counted, send)
+
+
+TOO_LARGE = f"a request has at most {MOST_BYTES:,} bytes"
 app = FastAPI(title="rankzero artifact", lifespan=lifespan)
+app.add_middleware(Limit)
 
 
-@app.post("/predict")
+@app.exception_handler(RequestValidationError)
+async def refuse(request: Any, error: RequestValidationError) -> JSONResponse:
+    """Say what is wrong with a request, without repeating its texts."""
+    found = [{"loc": e["loc"], "msg": e["msg"].removeprefix("Value error, ")} for e in error.errors()]
+    return JSONResponse({"detail": found}, 422)
+
+
+@app.post("/predict", responses={413: {"description": TOO_LARGE}, 503: {"description": "too many texts are waiting"}})
 async def predict(question: Question) -> Answer:
     """Answer texts. 422: a text that the model cannot read. 503: too many texts are waiting."""
     batcher: Batcher = app.state.batcher
