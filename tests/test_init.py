@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ def test_the_printed_summary(here: Path) -> None:
     recipe = Path("tickets.yaml").read_text(encoding="utf-8")
     assert "# the order of the ids" in recipe and "# tokens of a row: median" in recipe
     assert max(map(len, recipe.splitlines())) <= 120
+    printed = init("tickets.csv", "-o", "mine.yaml")
+    [again] = re.findall(r"to change: +rankzero init (.*)", printed)
+    assert again.startswith("tickets.csv -o mine.yaml --force data.columns=")
+    before = Path("mine.yaml").read_text(encoding="utf-8")
+    init(*shlex.split(again))
+    assert Path("mine.yaml").read_text(encoding="utf-8") == before, "the words stand for what was guessed"
 
 
 def test_rare_classes_are_selected_by_f1_and_are_in_validation(here: Path) -> None:

@@ -16,6 +16,7 @@ from trainer.tracking.background import Tracking
 from trainer.tracking.position import Position, exclusive, path_of
 from trainer.tracking.records import Lines, config_of, documents_of, record_of, scores_of
 from trainer.tracking.service import Place, Service
+from trainer.tracking.upload import track
 from trainer.tracking.uploader import Uploader
 
 RECIPE = {
@@ -251,6 +252,15 @@ def test_evaluations_and_files_are_uploaded_at_the_end_and_again_only_if_they_ch
     record, _ = next(scores_of(run))
     assert record.values["evaluation/test/per_class/a b/f1"] == 0.25
     assert "evaluation/test/interval" not in record.values
+
+
+def test_a_run_that_is_tracked_keeps_its_project(run: RunDir) -> None:
+    """Another project or server is a second upload, for which the file of the first one has to be moved away."""
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    run.recipe.write_text("name: x\n", encoding="utf-8")
+    Position.read(run, "wandb").save()
+    with pytest.raises(UsageError, match=r"--set project: wandb has this run.*wandb\.json names the run"):
+        track(run.path, to=["wandb"], options=["project=other"])
 
 
 def test_files_can_be_left_out(run: RunDir) -> None:

@@ -58,7 +58,7 @@ def init_command(
     shown = None
     if questions if questions is not None else sys.stdin.isatty() and sys.stdout.isatty():
         shown = found
-        for line in summary(found, path):
+        for line in summary(found, path, output):
             print(line)
         found, target = ask(found, target, lambda chosen, words: draft(path, chosen, [*(overrides or []), *words]))
     if target.exists() and not force:
@@ -68,7 +68,7 @@ def init_command(
     text = render(found.values, found.notes, head)
     check_recipe(Recipe.parse(copy.deepcopy(found.values), where=f"init: {target}"))
     if found is not shown:
-        for line in summary(found, path):
+        for line in summary(found, path, output):
             print(line)
     schema = write_with_schema(target, text)
     print(f"\nwritten: {target}, and {schema} for editors")
@@ -76,7 +76,7 @@ def init_command(
     print(f"         rankzero train {target}")
 
 
-def summary(found: Draft, path: str) -> Iterator[str]:
+def summary(found: Draft, path: str, output: Path | None = None) -> Iterator[str]:
     """Yield lines about what was found and guessed, and how to change it."""
     table, surveys = found.table, found.surveys
     for name, column in [*table.columns.items()][:COLUMNS]:
@@ -99,13 +99,15 @@ def summary(found: Draft, path: str) -> Iterator[str]:
     yield f"steps:      {loop['epochs']} epochs, {found.notes['loop.epochs']}"
     yield f"length:     {data['max_length']} tokens; {found.notes['data.max_length']}"
     yield from (f"note:       {remark}" for remark in found.remarks)
-    yield f"to change:  rankzero init {redacted(path)} --force {_changes(found)}"
+    place = f"-o {output} " if output else ""
+    yield f"to change:  rankzero init {redacted(path)} {place}--force {_changes(found)}"
 
 
 def _changes(found: Draft) -> str:
     """Return words for the command line that set what was guessed."""
     words = [f"data.columns='{as_yaml(found.roles)}'"] if found.roles else []
-    return " ".join([*words, "model.name=FOLDER"])
+    name = found.values["model"].get("name")
+    return " ".join([*words, *([f"model.name={name}"] if name else [])])
 
 
 def _about(column: Column) -> str:
