@@ -115,6 +115,14 @@ def test_the_printed_summary(here: Path) -> None:
     assert Path("mine.yaml").read_text(encoding="utf-8") == before, "the words stand for what was guessed"
 
 
+def test_an_encoder_from_random_weights_is_written_on_request(here: Path) -> None:
+    write_csv(here / "tickets.csv", ["id", "message", "topic"], support_rows(90))
+    values = recipe_of("tickets.csv", "model.kind=encoder", "model.layers=2")
+    assert (values["model"]["kind"], values["model"]["layers"], "name" in values["model"]) == ("encoder", 2, False)
+    assert values["tokenizer"]["train"]["kind"] == "wordpiece"
+    assert float(values["optim"]["lr"]) == 2e-3
+
+
 def test_rare_classes_are_selected_by_f1_and_are_in_validation(here: Path) -> None:
     rows = [*support_rows(300), *[[n, text(), "abuse"] for n in range(7)]]
     write_csv(here / "rows.csv", ["id", "message", "topic"], rows)

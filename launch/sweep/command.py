@@ -16,7 +16,10 @@ def sweep_command(
     recipe: RecipeArgument,
     space: Annotated[Path, Argument(metavar="SWEEP", help="YAML file: what is varied, and how")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, Option("--out", metavar="DIR", help="folder of the sweep (default runs/NAME)")] = None,
+    out: Annotated[
+        Path | None,
+        Option("--out", metavar="DIR", help="folder of the sweep (default runs/NAME-sweep, by the name in the recipe)"),
+    ] = None,
     jobs: Annotated[int, Option("--jobs", metavar="N", min=1, help="trials at a time")] = 1,
     config: Config = None,
     nproc: Annotated[int | None, Option("--nproc", metavar="N", min=1, help="ranks of each trial")] = None,

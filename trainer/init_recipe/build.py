@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ READING = ("delimiter", "quote", "header", "encoding", "columns")  # keys of dat
 LENIENT: dict[str, Any] = {"lanes": 1, "on_bad_row": "skip", "max_bad_fraction": 0.999}
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Values = dict[str, Any]
+SCRATCH = {"kind": "encoder", "d_model": 256, "layers": 4, "heads": 4, "feed_forward": 1024}  # for model.kind=encoder
+TRAINED = {"train": {"kind": "wordpiece", "vocab_size": 16_000}}
 
 
 @dataclass
@@ -100,6 +102,8 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
         data = _data_config(files, read)
     table = profile(shards, Reading.of(data, None), files.languages)
     suggestion, others = choose(path, table, kind, data.columns)
+    if suggestion.pretrained and (given.get("model") or {}).get("kind") == "encoder":
+        suggestion = replace(suggestion, pretrained=None, model=SCRATCH, tokenizer=TRAINED)
     name = (given.get("model") or {}).get("name", suggestion.pretrained)
     inputs = [table.columns[column] for column in suggestion.inputs if column in table.columns]
     joined = len(inputs) > 1 and suggestion.pretrained is not None and bool(suggestion.task.get("pair"))
