@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import launch.cli
 from trainer.compare.comparison import compare
+from trainer.compare.runs import _names
 from trainer.compare.significance import holm, mcnemar
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.metrics import resampled_translation, score_translation
@@ -241,3 +242,9 @@ def test_text_json_and_page(runs: list[Path], tmp_path: Path) -> None:
     assert set(found["rows_changed"][0]) == {"run", "binary", "better", "worse", "equal"}
     scores = open_report(RunDir(runs[1]), "test").records
     assert found["metrics"][0]["values"]["better"] == np.mean([row["prediction"] == row["target"] for row in scores])
+
+
+def test_trials_of_a_sweep_are_named_with_their_sweep() -> None:
+    paths = [Path("runs/tickets-sweep/trials/2"), Path("runs/tickets-sweep/trials/13"), Path("runs/tickets")]
+    assert _names(paths) == ["tickets-sweep/2", "tickets-sweep/13", "tickets"]
+    assert _names([Path("a/x"), Path("b/x")]) == ["a/x", "b/x"]

@@ -132,6 +132,7 @@ def _scores(found: Mapping[str, Any], run: str) -> dict[str, Any]:
                 "largest": max(ends, default=0),
                 "p_text": p_text(p),
                 "significant": p is not None and p < 0.05,
+                "worse": one["difference"] < 0 if line["better"] == "max" else one["difference"] > 0,
             }
         )
     tests = [{**test, "p_text": p_text(test["p_holm"])} for test in found["mcnemar"] if test["run"] == run]

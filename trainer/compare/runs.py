@@ -72,8 +72,11 @@ def _opened(reports: Sequence[TaskReport], names: Sequence[str], shared: set[str
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the folders, or the paths where two have the same name."""
-    names = [path.resolve().name for path in paths]
+    """Return the names of the folders, or the paths where two have the same name. Trials of a sweep have numbers."""
+    names = [
+        f"{path.parent.parent.name}/{path.name}" if path.name.isdigit() else path.name
+        for path in (path.resolve() for path in paths)
+    ]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
