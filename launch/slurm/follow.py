@@ -227,13 +227,16 @@ def _text(state: dict[str, Any]) -> str:
     lines = [f"{state['run']}: {state['state'] or 'not begun'}"]
     if state["step"] is not None:
         lines[0] += f"  step {state['step']}, start {state['attempt']}"
-    if state["state"] == "running" and state["share"]:
+    trained = state["state"] == "running" and state["waits_for"]
+    if state["state"] == "running" and state["share"] and not trained:
         loss = f", loss {state['loss']:.4f}" if state["loss"] is not None else ""
         left = timedelta(seconds=round(state["left"] or 0))
         lines[0] += f" of about {round(state['step'] / state['share'])} ({state['share']:.0%}), {left} left{loss}"
-    if state["waits_for"] and state["state"] == "running":
+    if trained:
         lines.append(f"trained, waits for {state['waits_for']}")
-    if state["silent"] is not None:
+    if trained and not any(job["state"] not in FINAL for job in state["jobs"]):
+        lines[-1] += "; none is left: the same command does it"
+    elif state["silent"] is not None:
         lines.append(f"no update for {state['silent']} s, and none of its jobs is left: the same command resumes")
     if state["error"]:
         lines.append(state["error"])
