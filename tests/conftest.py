@@ -109,8 +109,8 @@ def write_recipe(path: Path, root: Path, **sections: dict[str, Any]) -> Path:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let the processes of pytest-xdist begin with the longest files, so that both end at about one time.
 
-    These are the jobs of a real cluster, which mostly wait, and files that start many ranks. A test with a time limit
-    of its own starts about twenty.
+    These are the jobs of a real cluster, which mostly wait, and files that start many ranks. A test with its own time
+    limit starts about twenty.
     """
     if hasattr(config, "workerinput"):
         starts: Counter[Path] = Counter()

@@ -71,5 +71,5 @@ def problems(sweep: SweepFolder, trials: int, states: Sequence[str] = ("complete
     return found
 
 
-if __name__ == "__main__":  # a sweep in a process of its own, to be killed: FOLDER CONFIG JOBS
+if __name__ == "__main__":  # a sweep in a new process, to be killed: FOLDER CONFIG JOBS
     run_stub(Path(sys.argv[1]), json.loads(sys.argv[2]), jobs=int(sys.argv[3]))

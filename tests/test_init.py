@@ -112,7 +112,7 @@ def test_the_printed_summary(here: Path) -> None:
     assert again.startswith("tickets.csv -o mine.yaml --force data.columns=")
     before = Path("mine.yaml").read_text(encoding="utf-8")
     init(*shlex.split(again))
-    assert Path("mine.yaml").read_text(encoding="utf-8") == before, "the words stand for what was guessed"
+    assert Path("mine.yaml").read_text(encoding="utf-8") == before, "the words are what was guessed"
 
 
 def test_an_encoder_from_random_weights_is_written_on_request(here: Path) -> None:

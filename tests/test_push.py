@@ -96,7 +96,7 @@ def push(run: RunDir, *words: str) -> tuple[int, str]:
 
 
 def push_apart(hub: FakeHub, run: RunDir, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does, in a process of its own."""
+    """Run the command as a user does, in a new process."""
     names = {name: value for name, value in os.environ.items() if not name.startswith("HF_") and name != "CI"}
     own = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", **variables}
     own["HF_HOME"] = str(run.path.parent / "hf")

@@ -1,4 +1,4 @@
-"""COMET in an environment of its own, BLEU's tokenizers by name, and chrF++ of documents."""
+"""COMET in a separate environment, BLEU's tokenizers by name, and chrF++ of documents."""
 
 from __future__ import annotations
 

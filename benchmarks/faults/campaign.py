@@ -119,6 +119,6 @@ def report(options: argparse.Namespace, played: list[dict[str, Any]], missing: d
     print(
         f"{len(played) - len(bad)} of {len(played)} rounds held (seed {options.seed}, {starts} starts, "
         f"{sum(happened.values())} faults, {calm} rounds whose faults came too late{left_out})"
-        + ("" if complete else f"; {options.runs} were asked for: the same command continues")
+        + ("" if complete else f"; the campaign has {options.runs}: the same command continues")
     )
     return int(bool(bad) or not complete)

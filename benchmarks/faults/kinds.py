@@ -50,7 +50,7 @@ class Fault:
         start: the start of the round in which it happens, from 0.
         step: it happens once so many steps have been logged,
         delay: and so many seconds have passed since.
-        seed: of its own choices: which rank, which file, for how long.
+        seed: of the choices of the fault: which rank, which file, for how long.
     """
 
     kind: str

@@ -17,7 +17,7 @@ def _check(result: int) -> None:
 
 
 def on_host(spaces: Sequence[str], address: str) -> None:
-    """Let each rank be on a host of its own. Rank zero has this address."""
+    """Let each rank be on a separate host. Rank zero has this address."""
     space = os.open(spaces[int(os.environ["RANK"])], os.O_RDONLY)
     _check(_libc.setns(space, 0))
     os.close(space)

@@ -1,4 +1,4 @@
-"""Where a campaign runs: namespaces of its own, a file system on a loop device, a network of two hosts, a shim.
+"""Where a campaign runs: separate namespaces, a file system on a loop device, a network of two hosts, a shim.
 
 Processes, mounts, network interfaces and shared memory are in namespaces, so all of them end with the campaign.
 """

@@ -139,9 +139,9 @@ class LocalSweep:
         study = self.trials.study
         for number in study.open_trials():
             wait_until_free(self.trials.folder.run(number))
-            self.trials.settle(number)
+            self.trials.record_end(number)
         self.trials.publish()
-        self._work(self._next_trial, self._settle, self._watch)
+        self._work(self._next_trial, self._record_end, self._watch)
 
     def run_top(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Train (trial, seed) with all artifacts. Return those that could not be finished."""
@@ -158,17 +158,17 @@ class LocalSweep:
             print(f"trial {number} with seed {seed}: started", flush=True)
             return True
 
-        def settle(name: str, code: int) -> None:
+        def record_end(name: str, code: int) -> None:
             number, _, seed = name.partition("-seed-")
             if code != 0:
                 failed.append((int(number), int(seed)))
             print(f"trial {number} with seed {seed}: {'finished' if code == 0 else f'ended with {code}'}", flush=True)
 
-        self._work(following, settle, lambda name, job: None)
+        self._work(following, record_end, lambda name, job: None)
         return failed
 
     def _work(
-        self, following: Callable[[], bool], settle: Callable[[str, int], None], watch: Callable[[str, Job], None]
+        self, following: Callable[[], bool], record_end: Callable[[str, int], None], watch: Callable[[str, Job], None]
     ) -> None:
         """Keep all places busy until `following` starts nothing and nothing runs. Nothing is left running."""
         try:
@@ -176,7 +176,7 @@ class LocalSweep:
                 while True:
                     for name, code in self.jobs.ended():
                         try:
-                            settle(name, code)
+                            record_end(name, code)
                         finally:
                             self.trials.publish()
                     if self._stop.received:
@@ -204,9 +204,9 @@ class LocalSweep:
         print(f"trial {number}: {verb} with {describe(study.values(study.trials[number]))}", flush=True)
         return True
 
-    def _settle(self, name: str, code: int) -> None:
+    def _record_end(self, name: str, code: int) -> None:
         number = int(name)
-        if not self.trials.settle(number) and not self._stop.received:
+        if not self.trials.record_end(number) and not self._stop.received:
             self.trials.died(number, code)
         trial = self.trials.study.trials[number]
         if trial.state.is_finished():

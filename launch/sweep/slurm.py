@@ -66,7 +66,7 @@ def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
     for number in study.open_trials():
         if not active(folder.run(number).path):
             wait_until_free(folder.run(number))
-            trials.settle(number)
+            trials.record_end(number)
     trials.publish()
     new = range(len(study.trials), trials.sweep.planned if study.more() else 0)
     left = [*study.open_trials(), *new]

@@ -47,7 +47,7 @@ def begin(sweep: SweepArgument, trial: TrialArgument) -> None:
             if trials.study.create() is None:
                 print(f"trial {trial}: no values are left")
                 raise typer.Exit(ENDED)
-        if trials.study.trials[trial].state.is_finished() or trials.settle(trial):
+        if trials.study.trials[trial].state.is_finished() or trials.record_end(trial):
             trials.publish()
             raise typer.Exit(ENDED)
         trials.ready(trial)
@@ -76,7 +76,7 @@ def watch(sweep: SweepArgument, trial: TrialArgument, shell: Annotated[int, type
 def end(sweep: SweepArgument, trial: TrialArgument, code: Annotated[int, typer.Argument(metavar="CODE")]) -> None:
     """Write the end of a trial to the journal. Exit with 1 if it has not ended, and its job can resume it."""
     with opened(sweep) as trials:
-        ended = trials.settle(trial)
+        ended = trials.record_end(trial)
         if not ended and code not in (0, 75):  # the script has tried again as often as it makes sense
             trials.died(trial, code, last=True)
             ended = trials.study.trials[trial].state.is_finished()

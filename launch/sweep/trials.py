@@ -47,7 +47,7 @@ class Trials:
         self.study.note(number, "pruned", {"evaluation": len(found), "value": found[-1]})
         return True
 
-    def settle(self, number: int) -> bool:
+    def record_end(self, number: int) -> bool:
         """End a trial as its run directory says. Return whether it has ended.
 
         A trial that was trained to its end is complete, even if it was to stop early.

@@ -134,8 +134,8 @@ class Cluster:
         (self.folder / "run" / "processes").unlink(missing_ok=True)
         if self.network:
             self.network.remove()
-        beside = any(process.info["name"] == "slurmd" for process in psutil.process_iter(["name"]))
-        for folder in () if beside else FREEZER.glob("slurm_node*"):  # another cluster has nodes of the same names
+        another = any(process.info["name"] == "slurmd" for process in psutil.process_iter(["name"]))
+        for folder in () if another else FREEZER.glob("slurm_node*"):  # its nodes have the same names
             for below in [*sorted(folder.rglob("*/"), reverse=True), folder]:
                 with contextlib.suppress(OSError):
                     below.rmdir()

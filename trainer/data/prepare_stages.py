@@ -173,8 +173,8 @@ class Preparation:
     def _sample(self, counts: Mapping[str, Any], rows: Mapping[str, Any]) -> list[list[Path]] | None:
         """Copy the rows that the tokenizer is trained on. Return the paths, for each of the texts.
 
-        Return None where they have to be read from the corpus, since chunks that are dealt are gone: other jobs of an
-        array deal at the same time.
+        Return None where they have to be read from the corpus, since chunks are removed when they are dealt: other
+        jobs of an array deal at the same time.
         """
         if self._part is not None:
             return None

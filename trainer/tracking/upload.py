@@ -35,14 +35,14 @@ def track(run: str | Path, *, to: Sequence[str] | None = None, options: Sequence
         for name, given in entries.items():
             uploader = Uploader(folder, name, given, make_service)
             place = uploader.position.path
-            anew = f"{place} names the run there; move that file away to upload the run as a new one"
+            again = f"{place} names the run there; move that file away to upload the run as a new one"
             if (begun := place.exists()) and any(text.startswith("project=") for text in options):
-                raise UsageError(f"--set project: {name} has this run, in the project of its first upload: {anew}")
+                raise UsageError(f"--set project: {name} has this run, in the project of its first upload: {again}")
             try:
                 uploader.catch_up(scores=True)
                 uploader.finish(state_of(folder))
             except Exception as error:  # trackers have different errors
-                raise RankzeroError(failure(name, error) + (f"; {anew}" if begun else "")) from error
+                raise RankzeroError(failure(name, error) + (f"; {again}" if begun else "")) from error
             counts[name] = uploader.logged
     return counts
 
