@@ -14,9 +14,11 @@ OUT ?= runs/golden.json
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TOOLS := .venv-tools
 WHEEL_PYTHON ?= $(PYTHON)
-# two test files at a time; JOBS=0 for one process, in which a debugger works
+# two test files at a time; JOBS=0 for one process, in which a debugger works. After the crash of a worker the rest would
+# wait for ever for the tests that it had
 JOBS ?= 2
-TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder
+TESTS := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	--max-worker-restart=0
 # processes that ranks start would compile the package again, seconds each
 export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

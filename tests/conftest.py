@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections import Counter
@@ -130,6 +131,14 @@ def environment_as_before() -> Iterator[None]:
     prefixes = ("ACCELERATE_", "FSDP_", "RANKZERO_", "SLURM_")
     ours = {name for name in changed if name in RANK_VARIABLES or name.startswith(prefixes)}
     assert not ours, f"the test has left {sorted(ours)} in os.environ"
+
+
+@pytest.fixture(autouse=True)
+def logger_as_at_the_start() -> None:
+    """A command that ran in this process has set up rankzero's logger for stderr alone."""
+    logger = logging.getLogger("rankzero")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

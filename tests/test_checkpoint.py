@@ -243,7 +243,6 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str, caplog
     save(tmp_path, 10)
     spoil, told = DAMAGE[damage]
     spoil(save(tmp_path, 20))
-    logging.getLogger("rankzero").propagate = True
     with caplog.at_level(logging.WARNING, "rankzero"):
         assert checkpoint.newest(tmp_path) == 10
     assert told in caplog.text
@@ -366,7 +365,6 @@ def test_damaged_newer_checkpoints_do_not_displace_new_ones(tmp_path: Path, capl
     flip(checkpoint.path_of(tmp_path, 300) / "model.safetensors")
     flip(checkpoint.path_of(tmp_path, 400) / "optimizer.safetensors")
     damaged = (checkpoint.path_of(tmp_path, 400) / "optimizer.safetensors").read_bytes()
-    logging.getLogger("rankzero").propagate = True
     with caplog.at_level(logging.WARNING, "rankzero"):
         assert checkpoint.newest(tmp_path) == 200
     assert len(caplog.records) == 2, "a line for each"

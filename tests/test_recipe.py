@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -379,7 +378,6 @@ def test_the_old_form_of_the_ledger_is_read() -> None:
 def test_the_old_form_of_the_ledger_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "old.yaml"
     path.write_text(yaml.safe_dump({**tiny_recipe(ROOT), "track": ["ledger"]}), encoding="utf-8")
-    logging.getLogger("rankzero").propagate = True
     for _ in range(2):
         assert load_recipe(path).loop.ledger
     assert [record.getMessage() for record in caplog.records] == [

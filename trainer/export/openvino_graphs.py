@@ -56,7 +56,8 @@ def quantize(conversion: Conversion) -> Record:
             drop_type=nncf.DropType.ABSOLUTE,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(examples),
-        )
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(num_ranking_workers=1),
+        )  # one worker: `validate` puts each graph into the same artifact
     openvino.save_model(quantized, c.folder / "model.xml", compress_to_fp16=False)
     derive(export, c.graphs, c.folder, c.kind)
     return c.gate()
