@@ -7,6 +7,8 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,27 @@ def test_separate_vocabularies_pass(norm: str, tied: Any, corpus: Path, tmp_path
     made = exported(finished_run(tmp_path / "run", recipe, tokenizer_of(recipe), trained))
     found = convert_to("ctranslate2", made, tmp_path / "ctranslate2")
     assert found["passed"], found
+
+
+SIGNAL_AFTER_DELETED_CORES = """
+import faulthandler, gc, os, signal
+faulthandler.enable()  # it has an alternate signal stack, as under pytest
+signal.signal(signal.SIGUSR1, lambda number, frame: print("received"))
+from trainer.export.runtimes.graphs_openvino import compiled
+first = compiled({path!r})
+second = compiled({path!r})
+for name in ("first", "second"):
+    del globals()[name]
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_openvino_reaches_its_handler(encoder: Exported, tmp_path: Path) -> None:
+    needs("openvino")
+    code = SIGNAL_AFTER_DELETED_CORES.format(path=str(encoder.folder / "model.onnx"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stdout) == (0, "received\n"), done.stderr
 
 
 # -- planted faults ----------------------------------------------------------------------------------------------------
@@ -229,7 +252,6 @@ def test_the_container_installs_what_the_programs_import(kind: Kind) -> None:
     nodes = [node for node in ast.walk(ast.parse(server)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {a.name if isinstance(n, ast.Import) else str(n.module) for n in nodes for a in n.names}
     outside = {name.partition(".")[0] for name in names} - {"run", "pydantic"}  # FastAPI needs pydantic
-    import sys
 
     assert outside - set(sys.stdlib_module_names) == own
     assert ("--gpus all" in text) == (kind.device == "cuda")

@@ -17,7 +17,7 @@ from trainer.export.onnx import quiet
 from trainer.export.packaging import derive
 from trainer.export.parity_checks import Comparison
 from trainer.export.program import load
-from trainer.export.runtimes.graphs_openvino import OpenVinoGraph
+from trainer.export.runtimes.graphs_openvino import OpenVinoGraph, same_signal_stack
 from trainer.task.base import Record
 
 CALIBRATION_ROWS, VALIDATION_ROWS = 300, 1000  # of the split on which no artifact is checked
@@ -46,7 +46,7 @@ def quantize(conversion: Conversion) -> Record:
         return -max(check["loss"] for check in checks.values() if "loss" in check), None
 
     examples = [export.encoded(example) for example in c.rows.tuning_examples(CALIBRATION_ROWS)]
-    with quiet():
+    with quiet(), same_signal_stack():
         quantized = nncf.quantize_with_accuracy_control(
             read_graph(c.graphs / "model.onnx"),
             nncf.Dataset(examples, lambda example: artifact.feeds([example])),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,32 @@ def compiled(graph: Any) -> openvino.CompiledModel:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads.isdigit() and int(threads):
         options["INFERENCE_NUM_THREADS"] = int(threads)
-    return openvino.Core().compile_model(graph, "CPU", options)
+    with same_signal_stack():
+        return openvino.Core().compile_model(graph, "CPU", options)
+
+
+@contextlib.contextmanager
+def same_signal_stack() -> Iterator[None]:
+    """Give this thread its alternate signal stack back afterwards.
+
+    OpenVINO's CPU plugin sets another one for each `Core`, and puts the one before back when the `Core` is deleted. If
+    an earlier `Core` was deleted meanwhile, that memory is free, and the next signal kills the process (SIGSEGV).
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    sigaltstack, before = ctypes.CDLL(None).sigaltstack, SignalStack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
+
+
+class SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
 
 
 class Port(NamedTuple):
