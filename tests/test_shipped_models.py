@@ -28,7 +28,11 @@ ONLY = ["export.model=true", "export.onnx=false", "export.int8=false", "export.b
 WIDTHS = {"d_model": 32, "heads": 2, "feed_forward": 64}
 LAYERS = ("layers", "encoder_layers", "decoder_layers")
 VOCABULARY = {"bpe": 200, "byte_bpe": 300, "unigram": 100, "wordpiece": 90}
-HUB = {"openai-community/gpt2": ("gpt2", "byte_bpe"), "google-t5/t5-small": ("t5", "unigram")}
+HUB = {
+    "openai-community/gpt2": ("gpt2", "byte_bpe"),
+    "google-t5/t5-small": ("t5", "unigram"),
+    "microsoft/mpnet-base": ("mpnet", "wordpiece"),
+}
 WORDS = [*GOOD, *BAD, *OTHER]
 LENGTH, ROWS = 32, 24
 
