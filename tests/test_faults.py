@@ -17,7 +17,7 @@ import hooks
 import pytest
 from processes import status, train
 
-from benchmarks.faults import ROOT, kinds, rounds
+from benchmarks.faults import ROOT, kinds, rounds, starts
 from trainer import lock_file
 
 SEED = 20261130
@@ -103,6 +103,15 @@ def test_damage_is_found_by_the_checks_of_a_start(tmp_path: Path, seed: int) -> 
     saving.save(tmp_path, 2, content, {})
     assert kinds.damage_newest(tmp_path, random.Random(seed))
     assert checkpoint.newest(tmp_path) == 1
+
+
+def test_a_rank_may_abort_by_itself_after_a_fault_but_not_wait_for_ever(tmp_path: Path) -> None:
+    def problems(late: bool, faults: bool) -> list[str]:
+        return rounds.problems_of_start(starts.Ended([-6, 1], None, "", [], late), tmp_path, faults=faults)
+
+    assert problems(late=False, faults=True) == []
+    assert problems(late=True, faults=True) == ["a process did not end without help: "]
+    assert problems(late=False, faults=False) == ["a start without faults ended with [-6, 1]: "]
 
 
 def test_an_artifact_without_a_passed_gate_is_a_problem(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def traceback_in(text: str) -> str:
 def problems_of_start(ended: Ended, run: Path, *, faults: bool) -> list[str]:
     """Return what is wrong after a start: no end without help, or a failure though nothing was disturbed."""
     problems = []
-    if any(code == -6 for code in [*ended.codes, *(ended.second or [])]):
+    if ended.late:
         problems.append(f"a process did not end without help: {ended.text[-TAIL:]}")
     elif not faults and not ended.done:
         problems.append(f"a start without faults ended with {ended.codes}: {ended.text[-TAIL:]}")

@@ -54,12 +54,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit codes of the start, and of a second one; what was printed; for each fault whether it has happened."""
+    """Exit codes of the start, and of a second one; what was printed; for each fault whether it has happened.
+
+    `late`: processes had to be ended. One may abort by itself, as gloo does if a connection is reset at a bad moment.
+    """
 
     codes: list[int]
     second: list[int] | None
     text: str
     struck: list[bool]
+    late: bool
 
     @property
     def done(self) -> bool:
@@ -135,7 +139,7 @@ class RunningStart:
         thread = threading.Thread(target=self._let_happen)
         thread.start()
         try:
-            codes, text = self._wait_for_processes()
+            codes, text, late = self._wait_for_processes()
         finally:
             self._over.set()
             thread.join()
@@ -147,26 +151,27 @@ class RunningStart:
         if self._second is not None:
             ended = self._second.wait(LIMIT_SECONDS)
             second, text = ended.codes, f"{text}\n-- second start --\n{ended.text}"
+            late = late or ended.late
         left = self._wait_for_strangers()
         if left:
-            text, codes = f"{text}\nprocesses left: {left}", [*codes, -signal.SIGABRT]
+            text = f"{text}\nprocesses left: {left}"
         for work in self._after:
             work()
         struck = [i in self._strikes and self._strikes[i]() for i in range(len(self._faults))]
         if self.place.shim:
             self.place.shim.reset()
-        return Ended(codes, second, text, struck)
+        return Ended(codes, second, text, struck, late or bool(left))
 
-    def _wait_for_processes(self) -> tuple[list[int], str]:
+    def _wait_for_processes(self) -> tuple[list[int], str, bool]:
         if self._ranks:
             ended = self._ranks.wait(LIMIT_SECONDS)
-            return ended.codes, ended.text
+            return ended.codes, ended.text, ended.late
         assert self._command
-        try:
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._command.wait(LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = -signal.SIGABRT
-        return [code], (self._logs / "out").read_text(errors="replace")
+        late = code is None
+        return [-signal.SIGABRT if code is None else code], (self._logs / "out").read_text(errors="replace"), late
 
     def _wait_for_strangers(self) -> list[str]:
         """Wait until no process of the start is left. Kill those that stay, and return their command lines."""

@@ -43,11 +43,15 @@ _context.set_forkserver_preload(PRELOADED)
 
 @dataclass(frozen=True)
 class Ended:
-    """Exit codes (negative: killed by that signal), stdout and stderr of the ranks of one start."""
+    """Exit codes (negative: killed by that signal), stdout and stderr of the ranks of one start.
+
+    `late`: some were ended by SIGABRT, since they had not ended within the time limit.
+    """
 
     codes: list[int]
     out: list[str]
     err: list[str]
+    late: bool = False
 
     @property
     def code(self) -> int:
@@ -119,16 +123,16 @@ class Ranks:
             multiprocessing.connection.wait([process.sentinel for process in running], left)
             if any(process.exitcode not in (None, 0, PREEMPTED) for process in running):
                 deadline = min(deadline, time.monotonic() + EXIT_SECONDS)
-        for rank, process in enumerate(self.processes):
-            if process.exitcode is None:
-                self.signal(signal.SIGABRT, rank)  # faulthandler prints the stack
-                process.join(5)
+        late = [rank for rank, process in enumerate(self.processes) if process.exitcode is None]
+        for rank in late:
+            self.signal(signal.SIGABRT, rank)  # faulthandler prints the stack
+            self.processes[rank].join(5)
         self.end()
         out, err = (
             [(self._logs / f"{kind}-{rank}").read_text(errors="replace") for rank in range(len(self.processes))]
             for kind in ("out", "err")
         )
-        return Ended([process.exitcode or 0 for process in self.processes], out, err)
+        return Ended([process.exitcode or 0 for process in self.processes], out, err, bool(late))
 
     def end(self) -> None:
         """Kill the ranks that still run, and the processes that they started."""
