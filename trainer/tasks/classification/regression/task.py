@@ -31,7 +31,7 @@ class Regression(Classification):
     published model gives numbers in the unit of the target. A model whose output layer has no bias keeps its outputs.
     """
 
-    baselines_path = None
+    baselines_path = "trainer.tasks.classification.regression.baseline:of_task"
     exporter_path = "trainer.tasks.classification.regression.export:RegressionExport"
     problem_type = "regression"
     averages = False
@@ -146,6 +146,16 @@ class Regression(Classification):
         from trainer.tasks.classification.losses import regression_loss
 
         return regression_loss(self.standardized(outputs), labels, self._usual_loss, self.settings.huber_delta)
+
+    def baseline_losses(self, true: Any, predicted: Any) -> Any:
+        """Return the losses (rows,) of numbers in the unit of the targets (rows, targets), both NumPy arrays."""
+        import torch
+
+        from trainer.tasks.classification.losses import regression_loss
+
+        mean, deviation = (torch.tensor(part, dtype=torch.float64) for part in zip(*self.scales, strict=True))
+        pair = ((torch.from_numpy(numbers) - mean) / deviation for numbers in (predicted, true))
+        return regression_loss(*pair, self._usual_loss, self.settings.huber_delta).numpy()
 
     def guess(self) -> tuple[float, str] | None:
         return (1.0, "answering the mean of the training rows") if self._usual_loss == "mse" else None
