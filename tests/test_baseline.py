@@ -14,9 +14,12 @@ import review_helpers
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
+from test_analysis import CLASSIFICATION, random_records, write_run
 
 from trainer.api import report
-from trainer.report.baselines import _is_worse
+from trainer.files import write_json
+from trainer.report.baselines import _is_worse, baseline_warning
+from trainer.report.task_report import open_report
 from trainer.task.metrics import Metric
 from trainer.tasks.classification import baseline
 from trainer.tasks.classification.baseline import baselines
@@ -144,6 +147,7 @@ def test_a_run_has_its_baseline_in_json_report_and_card(reviews: Path, tmp_path:
     assert "Against simple models" in page
     assert f"TF-IDF + logistic regression on {found['train_rows']} training rows" in page
     assert "TF-IDF + logistic regression" in (run / "README.md").read_text(encoding="utf-8")
+    assert ("trained model is worse than TF-IDF" in page) == (difference["difference_ci95"][1] < 0)
 
     before = file.stat().st_mtime_ns
     report(run)  # finds it complete
@@ -162,7 +166,7 @@ def squared(true: Any, predicted: Any) -> Any:
 
 
 def stars(count: int, seed: int) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Texts in which each "good" adds a star and each "bad" takes one, and a second number that is ten times as much."""
+    """Texts in which each "good" adds a star and each "bad" takes one, and a second number, ten times as much."""
     draw = random.Random(seed)
     texts, numbers = [], []
     for _ in range(count):
@@ -230,3 +234,22 @@ def test_when_a_model_is_worse_than_its_baseline(
 ) -> None:
     metric, change = Metric("score", direction, "Score"), {"difference": difference, "difference_ci95": interval}
     assert _is_worse(metric, {"score": 0.7}, {"score": change}) == expected
+
+
+def test_the_report_names_the_simple_models_that_are_better(tmp_path: Path) -> None:
+    records = random_records(40)
+    score = float(np.mean([row["prediction"] == row["target"] for row in records]))
+    run = write_run(tmp_path / "run", records, CLASSIFICATION, {"accuracy": score})
+
+    def simple(name: str, gain: float) -> dict[str, Any]:
+        change = {"difference": -gain, "difference_ci95": [-gain - 0.01, -gain + 0.01], "p": 0.01}
+        return {"name": name, "scores": {"accuracy": score + gain}, "model_minus_baseline": {"accuracy": change}}
+
+    baselines = [simple("Linear", 0.2), simple("Floor", 0.1), simple("Weak", -0.1)]
+    content = {"train_rows": 10, "of_rows": 10, "baselines": baselines}
+    write_json(run.evaluation("test") / "baseline.json", content)
+    warning = baseline_warning(open_report(run, "test"))
+    texts = [f"{score + gain:.1%}" for gain in (0.2, 0.1)]
+    assert f"is worse than Linear ({texts[0]}) and Floor ({texts[1]}): its Accuracy is {score:.1%}." in warning
+    write_json(run.evaluation("test") / "baseline.json", {**content, "baselines": baselines[2:]})
+    assert baseline_warning(open_report(run, "test")) == ""
