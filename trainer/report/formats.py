@@ -43,7 +43,7 @@ def label(name: str, longest: int = LONGEST_LABEL) -> str:
 
 
 def short_values(values: Sequence[Any]) -> list[str]:
-    """Return values of a recipe as texts. Numbers have four digits where these tell different ones apart."""
+    """Return values of a recipe as texts. Numbers have four digits, unless different ones would be equal."""
     texts = [f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value) for value in values]
     return texts if len(set(texts)) == len(set(map(str, values))) else [str(value) for value in values]
 

@@ -8,10 +8,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from sklearn.linear_model import Ridge
 
 from trainer.task.baseline import Baseline
 from trainer.tasks.classification.baseline import ITERATIONS, SECONDS, WINDOW, Features, Late
+from trainer.tasks.classification.losses import regression_loss
 
 if TYPE_CHECKING:
     from trainer.task.base import Row
@@ -26,8 +28,15 @@ def of_task(task: Regression, rows: Sequence[Row]) -> list[Baseline] | str:
     """Fit the baselines of a task to training rows."""
     names, named = task.settings.names, bool(task.settings.targets)
     targets = np.array([[float(row[name]) for name in names] for row in rows], dtype=np.float64)
+    means, deviations = (torch.tensor(part, dtype=torch.float64) for part in zip(*task.scales, strict=True))
+
+    def losses(true: Array, predicted: Array) -> Array:
+        pair = ((torch.from_numpy(numbers) - means) / deviations for numbers in (predicted, true))
+        found: Array = regression_loss(*pair, task.usual_loss, task.settings.huber_delta).numpy()
+        return found
+
     return baselines(
-        list(map(task.input_text, rows)), targets, names if named else None, task.baseline_losses, task.settings.pair
+        list(map(task.input_text, rows)), targets, names if named else None, losses, pair=task.settings.pair
     )
 
 
@@ -36,8 +45,8 @@ def baselines(
     targets: Array,
     names: Sequence[str] | None,
     losses: Losses,
-    pair: bool,
     *,
+    pair: bool,
     seconds: float = SECONDS,
 ) -> list[Baseline] | str:
     """Fit the baselines to training rows. Return them, or why there are none.

@@ -138,27 +138,17 @@ class Regression(Classification):
         return loss_groups.total(losses * batch["weights"] if self.weighted else losses)
 
     @property
-    def _usual_loss(self) -> str:
+    def usual_loss(self) -> str:
         """The loss of evaluations, also if a function of the user is minimized."""
         return "mse" if is_reference(self.settings.loss) else self.settings.loss
 
     def _losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from trainer.tasks.classification.losses import regression_loss
 
-        return regression_loss(self.standardized(outputs), labels, self._usual_loss, self.settings.huber_delta)
-
-    def baseline_losses(self, true: Any, predicted: Any) -> Any:
-        """Return the losses (rows,) of numbers in the unit of the targets (rows, targets), both NumPy arrays."""
-        import torch
-
-        from trainer.tasks.classification.losses import regression_loss
-
-        mean, deviation = (torch.tensor(part, dtype=torch.float64) for part in zip(*self.scales, strict=True))
-        pair = ((torch.from_numpy(numbers) - mean) / deviation for numbers in (predicted, true))
-        return regression_loss(*pair, self._usual_loss, self.settings.huber_delta).numpy()
+        return regression_loss(self.standardized(outputs), labels, self.usual_loss, self.settings.huber_delta)
 
     def guess(self) -> tuple[float, str] | None:
-        return (1.0, "answering the mean of the training rows") if self._usual_loss == "mse" else None
+        return (1.0, "answering the mean of the training rows") if self.usual_loss == "mse" else None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
         outputs, labels = self.logits(model, batch).float(), batch["labels"]
