@@ -484,8 +484,8 @@ def classified(tmp_path: Path, metric: str, values: list[float]) -> tuple[SweepF
 
 def test_the_page_names_equal_trials_and_the_interval_of_the_best(tmp_path: Path) -> None:
     _, page = classified(tmp_path, "accuracy", [0.6, 0.9, 0.88, 0.9])
-    # 180 of 200 by Wilson: 0.8506 to 0.9344 (statsmodels.stats.proportion.proportion_confint)
-    assert "The best is trial 1 with Accuracy 0.9 (95%: 0.8506 to 0.9344). Trial 3 has the same value" in page
+    # 180 of 200 by Wilson: 0.8506 to 0.9343 (center 0.8925, half width 0.0419)
+    assert "The best is trial 1 with Accuracy 0.9 (95%: 0.8506 to 0.9343). Trial 3 has the same value" in page
     assert "over the choice of 200 validation rows. 2 other trials are within it" in page
     text = re.sub(r"<[^>]+>", "", page[page.index("<svg") : page.index("</svg>")])
     assert text.index("optim.lr") < text.index("1e-09") < text.index("0.1") < text.index("Accuracy") < text.index("0.9")
@@ -497,6 +497,7 @@ def test_a_score_without_rows_has_no_interval_until_the_trial_is_evaluated(tmp_p
     assert "rankzero evaluate trials/1 --split validation" in page
     assert "(95%" not in page
     assert "has the same value" not in page
+    folder.run(1).evaluation("validation").mkdir(parents=True)
     write_json(folder.run(1).evaluation("validation") / "metrics.json", {"f1": 0.7, "f1_ci95": [0.65, 0.75]})
     sweep, rows = SimpleNamespace(metric="f1", spec=Metric("f1", "max")), [finished(1, 0.7), finished(0, 0.6)]
     assert interval_of_best(folder, sweep, rows) == {"ends": [0.65, 0.75], "rows": 200, "inside": 0}  # type: ignore[arg-type]
