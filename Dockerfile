@@ -20,7 +20,7 @@ COPY trainer /src/trainer
 COPY launch /src/launch
 COPY accelerate_configs /src/accelerate_configs
 COPY slurm /src/slurm
-RUN python -m pip install -c /src/constraints.txt '/src[deepspeed,adapters,track]' \
+RUN python -m pip install -c /src/constraints.txt '/src[deepspeed,adapters,track,sweep]' \
  && mkdir -m 1777 /cache /work /tmp/home
 
 USER 1000

@@ -307,7 +307,7 @@ def test_curves_use_the_last_value_of_a_step_and_skip_non_numbers(tmp_path: Path
     loss, accuracy, rate = curves.panels(open_report(run, "test"))
     assert loss.lines["training"][-1] == (8, 0.5)
     assert loss.lines["validation"] == [(s, 1.2 / s) for s in (2, 4, 6, 8)]
-    assert (accuracy.title, loss.weights, rate.weights) == ("Validation accuracy", (4, 6), ())
+    assert (accuracy.title, loss.weights, rate.weights) == ("Validation Accuracy", (4, 6), ())
     assert rate.lines["learning rate"][-1] == (9, 1e-4)
 
 
@@ -323,7 +323,7 @@ def test_the_curve_file_is_self_contained(tmp_path: Path) -> None:
     (path,) = curves.write_curves(open_report(run, "test"))
     text = path.read_text(encoding="utf-8")
     assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
-    assert {"Loss", "Validation accuracy", "Learning rate"} <= {e.text for e in ET.fromstring(text).iter() if e.text}
+    assert {"Loss", "Validation Accuracy", "Learning rate"} <= {e.text for e in ET.fromstring(text).iter() if e.text}
     for word in ("<script", "style=", "<style", "<image", "<metadata", "xlink"):
         assert word not in text, word
     assert text.replace("http://www.w3.org/2000/svg", "").count("http") == 0

@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 import review_helpers
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multiclass import OneVsRestClassifier
+from test_analysis import CLASSIFICATION, random_records, write_run
 
 from trainer.api import report
+from trainer.files import write_json
+from trainer.report.baselines import _is_worse, baseline_warning
+from trainer.report.task_report import open_report
+from trainer.task.metrics import Metric
 from trainer.tasks.classification import baseline
 from trainer.tasks.classification.baseline import baselines
+from trainer.tasks.classification.regression.baseline import baselines as regression_baselines
 
 GOOD, BAD = "good great fine", "bad awful dull"
 OTHER = ["the", "film", "was", "with", "some", "scenes", "and", "a", "plot"]
@@ -141,6 +147,7 @@ def test_a_run_has_its_baseline_in_json_report_and_card(reviews: Path, tmp_path:
     assert "Against simple models" in page
     assert f"TF-IDF + logistic regression on {found['train_rows']} training rows" in page
     assert "TF-IDF + logistic regression" in (run / "README.md").read_text(encoding="utf-8")
+    assert ("trained model is worse than TF-IDF" in page) == (difference["difference_ci95"][1] < 0)
 
     before = file.stat().st_mtime_ns
     report(run)  # finds it complete
@@ -149,3 +156,100 @@ def test_a_run_has_its_baseline_in_json_report_and_card(reviews: Path, tmp_path:
     (run / "evaluation/test/predictions.jsonl").write_text(fewer, encoding="utf-8")
     report(run)  # of other predictions
     assert file.stat().st_mtime_ns != before
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def squared(true: Any, predicted: Any) -> Any:
+    return ((true - predicted) ** 2).sum(axis=1)
+
+
+def stars(count: int, seed: int) -> tuple[list[str], np.ndarray[Any, Any]]:
+    """Texts in which each "good" adds a star and each "bad" takes one, and a second number, ten times as much."""
+    draw = random.Random(seed)
+    texts, numbers = [], []
+    for _ in range(count):
+        good, bad = draw.randint(0, 3), draw.randint(0, 3)
+        words = [*draw.choices(OTHER, k=6), *["good"] * good, *["bad"] * bad]
+        draw.shuffle(words)
+        texts.append(" ".join(words))
+        numbers.append([3.0 + good - bad, 30.0 + 10 * (good - bad)])
+    return texts, np.array(numbers)
+
+
+def test_numbers_are_those_of_ridge_regression_and_of_the_mean() -> None:
+    texts, numbers = stars(300, 1)
+    test, truth = stars(100, 2)
+    found = regression_baselines(texts, numbers, ["stars", "points"], squared, pair=False)
+    assert not isinstance(found, str)
+    ridge, mean = found
+    rows = records(test, [dict(zip(("stars", "points"), row, strict=True)) for row in truth.tolist()])
+    own = list(ridge.predict(rows))
+    vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
+    model = Ridge(alpha=1.0, solver="sparse_cg", tol=1e-10).fit(vectors.fit_transform(texts), numbers)
+    expected = model.predict(vectors.transform(test))
+    np.testing.assert_allclose(
+        [[r["prediction"]["stars"], r["prediction"]["points"]] for r in own], expected, atol=0.02
+    )
+    assert own[0]["loss"] == pytest.approx(((expected[0] - truth[0]) ** 2).sum(), rel=0.05)
+    assert own[0]["tokens"] == 2
+    assert np.corrcoef([r["prediction"]["stars"] for r in own], truth[:, 0])[0, 1] > 0.9
+    assert (ridge.about["converged"], ridge.about["features"]) == (True, len(vectors.vocabulary_))
+    constant = list(mean.predict(rows))
+    assert (
+        constant[0]["prediction"]
+        == constant[1]["prediction"]
+        == pytest.approx({"stars": numbers[:, 0].mean(), "points": numbers[:, 1].mean()})
+    )
+
+
+def test_one_number_has_no_name_and_equal_numbers_no_baseline() -> None:
+    texts, numbers = stars(60, 3)
+    found = regression_baselines(texts, numbers[:, :1], None, squared, pair=False)
+    assert not isinstance(found, str)
+    answers = [next(iter(one.predict(records(texts[:1], [3.0])))) for one in found]
+    assert [type(answer["prediction"]) for answer in answers] == [float, float]
+    assert answers[1]["loss"] == pytest.approx((numbers[:, 0].mean() - 3.0) ** 2)
+    assert "same numbers" in str(regression_baselines(texts, np.ones((60, 1)), None, squared, pair=False))
+    assert "no features" in str(regression_baselines(["", " "], np.array([[1.0], [2.0]]), None, squared, pair=False))
+
+
+@pytest.mark.parametrize(
+    ("direction", "difference", "interval", "expected"),
+    [
+        ("max", -0.1, [-0.15, -0.05], True),
+        ("max", -0.1, [-0.25, 0.05], False),
+        ("max", 0.1, [0.05, 0.15], False),
+        ("min", 0.1, [0.05, 0.15], True),
+        ("min", -0.1, [-0.15, -0.05], False),
+        ("max", -0.1, None, True),
+        ("max", -0.01, None, False),
+        ("min", 0.1, None, True),
+        ("max", None, None, False),
+    ],
+)
+def test_when_a_model_is_worse_than_its_baseline(
+    direction: Any, difference: float | None, interval: list[float] | None, expected: bool
+) -> None:
+    metric, change = Metric("score", direction, "Score"), {"difference": difference, "difference_ci95": interval}
+    assert _is_worse(metric, {"score": 0.7}, {"score": change}) == expected
+
+
+def test_the_report_names_the_simple_models_that_are_better(tmp_path: Path) -> None:
+    records = random_records(40)
+    score = float(np.mean([row["prediction"] == row["target"] for row in records]))
+    run = write_run(tmp_path / "run", records, CLASSIFICATION, {"accuracy": score})
+
+    def simple(name: str, gain: float) -> dict[str, Any]:
+        change = {"difference": -gain, "difference_ci95": [-gain - 0.01, -gain + 0.01], "p": 0.01}
+        return {"name": name, "scores": {"accuracy": score + gain}, "model_minus_baseline": {"accuracy": change}}
+
+    baselines = [simple("Linear", 0.2), simple("Floor", 0.1), simple("Weak", -0.1)]
+    content = {"train_rows": 10, "of_rows": 10, "baselines": baselines}
+    write_json(run.evaluation("test") / "baseline.json", content)
+    warning = baseline_warning(open_report(run, "test"))
+    texts = [f"{score + gain:.1%}" for gain in (0.2, 0.1)]
+    assert f"is worse than Linear ({texts[0]}) and Floor ({texts[1]}): its Accuracy is {score:.1%}." in warning
+    write_json(run.evaluation("test") / "baseline.json", {**content, "baselines": baselines[2:]})
+    assert baseline_warning(open_report(run, "test")) == ""

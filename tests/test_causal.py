@@ -253,7 +253,7 @@ def test_the_report_of_a_language_model(run: Path) -> None:
     """Continuations of real beginnings, the hardest texts first, perplexity by length, attention that looks back."""
     folder = run / "evaluation" / "test"
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for words in ("Continuations", "By length", "Bits per byte", "Validation perplexity"):
+    for words in ("Continuations", "By length", "Bits per byte", "Validation Perplexity"):
         assert words in page, words
     texts = {record["id"]: record["input"] for record in processes.read_lines(folder / "predictions.jsonl")}
     continued = json.loads((folder / "samples.json").read_text(encoding="utf-8"))["rows"]

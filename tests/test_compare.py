@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trainer.errors import DataError, UsageError
 from trainer.evaluation.metrics import resampled_translation, score_translation
 from trainer.evaluation.paired import drawn, p_value, paired_bootstrap
 from trainer.evaluation.resampling import RESAMPLES
+from trainer.report.formats import short_values
 from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
 from trainer.tasks.classification.metrics import resampled_classes, score_classification
@@ -233,6 +235,13 @@ def test_text_json_and_page(runs: list[Path], tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)" in html
     for part in ("Rows that changed sides", "Learning curves", "McNemar", "optim.lr", 'aria-label="Training loss'):
         assert part in html
+    names = re.findall(r'<th scope="row">([A-Z][^<&]*)&nbsp;', html)
+    assert {"Accuracy", "F1, macro", "Precision", "Recall", "Average precision"} <= set(names)
+    assert "precision&nbsp;" not in html.replace("Average precision", ""), "a name as the other names"
+    labels = re.findall(r'<td data-label="([^"]+)">', html)
+    assert labels[:5] == ["first", "better", "Difference", "95% interval", "p"], (
+        "cells of a phone have the column's name"
+    )
     assert "style-src &#39;sha256-" in html
 
     printed = CliRunner().invoke(launch.cli.app, [*words, "--json", "--no-rows", "--html", str(page)]).stdout
@@ -248,3 +257,9 @@ def test_trials_of_a_sweep_are_named_with_their_sweep() -> None:
     paths = [Path("runs/tickets-sweep/trials/2"), Path("runs/tickets-sweep/trials/13"), Path("runs/tickets")]
     assert _names(paths) == ["tickets-sweep/2", "tickets-sweep/13", "tickets"]
     assert _names([Path("a/x"), Path("b/x")]) == ["a/x", "b/x"]
+
+
+def test_numbers_of_recipes_are_short_unless_they_would_be_equal() -> None:
+    assert short_values([0.0017552739806087753, 0.0036801197254]) == ["0.001755", "0.00368"]
+    assert short_values([0.00100001, 0.00100002]) == ["0.00100001", "0.00100002"]
+    assert short_values([None, 3, "x", True, 1e-9]) == ["–", "3", "x", "True", "1e-09"]

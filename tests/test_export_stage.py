@@ -240,3 +240,23 @@ def test_a_killed_stage_is_completed(point: str, after: bool, run: RunDir, monke
             assert all(problems(folder) == [] for folder in visible)
     assert [problems(folder) for folder in folders] == [[], [], []]
     assert sorted(path.name for path in run.export.iterdir()) == ["bf16", "int8", "onnx"]
+
+
+def test_the_log_has_the_last_state_of_each_work_that_it_reports(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages come every 3 seconds, of work that takes 36 seconds, and of short work between."""
+    clock = iter(range(1000, 2000, 3))
+    monkeypatch.setattr(stage.time, "monotonic", lambda: float(next(clock)))
+    progress = stage.log_progress()
+    with caplog.at_level("INFO", logger="rankzero"):
+        for done in range(1, 13):
+            progress(f"onnx on test: {done} of 12 rows")
+        for text in ("onnx: passed its gate", "int8: converting", "int8: measured 1 of 2", "int8: measured 2 of 2"):
+            progress(text)
+        progress("int8: passed its gate")
+    assert [record.getMessage() for record in caplog.records] == [
+        *(f"onnx on test: {done} of 12 rows" for done in (1, 5, 9, 12)),
+        "onnx: passed its gate",
+        "int8: passed its gate",
+    ]

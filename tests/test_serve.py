@@ -114,6 +114,8 @@ def test_the_answers_are_those_of_run_py_in_batches(server: tuple[str, Path]) ->
         {"rows": [{"other": "a"}]},
         {"rows": [{"text": 5}]},
         [1, 2],
+        {"texts": [1] * 256},
+        {"a" * 100_000: 1},
     ],
 )
 def test_a_bad_request_is_answered_with_422(body: Any, server: tuple[str, Path]) -> None:
@@ -123,6 +125,28 @@ def test_a_bad_request_is_answered_with_422(body: Any, server: tuple[str, Path])
     assert json.loads(text)["detail"]
     assert len(text) < 1000, "texts are not repeated"
     assert get(f"{address}/predict", {"texts": ["a good film"]})[0] == 200
+
+
+@pytest.mark.parametrize("body", [{"text": "a"}, {"inputs": ["a"]}, {}, "a", b"no JSON"])
+def test_a_request_of_another_form_is_answered_with_the_expected_one(body: Any, server: tuple[str, Path]) -> None:
+    address, _ = server
+    status, text = get(f"{address}/predict", body)
+    (detail,) = json.loads(text)["detail"]
+    assert status == 422
+    assert detail["msg"].endswith('; write {"texts": ["…", …]} or {"rows": [{"text": "…"}, …]}')
+    if isinstance(body, dict) and body:
+        assert (detail["loc"], detail["msg"].partition(";")[0]) == (["body", *body], "unknown key")
+
+
+@pytest.mark.parametrize(("port", "end"), [("99999", "--port 99999: a port is a number from 0 to 65535"),
+                                           ("-1", "--port -1: a port is a number from 0 to 65535"),
+                                           ("http", "argument --port: invalid int value: 'http'")])  # fmt: skip
+def test_a_wrong_port_is_refused(port: str, end: str, server: tuple[str, Path]) -> None:
+    command = [sys.executable, str(server[1] / "serve.py"), f"--port={port}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.rstrip().endswith(end)
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("chunked", [False, True])

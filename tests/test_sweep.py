@@ -6,12 +6,14 @@ import html.parser
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,11 +31,15 @@ from launch.slurm.follow import state_of
 from launch.slurm.queue import Snapshot
 from launch.sweep import slurm, task
 from launch.sweep.distributions import Quantized
+from launch.sweep.page import interval_of_best, write_sweep_page
+from launch.sweep.space import Sweep, parse_sweep
 from launch.sweep.study import Study
 from launch.sweep.trials import define
 from launch.sweep_folder import SweepFolder, evaluations
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
-from trainer.files import read_json
+from trainer.files import read_json, write_json
+from trainer.recipe_loading import load_recipe
+from trainer.task.metrics import Metric
 
 NO_EXPORT = {"model": False, "onnx": False, "int8": False}
 TWO = {"optim.schedule": {"kind": "choice", "values": ["constant", "linear"]}}
@@ -450,3 +456,49 @@ def test_the_page_escapes_values_and_loads_nothing(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     assert page.count('<th scope="row">') >= 6 + 2
     assert max(read_json(sweep.trials)["importance"].items(), key=lambda pair: pair[1])[0] == "optim.lr"
+
+
+def finished(number: int, value: float) -> dict[str, Any]:
+    params = {"optim.lr": 10.0 ** -(number + 1)}
+    return {"number": number, "state": "complete", "value": value, "params": params, "evaluations": [value],
+            "seconds": 1.0, "pruned": None, "error": None}  # fmt: skip
+
+
+def classified(tmp_path: Path, metric: str, values: list[float]) -> tuple[SweepFolder, str]:
+    """A page of trials of a classifier, each evaluated on 200 rows."""
+    space = {"optim.lr": {"kind": "log_uniform", "low": 1e-9, "high": 1e-1}}
+    config = {"method": "random", "trials": len(values), "space": space, "metric": metric}
+    recipe = tmp_path / "reviews.yaml"
+    recipe.write_text(review_recipe(tmp_path).to_yaml(), encoding="utf-8")
+    sweep = Sweep(parse_sweep(config, "SWEEP.yaml"), lambda more: load_recipe(str(recipe), [*more]), "SWEEP.yaml")
+    folder = SweepFolder(tmp_path / "sweep")
+    rows = [finished(number, value) for number, value in enumerate(values)]
+    for row in rows:
+        run = folder.run(row["number"])
+        run.path.mkdir(parents=True)
+        line = {"step": 1, "epoch": 0, "split": "validation", metric: row["value"], "rows": 200}
+        run.metrics.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    table = {"name": "sweep", "metric": metric, "planned": len(values), "importance": {}, "trials": rows, "top": []}
+    return folder, write_sweep_page(folder, sweep, table).read_text(encoding="utf-8")
+
+
+def test_the_page_names_equal_trials_and_the_interval_of_the_best(tmp_path: Path) -> None:
+    _, page = classified(tmp_path, "accuracy", [0.6, 0.9, 0.88, 0.9])
+    # 180 of 200 by Wilson: 0.8506 to 0.9343 (center 0.8925, half width 0.0419)
+    assert "The best is trial 1 with Accuracy 0.9 (95%: 0.8506 to 0.9343). Trial 3 has the same value" in page
+    assert "over the choice of 200 validation rows. 2 other trials are within it" in page
+    text = re.sub(r"<[^>]+>", "", page[page.index("<svg") : page.index("</svg>")])
+    assert text.index("optim.lr") < text.index("1e-09") < text.index("0.1") < text.index("Accuracy") < text.index("0.9")
+    assert '<td data-label="Accuracy">' in page
+
+
+def test_a_score_without_rows_has_no_interval_until_the_trial_is_evaluated(tmp_path: Path) -> None:
+    folder, page = classified(tmp_path, "f1", [0.6, 0.7])
+    assert "rankzero evaluate trials/1 --split validation" in page
+    assert "(95%" not in page
+    assert "has the same value" not in page
+    folder.run(1).evaluation("validation").mkdir(parents=True)
+    write_json(folder.run(1).evaluation("validation") / "metrics.json", {"f1": 0.7, "f1_ci95": [0.65, 0.75]})
+    sweep, rows = SimpleNamespace(metric="f1", spec=Metric("f1", "max")), [finished(1, 0.7), finished(0, 0.6)]
+    assert interval_of_best(folder, sweep, rows) == {"ends": [0.65, 0.75], "rows": 200, "inside": 0}  # type: ignore[arg-type]
+    assert interval_of_best(folder, sweep, [finished(1, 0.72)]) is None, "of other weights"  # type: ignore[arg-type]

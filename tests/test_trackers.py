@@ -162,6 +162,46 @@ def test_a_tracker_that_cannot_be_reached_is_one_warning_and_is_caught_up(
     assert {split: found[split] for split in ("train", "validation")} == expected(run)
 
 
+@pytest.mark.slow
+@needs_mlflow
+@pytest.mark.parametrize("commit", ["a" * 40, None])
+def test_the_source_in_mlflow_is_the_recipe_and_the_commit_of_the_project(
+    tmp_path: Path, local: list[str], commit: str | None
+) -> None:
+    """MLflow itself would name the program that uploads, and the commit of its checkout."""
+    from mlflow import MlflowClient
+
+    from trainer import track
+
+    run = small_run(tmp_path / "mt", project_commit=commit, git_commit="b" * 40)
+    track(run, to=["mlflow"], options=["tags={team: a}"])
+    own_id = json.loads((run / "tracking/mlflow.json").read_text())["own_id"]
+    tags = MlflowClient().get_run(own_id).data.tags
+    assert (tags["mlflow.source.name"], tags["mlflow.runName"], tags["team"]) == ("mt/recipe.yaml", "mt", "a")
+    assert tags.get("mlflow.source.git.commit") == commit
+    assert not any(key.startswith("mlflow.source.git") and key != "mlflow.source.git.commit" for key in tags)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing("wandb"), reason="wandb is not installed")
+def test_wandb_prints_nothing(tmp_path: Path, local: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    from trainer import track
+
+    assert track(small_run(tmp_path / "mt"), to=["wandb"]) == {"wandb": 1}
+    assert list(tmp_path.glob("mt/tracking/wandb/offline-run-*/files/recipe.yaml"))  # was linked
+    assert capfd.readouterr() == ("", "")
+
+
+def small_run(folder: Path, **facts: str | None) -> Path:
+    """A run directory of one step."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("name: mt\n")
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "epoch": 0, "split": "train", "loss": 1.0}\n')
+    (folder / "README.md").write_text("# mt\n")
+    return folder
+
+
 # -- a server ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 import yaml
 
 from trainer.errors import CheckpointError, UsageError
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, commit_of
 from trainer.tracking.background import Tracking
 from trainer.tracking.position import Position, exclusive, path_of
 from trainer.tracking.records import Lines, config_of, documents_of, record_of, scores_of
 from trainer.tracking.service import Place, Service
 from trainer.tracking.upload import track
 from trainer.tracking.uploader import Uploader
+from trainer.tracking.worker import failure
 
 RECIPE = {
     "name": "mt",
@@ -367,3 +369,26 @@ def test_the_table_has_all_trackers_of_accelerate() -> None:
     assert set(TRACKERS) == set(LOGGER_TYPE_TO_CLASS)
     services = Path(__file__).parent.parent / "trainer/tracking/services"
     assert {path.stem for path in services.glob("[!_]*.py")} == set(TRACKERS)
+
+
+@pytest.mark.parametrize("length", [700, 50_000])
+def test_the_message_about_a_failed_tracker_has_the_cause_and_the_fix(length: int) -> None:
+    """The fix is often at the end: MLflow names MLFLOW_ALLOW_FILE_STORE after 600 characters."""
+    error = OSError(f"the store is old {'x' * length} set `MLFLOW_ALLOW_FILE_STORE=true`")
+    text = failure("mlflow", error)
+    assert text.startswith("the tracker mlflow failed (OSError: the store is old xxx")
+    assert "xxx set `MLFLOW_ALLOW_FILE_STORE=true`);" in text
+    assert ("[…]" in text) == (length > 1000)
+    assert len(text) < 1500
+
+
+def test_the_commit_is_that_of_the_folder_in_which_a_run_starts(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "inner").mkdir(parents=True)
+    assert commit_of(checkout) is None
+    git = ["git", "-C", str(checkout), "-c", "user.name=me", "-c", "user.email=me@host"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert commit_of(checkout / "inner") is None, "no commit yet"
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = (checkout / ".git" / (checkout / ".git/HEAD").read_text().split()[1]).read_text().strip()
+    assert commit_of(checkout / "inner") == head

@@ -15,7 +15,7 @@ from trainer.data.counter_rng import key
 from trainer.evaluation.paired import paired_bootstrap
 from trainer.evaluation.record_store import RecordStore, stored_line
 from trainer.files import read_json, without_nan, write_json
-from trainer.report.baselines import FILE
+from trainer.report.baselines import FILE, baseline_warning
 from trainer.report.run_files import read_records
 from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
@@ -60,6 +60,8 @@ def baseline_stage(
             value["baselines"] = [_scored(run, task, split, baseline, alive) for baseline in found]
         write_json(stage.outputs[0], without_nan(value))
         stage.record(run)
+        if warning := baseline_warning(open_report(run, split, with_records=False)):
+            log.warning("%s", warning)
     return True
 
 

@@ -265,10 +265,13 @@ class Status:
 def git_commit() -> str | None:
     """Return the commit of the source checkout that runs, or None for an installed package."""
     here = Path(__file__).resolve().parents[1]
-    if not (here / ".git").exists():
-        return None
+    return commit_of(here) if (here / ".git").exists() else None
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit of the git checkout that a folder is in. None outside of one, or without git."""
     try:
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

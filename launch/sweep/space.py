@@ -88,6 +88,7 @@ class Sweep:
     Attributes:
         base: the recipe before a trial changes it.
         metric: compared on `validation`.
+        spec: of the metric, with its name.
         maximize: higher is better.
         resolve: from overrides to a checked recipe.
     """
@@ -109,7 +110,8 @@ class Sweep:
         problems += self._of_recipe(more)
         if problems:
             raise refusal(where, problems)
-        self.maximize = task_class(self.base).metrics[self.metric] == "max"
+        self.spec = next(spec for spec in task_class(self.base).metric_specs if spec.key == self.metric)
+        self.maximize = self.spec.direction == "max"
         if self.size is not None and self.size > MOST_POINTS and config.method == "grid":
             raise refusal(where, [f"space: {self.size:,} combinations; a grid has {MOST_POINTS:,} at most"])
         if config.method == "grid" and (bad := self._bad_points()):

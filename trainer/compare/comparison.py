@@ -95,7 +95,7 @@ def _line(
         one.update(run=name, p_holm=corrected.get(name))
     return {
         "key": key,
-        "name": (spec.name if spec else "") or key,
+        "name": spec.label if spec else key,
         "better": spec.direction if spec else None,
         "values": {run.name: found[key] for run, found in zip(runs, values, strict=True)},
         "differences": made,

@@ -13,7 +13,7 @@ from trainer.compare.comparison import compare, without_rows
 from trainer.compare.runs import Compared
 from trainer.compare.text import p_text, show, shown_difference, shown_value
 from trainer.report.curves import draw_together, together
-from trainer.report.formats import label, preview
+from trainer.report.formats import label, preview, short_values
 from trainer.report.page import write_page
 from trainer.report.report import NO_ROWS
 from trainer.report.task_report import Section
@@ -71,7 +71,7 @@ def _sections(found: Mapping[str, Any], runs: Sequence[Compared], with_rows: boo
         "blocks": [_scores(found, about["name"]) for about in others],
     }
     lines = [
-        {"key": line["key"], "values": [label(_value(line["values"][name]), VALUE) for name in names]}
+        {"key": line["key"], "values": [label(v, VALUE) for v in short_values([line["values"][n] for n in names])]}
         for line in found["recipe"]
     ]
     panels = together({run.name: run.report for run in runs})
@@ -160,7 +160,3 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     answers = [(name, [(text, "del" if text == row["target"] else "")]) for name, text in row["predictions"].items()]
     lines = [("Input", [(preview(row["input"]), "")]), ("Target", [(row["target"], "")]), *answers]
     return {"lines": lines, "note": row["id"]}
-
-
-def _value(value: Any) -> str:
-    return "–" if value is None else str(value)

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from trainer.report.formats import label, preview
+from trainer.report.formats import label, preview, short_values
 
 SHOWN = 5  # rows of a side
 PERCENT = ("accuracy", "subset_accuracy")  # shares that are shown in percent
@@ -74,7 +74,8 @@ def _recipes(found: Mapping[str, Any]) -> Table:
     names = [about["name"] for about in found["runs"]]
     table = _table(("recipe", *names))
     for line in found["recipe"]:
-        table.add_row(line["key"], *(label(str(line["values"][name]), VALUE) for name in names))
+        values = short_values([line["values"][name] for name in names])
+        table.add_row(line["key"], *(label(value, VALUE) for value in values))
     return table
 
 

@@ -41,7 +41,7 @@ from trainer.models.padding_free import check_family
 from trainer.recipe import Recipe
 from trainer.recipe.trackers import check_installed, options_of
 from trainer.redaction import shareable
-from trainer.rundir import RunDir, git_commit
+from trainer.rundir import RunDir, commit_of, git_commit
 from trainer.stages import digest, file_facts, published
 from trainer.task.registry import make_task, roles_of, task_class
 
@@ -286,6 +286,7 @@ def write_manifest(run: RunDir, runtime: Runtime, recipe: Recipe, data: dict[str
     start = {
         "versions": _versions(),
         "git_commit": git_commit(),
+        "project_commit": commit_of(Path.cwd()),
         "command": shareable(sys.argv),
         "engine": runtime.engine.spec.name,
         "ranks": runtime.world,

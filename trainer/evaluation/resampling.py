@@ -16,11 +16,20 @@ import numpy.typing as npt
 RESAMPLES = 1000
 WINDOW = 10_000  # records whose texts are in memory
 SEED = 12345  # sacreBLEU's own default
+Z = 1.959963984540054  # the 97.5th percentile of a normal distribution
 LARGEST_EXPONENT = 709.0  # exp of more is no float64
 
 Table = np.ndarray[Any, Any]
 Score = float | int | str | list[float] | list[str]
 Resampled = Callable[[Table], dict[str, float]]  # from how often each row is drawn, (rows,), to the scores
+
+
+def wilson(hits: int, trials: int) -> list[float]:
+    """95% interval [low, high] of a share (Wilson 1927), valid for few rows and for shares near 0 and 1."""
+    share, spread = hits / trials, Z * Z / trials
+    center = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    return [max(0.0, center - half), min(1.0, center + half)]
 
 
 def bootstrap_interval(

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 MOST_TEXTS = 256  # of a request
 MOST_CHARACTERS = 100_000  # of a text
 MOST_BYTES = 32 << 20  # of a request; larger ones are answered with 413
+MOST_ERRORS, MOST_KEY = 5, 40  # mistakes in an answer with 422, and characters of a key
 MOST_WAITING = 2048  # texts; further requests are answered with 503
 BATCH = 64  # texts that are answered together
 WAIT = 0.002  # seconds to wait for more texts after the first
@@ -148,8 +149,14 @@ app.add_middleware(Limit)
 
 @app.exception_handler(RequestValidationError)
 async def refuse(request: Any, error: RequestValidationError) -> JSONResponse:
-    """Say what is wrong with a request, without repeating its texts."""
-    found = [{"loc": e["loc"], "msg": e["msg"].removeprefix("Value error, ")} for e in error.errors()]
+    """Say what is wrong with a request and what is expected, without repeating its texts."""
+    row = ", ".join(f'{json.dumps(column)}: "…"' for column in app.state.batcher.columns) or '"column": "…"'
+    form = f'; write {{"texts": ["…", …]}} or {{"rows": [{{{row}}}, …]}}'
+    found = []
+    for e in error.errors()[:MOST_ERRORS]:
+        place = [part if isinstance(part, int) else part[:MOST_KEY] for part in e["loc"]]
+        what = "unknown key" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
+        found.append({"loc": place, "msg": what + form * (len(place) <= 2)})
     return JSONResponse({"detail": found}, 422)
 
 
@@ -191,6 +198,8 @@ def metrics() -> Response:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="0 to 65535; 0: a free one")
     arguments = parser.parse_args()
+    if not 0 <= arguments.port <= 65535:
+        parser.error(f"--port {arguments.port}: a port is a number from 0 to 65535")
     uvicorn.run(app, host=arguments.host, port=arguments.port)

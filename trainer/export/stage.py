@@ -209,6 +209,7 @@ class _Stage:
             for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before it
                 path.rmdir() if path.is_dir() else path.unlink()
         write_json(folder / "gate.json", gate)
+        self.progress(f"{name}: {'passed' if gate['passed'] else 'failed'} its gate")
         return folder
 
     def _gate(self, name: str, folder: Path) -> Record:
@@ -267,13 +268,22 @@ def _passed(place: Path) -> Path:
 
 
 def log_progress() -> Progress:
-    """Return a function that logs a message at most every ten seconds."""
-    last = 0.0
+    """Return a function that logs a message every ten seconds at most, and the last one of each work that it logs.
+
+    Messages of the same work have the same text before the first colon.
+    """
+    last, work, logged, waiting = -REPORT_EVERY, "", False, ""
 
     def progress(text: str) -> None:
-        nonlocal last
+        nonlocal last, work, logged, waiting
+        if (name := text.partition(":")[0]) != work:
+            if waiting:
+                log.info(waiting)
+            work, logged, waiting = name, False, ""
         if (now := time.monotonic()) - last >= REPORT_EVERY:
-            last = now
+            last, logged, waiting = now, True, ""
             log.info(text)
+        elif logged:
+            waiting = text
 
     return progress

@@ -63,7 +63,8 @@ class EvaluationConfig(Section):
         description="functions package.module:function that score the predictions of a split (docs: custom-metric)",
     )
     baseline: bool = Field(
-        True, description="also score TF-IDF with logistic regression, trained on the same rows (classification)"
+        True,
+        description="also score TF-IDF with a linear model, trained on the same rows (classification, also of numbers)",
     )
     bootstrap: Positive = Field(1000, description="bootstrap resamples for the *_ci95 intervals")
     bleu_tokenizer: BleuTokenizer = Field(

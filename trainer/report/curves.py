@@ -35,10 +35,11 @@ class Panel(NamedTuple):
 def panels(report: TaskReport) -> list[Panel]:
     """The panels for which the run has at least two points, in the order in which they are read."""
     train, validation, metric = _points(report, "train"), _points(report, "validation"), _metric(report)
+    name = report.metric_label(metric)
     used = tuple(map(int, re.findall(r"\d+", report.stage.get("weights", ""))))  # "average of steps 4, 6, 8"
     found = [
         Panel("Loss", {"training": train, "validation": validation}, used),
-        Panel(f"Validation {metric}", {metric: _points(report, "validation", metric)}, used),
+        Panel(f"Validation {name}", {name: _points(report, "validation", metric)}, used),
         Panel(BY_CORPUS, _by_corpus(report)),
         Panel("Learning rate", {"learning rate": _points(report, "train", "lr")}),
     ]
@@ -72,7 +73,7 @@ def curve_section(report: TaskReport) -> list[Section]:
     lines = _validations(report)
     keys = [key for key in lines[0] if finite(lines[0][key]) and key not in ("step", "epoch", "rows")] if lines else []
     table = [[f"{line['step']:,}", *(f"{line[k]:.4f}" if finite(line.get(k)) else "" for k in keys)] for line in lines]
-    data = {"figures": figures, "columns": ["step", *keys], "table": table}
+    data = {"figures": figures, "columns": ["Step", *map(report.metric_label, keys)], "table": table}
     return [Section("curves", "Learning curves", "curves.html.jinja", data)] if figures else []
 
 

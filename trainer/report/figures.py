@@ -17,7 +17,8 @@ from markupsafe import Markup
 from trainer.report.page import TEMPLATES
 
 INK, LINE, FIRST, SECOND = "#1d2129", "#c9ccd1", "#2558a8", "#b4530f"  # as in figures.mplstyle
-VARIABLES = {INK: "--ink", LINE: "--line", FIRST: "--accent", SECOND: "--warm", "#23704a": "--good"}
+PAPER = "#fcfcfa"  # behind figures
+VARIABLES = {INK: "--ink", PAPER: "--paper", LINE: "--line", FIRST: "--accent", SECOND: "--warm", "#23704a": "--good"}
 DOTTED = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}  # reference lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -39,6 +40,12 @@ def label(name: str, longest: int = LONGEST_LABEL) -> str:
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) or "(empty)"
     head = longest * 2 // 3
     return line if len(line) <= longest else f"{line[:head]}…{line[head + 1 - longest :]}"
+
+
+def short_values(values: Sequence[Any]) -> list[str]:
+    """Return values of a recipe as texts. Numbers have four digits, unless different ones would be equal."""
+    texts = [f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value) for value in values]
+    return texts if len(set(texts)) == len(set(map(str, values))) else [str(value) for value in values]
 
 
 def preview(text: str) -> str:

@@ -170,6 +170,10 @@ class TaskReport:
         """Return what must be equal in runs whose scores are compared, by name."""
         return {"task.kind": self.kind}
 
+    def metric_label(self, key: str) -> str:
+        """The name of a score in pages; the key of one that the task does not know."""
+        return next((spec.label for spec in self.metrics if spec.key == key), key)
+
     def goal(self) -> tuple[str, str]:
         """What the model was trained to do (after "trained to"), and the name of training rows."""
         return f"do the task {self.kind}", "rows"

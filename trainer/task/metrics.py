@@ -19,6 +19,7 @@ class Metric:
         meaning: how to read it, in one sentence.
         form: how it is written.
         scale: ends of its bar; None = no natural ends.
+        share_of_rows: it is the share of rows that are right, whose interval follows from the number of rows.
     """
 
     key: str
@@ -27,6 +28,12 @@ class Metric:
     meaning: str = ""
     form: str = "{:.3f}"
     scale: tuple[float, float] | None = None
+    share_of_rows: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name, also of one that is no headline number: "average_precision" is "Average precision"."""
+        return self.name or self.key.replace("_", " ").capitalize()
 
     @property
     def better(self) -> str:

@@ -38,7 +38,7 @@ LOCK_SECONDS = 30.0  # for the process of a killed rank zero to leave
 # How long the last lines may take at the end of a run (rank zero may end it earlier), if the tracker was not reached by
 # then, and without rank zero.
 END_SECONDS, UNREACHED_SECONDS, ORPHAN_SECONDS = 3600.0, 20.0, 10.0
-FIRST_WORDS = 300  # characters of an error that a message has
+MOST_CHARACTERS = 1200  # of an error in a message; of a longer one, the middle is left out
 
 
 class Follower(threading.Thread):
@@ -95,7 +95,9 @@ class Follower(threading.Thread):
 
 def failure(name: str, error: Exception) -> str:
     """Return the message about a tracker that has failed."""
-    text = " ".join(str(redacted(f"{type(error).__name__}: {error}")).split())[:FIRST_WORDS]
+    text = " ".join(str(redacted(f"{type(error).__name__}: {error}")).split())
+    if len(text) > MOST_CHARACTERS:  # the cause is at the beginning, what to do often at the end
+        text = f"{text[: MOST_CHARACTERS // 2]} […] {text[-MOST_CHARACTERS // 2 :]}"
     place = TRACKERS[name].environment
     return f"the tracker {name} failed ({text})" + (
         f"; its server and credentials are those of {place}" if place else ""

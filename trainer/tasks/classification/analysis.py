@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import wilson
 from trainer.report.confusion_matrix import matrix_values
 from trainer.report.formats import label as shortened
 from trainer.report.rows import length_buckets, words
@@ -17,7 +17,6 @@ from trainer.report.rows import length_buckets, words
 BINS = 15  # of confidence, as for the `ece` of metrics.json
 COLUMNS = ("precision", "recall", "f1-score", "support")
 LONGEST_LABEL = 44  # characters of a class name in the table of scores by class
-Z = 1.959963984540054  # the 97.5th percentile of a normal distribution
 
 
 def is_wrong(record: Record) -> bool:
@@ -135,11 +134,3 @@ def error_rates(records: Sequence[Record], labels: Sequence[str]) -> dict[str, A
 def _rate(rows: Sequence[Record]) -> dict[str, Any]:
     wrong, total = sum(map(is_wrong, rows)), len(rows)
     return {"rows": total, "errors": wrong, "error_rate": wrong / total, "error_rate_ci95": wilson(wrong, total)}
-
-
-def wilson(hits: int, trials: int) -> list[float]:
-    """95% interval [low, high] of a share (Wilson 1927), valid for few rows and for shares near 0 and 1."""
-    share, spread = hits / trials, Z * Z / trials
-    center = (share + spread / 2) / (1 + spread)
-    half = Z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return [max(0.0, center - half), min(1.0, center + half)]

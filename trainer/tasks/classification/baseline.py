@@ -39,7 +39,7 @@ Array = np.ndarray[Any, Any]
 Targets = Sequence[Sequence[str]]  # the classes of each row
 
 
-class _Late(Exception):
+class Late(Exception):
     """The time is over before the first model."""
 
 
@@ -66,7 +66,7 @@ def baselines(
     frequent = _frequencies(targets, names, several)
     try:
         model = _Linear(texts, targets, names, pair, several, time.monotonic() + seconds)
-    except _Late:
+    except Late:
         return f"its features alone took more than {seconds:g} seconds"
     except ValueError as error:  # no word in any text
         return f"no features: {error}"
@@ -87,22 +87,53 @@ def _frequencies(targets: Targets, names: Sequence[str], several: bool) -> Basel
     return Baseline("most_frequent", "Most frequent class of the training rows", about, predict)
 
 
-class _Linear:
-    """A vectorizer, and one regression of all classes, or of several labels one of each."""
+class Features:
+    """TF-IDF of words and word pairs, or of characters where white space does not separate words.
 
-    def __init__(
-        self, texts: Sequence[str], targets: Targets, names: Sequence[str], pair: bool, several: bool, end: float
-    ) -> None:
-        self.names, self.several, self._pair = list(names), several, pair
+    Args:
+        texts: with `pair`, two texts with a tab between them, whose features are side by side.
+        columns: numbers that a model fits for each feature.
+        end: time at which it gives up.
+
+    Raises:
+        ValueError: there is no word in any text.
+    """
+
+    def __init__(self, texts: Sequence[str], pair: bool, columns: int, end: float) -> None:
+        self._pair = pair
         words = _has_words(texts)
         how: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (1, 3)}
         if words:
             how = {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2)}
-        sides = 2 if pair else 1
-        most = max(1, min(FEATURES, WEIGHTS // (sides * len(names))))
+        most = max(1, min(FEATURES, WEIGHTS // ((2 if pair else 1) * columns)))
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=most, dtype=np.float64, **how)
         self._vectorizer.fit(_until(end, (side for text in texts for side in self._sides(text))))
-        table = self._features(texts)
+        self.table = self.of(texts)
+        self.about = {
+            "rows": len(texts),
+            "features": self.table.shape[1],
+            "analyzer": "words and word pairs" if words else "1 to 3 characters",
+        }
+
+    def _sides(self, text: str) -> list[str]:
+        found = text.split("\t", 1) if self._pair else [text]
+        return [side[:CHARACTERS] for side in (*found, *[""] * (len(found) < 2 and self._pair))]
+
+    def of(self, texts: Sequence[str]) -> Any:
+        """Return the features of texts as a sparse matrix."""
+        sides = zip(*map(self._sides, texts), strict=True)
+        return hstack([self._vectorizer.transform(side) for side in sides]).tocsr()
+
+
+class _Linear:
+    """One regression of all classes, or of several labels one of each."""
+
+    def __init__(
+        self, texts: Sequence[str], targets: Targets, names: Sequence[str], pair: bool, several: bool, end: float
+    ) -> None:
+        self.names, self.several = list(names), several
+        self._features = Features(texts, pair, len(names), end)
+        table = self._features.table
         self._models: list[Any] = []  # a number is the probability of all rows
         self._iterations, self._complete = 0, True
         if several:
@@ -112,21 +143,11 @@ class _Linear:
         else:
             self._add(table, np.array([names.index(row[0]) for row in targets]), end, None)
         self.about = {
-            "rows": len(texts),
-            "features": table.shape[1],
-            "analyzer": "words and word pairs" if words else "1 to 3 characters",
+            **self._features.about,
             "C": REGULARIZATION,
             "iterations": self._iterations,
             "converged": self._complete,
         }
-
-    def _sides(self, text: str) -> list[str]:
-        found = text.split("\t", 1) if self._pair else [text]
-        return [side[:CHARACTERS] for side in (*found, *[""] * (len(found) < 2 and self._pair))]
-
-    def _features(self, texts: Sequence[str]) -> Any:
-        sides = zip(*map(self._sides, texts), strict=True)
-        return hstack([self._vectorizer.transform(side) for side in sides]).tocsr()
 
     def _add(self, table: Any, target: Array, end: float, weight: str | None) -> None:
         """Fit a regression within the time; a label that all training rows have or lack is a constant."""
@@ -154,7 +175,7 @@ class _Linear:
 
     def _shares(self, texts: Sequence[str]) -> Array:
         """Return probabilities (rows, classes); 0 for a class without a training row."""
-        table, shares = self._features(texts), np.zeros((len(texts), len(self.names)))
+        table, shares = self._features.of(texts), np.zeros((len(texts), len(self.names)))
         for number, model in enumerate(self._models):
             if isinstance(model, float):
                 shares[:, number] = model
@@ -196,5 +217,5 @@ def _has_words(texts: Sequence[str]) -> bool:
 def _until(end: float, texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         if time.monotonic() > end:
-            raise _Late
+            raise Late
         yield text

@@ -3,7 +3,15 @@
 from trainer.task.metrics import Metric
 
 SPECS = (
-    Metric("accuracy", "max", "Accuracy", "Share of rows whose predicted class is the true one.", "{:.1%}", (0, 1)),
+    Metric(
+        "accuracy",
+        "max",
+        "Accuracy",
+        "Share of rows whose predicted class is the true one.",
+        "{:.1%}",
+        (0, 1),
+        share_of_rows=True,
+    ),
     Metric(
         "f1",
         "max",

@@ -8,8 +8,12 @@ from typing import Any
 import mlflow
 from accelerate.tracking import GeneralTracker
 from mlflow import MlflowClient
+from mlflow.tracking.context.git_context import GitRunContext
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
+from trainer.files import read_json
 from trainer.tracking.records import Document
 from trainer.tracking.service import Service as Base
 from trainer.tracking.service import mark_of, split_of
@@ -29,22 +33,36 @@ class Service(Base):
             os.environ.setdefault(variable, value)
         for name in ("MLFLOW_RUN_ID", "MLFLOW_TAGS", "MLFLOW_NESTED_RUN"):  # accelerate would prefer them
             os.environ.pop(name, None)
+        tags = {**self._source(), **{str(k): str(v) for k, v in place.options.get("tags", {}).items()}}
+        tags[TAG] = place.position.id
         return kind(
             experiment_name=place.project,
             run_name=place.name,
-            run_id=place.position.own_id or self._begun(),
-            tags={**{str(k): str(v) for k, v in place.options.get("tags", {}).items()}, TAG: place.position.id},
+            run_id=place.position.own_id or self._begun(tags),
+            tags=tags,
             **place.own("description"),
         )
 
-    def _begun(self) -> str | None:
-        """Return the id of a run that was begun by a process that was killed before it wrote the id down."""
+    def _source(self) -> dict[str, str]:
+        """Return the recipe and the user's commit as source: MLflow would name this program and its commit."""
+        run, commit = self.place.run, (read_json(self.place.run.manifest) or {}).get("project_commit")
+        source = {MLFLOW_SOURCE_NAME: f"{run.path.absolute().name}/{run.recipe.name}"}
+        return {**source, MLFLOW_GIT_COMMIT: commit} if isinstance(commit, str) else source
+
+    def _begun(self, tags: dict[str, str]) -> str:
+        """Return the id of the run: a new one, unless a process was killed before it wrote the id down.
+
+        A run that `mlflow.start_run` makes has the commit of this program.
+        """
         client = MlflowClient()
-        experiment = client.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME", self.place.project))
-        if experiment is None:
-            return None
-        found = client.search_runs([experiment.experiment_id], f"tags.`{TAG}` = '{self.place.position.id}'")
-        return found[0].info.run_id if found else None
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", self.place.project)
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+        found = client.search_runs([experiment_id], f"tags.`{TAG}` = '{self.place.position.id}'")
+        if found:
+            return str(found[0].info.run_id)
+        context = resolve_tags(tags, ignore=[GitRunContext])
+        return str(client.create_run(experiment_id, tags=context, run_name=self.place.name).info.run_id)
 
     def open(self) -> None:
         super().open()

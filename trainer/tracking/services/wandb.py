@@ -26,6 +26,7 @@ class Service(Base):
 
     def make(self, kind: type[GeneralTracker]) -> GeneralTracker:
         place = self.place
+        wandb.setup(wandb.Settings(silent=True))  # those of a run do not silence warnings of run.save
         settings = wandb.Settings(console="off", x_stats_pid=os.getppid(), silent=True)
         return kind(
             place.project, name=place.name, id=place.position.id, resume="allow", dir=str(place.folder),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.predictions import Record
+from trainer.evaluation.resampling import wilson
 from trainer.report.rows import length_buckets, words
-from trainer.tasks.classification.analysis import wilson
 from trainer.tasks.classification.multi_label.metrics import by_label, indicators
 
 

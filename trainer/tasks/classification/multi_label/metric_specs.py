@@ -24,6 +24,7 @@ SPECS = (
         "Share of rows whose predicted labels are exactly the true ones.",
         "{:.1%}",
         (0, 1),
+        share_of_rows=True,
     ),
     Metric(
         "hamming_loss", "min", "Hamming loss", "Share of all decisions (row and label) that are wrong.", scale=(0, 1)

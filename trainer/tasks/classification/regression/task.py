@@ -31,7 +31,7 @@ class Regression(Classification):
     published model gives numbers in the unit of the target. A model whose output layer has no bias keeps its outputs.
     """
 
-    baselines_path = None
+    baselines_path = "trainer.tasks.classification.regression.baseline:of_task"
     exporter_path = "trainer.tasks.classification.regression.export:RegressionExport"
     problem_type = "regression"
     averages = False
@@ -138,17 +138,17 @@ class Regression(Classification):
         return loss_groups.total(losses * batch["weights"] if self.weighted else losses)
 
     @property
-    def _usual_loss(self) -> str:
+    def usual_loss(self) -> str:
         """The loss of evaluations, also if a function of the user is minimized."""
         return "mse" if is_reference(self.settings.loss) else self.settings.loss
 
     def _losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from trainer.tasks.classification.losses import regression_loss
 
-        return regression_loss(self.standardized(outputs), labels, self._usual_loss, self.settings.huber_delta)
+        return regression_loss(self.standardized(outputs), labels, self.usual_loss, self.settings.huber_delta)
 
     def guess(self) -> tuple[float, str] | None:
-        return (1.0, "answering the mean of the training rows") if self._usual_loss == "mse" else None
+        return (1.0, "answering the mean of the training rows") if self.usual_loss == "mse" else None
 
     def assess(self, model: nn.Module, batch: Batch, *, predict: bool) -> Assessed:
         outputs, labels = self.logits(model, batch).float(), batch["labels"]
