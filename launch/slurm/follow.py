@@ -235,7 +235,8 @@ def _text(state: dict[str, Any]) -> str:
         left = timedelta(seconds=round(state["left"] or 0))
         lines[0] += f" of about {round(state['step'] / state['share'])} ({state['share']:.0%}), {left} left{loss}"
     if best := state["best"]:
-        lines[0] += CONTROL.sub(" ", f", best {best['metric']} {best['value']:.4g} (step {best['step']})")
+        at = "" if best["step"] is None else f" (step {best['step']})"
+        lines[0] += CONTROL.sub(" ", f", best {best['metric']} {best['value']:.4g}{at}")
     if trained:
         lines.append(f"trained, waits for {state['waits_for']}")
     if trained and not any(job["state"] not in FINAL for job in state["jobs"]):
