@@ -198,8 +198,9 @@ def test_what_a_task_has_no_artifact_for_is_left_out(run: RunDir, caplog: pytest
 
 def test_only_backends_that_the_task_can_have_are_advised(run: RunDir) -> None:
     possible = "allowed: torch, bf16, safetensors, onnx, int8, fp16, openvino, openvino_int8"
+    why = "ctranslate2 is for tasks that write a target text for a source text"
     for name, words in (
-        ("ctranslate2", f"not possible (ctranslate2 is for tasks that write a target text for a source text); {possible}"),
+        ("ctranslate2", f"not possible ({why}); {possible}"),
         ("onyx", f"--backend onyx is unknown; {possible}"),
         ("openvino", f"has no openvino artifact yet; make it with `rankzero export {run.path} export.openvino=true`"),
         ("onnx", f"make it with `rankzero export {run.path}`"),

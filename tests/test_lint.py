@@ -145,9 +145,9 @@ def test_a_wrong_key_hides_no_other_problem() -> None:
     ("old", "new", "key", "words"),
     [
         ("train: train.csv", "train: other.csv", "data.train", "no row of other.csv has a column 'text' (1 rows read)"),
-        ("train: train.csv", "train: train.csv\n  columns: {label: topic}", "data.columns.label", "has a column 'topic'"),
+        ("train: train.csv", "train: train.csv\n  columns: {label: x}", "data.columns.label", "has a column 'x'"),
         ("validation: 0.2", "validation: other.csv", "data.validation", "columns there: 'Message', 'topic'"),
-        ("  train: train.csv", "  mix: [{name: x, weight: 1, train: other.csv}]", "data.mix.0.train", "Set data.mix.0.col"),
+        ("  train: train.csv", "  mix: [{name: x, weight: 1, train: other.csv}]", "data.mix.0.train", "data.mix.0.col"),
         ("train: train.csv", "train: bad.parquet", "data.train", "bad.parquet"),
     ],
 )  # fmt: skip
@@ -163,7 +163,7 @@ def test_columns_that_the_files_lack(old: str, new: str, key: str, words: str) -
 def test_a_missing_test_split_is_a_warning() -> None:
     found = check(GOOD.replace("evaluation: {splits: []}\n", ""))
     assert [(finding.key, finding.level) for finding in found] == [("data.test", "warning")]
-    assert "no new rows are scored" in found[0].message
+    assert "rows that select the checkpoint" in found[0].message
     assert check(GOOD.replace("splits: []", "splits: [validation]")) == []
 
 

@@ -277,8 +277,7 @@ def test_a_path_that_is_no_run_gives_the_nearest_run(tmp_path: Path, monkeypatch
         ("tickets-swep/trials/7", "did you mean runs/tickets-sweep?"),
         (
             "runs/tickets-sweep",
-            "it is a sweep: give one of its trials, such as runs/tickets-sweep/trials/1 (rankzero status "
-            "runs/tickets-sweep names the best)",
+            "such as runs/tickets-sweep/trials/1 (rankzero status runs/tickets-sweep names the best)",
         ),
     ):
         with pytest.raises(UsageError) as error:

@@ -157,9 +157,9 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def best_score(run: RunDir) -> dict[str, Any] | None:
-    """Return metric, value and step of the selected weights, or else of the best evaluation before the newest checkpoint.
+    """Return metric, value and step of the selected weights, or else of the best evaluation so far, on `validation`.
 
-    They are of `validation`. None before the first evaluation.
+    None before the first checkpoint with an evaluation.
     """
     found = run.stages().get("model") or {}
     if found.get("value") is None and (step := run.newest_checkpoint()) is not None:

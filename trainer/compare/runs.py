@@ -15,7 +15,6 @@ from trainer.report.run_files import read_records
 from trainer.report.task_report import TaskReport, open_report
 from trainer.rundir import RunDir
 
-
 SPLITS = ("test", "validation")
 
 
