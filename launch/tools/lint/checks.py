@@ -136,19 +136,22 @@ def _item(values: Any, part: str) -> Any:
 
 
 def _in_doubt(key: str, message: str) -> set[str]:
-    """Return a wrong key and those that its message offers: their values are not known."""
+    """Return a wrong key, and for an unknown one those that its message offers: their values are not known."""
+    if not message.startswith("unknown key"):
+        return {key}
     section = key.rpartition(".")[0]
     near = {f"{section}.{name}" if section else name for name in re.findall(r"did you mean '([\w.]+)'", message)}
     return {key, *near, *re.findall(r"\b[a-z]\w*(?:\.[a-z]\w*)+", message)}
 
 
 def _follows(problem: tuple[str, str, int], wrong: set[str]) -> bool:
-    """Return whether a problem may follow from the removal of wrong keys."""
+    """Return whether a problem may follow from the removal of wrong keys: it is at one, or its message names one."""
     key, message, _ = problem
-    names = {*wrong, *(one.removeprefix(f"{key}.") for one in wrong)}  # a message about a section has names in it
-    return any(f"{key}.".startswith(f"{one}.") for one in wrong) or any(
-        re.search(rf"\b{re.escape(name)}\b", message) for name in names
-    )
+    if any(f"{key}.".startswith(f"{one}.") for one in wrong):
+        return True
+    inner = {one.removeprefix(f"{key}.") for one in wrong if one.startswith(f"{key}.")}  # as a section names its keys
+    names = inner | {one for one in wrong if "." in one}
+    return any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)
 
 
 def _split(error: RankzeroError, default: str = "") -> Iterator[tuple[str, str, int]]:
