@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import re
 import sys
 import time
@@ -31,6 +32,8 @@ POLL = 0.5  # seconds between two reads of a log
 ASK = 30.0  # seconds between two calls of squeue
 TAIL = 8  # lines of a log that `status` shows for a job that wrote no status.json
 CHAIN = "chain"  # file in RUN/slurm with the jobs of the newest chain, in order
+# what reading the files of a run may raise if they are not as a run writes them
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, yaml.YAMLError)
 STATUS_FIELDS = ("state", "step", "attempt", "exit_code", "error", "waits_for", "loss", "share", "left")
 
 
@@ -159,17 +162,17 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
 def best_score(run: RunDir) -> dict[str, Any] | None:
     """Return metric, value and step of the selected weights, or else of the best evaluation so far, on `validation`.
 
-    None before the first checkpoint with an evaluation.
+    None before the first checkpoint with an evaluation, and for damaged files: status shows the rest.
     """
-    found = run.stages().get("model") or {}
-    if found.get("value") is None and (step := run.newest_checkpoint()) is not None:
-        best = (read_json(run.checkpoints / f"step-{step:08d}" / "state.json") or {}).get("best") or {}
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+    with contextlib.suppress(*DAMAGED):
+        found = run.stages().get("model") or {}
+        if found.get("value") is None and (step := run.newest_checkpoint()) is not None:
             recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-            found = {**best, "metric": recipe["loop"]["early_stopping"]["metric"]}
-    if not isinstance(found.get("value"), int | float):
-        return None
-    return {key: found.get(key) for key in ("metric", "value", "step")}
+            state = read_json(run.checkpoints / f"step-{step:08d}" / "state.json") or {}
+            found = {**state["best"], "metric": recipe["loop"]["early_stopping"]["metric"]}
+        if math.isfinite(value := float(found["value"])):
+            return {"metric": str(found["metric"]), "value": value, "step": found.get("step")}
+    return None
 
 
 def seeds(run: Path, recorded: dict[str, str]) -> list[Path]:

@@ -302,7 +302,8 @@ def _note_lengths(found: Draft, length: int, plan: steps.Steps) -> None:
     sizes = f"median {about}{lengths.quantile(0.5)}, 98% {lengths.quantile(0.98)}"
     cut, longest = lengths.cut(length), f", longest {lengths.sorted[-1]}"
     longer = "read in windows" if found.suggestion.windows else "cut"
-    end = f"; {cut:.1%} are longer, and {longer}" if cut else longest
+    which = "are longer, and" if found.suggestion.windows else "are"
+    end = f"; {cut:.1%} {which} {longer}" if cut else longest
     found.facts["data.max_length"] = f"tokens of a row: {sizes}{end}"
     above = f", {cut:.1%} above {length}" if cut else longest
     found.notes["data.max_length"] = f"longer rows are {longer}; init found tokens of a row: {sizes}{above}"
