@@ -106,7 +106,7 @@ def test_the_printed_summary(here: Path) -> None:
     assert "validation: " in printed and "20.0% of train" in printed
     assert "rankzero train tickets.yaml --debug" in printed
     recipe = Path("tickets.yaml").read_text(encoding="utf-8")
-    assert "# the order of the ids" in recipe and "init found tokens of a row: median" in recipe
+    assert "# the order of the ids" in recipe and "init found tokens: median" in recipe
     assert max(map(len, recipe.splitlines())) <= 120
     printed = init("tickets.csv", "-o", "mine.yaml")
     [again] = re.findall(r"to change: +rankzero init (.*)", printed)

@@ -306,4 +306,4 @@ def _note_lengths(found: Draft, length: int, plan: steps.Steps) -> None:
     end = f"; {cut:.1%} {which} {longer}" if cut else longest
     found.facts["data.max_length"] = f"tokens of a row: {sizes}{end}"
     above = f", {cut:.1%} above {length}" if cut else longest
-    found.notes["data.max_length"] = f"longer rows are {longer}; init found tokens of a row: {sizes}{above}"
+    found.notes["data.max_length"] = f"longer rows are {longer}; init found tokens: {sizes}{above}"
