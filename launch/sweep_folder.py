@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.supervise.final_status import current_status, seconds_silent
 from trainer.errors import RankzeroError, UsageError
 from trainer.files import make_folder, read_json
 from trainer.lock import hold
+from trainer.run_folders import SWEEP
 from trainer.rundir import RunDir, Status
 
 POLL_SECONDS = 0.5
@@ -47,7 +49,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.definition = path / "sweep.json"
+        self.definition = path / SWEEP
         self.base = path / "base.yaml"
         self.journal = path / "journal.jsonl"
         self.trials = path / "trials.json"
@@ -96,10 +98,6 @@ class SweepFolder:
             for left in self.path.glob(".*.tmp"):  # of a writer that was killed; those of the trials are not ours
                 left.unlink(missing_ok=True)
             yield
-
-
-def is_sweep(path: Path) -> bool:
-    return (path / "sweep.json").is_file()
 
 
 def outcome(run: RunDir) -> Outcome:
@@ -166,14 +164,16 @@ def sweep_state(path: Path) -> dict[str, Any]:
     table = read_trials(path)
     trials = table.get("trials") or []
     counts: dict[str, int] = {}
-    for trial in trials:
-        counts[trial["state"]] = counts.get(trial["state"], 0) + 1
-    best = next((trial for trial in trials if trial["number"] == table.get("best")), None)
     running = []
     for trial in trials:
-        if trial["state"] == "running":
-            status = read_json(SweepFolder(path).run(trial["number"]).status) or {}
-            running.append({"trial": trial["number"], "state": status.get("state"), "step": status.get("step")})
+        state = trial["state"]
+        if state == "running":  # when the table was written: its process may have ended since
+            status = current_status(SweepFolder(path).run(trial["number"]).path)
+            state = "interrupted" if status.get("state") in ("failed", "preempted") else state
+            own = {key: status.get(key) for key in ("state", "step", "error")}
+            running.append({"trial": trial["number"], **own, "silent": seconds_silent(status)})
+        counts[state] = counts.get(state, 0) + 1
+    best = next((trial for trial in trials if trial["number"] == table.get("best")), None)
     return {
         "planned": table.get("planned"),
         "metric": table.get("metric"),
@@ -193,7 +193,9 @@ def sweep_lines(state: dict[str, Any]) -> list[str]:
         lines.append(f"best: trial {best['number']}, validation {state['metric']} {best['value']:.4g}: {values}")
     for run in state["running"]:
         step = "" if run["step"] is None else f", step {run['step']}"
-        lines.append(f"trial {run['trial']}: {run['state'] or 'not begun'}{step}")
+        silent = f", no update for {run['silent']} s" if run["silent"] else ""
+        error = f": {run['error']}" if run["error"] else ""
+        lines.append(f"trial {run['trial']}: {run['state'] or 'not begun'}{step}{silent}{error}")
     for run in state["top"]:
         lines.append(f"trial {run['number']} with seed {run['seed']}: {run['state']}")
     return lines

@@ -78,7 +78,7 @@ def check_figures(report: Report) -> None:
     assert report["seconds"] <= report["budget_seconds"]
     for course in report["courses"]:
         cells = course["contestants"]
-        assert {"tutorial", "torch"} <= cells.keys()
+        assert {"baseline", "torch"} <= cells.keys()
         for name, cell in cells.items():
             known = [cell[f"p{p}_ms"] for p in (50, 95, 99) if cell["requests"] >= 100 / (100 - p)]
             assert [cell[f"p{p}_ms"] for p in (50, 95, 99)] == [*known, *[None] * (3 - len(known))]
@@ -86,7 +86,7 @@ def check_figures(report: Report) -> None:
             assert cell["requests"] >= course["rounds"] >= 1
             assert cell["tokens_per_second"] >= cell["rows_per_second"] > 0
             assert cell["peak_bytes"] > 1e7
-            for key, itself in (("times_tutorial", "tutorial"), ("times_torch", "torch")):
+            for key, itself in (("times_baseline", "baseline"), ("times_torch", "torch")):
                 ratio = cell[key]
                 assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
                 overall = cell["rows_per_second"] / cells[itself]["rows_per_second"]
@@ -102,7 +102,7 @@ def test_a_classifier_with_its_artifacts(report: Report, run: RunDir) -> None:
     assert [course["batch"] for course in report["courses"]] == [1, 8, 32]
     assert {course["beam"] for course in report["courses"]} == {1}
     first, *others = ({*course["contestants"]} for course in report["courses"])
-    assert first >= {"tutorial", "torch", "bf16", "onnx", "int8"}
+    assert first >= {"baseline", "torch", "bf16", "onnx", "int8"}
     assert "int8-batch" not in first
     assert all("int8-batch" in names for names in others)
     costs = report["contestants"]
@@ -134,6 +134,7 @@ def test_a_table_and_the_report_show_it(report: Report, run: RunDir) -> None:
     show(report, console)
     text = console.export_text()
     assert "…" not in text  # nothing is cut in 80 columns
+    assert "× baseline: times as fast as PyTorch, eager, fp32, every text padded to data.max_length" in text
     assert f"batch 8: deploy {report['recommended']['8']} (" in text
     page = write_report(run, "test").read_text(encoding="utf-8")
     assert 'href="#speed"' in page
@@ -141,7 +142,7 @@ def test_a_table_and_the_report_show_it(report: Report, run: RunDir) -> None:
     assert section.count("<svg") == 1
     for name, about in report["contestants"].items():
         assert f'<th scope="row">{name}</th><td>{about["cold_start_seconds"]:.1f} s</td>' in section
-    median = report["courses"][0]["contestants"]["onnx"]["times_tutorial"]["median"]
+    median = report["courses"][0]["contestants"]["onnx"]["times_baseline"]["median"]
     assert f"<td>{median:.2f}</td>" in section
     assert f"onnx {median:.2f}" in section  # for those who do not see the figure
     (run.export / "benchmark.json").rename(run.export / "aside.json")
@@ -241,7 +242,7 @@ def test_only_artifacts_that_passed_are_recommended(report: Report, run: RunDir,
     """The fastest is int8 in batches, then int8, then bf16: none of which may be deployed once they are damaged."""
     copy = RunDir(tmp_path / "run")
     shutil.copytree(run.path, copy.path)
-    order = ("int8-batch", "int8", "bf16", "compiled", "onnx", "torch", "tutorial")
+    order = ("int8-batch", "int8", "bf16", "compiled", "onnx", "torch", "baseline")
     cells = {name: {"rows_per_second": 100.0 - i} for i, name in enumerate(order)}
     courses = [{"batch": 8, "beam": 1, "rounds": LEAST_ROUNDS, "contestants": cells}]
     assert recommended(copy, courses, 1) == {"8": "int8"}
@@ -294,7 +295,7 @@ def test_a_percentile_needs_a_request_beyond_it(requests: int, known: int) -> No
 FAKE = """
 import json, os, sys, time
 from multiprocessing.connection import Connection
-speeds = {"tutorial": 4.0, "torch": 2.0, "bf16": 16.0, "onnx": 1.0}
+speeds = {"baseline": 4.0, "torch": 2.0, "bf16": 16.0, "onnx": 1.0}
 run, _, sockets = sys.argv[1:]
 sockets = json.loads(sockets)
 for name in sockets:
@@ -338,7 +339,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
 
     def measured(*more: str, seconds: float = 60.0, start: float = 60.0) -> tuple[list[Report], dict[str, str]]:
         scenarios, texts = [(batch, {"beam_size": 1}) for batch in (1, 8)], [f"text {i}" for i in range(11)]
-        with bench_runner.started(["tutorial", "torch", *more], tmp_path, {}, 1) as candidates:
+        with bench_runner.started(["baseline", "torch", *more], tmp_path, {}, 1) as candidates:
             now = time.monotonic()
             courses = bench_runner.measure(candidates, scenarios, texts, now + min(start, seconds), now + seconds)
         return courses, {candidate.name: candidate.error for candidate in candidates if candidate.error}
@@ -356,8 +357,8 @@ def test_processes_that_start_too_slowly_are_not_waited_for(fake: Measure) -> No
 def test_ratios_of_known_speeds(fake: Measure, tmp_path: Path) -> None:
     courses, errors = fake("onnx", "bf16", seconds=20.0)
     assert not errors
-    ratios = {name: cell["times_tutorial"]["median"] for name, cell in courses[0]["contestants"].items()}
-    assert ratios == pytest.approx({"tutorial": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
+    ratios = {name: cell["times_baseline"]["median"] for name, cell in courses[0]["contestants"].items()}
+    assert ratios == pytest.approx({"baseline": 1.0, "torch": 2.0, "onnx": 4.0, "bf16": 0.25})
     assert courses[0]["contestants"]["onnx"]["times_torch"]["high"] == pytest.approx(2.0)
     assert courses[0]["contestants"]["torch"]["tokens_per_second"] == pytest.approx(7 / 0.002)
     assert courses[1]["contestants"]["torch"]["p50_ms"] == pytest.approx(16.0)
@@ -378,7 +379,7 @@ def test_ratios_of_known_speeds(fake: Measure, tmp_path: Path) -> None:
 
 def test_a_candidate_that_dies_is_left_out(fake: Measure) -> None:
     courses, errors = fake("dies", "onnx", seconds=20.0)
-    assert all(set(course["contestants"]) == {"tutorial", "torch", "onnx"} for course in courses)
+    assert all(set(course["contestants"]) == {"baseline", "torch", "onnx"} for course in courses)
     assert errors == {"dies": "its process ended"}
 
 

@@ -19,6 +19,8 @@ import pytest
 from processes import TIMEOUT, Ended, next_logs, read_lines, run_ranks, status, train
 from slow import slow_except
 
+from trainer.cli import app, run_app
+
 pytestmark = pytest.mark.ranks
 
 ROOT = Path(__file__).parent.parent
@@ -257,6 +259,24 @@ def test_predict_answers_the_other_lines(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [["--debug"], []])
+def test_an_error_of_the_user_prints_its_message_alone(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    words = ["trainer", "train", str(recipe), "loop.max_stepz=3", "--run", str(tmp_path / "run"), *more]
+    monkeypatch.setattr(sys, "argv", words)
+    assert run_app(app) == 2
+    printed = capsys.readouterr().err
+    assert "did you mean 'max_steps'" in printed
+    assert "Traceback" not in printed and len(printed.splitlines()) == 2
+
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    assert run_app(broken) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_debug_trains_a_slice_in_a_separate_directory(recipe: Path, tmp_path: Path) -> None:
     here = partial(os.chdir, tmp_path)
     for seed in (3, 4):  # a debug run is scratch: the second replaces the first, whatever its recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import launch.cli
 from trainer.compare.comparison import compare
 from trainer.compare.runs import _names
 from trainer.compare.significance import holm, mcnemar
-from trainer.errors import DataError, UsageError
+from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.metrics import resampled_translation, score_translation
 from trainer.evaluation.paired import drawn, p_value, paired_bootstrap
 from trainer.evaluation.resampling import RESAMPLES
@@ -211,8 +212,16 @@ def test_runs_that_cannot_be_compared_are_refused(runs: list[Path], tmp_path: Pa
         compare([runs[0], translator], "test")
     with pytest.raises(UsageError, match="two runs or more"):
         compare(runs[:1], "test")
-    with pytest.raises(DataError, match="evaluate the split first"):
-        compare(runs[:2], "validation")
+    (few / "evaluation" / "validation").mkdir()
+    shutil.copy(few / "evaluation/test/predictions.jsonl", few / "evaluation/validation/predictions.jsonl")
+    with pytest.raises(DataError) as lacking:
+        compare([runs[0], few, runs[1]], "validation")
+    assert str(lacking.value).splitlines() == [
+        f"not evaluated on validation, so there are no rows to compare: {runs[0]}, {runs[1]}. Evaluate first:",
+        f"  rankzero evaluate {runs[0]} --split validation",
+        f"  rankzero evaluate {runs[1]} --split validation",
+        "All were evaluated on test: compare with --split test",
+    ]
     cleaned = [{**row, "input": row["input"].lower().replace("row", "line")} for row in answers(2, 0.8)]
     found, _ = compare([runs[0], classifier(tmp_path / "cleaned", cleaned).path], "test")
     assert "The inputs of 120 rows differ" in found["notes"][0]
@@ -251,6 +260,14 @@ def test_text_json_and_page(runs: list[Path], tmp_path: Path) -> None:
     assert set(found["rows_changed"][0]) == {"run", "binary", "better", "worse", "equal"}
     scores = open_report(RunDir(runs[1]), "test").records
     assert found["metrics"][0]["values"]["better"] == np.mean([row["prediction"] == row["target"] for row in scores])
+
+
+def test_a_page_in_a_place_that_cannot_be_made(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["compare", *map(str, runs), "--html", str(tmp_path / "file" / "new" / "page.html")]
+    error = CliRunner().invoke(launch.cli.app, words).exception
+    assert isinstance(error, CheckpointError)
+    assert str(error) == f"{words[-1]} cannot be written: {tmp_path / 'file/new'}: Not a directory; choose another"
 
 
 def test_trials_of_a_sweep_are_named_with_their_sweep() -> None:

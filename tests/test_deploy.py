@@ -205,13 +205,32 @@ def test_the_stage_publishes_what_is_made_from_onnx(run: RunDir) -> None:
     assert [record["text"] for record in records] == texts
 
 
-def test_what_a_task_has_no_artifact_for_is_left_out(run: RunDir) -> None:
+def test_what_a_task_has_no_artifact_for_is_left_out(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    """An override of one export is not part of the run, whose recipe may ask for the same."""
     words = [f"export.{name}=false" for name in ("onnx", "int8", "bf16")]
     needs("ctranslate2")
-    assert export_run(run, [*words, "export.ctranslate2=true"], quiet) == []
+    with caplog.at_level("INFO", "rankzero"):
+        assert export_run(run, [*words, "export.ctranslate2=true"], quiet) == []
+    assert "ctranslate2 left out: ctranslate2 is for tasks that write a target text" in caplog.text
+    assert run.reasons() == {}
+    own = run.recipe.read_text(encoding="utf-8").replace("ctranslate2: false", "ctranslate2: true")
+    run.recipe.write_text(own, encoding="utf-8")
+    assert export_run(run, words, quiet) == []
     assert "source text" in run.reasons()["ctranslate2"]
-    with pytest.raises(UsageError, match="not possible"):
-        open_artifact(run, "ctranslate2")
+
+
+def test_only_backends_that_the_task_can_have_are_advised(run: RunDir) -> None:
+    possible = "allowed: torch, bf16, safetensors, onnx, int8, fp16, openvino, openvino_int8"
+    why = "ctranslate2 is for tasks that write a target text for a source text"
+    for name, words in (
+        ("ctranslate2", f"not possible ({why}); {possible}"),
+        ("onyx", f"--backend onyx is unknown; {possible}"),
+        ("openvino", f"has no openvino artifact yet; make it with `rankzero export {run.path} export.openvino=true`"),
+        ("onnx", f"make it with `rankzero export {run.path}`"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as error:
+            open_artifact(run, name)
+        assert str(error.value).endswith(words)
 
 
 def test_nothing_is_made_from_graphs_that_failed(run: RunDir) -> None:

@@ -179,8 +179,8 @@ def test_the_stage_publishes_both(gpt2: Exported, tmp_path: Path, monkeypatch: p
     assert [record["prediction"] for record in predict(run.path, lines, backend="onnx")] == wanted
     found = benchmark_of(run, gpt2, monkeypatch)
     cells = found["courses"][0]["contestants"]
-    assert {"tutorial", "torch", "bf16", "onnx", "int8"} <= cells.keys()
-    assert "padded to" not in found["contestants"]["tutorial"]["what"]
+    assert {"baseline", "torch", "bf16", "onnx", "int8"} <= cells.keys()
+    assert "padded to" not in found["contestants"]["baseline"]["what"]
     page = write_report(run, "test").read_text(encoding="utf-8")
     assert "s own attention (greedy). All were measured in turns" in page
 

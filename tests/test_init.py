@@ -23,6 +23,7 @@ from trainer.data.split_files import find_splits
 from trainer.data.survey import survey
 from trainer.errors import DataError, UsageError
 from trainer.init_recipe import steps
+from trainer.init_recipe.build import draft
 from trainer.init_recipe.lengths import Lengths
 from trainer.init_recipe.render import render, scalar
 from trainer.models import suggested
@@ -105,7 +106,7 @@ def test_the_printed_summary(here: Path) -> None:
     assert "validation: " in printed and "20.0% of train" in printed
     assert "rankzero train tickets.yaml --debug" in printed
     recipe = Path("tickets.yaml").read_text(encoding="utf-8")
-    assert "# the order of the ids" in recipe and "# tokens of a row: median" in recipe
+    assert "# the order of the ids" in recipe and "init found tokens: median" in recipe
     assert max(map(len, recipe.splitlines())) <= 120
     printed = init("tickets.csv", "-o", "mine.yaml")
     [again] = re.findall(r"to change: +rankzero init (.*)", printed)
@@ -451,8 +452,26 @@ def test_every_key_of_a_comment_exists(here: Path) -> None:
     write_csv(here / "rows.csv", ["id", "message", "topic"], support_rows(60))
     init("rows.csv")
     text = Path("rows.yaml").read_text(encoding="utf-8")
-    for words in ("rows a step", "at most 2 GPUs", "then to 0 by the schedule", "steps, ", "selects the checkpoint"):
+    for words in ("rows of a step", "at most as many GPUs", "before the schedule", "passes over", "selects the check"):
         assert words in text, words
+
+
+def test_comments_stay_true_when_values_are_edited(here: Path) -> None:
+    """A number in a comment is what init found or chose, never what follows from a value of the recipe."""
+    write_csv(
+        here / "rows.csv",
+        ["id", "message", "topic"],
+        [*support_rows(300), *[[n, text(700), "billing"] for n in range(40)], [7, "", "billing"]],
+    )
+    write_jsonl(here / "pairs.jsonl", [{"src": text(), "trg": text()} for _ in range(60)])
+    general = re.compile(r"patience: 3|\b1 (?:is faster|on a CPU)|T5")
+    for path, kind in (("rows.csv", None), ("pairs.jsonl", None), ("pairs.jsonl", "text_to_text")):
+        notes = draft(path, kind, []).notes
+        assert {"optim.lr", "data.max_length", "data.lanes", "loop.epochs", "optim.warmup_ratio"} <= notes.keys()
+        for note in (general.sub("", note) for note in notes.values()):
+            number = re.search(r"\d", note)
+            assert number is None or "init" in note[: number.start()], note
+    assert "init found 1" in draft("rows.csv", None, []).notes["data.on_bad_row"]
 
 
 def test_the_tutorial_shows_the_actual_output(here: Path) -> None:

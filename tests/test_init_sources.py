@@ -230,7 +230,7 @@ def test_texts_without_a_clear_language() -> None:
 def test_an_english_model_on_other_texts_is_a_note() -> None:
     write_csv("rows.csv", tickets(words=GERMAN))
     values, printed = init("rows.csv")
-    assert "German 100%; this model was pretrained on English. For others: sentence-transformers/" in printed
+    assert f"German 100%; {suggested.ENCODER} was pretrained on English. For others: sentence-transformers/" in printed
     assert values["model"]["name"] == suggested.ENCODER
     assert "pretrained on English" in Path("made.yaml").read_text(encoding="utf-8")
     assert "pretrained on English" not in init("rows.csv", "model.name=some/german-model")[1]
@@ -277,7 +277,7 @@ def test_encodings_are_guessed_by_language_and_are_a_note() -> None:
                                 "label": LABELS[n % 3]} for n in range(60)], encoding=encoding)  # fmt: skip
         values, printed = init("rows.csv")
         assert values["data"]["encoding"] == encoding
-        assert "data.encoding: a guess, as the file is not UTF-8; it reads" in printed
+        assert f"data.encoding: init guessed {encoding}, as the file is not UTF-8: it reads" in printed
     assert init("rows.csv", "data.encoding=latin-1")[0]["data"]["encoding"] == "latin-1"
 
 
@@ -286,7 +286,7 @@ def test_a_first_line_of_a_label_is_no_header() -> None:
     write_csv("bare.csv", rows, header=False)
     values, printed = init("bare.csv")
     assert values["data"]["header"] is False and values["data"]["columns"] == {"text": "1", "label": "0"}
-    assert "train: 7" in printed and "data.header: the first line looks like a row" in printed
+    assert "train: 7" in printed and "data.header: init read the first line as a row" in printed
     write_csv("spam.csv", [{"text": text(), "spam": ("spam", "ham")[n % 2]} for n in range(60)])
     assert "header" not in init("spam.csv")[0]["data"], "a header may name one of its labels"
 

@@ -27,6 +27,7 @@ model: {kind: encoder, d_model: 16, layers: 1, heads: 2, feed_forward: 16}
 optim:
   lr: 1e-3
 loop: {max_steps: 100}
+evaluation: {splits: []}
 """
 
 
@@ -120,6 +121,52 @@ def test_several_problems_of_one_recipe_come_in_the_order_of_its_lines() -> None
     assert [finding.key for finding in found] == ["data.train", "optim.lr", "optim.nesterov"]
 
 
+def test_a_wrong_key_hides_no_other_problem() -> None:
+    """And nothing is reported that only follows from its removal."""
+    text = GOOD.replace("lr: 1e-3", "lr: -1\n  momentun: 0.9\n  warmup_steps: 100\n  nesterov: true")
+    text = text.replace("  validation: 0.2", "  validaton: 0.2\n  test: gone.csv")
+    text = text.replace("{max_steps: 100}", "{max_steps: 100, early_stopping: {metric: bleu, patience: 2}}")
+    found = check(text.replace("evaluation: {splits: []}", "evaluation: {beam_size: 50}"))
+    assert {finding.key: finding.level for finding in found} == {
+        "data.validaton": "error",
+        "data.test": "error",
+        "optim.lr": "error",
+        "optim.momentun": "error",
+        "optim.warmup_steps": "warning",
+        "optim.nesterov": "warning",
+        "loop.early_stopping.metric": "error",
+        "evaluation.beam_size": "warning",
+    }, found
+    assert len(found) == 8
+    assert [finding.line for finding in found] == sorted(finding.line for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "words"),
+    [
+        ("train: train.csv", "train: other.csv", "data.train", "no row of other.csv has a column 'text' (1 rows read)"),
+        ("train: train.csv", "train: train.csv\n  columns: {label: x}", "data.columns.label", "has a column 'x'"),
+        ("validation: 0.2", "validation: other.csv", "data.validation", "columns there: 'Message', 'topic'"),
+        ("  train: train.csv", "  mix: [{name: x, weight: 1, train: other.csv}]", "data.mix.0.train", "data.mix.0.col"),
+        ("train: train.csv", "train: bad.parquet", "data.train", "bad.parquet"),
+    ],
+)  # fmt: skip
+def test_columns_that_the_files_lack(old: str, new: str, key: str, words: str) -> None:
+    Path("other.csv").write_text("Message,topic\nx,a\n", encoding="utf-8")
+    Path("bad.parquet").write_text("text,label", encoding="utf-8")
+    assert old in GOOD
+    found = [finding for finding in check(GOOD.replace(old, new)) if finding.key == key]
+    assert found and found[0].code == 3, check(GOOD.replace(old, new))
+    assert any(words in finding.message for finding in found), found
+
+
+def test_a_missing_test_split_is_a_warning() -> None:
+    found = check(GOOD.replace("evaluation: {splits: []}\n", ""))
+    assert [(finding.key, finding.level) for finding in found] == [("data.test", "warning")]
+    assert "rows that select the checkpoint" in found[0].message
+    assert check(GOOD.replace("splits: []", "splits: [validation]")) == []
+
+
 def test_overrides() -> None:
     assert check(GOOD, "optim.lr=0.1")[0].key == "optim.lr"
     assert check(GOOD, "data.lanes=0")[0].code == 2
@@ -149,12 +196,12 @@ def test_exit_codes_and_json() -> None:
     }
     for name, text in texts.items():
         Path(f"{name}.yaml").write_text(text, encoding="utf-8")
-    assert command("good.yaml") == (0, "1 recipes, 0 errors, 0 warnings\n")
+    assert command("good.yaml") == (0, "1 recipe, 0 errors, 0 warnings\n")
     assert command("odd.yaml")[0] == 0
     assert command("odd.yaml", "--strict")[0] == 2
     assert command("data.yaml")[0] == 3
     code, printed = command("good.yaml", "data.yaml", "usage.yaml", "odd.yaml")
-    assert code == 2 and printed.splitlines()[-1] == "4 recipes, 2 errors, 1 warnings"
+    assert code == 2 and printed.splitlines()[-1] == "4 recipes, 2 errors, 1 warning"
     code, printed = command("odd.yaml", "nope", "--json")
     document: dict[str, Any] = json.loads(printed)
     assert code == 2 and document["passed"] is False

@@ -46,6 +46,8 @@ ROOT = "https://ci:TOPSECRET@files.example.org/d?sig=SASTOKEN&se=2026"
         ("abfs://container@account.dfs.core.windows.net/d", "abfs://container@account.dfs.core.windows.net/d"),
         ("401 for token hf_AbCdEfGhIjKlMnOpQrSt", "401 for token ***"),
         ("--set hf_token=abc AWS_SECRET_ACCESS_KEY=abc", "--set hf_token=*** AWS_SECRET_ACCESS_KEY=***"),
+        ("MY_KEY=abc 'SITE_TOKEN=x y' DB_PWD=\"p\"", "MY_KEY=*** 'SITE_TOKEN=*** y' DB_PWD=\"***\""),
+        ('MASK_TOKEN = "[MASK]", sort_key=size', 'MASK_TOKEN = "[MASK]", sort_key=size'),
         ("{'Authorization': 'Bearer abcdefgh12345678'}", "{'Authorization': 'Bearer ***'}"),
         ("embedded://reviews train?rows=10", "embedded://reviews train?rows=10"),
         (

@@ -263,11 +263,22 @@ def test_a_path_that_is_no_run_gives_the_nearest_run(tmp_path: Path, monkeypatch
     for name in ("imdb", "sst2"):
         (tmp_path / "runs" / name / "model").mkdir(parents=True)
         (tmp_path / "runs" / name / "recipe.yaml").touch()
+    for trial in ("1", "10"):
+        (tmp_path / "runs/tickets-sweep/trials" / trial).mkdir(parents=True)
+        (tmp_path / "runs/tickets-sweep/trials" / trial / "recipe.yaml").touch()
+    (tmp_path / "runs/tickets-sweep/sweep.json").touch()
     for path, words in (
         ("runs/imbd", "runs/imbd is not a run directory (it does not exist); did you mean runs/imdb?"),
         ("imbd", "did you mean runs/imdb?"),
         ("runs/imdb/model", "runs/imdb/model is not a run directory (it has no recipe.yaml); did you mean runs/imdb?"),
-        ("runs", "give the path of a run; there: runs/imdb, runs/sst2"),
+        ("runs", "give the path of a run; there: runs/imdb, runs/sst2, runs/tickets-sweep"),
+        ("runs/ticket-sweep", "(it does not exist); did you mean runs/tickets-sweep?"),
+        ("tickets-swep/trials/1", "did you mean runs/tickets-sweep/trials/1?"),
+        ("tickets-swep/trials/7", "did you mean runs/tickets-sweep?"),
+        (
+            "runs/tickets-sweep",
+            "such as runs/tickets-sweep/trials/1 (rankzero status runs/tickets-sweep names the best)",
+        ),
     ):
         with pytest.raises(UsageError) as error:
             RunDir(path).check()

@@ -55,6 +55,23 @@ def test_the_last_stages_are_left_to_the_dependent_job(tiny_job: Callable[..., J
     assert words[1][-4:] == ["train", *job.words, "--run", str(job.run)]
 
 
+@pytest.mark.parametrize("array", [None, "1-2"])
+def test_credentials_of_the_command_are_not_in_the_comment_of_a_script(
+    tiny_job: Callable[..., Job], array: str | None
+) -> None:
+    secrets = (
+        "data.root=https://ci:TOPSECRET@files.example.org/d?sig=SASTOKEN",
+        'launch.setup=["export WANDB_API_KEY=KEYVALUE", "export SITE_TOKEN=TOKENVALUE"]',
+    )
+    job = tiny_job(*secrets)
+    for rendered in render_all(job, array, True, None):
+        comments = "\n".join(line for line in rendered.text.splitlines() if line.startswith("# "))
+        assert "https://files.example.org/d" in comments and "WANDB_API_KEY=***" in comments
+        for secret in ("TOPSECRET", "SASTOKEN", "KEYVALUE", "TOKENVALUE"):
+            assert secret not in comments
+        assert "export WANDB_API_KEY=KEYVALUE\n" in rendered.text  # the shell needs it
+
+
 def test_the_training_begins_with_a_mirror(tiny_job: Callable[..., Job], tmp_path: Path) -> None:
     url = "s3://bucket/it's $(touch hacked) `id`/run"
     job = replace(tiny_job("seed=9"), resume_from=url)

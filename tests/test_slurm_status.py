@@ -127,6 +127,21 @@ def test_a_run_whose_process_was_killed_has_failed_at_once(slurm: Path, tmp_path
     assert "the same command resumes" in text
 
 
+def test_the_best_score_of_a_running_run_is_that_of_its_newest_checkpoint(slurm: Path, tmp_path: Path) -> None:
+    run = run_with(tmp_path, "r", state="preempted", exit_code=75)
+    (run / "recipe.yaml").write_text("loop: {early_stopping: {metric: accuracy}}\n", encoding="utf-8")
+    for step, value in ((2, 0.5), (3, 0.75)):
+        folder = run / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        (folder / "state.json").write_text(json.dumps({"best": {"step": step, "value": value}}))
+    assert shown(run) == f"{run}: preempted  step 3, start 1, best accuracy 0.75 (step 3)\n"
+    (run / "manifest.json").write_text(json.dumps({"stages": {"model": {"metric": "f1", "value": 0.25, "step": 2}}}))
+    assert shown(run) == f"{run}: preempted  step 3, start 1, best f1 0.25 (step 2)\n"
+    (run / "manifest.json").write_text("{")
+    assert shown(run) == f"{run}: preempted  step 3, start 1\n", "a damaged file hides nothing else"
+
+
 def test_progress_is_shown(slurm: Path, tmp_path: Path) -> None:
     run = run_with(tmp_path, "r", "5 train", state="running", loss=1.25, share=0.25, left=3600.0)
     (slurm / "squeue").write_text("5|RUNNING|None|2026-11-28T10:00:00\n")

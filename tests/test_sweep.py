@@ -27,7 +27,7 @@ from sweep_helpers import RATES, problems, run_stub, stub_command, sweep_of
 
 from launch.slurm import queue
 from launch.slurm.follow import _text as status_text
-from launch.slurm.follow import state_of
+from launch.slurm.follow import state_of, status_command
 from launch.slurm.queue import Snapshot
 from launch.sweep import slurm, task
 from launch.sweep.distributions import Quantized
@@ -213,10 +213,16 @@ def test_a_grid_of_the_stub_is_trained_and_shown(tmp_path: Path, capsys: pytest.
     state = state_of(sweep.path, Snapshot())
     assert state["sweep"]["counts"] == {"complete": 4}
     assert "best: trial 2, validation loss 0.125: optim.lr=0.001" in status_text(state)
-    with pytest.raises(UsageError, match="is a sweep with other space: choose another --out"):
-        run_stub(tmp_path, rates(1e-5, 1e-2), jobs=2)
-    with pytest.raises(UsageError, match="is a sweep with other the recipe"):
-        run_stub(tmp_path, rates(1e-5, 1e-2, 1e-3, 1e-4), overrides=["optim.weight_decay=0.5"])
+    assert "resumed: 4 complete of 4 trials\n" in capsys.readouterr().out
+    with pytest.raises(UsageError) as refused:
+        run_stub(tmp_path, {**rates(1e-5, 1e-2), "seed": 7}, jobs=2, overrides=["optim.weight_decay=0.5"])
+    assert str(refused.value).splitlines() == [
+        f"{sweep.path} has a sweep with other settings:",
+        "  seed of SWEEP: 1 in the folder, 7 now",
+        "  space.optim.lr.values of SWEEP: [1e-05, 0.01, 0.001, 0.0001] in the folder, [1e-05, 0.01] now",
+        "  optim.weight_decay of recipe: 0.0 in the folder, 0.5 now",
+        "Restore the values of the folder to resume that sweep, or choose another --out for a new one",
+    ]
 
 
 def test_bad_trials_are_pruned_saved_and_marked(tmp_path: Path) -> None:
@@ -331,6 +337,39 @@ def test_no_trial_is_lost_or_run_twice_when_the_sweep_is_killed(tmp_path: Path) 
     state = sweep.run(3).path / "state.json"
     state.write_text(json.dumps({**read_json(state), "done": 2, "steps": [1, 1, 2]}))
     assert {"trial 3: finished 2 times", "trial 3: steps [1, 1, 2]"} <= {*problems(sweep, 6)}
+
+
+def test_status_of_a_sweep_whose_processes_were_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A trial is interrupted as soon as its process is gone, by SIGKILL or after it has saved. Trials are listed."""
+    sweep = run_stub(tmp_path, rates(1e-3, 1e-2, 1e-4))
+    run = sweep.run(1)
+    monkeypatch.setenv("STUB_SECONDS", "60")
+    (run.path / "state.json").unlink()
+    process = subprocess.Popen(stub_command(sweep.recipe(1), run, True), stdout=subprocess.DEVNULL)
+    wait_until(lambda: (read_json(run.status) or {}).get("pid") == process.pid, 30)
+    table = read_json(sweep.trials)
+    table["trials"][1].update(state="running", value=None)
+    table["trials"][2].update(state="running", value=None)
+    sweep.trials.write_text(json.dumps(table))
+    stopped = {**read_json(sweep.run(2).status), "state": "preempted", "exit_code": 75, "step": 4}
+    sweep.run(2).status.write_text(json.dumps(stopped))
+    assert state_of(sweep.path, Snapshot())["sweep"]["counts"] == {"complete": 1, "running": 1, "interrupted": 1}
+    process.kill()
+    process.wait()
+    text = status_text(state_of(sweep.path, Snapshot()))
+    assert "sweep: 1 complete, 2 interrupted of 3 trials" in text
+    assert f"trial 1: failed, step 0: process {process.pid} on " in text
+    assert "trial 2: preempted, step 4" in text
+
+    capsys.readouterr()
+    status_command(sweep.path / "trials", as_json=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert [line.partition(":")[0] for line in lines] == [str(sweep.run(number).path) for number in range(3)]
+    assert lines[0].endswith(f"best loss {sweep_stub.loss_at(1e-3, 8):.4g}"), lines[0]
+    status_command(tmp_path, as_json=True)
+    assert [json.loads(line)["run"] for line in capsys.readouterr().out.splitlines()] == [str(sweep.path)]
 
 
 # -- SLURM -------------------------------------------------------------------------------------------------------------

@@ -310,8 +310,6 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
         # without standalone mode Typer returns the code of an Exit
         code = application(standalone_mode=False) if isinstance(application, typer.Typer) else application()
     except RankzeroError as error:
-        if "--debug" in sys.argv:
-            _print_traceback()
         if is_main() or not error.everywhere:
             logging.getLogger("rankzero").error("rankzero: %s", error)
         return error.exit_code

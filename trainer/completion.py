@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.recipe_files import SCHEMA, SHIPPED
+from trainer.run_folders import runs_below
 
 PACKAGE = Path(__file__).parent
 CONFIGS = (PACKAGE.parent / "launch" / "accelerate_configs", PACKAGE.parent / "accelerate_configs")
-RUN_FILES = ("recipe.yaml", "manifest.json", "status.json")  # a run directory has one of them, at least
-MOST_DEPTH = 3  # of run directories below the folder that is typed
 
 
 def recipe_names(incomplete: str) -> list[str]:
@@ -29,7 +27,7 @@ def config_names(incomplete: str) -> list[str]:
 
 def run_directories(incomplete: str) -> list[str]:
     """Return run directories that begin like a word, also some folders further down: `runs/a` for `ru`."""
-    return [str(path) for start in _beginning(incomplete) for path in _runs(start, MOST_DEPTH)]
+    return [str(path) for start in _beginning(incomplete) for path in runs_below(start)]
 
 
 def recipe_keys(incomplete: str) -> list[str]:
@@ -80,17 +78,3 @@ def _beginning(incomplete: str) -> list[Path]:
     except OSError:
         return []
     return [path for path in found if path.name.startswith(last) and (last or not path.name.startswith("."))]
-
-
-def _runs(folder: Path, depth: int) -> Iterator[Path]:
-    if not folder.is_dir():
-        return
-    if any((folder / name).is_file() for name in RUN_FILES):
-        yield folder
-    elif depth:
-        try:
-            inner = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        except OSError:
-            return
-        for path in inner:
-            yield from _runs(path, depth - 1)

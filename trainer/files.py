@@ -83,6 +83,18 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+def make_parents(path: Path) -> None:
+    """Make the folders of a file that a command writes where the user wants it.
+
+    Raises:
+        CheckpointError: they cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.filename}: {error.strerror}; choose another") from None
+
+
 def make_folder(path: Path) -> None:
     """Make a run directory, or a folder in it."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trainer.files import write_atomically
+from trainer.files import make_parents, write_atomically
 from trainer.recipe_files import SCHEMA
 
 SHIPPED_LINE = f"# yaml-language-server: $schema=../{SCHEMA.name}"  # of recipes in recipe/shipped
@@ -25,7 +25,7 @@ def write_with_schema(target: Path, text: str) -> Path:
     """
     lines = without_line(text).splitlines(keepends=True)
     head = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(target)
     schema = target.parent / SCHEMA.name
     write_atomically(schema, SCHEMA.read_text(encoding="utf-8"))
     write_atomically(target, "".join([*lines[:head], f"{LINE}\n", *lines[head:]]))

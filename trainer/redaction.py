@@ -32,6 +32,8 @@ _SECRET = re.compile(
     r"(?P<sign>['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic)\s+)?)(?P<value>[^\s'\",&;}\]]+)",
     re.IGNORECASE,
 )
+# a variable of the environment as a shell sets it; code has spaces around "="
+_VARIABLE = re.compile(r"(?P<name>\b[A-Z][A-Z0-9_]*_(?:KEY|TOKEN|PASS|PWD)=['\"]?)[^\s'\",&;}\]]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/_.=-]{12,}")
 # An absolute path up to its last component; not a part of a URL, of a relative path, or of a word with slashes.
 _PATH = re.compile(r"(?<![\w.~:/…<-])/(?:[^\s/'\"`<>|:,;()\[\]{}=]+/)+|(?<![^\s='\"])/(?=[A-Za-z0-9_])")
@@ -66,7 +68,7 @@ def _without_credentials(text: str) -> str:
     text = _URL.sub(_plain_url, text) if "://" in text else text
     text = _TOKEN.sub(HIDDEN, text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    return _SECRET.sub(rf"\g<name>\g<sign>{HIDDEN}", text)
+    return _VARIABLE.sub(rf"\g<name>{HIDDEN}", _SECRET.sub(rf"\g<name>\g<sign>{HIDDEN}", text))
 
 
 def _plain_url(match: re.Match[str]) -> str:

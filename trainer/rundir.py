@@ -32,6 +32,7 @@ from trainer.files import (
 )
 from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held, hold
 from trainer.redaction import redacted
+from trainer.run_folders import is_run, is_sweep, nearest_below, runs_below
 
 MOST_SPLITS = 1 << 16
 CHECKPOINT, CHECKPOINT_MANIFEST = re.compile(r"step-(\d{8,})$"), "manifest.json"
@@ -196,19 +197,22 @@ class RunDir:
 
 
 def no_run(path: Path) -> UsageError:
-    """Return the error about a path that is not a run directory, with the nearest one."""
+    """Return the error about a path that is not a run directory, with the nearest run or sweep."""
     reason = "it has no recipe.yaml" if path.exists() else "it does not exist"
     above = [folder for folder in path.parents if (folder / "recipe.yaml").is_file()]
-    runs = {
-        folder.name: folder
-        for parent in (Path("runs"), path.parent)
-        for folder in sorted(parent.glob("*"))
-        if (folder / "recipe.yaml").is_file()
-    }
-    near = above[:1] or [runs[name] for name in difflib.get_close_matches(path.name, runs, n=1)]
-    hint = f"did you mean {near[0]}?" if near else "give the path of a run"
-    if runs and not near:
-        hint += f"; there: {', '.join(str(folder) for folder in list(runs.values())[:5])}"
+    mistyped = next((part for part in (*reversed(path.parents), path) if not part.exists()), path)
+    places = [folder for parent in (Path("runs"), mistyped.parent) for folder in sorted(parent.glob("*"))]
+    runs = {folder.name: folder for folder in places if is_run(folder) and folder != path}
+    names = difflib.get_close_matches(mistyped.name, runs, n=1)
+    near = above[:1] or [nearest_below(runs[name], path.relative_to(mistyped)) for name in names]
+    if is_sweep(path):
+        first = next(runs_below(path / "trials"), path / "trials" / "0")
+        hint = f"it is a sweep: give one of its trials, such as {first} (rankzero status {path} names the best)"
+    elif near:
+        hint = f"did you mean {near[0]}?"
+    else:
+        there = f"; there: {', '.join(str(folder) for folder in list(runs.values())[:5])}" if runs else ""
+        hint = f"give the path of a run{there}"
     return UsageError(f"{path} is not a run directory ({reason}); {hint}")
 
 

@@ -19,7 +19,7 @@ from trainer.data.roles import BadValue, Role
 from trainer.errors import DataError, UsageError
 from trainer.evaluation.predictions import json_line
 from trainer.export.provenance import weight_hashes
-from trainer.files import replacing, write_json
+from trainer.files import make_parents, replacing, write_json
 from trainer.rundir import RunDir
 from trainer.stages import file_facts
 from trainer.task.base import Line, Record, Task
@@ -72,7 +72,7 @@ def write_synthetic(
         raise UsageError(f"--rows {out}: the file has JSON lines, so its name ends in .jsonl")
     name, role = target_of(task)
     columns = {**task.input_columns, name: task.recipe.data.columns.get(name, name)}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(out)
     rows, left_out = 0, Counter[str]()
     with replacing(out) as file:
         for record in records:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import re
 import sys
 import time
@@ -14,35 +15,40 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from launch.slurm import queue
 from launch.slurm.queue import FINAL, JobRecord, Snapshot
 from launch.slurm.render import CONTROL
-from launch.supervise.final_status import is_unfinished, write_final_status
-from launch.sweep_folder import is_sweep, sweep_lines, sweep_state
+from launch.supervise.final_status import current_status, seconds_silent, write_final_status
+from launch.sweep_folder import sweep_lines, sweep_state
 from trainer.cli_arguments import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
 from trainer.files import read_json, write_json
-from trainer.lock import dead_holder
-from trainer.rundir import STALE_SECONDS, RunDir, no_run
+from trainer.run_folders import is_sweep, runs_below
+from trainer.rundir import RunDir, no_run
 
 POLL = 0.5  # seconds between two reads of a log
 ASK = 30.0  # seconds between two calls of squeue
 TAIL = 8  # lines of a log that `status` shows for a job that wrote no status.json
 CHAIN = "chain"  # file in RUN/slurm with the jobs of the newest chain, in order
+# what reading the files of a run may raise if they are not as a run writes them
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, yaml.YAMLError)
 STATUS_FIELDS = ("state", "step", "attempt", "exit_code", "error", "waits_for", "loss", "share", "left")
 
 
 def status_command(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="default: all below runs/")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="or a folder of runs, such as SWEEP/trials (default runs/)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per run")] = False,
 ) -> None:
     """Show the state of runs and their jobs."""
     if run is not None and not run.is_dir():
         raise no_run(run)
-    runs = [run] if run is not None else sorted(path for path in Path("runs").glob("*") if path.is_dir())
+    found = [*runs_below(run or Path("runs"))]
     snapshot = Snapshot()
-    for path in runs:
+    for path in found or ([run] if run is not None else []):
         state = state_of(path, snapshot)
         print(json.dumps(state, ensure_ascii=False) if as_json else _text(state))
 
@@ -131,7 +137,7 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
     waiting = [job for job in snapshot.waiting_or_running if job.among(recorded)] if recorded else []
     jobs = [*waiting, *ended_jobs(run, recorded, {job.job for job in waiting}, snapshot)]
     jobs.sort(key=lambda job: [int(number) for number in re.findall(r"\d+", job.job)])
-    status = _status(run, bool(waiting))
+    status = (read_json(RunDir(run).status) or {}) if waiting else current_status(run)
     newest = jobs[-1] if jobs else None
     failed = newest is not None and newest.state in FINAL and newest.state != "COMPLETED"
     writer = str(status.get("launch") or "").partition(".")[0]  # the job that wrote status.json
@@ -139,7 +145,8 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
     return {
         "run": str(run),
         **{key: status.get(key) for key in STATUS_FIELDS},
-        "silent": None if waiting else _seconds_silent(status),
+        "best": best_score(RunDir(run)),
+        "silent": None if waiting else seconds_silent(status),
         "restarts": RunDir(run).read_restarts(),
         "jobs": [
             {"job": job.job, "kind": _kind(job, recorded), "state": job.state, "reason": job.reason, "start": job.start}
@@ -152,16 +159,20 @@ def state_of(run: Path, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _status(run: Path, waiting: bool) -> dict[str, Any]:
-    """Return status.json. A run whose process has died on this machine has failed, whatever its file says."""
-    status = read_json(RunDir(run).status) or {}
-    if waiting or not is_unfinished(status):
-        return status
-    with contextlib.suppress(OSError):
-        if dead := dead_holder(run):
-            error = f"{dead} was killed or died before it could say why; the same command resumes"
-            return {**status, "state": "failed", "exit_code": 1, "error": error}
-    return status
+def best_score(run: RunDir) -> dict[str, Any] | None:
+    """Return metric, value and step of the selected weights, or else of the best evaluation so far, on `validation`.
+
+    None before the first checkpoint with an evaluation, and for damaged files: status shows the rest.
+    """
+    with contextlib.suppress(*DAMAGED):
+        found = run.stages().get("model") or {}
+        if found.get("value") is None and (step := run.newest_checkpoint()) is not None:
+            recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+            state = read_json(run.checkpoints / f"step-{step:08d}" / "state.json") or {}
+            found = {**state["best"], "metric": recipe["loop"]["early_stopping"]["metric"]}
+        if math.isfinite(value := float(found["value"])):
+            return {"metric": str(found["metric"]), "value": value, "step": found.get("step")}
+    return None
 
 
 def seeds(run: Path, recorded: dict[str, str]) -> list[Path]:
@@ -213,12 +224,6 @@ def _end_of_log(run: Path, job: str) -> list[str]:
     return [line[:300] for line in logs[0].read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]]
 
 
-def _seconds_silent(status: dict[str, Any]) -> int | None:
-    """Return for how long a running run has not updated status.json, or None if it is recent."""
-    silent = int(time.time() - status.get("updated", 0))
-    return silent if status.get("state") == "running" and silent > STALE_SECONDS else None
-
-
 def _kind(job: JobRecord, recorded: dict[str, str]) -> str:
     return recorded.get(job.job) or recorded[job.job.partition("_")[0]]
 
@@ -232,6 +237,9 @@ def _text(state: dict[str, Any]) -> str:
         loss = f", loss {state['loss']:.4f}" if state["loss"] is not None else ""
         left = timedelta(seconds=round(state["left"] or 0))
         lines[0] += f" of about {round(state['step'] / state['share'])} ({state['share']:.0%}), {left} left{loss}"
+    if best := state["best"]:
+        at = "" if best["step"] is None else f" (step {best['step']})"
+        lines[0] += CONTROL.sub(" ", f", best {best['metric']} {best['value']:.4g}{at}")
     if trained:
         lines.append(f"trained, waits for {state['waits_for']}")
     if trained and not any(job["state"] not in FINAL for job in state["jobs"]):

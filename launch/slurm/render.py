@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from trainer.errors import UsageError
+from trainer.redaction import redacted
 
 _HERE = Path(__file__).parent
 FOLDERS = (_HERE, _HERE.parent.parent / "slurm")  # in the wheel, in a source checkout
@@ -88,8 +89,8 @@ def shell(line: str) -> _Safe:
 
 
 def comment(text: str) -> _Safe:
-    """Replace control characters, which would end a comment."""
-    return _Safe(CONTROL.sub(" ", text))
+    """Leave out credentials, and replace control characters, which would end a comment."""
+    return _Safe(CONTROL.sub(" ", redacted(text)))
 
 
 # -- filters for #SBATCH lines -----------------------------------------------------------------------------------------

@@ -136,11 +136,9 @@ class LocalSweep:
             Preempted: stopped by a signal, with everything saved.
             RankzeroError: no trial can succeed.
         """
-        study = self.trials.study
-        for number in study.open_trials():
-            wait_until_free(self.trials.folder.run(number))
-            self.trials.record_end(number)
-        self.trials.publish()
+        self.trials.catch_up()
+        if ended := self.trials.ended():
+            print(f"resumed: {ended} of {self.trials.sweep.planned} trials", flush=True)
         self._work(self._next_trial, self._record_end, self._watch)
 
     def run_top(self, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from launch.slurm.submission import Script, run_checks, submit_scripts, with_cha
 from launch.sweep import top as best
 from launch.sweep.space import Sweep
 from launch.sweep.trials import Trials, define
-from launch.sweep_folder import SweepFolder, is_finished, wait_until_free
+from launch.sweep_folder import SweepFolder, is_finished
 from trainer.errors import RankzeroError, UsageError
 from trainer.files import read_json, write_json
 
@@ -63,11 +63,7 @@ def submit_rest(trials: Trials, command: Sequence[str] = ()) -> str | None:
     """
     folder, study = trials.folder, trials.study
     asked = (read_json(folder.definition) or {})["asked"]
-    for number in study.open_trials():
-        if not active(folder.run(number).path):
-            wait_until_free(folder.run(number))
-            trials.record_end(number)
-    trials.publish()
+    trials.catch_up(busy=active)
     new = range(len(study.trials), trials.sweep.planned if study.more() else 0)
     left = [*study.open_trials(), *new]
     if left and not command:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,19 @@ from launch.supervise.exit_codes import PREEMPTED
 from launch.supervise.final_status import write_final_status
 from launch.sweep.page import write_sweep_page
 from launch.sweep.space import Sweep, SweepConfig, parse_sweep
-from launch.sweep.study import Study
-from launch.sweep_folder import SweepFolder, evaluations, is_finished, outcome
+from launch.sweep.study import STATES, Study
+from launch.sweep_folder import SweepFolder, evaluations, is_finished, outcome, wait_until_free
 from trainer.errors import RankzeroError, UsageError
 from trainer.files import make_folder, read_json, write_atomically, write_json
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, parse_yaml
+from trainer.recipe.changes import different_keys
 from trainer.recipe_loading import load_recipe
+from trainer.redaction import redacted
 from trainer.rundir import RunDir
 
 MOST_FAILURES = 3  # starts of a trial in a row that die without a newer checkpoint
+MOST_LINES = 10  # keys that the refusal of another sweep lists
+FREE = ("trials", "name")  # keys of SWEEP.yaml that may change
 OWN_FAULT = (2, 5)  # exit codes that follow from the values of a trial: the next trial may do better
 
 
@@ -67,6 +73,19 @@ class Trials:
             return False
         return True
 
+    def catch_up(self, busy: Callable[[Path], Any] = lambda path: False) -> None:
+        """End the trials that their run directories show as ended since the last start, and publish the table.
+
+        Args:
+            busy: whether a trial with this run directory has a job, which ends it.
+        """
+        for number in self.study.open_trials():
+            run = self.folder.run(number)
+            if not busy(run.path):
+                wait_until_free(run)
+                self.record_end(number)
+        self.publish()
+
     def died(self, number: int, code: int, *, last: bool = False) -> None:
         """Count the end of a trial's process that did not end the trial. The trial fails, or it starts again.
 
@@ -92,6 +111,11 @@ class Trials:
         ended = [trial for trial in self.study.trials if trial.state.is_finished()]
         if len(ended) >= MOST_FAILURES and all("error" in trial.user_attrs for trial in ended):
             raise RankzeroError(f"all {len(ended)} trials have failed; the last one: {error}")
+
+    def ended(self) -> str:
+        """Return how many trials have ended, by state; empty for none."""
+        counts = Counter(STATES[trial.state] for trial in self.study.trials if trial.state.is_finished())
+        return ", ".join(f"{count} {state}" for state, count in counts.items())
 
     def publish(self) -> dict[str, Any]:
         """Write trials.json and the page. Return the table."""
@@ -139,16 +163,30 @@ def define(folder: SweepFolder, sweep: Sweep) -> None:
     kept = read_json(folder.definition)
     if kept is not None:
         old = parse_sweep(kept["config"], str(folder.definition)).model_dump(mode="json")
-        changed = [key for key in asked if asked[key] != old[key] and key not in ("trials", "name")]
-        changed += ["the recipe"] if folder.base.read_text(encoding="utf-8") != base else []
-        if changed:
-            raise UsageError(
-                f"{folder.path} is a sweep with other {', '.join(changed)}: choose another --out, or remove the folder"
-            )
+        _refuse_other(folder, sweep, old, asked)
         if (asked["trials"] or 0) < (old["trials"] or 0):
             asked["trials"] = old["trials"]
     write_atomically(folder.base, base)
     write_json(folder.definition, {**(kept or {}), "config": asked, "metric": sweep.metric})
+
+
+def _refuse_other(folder: SweepFolder, sweep: Sweep, old: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise UsageError if the folder has another sweep: the keys that differ, with both values."""
+    configs = [{key: value for key, value in one.items() if key not in FREE} for one in (old, asked)]
+    before = parse_yaml(folder.base.read_text(encoding="utf-8"), str(folder.base))
+    recipes = [before, parse_yaml(sweep.base.to_yaml(), "recipe")]
+    changed = {"SWEEP": different_keys(configs), "recipe": different_keys(recipes)}
+    lines = [
+        f"\n  {key} of {source}: {json.dumps(redacted(there))} in the folder, {json.dumps(redacted(here))} now"
+        for source, keys in changed.items()
+        for key, (there, here) in keys.items()
+    ]
+    if lines:
+        more = f"\n  and {len(lines) - MOST_LINES} more keys" if len(lines) > MOST_LINES else ""
+        raise UsageError(
+            f"{folder.path} has a sweep with other settings:{''.join(lines[:MOST_LINES])}{more}\nRestore the values of "
+            "the folder to resume that sweep, or choose another --out for a new one"
+        )
 
 
 def reopened(folder: SweepFolder) -> Sweep:

@@ -16,7 +16,9 @@ def compare_command(
     ],
     split: Annotated[str, typer.Option("--split", metavar="S", help="validation or test")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="print the comparison as JSON")] = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="also write a page")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="also write a page, in new folders if need be")
+    ] = None,
     common: Annotated[
         bool, typer.Option("--common", help="compare on the rows that all runs have, if others were evaluated, too")
     ] = False,

@@ -15,6 +15,8 @@ from trainer.report.run_files import read_records
 from trainer.report.task_report import TaskReport, open_report
 from trainer.rundir import RunDir
 
+SPLITS = ("test", "validation")
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -46,6 +48,7 @@ def open_runs(paths: Sequence[Path], split: str, *, common: bool = False) -> lis
         raise UsageError(f"compare needs two runs or more, not {len(paths)}")
     for path in paths:
         RunDir(path).check()
+    _check_evaluated(paths, split)
     reports = [open_report(RunDir(path), split, with_records=False) for path in paths]
     _check_task(reports)
     ids = [{record["id"] for record in read_records(report.run, split)} for report in reports]
@@ -78,6 +81,24 @@ def _names(paths: Sequence[Path]) -> list[str]:
         for path in (path.resolve() for path in paths)
     ]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _check_evaluated(paths: Sequence[Path], split: str) -> None:
+    """Raise DataError if a run was not evaluated on the split: which, the commands, and a split that all have."""
+    lacking = [path for path in paths if not _evaluated(path, split)]
+    if not lacking:
+        return
+    other = next((one for one in SPLITS if all(_evaluated(path, one) for path in paths)), None)
+    instead = f"\nAll were evaluated on {other}: compare with --split {other}" if other else ""
+    commands = "".join(f"\n  rankzero evaluate {path} --split {split}" for path in dict.fromkeys(lacking))
+    raise DataError(
+        f"not evaluated on {split}, so there are no rows to compare: {', '.join(map(str, lacking))}. Evaluate first:"
+        f"{commands}{instead}"
+    )
+
+
+def _evaluated(path: Path, split: str) -> bool:
+    return (RunDir(path).evaluation(split) / "predictions.jsonl").is_file()
 
 
 def _check_task(reports: Sequence[TaskReport]) -> None:

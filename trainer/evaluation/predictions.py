@@ -20,7 +20,7 @@ from trainer.data.roles import encodable
 from trainer.errors import DataError, NumericsError
 from trainer.evaluation.order import corpus_order, repeated
 from trainer.evaluation.record_store import RecordStore
-from trainer.files import replacing
+from trainer.files import make_parents, replacing
 
 Record = dict[str, Any]
 REQUIRED = ("id", "input", "target", "prediction", "loss")
@@ -71,7 +71,7 @@ def write_predictions(path: Path | str, records: Iterable[Mapping[str, Any]]) ->
         CheckpointError: the disk is full or the folder not writable; an older file is left as it was.
     """
     path, found = Path(path), ordered(records)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(path)
     with replacing(path) as file:
         for record in found:
             file.write(_line(record).encode())

@@ -54,9 +54,13 @@ def read_gate(folder: Path) -> dict[str, Any] | None:
     return gate
 
 
-def problems(folder: Path) -> list[str]:
-    """Return how an artifact differs from its gate.json; empty for a complete artifact that passed its gate."""
-    gate = read_gate(folder)
+def problems(folder: Path, gate: dict[str, Any] | None = None) -> list[str]:
+    """Return how an artifact differs from its gate.json; empty for a complete artifact that passed its gate.
+
+    Args:
+        gate: the gate.json if it was read before.
+    """
+    gate = gate or read_gate(folder)
     if gate is None:
         return [f"{folder / 'gate.json'} is missing"]
     if not gate["passed"]:

@@ -13,6 +13,7 @@ from trainer.engine.trained_run import TrainedRun
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.export.artifact_integrity import read_gate
 from trainer.export.program import load
+from trainer.export.stage import impossible
 from trainer.export.weights import TYPES, read_weights
 from trainer.recipe_loading import Recipe
 from trainer.rundir import RunDir
@@ -28,15 +29,9 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator
         CheckpointError: a file of it is damaged or missing.
     """
     folder: Path = run.export / name
-    if name not in KINDS:
-        raise UsageError(f"--backend {name} is unknown; allowed: torch, {', '.join(KINDS)}")
-    gate = read_gate(folder)
-    if gate is None and (reason := run.reasons().get(name)):
-        raise UsageError(f"--backend {name}: not possible ({reason}); allowed: torch, {', '.join(TYPES)}")
+    gate = read_gate(folder) if name in KINDS else None
     if gate is None:
-        wanted = getattr(Recipe.load(run.recipe).export, name) is True
-        command = f"rankzero export {run.path}" + ("" if wanted else f" export.{name}=true")
-        raise UsageError(f"--backend {name}: {run.path} has no {name} artifact yet; make it with `{command}`")
+        raise _no_artifact(run, name)
     if not gate["passed"]:
         why = ", ".join(gate["failed"])
         raise UsageError(f"--backend {name}: the artifact failed its gate ({why}; see {folder / 'gate.json'})")
@@ -49,6 +44,20 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator
     except Exception as error:  # onnxruntime, safetensors and tokenizers have their own types
         again = f"make it again with `rankzero export {run.path}`"
         raise CheckpointError(f"{folder} cannot be read ({error}); {again}") from error
+
+
+def _no_artifact(run: RunDir, name: str) -> UsageError:
+    """Return the error about an artifact that a run does not have: the command that makes it, or why none can."""
+    task = TrainedRun.task_of(run, Recipe)
+    reasons = impossible(task, run)
+    allowed = f"allowed: torch, {', '.join(kind for kind in KINDS if kind not in reasons)}"
+    if name not in KINDS:
+        return UsageError(f"--backend {name} is unknown; {allowed}")
+    if name in reasons:
+        return UsageError(f"--backend {name}: not possible ({reasons[name]}); {allowed}")
+    wanted = getattr(task.recipe.export, name) is True
+    command = f"rankzero export {run.path}" + ("" if wanted else f" export.{name}=true")
+    return UsageError(f"--backend {name}: {run.path} has no {name} artifact yet; make it with `{command}`")
 
 
 def _answer_rows(

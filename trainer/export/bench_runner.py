@@ -149,7 +149,7 @@ def _cell(candidate: str, batch: int, rounds: dict[str, list[Figures]]) -> Figur
         "tokens_per_second": sum(answer["tokens"] for answer in answers) / sum(seconds),
         "peak_bytes": answers[-1]["peak_bytes"],
     }
-    for name in ("tutorial", "torch"):
+    for name in ("baseline", "torch"):
         reference = rounds.get(f"{name}-cuda" if candidate.endswith("-cuda") else name)
         if reference is not None:
             ratios = [sum(a["seconds"]) / sum(b["seconds"]) for a, b in zip(reference, answers, strict=True)]

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def weights(run: Path, candidate: str) -> Opened:
-    """Return the answers, encoding and tokenizer of a candidate: tutorial, torch, bf16, compiled, or -cuda on a GPU."""
+    """Return the answers, encoding and tokenizer of a candidate: baseline, torch, bf16, compiled, or -cuda on a GPU."""
     trained = TrainedRun.open(RunDir(run), Recipe)
     recipe, task, model = trained.recipe, trained.task, trained.model
-    if candidate.startswith("tutorial"):
+    if candidate.startswith("baseline"):
         data = recipe.data.model_copy(update={"pad_multiple": recipe.data.max_length})
         settings: Any = recipe.model
         recipe = recipe.model_copy(update={"data": data, "model": settings.model_copy(update={"attention": "auto"})})

@@ -1,10 +1,10 @@
 """`rankzero bench`: measure how fast each artifact answers on this machine, and recommend one for each batch size.
 
-The texts are inputs of an evaluated split. Every speed is compared with the tutorial's way: eager fp32, every text
-padded to data.max_length.
+The texts are inputs of an evaluated split. Every speed is compared with the candidate "baseline": eager fp32,
+every text padded to data.max_length.
 
 export/benchmark.json: {"contestants": {name: {…}}, "courses": [{"batch", "beam", "contestants": {name: {"p50_ms", …,
-"times_tutorial": {"median", "low", "high"}}}}], "recommended": {"1": name or null, …}, "not_recommended": {"32": why},
+"times_baseline": {"median", "low", "high"}}}}], "recommended": {"1": name or null, …}, "not_recommended": {"32": why},
 "left_out": {what: why}, …}. A percentile of too few requests is null.
 """
 
@@ -42,7 +42,7 @@ from trainer.stages import file_facts, unchanged
 
 log = logging.getLogger("rankzero")
 
-FORMAT = 2  # 1 recommended from any number of rounds
+FORMAT = 3  # 1 recommended from any number of rounds, 2 named the baseline otherwise
 SECONDS, LEAST_SECONDS = 30.0, 5.0  # the default, and the least that is allowed
 WORTH_SECONDS = 12.0  # below it, little but the start of the processes is measured
 BATCHES = (1, 8, 32)
@@ -52,7 +52,7 @@ TEXTS = 512  # at most
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "ctranslate2", "tokenizers", "numpy")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")  # that speed up int8 and bf16
 WHAT = {
-    "tutorial": "PyTorch, eager, fp32, {}",
+    "baseline": "PyTorch, eager, fp32, {}",
     "torch": "PyTorch, eager, fp32, as `predict` does",
     "compiled": "the same in fp32, torch.compile",
     "int8-batch": "onnxruntime, int8, in batches (run.py --batch)",
@@ -188,12 +188,12 @@ def _candidates(run: RunDir, export: Any, compiled: bool) -> tuple[list[str], di
 
     "…-cuda" runs on a GPU, "int8-batch" in batches.
     """
-    names, left_out, impossible, recipe = ["tutorial", "torch"], {}, run.reasons(), Recipe.load(run.recipe)
+    names, left_out, impossible, recipe = ["baseline", "torch"], {}, run.reasons(), Recipe.load(run.recipe)
     if bf16_arithmetic() or (run.export / "bf16").is_dir():
         names.append("bf16")
     else:
         left_out["bf16"] = EMULATED
-    names += [f"{name}-cuda" for name in ("tutorial", "torch", "bf16")] * torch.cuda.is_available()
+    names += [f"{name}-cuda" for name in ("baseline", "torch", "bf16")] * torch.cuda.is_available()
     if compiled and export.compiles:
         names.append("compiled")
     elif compiled:
@@ -226,7 +226,7 @@ def _about(run: RunDir, export: Any, candidate: Candidate) -> Report:
     folder = run.export / kind
     files = [*(folder if folder.is_dir() else run.model).rglob("*")]
     about = {
-        "what": WHAT.get(name, WHAT[kind]).format(export.tutorial),
+        "what": WHAT.get(name, WHAT[kind]).format(export.baseline),
         "device": "cuda" if device == "cuda" else "cpu",
         "bytes": sum(p.stat().st_size for p in files if p.suffix in (*GRAPHS, ".safetensors")),
         "cold_start_seconds": round(candidate.answers[0]["cpu_seconds"], 2),

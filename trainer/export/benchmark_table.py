@@ -26,8 +26,9 @@ def show(report: Report, console: Console) -> None:
     )
     lines = [
         title,
-        _table(("batch", "", "p50 ms", "p95", "p99", "texts/s", "tokens/s", "× tutorial"), _speeds(report)),
+        _table(("batch", "", "p50 ms", "p95", "p99", "texts/s", "tokens/s", "× baseline"), _speeds(report)),
         _table(("", "cold start s", "peak MB", "files MB", "may be deployed"), map(_cost, costs, costs.values())),
+        *(f"× baseline: times as fast as {costs[name]['what']}" for name in ("baseline",) if name in costs),
         *(f"batch {batch}: deploy {n} ({costs[n]['what']})" for batch, n in report["recommended"].items() if n),
         *(f"batch {batch}: nothing is recommended: {why}" for batch, why in report["not_recommended"].items()),
         *(f"left out: {what}: {why}" for what, why in report["left_out"].items()),
@@ -58,7 +59,7 @@ def _speeds(report: Report) -> Iterator[Sequence[str]]:
             title = ""
         for name, cell in course["contestants"].items():
             times = ("-" if cell[f"p{p}_ms"] is None else f"{cell[f'p{p}_ms']:,.1f}" for p in (50, 95, 99))
-            spread = cell.get("times_tutorial")
+            spread = cell.get("times_baseline")
             ratio = f"{spread['median']:.2f} ({spread['low']:.2f} - {spread['high']:.2f})" if spread else ""
             yield title, name, *times, f"{cell['rows_per_second']:,.1f}", f"{cell['tokens_per_second']:,.0f}", ratio
             title = ""

@@ -95,7 +95,10 @@ def export_run(run: RunDir, overrides: Sequence[str] = (), progress: Progress | 
 
 
 def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
-    """Return the artifacts to make. Log those that are not possible, and write them to left_out.json."""
+    """Return the artifacts to make. Log those that are not possible.
+
+    left_out.json has those that the run's own recipe asks for: an override of one export is not part of the run.
+    """
     config = task.recipe.export
     reason = why_not(task, run) if config.graphs and has_model else None
     names = config.wanted(graphs=reason is None)
@@ -105,13 +108,14 @@ def _wanted(run: RunDir, task: Task, *, has_model: bool) -> list[str]:
     if "bf16" in names and config.bf16 is None and (why := _why_no_bf16(task)):
         names.remove("bf16")
         log.info("bf16: left out, since %s; export.bf16=true makes it nevertheless", why)
-    if not reasons:
+    own = Recipe.load(run.recipe).export
+    if kept := {name: why for name, why in reasons.items() if getattr(own, name)}:
+        run.export.mkdir(parents=True, exist_ok=True)
+        write_json(run.left_out, kept)
+    else:
         run.left_out.unlink(missing_ok=True)
-        return names
     for why in dict.fromkeys(reasons.values()):
         log.info("%s left out: %s", " and ".join(name for name, own in reasons.items() if own == why), why)
-    run.export.mkdir(parents=True, exist_ok=True)
-    write_json(run.left_out, reasons)
     for name in reasons:  # an earlier version may have tried and failed
         if not (read_gate(run.export / name) or {"passed": True})["passed"]:
             shutil.rmtree(run.export / name)
@@ -130,6 +134,13 @@ def why_not(task: Task, run: RunDir) -> str | None:
     config = config.get("trunk", config)
     reason = family_of(config).export_problem(config)
     return None if reason is None else f"{config['model_type']}: {reason}"
+
+
+def impossible(task: Task, run: RunDir) -> dict[str, str]:
+    """Return by name why this run cannot have artifacts, as parts of sentences."""
+    graphs = why_not(task, run)
+    reasons = {name: (graphs if kind.graphs else None) or why_not_kind(kind, task, run) for name, kind in KINDS.items()}
+    return {name: why for name, why in reasons.items() if why is not None}
 
 
 def _why_no_bf16(task: Task) -> str | None:

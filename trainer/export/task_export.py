@@ -28,7 +28,7 @@ class TaskExport:
         program_name: "program" in settings.json.
         no_graphs: why there is no program, as a part of a sentence.
         beams: the beam sizes that `rankzero bench` measures. Empty: the task has no benchmark.
-        tutorial: the tutorial's way, with which `rankzero bench` compares.
+        baseline: how eager fp32 answers in the baseline with which `rankzero bench` compares.
         compiles: whether torch.compile can be measured.
         auto_class: the class of transformers that loads model/. Empty: none is known.
         pipeline: the pipeline of transformers whose scores by label are those of `predict`. Empty: there is none.
@@ -39,7 +39,7 @@ class TaskExport:
     program_name: ClassVar[str] = ""
     no_graphs: ClassVar[str] = "its task has no graph"
     beams: ClassVar[tuple[int, ...]] = ()
-    tutorial: ClassVar[str] = "every text padded to data.max_length"
+    baseline: ClassVar[str] = "every text padded to data.max_length"
     compiles: ClassVar[bool] = False
     auto_class: ClassVar[str] = ""
     pipeline: ClassVar[str] = ""

@@ -27,6 +27,7 @@ from trainer.init_recipe.choice import choose
 from trainer.init_recipe.encoding import guess_encoding
 from trainer.init_recipe.lengths import Lengths, measure
 from trainer.init_recipe.remarks import model_note, reading_notes, source_remarks
+from trainer.init_recipe.render import scalar
 from trainer.models.suggested import longest_input, rate_for
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides
@@ -62,7 +63,8 @@ class Draft:
         surveys: by split.
         share: of the training rows that is held out for validation; None if there are files.
         values: sections of the recipe.
-        notes: comments by dotted key.
+        notes: comments by dotted key. They stay true when the value is changed: what init found is in the past tense.
+        facts: what was found and follows for these rows, by dotted key, for the summary.
         remarks: sentences for the user.
         roles: role -> column; empty for parallel text files.
     """
@@ -76,6 +78,7 @@ class Draft:
     share: float | None = None
     values: Values = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
 
@@ -117,7 +120,7 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
     texts = [text for column in inputs for text in column.texts]
     if suggestion.markup and (share := sum(bool(MARKUP.search(text)) for text in texts) / max(1, len(texts))) > MARKED:
         read["cleaning"] = HTML
-        found.notes["data.cleaning"] = f"{share:.0%} of the texts have HTML tags or entities"
+        found.notes["data.cleaning"] = f"init found HTML tags or entities in {share:.0%} of the texts"
     _survey(found, read)
     _fill(found, path, read, name, given)
     apply_overrides(found.values, overrides)
@@ -243,24 +246,20 @@ def _data(found: Draft, read: Values, plan: steps.Steps, length: int) -> Values:
     if "validation" in surveys:
         splits["validation"] = files.validation or found.share
         if found.share:
-            notes["data.validation"] = f"share of train that is held out: {surveys['validation'].rows:,} rows"
+            notes["data.validation"] = "share of train that is held out; a file is possible, too"
     if "test" in surveys:
         splits["test"] = files.test
     bad = max(map(bad_share, surveys.values()))
     if bad:
         splits["on_bad_row"] = "skip"
-        notes["data.on_bad_row"] = f"{sum(one.bad.total() for one in surveys.values()):,} bad rows; fail: stop at one"
+        found_bad = sum(one.bad.total() for one in surveys.values())
+        notes["data.on_bad_row"] = f"skip: leaves bad rows out; fail: stops at the first. init found {found_bad:,}"
     if bad > 0.01:
         splits["max_bad_fraction"] = math.ceil(bad * 110) / 100
     notes["data.root"] = "folder of the files"
     notes["data.dataset"] = "of the Hub; train, validation and test are names of its splits"
-    notes["data.lanes"] = (
-        f"a step takes a micro-batch from each lane; at most {plan.data['lanes']} "
-        f"{'GPU' if plan.data['lanes'] == 1 else 'GPUs'}"
-    )
-    notes["data.rows_per_batch"] = (
-        f"with the lanes {plan.data['lanes'] * plan.data.get('rows_per_batch', 0)} rows a step"
-    )
+    notes["data.lanes"] = "a step takes a micro-batch from each lane; at most as many GPUs"
+    notes["data.rows_per_batch"] = "most rows of a micro-batch; times the lanes: rows of a step"
     notes["data.tokens_per_batch"] = "most padded tokens of a micro-batch"
     pad = {} if found.lengths.quantile(0.5) >= 64 else {"pad_multiple": 4}
     return {**files.place, **splits, **read, **plan.data, "max_length": length, **pad}
@@ -270,26 +269,25 @@ def _optim(found: Draft, plan: steps.Steps, model: str | None) -> Values:
     suggestion = found.suggestion
     if model:
         rate, why = rate_for(model, plan.total)
-        found.notes["optim.lr"] = f"{why}; half and twice are worth a try"
+        found.notes["optim.lr"] = f"init chose {scalar(rate)} ({why}); try half and twice"
     else:
         rate = 1e-3 if suggestion.packed or suggestion.model.get("d_model", 0) > 256 else 2e-3
-        found.notes["optim.lr"] = "for random weights"
-    found.notes["optim.warmup_ratio"] = (
-        f"{math.ceil(plan.warmup_ratio * plan.total):,} steps, then to 0 by the schedule"
-    )
+        found.notes["optim.lr"] = f"init chose {scalar(rate)} for random weights"
+    found.notes["optim.warmup_ratio"] = "share of the steps in which lr rises, before the schedule"
     own = {"name": "adamw", "lr": rate, "schedule": "linear", "warmup_ratio": plan.warmup_ratio}
     decay = {"weight_decay": 0.01} if model else {}
     return {**own, **decay, **suggestion.optim}
 
 
 def _loop(found: Draft, plan: steps.Steps) -> Values:
-    found.notes["loop.epochs"] = f"about {plan.total:,} steps, {plan.per_epoch:,} an epoch"
+    found.facts["loop.epochs"] = f"about {plan.total:,} steps, {plan.per_epoch:,} an epoch"
+    found.notes["loop.epochs"] = "passes over the training rows"
     found.notes.setdefault("loop.early_stopping", "selects the checkpoint; patience: 3 would stop the training early")
     every = plan.eval_every
     loop: Values = {"epochs": plan.epochs, "eval_every": every, "save_every": every, "log_every": plan.log_every}
     if plan.data["lanes"] > 1:
         loop["fuse_lanes"] = "auto"
-        found.notes["loop.fuse_lanes"] = "as many lanes in a forward as a GPU has memory for; 1 on a CPU"
+        found.notes["loop.fuse_lanes"] = "auto: as many lanes in a forward as a GPU has memory for; 1 on a CPU"
     if "validation" in found.surveys:
         loop["early_stopping"] = {"metric": found.suggestion.metric}
     return loop
@@ -297,9 +295,15 @@ def _loop(found: Draft, plan: steps.Steps) -> Values:
 
 def _note_lengths(found: Draft, length: int, plan: steps.Steps) -> None:
     lengths = found.lengths
+    if found.suggestion.packed:
+        found.facts["data.max_length"] = found.notes["data.max_length"] = "texts are packed into sequences of it"
+        return
     about = "" if lengths.measured else "about "
-    sizes = f"tokens of a row: median {about}{lengths.quantile(0.5)}, 98% {lengths.quantile(0.98)}"
-    cut = lengths.cut(length)
-    longer = "are longer, and read in windows" if found.suggestion.windows else "are cut"
-    end = f"; {cut:.1%} {longer}" if cut and not found.suggestion.packed else f", longest {lengths.sorted[-1]}"
-    found.notes["data.max_length"] = "texts are packed into sequences of it" if found.suggestion.packed else sizes + end
+    sizes = f"median {about}{lengths.quantile(0.5)}, 98% {lengths.quantile(0.98)}"
+    cut, longest = lengths.cut(length), f", longest {lengths.sorted[-1]}"
+    longer = "read in windows" if found.suggestion.windows else "cut"
+    which = "are longer, and" if found.suggestion.windows else "are"
+    end = f"; {cut:.1%} {which} {longer}" if cut else longest
+    found.facts["data.max_length"] = f"tokens of a row: {sizes}{end}"
+    above = f", {cut:.1%} above {length}" if cut else longest
+    found.notes["data.max_length"] = f"longer rows are {longer}; init found tokens: {sizes}{above}"

@@ -63,8 +63,8 @@ def init_command(
         found, target = ask(found, target, lambda chosen, words: draft(path, chosen, [*(overrides or []), *words]))
     if target.exists() and not force:
         raise UsageError(f"init: {target} exists; --force overwrites it, or -o names another file")
-    head = [f"{found.values['name']}: {found.suggestion.why}", "", f"  rankzero train {target}", ""]
-    head.append(f"Written by `rankzero init {redacted(path)}`. Every key: `rankzero recipes --schema`.")
+    head = [f"Written by `rankzero init {redacted(path)}`, which found: {found.suggestion.why}."]
+    head += ["", f"  rankzero train {target}", "", "Every key: `rankzero recipes --schema`."]
     text = render(found.values, found.notes, head)
     check_recipe(Recipe.parse(copy.deepcopy(found.values), where=f"init: {target}"))
     if found is not shown:
@@ -96,8 +96,8 @@ def summary(found: Draft, path: str, output: Path | None = None) -> Iterator[str
         yield f"            possible as well: --task {', --task '.join(found.others)}"
     model, loop, optim = found.values["model"], found.values["loop"], found.values["optim"]
     yield f"model:      {model.get('name') or 'random weights'}, learning rate {scalar(optim['lr'])}"
-    yield f"steps:      {loop['epochs']} epochs, {found.notes['loop.epochs']}"
-    yield f"length:     {data['max_length']} tokens; {found.notes['data.max_length']}"
+    yield f"steps:      {loop['epochs']} epochs, {found.facts['loop.epochs']}"
+    yield f"length:     {data['max_length']} tokens; {found.facts['data.max_length']}"
     yield from (f"note:       {remark}" for remark in found.remarks)
     place = f"-o {output} " if output else ""
     yield f"to change:  rankzero init {redacted(path)} {place}--force {_changes(found)}"

@@ -32,8 +32,8 @@ def ask(found: Draft, target: Path, redraft: Callable[[str | None, Sequence[str]
     found = redraft(kind, words) if words else found
     for key, question in (
         ("model.name", "Pretrained model (folder or Hub id)"),
-        ("data.max_length", f"Most tokens of a text ({found.notes['data.max_length']})"),
-        ("loop.epochs", f"Epochs ({found.notes['loop.epochs']})"),
+        ("data.max_length", f"Most tokens of a text ({found.facts['data.max_length']})"),
+        ("loop.epochs", f"Epochs ({found.facts['loop.epochs']})"),
     ):
         section, name = key.split(".")
         guess = found.values[section].get(name)

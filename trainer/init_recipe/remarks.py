@@ -25,11 +25,11 @@ def model_note(found: Draft, model: str | None) -> str:
     if unknown_share(model, languages) > MOST_UNKNOWN:
         known, better = LANGUAGES[model]
         only = " and ".join(NAMES[code] for code in known)
-        return f"the texts are {in_words(languages)}; this model was pretrained on {only}. For others: {better}"
+        return f"the texts are {in_words(languages)}; {model} was pretrained on {only}. For others: {better}"
     if found.lengths.unknown > FEW_UNKNOWN:
         return f"{found.lengths.unknown:.0%} of the tokens are unknown to {model}; for other languages: {MULTILINGUAL}"
     if model == MULTILINGUAL == found.suggestion.pretrained:
-        return f"for many languages, because the texts are {in_words(languages)}"
+        return f"init chose {model} for many languages, because the texts are {in_words(languages)}"
     return ""
 
 
@@ -40,10 +40,12 @@ def reading_notes(found: Draft, data: DataConfig, given: Mapping[str, Any]) -> d
     if data.encoding is not None and "encoding" not in mine:
         word = next((word for text in texts for word in text.split() if not word.isascii()), "")
         notes["data.encoding"] = (
-            f"a guess, as the file is not UTF-8; it reads {word[:30]!r}. Set another one if this is wrong"
+            f"init guessed {data.encoding}, as the file is not UTF-8: it reads {word[:30]!r}. Set another if need be"
         )
     if not found.table.header and "header" not in mine:
-        notes["data.header"] = "the first line looks like a row; true: it has the names of the columns"
+        notes["data.header"] = (
+            "init read the first line as a row, as it looks like one; true: it has the names of the columns"
+        )
     return notes
 
 

@@ -65,13 +65,13 @@ def uploads(run: RunDir, repo: str, *, with_rows: bool = False) -> list[Upload]:
     run.check()
     check_repo(repo)
     check_finished(run)
-    folders = check_gates(run)
+    gates = check_gates(run)
     card = hub_card(run, repo).encode()
     check_card(card.decode())
     report = open_report(run, SPLITS[0], with_records=False)
     found = [Upload("README.md", card), Upload("recipe.yaml", report.recipe_text.encode())]
-    for folder in folders:
-        found += _artifact(run, folder, with_rows)
+    for folder, gate in gates.items():
+        found += _artifact(run, folder, gate, with_rows)
     benchmark = run.export / "benchmark.json"
     found += [Upload("export/benchmark.json", benchmark)] if benchmark.is_file() else []
     for folder in sorted(run.path.glob("evaluation/*/")):
@@ -110,35 +110,34 @@ def check_finished(run: RunDir) -> None:
     )
 
 
-def check_gates(run: RunDir) -> list[Path]:
-    """Return the folders whose gates have passed: model/, adapter/, and the artifacts.
+def check_gates(run: RunDir) -> dict[Path, dict[str, Any]]:
+    """Return the folders whose gates have passed, with gate.json: model/, adapter/, and the artifacts.
 
     Raises:
         GateError: model/ has no gate, a gate has failed, or files or weights are not those that passed.
     """
-    others = [run.adapter, *sorted(run.export.glob("[!.]*/"))]
-    folders = [run.model, *(folder for folder in others if (folder / "gate.json").is_file())]
-    if not (run.model / "gate.json").is_file():
+    folders = [run.model, run.adapter, *sorted(run.export.glob("[!.]*/"))]
+    gates = {folder: gate for folder in folders if (gate := read_gate(folder)) is not None}
+    if run.model not in gates:
         raise GateError(
             f"{run.model} has passed no gate, so nothing is uploaded; `rankzero export {run.path} export.model=true` "
             "checks it"
         )
-    if found := [problem for folder in folders for problem in problems(folder)]:
+    if found := [problem for folder, gate in gates.items() for problem in problems(folder, gate)]:
         lines = "".join(f"\n  {line}" for line in found)
         raise GateError(
             f"{run.path} has artifacts that failed their gates, so nothing is uploaded:{lines}\n`rankzero export "
             f"{run.path}` makes them again, or remove their folders"
         )
-    files = (read_gate(run.model) or {})["files"]
+    files = gates[run.model]["files"]
     weights = {name: file_facts(run.model / name)["sha256"] for name in files if ".safetensors" in name}
-    for folder in folders:
-        made_from = (read_gate(folder) or {})["inputs"].get("model")
-        if folder != run.adapter and made_from != weights:
+    for folder, gate in gates.items():
+        if folder != run.adapter and gate["inputs"].get("model") != weights:
             raise GateError(
                 f"{folder} was not made from the weights in {run.model}, so nothing is uploaded; run `rankzero export "
                 f"{run.path}` again"
             )
-    return folders
+    return gates
 
 
 def check_card(text: str) -> None:
@@ -156,10 +155,9 @@ def check_card(text: str) -> None:
         raise DataError("README.md for the Hub: its model-index has no numbers")
 
 
-def _artifact(run: RunDir, folder: Path, with_rows: bool) -> Iterator[Upload]:
+def _artifact(run: RunDir, folder: Path, gate: dict[str, Any], with_rows: bool) -> Iterator[Upload]:
     """Yield the files that gate.json lists, and gate.json. Those of model/ are at the top of the repository."""
     prefix = "" if folder == run.model else f"{folder.relative_to(run.path).as_posix()}/"
-    gate: dict[str, Any] = read_gate(folder) or {}
     for name in sorted(gate["files"]):
         yield Upload(f"{prefix}{name}", folder / name)
     kept = {key: value for key, value in gate.items() if with_rows or key not in OF_ROWS}

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.files import write_atomically
+from trainer.files import make_parents, write_atomically
 from trainer.report.formats import FILTERS, without_surrogates
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -47,7 +47,7 @@ def write_page(path: Path, template: str, *folders: Path, script: str | None = N
     code = (TEMPLATES / script).read_text(encoding="utf-8") if script else ""
     own = {"style": Markup(style), "script": Markup(code), "policy": content_policy(style, code)}  # noqa: S704
     html = environment(*folders, html=True).get_template(template).render(own | context)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(path)
     write_atomically(path, without_surrogates(html))
     return path
 

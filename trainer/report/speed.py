@@ -11,7 +11,7 @@ from trainer.report.figures import DOTTED, FIRST, SECOND, draw, inline
 from trainer.report.task_report import Section, TaskReport
 from trainer.rundir import RunDir
 
-FORMAT = 2
+FORMAT = 3
 Benchmark = dict[str, Any]
 
 
@@ -58,7 +58,7 @@ def _figure(benchmark: Benchmark, courses: Sequence[Benchmark]) -> str:
                 ax.hlines(names.index(name), spread["low"], spread["high"], color=color, linewidth=1.4)
                 ax.plot([spread["median"]], [names.index(name)], color=color, marker="o", markersize=5.5)
             ax.axvline(1, **DOTTED)
-            ax.set(title=f"batch {course['batch']}", xlabel="× tutorial")
+            ax.set(title=f"batch {course['batch']}", xlabel="× baseline")
             ax.set_xlim(left=0)
             ax.tick_params(length=0)
         panels[0].set_yticks(range(len(names)), names)
@@ -73,9 +73,9 @@ def _label(courses: Sequence[Benchmark]) -> str:
     for course in courses:
         medians = ", ".join(f"{name} {spread['median']:.2f}" for name, spread in _speedups(course).items())
         panels.append(f"batch {course['batch']}: {medians}")
-    return f"Times as fast as the tutorial's way. {'; '.join(panels)}"
+    return f"Times as fast as the baseline. {'; '.join(panels)}"
 
 
 def _speedups(course: Benchmark) -> dict[str, Any]:
     cells = course["contestants"].items()
-    return {name: cell["times_tutorial"] for name, cell in cells if "times_tutorial" in cell and "tutorial" not in name}
+    return {name: cell["times_baseline"] for name, cell in cells if "times_baseline" in cell and "baseline" not in name}

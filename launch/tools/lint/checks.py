@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from launch.tools.lint.columns import missing_columns
 from launch.tools.lint.positions import place_of, positions
 from launch.tools.lint.suspicious import suspicious
 from trainer import user_code
 from trainer.data.discovery import split_shards
-from trainer.errors import RankzeroError, UsageError
+from trainer.data.sources import SPLITS, Split
+from trainer.errors import DataError, RankzeroError, UsageError
 from trainer.hub_paths import check_model_files
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides, read_yaml
@@ -84,16 +87,71 @@ def _problems(values: dict[str, Any], overrides: Sequence[str], where: str) -> I
     try:
         values = apply_overrides(values, overrides)
         user_code.trust(values)
-        recipe = Recipe.parse(values, where=where)
     except UsageError as error:
         yield from _split(error)
         return
+    wrong = set[str]()
+    recipe = None
+    while recipe is None:
+        try:
+            recipe = Recipe.parse(copy.deepcopy(values), where=where)
+        except UsageError as error:
+            found = [problem for problem in _split(error) if not _follows(problem, wrong)]
+            yield from found
+            removed = [key for key, _, _ in found if _remove(values, key)]
+            if not removed:
+                return
+            wrong.update(*(_in_doubt(key, message) for key, message, _ in found))
+    yield from (problem for problem in _problems_of(recipe) if not _follows(problem, wrong))
+
+
+def _problems_of(recipe: BaseRecipe) -> Iterator[tuple[str, str, int]]:
+    """Yield the problems of a recipe whose keys and types are right."""
     try:
         check_recipe(recipe)
     except RankzeroError as error:
         yield from _split(error)
     yield from _missing_files(recipe)
     yield from ((key, message, 0) for key, message in _warnings(recipe))
+
+
+def _remove(values: Any, key: str) -> bool:
+    """Remove a key, so that the others can be checked. Return whether it was there."""
+    *path, last = key.split(".")
+    for part in path:
+        values = _item(values, part)
+    if isinstance(values, dict) and last in values:
+        del values[last]
+        return True
+    if isinstance(values, list) and last.isdecimal() and int(last) < len(values):
+        del values[int(last)]
+        return True
+    return False
+
+
+def _item(values: Any, part: str) -> Any:
+    if isinstance(values, dict):
+        return values.get(part)
+    return values[int(part)] if isinstance(values, list) and part.isdecimal() and int(part) < len(values) else None
+
+
+def _in_doubt(key: str, message: str) -> set[str]:
+    """Return a wrong key, and for an unknown one those that its message offers: their values are not known."""
+    if not message.startswith("unknown key"):
+        return {key}
+    section = key.rpartition(".")[0]
+    near = {f"{section}.{name}" if section else name for name in re.findall(r"did you mean '([\w.]+)'", message)}
+    return {key, *near, *re.findall(r"\b[a-z]\w*(?:\.[a-z]\w*)+", message)}
+
+
+def _follows(problem: tuple[str, str, int], wrong: set[str]) -> bool:
+    """Return whether a problem may follow from the removal of wrong keys: it is at one, or its message names one."""
+    key, message, _ = problem
+    if any(f"{key}.".startswith(f"{one}.") for one in wrong):
+        return True
+    inner = {one.removeprefix(f"{key}.") for one in wrong if one.startswith(f"{key}.")}  # as a section names its keys
+    names = inner | {one for one in wrong if "." in one}
+    return any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)
 
 
 def _split(error: RankzeroError, default: str = "") -> Iterator[tuple[str, str, int]]:
@@ -106,14 +164,14 @@ def _split(error: RankzeroError, default: str = "") -> Iterator[tuple[str, str, 
 def _missing_files(recipe: BaseRecipe) -> Iterator[tuple[str, str, int]]:
     """Yield what the files of this machine do not have. Nothing is fetched: other places are not looked at."""
     data = recipe.data
-    if data.mix:
-        for number, corpus in enumerate(data.mix):
-            yield from _missing_split(data.of_corpus(corpus), "train", f"data.mix.{number}.train")
-    else:
-        yield from _missing_split(data, "train", "data.train")
-    for split in ("validation", "test"):
-        if isinstance(getattr(data, split), str | list | dict):
-            yield from _missing_split(data, split, f"data.{split}")
+    for split in SPLITS:
+        parts = {f"data.{split}": data} if isinstance(getattr(data, split), str | list | dict) else {}
+        if split == "train" and data.mix:
+            parts = {f"data.mix.{number}.train": data.of_corpus(corpus) for number, corpus in enumerate(data.mix)}
+        missing = [problem for key, part in parts.items() for problem in _missing_split(part, split, key)]
+        yield from missing
+        if not missing and parts and all(map(_is_here, parts.values())):
+            yield from _missing_columns(recipe, split)
     weights = getattr(recipe.model, "weights", None)
     for key, name in dict.fromkeys([("model.name", weights), (recipe.tokenizer_key, recipe.tokenizer_name)]):
         if name and name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().exists():
@@ -123,9 +181,21 @@ def _missing_files(recipe: BaseRecipe) -> Iterator[tuple[str, str, int]]:
 
 
 def _missing_split(data: Any, split: Any, key: str) -> Iterator[tuple[str, str, int]]:
-    elsewhere = "://" in data.root and not data.root.startswith(("embedded://", "file://"))
-    if not elsewhere and (data.dataset is None or Path(data.root).is_dir()):
+    if _is_here(data):
         yield from _error_of(partial(split_shards, data, getattr(data, split), split), key)
+
+
+def _is_here(data: Any) -> bool:
+    """Return whether the files of a section are on this machine."""
+    elsewhere = "://" in data.root and not data.root.startswith(("embedded://", "file://"))
+    return not elsewhere and (data.dataset is None or Path(data.root).is_dir())
+
+
+def _missing_columns(recipe: BaseRecipe, split: Split) -> Iterator[tuple[str, str, int]]:
+    try:
+        yield from ((key, message, DataError.exit_code) for key, message in missing_columns(recipe, split))
+    except RankzeroError as error:
+        yield from _split(error, f"data.{split}")
 
 
 def _error_of(check: Any, key: str) -> Iterator[tuple[str, str, int]]:

@@ -39,6 +39,7 @@ def lint_command(
     else:
         for finding in found:
             print(finding)
-        print(f"{len(recipes)} recipes, {len(errors)} errors, {warnings} warnings")
+        counts = {"recipe": len(recipes), "error": len(errors), "warning": warnings}
+        print(", ".join(f"{count} {what}{'s' * (count != 1)}" for what, count in counts.items()))
     codes = {finding.code for finding in errors} | ({UsageError.exit_code} if strict and warnings else set())
     raise typer.Exit(min(codes, default=0))

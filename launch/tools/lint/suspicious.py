@@ -102,6 +102,9 @@ def _splits(recipe: Recipe) -> Warnings:
     if data.validation is None and "metric" in stopping.model_fields_set:
         yield "loop.early_stopping.metric", "has no effect: data.validation is null, so the last checkpoint is used"
     explicit = "splits" in recipe.evaluation.model_fields_set and "splits" not in _defaults(recipe)
+    if data.test is None and "test" in recipe.evaluation.splits and not explicit:
+        meant = "evaluation.splits: [validation] if that is meant"
+        yield "data.test", f"is null: the final scores are of the rows that select the checkpoint; {meant}"
     for split in recipe.evaluation.splits if explicit else ():
         if getattr(data, split) is None:
             yield "evaluation.splits", f"has {split}, but data.{split} is null"

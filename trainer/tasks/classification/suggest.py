@@ -43,7 +43,7 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
         metric=target.metric,
         pretrained=encoder_for(languages_in(table, texts)),
         long_rows={"truncation": "head_tail"},
-        notes={"task.truncation": "long texts keep their beginning and their end", **target.notes},
+        notes={"task.truncation": "head_tail: long texts keep their beginning and their end", **target.notes},
         remarks=target.remarks,
     )
 
@@ -75,7 +75,9 @@ def _single(table: Table, columns: Mapping[str, str]) -> Target | None:
     rare = min(counts.values()) < IMBALANCED * label.filled / len(counts)
     notes = {
         "task.labels": "value in the files: name of the class" if isinstance(labels, dict) else "the order of the ids",
-        "loop.early_stopping": "selects the checkpoint; macro F1, because classes differ much in size" if rare else "",
+        "loop.early_stopping": "selects the checkpoint; init chose macro F1, as classes differ much in size"
+        if rare
+        else "",
     }
     why = f"column {label.name!r} has {len(counts)} classes ({_shown(counts)})"
     return Target(
@@ -106,7 +108,7 @@ def _multi(table: Table, columns: Mapping[str, str]) -> Target | None:
         return None
     why = f"lists in column {label.name!r} have {len(label.labels)} labels ({_shown(label.labels)})"
     task = {"mode": "multi", "labels": _in_order(label)}
-    notes = {"task.labels": "the order of the ids", "task.mode": "any number of labels per row"}
+    notes = {"task.labels": "the order of the ids", "task.mode": "multi: any number of labels per row"}
     return Target("labels", label.name, 0.75, why, task, "f1_micro", notes)
 
 
@@ -126,7 +128,10 @@ def _joined(table: Table, columns: Mapping[str, str]) -> Target | None:
             if several >= 0.1 * column.filled and 2 <= len(parts) <= len(column.values):
                 why = f"column {column.name!r} has {len(parts)} labels ({_shown(dict(parts.most_common()))})"
                 task = {"mode": "multi", "labels": sorted(parts), "separator": mark}
-                notes = {"task.mode": "any number of labels per row", "task.separator": "between the labels of a row"}
+                notes = {
+                    "task.mode": "multi: any number of labels per row",
+                    "task.separator": "between the labels of a row",
+                }
                 return Target("labels", column.name, 0.85, why, task, "f1_micro", notes)
     return None
 
@@ -143,7 +148,7 @@ def _regression(table: Table, columns: Mapping[str, str]) -> Target | None:
     if column is None:
         return None
     why = f"column {column.name!r} has numbers, such as {', '.join(map(str, column.first[:3]))}"
-    notes = {"task.mode": "predicts the number"}
+    notes = {"task.mode": "regression: predicts a number"}
     remarks = (f"the number in column {column.name!r} is predicted; for classes: data.columns.label={column.name}",)
     return Target("value", column.name, 0.6, why, {"mode": "regression"}, "pearson", notes, remarks)
 

@@ -112,7 +112,7 @@ class CausalExport(LanguageModelExport):
     program: ClassVar[type[Artifact] | None] = Generator
     program_name = "generation"
     beams = (1,)
-    tutorial = "the library's attention"  # new tokens follow the text where padding would be
+    baseline = "the library's attention"  # new tokens follow the text where padding would be
     auto_class = "AutoModelForCausalLM"
 
     # -- the artifact --------------------------------------------------------------------------------------------------

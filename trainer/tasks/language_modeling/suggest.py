@@ -31,7 +31,7 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
         optim={"schedule": "cosine"},
         packed=True,
         notes={
-            "task.objective": "predict the next token; mlm: masked words, to pretrain an encoder",
-            "model.architecture": f"from random weights, because the Hub is not reachable; better: name: {GENERATOR}",
+            "task.objective": "causal: predict the next token; mlm: masked words, to pretrain an encoder",
+            "model.architecture": f"init chose random weights, as the Hub was out of reach; better: {GENERATOR}",
         },
     )

@@ -56,7 +56,7 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
         notes={
             "task.prefix": "before every input; T5 knows the task by it",
             "loop.early_stopping": "selects the checkpoint; bleu and rougeL are possible, and need decoding",
-            "model.architecture": f"from random weights, as the Hub is not reachable; better: name: {TEXT_TO_TEXT}",
+            "model.architecture": f"init chose random weights, as the Hub was out of reach; better: {TEXT_TO_TEXT}",
             "evaluation.beam_size": "1 is faster",
         },
     )

@@ -46,7 +46,7 @@ def suggest(table: Table, columns: Mapping[str, str]) -> Suggestion | None:
             "task.src_language": "for reports",
             "task.trg_language": "decides how BLEU splits words: Chinese, Japanese and Korean have their own way",
             "tokenizer": "trained on both sides of the training rows; shared: false trains one on each",
-            "model.kind": f"random weights, sized for {table.rows:,} pairs; --task text_to_text fine-tunes T5",
+            "model.kind": f"init chose random weights for {table.rows:,} pairs; init --task text_to_text fine-tunes T5",
             "optim.averaging": "the model of the last evaluations, averaged",
             "evaluation.beam_size": "1 is faster",
         },
