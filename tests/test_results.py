@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from result_checks import GROUPS, LINK, PAGE, RESULTS, problems, quality, sections
+from result_checks import GROUPS, LINK, PAGE, RESULTS, ROOT, problems, quality, sections
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
@@ -33,3 +36,28 @@ def test_a_row_of_a_recipe_has_a_file_or_says_that_it_has_none() -> None:
     for row in sections()["Quality"]:
         if row.startswith("| `"):
             assert LINK.search(row) or row.endswith("| no JSON |"), row
+
+
+def test_the_list_of_benchmarks_is_complete() -> None:
+    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if f"benchmarks.{path.stem} " in usage(path)}
+    programs |= {path.parent.name for path in (ROOT / "benchmarks").glob("*/__main__.py")} | {"gpu", "plan_memory"}
+    assert len(programs) > 20
+    assert [name for name in sorted(programs) if not re.search(rf"^\| `python .*\b{name}\b.*` \|", text, re.M)] == []
+
+
+def usage(path: Path) -> str:
+    """Return the docstring of a benchmark, unless another program runs it."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return "" if "Run by " in text else f"{text} "
+
+
+def test_a_figure_in_a_shipped_recipe_is_that_of_its_row() -> None:
+    rows = {row.split("`")[1]: row for row in sections()["Quality"] if row.startswith("| `") and "from `" not in row}
+    compared = 0
+    for path in sorted((ROOT / "trainer/recipe/shipped").glob("*.yaml")):
+        comment = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+        if path.stem in rows and (figure := re.search(r"\b\d\d\.\d(?=%| BLEU| on )", comment)):
+            assert f" {figure.group()} (" in rows[path.stem], path.name
+            compared += 1
+    assert compared >= 8
