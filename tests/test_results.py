@@ -27,9 +27,14 @@ def test_a_wrong_figure_is_found() -> None:
     assert list(problems(("Quality", "`no-recipe`", []), rows))
 
 
-def test_every_file_is_on_the_page_and_the_page_names_no_other() -> None:
-    named = set(LINK.findall(PAGE))
-    assert named == {path.name for path in RESULTS.glob("*.json")}
+def test_every_file_is_on_a_page_and_the_results_name_no_other() -> None:
+    files = {path.name for path in RESULTS.glob("*.json")}
+    assert set(LINK.findall(PAGE)) - files == set()
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"]
+    linked = {
+        name for page in pages for name in re.findall(r"results/([\w.-]+\.json)\)", page.read_text(encoding="utf-8"))
+    }
+    assert files - linked == set()
 
 
 def test_a_row_of_a_recipe_has_a_file_or_says_that_it_has_none() -> None:
