@@ -121,7 +121,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe as resolved, all defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 R = TypeVar("R", bound=Recipe)
@@ -137,8 +137,38 @@ def recipe_class(tasks: Sequence[type[Section]], models: Sequence[type[Section]]
     return create_model("Recipe", __base__=Recipe, task=narrowed(tasks), model=narrowed(models))
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML that reads back as the same values: a line end of Unicode within single quotes would become a space."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if _LINE_ENDS.search(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+_Dumper.add_representer(str, _Dumper.represent_str)
+_TAG, _MOST_DIGITS = "tag:yaml.org,2002:", 4000  # of a whole number; Python refuses more than 4,300
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with fewer surprises: 1e-4 is a number, 12:30:00 and yes are texts, and a duplicate key is an error."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        self._check_tag(node)
+        return super().construct_object(node, deep)
+
+    def _check_tag(self, node: yaml.Node) -> None:
+        """Refuse a value that does not have the form of its tag, such as `!!int x`, on which SafeLoader fails."""
+        kind, wrong = node.tag.removeprefix(_TAG), False
+        if isinstance(node, yaml.ScalarNode):
+            found = self.resolve(yaml.ScalarNode, node.value, (True, False)).removeprefix(_TAG)
+            wrong = kind in ("map", "seq") or (kind in _SCALARS and found not in _SCALARS[kind])
+            wrong = wrong or (kind == "int" and len(node.value) > _MOST_DIGITS)
+        else:
+            wrong = kind in _SCALARS or kind == ("seq" if isinstance(node, yaml.MappingNode) else "map")
+        if wrong:
+            text = f"a value that is no {kind}, or has more than {_MOST_DIGITS:,} digits"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -152,6 +182,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_SCALARS = {"null": ("null",), "bool": ("bool",), "int": ("int",), "float": ("float", "int")}  # tag -> forms
+_KNOWN = {None, *(f"{_TAG}{kind}" for kind in (*_SCALARS, "str", "map", "seq"))}  # no dates, sets or bytes
+_Loader.yaml_constructors = {tag: of for tag, of in yaml.SafeLoader.yaml_constructors.items() if tag in _KNOWN}
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -1,0 +1,148 @@
+"""The chunks of a campaign, each in a process that this one watches, and their table."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fuzz.chunks import CURRENT, SHRINK_SECONDS, Result, replay, run_chunk
+from benchmarks.fuzz.guard import WAIT_SECONDS
+from benchmarks.fuzz.kinds import KINDS
+
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RANKZERO_CACHE_GB": "0",
+               "MPLBACKEND": "agg"}  # fmt: skip
+
+
+def play(options: argparse.Namespace) -> int:
+    """Run all chunks. Print the failures and the table, and return the exit code."""
+    chosen = options.only or list(KINDS)
+    if unknown := [kind for kind in chosen if kind not in KINDS]:
+        raise SystemExit(f"--only {unknown[0]}: allowed: {', '.join(KINDS)}")
+    results: dict[str, Result] = {}
+    for kind, number, most in _chunks(chosen, options.cases, options.seed):
+        ended = _watched(kind, number, most, options.folder)
+        _add(results.setdefault(kind, Result(kind)), ended)
+        for what, (case, trace) in ended.failures.items():
+            print(f"FAILED {kind} (seed {options.seed}): {what}\n  saved as {_save(options.folder, kind, what, case)}\n  {case[:600]}")
+            print("    " + "\n    ".join(trace.splitlines()[-8:]), flush=True)
+    return _report(options, results)
+
+
+def play_again(options: argparse.Namespace) -> int:
+    """Run a saved input, with its traceback."""
+    kind, _, case = options.replay.read_text().partition("\n")
+    with tempfile.TemporaryDirectory() as place:
+        _set_up(Path(place))
+        problem = replay(kind, case, Path(place))
+    print(problem or "held")
+    return int(bool(problem))
+
+
+def _chunks(chosen: list[str], cases: int, seed: int) -> Iterator[tuple[str, int, int]]:
+    """Yield kind, number and size of each chunk. The shares of the kinds add up to all cases."""
+    total, done, before = sum(KINDS[kind].share for kind in chosen), 0, 0
+    for kind in chosen:
+        done += KINDS[kind].share
+        until = cases * done // total
+        for part, at in enumerate(range(before, until, KINDS[kind].chunk)):
+            digest = hashlib.blake2b(f"{seed} {kind} {part}".encode(), digest_size=6).digest()
+            yield kind, int.from_bytes(digest, "big"), min(KINDS[kind].chunk, until - at)
+        before = until
+
+
+def _watched(kind: str, number: int, most: int, folder: Path) -> Result:
+    """Run a chunk in a process. A process that hangs or dies fails at the case that it had begun."""
+    place = Path(tempfile.mkdtemp(prefix="fuzz-", dir=folder))
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(kind, number, most, place, there))
+    process.start()
+    there.close()
+    try:
+        while not here.poll(1.0):
+            if not process.is_alive() and not here.poll(0):
+                return _ended_early(kind, place, f"its process died with code {process.exitcode}", here)
+            if _silent_for(place) > WAIT_SECONDS + SHRINK_SECONDS:
+                process.kill()
+                return _ended_early(kind, place, f"it took more than {WAIT_SECONDS + SHRINK_SECONDS:g} s", here)
+        try:
+            return here.recv()  # type: ignore[no-any-return]
+        except EOFError:
+            process.join()
+            return _ended_early(kind, place, f"its process died with code {process.exitcode}", here)
+    finally:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        here.close()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _silent_for(place: Path) -> float:
+    try:
+        return time.time() - (place / CURRENT).stat().st_mtime
+    except FileNotFoundError:
+        return time.time() - place.stat().st_mtime - 120  # it imports
+
+
+def _ended_early(kind: str, place: Path, what: str, pipe: Any) -> Result:
+    path = place / CURRENT
+    return Result(kind, cases=1, failures={what: (path.read_text() if path.exists() else "None", "")})
+
+
+def _work(kind: str, number: int, most: int, place: Path, pipe: Any) -> None:
+    _set_up(place)
+    pipe.send(run_chunk(kind, number, most, place))
+    pipe.close()
+
+
+def _set_up(place: Path) -> None:
+    """Give this process a home and a temporary folder of its own, in which it may write."""
+    for name in ("home", "tmp"):
+        (place / name).mkdir()
+    os.environ.update(ENVIRONMENT, HOME=str(place / "home"), TMPDIR=str(place / "tmp"))
+    tempfile.tempdir = None
+    sys.dont_write_bytecode = True
+    os.chdir(place)
+
+
+def _add(total: Result, ended: Result) -> None:
+    total.cases += ended.cases
+    total.read += ended.read
+    total.refused += ended.refused
+    total.slowest = max(total.slowest, ended.slowest)
+    total.memory = max(total.memory, ended.memory)
+    for what, failure in ended.failures.items():
+        if what not in total.failures or len(failure[0]) < len(total.failures[what][0]):
+            total.failures[what] = failure
+
+
+def _save(folder: Path, kind: str, what: str, case: str) -> Path:
+    path = folder / f"{kind}-{hashlib.blake2b(what.encode(), digest_size=4).hexdigest()}.txt"
+    path.write_text(f"{kind}\n{case}\n")
+    return path
+
+
+def _report(options: argparse.Namespace, results: dict[str, Result]) -> int:
+    print(f"\n{'kind':14s}{'cases':>8s}{'read':>8s}{'refused':>9s}{'failures':>10s}{'slowest':>10s}{'memory':>10s}")
+    for kind, one in results.items():
+        numbers = f"{one.cases:8,}{one.read:8,}{one.refused:9,}{len(one.failures):10,}"
+        print(f"{kind:14s}{numbers}{one.slowest:8.2f} s{one.memory / 1e6:7.0f} MB")
+    cases, failures = sum(one.cases for one in results.values()), sum(len(one.failures) for one in results.values())
+    if options.json:
+        table = {kind: {**vars(one), "failures": {what: case for what, (case, _) in one.failures.items()}} for kind, one in results.items()}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"seed": options.seed, "cases": cases, "failures": failures, "table": table}, indent=1) + "\n")
+    print(f"{cases:,} cases (seed {options.seed}), {failures} kinds of failures" if failures else f"all {cases:,} cases held (seed {options.seed})")
+    return int(bool(failures) or cases < options.cases)
