@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fuzz import coverage
 from benchmarks.fuzz.chunks import CURRENT, SHRINK_SECONDS, Result, replay, run_chunk
 from benchmarks.fuzz.guard import WAIT_SECONDS
 from benchmarks.fuzz.kinds import KINDS
+from benchmarks.fuzz.runs import BASE, train_base
 
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RANKZERO_CACHE_GB": "0",
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+"RANKZERO_CACHE_GB": "0",
                "MPLBACKEND": "agg"}  # fmt: skip
 
 
@@ -28,19 +31,38 @@ def play(options: argparse.Namespace) -> int:
     chosen = options.only or list(KINDS)
     if unknown := [kind for kind in chosen if kind not in KINDS]:
         raise SystemExit(f"--only {unknown[0]}: allowed: {', '.join(KINDS)}")
+    os.environ.update(ENVIRONMENT)
+    if any(KINDS[kind].trained for kind in chosen):
+        os.environ[BASE] = str(train_base(options.folder))
     results: dict[str, Result] = {}
     for kind, number, most in _chunks(chosen, options.cases, options.seed):
         ended = _watched(kind, number, most, options.folder)
         _add(results.setdefault(kind, Result(kind)), ended)
         for what, (case, trace) in ended.failures.items():
-            print(f"FAILED {kind} (seed {options.seed}): {what}\n  saved as {_save(options.folder, kind, what, case)}\n  {case[:600]}")
+            saved = _save(options.folder, kind, what, case)
+            print(f"FAILED {kind} (seed {options.seed}): {what}\n  saved as {saved}\n  {case[:600]}")
             print("    " + "\n    ".join(trace.splitlines()[-8:]), flush=True)
-    return _report(options, results)
+    covered = {} if options.no_coverage or options.only else _cover(options)
+    return _report(options, results, covered)
+
+
+def _cover(options: argparse.Namespace) -> dict[str, tuple[int, str]]:
+    """Run the parsers under atheris, if it is installed."""
+    if not coverage.available():
+        print(coverage.MISSING)
+        return {}
+    covered = {parser: coverage.play(parser, options.seed, options.folder) for parser in coverage.SEEDS}
+    for parser, (_, problem) in covered.items():
+        if problem:
+            print(f"FAILED {parser} under atheris (seed {options.seed}):\n{problem}", flush=True)
+    return covered
 
 
 def play_again(options: argparse.Namespace) -> int:
     """Run a saved input, with its traceback."""
     kind, _, case = options.replay.read_text().partition("\n")
+    if KINDS[kind].trained:
+        os.environ[BASE] = str(train_base(options.folder))
     with tempfile.TemporaryDirectory() as place:
         _set_up(Path(place))
         problem = replay(kind, case, Path(place))
@@ -134,15 +156,26 @@ def _save(folder: Path, kind: str, what: str, case: str) -> Path:
     return path
 
 
-def _report(options: argparse.Namespace, results: dict[str, Result]) -> int:
+def _report(options: argparse.Namespace, results: dict[str, Result], covered: dict[str, tuple[int, str]]) -> int:
     print(f"\n{'kind':14s}{'cases':>8s}{'read':>8s}{'refused':>9s}{'failures':>10s}{'slowest':>10s}{'memory':>10s}")
     for kind, one in results.items():
         numbers = f"{one.cases:8,}{one.read:8,}{one.refused:9,}{len(one.failures):10,}"
         print(f"{kind:14s}{numbers}{one.slowest:8.2f} s{one.memory / 1e6:7.0f} MB")
-    cases, failures = sum(one.cases for one in results.values()), sum(len(one.failures) for one in results.values())
+    for parser, (runs, problem) in covered.items():
+        print(f"{parser:14s}{runs:8,} by coverage (atheris){'; failed' * bool(problem)}")
+    cases = sum(one.cases for one in results.values())
+    failures = sum(len(one.failures) for one in results.values()) + sum(
+        bool(problem) for _, problem in covered.values()
+    )
     if options.json:
-        table = {kind: {**vars(one), "failures": {what: case for what, (case, _) in one.failures.items()}} for kind, one in results.items()}
+        table = {
+            kind: {**vars(one), "failures": {what: case for what, (case, _) in one.failures.items()}}
+            for kind, one in results.items()
+        }
+        found = {"seed": options.seed, "cases": cases, "failures": failures, "table": table, "by_coverage": covered}
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"seed": options.seed, "cases": cases, "failures": failures, "table": table}, indent=1) + "\n")
-    print(f"{cases:,} cases (seed {options.seed}), {failures} kinds of failures" if failures else f"all {cases:,} cases held (seed {options.seed})")
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    more = f", {sum(runs for runs, _ in covered.values()):,} more inputs by coverage" if covered else ""
+    result = f"{failures} kinds of failures in {cases:,} cases" if failures else f"all {cases:,} cases held"
+    print(f"{result}{more} (seed {options.seed})")
     return int(bool(failures) or cases < options.cases)

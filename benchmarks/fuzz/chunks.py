@@ -1,4 +1,4 @@
-"""Chunks of cases in a process of their own: drawn by hypothesis, run under the guard, and made smaller if they fail."""
+"""Chunks of cases in a process of their own: drawn by hypothesis, run under the guard, made smaller if they fail."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Runner:
 
 
 def _where(error: BaseException) -> str:
-    """Return an error by its type and the last line of this project or of a library in it, the same for equal faults."""
+    """Return the type of an error and the last line of this project in it, the same for equal faults."""
     if isinstance(error, Broken):
         return re.sub(r"\d+", "N", str(error).partition(":")[0])[:100]
     frames = traceback.extract_tb(error.__traceback__)
@@ -136,7 +136,8 @@ def _where(error: BaseException) -> str:
 def _drawn(kind: Kind, number: int, most: int, call: Any, phases: Any = (Phase.generate,)) -> None:
     checks = list(HealthCheck)
     options = settings(
-        max_examples=most, database=None, deadline=None, phases=phases, suppress_health_check=checks, verbosity=Verbosity.quiet,
+        max_examples=most, database=None, deadline=None, phases=phases, suppress_health_check=checks,
+        verbosity=Verbosity.quiet,
         print_blob=False, report_multiple_bugs=False,
     )  # fmt: skip
     seed(number)(options(given(kind.strategy())(call)))()

@@ -79,12 +79,21 @@ def check(case: Sequence[Any], folder: Path) -> str:
 
 def _section(file: File, folder: Path) -> tuple[DataConfig, list[str]]:
     """Write the files. Return the section that reads them, and their names."""
-    names = [f"{n}{file.name}{file.compression}" if n else f"{file.name}{file.compression}" for n in range(len(file.content))]
+    names = [
+        f"{n}{file.name}{file.compression}" if n else f"{file.name}{file.compression}" for n in range(len(file.content))
+    ]
     for name, content in zip(names, file.content, strict=True):
         compressed = COMPRESS[file.compression](content)
         (folder / name).write_bytes(compressed[: len(compressed) - file.cut] if file.cut else compressed)
     train: Any = names[0] if len(names) == 1 else {"src": names[0], "trg": names[1]}
-    values = {"root": str(folder), "train": train, "lanes": 1, "on_bad_row": "skip", "max_bad_fraction": 0.999, **file.data}
+    values = {
+        "root": str(folder),
+        "train": train,
+        "lanes": 1,
+        "on_bad_row": "skip",
+        "max_bad_fraction": 0.999,
+        **file.data,
+    }
     return DataConfig.model_validate(values), names
 
 
@@ -131,8 +140,10 @@ def _compare(file: File, kind: str, source: Source, rows: list[Row]) -> None:
     if kind in ("parquet", "arrow"):
         expected: Any = references.table(kind, file.content[0])
         ours = [row and {key: value for key, value in row.items() if value is not UNREAD} for row in ours]
-        expected = expected and [{key: row[key] for key in own or ()} for row, own in zip(expected, ours, strict=False)] + (
-            expected[len(ours) :]
+        expected = (
+            expected
+            and [{key: row[key] for key in own or ()} for row, own in zip(expected, ours, strict=False)]
+            + (expected[len(ours) :])
         )
     elif form.encoding != "utf-8" or file.data.get("encoding"):
         return

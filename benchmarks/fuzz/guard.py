@@ -1,4 +1,4 @@
-"""What a case must not do: run longer than it may, take memory, run code, write outside of its folder, open a socket."""
+"""What a case must not do: run longer than it may, take memory, run code, write elsewhere, open a socket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Broken(AssertionError):
 
 
 class Stopped(BaseException):
-    """A case used more CPU time than it may. No `except Exception` of the product may take it for an error of a file."""
+    """A case used more CPU time than it may. No `except Exception` may take it for an error of a file."""
 
 
 class Guard:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import files, recipes, rows
+from benchmarks.fuzz import command_line, files, recipes, rows, runs
 
 
 def _nothing(place: Path) -> None:
@@ -48,4 +48,9 @@ KINDS: dict[str, Kind] = {
     "recipe": Kind(recipes.recipes, recipes.check_recipe_text, 12),
     "override": Kind(recipes.overrides, recipes.check_overrides, 8),
     "name": Kind(recipes.names, recipes.check_name, 6),
+    "status": Kind(lambda: runs.changes(runs.STATUS_FILES), runs.check_status, 8),
+    "run": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_run, 6, trained=True),
+    "report": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_report, 2, runs.load_torch, trained=True),
+    "model": Kind(lambda: runs.changes(runs.MODEL_FILES), runs.check_model, 5, runs.load_torch, trained=True),
+    "command": Kind(command_line.cases, command_line.check, 3, command_line.prepare, trained=True),
 }

@@ -29,52 +29,75 @@ ROWS = "".join(json.dumps({"text": f"a film {n}", "label": n % 2, "de": "ein", "
 BASES: tuple[dict[str, Any], ...] = (
     {
         "version": 1, "name": "fuzz", "seed": 1, "task": {"kind": "classification", "labels": ["0", "1"]},
-        "data": {"root": ".", "train": "rows.jsonl", "validation": 0.2, "test": None, "lanes": 2, "tokens_per_batch": 64,
+        "data": {"root": ".", "train": "rows.jsonl", "validation": 0.2, "test": None, "lanes": 2,
+        "tokens_per_batch": 64,
                  "max_length": 16, "columns": {}, "cleaning": ["fold_whitespace"], "mix": []},
         "tokenizer": {"train": {"kind": "wordpiece", "vocab_size": 90}},
         "model": {"kind": "encoder", "d_model": 16, "layers": 1, "heads": 2, "feed_forward": 16},
         "optim": {"name": "adamw", "lr": 0.001, "schedule": "constant", "warmup_steps": 0, "betas": [0.9, 0.999]},
         "loop": {"max_steps": 2, "eval_every": 1, "save_every": 1, "early_stopping": {"patience": 2}, "callbacks": []},
-        "evaluation": {"bootstrap": 5, "splits": ["validation"], "metrics": []}, "export": {"onnx": False, "int8": False},
+        "evaluation": {"bootstrap": 5, "splits": ["validation"], "metrics": []}, "export": {"onnx": False,
+        "int8": False},
         "track": [], "launch": {"setup": []},
     },
     {
         "name": "pairs", "task": {"kind": "translation"},
-        "data": {"root": "embedded://translation", "train": "train?rows=40&shards=2", "validation": "validation?rows=4", "lanes": 2,
+        "data": {"root": "embedded://translation", "train": "train?rows=40&shards=2",
+        "validation": "validation?rows=4", "lanes": 2,
                  "columns": {"src": "de", "trg": "en"}, "tokens_per_batch": 64, "max_length": 16},
         "tokenizer": {"train": {"kind": "bpe", "vocab_size": 200}},
-        "model": {"kind": "transformer", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "feed_forward": 16},
+        "model": {"kind": "transformer", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "heads": 2,
+        "feed_forward": 16},
         "optim": {"lr": 0.001, "schedule": "inverse_sqrt"}, "loop": {"max_steps": 2}, "evaluation": {"beam_size": 2},
     },
     {
-        "name": "own", "task": {"kind": "language_modeling"}, "data": {"root": ".", "validation": None, "lanes": 1, "mix": [
+        "name": "own", "task": {"kind": "language_modeling"}, "data": {"root": ".", "validation": None, "lanes": 1,
+        "mix": [
             {"name": "a", "root": ".", "train": "rows.jsonl", "weight": 1}]},
         "model": {"kind": "pretrained", "name": "./nowhere"}, "loop": {"epochs": 1},
     },
 )  # fmt: skip
 # YAML that is put in place of a value, not always valid.
 SNIPPETS = (
-    f"!!python/object/apply:os.system ['touch {CANARY}']", f"!!python/name:{CANARY}.x", f"!!python/module:{CANARY}", "!!python/tuple [1]",
-    f"!!python/object/new:{CANARY}.T {{}}", "!x y", "!<tag:yaml.org,2002:int> x", "!!int x", "!!int ''", "!!int 1:60", "!!int 0b2", "!!float x",
-    "!!float ''", "!!bool x", "!!null x", "!!timestamp x", "!!timestamp 2001-13-45", "!!binary é", "!!binary '='", "!!set {a, b}",
-    "!!omap [a: 1]", "!!omap [1]", "!!pairs [a: 1, a: 2]", "!!str [a]", "!!map [a]", "!!seq {a: 1}", "!!merge x", "!!value x", "&a [*a]",
-    "&a {b: *a}", "*nothing", "{<<: {lr: 1}}", "{<<: [1]}", "{<<: 1}", "{[a]: b}", "{? {a: b} : c}", "{a: 1, a: 2}", "{1: a, '1': b}",
-    "{null: a}", "{true: a, 1: b}", "{1.5: a}", "{.nan: a, .nan: b}", "0x" + "f" * 5000, "0b" + "1" * 20000, "9" * 5000, "-" + "9" * 4300,
-    "1e999", "-1e999", ".inf", "-.inf", ".nan", "1e-999", "1" + "0" * 400 + ".0", "2001-01-01", "12:30:00", "0o17", "1_0", "~", "=", "<<",
-    "''", "[]", "{}", "[[[]]]", "[{}]", "[null]", "{kind: [1]}", "{kind: {}}", "{kind: null}", "[" * 3000 + "]" * 3000, "{a: " * 1000 + "}" * 1000,
-    "'" + "x" * 20000 + "'", '"\\ud800"', '"\\0"', '"\\x41\\u2028"', "\x85", "\t", "@", "`", "%", "|", ">", "- - -", "? a", ": b", "---", "...",
-    "%YAML 9.9", "#", "-1", "0", "1", "2", "1e18", "9223372036854775808", "18446744073709551616", "1e308", "0.1", "true", "null", "train",
-    "[a, b]", "['', '']", "{train: x}", "train?rows=4&shards=999999999999", "train?rows=99999999999999999999999", f"train?rows={'9' * 5000}",
-    "train?rows=²", "train?rows=0", "train?rows=1&shards=-1", "train?rows=1&x=2", "train?rows=1&rows=2&seed=999999999999999999999999",
-    "embedded://", "embedded://x", "embedded://reviews?x", "hf://datasets/x", "s3://b/k", "memory://", "file:///etc", "/etc", "zip://a::b", "~x",
-    "'[a'", "'**'", "'**/*'", "'../**'", "'{a,b}'", "'*[!]'", "'\\'", "'(?P<x'", "(a+)+$", "torch.optim.SGD", "torch.optim.nothing", "a.b:c",
-    "nothing:x", "trainer.errors:UsageError", "s", "0s", "99999999999999999h", "1e5min", "auto", "all", "none", "pkg://x/y", "pkg://../x",
+    f"!!python/object/apply:os.system ['touch {CANARY}']", f"!!python/name:{CANARY}.x", f"!!python/module:{CANARY}",
+    "!!python/tuple [1]",
+    f"!!python/object/new:{CANARY}.T {{}}", "!x y", "!<tag:yaml.org,2002:int> x", "!!int x", "!!int ''", "!!int 1:60",
+    "!!int 0b2", "!!float x",
+    "!!float ''", "!!bool x", "!!null x", "!!timestamp x", "!!timestamp 2001-13-45", "!!binary é", "!!binary '='",
+    "!!set {a, b}",
+    "!!omap [a: 1]", "!!omap [1]", "!!pairs [a: 1, a: 2]", "!!str [a]", "!!map [a]", "!!seq {a: 1}", "!!merge x",
+    "!!value x", "&a [*a]",
+    "&a {b: *a}", "*nothing", "{<<: {lr: 1}}", "{<<: [1]}", "{<<: 1}", "{[a]: b}", "{? {a: b} : c}", "{a: 1, a: 2}",
+    "{1: a, '1': b}",
+    "{null: a}", "{true: a, 1: b}", "{1.5: a}", "{.nan: a, .nan: b}", "0x" + "f" * 5000, "0b" + "1" * 20000,
+    "9" * 5000, "-" + "9" * 4300,
+    "1e999", "-1e999", ".inf", "-.inf", ".nan", "1e-999", "1" + "0" * 400 + ".0", "2001-01-01", "12:30:00", "0o17",
+    "1_0", "~", "=", "<<",
+    "''", "[]", "{}", "[[[]]]", "[{}]", "[null]", "{kind: [1]}", "{kind: {}}", "{kind: null}", "[" * 3000 + "]" * 3000,
+    "{a: " * 1000 + "}" * 1000,
+    "'" + "x" * 20000 + "'", '"\\ud800"', '"\\0"', '"\\x41\\u2028"', "\x85", "\t", "@", "`", "%", "|", ">", "- - -",
+    "? a", ": b", "---", "...",
+    "%YAML 9.9", "#", "-1", "0", "1", "2", "1e18", "9223372036854775808", "18446744073709551616", "1e308", "0.1",
+    "true", "null", "train",
+    "[a, b]", "['', '']", "{train: x}", "train?rows=4&shards=999999999999", "train?rows=99999999999999999999999",
+    f"train?rows={'9' * 5000}",
+    "train?rows=²", "train?rows=0", "train?rows=1&shards=-1", "train?rows=1&x=2",
+    "train?rows=1&rows=2&seed=999999999999999999999999",
+    "embedded://", "embedded://x", "embedded://reviews?x", "hf://datasets/x", "s3://b/k", "memory://", "file:///etc",
+    "/etc", "zip://a::b", "~x",
+    "'[a'", "'**'", "'**/*'", "'../**'", "'{a,b}'", "'*[!]'", "'\\'", "'(?P<x'", "(a+)+$", "torch.optim.SGD",
+    "torch.optim.nothing", "a.b:c",
+    "nothing:x", "trainer.errors:UsageError", "s", "0s", "99999999999999999h", "1e5min", "auto", "all", "none",
+    "pkg://x/y", "pkg://../x",
 )  # fmt: skip
 WHOLE = (
-    "", " ", "#", "---", "--- a", "--- {}\n--- {}", "a", "[]", "1", "null", "!!python/object:x.Y {}", "a: &a [*a]", "&a {<<: *a}", "\t", "{", "}", "[",
-    "[" * 100000, "{a: " * 20000, "- " * 5000, "a:\n" * 3000, "? " * 3000, "!!map " * 100, "&a " * 100, "\ufeff{}", "%TAG ! x\n---\n!y z",
+    "", " ", "#", "---", "--- a", "--- {}\n--- {}", "a", "[]", "1", "null", "!!python/object:x.Y {}", "a: &a [*a]",
+    "&a {<<: *a}", "\t", "{", "}", "[",
+    "[" * 100000, "{a: " * 20000, "- " * 5000, "a:\n" * 3000, "? " * 3000, "!!map " * 100, "&a " * 100, "\ufeff{}",
+    "%TAG ! x\n---\n!y z",
     "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]),
-    "\n".join(["a0: &a0 {k: x}", *(f"a{n}: &a{n} {{{', '.join(f'k{i}: *a{n - 1}' for i in range(9))}}}" for n in range(1, 30))]),
+    "\n".join(["a0: &a0 {k: x}",
+    *(f"a{n}: &a{n} {{{', '.join(f'k{i}: *a{n - 1}' for i in range(9))}}}" for n in range(1, 30))]),
     "\n".join(["a0: &a0 {k0: x}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 8))]),
     "\n".join(f"k{n}: &k{n} {{x: {f'*k{n - 1}' if n else 1}}}" for n in range(900)),
 )  # fmt: skip
@@ -107,7 +130,28 @@ def _all_keys() -> list[str]:
 
 
 KEYS = _all_keys()
-MILD = st.sampled_from(["0", "1", "2", "3", "0.1", "0.5", "true", "false", "null", "[]", "{}", "a", "[a]", "[0, 1]", "auto", "{a: 1}", "1e-3", "100"])
+MILD = st.sampled_from(
+    [
+        "0",
+        "1",
+        "2",
+        "3",
+        "0.1",
+        "0.5",
+        "true",
+        "false",
+        "null",
+        "[]",
+        "{}",
+        "a",
+        "[a]",
+        "[0, 1]",
+        "auto",
+        "{a: 1}",
+        "1e-3",
+        "100",
+    ]
+)
 SNIPPET = st.one_of(MILD, MILD, st.sampled_from(SNIPPETS), words.text().map(json.dumps), words.json_text())
 
 
@@ -133,7 +177,9 @@ def recipes(draw: st.DrawFn) -> str:
 
 def _set(values: Any, key: Sequence[Any], value: str, action: str) -> None:
     for part in key[:-1]:
-        inner = values.get(part) if isinstance(values, dict) else values[int(part)] if isinstance(values, list) else None
+        inner = (
+            values.get(part) if isinstance(values, dict) else values[int(part)] if isinstance(values, list) else None
+        )
         if not isinstance(inner, dict | list):
             if not isinstance(values, dict):
                 return
@@ -188,8 +234,11 @@ def _write(text: str) -> Path:
 
 def overrides() -> st.SearchStrategy[Any]:
     """Draw words of a command line after a recipe."""
-    key = st.one_of(st.sampled_from(KEYS), st.sampled_from(KEYS).map(lambda found: f"{found}.x"), words.text(), st.just("task.kind"))
-    word = st.one_of(st.builds(lambda name, mark, text: f"{name}{mark}{text}", key, st.sampled_from(["=", "=", "=", "", "==", "+="]), SNIPPET),
+    key = st.one_of(
+        st.sampled_from(KEYS), st.sampled_from(KEYS).map(lambda found: f"{found}.x"), words.text(), st.just("task.kind")
+    )
+    word = st.one_of(st.builds(lambda name, mark, text: f"{name}{mark}{text}", key, st.sampled_from(["=", "=", "=", "",
+    "==", "+="]), SNIPPET),
                      words.text())  # fmt: skip
     return st.tuples(st.integers(0, len(BASES) - 1), st.lists(word, min_size=1, max_size=4))
 
@@ -205,7 +254,20 @@ def check_overrides(case: Sequence[Any], folder: Path) -> str:
     return "read"
 
 
-PLACES = ("run", "recipe", "name", "labels", "column", "file", "folder", "repo", "languages", "role", "pattern", "metric")
+PLACES = (
+    "run",
+    "recipe",
+    "name",
+    "labels",
+    "column",
+    "file",
+    "folder",
+    "repo",
+    "languages",
+    "role",
+    "pattern",
+    "metric",
+)
 
 
 def names() -> st.SearchStrategy[Any]:
@@ -227,7 +289,12 @@ def check_name(case: Sequence[Any], folder: Path) -> str:
         values = copy.deepcopy(BASES[1])
         values["evaluation"]["bleu_tokenizer"] = name
     elif place in ("name", "role", "pattern", "metric"):
-        key = {"name": ["name"], "role": ["data", "columns", name], "pattern": ["data", "train"], "metric": ["loop", "early_stopping", "metric"]}
+        key = {
+            "name": ["name"],
+            "role": ["data", "columns", name],
+            "pattern": ["data", "train"],
+            "metric": ["loop", "early_stopping", "metric"],
+        }
         _set(values, key[place], name, "set")
     recipe = Recipe.parse(values)
     if place in ("column", "file", "folder"):
@@ -271,5 +338,3 @@ def _check_stored(place: str, name: str, recipe: Any, folder: Path) -> None:
     source = open_split(data, "train", roles_of(recipe))
     if source is None or sum(row.error is None for row in source) != (1 if place == "column" else 8):
         raise Broken(f"not all rows of {place} {name!r} are read")
-
-

@@ -70,7 +70,7 @@ def array(content: bytes) -> list[dict[str, Any] | None] | None:
 
 
 def sentences(content: bytes, cr: bool) -> tuple[int, int]:
-    """Return the fewest and the most CoNLL sentences: groups of lines between blank ones, without marks of documents."""
+    """Return the fewest and the most CoNLL sentences: groups of lines, with or without marks of documents."""
     if cr:
         content = content.replace(b"\r", b"\n")
     groups: list[list[bytes]] = [[]]
@@ -113,7 +113,7 @@ def _table(kind: str, content: bytes) -> Any:
 
 
 def refuses(kind: str, content: bytes) -> bool:
-    """Return whether the other reader cannot read the file either, or finds no rows and columns that a task can have."""
+    """Return whether the other reader cannot read the file either, or finds no rows."""
     if kind == "json":
         return array(content) is None
     found = table(kind, content)

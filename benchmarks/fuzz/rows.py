@@ -14,7 +14,19 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import words
 
-ENCODINGS = ("utf-16", "utf-32", "utf-8-sig", "cp1252", "latin-1", "gb18030", "utf-7", "utf-16-le", "shift_jis", "big5", "idna")
+ENCODINGS = (
+    "utf-16",
+    "utf-32",
+    "utf-8-sig",
+    "cp1252",
+    "latin-1",
+    "gb18030",
+    "utf-7",
+    "utf-16-le",
+    "shift_jis",
+    "big5",
+    "idna",
+)
 READINGS = st.fixed_dictionaries(
     {},
     optional={
@@ -48,7 +60,8 @@ def _encoded(text: str) -> bytes:
 
 
 FIELDS = st.one_of(
-    st.sampled_from(["", "a", "0", "1", "a b", ' "', '"', '""', '"x"', '"x', 'x"', '"a,b"', '"a\nb"', '"a""b"', "\\", '\\"', "a\tb", "\r",
+    st.sampled_from(["", "a", "0", "1", "a b", ' "', '"', '""', '"x"', '"x', 'x"', '"a,b"', '"a\nb"', '"a""b"', "\\",
+    '\\"', "a\tb", "\r",
                      "'", "sep=;", "=1+1", "é", "\x85", "\u2028", '"\n', ",", ";", "\0", "-", "\ufeff"]),
     st.text(max_size=6),
 )  # fmt: skip
@@ -56,13 +69,21 @@ FIELDS = st.one_of(
 
 def csv_files() -> st.SearchStrategy[Any]:
     """Draw CSV and TSV files."""
-    header = st.sampled_from(["text,label", "text;label", "text\tlabel", '"text","label"', "label,text,x", "text,text", ",text", "text",
+    header = st.sampled_from(["text,label", "text;label", "text\tlabel", '"text","label"', "label,text,x", "text,text",
+    ",text", "text",
                               "sep=;\ntext;label", '"te\nxt",label', "", " text , label ", "text,label,"])  # fmt: skip
-    plain = st.builds(lambda text, label: f'"{text.replace(chr(34), chr(34) * 2)}",{label}', st.text(max_size=8), st.integers(0, 1))
-    record = st.one_of(plain, plain, st.builds(lambda mark, fields: mark.join(fields), st.sampled_from(",;\t|"), st.lists(FIELDS, max_size=4)))
+    plain = st.builds(
+        lambda text, label: f'"{text.replace(chr(34), chr(34) * 2)}",{label}', st.text(max_size=8), st.integers(0, 1)
+    )
+    record = st.one_of(
+        plain,
+        plain,
+        st.builds(lambda mark, fields: mark.join(fields), st.sampled_from(",;\t|"), st.lists(FIELDS, max_size=4)),
+    )
     end = st.sampled_from(["\n", "\n", "\n", "\r\n", "\r", "\n\n"])
     whole = st.builds(
-        lambda head, lines, ends, last: _encoded(ends.join([head, *lines]) + ends * last), header, st.lists(record, max_size=8), end,
+        lambda head, lines, ends, last: _encoded(ends.join([head, *lines]) + ends * last), header, st.lists(record,
+        max_size=8), end,
         st.booleans(),
     )  # fmt: skip
     content = st.one_of(whole, whole, words.damaged(whole), st.binary(max_size=60))
@@ -70,9 +91,13 @@ def csv_files() -> st.SearchStrategy[Any]:
 
 
 def _row() -> st.SearchStrategy[str]:
-    plain = st.builds(lambda text, label: json.dumps({"text": text, "label": label}), st.text(max_size=10), st.integers(0, 1))
+    plain = st.builds(
+        lambda text, label: json.dumps({"text": text, "label": label}), st.text(max_size=10), st.integers(0, 1)
+    )
     raw = st.builds(
-        lambda text, label: json.dumps({"text": text, "label": label}, ensure_ascii=False), st.text(max_size=10), st.integers(0, 1)
+        lambda text, label: json.dumps({"text": text, "label": label}, ensure_ascii=False),
+        st.text(max_size=10),
+        st.integers(0, 1),
     )
     odd = st.builds(lambda key, inner: f'{{{json.dumps(key)}: {inner}, "label": 1}}', words.text(8), words.json_text())
     return st.one_of(plain, raw, odd)
@@ -82,7 +107,12 @@ def json_lines() -> st.SearchStrategy[Any]:
     """Draw JSON lines."""
     line = st.one_of(_row(), _row(), words.json_text(), st.sampled_from(["", " ", "\t", "\r", "\x0b", "//", "\x85"]))
     end = st.sampled_from(["\n", "\n", "\r\n", "\n\n", "\r"])
-    whole = st.builds(lambda lines, ends, last: _encoded(ends.join(lines) + ends * last), st.lists(line, max_size=8), end, st.booleans())
+    whole = st.builds(
+        lambda lines, ends, last: _encoded(ends.join(lines) + ends * last),
+        st.lists(line, max_size=8),
+        end,
+        st.booleans(),
+    )
     content = st.one_of(whole, whole, words.damaged(whole), st.binary(max_size=60))
     encoding = st.fixed_dictionaries({"encoding": st.sampled_from(ENCODINGS)})
     return _file(("rows.jsonl", "rows.ndjson"), _one(content), encoding)
@@ -93,7 +123,8 @@ def json_arrays() -> st.SearchStrategy[Any]:
     element = st.one_of(_row(), _row(), _row(), words.json_text())
     space = st.sampled_from(["", "", " ", "\n", "\r\n\t", "\ufeff", "\x0b"])
     whole = st.builds(
-        lambda elements, mark, before, after: _encoded(f"{before}[{mark}{f'{mark},{mark}'.join(elements)}{mark}]{after}"),
+        lambda elements, mark, before,
+        after: _encoded(f"{before}[{mark}{f'{mark},{mark}'.join(elements)}{mark}]{after}"),
         st.lists(element, max_size=6), space, space, st.one_of(space, st.sampled_from(["[]", ",", "x"])),
     )  # fmt: skip
     content = st.one_of(whole, whole, words.damaged(whole))
@@ -102,12 +133,18 @@ def json_arrays() -> st.SearchStrategy[Any]:
 
 def conll_files() -> st.SearchStrategy[Any]:
     """Draw CoNLL files."""
-    token = st.builds(lambda word, mark, tag: f"{word}{mark}{tag}", st.one_of(st.sampled_from(["a", "B", "#", "# c", "é", "\x85", "\u00a0"]),
-                      st.text(max_size=4)), st.sampled_from([" ", "\t", "  ", " x ", ""]), st.sampled_from(["O", "B-X", "I-X", ""]))  # fmt: skip
-    line = st.one_of(token, token, st.sampled_from(["", "", " ", "\t", "\r", "# comment", "-DOCSTART- O", "-DOCSTART-", "#", "\x0c"]))
+    token = st.builds(lambda word, mark, tag: f"{word}{mark}{tag}", st.one_of(st.sampled_from(["a", "B", "#", "# c",
+    "é", "\x85", "\u00a0"]),
+                      st.text(max_size=4)), st.sampled_from([" ", "\t", "  ", " x ", ""]), st.sampled_from(["O", "B-X",
+                      "I-X", ""]))  # fmt: skip
+    line = st.one_of(
+        token, token, st.sampled_from(["", "", " ", "\t", "\r", "# comment", "-DOCSTART- O", "-DOCSTART-", "#", "\x0c"])
+    )
     whole = st.lists(line, max_size=14).map(lambda lines: _encoded("\n".join(lines)))
     content = st.one_of(whole, whole, words.damaged(whole), st.binary(max_size=60))
-    return _file("rows.conll", _one(content), st.fixed_dictionaries({"delimiter": st.sampled_from([" ", "\t", ",", "é"])}))
+    return _file(
+        "rows.conll", _one(content), st.fixed_dictionaries({"delimiter": st.sampled_from([" ", "\t", ",", "é"])})
+    )
 
 
 def text_files() -> st.SearchStrategy[Any]:
@@ -135,7 +172,8 @@ COLUMNS: tuple[tuple[Any, st.SearchStrategy[Any]], ...] = (
     (pa.null(), st.none()),
 )
 SCHEMA_NOTES = ("{}", "[]", "1", "{", '{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}',
-                '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, null]}}}}', '{"info": 5}', '{"info": {"features": []}}',
+                '{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, null]}}}}', '{"info": 5}',
+                '{"info": {"features": []}}',
                 '{"info": {"features": {"text": 5}}}', "[" * 5000)  # fmt: skip
 
 
@@ -143,11 +181,19 @@ SCHEMA_NOTES = ("{}", "[]", "1", "{", '{"info": {"features": {"label": {"_type":
 def tables(draw: st.DrawFn) -> tuple[Any, ...]:
     """Draw Parquet and Arrow files, some of them damaged."""
     rows = draw(st.integers(0, 9))
-    names = draw(st.lists(st.one_of(st.sampled_from(["text", "label", "x.y", "", "text "]), st.text(max_size=4)), min_size=1, max_size=4))
+    names = draw(
+        st.lists(
+            st.one_of(st.sampled_from(["text", "label", "x.y", "", "text "]), st.text(max_size=4)),
+            min_size=1,
+            max_size=4,
+        )
+    )
     columns = []
     for _ in names:
         kind, values = draw(st.sampled_from(COLUMNS))
-        columns.append(pa.array(draw(st.lists(st.one_of(values, values, st.none()), min_size=rows, max_size=rows)), type=kind))
+        columns.append(
+            pa.array(draw(st.lists(st.one_of(values, values, st.none()), min_size=rows, max_size=rows)), type=kind)
+        )
     table = pa.Table.from_arrays(columns, names=names)
     if (note := draw(st.sampled_from([None, None, *SCHEMA_NOTES]))) is not None:
         table = table.replace_schema_metadata({"huggingface": note})

@@ -11,22 +11,34 @@ from benchmarks.fuzz.guard import CANARY
 
 CODE = f"open('{CANARY}','w')"
 TEXTS = (
-    "", " ", ".", "..", "../x", "/", "~", "-", "--help", "-1", "*", "**", "?", "[", "[!a]", "{a,b}", "a/b", "a\\b", "a:b",
-    "a::b", "file://", "://", "memory://x", "simplecache::file://x", "zip://*::x.zip", "a=b", "a.b", "%s%n", "{0.__class__}",
+    "", " ", ".", "..", "../x", "/", "~", "-", "--help", "-1", "*", "**", "?", "[", "[!a]", "{a,b}", "a/b", "a\\b",
+    "a:b",
+    "a::b", "file://", "://", "memory://x", "simplecache::file://x", "zip://*::x.zip", "a=b", "a.b", "%s%n",
+    "{0.__class__}",
     "${HOME}", "$(touch fuzz_canary)", "`touch fuzz_canary`", "; touch fuzz_canary", "| touch fuzz_canary",
-    "'", '"', "''", '""', "\\", "\0", "\n", "\r", "\r\n", "\t", "\x1b[31m", "\x7f", "\x85", "\u2028", "\ufeff", "\u200b", "\u202e",
-    "é", "e\u0301", "ß", "İ", "日本語", "👩‍👩‍👧", "\udcff", "\ud800", "²", "٣", "½", "NaN", "nan", "inf", "-inf", "1e999", "1e-999",
-    "0", "-0", "1", "01", "1_000", "0x10", "1.0", "true", "True", "yes", "no", "null", "None", "~null", "9" * 20, "9" * 5000,
-    "CON", "x" * 300, "x" * 5000, "__import__('os').system('touch fuzz_canary')", CODE, f"os:{CANARY}", "=cmd|' /C calc'!A0",
-    "<script>", "{{ 7 * 7 }}", "%(x)s", "train", "validation", "test", "text", "label", "weight", "default", "__class__",
+    "'", '"', "''", '""', "\\", "\0", "\n", "\r", "\r\n", "\t", "\x1b[31m", "\x7f", "\x85", "\u2028", "\ufeff",
+    "\u200b", "\u202e",
+    "é", "e\u0301", "ß", "İ", "日本語", "👩‍👩‍👧", "\udcff", "\ud800", "²", "٣", "½", "NaN", "nan", "inf", "-inf",
+    "1e999",    "1e-999",
+    "0", "-0", "1", "01", "1_000", "0x10", "1.0", "true", "True", "yes", "no", "null", "None", "~null", "9" * 20,
+    "9" * 5000,
+    "CON", "x" * 300, "x" * 5000, "__import__('os').system('touch fuzz_canary')", CODE, f"os:{CANARY}",
+    "=cmd|' /C calc'!A0",
+    "<script>", "{{ 7 * 7 }}", "%(x)s", "train", "validation", "test", "text", "label", "weight", "default",
+    "__class__",
 )  # fmt: skip
 # JSON, not always valid.
 JSONS = (
-    "null", "true", "false", "0", "-0", "-1", "1", "1.5", "1e308", "1e999", "-1e999", "NaN", "Infinity", "-Infinity", "9" * 20,
-    "9" * 400, "9" * 5000, "-" + "9" * 30, "[]", "{}", '""', "[[]]", "[null]", "[1]", '["x"]', '{"": ""}', '{"x": null}', "[[1, 2], [3]]",
-    '"\\ud800"', '"\\u0000"', '"../../x"', '"/etc/passwd"', '"é"', json.dumps("x" * 3000), json.dumps(CODE), "[" * 2000 + "]" * 2000,
-    "[" * 200000, '{"a":' * 3000 + "1" + "}" * 3000, '"' + CANARY + ':Thing"', '"os:system"', "2147483648", "-9223372036854775809",
-    "18446744073709551616", "0.1e", "01", "'x'", "{", "[1,]", '{"a": 1, "a": 2}', '"\t"', '["a", 1, null, {}]', '{"0": "a", "1": "b"}',
+    "null", "true", "false", "0", "-0", "-1", "1", "1.5", "1e308", "1e999", "-1e999", "NaN", "Infinity", "-Infinity",
+    "9" * 20,
+    "9" * 400, "9" * 5000, "-" + "9" * 30, "[]", "{}", '""', "[[]]", "[null]", "[1]", '["x"]', '{"": ""}',
+    '{"x": null}', "[[1, 2], [3]]",
+    '"\\ud800"', '"\\u0000"', '"../../x"', '"/etc/passwd"', '"é"', json.dumps("x" * 3000), json.dumps(CODE),
+    "[" * 2000 + "]" * 2000,
+    "[" * 200000, '{"a":' * 3000 + "1" + "}" * 3000, '"' + CANARY + ':Thing"', '"os:system"', "2147483648",
+    "-9223372036854775809",
+    "18446744073709551616", "0.1e", "01", "'x'", "{", "[1,]", '{"a": 1, "a": 2}', '"\t"', '["a", 1, null, {}]',
+    '{"0": "a", "1": "b"}',
 )  # fmt: skip
 
 SURROGATES = st.characters()  # all code points, half a surrogate pair included
@@ -60,7 +72,9 @@ def damaged(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
     """Draw bytes that are cut, changed, repeated or have others put in."""
     junk = st.one_of(
         st.binary(max_size=6),
-        st.sampled_from([b"\xff", b"\0", b"\r", b"\n", b"\n\n", b'"', b'""', b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80"]),
+        st.sampled_from(
+            [b"\xff", b"\0", b"\r", b"\n", b"\n\n", b'"', b'""', b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80"]
+        ),
     )
     change = st.tuples(st.integers(0, 1 << 16), st.integers(0, 8), junk)
     return st.builds(_changed, content, st.lists(change, max_size=3))

@@ -36,7 +36,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if path.is_file():
         for text in path.read_bytes().split(b"\n"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict) and isinstance(line.get("step"), int):
                     lines.append(line)
