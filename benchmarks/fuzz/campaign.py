@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz import coverage
-from benchmarks.fuzz.chunks import CURRENT, SHRINK_SECONDS, Result, replay, run_chunk
+from benchmarks.fuzz.chunks import CURRENT, Chunk, Result, replay, run_chunks
 from benchmarks.fuzz.guard import WAIT_SECONDS
 from benchmarks.fuzz.kinds import KINDS
 from benchmarks.fuzz.runs import BASE, train_base
@@ -24,6 +24,8 @@ from benchmarks.fuzz.runs import BASE, train_base
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
 "RANKZERO_CACHE_GB": "0",
                "MPLBACKEND": "agg"}  # fmt: skip
+MOST_OF_PROCESS = 500  # cases
+IMPORT_SECONDS = 120.0  # that a process may take longer for its first case
 
 
 def play(options: argparse.Namespace) -> int:
@@ -35,8 +37,8 @@ def play(options: argparse.Namespace) -> int:
     if any(KINDS[kind].trained for kind in chosen):
         os.environ[BASE] = str(train_base(options.folder))
     results: dict[str, Result] = {}
-    for kind, number, most in _chunks(chosen, options.cases, options.seed):
-        ended = _watched(kind, number, most, options.folder)
+    for ended in _played(_chunks(chosen, options.cases, options.seed), options.folder):
+        kind = ended.kind
         _add(results.setdefault(kind, Result(kind)), ended)
         for what, (case, trace) in ended.failures.items():
             saved = _save(options.folder, kind, what, case)
@@ -70,7 +72,7 @@ def play_again(options: argparse.Namespace) -> int:
     return int(bool(problem))
 
 
-def _chunks(chosen: list[str], cases: int, seed: int) -> Iterator[tuple[str, int, int]]:
+def _chunks(chosen: list[str], cases: int, seed: int) -> Iterator[Chunk]:
     """Yield kind, number and size of each chunk. The shares of the kinds add up to all cases."""
     total, done, before = sum(KINDS[kind].share for kind in chosen), 0, 0
     for kind in chosen:
@@ -82,26 +84,37 @@ def _chunks(chosen: list[str], cases: int, seed: int) -> Iterator[tuple[str, int
         before = until
 
 
-def _watched(kind: str, number: int, most: int, folder: Path) -> Result:
-    """Run a chunk in a process. A process that hangs or dies fails at the case that it had begun."""
+def _played(chunks: Iterator[Chunk], folder: Path) -> Iterator[Result]:
+    """Run the chunks in one process after the other. One has several small chunks, because its start takes seconds."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        if group and (KINDS[chunk[0]].trained or sum(most for *_, most in [*group, chunk]) > MOST_OF_PROCESS):
+            yield from _watched(group, folder)
+            group = []
+        group.append(chunk)
+    yield from _watched(group, folder)
+
+
+def _watched(chunks: list[Chunk], folder: Path) -> Iterator[Result]:
+    """Run chunks in a process. One that hangs or dies fails at the case that it had begun."""
     place = Path(tempfile.mkdtemp(prefix="fuzz-", dir=folder))
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(kind, number, most, place, there))
+    process = context.Process(target=_work, args=(chunks, place, there))
     process.start()
     there.close()
     try:
-        while not here.poll(1.0):
-            if not process.is_alive() and not here.poll(0):
-                return _ended_early(kind, place, f"its process died with code {process.exitcode}", here)
-            if _silent_for(place) > WAIT_SECONDS + SHRINK_SECONDS:
-                process.kill()
-                return _ended_early(kind, place, f"it took more than {WAIT_SECONDS + SHRINK_SECONDS:g} s", here)
-        try:
-            return here.recv()  # type: ignore[no-any-return]
-        except EOFError:
-            process.join()
-            return _ended_early(kind, place, f"its process died with code {process.exitcode}", here)
+        for kind, _, _ in chunks:
+            while not here.poll(1.0):
+                if _silent_for(place) > WAIT_SECONDS:
+                    process.kill()
+                    break
+            try:
+                yield here.recv()
+            except EOFError:
+                process.join()
+                yield _ended_early(kind, place, process.exitcode)
+                return
     finally:
         process.join(10)
         if process.is_alive():
@@ -115,17 +128,20 @@ def _silent_for(place: Path) -> float:
     try:
         return time.time() - (place / CURRENT).stat().st_mtime
     except FileNotFoundError:
-        return time.time() - place.stat().st_mtime - 120  # it imports
+        return time.time() - place.stat().st_mtime - IMPORT_SECONDS
 
 
-def _ended_early(kind: str, place: Path, what: str, pipe: Any) -> Result:
+def _ended_early(kind: str, place: Path, code: int | None) -> Result:
     path = place / CURRENT
-    return Result(kind, cases=1, failures={what: (path.read_text() if path.exists() else "None", "")})
+    case = path.read_text().partition("\n")[2].strip() if path.exists() else "None"
+    what = f"its process died with code {code}, or took more than {WAIT_SECONDS:g} s for a case"
+    return Result(kind, cases=1, failures={what: (case, "")})
 
 
-def _work(kind: str, number: int, most: int, place: Path, pipe: Any) -> None:
+def _work(chunks: list[Chunk], place: Path, pipe: Any) -> None:
     _set_up(place)
-    pipe.send(run_chunk(kind, number, most, place))
+    for result in run_chunks(chunks, place):
+        pipe.send(result)
     pipe.close()
 
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from trainer.errors import RankzeroError
 
 CODES = (1, 2, 3, 4, 5, 6, 75)  # of errors, as docs/reference/exit-codes.md has them
 SHRINK_SECONDS = 20.0  # for a smaller case of a failure
-CURRENT = "current.txt"  # the case that runs, for the parent
+CURRENT = "current.txt"  # kind and case that run, for the parent
+Chunk = tuple[str, int, int]  # kind, number that decides the draw, cases
 
 
 @dataclass
@@ -43,22 +45,19 @@ class Result:
 class Runner:
     """Runs the cases of one kind in this process."""
 
-    def __init__(self, kind: str, place: Path) -> None:
-        self.kind: Kind = KINDS[kind]
+    def __init__(self, kind: str, place: Path, guard: Guard) -> None:
+        self.name, self.kind = kind, KINDS[kind]
         self.place, self.result = place, Result(kind)
-        self.folder = place / "case"
-        self.guard = Guard(place)
-        logging.getLogger("rankzero").handlers = [logging.NullHandler()]
-        logging.getLogger("rankzero").propagate = False
+        self.folder, self.guard = place / "case", guard
         self.kind.prepare(place)
-        self.guard.limit_memory()
+        guard.begin()
 
     def run(self, case: Any) -> tuple[str, str] | None:
         """Run one case. Return what is wrong and its traceback, or None."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         os.chdir(self.folder)
-        (self.place / CURRENT).write_text(ascii(case))
+        (self.place / CURRENT).write_text(f"{self.name}\n{case!a}\n")
         began, before = time.process_time(), dict(os.environ)
         try:
             with self.guard.watching():
@@ -143,24 +142,29 @@ def _drawn(kind: Kind, number: int, most: int, call: Any, phases: Any = (Phase.g
     seed(number)(options(given(kind.strategy())(call)))()
 
 
-def run_chunk(kind: str, number: int, most: int, place: Path) -> Result:
-    """Run so many cases of a kind. Their draw follows from the number."""
-    runner = Runner(kind, place)
-    with _silent():
-        _drawn(runner.kind, number, most, runner.count)
-        runner.shrink(number, most)
-    return runner.result
+def run_chunks(chunks: Sequence[Chunk], place: Path) -> Iterator[Result]:
+    """Run the cases of each chunk, and yield what came of it."""
+    guard = Guard(place)
+    for kind, number, most in chunks:
+        with _silent():
+            runner = Runner(kind, place, guard)
+            _drawn(runner.kind, number, most, runner.count)
+            runner.shrink(number, most)
+        yield runner.result
 
 
 def replay(kind: str, text: str, place: Path) -> str:
     """Run one saved case. Return what is wrong with its traceback, or an empty text."""
-    failure = Runner(kind, place).run(ast.literal_eval(text))
+    with _silent():
+        failure = Runner(kind, place, Guard(place)).run(ast.literal_eval(text))
     return "" if failure is None else f"{failure[0]}\n{failure[1]}"
 
 
 @contextlib.contextmanager
-def _silent() -> Any:
-    """Send what commands print to a file, for which two descriptors are replaced."""
+def _silent() -> Iterator[None]:
+    """Send what commands print and log to a file, for which two descriptors are replaced."""
+    log = logging.getLogger("rankzero")
+    log.handlers, log.propagate = [logging.NullHandler()], False
     kept = [os.dup(1), os.dup(2)]
     with tempfile.TemporaryFile() as sink:
         os.dup2(sink.fileno(), 1)

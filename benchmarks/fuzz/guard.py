@@ -45,8 +45,9 @@ class Guard:
         sys.addaudithook(self._hook)
         signal.signal(signal.SIGPROF, _stop)
 
-    def limit_memory(self) -> None:
-        """Limit the address space of this process, so that a bomb ends the case and not the machine."""
+    def begin(self) -> None:
+        """Measure memory from here, and limit the address space: a bomb ends a case and not the machine."""
+        self._memory = _peak()
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + ADDRESS_SPACE
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

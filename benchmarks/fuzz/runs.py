@@ -35,8 +35,8 @@ EXTRA = {
 }  # fmt: skip
 SWEEP = {
     "sweep.json": '{"trials": 3}',
-    "trials.json": '{"planned": 3, "metric": "accuracy", "best": 1, "trials": [{"number": 1, "state": "complete", "value": 0.5, '
-    '"params": {"optim.lr": 0.1}}, {"number": 2, "state": "running", "value": null, "params": {}}], '
+    "trials.json": '{"planned": 3, "metric": "accuracy", "best": 1, "trials": [{"number": 1, "state": "complete", '
+    '"value": 0.5, "params": {"optim.lr": 0.1}}, {"number": 2, "state": "running", "value": null, "params": {}}], '
     '"top": [{"number": 1, "seed": 1, "state": "x"}]}',
 }  # fmt: skip
 RECIPE = {
@@ -78,8 +78,8 @@ def write_small(folder: Path) -> Path:
     """Write a run directory without training, for `status` and `logs`."""
     files = {**EXTRA, "recipe.yaml": json.dumps(RECIPE), "manifest.json": '{"data": {}, "stages": {}}',
              "metrics.jsonl": '{"step": 1, "loss": 1.0}\n',
-             "status.json": '{"state": "running", "step": 2, "exit_code": null, "error": null, "waits_for": null, "attempt": 1, '
-             '"pid": 1, '
+             "status.json": '{"state": "running", "step": 2, "exit_code": null, "error": null, "waits_for": null, '
+             '"attempt": 1, "pid": 1, '
              '"launch": null, "loss": 0.5, "share": 0.5, "left": 9.0, "updated": 1.0}'}  # fmt: skip
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
