@@ -111,14 +111,8 @@ def test_a_lost_row_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     reader = {"jsonl": "json_records", "csv": "csv_records", "txt": "text_records"}[name.partition(".")[2]]
     original = getattr(sys.modules["trainer.data.sources"], reader)
     monkeypatch.setattr(f"trainer.data.sources.{reader}", lambda *args: list(original(*args))[1:])
-    monkeypatch.setattr(files, "_check_resume", lambda *args: None)
-    monkeypatch.setattr("trainer.data.sources._records", _listed(sys.modules["trainer.data.sources"]._records))
     with pytest.raises(Broken):
         files.check(case, tmp_path)
-
-
-def _listed(records: Any) -> Any:
-    return lambda *args: iter(list(records(*args)))
 
 
 def test_without_atheris_a_message_says_so() -> None:
@@ -208,7 +202,9 @@ STATUS = {
     ("left", "@1e999"),
      ("updated", []), ("updated", "@NaN"), ("step", int("9" * 400)), ("error", {})],
 )  # fmt: skip
-def test_a_status_of_another_form(tmp_path: Path, capsys: Any, key: str, value: Any) -> None:
+def test_a_status_of_another_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, key: str, value: Any
+) -> None:
     """The message names the key. Other runs are listed."""
     for name, content in (("a", {**STATUS, key: value}), ("b", STATUS)):
         (tmp_path / "runs" / name).mkdir(parents=True)
@@ -216,7 +212,7 @@ def test_a_status_of_another_form(tmp_path: Path, capsys: Any, key: str, value: 
         (tmp_path / "runs" / name / "status.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"status\.json: {key} is "):
         follow.status_command(tmp_path / "runs" / "a", False)
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(typer.Exit) as ended:
         follow.status_command(None, False)
     assert ended.value.exit_code == CheckpointError.exit_code

@@ -192,6 +192,8 @@ def _check_form(path: Path, value: dict[str, Any]) -> None:
         return
     for key, form in FORMS.items():
         found: Any = value.get(key)
+        if found is None and form is not bool:
+            value.pop(key, None)  # null, where an object or a list is expected
         if found is not None and not isinstance(found, form):
             raise CheckpointError(f"{path}: {key} is a {type(found).__name__}, not a {form.__name__}; restore it")
         if key in OF_OBJECTS and found and not all(isinstance(part, dict) for part in found.values()):

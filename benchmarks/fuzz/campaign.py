@@ -149,7 +149,7 @@ def _set_up(place: Path) -> None:
     """Give this process a home and a temporary folder of its own, in which it may write."""
     for name in ("home", "tmp"):
         (place / name).mkdir()
-    os.environ.update(ENVIRONMENT, HOME=str(place / "home"), TMPDIR=str(place / "tmp"))
+    os.environ.update(ENVIRONMENT, PATH=str(place / "bin"), HOME=str(place / "home"), TMPDIR=str(place / "tmp"))
     tempfile.tempdir = None
     sys.dont_write_bytecode = True
     os.chdir(place)

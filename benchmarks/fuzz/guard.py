@@ -22,7 +22,8 @@ _STARTS = frozenset(
     ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn")
 )
 _NETWORK = frozenset(("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname"))
-_CHANGES = frozenset(("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"))
+_CHANGES = frozenset(("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate"))
+_LINKS = frozenset(("os.link", "os.symlink"))  # source and place
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -50,7 +51,7 @@ class Guard:
         self._memory = _peak()
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + ADDRESS_SPACE
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -98,6 +99,8 @@ class Guard:
             return f"unpickled {args!r:.200}"
         if event == "open" and _is_write(args) and not self._is_inside(args[0]):
             return f"wrote {args[0]!r:.200}"
+        if event in _LINKS and not self._is_inside(args[1]):
+            return f"{event} {args!r:.200}"
         if event in _CHANGES and not all(self._is_inside(path) for path in args[:2] if isinstance(path, str | bytes)):
             return f"{event} {args!r:.200}"
         if event == "compile" and CANARY in str(args[0]):
