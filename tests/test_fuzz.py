@@ -61,46 +61,51 @@ def test_run_directories_and_command_lines(tmp_path: Path) -> None:
 
 # -- the campaign finds planted faults ---------------------------------------------------------------------------------
 
-PLANTED = """
-import sys
+PLANTED = {  # code of a case -> what the campaign says of it
+    "int('x')": "ValueError at",
+    "os.system('true')": "os.system",
+    "open('/tmp/fuzz-outside', 'w')": "wrote '/tmp/fuzz-outside'",
+    "while True: pass": "CPU time",
+    "exec('fuzz_canary = 1')": "code of an input",
+    "bytearray(1 << 27)": "the process grew",
+}
+PROGRAM = """
+import json, os, sys
 from pathlib import Path
 from hypothesis import strategies as st
 from benchmarks.fuzz import chunks, guard, kinds
 
-def check(case, folder):
-    if case < 300:
-        return "read"
-    {code}
-    return "read"
+def planted(code):
+    code = compile(code, __file__, "exec")
 
-guard.SECONDS = 0.3
-guard.MOST_MEMORY = 1 << 26
-kinds.KINDS["planted"] = kinds.Kind(lambda: st.integers(0, 1000), check, 1)
-place = Path(sys.argv[1])
-(result,) = chunks.run_chunks([("planted", 5, 60)], place)
-print(result.cases, result.read, list(result.failures.items()))
+    def check(case, folder):
+        if case >= 300:
+            eval(code)
+        return "read"
+
+    return kinds.Kind(lambda: st.integers(0, 1000), check, 1)
+
+guard.SECONDS, guard.MOST_MEMORY = 0.3, 1 << 26
+codes = json.loads(sys.argv[2])
+kinds.KINDS.update({code: planted(code) for code in codes})
+results = chunks.run_chunks([(code, 5, 30) for code in codes], Path(sys.argv[1]))
+rows = [[one.kind, one.cases, list(one.failures), [case for case, _ in one.failures.values()]] for one in results]
+print(json.dumps(rows))
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "what"),
-    [
-        ("int('x')", "ValueError at"),
-        ("import os; os.system('true')", "os.system"),
-        ("open('/tmp/fuzz-outside', 'w')", "wrote '/tmp/fuzz-outside'"),
-        ("while True: pass", "CPU time"),
-        ("x = bytearray(1 << 27)", "the process grew"),
-        ("exec('fuzz_canary = 1')", "code of an input"),
-    ],
-)
-def test_planted_faults_are_found(tmp_path: Path, code: str, what: str) -> None:
-    command = [sys.executable, "-c", PLANTED.format(code=code), str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def test_planted_faults_are_found(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "planted.py", tmp_path, json.dumps([*PLANTED])]
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("60 "), ended.stdout
-    assert what in ended.stdout
-    if "int" in code:
-        assert "('300'," in ended.stdout, "the smallest case"
+    results = json.loads(ended.stdout)
+    assert [code for code, *_ in results] == [*PLANTED]
+    for code, cases, found, smallest in results:
+        assert cases == 30
+        assert any(PLANTED[code] in what for what in found), (code, found)
+        assert "300" in smallest or "int" not in code
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.txt"])
