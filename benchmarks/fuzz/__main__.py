@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--cases", type=int, default=10_000, help="of all kinds together (default 10,000)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="default runs/fuzz")
+    parser.add_argument("--minutes", type=float, help="begin no chunk of cases after so many minutes")
     parser.add_argument("--json", type=Path, help="write the table and the failures")
     parser.add_argument("--only", action="append", metavar="KIND", help="these kinds only; may be repeated")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run a saved input again")

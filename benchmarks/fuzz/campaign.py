@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def play(options: argparse.Namespace) -> int:
     if any(KINDS[kind].trained for kind in chosen):
         os.environ[BASE] = str(train_base(options.folder))
     results: dict[str, Result] = {}
-    for ended in _played(_chunks(chosen, options.cases, options.seed), options.folder):
+    until = time.monotonic() + 60 * (options.minutes or float("inf"))
+    chunks = takewhile(lambda _: time.monotonic() < until, _chunks(chosen, options.cases, options.seed))
+    for ended in _played(chunks, options.folder):
         kind = ended.kind
         _add(results.setdefault(kind, Result(kind)), ended)
         for what, (case, trace) in ended.failures.items():
@@ -92,7 +95,8 @@ def _played(chunks: Iterator[Chunk], folder: Path) -> Iterator[Result]:
             yield from _watched(group, folder)
             group = []
         group.append(chunk)
-    yield from _watched(group, folder)
+    if group:
+        yield from _watched(group, folder)
 
 
 def _watched(chunks: list[Chunk], folder: Path) -> Iterator[Result]:

@@ -24,7 +24,7 @@ from benchmarks.fuzz.kinds import KINDS, Kind
 from trainer.errors import RankzeroError
 
 CODES = (1, 2, 3, 4, 5, 6, 75)  # of errors, as docs/reference/exit-codes.md has them
-SHRINK_SECONDS = 20.0  # for a smaller case of a failure
+SHRINK_SECONDS = 8.0  # for a smaller case of a failure
 CURRENT = "current.txt"  # kind and case that run, for the parent
 Chunk = tuple[str, int, int]  # kind, number that decides the draw, cases
 

@@ -49,8 +49,8 @@ KINDS: dict[str, Kind] = {
     "override": Kind(recipes.overrides, recipes.check_overrides, 8),
     "name": Kind(recipes.names, recipes.check_name, 6),
     "status": Kind(lambda: runs.changes(runs.STATUS_FILES), runs.check_status, 8),
-    "run": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_run, 6, trained=True),
-    "report": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_report, 2, runs.load_torch, trained=True),
-    "model": Kind(lambda: runs.changes(runs.MODEL_FILES), runs.check_model, 5, runs.load_torch, trained=True),
+    "run": Kind(runs.run_cases, runs.check_run, 3, trained=True),
+    "report": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_report, 1, runs.load_torch, trained=True),
+    "model": Kind(lambda: runs.changes(runs.MODEL_FILES), runs.check_model, 2, runs.load_torch, trained=True),
     "command": Kind(command_line.cases, command_line.check, 3, command_line.prepare, trained=True),
 }

@@ -247,11 +247,16 @@ def check_status(case: Any, folder: Path) -> str:
     )
 
 
+def run_cases() -> st.SearchStrategy[Any]:
+    """Draw the damage of a run, and which command reads it."""
+    return st.tuples(changes(RUN_FILES), st.integers(0, 4))
+
+
 def check_run(case: Any, folder: Path) -> str:
     base, run = Path(os.environ[BASE]), folder / "run"
     copy_run(base, run)
-    damage(run, case)
-    return _each(
+    damage(run, case[0])
+    commands: tuple[Callable[[], Any], ...] = (
         _exits(lambda: status_command(run, True)),
         lambda: lint(str(run / "recipe.yaml")) if (run / "recipe.yaml").is_file() else None,
         lambda: write_outputs(
@@ -260,6 +265,7 @@ def check_run(case: Any, folder: Path) -> str:
         lambda: write_outputs([base, run], "test", as_json=True, html=None, common=False, with_rows=False),
         lambda: list(push_run(RunDir(run), "a/b", public=False, dry_run=True, with_rows=False, message=None)),
     )
+    return _each(commands[case[1]])
 
 
 def check_report(case: Any, folder: Path) -> str:
