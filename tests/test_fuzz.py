@@ -269,6 +269,20 @@ def test_json_files_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "recipe.yaml")
     with pytest.raises(UsageError, match="is not a run directory"):
         RunDir(tmp_path).check()
+    run = RunDir(tmp_path / "run")
+    for folder in (run.model, run.tokenizer):
+        folder.mkdir(parents=True)
+    run.recipe.touch()
+    (run.model / "loop").symlink_to("loop")
+    (run.model / "none").symlink_to("nowhere")
+    run.check()
+    (run.model / "model.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="is a pipe, a device or a socket"):
+        run.check()
+    (run.model / "model.safetensors").unlink()
+    os.mkfifo(run.tokenizer / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a pipe"):
+        run.check()
 
 
 def test_deep_lines(tmp_path: Path) -> None:

@@ -117,9 +117,18 @@ class RunDir:
         make_folder(self.checkpoints)
 
     def check(self) -> None:
-        """Raise UsageError if this is not a run directory."""
+        """Refuse a folder that is not a run directory, before anything of it is read.
+
+        Raises:
+            UsageError: it has no recipe.
+            CheckpointError: a pipe or a device is in place of a file. Reading it may not end.
+        """
         if not self.recipe.is_file():
             raise no_run(self.path)
+        parts = (self.tokenizer, self.model, self.adapter, self.path / "evaluation", self.export)
+        for path in (*self.path.glob("*"), *(file for part in parts for file in part.rglob("*"))):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise CheckpointError(f"{path} is a pipe, a device or a socket, which no run has; remove it")
 
     def set_aside(self) -> Path | None:
         """Rename an existing run directory. Return its new path, or None if there was no run."""

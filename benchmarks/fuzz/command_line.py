@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from benchmarks.fuzz import recipes, runs, words
-from benchmarks.fuzz.guard import Broken
+from benchmarks.fuzz.guard import FORBIDDEN, Broken
 
 CODES = (0, 1, 2, 3, 4, 5, 6, 75, 130)  # of docs/reference/exit-codes.md
 SECONDS = 60.0  # of wall time
@@ -66,7 +66,7 @@ def check(case: Sequence[Any], folder: Path) -> str:
     place = {RUN: str(run), RECIPE: str(path)}
     argv = ["rankzero", *(place.get(word, word) for word in command), *map(_as_argument, more)]
     code, text = _in_child(argv, folder / "output.txt")
-    if code not in CODES or "Traceback (most recent call last)" in text:
+    if code not in CODES or "Traceback (most recent call last)" in text or FORBIDDEN in text:
         raise Broken(f"{command[0]} ended with {code}: {text[-1500:]}")
     return "read" if code == 0 else "refused"
 

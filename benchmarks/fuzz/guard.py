@@ -13,6 +13,7 @@ from types import CodeType
 from typing import Any
 
 CANARY = "fuzz_canary"  # in all code that inputs hold: a module, a file name, a word in a source
+FORBIDDEN = "forbidden by the guard: "
 SECONDS = 10  # of CPU time for a case
 WAIT_SECONDS = 60.0  # of wall time, after which the parent ends the process: it waits for something
 MOST_MEMORY = 1 << 30  # bytes more than at the start of the process
@@ -42,7 +43,7 @@ class Guard:
         self.allowed = (str(folder.resolve()), "/dev/")
         self.active = False
         self.seen: list[str] = []
-        self._memory = _peak()
+        self._memory, self._process = _peak(), os.getpid()
         sys.addaudithook(self._hook)
         signal.signal(signal.SIGPROF, _stop)
 
@@ -88,6 +89,8 @@ class Guard:
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
         if self.active and (what := self._forbidden(event, args)):
             self.seen.append(what)
+            if os.getpid() != self._process:  # a forked command line, whose output is read
+                os.write(2, f"{FORBIDDEN}{what}\n".encode("utf-8", "replace"))
             raise PermissionError(what)
 
     def _forbidden(self, event: str, args: tuple[Any, ...]) -> str:
