@@ -121,7 +121,7 @@ def test_a_lost_row_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
 
 
 def test_without_atheris_a_message_says_so() -> None:
-    assert coverage.available() or "pip install atheris" in coverage.MISSING
+    assert coverage.available() or "rankzero[fuzz]" in coverage.MISSING
 
 
 # -- faults that it has found ------------------------------------------------------------------------------------------

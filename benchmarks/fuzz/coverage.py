@@ -21,7 +21,7 @@ from benchmarks.fuzz import ROOT
 
 RUNS = 20_000  # for each parser
 DONE = re.compile(r"Done (\d+) runs|#(\d+)\s+DONE")
-MISSING = "atheris is not installed, so no input was drawn by coverage: pip install atheris"
+MISSING = "atheris is not installed, so no input was chosen by coverage: pip install 'rankzero[fuzz]'"
 SEEDS = {
     "override": [b"optim.lr=3e-4", b"data.columns={text: a}", b"task.labels=[a, b]", b"data.train='*.csv'"],
     "recipe": [
