@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench faults image \
+.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench faults fuzz image \
 	wheel wheel-test test-lowest audit sbom
 
 VENV := .venv
@@ -63,6 +63,9 @@ test-slurm-full: setup ## and what may befall a job of days: pre-emption, time l
 
 faults: setup ## 1,000 rounds of random faults against runs of two ranks, hours; as root on Linux. The same command continues. ARGS='--seed 2'
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults --runs 1000 --json runs/faults/faults.json $(ARGS)
+
+fuzz: setup ## 10,000 cases of hostile input: rows, recipes, names, run directories, model files, command lines. ARGS='--seed 2'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --cases 10000 --json runs/fuzz/fuzz.json $(ARGS)
 
 lint: setup ## format, lint, types, layers
 	$(BIN)/ruff check

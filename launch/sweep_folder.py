@@ -19,7 +19,7 @@ from typing import Any
 
 from launch.supervise.final_status import current_status, seconds_silent
 from trainer.errors import RankzeroError, UsageError
-from trainer.files import make_folder, read_json
+from trainer.files import is_number, make_folder, read_json
 from trainer.lock import hold
 from trainer.run_folders import SWEEP
 from trainer.rundir import RunDir, Status
@@ -122,7 +122,7 @@ def evaluations(run: RunDir, metric: str) -> list[float]:
     found: dict[int, float] = {}
     with contextlib.suppress(OSError):
         for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 values = json.loads(line)
                 if isinstance(values, dict) and values.get("split") == "validation" and values.get("step", 0) > 0:
                     value = values.get(metric)
@@ -155,8 +155,24 @@ def wait_until_free(run: RunDir, seconds: float | None = None) -> None:
 def read_trials(path: Path) -> dict[str, Any]:
     """Return trials.json: the table of the trials as of their last change. Empty before the first trial."""
     with contextlib.suppress(RankzeroError):
-        return dict(read_json(path / "trials.json") or {})
+        table = dict(read_json(path / "trials.json") or {})
+        return table if _is_table(table) else {}
     return {}
+
+
+def _is_table(table: dict[str, Any]) -> bool:
+    """Return whether trials.json has the form that a sweep writes: the folder may come from someone else."""
+    trials, top = table.get("trials") or [], table.get("top") or []
+    if not isinstance(trials, list) or not isinstance(top, list):
+        return False
+    return all(
+        isinstance(trial, dict)
+        and type(trial.get("number")) is int
+        and isinstance(trial.get("state"), str)
+        and (trial.get("value") is None or is_number(trial["value"]))
+        and isinstance(trial.get("params"), dict)
+        for trial in trials
+    ) and all(isinstance(one, dict) and {"number", "seed", "state"} <= one.keys() for one in top)
 
 
 def sweep_state(path: Path) -> dict[str, Any]:
@@ -188,7 +204,7 @@ def sweep_lines(state: dict[str, Any]) -> list[str]:
     """Return `sweep_state` as text."""
     counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items())
     lines = [f"sweep: {counts or 'no trial yet'} of {state['planned'] or '?'} trials"]
-    if best := state["best"]:
+    if (best := state["best"]) and best["value"] is not None:
         values = " ".join(f"{key}={json.dumps(value)}" for key, value in best["params"].items())
         lines.append(f"best: trial {best['number']}, validation {state['metric']} {best['value']:.4g}: {values}")
     for run in state["running"]:

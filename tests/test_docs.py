@@ -19,8 +19,7 @@ from launch.configs import find
 from launch.slurm.site import Site
 from launch.sweep.space import parse_sweep
 from trainer.cli import app as trainer_app
-from trainer.recipe import synonyms
-from trainer.recipe.parsing import parse_yaml
+from trainer.recipe import parse_yaml, synonyms
 from trainer.recipe_loading import Recipe, load_recipe
 
 ROOT = DOCS.parent

@@ -333,7 +333,7 @@ def test_duplicate_keys_are_refused(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_scalars_are_read_as_intended(text: str, value: object) -> None:
-    from trainer.recipe.parsing import parse_yaml
+    from trainer.recipe import parse_yaml
 
     found = parse_yaml(f"key: {text}", "here")["key"]
     assert found == value

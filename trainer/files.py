@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from trainer.lock import check_held
 
 _PROCESS = secrets.token_hex(4)  # with the process number in the names of temporary files: unique over machines
 # Keys of these files that hold objects, lists and truth values; and those that hold objects of objects.
-FORMED = ("manifest.json", "gate.json", "benchmark.json")
+FORMED = ("manifest.json", "gate.json", "benchmark.json", "status.json")
 FORMS: dict[str, Any] = {
     **dict.fromkeys(("data", "stages", "versions", "devices", "files", "checks", "inputs", "of"), dict),
     **dict.fromkeys(("contestants", "recommended", "left_out"), dict),
@@ -26,6 +27,13 @@ FORMS: dict[str, Any] = {
     "passed": bool,
 }
 OF_OBJECTS = ("data", "stages", "checks", "contestants")
+MOST_NUMBER = 1e12  # of a step, a time or a loss in these files, above which sums and times overflow
+# Keys of status.json. A number is finite.
+STATUS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("state", "error", "waits_for", "launch"), (str,)),
+    **dict.fromkeys(("step", "exit_code", "attempt", "pid"), (int,)),
+    **dict.fromkeys(("loss", "share", "left", "updated"), (int, float)),
+}
 MOST_JSON = 200_000_000  # bytes of a JSON file that is read at once
 
 
@@ -156,7 +164,7 @@ def read_json(path: Path) -> Any:
         CheckpointError: the file is not JSON, is larger than any that a run writes, or has another form.
     """
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         value = json.loads(path.read_text(encoding="utf-8")) if size <= MOST_JSON else None
     except FileNotFoundError:
         return None
@@ -173,13 +181,47 @@ def read_json(path: Path) -> Any:
     return value
 
 
+def regular_size(path: Path) -> int:
+    """Return the size of a file in bytes.
+
+    Raises:
+        OSError: there is none, or it is a folder, a pipe or a device, whose content may never end.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return found.st_size
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of a JSON file is a finite number of a size that occurs."""
+    return type(value) in (int, float) and -MOST_NUMBER < value < MOST_NUMBER  # type: ignore[operator]
+
+
 def _check_form(path: Path, value: dict[str, Any]) -> None:
+    if path.name == "status.json":
+        _check_status(path, value)
+        return
     for key, form in FORMS.items():
         found: Any = value.get(key)
+        if found is None and form is not bool:
+            value.pop(key, None)  # null, where an object or a list is expected
         if found is not None and not isinstance(found, form):
             raise CheckpointError(f"{path}: {key} is a {type(found).__name__}, not a {form.__name__}; restore it")
         if key in OF_OBJECTS and found and not all(isinstance(part, dict) for part in found.values()):
             raise CheckpointError(f"{path}: {key} is not an object of objects; restore it")
+
+
+def _check_status(path: Path, value: dict[str, Any]) -> None:
+    for key, forms in STATUS.items():
+        found: Any = value.get(key)
+        if found is not None and (type(found) not in forms or (str not in forms and not is_number(found))):
+            text = str(found)[:60] if not isinstance(found, int) or is_number(found) else "too large"
+            raise CheckpointError(
+                f"{path}: {key} is {text!r}, not {' or '.join(f.__name__ for f in forms)}; restore it"
+            )
+    if not 0 <= (value.get("share") or 0) <= 1 or 0 < (value.get("share") or 0) < 1 / MOST_NUMBER:
+        raise CheckpointError(f"{path}: share is {value['share']}, not a part of 1; restore it")
 
 
 def inside(folder: Path, name: object) -> Path | None:

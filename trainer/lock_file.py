@@ -74,7 +74,7 @@ def flock(file: BinaryIO) -> bool:
 def parse(content: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

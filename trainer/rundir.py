@@ -23,9 +23,11 @@ from trainer.errors import CheckpointError, LockLost, UsageError
 from trainer.files import (
     cannot_write,
     flush,
+    is_number,
     make_folder,
     no_link,
     read_json,
+    regular_size,
     without_nan,
     write_atomically,
     write_json,
@@ -116,9 +118,18 @@ class RunDir:
         make_folder(self.checkpoints)
 
     def check(self) -> None:
-        """Raise UsageError if this is not a run directory."""
-        if not self.recipe.exists():
+        """Refuse a folder that is not a run directory, before anything of it is read.
+
+        Raises:
+            UsageError: it has no recipe.
+            CheckpointError: a pipe or a device is in place of a file. Reading it may not end.
+        """
+        if not self.recipe.is_file():
             raise no_run(self.path)
+        parts = (self.tokenizer, self.model, self.adapter, self.path / "evaluation", self.export)
+        for path in (*self.path.glob("*"), *(file for part in parts for file in part.rglob("*"))):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise CheckpointError(f"{path} is a pipe, a device or a socket, which no run has; remove it")
 
     def set_aside(self) -> Path | None:
         """Rename an existing run directory. Return its new path, or None if there was no run."""
@@ -157,10 +168,11 @@ class RunDir:
         """Return the lines of restarts.jsonl, oldest first. An incomplete line is left out."""
         events = []
         with contextlib.suppress(OSError):
+            regular_size(self.restarts)
             for line in self.restarts.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     event = json.loads(line)
-                    events += [event] if isinstance(event, dict) and isinstance(event.get("time"), int | float) else []
+                    events += [event] if isinstance(event, dict) and is_number(event.get("time")) else []
         return events
 
     def newest_checkpoint(self) -> int | None:
@@ -174,7 +186,7 @@ class RunDir:
             return
         kept = []
         for line in path.read_bytes().split(b"\n"):  # bytes: an incomplete line may end within a character
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 if line and json.loads(line)["step"] <= step:
                     kept.append(line.decode() + "\n")
         write_atomically(path, "".join(kept))

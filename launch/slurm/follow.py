@@ -9,6 +9,7 @@ import math
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from launch.supervise.final_status import current_status, seconds_silent, write_
 from launch.sweep_folder import sweep_lines, sweep_state
 from trainer.cli_arguments import RunArgument
 from trainer.errors import Preempted, RankzeroError, UsageError
-from trainer.files import read_json, write_json
+from trainer.files import read_json, regular_size, write_json
 from trainer.run_folders import is_sweep, runs_below
 from trainer.rundir import RunDir, no_run
 
@@ -33,7 +34,12 @@ ASK = 30.0  # seconds between two calls of squeue
 TAIL = 8  # lines of a log that `status` shows for a job that wrote no status.json
 CHAIN = "chain"  # file in RUN/slurm with the jobs of the newest chain, in order
 # what reading the files of a run may raise if they are not as a run writes them
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, yaml.YAMLError)
+DAMAGED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, RankzeroError),
+    yaml.YAMLError,
+)
+JOB = re.compile(r"[0-9]{1,18}(_[0-9]{1,18})?")  # a job of SLURM, or a task of an array
+END_BYTES = 1 << 16  # that are read of a log for its last lines
 STATUS_FIELDS = ("state", "step", "attempt", "exit_code", "error", "waits_for", "loss", "share", "left")
 
 
@@ -47,10 +53,19 @@ def status_command(
     if run is not None and not run.is_dir():
         raise no_run(run)
     found = [*runs_below(run or Path("runs"))]
-    snapshot = Snapshot()
+    snapshot, code = Snapshot(), 0
     for path in found or ([run] if run is not None else []):
-        state = state_of(path, snapshot)
+        try:
+            state = state_of(path, snapshot)
+        except RankzeroError as error:  # a damaged run does not hide the others
+            if path == run:
+                raise
+            print(f"{path}: {error}", file=sys.stderr)
+            code = error.exit_code
+            continue
         print(json.dumps(state, ensure_ascii=False) if as_json else _text(state))
+    if code:
+        raise typer.Exit(code)
 
 
 def logs_command(
@@ -115,12 +130,12 @@ def record_job(run: Path, job: str, kind: str) -> None:
 def recorded_jobs(run: Path) -> dict[str, str]:
     """Return the kinds of a run's jobs by job, oldest first. For a seed of an array they are tasks of it."""
     lines = (line.partition(" ") for line in _lines(run / "slurm" / "jobs"))
-    return {job: kind for job, _, kind in lines if job[:1].isdigit()}
+    return {job: kind for job, _, kind in lines if JOB.fullmatch(job)}
 
 
 def chain_of(run: Path) -> list[str]:
     """Return the jobs of the newest chain of a run, in order."""
-    return [line for line in _lines(run / "slurm" / CHAIN) if line.isdecimal()]
+    return [line for line in _lines(run / "slurm" / CHAIN) if JOB.fullmatch(line)]
 
 
 def active(run: Path) -> list[JobRecord]:
@@ -186,7 +201,12 @@ def seeds(run: Path, recorded: dict[str, str]) -> list[Path]:
 def ended_jobs(run: Path, recorded: dict[str, str], current: set[str], snapshot: Snapshot) -> list[JobRecord]:
     """Return the jobs that have left the queue. RUN/slurm/states.json keeps their states, because SLURM forgets."""
     path = run / "slurm" / "states.json"
-    kept = {job: JobRecord(job, *words) for job, words in (read_json(path) or {}).items() if job not in current}
+    kept = {
+        job: JobRecord(job, *words)
+        for job, words in (read_json(path) or {}).items()
+        if job not in current and JOB.fullmatch(job) and _is_state(words)
+    }
+    kept = {name: job for name, job in kept.items() if job.among(recorded)}  # another's file may have more
     if all(job in kept or job in current for job in recorded):
         return list(kept.values())
     remembered = {job.job: job for job in snapshot.remembered if job.among(recorded) and job.job not in current}
@@ -209,19 +229,27 @@ def _exits(run: Path, recorded: dict[str, str], current: set[str]) -> dict[str, 
     }
 
 
+def _is_state(words: object) -> bool:
+    """Return whether an entry of states.json is state and reason."""
+    return isinstance(words, list) and len(words) == 2 and all(isinstance(word, str) for word in words)
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        regular_size(path)
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
 
 
 def _end_of_log(run: Path, job: str) -> list[str]:
     """Return the last lines of a job's log: why it ended before rank zero could write status.json."""
-    logs = list((run / "slurm").glob(f"*-{job}.out"))
+    logs = [path for path in (run / "slurm").glob(f"*-{job}.out") if path.is_file()]
     if not logs:
         return [f"no log {run / 'slurm'}/*-{job}.out: the node of the job may not see or write this directory"]
-    return [line[:300] for line in logs[0].read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]]
+    with logs[0].open("rb") as file:
+        file.seek(-min(END_BYTES, logs[0].stat().st_size), 2)
+        return [line[:300] for line in file.read(END_BYTES).decode("utf-8", "replace").splitlines()[-TAIL:]]
 
 
 def _kind(job: JobRecord, recorded: dict[str, str]) -> str:
@@ -286,7 +314,9 @@ def newest_log(run: Path, *, wait: bool) -> Path:
         UsageError: there is none.
     """
     next_call = time.monotonic()
-    while not (logs := sorted((run / "slurm").glob("*.out"), key=lambda path: path.stat().st_mtime)):
+    while not (
+        logs := sorted(filter(Path.is_file, (run / "slurm").glob("*.out")), key=lambda log: log.stat().st_mtime)
+    ):
         if time.monotonic() >= next_call or not wait:
             if not wait or not active(run):
                 raise UsageError(f"{run / 'slurm'} has no log: no job of this run has begun (rankzero status {run})")
@@ -298,7 +328,7 @@ def newest_log(run: Path, *, wait: bool) -> Path:
 def _tail(log: Path, run: Path, follow: bool, lines: int) -> Iterator[str]:
     """Yield the last lines, then new text until no job of the run is left."""
     with log.open(encoding="utf-8", errors="replace") as file:
-        yield from file.readlines()[-lines:] if lines else []
+        yield from deque(file, maxlen=lines)
         file.seek(0, 2)
         quiet_since = time.monotonic()
         while follow:

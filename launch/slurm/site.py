@@ -19,8 +19,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 
 from trainer.errors import UsageError
 from trainer.rank_env import RANK_VARIABLES
+from trainer.recipe import parse_yaml
 from trainer.recipe.loop_sections import Chain, LaunchConfig
-from trainer.recipe.parsing import parse_yaml
 from trainer.recipe.sections import Section, is_changed
 
 SYSTEM = Path("/etc/rankzero/site.yaml")

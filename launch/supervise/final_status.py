@@ -50,7 +50,7 @@ def current_status(run: Path) -> dict[str, Any]:
 
 def seconds_silent(status: dict[str, Any]) -> int | None:
     """Return for how long a running run has not updated status.json, or None if it is recent."""
-    silent = int(time.time() - status.get("updated", 0))
+    silent = int(time.time() - (status.get("updated") or 0))
     return silent if status.get("state") == "running" and silent > STALE_SECONDS else None
 
 

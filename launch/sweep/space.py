@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from launch.sweep.distributions import Distribution, distributions
 from trainer.errors import UsageError
-from trainer.recipe import Recipe
-from trainer.recipe.parsing import problem_lines, read_yaml, refusal
+from trainer.recipe import Recipe, read_yaml
+from trainer.recipe.parsing import problem_lines, refusal
 from trainer.recipe.patterns import RUN_NAME
 from trainer.recipe.section import Positive, Section
 from trainer.task.registry import task_class

@@ -16,6 +16,7 @@ from trainer.report.curves import draw_together, together
 from trainer.report.formats import label, preview, short_values
 from trainer.report.page import write_page
 from trainer.report.report import NO_ROWS
+from trainer.report.run_files import reading
 from trainer.report.task_report import Section
 from trainer.text_lines import table_console
 
@@ -29,13 +30,15 @@ def write_outputs(
     paths: Sequence[Path], split: str, *, as_json: bool, html: Path | None, common: bool, with_rows: bool
 ) -> None:
     """Compare runs and print the result, as JSON or as text. `html`: also write a page."""
-    found, runs = compare(paths, split, common=common)
-    if html is not None:
-        write_comparison(html, found, runs, with_rows=with_rows)
+    with reading(", ".join(map(str, paths))):
+        found, runs = compare(paths, split, common=common)
+        if html is not None:
+            write_comparison(html, found, runs, with_rows=with_rows)
+        if not as_json:
+            show(found, table_console(), with_rows=with_rows)
     if as_json:
         print(json.dumps(found if with_rows else without_rows(found), indent=2, ensure_ascii=False))
         return
-    show(found, table_console(), with_rows=with_rows)
     if html is not None:
         print(f"written: {html}")
 

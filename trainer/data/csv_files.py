@@ -123,7 +123,7 @@ def _reader(feed: _Feed, form: Form) -> Any:
 
 def _header(feed: _Feed, form: Form, reading: Reading) -> list[str]:
     try:
-        names: list[str] = next(_reader(feed, form), [])
+        names: list[str] = next(filter(None, _reader(feed, form)), [])  # after blank lines
     except (csv.Error, _TooLong) as error:
         raise BadFile(f"the header cannot be read: {error}") from None
     if not feed.decodable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from trainer.errors import DataError, UsageError
 from trainer.recipe.sections import DataConfig, Patterns
 
 EMBEDDED = "embedded://"
+MOST_SHARDS = 100_000  # of a generated corpus
+_NUMBER = re.compile(r"[0-9]{1,12}")
 # Keys of `data` that are fixed when a corpus is prepared.
 PREPARED_KEYS = (
     *("train", "validation", "test", "columns", "cleaning", "max_length"),
@@ -189,13 +192,17 @@ def embedded_shards(root: str, patterns: Patterns, split: str) -> list[Shard]:
     for pattern in _as_list(patterns):
         name, _, query = pattern.partition("?")
         values = {"rows": "1000", "shards": "1", "seed": "0"} | dict(parse_qsl(query, keep_blank_values=True))
-        if name not in ("train", "validation", "test") or len(values) > 3 or not all(map(str.isdigit, values.values())):
+        if (
+            name not in ("train", "validation", "test")
+            or len(values) > 3
+            or not all(map(_NUMBER.fullmatch, values.values()))
+        ):
             raise UsageError(
                 f"data.{split}={pattern!r}: an embedded corpus takes train, validation or test and then whole numbers "
                 "for rows, shards and seed: 'train?rows=24000&shards=8&seed=0'"
             )
-        if values["shards"] == "0":
-            raise UsageError(f"data.{split}={pattern!r}: shards=0, at least 1 is needed")
+        if not 0 < int(values["shards"]) <= MOST_SHARDS:
+            raise UsageError(f"data.{split}={pattern!r}: shards={values['shards']}, 1 to {MOST_SHARDS:,} are allowed")
         for i in range(int(values["shards"])):
             url = f"{root}/{name}?{urlencode({**values, 'shard': i})}"
             shards.append(Shard(f"{name}-{i:05d}-of-{int(values['shards']):05d}", (url,), (), "embedded", None))

@@ -231,7 +231,7 @@ def lines(url: str, offset: int = 0, form: Form | None = None) -> Iterator[tuple
             offset, dropped = offset + size + 1, 0
         if dropped or len(rest) >= MAX_LINE_BYTES:
             dropped, rest = dropped + len(rest), b""
-    if rest or dropped:
+    if dropped or _without_mark(rest, offset):
         yield dropped or _without_mark(rest, offset), offset + dropped + len(rest)
 
 

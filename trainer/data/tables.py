@@ -164,7 +164,7 @@ def _classes(schema: Any) -> dict[str, tuple[str, ...]]:
     """Return column -> class names, from the features that `datasets` stores in the schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):  # written by another program
+    except (KeyError, ValueError, TypeError, RecursionError):  # written by another program
         return {}
     classes = {}
     for name, feature in features.items() if isinstance(features, dict) else ():

@@ -128,6 +128,8 @@ def _parse(line: bytes) -> Record:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not a JSON object ({error.msg} at column {error.colno}); was it cut off?") from None
+    except RecursionError:
+        raise ValueError("not a prediction: its lists or objects are nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(f"a JSON object is expected, not {type(record).__name__}")
     missing = [key for key in REQUIRED if key not in record]

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from trainer.errors import DataError, RankzeroError, StoreError, UsageError
 from trainer.push.files import Upload, uploads
 from trainer.redaction import HIDDEN, redacted
+from trainer.report.run_files import reading
 from trainer.rundir import RunDir
 
 OWN_FOLDERS = ("export/", "adapter/")  # files there that the run does not have are removed
@@ -25,7 +26,8 @@ def push_run(
     Raises:
         RankzeroError: as `uploads` and `push`.
     """
-    files = uploads(run, repo, with_rows=with_rows)
+    with reading(run.path):
+        files = uploads(run, repo, with_rows=with_rows)
     if dry_run:
         yield from (f"{file.bytes:>14,}  {file.path}" for file in files)
         yield f"{sum(file.bytes for file in files):>14,}  bytes in {len(files)} files"

@@ -8,16 +8,14 @@ passed to `recipe_class`.
 from __future__ import annotations
 
 import difflib
-import re
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
 from trainer.errors import UsageError
@@ -33,8 +31,7 @@ from trainer.recipe.sections import (
 )
 from trainer.recipe.synonyms import advice
 from trainer.recipe.trackers import TrackerEntry, repeated, without_ledger
-
-MOST_BYTES, MOST_VALUES = 10_000_000, 1_000_000  # of a recipe file
+from trainer.recipe.yaml_text import parse_yaml, read_yaml, written_yaml
 
 
 class Recipe(Section):
@@ -121,7 +118,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe as resolved, all defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return written_yaml(self.model_dump(mode="json"))
 
 
 R = TypeVar("R", bound=Recipe)
@@ -135,61 +132,6 @@ def recipe_class(tasks: Sequence[type[Section]], models: Sequence[type[Section]]
         return (Annotated[union, Field(discriminator="kind")], ...) if len(classes) > 1 else (union, ...)
 
     return create_model("Recipe", __base__=Recipe, task=narrowed(tasks), model=narrowed(models))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with fewer surprises: 1e-4 is a number, 12:30:00 and yes are texts, and a duplicate key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key is no list or mapping", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(  # no octal 010, no base 60, no 1_000
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
-        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"
-    ),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The values of a recipe file, not checked.
-
-    Raises:
-        UsageError: it cannot be read, is not YAML, no mapping, or too large for a recipe.
-    """
-    try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= MOST_BYTES else None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        hint = "give the path of a YAML file, or a name that `rankzero recipes` lists"
-        raise UsageError(f"recipe {path} cannot be read: {reason}; {hint}") from None
-    if text is None:
-        raise UsageError(f"recipe {path} is larger than {MOST_BYTES:,} bytes: it is no recipe")
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of sections, not {type(values).__name__}")
-    return values
 
 
 def problem_lines(cls: type[BaseModel], error: ValidationError, prefix: str = "") -> list[str]:
@@ -211,26 +153,6 @@ def refusal(where: str, lines: Sequence[str]) -> UsageError:
 
 
 _INDICATORS = tuple("*&!%@`")
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Return the values of a YAML text.
-
-    Raises:
-        UsageError: it is not YAML, or it has more than MOST_VALUES values with its aliases expanded.
-    """
-    try:
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-    except (yaml.YAMLError, RecursionError) as error:
-        quote = "a value that begins with one of * & ! % @ ` [ {, or holds ': ' or ' #', needs quotation marks"
-        raise UsageError(f"{where}: not valid YAML: {error}\n{quote}, such as train: '*.csv'") from None
-    left, count = [values], 0
-    while left:  # a few lines of aliases can expand to billions of values, or endlessly
-        value, count = left.pop(), count + 1
-        if count > MOST_VALUES:
-            raise UsageError(f"{where}: it has more than {MOST_VALUES:,} values: it is no recipe")
-        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return values
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

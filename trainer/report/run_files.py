@@ -4,14 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import DataError, UsageError
+from jinja2 import TemplateError
+
+from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import Record, read_predictions
 from trainer.recipe import read_yaml
 from trainer.rundir import RunDir
+
+# Errors that a value of another type or form in a JSON file of a run may lead to.
+OF_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, TemplateError)
+
+
+@contextlib.contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Turn errors about the form of a run's files into one that names the run: it may be damaged, or someone else's.
+
+    Raises:
+        CheckpointError: in place of such an error, which stays its cause (`--debug` shows it).
+    """
+    try:
+        yield
+    except RankzeroError:
+        raise
+    except OF_FORM as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise CheckpointError(
+            f"{where}: a file of the run does not have the form that rankzero writes: {type(error).__name__}: "
+            f"{str(error)[:200]} ({Path(frame.filename).name}:{frame.lineno}). Restore it, or evaluate and report again"
+        ) from error
 
 
 def read_recipe(run: RunDir) -> dict[str, Any]:
@@ -36,7 +61,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if path.is_file():
         for text in path.read_bytes().split(b"\n"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict) and isinstance(line.get("step"), int):
                     lines.append(line)

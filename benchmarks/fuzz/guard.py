@@ -1,0 +1,133 @@
+"""What a case must not do: run longer than it may, take memory, run code, write elsewhere, open a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+CANARY = "fuzz_canary"  # in all code that inputs hold: a module, a file name, a word in a source
+FORBIDDEN = "forbidden by the guard: "
+SECONDS = 10  # of CPU time for a case
+WAIT_SECONDS = 60.0  # of wall time, after which the parent ends the process: it waits for something
+MOST_MEMORY = 1 << 30  # bytes more than at the start of the process
+ADDRESS_SPACE = 4 << 30  # the same for the address space: threads and libraries reserve some that they do not use
+
+_STARTS = frozenset(
+    ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn")
+)
+_NETWORK = frozenset(("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname"))
+_CHANGES = frozenset(("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate"))
+_LINKS = frozenset(("os.link", "os.symlink"))  # source and place
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Broken(AssertionError):
+    """A condition that a case did not meet."""
+
+
+class Stopped(BaseException):
+    """A case used more CPU time than it may. No `except Exception` may take it for an error of a file."""
+
+
+class Guard:
+    """Watches the events of the interpreter during a case. One for each process, because a hook cannot be removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.allowed = (str(folder.resolve()), "/dev/")
+        self.active = False
+        self.seen: list[str] = []
+        self._memory, self._process = _peak(), os.getpid()
+        sys.addaudithook(self._hook)
+        signal.signal(signal.SIGPROF, _stop)
+
+    def begin(self) -> None:
+        """Measure memory from here, and limit the address space: a bomb ends a case and not the machine."""
+        self._memory = _peak()
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the code of a block, and check afterwards.
+
+        Raises:
+            Broken: it did what no case may do.
+        """
+        self.seen.clear()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        self.active = True
+        try:
+            yield
+        except Stopped:
+            raise Broken(f"it took more than {SECONDS} s of CPU time") from None
+        finally:
+            self.active = False
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        self.check()
+
+    def check(self) -> None:
+        """Raise `Broken` for what was seen since the block began, and for memory."""
+        if self.seen:
+            raise Broken("; ".join(self.seen[:3]))
+        if (more := _peak() - self._memory) > MOST_MEMORY:
+            self._memory += more
+            raise Broken(f"the process grew by {more >> 20:,} MiB")
+
+    @property
+    def grown(self) -> int:
+        """The most bytes of this process more than at its start."""
+        return _peak() - self._memory
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.active and (what := self._forbidden(event, args)):
+            self.seen.append(what)
+            if os.getpid() != self._process:  # a forked command line, whose output is read
+                os.write(2, f"{FORBIDDEN}{what}\n".encode("utf-8", "replace"))
+            raise PermissionError(what)
+
+    def _forbidden(self, event: str, args: tuple[Any, ...]) -> str:
+        if event in _STARTS or event in _NETWORK:
+            return f"{event} {args!r:.200}"
+        if event == "import" and CANARY in str(args[0]):
+            return f"import of {args[0]}"
+        if event == "pickle.find_class":
+            return f"unpickled {args!r:.200}"
+        if event == "open" and _is_write(args) and not self._is_inside(args[0]):
+            return f"wrote {args[0]!r:.200}"
+        if event in _LINKS and not self._is_inside(args[1]):
+            return f"{event} {args!r:.200}"
+        if event in _CHANGES and not all(self._is_inside(path) for path in args[:2] if isinstance(path, str | bytes)):
+            return f"{event} {args!r:.200}"
+        if event == "compile" and CANARY in str(args[0]):
+            return "compiled code of an input"
+        if event == "exec" and isinstance(args[0], CodeType) and CANARY in f"{args[0].co_names}{args[0].co_consts}":
+            return "executed code of an input"
+        return ""
+
+    def _is_inside(self, path: Any) -> bool:
+        try:
+            text = os.fsdecode(path)
+        except TypeError:  # a descriptor
+            return True
+        return os.path.abspath(text).startswith(self.allowed)  # noqa: PTH100 - Path would resolve nothing more
+
+
+def _is_write(args: tuple[Any, ...]) -> bool:
+    _, mode, flags = args
+    return bool((flags or 0) & _WRITES) or (isinstance(mode, str) and any(letter in mode for letter in "wax+"))
+
+
+def _stop(*_: Any) -> None:
+    raise Stopped
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,56 @@
+"""The kinds of hostile input: how a case is drawn, and what is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from benchmarks.fuzz import command_line, files, recipes, rows, runs
+
+
+def _nothing(place: Path) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input.
+
+    Attributes:
+        strategy: of cases, which are Python literals.
+        check: does what commands do with a case, in an empty folder that is the working directory. Returns "read" or
+            "refused".
+        share: of all cases, in proportion.
+        prepare: what is made once in a process.
+        trained: it needs a trained run.
+        chunk: cases of a process.
+    """
+
+    strategy: Callable[[], st.SearchStrategy[Any]]
+    check: Callable[[Any, Path], str]
+    share: int
+    prepare: Callable[[Path], None] = _nothing
+    trained: bool = False
+    chunk: int = 500
+
+
+KINDS: dict[str, Kind] = {
+    "csv": Kind(rows.csv_files, files.check, 15),
+    "json-lines": Kind(rows.json_lines, files.check, 12),
+    "json": Kind(rows.json_arrays, files.check, 8),
+    "table": Kind(rows.tables, files.check, 8),
+    "conll": Kind(rows.conll_files, files.check, 6),
+    "text": Kind(rows.text_files, files.check, 6),
+    "recipe": Kind(recipes.recipes, recipes.check_recipe_text, 12),
+    "override": Kind(recipes.overrides, recipes.check_overrides, 8),
+    "name": Kind(recipes.names, recipes.check_name, 6),
+    "status": Kind(lambda: runs.changes(runs.STATUS_FILES), runs.check_status, 8),
+    "run": Kind(runs.run_cases, runs.check_run, 3, trained=True),
+    "report": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_report, 1, runs.load_torch, trained=True),
+    "model": Kind(lambda: runs.changes(runs.MODEL_FILES), runs.check_model, 2, runs.load_torch, trained=True),
+    "command": Kind(command_line.cases, command_line.check, 3, command_line.prepare, trained=True),
+}

@@ -1,0 +1,302 @@
+"""Hostile input (benchmarks/fuzz): a part of the campaign, its checks, and each fault that it has found."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc as pa_ipc
+import pytest
+import typer
+
+from benchmarks.fuzz import ROOT, coverage, files
+from benchmarks.fuzz.guard import Broken
+from benchmarks.fuzz.kinds import KINDS
+from launch.slurm import follow
+from launch.sweep_folder import sweep_lines, sweep_state
+from trainer.data.sources import open_split
+from trainer.errors import CheckpointError, DataError, UsageError
+from trainer.evaluation.predictions import in_corpus_order, read_predictions
+from trainer.files import read_json
+from trainer.lock_file import parse
+from trainer.recipe import parse_yaml, read_yaml
+from trainer.recipe.sections import DataConfig
+from trainer.recipe.yaml_text import written_yaml
+from trainer.report.run_files import read_history
+from trainer.rundir import RunDir
+
+SEED = 20261130
+UNTRAINED = [kind for kind, one in KINDS.items() if not one.trained]
+
+
+def campaign(folder: Path, *words: object) -> tuple[int, str, dict[str, Any]]:
+    command = [sys.executable, "-m", "benchmarks.fuzz", "--folder", folder, "--json", folder / "fuzz.json", *words]
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
+    return ended.returncode, ended.stdout + ended.stderr, json.loads((folder / "fuzz.json").read_text())
+
+
+def test_three_hundred_cases(tmp_path: Path) -> None:
+    only = [word for kind in UNTRAINED for word in ("--only", kind)]
+    code, text, result = campaign(tmp_path, "--cases", 300, "--seed", SEED, *only)
+    assert code == 0, text[-6000:]
+    assert re.match(r"all 300 cases held", text.splitlines()[-1])
+    assert {kind for kind, one in result["table"].items() if one["cases"] >= 10} == set(UNTRAINED)
+    assert sum(one["read"] for one in result["table"].values()) >= 60
+    assert sum(one["refused"] for one in result["table"].values()) >= 60
+
+
+@pytest.mark.slow
+def test_run_directories_and_command_lines(tmp_path: Path) -> None:
+    only = [word for kind in KINDS if kind not in UNTRAINED for word in ("--only", kind)]
+    code, text, result = campaign(tmp_path, "--cases", 60, "--seed", SEED, *only)
+    assert code == 0, text[-6000:]
+    assert all(one["cases"] >= 5 for one in result["table"].values())
+
+
+# -- the campaign finds planted faults ---------------------------------------------------------------------------------
+
+PLANTED = {  # code of a case -> what the campaign says of it
+    "int('x')": "ValueError at",
+    "os.system('true')": "os.system",
+    "open('/tmp/fuzz-outside', 'w')": "wrote '/tmp/fuzz-outside'",
+    "while True: pass": "CPU time",
+    "exec('fuzz_canary = 1')": "code of an input",
+    "bytearray(1 << 27)": "the process grew",
+}
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from hypothesis import strategies as st
+from benchmarks.fuzz import chunks, guard, kinds
+
+def planted(code):
+    code = compile(code, __file__, "exec")
+
+    def check(case, folder):
+        if case >= 300:
+            eval(code)
+        return "read"
+
+    return kinds.Kind(lambda: st.integers(0, 1000), check, 1)
+
+guard.SECONDS, guard.MOST_MEMORY = 0.3, 1 << 26
+codes = json.loads(sys.argv[2])
+kinds.KINDS.update({code: planted(code) for code in codes})
+results = chunks.run_chunks([(code, 5, 30) for code in codes], Path(sys.argv[1]))
+rows = [[one.kind, one.cases, list(one.failures), [case for case, _ in one.failures.values()]] for one in results]
+print(json.dumps(rows))
+"""
+
+
+def test_planted_faults_are_found(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "planted.py", tmp_path, json.dumps([*PLANTED])]
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads(ended.stdout)
+    assert [code for code, *_ in results] == [*PLANTED]
+    for code, cases, found, smallest in results:
+        assert cases == 30
+        assert any(PLANTED[code] in what for what in found), (code, found)
+        assert "300" in smallest or "int" not in code
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.txt"])
+def test_a_lost_row_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    content = {"jsonl": b'{"text": "a"}\n{"text": "b"}\n', "csv": b"text,label\na,1\nb,0\n", "txt": b"a\nb\n"}
+    case = (name, (content[name.partition(".")[2]],), {}, "", 0, 0)
+    assert files.check(case, tmp_path) == "read"
+    reader = {"jsonl": "json_records", "csv": "csv_records", "txt": "text_records"}[name.partition(".")[2]]
+    original = getattr(sys.modules["trainer.data.sources"], reader)
+    monkeypatch.setattr(f"trainer.data.sources.{reader}", lambda *args: list(original(*args))[1:])
+    with pytest.raises(Broken):
+        files.check(case, tmp_path)
+
+
+def test_without_atheris_a_message_says_so() -> None:
+    assert coverage.available() or "rankzero[fuzz]" in coverage.MISSING
+
+
+# -- faults that it has found ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!int x", "!!int ''", "!!float x", "!!bool x", "!!null x", "!!timestamp x", "!!map x", "!!seq {a: 1}",
+    "!!set {a}", "9" * 5000,
+     "!!int 0x" + "f" * 5000, "!!binary x", "!!omap [a: 1]", "!!bool [a]"],
+)  # fmt: skip
+def test_a_value_of_another_form_than_its_tag(text: str) -> None:
+    with pytest.raises(UsageError, match="here: not valid YAML"):
+        parse_yaml(f"a: {text}", "here")
+    assert parse_yaml("a: !!int '5'\nb: !!str 5\nc: !!float 1\nd: !!bool true", "here") == {
+        "a": 5,
+        "b": "5",
+        "c": 1.0,
+        "d": True,
+    }
+
+
+@pytest.mark.parametrize("label", ["\x85", "a\u2028b", "\u2029", "a\x85 b\x85", "x\ny", "\ufeff", "\t", "é"])
+def test_line_ends_of_unicode_stay_in_a_recipe(tmp_path: Path, label: str) -> None:
+    (tmp_path / "r.yaml").write_text(written_yaml({"labels": {label: [label]}}), encoding="utf-8")
+    assert read_yaml(tmp_path / "r.yaml") == {"labels": {label: [label]}}
+
+
+def test_a_recipe_that_never_ends(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="larger than"):
+        read_yaml(tmp_path / "r.yaml")
+
+
+def rows_of(folder: Path, name: str, content: bytes) -> list[Any]:
+    (folder / name).write_bytes(content)
+    source = open_split(DataConfig.model_validate({"root": str(folder), "train": name, "lanes": 1}), "train")
+    assert source is not None
+    return [row.values if row.error is None else row.error for row in source]
+
+
+def test_blank_lines_before_a_header(tmp_path: Path) -> None:
+    assert rows_of(tmp_path, "a.csv", b"\n\r\ntext,label\nx,1\n") == [{"text": "x", "label": "1"}]
+
+
+def test_a_byte_order_mark_alone_is_no_row(tmp_path: Path) -> None:
+    assert rows_of(tmp_path, "a.txt", b"\xef\xbb\xbf") == []
+    assert rows_of(tmp_path, "b.txt", b"\xef\xbb\xbf\n") == [{"text": ""}]
+
+
+def test_deep_notes_in_a_table(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"]}).replace_schema_metadata({"huggingface": "[" * 5000})
+    sink = pa.BufferOutputStream()
+    with pa_ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert rows_of(tmp_path, "a.arrow", sink.getvalue().to_pybytes()) == [{"text": "a"}]
+
+
+@pytest.mark.parametrize(
+    "query", ["rows=²", "rows=" + "9" * 5000, "shards=99999999999", "shards=0", "rows=4&shards=-1"]
+)
+def test_numbers_of_a_generated_corpus(query: str) -> None:
+    data = DataConfig.model_validate({"root": "embedded://reviews", "train": f"train?{query}", "lanes": 1})
+    with pytest.raises(UsageError, match=r"data\.train="):
+        open_split(data, "train")
+
+
+STATUS = {
+    "state": "running",
+    "step": 2,
+    "exit_code": None,
+    "attempt": 1,
+    "loss": 0.5,
+    "share": 0.5,
+    "left": 9.0,
+    "updated": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("state", 5), ("step", "2"), ("step", True), ("loss", "x"), ("loss", "@1e999"), ("share", 2), ("share", 1e-300),
+    ("left", "@1e999"),
+     ("updated", []), ("updated", "@NaN"), ("step", int("9" * 400)), ("error", {})],
+)  # fmt: skip
+def test_a_status_of_another_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, key: str, value: Any
+) -> None:
+    """The message names the key. Other runs are listed."""
+    for name, content in (("a", {**STATUS, key: value}), ("b", STATUS)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        text = re.sub(r'"@(\w+)"', r"\1", json.dumps(content))
+        (tmp_path / "runs" / name / "status.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"status\.json: {key} is "):
+        follow.status_command(tmp_path / "runs" / "a", False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(typer.Exit) as ended:
+        follow.status_command(None, False)
+    assert ended.value.exit_code == CheckpointError.exit_code
+    printed = capsys.readouterr()
+    assert "runs/b: running  step 2" in printed.out
+    assert f"{key} is" in printed.err
+
+
+def test_jobs_of_another_form(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    names = ["²", "9" * 5000, "1*", "12"]
+    (tmp_path / "slurm/jobs").write_bytes(b"".join(f"{name} train\n".encode() for name in names) + b"\xff\n")
+    states = {"12": ["FAILED", "x"], "13": ["FAILED", "y"], "²": ["a", "b"], "14": [1], "15": "x"}
+    (tmp_path / "slurm/states.json").write_text(json.dumps(states))
+    (tmp_path / "slurm/a-12.out").mkdir()
+    assert follow.recorded_jobs(tmp_path) == {"12": "train"}
+    state = follow.state_of(tmp_path, follow.Snapshot())
+    assert [job["job"] for job in state["jobs"]] == ["12"]
+    assert "no log" in state["log"][0]
+    with pytest.raises(UsageError, match="has no log"):
+        follow.newest_log(tmp_path, wait=False)
+    (tmp_path / "slurm/b-12.out").write_text("x\n" * 100_000 + "end\n")
+    assert follow._end_of_log(tmp_path, "12") == ["x"] * 7 + ["end"]
+
+
+def test_a_table_of_trials_of_another_form(tmp_path: Path) -> None:
+    right = {"number": 1, "state": "complete", "value": None, "params": {}}
+    (tmp_path / "trials.json").write_text(json.dumps({"best": 1, "trials": [right]}))
+    assert "1 complete" in sweep_lines(sweep_state(tmp_path))[0]
+    for trials in (
+        {},
+        5,
+        [5],
+        [{}],
+        [{**right, "value": "x"}],
+        [{**right, "number": "../x"}],
+        [{**right, "params": 1}],
+    ):
+        (tmp_path / "trials.json").write_text(json.dumps({"best": 1, "trials": trials or [trials]}))
+        assert sweep_lines(sweep_state(tmp_path)) == ["sweep: no trial yet of ? trials"]
+
+
+def test_json_files_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "status.json")
+    (tmp_path / "manifest.json").symlink_to("/dev/zero")
+    for name in ("status.json", "manifest.json"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_json(tmp_path / name)
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(UsageError, match="is not a run directory"):
+        RunDir(tmp_path).check()
+    run = RunDir(tmp_path / "run")
+    for folder in (run.model, run.tokenizer):
+        folder.mkdir(parents=True)
+    run.recipe.touch()
+    (run.model / "loop").symlink_to("loop")
+    (run.model / "none").symlink_to("nowhere")
+    run.check()
+    (run.model / "model.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="is a pipe, a device or a socket"):
+        run.check()
+    (run.model / "model.safetensors").unlink()
+    os.mkfifo(run.tokenizer / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a pipe"):
+        run.check()
+
+
+def test_deep_lines(tmp_path: Path) -> None:
+    """The decoder of JSON ends with another error for them than for other lines that are not JSON."""
+    deep, run = "[" * 100_000, RunDir(tmp_path)
+    run.metrics.write_text(f'{deep}\n{{"step": 1}}\n')
+    assert read_history(run.metrics) == [{"step": 1}]
+    run.cut_after(run.metrics, 1)
+    assert run.metrics.read_text() == '{"step": 1}\n'
+    run.restarts.write_text(f'{deep}\n{{"time": 1e999}}\n{{"time": true}}\n{{"time": 1.5}}\n')
+    assert run.read_restarts() == [{"time": 1.5}]
+    assert parse(deep.encode()) is None
+    (tmp_path / "predictions.jsonl").write_text(deep)
+    with pytest.raises(DataError, match="line 1: not a prediction"):
+        list(read_predictions(tmp_path / "predictions.jsonl"))
+    rows = [{"id": f"a:{'9' * 5000}"}, {"id": "a:10"}, {"id": "a:9"}]
+    assert [row["id"][:4] for row in in_corpus_order(rows)] == ["a:9", "a:10", "a:99"]
