@@ -69,17 +69,18 @@ def usage(root: int, run: Path) -> dict[str, int]:
     """Return what the process `root` and those below it hold.
 
     Returns:
-        pss, rss: bytes of memory, pss with each shared page divided by its processes.
+        memory: bytes of the processes' own, resident and swapped; a page that n processes share after a fork counts as
+            1/n in each. Files that are mapped are not part of it: the pages of a library are shared with any process.
+        pss, rss: all resident bytes, by the kernel's counts.
         descriptors, threads, processes: of all of them.
         shared_memory, temporary, run_files: entries of /dev/shm, below the temporary directory, and of the run
         directory without complete checkpoints.
     """
-    sums = dict.fromkeys(("pss", "rss", "descriptors", "threads", "processes"), 0)
+    sums = dict.fromkeys(("memory", "pss", "rss", "descriptors", "threads", "processes"), 0)
     tree = psutil.Process(root)
     for process in (tree, *tree.children(recursive=True)):
         with contextlib.suppress(psutil.Error, OSError):  # it has just ended
-            memory = process.memory_full_info()
-            found = (memory.pss, memory.rss, process.num_fds(), process.num_threads(), 1)
+            found = (*memory_of(process.pid), process.num_fds(), process.num_threads(), 1)
             sums = {name: value + more for (name, value), more in zip(sums.items(), found, strict=True)}
     files = [path for path in run.rglob("*") if not path.parent.name.startswith("step-")]
     return {
@@ -88,3 +89,10 @@ def usage(root: int, run: Path) -> dict[str, int]:
         "temporary": sum(1 for _ in Path(tempfile.gettempdir()).rglob("*")),
         "run_files": sum(not path.name.startswith("step-") for path in files),
     }
+
+
+def memory_of(pid: int) -> tuple[int, int, int]:
+    """Return memory, pss and rss of a process in bytes; see `usage`."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
+    return sizes["Pss_Anon"] + sizes["Pss_Shmem"] + sizes["SwapPss"], sizes["Pss"], sizes["Rss"]

@@ -9,6 +9,7 @@ import numpy as np
 
 NORMAL_95 = 1.96
 LARGEST_LAG = 0.25  # share of the samples
+LARGEST_RHO = 0.97
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Trend:
 def trend(steps: Sequence[float], values: Sequence[float], groups: Sequence[int]) -> Trend:
     """Return the slope of `values` over `steps` with a 95% interval (Newey and West, 1987).
 
-    The standard error has Bartlett weights. Their number of lags follows from the autocorrelation of the residuals
-    (Andrews, 1991, with an AR(1) process).
+    The standard error is prewhitened by an AR(1) process (Andrews and Monahan, 1992), with Bartlett weights, whose
+    number of lags follows from the autocorrelation that is left (Andrews, 1991).
 
     Args:
         steps: ascending.
@@ -47,23 +48,28 @@ def trend(steps: Sequence[float], values: Sequence[float], groups: Sequence[int]
     if degrees < 2 or spread == 0:
         raise ValueError(f"{len(x)} samples in {len(kinds)} groups are too few for a slope")
     slope = float(dx @ dy) / spread
-    residuals = dy - slope * dx
-    scores = dx * residuals
-    lag = _lag(residuals)
-    variance = float(scores @ scores)
+    scores = dx * (dy - slope * dx)
+    rho = _autocorrelation(scores)
+    white = scores[1:] - rho * scores[:-1]  # an AR(1) process has no more autocorrelation then
+    lag = _lag(white)
+    variance = float(white @ white)
     for distance in range(1, lag + 1):
         weight = 1 - distance / (lag + 1)
-        variance += 2 * weight * float(scores[distance:] @ scores[:-distance])
-    error = np.sqrt(max(variance, 0.0) * len(x) / degrees) / spread
+        variance += 2 * weight * float(white[distance:] @ white[:-distance])
+    variance = max(variance, 0.0) / (1 - rho) ** 2
+    error = np.sqrt(variance * len(x) / degrees) / spread
     half = NORMAL_95 * float(error)
     return Trend(slope, slope - half, slope + half, float(y.mean()), lag)
 
 
-def _lag(residuals: np.ndarray) -> int:
+def _autocorrelation(values: np.ndarray) -> float:
+    """Return the autocorrelation of neighbors, 0 if it is negative."""
+    square = float(values[:-1] @ values[:-1])
+    return float(np.clip(values[1:] @ values[:-1] / square, 0.0, LARGEST_RHO)) if square else 0.0
+
+
+def _lag(values: np.ndarray) -> int:
     """Return the number of lags for Bartlett weights."""
-    count, square = len(residuals), float(residuals[:-1] @ residuals[:-1])
-    if square == 0:
-        return 0
-    rho = float(np.clip(residuals[1:] @ residuals[:-1] / square, 0.0, 0.97))
+    rho, count = _autocorrelation(values), len(values)
     alpha = 4 * rho**2 / ((1 - rho) ** 2 * (1 + rho) ** 2)
     return int(min(1.1447 * (alpha * count) ** (1 / 3), LARGEST_LAG * count))

@@ -7,11 +7,11 @@ from trainer import Callback
 
 
 class Leak(Callback):
-    """Opens a temporary file at each step, and never closes it."""
+    """Opens a temporary file after each step, and never closes it."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._files: list[Any] = []
 
     def on_step(self, step: int, values: Any) -> None:
-        self._files.append(tempfile.NamedTemporaryFile(delete=False))
+        self._files.append(tempfile.mkstemp())

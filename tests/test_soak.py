@@ -63,8 +63,9 @@ def samples(**changes: Any) -> list[dict[str, Any]]:
     lines = []
     for step, wave in zip(range(20, STEPS + 1, 20), noise(1000, 0.5, 3), strict=True):
         line = {
-            "start": 1.0 if step <= STEPS / 2 else 2.0, "step": step, "pss": 5e8 + min(step, 4000) * 1e4 + 1e6 * wave,
-            "seconds": 0.03 + 0.001 * wave, "cpu_seconds": 0.02 + 0.001 * wave, "descriptors": 50, "threads": 15,
+            "start": 1.0 if step <= STEPS / 2 else 2.0, "step": step,
+            "memory": 5e8 + min(step, 4000) * 1e4 + 1e6 * wave,
+            "seconds": 0.03 + 0.0002 * wave, "cpu_seconds": 0.02 + 0.0002 * wave, "descriptors": 50, "threads": 15,
             "processes": 4, "shared_memory": 0, "temporary": 0, "run_files": 9,
         }  # fmt: skip
         lines.append(line | {name: change(line[name], step) for name, change in changes.items()})
@@ -78,10 +79,10 @@ def test_a_flat_run_is_flat() -> None:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("pss", lambda value, step: value + 2000 * step),  # 40 MB in all
+        ("memory", lambda value, step: value + 2000 * step),  # 40 MB in all
         ("seconds", lambda value, step: value * (1 + 0.1 * step / STEPS)),
         ("cpu_seconds", lambda value, step: value * (1 + 0.1 * step / STEPS)),
-        ("descriptors", lambda value, step: value + step // 10_000),  # one in each start
+        ("descriptors", lambda value, step: value + step // 1000),  # one in each epoch
         ("temporary", lambda value, step: value + step // 200),  # one with each save
     ],
 )

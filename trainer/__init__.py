@@ -13,8 +13,8 @@ from typing import Any
 
 # Results must not depend on the number of threads or on memory alignment (docs/explanation/steps.md). MKL reads its
 # variable at its first call, so it is set before torch is imported.
-# Kernels of the Hub are code that a config.json can ask for. NNCF and onnxruntime send usage statistics unless a variable
-# is set; onnxruntime also leaves a file in the temporary directory.
+# Kernels of the Hub are code that a config.json can ask for. NNCF and onnxruntime send usage statistics unless a
+# variable is set; onnxruntime also leaves a file in the temporary directory.
 ENVIRONMENT = {
     "MKL_CBWR": "AUTO,STRICT",
     "TOKENIZERS_PARALLELISM": "false",
