@@ -45,7 +45,7 @@ SHAPES = {
     ),
 }  # fmt: skip
 # What a measure may grow by over all steps: a share of its mean, or a number, which is small against 100 saves.
-SHARES = {"memory": 0.03, "cpu_seconds": 0.05, "seconds": 0.05}
+SHARES = {"memory": 0.05, "objects": 0.01, "cpu_seconds": 0.05, "seconds": 0.05}
 NUMBERS = dict.fromkeys(("descriptors", "threads", "processes", "shared_memory", "temporary", "run_files"), 2.0)
 # Starts the run with /dev/shm of its own, and lists what is left there.
 INSIDE = 'mount -t tmpfs tmpfs /dev/shm && SOAK_ROOT_PID=$$ "$@"; code=$?; ls -A /dev/shm > "$SOAK_LEFT"; exit $code'
@@ -179,7 +179,7 @@ def show(result: Mapping[str, Mapping[str, Any]], steps: int, ignored: Sequence[
     print(f"{'measure':16s}{'mean':>11s}{'growth over all steps (95% interval)':>42s}{'bound':>10s}")
     for name, found in result.items():
         unit = MEGABYTE if name == "memory" else 0.001 if name in ("seconds", "cpu_seconds") else 1
-        label = f"{name}, {'MB' if name == 'pss' else 'ms'}" if unit != 1 else name
+        label = f"{name}, {'MB' if unit == MEGABYTE else 'ms'}" if unit != 1 else name
         mean, growth, low, high, bound = (found[key] / unit for key in ("mean", "growth", "low", "high", "bound"))
         interval = f"{growth:+.2f} ({low:+.2f} to {high:+.2f})"
         flat = "flat" if found["flat"] else "NOT FLAT"

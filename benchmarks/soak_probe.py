@@ -1,12 +1,14 @@
 """The side of the soak test that is in the run: a callback that writes samples of the process tree.
 
-Samples are lines of the file SOAK_SAMPLES: {"start", "step", "seconds", "cpu_seconds", and what `usage` returns}.
-Evaluations and saves are lines with "event".
+Samples are lines of the file SOAK_SAMPLES: {"start", "step", "seconds", "cpu_seconds", "objects", and what `usage`
+returns}. Objects are those that Python's garbage collector knows in the rank. Lines of evaluations and saves have an
+"event".
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import statistics
@@ -44,7 +46,15 @@ class Probe(Callback):
         if step % self._every == 0 and step % self._period >= QUIET * self._period and self._steps:
             seconds, cpu_seconds = (statistics.median(each) for each in zip(*self._steps, strict=True))
             found = usage(int(os.environ[ROOT_PID]), self.run)
-            self._write({"step": step, "seconds": seconds, "cpu_seconds": cpu_seconds, **found})
+            self._write(
+                {
+                    "step": step,
+                    "seconds": seconds,
+                    "cpu_seconds": cpu_seconds,
+                    **found,
+                    "objects": len(gc.get_objects()),
+                }
+            )
             self._steps = []
         self._before = time.perf_counter(), time.process_time()
 

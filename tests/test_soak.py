@@ -65,7 +65,8 @@ def samples(**changes: Any) -> list[dict[str, Any]]:
         line = {
             "start": 1.0 if step <= STEPS / 2 else 2.0, "step": step,
             "memory": 5e8 + min(step, 4000) * 1e4 + 1e6 * wave,
-            "seconds": 0.03 + 0.0002 * wave, "cpu_seconds": 0.02 + 0.0002 * wave, "descriptors": 50, "threads": 15,
+            "seconds": 0.03 + 0.0002 * wave, "cpu_seconds": 0.02 + 0.0002 * wave, "objects": 500_000,
+            "descriptors": 50, "threads": 15,
             "processes": 4, "shared_memory": 0, "temporary": 0, "run_files": 9,
         }  # fmt: skip
         lines.append(line | {name: change(line[name], step) for name, change in changes.items()})
@@ -82,6 +83,7 @@ def test_a_flat_run_is_flat() -> None:
         ("memory", lambda value, step: value + 2000 * step),  # 40 MB in all
         ("seconds", lambda value, step: value * (1 + 0.1 * step / STEPS)),
         ("cpu_seconds", lambda value, step: value * (1 + 0.1 * step / STEPS)),
+        ("objects", lambda value, step: value + step // 2),  # one in two steps
         ("descriptors", lambda value, step: value + step // 1000),  # one in each epoch
         ("temporary", lambda value, step: value + step // 200),  # one with each save
     ],
