@@ -32,6 +32,7 @@ PAUSES = 100  # evaluations, and saves
 WARM_UP = 0.25  # share of the steps, left out at the begin of each start
 LEAST_SAMPLES = 5  # of a start
 MEGABYTE = 2**20
+SHOWN = 5  # names of what was left behind
 CACHES = "torchinductor_"  # torch makes this empty folder at its import; it has the same name in each run
 SHAPES = {
     "transformer": (
@@ -210,8 +211,14 @@ def main(argv: Sequence[str]) -> int:
         "measures": result, "left": left, "flat": not growing and not behind,
     }  # fmt: skip
     write(options.json, report)
+    if growing:
+        print(f"not flat: {', '.join(growing)}")
+    for name in behind:
+        print(
+            f"left behind: {name}"
+            + (f" {left[name][:SHOWN]}, {len(left[name])} in all" if left[name] is not True else "")
+        )
     if growing or behind:
-        print("; ".join([f"not flat: {', '.join(growing)}"] * bool(growing) + [f"left: {left}"] * bool(behind)))
         return 1
     print("flat: all measures")
     return 0

@@ -107,9 +107,10 @@ def test_a_leak_is_found_in_a_run(
     report = json.loads((tmp_path / "soak.json").read_text())
     measures = report["measures"]
     assert (report["evaluation"], report["save"], report["starts"]) == (4, 4, 1)
-    for name in ("descriptors", "temporary"):
-        assert measures[name]["growth"] == pytest.approx(200, rel=0.02)
-        assert not measures[name]["flat"]
+    assert measures["temporary"]["growth"] == pytest.approx(200)
+    assert measures["descriptors"]["low"] > 150, "one with each step, and loader processes inherit them"
+    assert not measures["temporary"]["flat"]
+    assert not measures["descriptors"]["flat"]
     for name in ("threads", "processes", "shared_memory"):
         assert measures[name]["flat"], measures[name]
     left = report["left"]
