@@ -53,13 +53,14 @@ IMDB = {
     "seconds": 93.2 * 60, "steps": 1872, "rows": 3 * 23_598, "saves": 3, "corpus_bytes": 16e6,
     "checkpoint_bytes": 3 * 4 * 22.7e6, "test_tokens": 12_342 * 203,
 }  # fmt: skip
-SAME_MODEL, TEST_TOKENS = "demo-sentiment", 1000 * 31  # the demo with the model of imdb
+SAME_MODEL, TOKENS_OF_ROW = "demo-sentiment", 31  # the demo with the model of imdb, and the mean tokens of a test row
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exactness_cost", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500, help="of the complete run (default 500)")
     parser.add_argument("--tokens", type=int, default=12_000, help="of a block, without padding")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=[*VARIANTS], help="settings to measure")
     parser.add_argument("--only", choices=RECIPES, help="measure one recipe")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipes")
     precision_argument(parser)
@@ -71,7 +72,8 @@ def steps_cost(recipe: str, options: argparse.Namespace) -> Blocks:
     """Return the blocks of each variant."""
     with tempfile.TemporaryDirectory() as folder:
         started = []
-        for number, (name, variant) in enumerate(VARIANTS.items()):
+        for number, name in enumerate(dict.fromkeys([PLAIN, *options.variants])):
+            variant = VARIANTS[name]
             place = Path(folder) / str(number)
             place.mkdir()
             common = {
@@ -156,9 +158,10 @@ def projection(steps: Mapping[str, Any], once: Mapping[str, Any]) -> dict[str, f
     """Return the shares of the time of the published imdb run that the measured costs would have."""
     rate, parts = hash_rate(), once["parts"]
     gates, split = parts[GATES]["cpu_seconds"], parts[SPLIT]["cpu_seconds"]
-    tokens = IMDB["test_tokens"] / TEST_TOKENS
+    tokens = IMDB["test_tokens"] / (TOKENS_OF_ROW * once["gate_rows"])
+    ledger = steps[LEDGER]["cpu_seconds_per_row"] if LEDGER in steps else math.nan
     seconds = {
-        LEDGER: max(0.0, steps[LEDGER]["cpu_seconds_per_row"]) * IMDB["rows"],
+        LEDGER: max(0.0, ledger) * IMDB["rows"],
         FINGERPRINT: IMDB["corpus_bytes"] / rate,
         # written, read at the selection, and hashed again as model/ and in the inputs of stages
         HASHES: IMDB["checkpoint_bytes"] * (IMDB["saves"] + 2) / rate,
@@ -167,7 +170,7 @@ def projection(steps: Mapping[str, Any], once: Mapping[str, Any]) -> dict[str, f
         TRACKER: parts[TRACKER]["cpu_seconds"],
     }
     shares = {name: value / IMDB["seconds"] for name, value in seconds.items()}
-    return {**shares, DETERMINISTIC: steps[DETERMINISTIC]["cpu"]["mean"], MKL: steps[MKL]["cpu"]["mean"]}
+    return {**shares, **{name: steps[name]["cpu"]["mean"] for name in (DETERMINISTIC, MKL) if name in steps}}
 
 
 def show(recipe: str, result: Mapping[str, Any]) -> None:
@@ -195,7 +198,7 @@ def main(argv: Sequence[str]) -> int:
         key: getattr(options, key) for key in ("steps", "tokens", "warmup", "repeats", "threads", "precision", "set")
     }
     for recipe in (options.only,) if options.only else RECIPES:
-        blocks = steps_cost(recipe, options)
+        blocks = steps_cost(recipe, options) if options.variants else {}
         result: dict[str, Any] = {"steps": ratios(blocks), "once": once_cost(recipe, options)}
         if recipe == SAME_MODEL and {GATES, STOCK, SPLIT, TRACKER} <= result["once"]["parts"].keys():
             result["projection"] = projection(result["steps"], result["once"])

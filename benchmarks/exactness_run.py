@@ -26,7 +26,7 @@ from trainer.engine import setup
 from trainer.export.gates import Gate
 from trainer.export.model_gate import ModelGate
 from trainer.export.rows import Rows
-from trainer.files import write_json
+from trainer.files import read_json, write_json
 from trainer.tracking.background import Tracking
 
 FINGERPRINT, HASHES, GATES, STOCK = "corpus fingerprint", "hashes", "export gates", "stock-load gate"
@@ -117,7 +117,8 @@ def main() -> None:
     began, cpu_began = time.perf_counter(), cpu_seconds()
     run = train(settings["recipe"], settings["overrides"], run=Path(settings["folder"]) / "run")
     total = {"seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds() - cpu_began, "steps": run.step}
-    write_json(Path(settings["out"]), {"total": total, "parts": watch.parts})
+    rows = [(read_json(gate) or {}).get("rows", 0) for gate in run.path.glob("export/*/gate.json")]
+    write_json(Path(settings["out"]), {"total": total, "parts": watch.parts, "gate_rows": max(rows, default=0)})
 
 
 if __name__ == "__main__":

@@ -124,9 +124,8 @@ def test_a_leak_is_found_in_a_run(
 def test_the_cost_of_a_ledger_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = {name: exactness_cost.VARIANTS[name] for name in (exactness_cost.PLAIN, exactness_cost.LEDGER)}
-    monkeypatch.setattr(exactness_cost, "VARIANTS", kept)
     words = ["--steps", "4", "--tokens", "200", "--warmup", "0", "--repeats", "2", "--only", "demo-translation", *TINY]
+    words += ["--variants", "loop.ledger"]
     words += ["--precision", "no", "--set=export.onnx=false", "--set=export.bench=0", "--set=export.safetensors=true"]
     assert exactness_cost.main([*words, "--set=export.int8=false", "--json", str(tmp_path / "cost.json")]) == 0
     report = json.loads((tmp_path / "cost.json").read_text())["demo-translation"]
