@@ -47,6 +47,7 @@ class Contestant:
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(folder / "cache"),
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            **settings.get("environment", {}),
         }
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(

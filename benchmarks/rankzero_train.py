@@ -51,14 +51,15 @@ def metered_by(one: Meter) -> type[Reporter]:
     return MeteredReporter
 
 
-def main() -> None:
+def main(one: Meter | None = None) -> None:
+    """Train under a meter, by default that of the device."""
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     device = settings.get("device", "cpu")
     if device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     os.environ["ACCELERATE_MIXED_PRECISION"] = settings["precision"]
     torch.set_num_threads(settings["threads"])
-    session.Reporter = metered_by(meter(device))  # type: ignore[misc]
+    session.Reporter = metered_by(one or meter(device))  # type: ignore[misc]
     train(
         settings.get("recipe", RECIPE), [*settings["overrides"], *WITHOUT_PAUSES], run=Path(settings["folder"]) / "run"
     )

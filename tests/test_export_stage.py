@@ -115,6 +115,12 @@ def test_changed_inputs_are_exported_again(run: RunDir) -> None:
     found = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))
     assert found["checks"]["logits"]["rows"] == 3
     assert found["inputs"] != inputs
+    assert found["rows"] > 7
+    export_run(run, [*only, "export.gates.split_rows=7"], quiet)
+    found = json.loads((onnx_folder / "gate.json").read_text(encoding="utf-8"))
+    assert (found["rows"], found["passed"]) == (7, True)
+    assert found["checks"]["logits"]["rows"] == 7
+    assert problems(onnx_folder) == []
 
 
 def test_a_limit_is_of_the_artifacts_on_which_it_decides(run: RunDir) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 
 # Results must not depend on the number of threads or on memory alignment (docs/explanation/steps.md). MKL reads its
 # variable at its first call, so it is set before torch is imported.
-# Kernels of the Hub are code that a config.json can ask for. NNCF sends usage statistics unless a variable is set.
+# Kernels of the Hub are code that a config.json can ask for. NNCF and onnxruntime send usage statistics unless a
+# variable is set; onnxruntime also leaves a file in the temporary directory.
 ENVIRONMENT = {
     "MKL_CBWR": "AUTO,STRICT",
     "TOKENIZERS_PARALLELISM": "false",
     "USE_HUB_KERNELS": "NO",
     "NNCF_CI": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

@@ -90,8 +90,8 @@ def inputs(run: RunDir, task: Task, hashes: dict[str, str], name: str) -> dict[s
     program = task.exporter().program_for(runtime)
     recipe = task.recipe.model_dump(mode="json")
     data = {k: recipe["data"][k] for k in ("columns", "cleaning", "max_length", "pad_multiple", "validation", "test")}
-    used = ("rows", "prompts", *LIMITS.get(name, ()))
-    gates = {key: limit for key, limit in recipe["export"]["gates"].items() if key in used}
+    used = ("rows", "prompts", "split_rows", *LIMITS.get(name, ()))
+    gates = {key: limit for key, limit in recipe["export"]["gates"].items() if key in used and limit is not None}
     relevant = [recipe["task"], recipe["model"], data, recipe["evaluation"], gates]
     splits = (read_json(run.manifest) or {}).get("data", {})
     return {

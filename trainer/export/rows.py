@@ -62,7 +62,7 @@ class Rows:
     """The rows of the test split; without one of validation; without that some of the training rows."""
 
     def __init__(self, task: Task, model: nn.Module, split: str | None = None, most: int | None = None) -> None:
-        """`model` is on the CPU, in fp32 and in eval mode. `split` and `most`: the first rows of another split."""
+        """`model` is on the CPU, in fp32 and in eval mode. `split`: another one. `most`: a sample of so many rows."""
         self.task, self.model, self.export = task, model, task.exporter()(task)
         data = task.recipe.data
         first = next(name for name in ("test", "validation", "train") if getattr(data, name) is not None)

@@ -163,7 +163,8 @@ class _Stage:
     @cached_property
     def rows(self) -> Rows:
         trained = TrainedRun.open(self.run, Recipe, self.overrides)
-        return Rows(trained.task, trained.model.cpu().float().eval())
+        model, limits = trained.model.cpu().float().eval(), trained.task.recipe.export.gates
+        return Rows(trained.task, model, most=limits.split_rows)
 
     @cached_property
     def answered(self) -> list[Row]:

@@ -85,6 +85,11 @@ class GatesConfig(Section):
     model: Annotated[float, Field(gt=0)] = Field(1e-5, description="largest difference of an output (model/)")
     logits: Annotated[float, Field(gt=0)] = Field(1e-4, description="largest difference of a logit (onnx)")
     rows: Annotated[int, Field(ge=1)] = Field(64, description="rows of all lengths whose logits are compared")
+    split_rows: Positive | None = Field(
+        None,
+        description="most rows of the split on which answers and scores are compared, always the same sample; null = "
+        "all. Fewer are faster, and find rare differences less often",
+    )
     margin: Annotated[float, Field(ge=0)] = Field(
         1e-3, description="a row must keep its class if the two largest logits differ by more than this (onnx)"
     )
