@@ -38,7 +38,8 @@ class _Loader(yaml.SafeLoader):
         """Refuse a value that does not have the form of its tag, such as `!!int x`, on which SafeLoader fails."""
         kind, wrong = node.tag.removeprefix(_TAG), False
         if isinstance(node, yaml.ScalarNode):
-            found = self.resolve(yaml.ScalarNode, node.value, (True, False)).removeprefix(_TAG)
+            tag: str = self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
+            found = tag.removeprefix(_TAG)
             wrong = kind in ("map", "seq") or (kind in _SCALARS and found not in _SCALARS[kind])
             wrong = wrong or (kind == "int" and len(node.value) > _MOST_DIGITS)
         else:

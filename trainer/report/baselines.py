@@ -73,7 +73,8 @@ def _warning(report: TaskReport, own: dict[str, Any], baselines: list[dict[str, 
 def _is_worse(metric: Any, scores: dict[str, Any], differences: dict[str, Any]) -> bool:
     """Whether the interval of the difference is on the wrong side of 0. Without one: by more than FAR of the score."""
     change = differences.get(metric.key) or {}
-    found, sign = change.get("difference"), -1 if metric.direction == "min" else 1
+    found: Any = change.get("difference")
+    sign = -1 if metric.direction == "min" else 1
     if not finite(found) or not finite(scores.get(metric.key)):
         return False
     ends = change.get("difference_ci95")

@@ -31,8 +31,8 @@ def of_task(task: Regression, rows: Sequence[Row]) -> list[Baseline] | str:
     means, deviations = (torch.tensor(part, dtype=torch.float64) for part in zip(*task.scales, strict=True))
 
     def losses(true: Array, predicted: Array) -> Array:
-        pair = ((torch.from_numpy(numbers) - means) / deviations for numbers in (predicted, true))
-        found: Array = regression_loss(*pair, task.usual_loss, task.settings.huber_delta).numpy()
+        outputs, scaled = ((torch.from_numpy(numbers) - means) / deviations for numbers in (predicted, true))
+        found: Array = regression_loss(outputs, scaled, task.usual_loss, task.settings.huber_delta).numpy()
         return found
 
     return baselines(
