@@ -48,7 +48,7 @@ def test_a_training_ends_with_proven_artifacts_report_and_card(recipe: Path, tmp
     assert (run / "evaluation" / "test" / "report.html").exists()
     scores = review_helpers.metrics(run)
     told = front_matter(run)["model-index"][0]["results"][0]
-    assert {"type": "accuracy", "value": round(scores["accuracy"], 6)} in told["metrics"]
+    assert {"type": "accuracy", "value": round(scores["accuracy"], 6), "name": "Accuracy"} in told["metrics"]
     card = (run / "README.md").read_text(encoding="utf-8")
     for line in ("| onnx |", "| int8 |", "| bf16 |", "ddp on 2 ranks", "python export/int8/run.py", "logits within"):
         assert line in card
