@@ -339,28 +339,27 @@ def test_no_trial_is_lost_or_run_twice_when_the_sweep_is_killed(tmp_path: Path) 
     assert {"trial 3: finished 2 times", "trial 3: steps [1, 1, 2]"} <= {*problems(sweep, 6)}
 
 
-def test_status_of_a_sweep_whose_processes_were_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_of_a_sweep_whose_processes_were_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A trial is interrupted as soon as its process is gone, by SIGKILL or after it has saved. Trials are listed."""
-    sweep = run_stub(tmp_path, rates(1e-3, 1e-2, 1e-4))
-    run = sweep.run(1)
-    monkeypatch.setenv("STUB_SECONDS", "60")
-    (run.path / "state.json").unlink()
-    process = subprocess.Popen(stub_command(sweep.recipe(1), run, True), stdout=subprocess.DEVNULL)
-    wait_until(lambda: (read_json(run.status) or {}).get("pid") == process.pid, 30)
+    sweep = run_stub(tmp_path, rates(1e-3))
     table = read_json(sweep.trials)
-    table["trials"][1].update(state="running", value=None)
-    table["trials"][2].update(state="running", value=None)
+    table["planned"] = 3
+    for number, state in ((1, {"state": "running", "exit_code": None}), (2, {"state": "preempted", "exit_code": 75})):
+        table["trials"].append({**table["trials"][0], "number": number, "state": "running", "value": None})
+        sweep.run(number).path.mkdir()
+        status = {**state, "step": 4, "attempt": 1, "updated": time.time()}
+        sweep.run(number).status.write_text(json.dumps(status))
     sweep.trials.write_text(json.dumps(table))
-    stopped = {**read_json(sweep.run(2).status), "state": "preempted", "exit_code": 75, "step": 4}
-    sweep.run(2).status.write_text(json.dumps(stopped))
+    program = "import pathlib, sys, time; from trainer.lock import hold\nwith hold(pathlib.Path(sys.argv[1])):\n"
+    command = [sys.executable, "-c", program + "    print(1, flush=True); time.sleep(60)", str(sweep.run(1).path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    assert process.stdout and process.stdout.readline() == b"1\n"
     assert state_of(sweep.path, Snapshot())["sweep"]["counts"] == {"complete": 1, "running": 1, "interrupted": 1}
     process.kill()
     process.wait()
     text = status_text(state_of(sweep.path, Snapshot()))
     assert "sweep: 1 complete, 2 interrupted of 3 trials" in text
-    assert f"trial 1: failed, step 0: process {process.pid} on " in text
+    assert f"trial 1: failed, step 4: process {process.pid} on " in text
     assert "trial 2: preempted, step 4" in text
 
     capsys.readouterr()
