@@ -205,7 +205,7 @@ STATUS = {
 @pytest.mark.parametrize(
     ("key", "value"),
     [("state", 5), ("step", "2"), ("step", True), ("loss", "x"), ("share", 2), ("share", 1e-300), ("left", "x"),
-    
+
      ("updated", []), ("updated", "@NaN"), ("step", int("9" * 400)), ("error", {})],
 )  # fmt: skip
 def test_a_status_of_another_form(
