@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -203,8 +204,8 @@ STATUS = {
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("state", 5), ("step", "2"), ("step", True), ("loss", "x"), ("loss", "@1e999"), ("share", 2), ("share", 1e-300),
-    ("left", "@1e999"),
+    [("state", 5), ("step", "2"), ("step", True), ("loss", "x"), ("share", 2), ("share", 1e-300), ("left", "x"),
+
      ("updated", []), ("updated", "@NaN"), ("step", int("9" * 400)), ("error", {})],
 )  # fmt: skip
 def test_a_status_of_another_form(
@@ -224,6 +225,18 @@ def test_a_status_of_another_form(
     printed = capsys.readouterr()
     assert "runs/b: running  step 2" in printed.out
     assert f"{key} is" in printed.err
+
+
+@pytest.mark.parametrize(
+    "values", [{"loss": math.nan, "left": math.inf}, {"share": math.nan}, {"step": None}, {"updated": None}]
+)
+def test_numbers_that_are_not_known(tmp_path: Path, values: dict[str, Any]) -> None:
+    """A run whose loss became NaN has a status, too."""
+    (tmp_path / "status.json").write_text(json.dumps({**STATUS, **values}))
+    text = follow._text(follow.state_of(tmp_path, follow.Snapshot()))
+    assert "running" in text
+    assert "nan" not in text
+    assert "inf" not in text
 
 
 def test_jobs_of_another_form(tmp_path: Path) -> None:

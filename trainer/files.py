@@ -28,6 +28,7 @@ FORMS: dict[str, Any] = {
 }
 OF_OBJECTS = ("data", "stages", "checks", "contestants")
 MOST_NUMBER = 1e12  # of a step, a time or a loss in these files, above which sums and times overflow
+LEAST_SHARE = 1e-100  # above 0
 # Keys of status.json. A number is finite.
 STATUS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("state", "error", "waits_for", "launch"), (str,)),
@@ -215,12 +216,14 @@ def _check_form(path: Path, value: dict[str, Any]) -> None:
 def _check_status(path: Path, value: dict[str, Any]) -> None:
     for key, forms in STATUS.items():
         found: Any = value.get(key)
+        if type(found) is float and not is_number(found) and key in ("loss", "share", "left"):
+            found = value[key] = None  # not known: a loss may be NaN
         if found is not None and (type(found) not in forms or (str not in forms and not is_number(found))):
             text = str(found)[:60] if not isinstance(found, int) or is_number(found) else "too large"
             raise CheckpointError(
                 f"{path}: {key} is {text!r}, not {' or '.join(f.__name__ for f in forms)}; restore it"
             )
-    if not 0 <= (value.get("share") or 0) <= 1 or 0 < (value.get("share") or 0) < 1 / MOST_NUMBER:
+    if (share := value.get("share")) is not None and share != 0 and not LEAST_SHARE <= share <= 1:
         raise CheckpointError(f"{path}: share is {value['share']}, not a part of 1; restore it")
 
 

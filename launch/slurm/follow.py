@@ -261,7 +261,7 @@ def _text(state: dict[str, Any]) -> str:
     if state["step"] is not None:
         lines[0] += f"  step {state['step']}, start {state['attempt']}"
     trained = state["state"] == "running" and state["waits_for"]
-    if state["state"] == "running" and state["share"] and not trained:
+    if state["state"] == "running" and state["share"] and state["step"] is not None and not trained:
         loss = f", loss {state['loss']:.4f}" if state["loss"] is not None else ""
         left = timedelta(seconds=round(state["left"] or 0))
         lines[0] += f" of about {round(state['step'] / state['share'])} ({state['share']:.0%}), {left} left{loss}"
