@@ -204,7 +204,9 @@ def main(argv: Sequence[str]) -> int:
     }
     for recipe in (options.only,) if options.only else RECIPES:
         blocks = steps_cost(recipe, options) if options.variants else {}
-        result: dict[str, Any] = {"steps": ratios(blocks), "once": once_cost(recipe, options)}
+        result: dict[str, Any] = {"steps": ratios(blocks)}
+        write(options.json, {**report, recipe: {**result, "blocks": blocks}})  # what follows takes long, too
+        result["once"] = once_cost(recipe, options)
         if recipe == SAME_MODEL and {GATES, STOCK, SPLIT, TRACKER} <= result["once"]["parts"].keys():
             result["projection"] = projection(result["steps"], result["once"])
         show(recipe, result)

@@ -21,4 +21,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Adapt links between docs/ and benchmarks/: on the site both are in one folder."""
     if page.file.src_uri == "benchmarks/README.md":
         return markdown.replace("](../docs/", "](../")
-    return markdown.replace("](../benchmarks/", "](benchmarks/")
+    return markdown.replace("](../benchmarks/", "](benchmarks/").replace("](../../benchmarks/", "](../benchmarks/")
