@@ -106,7 +106,7 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     for code, cases, found, smallest in results:
         assert cases == 30
         assert any(PLANTED[code] in what for what in found), (code, found)
-        assert "300" in smallest or "int" not in code
+        assert "int" not in code or 300 <= int(smallest[0]) <= 999, "three digits are the fewest"
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.txt"])
@@ -239,7 +239,8 @@ def test_numbers_that_are_not_known(tmp_path: Path, values: dict[str, Any]) -> N
     assert "inf" not in text
 
 
-def test_jobs_of_another_form(tmp_path: Path) -> None:
+def test_jobs_of_another_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow.queue, "here", lambda: False)
     (tmp_path / "slurm").mkdir()
     names = ["²", "9" * 5000, "1*", "12"]
     (tmp_path / "slurm/jobs").write_bytes(b"".join(f"{name} train\n".encode() for name in names) + b"\xff\n")

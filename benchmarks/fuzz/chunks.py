@@ -68,8 +68,8 @@ class Runner:
                 return problem, traceback.format_exc()
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:
-            return _where(error), traceback.format_exc()
+        except BaseException as error:  # of the case, or of the guard, which names what was seen
+            return _where(Broken("; ".join(self.guard.seen[:3])) if self.guard.seen else error), traceback.format_exc()
         finally:
             os.environ.clear()
             os.environ.update(before)
