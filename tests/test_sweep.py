@@ -341,31 +341,31 @@ def test_no_trial_is_lost_or_run_twice_when_the_sweep_is_killed(tmp_path: Path) 
 
 def test_status_of_a_sweep_whose_processes_were_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A trial is interrupted as soon as its process is gone, by SIGKILL or after it has saved. Trials are listed."""
-    sweep = run_stub(tmp_path, rates(1e-3))
+    sweep = run_stub(tmp_path, rates(1e-3, 1e-2))
     table = read_json(sweep.trials)
-    table["planned"] = 3
-    for number, state in ((1, {"state": "running", "exit_code": None}), (2, {"state": "preempted", "exit_code": 75})):
+    table["planned"] = 4
+    for number, state in ((2, {"state": "running", "exit_code": None}), (3, {"state": "preempted", "exit_code": 75})):
         table["trials"].append({**table["trials"][0], "number": number, "state": "running", "value": None})
         sweep.run(number).path.mkdir()
         status = {**state, "step": 4, "attempt": 1, "updated": time.time()}
         sweep.run(number).status.write_text(json.dumps(status))
     sweep.trials.write_text(json.dumps(table))
     program = "import pathlib, sys, time; from trainer.lock import hold\nwith hold(pathlib.Path(sys.argv[1])):\n"
-    command = [sys.executable, "-c", program + "    print(1, flush=True); time.sleep(60)", str(sweep.run(1).path)]
+    command = [sys.executable, "-c", program + "    print(1, flush=True); time.sleep(60)", str(sweep.run(2).path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     assert process.stdout and process.stdout.readline() == b"1\n"
-    assert state_of(sweep.path, Snapshot())["sweep"]["counts"] == {"complete": 1, "running": 1, "interrupted": 1}
+    assert state_of(sweep.path, Snapshot())["sweep"]["counts"] == {"complete": 2, "running": 1, "interrupted": 1}
     process.kill()
     process.wait()
     text = status_text(state_of(sweep.path, Snapshot()))
-    assert "sweep: 1 complete, 2 interrupted of 3 trials" in text
-    assert f"trial 1: failed, step 4: process {process.pid} on " in text
-    assert "trial 2: preempted, step 4" in text
+    assert "sweep: 2 complete, 2 interrupted of 4 trials" in text
+    assert f"trial 2: failed, step 4: process {process.pid} on " in text
+    assert "trial 3: preempted, step 4" in text
 
     capsys.readouterr()
     status_command(sweep.path / "trials", as_json=False)
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert [line.partition(":")[0] for line in lines] == [str(sweep.run(number).path) for number in range(3)]
+    assert [line.partition(":")[0] for line in lines] == [str(sweep.run(number).path) for number in range(4)]
     assert lines[0].endswith(f"best loss {sweep_stub.loss_at(1e-3, 8):.4g}"), lines[0]
     status_command(tmp_path, as_json=True)
     assert [json.loads(line)["run"] for line in capsys.readouterr().out.splitlines()] == [str(sweep.path)]

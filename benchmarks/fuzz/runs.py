@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.font_manager  # noqa: F401 - it starts fc-list when it is first imported, before cases are watched
 from hypothesis import strategies as st
 
 from benchmarks.fuzz import ROOT, words
