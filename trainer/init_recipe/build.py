@@ -32,7 +32,7 @@ from trainer.models.suggested import longest_input, rate_for
 from trainer.recipe import Recipe as BaseRecipe
 from trainer.recipe import apply_overrides
 from trainer.recipe.sections import DataConfig
-from trainer.recipe_loading import Recipe
+from trainer.recipe_loading import Recipe, check_recipe
 from trainer.task.registry import roles_of
 from trainer.task.suggestion import Suggestion
 
@@ -81,6 +81,15 @@ class Draft:
     facts: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
+
+
+def check(found: Draft, where: str) -> None:
+    """Check the recipe of a draft as every command does.
+
+    Raises:
+        UsageError: a value is wrong; the message begins with `where`.
+    """
+    check_recipe(Recipe.parse(copy.deepcopy(found.values), where=where))
 
 
 def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +49,7 @@ def init_command(
     ] = None,
 ) -> None:
     """Look at the rows of a file, a folder or a data set of the Hub, and write a commented recipe for them."""
-    from trainer.init_recipe.build import draft
-    from trainer.recipe_loading import Recipe, check_recipe
+    from trainer.init_recipe.build import check, draft
 
     found = draft(path, kind, overrides or [])
     target = output or Path(f"{found.values['name']}.yaml")
@@ -66,7 +64,7 @@ def init_command(
     head = [f"Written by `rankzero init {redacted(path)}`, which found: {found.suggestion.why}."]
     head += ["", f"  rankzero train {target}", "", "Every key: `rankzero recipes --schema`."]
     text = render(found.values, found.notes, head)
-    check_recipe(Recipe.parse(copy.deepcopy(found.values), where=f"init: {target}"))
+    check(found, f"init: {target}")
     if found is not shown:
         for line in summary(found, path, output):
             print(line)

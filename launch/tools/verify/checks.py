@@ -25,7 +25,7 @@ from launch.tools.verify.testbed import LAST_STEP, RESUME_STEP, RunFailed, Testb
 from trainer.engine_specs import ENGINES
 from trainer.errors import NumericsError, RankError, UsageError
 from trainer.recipe import Recipe as BaseRecipe
-from trainer.recipe_loading import Recipe
+from trainer.recipe_loading import Recipe, load_recipe
 
 ONE_STEP, SGD, ADAMW, BITWISE = 1e-6, 1e-6, 5e-4, 0.0  # tolerances; Adam divides by the root of gradients near zero
 MORE = 4  # ranks on which some engines are verified besides those on the command line
@@ -64,13 +64,16 @@ class Check:
     copies: int = 1
 
 
-def verify(recipe: BaseRecipe, engines: Sequence[str] | None = None, ranks: int = 2) -> list[Check]:
+def verify(
+    recipe: BaseRecipe | str | Path, engines: Sequence[str] | None = None, ranks: int = 2, overrides: Sequence[str] = ()
+) -> list[Check]:
     """Check that every engine makes the recipe's steps and neither loses nor repeats a row.
 
     Args:
-        recipe: any recipe; its micro-batches are made smaller.
+        recipe: any recipe, or its name or path; its micro-batches are made smaller.
         engines: names as in the manifest; None: all.
         ranks: of the engines with several; DDP also runs on 4, and FSDP2 in two copies on 2 ranks each.
+        overrides: `key=value`.
 
     Raises:
         DataError: too few rows.
@@ -78,6 +81,7 @@ def verify(recipe: BaseRecipe, engines: Sequence[str] | None = None, ranks: int 
         RankError: the recipe does not train in one process.
         UsageError: an unknown engine, or more ranks than lanes.
     """
+    recipe = load_recipe(recipe, overrides)
     names = list(ENGINES) if engines is None else list(engines)
     if unknown := [name for name in names if name not in ENGINES]:
         raise UsageError(f"--engines {','.join(unknown)}: unknown; allowed: {', '.join(ENGINES)}")

@@ -20,10 +20,9 @@ def verify_command(
 ) -> None:
     """Check on this machine that every engine makes the same steps, and that no row is lost or repeated."""
     from launch.tools.verify.checks import show, verify
-    from trainer.recipe_loading import load_recipe
 
     names = [name.strip() for name in engines.split(",")] if engines else None
-    checks = verify(load_recipe(recipe, overrides or ()), names, nproc)
+    checks = verify(recipe, names, nproc, overrides or ())
     passed = all(check.status == "passed" for check in checks)
     if as_json:
         print(json.dumps({"passed": passed, "checks": [asdict(check) for check in checks]}, indent=2))
