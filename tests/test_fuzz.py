@@ -29,6 +29,7 @@ from trainer.lock_file import parse
 from trainer.recipe import parse_yaml, read_yaml
 from trainer.recipe.sections import DataConfig
 from trainer.recipe.yaml_text import written_yaml
+from trainer.recipe_loading import Recipe
 from trainer.report.run_files import read_history
 from trainer.rundir import RunDir
 
@@ -314,3 +315,16 @@ def test_deep_lines(tmp_path: Path) -> None:
         list(read_predictions(tmp_path / "predictions.jsonl"))
     rows = [{"id": f"a:{'9' * 5000}"}, {"id": "a:10"}, {"id": "a:9"}]
     assert [row["id"][:4] for row in in_corpus_order(rows)] == ["a:9", "a:10", "a:99"]
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"data": {"columns": {"\ud800": "a"}}}, r"data.columns: '\ud800' is not Unicode text"),
+        ({"data": {"train": ["a", "b\udc80"]}}, r"data.train.1: 'b\udc80' is not Unicode text"),
+    ],
+)
+def test_text_that_a_recipe_file_cannot_hold(values: dict[str, Any], line: str) -> None:
+    """Such as file names in another encoding: pydantic would replace the byte by another character."""
+    with pytest.raises(UsageError, match=re.escape(line)):
+        Recipe.parse(values)

@@ -131,10 +131,12 @@ def check_csv(content: bytes, form: Form, rows: list[Row], *, header: bool) -> N
     lines = _lines(content)[form.separator_line :]
     if not header:
         lines = [b"", *lines]  # in place of the header
-    _account(lines, rows)
     if form.quote == "backslash" or any(len(line) >= MAX_LINE_BYTES // 2 for line in lines):
+        _account(lines, rows)
         return
     names, expected, complete = _strict(lines, form, header)
+    if names is None or all(names):  # a column without a name is left out, with the line ends in it
+        _account(lines, rows)
     if names is None:
         return
     ours = [None if row.error else list(row.values.values()) for row in rows]

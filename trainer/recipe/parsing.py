@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -106,6 +106,8 @@ class Recipe(Section):
         if not isinstance(values, dict):
             raise UsageError(f"{where}: a recipe is a mapping of sections, not {type(values).__name__}")
         apply_overrides(values, overrides)
+        if problems := [*_not_unicode(values)]:
+            raise refusal(where, problems)
         try:
             return cls._narrowed(values).model_validate(values)
         except ValidationError as error:
@@ -119,6 +121,19 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The recipe as resolved, all defaults written out."""
         return written_yaml(self.model_dump(mode="json"))
+
+
+def _not_unicode(value: Any, place: str = "") -> Iterator[str]:
+    """Yield a line for each key and text that no file can hold, such as a file name in another encoding than UTF-8."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _not_unicode(key, place or "a key")
+            yield from _not_unicode(inner, f"{place}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _not_unicode(inner, f"{place}.{number}")
+    elif isinstance(value, str) and value.encode("utf-8", "ignore").decode() != value:
+        yield f"{ascii(place)[1:-1]}: {value!a} is not Unicode text; rename the file or the column"
 
 
 R = TypeVar("R", bound=Recipe)
