@@ -130,4 +130,6 @@ def _stop(*_: Any) -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the most bytes of this process so far. Its ru_maxrss would begin at that of its parent."""
+    with open("/proc/self/status", "rb") as file:  # noqa: PTH123 - the hook watches each case; Path does more
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"VmHWM"))
