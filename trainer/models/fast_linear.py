@@ -1,8 +1,8 @@
 """Linear layers in fp32 on a CPU by oneDNN, where PyTorch's own choice is slower.
 
 PyTorch multiplies fp32 matrices on x86 with MKL. On a processor that is not Intel's, MKL uses AVX2 only. oneDNN, which
-PyTorch contains too, uses AVX-512: 2.3 times the speed on an AMD EPYC (docs/results.md). Its results depend neither on
-the number of threads nor on memory alignment.
+PyTorch contains too, uses AVX-512: 2.1 to 2.2 times the speed on an AMD EPYC (torch 2.13). Its results depend
+on neither the number of threads nor memory alignment.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Load models of the transformers library safely, check them against the recipe, and make them fast on a CPU.
 
-On a CPU with bf16, attention and the random numbers of dropout take most of a fine-tuning step (docs/results.md). So
+On a CPU with bf16, attention and the random numbers of dropout take most of a fine-tuning step. So
 `trainer.models.fast_attention` and the cheap `trainer.models.dropout` replace them. Neither changes the name of a
 weight, so stock transformers loads the result.
 """
