@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from launch.tools.lint.checks import Finding, deprecated, lint
+from launch.tools.lint.command import lint_command
+from trainer.errors import UsageError
 from trainer.recipe_loading import SHIPPED
 
 GOOD = """version: 1
@@ -200,6 +202,10 @@ def test_exit_codes_and_json() -> None:
     assert command("odd.yaml")[0] == 0
     assert command("odd.yaml", "--strict")[0] == 2
     assert command("data.yaml")[0] == 3
+    assert command("good.yaml", "optim.lr=0.1")[1].splitlines()[-1] == "1 recipe, 0 errors, 1 warning"
+    assert command("data.yaml", "--set", "data.train=train.csv") == (0, "1 recipe, 0 errors, 0 warnings\n")
+    with pytest.raises(UsageError, match="no recipe is named"):
+        lint_command(["optim.lr=0.1"])
     code, printed = command("good.yaml", "data.yaml", "usage.yaml", "odd.yaml")
     assert code == 2 and printed.splitlines()[-1] == "4 recipes, 2 errors, 1 warning"
     code, printed = command("odd.yaml", "nope", "--json")

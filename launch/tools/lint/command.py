@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,13 +14,15 @@ from trainer.errors import UsageError
 
 
 def lint_command(
-    recipes: Annotated[
+    words: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE...", help="shipped recipes or YAML files", autocompletion=recipe_names),
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE...]",
+            help="shipped recipes or YAML files, and overrides for all of them",
+            autocompletion=recipe_names,
+        ),
     ],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key of every recipe")
-    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="an override")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="warnings are errors")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -29,7 +32,11 @@ def lint_command(
     """
     from launch.tools.lint.checks import lint
 
-    found = [finding for recipe in recipes for finding in lint(recipe, settings or ())]
+    recipes = [word for word in words if "=" not in word or Path(word).is_file()]
+    overrides = [*(word for word in words if word not in recipes), *(settings or ())]
+    if not recipes:
+        raise UsageError("no recipe is named: rankzero lint RECIPE... [KEY=VALUE...]")
+    found = [finding for recipe in recipes for finding in lint(recipe, overrides)]
     errors = [finding for finding in found if finding.level == "error"]
     warnings = len(found) - len(errors)
     if as_json:
