@@ -240,10 +240,13 @@ def test_a_file_that_is_sorted_by_label_and_longer_than_a_block(tmp_path):
     small = {"lanes": 4, "block_rows": 100, "validation": None}
     [note] = class_notes(tmp_path, **small)
     assert note == (
-        "data.train: label 'a' is 100% of the first 400 rows (data.lanes x data.block_rows) and 50% of all: the file "
-        "seems sorted by label, and a run shorter than an epoch may see no later rows. `rankzero prepare` shuffles the "
-        "file; or set data.block_rows=1200"
+        "data.train: label 'a' is 100% of the first 400 rows (data.lanes x data.block_rows) and 25% of the rest: the "
+        "file seems sorted by label. Rows are mixed within a block only, so the steps of an epoch see other labels at "
+        "its end than before. `rankzero prepare` shuffles the file; or set data.block_rows=1200"
     )
+    # the first block is much like all rows, but the rest is of one class
+    [note] = class_notes(tmp_path, **{**small, "block_rows": 270})
+    assert "label 'c' is 17% of the first 1,080 rows" in note and "and 100% of the rest" in note
     assert class_notes(tmp_path, **{**small, "block_rows": 1200}) == []
     assert class_notes(tmp_path, **{**small, "order": "sequential"}) == []  # as the recipe wants it
     random.Random(0).shuffle(rows)

@@ -106,11 +106,11 @@ class Survey:
         }
 
     def _sorted(self) -> dict[str, Any]:
-        """Return the share of a label in the first block and in all rows, if they differ as in a sorted file."""
-        if not 0 < self.first_rows < self.rows or (found := label_drift(self.labels, self.first)) is None:
+        """Return the share of a label in the first block and in the rest, if they differ as in a sorted file."""
+        if not 0 < self.first_rows < self.rows or (found := label_drift(self.labels - self.first, self.first)) is None:
             return {}
-        label, share, first = found
-        return {"sorted": {"label": label, "share": share, "first_share": first, "first_rows": self.first_rows}}
+        label, rest, first = found
+        return {"sorted": {"label": label, "rest_share": rest, "first_share": first, "first_rows": self.first_rows}}
 
     def add(self, other: Survey) -> None:
         """Add the counts of another corpus of the split."""

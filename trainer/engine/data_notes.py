@@ -56,9 +56,10 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
     if found := facts.get("sorted"):
         yield (
             f"data.{split}: label {found['label']!r} is {found['first_share']:.0%} of the first "
-            f"{found['first_rows']:,} rows (data.lanes x data.block_rows) and {found['share']:.0%} of all: the file "
-            "seems sorted by label, and a run shorter than an epoch may see no later rows. `rankzero prepare` shuffles "
-            f"the file; or set data.block_rows={BLOCKS * -(-rows // recipe.data.lanes)}"
+            f"{found['first_rows']:,} rows (data.lanes x data.block_rows) and {found['rest_share']:.0%} of the rest: "
+            "the file seems sorted by label. Rows are mixed within a block only, so the steps of an epoch see other "
+            "labels at its end than before. `rankzero prepare` shuffles the file; or set "
+            f"data.block_rows={BLOCKS * -(-rows // recipe.data.lanes)}"
         )
     if check == "full" and data.get("train", {}).get("check", "full") == "full":
         yield from _classes(recipe, split, facts, data)
