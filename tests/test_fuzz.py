@@ -300,6 +300,26 @@ def test_json_files_that_are_no_files(tmp_path: Path) -> None:
         run.check()
 
 
+def test_a_file_that_vanishes_while_a_run_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank one removes hang-rank-1.txt when it ends, and an export renames its folder."""
+    run = RunDir(tmp_path)
+    run.recipe.touch()
+    stat = Path.stat
+
+    def vanishing(path: Path, **options: bool) -> os.stat_result:
+        found = stat(path, **options)
+        if path.name in ("hang-rank-1.txt", "gate.json"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    run.export.mkdir()
+    for name in ("hang-rank-1.txt", "export/gate.json"):
+        (tmp_path / name).touch()
+    run.check()
+    assert not (tmp_path / "hang-rank-1.txt").exists()
+
+
 def test_deep_lines(tmp_path: Path) -> None:
     """The decoder of JSON ends with another error for them than for other lines that are not JSON."""
     deep, run = "[" * 100_000, RunDir(tmp_path)

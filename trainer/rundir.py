@@ -12,6 +12,7 @@ import difflib
 import json
 import os
 import re
+import stat
 import subprocess
 import threading
 import time
@@ -127,8 +128,9 @@ class RunDir:
         if not self.recipe.is_file():
             raise no_run(self.path)
         parts = (self.tokenizer, self.model, self.adapter, self.path / "evaluation", self.export)
-        for path in (*self.path.glob("*"), *(file for part in parts for file in part.rglob("*"))):
-            if path.exists() and not path.is_file() and not path.is_dir():
+        below = (Path(folder, name) for part in parts for folder, _, names in os.walk(part) for name in names)
+        for path in (*self.path.glob("*"), *below):
+            if _is_special(path):
                 raise CheckpointError(f"{path} is a pipe, a device or a socket, which no run has; remove it")
 
     def set_aside(self) -> Path | None:
@@ -291,3 +293,12 @@ def commit_of(folder: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether a path is a pipe, a device or a socket. One look: another rank may remove a file meanwhile."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # it is gone, or a link without an end
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
