@@ -127,9 +127,10 @@ def traces(place: Place) -> set[str]:
 
 
 def write_recipe(folder: Path) -> Path:
-    """Write the tiny recipe and its corpus."""
+    """Write the tiny recipe and its corpus. Ranks give up within the time that a start may take (LIMIT_SECONDS)."""
     write_corpus(folder / "corpus")
-    recipe = tiny_recipe(folder / "corpus", evaluation={"max_rows": 8}, launch={"hang_seconds": 30})
+    launch = {"hang_seconds": 30, "rendezvous_seconds": 120}
+    recipe = tiny_recipe(folder / "corpus", evaluation={"max_rows": 8}, launch=launch)
     recipe["loop"]["max_steps"] = STEPS
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
