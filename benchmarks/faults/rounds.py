@@ -127,9 +127,9 @@ def traces(place: Place) -> set[str]:
 
 
 def write_recipe(folder: Path) -> Path:
-    """Write the tiny recipe and its corpus. Ranks give up within the time that a start may take (LIMIT_SECONDS)."""
+    """Write the tiny recipe and its corpus. Ranks stop waiting for a dead one before EXIT_SECONDS have passed."""
     write_corpus(folder / "corpus")
-    launch = {"hang_seconds": 30, "rendezvous_seconds": 120}
+    launch = {"hang_seconds": 30, "rendezvous_seconds": 60}
     recipe = tiny_recipe(folder / "corpus", evaluation={"max_rows": 8}, launch=launch)
     recipe["loop"]["max_steps"] = STEPS
     path = folder / "tiny.yaml"
