@@ -33,6 +33,7 @@ from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError, UsageError
+from trainer.evaluation.resampling import SEED, percentiles
 from trainer.export.gates import Gate
 from trainer.recipe_loading import Recipe, load_recipe
 from trainer.task.base import IGNORED
@@ -350,6 +351,23 @@ def test_constants_have_no_correlation() -> None:
 
     assert score([1.0, 2.0, 3.0], [0.1, 0.1, 0.1])["pearson"] == 0.0
     assert not {"pearson", "spearman", "r2"} & score([1.0, 1.0], [1.0, 2.0]).keys()
+
+
+def test_resamples_of_equal_values_do_not_count() -> None:
+    """Rounding leaves of three times 0.1 a variance of 1e-34, by which R² would be -1e32."""
+    true, given = np.array([0.1] * 7 + [0.7]), np.array([0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45])
+    records = [
+        {"id": f"t:{i}", "target": y, "prediction": p, "loss": 0.0, "tokens": 1}
+        for i, (y, p) in enumerate(zip(true.tolist(), given.tolist(), strict=True))
+    ]
+    found: Any = score_regression(records, ["value"], resamples=200)
+    draw, expected = np.random.default_rng(SEED), []
+    for rows in (draw.integers(0, 8, 8) for _ in range(200)):
+        if 7 in rows and not (rows == 7).all():
+            expected.append([sk.r2_score(true[rows], given[rows]), stats.pearsonr(true[rows], given[rows]).statistic])
+    assert 100 < len(expected) < 200
+    for key, values in zip(("r2", "pearson"), np.array(expected).T, strict=True):
+        assert found[f"{key}_ci95"] == pytest.approx(percentiles(values.tolist())), key
 
 
 # -- what is chosen after the training ---------------------------------------------------------------------------------
