@@ -107,7 +107,7 @@ def correlation(a: Array, b: Array, w: Array) -> float:
 
 
 def _spread(values: Array, w: Array) -> float:
-    """Return the squared distances from the mean of weighted rows; 0 for equal ones, of which rounding would leave more."""
+    """Return the summed squares of distances from the mean of weighted rows: 0 for equal ones, whatever the rounding."""
     return 0.0 if np.ptp(values[w > 0]) == 0 else float(w @ (values - w @ values / w.sum()) ** 2)
 
 
