@@ -107,7 +107,7 @@ def correlation(a: Array, b: Array, w: Array) -> float:
 
 
 def _spread(values: Array, w: Array) -> float:
-    """Return the summed squares of distances from the mean of weighted rows: 0 for equal ones, whatever the rounding."""
+    """Return the summed squares of distances from the mean of weighted rows; 0 for equal ones in spite of rounding."""
     return 0.0 if np.ptp(values[w > 0]) == 0 else float(w @ (values - w @ values / w.sum()) ** 2)
 
 
