@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from trainer.errors import CheckpointError, UsageError
 from trainer.rundir import RunDir, commit_of
+from trainer.tracking import worker
 from trainer.tracking.background import Tracking
 from trainer.tracking.position import Position, exclusive, path_of
 from trainer.tracking.records import Lines, config_of, documents_of, record_of, scores_of
@@ -341,6 +346,43 @@ def test_a_damaged_position_is_reported(run: RunDir, key: str, value: object) ->
     made.path.write_text(json.dumps({**values, key: value}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"mlflow.json: {key} has another form"):
         Position.read(run, "mlflow")
+
+
+def test_comet_is_asked_for_a_new_experiment_until_it_has_one(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mode "get" refuses an experiment that does not exist, so that a start without a network would be the last."""
+    modes: list[str] = []
+
+    class Tracker:
+        def __init__(self, project: str, mode: str, **options: Any) -> None:
+            modes.append(mode)
+
+        def start(self) -> None:
+            if len(modes) == 1:
+                raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "comet_ml", SimpleNamespace(ExperimentConfig=lambda **options: options))
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "comet_ml", Tracker)
+    service = importlib.import_module("trainer.tracking.services.comet_ml").Service
+    place = Place(run, Position.read(run, "comet_ml"), {})
+    with pytest.raises(ConnectionError):
+        service(place).open()
+    for _ in range(2):
+        service(place).open()
+    assert modes == ["get_or_create", "get_or_create", "get"]
+
+
+def test_a_damaged_position_stops_one_tracker(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store()
+    write(run, 1, 2)
+    Position.read(run, "mlflow").save()
+    path_of(run, "mlflow").write_text("{", encoding="utf-8")
+    monkeypatch.setattr(worker, "make_service", store)
+    monkeypatch.setattr(worker, "_end_of_run", lambda parent: "finished")
+    worker.follow(run, {"mlflow": {}, "wandb": {}}, None)
+    assert store.steps == [1, 2]
+    assert "mlflow.json is not JSON" in caplog.text and "without the tracker mlflow" in caplog.text
 
 
 def test_two_processes_do_not_upload_the_same_run(run: RunDir) -> None:
