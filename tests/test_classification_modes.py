@@ -16,6 +16,7 @@ import processes
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from export_helpers import exported, finished_run
 from modes_helpers import LABELS, MULTI, REGRESSION
 from processes import Ranks, next_logs, read_lines, run_ranks, wait_until
@@ -33,9 +34,13 @@ from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError, UsageError
+from trainer.evaluation.predictions import write_predictions
 from trainer.evaluation.resampling import SEED, percentiles
 from trainer.export.gates import Gate
-from trainer.recipe_loading import Recipe, load_recipe
+from trainer.recipe_loading import Recipe, check_recipe, load_recipe
+from trainer.report.report import write_report
+from trainer.report.task_report import open_report
+from trainer.rundir import RunDir
 from trainer.task.base import IGNORED
 from trainer.task.registry import roles_of
 from trainer.tasks.classification.calibration import best_temperature, scale_outputs
@@ -368,6 +373,35 @@ def test_resamples_of_equal_values_do_not_count() -> None:
     assert 100 < len(expected) < 200
     for key, values in zip(("r2", "pearson"), np.array(expected).T, strict=True):
         assert found[f"{key}_ci95"] == pytest.approx(percentiles(values.tolist())), key
+
+
+@pytest.mark.parametrize("mode", ["single", "multi", "regression"])
+def test_a_report_has_the_metrics_of_the_mode_and_of_the_user(topics: Path, tmp_path: Path, mode: str) -> None:
+    task = {"single": {"labels": LABELS}, "multi": MULTI, "regression": REGRESSION}[mode]
+    values = yaml.safe_load(modes_helpers.recipe(topics, task).to_yaml())
+    values["evaluation"]["metrics"] = ["own_module:off_by_one"]  # which a report does not import
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    report = open_report(RunDir(tmp_path), "test", with_records=False)
+    first = {"single": "accuracy", "multi": "f1_micro", "regression": "pearson"}[mode]
+    assert [report.metrics[0].key, report.metrics[-1].name] == [first, "Off by one"]
+
+
+@pytest.mark.parametrize("validation", ["validation.jsonl", None])
+def test_a_page_says_where_the_thresholds_are_from(topics: Path, tmp_path: Path, validation: str | None) -> None:
+    values = yaml.safe_load(modes_helpers.recipe(topics, MULTI | {"labels": [*LABELS, "rare"]}).to_yaml())
+    values["data"]["validation"] = validation
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    rows = [{**record, "input": "a b c"} for record in label_records()[0][:20]]
+    write_predictions(tmp_path / "evaluation/test/predictions.jsonl", rows)
+    page = write_report(RunDir(tmp_path), "test").read_text(encoding="utf-8")
+    assert ("had the best F1 on validation" in page) == (validation is not None)
+    assert ("the probability in the last column" in page) == (validation is None)
+
+
+@pytest.mark.parametrize("task", [{"labels": LABELS}, MULTI, REGRESSION])
+def test_a_second_text_that_the_task_does_not_read_is_refused(topics: Path, task: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"text_pair names a second text; set task\.pair=true"):
+        check_recipe(modes_helpers.recipe(topics, task, data={"columns": {"text_pair": "text_pair"}}))
 
 
 # -- what is chosen after the training ---------------------------------------------------------------------------------
