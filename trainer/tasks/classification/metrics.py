@@ -87,8 +87,9 @@ def probability_scores(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> dict[str, Score]:
-    """From probabilities (rows, classes) and class ids (rows,): area under the ROC curve, average precision (both: mean over the classes, one
-    against the rest, for more than two), expected calibration error (Guo et al. 2017) over 15 bins of equal width.
+    """From probabilities (rows, classes) and class ids (rows,): area under the ROC curve, average precision (both: mean
+    over the classes, one against the rest, for more than two), expected calibration error (Guo et al. 2017) over 15
+    bins of equal width.
 
     Areas are left out where a class does not occur. Their intervals are left out where a class is so rare that most
     resamples lack it, and where they would take more than minutes (MOST_CELLS).
