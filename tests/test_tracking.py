@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +20,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from trainer.errors import CheckpointError, UsageError
 from trainer.rundir import RunDir, commit_of
-from trainer.tracking import worker
+from trainer.tracking import background, worker
 from trainer.tracking.background import Tracking
-from trainer.tracking.position import Position, exclusive, path_of
+from trainer.tracking.position import BUSY, Position, exclusive, path_of
 from trainer.tracking.records import Lines, config_of, documents_of, record_of, scores_of
 from trainer.tracking.service import Place, Service
 from trainer.tracking.upload import track
@@ -390,6 +393,52 @@ def test_two_processes_do_not_upload_the_same_run(run: RunDir) -> None:
         pass
     with exclusive(run):
         pass
+
+
+@pytest.mark.parametrize(("code", "second"), [(BUSY, "100"), (1, "-")])
+def test_the_step_of_a_resume_waits_for_a_process_that_gets_the_trackers(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, code: int, second: str
+) -> None:
+    """Else the lines after that step would be left out of a tracker that could be rewound."""
+    steps: list[str] = []
+    start = subprocess.Popen
+
+    def started(command: list[str], **options: Any) -> Any:
+        steps.append(command[5])
+        end = f"sys.exit({code})" if len(steps) == 1 else "sys.stdin.read()"
+        return start([sys.executable, "-c", f"import sys; {end}"], **options)
+
+    monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(background, "check_installed", lambda names: None)
+    monkeypatch.setattr(background.subprocess, "Popen", started)
+    tracking = Tracking(run, ["wandb"], 100)
+    for _ in range(1000):
+        if len(steps) == 2:
+            break
+        time.sleep(0.01)
+    tracking.finish("stopped")
+    assert steps == ["100", second]
+
+
+def test_a_process_that_does_not_get_the_trackers_says_so(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+
+    def left(code: int) -> None:
+        codes.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr(worker, "LOCK_SECONDS", -1.0)
+    monkeypatch.setattr(worker, "silence", lambda: os.open(os.devnull, os.O_WRONLY))
+    monkeypatch.setattr(worker, "without_ranks", lambda: None)
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(worker.os, "_exit", left)
+    monkeypatch.setattr(sys, "argv", ["worker", str(run.path), "100", "{}"])
+    logger = logging.getLogger("rankzero")
+    for key in ("handlers", "propagate", "level"):  # put back after the test
+        monkeypatch.setattr(logger, key, getattr(logger, key))
+    with exclusive(run), pytest.raises(SystemExit):
+        worker.main()
+    assert codes == [BUSY]
 
 
 # -- before the training -----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from trainer.errors import CheckpointError, LockLost, UsageError
 from trainer.recipe.trackers import TRACKERS
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
-from trainer.tracking.position import exclusive
+from trainer.tracking.position import BUSY, exclusive
 from trainer.tracking.service import Place, Service
 from trainer.tracking.uploader import Uploader
 
@@ -194,7 +194,7 @@ def main() -> None:
         except UsageError as error:
             if time.monotonic() - began > LOCK_SECONDS:
                 log.warning("%s", error)
-                break
+                os._exit(BUSY)
             time.sleep(POLL_SECONDS)
         except LockLost:
             break
