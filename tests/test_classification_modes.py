@@ -43,7 +43,7 @@ from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
 from trainer.task.base import IGNORED
 from trainer.task.registry import roles_of
-from trainer.tasks.classification.calibration import best_temperature, scale_outputs
+from trainer.tasks.classification.calibration import best_temperature, scale_outputs, tempered
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.losses import binary_cross_entropy, focal_cross_entropy, regression_loss
 from trainer.tasks.classification.multi_label.metrics import score_labels
@@ -466,6 +466,22 @@ def test_an_output_layer_that_is_not_the_last_part_stays(topics: Path, caplog: p
     assert scale_outputs(task, model, [3.0], [40.0]) == {}
     assert torch.equal(model.head.weight, now)
     assert "stays as trained" in caplog.text
+
+
+def test_a_threshold_stays_where_the_temperature_cannot(topics: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = {"43.0": "high", "40.0": "low", "41.0": "high", "38.0": "low"}
+    settings = {"labels": labels, "thresholds": "auto", "calibration": "temperature"}
+    task: Any = modes_helpers.task(modes_helpers.recipe(topics, settings, data={"columns": {"label": "value"}}))
+    model: Any = task.build_model()
+    number, other = task.settings.names[1], task.settings.names[0]
+    found = {"temperature": 2.0, "thresholds": {number: 0.2}}
+    model.head.register_forward_hook(lambda module, inputs, output: output.tanh())
+    assert task.calibrate(model.eval(), found) == {}
+    ((name, share),) = task.calibrated.pop("thresholds").items()
+    rows = [{"target": number, "probabilities": {other: 1 - share, number: share}}]
+    assert (name, task.calibrated) == (number, {})
+    assert next(tempered(rows, 2.0))["probabilities"][number] == pytest.approx(0.2)
+    assert "task.calibration" in caplog.text
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
