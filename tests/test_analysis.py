@@ -204,8 +204,10 @@ def test_calibration_is_the_one_of_metrics_json() -> None:
     rows = random_records(300, labels)
     rows += [classified(300 + n, "a", {"a": n / 15, "b": 1 - n / 15, "c": 0.0}) for n in range(16)]  # on the edges
     shares = np.array([[row["probabilities"][label] for label in labels] for row in rows])
-    truth = np.array([labels.index(row["target"]) for row in rows])
-    assert calibration(confident(rows))["ece"] == pytest.approx(calibration_error(shares, truth), abs=1e-12)
+    for row in rows[::3]:  # as by a threshold
+        row["prediction"] = min(labels, key=lambda label: row["probabilities"][label])
+    truth, given = (np.array([labels.index(row[key]) for row in rows]) for key in ("target", "prediction"))
+    assert calibration(confident(rows))["ece"] == pytest.approx(calibration_error(shares, given, truth), abs=1e-12)
 
 
 def test_a_perfectly_sure_and_right_model_has_no_error() -> None:

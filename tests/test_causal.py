@@ -26,8 +26,9 @@ from transformers import GPT2LMHeadModel
 from trainer import predict, tensors
 from trainer.api import stream
 from trainer.engine.trained_run import build_model
-from trainer.errors import UsageError
+from trainer.errors import DataError, NumericsError, UsageError
 from trainer.task.registry import make_task
+from trainer.tasks.language_modeling.metrics import score_tokens
 
 LENGTH = 24  # data.max_length
 GPT2 = {"kind": "pretrained", "architecture": "gpt2", "size": "tiny"}
@@ -177,6 +178,17 @@ def test_scores_per_word_and_byte() -> None:
     assert scores["accuracy"] == 0.25
     low, high = scores["bits_per_byte_ci95"]
     assert low <= scores["bits_per_byte"] <= high
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_diverged_model_has_no_scores(loss: float) -> None:
+    """metrics.json would hold NaN or Infinity, which are no JSON."""
+    row = {"target": "x", "tokens": 2, "correct": 1}
+    for words in (True, False):  # causal, masked
+        with pytest.raises(NumericsError, match="a:2"):
+            score_tokens([{**row, "id": "a:1", "loss": 1.0}, {**row, "id": "a:2", "loss": loss}], 10, words=words)
+        with pytest.raises(DataError, match="no predictions"):
+            score_tokens([], 10, words=words)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -383,7 +383,9 @@ def test_scores_are_scikit_learns(classes: int) -> None:
 def test_calibration_error_by_hand() -> None:
     p = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
     true = np.array([0, 1, 1])
-    assert calibration_error(p, true) == pytest.approx((abs(1.8 - 1) + abs(0.6 - 1)) / 3)
+    assert calibration_error(p, p.argmax(1), true) == pytest.approx((abs(1.8 - 1) + abs(0.6 - 1)) / 3)
+    by_threshold = np.array([0, 0, 0])  # the last row with 0.4, and wrong
+    assert calibration_error(p, by_threshold, true) == pytest.approx((abs(1.8 - 1) + abs(0.4 - 0)) / 3)
 
 
 def test_a_class_that_never_occurs_is_in_no_average_and_has_no_area() -> None:

@@ -16,6 +16,7 @@ import processes
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from export_helpers import exported, finished_run
 from modes_helpers import LABELS, MULTI, REGRESSION
 from processes import Ranks, next_logs, read_lines, run_ranks, wait_until
@@ -33,11 +34,16 @@ from trainer.data.sources import open_split
 from trainer.data.survey import survey
 from trainer.engine.corpus import Corpus
 from trainer.errors import DataError, UsageError
+from trainer.evaluation.predictions import write_predictions
+from trainer.evaluation.resampling import SEED, percentiles
 from trainer.export.gates import Gate
-from trainer.recipe_loading import Recipe, load_recipe
+from trainer.recipe_loading import Recipe, check_recipe, load_recipe
+from trainer.report.report import write_report
+from trainer.report.task_report import open_report
+from trainer.rundir import RunDir
 from trainer.task.base import IGNORED
 from trainer.task.registry import roles_of
-from trainer.tasks.classification.calibration import best_temperature, scale_outputs
+from trainer.tasks.classification.calibration import best_temperature, scale_outputs, tempered
 from trainer.tasks.classification.config import ClassificationConfig
 from trainer.tasks.classification.losses import binary_cross_entropy, focal_cross_entropy, regression_loss
 from trainer.tasks.classification.multi_label.metrics import score_labels
@@ -352,6 +358,52 @@ def test_constants_have_no_correlation() -> None:
     assert not {"pearson", "spearman", "r2"} & score([1.0, 1.0], [1.0, 2.0]).keys()
 
 
+def test_resamples_of_equal_values_do_not_count() -> None:
+    """Rounding leaves of three times 0.1 a variance of 1e-34, by which R² would be -1e32."""
+    true, given = np.array([0.1] * 7 + [0.7]), np.array([0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45])
+    records = [
+        {"id": f"t:{i}", "target": y, "prediction": p, "loss": 0.0, "tokens": 1}
+        for i, (y, p) in enumerate(zip(true.tolist(), given.tolist(), strict=True))
+    ]
+    found: Any = score_regression(records, ["value"], resamples=200)
+    draw, expected = np.random.default_rng(SEED), []
+    for rows in (draw.integers(0, 8, 8) for _ in range(200)):
+        if 7 in rows and not (rows == 7).all():
+            expected.append([sk.r2_score(true[rows], given[rows]), stats.pearsonr(true[rows], given[rows]).statistic])
+    assert 100 < len(expected) < 200
+    for key, values in zip(("r2", "pearson"), np.array(expected).T, strict=True):
+        assert found[f"{key}_ci95"] == pytest.approx(percentiles(values.tolist())), key
+
+
+@pytest.mark.parametrize("mode", ["single", "multi", "regression"])
+def test_a_report_has_the_metrics_of_the_mode_and_of_the_user(topics: Path, tmp_path: Path, mode: str) -> None:
+    task = {"single": {"labels": LABELS}, "multi": MULTI, "regression": REGRESSION}[mode]
+    values = yaml.safe_load(modes_helpers.recipe(topics, task).to_yaml())
+    values["evaluation"]["metrics"] = ["own_module:off_by_one"]  # which a report does not import
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    report = open_report(RunDir(tmp_path), "test", with_records=False)
+    first = {"single": "accuracy", "multi": "f1_micro", "regression": "pearson"}[mode]
+    assert [report.metrics[0].key, report.metrics[-1].name] == [first, "Off by one"]
+
+
+@pytest.mark.parametrize("validation", ["validation.jsonl", None])
+def test_a_page_says_where_the_thresholds_are_from(topics: Path, tmp_path: Path, validation: str | None) -> None:
+    values = yaml.safe_load(modes_helpers.recipe(topics, MULTI | {"labels": [*LABELS, "rare"]}).to_yaml())
+    values["data"]["validation"] = validation
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    rows = [{**record, "input": "a b c"} for record in label_records()[0][:20]]
+    write_predictions(tmp_path / "evaluation/test/predictions.jsonl", rows)
+    page = write_report(RunDir(tmp_path), "test").read_text(encoding="utf-8")
+    assert ("had the best F1 on validation" in page) == (validation is not None)
+    assert ("the probability in the last column" in page) == (validation is None)
+
+
+@pytest.mark.parametrize("task", [{"labels": LABELS}, MULTI, REGRESSION])
+def test_a_second_text_that_the_task_does_not_read_is_refused(topics: Path, task: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"text_pair names a second text; set task\.pair=true"):
+        check_recipe(modes_helpers.recipe(topics, task, data={"columns": {"text_pair": "text_pair"}}))
+
+
 # -- what is chosen after the training ---------------------------------------------------------------------------------
 
 
@@ -414,6 +466,22 @@ def test_an_output_layer_that_is_not_the_last_part_stays(topics: Path, caplog: p
     assert scale_outputs(task, model, [3.0], [40.0]) == {}
     assert torch.equal(model.head.weight, now)
     assert "stays as trained" in caplog.text
+
+
+def test_a_threshold_stays_where_the_temperature_cannot(topics: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = {"43.0": "high", "40.0": "low", "41.0": "high", "38.0": "low"}
+    settings = {"labels": labels, "thresholds": "auto", "calibration": "temperature"}
+    task: Any = modes_helpers.task(modes_helpers.recipe(topics, settings, data={"columns": {"label": "value"}}))
+    model: Any = task.build_model()
+    number, other = task.settings.names[1], task.settings.names[0]
+    found = {"temperature": 2.0, "thresholds": {number: 0.2}}
+    model.head.register_forward_hook(lambda module, inputs, output: output.tanh())
+    assert task.calibrate(model.eval(), found) == {}
+    ((name, share),) = task.calibrated.pop("thresholds").items()
+    rows = [{"target": number, "probabilities": {other: 1 - share, number: share}}]
+    assert (name, task.calibrated) == (number, {})
+    assert next(tempered(rows, 2.0))["probabilities"][number] == pytest.approx(0.2)
+    assert "task.calibration" in caplog.text
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from trainer.export.artifact_integrity import completed
 from trainer.export.stage import export_run
 from trainer.files import read_json, write_json
 from trainer.push.files import uploads
+from trainer.report.card import hub_card
 from trainer.rundir import RunDir
 from trainer.stages import file_facts
 
@@ -154,6 +155,16 @@ def test_an_interrupted_push_sends_only_what_has_not_arrived(run: RunDir, near: 
     assert "export/int8/model.onnx" not in near.files[REPO]
     assert near.files[REPO]["notes.md"] == b"of the user"
     assert len(near.puts) == 4
+
+
+def test_the_card_installs_what_the_artifacts_of_the_repository_need(run: RunDir) -> None:
+    folder = run.export / "openvino"
+    folder.mkdir()
+    gate(folder, {})
+    assert "pip install onnxruntime openvino tokenizers numpy\n" in hub_card(run, REPO)
+    for name in ("onnx", "int8"):
+        shutil.rmtree(run.export / name)
+    assert "pip install openvino tokenizers numpy\n" in hub_card(run, REPO)
 
 
 def test_a_wrong_token_and_a_public_repository_are_refused(

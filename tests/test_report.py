@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from test_analysis import CLASSIFICATION, TRANSLATION, binary, classified, rando
 from trainer.errors import DataError
 from trainer.report.attention import LARGEST, pack, read_attention
 from trainer.report.formats import duration, round_words
-from trainer.report.page import TEMPLATES, content_policy, script_data
+from trainer.report.page import TEMPLATES, content_policy, environment, script_data
 from trainer.report.report import analyse, write_index, write_report
 from trainer.report.run_summary import parameters
+from trainer.report.speed import speed_section
 from trainer.report.task_report import open_report
 from trainer.rundir import RunDir
 from trainer.tasks.translation.report import word_diff
@@ -165,6 +167,45 @@ def test_the_order_of_summary_and_contents(tmp_path: Path) -> None:
     assert "Answering “" in page.text and "not an explanation" in page.text
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_the_rows_of_a_page_are_those_of_its_scores(tmp_path: Path) -> None:
+    """A report analyzes the first rows of a large split, and its scores are of all."""
+    run = write_run(tmp_path / "run", random_records(40), CLASSIFICATION, {**SCORES, "rows": 250_000})
+    assert "On the 250,000 rows of the test split" in Page(write_report(run, "test")).text
+    report = open_report(run, "test", most=2)
+    assert (len(report.records), report.rows_scored) == (2, 250_000)
+    report.scores.clear()
+    assert report.rows_scored == 2
+
+
+@pytest.mark.parametrize(("beam_size", "own"), [(1, 1), (4, 5)])
+def test_the_speeds_of_a_page_are_those_of_the_decoding_of_the_run(tmp_path: Path, beam_size: int, own: int) -> None:
+    spread = {"median": 2.0, "low": 1.5, "high": 2.5}
+    line = {f"p{p}_ms": 1.0 for p in (50, 95, 99)} | {"rows_per_second": 1.0, "tokens_per_second": 1.0}
+    courses = [
+        {"batch": 8, "beam": beam, "rounds": 8, "contestants": {"int8": {**line, "times_baseline": spread}}}
+        for beam in (1, 5)
+    ]
+    about = {"what": "int8", "device": "cpu", "peak_bytes": 1, "cold_start_seconds": 1.0, "bytes": 1}
+    benchmark = {
+        "format": 3, "courses": courses, "recommended": {"8": "int8"}, "not_recommended": {}, "left_out": {},
+        "contestants": {"int8": about}, "max_length": 32, "texts": 9, "threads": 1, "machine": {"cpu": "x"},
+        "notes": [],
+    }  # fmt: skip
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export/benchmark.json").write_text(json.dumps(benchmark))
+    report: Any = SimpleNamespace(
+        run=RunDir(tmp_path),
+        recipe={"evaluation": {"beam_size": beam_size}},
+        beam_search=True,
+        bench_baseline="{length}",
+    )
+    (section,) = speed_section(report)
+    assert section.data["beam"] == own
+    html = environment(html=True).get_template(section.template).render(data=section.data)
+    marked = {part[:2]: "<strong>int8</strong>" in part for part in html.split("<h3>Batch 8, ")[1:]}
+    assert marked == {"gr": own == 1, "be": own == 5}
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:

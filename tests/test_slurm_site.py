@@ -148,6 +148,8 @@ def test_containers(files: dict[str, Path], container: str, lines: list[str]) ->
         ("partiton: gpu", "partiton: unknown key; did you mean partition?"),
         ("container: {pyxis: a, mount: [b]}", "container.mount: unknown key; did you mean mounts?"),
         ("container: {pyxis: a, apptainer: b}", "container: give one of pyxis and apptainer"),
+        ("scratch: ~/tmp", "scratch: must begin with /"),
+        ("scratch: $SLURM_TMPDIR/{job}", "scratch: must begin with /"),
         ("container: {}", "container: give one of pyxis and apptainer"),
         ("gpu_request: gpus", "gpu_request: Input should be 'gpus-per-node' or 'gres', not 'gpus'"),
         ("environment: {A B: 1}", "'A B' is not the name of a variable"),

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -123,20 +124,24 @@ def test_time_and_grace(tiny_job: Callable[..., Job]) -> None:
 
 
 def test_hours_are_planned_if_a_speed_is_known(tiny_job: Callable[..., Job]) -> None:
-    check = found(tiny_job("loop.max_steps=null", "loop.epochs=1000", time="10:00"), "time", throughput=10.0)
+    job = tiny_job("loop.max_steps=null", "loop.epochs=1000", time="10:00")
+    check = found(job, "time", throughput=10.0)
+    assert check.status == "ok", "requeues with progress do not count"
+    attempts = int(check.found.partition(" attempts, requeued in between")[0].rpartition(" ")[2])
+    assert attempts > job.recipe.launch.requeue_limit + 1
+    check = found(replace(job, chain=2), "time", throughput=10.0)
     assert check.status == "warning"
-    assert "requeued in between" in check.found
-    assert "launch.requeue_limit=" in check.fix
+    assert f"--chain {attempts - 1}" in check.fix
 
 
 def test_seeds() -> None:
     assert arrays.seeds_of("1-3,7,10-20:5%2") == [1, 2, 3, 7, 10, 15, 20]
-    for wrong in ("", "a", "1-", "5-1", "1 2", "1-5;id", "1-2000"):
-        if wrong == "5-1":
-            assert arrays.seeds_of(wrong) == [5]
-            continue
+    assert arrays.seeds_of("5-5,2") == [2, 5]
+    for wrong in ("", "a", "1-", "5-1", "1,5-1", "1-5:0", "1 2", "1-5;id", "1-2000", "1-9999999999", f"1-{10**30}"):
         with pytest.raises(UsageError, match="--array"):
             arrays.seeds_of(wrong)
+    with pytest.raises(UsageError, match="--seeds '5-1'"):
+        arrays.seeds_of("5-1", "--seeds")
 
 
 # -- the commands ------------------------------------------------------------------------------------------------------

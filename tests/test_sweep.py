@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import math
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import sweep_helpers
@@ -29,12 +31,12 @@ from launch.slurm import queue
 from launch.slurm.follow import _text as status_text
 from launch.slurm.follow import state_of, status_command
 from launch.slurm.queue import Snapshot
-from launch.sweep import slurm, task
-from launch.sweep.distributions import Quantized
+from launch.sweep import figures, slurm, task
+from launch.sweep.distributions import LogUniform, Quantized
 from launch.sweep.page import interval_of_best, write_sweep_page
 from launch.sweep.space import Sweep, parse_sweep
 from launch.sweep.study import Study
-from launch.sweep.trials import define
+from launch.sweep.trials import Trials, define
 from launch.sweep_folder import SweepFolder, evaluations
 from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
 from trainer.files import read_json, write_json
@@ -540,3 +542,27 @@ def test_a_score_without_rows_has_no_interval_until_the_trial_is_evaluated(tmp_p
     sweep, rows = SimpleNamespace(metric="f1", spec=Metric("f1", "max")), [finished(1, 0.7), finished(0, 0.6)]
     assert interval_of_best(folder, sweep, rows) == {"ends": [0.65, 0.75], "rows": 200, "inside": 0}  # type: ignore[arg-type]
     assert interval_of_best(folder, sweep, [finished(1, 0.72)]) is None, "of other weights"  # type: ignore[arg-type]
+
+
+def test_an_evaluation_without_a_number_is_null_and_drawn_as_the_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A diverged trial has NaN, which is no JSON."""
+    trials = object.__new__(Trials)
+    trials.folder, trials.sweep = SweepFolder(tmp_path), SimpleNamespace()  # type: ignore[assignment]
+    table = {"trials": [{"evaluations": [0.5, math.nan]}]}
+    trials.study = SimpleNamespace(table=lambda: table)  # type: ignore[assignment]
+    monkeypatch.setattr("launch.sweep.trials.write_sweep_page", lambda *_: None)
+    assert trials.publish()["trials"] == read_json(trials.folder.trials)["trials"] == [{"evaluations": [0.5, None]}]
+
+    drawn: list[float] = []
+    axes: Any = MagicMock()
+    axes.subplots.return_value.plot.side_effect = lambda places, *_, **style: drawn.append(places[-1])
+    monkeypatch.setattr(figures, "draw", lambda paint, **_: paint(axes))
+    monkeypatch.setattr(figures, "inline", lambda *_: "")
+    space = {"optim.lr": LogUniform(low=1e-9, high=1e-1)}
+    rows = [finished(0, 0.2), finished(1, 0.4), {**finished(2, 0.0), "state": "pruned", "evaluations": [None]}]
+    for maximize, worst in ((True, 0.0), (False, 1.0)):
+        drawn.clear()
+        figures.coordinates(SimpleNamespace(space=space, spec=Metric("loss", "min"), maximize=maximize), rows)  # type: ignore[arg-type]
+        assert drawn[:3] == [worst, 1.0, 0.0]

@@ -233,6 +233,7 @@ def test_a_bad_row_of_tokens_is_named(tmp_path: Path, row: dict[str, Any], words
         ([[0, 7, "PER"], [4, 9, "LOC"]], r"spans that overlap: \(0, 7, 'PER'\) and \(4, 9, 'LOC'\)"),
         ([[0, 1, "PER"], [1, 3, "LOC"]], "two spans in one word"),
         ([{"begin": 0}], "something else than a span"),
+        (['[0, 3, "PER"'], "something else than a span"),
         ("PER", "is not a list"),
     ],
 )
@@ -251,6 +252,11 @@ def test_spans_in_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     counts, _ = surveyed(tmp_path, "a.parquet", "text")
     assert (counts.rows, counts.labels) == (2, {"PER": 1})
+
+
+def test_spans_that_are_texts() -> None:
+    texts = ['[4, 7, "LOC"]', '{"start": 0, "end": 3, "label": "PER"}']
+    assert Spans(LABELS).convert(texts, str) == ['[0, 3, "PER"]', '[4, 7, "LOC"]']
 
 
 # -- words, pieces and windows -----------------------------------------------------------------------------------------

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from trainer.errors import CheckpointError, UsageError
 from trainer.rundir import RunDir, commit_of
+from trainer.tracking import background, worker
 from trainer.tracking.background import Tracking
-from trainer.tracking.position import Position, exclusive, path_of
+from trainer.tracking.position import BUSY, Position, exclusive, path_of
 from trainer.tracking.records import Lines, config_of, documents_of, record_of, scores_of
 from trainer.tracking.service import Place, Service
 from trainer.tracking.upload import track
@@ -343,11 +351,94 @@ def test_a_damaged_position_is_reported(run: RunDir, key: str, value: object) ->
         Position.read(run, "mlflow")
 
 
+def test_comet_is_asked_for_a_new_experiment_until_it_has_one(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mode "get" refuses an experiment that does not exist, so that a start without a network would be the last."""
+    modes: list[str] = []
+
+    class Tracker:
+        def __init__(self, project: str, mode: str, **options: Any) -> None:
+            modes.append(mode)
+
+        def start(self) -> None:
+            if len(modes) == 1:
+                raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "comet_ml", SimpleNamespace(ExperimentConfig=lambda **options: options))
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "comet_ml", Tracker)
+    service = importlib.import_module("trainer.tracking.services.comet_ml").Service
+    place = Place(run, Position.read(run, "comet_ml"), {})
+    with pytest.raises(ConnectionError):
+        service(place).open()
+    for _ in range(2):
+        service(place).open()
+    assert modes == ["get_or_create", "get_or_create", "get"]
+
+
+def test_a_damaged_position_stops_one_tracker(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store()
+    write(run, 1, 2)
+    Position.read(run, "mlflow").save()
+    path_of(run, "mlflow").write_text("{", encoding="utf-8")
+    monkeypatch.setattr(worker, "make_service", store)
+    monkeypatch.setattr(worker, "_end_of_run", lambda parent: "finished")
+    worker.follow(run, {"mlflow": {}, "wandb": {}}, None)
+    assert store.steps == [1, 2]
+    assert "mlflow.json is not JSON" in caplog.text and "without the tracker mlflow" in caplog.text
+
+
 def test_two_processes_do_not_upload_the_same_run(run: RunDir) -> None:
     with exclusive(run), pytest.raises(UsageError, match="another process uploads"), exclusive(run):
         pass
     with exclusive(run):
         pass
+
+
+@pytest.mark.parametrize(("code", "second"), [(BUSY, "100"), (1, "-")])
+def test_the_step_of_a_resume_waits_for_a_process_that_gets_the_trackers(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, code: int, second: str
+) -> None:
+    """Else the lines after that step would be left out of a tracker that could be rewound."""
+    steps: list[str] = []
+    start = subprocess.Popen
+
+    def started(command: list[str], **options: Any) -> Any:
+        steps.append(command[5])
+        end = f"sys.exit({code})" if len(steps) == 1 else "sys.stdin.read()"
+        return start([sys.executable, "-c", f"import sys; {end}"], **options)
+
+    monkeypatch.setattr(background, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(background, "check_installed", lambda names: None)
+    monkeypatch.setattr(background.subprocess, "Popen", started)
+    tracking = Tracking(run, ["wandb"], 100)
+    for _ in range(1000):
+        if len(steps) == 2:
+            break
+        time.sleep(0.01)
+    tracking.finish("stopped")
+    assert steps == ["100", second]
+
+
+def test_a_process_that_does_not_get_the_trackers_says_so(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+
+    def left(code: int) -> None:
+        codes.append(code)
+        raise SystemExit
+
+    monkeypatch.setattr(worker, "LOCK_SECONDS", -1.0)
+    monkeypatch.setattr(worker, "silence", lambda: os.open(os.devnull, os.O_WRONLY))
+    monkeypatch.setattr(worker, "without_ranks", lambda: None)
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(worker.os, "_exit", left)
+    monkeypatch.setattr(sys, "argv", ["worker", str(run.path), "100", "{}"])
+    logger = logging.getLogger("rankzero")
+    for key in ("handlers", "propagate", "level"):  # put back after the test
+        monkeypatch.setattr(logger, key, getattr(logger, key))
+    with exclusive(run), pytest.raises(SystemExit):
+        worker.main()
+    assert codes == [BUSY]
 
 
 # -- before the training -----------------------------------------------------------------------------------------------

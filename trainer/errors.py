@@ -103,6 +103,10 @@ class LockLost(RankzeroError):
     everywhere = True
 
 
+# Errors that a value of another type or form in a file of a run may lead to.
+OF_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
+
+
 def hide_credentials(error: BaseException) -> None:
     """Take credentials out of an error of a library and out of its causes, which a traceback shows."""
     if str(error) != redacted(str(error)):

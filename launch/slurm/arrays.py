@@ -12,22 +12,28 @@ from launch.slurm.job import Job
 from trainer.errors import UsageError
 
 MOST_SEEDS = 1000
+PART = r"\d{1,10}(-\d{1,10}(:\d{1,10})?)?"  # of an array
 
 
-def seeds_of(text: str) -> list[int]:
+def seeds_of(text: str, option: str = "--array") -> list[int]:
     """Return the seeds of an array such as 1-5, 1,3,9 or 1-9:2%3. The number after `%` run at once.
 
+    Args:
+        option: of the command line, for the message.
+
     Raises:
-        UsageError: it has another form.
+        UsageError: it has another form, a part without a number such as 5-1, or more than MOST_SEEDS.
     """
-    seeds: list[int] = []
-    if re.fullmatch(r"\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?", text):
+    parts: list[range] = []
+    if re.fullmatch(rf"{PART}(,{PART})*(%\d+)?", text):
         for part in text.partition("%")[0].split(","):
-            first, last, stride = (*map(int, re.split("[-:]", part)), *(0, 0))[:3]
-            seeds += range(first, max(first, last) + 1, stride or 1)
-    if not 1 <= len(seeds) <= MOST_SEEDS:
-        raise UsageError(f"--array {text!r}: write seeds as 1-5 or 1,3,9, after % how many run at once: 1-9%3")
-    return sorted(set(seeds))
+            first, *rest = map(int, re.split("[-:]", part))
+            last, stride = (*rest, 1)[:2] if rest else (first, 1)
+            parts.append(range(first, last + 1, stride) if stride else range(0))
+    if not parts or not all(parts) or sum(map(len, parts)) > MOST_SEEDS:
+        many = f"; {MOST_SEEDS:,} at most"
+        raise UsageError(f"{option} {text!r}: write seeds as 1-5 or 1,3,9, after % how many run at once: 1-9%3{many}")
+    return sorted({seed for part in parts for seed in part})
 
 
 def array_values(job: Job, seeds: str) -> dict[str, Any]:

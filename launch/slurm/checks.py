@@ -93,7 +93,8 @@ def _time(job: Job, hours: float | None) -> Check:
     findings, launch = Findings("time"), job.recipe.launch
     limit = seconds(launch.time)
     each = "no limit" if limit is None else f"{timedelta(seconds=limit)}"
-    again = f"{job.chain} follow-up jobs" if job.chain else f"{launch.requeue_limit} requeues at most"
+    idle = f"requeued as long as it makes progress (launch.requeue_limit={launch.requeue_limit} starts without)"
+    again = f"{job.chain} follow-up jobs" if job.chain else idle
     findings.fact(f"{each} for each attempt, {again}")
     if limit is not None and limit <= launch.signal_lead + SLURM_LATE:
         fix = f"a longer --time, or launch.signal_lead below {max(1, limit - SLURM_LATE)}"
@@ -109,8 +110,6 @@ def _time(job: Job, hours: float | None) -> Check:
         findings.fact(f"training takes about {hours:.1f} h: {count}")
         if job.chain and attempts > job.chain + 1:
             findings.warn("more attempts than jobs in the chain", f"--chain {attempts - 1}, or a longer --time")
-        elif attempts > launch.requeue_limit + 1:
-            findings.warn("more attempts than are allowed", f"launch.requeue_limit={attempts}, or a longer --time")
     return findings.check()
 
 

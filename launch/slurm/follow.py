@@ -24,7 +24,7 @@ from launch.slurm.render import CONTROL
 from launch.supervise.final_status import current_status, seconds_silent, write_final_status
 from launch.sweep_folder import sweep_lines, sweep_state
 from trainer.cli_arguments import RunArgument
-from trainer.errors import Preempted, RankzeroError, UsageError
+from trainer.errors import OF_FORM, Preempted, RankzeroError, UsageError
 from trainer.files import read_json, regular_size, write_json
 from trainer.run_folders import is_sweep, runs_below
 from trainer.rundir import RunDir, no_run
@@ -33,11 +33,6 @@ POLL = 0.5  # seconds between two reads of a log
 ASK = 30.0  # seconds between two calls of squeue
 TAIL = 8  # lines of a log that `status` shows for a job that wrote no status.json
 CHAIN = "chain"  # file in RUN/slurm with the jobs of the newest chain, in order
-# what reading the files of a run may raise if they are not as a run writes them
-DAMAGED = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, RankzeroError),
-    yaml.YAMLError,
-)
 JOB = re.compile(r"[0-9]{1,18}(_[0-9]{1,18})?")  # a job of SLURM, or a task of an array
 END_BYTES = 1 << 16  # that are read of a log for its last lines
 STATUS_FIELDS = ("state", "step", "attempt", "exit_code", "error", "waits_for", "loss", "share", "left")
@@ -179,7 +174,7 @@ def best_score(run: RunDir) -> dict[str, Any] | None:
 
     None before the first checkpoint with an evaluation, and for damaged files: status shows the rest.
     """
-    with contextlib.suppress(*DAMAGED):
+    with contextlib.suppress(OSError, yaml.YAMLError, *OF_FORM):
         found = run.stages().get("model") or {}
         if found.get("value") is None and (step := run.newest_checkpoint()) is not None:
             recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))

@@ -105,6 +105,13 @@ class Site(Section):
             raise ValueError("give one of pyxis and apptainer, the image")
         return container
 
+    @field_validator("scratch")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        if path is not None and not path.startswith("/"):
+            raise ValueError("must begin with /: the script quotes it, and the shell replaces neither ~ nor $NAME")
+        return path
+
     def setup_lines(self) -> list[str]:
         """Return the shell lines of the job script, with quoted values."""
         lines = [f"module load {shlex.quote(module)}" for module in self.modules]

@@ -64,7 +64,8 @@ def coordinates(sweep: Sweep, rows: Sequence[Row]) -> Any:
 
     def result(row: Row) -> float:
         last = row["value"] if row["state"] == "complete" else (row["evaluations"] or [None])[-1]
-        share = 0.5 if high == low else ((last if finite(last) else low) - low) / (high - low)
+        worst = low if sweep.maximize else high
+        share = 0.5 if high == low else ((last if finite(last) else worst) - low) / (high - low)
         return float(min(1.0, max(0.0, share)))
 
     def paint(figure: Any) -> None:

@@ -56,7 +56,7 @@ def run_here(folder: SweepFolder, sweep: Sweep, command: Command, places: Places
         Preempted: stopped by a signal, with everything saved.
         RankzeroError: the folder has another sweep, or trials that must be finished could not be.
     """
-    numbers = seeds_of(seeds)
+    numbers = seeds_of(seeds, "--seeds")
     if busy := active(folder.path):
         raise UsageError(f"{folder.path} has job {busy[0].job} ({busy[0].state}): wait, or rankzero cancel")
     with folder.locked():
@@ -98,7 +98,7 @@ def run_on_slurm(
     Raises:
         UsageError: SLURM refuses, or the folder has jobs already.
     """
-    asked = {**asked, "seeds": seeds_of(asked["seeds"])}
+    asked = {**asked, "seeds": seeds_of(asked["seeds"], "--seeds")}
     waits_for = slurm.submit_sweep(folder, sweep, asked, command, dry_run=dry_run)
     if waits_for is not None:
         print(f"rankzero status {folder.path} shows the trials")

@@ -16,7 +16,7 @@ from launch.sweep.space import Sweep, SweepConfig, parse_sweep
 from launch.sweep.study import STATES, Study
 from launch.sweep_folder import SweepFolder, evaluations, is_finished, outcome, wait_until_free
 from trainer.errors import RankzeroError, UsageError
-from trainer.files import make_folder, read_json, write_atomically, write_json
+from trainer.files import make_folder, read_json, without_nan, write_atomically, write_json
 from trainer.recipe import Recipe, parse_yaml
 from trainer.recipe.changes import different_keys
 from trainer.recipe_loading import load_recipe
@@ -118,8 +118,8 @@ class Trials:
         return ", ".join(f"{count} {state}" for state, count in counts.items())
 
     def publish(self) -> dict[str, Any]:
-        """Write trials.json and the page. Return the table."""
-        table = {"name": self.folder.path.name, **self.study.table(), "top": self.top_table()}
+        """Write trials.json and the page. Return the table. An evaluation without a number is null."""
+        table = without_nan({"name": self.folder.path.name, **self.study.table(), "top": self.top_table()})
         write_json(self.folder.trials, table)
         write_sweep_page(self.folder, self.sweep, table)
         return table

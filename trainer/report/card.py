@@ -86,7 +86,8 @@ def _rendered(
         "gates": {name: {"checks": {}, **gate, "size": sizes[name]} for name, gate in gates.items()},
         "published": [name for name, gate in gates.items() if gate["passed"]],
         "weights": WEIGHTS,
-        "packages": {name: " ".join((*RUNTIMES[KINDS[name].runtime].packages, *COMMON)) for name in gates},
+        "packages": {name: " ".join(_packages([name])) for name in gates},
+        "all_packages": _packages([name for name, gate in gates.items() if gate["passed"] and name not in WEIGHTS]),
         "fastest": recommended(benchmark) if benchmark else [],
         "not_recommended": benchmark["not_recommended"] if benchmark else {},
         "left_out": run_summary.left_out(report),
@@ -99,6 +100,11 @@ def _rendered(
         "usage": partial(report.usage, pooling=stock["pooling"]),
     }
     return template.render(values)
+
+
+def _packages(names: list[str]) -> list[str]:
+    """Return the packages that the programs of artifacts need."""
+    return list(dict.fromkeys([*(p for name in names for p in RUNTIMES[KINDS[name].runtime].packages), *COMMON]))
 
 
 def stock_facts(report: TaskReport) -> dict[str, Any]:

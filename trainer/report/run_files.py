@@ -11,13 +11,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
+from trainer.errors import OF_FORM, CheckpointError, DataError, RankzeroError, UsageError
 from trainer.evaluation.predictions import Record, read_predictions
 from trainer.recipe import read_yaml
 from trainer.rundir import RunDir
-
-# Errors that a value of another type or form in a JSON file of a run may lead to.
-OF_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, TemplateError)
 
 
 @contextlib.contextmanager
@@ -31,7 +28,7 @@ def reading(where: object) -> Iterator[None]:
         yield
     except RankzeroError:
         raise
-    except OF_FORM as error:
+    except (*OF_FORM, TemplateError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise CheckpointError(
             f"{where}: a file of the run does not have the form that rankzero writes: {type(error).__name__}: "

@@ -77,6 +77,12 @@ class TaskReport:
         return self.run.evaluation(self.split)
 
     @property
+    def rows_scored(self) -> int:
+        """The rows behind the scores: all of the split, also if there are more than the report analyzes."""
+        rows = self.scores.get("rows")
+        return rows if type(rows) is int else len(self.records)
+
+    @property
     def recipe_text(self) -> str:
         """recipe.yaml as a page shows it."""
         return str(shareable(self.run.recipe.read_text(encoding="utf-8")))

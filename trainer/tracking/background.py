@@ -18,6 +18,7 @@ from typing import Any
 from trainer.rank_env import RANK_VARIABLES
 from trainer.recipe.trackers import check_installed, options_of
 from trainer.rundir import RunDir
+from trainer.tracking.position import BUSY
 
 log = logging.getLogger("rankzero")
 
@@ -92,7 +93,6 @@ class Tracking:
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True
         )
-        self._resumed_at = "-"
 
     def _watch(self) -> None:
         """Log the messages of the process. Start it again if it dies."""
@@ -103,6 +103,7 @@ class Tracking:
                     message = json.loads(line)
                     log.log(int(message["level"]), "%s", message["text"])
             code = process.wait()
+            self._resumed_at = self._resumed_at if code == BUSY else "-"  # any other has recorded it
             if not self._ended.is_set() and not warned:
                 log.warning("the process of the trackers has ended with %d; the training continues", code)
                 warned = True

@@ -16,6 +16,7 @@ from trainer.lock_file import flock
 from trainer.rundir import RunDir
 
 FOLDER = "tracking"
+BUSY = 75  # exit code of a process that another one has kept from the trackers (EX_TEMPFAIL)
 ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 

@@ -22,11 +22,11 @@ from typing import Any
 
 from accelerate import PartialState
 
-from trainer.errors import LockLost, UsageError
+from trainer.errors import CheckpointError, LockLost, UsageError
 from trainer.recipe.trackers import TRACKERS
 from trainer.redaction import redacted
 from trainer.rundir import RunDir
-from trainer.tracking.position import exclusive
+from trainer.tracking.position import BUSY, exclusive
 from trainer.tracking.service import Place, Service
 from trainer.tracking.uploader import Uploader
 
@@ -114,7 +114,12 @@ def make_service(place: Place) -> Service:
 def follow(run: RunDir, entries: Mapping[str, Any], resumed_at: int | None) -> None:
     """Keep all trackers up to date until rank zero ends the run or is gone."""
     parent = os.getppid()
-    followers = [Follower(run, name, options, resumed_at) for name, options in entries.items()]
+    followers = list[Follower]()
+    for name, options in entries.items():
+        try:
+            followers.append(Follower(run, name, options, resumed_at))
+        except CheckpointError as error:  # its position is damaged: the others are kept up to date
+            log.warning("%s; the training continues without the tracker %s", error, name)
     for follower in followers:
         follower.start()
     state = _end_of_run(parent)
@@ -189,7 +194,7 @@ def main() -> None:
         except UsageError as error:
             if time.monotonic() - began > LOCK_SECONDS:
                 log.warning("%s", error)
-                break
+                os._exit(BUSY)
             time.sleep(POLL_SECONDS)
         except LockLost:
             break

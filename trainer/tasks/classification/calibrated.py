@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from trainer.recipe import Recipe
+
+log = logging.getLogger("rankzero")
 
 
 class CalibratedTask(Task, ABC):
@@ -72,7 +75,8 @@ class CalibratedTask(Task, ABC):
             return {}
         changed = self.scale_outputs(model, [1 / found["temperature"]] * count, [0.0] * count)
         if not changed:
-            self.calibrated = {}
+            log.warning("task.calibration: this model takes in no temperature: its probabilities stay as trained")
+            self.calibrated = _without_temperature(found)
         return changed
 
     def scale_outputs(self, model: nn.Module, scale: Sequence[float], shift: Sequence[float]) -> dict[str, Tensor]:
@@ -84,3 +88,10 @@ class CalibratedTask(Task, ABC):
     def read_calibration(self, folder: Path) -> None:
         found = (read_json(folder / "config.json") or {}).get("calibration")
         self.calibrated = found if isinstance(found, dict) else {}
+
+
+def _without_temperature(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the threshold that decides alike on probabilities that have no temperature."""
+    power, chosen = found["temperature"], found.get("thresholds", {})
+    own = {name: share**power / (share**power + (1 - share) ** power) for name, share in chosen.items()}
+    return {"thresholds": own} if own else {}

@@ -25,7 +25,7 @@ def ensemble(
     split: str,
     score: Callable[[Iterable[Mapping[str, Any]]], Mapping[str, Any]] | None = None,
 ) -> tuple[list[Record], dict[str, Any]]:
-    """Average the probabilities of several runs of classifiers on the same rows.
+    """Average the probabilities of several runs of classifiers on the same rows, and predict the most probable class.
 
     `score`: from the ensemble's records to the numbers of metrics.json.
 

@@ -80,16 +80,22 @@ def from_confusion(counts: Array) -> dict[str, float]:
 
 
 def probability_scores(
-    predictions: npt.ArrayLike, references: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = SEED
+    shares: npt.ArrayLike,
+    predictions: npt.ArrayLike,
+    references: npt.ArrayLike,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> dict[str, Score]:
-    """From probabilities (rows, classes): area under the ROC curve, average precision (both: mean over the classes, one
-    against the rest, for more than two), expected calibration error (Guo et al. 2017) over 15 bins of equal width.
+    """From probabilities (rows, classes) and class ids (rows,): area under the ROC curve, average precision (both: mean
+    over the classes, one against the rest, for more than two), expected calibration error (Guo et al. 2017) over 15
+    bins of equal width.
 
     Areas are left out where a class does not occur. Their intervals are left out where a class is so rare that most
     resamples lack it, and where they would take more than minutes (MOST_CELLS).
     """
-    p, true = np.asarray(predictions), np.asarray(references)
-    measures: dict[str, Callable[[Array | None], float]] = {"ece": lambda w: calibration_error(p, true, w)}
+    p, predicted, true = np.asarray(shares), np.asarray(predictions), np.asarray(references)
+    measures: dict[str, Callable[[Array | None], float]] = {"ece": lambda w: calibration_error(p, predicted, true, w)}
     if len(np.unique(true)) == p.shape[1]:
         ranking = Ranking(p, true)
         measures |= {"roc_auc": ranking.roc_auc, "average_precision": ranking.average_precision}
@@ -152,10 +158,13 @@ def _precision(hits: Array, hits_after: Array, rest: Array, rest_after: Array) -
     return float(((hits_after - hits) * precision).sum() / hits_after[-1])
 
 
-def calibration_error(p: Array, true: Array, weights: Array | None = None) -> float:
-    """Mean distance between confidence and accuracy over the bins of confidence, weighted by their rows."""
+def calibration_error(p: Array, predicted: Array, true: Array, weights: Array | None = None) -> float:
+    """Mean distance between confidence and accuracy over the bins of confidence, weighted by their rows.
+
+    Confidence is the probability of the predicted class, which with a threshold may not be the most probable one.
+    """
     w = np.ones(len(true)) if weights is None else weights
-    confidence, right = p.max(1), (p.argmax(1) == true).astype(np.float64)
+    confidence, right = p[np.arange(len(p)), predicted], (predicted == true).astype(np.float64)
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     gap = np.bincount(bins, w * (confidence - right), minlength=BINS)
     return float(np.abs(gap).sum() / w.sum())
@@ -178,7 +187,7 @@ def score_classification(
     """
     true, predicted, shares, losses = _columns(records, names)
     scores = class_scores(predicted, true, len(names), resamples=resamples)
-    scores |= probability_scores(shares, true, resamples=resamples)
+    scores |= probability_scores(shares, predicted, true, resamples=resamples)
     scores["loss"] = math.fsum(losses) / len(losses)
     if resamples:
         table = np.column_stack([losses, np.ones(len(losses))])
@@ -207,7 +216,7 @@ def resampled_classes(records: Iterable[Mapping[str, Any]], names: Sequence[str]
     """
     true, predicted, shares, losses = _columns(records, names)
     pairs, classes, loss = true * len(names) + predicted, len(names), np.asarray(losses)
-    measures: dict[str, Callable[[Array], float]] = {"ece": lambda w: calibration_error(shares, true, w)}
+    measures: dict[str, Callable[[Array], float]] = {"ece": lambda w: calibration_error(shares, predicted, true, w)}
     if len(np.unique(true)) == classes and shares.size * RESAMPLES <= MOST_CELLS // 10:
         ranking = Ranking(shares, true)
         measures |= {"roc_auc": ranking.roc_auc, "average_precision": ranking.average_precision}

@@ -41,7 +41,7 @@ REPORTS = {
 
 
 def report_of_mode(**values: Any) -> TaskReport:
-    """Open the report of the mode that a recipe sets, with the metrics of that mode.
+    """Open the report of the mode that a recipe sets, with the metrics of that mode and those of the user.
 
     Args:
         values: the fields of `TaskReport`.
@@ -49,4 +49,5 @@ def report_of_mode(**values: Any) -> TaskReport:
     mode = str(values["recipe"]["task"].get("mode", "single"))
     module, _, name = REPORTS[mode if mode in REPORTS else "single"].partition(":")
     report: TaskReport = getattr(importlib.import_module(module), name)(**values)
-    return report if mode == "single" else replace(report, metrics=MODES[mode, False].metric_specs)
+    own = values["metrics"][len(AnyClassification.metric_specs) :]
+    return report if mode == "single" else replace(report, metrics=(*MODES[mode, False].metric_specs, *own))

@@ -57,13 +57,18 @@ class Classification(CalibratedTask):
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
         config: Any = recipe.task
-        lone = "text_pair" in recipe.data.columns and not config.pair
-        found = ["task.pair: data.columns.text_pair names a second text; set task.pair=true"] if lone else []
-        found += cls.uncounted(recipe)
+        found = cls.lone_pair(recipe) + cls.uncounted(recipe)
         if recipe.data.validation is not None:
             return found
         needing = {"calibration": config.calibration, "thresholds": config.thresholds == "auto"}
         return found + [f"task.{key}: needs data.validation, which is null" for key, given in needing.items() if given]
+
+    @classmethod
+    def lone_pair(cls, recipe: Recipe) -> list[str]:
+        """Return whether a second text is named that the task does not read."""
+        config: Any = recipe.task
+        lone = "text_pair" in recipe.data.columns and not config.pair
+        return ["task.pair: data.columns.text_pair names a second text; set task.pair=true"] if lone else []
 
     @classmethod
     def uncounted(cls, recipe: Recipe) -> list[str]:

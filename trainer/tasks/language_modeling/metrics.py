@@ -10,12 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation.predictions import Record, ordered
+from trainer.errors import NumericsError
+from trainer.evaluation.predictions import Record, checked_records
 from trainer.evaluation.resampling import Resampled, bootstrap_interval, perplexity, resampled_losses
 
 
 def score_tokens(records: Iterable[Mapping[str, Any]], resamples: int, *, words: bool) -> dict[str, Any]:
-    """Return loss, perplexity and accuracy over the predicted tokens, and with `words` also `score_words`."""
+    """Return loss, perplexity and accuracy over the predicted tokens, and with `words` also those per word and byte.
+
+    Those per word and byte of the cleaned text do not depend on the tokenizer. The end of a text is part of its loss,
+    but neither a word nor a byte.
+
+    Args:
+        records: in any order; with `words` of complete texts.
+        resamples: behind each interval; 0 = none.
+
+    Raises:
+        DataError: no records, or an id missing or twice.
+        NumericsError: a loss is NaN or Inf; names the id.
+    """
     losses, tokens, correct, sizes = _columns(records, words)
     scores = perplexity(losses, tokens, resamples=resamples)
     more = _word_scores(np.frombuffer(sizes).reshape(-1, 3), resamples) if words else {}
@@ -27,7 +40,7 @@ def _columns(
 ) -> tuple[Sequence[float], Sequence[int], Sequence[float], array[float]]:
     """Return losses, tokens, right tokens, and with `words` what `_sizes` returns, of the rows in corpus order."""
     losses, tokens, correct, sizes = array("d"), array("q"), array("d"), array("d")
-    for record in ordered(records):
+    for record in checked_records(records, _check):
         losses.append(float(record["loss"]))
         tokens.append(record["tokens"])
         correct.append(record["correct"])
@@ -55,21 +68,15 @@ def _of_words(loss: float, words: float, size: float) -> dict[str, float]:
     return {"word_perplexity": math.exp(min(loss / max(1.0, words), 700.0)), "bits_per_byte": bits}
 
 
-def score_words(records: Sequence[Record], resamples: int) -> dict[str, Any]:
-    """Return metrics per word and per byte of the cleaned text, which do not depend on the tokenizer.
-
-    The end of a text is part of its loss, but neither a word nor a byte.
-
-    Args:
-        records: of complete texts, in corpus order.
-    """
-    return _word_scores(np.array([_sizes(record) for record in records], dtype=np.float64), resamples)
-
-
 def _sizes(record: Mapping[str, Any]) -> tuple[float, int, int]:
     """Return loss, words and bytes of a text."""
     text = record["target"]
     return float(record["loss"]), len(text.split()), len(text.encode("utf-8", "surrogatepass"))
+
+
+def _check(record: Record) -> None:
+    if not math.isfinite(record["loss"]):
+        raise NumericsError(f"prediction {record['id']!r}: loss is {record['loss']}; the weights have diverged")
 
 
 def _word_scores(table: npt.NDArray[np.float64], resamples: int) -> dict[str, Any]:

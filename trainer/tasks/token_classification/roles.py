@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,10 @@ class Spans(Role):
         return [json.dumps(span, ensure_ascii=False) for span in sorted(map(self._span, items_of(raw)))]
 
     def _span(self, raw: object) -> Span:
-        value = json.loads(raw) if isinstance(raw, str) and raw.startswith("[") else raw
+        value = raw
+        if isinstance(raw, str):  # JSON as a text, such as the value of a row
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(raw)
         if isinstance(value, Mapping):
             value = [value.get(key) for key in Span._fields]
         if not isinstance(value, list) or len(value) != 3 or not all(type(place) is int for place in value[:2]):

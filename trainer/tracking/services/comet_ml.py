@@ -14,7 +14,6 @@ class Service(Base):
 
     def make(self, kind: type[GeneralTracker]) -> GeneralTracker:
         place, known = self.place, self.place.position.own_id
-        place.position.own_id = place.position.id
         settings = comet_ml.ExperimentConfig(
             disabled=False, log_code=False, log_graph=False, auto_param_logging=False, auto_metric_logging=False,
             auto_output_logging=False, log_git_metadata=False, log_git_patch=False, parse_args=False, name=place.name,
@@ -24,6 +23,10 @@ class Service(Base):
             place.project, experiment_key=place.position.id, mode="get" if known else "get_or_create",
             experiment_config=settings, **place.own("workspace", "online"),
         )  # fmt: skip
+
+    def open(self) -> None:
+        super().open()
+        self.place.position.own_id = self.place.position.id  # only now it exists there
 
     def document(self, document: Document) -> None:
         experiment, name = self.tracker.tracker, document.name

@@ -77,11 +77,11 @@ class MultiLabelReport(TaskReport):
         worst = sorted(self._labels, key=lambda line: float(line["f1-score"]))[:MOST_LINES]
         kept = {line["label"] for line in worst}
         lines = [line for line in self._labels if line["label"] in kept]
-        labels = {
-            "lines": lines,
-            "total": len(self.names),
-            "auto": self.recipe["task"].get("thresholds") in (None, "auto"),
-        }
+        auto, validation = (
+            self.recipe["task"].get("thresholds") in (None, "auto"),
+            self.recipe["data"].get("validation"),
+        )
+        labels = {"lines": lines, "total": len(self.names), "auto": auto and validation is not None}
         rates = [*self._rates["by_length"], *self._rates["by_labels"]]
         errors = {
             **self._rates,

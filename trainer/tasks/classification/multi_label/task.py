@@ -37,7 +37,7 @@ class MultiLabel(Classification):
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
-        return cls.uncounted(recipe)
+        return cls.lone_pair(recipe) + cls.uncounted(recipe)
 
     @classmethod
     def lacking(cls, recipe: Recipe, data: Mapping[str, Any]) -> str | None:

@@ -91,20 +91,24 @@ def measures_of(true: Array, predicted: Array) -> dict[str, Measure]:
 
 
 def _determination(true: Array, errors: Array, w: Array) -> float:
-    spread = w @ (true - w @ true / w.sum()) ** 2
+    spread = _spread(true, w)
     return 1 - float(w @ errors**2 / spread) if spread > 0 else math.nan
 
 
 def correlation(a: Array, b: Array, w: Array) -> float:
     """Return Pearson's correlation of weighted rows: NaN if all of `a` are equal, 0 if only all of `b` are."""
-    a, b = a - w @ a / w.sum(), b - w @ b / w.sum()
-    spreads = w @ a**2, w @ b**2
+    spreads = _spread(a, w), _spread(b, w)
     if spreads[0] <= 0:
         return math.nan
-    # rounding leaves a constant with a spread of about the square of the machine's precision
-    if np.ptp(b[w > 0]) == 0 or spreads[1] <= 0:
+    if spreads[1] <= 0:
         return 0.0
-    return float(np.clip(w @ (a * b) / math.sqrt(spreads[0]) / math.sqrt(spreads[1]), -1, 1))
+    product = w @ ((a - w @ a / w.sum()) * (b - w @ b / w.sum()))
+    return float(np.clip(product / math.sqrt(spreads[0]) / math.sqrt(spreads[1]), -1, 1))
+
+
+def _spread(values: Array, w: Array) -> float:
+    """Return the summed squares of distances from the mean of weighted rows; 0 for equal ones in spite of rounding."""
+    return 0.0 if np.ptp(values[w > 0]) == 0 else float(w @ (values - w @ values / w.sum()) ** 2)
 
 
 def _groups(values: Array) -> tuple[Array, Array]:

@@ -45,7 +45,7 @@ class Regression(Classification):
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:
-        found = []
+        found = cls.lone_pair(recipe)
         if recipe.optim.label_smoothing:
             found.append("optim.label_smoothing: task.mode regression has no classes to spread over; set it to 0")
         if recipe.data.check == "off":
