@@ -62,6 +62,12 @@ def test_credentials_are_taken_out(text, clean):
     assert redacted({"a": [text, 1, None]}) == {"a": [clean, 1, None]}
 
 
+def test_messages_have_no_control_characters(capsys):
+    set_up_logging()
+    logging.getLogger("rankzero").warning("a row\twith \x1b[31mred\x07 and \r\x9b2J\nand a line")
+    assert capsys.readouterr().err == "a row\twith \ufffd[31mred\ufffd and \ufffd\ufffd2J\nand a line\n"
+
+
 @pytest.mark.parametrize(
     ("text", "clean"),
     [

@@ -110,6 +110,17 @@ def test_the_end_of_the_log_without_status_json(slurm: Path, tmp_path: Path) -> 
     assert "| python" not in shown(run)
 
 
+def test_a_run_cannot_send_commands_to_the_terminal(slurm: Path, tmp_path: Path) -> None:
+    """ESC ] 52 writes to the clipboard, and U+009B begins a command, too."""
+    said = {"state": "failed", "exit_code": 1, "waits_for": None, "launch": "4.0.0"}
+    run = run_with(tmp_path, "r", "5 train", **said, error="bad\x1b]52;c;eA==\x07\x9b2J")
+    (slurm / "scontrol").write_text("JobId=5 JobState=FAILED Reason=NonZeroExitCode ExitCode=127:0\n")
+    (run / "slurm" / "train-5.out").write_text("end\x1b[2J\n")
+    text = shown(run)
+    assert "bad\ufffd]52;c;eA==\ufffd\ufffd2J" in text and "| end\ufffd[2J" in text
+    assert "\x1b" not in text and "\n" in text
+
+
 def test_a_run_whose_process_was_killed_has_failed_at_once(slurm: Path, tmp_path: Path) -> None:
     run = run_with(tmp_path, "r", state="running", exit_code=None)
     program = "import pathlib, sys, time; from trainer.lock import hold\nwith hold(pathlib.Path(sys.argv[1])):\n"

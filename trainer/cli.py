@@ -43,7 +43,7 @@ from trainer.init_recipe.command import init_command
 from trainer.push.command import push_command
 from trainer.rank_env import clean_environment
 from trainer.recipe_commands import recipes_command
-from trainer.redaction import redacted
+from trainer.redaction import printable, redacted
 from trainer.rundir import RunDir
 from trainer.text_lines import Numbers, TextCommand, prepare_streams, read_rows, shown_numbers, table_console
 from trainer.tracking.command import track_command
@@ -288,7 +288,7 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError, ValueError):  # a terminal that was closed must not end a run
-            print(redacted(self.format(record)), file=sys.stderr, flush=True)
+            print(printable(redacted(self.format(record))), file=sys.stderr, flush=True)
 
 
 def set_up_logging() -> None:

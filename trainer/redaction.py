@@ -4,7 +4,8 @@
     shareable    absolute local paths too: in manifest.json, config.json, the model card, reports and benchmarks
 
 Both take a text, or lists and mappings of texts at any depth. A run resumes without stored credentials: they come from
-the recipe or the environment at each start, and recipes are compared in their redacted form.
+the recipe or the environment at each start, and recipes are compared in their redacted form. `printable` is for texts
+that a terminal shows.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _VARIABLE = re.compile(r"(?P<name>\b[A-Z][A-Z0-9_]*_(?:KEY|TOKEN|PASS|PWD)=['\"]
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/_.=-]{12,}")
 # An absolute path up to its last component; not a part of a URL, of a relative path, or of a word with slashes.
 _PATH = re.compile(r"(?<![\w.~:/…<-])/(?:[^\s/'\"`<>|:,;()\[\]{}=]+/)+|(?<![^\s='\"])/(?=[A-Za-z0-9_])")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FILE = re.compile(r"\b(?P<scheme>(?:file|local)://)/(?:[^\s/'\"]+/)*")
 
 
@@ -54,6 +56,11 @@ def origin(value: Any) -> Any:
     """Return the name of a model without credentials, and only the last component of an absolute path."""
     name = shareable(value)
     return name.rpartition("/")[2] if isinstance(name, str) and "…/" in name else name
+
+
+def printable(text: str) -> str:
+    """Replace control characters but tabs and line ends: files of someone else must not send commands to a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _mapped(change: Callable[[str], str], value: Any) -> Any:

@@ -26,6 +26,7 @@ from launch.sweep_folder import sweep_lines, sweep_state
 from trainer.cli_arguments import RunArgument
 from trainer.errors import OF_FORM, Preempted, RankzeroError, UsageError
 from trainer.files import read_json, regular_size, write_json
+from trainer.redaction import printable
 from trainer.run_folders import is_sweep, runs_below
 from trainer.rundir import RunDir, no_run
 
@@ -55,10 +56,10 @@ def status_command(
         except RankzeroError as error:  # a damaged run does not hide the others
             if path == run:
                 raise
-            print(f"{path}: {error}", file=sys.stderr)
+            print(printable(f"{path}: {error}"), file=sys.stderr)
             code = error.exit_code
             continue
-        print(json.dumps(state, ensure_ascii=False) if as_json else _text(state))
+        print(json.dumps(state, ensure_ascii=False) if as_json else printable(_text(state)))
     if code:
         raise typer.Exit(code)
 
