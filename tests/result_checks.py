@@ -77,6 +77,7 @@ def quality() -> Iterator[Check]:
         "`imdb-scratch` from": "imdb_from_mlm_bf16",
         "`imdb-frozen`": "imdb_frozen_bf16",
         "`sst2`": "sst2_fgm_bf16",
+        "MPNet-base in `sst2`": "sst2_base_bf16",
         "`sick-entailment`": "sick_entailment_bf16",
     }
     for label, name in accuracy.items():
@@ -128,7 +129,12 @@ def classification() -> Iterator[Check]:
         scores = interval("imdb_lora_bf16", f"{key}.test.accuracy"), f"{found['test']['roc_auc']:.3f}"
         row = cells(f"{found['checkpoint_bytes']:,}", *scores, f"{found['test']['ece']:.3f}")
         yield "LoRA after the same few steps", label, [row]
-    for label, name in {"`sst2`": "fgm", "without FGM, two": "cpu", "without FGM, three": "second"}.items():
+    for label, name in {
+        "`sst2`": "fgm",
+        "without FGM, two": "cpu",
+        "without FGM, three": "second",
+        "MPNet-base": "base",
+    }.items():
         name = f"sst2_{name}_bf16"
         selected = f": {100 * at(name, 'validation.accuracy'):.1f} |"
         yield sentences, label, [interval(name, "test.accuracy"), selected, f"/{name}.json)"]
