@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import hooks
 import numpy as np
 import pytest
-from processes import Ended, next_logs, read_lines, run_ranks, train
+from processes import Ended, Ranks, next_logs, read_lines, run_ranks, train
 from safetensors.numpy import load_file
 from slow import slow_except
 
@@ -191,3 +192,11 @@ def test_scores_do_not_depend_on_ranks(trained: Path, rows: int) -> None:
 
 def test_ranks_are_those_of_the_environment() -> None:
     assert os.environ["OMP_NUM_THREADS"] == "1"  # or sums would differ by their order
+
+
+def test_a_rank_that_is_killed_before_it_begins_has_an_empty_output(tmp_path: Path) -> None:
+    ranks = Ranks(["--help"], tmp_path / "logs", 2)
+    for rank in range(2):
+        ranks.signal(signal.SIGKILL, rank)
+    ended = ranks.wait(60)
+    assert (ended.codes, ended.out, ended.late) == ([-9, -9], ["", ""], False)

@@ -94,6 +94,9 @@ class Ranks:
         self._logs = logs
         logs.mkdir(parents=True)
         (logs / "stdin").write_bytes(stdin)
+        for rank in range(world):  # here, since a rank may be killed before it opens its own
+            for kind in ("out", "err"):
+                (logs / f"{kind}-{rank}").touch()
         words, port = [str(word) for word in argv], _free_port()
         self.processes = [
             _context.Process(
@@ -168,7 +171,7 @@ def _free_port() -> int:
 def _run_rank(argv: list[str], env: dict[str, str], logs: Path, rank: int, hook: Hook | None) -> None:
     """Run the command in the forked process."""
     for number, name in ((1, "out"), (2, "err")):
-        file = os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(logs / f"{name}-{rank}", os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
     faulthandler.enable()
     multiprocessing.set_start_method("fork", force=True)  # the default again, for loader processes
