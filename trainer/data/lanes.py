@@ -170,7 +170,7 @@ class LaneServer:
         plan, mixed, rows = self._plan, self._mixture is not None, block.rows
         if plan.shuffled:
             rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, block.start)]
-        if self._watch is not None:
+        if self._watch is not None and epoch == 0:  # loader processes of later epochs would warn again
             self._watch.add(rows)
         encoded, items = self._encode(rows), list[Item]()
         left = block.left if self._tally is None else self._tally(rows, encoded)
