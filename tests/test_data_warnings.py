@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import review_helpers
 from conftest import tiny_recipe, write_corpus
 
 from trainer import predict, train
@@ -22,7 +23,7 @@ from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.setup import survey_data
 from trainer.engine.token_counts import TokenCounts, count_tokens
-from trainer.errors import DataError
+from trainer.errors import DataError, UsageError
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
 from trainer.report.page import sentences
@@ -313,6 +314,27 @@ def test_many_labels_drift_together():
         for label in rows:
             parts.add([label])
         assert parts.report() is None
+
+
+def test_keys_that_cut_rows_are_changed_in_the_middle_of_an_epoch(tmp_path, caplog):
+    made = review_helpers.recipe(review_helpers.write_reviews(tmp_path), evaluation={"splits": []})
+    values, run = made.model_dump(mode="json"), tmp_path / "run"
+
+    def resumed(steps: int, *words: str) -> list[str]:
+        caplog.clear()
+        keys = [word.partition("=")[0] for word in words]
+        more = Recipe.parse(values, [f"loop.max_steps={steps}", *words])
+        with caplog.at_level(logging.WARNING, logger="rankzero"):
+            train(more, run=run, allow_change=["loop.max_steps", *keys])
+        return [record.getMessage() for record in caplog.records if "left out or used twice" in record.getMessage()]
+
+    assert resumed(2) == resumed(3, "optim.lr=1e-4") == []
+    [message] = resumed(4, "optim.lr=1e-4", "data.tokens_per_batch=64")
+    assert message.startswith("data.tokens_per_batch changed in the middle of epoch 0: rows of a block")
+    with pytest.raises(
+        UsageError, match=r"data\.lanes=2: run directory .* has 4 lanes.*cannot be changed: use another"
+    ):
+        resumed(5, "optim.lr=1e-4", "data.tokens_per_batch=64", "data.lanes=2")
 
 
 def test_wrong_paths_of_all_splits_are_found_before_any_row_is_read(tmp_path, monkeypatch):

@@ -123,7 +123,9 @@ class LaneServer:
             if start == 0 and dealer.ended(plan.block_rows):
                 end = plan.block_rows  # a corpus that fits into one block is one: an edge would divide it
             rows = dealer.take(lane, start, end)
-            yield Block(start, end, rows, dealer.position(start), dealer.position(end))
+            # a bookmark has the position of its block, which may begin at an edge of a plan that has been changed since
+            position = mark.position if start == mark.start else dealer.position(start)
+            yield Block(start, end, rows, position, dealer.position(end))
             start = end
 
     def _serve(self, lane: int, mark: Bookmark, blocks: Iterator[Block]) -> Iterator[MicroBatch]:
