@@ -64,7 +64,7 @@ class Root:
             names, skipped = self._matching(pattern)
             if names:
                 return names
-            if not skipped and self.system.isfile(self._path(pattern)):  # its name has brackets
+            if "[" in pattern and not skipped and self.system.isfile(self._path(pattern)):  # brackets of a name
                 return [pattern]
             if self.system.isdir(self._path(pattern)):
                 inside = self._list(self._path(pattern))
