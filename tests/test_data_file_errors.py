@@ -197,6 +197,11 @@ def test_up_to_ten_mistakes_with_their_lines(tmp_path):
     assert "Fix the rows, or set data.on_bad_row=skip" in found
 
 
+def test_the_first_row_after_a_line_that_names_the_delimiter(tmp_path):
+    (tmp_path / "a.csv").write_text("sep=;\ntext;label\nt;no\nu;no\nv;positive\n", encoding="utf-8")
+    assert "a.csv, 2 rows (line 3 (row 1), line 4 (row 2))" in message(tmp_path)
+
+
 def test_lines_after_blank_ones_and_in_a_compressed_file(tmp_path):
     import gzip
 

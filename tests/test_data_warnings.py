@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import review_helpers
 from conftest import tiny_recipe, write_corpus
 
 from trainer import predict, train
 from trainer.data.roles import Label, Text
 from trainer.data.sources import open_split
 from trainer.data.survey import survey
+from trainer.data.survey_counts import LabelParts
 from trainer.data.tokenization import train_tokenizer
 from trainer.engine import token_counts
 from trainer.engine.corpus import Corpus
 from trainer.engine.data_notes import notes
 from trainer.engine.setup import survey_data
 from trainer.engine.token_counts import TokenCounts, count_tokens
-from trainer.errors import DataError
+from trainer.errors import DataError, UsageError
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe
 from trainer.report.page import sentences
@@ -240,18 +242,99 @@ def test_a_file_that_is_sorted_by_label_and_longer_than_a_block(tmp_path):
     small = {"lanes": 4, "block_rows": 100, "validation": None}
     [note] = class_notes(tmp_path, **small)
     assert note == (
-        "data.train: label 'a' is 100% of the first 400 rows (data.lanes x data.block_rows) and 25% of the rest: the "
-        "file seems sorted by label. Rows are mixed within a block only, so the steps of an epoch see other labels at "
-        "its end than before. `rankzero prepare` shuffles the file; or set data.block_rows=1200"
+        "data.train: label 'a' is 0% of rows 801 to 1,200 and 75% of the rows before them: the files seem sorted by "
+        "label. Rows are mixed within a block of each lane only (data.block_rows), so some steps of an epoch see other "
+        "labels than others. `rankzero prepare` shuffles all rows; or set data.block_rows=1200"
     )
     # the first block is much like all rows, but the rest is of one class
     [note] = class_notes(tmp_path, **{**small, "block_rows": 270})
-    assert "label 'c' is 17% of the first 1,080 rows" in note and "and 100% of the rest" in note
+    assert "label 'c' is 100% of rows 1,081 to 1,200 and 17% of the rows before" in note
     assert class_notes(tmp_path, **{**small, "block_rows": 1200}) == []
     assert class_notes(tmp_path, **{**small, "order": "sequential"}) == []  # as the recipe wants it
     random.Random(0).shuffle(rows)
     write(tmp_path, rows)
     assert class_notes(tmp_path, **small) == []
+
+
+def mixed(counts: dict[str, int], start: int = 0) -> list[dict[str, Any]]:
+    rows = labelled(counts, start)
+    random.Random(0).shuffle(rows)
+    return rows
+
+
+def test_rows_that_are_sorted_behind_the_first_block(tmp_path):
+    """The first block has the labels of all rows together, and so has the rest."""
+    small = {"lanes": 4, "block_rows": 100, "validation": None}
+    write(tmp_path, [*mixed({"a": 200, "b": 200, "c": 10}), *labelled({"a": 400, "b": 400}, 1000)])
+    [note] = class_notes(tmp_path, **small)
+    assert "label 'b' is 98% of rows 801 to 1,200 and 25% of the rows before them" in note
+
+
+def test_files_of_one_class_each(tmp_path):
+    """Several files are read one after the other, unless every lane has its own ones."""
+    for name, rows in {"a": 500, "b": 600, "c": 700}.items():
+        write(tmp_path, labelled({name: rows}), f"train-{name}")
+    small = {"lanes": 4, "block_rows": 100, "validation": None, "train": "train-*.jsonl"}
+    [note] = class_notes(tmp_path, **small)
+    assert "label 'c' is 100% of rows 1,201 to 1,600 and 8% of the rows before them" in note
+    assert class_notes(tmp_path, **{**small, "block_rows": 450}) == []
+    for name in "abc":
+        write(tmp_path, labelled({name: 600}), f"train-{name}")
+    assert class_notes(tmp_path, **{**small, "lanes": 3}) == []  # a file for each lane, so a step has all classes
+    for name in "abc":
+        write(tmp_path, labelled({"a": 300, "b": 290 + ord(name) % 3, "c": 10}), f"train-{name}")
+    [note] = class_notes(tmp_path, **{**small, "lanes": 3})  # but all lanes have first the one and then the other
+    assert "label 'a' is 17% of rows 257 to 512 and 100% of the rows before them" in note
+
+
+def test_a_corpus_of_a_mixture_that_is_sorted_by_label(tmp_path):
+    for name in ("plain", "sorted"):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "plain", mixed({"a": 300, "b": 300, "c": 300}))
+    write(tmp_path / "sorted", labelled({"a": 300, "b": 300, "c": 300}))
+    mix = [
+        {"name": name, "root": str(tmp_path / name), "train": "train.jsonl", "weight": 1}
+        for name in ("plain", "sorted")
+    ]
+    [note] = class_notes(tmp_path, lanes=4, block_rows=100, validation=None, train=[], mix=mix)
+    assert note.startswith("data.mix.sorted.train: label 'a' is 0% of rows 401 to 800 and 75% of the rows before")
+    assert note.endswith("`rankzero prepare` shuffles all rows")
+
+
+def test_many_labels_drift_together():
+    """Of 200 labels in order, a part has 20, each a twentieth of its rows."""
+    rows = [f"{i // 50:03}" for i in range(10_000)]
+    parts = LabelParts(1000)
+    for label in rows:
+        parts.add([label])
+    assert parts.report() == {"label": "000", "share": 0.0, "before": 0.05, "rows": [1001, 2000]}
+    for size in (1000, 300):
+        random.Random(0).shuffle(rows)
+        parts = LabelParts(size)
+        for label in rows:
+            parts.add([label])
+        assert parts.report() is None
+
+
+def test_keys_that_cut_rows_are_changed_in_the_middle_of_an_epoch(tmp_path, caplog):
+    made = review_helpers.recipe(review_helpers.write_reviews(tmp_path), evaluation={"splits": []})
+    values, run = made.model_dump(mode="json"), tmp_path / "run"
+
+    def resumed(steps: int, *words: str) -> list[str]:
+        caplog.clear()
+        keys = [word.partition("=")[0] for word in words]
+        more = Recipe.parse(values, [f"loop.max_steps={steps}", *words])
+        with caplog.at_level(logging.WARNING, logger="rankzero"):
+            train(more, run=run, allow_change=["loop.max_steps", *keys])
+        return [record.getMessage() for record in caplog.records if "left out or used twice" in record.getMessage()]
+
+    assert resumed(2) == resumed(3, "optim.lr=1e-4") == []
+    [message] = resumed(4, "optim.lr=1e-4", "data.tokens_per_batch=64")
+    assert message.startswith("data.tokens_per_batch changed in the middle of epoch 0: rows of a block")
+    with pytest.raises(
+        UsageError, match=r"data\.lanes=2: run directory .* has 4 lanes.*cannot be changed: use another"
+    ):
+        resumed(5, "optim.lr=1e-4", "data.tokens_per_batch=64", "data.lanes=2")
 
 
 def test_wrong_paths_of_all_splits_are_found_before_any_row_is_read(tmp_path, monkeypatch):

@@ -70,6 +70,7 @@ def test_configurations_of_a_card(folder, config, split, names):
     ("files", "config", "splits"),
     [
         (["train.jsonl", "dev.jsonl", "notes.md"], "", {"train": ["train.jsonl"], "validation": ["dev.jsonl"]}),
+        (["rows.jsonl", "dataset_infos.json", "en/config.json"], "", {"train": ["rows.jsonl"]}),
         (
             ["data/train-00000-of-00001.parquet", "data/extra-00000-of-00001-8f3a.parquet", "train.jsonl"],
             "",

@@ -18,6 +18,7 @@ from docs_helpers import blocks
 from typer.testing import CliRunner
 
 from launch.cli import app
+from trainer.data.root import Root
 from trainer.data.sources import held_out, open_split
 from trainer.data.split_files import find_splits
 from trainer.data.survey import survey
@@ -305,6 +306,8 @@ def test_a_test_split_without_labels_is_left_out(here: Path) -> None:
         (["mine.csv", "test.csv"], "mine.csv", "mine.csv", None, "test.csv"),
         (["mine.csv", "other.jsonl"], "mine.csv", "mine.csv", None, None),
         (["p1.csv", "p2.csv", "p2.csv.bak"], "", "p*.csv", None, None),
+        (["p[1].csv", "p[2].csv"], "", "p[[]*].csv", None, None),
+        (["p[1].csv", "q.csv"], "p[1].csv", "p[1].csv", None, None),
     ],
 )  # fmt: skip
 def test_splits_by_name(
@@ -315,6 +318,7 @@ def test_splits_by_name(
         (here / "root" / name).write_text("x\n")
     files = find_splits(f"root/{path}" if path else "root")
     assert (files.root, files.train, files.validation, files.test) == ("root", train, validation, test)
+    assert len(Root("root").match(train, "train")) > ("*" in train)
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

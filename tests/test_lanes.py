@@ -19,6 +19,7 @@ from lane_helpers import (
     MemoryStream,
     Place,
     caption_lengths,
+    encode,
     lane_setups,
     one_shard,
     resume_anywhere,
@@ -29,8 +30,8 @@ from lane_helpers import (
 )
 
 from trainer.data.counter_rng import key, permutation, uniform
-from trainer.data.lane_plan import LanePlan
-from trainer.data.lanes import RowId
+from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.data.lanes import LaneServer, RowId
 
 # -- nothing lost, nothing repeated, the same steps ----------------------------------------------------------------
 
@@ -125,6 +126,17 @@ def test_a_resumed_reader_continues_from_its_position_and_reads_no_earlier_row()
     rest, _ = run(world, state, Place())
     assert min(read) == (0, 4 * block)
     assert steps + rest == uninterrupted(world)
+
+
+def test_a_bookmark_keeps_its_position_although_the_edges_of_blocks_have_moved() -> None:
+    """By another seed. Lanes are in different blocks, of which the stream passes only the edges of the new seed."""
+    old, new = LanePlan(1, 4, 100, 80, None), LanePlan(2, 4, 100, 80, None)
+    edges = [old.edge_after(0, 0), old.edge_after(old.edge_after(0, 0), 0)]
+    marks = [Bookmark(0, edge, 5, 1, (0, {"row": 4 * edge, "offsets": [40 * edge]})) for edge in (*edges, *edges)]
+    lanes = LaneServer(one_shard([8] * 2000), new, encode).epoch(range(4), marks)
+    for lane, mark in enumerate(marks):
+        after = next(lanes[lane]).bookmark
+        assert (after.start, after.position) == (mark.start, mark.position)
 
 
 # -- keyed randomness --------------------------------------------------------------------------------------------------

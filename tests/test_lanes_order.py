@@ -219,6 +219,17 @@ def test_a_sorted_corpus_beyond_one_block_is_warned_of_once(caplog: pytest.LogCa
     assert len(messages) == 1
     assert "rankzero prepare" in messages[0]
     assert "data.block_rows" in messages[0]
+    later = labelled(["neg"] * 800 + ["pos"] * 800, block_rows=64).server()  # of a loader process of the second epoch
+    caplog.clear()
+    assert all(len(list(lane)) > 10 for lane in later.epoch(range(4), [Bookmark(1)] * 4).values())
+    assert not caplog.records
+
+
+def test_a_corpus_of_many_labels_that_is_sorted_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Each of 50 labels is a fifth of a block and in no other one."""
+    uninterrupted(labelled([f"{i // 100:02}" for i in range(5000)], block_rows=125))
+    [message] = [r.getMessage() for r in caplog.records]
+    assert "of a block after" in message
 
 
 @pytest.mark.parametrize("kinds", [2, 3, 20])

@@ -99,6 +99,23 @@ def test_copies_are_deleted_as_in_the_run_directory(run, store, trained):
     assert mirrored(store) == checkpoint.steps(run.checkpoints) == [3, 4]
 
 
+def test_files_may_grow_while_they_are_sent(run, store, caplog):
+    """Lines of steps that follow are left out. Compared with the grown file, no copy of the file was right."""
+    before = {name: (run.path / name).read_bytes() for name in ("metrics.jsonl", "manifest.json")}
+
+    def grow(path: str) -> None:
+        if (name := path.rpartition("/")[2]) in before and "step-" not in path:
+            with (run.path / name).open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    store.put_plan = staticmethod(grow)
+    assert Mirror(run, URL).finish()
+    assert "cannot be reached or written" not in caplog.text
+    there = store.folder / "mirrors" / "run"
+    assert {name: (there / name).read_bytes() for name in before} == before
+    assert not (run.checkpoints / mirror.LINKED).exists()
+
+
 def wait_for(condition, seconds: float = 20.0) -> None:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:

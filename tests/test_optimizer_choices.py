@@ -148,6 +148,15 @@ def test_frozen_groups_and_layers() -> None:
     newly = {name for name, p in model.named_parameters() if not p.requires_grad} - frozen
     assert newly
     assert all("layer.1." in name and name.endswith("bias") for name in newly)
+    model.requires_grad_(True)
+    groups = [
+        {"match": r"layer\.1\.", "lr": 1e-5},
+        {"match": "pooler", "frozen": True},
+        {"match": "^bert", "frozen": True},
+    ]
+    freeze_parts(model, OptimConfig.model_validate({"groups": [*groups, {"match": "pooler", "lr": 1e-3}]}))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if ".layer.1." in n or not n.startswith("bert.")}
     with pytest.raises(UsageError, match=f"has {layers} layers; give at most those"):
         freeze_parts(model, OptimConfig.model_validate({"freeze_layers": layers + 1}))
 

@@ -24,6 +24,7 @@ from trainer.recipe import Recipe, recipe_class
 from trainer.recipe.sections import TokenizerTraining
 from trainer.recipe_loading import Recipe as AnyRecipe
 from trainer.task.registry import make_task
+from trainer.tasks.classification.roles import RowWeight
 from trainer.tasks.translation.task import TranslationConfig
 
 ROLES = {"src": Text(), "trg": Text(target=True)}
@@ -195,6 +196,26 @@ def test_a_held_out_share_becomes_a_split(tmp_path):
     for split, rows in (("train", train), ("validation", held)):
         assert survey(open_split(found.data, split), found.data, ROLES, split).rows == len(rows)
         assert about["splits"][split]["rows"] == len(rows)
+
+
+def test_a_column_that_only_training_rows_need(tmp_path):
+    """Some rows of test have it. It is no part of the prepared split, and all rows are there."""
+    lines = [{"de": f"satz {i}", "en": f"sentence {i}", "weight": i / 4} for i in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    some = [{k: v for k, v in line.items() if k != "weight" or i % 2} for i, line in enumerate(lines[:6])]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in some))
+    roles = {**ROLES, "weight": RowWeight()}
+    for share in (None, 0.3):
+        out, options = tmp_path / f"out-{share}", {"data.train": "train.jsonl", "data.validation": share}
+        prepare(recipe(tmp_path, **options), roles, encoder, out)
+        found = recipe(out, **options)
+        train, test = ([row for shard in rows_of(found, split) for row in shard] for split in ("train", "test"))
+        held = [row for shard in rows_of(found, "validation") for row in shard] if share else []
+        assert sorted(row.values["weight"] for row in [*train, *held]) == [i / 4 for i in range(40)]
+        assert [row.values for row in test] == [{"src": line["de"], "trg": line["en"]} for line in lines[:6]]
+        for split, rows in {"train": train, "validation": held, "test": test}.items():
+            if (source := open_split(found.data, split)) is not None:
+                assert survey(source, found.data, roles, split).rows == len(rows) > 3
 
 
 def test_bad_rows_end_it_or_are_left_out(tmp_path):

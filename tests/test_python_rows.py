@@ -45,6 +45,11 @@ def as_object_frame() -> pd.DataFrame:
     return frame
 
 
+def of_two_types() -> Iterator[dict[str, Any]]:
+    """Rows without features, whose labels are first whole numbers and later others."""
+    yield from ({"text": "a film", "label": i // 1000 / 2 or 0} for i in range(2000))
+
+
 def with_classes() -> datasets.Dataset:
     return datasets.Dataset.from_list([{k: row[k] for k in ("text", "label")} for row in ROWS], features=CLASSES)
 
@@ -134,8 +139,9 @@ def test_a_missing_label_is_refused_by_its_row(tmp_path, frame, missing):
         ([], "has no rows"),
         (7, "is a int; rows are a list"),
         (pd.DataFrame({"text": ["a", 1], "label": [0, 1]}), r"cannot be written as Parquet.*one type"),
+        (datasets.IterableDataset.from_generator(of_two_types), "Parquet: Table schema does not match"),
     ],
-    ids=["name", "path", "pandas", "dataset", "type", "no dict", "empty", "no rows", "mixed"],
+    ids=["name", "path", "pandas", "dataset", "type", "no dict", "empty", "no rows", "mixed", "two types"],
 )  # fmt: skip
 def test_rows_that_cannot_be_used(tmp_path, rows, says):
     with pytest.raises(DataError, match=says):

@@ -21,6 +21,7 @@ from trainer.data.tokenization import TrainingTexts
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 from trainer.recipe_loading import Recipe
+from trainer.tasks.classification.roles import RowWeight
 
 TAGS = Labels(("O", "PER", "LOC"))
 ROLES = {"tokens": Tokens(), "tags": TAGS, "score": Number()}
@@ -52,7 +53,8 @@ def test_lists_and_numbers_of_every_format(tmp_path, kind):
     found = survey(source, data, ROLES)
     assert found.report()["labels"] == {"LOC": 1, "O": 2, "PER": 1}
     assert (found.rows, len(set(found.inputs))) == (2, 2)
-    assert list(TrainingTexts(source, data, ROLES, 9)) == ["Anna lives in Rome", "Yes"]
+    for roles in (ROLES, {**ROLES, "weight": RowWeight()}):  # rows may lack a column that was not surveyed
+        assert list(TrainingTexts(source, data, roles, 9)) == ["Anna lives in Rome", "Yes"]
 
 
 @pytest.mark.parametrize(

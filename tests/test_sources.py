@@ -131,6 +131,23 @@ def test_glob_characters_in_a_file_name_are_literal(tmp_path):
     assert len(list(source_of(tmp_path, "*.parquet"))) == len(ROWS)
 
 
+def test_a_file_may_be_named_although_its_name_has_brackets(root):
+    put(root, "x [final].jsonl", encoded("jsonl", ROWS))
+    assert [row.values for row in source_of(root, "x [final].jsonl")] == ROWS
+    for side, text in (("de", b"eins\nzwei"), ("en", b"one\ntwo")):
+        put(root, f"a[1].{side}", text)
+        put(root, f"a1.{side}", text.upper())
+    pair = {"src": "a[1].de", "trg": "a[1].en"}
+    assert source_of(root, pair).shards[0].name == "a1.de+a1.en"  # a pattern first
+    for side in ("de", "en"):
+        system, path = fsspec.core.url_to_fs(str(root))
+        system.rm(f"{path}/a1.{side}")
+    assert [row.values for row in source_of(root, pair)] == [
+        {"src": "eins", "trg": "one"},
+        {"src": "zwei", "trg": "two"},
+    ]
+
+
 def test_byte_order_mark_and_blank_lines_are_no_rows(tmp_path):
     mark = b"\xef\xbb\xbf"
     assert [r.values for r in one_file(tmp_path, "a.jsonl", mark + b'{"a": "1"}\n\n \r\n{"a": "2"}')] == [
@@ -442,6 +459,7 @@ def test_several_members_are_read_on(tmp_path, extension):
         ("a.jsonl.gz", b"not gzip", "a.jsonl.gz cannot be read"),
         ("a.csv", b"a,a\n1,2\n", "column is listed twice"),
         ("a.csv", b"a,\xff\n1,2\n", "header is not UTF-8"),
+        ("c++.txt", b"%PDF-1.7", r"^c\+\+\.txt cannot be read"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, content, says):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import hooks
 import pytest
@@ -12,6 +15,7 @@ from processes import read_lines, train
 from review_helpers import recipe as review_recipe
 from review_helpers import write_reviews
 
+from trainer import api
 from trainer.engine.timer import Timer
 from trainer.recipe.loop_sections import LoopConfig, seconds_of
 
@@ -42,6 +46,24 @@ def test_a_timer_is_due_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not timer.due()
     now = 1e9
     assert not counted.due()
+
+
+def test_the_clock_of_evaluations_runs_without_validation_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their steps are saved and averaged. Once one was due, every later step was."""
+    seconds = itertools.count()
+    monkeypatch.setattr("trainer.engine.timer.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    made = review_recipe(
+        write_reviews(tmp_path),
+        data={"validation": None, "test": None},
+        loop={"eval_every": "3s", "save_every": 100, "keep": "all"},
+        optim={"averaging": {"kind": "last", "last": 2}},
+        evaluation={"splits": []},
+    )
+    api.train(made, run=tmp_path / "run")
+    steps = [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / "run/checkpoints").glob("step-*"))]
+    assert steps == [2, 4, 6, 8]
+    stages = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))["stages"]
+    assert stages["model"]["weights"] == "average of steps 6, 8"
 
 
 @pytest.mark.ranks

@@ -123,9 +123,11 @@ def test_peaks_of_devices() -> None:
     assert peak_of("NVIDIA H100 PCIe", "fp16", tf32=False) == 756e12
     assert peak_of("NVIDIA A100-SXM4-80GB", "no", tf32=True) == 156e12
     assert peak_of("NVIDIA A100-SXM4-80GB", "no", tf32=False) == 19.5e12
+    assert peak_of("NVIDIA H200 NVL", "bf16", tf32=False) == 835.5e12
     assert peak_of("NVIDIA L40S", "bf16", tf32=False) == 362.1e12
     assert peak_of("NVIDIA L4", "bf16", tf32=False) == 121e12
-    assert peak_of("Another device", "bf16", tf32=False) is None
+    for other in ("Another device", "NVIDIA L40", "NVIDIA A10G", "NVIDIA RTX A4000", "NVIDIA GB200"):
+        assert peak_of(other, "bf16", tf32=False) is None, "no device whose name begins or ends in the same way"
     assert peak_of("NVIDIA H100 80GB HBM3", "fp8", tf32=False) == 989.5e12, "that of bf16"
     assert peak_of("NVIDIA H100 80GB HBM3", "int8", tf32=False) is None
 

@@ -29,8 +29,8 @@ from trainer.files import (
     no_link,
     read_json,
     regular_size,
+    replacing,
     without_nan,
-    write_atomically,
     write_json,
 )
 from trainer.lock import HEARTBEAT_SECONDS, RunLock, check_held, heartbeat_held, hold
@@ -186,12 +186,11 @@ class RunDir:
         """Remove lines of steps after `step`, which are repeated, and an incomplete last line."""
         if not path.exists():
             return
-        kept = []
-        for line in path.read_bytes().split(b"\n"):  # bytes: an incomplete line may end within a character
-            with contextlib.suppress(ValueError, RecursionError):
-                if line and json.loads(line)["step"] <= step:
-                    kept.append(line.decode() + "\n")
-        write_atomically(path, "".join(kept))
+        with path.open("rb") as lines, replacing(path) as kept:  # a ledger may be larger than the memory
+            for line in lines:  # bytes: an incomplete line may end within a character
+                with contextlib.suppress(ValueError, RecursionError):
+                    if json.loads(line)["step"] <= step:
+                        kept.write(line.rstrip(b"\n") + b"\n")
 
     # -- one writer ------------------------------------------------------------------------------------------------
 

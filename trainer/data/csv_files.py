@@ -12,7 +12,10 @@ from trainer.data.paths import matching
 from trainer.data.roles import encodable
 from trainer.data.sniffing import Form, Reading, doubled_quotes
 
-_QUOTED = "; a value that begins with a quotation mark must end with one, and double those within"
+_QUOTED = (
+    "; a value that begins with a quotation mark must end with one, and double those within. If marks are no quotation "
+    "in this file, set data.quote=none"
+)
 
 
 class _TooLong(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 
 from trainer.data.counter_rng import key, mix, permutation
 from trainer.data.lane_plan import Bookmark, LanePlan
+from trainer.recipe.sections import DataConfig
 
 DRAWN = 2**17  # places whose lanes are drawn at once, at most: 4 MB for any number of lanes
 
@@ -131,3 +133,21 @@ class Dealer:
                 order = np.broadcast_to(np.arange(size), (groups, size))
             self._orders = (chunk, order)
         return int(self._orders[1][within, place])
+
+
+def deals_whole_shards(source: RowSource, plan: LanePlan | DataConfig) -> bool:
+    """Whether whole shards are dealt to lanes: every lane gets at least one, and about as many bytes as the others.
+
+    The sum for each lane matters, not the size of one shard. Shards of unknown size count as equal, so their number
+    must be a multiple of the lanes. The same holds for prepared shards, to which rows were dealt in turn.
+    """
+    shards = source.shards
+    if len(shards) < plan.lanes:
+        return False
+    sizes = [shard.size for shard in shards]
+    if any(size is None for size in sizes) or shards[0].format == "prepared":
+        return len(shards) % plan.lanes == 0
+    known = sorted(size for size in sizes if size is not None)
+    smallest = sum(known[: len(known) // plan.lanes])
+    largest = sum(heapq.nlargest(-(-len(known) // plan.lanes), known))
+    return smallest > 0 and largest <= 1.1 * smallest

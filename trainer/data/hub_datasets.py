@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CONVERTED = "refs/convert/parquet"  # the branch of the Hub's conversion
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# Files about a data set that are no rows of it. The library `datasets` leaves them out, too.
+_ABOUT = frozenset(("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
 _FRONT_MATTER = re.compile(rb"---\r?\n(.*?)\r?\n---", re.DOTALL)
 _NUMBERED = re.compile(r"(?:^|/)(\w+)(?:-\d{5}-of-\d{5}[^/]*|/(?:part\.)?\d{4,5}\.parquet)$")
 _WORDS = {"train": "train|training", "validation": "validation|valid|val|dev", "test": "test|testing|eval|evaluation"}
@@ -156,6 +158,7 @@ def _splits(root: Root, config: str | None) -> dict[str, list[str]]:
         if files := configs[chosen].get("data_files"):
             return _patterns(files, f"{folder}/" if folder else "", root)
     names = root.find(folder, [kind for kind in EXTENSIONS if kind != ".arrow"])
+    names = [name for name in names if name.rpartition("/")[2] not in _ABOUT]
     if not names:
         there = sorted({name.split("/")[0] for name in root.find("", [*EXTENSIONS]) if "/" in name})
         raise DataError(

@@ -15,7 +15,9 @@ from typing import Any
 log = logging.getLogger("rankzero")
 
 SHOWN = 20  # labels that a message lists
-LABEL_DRIFT = 0.10  # parts of a corpus are badly mixed if the share of a label differs by more, and by more than chance
+# Parts of a corpus are badly mixed if the share of a label, or those of all labels together, differ by more than this
+# and by more than chance.
+LABEL_DRIFT, LABELS_DRIFT = 0.10, 0.25
 NO_LABEL = frozenset(("", "-1", "-1.0", "-100", "?", "nan", "none", "null", "na", "n/a", "unlabeled", "unlabelled"))
 """Values that mean "no label" in public data sets, in lower case."""
 _INTEGRAL = re.compile(r"([+-]?\d+)\.0+")
@@ -98,15 +100,18 @@ def unknown_label(label: str, allowed: Collection[str]) -> str:
 def label_drift(before: Counter[str], here: Counter[str]) -> tuple[str, float, float] | None:
     """Return the label whose share differs most between two parts of a corpus, with both shares.
 
-    None if no share differs by more than LABEL_DRIFT and chance.
+    None if the parts are mixed well. Of many labels none has a share that could differ much. So the differences of all
+    are added up, too: half of their sum is the share of rows that would need another label (total variation).
     """
     total, n = before.total(), here.total()
     if not total or not n:
         return None
-    label = max(sorted(before.keys() | here.keys()), key=lambda name: abs(before[name] / total - here[name] / n))
-    was, now = before[label] / total, here[label] / n
-    allowed = LABEL_DRIFT + 2 * math.sqrt(1 / n + 1 / total)  # 4 standard errors: the last blocks are short
-    return (label, was, now) if abs(was - now) > allowed else None
+    gaps = {label: abs(before[label] / total - here[label] / n) for label in sorted(before.keys() | here.keys())}
+    label, chance = max(gaps, key=gaps.__getitem__), math.sqrt(1 / n + 1 / total)
+    one = gaps[label] > LABEL_DRIFT + 2 * chance  # 4 standard errors: the last blocks are short
+    expected = chance * math.sqrt(len(gaps) / (2 * math.pi))  # at most, of the sum if all shares are equal
+    together = sum(gaps.values()) / 2 > LABELS_DRIFT + expected + 2 * chance
+    return (label, before[label] / total, here[label] / n) if one or together else None
 
 
 def guess_classes(values: Collection[str], names: Sequence[str]) -> dict[str, str] | None:

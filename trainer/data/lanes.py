@@ -123,7 +123,9 @@ class LaneServer:
             if start == 0 and dealer.ended(plan.block_rows):
                 end = plan.block_rows  # a corpus that fits into one block is one: an edge would divide it
             rows = dealer.take(lane, start, end)
-            yield Block(start, end, rows, dealer.position(start), dealer.position(end))
+            # a bookmark has the position of its block, which may begin at an edge of a plan that has been changed since
+            position = mark.position if start == mark.start else dealer.position(start)
+            yield Block(start, end, rows, position, dealer.position(end))
             start = end
 
     def _serve(self, lane: int, mark: Bookmark, blocks: Iterator[Block]) -> Iterator[MicroBatch]:
@@ -170,7 +172,7 @@ class LaneServer:
         plan, mixed, rows = self._plan, self._mixture is not None, block.rows
         if plan.shuffled:
             rows = [rows[i] for i in permutation(len(rows), plan.seed, epoch, lane, block.start)]
-        if self._watch is not None:
+        if self._watch is not None and epoch == 0:  # loader processes of later epochs would warn again
             self._watch.add(rows)
         encoded, items = self._encode(rows), list[Item]()
         left = block.left if self._tally is None else self._tally(rows, encoded)

@@ -34,7 +34,8 @@ def lines_of(shard: Shard, form: Form, spans: Sequence[Span]) -> list[str]:
         if start >= edges[at][0] and (isinstance(line, int) or line.strip() or shard.format == "text"):
             numbers[at].append(number)
         start = after
-    if shard.format in ("csv", "tsv") and not spans[0][0] and len(numbers[0]) > 1:
-        numbers[0] = numbers[0][1:]  # without the header
+    before = 1 + form.separator_line  # the header, and Excel's line
+    if shard.format in ("csv", "tsv") and not spans[0][0] and len(numbers[0]) > before:
+        numbers[0] = numbers[0][before:]
     ends = [(of[0], of[-1]) if of else (0, 0) for of in numbers]
     return [f"lines {a} to {b}" if a < b else f"line {a}" if a else "" for a, b in ends]

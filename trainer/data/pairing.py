@@ -44,7 +44,7 @@ def _cannot_compare(patterns: Mapping[str, str]) -> bool:
 
 def _key(name: str, pattern: str) -> Key:
     """Return what each wildcard matches. "**/" matches folders. The ending of a compressed file is left out."""
-    if not glob.has_magic(pattern):
+    if not glob.has_magic(pattern) or name == pattern:  # which may be a name with brackets
         return ()
     regex, at = "", 0
     for wildcard in _WILDCARD.finditer(pattern):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from itertools import islice
 from typing import Any
 
 from trainer.data.bad_rows import BadRows
@@ -29,12 +27,8 @@ def merged(workspace: Workspace, split: Split, fingerprint: str, *, empty: bool 
     """
     source, data, roles = workspace.sources[split], workspace.recipe.data, workspace.roles
     found = Survey(split, fingerprint=fingerprint, shard_rows=[0] * len(source.shards))
-    if split == "train" and data.order == "shuffled" and len(source.shards) == 1:
-        found.first_rows = data.lanes * data.block_rows
     bad: dict[int, BadRows] = {}
     for shard, counts in _chunks(workspace, split):
-        if found.rows < found.first_rows:
-            _count_first(workspace, found, shard, counts)
         found.shard_rows[shard] += counts["read"]
         _add(found, counts)
         if counts["mistakes"] and (shard in bad or sum(len(rows.counts) for rows in bad.values()) < EXAMPLES):
@@ -76,19 +70,6 @@ def _add(found: Survey, counts: dict[str, Any]) -> None:
     for reason, rows in counts["reasons"].items():
         known = reason in found.bad or len(found.bad) < REASONS
         found.bad[reason if known else "other reasons"] += rows
-
-
-def _count_first(workspace: Workspace, found: Survey, shard: int, counts: dict[str, Any]) -> None:
-    """Count the labels of the first block of all lanes, which may end within a chunk."""
-    room = found.first_rows - found.rows
-    if counts["rows"] <= room:
-        found.first.update(counts["labels"])
-        return
-    with workspace.chunk(found.split, shard, counts["first"]).open("rb") as file:
-        for line in islice(file, room):
-            values = json.loads(line.decode("utf-8", "surrogatepass"))
-            for name in workspace.roles.keys() & values.keys():
-                found.first.update(workspace.roles[name].counted(values[name]))
 
 
 def _add_mistakes(rows: BadRows, mistakes: list[dict[str, Any]]) -> None:

@@ -119,6 +119,8 @@ class Workspace:
         data, first = self.recipe.data, stream.state()["row"]
         clean, tally = cleaner(data.cleaning), Tally(self.roles, span.split)
         read, before = 0, stream.offsets
+        from_train = span.split == "train" or (span.split == "validation" and isinstance(data.validation, float))
+        kept = [name for name, role in self.roles.items() if from_train or not role.optional]
         with replacing(self.chunk(span.split, span.shard, first)) as file:
             for row in islice(stream, most):
                 read += 1
@@ -128,8 +130,8 @@ class Workspace:
                     tally.bad(values, (before, stream.offsets), counted, row.lines - 1)
                 elif belongs(values, data, span.split):
                     tally.good(values)
-                    line = json.dumps({"id": source.name_of(row.id), **values}, ensure_ascii=False) + "\n"
-                    file.write(line.encode("utf-8", "surrogatepass"))
+                    written = {"id": source.name_of(row.id), **{name: values[name] for name in kept if name in values}}
+                    file.write((json.dumps(written, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
                 before = stream.offsets
         return {"first": first, "read": read, "ended": read < most, "following": stream.state(), **tally.report()}
 

@@ -132,7 +132,7 @@ def _write(file: Any, tables: Iterator[pa.Table], split: str) -> str:
                 for row in table.to_pylist():
                     digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
             writer.add_key_value_metadata({DIGEST: digest.hexdigest().encode()})
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:  # the latter for a table of another schema than the first
         raise DataError(
             f"data[{split!r}] cannot be written as Parquet: {error}. Give all values of a column one type"
         ) from error

@@ -64,6 +64,8 @@ class Root:
             names, skipped = self._matching(pattern)
             if names:
                 return names
+            if "[" in pattern and not skipped and self.system.isfile(self._path(pattern)):  # brackets of a name
+                return [pattern]
             if self.system.isdir(self._path(pattern)):
                 inside = self._list(self._path(pattern))
                 known = [suffix for name in inside if (suffix := Path(name).suffix) in formats.EXTENSIONS]

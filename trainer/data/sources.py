@@ -83,7 +83,9 @@ class Source:
         """
         if shard not in self._forms:
             forms, about = [], self.shards[shard]
-            for url, name in zip(about.urls, about.name.split("+") if about.roles else (about.name,), strict=False):
+            names = about.name.split("+")  # which may be in a name, too
+            names = names if len(names) == len(about.urls) else [about.name] * len(about.urls)
+            for url, name in zip(about.urls, names, strict=True):
                 try:
                     generated = about.format == "embedded"
                     with formats.first_bytes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -208,7 +209,7 @@ def _suffix(name: str) -> str:
 def _pattern(files: Sequence[str]) -> str | None:
     if len(files) < 2:
         return files[0] if files else None
-    return re.sub(r"\d+", "*", files[0])
+    return re.sub(r"\d+", "*", glob.escape(files[0]))
 
 
 def _split_of(name: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from trainer.data.bad_rows import BadRows
 from trainer.data.cleaning import BadRow, clean_row, cleaner
+from trainer.data.dealer import deals_whole_shards
 from trainer.data.discovery import Shard, own_root
 from trainer.data.fingerprints import fingerprint
 from trainer.data.heads import FILE_ROWS, Head, heads
@@ -19,7 +20,7 @@ from trainer.data.roles import Roles
 from trainer.data.row_hints import FileMistake
 from trainer.data.sniffing import Form
 from trainer.data.sources import MixedSource, Row, ShardStream, Source, Split, belongs, of_corpus
-from trainer.data.survey_counts import EXAMPLES, Numbers, Survey, count_reason
+from trainer.data.survey_counts import EXAMPLES, LabelParts, Numbers, Survey, count_reason
 from trainer.errors import DataError
 from trainer.recipe.sections import DataConfig
 
@@ -49,8 +50,9 @@ def survey(source: Source, data: DataConfig, roles: Roles, split: Split = "train
     if isinstance(source, MixedSource):
         return _survey_mix(source, roles, split, of)
     counts = Survey(split)
-    if split == "train" and data.order == "shuffled" and len(source.shards) == 1:
-        counts.first_rows = data.lanes * data.block_rows
+    if split == "train" and data.order == "shuffled":
+        by_file = data.lanes > 1 and deals_whole_shards(source, data)
+        counts.parts = LabelParts(data.block_rows * (1 if by_file else data.lanes), by_file)
     reading = _read(source, data, roles, counts)
     reading.check([shard.name for shard in source.shards])
     counts.fingerprint = fingerprint(source, of)
@@ -197,6 +199,8 @@ class _Reading:
             enough = bad.full if good else read >= ALL_BAD
             if fail and first_bad and (enough or read >= first_bad + MORE):
                 break
+        if self._counts.parts is not None:
+            self._counts.parts.end_file()
         self._counts.read += read
         self._counts.good += good
         if mistake is not None:
@@ -210,20 +214,20 @@ class _Reading:
         if not belongs(values, self._data, self._counts.split):
             return
         self._counts.rows += 1
-        inputs = []
+        inputs, labels = [], list[str]()
         for name, role in self._roles.items():
             if name not in values:
                 if self._counts.split == "train":
                     self._counts.without[name] += 1
                 continue
-            labels = role.counted(values[name])
-            self._counts.labels.update(labels)
-            if self._counts.rows <= self._counts.first_rows:
-                self._counts.first.update(labels)
+            labels += role.counted(values[name])
             if (number := role.measured(values[name])) is not None:
                 self._counts.numbers.setdefault(name, Numbers()).add(number)
             if not role.target:
                 inputs.append(values[name] if isinstance(values[name], str) else json.dumps(values[name]))
+        self._counts.labels.update(labels)
+        if self._counts.parts is not None:
+            self._counts.parts.add(labels)
         digest = hashlib.blake2b("\0".join(inputs).encode("utf-8", "surrogatepass"), digest_size=8).digest()
         self._counts.inputs.append(int.from_bytes(digest, "little"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainer.data.labels import label_drift
 
 EXAMPLES = 5  # mistakes of bad rows that a report quotes
 REASONS = 100  # reasons that are counted separately
+PART_ROWS = 256  # rows whose labels are compared with those before them, at least
 
 
 @dataclass
@@ -46,6 +48,49 @@ class Numbers:
         return {"mean": self.mean, "deviation": deviation, "min": self.least, "max": self.most}
 
 
+class LabelParts:
+    """Compares the labels of each part of a split with those of the rows before it, to find files sorted by label.
+
+    Args:
+        rows: usable rows of a part.
+        by_file: compare within a file only: every lane has its own files.
+    """
+
+    def __init__(self, rows: int, by_file: bool = False) -> None:
+        self._rows, self._by_file = max(rows, PART_ROWS), by_file
+        self._read = self._begin = 0
+        self._before, self._here = Counter[str](), Counter[str]()
+        self._found: dict[str, Any] | None = None
+
+    def add(self, labels: Iterable[str]) -> None:
+        """Count the labels of a row."""
+        self._here.update(labels)
+        self._read += 1
+        if self._read - self._begin == self._rows:
+            self._compare()
+
+    def end_file(self) -> None:
+        """End the rows of a file."""
+        if self._by_file:
+            self._compare()
+            self._before = Counter()
+
+    def report(self) -> dict[str, Any] | None:
+        """Return the label whose share differs most between a part and the rows before it. None if all are alike."""
+        self._compare()
+        return self._found
+
+    def _compare(self) -> None:
+        """Compare the rows since the last part with those before."""
+        if (drift := label_drift(self._before, self._here)) is not None:
+            label, before, share = drift
+            if self._found is None or abs(share - before) > abs(self._found["share"] - self._found["before"]):
+                rows = [self._begin + 1, self._read]
+                self._found = {"label": label, "share": share, "before": before, "rows": rows}
+        self._before.update(self._here)
+        self._here, self._begin = Counter(), self._read
+
+
 @dataclass
 class Survey:
     """Counts of a split.
@@ -58,8 +103,7 @@ class Survey:
         bad: reason -> rows of the split.
         examples: the first few mistakes of bad rows, as sentences.
         labels: label -> usable rows, for tasks with labels.
-        first: the same for the first `first_rows` rows, which are the first block of all lanes.
-        first_rows: at most so many; 0 to count none.
+        parts: compares the labels of parts that are not mixed with each other; None to compare none.
         numbers: role -> numbers of the usable rows, for tasks with numbers.
         without: role -> training rows that lack its column.
         inputs: a digest of 8 bytes of the cleaned input of each usable row.
@@ -79,8 +123,7 @@ class Survey:
     bad: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     labels: Counter[str] = field(default_factory=Counter)
-    first: Counter[str] = field(default_factory=Counter)
-    first_rows: int = 0
+    parts: LabelParts | None = None
     numbers: dict[str, Numbers] = field(default_factory=dict)
     without: Counter[str] = field(default_factory=Counter)
     inputs: array[int] = field(default_factory=lambda: array("Q"), repr=False)
@@ -99,18 +142,11 @@ class Survey:
             "bad_examples": self.examples,
             "labels": dict(sorted(self.labels.items())),
             "fingerprint": self.fingerprint,
-            **self._sorted(),
+            **({"unmixed": found} if self.parts is not None and (found := self.parts.report()) else {}),
             **({"numbers": {role: found.report() for role, found in self.numbers.items()}} if self.numbers else {}),
             **({"corpora": {name: found.report() for name, found in self.corpora.items()}} if self.corpora else {}),
             **({} if self.complete else {"rows": self.total, "checked_rows": self.rows}),
         }
-
-    def _sorted(self) -> dict[str, Any]:
-        """Return the share of a label in the first block and in the rest, if they differ as in a sorted file."""
-        if not 0 < self.first_rows < self.rows or (found := label_drift(self.labels - self.first, self.first)) is None:
-            return {}
-        label, rest, first = found
-        return {"sorted": {"label": label, "rest_share": rest, "first_share": first, "first_rows": self.first_rows}}
 
     def add(self, other: Survey) -> None:
         """Add the counts of another corpus of the split."""

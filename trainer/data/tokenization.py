@@ -100,7 +100,7 @@ class TrainingTexts:
                 continue
             taken += 1
             for name, role in self.roles.items():
-                if self.target in (None, role.target):
+                if name in values and self.target in (None, role.target):
                     yield from role.texts(values[name])
 
 

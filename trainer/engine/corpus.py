@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer.data.cleaning import BadRow, clean_row, cleaner
 from trainer.data.counter_rng import key
+from trainer.data.dealer import deals_whole_shards
 from trainer.data.heads import first_rows
 from trainer.data.lane_plan import LanePlan
 from trainer.data.lanes import LaneServer
@@ -300,21 +301,3 @@ def batches_by_length(lengths: Sequence[int], padded: Callable[[int], int], limi
             batches.append([])
         batches[-1].append(i)
     return batches
-
-
-def deals_whole_shards(source: Source, plan: LanePlan) -> bool:
-    """Whether whole shards are dealt to lanes: every lane gets at least one, and about as many bytes as the others.
-
-    The sum for each lane matters, not the size of one shard. Shards of unknown size count as equal, so their number
-    must be a multiple of the lanes. The same holds for prepared shards, to which rows were dealt in turn.
-    """
-    shards = source.shards
-    if len(shards) < plan.lanes:
-        return False
-    sizes = [shard.size for shard in shards]
-    if any(size is None for size in sizes) or shards[0].format == "prepared":
-        return len(shards) % plan.lanes == 0
-    known = sorted(size for size in sizes if size is not None)
-    smallest = sum(known[: len(known) // plan.lanes])
-    largest = sum(heapq.nlargest(-(-len(known) // plan.lanes), known))
-    return smallest > 0 and largest <= 1.1 * smallest

@@ -33,6 +33,8 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
     for name, part in facts.get("corpora", {"": facts}).items():
         if part["bad_rows"]:
             yield f"data.{f'mix.{name}.{split}' if name else split}: rows left out: {part['bad_rows']}"
+        if found := part.get("unmixed"):
+            yield _unmixed(recipe, f"data.{f'mix.{name}.{split}' if name else split}", found, part["rows"])
     if split == "train":
         yield from _short(recipe, facts)
     if shared := facts.get("in_train"):
@@ -53,16 +55,19 @@ def _notes(recipe: Recipe, split: str, facts: Mapping[str, Any], data: Mapping[s
     for doubt, count in tokens.get("doubts", {}).items():
         if count >= DOUBTED * tokens["unknown_from_rows"]:
             yield f"data.{split}: {count:,} of {tokens['unknown_from_rows']:,} rows {doubt}"
-    if found := facts.get("sorted"):
-        yield (
-            f"data.{split}: label {found['label']!r} is {found['first_share']:.0%} of the first "
-            f"{found['first_rows']:,} rows (data.lanes x data.block_rows) and {found['rest_share']:.0%} of the rest: "
-            "the file seems sorted by label. Rows are mixed within a block only, so the steps of an epoch see other "
-            "labels at its end than before. `rankzero prepare` shuffles the file; or set "
-            f"data.block_rows={BLOCKS * -(-rows // recipe.data.lanes)}"
-        )
     if check == "full" and data.get("train", {}).get("check", "full") == "full":
         yield from _classes(recipe, split, facts, data)
+
+
+def _unmixed(recipe: Recipe, key: str, found: Mapping[str, Any], rows: int) -> str:
+    """Return which rows have other labels than those before them, as in a file that is sorted by label."""
+    more = "" if recipe.data.mix else f"; or set data.block_rows={BLOCKS * -(-rows // recipe.data.lanes)}"
+    return (
+        f"{key}: label {found['label']!r} is {found['share']:.0%} of rows {found['rows'][0]:,} to {found['rows'][1]:,} "
+        f"and {found['before']:.0%} of the rows before them: the files seem sorted by label. Rows are mixed within a "
+        "block of each lane only (data.block_rows), so some steps of an epoch see other labels than others. "
+        f"`rankzero prepare` shuffles all rows{more}"
+    )
 
 
 def _unchecked(split: str, facts: Mapping[str, Any]) -> str:

@@ -252,6 +252,7 @@ class Loop:
             progress.eval_pending = True
             self._evaluate()
             progress.eval_pending, progress.evaluated = False, progress.step
+            self._timers[0].restart()
         if evaluate_now and progress.step not in progress.scheduled_steps:
             averaging = self.task.recipe.optim.averaging
             kept = averaging.last if averaging.kind == "last" else 1
@@ -289,7 +290,6 @@ class Loop:
         if self.task.recipe.optim.schedule == "plateau":
             self._update_plateau(value, "min" if lower else "max")
         self.reporter.evaluated(progress, scores, better, tied)
-        self._timers[0].restart()
         self._callbacks.call("on_eval", progress.step, scores)
 
     def _update_plateau(self, value: float, mode: str) -> None:

@@ -195,7 +195,10 @@ class Mirror:
         ]
         for file in files:
             if file.is_file():
-                self._put(file, str(file.relative_to(run.path)))
+                name = str(file.relative_to(run.path))
+                copy = run.checkpoints / LINKED / "run" / name  # lines are appended while a file is sent
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                self._put(Path(shutil.copyfile(file, copy)), name)
 
 
 def _began(manifest: dict[str, Any]) -> str:

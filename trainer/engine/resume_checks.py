@@ -25,6 +25,11 @@ from trainer.rundir import RunDir
 log = logging.getLogger("rankzero")
 
 NOT_RESTARTED = (2, 3, 4, 5, 6)  # exit codes of errors that a restart does not fix
+# Keys by which rows are dealt to lanes and cut into micro-batches, which bookmarks count.
+CUT_BY = (
+    *("seed", "data.block_rows", "data.order", "data.tokens_per_batch", "data.rows_per_batch", "data.pad_multiple"),
+    *("data.max_length", "data.cleaning", "data.columns", "data.validation", "tokenizer"),
+)
 ALTERNATIVE = "use another --run, or --fresh (which keeps this run)"
 
 
@@ -130,7 +135,12 @@ def _finished_parts(run: RunDir) -> list[str]:
 
 
 def _check_effect(run: RunDir, recipe: Recipe, changed: Mapping[str, Any]) -> None:
-    """Check that steps will be trained with the changed keys."""
+    """Check that steps will be trained with the changed keys, and warn if bookmarks do not fit them exactly."""
+    if "data.lanes" in changed:
+        raise UsageError(
+            f"data.lanes={recipe.data.lanes}: run directory {run.path} has {changed['data.lanes'][0]} lanes, and each "
+            f"checkpoint a bookmark for each of them, so that the number cannot be changed: {ALTERNATIVE}"
+        )
     step = checkpoint.newest(run.checkpoints, set_aside=False)  # this start may be refused
     if step is None:
         raise CheckpointError(
@@ -153,4 +163,11 @@ def _check_effect(run: RunDir, recipe: Recipe, changed: Mapping[str, Any]) -> No
         raise UsageError(
             f"run directory {run.path} is trained to its end (step {step}): no step would be trained with the changed "
             f"{', '.join(changed)}, and the recipe of a run describes its weights. Raise {more} as well, {ALTERNATIVE}"
+        )
+    cut = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in CUT_BY)]
+    if cut and progress.epochs_begun() > progress.epoch:
+        log.warning(
+            "%s changed in the middle of epoch %d: rows of a block are cut into other micro-batches than its bookmark "
+            "counts, so some rows of this epoch may be left out or used twice. Later epochs are exact",
+            *(", ".join(cut), progress.epoch),
         )

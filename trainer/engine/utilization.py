@@ -12,6 +12,7 @@ import copy
 import itertools
 import logging
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +36,12 @@ MOST_COUNTED = 64  # shapes that are counted, if the fit stays wrong
 TOLERANCE = 0.01  # of the fit on shapes that it has not seen
 CONFIRMED = 2  # such shapes in a row after which no more are counted
 
-# Dense peak of matrix products in 1e12 operations per second, by part of the name of the device: in bf16 or fp16, in
+# Dense peak of matrix products in 1e12 operations per second, by words in the name of the device: in bf16 or fp16, in
 # TF32, and in fp32. From NVIDIA's data sheet of each product. The first name that fits counts.
 PEAKS = {
     "B200": (2250.0, 1125.0, 75.0),
     "GH200": (989.5, 494.7, 67.0),
+    "H200 NVL": (835.5, 417.5, 60.0),
     "H200": (989.5, 494.7, 67.0),
     "H100 PCIe": (756.0, 378.0, 51.0),
     "H100 NVL": (835.5, 417.5, 60.0),
@@ -62,7 +64,7 @@ def peak_of(device: str, precision: str, tf32: bool) -> float | None:
         precision: "no", "bf16", "fp16" or "fp8". In fp8 the peak is that of bf16, in which most operations still run.
         tf32: fp32 matrix products are computed in TF32.
     """
-    known = next((rates for name, rates in PEAKS.items() if name in device), None)
+    known = next((rates for name, rates in PEAKS.items() if re.search(rf"\b{name}\b", device)), None)
     if known is None or precision not in ("no", "bf16", "fp16", "fp8"):
         return None
     return known[0 if precision != "no" else 1 if tf32 else 2] * 1e12

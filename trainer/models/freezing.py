@@ -22,10 +22,10 @@ def freeze_parts(model: nn.Module, optim: OptimConfig) -> nn.Module | None:
         freeze_embeddings(model)
     if optim.freeze_layers:
         _freeze_layers(model, optim.freeze_layers)
-    for group in optim.groups:
-        for name, p in model.named_parameters():
-            if group.frozen and re.search(group.match, name):
-                p.requires_grad_(False)
+    for name, p in model.named_parameters() if optim.groups else ():
+        first = next((group for group in optim.groups if re.search(group.match, name)), None)
+        if first is not None and first.frozen:
+            p.requires_grad_(False)
     return trunk
 
 

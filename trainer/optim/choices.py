@@ -45,7 +45,9 @@ class Lion(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                moment: Tensor = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                if "exp_avg" not in self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+                moment: Tensor = self.state[p]["exp_avg"]
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(torch.lerp(moment, p.grad, 1 - first).sign_(), alpha=-group["lr"])
                 moment.lerp_(p.grad, 1 - second)
