@@ -1,4 +1,4 @@
-"""Positions of the own encoder: linear biases that let half of the heads see each side."""
+"""The own encoder: linear biases that let half of the heads see each side, and word dropout."""
 
 from __future__ import annotations
 
@@ -57,6 +57,21 @@ def test_padding_changes_nothing_and_order_counts(positions: str) -> None:
         turned = model(ids.flip(1), torch.ones_like(ids)).flip(1)
     torch.testing.assert_close(padded[:, :8], alone, atol=1e-6, rtol=1e-5)
     assert (turned - alone).abs().max() > 0.01
+
+
+def test_word_dropout_takes_complete_embeddings_in_training_only() -> None:
+    torch.manual_seed(1)
+    model, inputs = Encoder(EncoderConfig(**SMALL, word_dropout=0.25), 30, 256), []
+    model.dropout.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    ids = torch.randint(30, (8, 256))
+    model(ids)
+    model.eval()(ids)
+    # what is added to positions: 4 is the square root of the width
+    dropped, kept = ((x - model.positions) / 4 - model.type_embedding.weight[0] for x in inputs)
+    torch.testing.assert_close(kept, model.embedding(ids), atol=1e-5, rtol=1e-4)
+    zero = dropped.abs().amax(-1) < 1e-5
+    assert 0.2 < zero.float().mean() < 0.3
+    torch.testing.assert_close(dropped[~zero], model.embedding(ids)[~zero] / 0.75, atol=1e-5, rtol=1e-4)
 
 
 def test_both_sides_need_heads() -> None:

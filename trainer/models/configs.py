@@ -70,6 +70,9 @@ class EncoderConfig(LayersConfig):
         "sinusoidal",
         description="alibi: in addition, half of the heads prefer near tokens on the left, half on the right",
     )
+    word_dropout: Fraction = Field(
+        0.0, description="dropout of complete token embeddings, against learning rare words by heart"
+    )
     init_from: str | None = Field(
         None, description="run directory whose encoder and tokenizer are used as initial weights"
     )

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         self.alibi_heads = config.heads if config.positions == "alibi" else 0
         self.embedding = nn.Embedding(vocab_size, d)
         self.type_embedding = nn.Embedding(2, d)
-        self.dropout = Dropout(config.dropout)
+        self.dropout, self.word_dropout = Dropout(config.dropout), Dropout(config.word_dropout)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
         self.register_buffer("positions", sinusoids(max_length, d), persistent=False)
@@ -63,7 +63,10 @@ class Encoder(nn.Module):
             raise UsageError(f"{length} positions are more than the {self.max_length} of this model: shorten the text")
         # without types all are of the first, as in BERT
         types = self.type_embedding.weight[0] if token_type_ids is None else self.type_embedding(token_type_ids)
-        embedded = self.embedding(input_ids) + types
+        embedded = self.embedding(input_ids)
+        if self.training and self.word_dropout.p:  # Iyyer et al. 2015, https://aclanthology.org/P15-1162
+            embedded = embedded * self.word_dropout(torch.ones_like(embedded[..., :1]))
+        embedded = embedded + types
         positions = self.positions[:length] if position_ids is None else self.positions[position_ids]
         x = self.dropout(torch.add(positions.to(embedded.dtype), embedded, alpha=math.sqrt(embedded.shape[-1])))
         mask = self._mask(attention_mask, length, x.device)
