@@ -124,6 +124,15 @@ def classification() -> Iterator[Check]:
         test = at(name, f"{keys}test")
         scores = interval(name, f"{keys}test.accuracy"), f"{test['roc_auc']:.3f}", f"{test['ece']:.3f}"
         yield reviews, label, [cells(*scores)[:-1]]
+    for label, key in {"`model.dropout=0.5": "dropout", "`model.dropout=0.3": "word_dropout"}.items():
+        run = at("word_dropout_bf16", f"runs.{key}")
+        scores = interval("word_dropout_bf16", f"runs.{key}.test.accuracy"), f"{run['test']['roc_auc']:.3f}"
+        curve = ", ".join(f"{100 * point['accuracy']:.1f}" for point in run["curve"])
+        yield (
+            "Word dropout of a small encoder from scratch",
+            label,
+            [cells(*scores, f"{run['test']['ece']:.3f}", curve)],
+        )
     for label, key in {"`imdb`": "imdb", "`imdb-lora`": "imdb_lora"}.items():
         found = at("imdb_lora_bf16", key)
         scores = interval("imdb_lora_bf16", f"{key}.test.accuracy"), f"{found['test']['roc_auc']:.3f}"
