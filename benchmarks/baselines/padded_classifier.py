@@ -2,7 +2,7 @@
 
 With precision bf16 its forward runs under autocast.
 
-Run by benchmarks/fine_tuning.py: python -m benchmarks.baselines.padded_classifier SETTINGS.json
+Run by benchmarks/peers: python -m benchmarks.baselines.padded_classifier SETTINGS.json
 """
 
 from __future__ import annotations

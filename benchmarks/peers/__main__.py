@@ -1,0 +1,156 @@
+"""rankzero and other trainers at the same work, each peer in its own environment and by its own documented settings.
+
+    python -m benchmarks.peers --setup FOLDER [--peer NAME …]
+    python -m benchmarks.peers --peers FOLDER --data FOLDER [--job NAME …] [--peer NAME …] [--rounds N] [--json FILE]
+
+A job is a shipped recipe. All candidates get the same rows, model, tokens of a step, precision (where the peer offers
+it on a CPU) and threads, in one process each. Blocks are interleaved. A ratio is formed within a round. A translation
+is also decoded after the same number of tokens: sentences per second, and BLEU. FILE is written after each job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sacrebleu
+
+from benchmarks.harness import Contestant, interleave, label, machine, precision_argument, protocol, write
+from benchmarks.peers.environments import PEERS, python_of, set_up
+from benchmarks.peers.jobs import JOBS, Work, make
+from benchmarks.peers.table import results, show
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    given = os.environ.get("RANKZERO_DATA")
+    parser.add_argument("--setup", type=Path, metavar="FOLDER", help="only build the environments, below this folder")
+    parser.add_argument("--peers", type=Path, default=Path("runs/peers"), help="folder of the environments")
+    parser.add_argument("--data", type=Path, default=given, help="folder of the corpora; RANKZERO_DATA by default")
+    parser.add_argument("--job", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--peer", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--tokens", type=int, default=40_000, help="tokens of a block, without padding")
+    parser.add_argument("--train-tokens", type=int, default=0, help="source + target tokens before decoding, at least")
+    parser.add_argument("--sentences", type=int, default=1000, help="test sentences that are translated")
+    precision_argument(parser)
+    protocol(parser, repeats=7)
+    options = parser.parse_args(argv)
+    if options.setup is None and options.data is None:
+        parser.error("--data: give the folder of the corpora, or set RANKZERO_DATA")
+    return options
+
+
+def candidates(job: str, options: argparse.Namespace) -> tuple[list[tuple[str, str, dict[str, Any]]], dict[str, str]]:
+    """Return title, name and settings of each candidate (ours first), and why peers are left out."""
+    found: list[tuple[str, str, dict[str, Any]]] = [(f"rankzero, {label(options.precision)}", "", {})]
+    missing = {}
+    for name in options.peer:
+        peer = PEERS[name]
+        if job not in peer.jobs:
+            continue
+        if not python_of(name, options.peers).exists():
+            missing[peer.title] = f"no environment: python -m benchmarks.peers --setup {options.peers} --peer {name}"
+            continue
+        precision = options.precision if options.precision in peer.precisions else "no"
+        for variant, settings in peer.variants.items():
+            title = ", ".join(filter(None, (peer.title, variant, label(precision))))
+            found.append((title, name, {**settings, "precision": precision}))
+    if options.precision == "bf16" and any(own.get("precision") == "no" for *_, own in found):
+        found.insert(1, ("rankzero, fp32", "", {"precision": "no"}))  # for the peers that compute in fp32 only
+    return found, missing
+
+
+def start(job: str, work: Work, options: argparse.Namespace, folder: Path) -> tuple[list[Contestant], dict[str, str]]:
+    """Start the candidates of a job. A peer that fails to start is left out."""
+    wanted, left_out = candidates(job, options)
+    common = {"threads": options.threads, "precision": options.precision}
+    started = []
+    for number, (title, name, own) in enumerate(wanted):
+        place = folder / str(number)
+        place.mkdir()
+        base = work.peers if name else work.ours
+        module, python = ("rankzero_train", sys.executable)
+        if name:
+            module, python = PEERS[name].jobs[job], str(python_of(name, options.peers))
+        settings = {**common, **base, **own, "folder": str(place)}
+        try:
+            started.append(Contestant(title, f"benchmarks.{module}", settings, python))
+        except RuntimeError as error:
+            if not name:
+                raise
+            left_out[title] = str(error)
+            print(error, file=sys.stderr)
+    return started, left_out
+
+
+def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    """Translate the test rows in turns. Every candidate has been trained on about as many tokens."""
+    tokenizer = work.prepared.task().tokenizer
+    blocks: dict[str, list[dict[str, Any]]] = {one.name: [] for one in started}
+    texts: dict[str, list[str]] = {}
+    for turn in range(options.repeats):
+        for one in started if turn % 2 == 0 else reversed(started):
+            counts = one.ask("translate")
+            texts[one.name] = [
+                text if isinstance(text, str) else tokenizer.decode(text, skip_special_tokens=True)
+                for text in counts.pop("texts")
+            ]
+            blocks[one.name].append(counts)
+    found = results(blocks, started[0].name, "rows")
+    for name, own in texts.items():
+        found[name]["bleu"] = sacrebleu.corpus_bleu(own, [work.references]).score
+        found[name]["first"] = own[:3]
+    return found
+
+
+def measure(job: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure a job below `folder`."""
+    work = make(JOBS[job], options.data.resolve(), folder, options.sentences)
+    started, left_out = start(job, work, options, folder)
+    trained: dict[str, int] = {}
+    try:
+        blocks = interleave(started, options.tokens, options.warmup, options.repeats)
+        report: dict[str, Any] = {"training": results(blocks, started[0].name, "tokens")}
+        translating = [one for one in started if not one.name.startswith("tutorial")] if work.references else []
+        done = options.tokens * (options.warmup + options.repeats)
+        for one in translating:
+            trained[one.name] = done
+            if options.train_tokens > done:
+                trained[one.name] += int(one.block(options.train_tokens - done)["tokens"])
+        if translating:
+            report["decoding"] = decode(translating, work, options)
+    finally:
+        for one in started:
+            one.close()
+    return {
+        **report, "rows_per_step": work.peers["batch"], "overrides": work.prepared.overrides, "left_out": left_out,
+        "trained_tokens": trained, "versions": {one.name: one.versions for one in started},
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    if options.setup is not None:
+        return 1 if set_up(options.setup.resolve(), options.peer) else 0
+    options.peers = options.peers.resolve()
+    kept = ("tokens", "warmup", "repeats", "threads", "precision", "train_tokens", "sentences")
+    report: dict[str, Any] = {"benchmark": "peers", "machine": machine()}
+    report |= {key: getattr(options, key) for key in kept}
+    jobs: dict[str, Mapping[str, Any]] = {}
+    for job in options.job:
+        with tempfile.TemporaryDirectory() as folder:
+            jobs[job] = measure(job, options, Path(folder))
+        write(options.json, {**report, "jobs": jobs})
+    show(jobs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Batches and models of the peers that train models of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    MarianConfig,
+    MarianMTModel,
+)
+
+MULTIPLE = (
+    8  # widths of batches: `pad_to_multiple_of` of https://huggingface.co/docs/transformers/main_classes/data_collator
+)
+IGNORED = -100
+Row = dict[str, Any]
+MODELS: dict[str, Any] = {
+    "classifier": AutoModelForSequenceClassification,
+    "tagger": AutoModelForTokenClassification,
+    "causal": AutoModelForCausalLM,
+    "text_to_text": AutoModelForSeq2SeqLM,
+}
+
+
+def padded(sequences: list[list[int]], value: int) -> torch.Tensor:
+    """Return the sequences in one tensor, as wide as a multiple of MULTIPLE."""
+    width = -(-max(map(len, sequences)) // MULTIPLE) * MULTIPLE
+    rows = [torch.tensor([*s, *[value] * (width - len(s))]) for s in sequences]
+    return pad_sequence(rows, batch_first=True)
+
+
+class Collator:
+    """Makes batches that carry their counts: a loader process may make them, which shares no memory with the trainer.
+
+    Args:
+        kind: classifier, tagger, causal, text_to_text or translation.
+        pad: id of [PAD].
+    """
+
+    def __init__(self, kind: str, pad: int) -> None:
+        self._kind, self._pad = kind, pad
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        ids = [row["input_ids"] for row in rows]
+        batch: dict[str, Any] = {
+            "input_ids": padded(ids, self._pad),
+            "attention_mask": padded([[1] * len(one) for one in ids], 0),
+        }
+        if "token_type_ids" in rows[0]:
+            batch["token_type_ids"] = padded([row["token_type_ids"] for row in rows], 0)
+        tokens, positions = sum(map(len, ids)), batch["input_ids"].numel()
+        if self._kind == "classifier":
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        else:
+            batch["labels"] = padded([row.get("trg", ids[i]) for i, row in enumerate(rows)], IGNORED)
+        if self._kind in ("translation", "text_to_text"):
+            tokens += sum(len(row["trg"]) for row in rows)
+            positions += batch["labels"].numel()
+        batch["counts"] = (len(rows), tokens, positions)  # plain numbers stay on the host
+        return batch
+
+
+def build(settings: dict[str, Any]) -> Any:
+    """Return the model: the weights in the folder settings["model"], or random ones of settings["shape"]."""
+    kind = settings.get("kind", "classifier")
+    if "model" in settings:
+        options = {"attn_implementation": settings["attention"]} if "attention" in settings else {}
+        return MODELS[kind].from_pretrained(settings["model"], **options)
+    if kind == "translation":
+        return _marian(settings["shape"])
+    shape = dict(settings["shape"])
+    return MODELS[kind].from_config(AutoConfig.for_model(shape.pop("architecture"), **shape, num_labels=2))
+
+
+def _marian(shape: dict[str, Any]) -> Any:
+    """Return a Marian model of the shape of our Transformer."""
+    sides = ("encoder", "decoder")
+    sizes = {f"{side}_layers": shape[f"{side}_layers"] for side in sides}
+    sizes |= {f"{side}_attention_heads": shape["heads"] for side in sides}
+    sizes |= {f"{side}_ffn_dim": shape["feed_forward"] for side in sides}
+    ids = dict.fromkeys(("pad_token_id", "decoder_start_token_id"), shape["pad"])
+    config = MarianConfig(
+        **sizes, **ids, d_model=shape["d_model"], dropout=shape["dropout"], vocab_size=shape["vocab_size"],
+        decoder_vocab_size=shape["vocab_size"], max_position_embeddings=1024, eos_token_id=shape["eos"],
+        activation_function="relu",
+    )  # fmt: skip
+    return MarianMTModel(config)

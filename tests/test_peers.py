@@ -1,0 +1,97 @@
+"""benchmarks/peers: the parts that need no peer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness import machine
+from benchmarks.peers.__main__ import candidates, parse
+from benchmarks.peers.environments import PEERS, REQUIREMENTS, python_of, set_up
+from benchmarks.peers.jobs import JOBS, rows_per_step
+from benchmarks.peers.table import interval, results, show
+from trainer.recipe_loading import load_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_interval_is_that_of_the_sign_test() -> None:
+    assert interval([2.0, 1.0, 3.0]) == {"median": 2.0, "low": 1.0, "high": 3.0, "coverage": 0.75}
+    six = interval([1, 2, 3, 4, 5, 6])
+    assert (six["low"], six["high"], six["coverage"]) == (1, 6, pytest.approx(0.96875))
+    nine = interval(range(1, 10))  # binomial(9, 1/2): 1 - 2 * (1 + 9) / 512
+    assert (nine["low"], nine["high"], nine["coverage"]) == (2, 8, pytest.approx(1 - 20 / 512))
+    assert interval([1.0])["coverage"] == 0
+
+
+def block(tokens: int, seconds: float, cpu: float) -> dict[str, Any]:
+    return {"tokens": tokens, "positions": 2 * tokens, "seconds": seconds, "cpu_seconds": cpu}
+
+
+def test_ratios_are_formed_within_a_round() -> None:
+    """The second round is slow for both. A ratio of medians would be another one."""
+    blocks = {
+        "ours": [block(100, 1, 1), block(100, 10, 2), block(100, 1, 1)],
+        "peer": [block(100, 2, 1), block(100, 40, 2), block(100, 3, 1)],
+    }
+    found = results(blocks, "ours", "tokens")
+    assert found["peer"]["ours_is_times_faster"]["median"] == 3
+    assert found["peer"]["by_processor_time"]["median"] == 1
+    assert found["peer"]["padding"] == 0.5
+    assert "ours_is_times_faster" not in found["ours"]
+
+
+def test_the_table_names_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    found = results({"ours": [block(10, 1, 1)], "peer": [block(10, 2, 1)]}, "ours", "tokens")
+    show({"ner": {"training": found, "left_out": {"eole": "a log\nno environment"}}})
+    shown = capsys.readouterr().out
+    assert "2.00 (2.00 - 2.00)" in shown
+    assert "left out" in shown and "no environment" in shown
+
+
+def test_candidates_of_a_job(tmp_path: Path) -> None:
+    options = parse(["--data", str(tmp_path), "--peers", str(tmp_path), "--peer", "joeynmt", "tutorial"])
+    assert options.job == list(JOBS)
+    found, missing = candidates("translation", options)
+    assert [title for title, *_ in found] == ["rankzero, bf16", "tutorial's loop, bf16"]
+    assert "--setup" in missing["JoeyNMT"]
+    python = python_of("joeynmt", tmp_path)
+    python.parent.mkdir(parents=True)
+    python.touch()
+    found, missing = candidates("translation", options)
+    assert not missing
+    titles = {title: own["precision"] for title, name, own in found if own}
+    assert titles["JoeyNMT, fp32"] == titles["rankzero, fp32"] == "no"  # ours in fp32, too
+
+
+@pytest.mark.parametrize("words", [["--job", "chess"], ["--peer", "chess"], []])
+def test_what_is_unknown_or_missing_is_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANKZERO_DATA", raising=False)
+    with pytest.raises(SystemExit) as error:
+        parse(words)
+    assert error.value.code == 2
+
+
+def test_peers_modules_and_requirements_exist(tmp_path: Path) -> None:
+    for name, peer in PEERS.items():
+        assert set(peer.jobs) <= set(JOBS), name
+        for module in peer.jobs.values():
+            assert (ROOT / "benchmarks" / f"{module.replace('.', '/')}.py").exists(), module
+    assert {path.stem for path in REQUIREMENTS.glob("*.txt")} == set(PEERS) - {"tutorial"}
+    for path in REQUIREMENTS.glob("*.txt"):
+        pins = dict(line.split("==") for line in path.read_text().splitlines() if not line.startswith("#"))
+        assert pins["torch"] == "2.13.0", path.name
+    assert set_up(tmp_path, ["tutorial"]) == []  # it has no environment of its own
+    assert "torch" in machine()["packages"]
+
+
+def test_rows_of_a_step() -> None:
+    recipe = load_recipe("sick-entailment", ["data.root=x"])  # 4 lanes of 512 tokens and at most 8 rows
+    assert rows_per_step(recipe, [{"input_ids": [1] * 20}]) == 32
+    assert rows_per_step(recipe, [{"input_ids": [1] * 90}, {"input_ids": [1] * 110, "trg": [1] * 166}]) == 16
+    json.dumps([job.overrides for job in JOBS.values()])
+    for job in JOBS.values():
+        load_recipe(job.recipe, ["data.root=x", *job.overrides])
