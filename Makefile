@@ -104,7 +104,9 @@ $(TOOLS)/.ready: .ci/tools.txt
 	$(TOOLS)/bin/python -m pip install --quiet -r .ci/tools.txt
 	@touch $@
 
-bench: setup ## data path, training step and fine-tuning against others, half an hour on a quiet machine; needs RANKZERO_DATA
+bench: setup ## data path and training against others, two hours on a quiet machine; needs RANKZERO_DATA and make peers
 	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json
-	$(BIN)/python -m benchmarks.training_step --json runs/bench/training_step.json
-	$(BIN)/python -m benchmarks.fine_tuning --json runs/bench/fine_tuning.json
+	$(BIN)/python -m benchmarks.peers --peers runs/peers --json runs/bench/peers.json
+
+peers: setup ## environments of the trainers that `make bench` compares with, runs/peers
+	$(BIN)/python -m benchmarks.peers --setup runs/peers

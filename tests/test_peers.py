@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from benchmarks.harness import machine
 from benchmarks.peers.__main__ import candidates, parse
 from benchmarks.peers.environments import PEERS, REQUIREMENTS, python_of, set_up
-from benchmarks.peers.jobs import JOBS, rows_per_step
+from benchmarks.peers.jobs import JOBS, TRAIN_ONLY, batches_of
 from benchmarks.peers.table import interval, results, show
 from trainer.recipe_loading import load_recipe
 
@@ -88,10 +87,11 @@ def test_peers_modules_and_requirements_exist(tmp_path: Path) -> None:
     assert "torch" in machine()["packages"]
 
 
-def test_rows_of_a_step() -> None:
+def test_batches_of_a_step() -> None:
     recipe = load_recipe("sick-entailment", ["data.root=x"])  # 4 lanes of 512 tokens and at most 8 rows
-    assert rows_per_step(recipe, [{"input_ids": [1] * 20}]) == 32
-    assert rows_per_step(recipe, [{"input_ids": [1] * 90}, {"input_ids": [1] * 110, "trg": [1] * 166}]) == 16
-    json.dumps([job.overrides for job in JOBS.values()])
+    assert batches_of(recipe, [{"input_ids": [1] * 20}]) == (32, 1)
+    assert batches_of(recipe, [{"input_ids": [1] * 90}, {"input_ids": [1] * 110, "trg": [1] * 166}]) == (16, 1)
+    recipe = load_recipe("imdb", ["data.root=x"])  # 4 lanes of 2,048 tokens
+    assert batches_of(recipe, [{"input_ids": [1] * 250}, {"input_ids": [1] * 150}]) == (10, 4)
     for job in JOBS.values():
-        load_recipe(job.recipe, ["data.root=x", *job.overrides])
+        load_recipe(job.recipe, ["data.root=x", *TRAIN_ONLY, *job.overrides])

@@ -130,7 +130,8 @@ def measure(job: str, options: argparse.Namespace, folder: Path) -> dict[str, An
         for one in started:
             one.close()
     return {
-        **report, "rows_per_step": work.peers["batch"], "overrides": work.prepared.overrides, "left_out": left_out,
+        **report, "batches": {key: work.peers[key] for key in ("batch", "accumulate")},
+         "overrides": work.prepared.overrides, "left_out": left_out,
         "trained_tokens": trained, "versions": {one.name: one.versions for one in started},
     }  # fmt: skip
 

@@ -55,7 +55,7 @@ def main() -> None:
         output_dir=settings["folder"],
         use_cpu=True,
         bf16=settings["precision"] == "bf16",
-        per_device_train_batch_size=settings["batch"],
+        per_device_train_batch_size=settings["batch"] * settings["accumulate"],
         learning_rate=settings["learning_rate"],
         num_train_epochs=1000,
         save_strategy="no",

@@ -3,8 +3,8 @@
 The only code of ours inside it is an override of `Trainer._train_step`, its extension point. Decoding is that of its
 validation with BLEU (`ScoringPreparator.translate`).
 
-Sources: https://eole-nlp.github.io/eole/docs/FAQ (batch_type, bucket_size, accum_count) and recipes/wmt17/wmt17_ende.yaml of
-its repository: batches by tokens from large buckets, pre-norm, shared embeddings, label smoothing.
+Source: recipes/wmt17/wmt17_ende.yaml of its repository: batches by tokens from buckets of 262,144 rows, normalization
+by tokens, noam, label smoothing, Xavier initialization. 16-bit types run under autocast (use_amp, on by default).
 
 Run by benchmarks/peers: PYTHON -m benchmarks.peers.eole_train SETTINGS.json
 """
@@ -85,8 +85,8 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "optim": "adamw",
             "adam_beta1": settings["betas"][0],
             "adam_beta2": settings["betas"][1],
-            "learning_rate": settings["learning_rate"] * settings["warmup_steps"] ** 0.5,  # rsqrt divides by its root
-            "decay_method": "rsqrt",
+            "learning_rate": settings["learning_rate"] * (shape["d_model"] * settings["warmup_steps"]) ** 0.5,
+            "decay_method": "noam",  # the same peak, after as many steps
             "warmup_steps": settings["warmup_steps"],
             "max_grad_norm": 1.0,
             "label_smoothing": settings["label_smoothing"],

@@ -22,12 +22,12 @@ from benchmarks.peers.batches import Collator, build
 
 
 class CountingTrainer(Trainer):
-    """Keeps the counts of the last batch, which the model does not take."""
+    """Adds up the counts of the batches of a step, which the model does not take."""
 
     counts = (0, 0, 0)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **options: Any) -> Any:
-        self.counts = inputs.pop("counts")
+        self.counts = tuple(map(sum, zip(self.counts, inputs.pop("counts"), strict=True)))
         return super().training_step(model, inputs, *more, **options)
 
 
@@ -43,17 +43,18 @@ class Metered(TrainerCallback):
         self._meter.start()
 
     def on_step_end(self, *arguments: Any, **more: Any) -> None:
-        rows, tokens, positions = self.trainer.counts
+        (rows, tokens, positions), self.trainer.counts = self.trainer.counts, (0, 0, 0)
         self._meter.step(rows=rows, tokens=tokens, positions=positions, loss=None)
 
 
-def common_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(settings: dict[str, Any]) -> TrainingArguments:
     """Return the TrainingArguments of a benchmark. The optimizer is the default, adamw_torch_fused."""
-    return {
+    values: dict[str, Any] = {
         "output_dir": settings["folder"],
         "use_cpu": settings.get("device", "cpu") == "cpu",
         "bf16": settings["precision"] == "bf16",
         "per_device_train_batch_size": settings["batch"],
+        "gradient_accumulation_steps": settings.get("accumulate", 1),
         "train_sampling_strategy": "group_by_length",  # "minimize padding": TrainingArguments
         "dataloader_num_workers": settings.get("workers", 0),  # every candidate has one process
         "learning_rate": settings["learning_rate"],
@@ -64,16 +65,16 @@ def common_arguments(settings: dict[str, Any]) -> dict[str, Any]:
         "disable_tqdm": True,
         "seed": settings["seed"],
     }
+    return TrainingArguments(**values, remove_unused_columns=False)
 
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(settings["threads"])
-    arguments = TrainingArguments(**common_arguments(settings), remove_unused_columns=False)
     callback = Metered(meter(settings.get("device", "cpu")))
     callback.trainer = CountingTrainer(
         build(settings),
-        arguments,
+        arguments_of(settings),
         train_dataset=read_rows(settings),
         data_collator=Collator(settings.get("kind", "classifier"), settings.get("pad", 0)),
         callbacks=[callback],

@@ -32,7 +32,9 @@ class Job:
     overrides: tuple[str, ...] = ()
 
 
-SAME_OPTIMIZER = ("optim.schedule=inverse_sqrt", "optim.averaging=null")
+MICRO_BATCH = 2048  # tokens: larger ones are not faster on a CPU, and take the memory of all candidates
+TRAIN_ONLY = ("data.validation=null", "data.test=null", "loop.early_stopping.metric=loss")
+SAME_OPTIMIZER = ("optim.schedule=inverse_sqrt", "optim.averaging={kind: none}")
 JOBS = {
     "fine_tuning": Job("imdb", "imdb", "classifier", ("model.pooling=auto",)),
     "translation": Job("multi30k", "multi30k", "translation", SAME_OPTIMIZER),
@@ -78,12 +80,17 @@ def encoded(kind: str, task: Any, recipe: Recipe, texts: Sequence[Row]) -> Itera
             yield {"input_ids": example["input_ids"], "trg": example["labels"]}
 
 
-def rows_per_step(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> int:
-    """Return the rows of a step of the recipe, on average: its lanes, filled to `tokens_per_batch`."""
+def batches_of(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Return the rows of a batch and the batches of a step that make a step as large as the recipe's, on average.
+
+    A step of the recipe is its lanes, each filled to `tokens_per_batch`.
+    """
     data = recipe.data
     mean = sum(max(len(row["input_ids"]), len(row.get("trg", ()))) for row in rows) / len(rows)
     by_tokens = data.tokens_per_batch / mean if data.tokens_per_batch else float("inf")
-    return max(1, round(data.lanes * min(by_tokens, data.rows_per_batch or float("inf"))))
+    step = data.lanes * min(by_tokens, data.rows_per_batch or float("inf"))
+    count = max(1, round(step * mean / MICRO_BATCH))
+    return max(1, round(step / count)), count
 
 
 def make(job: Job, data: Path, folder: Path, sentences: int, seed: int = 1) -> Work:
@@ -93,11 +100,12 @@ def make(job: Job, data: Path, folder: Path, sentences: int, seed: int = 1) -> W
         data: folder of the corpora.
         sentences: test rows that a translation benchmark translates.
     """
-    root = data / job.corpus
+    root, splits = data / job.corpus, list(TRAIN_ONLY)
     test: list[dict[str, str]] = []
     if job.kind == "translation":
         root, test = _with_some_test_rows(root, folder / "corpus", sentences)
-    prepared = prepare(root, list(job.overrides), folder / "tokenizer", job.recipe)
+        splits = []
+    prepared = prepare(root, [*splits, *job.overrides], folder / "tokenizer", job.recipe)
     recipe, task = prepared.recipe, prepared.task()
     texts = [row for _, row in Corpus(recipe, task).texts("train")]
     rows = list(encoded(job.kind, task, recipe, texts))
@@ -106,17 +114,18 @@ def make(job: Job, data: Path, folder: Path, sentences: int, seed: int = 1) -> W
             row["texts"] = [one["text"], one["text_pair"]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     optim, data_section = recipe.optim, recipe.data
+    batch, accumulate = batches_of(recipe, rows)
     common = {
-        "kind": job.kind, "rows": str(folder / "rows.jsonl"), "batch": rows_per_step(recipe, rows), "seed": seed,
+        "kind": job.kind, "rows": str(folder / "rows.jsonl"), "batch": batch, "accumulate": accumulate, "seed": seed,
         "learning_rate": optim.lr, "label_smoothing": optim.label_smoothing, "max_length": data_section.max_length,
-        "pad": task.tokenizer.pad_token_id or 0,
+        "pad": task.tokenizer.pad_token_id or 0, "rows_per_batch": 32,
     }  # fmt: skip
     if job.kind == "translation":
         sources = task.encode([{"src": row[recipe.data.columns["src"]], "trg": ""} for row in test])
         common |= {
             "shape": prepared.shape(), "betas": optim.betas, "warmup_steps": optim.warmup_steps,
             "tokens_per_batch": data_section.tokens_per_batch, "micro_batches": data_section.lanes,
-            "rows_per_batch": 32, "bucketed": True, "test": [one["src"] for one in sources],
+            "bucketed": True, "test": [one["src"] for one in sources],
             "beam_size": recipe.evaluation.beam_size, "length_penalty": recipe.evaluation.length_penalty,
         }  # fmt: skip
     else:  # the weights that ours begins with

@@ -29,9 +29,10 @@ from benchmarks.peers.batches import Collator, build
 class Module(lightning.LightningModule):
     """A model of transformers. A step is over for the meter where it is over for Lightning."""
 
-    def __init__(self, model: Any, learning_rate: float, meter: Meter) -> None:
+    def __init__(self, model: Any, settings: dict[str, Any], meter: Meter) -> None:
         super().__init__()
-        self.model, self._rate, self._meter = model, learning_rate, meter
+        self.model, self._meter = model, meter
+        self._rate, self._accumulate = settings["learning_rate"], settings["accumulate"]
         self._counts = (0, 0, 0)
 
     def on_fit_start(self) -> None:
@@ -42,12 +43,13 @@ class Module(lightning.LightningModule):
         self._meter.start()
 
     def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
-        self._counts = batch.pop("counts")
+        self._counts = tuple(map(sum, zip(self._counts, batch.pop("counts"), strict=True)))
         return self.model(**batch).loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        rows, tokens, positions = self._counts
-        self._meter.step(rows=rows, tokens=tokens, positions=positions, loss=None)
+    def on_train_batch_end(self, _: Any, batch: Any, number: int) -> None:
+        if (number + 1) % self._accumulate == 0:
+            (rows, tokens, positions), self._counts = self._counts, (0, 0, 0)
+            self._meter.step(rows=rows, tokens=tokens, positions=positions, loss=None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # fused: https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html
@@ -68,6 +70,7 @@ def main() -> None:
         devices=1,
         precision="bf16-mixed" if settings["precision"] == "bf16" else "32-true",
         gradient_clip_val=1.0,
+        accumulate_grad_batches=settings["accumulate"],
         max_epochs=1000,
         logger=False,
         enable_checkpointing=False,
@@ -75,7 +78,7 @@ def main() -> None:
         enable_model_summary=False,
         default_root_dir=settings["folder"],
     )
-    trainer.fit(Module(build(settings), settings["learning_rate"], Meter()), loader)
+    trainer.fit(Module(build(settings), settings, Meter()), loader)
 
 
 if __name__ == "__main__":
