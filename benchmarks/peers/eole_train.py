@@ -65,7 +65,6 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "src_vocab_size": shape["vocab_size"] + SPECIALS,
         "tgt_vocab_size": shape["vocab_size"] + SPECIALS,
         "seed": settings["seed"],
-        "report_every": 100,
         "overwrite": True,
         "data": {
             "train": {"path_src": str(folder / "train.src"), "path_tgt": str(folder / "train.trg"), "transforms": []},

@@ -102,7 +102,6 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "batch_size": 1024,
             "batch_type": "token",
             "max_output_length": settings["max_length"],
-            "eval_metrics": [],
         },
         "model": {
             "tied_embeddings": True,
