@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse(argv)
     if options.setup is not None:
         return 1 if set_up(options.setup.resolve(), options.peer) else 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` ends the candidates, too
     options.peers = options.peers.resolve()
     kept = ("tokens", "warmup", "repeats", "threads", "precision", "train_tokens", "sentences")
     report: dict[str, Any] = {"benchmark": "peers", "machine": machine()}
