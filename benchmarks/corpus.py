@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.data.sources import open_split
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
-from trainer.engine.corpus import Corpus
 from trainer.recipe import Recipe
 from trainer.recipe_loading import load_recipe
-from trainer.task.registry import make_task
+from trainer.task.registry import make_task, roles_of
 
 RECIPE = "multi30k"
 
@@ -61,8 +61,10 @@ def prepare(root: Path, overrides: list[str], tokenizer: Path, name: str = RECIP
     settings = recipe.tokenizer_training
     if settings is None:  # that of the pretrained model
         return Prepared(recipe, overrides, tokenizer)
-    task = make_task(recipe, None)  # type: ignore[arg-type]
-    texts = TrainingTexts(Corpus(recipe, task).train, recipe.data, task.roles(recipe.task), settings.sample_rows)
+    roles = roles_of(recipe)
+    source = open_split(recipe.data, "train", roles)
+    assert source is not None
+    texts = TrainingTexts(source, recipe.data, roles, settings.sample_rows)
     train_tokenizer(texts, settings, recipe.data.max_length).save_pretrained(tokenizer)
     overrides = [*overrides, f"tokenizer={{pretrained: {json.dumps(str(tokenizer))}}}"]
     return Prepared(load_recipe(name, overrides), overrides, tokenizer)
