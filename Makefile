@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench faults fuzz image \
+.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench peers faults fuzz image \
 	wheel wheel-test test-lowest audit sbom
 
 VENV := .venv

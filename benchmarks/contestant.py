@@ -59,9 +59,11 @@ class Meter:
     Attributes:
         translate: translates the test rows with the weights as they are. It returns texts, or lists of token ids, in
             the order of the rows.
+        save: writes the weights as they are into a folder, as `save_pretrained` does.
     """
 
     translate: Callable[[], Sequence[Any]] | None = None
+    save: Callable[[str], Any] | None = None
 
     def __init__(self) -> None:
         self._answer = _claim_stdout()
@@ -117,9 +119,15 @@ class Meter:
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
         return {"rows": len(texts), "seconds": seconds, "cpu_seconds": cpu_seconds, "texts": texts}
 
+    def _saved(self, folder: str) -> dict[str, Any]:
+        assert self.save is not None
+        self.save(folder)
+        return {"saved": True}
+
     def _wait(self) -> None:
-        while (line := sys.stdin.readline()).strip() == "translate":
-            self._answer(self._translations())
+        while (line := sys.stdin.readline().strip()).startswith(("translate", "save ")):
+            request, _, folder = line.partition(" ")
+            self._answer(self._translations() if request == "translate" else self._saved(folder))
         if not line:
             raise SystemExit(0)
         size = int(line)

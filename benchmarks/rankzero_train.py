@@ -68,15 +68,17 @@ def translations(one: Session) -> list[str]:
     return [texts[place] for place in sorted(texts)]
 
 
-def session_translating_for(meter: Meter) -> type[Session]:
-    """Return the run's own session, which translates between blocks for the meter."""
+def session_for(meter: Meter) -> type[Session]:
+    """Return the run's own session, which translates and saves between blocks for the meter."""
 
-    class TranslatingSession(Session):
+    class MeteredSession(Session):
         def train(self) -> None:
+            model: Any = self.model
             meter.translate = lambda: translations(self)
+            meter.save = lambda folder: model.save_pretrained(folder)
             super().train()
 
-    return TranslatingSession
+    return MeteredSession
 
 
 def main(one: Meter | None = None) -> None:
@@ -89,11 +91,9 @@ def main(one: Meter | None = None) -> None:
     torch.set_num_threads(settings["threads"])
     one = one or meter(device)
     session.Reporter = metered_by(one)  # type: ignore[misc]
-    if settings.get("translate"):
-        trainer.run.Session = session_translating_for(one)  # type: ignore[misc]
-    train(
-        settings.get("recipe", RECIPE), [*settings["overrides"], *WITHOUT_PAUSES], run=Path(settings["folder"]) / "run"
-    )
+    trainer.run.Session = session_for(one)  # type: ignore[misc]
+    overrides = [*settings["overrides"], *settings.get("variant", ()), *WITHOUT_PAUSES]
+    train(settings.get("recipe", RECIPE), overrides, run=Path(settings["folder"]) / "run")
 
 
 if __name__ == "__main__":

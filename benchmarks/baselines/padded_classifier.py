@@ -28,6 +28,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(settings["model"]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
     meter = Meter()
+    meter.save = model.save_pretrained
     meter.start()
     while True:
         order = rng.sample(rows, len(rows))

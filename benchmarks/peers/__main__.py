@@ -4,8 +4,9 @@
     python -m benchmarks.peers --peers FOLDER --data FOLDER [--job NAME …] [--peer NAME …] [--rounds N] [--json FILE]
 
 A job is a shipped recipe. All candidates get the same rows, model, tokens of a step, precision (where the peer offers
-it on a CPU) and threads, in one process each. Blocks are interleaved. A ratio is formed within a round. A translation
-is also decoded after the same number of tokens: sentences per second, and BLEU. FILE is written after each job.
+it on a CPU) and threads, in one process each. Blocks are interleaved. A ratio is formed within a round. After the same
+number of tokens the weights of each are scored on the same rows. For a translation they are decoded: sentences per
+second, and BLEU. FILE is written after each job.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sacrebleu
 from benchmarks.harness import Contestant, interleave, label, machine, precision_argument, protocol, write
 from benchmarks.peers.environments import PEERS, python_of, set_up
 from benchmarks.peers.jobs import JOBS, Work, make
+from benchmarks.peers.quality import Scorer
 from benchmarks.peers.table import results, show
 
 
@@ -38,8 +40,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--job", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--peer", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--tokens", type=int, default=40_000, help="tokens of a block, without padding")
-    parser.add_argument("--train-tokens", type=int, default=0, help="source + target tokens before decoding, at least")
-    parser.add_argument("--sentences", type=int, default=1000, help="test sentences that are translated")
+    parser.add_argument("--train-tokens", type=int, default=0, help="tokens before decoding or scoring, at least")
+    parser.add_argument("--rows", type=int, default=8000, help="training rows, evenly spaced in the corpus; 0 for all")
+    parser.add_argument("--sentences", type=int, default=1000, help="test rows that are translated or scored")
+    parser.add_argument("--decodings", type=int, default=3, help="rounds in which the test rows are translated")
     precision_argument(parser)
     protocol(parser, repeats=7)
     options = parser.parse_args(argv)
@@ -50,7 +54,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def candidates(job: str, options: argparse.Namespace) -> tuple[list[tuple[str, str, dict[str, Any]]], dict[str, str]]:
     """Return title, name and settings of each candidate (ours first), and why peers are left out."""
-    found: list[tuple[str, str, dict[str, Any]]] = [(f"rankzero, {label(options.precision)}", "", {})]
+    found: list[tuple[str, str, dict[str, Any]]] = [
+        (", ".join(filter(None, ("rankzero", variant, label(options.precision)))), "", {"variant": words})
+        for variant, words in {"": (), **JOBS[job].variants}.items()
+    ]
     missing = {}
     for name in options.peer:
         peer = PEERS[name]
@@ -96,7 +103,7 @@ def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespac
     tokenizer = work.prepared.task().tokenizer
     blocks: dict[str, list[dict[str, Any]]] = {one.name: [] for one in started}
     texts: dict[str, list[str]] = {}
-    for turn in range(options.repeats):
+    for turn in range(options.decodings):
         for one in started if turn % 2 == 0 else reversed(started):
             counts = one.ask("translate")
             texts[one.name] = [
@@ -107,34 +114,44 @@ def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespac
     found = results(blocks, started[0].name, "rows")
     for name, own in texts.items():
         found[name]["bleu"] = sacrebleu.corpus_bleu(own, [work.references]).score
-        found[name]["first"] = own[:3]
     return found
 
 
 def measure(job: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure a job below `folder`."""
-    work = make(JOBS[job], options.data.resolve(), folder, options.sentences)
+    rows_of = {"train": options.rows, "validation": options.sentences, "test": options.sentences}
+    work = make(JOBS[job], options.data.resolve(), folder, rows_of)
     started, left_out = start(job, work, options, folder)
     trained: dict[str, int] = {}
     try:
         blocks = interleave(started, options.tokens, options.warmup, options.repeats)
         report: dict[str, Any] = {"training": results(blocks, started[0].name, "tokens")}
-        translating = [one for one in started if not one.name.startswith("tutorial")] if work.references else []
         done = options.tokens * (options.warmup + options.repeats)
-        for one in translating:
+        # the tutorial's loop for translation cannot decode
+        scored = [one for one in started if not (work.references and one.name.startswith("tutorial"))]
+        for one in scored:
             trained[one.name] = done
             if options.train_tokens > done:
                 trained[one.name] += int(one.block(options.train_tokens - done)["tokens"])
-        if translating:
-            report["decoding"] = decode(translating, work, options)
+        if work.references:
+            report["decoding"] = decode(scored, work, options)
+        elif (split := JOBS[job].scored) is not None:
+            report["scored"] = {"split": split, "metric": JOBS[job].metric, "scores": {}}
+            scorer = Scorer(work.prepared, split, predict=JOBS[job].metric != "perplexity")
+            for number, one in enumerate(scored):
+                one.ask(f"save {folder / f'trained-{number}'}")
+                report["scored"]["scores"][one.name] = scorer.score(folder / f"trained-{number}")
     finally:
         for one in started:
             one.close()
     return {
-        **report, "batches": {key: work.peers[key] for key in ("batch", "accumulate")},
-         "overrides": work.prepared.overrides, "left_out": left_out,
-        "trained_tokens": trained, "versions": {one.name: one.versions for one in started},
-    }  # fmt: skip
+        **report,
+        "batches": {key: work.peers[key] for key in ("batch", "accumulate")},
+        "overrides": JOBS[job].overrides,
+        "left_out": left_out,
+        "trained_tokens": trained,
+        "versions": {one.name: one.versions for one in started},
+    }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
         return 1 if set_up(options.setup.resolve(), options.peer) else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` ends the candidates, too
     options.peers = options.peers.resolve()
-    kept = ("tokens", "warmup", "repeats", "threads", "precision", "train_tokens", "sentences")
+    kept = ("tokens", "warmup", "repeats", "threads", "precision", "train_tokens", "rows", "sentences", "decodings")
     report: dict[str, Any] = {"benchmark": "peers", "machine": machine()}
     report |= {key: getattr(options, key) for key in kept}
     jobs: dict[str, Mapping[str, Any]] = {}

@@ -67,6 +67,25 @@ class Collator:
         return batch
 
 
+def same_steps(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the TrainingArguments of a training as ours, and without pauses."""
+    betas = settings.get("betas", (0.9, 0.999))
+    return {
+        "learning_rate": settings["learning_rate"],
+        "lr_scheduler_type": "constant_with_warmup",  # no schedule comes to its end here
+        "warmup_steps": settings.get("warmup_steps", 0),
+        "weight_decay": settings.get("weight_decay", 0.0),
+        "adam_beta1": betas[0],
+        "adam_beta2": betas[1],
+        "max_grad_norm": 1.0,
+        "num_train_epochs": 1000,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": settings["seed"],
+    }
+
+
 def build(settings: dict[str, Any]) -> Any:
     """Return the model: the weights in the folder settings["model"], or random ones of settings["shape"]."""
     kind = settings.get("kind", "classifier")

@@ -22,6 +22,7 @@ from sentence_transformers.cross_encoder.losses import CrossEntropyLoss
 from transformers import TrainerCallback
 
 from benchmarks.contestant import Meter, read_rows
+from benchmarks.peers.batches import same_steps
 
 
 class Metered(TrainerCallback):
@@ -29,6 +30,7 @@ class Metered(TrainerCallback):
 
     def __init__(self, model: CrossEncoder) -> None:
         self._meter, self._tokenize, self._counts = Meter(), model.preprocess, (0, 0, 0)
+        self._meter.save = model.transformers_model.save_pretrained  # type: ignore[union-attr]
         model.preprocess = self.preprocess  # type: ignore[method-assign]
 
     def preprocess(self, *arguments: Any, **more: Any) -> Any:
@@ -56,12 +58,7 @@ def main() -> None:
         use_cpu=True,
         bf16=settings["precision"] == "bf16",
         per_device_train_batch_size=settings["batch"] * settings["accumulate"],
-        learning_rate=settings["learning_rate"],
-        num_train_epochs=1000,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=settings["seed"],
+        **same_steps(settings),
     )
     metered = Metered(model)
     CrossEncoderTrainer(

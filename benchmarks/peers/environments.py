@@ -1,4 +1,7 @@
-"""The peers, and their environments: one each, from the pinned requirements in requirements/."""
+"""The peers, and their environments: one each, with the pinned packages of requirements/.
+
+A package that is not listed there, torch for example, is that of rankzero's own environment, which all peers see.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,9 @@ def set_up(folder: Path, names: Sequence[str]) -> list[str]:
             continue
         print(f"{name}: {folder / name}", flush=True)
         venv.create(folder / name, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        packages = next((folder / name).glob("lib/python*/site-packages"))
+        (packages / "rankzero.pth").write_text("".join(f"{path}\n" for path in sys.path if "-packages" in path))
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         done = subprocess.run([*pip, "-r", str(requirements)], capture_output=True, text=True)
         if done.returncode:
             failed.append(name)

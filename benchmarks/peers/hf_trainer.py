@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.contestant import Meter, read_rows
 from benchmarks.device_meter import meter
-from benchmarks.peers.batches import Collator, build
+from benchmarks.peers.batches import Collator, build, same_steps
 
 
 class CountingTrainer(Trainer):
@@ -57,13 +57,8 @@ def arguments_of(settings: dict[str, Any]) -> TrainingArguments:
         "gradient_accumulation_steps": settings.get("accumulate", 1),
         "train_sampling_strategy": "group_by_length",  # "minimize padding": TrainingArguments
         "dataloader_num_workers": settings.get("workers", 0),  # every candidate has one process
-        "learning_rate": settings["learning_rate"],
         "label_smoothing_factor": settings.get("label_smoothing", 0.0),
-        "num_train_epochs": 1000,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "seed": settings["seed"],
+        **same_steps(settings),
     }
     return TrainingArguments(**values, remove_unused_columns=False)
 
@@ -71,9 +66,11 @@ def arguments_of(settings: dict[str, Any]) -> TrainingArguments:
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(settings["threads"])
-    callback = Metered(meter(settings.get("device", "cpu")))
+    one, model = meter(settings.get("device", "cpu")), build(settings)
+    one.save = model.save_pretrained
+    callback = Metered(one)
     callback.trainer = CountingTrainer(
-        build(settings),
+        model,
         arguments_of(settings),
         train_dataset=read_rows(settings),
         data_collator=Collator(settings.get("kind", "classifier"), settings.get("pad", 0)),

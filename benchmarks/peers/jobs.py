@@ -1,17 +1,18 @@
-"""The jobs: a shipped recipe each, its rows as token ids, and the model that all candidates begin with."""
+"""The jobs: a shipped recipe each, its rows as token ids, and a model of the same shape for the peers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import Prepared, prepare
+from benchmarks.peers.cut import cut
 from trainer.engine.corpus import Corpus
 from trainer.recipe import Recipe
+from trainer.recipe_loading import load_recipe
 from trainer.task.base import Row
 
 
@@ -24,33 +25,48 @@ class Job:
         corpus: folder below --data.
         kind: of rows and model, see `encoded`.
         overrides: of the recipe, where it uses what the peers do not have.
+        scored: the split on which the trained weights are scored, None for translations.
+        variants: of rankzero that are measured separately: further overrides, by their name in the table.
+        metric: that the table shows. With `perplexity` nothing is predicted: so short a training writes no text.
     """
 
     recipe: str
     corpus: str
     kind: str
     overrides: tuple[str, ...] = ()
+    scored: str | None = "test"
+    metric: str = "accuracy"
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 MICRO_BATCH = 2048  # tokens: larger ones are not faster on a CPU, and take the memory of all candidates
-TRAIN_ONLY = ("data.validation=null", "data.test=null", "loop.early_stopping.metric=loss")
 SAME_OPTIMIZER = ("optim.schedule=inverse_sqrt", "optim.averaging={kind: none}")
 JOBS = {
     "fine_tuning": Job("imdb", "imdb", "classifier", ("model.pooling=auto",)),
-    "translation": Job("multi30k", "multi30k", "translation", SAME_OPTIMIZER),
-    "ner": Job("btc-ner", "btc", "tagger"),
-    "causal": Job("gpt2-imdb", "imdb", "causal"),
+    "translation": Job("multi30k", "multi30k", "translation", SAME_OPTIMIZER, None),
+    "ner": Job("btc-ner", "btc", "tagger", metric="f1", variants={"2 lanes in a forward": ("loop.fuse_lanes=2",)}),
+    "causal": Job("gpt2-imdb", "imdb", "causal", scored="validation", metric="perplexity"),
     # relative rates are ours alone
     "t5": Job(
-        "t5-multi30k", "multi30k", "text_to_text", (*SAME_OPTIMIZER, "optim.relative_rates=false", "optim.lr=1e-3")
+        "t5-multi30k",
+        "multi30k",
+        "text_to_text",
+        (*SAME_OPTIMIZER, "optim.relative_rates=false", "optim.lr=1e-3"),
+        metric="perplexity",
     ),
-    "sentences": Job("sick-entailment", "sick", "classifier"),
+    "sentences": Job(
+        "sick-entailment", "sick", "classifier", variants={"4 lanes in a forward": ("loop.fuse_lanes=4",)}
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """A job that is ready to be measured: settings of our candidate, and of the peers."""
+    """A job that is ready to be measured: settings of our candidate, and of the peers.
+
+    Attributes:
+        references: of the translated rows; none if nothing is translated.
+    """
 
     prepared: Prepared
     ours: dict[str, Any]
@@ -93,19 +109,18 @@ def batches_of(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> tuple[int, int
     return max(1, round(step / count)), count
 
 
-def make(job: Job, data: Path, folder: Path, sentences: int, seed: int = 1) -> Work:
+def make(job: Job, data: Path, folder: Path, rows_of: Mapping[str, int], seed: int = 1) -> Work:
     """Prepare a job below `folder`.
 
     Args:
         data: folder of the corpora.
-        sentences: test rows that a translation benchmark translates.
+        rows_of: of a split of the corpus at most; 0 for all.
     """
-    root, splits = data / job.corpus, list(TRAIN_ONLY)
-    test: list[dict[str, str]] = []
-    if job.kind == "translation":
-        root, test = _with_some_test_rows(root, folder / "corpus", sentences)
-        splits = []
-    prepared = prepare(root, [*splits, *job.overrides], folder / "tokenizer", job.recipe)
+    splits = load_recipe(job.recipe, [f"data.root={json.dumps(str(data))}"]).data
+    files = {split: getattr(splits, split) for split in rows_of}
+    patterns = [(file, rows_of[split]) for split, file in files.items() if isinstance(file, str)]
+    cut(data / job.corpus, folder / "corpus", patterns)
+    prepared = prepare(folder / "corpus", list(job.overrides), folder / "tokenizer", job.recipe)
     recipe, task = prepared.recipe, prepared.task()
     texts = [row for _, row in Corpus(recipe, task).texts("train")]
     rows = list(encoded(job.kind, task, recipe, texts))
@@ -118,30 +133,22 @@ def make(job: Job, data: Path, folder: Path, sentences: int, seed: int = 1) -> W
     common = {
         "kind": job.kind, "rows": str(folder / "rows.jsonl"), "batch": batch, "accumulate": accumulate, "seed": seed,
         "learning_rate": optim.lr, "label_smoothing": optim.label_smoothing, "max_length": data_section.max_length,
-        "pad": task.tokenizer.pad_token_id or 0, "rows_per_batch": 32,
+        "pad": task.tokenizer.pad_token_id or 0, "rows_per_batch": 32, "betas": optim.betas,
+        "warmup_steps": optim.warmup_steps, "weight_decay": optim.weight_decay,
     }  # fmt: skip
+    references: list[str] = []
     if job.kind == "translation":
-        sources = task.encode([{"src": row[recipe.data.columns["src"]], "trg": ""} for row in test])
+        test = [row for _, row in Corpus(recipe, task).texts("test")]
+        references = [row["trg"] for row in test]
         common |= {
-            "shape": prepared.shape(), "betas": optim.betas, "warmup_steps": optim.warmup_steps,
+            "shape": prepared.shape(),
             "tokens_per_batch": data_section.tokens_per_batch, "micro_batches": data_section.lanes,
-            "bucketed": True, "test": [one["src"] for one in sources],
+            "bucketed": True, "test": [one["src"] for one in task.encode(test)],
             "beam_size": recipe.evaluation.beam_size, "length_penalty": recipe.evaluation.length_penalty,
         }  # fmt: skip
-    else:  # the weights that ours begins with
+    else:  # pretrained weights, or random ones of the same shape
         task.build_model().save_pretrained(folder / "model")
         task.tokenizer.save_pretrained(folder / "model")
         common["model"] = str(folder / "model")
-    ours = {"recipe": job.recipe, "overrides": prepared.overrides, "translate": bool(test), "seed": seed}
-    return Work(prepared, ours, common, [row[recipe.data.columns["trg"]] for row in test])
-
-
-def _with_some_test_rows(root: Path, out: Path, count: int) -> tuple[Path, list[dict[str, str]]]:
-    """Return a folder with the corpus and the first rows of its test split, and these rows."""
-    out.mkdir()
-    for name in ("train.jsonl", "val.jsonl"):
-        (out / name).symlink_to((root / name).resolve())
-    with (root / "test.jsonl").open(encoding="utf-8") as file:
-        lines = list(islice(file, count))
-    (out / "test.jsonl").write_text("".join(lines), encoding="utf-8")
-    return out, [json.loads(line) for line in lines]
+    ours = {"recipe": job.recipe, "overrides": prepared.overrides, "seed": seed}
+    return Work(prepared, ours, common, references)

@@ -20,6 +20,7 @@ from typing import Any
 import lightning
 import torch
 from torch.utils.data import DataLoader
+from transformers import get_constant_schedule_with_warmup
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks.contestant import Meter, read_rows
@@ -32,7 +33,8 @@ class Module(lightning.LightningModule):
     def __init__(self, model: Any, settings: dict[str, Any], meter: Meter) -> None:
         super().__init__()
         self.model, self._meter = model, meter
-        self._rate, self._accumulate = settings["learning_rate"], settings["accumulate"]
+        self._settings, self._accumulate = settings, settings["accumulate"]
+        meter.save = model.save_pretrained
         self._counts = (0, 0, 0)
 
     def on_fit_start(self) -> None:
@@ -51,9 +53,14 @@ class Module(lightning.LightningModule):
             (rows, tokens, positions), self._counts = self._counts, (0, 0, 0)
             self._meter.step(rows=rows, tokens=tokens, positions=positions, loss=None)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         # fused: https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html
-        return torch.optim.AdamW(self.model.parameters(), lr=self._rate, weight_decay=0.0, fused=True)
+        rate, betas, decay = (self._settings[name] for name in ("learning_rate", "betas", "weight_decay"))
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=rate, betas=tuple(betas), weight_decay=decay, fused=True
+        )
+        schedule = get_constant_schedule_with_warmup(optimizer, self._settings["warmup_steps"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def main() -> None:

@@ -58,14 +58,20 @@ def _ratio(one: Mapping[str, float] | None) -> str:
     return f"{one['median']:.2f} ({one['low']:.2f} - {one['high']:.2f})" if one else "-"
 
 
+def _score(metric: str, one: Mapping[str, Any]) -> str:
+    metric = "bleu" if "bleu" in one else metric
+    return f"{metric} {one[metric]:.4g}" if metric in one else "-"
+
+
 def show(jobs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a row for each measured rate of each candidate, and BLEU."""
+    """Print a row for each measured rate of each candidate, and its score after the training."""
     table = Table(title="rankzero alongside its peers, ratios of the same round", title_justify="left")
     for name in ("job", "candidate"):
         table.add_column(name)
-    for name in ("rate", "padding", "rankzero is × faster", "by processor time", "BLEU"):
+    for name in ("rate", "padding", "rankzero is × faster", "by processor time", "score"):
         table.add_column(name, justify="right", no_wrap=True)
     for job, report in jobs.items():
+        scored = report.get("scored", {"metric": "", "scores": {}})
         for part, unit in (("training", "tokens"), ("decoding", "rows")):
             for name, one in report.get(part, {}).items():
                 table.add_row(
@@ -75,7 +81,7 @@ def show(jobs: Mapping[str, Mapping[str, Any]]) -> None:
                     f"{one['padding']:.1%}" if "padding" in one else "-",
                     _ratio(one.get("ours_is_times_faster")),
                     _ratio(one.get("by_processor_time")),
-                    f"{one['bleu']:.2f}" if "bleu" in one else "-",
+                    _score(scored["metric"], {**scored["scores"].get(name, {}), **one}),
                 )
         for name, reason in report.get("left_out", {}).items():
             table.add_row(job, name, "left out", "", reason.splitlines()[-1][:60], "", "")
