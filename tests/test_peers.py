@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from result_checks import RESULTS, sections
 
+from benchmarks.corpus import prepare
 from benchmarks.harness import machine
 from benchmarks.peers.__main__ import candidates, parse
 from benchmarks.peers.cut import cut, spaced
 from benchmarks.peers.environments import PEERS, REQUIREMENTS, python_of, set_up
-from benchmarks.peers.jobs import JOBS, batches_of
-from benchmarks.peers.table import interval, results, show
+from benchmarks.peers.jobs import JOBS, batches_of, step_tokens
+from benchmarks.peers.table import interval, results, rows, show
 from trainer.recipe_loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +46,15 @@ def test_ratios_are_formed_within_a_round() -> None:
     assert found["peer"]["ours_is_times_faster"]["median"] == 3
     assert found["peer"]["by_processor_time"]["median"] == 1
     assert found["peer"]["padding"] == 0.5
-    assert "ours_is_times_faster" not in found["ours"]
+    assert "ours_is_times_faster" not in found["ours"] and "in_fp32" not in found["peer"]
+
+
+def test_a_peer_in_fp32_is_compared_with_ours_in_fp32_too() -> None:
+    speeds = {"rankzero, bf16": 1, "rankzero, fp32": 3, "peer, fp32": 6, "peer, bf16": 4}
+    found = results({name: [block(100, s, s)] for name, s in speeds.items()}, "rankzero, bf16", "tokens")
+    assert found["peer, fp32"]["ours_is_times_faster"]["median"] == 6
+    assert found["peer, fp32"]["in_fp32"]["by_processor_time"]["median"] == 2
+    assert "in_fp32" not in found["rankzero, fp32"] and "in_fp32" not in found["peer, bf16"]
 
 
 def test_the_table_names_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,14 +106,25 @@ def test_peers_modules_and_requirements_exist(tmp_path: Path) -> None:
 
 
 def test_batches_of_a_step() -> None:
-    recipe = load_recipe("sick-entailment", ["data.root=x"])  # 4 lanes of 512 tokens and at most 8 rows
-    assert batches_of(recipe, [{"input_ids": [1] * 20}]) == (32, 1)
-    assert batches_of(recipe, [{"input_ids": [1] * 90}, {"input_ids": [1] * 110, "trg": [1] * 166}]) == (16, 1)
-    recipe = load_recipe("imdb", ["data.root=x"])  # 4 lanes of 2,048 tokens
-    assert batches_of(recipe, [{"input_ids": [1] * 250}, {"input_ids": [1] * 150}]) == (10, 4)
+    rows = [{"input_ids": [1] * 10, "trg": [1] * 10}, {"input_ids": [1] * 30, "trg": [1] * 30}]
+    assert batches_of(820, "tagger", rows) == (41, 1)  # labels are no tokens
+    assert batches_of(4000, "translation", rows) == (50, 2)
+    assert batches_of(7900, "classifier", rows) == (99, 4)
     for job in JOBS.values():
         for words in [(), *job.variants.values()]:
             load_recipe(job.recipe, ["data.root=x", *job.overrides, *words])
+
+
+def test_tokens_of_a_step_are_those_of_the_lanes(tmp_path: Path) -> None:
+    """Each lane has 32 rows of 9 tokens, [CLS] and [SEP] included, where 10 positions of padding are allowed."""
+    lines = "".join(json.dumps({"text": "a b c d e f g", "label": "AB"[n % 2]}) + "\n" for n in range(400))
+    (tmp_path / "train.jsonl").write_text(lines)
+    words = [
+        f"data.root={tmp_path}", "data.train=train.jsonl", "data.validation=null", "data.test=null",
+        "loop.early_stopping.metric=loss", "data.tokens_per_batch=512", "data.lanes=2", "task.labels=[A, B]",
+    ]  # fmt: skip
+    prepared = prepare(tmp_path, words, tmp_path / "tokenizer", "imdb")
+    assert step_tokens(prepared.recipe, prepared.task()) == 2 * 32 * 9
 
 
 def test_a_cut_corpus_has_evenly_spaced_rows(tmp_path: Path) -> None:
@@ -119,3 +141,20 @@ def test_a_cut_corpus_has_evenly_spaced_rows(tmp_path: Path) -> None:
     assert pq.read_table(out / "parts/c.parquet")["row"].to_pylist() == [0, 2, 4]
     with pytest.raises(SystemExit, match="--data"):
         cut(root, out, [("missing.jsonl", 1)])
+
+
+def test_the_page_of_results_has_the_rows_of_the_files() -> None:
+    files = sorted(RESULTS.glob("peers_*.json"))
+    page = [line.replace("**", "") for line in sections()["Peers"]]
+    for file in files:
+        expected = rows(
+            json.loads(file.read_text(encoding="utf-8"))["jobs"], f"[JSON](../benchmarks/results/{file.name})"
+        )
+        assert expected and set(expected) - set(page) == set()
+
+
+def test_rows_have_the_scores_of_both() -> None:
+    training = results({"rankzero, bf16": [block(10, 1, 1)], "peer": [block(10, 2, 3)]}, "rankzero, bf16", "tokens")
+    scored = {"metric": "f1", "scores": {"rankzero, bf16": {"f1": 0.75}, "peer": {"f1": 0.5}}}
+    expected = "| `ner`, training | peer | 3.00 (3.00 to 3.00) | 2.00 (2.00 to 2.00) | f1 0.75 | f1 0.5 | LINK |"
+    assert rows({"ner": {"training": training, "scored": scored}}, "LINK") == [expected]

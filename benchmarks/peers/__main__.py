@@ -5,7 +5,7 @@
 
 A job is a shipped recipe. All candidates get the same rows, model, tokens of a step, precision (where the peer offers
 it on a CPU) and threads, in one process each. Blocks are interleaved. A ratio is formed within a round. After the same
-number of tokens the weights of each are scored on the same rows. For a translation they are decoded: sentences per
+number of tokens the weights of each are scored on the same rows. For a translation they are decoded: tokens per
 second, and BLEU. FILE is written after each job.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.harness import Contestant, interleave, label, machine, precision
 from benchmarks.peers.environments import PEERS, python_of, set_up
 from benchmarks.peers.jobs import JOBS, Work, make
 from benchmarks.peers.quality import Scorer
-from benchmarks.peers.table import results, show
+from benchmarks.peers.table import OURS_FP32, results, show
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -71,7 +71,7 @@ def candidates(job: str, options: argparse.Namespace) -> tuple[list[tuple[str, s
             title = ", ".join(filter(None, (peer.title, variant, label(precision))))
             found.append((title, name, {**settings, "precision": precision}))
     if options.precision == "bf16" and any(own.get("precision") == "no" for *_, own in found):
-        found.insert(1, ("rankzero, fp32", "", {"precision": "no"}))  # for the peers that compute in fp32 only
+        found.insert(1, (OURS_FP32, "", {"precision": "no"}))  # for the peers that compute in fp32 only
     return found, missing
 
 
@@ -99,7 +99,10 @@ def start(job: str, work: Work, options: argparse.Namespace, folder: Path) -> tu
 
 
 def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespace) -> dict[str, Any]:
-    """Translate the test rows in turns. Every candidate has been trained on about as many tokens."""
+    """Translate the test rows in turns. Every candidate has been trained on about as many tokens.
+
+    Counted are the tokens of the translations, because those of a model after a short training differ in length.
+    """
     tokenizer = work.prepared.task().tokenizer
     blocks: dict[str, list[dict[str, Any]]] = {one.name: [] for one in started}
     texts: dict[str, list[str]] = {}
@@ -110,8 +113,9 @@ def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespac
                 text if isinstance(text, str) else tokenizer.decode(text, skip_special_tokens=True)
                 for text in counts.pop("texts")
             ]
-            blocks[one.name].append(counts)
-    found = results(blocks, started[0].name, "rows")
+            written = tokenizer(texts[one.name], add_special_tokens=False)["input_ids"]
+            blocks[one.name].append({**counts, "tokens": sum(len(ids) + 1 for ids in written)})  # [EOS]
+    found = results(blocks, started[0].name, "tokens")
     for name, own in texts.items():
         found[name]["bleu"] = sacrebleu.corpus_bleu(own, [work.references]).score
     return found

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import Prepared, prepare
 from benchmarks.peers.cut import cut
+from trainer.data.lane_plan import Bookmark
+from trainer.data.loader import load_epoch
 from trainer.engine.corpus import Corpus
 from trainer.recipe import Recipe
 from trainer.recipe_loading import load_recipe
@@ -39,6 +42,7 @@ class Job:
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+SAMPLE = 32  # steps
 MICRO_BATCH = 2048  # tokens: larger ones are not faster on a CPU, and take the memory of all candidates
 SAME_OPTIMIZER = ("optim.schedule=inverse_sqrt", "optim.averaging={kind: none}")
 JOBS = {
@@ -96,17 +100,23 @@ def encoded(kind: str, task: Any, recipe: Recipe, texts: Sequence[Row]) -> Itera
             yield {"input_ids": example["input_ids"], "trg": example["labels"]}
 
 
-def batches_of(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """Return the rows of a batch and the batches of a step that make a step as large as the recipe's, on average.
+def step_tokens(recipe: Recipe, task: Any) -> float:
+    """Return the mean tokens of a step of the recipe, without padding, as the first SAMPLE steps have them."""
+    lanes = range(recipe.data.lanes)
+    options = {"inputs": task.inputs, "workers": 0, "prefetch": recipe.data.prefetch, "pin_memory": False}
+    marks = {lane: Bookmark(0) for lane in lanes}
+    groups = [[lane] for lane in lanes]
+    steps = load_epoch(Corpus(recipe, task).lanes(), task.collate, task.tokens, groups, marks, **options)
+    counts = [sum(loaded.tokens for loaded in step if loaded is not None) for step in islice(steps, SAMPLE)]
+    return sum(counts) / len(counts)
 
-    A step of the recipe is its lanes, each filled to `tokens_per_batch`.
-    """
-    data = recipe.data
-    mean = sum(max(len(row["input_ids"]), len(row.get("trg", ()))) for row in rows) / len(rows)
-    by_tokens = data.tokens_per_batch / mean if data.tokens_per_batch else float("inf")
-    step = data.lanes * min(by_tokens, data.rows_per_batch or float("inf"))
-    count = max(1, round(step * mean / MICRO_BATCH))
-    return max(1, round(step / count)), count
+
+def batches_of(tokens: float, kind: str, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """Return the rows of a batch and the batches of a step that have as many `tokens` as a step of the recipe."""
+    keys = ("input_ids", "trg") if kind in ("translation", "text_to_text") else ("input_ids",)
+    mean = sum(len(row[key]) for row in rows for key in keys) / len(rows)
+    count = max(1, round(tokens / MICRO_BATCH))
+    return max(1, round(tokens / mean / count)), count
 
 
 def make(job: Job, data: Path, folder: Path, rows_of: Mapping[str, int], seed: int = 1) -> Work:
@@ -129,7 +139,7 @@ def make(job: Job, data: Path, folder: Path, rows_of: Mapping[str, int], seed: i
             row["texts"] = [one["text"], one["text_pair"]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     optim, data_section = recipe.optim, recipe.data
-    batch, accumulate = batches_of(recipe, rows)
+    batch, accumulate = batches_of(step_tokens(recipe, task), job.kind, rows)
     common = {
         "kind": job.kind, "rows": str(folder / "rows.jsonl"), "batch": batch, "accumulate": accumulate, "seed": seed,
         "learning_rate": optim.lr, "label_smoothing": optim.label_smoothing, "max_length": data_section.max_length,

@@ -13,6 +13,8 @@ from rich.table import Table
 from benchmarks.harness import Blocks, spread
 
 COVERAGE = 0.95  # wanted
+OURS_FP32 = "rankzero, fp32"
+RATIOS = ("by_processor_time", "ours_is_times_faster")
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -37,11 +39,18 @@ def paired(own: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 def results(blocks: Blocks, ours: str, unit: str) -> dict[str, dict[str, Any]]:
     """Return each candidate's rate of `unit`, and how many times faster `ours` was in the same round.
 
-    By the clock, and by processor time, which other programs on the machine disturb less.
+    By the clock, and by processor time, which other programs on the machine disturb less. A peer in fp32 is also
+    compared with `ours` in fp32, if that was measured.
     """
 
     def rates(name: str, clock: str) -> list[float]:
         return [block[unit] / block[clock] for block in blocks[name]]
+
+    def compared(first: str, other: str) -> dict[str, Any]:
+        return {
+            "ours_is_times_faster": paired(rates(first, "seconds"), rates(other, "seconds")),
+            "by_processor_time": paired(rates(first, "cpu_seconds"), rates(other, "cpu_seconds")),
+        }
 
     found: dict[str, dict[str, Any]] = {}
     for name, own in blocks.items():
@@ -49,18 +58,49 @@ def results(blocks: Blocks, ours: str, unit: str) -> dict[str, dict[str, Any]]:
         if all("positions" in block for block in own):
             found[name]["padding"] = 1 - sum(b["tokens"] for b in own) / sum(b["positions"] for b in own)
         if name != ours:
-            found[name]["ours_is_times_faster"] = paired(rates(ours, "seconds"), rates(name, "seconds"))
-            found[name]["by_processor_time"] = paired(rates(ours, "cpu_seconds"), rates(name, "cpu_seconds"))
+            found[name] |= compared(ours, name)
+        if name not in (ours, OURS_FP32) and name.endswith(", fp32") and OURS_FP32 in blocks.keys() - {ours}:
+            found[name]["in_fp32"] = compared(OURS_FP32, name)
     return found
 
 
-def _ratio(one: Mapping[str, float] | None) -> str:
-    return f"{one['median']:.2f} ({one['low']:.2f} - {one['high']:.2f})" if one else "-"
+def _ratios(one: Mapping[str, Any]) -> list[str]:
+    """Return the cells of both ratios."""
+    found = [one.get(name) for name in reversed(RATIOS)]
+    return [f"{r['median']:.2f} ({r['low']:.2f} - {r['high']:.2f})" if r else "-" for r in found]
 
 
 def _score(metric: str, one: Mapping[str, Any]) -> str:
     metric = "bleu" if "bleu" in one else metric
     return f"{metric} {one[metric]:.4g}" if metric in one else "-"
+
+
+def rows(jobs: Mapping[str, Mapping[str, Any]], link: str) -> list[str]:
+    """Return the rows of docs/results.md: job, candidate, both ratios, the scores of rankzero and of the candidate."""
+
+    def row(job: str, name: str, one: Mapping[str, Any], *scores: str) -> str:
+        ratios = [f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})" for r in map(one.__getitem__, RATIOS)]
+        return "| " + " | ".join([job, name, *ratios, *scores, link]) + " |"
+
+    found = []
+    for job, report in jobs.items():
+        for part in ("training", "decoding"):
+            candidates = report.get(part, {})
+            ours = next(iter(candidates), "")
+            for name, one in candidates.items():
+                scores = [_scored(report, part, each) for each in (ours, name)]
+                if name != ours:
+                    found.append(row(f"`{job}`, {part}", name, one, *scores))
+                if "in_fp32" in one:
+                    scores[0] = _scored(report, part, OURS_FP32)
+                    found.append(row(f"`{job}`, {part}", f"{name}, against rankzero in fp32", one["in_fp32"], *scores))
+    return found
+
+
+def _scored(report: Mapping[str, Any], part: str, name: str) -> str:
+    """Return the score of a candidate with the name of the measure; nothing if it has none in this part."""
+    scored = report.get("scored", {"metric": "", "scores": {}})
+    return _score(scored["metric"], {**scored["scores"].get(name, {}), **report[part][name]}).strip("-")
 
 
 def show(jobs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -71,18 +111,18 @@ def show(jobs: Mapping[str, Mapping[str, Any]]) -> None:
     for name in ("rate", "padding", "rankzero is × faster", "by processor time", "score"):
         table.add_column(name, justify="right", no_wrap=True)
     for job, report in jobs.items():
-        scored = report.get("scored", {"metric": "", "scores": {}})
-        for part, unit in (("training", "tokens"), ("decoding", "rows")):
+        for part in ("training", "decoding"):
             for name, one in report.get(part, {}).items():
                 table.add_row(
                     f"{job}, {part}",
                     name,
-                    f"{one[f'{unit}_per_second']['median']:,.1f} {unit}/s",
+                    f"{one['tokens_per_second']['median']:,.1f} tokens/s",
                     f"{one['padding']:.1%}" if "padding" in one else "-",
-                    _ratio(one.get("ours_is_times_faster")),
-                    _ratio(one.get("by_processor_time")),
-                    _score(scored["metric"], {**scored["scores"].get(name, {}), **one}),
+                    *_ratios(one),
+                    _scored(report, part, name) or "-",
                 )
+                if "in_fp32" in one:
+                    table.add_row(f"{job}, {part}", "  against rankzero in fp32", "", "", *_ratios(one["in_fp32"]), "")
         for name, reason in report.get("left_out", {}).items():
             table.add_row(job, name, "left out", "", reason.splitlines()[-1][:60], "", "")
         table.add_section()
