@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hooks
@@ -17,6 +18,7 @@ from slow import slow_except
 from task_helpers import CAUSAL, LABELS, OWN, pretrained, toy_task
 
 from trainer.data_parallel import fusable
+from trainer.engine import fused_lanes
 from trainer.engine.fused_lanes import Measured, largest_that_fits
 
 AUTO = "loop.fuse_lanes=auto"
@@ -110,6 +112,17 @@ def test_the_largest_micro_batch_has_as_many_tokens_as_the_recipe_allows(
     made = toy_task(task, model, tokens_per_batch=100, max_length=32, rows_per_batch=2)
     assert len(made.largest(1)[names[0]]) == 2
     assert len(made.largest(0)[names[0]]) == 1
+
+
+@pytest.mark.parametrize(("tokens", "lanes"), [(512, 4), (600, 2), (1024, 2), (2048, 1), (4096, 1)])
+def test_a_cpu_fuses_lanes_of_at_most_2048_positions(tokens: int, lanes: int) -> None:
+    task = toy_task(LABELS, {"kind": "encoder", **OWN}, tokens_per_batch=tokens, max_length=32)
+    runtime: Any = SimpleNamespace(device=torch.device("cpu"), world=1)
+    stepper: Any = SimpleNamespace(splits=1, task=task)
+    expected = {"lanes": lanes, "ranks": 1, "device": "cpu"}
+    assert fused_lanes._measured(fusable(4, 1), runtime, stepper, None) == expected  # type: ignore[arg-type]
+    stepper.splits = 2  # a rank has run out of memory
+    assert fused_lanes._measured(fusable(4, 1), runtime, stepper, None)["lanes"] == 1  # type: ignore[arg-type]
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,41 +121,41 @@ def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespac
     return found
 
 
-def measure(job: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure a job below `folder`."""
+def measure(
+    job: str, options: argparse.Namespace, folder: Path, report: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """Measure a job below `folder` and fill its report. `keep` is called after the blocks and at the end."""
     rows_of = {"train": options.rows, "validation": options.sentences, "test": options.sentences}
     work = make(JOBS[job], options.data.resolve(), folder, rows_of)
     started, left_out = start(job, work, options, folder)
-    trained: dict[str, int] = {}
-    try:
-        blocks = interleave(started, options.tokens, options.warmup, options.repeats)
-        report: dict[str, Any] = {"training": results(blocks, started[0].name, "tokens")}
-        done = options.tokens * (options.warmup + options.repeats)
-        # the tutorial's loop for translation cannot decode
-        scored = [one for one in started if not (work.references and one.name.startswith("tutorial"))]
-        for one in scored:
-            trained[one.name] = done
-            if options.train_tokens > done:
-                trained[one.name] += int(one.block(options.train_tokens - done)["tokens"])
-        if work.references:
-            report["decoding"] = decode(scored, work, options)
-        elif (split := JOBS[job].scored) is not None:
-            report["scored"] = {"split": split, "metric": JOBS[job].metric, "scores": {}}
-            scorer = Scorer(work.prepared, split, predict=JOBS[job].metric != "perplexity")
-            for number, one in enumerate(scored):
-                one.ask(f"save {folder / f'trained-{number}'}")
-                report["scored"]["scores"][one.name] = scorer.score(folder / f"trained-{number}")
-    finally:
-        for one in started:
-            one.close()
-    return {
-        **report,
+    report |= {
         "batches": {key: work.peers[key] for key in ("batch", "accumulate")},
         "overrides": JOBS[job].overrides,
         "left_out": left_out,
-        "trained_tokens": trained,
         "versions": {one.name: one.versions for one in started},
     }
+    try:
+        blocks = interleave(started, options.tokens, options.warmup, options.repeats)
+        report["training"] = results(blocks, started[0].name, "tokens")
+        keep()
+        done = options.tokens * (options.warmup + options.repeats)
+        # the tutorial's loop for translation cannot decode
+        scored = [one for one in started if not (work.references and one.name.startswith("tutorial"))]
+        trained = report["trained_tokens"] = {one.name: done for one in scored}
+        for one in scored if options.train_tokens > done else ():
+            trained[one.name] += int(one.block(options.train_tokens - done)["tokens"])
+        if work.references:
+            report["decoding"] = decode(scored, work, options)
+        elif (split := JOBS[job].scored) is not None:
+            found = report["scored"] = {"split": split, "metric": JOBS[job].metric, "scores": {}}
+            scorer = Scorer(work.prepared, split, predict=JOBS[job].metric != "perplexity")
+            for number, one in enumerate(scored):
+                one.ask(f"save {folder / f'trained-{number}'}")
+                found["scores"][one.name] = scorer.score(folder / f"trained-{number}")
+    finally:
+        for one in started:
+            one.close()
+    keep()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -165,13 +165,11 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` ends the candidates, too
     options.peers = options.peers.resolve()
     kept = ("tokens", "warmup", "repeats", "threads", "precision", "train_tokens", "rows", "sentences", "decodings")
-    report: dict[str, Any] = {"benchmark": "peers", "machine": machine()}
-    report |= {key: getattr(options, key) for key in kept}
-    jobs: dict[str, Mapping[str, Any]] = {}
+    jobs: dict[str, dict[str, Any]] = {}
+    report = {"benchmark": "peers", "machine": machine(), **{key: getattr(options, key) for key in kept}, "jobs": jobs}
     for job in options.job:
         with tempfile.TemporaryDirectory() as folder:
-            jobs[job] = measure(job, options, Path(folder))
-        write(options.json, {**report, "jobs": jobs})
+            measure(job, options, Path(folder), jobs.setdefault(job, {}), lambda: write(options.json, report))
     show(jobs)
     return 0
 

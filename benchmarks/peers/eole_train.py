@@ -102,7 +102,7 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "model_path": str(folder / "model"),
             "beam_size": settings["beam_size"],
             "length_penalty": "avg",
-            "max_length": settings["max_length"],
+            "max_length": settings["longest_output"],
         },
         "model": {
             "architecture": "transformer",

@@ -150,10 +150,14 @@ def make(job: Job, data: Path, folder: Path, rows_of: Mapping[str, int], seed: i
     if job.kind == "translation":
         test = [row for _, row in Corpus(recipe, task).texts("test")]
         references = [row["trg"] for row in test]
+        sources = [one["src"] for one in task.encode(test)]
+        longest = (
+            recipe.evaluation.max_length_factor * sum(map(len, sources)) / len(sources) + 10
+        )  # as ours, on average
         common |= {
-            "shape": prepared.shape(),
+            "shape": prepared.shape(), "longest_output": round(longest),
             "tokens_per_batch": data_section.tokens_per_batch, "micro_batches": data_section.lanes,
-            "bucketed": True, "test": [one["src"] for one in task.encode(test)],
+            "bucketed": True, "test": sources,
             "beam_size": recipe.evaluation.beam_size, "length_penalty": recipe.evaluation.length_penalty,
         }  # fmt: skip
     else:  # pretrained weights, or random ones of the same shape

@@ -101,7 +101,7 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "beam_alpha": settings["length_penalty"],
             "batch_size": 1024,
             "batch_type": "token",
-            "max_output_length": settings["max_length"],
+            "max_output_length": settings["longest_output"],
         },
         "model": {
             "tied_embeddings": True,
