@@ -114,9 +114,13 @@ def test_the_largest_micro_batch_has_as_many_tokens_as_the_recipe_allows(
     assert len(made.largest(0)[names[0]]) == 1
 
 
-@pytest.mark.parametrize(("tokens", "lanes"), [(512, 4), (600, 2), (1024, 2), (2048, 1), (4096, 1)])
-def test_a_cpu_fuses_lanes_of_at_most_2048_positions(tokens: int, lanes: int) -> None:
-    task = toy_task(LABELS, {"kind": "encoder", **OWN}, tokens_per_batch=tokens, max_length=32)
+@pytest.mark.parametrize(
+    ("tokens", "rows", "lanes"),
+    [(512, None, 4), (513, None, 2), (1024, None, 2), (2048, None, 1), (4096, 16, 4), (4096, 32, 2), (None, 64, 1)],
+)
+def test_a_cpu_fuses_lanes_of_at_most_2048_positions(tokens: int | None, rows: int | None, lanes: int) -> None:
+    sizes = {"tokens_per_batch": tokens, "rows_per_batch": rows, "max_length": 32}
+    task = toy_task(LABELS, {"kind": "encoder", **OWN}, **sizes)
     runtime: Any = SimpleNamespace(device=torch.device("cpu"), world=1)
     stepper: Any = SimpleNamespace(splits=1, task=task)
     expected = {"lanes": lanes, "ranks": 1, "device": "cpu"}

@@ -117,7 +117,7 @@ def test_batches_of_a_step() -> None:
 
 def test_tokens_of_a_step_are_those_of_the_lanes(tmp_path: Path) -> None:
     """Each lane has 32 rows of 9 tokens, [CLS] and [SEP] included, where 10 positions of padding are allowed."""
-    lines = "".join(json.dumps({"text": "a b c d e f g", "label": "AB"[n % 2]}) + "\n" for n in range(400))
+    lines = "".join(json.dumps({"text": "a b c d e f g", "label": "AB"[n % 2]}) + "\n" for n in range(384))
     (tmp_path / "train.jsonl").write_text(lines)
     words = [
         f"data.root={tmp_path}", "data.train=train.jsonl", "data.validation=null", "data.test=null",

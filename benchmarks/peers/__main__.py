@@ -98,10 +98,13 @@ def start(job: str, work: Work, options: argparse.Namespace, folder: Path) -> tu
     return started, left_out
 
 
-def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespace) -> dict[str, Any]:
+def decode(
+    started: Sequence[Contestant], work: Work, options: argparse.Namespace, left_out: dict[str, str]
+) -> dict[str, Any]:
     """Translate the test rows in turns. Every candidate has been trained on about as many tokens.
 
     Counted are the tokens of the translations, because those of a model after a short training differ in length.
+    A candidate that ends every translation at once is left out.
     """
     tokenizer = work.prepared.task().tokenizer
     blocks: dict[str, list[dict[str, Any]]] = {one.name: [] for one in started}
@@ -115,8 +118,11 @@ def decode(started: Sequence[Contestant], work: Work, options: argparse.Namespac
             ]
             written = tokenizer(texts[one.name], add_special_tokens=False)["input_ids"]
             blocks[one.name].append({**counts, "tokens": sum(len(ids) + 1 for ids in written)})  # [EOS]
-    found = results(blocks, started[0].name, "tokens")
-    for name, own in texts.items():
+    for name in [name for name, own in texts.items() if not any(own)]:
+        left_out[f"{name}, decoding"] = "every translation is empty after so short a training"
+        del blocks[name], texts[name]
+    found = results(blocks, started[0].name, "tokens") if started[0].name in blocks else {}
+    for name, own in texts.items() if found else ():
         found[name]["bleu"] = sacrebleu.corpus_bleu(own, [work.references]).score
     return found
 
@@ -145,7 +151,7 @@ def measure(
         for one in scored if options.train_tokens > done else ():
             trained[one.name] += int(one.block(options.train_tokens - done)["tokens"])
         if work.references:
-            report["decoding"] = decode(scored, work, options)
+            report["decoding"] = decode(scored, work, options, left_out)
         elif (split := JOBS[job].scored) is not None:
             found = report["scored"] = {"split": split, "metric": JOBS[job].metric, "scores": {}}
             scorer = Scorer(work.prepared, split, predict=JOBS[job].metric != "perplexity")

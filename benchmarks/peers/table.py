@@ -72,6 +72,8 @@ def _ratios(one: Mapping[str, Any]) -> list[str]:
 
 def _score(metric: str, one: Mapping[str, Any]) -> str:
     metric = "bleu" if "bleu" in one else metric
+    if one.get("bleu", 1.0) < 1:
+        return "bleu below 1"
     return f"{metric} {one[metric]:.4g}" if metric in one else "-"
 
 

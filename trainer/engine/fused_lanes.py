@@ -122,8 +122,10 @@ def _measured(allowed: Sequence[int], runtime: Runtime, stepper: Stepper, state:
     if stepper.splits > 1 or len(allowed) == 1:
         return {"lanes": 1, **facts}
     if memory is None:
-        positions = stepper.task.largest(1)[stepper.task.inputs[0]].numel()
-        return {"lanes": max(n for n in allowed if n == 1 or n * positions <= CPU_POSITIONS), **facts}
+        data = stepper.task.recipe.data
+        limits = (data.tokens_per_batch, data.rows_per_batch and data.rows_per_batch * data.max_length)
+        lane = min(limit for limit in limits if limit is not None)
+        return {"lanes": max(n for n in allowed if n == 1 or n * lane <= CPU_POSITIONS), **facts}
     if runtime.main:
         log.info("loop.fuse_lanes=auto: measuring which of %s lanes in one forward fit the memory …", allowed)
     trial = _Trial(memory, stepper, facts)
