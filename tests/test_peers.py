@@ -81,7 +81,7 @@ def test_candidates_of_a_job(tmp_path: Path) -> None:
     titles = {title: own["precision"] for title, name, own in found if "precision" in own}
     assert titles["JoeyNMT, fp32"] == titles["rankzero, fp32"] == "no"  # ours in fp32, too
     found, _ = candidates("sentences", options)
-    assert [own["variant"] for *_, own in found] == [(), ("loop.fuse_lanes=4",)]
+    assert [own["variant"] for *_, own in found] == [(), ("loop.fuse_lanes=1",)]
 
 
 @pytest.mark.parametrize("words", [["--job", "chess"], ["--peer", "chess"], []])
