@@ -44,9 +44,16 @@ def test_ratios_are_formed_within_a_round() -> None:
     }
     found = results(blocks, "ours", "tokens")
     assert found["peer"]["ours_is_times_faster"]["median"] == 3
-    assert found["peer"]["by_processor_time"]["median"] == 1
+    assert found["peer"]["by_processor_time"]["median"] == found["peer"]["in_total"] == 1
     assert found["peer"]["padding"] == 0.5
     assert "ours_is_times_faster" not in found["ours"] and "in_fp32" not in found["peer"]
+
+
+def test_blocks_of_unequal_rows_are_compared_in_total() -> None:
+    """The peer's sampler gives it the cheap rows first."""
+    ours, peer = [block(100, 1, 2), block(100, 1, 2)], [block(100, 1, 1), block(100, 1, 4)]
+    found = results({"ours": ours, "peer": peer}, "ours", "tokens")["peer"]
+    assert found["in_total"] == 5 / 4
 
 
 def test_a_peer_in_fp32_is_compared_with_ours_in_fp32_too() -> None:
@@ -156,5 +163,5 @@ def test_the_page_of_results_has_the_rows_of_the_files() -> None:
 def test_rows_have_the_scores_of_both() -> None:
     training = results({"rankzero, bf16": [block(10, 1, 1)], "peer": [block(10, 2, 3)]}, "rankzero, bf16", "tokens")
     scored = {"metric": "f1", "scores": {"rankzero, bf16": {"f1": 0.75}, "peer": {"f1": 0.5}}}
-    expected = "| `ner`, training | peer | 3.00 (3.00 to 3.00) | 2.00 (2.00 to 2.00) | f1 0.75 | f1 0.5 | LINK |"
+    expected = "| `ner`, training | peer | 3.00 | 3.00 (3.00 to 3.00) | 2.00 (2.00 to 2.00) | f1 0.75 | f1 0.5 | LINK |"
     assert rows({"ner": {"training": training, "scored": scored}}, "LINK") == [expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,10 +43,12 @@ class Collator:
     Args:
         kind: classifier, tagger, causal, text_to_text or translation.
         pad: id of [PAD].
+        decoder_inputs: makes the inputs of a decoder from its labels, as DataCollatorForSeq2Seq does where the Trainer
+            smooths labels and the model gets none.
     """
 
-    def __init__(self, kind: str, pad: int) -> None:
-        self._kind, self._pad = kind, pad
+    def __init__(self, kind: str, pad: int, decoder_inputs: Callable[..., Any] | None = None) -> None:
+        self._kind, self._pad, self._decoder_inputs = kind, pad, decoder_inputs
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         ids = [row["input_ids"] for row in rows]
@@ -63,6 +66,8 @@ class Collator:
         if self._kind in ("translation", "text_to_text"):
             tokens += sum(len(row["trg"]) for row in rows)
             positions += batch["labels"].numel()
+            if self._decoder_inputs is not None:
+                batch["decoder_input_ids"] = self._decoder_inputs(labels=batch["labels"])
         batch["counts"] = (len(rows), tokens, positions)  # plain numbers stay on the host
         return batch
 

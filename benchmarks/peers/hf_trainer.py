@@ -68,12 +68,13 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     one, model = meter(settings.get("device", "cpu")), build(settings)
     one.save = model.save_pretrained
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None) if settings.get("label_smoothing") else None
     callback = Metered(one)
     callback.trainer = CountingTrainer(
         model,
         arguments_of(settings),
         train_dataset=read_rows(settings),
-        data_collator=Collator(settings.get("kind", "classifier"), settings.get("pad", 0)),
+        data_collator=Collator(settings.get("kind", "classifier"), settings.get("pad", 0), shift),
         callbacks=[callback],
     )
     callback.trainer.train()
