@@ -53,6 +53,10 @@ class Module(lightning.LightningModule):
             (rows, tokens, positions), self._counts = self._counts, (0, 0, 0)
             self._meter.step(rows=rows, tokens=tokens, positions=positions, loss=None)
 
+    def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **more: Any) -> None:
+        # `gradient_clip_val` refuses fused optimizers in bf16-mixed
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
     def configure_optimizers(self) -> Any:
         # fused: https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html
         rate, betas, decay = (self._settings[name] for name in ("learning_rate", "betas", "weight_decay"))
@@ -76,7 +80,6 @@ def main() -> None:
         accelerator="cpu",
         devices=1,
         precision="bf16-mixed" if settings["precision"] == "bf16" else "32-true",
-        gradient_clip_val=1.0,
         accumulate_grad_batches=settings["accumulate"],
         max_epochs=1000,
         logger=False,

@@ -79,7 +79,7 @@ def _score(metric: str, one: Mapping[str, Any]) -> str:
     metric = "bleu" if "bleu" in one else metric
     if one.get("bleu", 1.0) < 1:
         return "bleu below 1"
-    return f"{metric} {one[metric]:.4g}" if metric in one else "-"
+    return f"{metric} {one[metric]:{',.0f' if one[metric] >= 1000 else '.4g'}}" if metric in one else "-"
 
 
 def rows(jobs: Mapping[str, Mapping[str, Any]], link: str) -> list[str]:
