@@ -174,6 +174,15 @@ def test_the_lanes_that_fit_on_every_rank_are_fused(
     assert read_lines(tmp_path / "run/ledger.jsonl") == read_lines(unfused / "ledger.jsonl")
 
 
+@pytest.mark.ranks
+def test_a_cpu_makes_the_same_steps_with_fused_lanes(recipe: Path, unfused: Path, tmp_path: Path) -> None:
+    ended = train(recipe, tmp_path / "run", *SGD, *QUIET, AUTO).check()
+    assert recorded(tmp_path / "run") == {"lanes": 4, "ranks": 1, "device": "cpu"}
+    assert "4 of the 4 lanes of a rank in one forward" in ended.err[0]
+    assert 0 < largest_difference(tmp_path / "run", unfused) <= 1e-6
+    assert read_lines(tmp_path / "run/ledger.jsonl") == read_lines(unfused / "ledger.jsonl")
+
+
 ENGINES = [(1, "single"), *((2, engine) for engine in ("ddp", "zero1", "zero2", "zero3", "fsdp2"))]
 
 
