@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hooks
@@ -18,7 +17,6 @@ from slow import slow_except
 from task_helpers import CAUSAL, LABELS, OWN, pretrained, toy_task
 
 from trainer.data_parallel import fusable
-from trainer.engine import fused_lanes
 from trainer.engine.fused_lanes import Measured, largest_that_fits
 
 AUTO = "loop.fuse_lanes=auto"
@@ -114,21 +112,6 @@ def test_the_largest_micro_batch_has_as_many_tokens_as_the_recipe_allows(
     assert len(made.largest(0)[names[0]]) == 1
 
 
-@pytest.mark.parametrize(
-    ("tokens", "rows", "lanes"),
-    [(512, None, 4), (513, None, 2), (1024, None, 2), (2048, None, 1), (4096, 16, 4), (4096, 32, 2), (None, 64, 1)],
-)
-def test_a_cpu_fuses_lanes_of_at_most_2048_positions(tokens: int | None, rows: int | None, lanes: int) -> None:
-    sizes = {"tokens_per_batch": tokens, "rows_per_batch": rows, "max_length": 32}
-    task = toy_task(LABELS, {"kind": "encoder", **OWN}, **sizes)
-    runtime: Any = SimpleNamespace(device=torch.device("cpu"), world=1)
-    stepper: Any = SimpleNamespace(splits=1, task=task)
-    expected = {"lanes": lanes, "ranks": 1, "device": "cpu"}
-    assert fused_lanes._measured(fusable(4, 1), runtime, stepper, None) == expected  # type: ignore[arg-type]
-    stepper.splits = 2  # a rank has run out of memory
-    assert fused_lanes._measured(fusable(4, 1), runtime, stepper, None)["lanes"] == 1  # type: ignore[arg-type]
-
-
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
@@ -171,15 +154,6 @@ def test_the_lanes_that_fit_on_every_rank_are_fused(
     assert choice["peak_bytes"] == ROWS * lanes * 2**40
     assert f"{lanes} of the {4 // world} lanes of a rank in one forward" in ended.err[0]
     assert largest_difference(tmp_path / "run", unfused) <= 1e-6
-    assert read_lines(tmp_path / "run/ledger.jsonl") == read_lines(unfused / "ledger.jsonl")
-
-
-@pytest.mark.ranks
-def test_a_cpu_makes_the_same_steps_with_fused_lanes(recipe: Path, unfused: Path, tmp_path: Path) -> None:
-    ended = train(recipe, tmp_path / "run", *SGD, *QUIET, AUTO).check()
-    assert recorded(tmp_path / "run") == {"lanes": 4, "ranks": 1, "device": "cpu"}
-    assert "4 of the 4 lanes of a rank in one forward" in ended.err[0]
-    assert 0 < largest_difference(tmp_path / "run", unfused) <= 1e-6
     assert read_lines(tmp_path / "run/ledger.jsonl") == read_lines(unfused / "ledger.jsonl")
 
 

@@ -1,10 +1,8 @@
 """How many lanes of a rank are one forward. With `loop.fuse_lanes: auto` a GPU measures it once, before the first step.
 
-A CPU does not measure: it fuses small micro-batches up to CPU_POSITIONS.
-
-On a GPU, measured is the forward and backward of the largest micro-batch that the recipe allows, on the model that the
-engine has prepared. What the optimizer and a moving average will need is added. A number of lanes is tried only where
-those before predict that it fits, on all ranks: a rank that ran out of memory would leave the others in a collective.
+Measured is the forward and backward of the largest micro-batch that the recipe allows, on the model that the engine has
+prepared. What the optimizer and a moving average will need is added. A number of lanes is tried only where those before
+predict that it fits, on all ranks: a rank that ran out of memory would leave the others in a collective.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ from trainer.rundir import RunDir
 
 log = logging.getLogger("rankzero")
 
-CPU_POSITIONS = 2048  # of a forward: with more of them a CPU is not faster
 USABLE = 0.9  # of the memory: an allocator cannot fill its last pages, and the shapes of micro-batches differ
 GIB = 2**30
 
@@ -70,7 +67,7 @@ class CudaMemory:
 
 
 def memory_of(device: torch.device) -> DeviceMemory | None:
-    """Return the memory of a GPU. None for a CPU, where memory is not what limits fused lanes."""
+    """Return the memory of a GPU. None for a CPU, which gains nothing from fused lanes."""
     return CudaMemory(device) if device.type == "cuda" else None
 
 
@@ -119,13 +116,8 @@ def _measured(allowed: Sequence[int], runtime: Runtime, stepper: Stepper, state:
     """
     memory = memory_of(runtime.device)
     facts = {"ranks": runtime.world, "device": runtime.device.type if memory is None else memory.name}
-    if stepper.splits > 1 or len(allowed) == 1:
+    if memory is None or stepper.splits > 1 or len(allowed) == 1:
         return {"lanes": 1, **facts}
-    if memory is None:
-        data = stepper.task.recipe.data
-        limits = (data.tokens_per_batch, data.rows_per_batch and data.rows_per_batch * data.max_length)
-        lane = min(limit for limit in limits if limit is not None)
-        return {"lanes": max(n for n in allowed if n == 1 or n * lane <= CPU_POSITIONS), **facts}
     if runtime.main:
         log.info("loop.fuse_lanes=auto: measuring which of %s lanes in one forward fit the memory …", allowed)
     trial = _Trial(memory, stepper, facts)

@@ -296,7 +296,7 @@ def _loop(found: Draft, plan: steps.Steps) -> Values:
     loop: Values = {"epochs": plan.epochs, "eval_every": every, "save_every": every, "log_every": plan.log_every}
     if plan.data["lanes"] > 1:
         loop["fuse_lanes"] = "auto"
-        found.notes["loop.fuse_lanes"] = "auto: as many lanes in a forward as a GPU has memory for; few on a CPU"
+        found.notes["loop.fuse_lanes"] = "auto: as many lanes in a forward as a GPU has memory for; 1 on a CPU"
     if "validation" in found.surveys:
         loop["early_stopping"] = {"metric": found.suggestion.metric}
     return loop

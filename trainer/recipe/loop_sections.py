@@ -69,7 +69,7 @@ class LoopConfig(Section):
     fuse_lanes: Positive | Literal["auto"] = Field(
         1,
         description="lanes of a rank in one forward; changes dropout masks. auto: the most that fit the memory of a "
-        "GPU, measured at the first start of a run, and up to 2,048 tokens on a CPU",
+        "GPU, measured at the first start of a run, and 1 on a CPU",
     )
     compile: bool | Literal["layers"] = Field(
         False, description="torch.compile the model; layers: one graph for the repeated layers, in training only"

@@ -238,7 +238,7 @@ def _fused(recipe: Recipe, best: Configuration | None, usable: int | None, *, on
     """Return what `loop.fuse_lanes: auto` will choose, as far as a plan knows."""
     if recipe.loop.fuse_lanes != "auto":
         return []
-    text = "loop.fuse_lanes=auto: planned with 1 lane in a forward. A CPU fuses lanes of up to 2,048 tokens in all"
+    text = "loop.fuse_lanes=auto is 1 on a CPU"
     if not on_cpu:
         text = "loop.fuse_lanes=auto: planned with 1 lane in a forward. A GPU measures at the first start what fits"
         if best is not None and usable is not None:
