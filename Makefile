@@ -1,7 +1,7 @@
 # Every target may be run again at any time; setup does nothing when pyproject.toml and constraints.txt are unchanged.
 # Another Python for the environment: make setup PYTHON=/path/to/python3.12
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench faults fuzz image \
+.PHONY: help setup demo test test-slow test-all golden test-slurm test-slurm-full lint docs bench peers faults fuzz image \
 	wheel wheel-test test-lowest audit sbom
 
 VENV := .venv
@@ -104,7 +104,9 @@ $(TOOLS)/.ready: .ci/tools.txt
 	$(TOOLS)/bin/python -m pip install --quiet -r .ci/tools.txt
 	@touch $@
 
-bench: setup ## data path, training step and fine-tuning against others, half an hour on a quiet machine; needs RANKZERO_DATA
+bench: setup ## data path and training against others, two hours on a quiet machine; needs RANKZERO_DATA and make peers
 	$(BIN)/python -m benchmarks.data_path --json runs/bench/data_path.json
-	$(BIN)/python -m benchmarks.training_step --json runs/bench/training_step.json
-	$(BIN)/python -m benchmarks.fine_tuning --json runs/bench/fine_tuning.json
+	$(BIN)/python -m benchmarks.peers --peers runs/peers --json runs/bench/peers.json
+
+peers: setup ## environments of the trainers that `make bench` compares with, runs/peers
+	$(BIN)/python -m benchmarks.peers --setup runs/peers

@@ -8,6 +8,8 @@ Standard library only: JoeyNMT's interpreter imports it too.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -15,6 +17,25 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "lightning", "sentence-transformers", "joeynmt", "eole", "datasets", "numpy",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that this environment has."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def read_rows(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the training rows as token ids, see benchmarks/peers/jobs.py."""
+    with Path(settings["rows"]).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _claim_stdout() -> Callable[[Mapping[str, Any]], None]:
@@ -34,7 +55,15 @@ class Meter:
 
     The loop calls `start` before its first optimizer step and `step` after each one. A block is over with the first
     step that brings it to the requested number of tokens; loading batches falls inside the block, waiting does not.
+
+    Attributes:
+        translate: translates the test rows with the weights as they are. It returns texts, or lists of token ids, in
+            the order of the rows.
+        save: writes the weights as they are into a folder, as `save_pretrained` does.
     """
+
+    translate: Callable[[], Sequence[Any]] | None = None
+    save: Callable[[str], Any] | None = None
 
     def __init__(self) -> None:
         self._answer = _claim_stdout()
@@ -49,7 +78,7 @@ class Meter:
         Raises:
             SystemExit: no more blocks are wanted.
         """
-        self._answer({"ready": True})
+        self._answer({"ready": True, "versions": versions()})
         self._wait()
 
     def step(self, *, rows: int, tokens: int, positions: int, loss: float | None) -> None:
@@ -83,8 +112,22 @@ class Meter:
         """Return what else is known of the block."""
         return {}
 
+    def _translations(self) -> dict[str, Any]:
+        assert self.translate is not None
+        began, cpu_began = time.perf_counter(), time.process_time()
+        texts = list(self.translate())
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+        return {"rows": len(texts), "seconds": seconds, "cpu_seconds": cpu_seconds, "texts": texts}
+
+    def _saved(self, folder: str) -> dict[str, Any]:
+        assert self.save is not None
+        self.save(folder)
+        return {"saved": True}
+
     def _wait(self) -> None:
-        line = sys.stdin.readline()
+        while (line := sys.stdin.readline().strip()).startswith(("translate", "save ")):
+            request, _, folder = line.partition(" ")
+            self._answer(self._translations() if request == "translate" else self._saved(folder))
         if not line:
             raise SystemExit(0)
         size = int(line)

@@ -1,4 +1,4 @@
-"""Multi30k for all contestants: the recipe, its tokenizer, and the training rows as that tokenizer's ids."""
+"""The recipe of a benchmark (multi30k if it names no other) and the tokenizer that is trained for it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.data.sources import open_split
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
-from trainer.engine.corpus import Corpus
 from trainer.recipe import Recipe
 from trainer.recipe_loading import load_recipe
-from trainer.task.registry import make_task
+from trainer.task.registry import make_task, roles_of
 
 RECIPE = "multi30k"
 
@@ -25,6 +25,9 @@ class Prepared:
     recipe: Recipe
     overrides: list[str]
     tokenizer: Path
+
+    def task(self) -> Any:
+        return make_task(self.recipe, load_tokenizer(str(self.recipe.tokenizer_name)))
 
     def shape(self) -> dict[str, Any]:
         """What another code base needs to build a model of the same shape."""
@@ -51,24 +54,17 @@ def data_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=training_file, default=given, required=given is None, help=text)
 
 
-def prepare(root: Path, overrides: list[str], tokenizer: Path) -> Prepared:
-    """Trains the recipe's tokenizer on the corpus below `root` into the folder `tokenizer`."""
+def prepare(root: Path, overrides: list[str], tokenizer: Path, name: str = RECIPE) -> Prepared:
+    """Train the recipe's tokenizer, if it trains one, on the corpus below `root` into the folder `tokenizer`."""
     overrides = [f"data.root={json.dumps(str(root))}", *overrides]
-    recipe = load_recipe(RECIPE, overrides)
-    settings = recipe.tokenizer.train
-    assert settings is not None, "the recipe trains its tokenizer"
-    task = make_task(recipe, None)  # type: ignore[arg-type]
-    texts = TrainingTexts(Corpus(recipe, task).train, recipe.data, task.roles(recipe.task), settings.sample_rows)
+    recipe = load_recipe(name, overrides)
+    settings = recipe.tokenizer_training
+    if settings is None:  # that of the pretrained model
+        return Prepared(recipe, overrides, tokenizer)
+    roles = roles_of(recipe)
+    source = open_split(recipe.data, "train", roles)
+    assert source is not None
+    texts = TrainingTexts(source, recipe.data, roles, settings.sample_rows)
     train_tokenizer(texts, settings, recipe.data.max_length).save_pretrained(tokenizer)
     overrides = [*overrides, f"tokenizer={{pretrained: {json.dumps(str(tokenizer))}}}"]
-    return Prepared(load_recipe(RECIPE, overrides), overrides, tokenizer)
-
-
-def write_encoded(prepared: Prepared, out: Path) -> None:
-    """Every training row as {"src": ids, "trg": ids}, both ending with [EOS] and without [BOS]."""
-    task = make_task(prepared.recipe, load_tokenizer(str(prepared.tokenizer)))
-    rows = [texts for _, texts in Corpus(prepared.recipe, task).texts("train")]
-    eos = task.tokenizer.eos_token_id
-    with out.open("w", encoding="utf-8") as lines:
-        for example in task.encode(rows):
-            lines.write(json.dumps({"src": example["src"], "trg": [*example["trg"], eos]}) + "\n")
+    return Prepared(load_recipe(name, overrides), overrides, tokenizer)

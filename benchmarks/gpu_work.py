@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from benchmarks.peers.jobs import encoded
 from trainer.data.tokenization import TrainingTexts, load_tokenizer, train_tokenizer
 from trainer.engine.corpus import Corpus
 from trainer.recipe_loading import load_recipe
@@ -121,7 +122,7 @@ class Prepared:
         overrides = [f"tokenizer={{pretrained: {json.dumps(str(tokenizer))}}}"]
         recipe = load_recipe(str(path), overrides)
         task = make_task(recipe, load_tokenizer(str(tokenizer)))
-        rows = list(_encoded(work, task, recipe))
+        rows = list(encoded(work.kind, task, recipe, [texts for _, texts in Corpus(recipe, task).texts("train")]))
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         vocabulary, ids = len(task.tokenizer), task.tokenizer
         lengths = [(len(row["input_ids"]), len(row.get("trg", ()))) for row in rows]
@@ -135,7 +136,7 @@ class Prepared:
         common = {"learning_rate": 1e-4, "seed": 1}
         self.settings = {
             "rankzero_train": {**common, "recipe": str(path), "overrides": overrides},
-            "baselines.hf_trainer": {
+            "peers.hf_trainer": {
                 **common, "kind": work.kind, "rows": str(folder / "rows.jsonl"), "shape": shape, "workers": workers,
                 "pad": ids.pad_token_id or 0, "batch": max(1, round(work.tokens * sides / mean)),
             },
@@ -168,21 +169,6 @@ def _train_tokenizer(path: Path, out: Path) -> None:
     task: Any = make_task(recipe, None)  # type: ignore[arg-type]
     texts = TrainingTexts(Corpus(recipe, task).train, recipe.data, task.roles(recipe.task), 4000)
     train_tokenizer(texts, recipe.tokenizer.train, 1024).save_pretrained(out)
-
-
-def _encoded(work: Workload, task: Any, recipe: Any) -> Iterator[dict[str, Any]]:
-    """Return the rows as the Trainer gets them."""
-    examples = task.encode([texts for _, texts in Corpus(recipe, task).texts("train")])
-    if work.kind == "causal":  # blocks of full length, as in the library's example of language modeling
-        ids = [i for example in examples for i in example["input_ids"]]
-        for start in range(0, len(ids) - work.max_length + 1, work.max_length):
-            yield {"input_ids": ids[start : start + work.max_length]}
-        return
-    for example in examples:
-        if work.kind == "classifier":
-            yield {"input_ids": example["input_ids"], "label": example["label"][0]}
-        else:
-            yield {"input_ids": example["src"], "trg": [*example["trg"], task.tokenizer.eos_token_id]}
 
 
 def operations(work: Workload, vocabulary: int, length: int, target: int = 0) -> float:

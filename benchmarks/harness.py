@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from trainer import ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "tokenizers", "numpy")
 
@@ -39,7 +41,8 @@ class Contestant:
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         self._log = folder / "stderr.txt"
         threads = str(settings["threads"])
-        environment = os.environ | {
+        environment = {name: value for name, value in os.environ.items() if ENVIRONMENT.get(name) != value} | {
+            # ours set again what importing trainer has set in this process; the others have not got it
             # One count for OpenMP, MKL and the tokenizers' Rust threads: nobody uses a core that another does not get.
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
@@ -59,12 +62,16 @@ class Contestant:
                 cwd=ROOT,
                 env=environment,
             )
-        self._answer()  # ready
+        self.versions: dict[str, str] = self._answer().get("versions", {})  # ready
 
     def block(self, size: int) -> dict[str, float]:
         """Has it do one block of `size` (its module says in which unit) and waits for the counts."""
+        return self.ask(str(size))
+
+    def ask(self, request: str) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{size}\n")
+        self._process.stdin.write(f"{request}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -78,7 +85,7 @@ class Contestant:
             self._process.kill()
             self._process.wait()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -165,7 +172,7 @@ def show(title: str, results: dict[str, dict[str, Any]], units: Sequence[str]) -
 def protocol(parser: argparse.ArgumentParser, repeats: int) -> None:
     """Adds the options that all comparisons have."""
     parser.add_argument("--warmup", type=int, default=1, help="rounds before the measured ones")
-    parser.add_argument("--repeats", type=int, default=repeats, help="measured rounds")
+    parser.add_argument("--repeats", "--rounds", type=int, default=repeats, help="measured rounds")
     parser.add_argument("--threads", type=int, default=1, help="of each contestant: torch, and the tokenizer's own")
     parser.add_argument("--json", type=Path, help="writes all numbers to this file")
 

@@ -1,4 +1,4 @@
-"""rankzero as a contestant of training_step, fine_tuning and gpu: `trainer.train` itself, under our meter.
+"""rankzero as a contestant of peers and gpu: `trainer.train` itself, under our meter.
 
 It is what `rankzero train` runs on one rank: reading, cleaning, tokenizing, lanes, steps, log and metrics.jsonl. One
 thing is added: a reporter that counts, and waits between blocks. Evaluation and checkpoints never come, as in the other
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+import trainer.run
 from benchmarks.contestant import Meter
 from benchmarks.corpus import RECIPE
 from benchmarks.device_meter import meter
@@ -24,6 +25,7 @@ from trainer import train
 from trainer.engine import session
 from trainer.engine.progress import Progress
 from trainer.engine.reporter import Reporter
+from trainer.engine.session import Session
 from trainer.engine.step import Totals
 
 NEVER = 10**9  # steps
@@ -51,6 +53,34 @@ def metered_by(one: Meter) -> type[Reporter]:
     return MeteredReporter
 
 
+@torch.no_grad()
+def translations(one: Session) -> list[str]:
+    """Translate the test rows as the evaluation of the run would, with the weights as they are."""
+    texts: dict[int, str] = {}
+    model: Any = one.model
+    model.eval()
+    for window in one.corpus.batches("test"):
+        for batch in window:
+            with one.runtime.accelerator.autocast():
+                records = one.task.predict(model, one.task.collate(batch.examples))
+            texts |= {place: record["prediction"] for place, record in zip(batch.places, records, strict=True)}
+    one.stepper.objective.train()
+    return [texts[place] for place in sorted(texts)]
+
+
+def session_for(meter: Meter) -> type[Session]:
+    """Return the run's own session, which translates and saves between blocks for the meter."""
+
+    class MeteredSession(Session):
+        def train(self) -> None:
+            model: Any = self.model
+            meter.translate = lambda: translations(self)
+            meter.save = lambda folder: model.save_pretrained(folder)
+            super().train()
+
+    return MeteredSession
+
+
 def main(one: Meter | None = None) -> None:
     """Train under a meter, by default that of the device."""
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -59,10 +89,11 @@ def main(one: Meter | None = None) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     os.environ["ACCELERATE_MIXED_PRECISION"] = settings["precision"]
     torch.set_num_threads(settings["threads"])
-    session.Reporter = metered_by(one or meter(device))  # type: ignore[misc]
-    train(
-        settings.get("recipe", RECIPE), [*settings["overrides"], *WITHOUT_PAUSES], run=Path(settings["folder"]) / "run"
-    )
+    one = one or meter(device)
+    session.Reporter = metered_by(one)  # type: ignore[misc]
+    trainer.run.Session = session_for(one)  # type: ignore[misc]
+    overrides = [*settings["overrides"], *settings.get("variant", ()), *WITHOUT_PAUSES]
+    train(settings.get("recipe", RECIPE), overrides, run=Path(settings["folder"]) / "run")
 
 
 if __name__ == "__main__":

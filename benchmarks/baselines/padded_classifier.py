@@ -2,7 +2,7 @@
 
 With precision bf16 its forward runs under autocast.
 
-Run by benchmarks/fine_tuning.py: python -m benchmarks.baselines.padded_classifier SETTINGS.json
+Run by benchmarks/peers: python -m benchmarks.baselines.padded_classifier SETTINGS.json
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])
-    rng, size, longest = random.Random(settings["seed"]), settings["batch"], settings["max_length"]
+    rng, size, longest = random.Random(settings["seed"]), settings["rows_per_batch"], settings["max_length"]
     with Path(settings["rows"]).open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    model = AutoModelForSequenceClassification.from_pretrained(settings["model"], num_labels=2).train()
+    model = AutoModelForSequenceClassification.from_pretrained(settings["model"]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"])
     meter = Meter()
+    meter.save = model.save_pretrained
     meter.start()
     while True:
         order = rng.sample(rows, len(rows))

@@ -9,7 +9,7 @@ source length, their batches shuffled), or, without `bucketed`, rows in random o
 of a batch. Sizes come from our recipe, so that model shapes agree; rows come as token ids, so that tokenizing costs it
 nothing.
 
-Run by benchmarks/training_step.py: python -m benchmarks.baselines.tutorial SETTINGS.json
+Run by benchmarks/peers: python -m benchmarks.baselines.tutorial SETTINGS.json
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def batches(rows: list[Row], size: int, bucketed: bool, rng: random.Random) -> I
             yield from (order[i : i + size] for i in range(0, len(order), size))
             continue
         for start in range(0, len(order), size * POOL):
-            pool = sorted(order[start : start + size * POOL], key=lambda row: len(row["src"]))
+            pool = sorted(order[start : start + size * POOL], key=lambda row: len(row["input_ids"]))
             cut = [pool[i : i + size] for i in range(0, len(pool), size)]
             rng.shuffle(cut)
             yield from cut
@@ -90,7 +90,7 @@ def main() -> None:
     shape = settings["shape"]
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])
-    with Path(settings["corpus"]).open(encoding="utf-8") as file:
+    with Path(settings["rows"]).open(encoding="utf-8") as file:
         rows: list[Row] = [json.loads(line) for line in file]
 
     model = TutorialTransformer(shape).train()
@@ -100,7 +100,7 @@ def main() -> None:
     meter.start()
     stream = batches(rows, settings["rows_per_batch"], settings["bucketed"], random.Random(settings["seed"]))
     for batch in stream:
-        src, trg = padded([row["src"] for row in batch]), padded([row["trg"] for row in batch])
+        src, trg = padded([row["input_ids"] for row in batch]), padded([row["trg"] for row in batch])
         with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
             output = model(src, trg[:-1])
             loss = criterion(output.reshape(-1, output.shape[2]), trg[1:].reshape(-1))
@@ -110,7 +110,7 @@ def main() -> None:
         optimizer.step()
         meter.step(
             rows=len(batch),
-            tokens=sum(len(row["src"]) + len(row["trg"]) for row in batch),
+            tokens=sum(len(row["input_ids"]) + len(row["trg"]) for row in batch),
             positions=src.numel() + trg[:-1].numel(),
             loss=loss.item(),
         )

@@ -2,10 +2,13 @@
 
 The only code of ours inside it is an override of `_train_step` that counts tokens and waits between blocks. The corpus
 is given to it as ready-made tokens, one word per token id, so that it reads the same tokens as everybody else and its
-tokenizer is a `split`. Model, loss, optimizer, schedule and batch size in tokens are those of our recipe; it computes
-in fp32, and its batches are in random order (it has no bucketing).
+tokenizer is a `split`. Model, loss, optimizer, schedule and batch size in tokens are those of our recipe. Its batches
+are in random order (it has no bucketing).
 
-Run by benchmarks/training_step.py: JOEY_PYTHON -m benchmarks.baselines.joey SETTINGS.json
+Sources: configs/transformer_iwslt14_deen_bpe.yaml and transformer_small.yaml of its repository (batches by tokens,
+pre-norm, tied embeddings, beam 5). On a CPU it turns half precision off (joeynmt/config.py).
+
+Run by benchmarks/peers: PYTHON -m benchmarks.peers.joey SETTINGS.json
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from typing import Any
 
 import torch
 from joeynmt.config import parse_global_args
-from joeynmt.prediction import prepare
+from joeynmt.prediction import predict, prepare
 from joeynmt.training import TrainManager
 
-from benchmarks.contestant import Meter
+from benchmarks.contestant import Meter, read_rows
 
 SPECIALS = ["<unk>", "<pad>", "<s>", "</s>"]  # JoeyNMT's defaults, in its order
 NEVER = 10**9  # steps
@@ -70,6 +73,7 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "data": {
             "train": str(folder / "train"),
             "dev": str(folder / "dev"),
+            "test": str(folder / "test"),
             "dataset_type": "plain",
             "src": {"lang": "src", **side},
             "trg": {"lang": "trg", **side},
@@ -92,7 +96,13 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "logging_freq": 100,
             "validation_freq": NEVER - NEVER % 100,
         },
-        "testing": {},
+        "testing": {
+            "beam_size": settings["beam_size"],
+            "beam_alpha": settings["length_penalty"],
+            "batch_size": 1024,
+            "batch_type": "token",
+            "max_output_length": settings["longest_output"],
+        },
         "model": {
             "tied_embeddings": True,
             "tied_softmax": True,
@@ -105,14 +115,14 @@ def config(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def write_corpus(settings: dict[str, Any], folder: Path) -> None:
-    """Rows as lines of `t<id>` words, as JoeyNMT's plain text format wants them; [EOS] is its own to add."""
+    """Write rows as lines of `t<id>` words, as JoeyNMT's plain text format has them. It adds [EOS] itself."""
     vocabulary = [*SPECIALS, *(f"t{i}" for i in range(len(SPECIALS), settings["shape"]["vocab_size"]))]
     (folder / "vocabulary.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-    with Path(settings["corpus"]).open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    for name, part in (("train", rows), ("dev", rows[:100])):
-        for role in ("src", "trg"):
-            lines = (" ".join(f"t{i}" for i in row[role][:-1]) for row in part)
+    rows = read_rows(settings)
+    test = [{"input_ids": ids, "trg": ids} for ids in settings["test"]]  # targets are not read
+    for name, part in (("train", rows), ("dev", rows[:100]), ("test", test)):
+        for role, key in (("src", "input_ids"), ("trg", "trg")):
+            lines = (" ".join(f"t{i}" for i in row[key][:-1]) for row in part)
             (folder / f"{name}.{role}").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -124,7 +134,7 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     meter = Meter()
     args = parse_global_args(config(settings, folder), rank=0, mode="train")
-    model, train_data, dev_data, _ = prepare(args, rank=0, mode="train")
+    model, train_data, dev_data, test_data = prepare(args, rank=0, mode="train")
     trainer = MeteredTrainManager(
         rank=0,
         model=model,
@@ -135,6 +145,14 @@ def main() -> None:
         train_args=args.train,
         dev_args=args.test,
     )
+
+    def translate() -> list[list[int]]:
+        with torch.no_grad():
+            *_, tokens, _, _ = predict(model, test_data, args.device, 0, args=args.test, autocast=args.autocast)
+        model.train()
+        return [[int(word[1:]) for word in words if word not in SPECIALS] for words in tokens]
+
+    meter.translate = translate
     trainer.meter = meter
     trainer.train_and_validate(train_data=train_data, valid_data=dev_data)
 
