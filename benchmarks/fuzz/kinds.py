@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import command_line, files, recipes, rows, runs
+from benchmarks.fuzz import accepted, command_line, files, recipes, rows, runs, tokenizer_files
 
 
 def _nothing(place: Path) -> None:
@@ -25,9 +25,8 @@ class Kind:
         check: does what commands do with a case, in an empty folder that is the working directory. Returns "read" or
             "refused".
         share: of all cases, in proportion.
-        prepare: what is made once in a process.
+        prepare: imports what cases need, before they are forked.
         trained: it needs a trained run.
-        chunk: cases of a process.
     """
 
     strategy: Callable[[], st.SearchStrategy[Any]]
@@ -35,7 +34,6 @@ class Kind:
     share: int
     prepare: Callable[[Path], None] = _nothing
     trained: bool = False
-    chunk: int = 500
 
 
 KINDS: dict[str, Kind] = {
@@ -47,10 +45,12 @@ KINDS: dict[str, Kind] = {
     "text": Kind(rows.text_files, files.check, 6),
     "recipe": Kind(recipes.recipes, recipes.check_recipe_text, 12),
     "override": Kind(recipes.overrides, recipes.check_overrides, 8),
+    "accepted": Kind(accepted.cases, accepted.check, 6),
     "name": Kind(recipes.names, recipes.check_name, 6),
     "status": Kind(lambda: runs.changes(runs.STATUS_FILES), runs.check_status, 8),
     "run": Kind(runs.run_cases, runs.check_run, 3, trained=True),
     "report": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_report, 1, runs.load_torch, trained=True),
-    "model": Kind(lambda: runs.changes(runs.MODEL_FILES), runs.check_model, 2, runs.load_torch, trained=True),
+    "tokenizer": Kind(tokenizer_files.cases, tokenizer_files.check, 5, tokenizer_files.prepare, trained=True),
+    "model": Kind(tokenizer_files.model_cases, runs.check_model, 2, runs.load_torch, trained=True),
     "command": Kind(command_line.cases, command_line.check, 3, command_line.prepare, trained=True),
 }
