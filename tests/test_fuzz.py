@@ -21,13 +21,17 @@ from benchmarks.fuzz.guard import Broken
 from benchmarks.fuzz.kinds import KINDS
 from launch.slurm import follow
 from launch.sweep_folder import sweep_lines, sweep_state
+from trainer.cli import run_app
 from trainer.data.sources import open_split
+from trainer.data.target_tokenizer import save_tokenizer
+from trainer.data.token_ids import decode_batch, encode_batch
+from trainer.data.tokenization import load_tokenizer, train_tokenizer
 from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import in_corpus_order, read_predictions
 from trainer.files import read_json
 from trainer.lock_file import parse
 from trainer.recipe import parse_yaml, read_yaml
-from trainer.recipe.sections import DataConfig
+from trainer.recipe.sections import DataConfig, TokenizerTraining
 from trainer.recipe.yaml_text import written_yaml
 from trainer.recipe_loading import Recipe
 from trainer.report.run_files import read_history
@@ -51,6 +55,9 @@ def test_three_hundred_cases(tmp_path: Path) -> None:
     assert {kind for kind, one in result["table"].items() if one["cases"] >= 10} == set(UNTRAINED)
     assert sum(one["read"] for one in result["table"].values()) >= 60
     assert sum(one["refused"] for one in result["table"].values()) >= 60
+    assert all(one["read"] + one["refused"] == one["cases"] for one in result["table"].values())
+    again = campaign(tmp_path, "--cases", 300, "--seed", SEED, *only)
+    assert again == (0, text, result), "the same command continues, and there is nothing left to play"
 
 
 @pytest.mark.slow
@@ -70,12 +77,17 @@ PLANTED = {  # code of a case -> what the campaign says of it
     "while True: pass": "CPU time",
     "exec('fuzz_canary = 1')": "code of an input",
     "bytearray(1 << 27)": "the process grew",
+    "bytearray(1 << 34)": "MemoryError at",
+    "os.kill(os.getpid(), 9)": "its process died: signal 9",
+    "os._exit(0)": "its process died: code 0",
+    "sys.exit(0)": "SystemExit at",
+    "time.sleep(9)": "its process died: more than 1 s",
 }
 PROGRAM = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from hypothesis import strategies as st
-from benchmarks.fuzz import chunks, guard, kinds
+from benchmarks.fuzz import batches, child, guard, kinds
 
 def planted(code):
     code = compile(code, __file__, "exec")
@@ -87,11 +99,14 @@ def planted(code):
 
     return kinds.Kind(lambda: st.integers(0, 1000), check, 1)
 
-guard.SECONDS, guard.MOST_MEMORY = 0.3, 1 << 26
+guard.SECONDS, guard.MOST_MEMORY, child.WAIT_SECONDS = 0.3, 1 << 26, 1.0
+batches.SHRINK_SECONDS = 2.0
 codes = json.loads(sys.argv[2])
 kinds.KINDS.update({code: planted(code) for code in codes})
-results = chunks.run_chunks([(code, 5, 30) for code in codes], Path(sys.argv[1]))
-rows = [[one.kind, one.cases, list(one.failures), [case for case, _ in one.failures.values()]] for one in results]
+os.chdir(sys.argv[1])
+results = [batches.run_batch((code, 5, 4 if "sleep" in code else 30), Path(sys.argv[1])) for code in codes]
+rows = [[one.kind, one.cases, one.read + one.failed, list(one.failures), [case for case, _ in one.failures.values()]]
+        for one in results]
 print(json.dumps(rows))
 """
 
@@ -104,8 +119,8 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     results = json.loads(ended.stdout)
     assert [code for code, *_ in results] == [*PLANTED]
-    for code, cases, found, smallest in results:
-        assert cases == 30
+    for code, cases, counted, found, smallest in results:
+        assert cases == counted == (4 if "sleep" in code else 30)
         assert any(PLANTED[code] in what for what in found), (code, found)
         assert "int" not in code or 300 <= int(smallest[0]) <= 999, "three digits are the fewest"
 
@@ -328,3 +343,52 @@ def test_text_that_a_recipe_file_cannot_hold(values: dict[str, Any], line: str) 
     """Such as file names in another encoding: pydantic would replace the byte by another character."""
     with pytest.raises(UsageError, match=re.escape(line)):
         Recipe.parse(values)
+
+
+# Parts of a tokenizer.json at which the library panics. Its error is no `Exception`.
+NO_LOAD = {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}
+NO_ENCODING = [
+    {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}},
+    {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}},  # this one raises `Exception`
+]
+NO_DECODING = {"decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 2**40}}
+
+
+def damaged_tokenizer(folder: Path, part: dict[str, Any]) -> Path:
+    settings = TokenizerTraining(kind="wordpiece", vocab_size=60, min_frequency=1)
+    save_tokenizer(train_tokenizer(["a good film", "a bad film"], settings, 16), folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **part}))
+    return folder
+
+
+def test_a_tokenizer_at_which_the_library_panics(tmp_path: Path) -> None:
+    folder = damaged_tokenizer(tmp_path / "load", NO_LOAD)
+    with pytest.raises(UsageError, match=f"tokenizer='{folder}' cannot be loaded: Precompiled"):
+        load_tokenizer(str(folder))
+    for number, part in enumerate(NO_ENCODING):
+        folder = damaged_tokenizer(tmp_path / str(number), part)
+        tokenizer = load_tokenizer(str(folder))
+        for call in (lambda one: encode_batch(one, ["ab"]), lambda one: encode_batch(one, ["ab"], ["b"])):
+            with pytest.raises(DataError, match=f"the tokenizer '{folder}' cannot encode a text: .*is damaged"):
+                call(tokenizer)
+    tokenizer = load_tokenizer(str(damaged_tokenizer(tmp_path / "decode", NO_DECODING)))
+    with pytest.raises(DataError, match="cannot decode token ids"):
+        decode_batch(tokenizer, encode_batch(tokenizer, ["a film"]))
+    right = load_tokenizer(str(damaged_tokenizer(tmp_path / "right", {})))
+    assert decode_batch(right, encode_batch(right, ["a film"])) == ["a film"]
+
+
+def test_a_panic_elsewhere_prints_a_traceback_without_credentials(capsys: Any) -> None:
+    panic = type("PanicException", (BaseException,), {})
+
+    def command() -> None:
+        raise panic("https://user:secret@host/x")
+
+    assert run_app(command) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert "secret" not in printed
+    with pytest.raises(KeyboardInterrupt):
+        run_app(lambda: (_ for _ in ()).throw(KeyboardInterrupt()))
