@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,13 +13,16 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import recipes, valid, words
 from benchmarks.fuzz.guard import Broken
+from trainer.data.lane_plan import Bookmark
 from trainer.data.sources import open_splits
+from trainer.data.tokenization import load_tokenizer
+from trainer.engine.corpus import Corpus
 from trainer.preparation import prepare
 from trainer.recipe_loading import load_recipe
 from trainer.run_options import Options, run_path
-from trainer.task.registry import roles_of
+from trainer.task.registry import make_task, roles_of
 
-MOST_ROWS = 50
+MOST_ROWS, MOST_LANES = 50, 1000
 BASES = recipes.BASES[:2]  # the third one has a model that is nowhere
 PLACES = ("data", "data", "data", "tokenizer", "task", "evaluation", "")
 
@@ -55,6 +59,7 @@ def check(case: Sequence[Any], folder: Path) -> str:
         list(islice(source, MOST_ROWS))
     prepare(recipe, out=folder / "prepared")
     _check_prepared(recipe, folder / "prepared")
+    _check_lanes(recipe, folder / "prepared")
     return "read"
 
 
@@ -75,3 +80,20 @@ def _check_prepared(recipe: Any, folder: Path) -> None:
         used = {"train": used["train"] + splits["validation"]["rows"], **{k: v for k, v in used.items() if k == "test"}}
     if {split: read[split] for split in used} != used:
         raise Broken(f"rows of the files {read}, and {used} are used or counted as bad")
+
+
+def _check_lanes(recipe: Any, folder: Path) -> None:
+    """The micro-batches of an epoch have each row of the corpus once."""
+    if recipe.data.mix or recipe.data.lanes > MOST_LANES:
+        return
+    splits = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))["splits"]
+    own = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": str(folder)})})
+    task = make_task(own, load_tokenizer(str(folder / "tokenizer")), splits)
+    lanes = range(own.data.lanes)
+    streams = Corpus(own, task).lanes().epoch(lanes, [Bookmark() for _ in lanes])
+    served = [batch for lane in lanes for batch in streams[lane]]
+    rows = Counter(row for batch in served for row in batch.ids)
+    if len(rows) != splits["train"]["rows"] or rows.most_common(1)[0][1] > 1:
+        raise Broken(f"{len(rows)} rows are served, of {splits['train']['rows']}; most often {rows.most_common(1)}")
+    if own.data.rows_per_batch and any(len(batch.examples) > own.data.rows_per_batch for batch in served):
+        raise Broken("a micro-batch has more rows than data.rows_per_batch")

@@ -1,4 +1,4 @@
-"""Batches of cases: drawn by hypothesis, each run in a forked child under the guard, made smaller if it fails."""
+"""Batches of cases: drawn by hypothesis, run in forked processes under the guard, made smaller if it fails."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import resource
 import shutil
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from benchmarks.fuzz import ROOT
-from benchmarks.fuzz.child import in_child
-from benchmarks.fuzz.guard import CANARY, SECONDS, Broken, Guard
+from benchmarks.fuzz.child import Answer, answers
+from benchmarks.fuzz.guard import CANARY, Broken, Guard
 from benchmarks.fuzz.kinds import KINDS, Kind
 from trainer.errors import RankzeroError
 
@@ -71,28 +73,55 @@ class Runner:
         self.kind, self.place, self.result = KINDS[kind], place, Result(kind)
         self.folder = place / "case"
 
-    def run(self, case: Any) -> tuple[str, str] | None:
-        """Run one case and count what came of it. Return what is wrong and its traceback, or None."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        ended = in_child(lambda: self._play(case))
-        answer = ended.answer or {"outcome": "", "problem": f"its process died: {ended.how}", "trace": "", "grown": 0}
-        self.result.slowest = max(self.result.slowest, ended.seconds)
-        self.result.seconds += ended.seconds
-        self.result.memory = max(self.result.memory, answer["grown"])
-        if answer["problem"]:
-            self.result.failed += 1
-            return answer["problem"], answer["trace"]
-        self.result.read += answer["outcome"] == "read"
-        self.result.refused += answer["outcome"] == "refused"
-        return None
+    def run(self, cases: Sequence[Any]) -> None:
+        """Run cases and count what came of them. A process ends after a failure, or after some cases."""
+        at = 0
+        while at < len(cases):
+            group = cases[at : at + self.kind.group]
+            for answer in answers(self._calls(group)):
+                self._count(cases[at], answer)
+                at += 1
 
-    def _play(self, case: Any) -> dict[str, Any]:
-        """Run a case in this process, which is its child."""
-        _silence()
+    def failure(self, case: Any) -> tuple[str, str] | None:
+        """Run one case. Return what is wrong and its traceback, or None."""
+        answer = next(answers(self._calls([case])))
+        return (answer["problem"], answer.get("trace", "")) if answer["problem"] else None
+
+    def _count(self, case: Any, answer: Answer) -> None:
+        result = self.result
+        result.cases += 1
+        result.seconds += answer.get("seconds", 0.0)
+        result.slowest = max(result.slowest, answer.get("seconds", 0.0))
+        result.memory = max(result.memory, answer.get("grown", 0))
+        if answer["problem"]:
+            result.failed += 1
+            result.keep(answer["problem"], ascii(case), answer.get("trace", ""))
+            return
+        result.read += answer["outcome"] == "read"
+        result.refused += answer["outcome"] == "refused"
+
+    def _calls(self, cases: Sequence[Any]) -> list[Callable[[], Answer]]:
+        """Return the calls of cases in one child."""
+        guards: list[Guard] = []
+
+        def play(case: Any) -> Answer:
+            if not guards:
+                _silence()
+                guards.append(Guard(self.place))
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            before = dict(os.environ)
+            answer = self._play(case, guards[0])
+            os.environ.clear()
+            os.environ.update(before)
+            return answer
+
+        return [partial(play, case) for case in cases]
+
+    def _play(self, case: Any, guard: Guard) -> Answer:
+        """Run a case in this process, which is a child."""
         os.chdir(self.folder)
-        guard = Guard(self.place)
-        outcome, problem, trace = "", "", ""
+        outcome, problem, trace, began = "", "", "", time.process_time()
         try:
             with guard.watching():
                 outcome = self.kind.check(case, self.folder)
@@ -102,28 +131,23 @@ class Runner:
         except BaseException as error:  # of the case, or of the guard, which names what was seen
             problem = _where(Broken("; ".join(guard.seen[:3])) if guard.seen else error)
             trace = traceback.format_exc()
+        seconds, grown = time.process_time() - began, guard.grown
         if left := [path for path in self.folder.rglob(f"*{CANARY}*") if path.stat().st_size == 0]:
             problem = problem or f"code of an input ran: it made {left[0].name}"
-        return {"outcome": outcome, "problem": problem, "trace": trace[-4000:], "grown": guard.grown}
-
-    def count(self, case: Any) -> None:
-        """Run and count a case, and keep its failure."""
-        self.result.cases += 1
-        if (failure := self.run(case)) is not None:
-            self.result.keep(failure[0], ascii(case), failure[1])
+        return {"outcome": outcome, "problem": problem, "trace": trace[-4000:], "grown": grown, "seconds": seconds}
 
     def shrink(self, number: int, most: int) -> None:
         """Draw the batch again with hypothesis' shrinking, once for each failure, to find smaller cases."""
         for what in list(self.result.failures):
-            again, deadline = Runner(self.result.kind, self.place), time.monotonic() + SHRINK_SECONDS
+            deadline = time.monotonic() + SHRINK_SECONDS
 
-            def fails(case: Any, what: str = what, again: Runner = again, deadline: float = deadline) -> None:
-                if time.monotonic() < deadline and (failure := again.run(case)) is not None and failure[0] == what:
+            def fails(case: Any, what: str = what, deadline: float = deadline) -> None:
+                if time.monotonic() < deadline and (failure := self.failure(case)) is not None and failure[0] == what:
                     self.result.keep(what, ascii(case), failure[1])
                     raise Broken(what)
 
             with contextlib.suppress(BaseException):  # the failure, or that it is gone after the deadline
-                _drawn(self.kind, number, most, fails, (Phase.generate, Phase.shrink))
+                drawn(self.kind, number, most, fails, (Phase.generate, Phase.shrink))
 
 
 def _problem_of(error: RankzeroError, guard: Guard) -> str:
@@ -151,14 +175,15 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__} at {name}:{frame.lineno}"
 
 
-def _drawn(kind: Kind, number: int, most: int, call: Any, phases: Any = (Phase.generate,)) -> None:
+def drawn(kind: Kind, number: int, most: int, call: Callable[[Any], None], phases: Any = (Phase.generate,)) -> None:
+    """Draw cases, and call a function with each."""
     checks = list(HealthCheck)
     options = settings(
         max_examples=most, database=None, deadline=None, phases=phases, suppress_health_check=checks,
         verbosity=Verbosity.quiet,
         print_blob=False, report_multiple_bugs=False,
     )  # fmt: skip
-    seed(number)(options(given(kind.strategy())(call)))()
+    seed(number)(options(given(kind.strategy())(lambda case: call(case))))()
 
 
 def run_batch(batch: Batch, place: Path) -> Result:
@@ -168,7 +193,9 @@ def run_batch(batch: Batch, place: Path) -> Result:
     KINDS[kind].prepare(place)
     gc.collect()
     gc.freeze()  # a collection in a child would copy the pages of all objects
-    _drawn(runner.kind, number, most, runner.count)
+    cases: list[Any] = []
+    drawn(runner.kind, number, most, cases.append)
+    runner.run(cases)
     runner.shrink(number, most)
     return runner.result
 
@@ -176,16 +203,15 @@ def run_batch(batch: Batch, place: Path) -> Result:
 def replay(kind: str, text: str, place: Path) -> str:
     """Run one saved case. Return what is wrong with its traceback, or an empty text."""
     KINDS[kind].prepare(place)
-    failure = Runner(kind, place).run(ast.literal_eval(text))
+    failure = Runner(kind, place).failure(ast.literal_eval(text))
     return "" if failure is None else f"{failure[0]}\n{failure[1]}"
 
 
 def _silence() -> None:
-    """Drop what commands print and log, and limit the CPU time, also where no line of Python ends a case."""
+    """Drop what commands print and log."""
     log = logging.getLogger("rankzero")
     log.handlers, log.propagate = [logging.NullHandler()], False
     sink = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(sink, number)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(SECONDS) + 5, int(SECONDS) + 5))

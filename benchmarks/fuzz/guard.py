@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
@@ -35,18 +36,15 @@ class Stopped(BaseException):
 
 
 class Guard:
-    """Watches the events of the interpreter in the process of one case: a hook cannot be removed."""
+    """Watches the events of the interpreter in a process of cases, which has no other use: a hook cannot be removed."""
 
     def __init__(self, folder: Path) -> None:
         self.allowed = (str(folder.resolve()), "/dev/")
         self.active = False
         self.seen: list[str] = []
-        self._memory = _peak()
+        self._memory = 0
         sys.addaudithook(self._hook)
         signal.signal(signal.SIGPROF, _stop)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + ADDRESS_SPACE  # a bomb ends a case and not the machine
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -55,6 +53,8 @@ class Guard:
         Raises:
             Broken: it did what no case may do.
         """
+        self.seen.clear()
+        self._memory = _limit()
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         self.active = True
         try:
@@ -75,7 +75,7 @@ class Guard:
 
     @property
     def grown(self) -> int:
-        """The most bytes of this process more than at its start, where it shares those of its parent."""
+        """The most bytes of this process more than at the start of the block."""
         return _peak() - self._memory
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
@@ -117,6 +117,18 @@ def _is_write(args: tuple[Any, ...]) -> bool:
 
 def _stop(*_: Any) -> None:
     raise Stopped
+
+
+def _limit() -> int:
+    """Limit address space and CPU time from here on: a bomb ends a case and not the machine. Return bytes in use."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:  # noqa: PTH123
+        file.write("5")  # the peak is what is in use now
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    seconds = int(time.process_time() + SECONDS) + 5  # where no line of Python ends the case
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    return _peak()
 
 
 def _peak() -> int:
