@@ -160,6 +160,8 @@ def check_csv(content: bytes, form: Form, rows: list[Row], *, header: bool) -> N
     lines = _lines(content)[form.separator_line :]
     if not header:
         lines = [b"", *lines]  # in place of the header
+    while header and lines and lines[0].strip(b"\r") == b"":  # before the header
+        lines = lines[1:]
     if form.quote == "backslash" or any(len(line) >= MAX_LINE_BYTES // 2 for line in lines):
         _account(lines, rows)
         return
