@@ -209,6 +209,30 @@ def doubled(value: Any) -> Any:
     )
 
 
+PARSER = """
+from benchmarks.fuzz import coverage
+
+def faulty(content):
+    if b"{x" in content:
+        raise KeyError("planted")
+
+coverage._parsers = lambda folder: {"status": faulty}
+coverage.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not coverage.available(), reason="needs atheris")
+def test_inputs_chosen_by_coverage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, problem = coverage.play("status", SEED, tmp_path, 400)
+    assert (runs >= 400, problem) == (True, "")
+    (tmp_path / "planted.py").write_text(PARSER)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    runs, problem = coverage.play("status", SEED, tmp_path, 20_000, [str(tmp_path / "planted.py")])
+    assert "KeyError: 'planted'" in problem
+    assert any(b"{x" in path.read_bytes() for path in tmp_path.glob("status-*"))
+
+
 def test_without_atheris_a_message_says_so() -> None:
     assert coverage.available() or "rankzero[fuzz]" in coverage.MISSING
 

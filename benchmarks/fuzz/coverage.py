@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.fuzz import ROOT
@@ -66,9 +66,16 @@ def play_all(seed: int, folder: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def play(parser: str, seed: int, folder: Path) -> tuple[int, str]:
-    """Fuzz a parser. Return how many inputs it got, and the end of the output if one failed."""
-    runs = RUNS_OF_FILES if parser in ("csv", "json-lines") else RUNS
+def play(
+    parser: str, seed: int, folder: Path, runs: int = 0, program: Sequence[str] = ("-m", __spec__.name)
+) -> tuple[int, str]:
+    """Fuzz a parser. Return how many inputs it got, and the end of the output if one failed.
+
+    Args:
+        runs: inputs; 0: as many as the parser gets in a campaign.
+        program: of this module, for Python.
+    """
+    runs = runs or (RUNS_OF_FILES if parser in ("csv", "json-lines") else RUNS)
     with tempfile.TemporaryDirectory(dir=folder) as corpus:
         for number, content in enumerate(SEEDS[parser]):
             (Path(corpus) / f"seed-{number}").write_bytes(content)
@@ -80,7 +87,7 @@ def play(parser: str, seed: int, folder: Path) -> tuple[int, str]:
             "-max_len=4096",
             "-verbosity=1",
         ]
-        command = [sys.executable, "-m", __spec__.name, parser, *limits, f"-artifact_prefix={folder}/{parser}-", corpus]
+        command = [sys.executable, *program, parser, *limits, f"-artifact_prefix={folder}/{parser}-", corpus]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
     done = [int(next(filter(None, match))) for match in DONE.findall(ended.stderr)]
     return max(done, default=0), "" if ended.returncode == 0 and done else (ended.stdout + ended.stderr)[-3000:]
