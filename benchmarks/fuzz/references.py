@@ -27,8 +27,8 @@ BOM = b"\xef\xbb\xbf"
 def json_lines(content: bytes, cr: bool) -> list[dict[str, Any] | None]:
     """Return the object of each line that is not blank, or None for a line that is no object."""
     content = content.replace(b"\r", b"\n") if cr else content
-    lines = _lines(content)
-    rows = [_object(line) for line in lines if line.strip()]
+    lines = [line for line in _lines(content) if line.strip()]
+    rows = [_object(line) for line in lines]
     if (schema := _schema(rows)) is not None and not any(map(_repeats, lines)):
         options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
         read = pa_json.read_json(io.BytesIO(b"\n".join(lines)), parse_options=options).to_pylist()
@@ -60,13 +60,11 @@ def _plain(value: str | int | float | bool) -> bool:
     """Return whether pyarrow has a value: no half of a surrogate pair, no number out of range."""
     if isinstance(value, str):
         return "\0" not in value and value.encode("utf-8", "replace") == value.encode("utf-8", "surrogatepass")
-    return math.isfinite(value) and (isinstance(value, float) or abs(value) < 2**62)
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**62
 
 
 def _repeats(line: bytes) -> bool:
     """Return whether an object has a key twice, of which pyarrow takes another one."""
-    if not line.strip():
-        return False
     pairs = json.loads(line.decode("utf-8"), object_pairs_hook=lambda found: found)
     return len(dict(pairs)) != len(pairs)
 
