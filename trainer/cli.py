@@ -36,7 +36,7 @@ from trainer.compare.command import compare_command
 from trainer.completion import run_directories
 from trainer.cpu_info import cores
 from trainer.embedding import embed_command
-from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError
+from trainer.errors import CheckpointError, DataError, RankzeroError, UsageError, is_panic
 from trainer.evaluation.predictions import write_predictions
 from trainer.export.benchmark_table import show
 from trainer.init_recipe.command import init_command
@@ -318,7 +318,9 @@ def run_app(application: typer.Typer | Callable[[], Any]) -> int:
     except BrokenPipeError:  # the reader of the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
             logging.getLogger("rankzero").error("rankzero: the output cannot be written: %s", error.strerror)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -336,7 +338,7 @@ def _print_traceback() -> None:
     print(redacted(traceback.format_exc()), file=sys.stderr, end="")
 
 
-def _usage(error: Exception) -> int | None:
+def _usage(error: BaseException) -> int | None:
     """Show a usage error of Typer and return its exit code, or None for other errors."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if show is None or code is None:

@@ -107,6 +107,11 @@ class LockLost(RankzeroError):
 OF_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust has failed, such as `tokenizers`. Its error is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
 def hide_credentials(error: BaseException) -> None:
     """Take credentials out of an error of a library and out of its causes, which a traceback shows."""
     if str(error) != redacted(str(error)):

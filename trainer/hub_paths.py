@@ -126,6 +126,7 @@ def check_model_files(name: str) -> None:
     folder = folder_of(name)
     if folder is None:
         return
+    _refuse_pipes(folder)
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} has no config.json, so it is no model of the transformers library{_instead(folder)}"
@@ -151,6 +152,7 @@ def check_weights(folder: Path) -> bool:
     Raises:
         UsageError: one of them is missing, cut, corrupt, an LFS pointer or an HTML page.
     """
+    _refuse_pipes(folder)
     parts = weight_files(folder)
     for part in parts:
         check_file(part)
@@ -175,8 +177,20 @@ def check_tokenizer_files(name: str, *, deep: bool = False) -> None:
     """
     folder = folder_of(name)
     if folder is not None:
+        _refuse_pipes(folder)
         for file in (*VOCABULARIES, *TOKENIZER_SETTINGS, "config.json"):
             check_file(folder / file, deep=deep)
+
+
+def _refuse_pipes(folder: Path) -> None:
+    """Refuse a folder with a file whose reading may not end.
+
+    Raises:
+        UsageError: there is a pipe, a device or a socket.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UsageError(f"{path} is a pipe, a device or a socket. Remove it, or put a file in its place.")
 
 
 def check_file(path: Path, *, deep: bool = True) -> None:

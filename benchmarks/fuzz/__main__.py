@@ -2,8 +2,10 @@
 
     python -m benchmarks.fuzz --cases 10000 --seed 1 [--folder runs/fuzz] [--json FILE] [--only KIND]
 
-Cases are drawn by hypothesis, see kinds.py, and run in processes with limits, see guard.py. At least 200 are complete
-command lines. With atheris, the parsers also get inputs that reach new branches of them (coverage.py).
+Cases are drawn by hypothesis, see kinds.py. Each runs in a forked process with limits, see child.py and guard.py. At
+least 200 are complete command lines. With atheris, the parsers also get inputs that reach new branches of them
+(coverage.py). Batches that have been played are in FOLDER, and the same command continues. One that failed is played
+again.
 
 Exit code 0: every case held. A failure is printed with the smallest input that was found, and saved in FOLDER.
 `--replay FILE` runs such an input again.
@@ -25,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--cases", type=int, default=10_000, help="of all kinds together (default 10,000)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="default runs/fuzz")
-    parser.add_argument("--minutes", type=float, help="begin no chunk of cases after so many minutes")
+    parser.add_argument("--minutes", type=float, help="begin no batch after so many minutes")
     parser.add_argument("--json", type=Path, help="write the table and the failures")
     parser.add_argument("--only", action="append", metavar="KIND", help="these kinds only; may be repeated")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run a saved input again")

@@ -1,13 +1,9 @@
-"""Complete command lines: each in a child that is forked from a process with the commands imported."""
+"""Complete command lines, each in a forked process in which the commands are imported."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +11,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from benchmarks.fuzz import recipes, runs, words
-from benchmarks.fuzz.guard import FORBIDDEN, Broken
+from benchmarks.fuzz.guard import Broken
 
 CODES = (0, 1, 2, 3, 4, 5, 6, 75, 130)  # of docs/reference/exit-codes.md
-SECONDS = 60.0  # of wall time
 RUN, RECIPE = "@run", "@recipe"  # in the words of a case: the damaged run, the drawn recipe
 # Commands that end without a training or a connection. `refused=1` is no key of a recipe.
 COMMANDS: tuple[tuple[str, ...], ...] = (
@@ -65,8 +60,8 @@ def check(case: Sequence[Any], folder: Path) -> str:
     (folder / "rows.jsonl").write_text(recipes.ROWS, encoding="utf-8")
     place = {RUN: str(run), RECIPE: str(path)}
     argv = ["rankzero", *(place.get(word, word) for word in command), *map(_as_argument, more)]
-    code, text = _in_child(argv, folder / "output.txt")
-    if code not in CODES or "Traceback (most recent call last)" in text or FORBIDDEN in text:
+    code, text = _run(argv, folder / "output.txt")
+    if code not in CODES or "Traceback (most recent call last)" in text:
         raise Broken(f"{command[0]} ended with {code}: {text[-1500:]}")
     return "read" if code == 0 else "refused"
 
@@ -76,47 +71,24 @@ def _as_argument(word: str) -> str:
     return os.fsdecode(word.encode("utf-8", "surrogatepass"))
 
 
-def _in_child(argv: Sequence[str], output: Path) -> tuple[int, str]:
-    """Fork and run a command. Return its exit code, negative for a signal, and what it printed."""
-    child = os.fork()
-    if child == 0:
-        _run(argv, output)
-    deadline = time.monotonic() + SECONDS
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            raise Broken(f"{argv[1]} took more than {SECONDS:g} s")
-        time.sleep(0.01)
-    text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
-    return os.waitstatus_to_exitcode(ended[1]), text
+def _run(argv: Sequence[str], output: Path) -> tuple[int, str]:
+    """Run a command in this process, which has no other purpose. Return its exit code and what it printed."""
+    target = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
+    for number in (1, 2):
+        os.dup2(target, number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.argv = list(argv)
+    from launch.cli import main
 
-
-def _run(argv: Sequence[str], output: Path) -> None:
-    """Run a command in this process and end it."""
     code = 99
     try:
-        with contextlib.suppress(Exception):
-            gc.freeze()
-        target = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
-        empty = os.open(os.devnull, os.O_RDONLY)
-        for descriptor, number in ((empty, 0), (target, 1), (target, 2)):
-            os.dup2(descriptor, number)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-        sys.argv = list(argv)
-        from launch.cli import main
-
         main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
-    except BaseException as error:
-        os.write(2, f"Traceback (most recent call last) of {type(error).__name__}: {error}".encode("utf-8", "replace"))
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-        os._exit(code)
+    sys.stdout.flush()
+    return code, output.read_text(encoding="utf-8", errors="replace")
 
 
 def prepare(place: Path) -> None:

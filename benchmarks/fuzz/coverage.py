@@ -14,12 +14,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.fuzz import ROOT
 
-RUNS = 20_000  # for each parser
+RUNS = 20_000  # for each parser, and fewer for those that read a file several times
+RUNS_OF_FILES = 4_000
 DONE = re.compile(r"Done (\d+) runs|#(\d+)\s+DONE")
 MISSING = "atheris is not installed, so no input was chosen by coverage: pip install 'rankzero[fuzz]'"
 SEEDS = {
@@ -46,8 +47,35 @@ def available() -> bool:
     return importlib.util.find_spec("atheris") is not None
 
 
-def play(parser: str, seed: int, folder: Path, runs: int = RUNS) -> tuple[int, str]:
-    """Fuzz a parser. Return how many inputs it got, and the end of the output if one failed."""
+def play_all(seed: int, folder: Path) -> dict[str, tuple[int, str]]:
+    """Fuzz the parsers that the folder has no result of. Return inputs and failure of each, none without atheris."""
+    if not available():
+        print(MISSING)
+        return {}
+    file, found = folder / "coverage.jsonl", dict[str, tuple[int, str]]()
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for parser in SEEDS:
+        held = [runs for name, of, runs in known if (name, of) == (parser, seed)]
+        runs, problem = (held[-1], "") if held else play(parser, seed, folder)
+        found[parser] = (runs, problem)
+        if problem:
+            print(f"FAILED {parser} under atheris (seed {seed}):\n{problem}", flush=True)
+        elif not held:
+            with file.open("a") as lines:
+                lines.write(json.dumps([parser, seed, runs]) + "\n")
+    return found
+
+
+def play(
+    parser: str, seed: int, folder: Path, runs: int = 0, program: Sequence[str] = ("-m", __spec__.name)
+) -> tuple[int, str]:
+    """Fuzz a parser. Return how many inputs it got, and the end of the output if one failed.
+
+    Args:
+        runs: inputs; 0: as many as the parser gets in a campaign.
+        program: of this module, for Python.
+    """
+    runs = runs or (RUNS_OF_FILES if parser in ("csv", "json-lines") else RUNS)
     with tempfile.TemporaryDirectory(dir=folder) as corpus:
         for number, content in enumerate(SEEDS[parser]):
             (Path(corpus) / f"seed-{number}").write_bytes(content)
@@ -59,7 +87,7 @@ def play(parser: str, seed: int, folder: Path, runs: int = RUNS) -> tuple[int, s
             "-max_len=4096",
             "-verbosity=1",
         ]
-        command = [sys.executable, "-m", __spec__.name, parser, *limits, f"-artifact_prefix={folder}/{parser}-", corpus]
+        command = [sys.executable, *program, parser, *limits, f"-artifact_prefix={folder}/{parser}-", corpus]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
     done = [int(next(filter(None, match))) for match in DONE.findall(ended.stderr)]
     return max(done, default=0), "" if ended.returncode == 0 and done else (ended.stdout + ended.stderr)[-3000:]

@@ -9,7 +9,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import command_line, files, recipes, rows, runs
+from benchmarks.fuzz import accepted, command_line, files, recipes, rows, runs, tokenizer_files
+
+GROUP = 25
 
 
 def _nothing(place: Path) -> None:
@@ -25,9 +27,8 @@ class Kind:
         check: does what commands do with a case, in an empty folder that is the working directory. Returns "read" or
             "refused".
         share: of all cases, in proportion.
-        prepare: what is made once in a process.
+        prepare: imports what cases need, before they are forked.
         trained: it needs a trained run.
-        chunk: cases of a process.
     """
 
     strategy: Callable[[], st.SearchStrategy[Any]]
@@ -35,22 +36,28 @@ class Kind:
     share: int
     prepare: Callable[[Path], None] = _nothing
     trained: bool = False
-    chunk: int = 500
+
+    @property
+    def group(self) -> int:
+        """Most cases of a process. Those that change the process itself, such as command lines, have one each."""
+        return 1 if self.trained else GROUP
 
 
 KINDS: dict[str, Kind] = {
-    "csv": Kind(rows.csv_files, files.check, 15),
-    "json-lines": Kind(rows.json_lines, files.check, 12),
-    "json": Kind(rows.json_arrays, files.check, 8),
-    "table": Kind(rows.tables, files.check, 8),
-    "conll": Kind(rows.conll_files, files.check, 6),
-    "text": Kind(rows.text_files, files.check, 6),
-    "recipe": Kind(recipes.recipes, recipes.check_recipe_text, 12),
-    "override": Kind(recipes.overrides, recipes.check_overrides, 8),
-    "name": Kind(recipes.names, recipes.check_name, 6),
-    "status": Kind(lambda: runs.changes(runs.STATUS_FILES), runs.check_status, 8),
+    "csv": Kind(rows.csv_files, files.check, 30),
+    "json-lines": Kind(rows.json_lines, files.check, 24),
+    "json": Kind(rows.json_arrays, files.check, 16),
+    "table": Kind(rows.tables, files.check, 14),
+    "conll": Kind(rows.conll_files, files.check, 12),
+    "text": Kind(rows.text_files, files.check, 12),
+    "recipe": Kind(recipes.recipes, recipes.check_recipe_text, 24),
+    "override": Kind(recipes.overrides, recipes.check_overrides, 18),
+    "accepted": Kind(accepted.cases, accepted.check, 3),
+    "name": Kind(recipes.names, recipes.check_name, 14),
+    "status": Kind(lambda: runs.changes(runs.STATUS_FILES), runs.check_status, 16),
     "run": Kind(runs.run_cases, runs.check_run, 3, trained=True),
     "report": Kind(lambda: runs.changes(runs.RUN_FILES), runs.check_report, 1, runs.load_torch, trained=True),
-    "model": Kind(lambda: runs.changes(runs.MODEL_FILES), runs.check_model, 2, runs.load_torch, trained=True),
-    "command": Kind(command_line.cases, command_line.check, 3, command_line.prepare, trained=True),
+    "tokenizer": Kind(tokenizer_files.cases, tokenizer_files.check, 6, tokenizer_files.prepare, trained=True),
+    "model": Kind(tokenizer_files.model_cases, runs.check_model, 3, runs.load_torch, trained=True),
+    "command": Kind(command_line.cases, command_line.check, 4, command_line.prepare, trained=True),
 }

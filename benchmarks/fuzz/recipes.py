@@ -7,17 +7,18 @@ import glob
 import json
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import words
+from benchmarks.fuzz import valid, words
 from benchmarks.fuzz.guard import CANARY, Broken
 from launch.slurm.follow import _text, state_of
 from launch.slurm.queue import Snapshot
 from launch.tools.lint.checks import lint
-from trainer.data.sources import open_split
+from trainer.data.sources import open_split, open_splits
 from trainer.errors import UsageError
 from trainer.push.files import check_repo
 from trainer.recipe_loading import Recipe, load_recipe
@@ -130,28 +131,10 @@ def _all_keys() -> list[str]:
 
 
 KEYS = _all_keys()
-MILD = st.sampled_from(
-    [
-        "0",
-        "1",
-        "2",
-        "3",
-        "0.1",
-        "0.5",
-        "true",
-        "false",
-        "null",
-        "[]",
-        "{}",
-        "a",
-        "[a]",
-        "[0, 1]",
-        "auto",
-        "{a: 1}",
-        "1e-3",
-        "100",
-    ]
-)
+MILD = st.sampled_from([
+    "0", "1", "2", "3", "0.1", "0.5", "true", "false", "null", "[]", "{}", "a", "[a]", "[0, 1]", "auto", "{a: 1}",
+    "1e-3", "100",
+])  # fmt: skip
 SNIPPET = st.one_of(MILD, MILD, st.sampled_from(SNIPPETS), words.text().map(json.dumps), words.json_text())
 
 
@@ -160,9 +143,14 @@ def recipes(draw: st.DrawFn) -> str:
     """Draw the text of a recipe: a valid one in which some values, keys or lines are others."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.one_of(st.sampled_from(WHOLE), st.text(words.SURROGATES, max_size=40)))
-    values = copy.deepcopy(draw(st.sampled_from(BASES)))
+    base = draw(st.sampled_from(BASES))
+    values = copy.deepcopy(base)
     put: list[str] = []
     for _ in range(draw(st.integers(1, 3))):
+        if draw(st.integers(0, 4)) < 3:
+            name, _, value = draw(valid.overrides(base)).partition("=")
+            _set(values, name.split("."), json.loads(value), "set")
+            continue
         if draw(st.booleans()):
             key = draw(st.sampled_from(KEYS)).split(".")
         else:
@@ -175,7 +163,7 @@ def recipes(draw: st.DrawFn) -> str:
     return text
 
 
-def _set(values: Any, key: Sequence[Any], value: str, action: str) -> None:
+def _set(values: Any, key: Sequence[Any], value: Any, action: str) -> None:
     for part in key[:-1]:
         inner = (
             values.get(part) if isinstance(values, dict) else values[int(part)] if isinstance(values, list) else None
@@ -215,11 +203,18 @@ def check_recipe_text(text: str, folder: Path) -> str:
         if not errors:
             raise Broken("the recipe is refused, and lint has no error") from None
         raise
-    _check_written(recipe)
+    check_written(recipe)
+    _read_rows(recipe)
     return "read"
 
 
-def _check_written(recipe: Any) -> None:
+def _read_rows(recipe: Any) -> None:
+    """Read the first rows of each split of a recipe that was accepted."""
+    for source in open_splits(recipe.data, roles_of(recipe)).values():
+        list(islice(source, 20))
+
+
+def check_written(recipe: Any) -> None:
     written = recipe.to_yaml()
     again = Recipe.load(_write(written))
     if again != recipe and repr(again) != repr(recipe):  # NaN is not equal to itself
@@ -233,14 +228,16 @@ def _write(text: str) -> Path:
 
 
 def overrides() -> st.SearchStrategy[Any]:
-    """Draw words of a command line after a recipe."""
+    """Draw words of a command line after a recipe: half of the cases have words only that the schema allows."""
+    number = st.integers(0, len(BASES) - 1)
+    right = number.flatmap(lambda n: st.tuples(st.just(n), st.lists(valid.overrides(BASES[n]), min_size=1, max_size=3)))
     key = st.one_of(
         st.sampled_from(KEYS), st.sampled_from(KEYS).map(lambda found: f"{found}.x"), words.text(), st.just("task.kind")
     )
     word = st.one_of(st.builds(lambda name, mark, text: f"{name}{mark}{text}", key, st.sampled_from(["=", "=", "=", "",
     "==", "+="]), SNIPPET),
                      words.text())  # fmt: skip
-    return st.tuples(st.integers(0, len(BASES) - 1), st.lists(word, min_size=1, max_size=4))
+    return st.one_of(right, st.tuples(number, st.lists(word, min_size=1, max_size=4)))
 
 
 def check_overrides(case: Sequence[Any], folder: Path) -> str:
@@ -250,7 +247,8 @@ def check_overrides(case: Sequence[Any], folder: Path) -> str:
     (folder / "rows.jsonl").write_text(ROWS, encoding="utf-8")
     recipe = load_recipe(path, list(case[1]))
     run_path(recipe, Options(None, False, (), False, False, False))
-    _check_written(recipe)
+    check_written(recipe)
+    _read_rows(recipe)
     return "read"
 
 
@@ -300,7 +298,7 @@ def check_name(case: Sequence[Any], folder: Path) -> str:
     if place in ("column", "file", "folder"):
         _check_stored(place, name, recipe, folder)
     else:
-        _check_written(recipe)
+        check_written(recipe)
         open_split(recipe.data, "train", roles_of(recipe))
     return "read"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -26,20 +27,46 @@ BOM = b"\xef\xbb\xbf"
 def json_lines(content: bytes, cr: bool) -> list[dict[str, Any] | None]:
     """Return the object of each line that is not blank, or None for a line that is no object."""
     content = content.replace(b"\r", b"\n") if cr else content
-    rows = [_object(line) for line in _lines(content) if line.strip()]
-    schema = pa.schema([("text", pa.string()), ("label", pa.int64())])
-    if rows and all(row is not None and _plain(row) for row in rows):
+    lines = [line for line in _lines(content) if line.strip()]
+    rows = [_object(line) for line in lines]
+    if (schema := _schema(rows)) is not None and not any(map(_repeats, lines)):
         options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-        read = pa_json.read_json(io.BytesIO(b"\n".join(_lines(content))), parse_options=options)
-        if read.to_pylist() != rows:
-            raise Broken(f"pyarrow reads {read.to_pylist()!r:.300}, and the standard library {rows!r:.300}")
+        read = pa_json.read_json(io.BytesIO(b"\n".join(lines)), parse_options=options).to_pylist()
+        if repr(read) != repr(rows):
+            raise Broken(f"pyarrow reads {read!r:.300}, and the standard library {rows!r:.300}")
     return rows
 
 
-def _plain(row: dict[str, Any]) -> bool:
-    return list(row) == ["text", "label"] and type(row["text"]) is str and type(row["label"]) is int and (
-        abs(row["label"]) < 2**62 and row["text"].isascii() and "\0" not in row["text"]
-    )  # fmt: skip
+TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _schema(rows: Sequence[dict[str, Any] | None]) -> Any:
+    """Return the types of the columns if pyarrow has them, and all rows have the same columns. Else None."""
+    if not rows or rows[0] is None or not rows[0]:
+        return None
+    names, fields = list(rows[0]), []
+    if any(row is None or list(row) != names for row in rows) or not all(map(_plain, names)):
+        return None
+    for name in names:
+        values = [row[name] for row in rows if row is not None and row[name] is not None]
+        kinds = set(map(type, values))
+        if len(kinds) != 1 or not kinds < TYPES.keys() or not all(map(_plain, values)):
+            return None
+        fields.append((name, TYPES[kinds.pop()]))
+    return pa.schema(fields)
+
+
+def _plain(value: str | int | float | bool) -> bool:
+    """Return whether pyarrow has a value: no half of a surrogate pair, no number out of range."""
+    if isinstance(value, str):
+        return "\0" not in value and value.encode("utf-8", "replace") == value.encode("utf-8", "surrogatepass")
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**62
+
+
+def _repeats(line: bytes) -> bool:
+    """Return whether an object has a key twice, of which pyarrow takes another one."""
+    pairs = json.loads(line.decode("utf-8"), object_pairs_hook=lambda found: found)
+    return len(dict(pairs)) != len(pairs)
 
 
 def _lines(content: bytes) -> list[bytes]:
@@ -131,6 +158,8 @@ def check_csv(content: bytes, form: Form, rows: list[Row], *, header: bool) -> N
     lines = _lines(content)[form.separator_line :]
     if not header:
         lines = [b"", *lines]  # in place of the header
+    while header and lines and lines[0].strip(b"\r") == b"":  # before the header
+        lines = lines[1:]
     if form.quote == "backslash" or any(len(line) >= MAX_LINE_BYTES // 2 for line in lines):
         _account(lines, rows)
         return

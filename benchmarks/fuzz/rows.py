@@ -86,7 +86,15 @@ def csv_files() -> st.SearchStrategy[Any]:
         max_size=8), end,
         st.booleans(),
     )  # fmt: skip
-    content = st.one_of(whole, whole, words.damaged(whole), st.binary(max_size=60))
+    # no bad row, so that pyarrow reads it, too
+    quoted = st.builds(lambda text: f'"{text.replace(chr(34), chr(34) * 2)}"', st.text(max_size=8))
+    field = st.one_of(quoted, quoted, st.sampled_from(["a b", "0", "NA", "", "é", "1.50", "2001-01-01", " x ", "'"]))
+    right = st.builds(
+        lambda records, last: _encoded("\n".join(["text,label", *map(",".join, records)]) + "\n" * last),
+        st.lists(st.tuples(field, field), min_size=1, max_size=8),
+        st.booleans(),
+    )
+    content = st.one_of(whole, whole, right, words.damaged(whole), st.binary(max_size=60))
     return _file(("rows.csv", "rows.csv", "rows.tsv"), _one(content), READINGS)
 
 
@@ -113,9 +121,25 @@ def json_lines() -> st.SearchStrategy[Any]:
         end,
         st.booleans(),
     )
-    content = st.one_of(whole, whole, words.damaged(whole), st.binary(max_size=60))
+    content = st.one_of(whole, whole, _equal_rows(), words.damaged(whole), st.binary(max_size=60))
     encoding = st.fixed_dictionaries({"encoding": st.sampled_from(ENCODINGS)})
     return _file(("rows.jsonl", "rows.ndjson"), _one(content), encoding)
+
+
+def _equal_rows() -> st.SearchStrategy[bytes]:
+    """Draw lines with the same columns and types, so that pyarrow reads them, too."""
+    columns = {"text": st.text(max_size=8), "label": st.integers(-(2**61), 2**61), "flag": st.booleans(),
+               "score": st.floats(allow_nan=False, allow_infinity=False)}  # fmt: skip
+    names = st.lists(st.sampled_from(sorted(columns)), min_size=1, max_size=3, unique=True)
+    row = names.flatmap(
+        lambda own: st.lists(
+            st.fixed_dictionaries({name: st.one_of(columns[name], columns[name], st.none()) for name in own}),
+            min_size=1, max_size=6)
+    )  # fmt: skip
+    return st.builds(
+        lambda rows, escaped, end: _encoded(end.join(json.dumps(one, ensure_ascii=escaped) for one in rows)),
+        row, st.booleans(), st.sampled_from(["\n", "\r\n", "\n\n"]),
+    )  # fmt: skip
 
 
 def json_arrays() -> st.SearchStrategy[Any]:

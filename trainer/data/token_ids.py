@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+from trainer.errors import DataError, is_panic
 
 # Before `tokenizers` is imported: its thread pool does not survive the fork of a loader process, and ranks and loader
 # processes are planned with one thread each.
@@ -20,6 +23,25 @@ if TYPE_CHECKING:
 
 SPACE = "▁"  # represents the space before a word, as in SentencePiece
 REMEMBERED_WORDS = 200_000  # about 40 MB; then the memory is cleared
+
+
+@contextmanager
+def encoding_errors(name: str, what: str = "encode a text") -> Iterator[None]:
+    """Name the tokenizer in errors of the `tokenizers` library, which loads damaged files and fails when it is used.
+
+    Raises:
+        DataError: in place of an error of the library.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not is_panic(error) and type(error) is not Exception:  # the library raises Exception itself
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise DataError(
+            f"the tokenizer {name!r} cannot {what}: {reason}. Its tokenizer.json is damaged, or has no token for "
+            "unknown words; use another tokenizer, or copy the file again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -36,7 +58,8 @@ class Layout:
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, pair: bool) -> Layout:
         """Return the layout of one text, or of a pair of texts."""
-        probe = tokenizer.backend_tokenizer.encode("a", "a" if pair else None, add_special_tokens=True)
+        with encoding_errors(tokenizer.name_or_path):
+            probe = tokenizer.backend_tokenizer.encode("a", "a" if pair else None, add_special_tokens=True)
         parts: list[tuple[int, int, int]] = []
         for token, side, kind in zip(probe.ids, probe.sequence_ids, probe.type_ids, strict=True):
             part = (token, -1, kind) if side is None else (-1, side, kind)
@@ -127,12 +150,26 @@ def encode_batch(
 
     They are those of the tokenizer's own batch encoding. Without pairs and special tokens, a tokenizer that first
     splits at spaces encodes each word only once: about 10 times as fast on captions.
+
+    Raises:
+        DataError: the tokenizer cannot encode a text.
     """
     backend = tokenizer.backend_tokenizer
-    if pairs is None and not special_tokens:
-        if tokenizer not in _WORDS:
-            _WORDS[tokenizer] = Words(backend) if splits_at_spaces(backend) else None
-        if (words := _WORDS[tokenizer]) is not None:
-            return list(map(words.encode, texts))
-    inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-    return [encoding.ids for encoding in backend.encode_batch_fast(inputs, add_special_tokens=special_tokens)]
+    with encoding_errors(tokenizer.name_or_path):
+        if pairs is None and not special_tokens:
+            if tokenizer not in _WORDS:
+                _WORDS[tokenizer] = Words(backend) if splits_at_spaces(backend) else None
+            if (words := _WORDS[tokenizer]) is not None:
+                return list(map(words.encode, texts))
+        inputs: list[Any] = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return [encoding.ids for encoding in backend.encode_batch_fast(inputs, add_special_tokens=special_tokens)]
+
+
+def decode_batch(tokenizer: PreTrainedTokenizerFast, sequences: Any) -> list[str]:
+    """Return the text of each sequence of token ids, without special tokens.
+
+    Raises:
+        DataError: the tokenizer cannot decode them.
+    """
+    with encoding_errors(tokenizer.name_or_path, "decode token ids"):
+        return list(tokenizer.batch_decode(sequences, skip_special_tokens=True))

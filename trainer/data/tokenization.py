@@ -27,7 +27,7 @@ from trainer.data.sources import MixedSource, Source, belongs
 from trainer.data.target_tokenizer import fetch_target, with_target
 from trainer.data.token_ids import SPACE, Words
 from trainer.data.tokenizer_files import check_vocabulary, loader, no_files
-from trainer.errors import DataError, UsageError
+from trainer.errors import DataError, UsageError, is_panic
 from trainer.hub_paths import VOCABULARIES, check_tokenizer_files, folder_of, locate, suggestion
 from trainer.recipe.sections import DataConfig, TokenizerTraining
 
@@ -210,7 +210,9 @@ def _load(name: str, key: str) -> PreTrainedTokenizerFast:
     check_tokenizer_files(name)
     try:
         tokenizer = loader(folder_of(name)).from_pretrained(place, revision=revision, trust_remote_code=False)
-    except Exception as error:  # the `tokenizers` library raises Exception itself
+    except BaseException as error:  # the `tokenizers` library raises Exception itself, or panics
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         check_tokenizer_files(name, deep=True)
         if (folder := folder_of(name)) is not None and not any((folder / file).exists() for file in VOCABULARIES):
             raise UsageError(no_files(folder, "tokenizer.json")) from error

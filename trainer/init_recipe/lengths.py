@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.profile import Column, word_count
+from trainer.data.token_ids import encoding_errors
 from trainer.errors import UsageError
 from trainer.hub_paths import folder_of
 
@@ -59,6 +60,9 @@ def measure(columns: Sequence[Column], model: str | None, joined: bool) -> Lengt
         columns: of the input texts.
         model: a pretrained model, whose tokenizer measures if it is on this machine.
         joined: the texts of a row are one sequence, as those of a pair are.
+
+    Raises:
+        DataError: the tokenizer of the model is damaged.
     """
     tokenizer = _tokenizer(model) if model else None
     sizes, unknown, total = [], 0, 0
@@ -67,7 +71,8 @@ def measure(columns: Sequence[Column], model: str | None, joined: bool) -> Lengt
         if tokenizer is None:
             sizes.append(sorted(math.ceil(TOKENS_PER_WORD * word_count(text)) for text in texts))
             continue
-        encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+        with encoding_errors(str(model)):
+            encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
         ids = {tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")} - {None}
         unknown += sum(number in ids for one in encoded for number in one.ids)
         total += sum(len(one.ids) for one in encoded)
@@ -89,7 +94,8 @@ def _tokenizer(model: str) -> Any:
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with encoding_errors(model, "be loaded"):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.token_ids import decode_batch
 from trainer.data.tokenizer_files import with_template
 from trainer.errors import UsageError
 from trainer.task.base import IGNORED, PROMPT, Assessed, Batch, Example, Line, Record, Texts
@@ -241,7 +242,7 @@ class CausalLanguageModeling(LanguageModeling):
         from trainer.evaluation.generation import continue_texts
 
         found = continue_texts(self.writer(model), prompts, settings, self.end_id, self.pad_id)
-        texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
+        texts = decode_batch(self.tokenizer, [ids for ids, _ in found])
         return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
 
     def stream(self, model: nn.Module, batch: Batch) -> Iterator[str]:
@@ -290,7 +291,7 @@ class CausalLanguageModeling(LanguageModeling):
 
     def text(self, ids: list[int]) -> str:
         """Return the text of token ids."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return decode_batch(self.tokenizer, [ids])[0]
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the attention of each token, and gradient × input of the likelihood of the text."""

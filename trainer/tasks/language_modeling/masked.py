@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainer.data.counter_rng import key
+from trainer.data.token_ids import decode_batch
 from trainer.task.base import Assessed, Batch, Example, Record, Texts
 from trainer.task.micro_batches import CORPORA
 from trainer.tasks.language_modeling.base import LanguageModeling
@@ -142,5 +143,5 @@ class MaskedLanguageModeling(LanguageModeling):
     def _filled(self, logits: Tensor, batch: Batch) -> list[Record]:
         """Return the texts with the most probable token at each selected position."""
         ids = batch["input_ids"].flatten().index_copy(0, batch["places"], logits.argmax(-1))
-        texts = self.tokenizer.batch_decode(ids.view_as(batch["input_ids"]), skip_special_tokens=True)
+        texts = decode_batch(self.tokenizer, ids.view_as(batch["input_ids"]))
         return [{"prediction": text} for text in texts]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainer.data.token_ids import encode_batch
+from trainer.data.token_ids import decode_batch, encode_batch
 from trainer.errors import UsageError
 from trainer.evaluation.predictions import ordered
 from trainer.recipe.sections import LossSection, Positive
@@ -232,7 +232,7 @@ class TextToText(Pairs, Task):
             end_id=self.eos_id,
             pad_id=self.pad_id,
         )
-        texts = self.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
+        texts = decode_batch(self.tokenizer, [ids for ids, _ in found])
         return [{"prediction": text, "score": score} for text, (_, score) in zip(texts, found, strict=True)]
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

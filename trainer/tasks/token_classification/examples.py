@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.token_ids import encoding_errors
 from trainer.task.base import IGNORED, Example, Row
 from trainer.tasks.token_classification.decoding import SpanReader, Words, joined, words_of
 from trainer.tasks.token_classification.roles import span_of, words_in
@@ -26,7 +27,8 @@ def read_row(row: Row, tokenizer: PreTrainedTokenizerFast, clean: Callable[[str]
     backend = tokenizer.backend_tokenizer
 
     def encode(cleaned: str) -> tuple[list[int], list[tuple[int, int]]]:
-        pieces = backend.encode(cleaned, add_special_tokens=False)
+        with encoding_errors(tokenizer.name_or_path):
+            pieces = backend.encode(cleaned, add_special_tokens=False)
         return pieces.ids, pieces.offsets
 
     return SpanReader.read(*text_of(row), "tokens" in row, clean, encode)

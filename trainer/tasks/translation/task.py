@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from trainer.data.target_tokenizer import TARGET, target_of
+from trainer.data.token_ids import decode_batch
 from trainer.data.tokenizer_files import with_template
 from trainer.errors import UsageError
 from trainer.models import loss_groups
@@ -191,7 +192,7 @@ class Translation(Pairs, Task):
             length_penalty=settings.length_penalty,
             max_length=limits.tolist(),
         )
-        texts = self.tokenizer_of("trg").batch_decode([h.ids for h in found], skip_special_tokens=True)
+        texts = decode_batch(self.tokenizer_of("trg"), [h.ids for h in found])
         return [{"prediction": text, "score": h.score} for text, h in zip(texts, found, strict=True)]
 
     def explain(self, model: nn.Module, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
