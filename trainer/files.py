@@ -194,6 +194,15 @@ def regular_size(path: Path) -> int:
     return found.st_size
 
 
+def is_special(path: Path) -> bool:
+    """Return whether a path is a pipe, a device or a socket. One look: another process may remove a file meanwhile."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # it is gone, or a link without an end
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def is_number(value: object) -> bool:
     """Return whether a value of a JSON file is a finite number of a size that occurs."""
     return type(value) in (int, float) and -MOST_NUMBER < value < MOST_NUMBER  # type: ignore[operator]

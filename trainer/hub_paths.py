@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import UsageError
+from trainer.files import is_special
 
 PACKAGE = "pkg://"
 # In the order in which the library looks for them.
@@ -189,7 +190,7 @@ def _refuse_pipes(folder: Path) -> None:
         UsageError: there is a pipe, a device or a socket.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if is_special(path):
             raise UsageError(f"{path} is a pipe, a device or a socket. Remove it, or put a file in its place.")
 
 

@@ -12,7 +12,6 @@ import difflib
 import json
 import os
 import re
-import stat
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from trainer.files import (
     cannot_write,
     flush,
     is_number,
+    is_special,
     make_folder,
     no_link,
     read_json,
@@ -130,7 +130,7 @@ class RunDir:
         parts = (self.tokenizer, self.model, self.adapter, self.path / "evaluation", self.export)
         below = (Path(folder, name) for part in parts for folder, _, names in os.walk(part) for name in names)
         for path in (*self.path.glob("*"), *below):
-            if _is_special(path):
+            if is_special(path):
                 raise CheckpointError(f"{path} is a pipe, a device or a socket, which no run has; remove it")
 
     def set_aside(self) -> Path | None:
@@ -292,12 +292,3 @@ def commit_of(folder: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _is_special(path: Path) -> bool:
-    """Return whether a path is a pipe, a device or a socket. One look: another rank may remove a file meanwhile."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:  # it is gone, or a link without an end
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
