@@ -32,6 +32,7 @@ from trainer.errors import CheckpointError, DataError, UsageError
 from trainer.evaluation.predictions import in_corpus_order, read_predictions
 from trainer.files import read_json
 from trainer.hub_paths import check_model_files, check_weights
+from trainer.init_recipe import lengths
 from trainer.lock_file import parse
 from trainer.recipe import parse_yaml, read_yaml
 from trainer.recipe.sections import DataConfig, TokenizerTraining
@@ -493,6 +494,19 @@ def test_a_tokenizer_at_which_the_library_panics(tmp_path: Path) -> None:
         decode_batch(tokenizer, encode_batch(tokenizer, ["a film"]))
     right = load_tokenizer(str(damaged_tokenizer(tmp_path / "right", {})))
     assert decode_batch(right, encode_batch(right, ["a film"])) == ["a film"]
+
+
+def test_a_table_of_characters_that_states_more_than_it_has(tmp_path: Path) -> None:
+    """The library takes the stated memory and aborts the process where there is not as much."""
+    part = {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "1vhaza9q"}}
+    folder = str(damaged_tokenizer(tmp_path, part))
+    for load in (load_tokenizer, lengths._tokenizer):
+        with pytest.raises(
+            UsageError, match=r"tokenizer.json is cut or corrupt: .* states 3,445,291,222 bytes and has 6\."
+        ):
+            load(folder)
+    damaged_tokenizer(tmp_path, {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AgAAAGFh"}})
+    assert load_tokenizer(folder).backend_tokenizer.normalizer is not None  # it has the two bytes that it states
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "model.safetensors"])

@@ -5,6 +5,7 @@ A name is a folder, `pkg://package/folder` in an installed package, or a Hub id 
 
 from __future__ import annotations
 
+import base64
 import difflib
 import importlib.resources
 import json
@@ -18,6 +19,7 @@ from trainer.errors import UsageError
 from trainer.files import is_special
 
 PACKAGE = "pkg://"
+CHARSMAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"([A-Za-z0-9+/]{6,})')
 # In the order in which the library looks for them.
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -181,6 +183,25 @@ def check_tokenizer_files(name: str, *, deep: bool = False) -> None:
         _refuse_pipes(folder)
         for file in (*VOCABULARIES, *TOKENIZER_SETTINGS, "config.json"):
             check_file(folder / file, deep=deep)
+        _check_charsmap(folder / "tokenizer.json")
+
+
+def _check_charsmap(path: Path) -> None:
+    """Check the size that the character table of a SentencePiece normalizer states.
+
+    The tokenizers library takes as much memory, up to 4 GiB, and its process is aborted if there is not as much.
+
+    Raises:
+        UsageError: the table is shorter.
+    """
+    for match in CHARSMAP.finditer(path.read_bytes() if path.exists() else b""):
+        stated = int.from_bytes(base64.b64decode(match[1][:6] + b"AA")[:4], "little")
+        held = len(match[1]) * 3 // 4
+        if stated > held:
+            raise UsageError(
+                f"{path} is cut or corrupt: its precompiled_charsmap states {stated:,} bytes and has {held:,}. "
+                "Download it again."
+            )
 
 
 def _refuse_pipes(folder: Path) -> None:

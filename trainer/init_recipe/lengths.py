@@ -10,7 +10,7 @@ from typing import Any
 from trainer.data.profile import Column, word_count
 from trainer.data.token_ids import encoding_errors
 from trainer.errors import UsageError
-from trainer.hub_paths import folder_of
+from trainer.hub_paths import check_tokenizer_files, folder_of
 
 SPECIAL = 3  # special tokens of a row, at most
 TOKENS_PER_WORD = 1.5  # for an estimate; rare words take more
@@ -62,7 +62,7 @@ def measure(columns: Sequence[Column], model: str | None, joined: bool) -> Lengt
         joined: the texts of a row are one sequence, as those of a pair are.
 
     Raises:
-        DataError: the tokenizer of the model is damaged.
+        UsageError, DataError: the tokenizer of the model is damaged.
     """
     tokenizer = _tokenizer(model) if model else None
     sizes, unknown, total = [], 0, 0
@@ -92,6 +92,7 @@ def _tokenizer(model: str) -> Any:
         return None
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
+    check_tokenizer_files(model)
     from tokenizers import Tokenizer
 
     with encoding_errors(model, "be loaded"):
