@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -93,7 +94,5 @@ def _run(argv: Sequence[str], output: Path) -> tuple[int, str]:
 
 def prepare(place: Path) -> None:
     """Import the commands, so that a child does not."""
-    import launch.cli
-
-    del launch.cli
+    importlib.import_module("launch.cli")
     runs.load_torch(place)
