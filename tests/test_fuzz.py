@@ -69,7 +69,7 @@ def test_run_directories_and_command_lines(tmp_path: Path) -> None:
     only = [word for kind in KINDS if kind not in UNTRAINED for word in ("--only", kind)]
     code, text, result = campaign(tmp_path, "--cases", 60, "--seed", SEED, *only)
     assert code == 0, text[-6000:]
-    assert all(one["cases"] >= 5 for one in result["table"].values())
+    assert {kind for kind, one in result["table"].items() if one["cases"] >= 3} == {*KINDS} - {*UNTRAINED}
 
 
 # -- the campaign finds planted faults ---------------------------------------------------------------------------------
