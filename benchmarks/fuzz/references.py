@@ -217,15 +217,15 @@ def _strict(lines: Sequence[bytes], form: Form, header: bool) -> tuple[list[str]
 
 
 def _check_pyarrow(lines: Sequence[bytes], form: Form, names: Sequence[str], ours: Sequence[Any]) -> None:
-    content = b"\n".join(lines) + b"\n"
+    content = b"\n".join(lines[1:]) + b"\n"  # skip_rows_after_names would take rows with an odd quote, too
     if not names or not all(names) or len(names) < 2 or b"\r" in content or form.quote == "none" or not ours:
         return
-    if lines[0].strip() == b"" or form.delimiter in " \n":
+    if lines[0].strip() == b"" or form.quote.encode() in lines[0] or form.delimiter in " \n":
         return
     text_columns = {name: pa.string() for name in names}
     read = pa_csv.read_csv(
         io.BytesIO(content),
-        read_options=pa_csv.ReadOptions(column_names=list(names), skip_rows_after_names=1, use_threads=False),
+        read_options=pa_csv.ReadOptions(column_names=list(names), use_threads=False),
         parse_options=pa_csv.ParseOptions(delimiter=form.delimiter, quote_char=form.quote, newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(column_types=text_columns, strings_can_be_null=False),
     )
