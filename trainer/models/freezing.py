@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from torch import nn
 
 from trainer.errors import UsageError
@@ -23,8 +21,8 @@ def freeze_parts(model: nn.Module, optim: OptimConfig) -> nn.Module | None:
     if optim.freeze_layers:
         _freeze_layers(model, optim.freeze_layers)
     for name, p in model.named_parameters() if optim.groups else ():
-        first = next((group for group in optim.groups if re.search(group.match, name)), None)
-        if first is not None and first.frozen:
+        number = optim.group_of(name)
+        if number is not None and optim.groups[number].frozen:
             p.requires_grad_(False)
     return trunk
 

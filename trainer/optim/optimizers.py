@@ -104,16 +104,13 @@ def matching_groups(model: nn.Module, optim: OptimConfig) -> dict[str, int]:
         UsageError: a pattern matches no parameter.
     """
     names = [name for name, _ in model.named_parameters()]
-    found: dict[str, int] = {}
     for number, group in enumerate(optim.groups):
-        matched = [name for name in names if re.search(group.match, name)]
-        if not matched:
+        if not any(re.search(group.match, name) for name in names):
             raise UsageError(
                 f"optim.groups[{number}].match={group.match!r} matches no parameter of {type(model).__name__}, which "
                 f"has {', '.join(names[:3])}, … {names[-1]}"
             )
-        found = dict.fromkeys(matched, number) | found
-    return found
+    return {name: first for name in names if (first := optim.group_of(name)) is not None}
 
 
 def _is_hidden_matrix(name: str, p: Tensor, plain: set[int], depths: Mapping[str, int] | None) -> bool:

@@ -334,6 +334,10 @@ class OptimConfig(Section):
     plateau: PlateauConfig = Field(default_factory=PlateauConfig)
     averaging: AveragingConfig = Field(default_factory=AveragingConfig)
 
+    def group_of(self, parameter: str) -> int | None:
+        """Return the number of the first of `groups` that matches the name of a parameter. None if none does."""
+        return next((i for i, group in enumerate(self.groups) if re.search(group.match, parameter)), None)
+
     @model_validator(mode="after")
     def _one_warmup(self) -> OptimConfig:
         if self.warmup_steps and self.warmup_ratio:
