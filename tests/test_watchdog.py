@@ -71,6 +71,9 @@ def test_a_stopped_process_is_named_and_killed(recipe: Path, tmp_path: Path, gui
     ranks = start(recipe, run, functools.partial(hooks.slow_step, 0.2))
     wait_until(lambda: read_lines(run / "metrics.jsonl")[-1]["step"] >= 3)
     ranks.signal(signal.SIGSTOP, guilty)
+    if guilty == 0:  # nobody can kill it for rank 1, which ends alone
+        ranks.processes[1].join(120)
+        ranks.signal(signal.SIGKILL, 0)
     ended = ranks.wait(120)
     assert (ended.codes[guilty], ended.codes[1 - guilty]) == (-9, 1), ended.text
     if guilty == 0:  # here it keeps the store; under a launcher, which keeps it otherwise, the next test looks
