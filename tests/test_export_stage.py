@@ -192,8 +192,13 @@ def test_missing_and_damaged_artifacts_are_refused(run: RunDir) -> None:
         open_artifact(run, "tensorrt")
     export_run(run, ["export.onnx=false", "export.bf16=false"], quiet)
     assert sorted(path.name for path in run.export.iterdir()) == ["int8"]
-    (run.export / "int8" / "model.onnx").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    graph, tokenizer = run.export / "int8" / "model.onnx", run.export / "int8" / "tokenizer.json"
+    with tokenizer.open("a") as lines:
+        lines.write("\n")  # it could be read, and would be another file than the one of the gate
+    with pytest.raises(CheckpointError, match=r"int8/tokenizer\.json is missing or not the file that passed the gate"):
+        open_artifact(run, "int8")
+    graph.write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=r"int8/model\.onnx is .*make it again with `rankzero export "):
         open_artifact(run, "int8")
 
 

@@ -145,6 +145,16 @@ def test_lines_after_a_step_are_dropped(lines: Path) -> None:
     run.cut_after(lines.parent / "missing.jsonl", 2)
 
 
+def test_an_evaluation_that_was_not_saved_is_dropped(tmp_path: Path) -> None:
+    """It is repeated: its line would be there twice."""
+    run = RunDir(tmp_path)
+    for step, split in ((0, "validation"), (2, "train"), (2, "validation"), (4, "train"), (4, "validation")):
+        run.append(run.metrics, {"step": step, "split": split})
+    run.cut_after(run.metrics, 4, evaluated=2)
+    kept = [(line["step"], line["split"]) for line in map(json.loads, run.metrics.read_text().splitlines())]
+    assert kept == [(0, "validation"), (2, "train"), (2, "validation"), (4, "train")]
+
+
 def test_a_partial_line_is_dropped(lines: Path) -> None:
     """Also within a character, and with what a file system leaves after a power cut."""
     content = lines.read_bytes()

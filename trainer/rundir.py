@@ -182,14 +182,21 @@ class RunDir:
         saved = self.checkpoints.glob("step-*/manifest.json")
         return max((int(found[1]) for path in saved if (found := CHECKPOINT.match(path.parent.name))), default=None)
 
-    def cut_after(self, path: Path, step: int) -> None:
-        """Remove lines of steps after `step`, which are repeated, and an incomplete last line."""
+    def cut_after(self, path: Path, step: int, evaluated: int | None = None) -> None:
+        """Remove lines of steps after `step`, which are repeated, and an incomplete last line.
+
+        Args:
+            evaluated: the last step with a finished evaluation: lines of later evaluations are removed too, since a
+                run that ended before it had saved them evaluates again.
+        """
         if not path.exists():
             return
         with path.open("rb") as lines, replacing(path) as kept:  # a ledger may be larger than the memory
             for line in lines:  # bytes: an incomplete line may end within a character
                 with contextlib.suppress(ValueError, RecursionError):
-                    if json.loads(line)["step"] <= step:
+                    entry = json.loads(line)
+                    last = step if evaluated is None or entry.get("split") != "validation" else min(step, evaluated)
+                    if entry["step"] <= last:
                         kept.write(line.rstrip(b"\n") + b"\n")
 
     # -- one writer ------------------------------------------------------------------------------------------------

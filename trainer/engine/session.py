@@ -238,7 +238,9 @@ class Session:
             progress = Progress.from_json(state)
             progress.reopen(self.recipe.loop.early_stopping.patience)
         if self.runtime.main:
-            self.run.cut_after(self.run.metrics, progress.step or -1)  # an evaluation before step 1 is repeated
+            evaluated = None if step is None else max(0, progress.evaluated)
+            # an evaluation before step 1 is repeated
+            self.run.cut_after(self.run.metrics, progress.step or -1, evaluated)
             self.run.cut_after(self.run.ledger, progress.step)
             if self.status is not None:
                 self.status.update(step=progress.step)

@@ -11,7 +11,7 @@ from trainer.artifact_kinds import KINDS
 from trainer.data.python_rows import iter_rows
 from trainer.engine.trained_run import TrainedRun
 from trainer.errors import CheckpointError, DataError, UsageError
-from trainer.export.artifact_integrity import read_gate
+from trainer.export.artifact_integrity import problems, read_gate
 from trainer.export.program import load
 from trainer.export.stage import impossible
 from trainer.export.weights import TYPES, read_weights
@@ -26,7 +26,7 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator
 
     Raises:
         UsageError: there is no such artifact: not exported yet, or its gate failed.
-        CheckpointError: a file of it is damaged or missing.
+        CheckpointError: a file of it is missing, or is not the one that passed the gate.
     """
     folder: Path = run.export / name
     gate = read_gate(folder) if name in KINDS else None
@@ -35,6 +35,9 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator
     if not gate["passed"]:
         why = ", ".join(gate["failed"])
         raise UsageError(f"--backend {name}: the artifact failed its gate ({why}; see {folder / 'gate.json'})")
+    again = f"make it again with `rankzero export {run.path}`"
+    if wrong := problems(folder, gate):
+        raise CheckpointError(f"{'; '.join(wrong)}; {again}")
     exporter = task_class(Recipe.load(run.recipe)).exporter()
     try:
         task = TrainedRun.task_of(run, Recipe)
@@ -42,7 +45,6 @@ def open_artifact(run: RunDir, name: str) -> Callable[[Iterable[Line]], Iterator
             return partial(_answer_rows, load(exporter, folder), task)
         return TrainedRun(run, task.recipe, task, read_weights(task, folder, TYPES[name])).predict
     except Exception as error:  # onnxruntime, safetensors and tokenizers have their own types
-        again = f"make it again with `rankzero export {run.path}`"
         raise CheckpointError(f"{folder} cannot be read ({error}); {again}") from error
 
 
