@@ -73,6 +73,7 @@ KINDS: dict[str, tuple[str, dict[str, Any] | None, str]] = {
 }  # fmt: skip
 NOT_APPLICABLE = {
     "encoder-alibi": ("classification", {**ENCODER, "positions": "alibi"}, "positions=alibi"),
+    "encoder-bigrams": ("classification", {**ENCODER, "bigrams": 50}, "bigrams=50"),
     "encoder-post": ("classification", {**ENCODER, "norm": "post"}, "norm=post"),
     "transformer_xl": ("language_modeling-transformer_xl", None, "TransformerXL is a model of rankzero"),
 }

@@ -41,6 +41,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mpnet tags": (TAGS, pretrained("mpnet")),
     "encoder": (LABELS, ENCODER),
     "encoder alibi": (LABELS, {**ENCODER, "positions": "alibi", "pooling": "max"}),
+    "encoder bigrams": (LABELS, {**ENCODER, "bigrams": 50}),
     "transformer": ({"kind": "translation"}, {"kind": "transformer", **OWN}),
     "transformer sdpa": ({"kind": "translation"}, {"kind": "transformer", **OWN, "attention": "sdpa"}),
     "bert sdpa": (LABELS, pretrained("bert", attention="sdpa")),

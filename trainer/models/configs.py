@@ -73,6 +73,12 @@ class EncoderConfig(LayersConfig):
     word_dropout: Fraction = Field(
         0.0, description="dropout of complete token embeddings, against learning rare words by heart"
     )
+    bigrams: int = Field(
+        0,
+        ge=0,
+        description="rows of a table of embeddings of two tokens in a row, by their hash, which are added to those of "
+        "single tokens (Joulin et al. 2017), as 100,000; 0: none",
+    )
     init_from: str | None = Field(
         None, description="run directory whose encoder and tokenizer are used as initial weights"
     )

@@ -223,9 +223,9 @@ def _masked(model: MaskedLanguageModel, config: Mapping[str, Any], ids: Mapping[
 
 def _megatron(trunk: Encoder, config: Mapping[str, Any], ids: Mapping[str, int | None], prefix: str) -> StockForm | str:
     """Return Megatron-BERT, whose embeddings have no norm of their own, as those of `Encoder`."""
-    for key, value in (("norm", "post"), ("positions", "alibi")):
-        if config[key] == value:
-            return f"an encoder with {key}={value} has no class of transformers that computes the same"
+    for key, value in (("norm", "pre"), ("positions", "sinusoidal"), ("bigrams", 0)):
+        if config.get(key, value) != value:
+            return f"an encoder with {key}={config[key]} has no class of transformers that computes the same"
     vocabulary, width = trunk.embedding.weight.shape
     names, embeddings = Names(), f"{prefix}embeddings."
     fixed: dict[str, Tensor] = {}
