@@ -73,6 +73,7 @@ def quality() -> Iterator[Check]:
     """Give the scores; bits per byte, BLEU and perplexity are no shares."""
     accuracy = {
         "`imdb`,": "imdb_cpu_bf16",
+        "`imdb-base`": "imdb_base_bf16",
         "`imdb-scratch`, 10.9": "imdb_scratch_bf16",
         "`imdb-scratch` from": "imdb_from_mlm_bf16",
         "`imdb-frozen`": "imdb_frozen_bf16",
@@ -115,6 +116,7 @@ def classification() -> Iterator[Check]:
     for label, name, keys in (
         ("`imdb`, two", "imdb_cpu_bf16", ""),
         ("`imdb`, one", "imdb_second_bf16", ""),
+        ("`imdb-base`", "imdb_base_bf16", ""),
         ("`imdb-lora`, rate 1e-3", "imdb_lora_bf16", "whole_recipe."),
         ("`imdb-scratch`,", "imdb_scratch_bf16", ""),
         ("`imdb-scratch` from", "imdb_from_mlm_bf16", ""),
