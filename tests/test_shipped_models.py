@@ -23,7 +23,11 @@ from trainer.recipe import read_yaml
 from trainer.recipe_loading import SHIPPED, Recipe
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-WITHOUT_STOCK_CLASS = {"xl-imdb": "TransformerXL is a model of rankzero", "imdb-mlm": "positions=alibi"}
+WITHOUT_STOCK_CLASS = {
+    "xl-imdb": "TransformerXL is a model of rankzero",
+    "imdb-mlm": "positions=alibi",
+    "imdb-scratch": "bigrams=",
+}
 ONLY = ["export.model=true", "export.onnx=false", "export.int8=false", "export.bf16=false", "export.safetensors=false"]
 WIDTHS = {"d_model": 32, "heads": 2, "feed_forward": 64}
 LAYERS = ("layers", "encoder_layers", "decoder_layers")
