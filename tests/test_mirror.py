@@ -99,6 +99,18 @@ def test_copies_are_deleted_as_in_the_run_directory(run, store, trained):
     assert mirrored(store) == checkpoint.steps(run.checkpoints) == [3, 4]
 
 
+def test_a_copy_is_deleted_that_the_run_deletes_after_the_last_copy(run, store, trained):
+    shutil.rmtree(checkpoint.path_of(run.checkpoints, 2))
+    copies = Mirror(run, URL)
+    wait_for(lambda: mirrored(store) == [1])
+    add(run, trained, 2)
+    wait_for(lambda: copies._is_complete())
+    assert mirrored(store) == [1, 2]  # the training cleans up after the save, and here after the copy
+    shutil.rmtree(checkpoint.path_of(run.checkpoints, 1))
+    assert copies.finish()
+    assert mirrored(store) == [2]
+
+
 def test_files_may_grow_while_they_are_sent(run, store, caplog):
     """Lines of steps that follow are left out. Compared with the grown file, no copy of the file was right."""
     before = {name: (run.path / name).read_bytes() for name in ("metrics.jsonl", "manifest.json")}

@@ -61,6 +61,7 @@ class Mirror:
         self._ended, self._failed = threading.Event(), False
         self._known = False  # whether the place was compared with this run
         self._copied: tuple[int, int] | None = None  # step and time of the newest checkpoint that is in the mirror
+        self._there: set[int] = set()  # steps of the checkpoints in the mirror, since the last copy
         shutil.rmtree(run.checkpoints / LINKED, ignore_errors=True)
         try:
             self._check_owner(seconds=10.0)
@@ -124,6 +125,13 @@ class Mirror:
             finally:
                 shutil.rmtree(self._run.checkpoints / LINKED, ignore_errors=True)
             self._ended.wait(wait)
+        if self._is_complete() and self._copied is not None:
+            try:  # the run directory may have deleted more since the last copy
+                check_held(self._run.path)
+                step = self._copied[0]
+                self._delete_old(step, *needed_with(self._run.checkpoints, step))
+            except Exception as error:  # stores have different errors
+                log.warning("the mirror %s keeps an old checkpoint: %s", self._place.url, redacted(str(error)))
 
     def _warn(self, error: Exception) -> None:
         log.warning(
@@ -171,9 +179,15 @@ class Mirror:
             if path is linked[-1]:
                 self._copy_run_files()
             self._put(path / CHECKPOINT_MANIFEST, f"{path.name}/{CHECKPOINT_MANIFEST}")
-        for other in complete - {step, *needed, *checkpoint.steps(folder)}:
-            place.remove(f"step-{other:08d}/{CHECKPOINT_MANIFEST}")
-            place.remove(f"step-{other:08d}")
+        self._there = {*complete, *needed, step}
+        self._delete_old(step, *needed)
+
+    def _delete_old(self, *kept: int) -> None:
+        """Delete those complete checkpoints of the mirror that the run directory no longer has."""
+        for other in self._there - {*kept, *checkpoint.steps(self._run.checkpoints)}:
+            self._place.remove(f"step-{other:08d}/{CHECKPOINT_MANIFEST}")
+            self._place.remove(f"step-{other:08d}")
+            self._there.remove(other)
 
     def _put(self, file: Path, name: str) -> None:
         self._check_ended()
