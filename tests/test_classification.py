@@ -518,7 +518,7 @@ def test_every_task_keeps_the_contract() -> None:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    "technique", slow_except(["plain", "fgm", "noise", "layers", "frozen", "embeddings", "mlm"], "fgm", "mlm")
+    "technique", slow_except(["plain", "fgm", "noise", "r_drop", "layers", "frozen", "embeddings", "mlm"], "fgm", "mlm")
 )
 def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, technique: str) -> None:
     """Weights after 8 SGD steps, with dropout; and the same scores to the last digit."""
@@ -526,6 +526,7 @@ def test_one_and_two_ranks_take_the_same_steps(reviews: Path, tmp_path: Path, te
         "plain": {},
         "fgm": {"adversarial": {"kind": "fgm"}},
         "noise": {"adversarial": {"kind": "noise"}},
+        "r_drop": {"r_drop": 5.0},
         "layers": {"layer_decay": 0.8, "unfreeze": 0.1, "head_lr": 0.2, "schedule": "slanted_triangular"},
         "frozen": {"freeze_trunk": True},
         "embeddings": {"freeze_embeddings": True},

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import create_model
 
@@ -83,6 +83,7 @@ def check_recipe(recipe: BaseRecipe) -> None:
     problems += _model_problems(recipe, task) or task.problems(recipe)
     problems += loss_problems(recipe) + _evaluation_problems(recipe, task)
     problems += _adapter_problems(recipe) + _padding_problems(recipe, task)
+    problems += _r_drop_problems(recipe, task)
     if stopping.metric not in task.metrics:
         known = ", ".join(sorted(task.metrics))
         problems.append(f"loop.early_stopping.metric: {stopping.metric!r} is unknown; known: {known}")
@@ -159,6 +160,25 @@ def _padding_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
     if model.kind == "pretrained" and model.random and model.architecture not in CONCATENATED:
         found.append(f"data.padding: {not_concatenated(model.architecture)}")
     return found
+
+
+def _r_drop_problems(recipe: BaseRecipe, task: type[Task]) -> list[str]:
+    """Return what does not support `optim.r_drop`."""
+    if not recipe.optim.r_drop:
+        return []
+    settings = cast(Any, recipe.task)
+    unsupported = {
+        f"task {task.kind} ({task.__name__})": not task.r_drop,
+        "a loss of your own (task.loss)": user_code.is_reference(getattr(settings, "loss", None)),
+        "task.class_weights": getattr(settings, "class_weights", None) is not None,
+        "task.focal_gamma": bool(getattr(settings, "focal_gamma", 0)),
+        "data.columns.weight": "weight" in recipe.data.columns,
+        "data.padding: none": recipe.data.padding == "none",
+        "optim.adversarial": recipe.optim.adversarial.kind != "none",
+    }
+    return [
+        f"optim.r_drop: {what} does not support it; leave one of them out" for what, so in unsupported.items() if so
+    ]
 
 
 def _adapter_problems(recipe: BaseRecipe) -> list[str]:

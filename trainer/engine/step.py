@@ -115,6 +115,7 @@ class Stepper:
         self._linear = fast_linear if replaced else contextlib.nullcontext
         self._perturbation = None
         adversarial = task.recipe.optim.adversarial
+        self._passes = 2 if adversarial.kind != "none" or task.recipe.optim.r_drop else 1  # of a micro-batch
         if adversarial.kind != "none":
             model: Any = self.engine.model
             rows = family_of(getattr(getattr(model, "trunk", model), "config", None)).rows_dimension
@@ -184,7 +185,7 @@ class Stepper:
                     raise
                 raise self._too_large(batch, step) from error
             if loaded is not None and batch is not self._filler:
-                self.shapes[shape_of(batch)] += 1 if self._perturbation is None else 2
+                self.shapes[shape_of(batch)] += self._passes
                 loss_sum += loss
                 self.lane_memory.add(loaded, memory)
         return loss_sum

@@ -71,6 +71,62 @@ def _losses_and_gradient(x: Tensor, labels: Tensor, smoothing: float, loss: Tens
     x.scatter_add_(1, hit, counts * (smoothing - 1))
 
 
+class _PairedLoss(torch.autograd.Function):
+    """`r_drop_loss`; the forward computes the gradient, too."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float, weight: float) -> Tensor:
+        loss, gradient = paired_loss_and_gradient(logits, labels, smoothing, weight)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None, None
+
+
+def paired_loss_and_gradient(logits: Tensor, labels: Tensor, smoothing: float, weight: float) -> tuple[Tensor, Tensor]:
+    """Return `r_drop_loss` of logits (2n, V) and labels (n), and its gradient in the type of the logits."""
+    count, size = labels.shape[0], logits.shape[1]
+    loss, gradient = torch.empty(count, device=logits.device), torch.empty_like(logits)
+    step = max(1, CHUNK // (2 * size) if logits.device.type == "cpu" else count)
+    for start in range(0, count, step):
+        one = slice(start, min(start + step, count))
+        two = slice(count + one.start, count + one.stop)
+        counted = (labels[one] != IGNORED).float()
+        log_p, log_q = (logits[rows].float().log_softmax(-1) for rows in (one, two))
+        p, q, gap = log_p.exp(), log_q.exp(), log_p - log_q
+        forth, back = (p * gap).sum(1), -(q * gap).sum(1)  # KL(p, q) and KL(q, p)
+        truth = torch.full_like(p, smoothing / size)
+        truth.scatter_add_(1, labels[one].clamp(min=0)[:, None], torch.full_like(p[:, :1], 1 - smoothing))
+        entropies = -(truth * (log_p + log_q)).sum(1)
+        loss[one] = (entropies / 2 + weight / 4 * (forth + back)) * counted
+        share, half = (counted / 2)[:, None], weight / 2
+        gradient[one] = share * (p - truth + half * (p * (gap - forth[:, None]) + p - q))
+        gradient[two] = share * (q - truth + half * (q * (-gap - back[:, None]) + q - p))
+    return loss_groups.total(loss), gradient
+
+
+def r_drop_loss(logits: Tensor, labels: Tensor, label_smoothing: float, weight: float) -> Tensor:
+    """Return the summed loss of R-Drop (Liang et al. 2021, https://arxiv.org/abs/2106.14448), an fp32 scalar.
+
+    For each label it is half of that of the paper, so that weight 0 gives the usual loss: the mean of both cross
+    entropies, and weight / 2 times the mean of both divergences.
+
+    Args:
+        logits: (2N, V), of N labels in one forward, and of the same labels with other dropout masks.
+        labels: (N,) int64, -100 is ignored.
+        label_smoothing: as in `F.cross_entropy`.
+        weight: alpha of the paper.
+    """
+    if (deferred := getattr(logits, "summed_loss", None)) is not None:  # of output_layer.DeferredLogits
+        return deferred(labels, label_smoothing, weight)
+    wide = logits if logits.dtype in (torch.float32, torch.bfloat16) else logits.float()  # fp16: as below
+    return _PairedLoss.apply(wide, labels, label_smoothing, weight)  # type: ignore[no-untyped-call]
+
+
 def cross_entropy_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """logits (N, V) of any floating type, labels (N) int64 -> summed loss in nats, an fp32 scalar; -100 is ignored.
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainer.models.loss import loss_and_gradient
+from trainer.models.loss import loss_and_gradient, paired_loss_and_gradient
 
 # Logits that are in memory at once: 256 MB in fp32. Whether a micro-batch has more depends on its shape only, so that a
 # step is the same on any number of ranks.
@@ -97,10 +97,10 @@ class DeferredLogits(Tensor):
     def __torch_dispatch__(cls, func: Any, *others: Any) -> Any:
         raise TypeError(f"{func} on the logits of an output layer that has not run")  # unwrapped above
 
-    def summed_loss(self, labels: Tensor, smoothing: float) -> Tensor:
-        """Return the summed loss of logits (N, V), an fp32 scalar."""
+    def summed_loss(self, labels: Tensor, smoothing: float, r_drop: float = 0.0) -> Tensor:
+        """Return the summed loss of logits (N, V), or of (2N, V) with the weight of R-Drop, an fp32 scalar."""
         hidden, weight, bias = self._layer
-        loss: Tensor = _ChunkedOutput.apply(hidden.to(self.dtype), weight, bias, labels, smoothing)  # type: ignore[no-untyped-call]
+        loss: Tensor = _ChunkedOutput.apply(hidden.to(self.dtype), weight, bias, labels, smoothing, r_drop)  # type: ignore[no-untyped-call]
         return loss
 
 
@@ -113,29 +113,36 @@ _OF_ROWS: Any = {
 
 
 class _ChunkedOutput(torch.autograd.Function):
-    """Output layer and summed loss of rows (N, M), in chunks of at most MOST_LOGITS logits.
+    """Output layer and summed loss of rows (N, M), or (2N, M) with R-Drop, in chunks of at most MOST_LOGITS logits.
 
     The forward also computes the gradients of the sum, so that no logits are computed twice. The backward scales them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float, r_drop: float
     ) -> Tensor:
         loss = torch.zeros((), device=hidden.device)
         parameters, dtype, kind = [weight] if bias is None else [weight, bias], hidden.dtype, hidden.device.type
         narrow = [p.detach().to(dtype) for p in parameters]
         for_hidden = torch.empty_like(hidden)
+        halves, gradients = (t.unflatten(0, (-1, len(labels))) for t in (hidden, for_hidden))  # (1 or 2, N, M)
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        step = max(1, MOST_LOGITS // len(weight))
+        step = max(1, MOST_LOGITS // len(halves) // len(weight))
         with torch.autocast(kind, enabled=False) if _autocast(kind) else contextlib.nullcontext():
-            for start in range(0, len(hidden), step):
+            for start in range(0, len(labels), step):
                 rows = slice(start, start + step)
-                part, gradient = loss_and_gradient(F.linear(hidden[rows], *narrow), labels[rows], smoothing)
+                inputs = halves[:, rows].flatten(0, 1)
+                logits, targets = F.linear(inputs, *narrow), labels[rows]
+                gradient: Tensor | None
+                if r_drop:
+                    part, gradient = paired_loss_and_gradient(logits, targets, smoothing, r_drop)
+                else:
+                    part, gradient = loss_and_gradient(logits, targets, smoothing)
                 assert gradient is not None
                 loss += part
-                for_hidden[rows] = gradient @ narrow[0]
-                sums[0] += gradient.T @ hidden[rows]
+                gradients[:, rows] = (gradient @ narrow[0]).unflatten(0, (len(halves), -1))
+                sums[0] += gradient.T @ inputs
                 if bias is not None:
                     sums[1] += gradient.sum(0, dtype=torch.float32)
         ctx.save_for_backward(for_hidden, *sums)
@@ -147,4 +154,4 @@ class _ChunkedOutput(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [(t * grads[0]).to(kind) for t, kind in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
         scaled = [g if needed else None for g, needed in zip(scaled, ctx.needs_input_grad[: len(scaled)], strict=True)]
-        return *scaled, *[None] * (5 - len(scaled))
+        return *scaled, *[None] * (6 - len(scaled))

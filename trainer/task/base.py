@@ -60,6 +60,7 @@ class Task(MicroBatches, PublishedModel):
     averages: ClassVar[bool] = False  # predictions have probabilities, which `rankzero ensemble` averages
     labels_are_tokens: ClassVar[bool] = False  # the loss is compared with that of guessing tokens by their frequency
     scores_documents: ClassVar[bool] = False  # predictions and targets are texts: evaluation.document_column
+    r_drop: ClassVar[bool] = False  # `loss` is cross entropy of classes or tokens: optim.r_drop
     separate_vocabularies: ClassVar[bool] = False  # targets may have their own: tokenizer.train.shared=false
     metric_specs: ClassVar[tuple[Metric, ...]] = ()  # the most important one first
     metrics: ClassVar[dict[str, str]]  # metric -> "min" or "max", those that can select a checkpoint; from metric_specs
@@ -156,9 +157,12 @@ class Task(MicroBatches, PublishedModel):
         return self.recipe.optim.label_smoothing
 
     def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the summed loss of logits (…, V) and labels (…)."""
-        from trainer.models.loss import cross_entropy_sum
+        """Return the summed loss of logits (…, V) and labels (…). With R-Drop both have each row twice."""
+        from trainer.models.loss import cross_entropy_sum, r_drop_loss
 
+        if weight := self.recipe.optim.r_drop:
+            once = labels[: len(labels) // 2].flatten()
+            return r_drop_loss(logits.flatten(0, -2), once, self.smoothing, weight)
         return cross_entropy_sum(logits.flatten(0, -2), labels.flatten(), self.smoothing)
 
     @property
@@ -168,8 +172,12 @@ class Task(MicroBatches, PublishedModel):
 
     def loss_and_memory(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Return the loss, and the `memory` (B, …) of the next micro-batch of the lane, detached."""
+        import torch
+
         from trainer.models import library_masks, padding_free
 
+        if self.recipe.optim.r_drop:
+            batch = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
         if self.several_documents is None:
             return self.loss(model, batch), None
         rows = padding_free.Rows.of(batch, batch[self.inputs[0]].shape[1])

@@ -17,6 +17,7 @@ TIMES = 15  # the usual rate of a pretrained model, above which a rate is high
 # Key -> (largest usual value, what happens above it).
 LARGEST: dict[str, tuple[float, str]] = {
     "optim.label_smoothing": (0.3, "usual is 0.1"),
+    "optim.r_drop": (10, "usual is 0.5 to 5"),
     "optim.weight_decay": (0.3, "usual is 0.01 to 0.1"),
     "optim.warmup_ratio": (0.5, "the rate rises for more than half of the training; usual is 0.06 to 0.1"),
     "model.dropout": (0.5, "usual is 0.1 to 0.3"),
@@ -40,6 +41,9 @@ def suspicious(recipe: Recipe) -> Warnings:
     weights = getattr(recipe.model, "weights", None)
     if weights and is_offline() and not weights.startswith(("/", ".", "~", "pkg://")) and not is_here(weights):
         yield "model.name", f"{weights} is not on this machine, and HF_HUB_OFFLINE is set"
+    dropouts = [getattr(recipe.model, key, 0.0) for key in ("dropout", "attention_dropout", "word_dropout")]
+    if recipe.optim.r_drop and not any(value is None or value > 0 for value in dropouts):
+        yield "optim.r_drop", "has no effect but to double the time of a step: the model has no dropout"
     if redacted(recipe.data.root) != recipe.data.root:
         yield "data.root", "holds a password or a token: keep it in the environment or in the store's own settings"
 

@@ -43,6 +43,7 @@ class Classification(CalibratedTask):
     inputs = ("input_ids",)
     mask_optional = True
     padding_free = True
+    r_drop = True
     metric_specs: ClassVar[tuple[Metric, ...]] = SPECS
     cheap_metrics = ()
     problem_type: ClassVar[str | None] = None  # in config.json of a model with the library's own head

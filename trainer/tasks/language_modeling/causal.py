@@ -36,6 +36,7 @@ class CausalLanguageModeling(LanguageModeling):
     exporter_path = "trainer.tasks.language_modeling.export:CausalExport"
     scores_words = True
     padding_free = True
+    r_drop = True
 
     def encode(self, rows: Sequence[Texts]) -> list[Example]:
         """Encode complete documents of any length: `input_ids` [EOT] t₁ … tₙ and `labels` t₁ … tₙ [EOT]."""

@@ -35,6 +35,7 @@ class RecurrentLanguageModeling(CausalLanguageModeling):
 
     exporter_path = "trainer.tasks.language_modeling.export:RecurrentExport"
     padding_free = False
+    r_drop = False
 
     @classmethod
     def problems(cls, recipe: Recipe) -> list[str]:

@@ -58,6 +58,7 @@ class TextToText(Pairs, Task):
     reporter_path = "trainer.tasks.text_to_text.report:TextToTextReport"
     suggester_path = "trainer.tasks.text_to_text.suggest:suggest"
     labels_are_tokens = True
+    r_drop = True
     inputs = ("input_ids", "labels")  # the decoder reads as many tokens as there are labels
     mask_optional = True
     metric_specs: ClassVar[tuple[Metric, ...]] = (*Pairs.metric_specs, *ROUGE)

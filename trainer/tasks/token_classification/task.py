@@ -48,6 +48,7 @@ class TokenClassification(Task):
     inputs = ("input_ids",)
     mask_optional = True
     padding_free = True
+    r_drop = True
     metric_specs = SPECS
     cheap_metrics = ()
     toy_rows = (

@@ -67,6 +67,7 @@ class Translation(Pairs, Task):
     labels_are_tokens = True
     separate_vocabularies = True
     padding_free = True
+    r_drop = True
     inputs = ("src", "trg_in")
 
     @classmethod

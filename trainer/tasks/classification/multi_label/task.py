@@ -27,6 +27,7 @@ class MultiLabel(Classification):
     exporter_path = "trainer.tasks.classification.multi_label.export:MultiLabelExport"
     problem_type = "multi_label_classification"
     averages = False
+    r_drop = False
     metric_specs = SPECS
     toy_rows: ClassVar[tuple[Row, ...]] = (
         {"text": "A wonderful film.", "text_pair": "I liked it.", "labels": []},

@@ -35,6 +35,7 @@ class Regression(Classification):
     exporter_path = "trainer.tasks.classification.regression.export:RegressionExport"
     problem_type = "regression"
     averages = False
+    r_drop = False
     metric_specs = SPECS
     toy_rows: ClassVar[tuple[Row, ...]] = (
         {"text": "A wonderful film.", "text_pair": "I liked it.", "value": 4.5},
