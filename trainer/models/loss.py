@@ -95,17 +95,19 @@ def paired_loss_and_gradient(logits: Tensor, labels: Tensor, smoothing: float, w
     for start in range(0, count, step):
         one = slice(start, min(start + step, count))
         two = slice(count + one.start, count + one.stop)
-        counted = (labels[one] != IGNORED).float()
         log_p, log_q = (logits[rows].float().log_softmax(-1) for rows in (one, two))
         p, q, gap = log_p.exp(), log_q.exp(), log_p - log_q
-        forth, back = (p * gap).sum(1), -(q * gap).sum(1)  # KL(p, q) and KL(q, p)
-        truth = torch.full_like(p, smoothing / size)
-        truth.scatter_add_(1, labels[one].clamp(min=0)[:, None], torch.full_like(p[:, :1], 1 - smoothing))
-        entropies = -(truth * (log_p + log_q)).sum(1)
+        forth, back = torch.linalg.vecdot(p, gap), -torch.linalg.vecdot(q, gap)  # KL(p, q) and KL(q, p)
+        hit, counted = labels[one].clamp(min=0)[:, None], (labels[one] != IGNORED).float()
+        truths = (log_p.gather(1, hit) + log_q.gather(1, hit))[:, 0]
+        entropies = (smoothing - 1) * truths - smoothing / size * (log_p.sum(1) + log_q.sum(1))
         loss[one] = (entropies / 2 + weight / 4 * (forth + back)) * counted
-        share, half = (counted / 2)[:, None], weight / 2
-        gradient[one] = share * (p - truth + half * (p * (gap - forth[:, None]) + p - q))
-        gradient[two] = share * (q - truth + half * (q * (-gap - back[:, None]) + q - p))
+        # p - truth + weight / 2 * (p * (gap - KL(p, q)) + p - q), and the same with p and q exchanged
+        for_p = (gap - forth[:, None]).mul_(weight / 2).add_(1 + weight / 2).mul_(p).sub_(q, alpha=weight / 2)
+        for_q = gap.add_(back[:, None]).mul_(-weight / 2).add_(1 + weight / 2).mul_(q).sub_(p, alpha=weight / 2)
+        for rows, found in ((one, for_p), (two, for_q)):
+            found.sub_(smoothing / size).scatter_add_(1, hit, torch.full_like(forth, smoothing - 1)[:, None])
+            gradient[rows] = found.mul_((counted / 2)[:, None])
     return loss_groups.total(loss), gradient
 
 
