@@ -109,6 +109,8 @@ def test_the_tiny_recipe_is_one() -> None:
         ("optim.learning=1", "optim.learning: unknown key"),
         ("optim.lrr=1", "optim.lrr: unknown key; did you mean 'lr'"),
         ("optim.averaging.kimd=ema", "optim.averaging.kimd: unknown key; did you mean 'kind'"),
+        ("model.layers=2", "model.layers: unknown key; kind encoder or transformer_xl has it, keys here: activation"),
+        ("task.labels=[a]", "task.labels: unknown key; kind classification or token_classification has it, keys here"),
         ("model.d_modle=32", "model.d_modle: unknown key; did you mean 'd_model'"),
         ("task.src_lang=de", "task.src_lang: unknown key; did you mean 'src_language'"),
         ("dta.lanes=2", "dta: unknown key; did you mean 'data'"),
@@ -131,6 +133,10 @@ def test_the_tiny_recipe_is_one() -> None:
 )
 def test_an_unknown_key_gives_the_nearest_known_one(override: str, words: str) -> None:
     assert words in recipe_error(override)
+
+
+def test_a_hint_names_a_key_once() -> None:
+    assert recipe_error("evaluation.lr=1").count("use optim.lr") == 1
 
 
 def test_every_key_that_a_hint_names_exists() -> None:

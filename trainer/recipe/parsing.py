@@ -198,7 +198,7 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
     keys, fields = _walk(cls, list(problem["loc"]))
     key = ".".join(keys) or "recipe"
     if problem["type"] == "extra_forbidden":
-        return key, f"unknown key; {_hint(cls, keys[-1], fields)}"
+        return key, f"unknown key; {_hint(cls, keys, fields)}"
     if problem["type"] == "missing":
         return key, "required and not given"
     if problem["type"].startswith("union_tag"):
@@ -217,14 +217,23 @@ def _explain(cls: type[BaseModel], problem: Any) -> tuple[str, str]:
     return key, message + (f" (got {value!r})" if not isinstance(value, dict | BaseModel) else "")
 
 
-def _hint(cls: type[BaseModel], name: str, fields: Sequence[str]) -> str:
-    """Return the key that was probably meant: a typo, another section's, another trainer's name, else all keys."""
+def _hint(cls: type[BaseModel], keys: Sequence[str], fields: Sequence[str]) -> str:
+    """Return the key that was probably meant: a typo, another section's, another trainer's name, else all keys.
+
+    A key that only other kinds of a section have is named as such.
+    """
+    *section, name = keys
     slip = difflib.get_close_matches(name, fields, n=1, cutoff=0.8)
     sections = {key: _models(field.annotation) for key, field in cls.model_fields.items()}
-    elsewhere = [key for key, models in sections.items() if any(name in model.model_fields for model in models)]
-    places = [f"{key}.{name}" for key in elsewhere] + [name] * (name in sections and not sections[name])
+    having = {key: [m for m in models if name in m.model_fields] for key, models in sections.items()}
+    places = [f"{key}.{name}" for key, models in having.items() if models and [key] != section]
+    places += [name] * (name in sections and not sections[name])
     hints = [known] if (known := advice(name)) else []
     hints += [f"use {' or '.join(places)}"] if places else []
+    hints = [*dict.fromkeys(hints)]  # a name that another trainer has for the same key
+    if len(section) == 1 and (kinds := [str(_kind(model)) for model in having.get(section[0], ())]):
+        only = f"kind {' or '.join(kinds)} has it"
+        return "; or ".join([f"{only}, keys here: {', '.join(sorted(fields))}", *hints])
     if not slip and hints:
         return "; or ".join(hints)
     if near := slip or difflib.get_close_matches(name, fields, n=1, cutoff=0.6):
