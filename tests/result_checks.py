@@ -74,7 +74,7 @@ def quality() -> Iterator[Check]:
     accuracy = {
         "`imdb`,": "imdb_cpu_bf16",
         "`imdb-base`": "imdb_base_bf16",
-        "`imdb-scratch`, 16.8": "imdb_scratch_bigrams_bf16",
+        "`imdb-scratch`, 23.0": "imdb_scratch_cnn_bf16",
         "four layers in `imdb-scratch`": "imdb_scratch_bf16",
         "`imdb-scratch` from": "imdb_from_mlm_bf16",
         "`imdb-frozen`": "imdb_frozen_bf16",
@@ -117,9 +117,10 @@ def classification() -> Iterator[Check]:
     for label, name, keys in (
         ("`imdb`, two", "imdb_cpu_bf16", ""),
         ("`imdb`, one", "imdb_second_bf16", ""),
+        ("512 tokens", "imdb_512_bf16", ""),
         ("`imdb-base`", "imdb_base_bf16", ""),
         ("`imdb-lora`, rate 1e-3", "imdb_lora_bf16", "whole_recipe."),
-        ("`imdb-scratch`:", "imdb_scratch_bigrams_bf16", ""),
+        ("`imdb-scratch`:", "imdb_scratch_cnn_bf16", ""),
         ("four layers of width 256", "imdb_scratch_bf16", ""),
         ("`imdb-scratch` from", "imdb_from_mlm_bf16", ""),
         ("the same, rate 1.5e-4", "imdb_from_mlm_bf16", "lower_rate."),

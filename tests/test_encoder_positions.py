@@ -1,9 +1,8 @@
-"""The own encoder: linear biases that let half of the heads see each side, bigrams, and word dropout."""
+"""The own encoder: linear biases that let half of the heads see each side, and word dropout."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +20,9 @@ from trainer.models.explain import recording
 SMALL = {"d_model": 16, "heads": 4, "layers": 2, "feed_forward": 32, "dropout": 0.0}
 
 
-def model_of(positions: str, bigrams: int = 0) -> Encoder:
+def model_of(positions: str) -> Encoder:
     torch.manual_seed(1)
-    model = Encoder(EncoderConfig(**SMALL, positions=positions, bigrams=bigrams), 30, 12).eval()
-    if model.bigram_embedding is not None:
-        torch.nn.init.normal_(model.bigram_embedding.weight)
-    return model
+    return Encoder(EncoderConfig(**SMALL, positions=positions), 30, 12).eval()
 
 
 def test_biases_against_the_formula() -> None:
@@ -51,9 +47,9 @@ def test_half_of_the_heads_see_each_side() -> None:
         assert (before.tril() > 0).sum() == (after > 0).sum() == 2 * 36
 
 
-@pytest.mark.parametrize(("positions", "bigrams"), [("sinusoidal", 0), ("alibi", 0), ("sinusoidal", 50)])
-def test_padding_changes_nothing_and_order_counts(positions: str, bigrams: int) -> None:
-    model, ids = model_of(positions, bigrams), torch.arange(1, 9)[None]
+@pytest.mark.parametrize("positions", ["sinusoidal", "alibi"])
+def test_padding_changes_nothing_and_order_counts(positions: str) -> None:
+    model, ids = model_of(positions), torch.arange(1, 9)[None]
     mask = torch.cat([torch.ones_like(ids), torch.zeros(1, 4, dtype=torch.int64)], 1)
     with torch.no_grad():
         alone = model(ids, torch.ones_like(ids))
@@ -78,43 +74,14 @@ def test_word_dropout_takes_complete_embeddings_in_training_only() -> None:
     torch.testing.assert_close(dropped[~zero], model.embedding(ids)[~zero] / 0.75, atol=1e-5, rtol=1e-4)
 
 
-def test_a_bigram_has_a_row_by_its_hash() -> None:
-    """Of a text alone: concatenated texts have none of the last and the first token of two texts."""
-    model = model_of("sinusoidal", 50)
-    assert model.bigram_embedding is not None
-    ids = torch.tensor([[7, 3, 29, 3]])
-    rows = [(before * 1_000_003 + token) % 50 for before, token in ((0, 7), (7, 3), (3, 29), (29, 3))]
-    assert model._bigrams(ids, None).tolist() == [rows]
-    found: list[torch.Tensor] = []
-    model.dropout.register_forward_pre_hook(lambda _, given: found.append(given[0]))
-    both, places = torch.cat([ids, ids[:, :2]], 1), torch.tensor([[0, 1, 2, 3, 0, 1]])
-    with torch.no_grad():
-        model(ids)
-        model(both, position_ids=places)
-        model(ids[:, :2])
-    assert torch.equal(found[1], torch.cat([found[0], found[2]], 1))
-    added = (found[0] - model.positions[:4]) / 4 - model.type_embedding.weight[0] - model.embedding(ids)
-    torch.testing.assert_close(added, model.bigram_embedding.weight[rows][None], atol=1e-5, rtol=1e-4)
-
-
-def test_bigrams_begin_at_zero() -> None:
-    torch.manual_seed(2)
-    first = Encoder(EncoderConfig(**SMALL, bigrams=50), 30, 12).eval()
-    torch.manual_seed(2)
-    plain = Encoder(EncoderConfig(**SMALL), 30, 12).eval()
-    ids = torch.randint(30, (2, 9))
-    assert torch.equal(first(ids), plain(ids))
-
-
 def test_both_sides_need_heads() -> None:
     with pytest.raises(ValidationError, match="heads=3 is odd: with positions=alibi"):
         EncoderConfig(**{**SMALL, "d_model": 18, "heads": 3}, positions="alibi")
 
 
 @pytest.mark.usefixtures("near")
-@pytest.mark.parametrize("more", [{"positions": "alibi"}, {"bigrams": 50}])
-def test_its_artifact_passes_the_gate(reviews: Path, tmp_path: Path, more: dict[str, Any]) -> None:
-    model = {"kind": "encoder", **SMALL, **more}
+def test_its_artifact_passes_the_gate(reviews: Path, tmp_path: Path) -> None:
+    model = {"kind": "encoder", **SMALL, "positions": "alibi"}
     made = recipe(reviews, model, tokenizer={"train": {"kind": "wordpiece", "vocab_size": 90}}, export=EXPORT)
     made = exported(finished_run(tmp_path / "run", made, task_of(made).tokenizer, decided))
     found = run_gate(made, made.folder)

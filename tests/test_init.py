@@ -117,10 +117,11 @@ def test_the_printed_summary(here: Path) -> None:
     assert Path("mine.yaml").read_text(encoding="utf-8") == before, "the words are what was guessed"
 
 
-def test_an_encoder_from_random_weights_is_written_on_request(here: Path) -> None:
+@pytest.mark.parametrize(("kind", "key"), [("encoder", "layers"), ("cnn", "filters")])
+def test_a_model_of_random_weights_is_written_on_request(here: Path, kind: str, key: str) -> None:
     write_csv(here / "tickets.csv", ["id", "message", "topic"], support_rows(90))
-    values = recipe_of("tickets.csv", "model.kind=encoder", "model.layers=2")
-    assert (values["model"]["kind"], values["model"]["layers"], "name" in values["model"]) == ("encoder", 2, False)
+    values = recipe_of("tickets.csv", f"model.kind={kind}", f"model.{key}=2")
+    assert (values["model"]["kind"], values["model"][key], "name" in values["model"]) == (kind, 2, False)
     assert values["tokenizer"]["train"]["kind"] == "wordpiece"
     assert float(values["optim"]["lr"]) == 2e-3
 

@@ -72,8 +72,8 @@ KINDS: dict[str, tuple[str, dict[str, Any] | None, str]] = {
     "bart": ("text_to_text", {**TINY, "architecture": "bart"}, "BartForConditionalGeneration"),
 }  # fmt: skip
 NOT_APPLICABLE = {
+    "cnn": ("classification", {"kind": "cnn", "filters": 16}, "no class of transformers has a convolution over"),
     "encoder-alibi": ("classification", {**ENCODER, "positions": "alibi"}, "positions=alibi"),
-    "encoder-bigrams": ("classification", {**ENCODER, "bigrams": 50}, "bigrams=50"),
     "encoder-post": ("classification", {**ENCODER, "norm": "post"}, "norm=post"),
     "transformer_xl": ("language_modeling-transformer_xl", None, "TransformerXL is a model of rankzero"),
 }

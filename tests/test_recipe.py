@@ -110,6 +110,7 @@ def test_the_tiny_recipe_is_one() -> None:
         ("optim.lrr=1", "optim.lrr: unknown key; did you mean 'lr'"),
         ("optim.averaging.kimd=ema", "optim.averaging.kimd: unknown key; did you mean 'kind'"),
         ("model.layers=2", "model.layers: unknown key; kind encoder or transformer_xl has it, keys here: activation"),
+        ("model.filters=2", "model.filters: unknown key; kind cnn has it, keys here: activation"),
         ("task.labels=[a]", "task.labels: unknown key; kind classification or token_classification has it, keys here"),
         ("model.d_modle=32", "model.d_modle: unknown key; did you mean 'd_model'"),
         ("task.src_lang=de", "task.src_lang: unknown key; did you mean 'src_language'"),
@@ -190,7 +191,7 @@ def test_required_keys_are_named() -> None:
         (("task.kind=translatoin",), "task.kind: 'translatoin' is unknown; did you mean 'translation'?"),
         (
             ("model.kind=mlp",),
-            "model.kind: 'mlp' is unknown; allowed: transformer, encoder, transformer_xl, pre",
+            "model.kind: 'mlp' is unknown; allowed: transformer, encoder, cnn, transformer_xl, pre",
         ),
         (("loop.max_steps=null",), "the run would never end"),
         (("data.tokens_per_batch=8",), "tokens_per_batch=8 is below max_length=40"),

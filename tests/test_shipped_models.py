@@ -26,7 +26,7 @@ RECIPES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 WITHOUT_STOCK_CLASS = {
     "xl-imdb": "TransformerXL is a model of rankzero",
     "imdb-mlm": "positions=alibi",
-    "imdb-scratch": "bigrams=",
+    "imdb-scratch": "a convolution over one-hot tokens",
 }
 ONLY = ["export.model=true", "export.onnx=false", "export.int8=false", "export.bf16=false", "export.safetensors=false"]
 WIDTHS = {"d_model": 32, "heads": 2, "feed_forward": 64}
@@ -71,7 +71,8 @@ def _model(model: dict[str, Any], tokenizer: dict[str, Any] | None, bert: Path) 
         config = {"config": model["config"]} if name and "config" in model else {}
         model = {**kept, "architecture": architecture, "size": "tiny", **config}
     else:
-        model = {**model, **WIDTHS, **dict.fromkeys((key for key in LAYERS if key in model), 1)}
+        widths = {"filters": 32} if model["kind"] == "cnn" else WIDTHS
+        model = {**model, **widths, **dict.fromkeys((key for key in LAYERS if key in model), 1)}
     return model, {"train": {**(tokenizer or {}).get("train", {}), "kind": kind, "vocab_size": VOCABULARY[kind]}}
 
 

@@ -46,7 +46,10 @@ READING = ("delimiter", "quote", "header", "encoding", "columns")  # keys of dat
 LENIENT: dict[str, Any] = {"lanes": 1, "on_bad_row": "skip", "max_bad_fraction": 0.999}
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Values = dict[str, Any]
-SCRATCH = {"kind": "encoder", "d_model": 256, "layers": 4, "heads": 4, "feed_forward": 1024}  # for model.kind=encoder
+SCRATCH: dict[str, Values] = {  # by model.kind
+    "encoder": {"kind": "encoder", "d_model": 256, "layers": 4, "heads": 4, "feed_forward": 1024},
+    "cnn": {"kind": "cnn"},
+}
 TRAINED = {"train": {"kind": "wordpiece", "vocab_size": 16_000}}
 
 
@@ -114,8 +117,8 @@ def draft(path: str, kind: str | None, overrides: Sequence[str]) -> Draft:
         data = _data_config(files, read)
     table = profile(shards, Reading.of(data, None), files.languages)
     suggestion, others = choose(path, table, kind, data.columns)
-    if suggestion.pretrained and (given.get("model") or {}).get("kind") == "encoder":
-        suggestion = replace(suggestion, pretrained=None, model=SCRATCH, tokenizer=TRAINED)
+    if suggestion.pretrained and (scratch := SCRATCH.get((given.get("model") or {}).get("kind", ""))):
+        suggestion = replace(suggestion, pretrained=None, model=scratch, tokenizer=TRAINED)
     name = (given.get("model") or {}).get("name", suggestion.pretrained)
     inputs = [table.columns[column] for column in suggestion.inputs if column in table.columns]
     joined = len(inputs) > 1 and suggestion.pretrained is not None and bool(suggestion.task.get("pair"))

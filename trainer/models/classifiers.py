@@ -1,4 +1,4 @@
-"""Classifiers of a trunk and a head: our own encoder, or a pretrained model.
+"""Classifiers of a trunk and a head: our own encoder or CNN, or a pretrained model.
 
 Freezing, unfreezing and layer-wise rates use the depth of a parameter: 0 is the head, 1 the top layer of the trunk, and
 the embeddings are deepest.
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from trainer.errors import UsageError
-from trainer.models.configs import EncoderConfig, PretrainedConfig
+from trainer.models.cnn import CNN
+from trainer.models.configs import CNNConfig, EncoderConfig, PretrainedConfig
 from trainer.models.dropout import Dropout
 from trainer.models.encoder import Encoder
 from trainer.models.hf_config import hidden_width, label_maps, padding_id
@@ -72,9 +73,13 @@ def build_classifier(
     if isinstance(settings, EncoderConfig):
         trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
         return PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
+    if isinstance(settings, CNNConfig):
+        return PooledClassifier(
+            CNN(settings, len(tokenizer)), settings.filters, names, settings.pooling, settings.dropout
+        )
     if isinstance(settings, PretrainedConfig):
         return _pretrained(recipe, tokenizer, names, trained, problem_type)
-    raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, pretrained")
+    raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, cnn, pretrained")
 
 
 def _pretrained(

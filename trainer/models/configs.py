@@ -73,12 +73,6 @@ class EncoderConfig(LayersConfig):
     word_dropout: Fraction = Field(
         0.0, description="dropout of complete token embeddings, against learning rare words by heart"
     )
-    bigrams: int = Field(
-        0,
-        ge=0,
-        description="rows of a table of embeddings of two tokens in a row, by their hash, which are added to those of "
-        "single tokens (Joulin et al. 2017), as 100,000; 0: none",
-    )
     init_from: str | None = Field(
         None, description="run directory whose encoder and tokenizer are used as initial weights"
     )
@@ -88,6 +82,17 @@ class EncoderConfig(LayersConfig):
         if self.positions == "alibi" and self.heads % 2:
             raise ValueError(f"heads={self.heads} is odd: with positions=alibi half of them attend to each side")
         return self
+
+
+class CNNConfig(Section):
+    """Convolution over one-hot tokens trained from scratch (Johnson & Zhang 2015), in cnn.py."""
+
+    kind: Literal["cnn"] = "cnn"
+    filters: Positive = Field(256, description="filters, which are the features of a text")
+    width: Positive = Field(3, description="tokens in a row that a filter sees")
+    pooling: Literal["max", "mean"] = Field("max", description="maximum or mean of a filter over the text")
+    dropout: Fraction = Field(0.5, description="dropout of the features, before the classifier")
+    word_dropout: Fraction = Field(0.2, description="share of the tokens that are hidden in a training step")
 
 
 class TransformerXLConfig(LayersConfig):
@@ -198,4 +203,6 @@ class PretrainedConfig(Section):
         return self.architecture not in ENDS_ONLY
 
 
-MODEL_CONFIGS: list[type[Section]] = [TransformerConfig, EncoderConfig, TransformerXLConfig, PretrainedConfig]
+MODEL_CONFIGS: list[type[Section]] = [
+    TransformerConfig, EncoderConfig, CNNConfig, TransformerXLConfig, PretrainedConfig,
+]  # fmt: skip

@@ -1,7 +1,6 @@
 """A BERT-style encoder from scratch (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
 
-The encoder layers of the Transformer with sinusoidal positions; on request with linear biases (ALiBi), and with
-embeddings of bigrams as in fastText (Joulin et al. 2017, https://aclanthology.org/E17-2068).
+The encoder layers of the Transformer with sinusoidal positions, and linear biases (ALiBi) on request.
 Shapes: B rows, T positions, M = d_model, V vocabulary.
 """
 
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from trainer.models.configs import EncoderConfig
 
 
-HASH = 1_000_003  # a prime number: bigrams of similar ids fall into different rows
-
-
 class Encoder(nn.Module):
     """Token ids to hidden states, for `vocab_size` tokens and at most `max_length` positions."""
 
@@ -44,9 +40,6 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(d) if config.norm == "pre" else nn.Identity()
         self.register_buffer("positions", sinusoids(max_length, d), persistent=False)
         initialise(self)
-        self.bigram_embedding = nn.Embedding(config.bigrams, d) if config.bigrams else None
-        if self.bigram_embedding is not None:
-            nn.init.zeros_(self.bigram_embedding.weight)  # those that training does not see add nothing
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
@@ -71,8 +64,6 @@ class Encoder(nn.Module):
         # without types all are of the first, as in BERT
         types = self.type_embedding.weight[0] if token_type_ids is None else self.type_embedding(token_type_ids)
         embedded = self.embedding(input_ids)
-        if self.bigram_embedding is not None:
-            embedded = embedded + self.bigram_embedding(self._bigrams(input_ids, position_ids))
         if self.training and self.word_dropout.p:  # Iyyer et al. 2015, https://aclanthology.org/P15-1162
             embedded = embedded * self.word_dropout(torch.ones_like(embedded[..., :1]))
         embedded = embedded + types
@@ -82,14 +73,6 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = run_layer(layer, x, mask)
         return self.norm(x)
-
-    def _bigrams(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
-        """The row of each token and the one before it in the same text (B, T); before the first it is the id 0."""
-        before = F.pad(input_ids[:, :-1], (1, 0))
-        if position_ids is not None:  # concatenated texts
-            before = before * (position_ids != 0)
-        assert self.bigram_embedding is not None
-        return (before * HASH + input_ids) % self.bigram_embedding.num_embeddings
 
     def _mask(self, attention_mask: Tensor | None, length: int, device: torch.device) -> Tensor | None:
         """The mask for all layers. Biases have to be added, so that with ALiBi it is never Boolean."""

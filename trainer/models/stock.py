@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from trainer.models.attention import MASKED
 from trainer.models.classifiers import PooledClassifier
+from trainer.models.cnn import CNN
 from trainer.models.encoder import Encoder, MaskedLanguageModel
 from trainer.models.hf_config import config_json, label_maps
 from trainer.models.transformer import Transformer
@@ -187,6 +188,8 @@ def _both(ours: str, theirs: str) -> Names:
 def _pooled(model: PooledClassifier, config: Mapping[str, Any], ids: Mapping[str, int | None]) -> StockForm | str:
     """Return the trunk, to which sentence-transformers adds pooling and head."""
     trunk: Any = model.trunk
+    if isinstance(trunk, CNN):
+        return "no class of transformers has a convolution over one-hot tokens"
     if isinstance(trunk, Encoder):
         form = _megatron(trunk, config, ids, "")
         if isinstance(form, str):
@@ -223,7 +226,7 @@ def _masked(model: MaskedLanguageModel, config: Mapping[str, Any], ids: Mapping[
 
 def _megatron(trunk: Encoder, config: Mapping[str, Any], ids: Mapping[str, int | None], prefix: str) -> StockForm | str:
     """Return Megatron-BERT, whose embeddings have no norm of their own, as those of `Encoder`."""
-    for key, value in (("norm", "pre"), ("positions", "sinusoidal"), ("bigrams", 0)):
+    for key, value in (("norm", "pre"), ("positions", "sinusoidal")):
         if config.get(key, value) != value:
             return f"an encoder with {key}={config[key]} has no class of transformers that computes the same"
     vocabulary, width = trunk.embedding.weight.shape

@@ -33,7 +33,7 @@ class Classification(CalibratedTask):
 
     kind = "classification"
     config = ClassificationConfig
-    models = ("encoder", "pretrained")
+    models = ("encoder", "cnn", "pretrained")
     exporter_path = "trainer.tasks.classification.export:ClassificationExport"
     reporter_path = "trainer.tasks.classification.report:ClassificationReport"
     baselines_path: ClassVar[str | None] = "trainer.tasks.classification.baseline:of_task"
