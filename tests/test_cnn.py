@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import train
+from review_helpers import recipe, written
+from safetensors.numpy import load_file
+from slow import slow_except
 from task_helpers import LABELS, examples_of, toy_task
 
+from trainer import embed
 from trainer.errors import UsageError
 from trainer.models.cnn import CNN
 from trainer.models.configs import CNNConfig
@@ -109,3 +116,25 @@ def test_other_tasks_name_what_they_take() -> None:
     }  # fmt: skip
     with pytest.raises(UsageError, match="cnn cannot do task translation; allowed: transformer"):
         check_recipe(Recipe.parse(values))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("engine", slow_except(["ddp", "zero2", "zero3", "fsdp2"], "fsdp2"))
+def test_every_engine_makes_the_steps_of_a_single_process(reviews: Path, tmp_path: Path, engine: str) -> None:
+    """A trunk without layers, and a parameter that is in no layer. `embed` reads the run."""
+    tokenizer = {"train": {"kind": "wordpiece", "vocab_size": 90}}
+    made = recipe(
+        reviews,
+        {"kind": "cnn", "filters": 16},
+        tokenizer=tokenizer,
+        optim={"name": "sgd", "lr": 0.5},
+        loop={"max_steps": 6},
+    )
+    for name in ("single", engine):
+        ranks = 1 if name == "single" else 2
+        train(written(tmp_path, made), tmp_path / name, world=ranks, engine=None if ranks == 1 else engine).check()
+    a, b = (load_file(tmp_path / name / "checkpoints/step-00000006/model.safetensors") for name in ("single", engine))
+    assert max(float(np.abs(a[name] - b[name]).max()) for name in a) <= 1e-6
+    [record] = embed(tmp_path / engine, ["a good film"], pooling="tokens")
+    assert record.vector.shape == (5, 16)
+    assert record.vector.min() == 0 < record.vector.max()

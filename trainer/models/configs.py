@@ -94,6 +94,11 @@ class CNNConfig(Section):
     dropout: Fraction = Field(0.5, description="dropout of the features, before the classifier")
     word_dropout: Fraction = Field(0.2, description="share of the tokens that are hidden in a training step")
 
+    @property
+    def d_model(self) -> int:
+        """The width of the states of a token, as the other models call it."""
+        return self.filters
+
 
 class TransformerXLConfig(LayersConfig):
     """Transformer-XL trained from scratch (Dai et al. 2019), in transformer_xl.py."""
