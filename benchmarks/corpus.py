@@ -56,7 +56,7 @@ def data_argument(parser: argparse.ArgumentParser) -> None:
 
 def prepare(root: Path, overrides: list[str], tokenizer: Path, name: str = RECIPE) -> Prepared:
     """Train the recipe's tokenizer, if it trains one, on the corpus below `root` into the folder `tokenizer`."""
-    overrides = [f"data.root={json.dumps(str(root))}", *overrides]
+    overrides = [f"data.root={json.dumps(str(root))}", "optim.r_drop=0", *overrides]  # others run each row once
     recipe = load_recipe(name, overrides)
     settings = recipe.tokenizer_training
     if settings is None:  # that of the pretrained model

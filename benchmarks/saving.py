@@ -40,7 +40,7 @@ def train(data: Path, run: Path, periods: int, config: str) -> list[dict[str, An
     steps = EVERY * (periods + 1)
     words = [
         f"data.root={json.dumps(str(data / 'multi30k'))}", f"loop.max_steps={steps}", f"loop.save_every={EVERY}",
-        f"loop.eval_every={10**6}", f"loop.log_every={WINDOW}", "evaluation.splits=[]",
+        f"loop.eval_every={10**6}", f"loop.log_every={WINDOW}", "evaluation.splits=[]", "optim.r_drop=0",
     ]  # fmt: skip
     command = [sys.executable, "-c", "from launch.cli import main; main()", "train", "multi30k", *words]
     subprocess.run([*command, "--config", config, "--run", str(run)], check=True)

@@ -87,7 +87,7 @@ def quality() -> Iterator[Check]:
         yield "Quality", label, [interval(name, "test.accuracy"), f"| {ranks}, {steps:,} |", f"/{name}.json)"]
         yield "Quality", label, [f"{rows:,} |"] if label in ("`imdb`,", "`sst2`", "`sick-entailment`") else []
     yield "Quality", "`imdb-lora`", [interval("imdb_lora_bf16", "whole_recipe.test.accuracy"), "| 2, 2,497 |"]
-    for label, name in {"`multi30k`": "multi30k_cpu_bf16", "`t5-multi30k`": "t5_multi30k_bf16"}.items():
+    for label, name in {"`multi30k`": "multi30k_r_drop_bf16", "`t5-multi30k`": "t5_multi30k_bf16"}.items():
         yield "Quality", label, [interval(name, "test.bleu", 1), f"{at(name, 'steps'):,} |", f"/{name}.json)"]
     for label, name in {"`xl-imdb`": "xl_imdb_bf16", "`gpt2-imdb`": "gpt2_imdb_bf16"}.items():
         yield "Quality", label, [interval(name, "validation.bits_per_byte", 1, 3), f"/{name}.json)"]
@@ -96,9 +96,10 @@ def quality() -> Iterator[Check]:
 
 def translation() -> Iterator[Check]:
     for section, label, name, keys in (
-        ("Multi30k, German to English, test 2016", "two ranks |", "multi30k_cpu_bf16", ""),
-        ("Multi30k, German to English, test 2016", "two ranks, an earlier", "multi30k_cpu_bf16", "earlier_run."),
-        ("Multi30k, German to English, test 2016", "one process", "multi30k_second_bf16", ""),
+        ("Multi30k, German to English, test 2016", "the recipe", "multi30k_r_drop_bf16", ""),
+        ("Multi30k, German to English, test 2016", "two ranks, without", "multi30k_cpu_bf16", ""),
+        ("Multi30k, German to English, test 2016", "without R-Drop, two", "multi30k_cpu_bf16", "earlier_run."),
+        ("Multi30k, German to English, test 2016", "without R-Drop, one", "multi30k_second_bf16", ""),
         ("A T5 of the same size, from scratch", "`multi30k`", "multi30k_cpu_bf16", ""),
         ("A T5 of the same size, from scratch", "`t5-multi30k`", "t5_multi30k_bf16", ""),
         ("One vocabulary or two", "shared", "separate_vocabularies", "runs.shared."),
