@@ -18,6 +18,7 @@ from trainer.models.loss_groups import GroupLosses
 from trainer.models.output_layer import DeferredLogits
 from trainer.recipe_loading import Recipe, check_recipe
 from trainer.task.micro_batches import CORPORA
+from trainer.tasks.classification.task import Classification
 
 LABELS = torch.tensor([0, 3, -100, 6, 2])
 
@@ -134,6 +135,19 @@ def test_what_does_not_support_it_is_named(section: str, changed: dict[str, Any]
     with pytest.raises(UsageError) as raised:
         check_recipe(Recipe.parse({**values, section: {**values[section], **changed}}))
     assert f"optim.r_drop: {named} does not support it; leave one of them out" in str(raised.value)
+
+
+def test_a_task_with_a_loss_of_its_own_is_refused() -> None:
+    """The loss would get each row twice."""
+
+    class Own(Classification):
+        def loss(self, model: Any, batch: Any) -> Any:
+            return super().loss(model, batch)
+
+    class Renamed(Classification):
+        pass
+
+    assert (Classification.r_drop, Own.r_drop, Renamed.r_drop) == (True, False, True)
 
 
 @pytest.mark.parametrize("bias", [False, True])

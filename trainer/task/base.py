@@ -69,6 +69,8 @@ class Task(MicroBatches, PublishedModel):
     def __init_subclass__(cls, **options: Any) -> None:
         """Derive `metrics` from `metric_specs`. A task may set only `metrics`: reports then name each by its key."""
         super().__init_subclass__(**options)
+        if "loss" in cls.__dict__ and "r_drop" not in cls.__dict__:
+            cls.r_drop = False  # its loss does not expect each row twice
         if "metrics" in cls.__dict__:
             known = {spec.key: spec for spec in cls.metric_specs}
             directions: Mapping[str, Any] = cls.metrics
