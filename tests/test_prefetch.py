@@ -73,7 +73,7 @@ def steps_of(monkeypatch: pytest.MonkeyPatch, steps: list[list[Any]], *, pause: 
     task = SimpleNamespace(
         filler=lambda: batch_of(0), memory=lambda rows: None, split=lambda batch, parts: [batch],
         recipe=SimpleNamespace(
-            seed=1, optim=SimpleNamespace(adversarial=SimpleNamespace(kind="none")),
+            seed=1, optim=SimpleNamespace(adversarial=SimpleNamespace(kind="none"), r_drop=0.0),
             loop=SimpleNamespace(compile=False), data=SimpleNamespace(mix=None),
         ),
     )  # fmt: skip
