@@ -70,13 +70,10 @@ def build_classifier(
         UsageError: it cannot be loaded, or tokenizer or lengths do not fit it.
     """
     settings: Any = recipe.model
-    if isinstance(settings, EncoderConfig):
-        trunk = Encoder(settings, len(tokenizer), recipe.data.padded(recipe.data.max_length))
+    if isinstance(settings, EncoderConfig | CNNConfig):
+        size, positions = len(tokenizer), recipe.data.padded(recipe.data.max_length)
+        trunk = CNN(settings, size) if isinstance(settings, CNNConfig) else Encoder(settings, size, positions)
         return PooledClassifier(trunk, settings.d_model, names, settings.pooling, settings.dropout)
-    if isinstance(settings, CNNConfig):
-        return PooledClassifier(
-            CNN(settings, len(tokenizer)), settings.filters, names, settings.pooling, settings.dropout
-        )
     if isinstance(settings, PretrainedConfig):
         return _pretrained(recipe, tokenizer, names, trained, problem_type)
     raise UsageError(f"model.kind={settings.kind!r} cannot classify; allowed: encoder, cnn, pretrained")
