@@ -49,10 +49,12 @@ def test_loss_and_gradient_are_those_of_the_paper(
     assert gradient[[2, 7]].abs().max() == 0  # the ignored label, in both forwards
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_have_a_loss_in_fp32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_loss_is_computed_in_fp32(dtype: torch.dtype, autocast: bool) -> None:
     logits = torch.randn(10, 7, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-    ours = r_drop_loss(logits, LABELS, 0.1, 5.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = r_drop_loss(logits, LABELS, 0.1, 5.0)
     ours.backward()
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(of_the_paper(logits, LABELS, 0.1, 5.0).item(), rel=1e-5)
