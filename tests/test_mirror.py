@@ -306,9 +306,11 @@ def test_a_run_directory_with_checkpoints_is_left_alone_unless_a_fetch_was_inter
 
 def test_a_run_resumed_from_a_mirror_ends_with_the_same_weights(recipe, trained, store, tmp_path):
     first, second = tmp_path / "first" / "run", tmp_path / "second" / "run"
-    assert train(recipe, first, f"loop.mirror={URL}", "loop.max_steps=3") == 0
-    assert mirrored(store) == [2, 3]  # 3 is the newest, 2 the best on the schedule: both are needed
-    assert train(recipe, second, f"loop.mirror={URL}2", resume_from=f"{URL}/run", allow_change=["loop.max_steps"]) == 0
+    average = ("optim.averaging.kind=last", "optim.averaging.last=2")
+    assert train(recipe, first, f"loop.mirror={URL}", *average, "loop.max_steps=3") == 0
+    assert mirrored(store) == [2, 3]  # both are averaged, so that 3 needs 2
+    more = {"resume_from": f"{URL}/run", "allow_change": ["loop.max_steps"]}
+    assert train(recipe, second, f"loop.mirror={URL}2", *average, **more) == 0
     for name in ("model.safetensors", "optimizer.safetensors"):
         expected = (trained / "checkpoints" / "step-00000004" / name).read_bytes()
         assert (second / "checkpoints" / "step-00000004" / name).read_bytes() == expected
