@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import random
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from processes import status, train
 
 from benchmarks.faults import ROOT, kinds, rounds, starts
+from benchmarks.faults.campaign import numbers_of, report, summary
 from trainer import lock_file
 
 SEED = 20261130
@@ -121,6 +124,29 @@ def test_an_artifact_without_a_passed_gate_is_a_problem(tmp_path: Path) -> None:
     assert rounds.ungated(tmp_path, finished=False) == ["onnx has no passed gate"]
     (tmp_path / "export/onnx/gate.json").write_text('{"passed": true}')
     assert not rounds.ungated(tmp_path, finished=False)
+
+
+def test_rounds_of_two_machines_are_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def record(number: int, *faults: tuple[str, bool], problems: Sequence[str] = ()) -> dict[str, Any]:
+        engine = kinds.ENGINES[number % 3]
+        return {"round": number, "engine": engine, "faults": faults, "starts": [0, 0], "problems": problems}
+
+    first = [record(0, ("disk full", True)), record(1, ("disk full", False))]
+    second = [record(2, ("clock step", True), ("disk full", True), problems=["left"]), record(3, ("disk full", True))]
+    options = argparse.Namespace(seed=1, runs=4, only=None, json=tmp_path / "both.json", earlier=None)
+    assert report(options, [*first, *second], {}) == 1
+    at_once = options.json.read_text()
+    options.earlier = summary(1, first, {})
+    assert report(options, second, {}) == 1
+    assert options.json.read_text() == at_once
+    assert json.loads(at_once)["table"] == {
+        "disk full": {"ddp": [2, 2], "zero2": [0, 0], "fsdp2": [0, 1]},
+        "clock step": {"ddp": [0, 0], "zero2": [0, 0], "fsdp2": [0, 1]},
+    }
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "3 of 4 rounds held (seed 1, 8 starts, 4 faults, 1 rounds whose faults came too late)"
+    options.earlier["rounds"] = 3
+    assert list(numbers_of(options)) == [3]
 
 
 def test_temporary_files_are_a_problem(tmp_path: Path) -> None:

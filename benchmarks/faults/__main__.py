@@ -8,11 +8,13 @@ undisturbed run, nothing published without a passed gate, and no process, shared
 
 Exit code 0: every round held. Rounds are lines of FOLDER/rounds.jsonl; the same command continues after the last one.
 What is drawn follows from the seed and the number of the round. The instants follow from the speed of the machine, too.
+On another machine, which does not have the folder, --after FILE continues after the rounds of FILE, an earlier --json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +29,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"), help="default runs/faults")
     parser.add_argument("--json", type=Path, help="write the table, the failed rounds and what was left out")
+    parser.add_argument("--after", type=Path, help="an earlier --json: begin after its rounds, and add them")
     parser.add_argument("--minutes", type=float, help="begin no round after so many minutes")
     parser.add_argument("--only", type=int, help="play this round alone, and print what it is")
     parser.add_argument("--kind", action="append", help="draw this kind only; may be repeated")
     options = parser.parse_args(argv)
+    options.earlier = json.loads(options.after.read_text()) if options.after else None
+    if options.earlier and options.earlier["seed"] != options.seed:
+        parser.error(f"--after {options.after}: its seed is {options.earlier['seed']}, and --seed is {options.seed}")
     options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
     lacking = sandbox.enter(options.folder, argv)  # starts this program again

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def play_rounds(options: argparse.Namespace, place: Place, missing: dict[str, st
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     played = {record["round"]: record for record in known if record["seed"] == options.seed}
     expected: dict[tuple[str, bool], dict[str, Any]] = {}
-    numbers = range(options.runs) if options.only is None else [options.only]
+    numbers = numbers_of(options)
     began = time.monotonic()
     for number in numbers:
         if number in played and options.only is None:
@@ -75,6 +76,12 @@ def play_rounds(options: argparse.Namespace, place: Place, missing: dict[str, st
     return [played[number] for number in numbers if number in played]
 
 
+def numbers_of(options: argparse.Namespace) -> Sequence[int]:
+    """Return the rounds to play."""
+    first = options.earlier["rounds"] if options.earlier else 0
+    return range(first, options.runs) if options.only is None else [options.only]
+
+
 def undisturbed(plan: Plan, place: Place) -> dict[str, Any]:
     """Train without faults, and return what comes of it."""
     run = place.folder / f"undisturbed-{plan.engine}{'-export' * plan.export}"
@@ -91,34 +98,58 @@ def undisturbed(plan: Plan, place: Place) -> dict[str, Any]:
 
 def report(options: argparse.Namespace, played: list[dict[str, Any]], missing: dict[str, str]) -> int:
     """Print the table of faults that have happened, and the summary. Return the exit code."""
+    result = summary(options.seed, played, missing)
+    if options.earlier:
+        result = added(options.earlier, result)
+    table, bad = result["table"], result["failed"]
+    print(f"\n{'rounds that held / rounds with':32s}" + "".join(f"{engine:>12s}" for engine in ENGINES))
+    for kind, cells in table.items():
+        print(f"{kind:32s}" + "".join(f"{'{}/{}'.format(*cells[engine]):>12s}" for engine in ENGINES))
+    for kind, why in result["left_out"].items():
+        print(f"left out: {kind}: {why}")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    complete = options.only is not None or result["rounds"] == options.runs
+    left_out = f", left out: {', '.join(result['left_out'])}" if result["left_out"] else ""
+    print(
+        f"{result['held']} of {result['rounds']} rounds held (seed {options.seed}, {result['starts']} starts, "
+        f"{sum(cell[1] for cells in table.values() for cell in cells.values())} faults, "
+        f"{result['without_a_fault_in_time']} rounds whose faults came too late{left_out})"
+        + ("" if complete else f"; the campaign has {options.runs}: the same command continues")
+    )
+    return int(bool(bad) or not complete)
+
+
+def summary(seed: int, played: list[dict[str, Any]], missing: dict[str, str]) -> dict[str, Any]:
+    """Return the content of --json. Cells of the table are the rounds with this fault that held, and all of them."""
     happened, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for record in played:
         for kind in {kind for kind, hit in record["faults"] if hit}:
             happened[kind, record["engine"]] += 1
             failed[kind, record["engine"]] += bool(record["problems"])
     rows = [kind for kind in KINDS if any(happened[kind, engine] for engine in ENGINES)]
-    print(f"\n{'rounds that held / rounds with':32s}" + "".join(f"{engine:>12s}" for engine in ENGINES))
-    for kind in rows:
-        cells = [(happened[kind, engine], failed[kind, engine]) for engine in ENGINES]
-        print(f"{kind:32s}" + "".join(f"{f'{all_ - bad}/{all_}':>12s}" for all_, bad in cells))
-    for kind, why in missing.items():
-        print(f"left out: {kind}: {why}")
     bad = [record for record in played if record["problems"]]
-    calm = sum(not any(hit for _, hit in record["faults"]) for record in played)
-    starts = sum(len(record["starts"]) for record in played)
-    complete = options.only is not None or len(played) == options.runs
-    if options.json:
-        table = {kind: {e: [happened[kind, e] - failed[kind, e], happened[kind, e]] for e in ENGINES} for kind in rows}
-        result = {
-            "seed": options.seed, "rounds": len(played), "held": len(played) - len(bad), "starts": starts,
-            "without_a_fault_in_time": calm, "table": table, "left_out": missing, "failed": bad,
-        }  # fmt: skip
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-    left_out = f", left out: {', '.join(missing)}" if missing else ""
-    print(
-        f"{len(played) - len(bad)} of {len(played)} rounds held (seed {options.seed}, {starts} starts, "
-        f"{sum(happened.values())} faults, {calm} rounds whose faults came too late{left_out})"
-        + ("" if complete else f"; the campaign has {options.runs}: the same command continues")
-    )
-    return int(bool(bad) or not complete)
+    return {
+        "seed": seed, "rounds": len(played), "held": len(played) - len(bad),
+        "starts": sum(len(record["starts"]) for record in played),
+        "without_a_fault_in_time": sum(not any(hit for _, hit in record["faults"]) for record in played),
+        "table": {kind: {e: [(n := happened[kind, e]) - failed[kind, e], n] for e in ENGINES} for kind in rows},
+        "left_out": missing, "failed": bad,
+    }  # fmt: skip
+
+
+def added(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of --json for the rounds of both."""
+    counts = ("rounds", "held", "starts", "without_a_fault_in_time")
+    nothing = {engine: [0, 0] for engine in ENGINES}
+    tables = [[part["table"].get(kind, nothing) for part in (earlier, later)] for kind in KINDS]
+    both = {
+        kind: {engine: [a + b for a, b in zip(first[engine], second[engine], strict=True)] for engine in ENGINES}
+        for kind, (first, second) in zip(KINDS, tables, strict=True)
+    }
+    return {
+        **later, **{name: earlier[name] + later[name] for name in counts},
+        "table": {kind: cells for kind, cells in both.items() if any(all_ for _, all_ in cells.values())},
+        "left_out": {**earlier["left_out"], **later["left_out"]}, "failed": [*earlier["failed"], *later["failed"]],
+    }  # fmt: skip
