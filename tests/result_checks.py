@@ -111,6 +111,10 @@ def translation() -> Iterator[Check]:
             held = at(name, f"{keys}validation")
             scores.append(f"{held['bleu']:.1f}, {held['perplexity']:.2f}")
         yield section, label, [cells(*scores)[:-2]]
+    name, same = "multi30k_r_drop_bf16", at("multi30k_r_drop_bf16", "penalty_1.test")
+    scores = [interval(name, "penalty_1.test.bleu", 1), f"{same['chrf']:.1f}", f"{same['perplexity']:.2f}"]
+    scores.append(f"{at(name, 'penalty_1.validation_bleu'):.1f}, {at(name, 'validation.perplexity'):.2f}")
+    yield "Multi30k, German to English, test 2016", "the same weights", [cells(*scores)[:-2]]
 
 
 def classification() -> Iterator[Check]:
