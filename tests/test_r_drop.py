@@ -103,6 +103,20 @@ def test_the_divergence_of_two_dropout_masks_is_added(name: str) -> None:
     assert trained[2] - trained[1] > 1e-4 * trained[0]
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_bf16_autocast_trains_as_fp32(name: str) -> None:
+    objective, batch = with_weight(name, 5.0)
+    expected = loss_of(objective.train(), batch)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Objective.parts(objective(**batch))[0]
+    found.backward()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected, rel=0.03)
+    assert all(weight.grad.isfinite().all() for weight in objective.parameters() if weight.grad is not None)
+    assert any(weight.grad.abs().max() > 0 for weight in objective.parameters() if weight.grad is not None)
+
+
 def test_losses_of_corpora_add_up_to_the_loss() -> None:
     objective, batch = with_weight("translation", 5.0)
     groups = GroupLosses(2, torch.device("cpu"))
