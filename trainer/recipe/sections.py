@@ -307,9 +307,7 @@ class OptimConfig(Section):
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 = no clipping")
     label_smoothing: Fraction = Field(0.0, description="share of the probability that is spread over all labels")
     r_drop: Annotated[float, Field(ge=0)] = Field(
-        0.0,
-        description="weight of the divergence between two forwards of each row with different dropout masks (Liang et "
-        "al. 2021), as 5; twice the time of a step; 0: none",
+        0.0, description="weight of the divergence of two forwards with different dropout masks (R-Drop), as 5; 0: none"
     )
     cut_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the steps with a rising rate (slanted_triangular)"
