@@ -157,7 +157,8 @@ def runs(data: Path, bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
 
 CASES = [("lora", engine, None) for engine in WORLDS if engine != "single"]
 CASES += [("dora", "zero3", None), ("dora", "fsdp2", None), ("ia3", "ddp", None), ("ia3", "zero2", None)]
-CASES += [("lora", a, b) for a, b in zip(WORLDS, [*WORLDS][1:] + [*WORLDS][:1], strict=True)]
+# ddp has the checkpoints of single, and zero1 those of zero2
+CASES += [("lora", a, b) for a, b in (("single", "zero2"), ("zero2", "zero3"), ("zero3", "fsdp2"), ("fsdp2", "single"))]
 FAST: list[tuple[str, str, str | None]] = [("lora", "fsdp2", "single")]
 
 
