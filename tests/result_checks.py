@@ -87,7 +87,12 @@ def quality() -> Iterator[Check]:
         yield "Quality", label, [interval(name, "test.accuracy"), f"| {ranks}, {steps:,} |", f"/{name}.json)"]
         yield "Quality", label, [f"{rows:,} |"] if label in ("`imdb`,", "`sst2`", "`sick-entailment`") else []
     yield "Quality", "`imdb-lora`", [interval("imdb_lora_bf16", "whole_recipe.test.accuracy"), "| 2, 2,497 |"]
-    for label, name in {"`multi30k`": "multi30k_r_drop_bf16", "`t5-multi30k`": "t5_multi30k_bf16"}.items():
+    translations = {
+        "`multi30k`": "multi30k_r_drop_bf16",
+        "English to German": "multi30k_en_de_bf16",
+        "`t5-multi30k`": "t5_multi30k_bf16",
+    }
+    for label, name in translations.items():
         yield "Quality", label, [interval(name, "test.bleu", 1), f"{at(name, 'steps'):,} |", f"/{name}.json)"]
     for label, name in {"`xl-imdb`": "xl_imdb_bf16", "`gpt2-imdb`": "gpt2_imdb_bf16"}.items():
         yield "Quality", label, [interval(name, "validation.bits_per_byte", 1, 3), f"/{name}.json)"]
@@ -100,6 +105,7 @@ def translation() -> Iterator[Check]:
         ("Multi30k, German to English, test 2016", "two ranks, without", "multi30k_cpu_bf16", ""),
         ("Multi30k, German to English, test 2016", "without R-Drop, two", "multi30k_cpu_bf16", "earlier_run."),
         ("Multi30k, German to English, test 2016", "without R-Drop, one", "multi30k_second_bf16", ""),
+        ("English to German", "English to German", "multi30k_en_de_bf16", ""),
         ("A T5 of the same size, from scratch", "`multi30k`", "multi30k_cpu_bf16", ""),
         ("A T5 of the same size, from scratch", "`t5-multi30k`", "t5_multi30k_bf16", ""),
         ("One vocabulary or two", "shared", "separate_vocabularies", "runs.shared."),
@@ -107,7 +113,7 @@ def translation() -> Iterator[Check]:
     ):
         test = at(name, f"{keys}test")
         scores = [interval(name, f"{keys}test.bleu", 1), f"{test['chrf']:.1f}", f"{test['perplexity']:.2f}"]
-        if section.startswith("Multi30k"):
+        if section.startswith(("Multi30k", "English")):
             held = at(name, f"{keys}validation")
             scores.append(f"{held['bleu']:.1f}, {held['perplexity']:.2f}")
         yield section, label, [cells(*scores)[:-2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,36 @@ from typing import Any
 import pytest
 from result_checks import GROUPS, LINK, PAGE, RESULTS, ROOT, problems, quality, sections
 
+from benchmarks.run_result import result
+
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
 def test_the_figures_of_the_tables_are_those_of_the_files(group: Any) -> None:
     checks = list(group())
     assert checks
     assert [problem for check in checks for problem in problems(check, sections())] == []
+
+
+def test_what_is_kept_of_a_run_names_no_folder(tmp_path: Path) -> None:
+    def put(name: str, content: Any) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    put("manifest.json", {
+        "versions": {"torch": "2"}, "git_commit": "0123456789", "engine": "ddp", "ranks": 2, "precision": "bf16",
+        "devices": {"cpu": "Xeon", "gpus": [], "cores": 2}, "started": "2026-11-30T21:08:35+0000", "starts": [{}],
+        "stages": {"model": {"step": 4}}, "command": ["rankzero", "train", str(tmp_path)],
+    })  # fmt: skip
+    put("status.json", {"state": "training", "step": 5})
+    put("metrics.jsonl", {"step": 4, "epoch": 0, "split": "validation", "loss": 1.5, "rows": 3})
+    put("evaluation/test/metrics.json", {"accuracy": 0.5})
+    with pytest.raises(SystemExit, match="its state is training, evaluated splits: test"):
+        result(tmp_path, "x", "y")
+    put("status.json", {"state": "finished", "step": 5})
+    found = result(tmp_path, "rankzero train imdb", "alone")
+    assert (found["commit"], found["started"], found["starts"], found["steps"]) == ("0123456", "2026-11-30", 2, 5)
+    assert (found["curve"], found["test"]) == ([{"step": 4, "loss": 1.5}], {"accuracy": 0.5})
+    assert str(tmp_path) not in json.dumps(found)
 
 
 def test_a_wrong_figure_is_found() -> None:
