@@ -365,6 +365,42 @@ def hang(where: str, guilty: int, step: int) -> None:
     setattr(Translation, where, hanging)
 
 
+def wait_apart(seconds: float) -> None:
+    """Before the first step, rank zero waits in a gathering and rank one in a broadcast, as after a lost connection.
+
+    Args:
+        seconds: the least limit of the watchdog if all ranks wait.
+    """
+    from trainer.engine import session, watchdog
+
+    watchdog.WAITING_SECONDS, watchdog.LOOK_SECONDS = seconds, 0.1
+    prepare = session.Session.__init__
+
+    def wrapped(self: Any, recipe: Any, run: Any, runtime: Any, *arguments: Any, **more: Any) -> None:
+        if rank() == 0:
+            runtime.gather(0)
+        runtime.broadcast(0)
+        prepare(self, recipe, run, runtime, *arguments, **more)
+
+    session.Session.__init__ = wrapped  # type: ignore[method-assign]
+
+
+def work_before_the_first_step(seconds: float, waiting: float) -> None:
+    """Each rank works before the first step, outside of `on_main`, rank zero for some time."""
+    from trainer.engine import session, watchdog
+
+    watchdog.WAITING_SECONDS, watchdog.LOOK_SECONDS = waiting, 0.1
+    prepare = session.Session.__init__
+
+    def wrapped(self: Any, recipe: Any, run: Any, runtime: Any, *arguments: Any, **more: Any) -> None:
+        if rank() == 0:
+            time.sleep(seconds)
+        runtime.broadcast(0)
+        prepare(self, recipe, run, runtime, *arguments, **more)
+
+    session.Session.__init__ = wrapped  # type: ignore[method-assign]
+
+
 def long_tokenizer_training(seconds: float) -> None:
     """Rank zero takes its time while the others wait."""
     from trainer.engine import setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from result_checks import RESULTS, sections
 
 from benchmarks.corpus import prepare
 from benchmarks.harness import machine
-from benchmarks.peers.__main__ import candidates, parse
+from benchmarks.peers.__main__ import candidates, decode, parse
 from benchmarks.peers.cut import cut, spaced
 from benchmarks.peers.environments import PEERS, REQUIREMENTS, python_of, set_up
 from benchmarks.peers.jobs import JOBS, batches_of, step_tokens
@@ -158,6 +159,32 @@ def test_the_page_of_results_has_the_rows_of_the_files() -> None:
             json.loads(file.read_text(encoding="utf-8"))["jobs"], f"[JSON](../benchmarks/results/{file.name})"
         )
         assert expected and set(expected) - set(page) == set()
+
+
+def test_translations_that_end_at_once_are_not_compared(tmp_path: Path) -> None:
+    """Two tokens a sentence in the time in which others write thirty looked like a slow decoder."""
+
+    class Candidate:
+        def __init__(self, name: str, *texts: str) -> None:
+            self.name, self.texts = name, texts
+
+        def ask(self, command: str) -> dict[str, Any]:
+            assert command == "translate"
+            return {"rows": 2, "seconds": 1.0, "cpu_seconds": 1.0, "texts": [*self.texts]}
+
+    def tokenizer(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[str]]]:
+        return {"input_ids": [text.split() for text in texts]}
+
+    work: Any = SimpleNamespace(
+        prepared=SimpleNamespace(task=lambda: SimpleNamespace(tokenizer=tokenizer)),
+        references=["a dog sleeps on the grass", "a man"],
+    )
+    started: Any = [Candidate("rankzero, bf16", "a a a a", "a"), Candidate("eole, bf16", "a", "")]
+    left_out: dict[str, str] = {}
+    found = decode(started, work, parse(["--data", str(tmp_path), "--decodings", "2"]), left_out)
+    assert [*found] == ["rankzero, bf16"]
+    assert [block["tokens"] for block in found["rankzero, bf16"]["blocks"]] == [7, 7]
+    assert left_out == {"eole, bf16, decoding": "its translations have 3 tokens and the references 10"}
 
 
 def test_rows_have_the_scores_of_both() -> None:

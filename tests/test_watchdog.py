@@ -91,6 +91,24 @@ def test_long_work_of_rank_zero_is_not_a_hang(recipe: Path, tmp_path: Path) -> N
     assert time.monotonic() - began > 2 * LIMIT
 
 
+def test_ranks_that_all_wait_before_the_first_step_end_early(recipe: Path, tmp_path: Path) -> None:
+    """As after a lost connection. It took the ten minutes that loading may take."""
+    run = tmp_path / "run"
+    ended = start(recipe, run, functools.partial(hooks.wait_apart, LIMIT + 1)).wait(90)
+    assert ended.codes == [1, 1], ended.text
+    told = status(run)["error"]
+    assert f"made no progress for {LIMIT + 1} s (last seen in a " in told
+    assert ", after step 0)" in told
+    assert "distributed_c10d.py" in told
+
+
+def test_work_of_a_rank_before_the_first_step_is_not_a_hang(recipe: Path, tmp_path: Path) -> None:
+    hook = functools.partial(hooks.work_before_the_first_step, 3.0 * LIMIT, LIMIT)
+    began = time.monotonic()
+    start(recipe, tmp_path / "run", hook).wait().check()
+    assert time.monotonic() - began > 3 * LIMIT
+
+
 @pytest.mark.slow
 def test_a_hanging_rank_of_an_engine_whose_forward_waits_for_all(recipe: Path, tmp_path: Path) -> None:
     """The ranks under FSDP2 stand in the same forward: the stack tells who waits."""

@@ -104,9 +104,13 @@ def decode(
     """Translate the test rows in turns. Every candidate has been trained on about as many tokens.
 
     Counted are the tokens of the translations, because those of a model after a short training differ in length.
-    A candidate that ends every translation at once is left out.
+    A candidate whose translations are not half as long as the references is left out: it mostly reads the sources.
     """
     tokenizer = work.prepared.task().tokenizer
+
+    def length(texts: Sequence[str]) -> int:
+        return sum(len(ids) + 1 for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])  # [EOS]
+
     blocks: dict[str, list[dict[str, Any]]] = {one.name: [] for one in started}
     texts: dict[str, list[str]] = {}
     for turn in range(options.decodings):
@@ -116,10 +120,10 @@ def decode(
                 text if isinstance(text, str) else tokenizer.decode(text, skip_special_tokens=True)
                 for text in counts.pop("texts")
             ]
-            written = tokenizer(texts[one.name], add_special_tokens=False)["input_ids"]
-            blocks[one.name].append({**counts, "tokens": sum(len(ids) + 1 for ids in written)})  # [EOS]
-    for name in [name for name, own in texts.items() if not any(own)]:
-        left_out[f"{name}, decoding"] = "every translation is empty after so short a training"
+            blocks[one.name].append({**counts, "tokens": length(texts[one.name])})
+    wanted = length(work.references)
+    for name, written in [(name, length(own)) for name, own in texts.items() if 2 * length(own) < wanted]:
+        left_out[f"{name}, decoding"] = f"its translations have {written} tokens and the references {wanted}"
         del blocks[name], texts[name]
     found = results(blocks, started[0].name, "tokens") if started[0].name in blocks else {}
     for name, own in texts.items() if found else ():

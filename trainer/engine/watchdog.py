@@ -31,12 +31,16 @@ from trainer.data_parallel import DataParallel
 from trainer.engine.rendezvous import ATTEMPT
 
 START_SECONDS = 600.0  # the least limit before the first step: imports, loading of weights, compilation of kernels
+# The least limit there if all ranks wait in collectives: none loads or compiles, but weights may be on their way.
+WAITING_SECONDS = 120.0
+LOOK_SECONDS = 30.0  # between two looks whether all ranks wait
 GRACE_SECONDS = 8.0  # for a hanging rank whose watchdog works to report and end
 ARM_SECONDS = 1.0  # the timer that writes the stack is restarted at most this often
 FAILED, REPORTED, RECORDED = "failed", "reported", "recorded"  # keys of the store
 STACK_AT = 0.7  # of the limit: so that at its end all stacks are written and all counts published
 # in the stack of a rank that waits for others
 WAITS = ("torch/distributed/", "_engine_run_backward", "engine/host_group.py")
+COLLECTIVES = ("torch/distributed/distributed_c10d.py", "engine/host_group.py")  # their innermost frames
 WRITTEN = 200  # collectives of a rank in its file
 STORE_SECONDS = 10.0  # for the store to answer: its own timeout does not apply to a server that is stopped
 
@@ -49,7 +53,8 @@ class Watchdog:
 
     Args:
         data_parallel: the place of this process.
-        limit: seconds without progress that count as hanging. Before the first step at least `START_SECONDS`.
+        limit: seconds without progress that count as hanging. Before the first step at least `START_SECONDS`, or
+            `WAITING_SECONDS` if all ranks wait in collectives, as after a lost connection.
         folder: the run directory, where stacks (hang-rank-N.txt) and, at the end, the last collectives of each rank
             (hang-rank-N.json) are written while a rank hangs.
         report: called with the reason on each rank that is not blocked, just before it ends with exit code 1.
@@ -58,8 +63,10 @@ class Watchdog:
     def __init__(self, data_parallel: DataParallel, limit: float, folder: Path, report: Callable[[str], None]) -> None:
         self._rank, self._size, self._report = data_parallel.rank, data_parallel.size, report
         self._step_limit, self._limit = limit, max(limit, START_SECONDS)
+        self._waiting_limit = max(limit, min(WAITING_SECONDS, START_SECONDS))
         self._folder = folder
         self._count, self._where, self._step, self._alone = 0, "the start", 0, False
+        self._unanswered = 0  # looks in a row at the store
         self._last_progress = self._armed = time.monotonic()
         self._file = stack_file(folder, self._rank).open("w+", encoding="utf-8")
         collectives_file(folder, self._rank).unlink(missing_ok=True)  # of an earlier start
@@ -82,6 +89,7 @@ class Watchdog:
         first = step is not None and self._limit != self._step_limit
         if step is not None:
             self._step, self._limit = step, self._step_limit
+            self._waiting_limit = self._step_limit
         if first or self._last_progress - self._armed > ARM_SECONDS:
             self._arm()
 
@@ -107,13 +115,19 @@ class Watchdog:
         _within(STORE_SECONDS, partial(self._store.set, FAILED, str(self._rank)))
 
     def _arm(self) -> None:
+        """Let the stack be written unless there is progress, and delete the one from before the last progress."""
         self._armed = time.monotonic()
-        faulthandler.dump_traceback_later(STACK_AT * self._limit, file=self._file)
+        faulthandler.cancel_dump_traceback_later()
+        with suppress(OSError):
+            if self._file.seek(0, os.SEEK_END):
+                self._file.truncate(self._file.seek(0))
+        faulthandler.dump_traceback_later(STACK_AT * self._waiting_limit, repeat=True, file=self._file)
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         published, wait = None, 0.0  # at once: a rank that is stopped early has to be known
+        looked = 0.0
         while not self._stop.wait(wait):
             wait = min(2.0, self._step_limit / 10)
             progress = {"count": self._count, "where": self._where, "step": self._step, "alone": self._alone}
@@ -121,24 +135,39 @@ class Watchdog:
                 published = progress
                 text = json.dumps(progress | self._process)
                 _within(STORE_SECONDS, partial(self._store.set, str(self._rank), text))
-            if time.monotonic() - self._last_progress > self._limit:
-                self._find_hanging()
+            now = time.monotonic()
+            if now - self._last_progress > self._limit:
+                self._find_hanging(self._limit)
+            elif now > max(self._last_progress + self._waiting_limit, looked + LOOK_SECONDS) and self._waits():
+                looked = now
+                self._find_hanging(self._waiting_limit)
             if _within(STORE_SECONDS, partial(self._store.check, [FAILED])) and not self._stop.wait(GRACE_SECONDS):
                 self._end("", {})  # the main thread still waits for the rank that has failed
 
-    def _find_hanging(self) -> None:
+    def _waits(self, rank: int | None = None) -> bool:
+        """Return whether a rank, by default this one, waits in a collective."""
+        innermost = _innermost(self._stack(self._rank if rank is None else rank), 1)
+        return any(file in innermost for file in COLLECTIVES)
+
+    def _find_hanging(self, limit: float) -> None:
+        """End the run, unless a rank works alone, or one does not wait although there are `START_SECONDS` for that."""
         ranks = _within(STORE_SECONDS, self._read_all)
+        self._unanswered = 0 if ranks else self._unanswered + 1
         if ranks is None:
+            if limit < self._limit and self._unanswered < 2:  # rank zero may work alone, and the network be slow once
+                return
             self._end("rank 0, which keeps the ranks' common store, does not answer", {})
             return
         if any(progress["alone"] for progress in ranks.values()):
+            return
+        if limit < self._limit and not all(map(self._waits, ranks)):
             return
         least = min(progress["count"] for progress in ranks.values())
         behind = {rank: progress for rank, progress in ranks.items() if progress["count"] == least}
         stacks = {rank: self._stack(rank) for rank in behind}
         active = {rank for rank, stack in stacks.items() if not any(word in _innermost(stack) for word in WAITS)}
         hanging = {rank: progress for rank, progress in behind.items() if rank in active} or behind
-        lines = [self._describe(rank, hanging[rank], stacks[rank]) for rank in sorted(hanging)]
+        lines = [self._describe(rank, hanging[rank], stacks[rank], limit) for rank in sorted(hanging)]
         self._end("\n".join(lines), hanging)
 
     def _read_all(self) -> dict[int, dict[str, Any]]:
@@ -158,9 +187,9 @@ class Watchdog:
         except OSError:
             return ""
 
-    def _describe(self, rank: int, progress: Mapping[str, Any], stack: str) -> str:
+    def _describe(self, rank: int, progress: Mapping[str, Any], stack: str, limit: float) -> str:
         text = (
-            f"rank {rank} (process {progress['pid']} on {progress['host']}) made no progress for {self._limit:g} s "
+            f"rank {rank} (process {progress['pid']} on {progress['host']}) made no progress for {limit:g} s "
             f"(last seen in {progress['where']}, after step {progress['step']})"
         )
         if not stack:
@@ -189,7 +218,8 @@ class Watchdog:
         if reason:
             reason = f"{reason}\n{self._collectives()}".rstrip("\n")
         self._report(reason)
-        others = [progress for rank, progress in hanging.items() if rank != self._rank]
+        # one that hangs itself kills none: the others end as it does
+        others = [] if self._rank in hanging else [*hanging.values()]
         _within(STORE_SECONDS, partial(self._store.set, f"{RECORDED}-{self._rank}", ""))
         if self._rank == 0:
             _within(STORE_SECONDS, partial(self._store.set, REPORTED, ""))
