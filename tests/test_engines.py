@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hooks
 import numpy as np
 import pytest
 import torch
@@ -245,6 +246,12 @@ def test_the_launcher_starts_the_configured_engine(recipe: Path, tmp_path: Path,
     assert ended.returncode == 0, ended.stdout + ended.stderr
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["engine"], manifest["ranks"], manifest["precision"]) == (engine, 2, "no")
+
+
+def test_deepspeed_starts_no_compiler_on_cpus(recipe: Path, tmp_path: Path) -> None:
+    """A rank that was killed meanwhile left a temporary folder."""
+    words = (*QUIET, "loop.max_steps=1", "loop.save_every=1")
+    train(recipe, tmp_path / "run", *words, world=2, engine="zero2", hook=hooks.without_compiler).check()
 
 
 def test_a_deepspeed_file_may_add_but_not_change_the_step() -> None:

@@ -42,8 +42,9 @@ class ZeroEngine(Engine):
     def _make_accelerator(self) -> Accelerator:
         warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # from DeepSpeed's own calls
         if self.options.on_cpu:
-            # it would be compiled for a minute, and leave 69 MB per rank in /dev/shm
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            # DeepSpeed looks in it for communication in shared memory, which would be compiled for a minute and leave
+            # 69 MB per rank in /dev/shm. Reading it would compile test programs in a temporary folder
+            deepspeed.ops.__compatible_ops__ = {}
             os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
         # Accelerate's launcher sets this from its file, and the plugin would call it a conflict with our config
         os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
