@@ -381,22 +381,15 @@ def wait_apart(seconds: float) -> None:
     Args:
         seconds: the least limit of the watchdog if all ranks wait.
     """
-    from trainer.engine import session, watchdog
-
-    watchdog.WAITING_SECONDS, watchdog.LOOK_SECONDS = seconds, 0.1
-    prepare = session.Session.__init__
-
-    def wrapped(self: Any, recipe: Any, run: Any, runtime: Any, *arguments: Any, **more: Any) -> None:
-        if rank() == 0:
-            runtime.gather(0)
-        runtime.broadcast(0)
-        prepare(self, recipe, run, runtime, *arguments, **more)
-
-    session.Session.__init__ = wrapped  # type: ignore[method-assign]
+    _before_the_first_step(seconds, lambda runtime: runtime.gather(0))
 
 
 def work_before_the_first_step(seconds: float, waiting: float) -> None:
-    """Each rank works before the first step, outside of `on_main`, rank zero for some time."""
+    """Rank zero works before the first step, outside of `on_main`, while rank one waits for a broadcast."""
+    _before_the_first_step(waiting, lambda runtime: time.sleep(seconds))
+
+
+def _before_the_first_step(waiting: float, of_rank_zero: Callable[[Any], Any]) -> None:
     from trainer.engine import session, watchdog
 
     watchdog.WAITING_SECONDS, watchdog.LOOK_SECONDS = waiting, 0.1
@@ -404,7 +397,7 @@ def work_before_the_first_step(seconds: float, waiting: float) -> None:
 
     def wrapped(self: Any, recipe: Any, run: Any, runtime: Any, *arguments: Any, **more: Any) -> None:
         if rank() == 0:
-            time.sleep(seconds)
+            of_rank_zero(runtime)
         runtime.broadcast(0)
         prepare(self, recipe, run, runtime, *arguments, **more)
 

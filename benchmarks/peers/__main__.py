@@ -122,9 +122,10 @@ def decode(
             ]
             blocks[one.name].append({**counts, "tokens": length(texts[one.name])})
     wanted = length(work.references)
-    for name, written in [(name, length(own)) for name, own in texts.items() if 2 * length(own) < wanted]:
-        left_out[f"{name}, decoding"] = f"its translations have {written} tokens and the references {wanted}"
-        del blocks[name], texts[name]
+    for name, written in [(name, own[-1]["tokens"]) for name, own in blocks.items() if own]:
+        if 2 * written < wanted:
+            left_out[f"{name}, decoding"] = f"its translations have {written} tokens and the references {wanted}"
+            del blocks[name], texts[name]
     found = results(blocks, started[0].name, "tokens") if started[0].name in blocks else {}
     for name, own in texts.items() if found else ():
         found[name]["bleu"] = sacrebleu.corpus_bleu(own, [work.references]).score

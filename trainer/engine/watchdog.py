@@ -63,7 +63,7 @@ class Watchdog:
     def __init__(self, data_parallel: DataParallel, limit: float, folder: Path, report: Callable[[str], None]) -> None:
         self._rank, self._size, self._report = data_parallel.rank, data_parallel.size, report
         self._step_limit, self._limit = limit, max(limit, START_SECONDS)
-        self._waiting_limit = max(limit, min(WAITING_SECONDS, START_SECONDS))
+        self._waiting_limit = max(limit, WAITING_SECONDS)
         self._folder = folder
         self._count, self._where, self._step, self._alone = 0, "the start", 0, False
         self._unanswered = 0  # looks in a row at the store
@@ -127,7 +127,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         published, wait = None, 0.0  # at once: a rank that is stopped early has to be known
-        looked = 0.0
+        looked = -LOOK_SECONDS  # when it was looked whether all ranks wait
         while not self._stop.wait(wait):
             wait = min(2.0, self._step_limit / 10)
             progress = {"count": self._count, "where": self._where, "step": self._step, "alone": self._alone}
@@ -138,15 +138,17 @@ class Watchdog:
             now = time.monotonic()
             if now - self._last_progress > self._limit:
                 self._find_hanging(self._limit)
-            elif now > max(self._last_progress + self._waiting_limit, looked + LOOK_SECONDS) and self._waits():
+            elif now > max(self._last_progress + self._waiting_limit, looked + LOOK_SECONDS) and self._waits(
+                self._rank
+            ):
                 looked = now
                 self._find_hanging(self._waiting_limit)
             if _within(STORE_SECONDS, partial(self._store.check, [FAILED])) and not self._stop.wait(GRACE_SECONDS):
                 self._end("", {})  # the main thread still waits for the rank that has failed
 
-    def _waits(self, rank: int | None = None) -> bool:
-        """Return whether a rank, by default this one, waits in a collective."""
-        innermost = _innermost(self._stack(self._rank if rank is None else rank), 1)
+    def _waits(self, rank: int) -> bool:
+        """Return whether a rank waits in a collective."""
+        innermost = _innermost(self._stack(rank), 1)
         return any(file in innermost for file in COLLECTIVES)
 
     def _find_hanging(self, limit: float) -> None:
