@@ -1,6 +1,7 @@
 """A trainer without a model: `sweep_stub.py train RECIPE --run DIR [--defer]`, for tests of sweeps.
 
-It holds the lock of its run directory, evaluates eight times, saves after each evaluation, resumes, saves and ends with
+It holds the lock of its run directory, evaluates eight times (with a rate of STUB_STOPPED or more it then waits until it is
+stopped, so that a loaded machine has the time to prune it), saves after each evaluation, resumes, saves and ends with
 75 on SIGTERM and SIGUSR1, and ends when the sweep dies. `steps` in state.json has every evaluation ever made.
 The loss is `|log10(optim.lr) + 3| + 1/evaluation`: 1e-3 is the best rate. A rate above 0.5 ends with code `seed`.
 """
@@ -23,6 +24,8 @@ from trainer.rundir import RunDir, Status
 
 EVALUATIONS = 8
 SECONDS = float(os.environ.get("STUB_SECONDS", "0.02"))  # of an evaluation
+STOPPED = float(os.environ.get("STUB_STOPPED", "inf"))
+PATIENCE = 240  # seconds it waits
 
 
 def loss_at(lr: float, evaluation: int) -> float:
@@ -47,6 +50,11 @@ def train(run: RunDir, recipe: Path, *, only_train: bool, stop: list[int]) -> in
         run.append(run.metrics, {"step": step, "split": "validation", metric: loss_at(lr, step)})
         state["steps"].append(step)
         write_json(run.path / "state.json", state)
+    end = time.monotonic() + PATIENCE
+    while lr >= STOPPED and time.monotonic() < end:
+        if stop:
+            return 75
+        time.sleep(SECONDS)
     if not only_train:
         for split in ("validation", "test"):
             run.evaluation(split).mkdir(parents=True, exist_ok=True)

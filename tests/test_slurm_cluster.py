@@ -268,7 +268,7 @@ def test_a_sweep_as_an_array_prunes_a_trial_and_retrains_the_best(site: Submitte
         f"launch.setup=[{json.dumps(f'PYTHON=({shlex.quote(str(python))})')}]",
     )
     words = ("sweep", site.recipe, search, *launch, "--slurm", "--top", 1, "--seeds", "1-2", "--out", folder.path)
-    done = rankzero(*words, cwd=site.folder, env={**site.env, "STUB_SECONDS": "1.0"})
+    done = rankzero(*words, cwd=site.folder, env={**site.env, "STUB_SECONDS": "0.2", "STUB_STOPPED": "0.1"})
     assert done.returncode == 0, done.stderr
     array = int(done.stdout.splitlines()[0].split()[-1])
     assert "has job" in rankzero(*words, cwd=site.folder, env=site.env).stderr
