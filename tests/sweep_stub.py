@@ -1,8 +1,8 @@
 """A trainer without a model: `sweep_stub.py train RECIPE --run DIR [--defer]`, for tests of sweeps.
 
-It holds the lock of its run directory, evaluates eight times (with a rate of STUB_STOPPED or more it then waits until it is
-stopped, so that a loaded machine has the time to prune it), saves after each evaluation, resumes, saves and ends with
+It holds the lock of its run directory, evaluates eight times, saves after each evaluation, resumes, saves and ends with
 75 on SIGTERM and SIGUSR1, and ends when the sweep dies. `steps` in state.json has every evaluation ever made.
+With a rate of STUB_STOPPED or more it waits at its end until it is stopped, so that a loaded machine can prune it.
 The loss is `|log10(optim.lr) + 3| + 1/evaluation`: 1e-3 is the best rate. A rate above 0.5 ends with code `seed`.
 """
 

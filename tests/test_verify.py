@@ -56,7 +56,7 @@ def test_correct_engines_pass(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_engines_that_shard_parameters_pass_with_an_adapter(tmp_path: Path) -> None:
+def test_an_engine_that_shards_parameters_passes_with_an_adapter(tmp_path: Path) -> None:
     """Frozen weights of the base, small matrices of the adapter, and a head that is trained completely.
 
     tests/test_adapters.py compares the steps of the other engines.
@@ -64,10 +64,9 @@ def test_engines_that_shard_parameters_pass_with_an_adapter(tmp_path: Path) -> N
     model = {"kind": "pretrained", "name": str(write_bert(tmp_path / "bert")), "adapter": {"kind": "lora", "rank": 4}}
     recipe = written(tmp_path, review_recipe(write_reviews(tmp_path), model))
     bed = testbed.make_testbed(load_recipe(recipe), tmp_path / "bed")
-    engines = [name for name, spec in engine_specs.ENGINES.items() if spec.never_complete]
-    checks = check_engines(bed, [Setup(name, 2) for name in engines], on_gpus=False)
+    checks = check_engines(bed, [Setup("fsdp2", 2)], on_gpus=False)
     assert [check for check in checks if check.status != "passed"] == []
-    assert {check.engine for check in checks} == {*engines} == {"zero3", "fsdp2"}
+    assert {check.engine for check in checks} == {"fsdp2"}
 
 
 @pytest.mark.ranks
