@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from sklearn import metrics as sk
 from test_analysis import classified, random_records, write_run
 
 from trainer import report_stages
-from trainer.errors import Preempted
+from trainer.errors import CheckpointError, Preempted
 from trainer.files import read_json
 from trainer.report import confusion_matrix
 from trainer.report.confusion_matrix import MOST_CLASSES, most_confused
@@ -214,6 +215,29 @@ def test_a_report_that_fails_is_one_warning(tmp_path: Path, caplog: pytest.LogCa
 
     with pytest.raises(Preempted):
         report_stages.attempt("the report of test", run, stopped)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_report_is_tried_again_after_an_error_of_the_disk(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(report_stages, "PAUSES", (0.0, 0.0))
+    run = write_run(tmp_path / "run", random_records(5), task(["negative", "positive"]))
+    errors: list[Exception] = [OSError(errno.ENOSPC, "No space left on device"), CheckpointError("status.json")]
+    errors[1].__context__ = OSError(errno.EIO, "Input/output error")
+    left = [*errors, errors[0]][:failures]
+
+    def work() -> str:
+        if left:
+            raise left.pop()
+        return "written"
+
+    with caplog.at_level(logging.INFO, "rankzero"):
+        made = report_stages.attempt("the report of test", run, work)
+    assert not left
+    assert made == ("written" if failures == 2 else None)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == (failures == 3)
 
 
 def test_rows_keep_one_probability_and_share_the_names_of_their_labels(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ log = logging.getLogger("rankzero")
 EXPLAINED = 4  # rows whose attention is shown
 LONGEST = 40  # words of such a row, if there are enough shorter ones
 SEARCHED = 2_000_000  # largest training set that is searched for texts of the split
+PAUSES = (1.0, 5.0)  # seconds before a second and a third try after an error of the disk
 
 
 def report_stage(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, split: str, step: int) -> None:
@@ -71,24 +73,32 @@ def refresh_reports(run: RunDir) -> None:
 def attempt(what: str, run: RunDir, work: Callable[[], Any], split: str | None = None) -> Any:
     """Write an output that a run is complete without. A failure becomes one warning in the log.
 
+    An error of the disk (OSError) may pass, as on a network file system, so the work is tried again after `PAUSES`.
+
     Args:
         what: the subject of the warning.
-        work: its result is returned; None after a failure.
+        work: its result is returned; None after a failure. It must be possible to call it again.
         split: whose report it is; None = the first one that was evaluated.
 
     Raises:
         RankzeroError: the process was asked to stop (exit code 75).
     """
-    try:
-        return work()
-    except Exception as error:
-        if isinstance(error, RankzeroError) and error.exit_code == Preempted.exit_code:
-            raise
-        log.warning(
-            "%s could not be written: %s. The run is complete without it. `rankzero report %s --split %s` tries again.",
-            what, reason_of(error), run.path, split or _evaluated(run),
-        )  # fmt: skip
-        return None
+    for pause in (*PAUSES, None):
+        try:
+            return work()
+        except Exception as error:
+            if isinstance(error, RankzeroError) and error.exit_code == Preempted.exit_code:
+                raise
+            reason = reason_of(error)
+            if pause is None or not isinstance(error.__context__ or error, OSError):
+                break
+            log.info("%s could not be written: %s. Trying again in %g s", what, reason, pause)
+            time.sleep(pause)
+    log.warning(
+        "%s could not be written: %s. The run is complete without it. `rankzero report %s --split %s` tries again.",
+        what, reason, run.path, split or _evaluated(run),
+    )  # fmt: skip
+    return None
 
 
 def _evaluated(run: RunDir) -> str:
