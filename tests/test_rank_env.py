@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from processes import status, wait_until
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from launch import local
 from trainer.errors import UsageError
@@ -135,6 +138,53 @@ def test_a_missing_rank_is_named_and_ends_the_start(recipe: Path, tmp_path: Path
     assert "rank 0 of 3 connects to the others at 127.0.0.1:29563" in done.stderr
     assert "rank 0 of 3 at 127.0.0.1:29563 waited 3 s for ranks 1, 2 (launch.rendezvous_seconds)" in done.stderr
     assert not (tmp_path / "run").exists(), "nothing was started"
+
+
+BLOCKED = "was blocked for 3 s while the ranks connect (launch.rendezvous_seconds): another rank has ended"
+
+
+@pytest.mark.ranks
+def test_a_rank_that_ends_while_the_others_connect_to_it(recipe: Path, tmp_path: Path) -> None:
+    """Torch's own limit is an hour. This test is rank one as far as the rendezvous, and then makes no process group."""
+    env = _environment(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29567")
+    command = [sys.executable, "-m", *_trainer(recipe, tmp_path / "run", "launch.rendezvous_seconds=3")]
+    started = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        store = TCPStore("127.0.0.1", 29567, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+        wait_until(lambda: store.add("rankzero-attempts", 0) == 1, 60)
+        store.set("rankzero-1-hello-1", "word")
+        _, printed = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 1, printed
+    assert f"rankzero: rank 0 of 2 at 127.0.0.1:29567 {BLOCKED}" in printed
+    assert not (tmp_path / "run").exists(), "nothing was started"
+
+
+@pytest.mark.ranks
+def test_a_store_that_does_not_answer(recipe: Path, tmp_path: Path) -> None:
+    """As after a cut connection, which nothing closes."""
+    code = (
+        "import time; from torch.distributed import TCPStore; "
+        "store = TCPStore('127.0.0.1', 29569, is_master=True, wait_for_workers=False); "
+        "print('ready', flush=True); time.sleep(300)"
+    )
+    env = _environment(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29569")
+    command = [sys.executable, "-m", *_trainer(recipe, tmp_path / "run", "launch.rendezvous_seconds=3")]
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    assert server.stdout.readline() == "ready\n"
+    started = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: psutil.Process(started.pid).net_connections(), 60)
+        time.sleep(0.5)  # until it asks
+        server.send_signal(signal.SIGSTOP)
+        _, printed = started.communicate(timeout=60)
+    finally:
+        started.kill()
+        server.kill()
+    assert started.returncode == 1, printed
+    assert f"rankzero: rank 1 of 2 at 127.0.0.1:29569 {BLOCKED}" in printed
 
 
 @pytest.mark.ranks

@@ -14,10 +14,11 @@ import logging
 import os
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -67,6 +68,46 @@ def number_attempt() -> None:
         meeting = _Meeting(ALONE_SECONDS, lambda: None)
         os.environ[ATTEMPT] = str(meeting.number())
         os.environ.setdefault(LAUNCH, meeting.launch())
+
+
+class StartLimit:
+    """Ends this process with exit code 1 if it is blocked while the ranks connect, within a `with` block.
+
+    Torch waits an hour for a rank that was killed while it connected, and forever for a store whose connection was cut.
+
+    Args:
+        seconds: without progress. Time for which the process is stopped (SIGSTOP) does not count.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._waited = seconds, 0.0
+        self._ended = threading.Event()
+
+    def progress(self) -> None:
+        self._waited = 0.0
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, name="rankzero-start", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        tick = min(1.0, self._seconds / 10)
+        while not self._ended.wait(tick):
+            self._waited += tick
+            if self._waited > self._seconds:
+                env = os.environ
+                print(
+                    f"rankzero: rank {env['RANK']} of {env['WORLD_SIZE']} at {env['MASTER_ADDR']}:{env['MASTER_PORT']} "
+                    f"was blocked for {self._seconds:g} s while the ranks connect (launch.rendezvous_seconds): another "
+                    "rank has ended, or the network between two machines is blocked. Set GLOO_SOCKET_IFNAME and "
+                    "NCCL_SOCKET_IFNAME to the interface that connects them; `rankzero doctor` tests it",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(RankError.exit_code)
 
 
 class _Meeting:

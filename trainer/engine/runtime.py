@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -207,11 +206,17 @@ def start(
         torch.use_deterministic_algorithms(True, warn_only=deterministic == "warn")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     options = EngineOptions(on_cpu, accumulation, clip_norm, float8=precision == "fp8")
-    if ranks > 1 and not dist.is_initialized():
-        rendezvous.meet(options.backend, rendezvous_seconds, functools.partial(_stop_waiting, stop))
-    elif ranks == 1:
-        rendezvous.number_attempt()
-    runtime = Runtime(make_engine(requested, options), stop)
+    with rendezvous.StartLimit(rendezvous_seconds) if ranks > 1 else nullcontext() as limit:
+        if limit and not dist.is_initialized():
+
+            def check() -> None:
+                limit.progress()
+                _stop_waiting(stop)
+
+            rendezvous.meet(options.backend, rendezvous_seconds, check)
+        elif ranks == 1:
+            rendezvous.number_attempt()
+        runtime = Runtime(make_engine(requested, options), stop)
     if on_cpu and runtime.main:
         _warn_of_emulation(runtime.engine.precision)
     _check(runtime)
