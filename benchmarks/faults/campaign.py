@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def prepare(folder: Path, lacking: dict[str, str]) -> tuple[Place, dict[str, str
         place.hosts = hosts
     if problem := lacking.get("namespaces"):
         missing["second start"] = problem
-    forkserver.ensure_running()
+    first = multiprocessing.get_context("forkserver").Process(target=int)
+    first.start()  # so that its server runs, and is known
+    first.join()
     place.ours = {process.pid for process in place.strangers()}
     return place, missing
 
