@@ -91,6 +91,7 @@ def quality() -> Iterator[Check]:
     yield "Quality", "`imdb-lora`", [interval("imdb_lora_bf16", "whole_recipe.test.accuracy"), "| 2, 2,497 |"]
     translations = {
         "English to German": "multi30k_en_de_bf16",
+        "Debian's package descriptions": "debian_de_en_bf16",
         "`t5-multi30k`": "t5_multi30k_bf16",
     }
     for label, name in translations.items():
@@ -111,6 +112,7 @@ def translation() -> Iterator[Check]:
         ("Multi30k, German to English, test 2016", "without R-Drop, two", "multi30k_cpu_bf16", "earlier_run."),
         ("Multi30k, German to English, test 2016", "without R-Drop, one", "multi30k_second_bf16", ""),
         ("English to German", "English to German", "multi30k_en_de_bf16", ""),
+        ("Another corpus: Debian's package descriptions", "the recipe", "debian_de_en_bf16", ""),
         ("A T5 of the same size, from scratch", "`multi30k`", "multi30k_cpu_bf16", ""),
         ("A T5 of the same size, from scratch", "`t5-multi30k`", "t5_multi30k_bf16", ""),
         ("One vocabulary or two", "shared", "separate_vocabularies", "runs.shared."),
