@@ -28,7 +28,7 @@ log = logging.getLogger("rankzero")
 EXPLAINED = 4  # rows whose attention is shown
 LONGEST = 40  # words of such a row, if there are enough shorter ones
 SEARCHED = 2_000_000  # largest training set that is searched for texts of the split
-PAUSES = (1.0, 5.0)  # seconds before a second and a third try after an error of the disk
+PAUSES = (1.0, 5.0, 15.0)  # seconds before another try after an error of the disk
 
 
 def report_stage(run: RunDir, task: Task, model: nn.Module, corpus: Corpus, split: str, step: int) -> None:
