@@ -107,12 +107,34 @@ def write_recipe(path: Path, root: Path, **sections: dict[str, Any]) -> Path:
     return path
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let the processes of pytest-xdist begin with the longest files, so that both end at about one time.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="K/N", help="run every Nth of the selected tests, beginning with the Kth")
 
-    These are the jobs of a real cluster, which mostly wait, and files that start many ranks. A test with its own time
-    limit starts about twenty.
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.part:
+        part_of(config)
+
+
+def part_of(config: pytest.Config) -> tuple[int, int]:
+    """Return K and N of --part=K/N."""
+    first, _, parts = str(config.option.part).partition("/")
+    if not (first.isdigit() and parts.isdigit() and 1 <= int(first) <= int(parts)):
+        raise pytest.UsageError(f"--part={config.option.part}: expected K/N with 1 <= K <= N, for example 1/3")
+    return int(first), int(parts)
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has left out what -m and -k do not select
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of --part, and let the processes of pytest-xdist begin with the longest files.
+
+    So both processes end at about one time. The longest are the jobs of a real cluster, which mostly wait, and files
+    that start many ranks. A test with its own time limit starts about twenty.
     """
+    if config.option.part:
+        first, parts = part_of(config)
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % parts != first - 1])
+        items[:] = items[first - 1 :: parts]
     if hasattr(config, "workerinput"):
         starts: Counter[Path] = Counter()
         for item in items:

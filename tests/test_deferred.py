@@ -88,6 +88,7 @@ def test_data_that_was_replaced_behind_the_record_is_not_recorded() -> None:
     assert deferred(build, CPU) is None
 
 
+@pytest.mark.slow
 def test_few_tensors_have_memory_at_a_time() -> None:
     size = 1 << 16
     layers, width = 20, 256

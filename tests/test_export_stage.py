@@ -14,6 +14,7 @@ import pytest
 from export_helpers import Exported
 from gate_helpers import quiet
 from safetensors.torch import save_file
+from slow import slow_except
 
 from trainer import tensors
 from trainer.engine.corpus import Corpus
@@ -68,7 +69,7 @@ def test_both_artifacts_are_published_once(run: RunDir, monkeypatch: pytest.Monk
     assert before == {path: path.stat().st_mtime_ns for path in run.export.rglob("*")}
 
 
-@pytest.mark.parametrize("kind", ["encoder", "translator"])
+@pytest.mark.parametrize("kind", slow_except(["encoder", "translator"], "encoder"))
 def test_weights_of_large_graphs_are_separate_files(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

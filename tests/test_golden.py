@@ -91,9 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, roots: dict[str, Path]) ->
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(
-    "name", slow_except(runs.RECIPES, "translation", "classification", "language_modeling-causal", "text_to_text")
-)
+@pytest.mark.parametrize("name", slow_except(runs.RECIPES, "translation", "classification"))
 def test_run_keys(name: str, trained: Callable[[str], Path]) -> None:
     """Train, evaluate, export and report: every file, and every key of every JSON file.
 
