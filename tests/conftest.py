@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -107,21 +108,18 @@ def write_recipe(path: Path, root: Path, **sections: dict[str, Any]) -> Path:
     return path
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", metavar="K/N", help="run every Nth of the selected tests, beginning with the Kth")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.option.part:
-        part_of(config)
-
-
-def part_of(config: pytest.Config) -> tuple[int, int]:
+def part(text: str) -> tuple[int, int]:
     """Return K and N of --part=K/N."""
-    first, _, parts = str(config.option.part).partition("/")
+    first, _, parts = text.partition("/")
     if not (first.isdigit() and parts.isdigit() and 1 <= int(first) <= int(parts)):
-        raise pytest.UsageError(f"--part={config.option.part}: expected K/N with 1 <= K <= N, for example 1/3")
+        raise argparse.ArgumentTypeError(f"{text}: expected K/N with 1 <= K <= N, for example 1/3")
     return int(first), int(parts)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part", type=part, metavar="K/N", help="run every Nth of the selected tests, beginning with the Kth"
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after pytest has left out what -m and -k do not select
@@ -132,7 +130,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     that start many ranks. A test with its own time limit starts about twenty.
     """
     if config.option.part:
-        first, parts = part_of(config)
+        first, parts = config.option.part
         config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % parts != first - 1])
         items[:] = items[first - 1 :: parts]
     if hasattr(config, "workerinput"):
